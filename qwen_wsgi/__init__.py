@@ -1,0 +1,6 @@
+"""qwen-proxy: Qwen models for every OpenAI client, through qwen-code's own login or API keys.
+
+Importing the package does nothing: no file is opened, no thread started, no environment read.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,211 @@
+"""The life of a call: admitted, watched, and recorded exactly once however it ends."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from flask import Response, current_app, g, request
+
+from qwen_wsgi.accounting.ledger import Call, Ledger
+from qwen_wsgi.api.guard import request_id_of
+from qwen_wsgi.clock import Clock
+from qwen_wsgi.errors import ApiError, ClientGone, Overloaded, UpstreamError
+from qwen_wsgi.green import Watch, watch_client
+from qwen_wsgi.protocol.json_object import JsonObject
+from qwen_wsgi.upstream.relay import Relay
+from qwen_wsgi.upstream.router import Route
+
+if TYPE_CHECKING:
+    from qwen_wsgi.app import Services
+
+
+@dataclass
+class Admission:
+    """Counts the calls in flight in this worker, and says no above the limit.
+
+    gunicorn would let clients queue in silence instead. Not locked: greenlets switch at I/O only.
+    """
+
+    limit: int
+    in_flight: int = 0
+    #: Set while the worker stops: /health then says that it takes no more.
+    draining: bool = False
+
+    def enter(self) -> None:
+        """Take a place.
+
+        Raises:
+            Overloaded: there is none.
+        """
+        if self.in_flight >= self.limit:
+            raise Overloaded(
+                f"The proxy is serving {self.in_flight} calls, which is its limit "
+                "(QWEN_PROXY_MAX_IN_FLIGHT). Please try again shortly.",
+                type="overloaded_error",
+                code="overloaded",
+                retry_after_s=1,
+            )
+        self.in_flight += 1
+
+    def leave(self) -> None:
+        """Give the place back."""
+        self.in_flight -= 1
+
+
+@dataclass
+class LiveCall:
+    """A call and what it holds: a place, a watch on its client, perhaps a relay."""
+
+    call: Call
+    ledger: Ledger
+    clock: Clock
+    admission: Admission
+    admitted: bool = False
+    watch: Watch | None = None
+    relay: Relay | None = None
+    closed: bool = field(default=False)
+
+    def admit(self, environ: Mapping[str, Any]) -> None:
+        """Take a place and watch the client, after its body was read.
+
+        Raises:
+            Overloaded: no place is free.
+        """
+        self.admission.enter()
+        self.admitted = True
+        self.watch = watch_client(environ)
+
+    def take_route(self, route: Route) -> None:
+        """Note who answers; the response tells it, too."""
+        self.call.account = route.account.name
+        self.call.model = route.model
+        self.call.attempts = 1
+
+    def fail(self, error: BaseException) -> None:
+        """Note why the call failed."""
+        if isinstance(error, ApiError):
+            upstream = isinstance(error, UpstreamError)
+            fault = error.code == "internal_error"
+            self.call.outcome = "upstream_error" if upstream else "failed" if fault else "refused"
+            self.call.error_code = error.code or error.type
+            self.call.status = error.status
+        elif isinstance(error, ClientGone | GeneratorExit):
+            self.call.outcome = "client_gone"
+            self.call.status = self.call.status or 499
+        else:
+            self.call.outcome = "failed"
+            self.call.status = 500
+
+    def close(self) -> None:
+        """End the call: free what it holds and record it. Harmless when repeated."""
+        if self.closed:
+            return
+        self.closed = True
+        if self.watch is not None:
+            self.watch.stop()
+        try:
+            if self.relay is not None:
+                self.relay.close()
+                self._take_stream_result(self.relay)
+        finally:
+            if self.admitted:
+                self.admission.leave()
+            self.call.ended_at = self.clock.monotonic()
+            if self.call.outcome == "open":
+                self.call.outcome = "complete"
+            self.ledger.record(self.call)
+
+    def _take_stream_result(self, relay: Relay) -> None:
+        call = self.call
+        call.usage = relay.usage
+        call.first_byte_at = relay.first_byte_at
+        call.upstream_request_id = relay.upstream_request_id
+        if call.outcome == "open":
+            call.outcome = relay.outcome
+        if relay.error is not None:
+            call.error_code = relay.error.code or relay.error.type
+
+
+def services() -> Services:
+    """The application's services."""
+    found: Services = current_app.extensions["qwen_wsgi"]
+    return found
+
+
+def live() -> LiveCall:
+    """The call that the current request is."""
+    found: LiveCall = g.live_call
+    return found
+
+
+def begin() -> None:
+    """Start the record of a request, before anything can fail."""
+    its = services()
+    environ = request.environ
+    g.live_call = LiveCall(
+        call=Call(
+            request_id=request_id_of(environ) or "req_" + uuid.uuid4().hex,
+            client="-",
+            method=request.method,
+            path=request.path,
+            started_at=its.clock.monotonic(),
+        ),
+        ledger=its.ledger,
+        clock=its.clock,
+        admission=its.admission,
+    )
+
+
+def check_caller() -> None:
+    """Check the caller's key; for blueprints that are not open to everybody.
+
+    Raises:
+        ApiError: 401 or 403.
+    """
+    live().call.client = services().guard.identify(request.environ)
+
+
+def read_body() -> JsonObject:
+    """Read the request's JSON body, and take a place for the call.
+
+    Raises:
+        ApiError: 400, 413 or 503.
+    """
+    body = services().guard.read_body(request.environ)
+    live().admit(request.environ)
+    return body
+
+
+def finish_response(response: Response) -> Response:
+    """Add the headers that every answer has, and tie a stream's end to the call's."""
+    its = live()
+    call = its.call
+    headers = response.headers
+    headers["x-request-id"] = call.request_id
+    if call.account:
+        headers["x-qwen-proxy-account"] = call.account
+    if upstream_id := call.upstream_request_id or (
+        its.relay.upstream_request_id if its.relay else ""
+    ):
+        headers["x-upstream-request-id"] = upstream_id
+    elapsed = its.clock.monotonic() - call.started_at
+    headers["openai-processing-ms"] = str(round(elapsed * 1000))
+    call.status = response.status_code
+    if its.relay is not None:
+        # The server calls this when the body was sent or its client is gone.
+        response.call_on_close(its.close)
+    return response
+
+
+def end(error: BaseException | None) -> None:
+    """End the call with its request, unless a stream goes on beyond it."""
+    its: LiveCall | None = g.pop("live_call", None)
+    if its is None:
+        return
+    if error is not None:
+        its.fail(error)
+    if its.relay is None or error is not None:
+        its.close()

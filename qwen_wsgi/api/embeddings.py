@@ -1,0 +1,41 @@
+"""POST /v1/embeddings."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response, request
+
+from qwen_wsgi.api import calls, replies
+from qwen_wsgi.api.chat import forwarded_headers
+from qwen_wsgi.protocol import embeddings as protocol
+from qwen_wsgi.protocol.usage import parse as parse_usage
+from qwen_wsgi.upstream.embed import embed
+
+blueprint = Blueprint("embeddings", __name__)
+blueprint.before_request(calls.check_caller)
+
+
+@blueprint.post("/v1/embeddings")
+def create() -> Response:
+    """Embed the rows of the request; any other OpenAI-compatible server gets it as it is."""
+    services = calls.services()
+    live = calls.live()
+    body = calls.read_body()
+    live.call.model = protocol.model_of(body)
+    route = services.router.route(live.call.model)
+    live.take_route(route)
+    headers = forwarded_headers(request.environ)
+    if not route.account.family.is_qwen:
+        changes = {} if body.get("model") == route.model else {"model": route.model}
+        data, value, upstream_id = services.client.post_json(
+            route.account, "/embeddings", body.render(changes), headers=headers
+        )
+        live.call.usage = parse_usage(value.get("usage"))
+        live.call.upstream_request_id = upstream_id
+        return replies.json_bytes(data)
+    checked = protocol.parse_request(body)
+    bodies = protocol.upstream_bodies(checked, model=route.model)
+    live.call.attempts = len(bodies)
+    answers = embed(services.client, route.account, bodies, headers=headers)
+    combined = protocol.combine(checked, answers)
+    live.call.usage = parse_usage(combined["usage"])
+    return replies.json_value(combined)

@@ -1,0 +1,32 @@
+"""GET /v1/models and GET /v1/models/{id}."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response, request
+
+from qwen_wsgi.api import calls, replies
+from qwen_wsgi.errors import NotFound
+
+blueprint = Blueprint("models", __name__)
+blueprint.before_request(calls.check_caller)
+
+
+@blueprint.get("/v1/models")
+def list_models() -> Response:
+    """All models of all accounts; `?refresh=1` asks the hosts now."""
+    refresh = request.args.get("refresh", "") not in ("", "0", "false")
+    data = calls.services().catalogue.models(refresh=refresh)
+    return replies.json_value({"object": "list", "data": data})
+
+
+@blueprint.get("/v1/models/<path:id>")
+def get_model(id: str) -> Response:
+    """One model; ids may hold slashes, plain or as %2F."""
+    for entry in calls.services().catalogue.models():
+        if entry["id"] == id:
+            return replies.json_value(entry)
+    raise NotFound(
+        f"The model '{id}' does not exist",
+        param="model",
+        code="model_not_found",
+    )

@@ -1,0 +1,43 @@
+"""From a result or an error to a response, in OpenAI's form."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from flask import Response
+
+from qwen_wsgi.errors import ApiError
+
+
+def json_bytes(body: bytes, status: int = 200) -> Response:
+    """JSON that is already rendered."""
+    return Response(body, status=status, content_type="application/json")
+
+
+def json_value(value: Any, status: int = 200) -> Response:
+    """Any value as JSON."""
+    return json_bytes(json.dumps(value, ensure_ascii=False).encode(), status)
+
+
+def event_stream(events: Iterable[bytes]) -> Response:
+    """A stream of server-sent events; nginx is told not to buffer it."""
+    response = Response(events, content_type="text/event-stream; charset=utf-8")
+    response.headers["cache-control"] = "no-cache"
+    response.headers["x-accel-buffering"] = "no"
+    return response
+
+
+def error(failure: ApiError) -> Response:
+    """OpenAI's error envelope, with the headers that the official SDKs obey."""
+    response = json_value(failure.body(), failure.status)
+    if failure.retry_after_s is not None:
+        # Whole seconds (RFC 9110 §10.2.3). The Node SDK ignores values above 60, the Python SDK
+        # does not retry at all above 120: a minute is as good an answer.
+        seconds = min(max(1, math.ceil(failure.retry_after_s)), 60)
+        response.headers["retry-after"] = str(seconds)
+    if failure.should_retry is not None:
+        response.headers["x-should-retry"] = "true" if failure.should_retry else "false"
+    return response

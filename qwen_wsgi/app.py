@@ -1,0 +1,227 @@
+"""Composition root: settings → services → Flask application."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from qwen_wsgi import logs, report
+from qwen_wsgi import settings as settings_module
+from qwen_wsgi.accounting.ledger import Ledger
+from qwen_wsgi.api import calls, chat, embeddings, health, models, replies
+from qwen_wsgi.api.calls import Admission
+from qwen_wsgi.api.guard import Guard
+from qwen_wsgi.clock import Clock, SystemClock
+from qwen_wsgi.credentials.discovery import Discovery
+from qwen_wsgi.errors import ApiError, NotFound
+from qwen_wsgi.sandbox import Sandbox
+from qwen_wsgi.settings import Settings
+from qwen_wsgi.upstream.accounts import AccountBook
+from qwen_wsgi.upstream.catalogue import Catalogue
+from qwen_wsgi.upstream.client import UpstreamClient
+from qwen_wsgi.upstream.router import Router
+from qwen_wsgi.upstream.transport import Transport
+
+log = logging.getLogger(__name__)
+
+
+class SandboxHost:
+    """Starts the built-in sandbox in this process, once, when it is first needed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sandbox: Sandbox | None = None
+
+    def base_url(self) -> str:
+        """The running sandbox's OpenAI base URL."""
+        with self._lock:
+            if self._sandbox is None:
+                # A visible pace for people; tests that need speed run their own sandbox.
+                self._sandbox = Sandbox(chunk_interval_s=0.03).start()
+            return self._sandbox.base_url
+
+    def close(self) -> None:
+        """Stop it, if it runs."""
+        with self._lock:
+            if self._sandbox is not None:
+                self._sandbox.stop()
+                self._sandbox = None
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything that requests share in one worker; kept in `app.extensions["qwen_wsgi"]`."""
+
+    settings: Settings
+    clock: Clock
+    guard: Guard
+    admission: Admission
+    discovery: Discovery
+    book: AccountBook
+    catalogue: Catalogue
+    router: Router
+    client: UpstreamClient
+    transport: Transport
+    ledger: Ledger
+    sandbox: SandboxHost
+
+    def close(self) -> None:
+        """Free connections and stop the sandbox; the worker is going away."""
+        self.transport.close()
+        self.sandbox.close()
+
+
+def build_services(settings: Settings, clock: Clock | None = None) -> Services:
+    """Wire everything together; opens no connection and starts no thread."""
+    clock = clock or SystemClock()
+    sandbox = SandboxHost()
+    discovery = Discovery(settings, clock)
+    book = AccountBook(discovery, sandbox=settings.sandbox, start_sandbox=sandbox.base_url)
+    transport = Transport(settings)
+    catalogue = Catalogue(settings, book, transport, clock)
+    return Services(
+        settings=settings,
+        clock=clock,
+        guard=Guard(settings),
+        admission=Admission(settings.max_in_flight),
+        discovery=discovery,
+        book=book,
+        catalogue=catalogue,
+        router=Router(settings, book, catalogue),
+        client=UpstreamClient(settings, transport, clock),
+        transport=transport,
+        ledger=Ledger(),
+        sandbox=sandbox,
+    )
+
+
+def create_app(settings: Settings | None = None, *, services: Services | None = None) -> Flask:
+    """Build the WSGI application.
+
+    Args:
+        settings: None reads the environment.
+        services: None builds them from the settings.
+
+    Raises:
+        SettingsError: a setting is bad.
+    """
+    if services is None:
+        settings = settings or settings_module.load()
+        services = build_services(settings)
+    configure_logs(services.settings)
+    app = Flask("qwen_wsgi", static_folder=None)
+    app.extensions["qwen_wsgi"] = services
+    app.before_request(calls.begin)
+    app.before_request(_preflight)
+    app.after_request(_allow_origin)
+    app.after_request(calls.finish_response)
+    app.teardown_request(calls.end)
+    for module in (chat, models, embeddings, health):
+        app.register_blueprint(module.blueprint)
+    app.register_error_handler(ApiError, _api_error)
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, _fault)
+    return app
+
+
+def announce(app: Any) -> None:
+    """Print the start-up banner from a thread, once the model lists are known.
+
+    `app` is the application, as gunicorn holds it. Fetching them here also spares the first call that wait.
+    """
+    threading.Thread(target=_print_banner, args=(app.extensions["qwen_wsgi"],), daemon=True).start()
+
+
+def _print_banner(services: Services) -> None:
+    accounts = services.book.accounts()
+    models = services.catalogue.models()
+    problems = services.discovery.problems()
+    print(report.banner(services.settings, accounts, models, problems), file=sys.stderr, flush=True)
+
+
+def configure_logs(settings: Settings) -> None:
+    """Send the package's log to standard error, without the secrets that the settings hold."""
+    logs.configure(
+        level=settings.log_level,
+        style=settings.log_format,
+        secrets=(*settings.all_client_keys, settings.upstream_api_key),
+    )
+
+
+def _preflight() -> Response | None:
+    """Answer CORS preflights without a key: browsers never send one with them."""
+    if request.method != "OPTIONS":
+        return None
+    calls.live().call.quiet = True
+    return Response(status=204)
+
+
+def _allow_origin(response: Response) -> Response:
+    origin = request.environ.get("HTTP_ORIGIN")
+    if not origin or not (allowed := calls.services().guard.allowed_origin(origin)):
+        return response
+    headers = response.headers
+    headers["access-control-allow-origin"] = allowed
+    headers["access-control-expose-headers"] = (
+        "x-request-id, x-upstream-request-id, x-qwen-proxy-account, retry-after"
+    )
+    headers.add("vary", "Origin")
+    if request.method == "OPTIONS":
+        headers["access-control-allow-methods"] = "GET, POST, DELETE, OPTIONS"
+        headers["access-control-allow-headers"] = (
+            request.environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS") or "*"
+        )
+        headers["access-control-max-age"] = "86400"
+    return response
+
+
+def _api_error(error: ApiError) -> Response:
+    calls.live().fail(error)
+    return replies.error(error)
+
+
+def _http_error(error: HTTPException) -> Response:
+    """Unknown routes and methods, in OpenAI's words."""
+    if isinstance(error, MethodNotAllowed):
+        response = _api_error(
+            ApiError(
+                f"Not allowed to {request.method} on {request.path}.",
+                status=405,
+                type="invalid_request_error",
+                code="method_not_allowed",
+            )
+        )
+        if error.valid_methods:
+            response.headers["allow"] = ", ".join(sorted(error.valid_methods))
+        return response
+    if error.code == 404:
+        return _api_error(
+            NotFound(
+                f"Invalid URL ({request.method} {request.path}). GET / lists the endpoints.",
+                code="unknown_url",
+            )
+        )
+    status = error.code or 500
+    if 300 <= status < 400:
+        return Response(status=status, headers=[("location", error.get_response().location or "/")])
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return _api_error(ApiError(error.description or error.name, status=status, type=kind))
+
+
+def _fault(error: Exception) -> Response:
+    """A fault of ours: the log has the traceback, the client the id to ask about."""
+    call = calls.live().call
+    log.error("fault request_id=%s", call.request_id, exc_info=error)
+    return _api_error(
+        ApiError(
+            "The proxy failed on this request. Its log has the details under request id "
+            f"{call.request_id}.",
+            code="internal_error",
+        )
+    )

@@ -1,0 +1,204 @@
+"""The command line: `qwen-proxy serve | status | models | settings`."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from qwen_wsgi import __version__, report
+from qwen_wsgi import settings as settings_module
+from qwen_wsgi.clock import SystemClock
+from qwen_wsgi.credentials.discovery import Discovery
+from qwen_wsgi.errors import SettingsError
+from qwen_wsgi.settings import Settings
+
+if TYPE_CHECKING:
+    from qwen_wsgi.app import Services
+
+#: Exit status for what the operator has to correct; systemd does not restart on it.
+EXIT_CONFIGURATION: Final = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the value is the exit status."""
+    arguments = _parser().parse_args(argv)
+    command: Callable[[Settings, argparse.Namespace], int] = arguments.command
+    try:
+        return command(settings_module.load(), arguments)
+    except SettingsError as error:
+        print(f"qwen-proxy: {error}", file=sys.stderr)
+        return EXIT_CONFIGURATION
+    except BrokenPipeError:
+        # `qwen-proxy models | head`: nobody reads on. Python would complain while it exits.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qwen-proxy", description="Qwen models for every OpenAI client on your LAN."
+    )
+    parser.add_argument("--version", action="version", version=f"qwen-proxy {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(
+        name: str, command: Callable[[Settings, argparse.Namespace], int], help: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(command=command)
+        return sub
+
+    add("serve", serve, "start the server (gunicorn) with the settings of the environment")
+    for name, command, help in (
+        ("status", status, "show every account, where it comes from and its state"),
+        ("models", models, "list the models of all accounts, asking the hosts now"),
+        ("settings", show_settings, "list every setting with its value"),
+    ):
+        add(name, command, help).add_argument("--json", action="store_true", help="for programs")
+    return parser
+
+
+def serve(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Check what can be checked, then become gunicorn."""
+    Discovery(settings, SystemClock()).check()
+    check_bind(settings)
+    home = server_files()
+    # The interpreter's own gunicorn, so that no other one on PATH is taken.
+    command = [
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "-c",
+        str(home / "gunicorn.conf.py"),
+        "--chdir",
+        str(home),
+        "wsgi:application",
+    ]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(command[0], command)
+
+
+def status(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Print every account; 0 if one is usable, else 1."""
+    services = _services(settings)
+    accounts = services.book.accounts()
+    problems = services.discovery.problems()
+    if arguments.json:
+        rows = [report.account_row(account) for account in accounts]
+        print(json.dumps({"accounts": rows, "problems": list(problems)}, indent=2))
+    else:
+        print(report.accounts_text(accounts, problems))
+    usable = ("fresh", "stale", "expiring")
+    return 0 if any(a.credential.status().state.value in usable for a in accounts) else 1
+
+
+def models(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Print the models; which lists are live is told on standard error."""
+    services = _services(settings)
+    found = []
+    for account in services.book.accounts():
+        listing = services.catalogue.listing(account, max_age_s=0)
+        found += list(listing.models.values())
+        source = "live list" if listing.live else f"no live list ({listing.error})"
+        print(f"{account.name}: {len(listing.models)} models, {source}", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps({"object": "list", "data": found}, indent=2))
+    else:
+        for model in found:
+            print(model["id"])
+    services.close()
+    return 0
+
+
+def show_settings(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Print the table of settings."""
+    rows = settings_module.describe(settings)
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    for row in rows:
+        unit = f" {row['unit']}" if row["unit"] else ""
+        print(f"{row['name']} = {row['value']}{unit if row['value'] != '–' else ''}")
+        default = "" if row["default"] == "–" else f" Default: {row['default']}{unit}."
+        print(f"    {row['description']}{default}")
+    return 0
+
+
+def check_bind(settings: Settings) -> None:
+    """Say in one line what gunicorn would say in twelve, after five tries.
+
+    Raises:
+        SettingsError: the address cannot be listened on.
+    """
+    address = settings.bind_address
+    if address.startswith("unix:"):
+        directory = Path(address.removeprefix("unix:")).parent
+        if not os.access(directory, os.W_OK):
+            raise SettingsError(
+                f"cannot create the socket {address}: {directory} is missing or not writable; "
+                "create it, or change QWEN_PROXY_BIND"
+            )
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        found = socket.getaddrinfo(
+            host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, kind, proto, _, where = found[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"cannot listen on {address}: {_bind_reason(error)}") from None
+
+
+def _bind_reason(error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    if number == errno.EADDRINUSE:
+        return "another program listens there already; stop it, or choose another PORT"
+    if number == errno.EACCES:
+        return "ports below 1024 need privileges; choose another PORT and let nginx listen there"
+    if number == errno.EADDRNOTAVAIL:
+        return "this machine has no such address; correct HOST"
+    return f"{error}; correct HOST, PORT or QWEN_PROXY_BIND"
+
+
+def server_files() -> Path:
+    """The directory of `gunicorn.conf.py` and `wsgi.py`: the checkout, or the installed data.
+
+    Raises:
+        SettingsError: they are in neither place.
+    """
+    places = (Path(__file__).resolve().parent.parent, Path(sys.prefix) / "share/qwen-proxy")
+    for place in places:
+        if (place / "gunicorn.conf.py").is_file() and (place / "wsgi.py").is_file():
+            return place
+    raise SettingsError(
+        f"gunicorn.conf.py and wsgi.py are missing from {places[1]}; install the package again"
+    )
+
+
+def _services(settings: Settings) -> Services:
+    # Imported late: `serve` replaces the process and needs none of it.
+    from qwen_wsgi.app import build_services, configure_logs
+
+    configure_logs(settings)
+    services = build_services(settings)
+    services.discovery.check()
+    return services
+
+
+if __name__ == "__main__":
+    sys.exit(main())

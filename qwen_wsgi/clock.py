@@ -1,0 +1,26 @@
+"""Time, as one object that constructors take, so that tests can move it."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Two readings of time; both in seconds."""
+
+    def now(self) -> float:
+        """Wall clock, seconds since the epoch: for dates that leave the process."""
+
+    def monotonic(self) -> float:
+        """Seconds that never step: for every duration, deadline and age."""
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()

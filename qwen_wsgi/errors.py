@@ -1,0 +1,152 @@
+"""Every failure that somebody outside may see, as one tree.
+
+A failure knows its HTTP status, OpenAI's `type`, `code` and `param`, whether a retry can help, and
+what to do about it. The API layer turns it into the dialect's envelope; the command line prints it.
+"""
+
+from __future__ import annotations
+
+import errno
+
+
+class QwenProxyError(Exception):
+    """The root. `str()` of it is one sentence for a person, and holds no secret."""
+
+
+class SettingsError(QwenProxyError):
+    """A setting, or a file that a setting names, cannot be used; the process must not start."""
+
+
+class CredentialError(QwenProxyError):
+    """An account has no usable credential now.
+
+    Attributes:
+        code: a stable word for programs: `credentials_expired`, `credentials_missing`, ...
+        remedy: what the operator should do, as a sentence.
+    """
+
+    def __init__(self, message: str, *, code: str, remedy: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.remedy = remedy
+
+
+class ClientGone(BaseException):
+    """The client closed its connection: stop at once, answer nobody.
+
+    A BaseException like GeneratorExit, so that no handler for ordinary errors swallows it.
+    """
+
+
+class StreamBroken(ConnectionResetError):
+    """Ends a response that failed after its headers were sent.
+
+    gunicorn closes a connection quietly, without the final chunk, for an OSError with this errno;
+    the client then sees a truncated body and cannot take the failure for a complete answer.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(errno.ECONNRESET, reason)
+
+
+class ApiError(QwenProxyError):
+    """A failure with the face that an OpenAI client expects.
+
+    Args:
+        message: what happened, what it means, what to do; shown to the client.
+        status: HTTP status.
+        type: OpenAI's error type, e.g. `invalid_request_error`.
+        code: OpenAI's machine-readable code, or None.
+        param: the request field at fault, or None.
+        retry_after_s: seconds for `Retry-After`, or None.
+        should_retry: value of `x-should-retry`, which the official SDKs obey; None leaves it out.
+    """
+
+    status = 500
+    type = "server_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        type: str | None = None,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        should_retry: bool | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = self.status if status is None else status
+        self.type = self.type if type is None else type
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.should_retry = should_retry
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """OpenAI's envelope: `{"error": {"message", "type", "param", "code"}}`."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+class BadRequest(ApiError):
+    """The request can never succeed as it is."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class Unauthorized(ApiError):
+    """The client's key is missing or wrong (not the account's: see `AccountUnavailable`)."""
+
+    status = 401
+    type = "invalid_request_error"
+
+
+class Forbidden(ApiError):
+    """The caller is known, and may not."""
+
+    status = 403
+    type = "permission_error"
+
+
+class NotFound(ApiError):
+    """No such route or model."""
+
+    status = 404
+    type = "invalid_request_error"
+
+
+class Overloaded(ApiError):
+    """We are full: try again soon."""
+
+    status = 503
+    type = "server_error"
+
+
+class AccountUnavailable(ApiError):
+    """None of our accounts can answer now: the operator's problem, never the client's key."""
+
+    status = 503
+    type = "server_error"
+
+
+class UpstreamError(ApiError):
+    """The upstream answered with a failure, or with something that is no answer."""
+
+    status = 502
+    type = "upstream_error"
+
+
+class UpstreamTimeout(UpstreamError):
+    """The upstream stayed silent for longer than a setting allows."""
+
+    status = 504

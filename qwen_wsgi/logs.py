@@ -1,0 +1,79 @@
+"""Log lines for people or for programs, with every known secret taken out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any, Final, TextIO
+
+from qwen_wsgi.settings import mask
+
+#: What looks like a secret even if we never saw it: bearer tokens and vendor keys.
+_LOOKS_SECRET: Final = re.compile(r"(?i)(\bbearer\s+|\bsk-)([A-Za-z0-9._~+/=-]{8,})")
+
+
+class Redaction(logging.Filter):
+    """Masks secrets in messages and tracebacks: the last line of defence, not the first.
+
+    Args:
+        secrets: values known at start. Tokens that are read later are caught by their look, or
+            never reach a log because their types mask themselves.
+    """
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        super().__init__()
+        self._secrets = sorted((s for s in secrets if len(s) >= 6), key=len, reverse=True)
+
+    def redact(self, text: str) -> str:
+        """The text with each secret replaced by its mask."""
+        for secret in self._secrets:
+            if secret in text:
+                text = text.replace(secret, mask(secret))
+        return _LOOKS_SECRET.sub(lambda m: m.group(1) + mask(m.group(2)), text)
+
+
+class Formatter(logging.Formatter):
+    """`human`: time, level, message, `key=value`; `json`: one object a line."""
+
+    def __init__(self, style: str, redaction: Redaction) -> None:
+        super().__init__()
+        self._json = style == "json"
+        self._redaction = redaction
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        message = record.getMessage()
+        trace = self.formatException(record.exc_info) if record.exc_info else ""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        stamp = f"{moment}.{int(record.msecs):03d}Z"
+        if self._json:
+            line = {"time": stamp, "level": record.levelname, "logger": record.name}
+            line |= {"event": message, **fields} | ({"trace": trace} if trace else {})
+            return self._redaction.redact(json.dumps(line, ensure_ascii=False, default=str))
+        parts = [stamp, f"{record.levelname:<7}", message]
+        parts += [f"{name}={_value(value)}" for name, value in fields.items()]
+        return self._redaction.redact(" ".join(parts) + (f"\n{trace}" if trace else ""))
+
+
+def _value(value: object) -> str:
+    text = str(value)
+    # Client-made text (a model name) must not break or forge a line.
+    if text.isprintable() and " " not in text and '"' not in text and text:
+        return text
+    return json.dumps(text)
+
+
+def configure(
+    *, level: str, style: str, secrets: Iterable[str], stream: TextIO | None = None
+) -> None:
+    """Send the package's logs to `stream` (standard error when None). Called once per process."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(Formatter(style, Redaction(secrets)))
+    root = logging.getLogger("qwen_wsgi")
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    root.propagate = False

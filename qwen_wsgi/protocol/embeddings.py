@@ -1,0 +1,183 @@
+"""Embeddings: OpenAI's request brought to what Model Studio takes, and its answers put together.
+
+Model Studio's text-embedding models take strings only, 10 rows a call (25 for v1 and v2), and
+answer floats only (vendor's synchronous embedding API). Both official SDKs ask for base64 unless
+told otherwise, and some clients send token ids.
+"""
+
+from __future__ import annotations
+
+import array
+import base64
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from qwen_wsgi.errors import BadRequest, UpstreamError
+from qwen_wsgi.protocol.json_object import JsonObject
+
+#: OpenAI's own limit for one request.
+MAX_ROWS: Final = 2048
+
+_ROWS_A_CALL: Final = 10
+_ROWS_A_CALL_OLD: Final = {"text-embedding-v1": 25, "text-embedding-v2": 25}
+
+
+@dataclass(frozen=True)
+class EmbeddingRequest:
+    """A checked request; `rows` is its input as strings."""
+
+    body: JsonObject
+    model: str
+    rows: tuple[str, ...]
+    base64: bool
+
+
+def model_of(body: JsonObject) -> str:
+    """The model that a request names, "" if none.
+
+    Raises:
+        BadRequest: it is no string.
+    """
+    model = body.get("model")
+    if not isinstance(model, str | None):
+        raise BadRequest("Invalid type for 'model': expected a string.", param="model")
+    return model or ""
+
+
+def parse_request(body: JsonObject) -> EmbeddingRequest:
+    """Check a request for a Model Studio host.
+
+    Raises:
+        BadRequest: `input` is missing, empty, too long, of token ids, or of something else;
+            `encoding_format` is unknown.
+    """
+    rows = _rows(body)
+    encoding = body.get("encoding_format") or "float"
+    if encoding not in ("float", "base64"):
+        raise BadRequest(
+            "Invalid value for 'encoding_format': expected 'float' or 'base64'.",
+            param="encoding_format",
+            code="invalid_value",
+        )
+    return EmbeddingRequest(body, model_of(body), rows, encoding == "base64")
+
+
+def _rows(body: JsonObject) -> tuple[str, ...]:
+    given = body.get("input")
+    if given is None:
+        raise BadRequest(
+            "Missing required parameter: 'input'.",
+            param="input",
+            code="missing_required_parameter",
+        )
+    rows = [given] if isinstance(given, str) else given
+    if not isinstance(rows, list) or not rows:
+        raise BadRequest(
+            "Invalid 'input': expected a string or a non-empty array of strings.",
+            param="input",
+            code="invalid_type",
+        )
+    if any(isinstance(row, int | list) for row in rows):
+        raise BadRequest(
+            "Invalid 'input': token ids are not supported, because Qwen's embedding models take "
+            "text only and their tokens differ from OpenAI's. Send strings; with LangChain's "
+            "OpenAIEmbeddings set check_embedding_ctx_length=False.",
+            param="input",
+            code="token_input_unsupported",
+        )
+    for row in rows:
+        if not isinstance(row, str) or not row:
+            raise BadRequest(
+                "Invalid 'input': every row must be a non-empty string.",
+                param="input",
+                code="invalid_type" if not isinstance(row, str) else "empty_string",
+            )
+    if len(rows) > MAX_ROWS:
+        raise BadRequest(
+            f"Invalid 'input': at most {MAX_ROWS} rows are allowed, {len(rows)} were sent.",
+            param="input",
+            code="array_above_max_length",
+        )
+    return tuple(rows)
+
+
+def upstream_bodies(request: EmbeddingRequest, *, model: str) -> list[bytes]:
+    """One body for each call that the rows need, in order."""
+    size = _ROWS_A_CALL_OLD.get(model, _ROWS_A_CALL)
+    rows = request.rows
+    return [
+        request.body.render(
+            {
+                "model": model,
+                "input": list(rows[start : start + size]),
+                "encoding_format": "float",
+            }
+        )
+        for start in range(0, len(rows), size)
+    ]
+
+
+def combine(request: EmbeddingRequest, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One answer from those of all calls, rows in the order of the request, usage summed.
+
+    Shape: `{"object": "list", "data": [{"object": "embedding", "index", "embedding"}], "model",
+    "usage": {"prompt_tokens", "total_tokens"}}`.
+
+    Raises:
+        UpstreamError: the upstream left rows out, or sent something that is no vector.
+    """
+    vectors: list[Any] = []
+    usage = {"prompt_tokens": 0, "total_tokens": 0}
+    for answer in answers:
+        vectors += _vectors(answer)
+        told = answer.get("usage")
+        for name in usage:
+            count = told.get(name) if isinstance(told, Mapping) else None
+            usage[name] += count if isinstance(count, int) else 0
+    if len(vectors) != len(request.rows):
+        raise _bad_answer()
+    model = answers[0].get("model") if answers else None
+    return {
+        "object": "list",
+        "data": [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": _base64(vector) if request.base64 else vector,
+            }
+            for index, vector in enumerate(vectors)
+        ],
+        "model": model or request.model,
+        "usage": usage,
+    }
+
+
+def _vectors(answer: Mapping[str, Any]) -> list[Any]:
+    data = answer.get("data")
+    if not isinstance(data, list):
+        raise _bad_answer()
+    try:
+        rows = sorted(data, key=lambda row: row.get("index", 0))
+        vectors = [row["embedding"] for row in rows]
+    except (AttributeError, KeyError, TypeError):
+        raise _bad_answer() from None
+    return vectors
+
+
+def _base64(vector: Any) -> str:
+    try:
+        floats = array.array("f", vector)
+    except (TypeError, OverflowError):
+        raise _bad_answer() from None
+    if sys.byteorder == "big":
+        floats.byteswap()
+    return base64.b64encode(floats.tobytes()).decode("ascii")
+
+
+def _bad_answer() -> UpstreamError:
+    return UpstreamError(
+        "The upstream's embeddings do not match the rows that were sent.",
+        code="upstream_bad_answer",
+    )

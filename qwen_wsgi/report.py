@@ -1,0 +1,130 @@
+"""What people read in a terminal: the accounts, the models, the start-up banner. Pure text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from qwen_wsgi import __version__
+from qwen_wsgi.settings import Settings
+from qwen_wsgi.upstream.accounts import Account
+
+_SANDBOX_NOTE = (
+    "No Qwen account was found, so a built-in fake upstream (the sandbox) answers.\n"
+    "            Log in with qwen-code or set DASHSCOPE_API_KEY, and this server uses it at once."
+)
+_SANDBOX_ASKED = "QWEN_PROXY_SANDBOX=1: a built-in fake upstream (the sandbox) answers."
+
+
+def account_row(account: Account) -> dict[str, str]:
+    """One account as `{"name", "kind", "origin", "endpoint", "state", "detail", "credential",
+    "remedy"}`; the credential shows its last four characters at most."""
+    status = account.credential.status()
+    return {
+        "name": account.name,
+        "kind": account.kind,
+        "origin": account.origin,
+        "endpoint": account.base_url or "–",
+        "state": status.state.value,
+        "detail": status.detail,
+        "credential": status.shown,
+        "remedy": status.remedy,
+    }
+
+
+def accounts_text(accounts: Iterable[Account], problems: Sequence[str]) -> str:
+    """The accounts, each with where it comes from, its endpoint, its state and what to do."""
+    blocks = []
+    for row in map(account_row, accounts):
+        lines = [
+            f"{row['name']}  {row['state'].upper()}  {row['detail']}",
+            f"    from        {row['origin']}",
+            f"    endpoint    {row['endpoint']}",
+            f"    credential  {row['credential']}",
+        ]
+        if row["remedy"]:
+            lines.append(f"    to do       {row['remedy']}")
+        blocks.append("\n".join(lines))
+    if not blocks:
+        blocks.append(
+            "No account was found. Log in with qwen-code, put an API key such as\n"
+            "DASHSCOPE_API_KEY into the environment, or set QWEN_UPSTREAM_BASE_URL."
+        )
+    blocks += [f"note: {problem}" for problem in problems]
+    return "\n".join(blocks)
+
+
+def base_url(settings: Settings) -> str:
+    """The address for clients, as far as the settings tell it."""
+    if settings.bind_address.startswith("unix:"):
+        return "http://localhost/v1"
+    host, _, port = settings.bind_address.rpartition(":")
+    if host in ("0.0.0.0", "[::]", ""):
+        host = "127.0.0.1"
+    return f"http://{host}:{port}/v1"
+
+
+def curl(settings: Settings, model: str) -> str:
+    """A command line to paste, that streams an answer."""
+    body = json.dumps(
+        {
+            "model": model,
+            "stream": True,
+            "messages": [{"role": "user", "content": "Say hello in three languages."}],
+        }
+    )
+    socket = ""
+    if settings.bind_address.startswith("unix:"):
+        socket = f"--unix-socket {settings.bind_address.removeprefix('unix:')} "
+    key = "-H 'Authorization: Bearer YOUR_CLIENT_KEY' " if settings.all_client_keys else ""
+    return (
+        f"curl -N {socket}{base_url(settings)}/chat/completions {key}"
+        f"-H 'Content-Type: application/json' -d '{body}'"
+    )
+
+
+def chat_model(models: Iterable[Mapping[str, Any]]) -> str:
+    """A model for the example: the first that is no embedding model."""
+    ids = [str(model["id"]) for model in models]
+    return next((id for id in ids if "embedding" not in id), "qwen3.7-plus")
+
+
+def banner(
+    settings: Settings,
+    accounts: Sequence[Account],
+    models: Sequence[Mapping[str, Any]],
+    problems: Sequence[str],
+) -> str:
+    """What the first worker prints once it serves."""
+    lines = [
+        "",
+        f"  qwen-proxy {__version__} is ready",
+        "",
+        f"  URL       {base_url(settings)}",
+        f"  clients   {_who(settings)}",
+    ]
+    if any(account.kind == "sandbox" for account in accounts):
+        asked = settings.sandbox == "on"
+        lines.append(f"  SANDBOX   {_SANDBOX_ASKED if asked else _SANDBOX_NOTE}")
+    label = "accounts"
+    for row in map(account_row, accounts):
+        lines.append(f"  {label:<9} {row['name']}: {row['state']}, {row['detail']}")
+        lines.append(f"            from {row['origin']}, endpoint {row['endpoint']}")
+        if row["remedy"]:
+            lines.append(f"            to do: {row['remedy']}")
+        label = ""
+    if not accounts:
+        lines.append("  accounts  none: every call is answered 503 until there is one")
+    lines += [f"  note      {problem}" for problem in problems]
+    shown = [str(model["id"]) for model in models[:8]]
+    more = f", … ({len(models)} in all)" if len(models) > len(shown) else ""
+    lines.append(f"  models    {', '.join(shown) or 'none'}{more}")
+    lines += ["", "  Try it:", f"  {curl(settings, chat_model(models))}", ""]
+    return "\n".join(lines)
+
+
+def _who(settings: Settings) -> str:
+    if settings.all_client_keys:
+        return f"anybody with one of {len(settings.all_client_keys)} client key(s)"
+    return "this machine only (set QWEN_PROXY_API_KEYS to let others in)"

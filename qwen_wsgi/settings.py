@@ -1,0 +1,394 @@
+"""Every setting once: environment name, parser, default, unit and description.
+
+The only module that reads `os.environ`. `qwen-proxy settings` prints the table that is declared
+here, and the gunicorn configuration and the application read the same object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from qwen_wsgi.errors import SettingsError
+
+#: How much of a secret may ever be shown.
+SHOWN_SECRET_CHARS: Final = 4
+
+
+def mask(secret: str) -> str:
+    """Show which secret it is, by its last four characters; a short one is not shown at all."""
+    if len(secret) < 4 * SHOWN_SECRET_CHARS:
+        return "****"
+    return "…" + secret[-SHOWN_SECRET_CHARS:]
+
+
+def _text(raw: str) -> str:
+    return raw
+
+
+def _words(raw: str) -> tuple[str, ...]:
+    return tuple(word for word in (part.strip() for part in raw.split(",")) if word)
+
+
+def _integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    def parse(raw: str) -> int:
+        value = int(raw)
+        if value < minimum or (maximum is not None and value > maximum):
+            upper = "" if maximum is None else f" and at most {maximum}"
+            raise ValueError(f"must be at least {minimum}{upper}")
+        return value
+
+    return parse
+
+
+def _seconds(*, zero: bool = False) -> Callable[[str], float]:
+    def parse(raw: str) -> float:
+        value = float(raw)
+        # `not >` also refuses NaN.
+        if not (value >= 0 if zero else value > 0) or value == float("inf"):
+            raise ValueError("must be a number of seconds " + ("from 0" if zero else "above 0"))
+        return value
+
+    return parse
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def parse(raw: str) -> str:
+        if raw not in allowed:
+            raise ValueError("must be one of " + ", ".join(allowed))
+        return raw
+
+    return parse
+
+
+def _sandbox(raw: str) -> str:
+    words = {"0": "off", "off": "off", "1": "on", "on": "on", "auto": "auto"}
+    if raw.lower() not in words:
+        raise ValueError("must be 0, 1 or auto")
+    return words[raw.lower()]
+
+
+def _log_level(raw: str) -> str:
+    return _choice("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")(raw.upper())
+
+
+def _base_url(raw: str) -> str:
+    if not raw.startswith(("http://", "https://")) or any(c.isspace() for c in raw):
+        raise ValueError("must be a URL that begins with http:// or https://")
+    return raw.rstrip("/")
+
+
+def _trusted_proxies(raw: str) -> tuple[str, ...]:
+    words = _words(raw)
+    for word in words:
+        if word != "unix":
+            ipaddress.ip_network(word, strict=False)
+    return words
+
+
+def _key(raw: str) -> str:
+    if any(c.isspace() for c in raw):
+        raise ValueError("must not contain white space")
+    return raw
+
+
+def _keys(raw: str) -> tuple[str, ...]:
+    return tuple(_key(word) for word in _words(raw))
+
+
+def setting(
+    env: str,
+    description: str,
+    *,
+    default: Any,
+    parse: Callable[[str], Any] = _text,
+    unit: str = "",
+    secret: bool = False,
+    shown_default: str | None = None,
+) -> Any:
+    """Declare one setting; the metadata is what `describe()` and the loader read."""
+    return field(
+        default=default,
+        repr=not secret,
+        metadata={
+            "env": env,
+            "description": description,
+            "parse": parse,
+            "unit": unit,
+            "secret": secret,
+            "shown_default": shown_default,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the operator configured. Durations are seconds, sizes are bytes."""
+
+    host: str = setting("HOST", "Address to listen on.", default="127.0.0.1")
+    port: int = setting("PORT", "Port to listen on.", default=8080, parse=_integer(0, 65535))
+    bind: str = setting(
+        "QWEN_PROXY_BIND",
+        "Overrides HOST and PORT: `unix:/run/qwen-proxy/http.sock` or `ADDRESS:PORT`.",
+        default="",
+    )
+    workers: int = setting(
+        "QWEN_PROXY_WORKERS",
+        "Worker processes.",
+        default=0,
+        parse=_integer(1, 256),
+        shown_default="number of CPUs",
+    )
+    max_in_flight: int = setting(
+        "QWEN_PROXY_MAX_IN_FLIGHT",
+        "Calls that one worker serves at a time; above it clients get 503 with Retry-After.",
+        default=1000,
+        parse=_integer(1),
+    )
+    max_body_bytes: int = setting(
+        "QWEN_PROXY_MAX_BODY",
+        "Largest request body.",
+        default=64 * 1024 * 1024,
+        parse=_integer(1024),
+        unit="bytes",
+    )
+    graceful_timeout_s: int = setting(
+        "QWEN_PROXY_GRACEFUL_TIMEOUT",
+        "How long open streams may go on after a stop or reload.",
+        default=60,
+        parse=_integer(1),
+        unit="s",
+    )
+    client_keepalive_s: int = setting(
+        "QWEN_PROXY_CLIENT_KEEPALIVE",
+        "How long an idle client connection stays open; keep it above nginx's 60 s.",
+        default=75,
+        parse=_integer(1),
+        unit="s",
+    )
+
+    client_keys: tuple[str, ...] = setting(
+        "QWEN_PROXY_API_KEYS",
+        "Client keys, comma separated. With none at all, only this machine is served.",
+        default=(),
+        parse=_keys,
+        secret=True,
+    )
+    openai_api_key: str = setting(
+        "OPENAI_API_KEY",
+        "One more client key (never sent upstream).",
+        default="",
+        parse=_key,
+        secret=True,
+    )
+    allowed_hosts: tuple[str, ...] = setting(
+        "QWEN_PROXY_ALLOWED_HOSTS",
+        "Further names accepted in the Host header while no client key is set.",
+        default=(),
+        parse=_words,
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        "QWEN_PROXY_TRUSTED_PROXIES",
+        "Peers whose X-Forwarded-For is believed: networks, or `unix` for the unix socket.",
+        default=("127.0.0.0/8", "::1/128", "unix"),
+        parse=_trusted_proxies,
+    )
+    cors_origins: tuple[str, ...] | None = setting(
+        "QWEN_PROXY_CORS_ORIGINS",
+        "Origins whose pages may call, comma separated, or `*`.",
+        default=None,
+        parse=_words,
+        shown_default="* when client keys are set, none otherwise",
+    )
+
+    upstream_base_url: str = setting(
+        "QWEN_UPSTREAM_BASE_URL",
+        "One explicit OpenAI-compatible upstream, e.g. http://127.0.0.1:8000/v1.",
+        default="",
+        parse=_base_url,
+    )
+    upstream_api_key: str = setting(
+        "QWEN_UPSTREAM_API_KEY",
+        "The key for QWEN_UPSTREAM_BASE_URL; may be empty.",
+        default="",
+        parse=_key,
+        secret=True,
+    )
+    upstream_stream: str = setting(
+        "QWEN_PROXY_UPSTREAM_STREAM",
+        "Whether non-stream calls are streamed upstream: auto (Qwen hosts only), always, as-asked.",
+        default="auto",
+        parse=_choice("auto", "always", "as-asked"),
+    )
+    qwen_home: str = setting(
+        "QWEN_HOME",
+        "qwen-code's directory.",
+        default="",
+        shown_default="~/.qwen",
+    )
+    qwen_cli_auth: str = setting(
+        "QWEN_CLI_AUTH",
+        "Credentials JSON as in oauth_creds.json, instead of the file.",
+        default="",
+        secret=True,
+    )
+    openai_base_url: str = setting(
+        "OPENAI_BASE_URL",
+        "Base URL for logins whose credentials name none.",
+        default="",
+        parse=_base_url,
+    )
+    openai_model: str = setting(
+        "OPENAI_MODEL",
+        "Model used when the client names none, or one that nobody serves.",
+        default="",
+        shown_default="off",
+    )
+    sandbox: str = setting(
+        "QWEN_PROXY_SANDBOX",
+        "Built-in fake upstream: 1, 0, or auto (only while no account is found).",
+        default="off",
+        parse=_sandbox,
+        shown_default="0 (`make run` sets auto)",
+    )
+    model_cache_s: float = setting(
+        "MODEL_CACHE_DURATION",
+        "How long a live model list is kept.",
+        default=3600.0,
+        parse=_seconds(zero=True),
+        unit="s",
+    )
+
+    connect_timeout_s: float = setting(
+        "QWEN_PROXY_CONNECT_TIMEOUT",
+        "Longest wait for an upstream connection.",
+        default=10.0,
+        parse=_seconds(),
+        unit="s",
+    )
+    first_byte_timeout_s: float = setting(
+        "QWEN_PROXY_FIRST_BYTE_TIMEOUT",
+        "Longest wait for the first event, or for the answer of a call that is not streamed.",
+        default=600.0,
+        parse=_seconds(),
+        unit="s",
+    )
+    idle_timeout_s: float = setting(
+        "QWEN_PROXY_IDLE_TIMEOUT",
+        "Longest silence inside an upstream stream.",
+        default=240.0,
+        parse=_seconds(),
+        unit="s",
+    )
+    keepalive: str = setting(
+        "QWEN_PROXY_KEEPALIVE",
+        "What keeps a silent stream open: comment, chunk (an empty delta), or off.",
+        default="comment",
+        parse=_choice("comment", "chunk", "off"),
+    )
+    keepalive_interval_s: float = setting(
+        "QWEN_PROXY_KEEPALIVE_INTERVAL",
+        "Silence before the first keep-alive, and between two.",
+        default=15.0,
+        parse=_seconds(),
+        unit="s",
+    )
+
+    log_level: str = setting("LOG_LEVEL", "Lowest level logged.", default="INFO", parse=_log_level)
+    log_format: str = setting(
+        "QWEN_PROXY_LOG_FORMAT",
+        "Log lines for people or for programs: human or json.",
+        default="human",
+        parse=_choice("human", "json"),
+    )
+    state_dir: str = setting(
+        "QWEN_PROXY_STATE_DIR",
+        "Directory for what the proxy keeps.",
+        default="",
+        shown_default="$STATE_DIRECTORY, else ~/.local/state/qwen-proxy",
+    )
+
+    #: The process environment as it was at start: API keys by qwen-code's names are looked up here.
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+    #: The home directory, `~` in paths.
+    home: Path = field(default_factory=Path)
+
+    @property
+    def all_client_keys(self) -> tuple[str, ...]:
+        """Every client key; empty means "this machine only"."""
+        extra = (self.openai_api_key,) if self.openai_api_key else ()
+        return self.client_keys + extra
+
+    @property
+    def bind_address(self) -> str:
+        """Where to listen, in gunicorn's notation."""
+        if self.bind:
+            return self.bind
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings from the environment (`os.environ` when None).
+
+    An empty value counts as unset, as systemd's `NAME=` lines mean it.
+
+    Raises:
+        SettingsError: a value cannot be used; every bad one is named, secrets are not quoted.
+    """
+    env = dict(os.environ if environ is None else environ)
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for item in dataclasses.fields(Settings):
+        meta = item.metadata
+        if not meta or not (raw := env.get(meta["env"], "").strip()):
+            continue
+        try:
+            values[item.name] = meta["parse"](raw)
+        except ValueError as error:
+            shown = "(not shown)" if meta["secret"] else repr(raw)
+            problems.append(f"{meta['env']}={shown}: {error}")
+    if problems:
+        raise SettingsError("bad setting: " + "; ".join(problems))
+    values.setdefault("workers", os.cpu_count() or 1)
+    if not values.get("state_dir"):
+        # systemd's StateDirectory= exports a colon separated list; ours is the first.
+        values["state_dir"] = env.get("STATE_DIRECTORY", "").split(":")[0]
+    home = Path(env.get("HOME") or os.path.expanduser("~"))
+    values["state_dir"] = values["state_dir"] or str(home / ".local/state/qwen-proxy")
+    return Settings(**values, environ=env, home=home)
+
+
+def describe(settings: Settings) -> list[dict[str, str]]:
+    """Rows for `qwen-proxy settings`: `{"name", "value", "default", "unit", "description"}`."""
+    rows = []
+    for item in dataclasses.fields(Settings):
+        if not (meta := item.metadata):
+            continue
+        value = getattr(settings, item.name)
+        default = meta["shown_default"] or _shown(item.default)
+        rows.append(
+            {
+                "name": meta["env"],
+                "value": _shown(value, secret=meta["secret"]),
+                "default": default,
+                "unit": meta["unit"],
+                "description": meta["description"],
+            }
+        )
+    return rows
+
+
+def _shown(value: object, *, secret: bool = False) -> str:
+    if value is None or value == "" or value == ():
+        return "–"
+    parts = value if isinstance(value, tuple) else (value,)
+    return ",".join(
+        mask(str(part)) if secret else f"{part:g}" if isinstance(part, float) else str(part)
+        for part in parts
+    )

@@ -1,0 +1,1 @@
+"""HTTP out: which account answers, what its host is like, and how its bytes come back."""

@@ -1,0 +1,198 @@
+"""Which models there are: live lists of the accounts, qwen-code's settings, a built-in fallback."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from qwen_wsgi.clock import Clock
+from qwen_wsgi.credentials.discovery import ProviderModel
+from qwen_wsgi.errors import ApiError, UpstreamError
+from qwen_wsgi.settings import Settings
+from qwen_wsgi.upstream import model_data
+from qwen_wsgi.upstream.accounts import Account, AccountBook
+from qwen_wsgi.upstream.client import token_of
+from qwen_wsgi.upstream.transport import Transport
+
+log = logging.getLogger(__name__)
+
+#: A list is a small answer; a host that needs longer is as good as one without a list.
+_TIMEOUT_S: Final = 8.0
+
+#: After a failure the host is left alone for this long.
+_RETRY_S: Final = 60.0
+
+#: A call never fetches a list that is younger than this, whatever MODEL_CACHE_DURATION says: a
+#: model that nobody knows must not cost one upstream request each time it is asked for.
+_CALL_MIN_AGE_S: Final = 60.0
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The models of one account.
+
+    Attributes:
+        models: OpenAI model objects by id.
+        live: the host itself told them; then a model that is missing does not exist there.
+        error: why there is no live list, in words, or "".
+    """
+
+    models: Mapping[str, dict[str, Any]]
+    live: bool
+    error: str = ""
+
+
+@dataclass
+class _Cached:
+    """One account's list and when it was asked for; guarded by its own lock."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    live: dict[str, dict[str, Any]] | None = None
+    fetched_at: float | None = None
+    tried_at: float | None = None
+    error: str = ""
+
+
+class Catalogue:
+    """Model lists of all accounts, cached in this worker.
+
+    Lists are fetched one at a time per account. A list that grew old is still used while a thread
+    fetches the new one, so that no call waits for it; only the first call ever does.
+    """
+
+    def __init__(
+        self, settings: Settings, book: AccountBook, transport: Transport, clock: Clock
+    ) -> None:
+        self._max_age_s = settings.model_cache_s
+        self._book = book
+        self._transport = transport
+        self._clock = clock
+        self._cache: dict[tuple[str, str | None], _Cached] = {}
+
+    def models(self, *, refresh: bool = False) -> list[dict[str, Any]]:
+        """The union over all accounts, for `GET /v1/models`; the first account's entry counts.
+
+        Args:
+            refresh: ask the hosts now, whatever the age of the lists.
+        """
+        union: dict[str, dict[str, Any]] = {}
+        for account in self._book.accounts():
+            max_age_s = 0.0 if refresh else self._max_age_s
+            for id, entry in self.listing(account, max_age_s=max_age_s).models.items():
+                union.setdefault(id, entry)
+        return list(union.values())
+
+    def listing(self, account: Account, *, max_age_s: float) -> Listing:
+        """One account's models, its live list not older than `max_age_s` if the host answers."""
+        cached = self._cached(account)
+        with cached.lock:
+            if self._due(cached, max_age_s):
+                self._fetch(account, cached)
+        return _listing(account, cached)
+
+    def listing_for_call(self, account: Account) -> Listing:
+        """As `listing`, but waits only where nothing was ever fetched."""
+        cached = self._cached(account)
+        if cached.live is None:
+            return self.listing(account, max_age_s=max(self._max_age_s, _CALL_MIN_AGE_S))
+        if self._due(cached, max(self._max_age_s, _CALL_MIN_AGE_S)) and not cached.lock.locked():
+            threading.Thread(
+                target=self.listing,
+                args=(account,),
+                kwargs={"max_age_s": max(self._max_age_s, _CALL_MIN_AGE_S)},
+                daemon=True,
+            ).start()
+        return _listing(account, cached)
+
+    def _cached(self, account: Account) -> _Cached:
+        return self._cache.setdefault((account.name, account.base_url), _Cached())
+
+    def _due(self, cached: _Cached, max_age_s: float) -> bool:
+        now = self._clock.monotonic()
+        if max_age_s == 0:
+            return True
+        if cached.error and cached.tried_at is not None:
+            return now - cached.tried_at >= _RETRY_S
+        return cached.fetched_at is None or now - cached.fetched_at >= max_age_s
+
+    def _fetch(self, account: Account, cached: _Cached) -> None:
+        cached.tried_at = self._clock.monotonic()
+        try:
+            status, body = self._transport.get(token_of(account), "/models", timeout_s=_TIMEOUT_S)
+            cached.live = _parse(status, body)
+        except ApiError as error:
+            if error.message != cached.error:
+                log.warning("no live model list account=%s: %s", account.name, error.message)
+            cached.error = error.message
+        else:
+            cached.fetched_at = cached.tried_at
+            cached.error = ""
+
+
+def _parse(status: int, body: bytes) -> dict[str, dict[str, Any]]:
+    """The entries of `{"object": "list", "data": [{"id", ...}]}` by id.
+
+    Raises:
+        UpstreamError: anything else.
+    """
+    try:
+        value = json.loads(body)
+    except ValueError:
+        value = None
+    data = value.get("data") if isinstance(value, dict) else None
+    if status != 200 or not isinstance(data, list):
+        raise UpstreamError(f"GET /models answered HTTP {status} without a list of models.")
+    return {
+        entry["id"]: entry
+        for entry in data
+        if isinstance(entry, dict) and isinstance(entry.get("id"), str)
+    }
+
+
+def _listing(account: Account, cached: _Cached) -> Listing:
+    """Settings' models first, then the live list or, without one, the built-in list."""
+    models = {model.id: _from_settings(account, model) for model in account.models}
+    if cached.live is not None:
+        for id, entry in cached.live.items():
+            models[id] = _entry(account, id, entry, models.get(id, {}))
+    else:
+        for id in model_data.BUILT_IN[account.family]:
+            models.setdefault(id, _entry(account, id, {}, {}))
+    return Listing(models=models, live=cached.live is not None, error=cached.error)
+
+
+def _entry(
+    account: Account, id: str, told: Mapping[str, Any], known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One OpenAI model object: what the host told, then what is known of the model."""
+    entry: dict[str, Any] = {
+        "id": id,
+        "object": "model",
+        "created": told.get("created") or model_data.AS_OF_EPOCH,
+        "owned_by": told.get("owned_by") or account.name,
+    }
+    facts = model_data.facts(id)
+    if facts is not None:
+        if facts.context is not None:
+            entry["context_length"] = facts.context
+        if facts.max_output is not None:
+            entry["max_output_tokens"] = facts.max_output
+        entry["input_modalities"] = list(facts.inputs)
+    entry.update({k: v for k, v in known.items() if k not in entry})
+    entry.update({k: v for k, v in told.items() if v is not None and k not in ("id", "object")})
+    return entry
+
+
+def _from_settings(account: Account, model: ProviderModel) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    if model.name:
+        told["name"] = model.name
+    if model.description:
+        told["description"] = model.description
+    if model.context_length:
+        told["context_length"] = model.context_length
+    return _entry(account, model.id, told, {})

@@ -1,0 +1,330 @@
+"""Attempts: one chat request to one account, up to the first event or to the whole answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import requests
+
+from qwen_wsgi.clock import Clock
+from qwen_wsgi.credentials.token import AccessToken
+from qwen_wsgi.errors import AccountUnavailable, CredentialError, UpstreamError
+from qwen_wsgi.protocol import chat, sse
+from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, Completion
+from qwen_wsgi.protocol.usage import Usage
+from qwen_wsgi.protocol.usage import parse as parse_usage
+from qwen_wsgi.settings import Settings
+from qwen_wsgi.upstream import classify
+from qwen_wsgi.upstream.accounts import Account
+from qwen_wsgi.upstream.body import BodyBroken, BodyReader, ReadTimeout
+from qwen_wsgi.upstream.transport import (
+    ANSWER_BYTES,
+    ERROR_BODY_BYTES,
+    Transport,
+    broken,
+    read_all,
+    silence,
+)
+
+_CHAT_PATH = "/chat/completions"
+
+#: After `[DONE]` only the last chunk of the framing is to come. If it does not come at once, the
+#: connection is given up rather than the client kept waiting for the end of its answer.
+_DRAIN_S = 0.1
+
+
+@dataclass
+class Answer:
+    """A whole answer for the client.
+
+    Attributes:
+        body: JSON bytes.
+        usage: what the call used, if the upstream told.
+        upstream_request_id: the upstream's own id of the call, or "".
+    """
+
+    body: bytes
+    usage: Usage | None
+    upstream_request_id: str
+
+
+@dataclass
+class OpenStream:
+    """An upstream stream whose first event is there. Its owner must `close` it."""
+
+    reader: BodyReader
+    chunks: ChunkStream
+    #: Whole events for the client, at least one.
+    first: bytes
+    upstream_request_id: str
+    blocks: sse.EventBlocks = field(default_factory=sse.EventBlocks)
+
+    def read(self, timeout_s: float) -> bytes | None:
+        """The next events for the client; `b""` if what came is not for it, None at the end.
+
+        Raises:
+            ReadTimeout: nothing came; ask again or give up.
+            UpstreamError: the stream broke.
+        """
+        if self.chunks.done:
+            return None
+        try:
+            data = self.reader.read(timeout_s)
+            block = self.blocks.push(data) if data else self._last_block()
+        except BodyBroken as error:
+            raise broken(error) from error
+        except sse.EventTooLarge as error:
+            raise broken(error) from error
+        if block:
+            return self.chunks.feed(block)
+        return b"" if data else None
+
+    def _last_block(self) -> bytes:
+        """What stands at the end without a blank line: whole if it can be parsed, else nothing."""
+        rest = self.blocks.rest()
+        self.blocks = sse.EventBlocks()
+        whole = sse.parse(rest.strip()) is not None or b"[DONE]" in rest
+        return rest.strip() + b"\n\n" if whole else b""
+
+    def drain(self) -> None:
+        """Read to the end of the framing, so that the connection can serve another call."""
+        try:
+            while self.reader.read(_DRAIN_S):
+                pass
+        except (ReadTimeout, BodyBroken):
+            return
+
+    def close(self) -> None:
+        """Let go of the upstream; closes the connection unless its answer ended."""
+        self.reader.close()
+
+
+class UpstreamClient:
+    """Asks accounts. Shared by all greenlets of a worker; keeps no state of a call."""
+
+    def __init__(self, settings: Settings, transport: Transport, clock: Clock) -> None:
+        self._settings = settings
+        self._transport = transport
+        self._clock = clock
+
+    def open_stream(
+        self, account: Account, request: ChatRequest, *, model: str, headers: Mapping[str, str]
+    ) -> OpenStream:
+        """Ask for a stream and wait for its first event.
+
+        Raises:
+            ApiError: what the client is to be told; nothing was sent to it yet.
+        """
+        return self._open(
+            account,
+            chat.upstream_body(request, model=model, stream=True),
+            headers,
+            ChunkStream(hide_usage=not request.wants_usage),
+        )
+
+    def complete(
+        self, account: Account, request: ChatRequest, *, model: str, headers: Mapping[str, str]
+    ) -> Answer:
+        """Ask for a whole answer: of a Qwen host by way of a stream, because Model Studio cuts
+        other calls at 300 s and returns the part as a success.
+
+        Raises:
+            ApiError: what the client is to be told.
+        """
+        if not self._asks_stream(account):
+            return self._ask(account, request, model, headers)
+        stream = self._open(
+            account,
+            chat.upstream_body(request, model=model, stream=True),
+            headers,
+            ChunkStream(hide_usage=False),
+        )
+        try:
+            completion = self._aggregate(account, stream)
+            stream.drain()
+        finally:
+            stream.close()
+        rendered = completion.render(
+            id="chatcmpl-" + (stream.upstream_request_id or "0"),
+            model=model,
+            created=int(self._clock.now()),
+        )
+        return Answer(_dumps(rendered), completion.usage, stream.upstream_request_id)
+
+    def post_json(
+        self, account: Account, path: str, body: bytes, *, headers: Mapping[str, str]
+    ) -> tuple[bytes, Any, str]:
+        """POST and read a whole JSON answer: its bytes, its value, the upstream's request id.
+
+        Raises:
+            ApiError: no answer, a refusal, or no JSON.
+        """
+        response = self._post(account, path, body, {**headers, "Accept": "application/json"})
+        reader = BodyReader(response)
+        try:
+            data = read_all(reader, self._settings.first_byte_timeout_s, ANSWER_BYTES)
+        finally:
+            reader.close()
+        value = _whole_answer(response, data, account)
+        return data, value, response.headers.get("x-request-id", "")
+
+    def _asks_stream(self, account: Account) -> bool:
+        if self._settings.upstream_stream == "auto":
+            return account.family.is_qwen and not account.explicit
+        return self._settings.upstream_stream == "always"
+
+    def _ask(
+        self, account: Account, request: ChatRequest, model: str, headers: Mapping[str, str]
+    ) -> Answer:
+        body = chat.upstream_body(request, model=model, stream=False)
+        data, value, upstream_id = self.post_json(account, _CHAT_PATH, body, headers=headers)
+        return Answer(data, parse_usage(value.get("usage")), upstream_id)
+
+    def _post(
+        self, account: Account, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> requests.Response:
+        """Send; a response is returned only with status 200.
+
+        Raises:
+            ApiError: no usable credential, no answer, or a refusal.
+        """
+        response = self._transport.post(
+            token_of(account),
+            path,
+            body,
+            headers=headers,
+            read_timeout_s=self._settings.first_byte_timeout_s,
+        )
+        if response.status_code == 200:
+            return response
+        reader = BodyReader(response)
+        try:
+            said = reader.read_all(self._settings.connect_timeout_s, limit=ERROR_BODY_BYTES)
+        except (ReadTimeout, BodyBroken):
+            said = b""  # the status alone must do
+        finally:
+            reader.close()
+        raise classify.from_response(
+            response.status_code, response.headers, said, account=account.name
+        )
+
+    def _open(
+        self, account: Account, body: bytes, headers: Mapping[str, str], chunks: ChunkStream
+    ) -> OpenStream:
+        deadline = self._clock.monotonic() + self._settings.first_byte_timeout_s
+        response = self._post(account, _CHAT_PATH, body, {**headers, "Accept": "text/event-stream"})
+        stream = OpenStream(
+            reader=BodyReader(response),
+            chunks=chunks,
+            first=b"",
+            upstream_request_id=response.headers.get("x-request-id", ""),
+        )
+        try:
+            if response.headers.get("content-type", "").startswith("text/event-stream"):
+                stream.first = self._first_events(account, stream, deadline)
+            else:
+                stream.first = self._unstreamed(account, stream, response)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def _first_events(self, account: Account, stream: OpenStream, deadline: float) -> bytes:
+        while True:
+            left = deadline - self._clock.monotonic()
+            try:
+                events = stream.read(max(left, 0.001))
+            except ReadTimeout:
+                raise silence(self._settings.first_byte_timeout_s) from None
+            if stream.chunks.error is not None and not stream.chunks.answered:
+                raise classify.from_frame(stream.chunks.error, account=account.name)
+            if events:
+                return events
+            if events is None or (stream.chunks.done and not stream.chunks.complete):
+                raise empty()
+
+    def _unstreamed(
+        self, account: Account, stream: OpenStream, response: requests.Response
+    ) -> bytes:
+        """The events of an upstream that answered a stream request with a whole completion."""
+        data = read_all(stream.reader, self._settings.idle_timeout_s, ANSWER_BYTES)
+        completion = _whole_answer(response, data, account)
+        events = b"".join(chat.chunks_of(completion, with_usage=True)) + sse.DONE
+        first = stream.chunks.feed(events)
+        if not stream.chunks.complete:
+            raise empty()
+        return first
+
+    def _aggregate(self, account: Account, stream: OpenStream) -> Completion:
+        completion = Completion()
+        events: bytes | None = stream.first
+        while events is not None:
+            for event in sse.events(events):
+                chunk = sse.parse(event)
+                if isinstance(chunk, dict):
+                    completion.add(chunk)
+            if stream.chunks.error is not None:
+                raise classify.from_frame(stream.chunks.error, account=account.name)
+            try:
+                events = stream.read(self._settings.idle_timeout_s)
+            except ReadTimeout:
+                raise silence(self._settings.idle_timeout_s) from None
+        if not stream.chunks.complete:
+            raise ended_early() if stream.chunks.answered else empty()
+        return completion
+
+
+def token_of(account: Account) -> AccessToken:
+    """The account's credential for a call now.
+
+    Raises:
+        AccountUnavailable: there is none; says what the operator has to do.
+    """
+    try:
+        return account.credential.current()
+    except CredentialError as error:
+        raise AccountUnavailable(
+            f"The proxy's account '{account.name}' cannot be used: {error} {error.remedy}".strip(),
+            code=error.code,
+            should_retry=False,
+        ) from error
+
+
+def empty() -> UpstreamError:
+    """The upstream's answer has neither content nor a finish."""
+    return UpstreamError(
+        "The upstream ended its answer without any content. Nothing was generated.",
+        code="upstream_empty",
+    )
+
+
+def ended_early() -> UpstreamError:
+    """The stream ended in good order, but without a finish reason."""
+    return UpstreamError(
+        "The upstream's answer ended without a finish. What came before is incomplete.",
+        code="upstream_broken",
+    )
+
+
+def _whole_answer(response: requests.Response, data: bytes, account: Account) -> dict[str, Any]:
+    """The JSON object of a 200 answer.
+
+    Raises:
+        UpstreamError: it is no JSON object, or an error in disguise.
+    """
+    try:
+        value = json.loads(data)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise classify.no_answer(response.headers, data, account=account.name)
+    if (error := chat.error_of(value)) is not None:
+        raise classify.from_frame(error, account=account.name)
+    return value
+
+
+def _dumps(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,156 @@
+"""Carries an upstream stream to the client: bytes in, bytes out, and an honest end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from qwen_wsgi.clock import Clock
+from qwen_wsgi.errors import ApiError, StreamBroken
+from qwen_wsgi.green import Task
+from qwen_wsgi.protocol import chat, sse
+from qwen_wsgi.protocol.usage import Usage
+from qwen_wsgi.settings import Settings
+from qwen_wsgi.upstream.body import ReadTimeout
+from qwen_wsgi.upstream.client import OpenStream, empty, ended_early
+from qwen_wsgi.upstream.transport import silence
+
+_COMMENT = b": keep-alive\n\n"
+
+
+class Relay:
+    """One client's stream, from the first wait for the upstream to the last byte.
+
+    The work before the first event runs in a task of its own, so that keep-alives can flow
+    meanwhile; after it the relay reads the upstream itself, one write per read.
+
+    Used by one greenlet. `close` must be called on every exit, also when iteration never began.
+
+    Attributes:
+        outcome: `open` until the stream ends; then `complete`, `upstream_error` (error frame or
+            failure) or `client_gone`.
+        first_byte_at: monotonic time of the first upstream event, or None.
+        error: the failure that ended the stream, or None.
+    """
+
+    def __init__(
+        self,
+        open_stream: Callable[[], OpenStream],
+        *,
+        settings: Settings,
+        clock: Clock,
+        call_id: str,
+        model: str,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._call_id = call_id
+        self._model = model
+        self._stream: OpenStream | None = None
+        self._opening = Task(open_stream, discard=OpenStream.close)
+        self.outcome = "open"
+        self.first_byte_at: float | None = None
+        self.error: ApiError | None = None
+
+    def wait_first(self) -> bool:
+        """Wait for the first event, as long as silence towards the client is allowed.
+
+        Returns False if it is time to answer 200 and send keep-alives. After True the stream is
+        ready, and iteration begins with its first event.
+
+        Raises:
+            ApiError: the call failed before its first event; answer with its status.
+        """
+        off = self._settings.keepalive == "off"
+        if not self._opening.wait(None if off else self._settings.keepalive_interval_s):
+            return False
+        self._take()
+        return True
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the call used, if the upstream told so far."""
+        return self._stream.chunks.usage if self._stream else None
+
+    @property
+    def upstream_request_id(self) -> str:
+        """The upstream's own id of the call, or ""."""
+        return self._stream.upstream_request_id if self._stream else ""
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            while not self._opening.wait(self._settings.keepalive_interval_s):
+                yield self._keep_alive()
+            if self._stream is None:
+                self._take()
+            yield from self._carry()
+        except ApiError as error:
+            self.outcome, self.error = "upstream_error", error
+            yield sse.render(error.body())
+        except GeneratorExit:
+            self._gone()
+            raise
+        if self.outcome == "upstream_error":
+            raise StreamBroken("the stream failed; its client was told by an error event")
+
+    def close(self) -> None:
+        """Stop the upstream, wherever the stream is. Harmless when repeated."""
+        self._gone()
+        self._opening.cancel()
+        if self._stream is not None:
+            self._stream.close()
+
+    def _gone(self) -> None:
+        if self.outcome == "open":
+            self.outcome = "client_gone"
+
+    def _take(self) -> None:
+        try:
+            self._stream = self._opening.take()
+        except ApiError as error:
+            self.outcome, self.error = "upstream_error", error
+            raise
+        self.first_byte_at = self._clock.monotonic()
+
+    def _carry(self) -> Iterator[bytes]:
+        stream = self._stream
+        assert stream is not None
+        settings, monotonic = self._settings, self._clock.monotonic
+        step = min(settings.keepalive_interval_s, settings.idle_timeout_s)
+        events: bytes | None = stream.first
+        written = heard = monotonic()
+        while events is not None:
+            if events:
+                yield events
+                written = monotonic()
+            elif monotonic() - written >= settings.keepalive_interval_s:
+                yield from self._beat()
+                written = monotonic()
+            try:
+                events = stream.read(step)
+                heard = monotonic()
+            except ReadTimeout:
+                if monotonic() - heard >= settings.idle_timeout_s:
+                    raise silence(settings.idle_timeout_s) from None
+                events = b""
+        yield from self._end(stream)
+
+    def _end(self, stream: OpenStream) -> Iterator[bytes]:
+        if stream.chunks.error is not None:
+            self.outcome = "upstream_error"  # the upstream's own error frame went by
+            return
+        if not stream.chunks.complete:
+            raise ended_early() if stream.chunks.answered else empty()
+        self.outcome = "complete"
+        yield sse.DONE
+        stream.drain()
+
+    def _beat(self) -> Iterator[bytes]:
+        if self._settings.keepalive != "off":
+            yield self._keep_alive()
+
+    def _keep_alive(self) -> bytes:
+        if self._settings.keepalive == "comment":
+            return _COMMENT
+        return chat.keep_alive_chunk(
+            id=self._call_id, model=self._model, created=int(self._clock.now())
+        )

@@ -1,0 +1,239 @@
+"""One HTTP exchange with an upstream: the pool, the headers, and what a transport failure means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
+
+from qwen_wsgi import __version__
+from qwen_wsgi.credentials.token import AccessToken
+from qwen_wsgi.errors import UpstreamError, UpstreamTimeout
+from qwen_wsgi.settings import Settings
+from qwen_wsgi.upstream.body import BodyBroken, BodyReader, ReadTimeout
+
+#: An error body longer than this says nothing more.
+ERROR_BODY_BYTES: Final = 64 * 1024
+
+#: A whole JSON answer; embeddings of many rows are the longest.
+ANSWER_BYTES: Final = 64 * 1024 * 1024
+
+USER_AGENT: Final = f"qwen-proxy/{__version__}"
+
+
+class _Adapter(HTTPAdapter):
+    """The pool of connections to all upstreams.
+
+    Requests are sent through the adapter and not through a `Session`: what a session adds (netrc,
+    cookies, redirects, merged settings) is not wanted here and costs 170 µs a request (measured).
+    """
+
+    def build_response(
+        self, req: requests.PreparedRequest, resp: urllib3.BaseHTTPResponse
+    ) -> requests.Response:
+        # Without the cookie jar of the original: an upstream's cookies are nobody's business.
+        response = requests.Response()
+        response.status_code = resp.status
+        response.headers = CaseInsensitiveDict(resp.headers)
+        response.raw = resp
+        response.reason = resp.reason or ""
+        response.request = req
+        response.url = req.url or ""
+        return response
+
+
+class Transport:
+    """Sends requests and tells failures apart. Shared by all greenlets of a worker."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._connect_s = settings.connect_timeout_s
+        self._adapter = _Adapter(
+            pool_connections=64,
+            # Connections above the pool's size are closed after use, and TLS is set up anew.
+            pool_maxsize=settings.max_in_flight,
+            max_retries=0,
+            pool_block=False,
+        )
+        self._routes: dict[str, tuple[dict[str, str], bool | str]] = {}
+
+    def post(
+        self,
+        token: AccessToken,
+        path: str,
+        body: bytes,
+        *,
+        headers: Mapping[str, str],
+        read_timeout_s: float,
+    ) -> requests.Response:
+        """POST JSON; returns as soon as the response's head is there, whatever its status.
+
+        Raises:
+            UpstreamError: no connection, or it ended before a response (502).
+            UpstreamTimeout: no head within `read_timeout_s` (504).
+        """
+        request = self._prepare("POST", token, path, headers)
+        request.body = body
+        request.headers["Content-Type"] = "application/json"
+        request.headers["Content-Length"] = str(len(body))
+        try:
+            return self._send(request, read_timeout_s)
+        except requests.ConnectionError as error:
+            if not _stale(error):
+                raise _unreachable(error) from error
+        # A kept connection that the server closed meanwhile: the request did not reach anybody.
+        try:
+            return self._send(request, read_timeout_s)
+        except requests.ConnectionError as error:
+            raise _unreachable(error) from error
+
+    def get(self, token: AccessToken, path: str, *, timeout_s: float) -> tuple[int, bytes]:
+        """GET; the status and the body, at most `ANSWER_BYTES` of it.
+
+        Raises:
+            UpstreamError, UpstreamTimeout: as `post`.
+        """
+        request = self._prepare("GET", token, path, {})
+        try:
+            response = self._send(request, timeout_s)
+        except requests.ConnectionError as error:
+            raise _unreachable(error) from error
+        reader = BodyReader(response)
+        try:
+            return response.status_code, read_all(reader, timeout_s, ANSWER_BYTES)
+        finally:
+            reader.close()
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self._adapter.close()
+
+    def _prepare(
+        self, method: str, token: AccessToken, path: str, headers: Mapping[str, str]
+    ) -> requests.PreparedRequest:
+        request = requests.PreparedRequest()
+        request.method = method
+        request.url = token.base_url + path
+        request.headers = CaseInsensitiveDict(
+            {
+                "Accept-Encoding": "identity",  # the relay carries bytes, it does not unpack them
+                "User-Agent": USER_AGENT,
+                **headers,
+            }
+        )
+        if token.value:
+            request.headers["Authorization"] = "Bearer " + token.value
+        request.hooks = {"response": []}
+        return request
+
+    def _send(self, request: requests.PreparedRequest, read_timeout_s: float) -> requests.Response:
+        proxies, verify = self._route(request.url or "")
+        try:
+            return self._adapter.send(
+                request,
+                stream=True,
+                timeout=(self._connect_s, read_timeout_s),
+                verify=verify,
+                proxies=proxies,
+            )
+        except requests.ConnectTimeout:
+            raise UpstreamTimeout(
+                f"The upstream did not accept a connection within {self._connect_s:g} s.",
+                code="upstream_connect_timeout",
+            ) from None
+        except requests.ReadTimeout:
+            raise UpstreamTimeout(
+                f"The upstream did not answer within {read_timeout_s:g} s.",
+                code="upstream_timeout",
+            ) from None
+        except requests.exceptions.InvalidURL as error:
+            raise UpstreamError(
+                "The account's base URL cannot be used.", code="upstream_bad_url"
+            ) from error
+
+    def _route(self, url: str) -> tuple[dict[str, str], bool | str]:
+        """Proxies and CA bundle for a host, by the usual environment variables; asked once each."""
+        origin = "/".join(url.split("/", 3)[:3])
+        route = self._routes.get(origin)
+        if route is None:
+            merged = requests.Session().merge_environment_settings(
+                url, {}, None, None, None
+            )
+            route = (dict(merged["proxies"]), True if merged["verify"] is None else merged["verify"])
+            self._routes[origin] = route
+        return route
+
+
+def read_all(reader: BodyReader, timeout_s: float, limit: int) -> bytes:
+    """The rest of a body; what the reader raises becomes an error for the client.
+
+    Raises:
+        UpstreamError: the connection broke (502).
+        UpstreamTimeout: silence for `timeout_s` (504).
+    """
+    try:
+        return reader.read_all(timeout_s, limit=limit)
+    except ReadTimeout:
+        raise silence(timeout_s) from None
+    except BodyBroken as error:
+        raise broken(error) from error
+
+
+def silence(timeout_s: float) -> UpstreamTimeout:
+    """The upstream said nothing for too long."""
+    return UpstreamTimeout(
+        f"The upstream was silent for {timeout_s:g} s, so the call was given up.",
+        code="upstream_timeout",
+    )
+
+
+def broken(error: Exception) -> UpstreamError:
+    """The upstream's connection ended in the middle of an answer."""
+    return UpstreamError(
+        f"The upstream's answer broke off ({error}). What came before is incomplete.",
+        code="upstream_broken",
+    )
+
+
+def _stale(error: requests.ConnectionError) -> bool:
+    """Whether a connection ended without one byte of a response."""
+    cause = error.args[0] if error.args else None
+    return isinstance(cause, urllib3.exceptions.ProtocolError) and any(
+        isinstance(arg, ConnectionResetError | BrokenPipeError) for arg in cause.args
+    )
+
+
+def _unreachable(error: requests.ConnectionError) -> UpstreamError:
+    if isinstance(error, requests.exceptions.SSLError):
+        what, code = "The TLS connection to the upstream failed", "upstream_tls"
+    elif isinstance(error, requests.exceptions.ProxyError):
+        what, code = "The HTTP proxy in front of the upstream failed", "upstream_proxy"
+    elif _stale(error):
+        what, code = "The upstream closed the connection without an answer", "upstream_closed"
+    else:
+        what, code = "The upstream cannot be reached", "upstream_unreachable"
+    return UpstreamError(
+        f"{what} ({_reason(error)}). The operator of this proxy must look at it.", code=code
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in a word or two; never a URL, which may hold what is not to be told."""
+    inner: Any = error
+    while True:
+        deeper = getattr(inner, "reason", None)
+        if not isinstance(deeper, BaseException):
+            deeper = next((a for a in inner.args if isinstance(a, BaseException)), None)
+        if deeper is None:
+            break
+        inner = deeper
+    if isinstance(inner, urllib3.exceptions.NameResolutionError):
+        return "its name does not resolve"
+    if isinstance(cause := inner.__cause__ or inner.__context__, OSError) and cause.strerror:
+        return cause.strerror
+    if isinstance(inner, OSError) and inner.strerror:
+        return inner.strerror
+    return type(inner).__name__

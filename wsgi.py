@@ -1,0 +1,3 @@
+from qwen_wsgi.app import create_app
+
+application = create_app()
