@@ -178,6 +178,8 @@ class ChunkStream:
 
         `[DONE]` is taken out: the relay ends the stream itself, once it knows that it is complete.
         """
+        if b"event:" in block:
+            block = b"".join(_native_error_as_openai(event) for event in sse.events(block))
         block = sse.only_data(block)
         if not self.answered and _CONTENT.search(block):
             self.answered = True
@@ -211,6 +213,16 @@ class ChunkStream:
                 break
             kept.append(event + b"\n\n")
         return b"".join(kept)
+
+
+def _native_error_as_openai(event: bytes) -> bytes:
+    """DashScope's native streams send `event:error` with `{"code", "message"}`, which no OpenAI
+    client takes for an error; every other event passes."""
+    if event.startswith((b"event:error", b"event: error")) or b"\nevent:error" in event:
+        payload = sse.parse(event)
+        if isinstance(payload, dict) and "error" not in payload and (error := error_of(payload)):
+            return sse.render({"error": {"type": "upstream_error", "param": None, **error}})
+    return event + b"\n\n"
 
 
 def error_of(chunk: Mapping[str, Any]) -> Any:

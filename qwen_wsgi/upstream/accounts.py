@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from qwen_wsgi.credentials.discovery import FoundAccount, ProviderModel
 from qwen_wsgi.credentials.policy import State
@@ -98,6 +98,22 @@ class AccountBook:
         return self._accounts
 
 
+#: A key by one of these names speaks to a host of its plan, also when a gateway of one's own stands
+#: in front of it.
+_NAMED: Final = {
+    "dashscope": Family.DASHSCOPE,
+    "coding-plan": Family.CODING_PLAN,
+    "token-plan": Family.TOKEN_PLAN,
+}
+
+
+def _family(found: FoundAccount) -> Family:
+    by_host = family(found.base_url) if found.base_url else Family.OTHER
+    if by_host is not Family.OTHER or found.explicit:
+        return by_host
+    return Family.PORTAL if found.kind == "oauth" else _NAMED.get(found.name, by_host)
+
+
 def _account(found: FoundAccount) -> Account:
     return Account(
         name=found.name,
@@ -105,7 +121,7 @@ def _account(found: FoundAccount) -> Account:
         base_url=found.base_url,
         origin=found.origin,
         explicit=found.explicit,
-        family=family(found.base_url) if found.base_url else Family.PORTAL,
+        family=_family(found),
         credential=found.credential,
         models=found.models,
     )

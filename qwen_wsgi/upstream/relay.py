@@ -78,8 +78,11 @@ class Relay:
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            while not self._opening.wait(self._settings.keepalive_interval_s):
+            # The first beat is due at once: wait_first has waited for it already.
+            wait_s = 0.0
+            while not self._opening.wait(wait_s):
                 yield self._keep_alive()
+                wait_s = self._settings.keepalive_interval_s
             if self._stream is None:
                 self._take()
             yield from self._carry()

@@ -1,0 +1,73 @@
+"""For every test: a home of its own, no proxies, loopback only, and no secret in any log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_wsgi.upstream.hosts import is_loopback
+from tests import secrets
+
+#: Everything that any process of the run logged: records of this one before they are redacted,
+#: and the log files of the servers it started.
+_messages: list[str] = []
+_files: list[Path] = []
+
+
+def note_log_file(path: Path) -> None:
+    """Have a server's log searched for secrets at the end of the run."""
+    _files.append(path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_secret_in_any_log() -> Iterator[None]:
+    factory = logging.getLogRecordFactory()
+
+    def noting(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = factory(*args, **kwargs)
+        if record.name.startswith("qwen_wsgi"):
+            _messages.append(record.getMessage())
+        return record
+
+    logging.setLogRecordFactory(noting)
+    yield
+    logging.setLogRecordFactory(factory)
+    texts = [*_messages, *(path.read_text(errors="replace") for path in _files if path.exists())]
+    leaked = {
+        value[:12] + "…"
+        for value in secrets.made()
+        if any(secrets.core(value) in text for text in texts)
+    }
+    assert not leaked, f"secrets in the logs of this run: {sorted(leaked)}"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home, and none of the machine's own settings, keys or proxies."""
+    for name in list(os.environ):
+        if name.upper().endswith(("_PROXY", "_API_KEY", "_BASE_URL")) or name.startswith(
+            ("QWEN_", "OPENAI_", "BAILIAN_")
+        ):
+            monkeypatch.delenv(name)
+    directory = tmp_path / "home"
+    directory.mkdir(exist_ok=True)
+    monkeypatch.setenv("HOME", str(directory))
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX and not is_loopback(str(address[0])):
+            raise AssertionError(f"a test tried to connect to {address!r}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)

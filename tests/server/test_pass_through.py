@@ -1,0 +1,105 @@
+"""What the client sends is what the upstream gets; only what must change is changed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qwen_wsgi.sandbox import Sandbox
+from tests.server.conftest import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy
+from tests.server.raw import Exchange
+
+pytestmark = pytest.mark.server
+
+MEMBERS = (
+    b'"temperature": 0',
+    b'"top_p":1.0',
+    b'"seed":1e2',
+    b'"messages": [ {"role":"user","content":"\\u00e9\\ud83e\\udd8a \\/ \xc3\xa9"},'
+    b' {"role":"assistant","content":null,"reasoning_content":"hm","tool_calls":[{"id":"c","type":'
+    b'"function","function":{"name":"f","arguments":"{\\"a\\": 1}"}}]},'
+    b' {"role":"tool","tool_call_id":"c","content":"x"},'
+    b' {"role":"user","content":[{"type":"text","text":"hi","cache_control":{"type":"ephemeral"}},'
+    b'{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}]}]',
+    b'"tools": [ {"type":"function","function":{"name":"f","parameters":{}}} ]',
+    b'"x_unknown": {"deep": [1, 2.50, null, true]}',
+)
+UNSTREAMED = b'{ "model" : "qwen3.7-plus",\n  ' + b" , ".join(MEMBERS) + b" }"
+STREAMED = UNSTREAMED[:-1] + b', "stream": true, "stream_options": {"include_usage": true} }\n'
+
+
+def test_a_request_that_needs_no_change_goes_up_byte_for_byte(
+    proxy: Proxy, sandbox: Sandbox
+) -> None:
+    with Exchange(proxy.port, STREAMED, key=CLIENT_KEY) as exchange:
+        exchange.body()
+    sandbox.settle()
+
+    assert sandbox.chats[-1].body == STREAMED
+
+
+def test_a_request_that_needs_a_change_keeps_every_other_members_bytes(
+    proxy: Proxy, sandbox: Sandbox
+) -> None:
+    with Exchange(proxy.port, UNSTREAMED, key=CLIENT_KEY) as exchange:
+        exchange.body()
+    sandbox.settle()
+
+    sent = sandbox.chats[-1].body or b""
+    assert all(member in sent for member in MEMBERS)
+    assert json.loads(sent) == json.loads(STREAMED)
+
+
+def test_headers_that_speak_for_the_client_go_up_and_others_do_not(
+    proxy: Proxy, sandbox: Sandbox
+) -> None:
+    with Exchange(
+        proxy.port,
+        STREAMED,
+        key=CLIENT_KEY,
+        headers={
+            "User-Agent": "my-agent/1.0",
+            "X-DashScope-DataInspection": '{"input":"cip"}',
+            "Cookie": "a=b",
+            "X-Other": "no",
+        },
+    ) as exchange:
+        exchange.body()
+    sandbox.settle()
+
+    headers = {name.lower(): value for name, value in sandbox.chats[-1].headers.items()}
+    assert headers["user-agent"] == "my-agent/1.0"
+    assert headers["x-dashscope-datainspection"] == '{"input":"cip"}'
+    assert "cookie" not in headers and "x-other" not in headers
+    assert headers["authorization"].endswith(UPSTREAM_KEY[-4:])
+
+
+def test_an_explicit_upstream_is_asked_as_the_client_asked(
+    start_proxy: StartProxy, sandbox: Sandbox
+) -> None:
+    proxy = start_proxy(QWEN_UPSTREAM_BASE_URL=sandbox.base_url, QWEN_UPSTREAM_API_KEY=UPSTREAM_KEY)
+    body = b'{"model":"qwen3.7-plus","messages":[{"role":"user","content":"hi"}], "n": 1}'
+    with Exchange(proxy.port, body) as exchange:
+        answer = exchange.body()
+    sandbox.settle()
+
+    assert sandbox.chats[-1].body == body
+    assert json.loads(answer)["choices"][0]["message"]["content"].startswith("[sandbox]")
+
+
+@pytest.mark.parametrize(("mode", "streamed"), [("always", True), ("as-asked", False)])
+def test_the_setting_overrides_how_the_upstream_is_asked(
+    start_proxy: StartProxy, sandbox: Sandbox, mode: str, streamed: bool
+) -> None:
+    proxy = start_proxy(
+        DASHSCOPE_BASE_URL=sandbox.base_url,
+        DASHSCOPE_API_KEY=UPSTREAM_KEY,
+        QWEN_PROXY_UPSTREAM_STREAM=mode,
+    )
+    body = b'{"model":"qwen3.7-plus","messages":[{"role":"user","content":"hi"}]}'
+    with Exchange(proxy.port, body) as exchange:
+        assert exchange.head()[0] == 200
+    sandbox.settle()
+
+    assert json.loads(sandbox.chats[-1].body or b"").get("stream", False) is streamed
