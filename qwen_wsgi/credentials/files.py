@@ -1,0 +1,192 @@
+"""Files of somebody else, that may change at any time: read again exactly when they changed."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Generic, NamedTuple, TypeVar
+
+from qwen_wsgi.clock import Clock
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Pause before a file that could not be used is read again although it looks unchanged: it may
+#: have been caught in the middle of a write. Seconds.
+RETRY_S: Final = 0.1
+#: None of these files is ever this large; a larger one is a mistake. Bytes.
+MAX_BYTES: Final = 4 * 1024 * 1024
+
+
+class FileIdentity(NamedTuple):
+    """Tells one version of a file from any other; compare with `!=`, never with `>`.
+
+    A rename brings a new inode and no program can set ctime, so a clock that stepped back and a
+    restored mtime do not hide a change.
+    """
+
+    dev: int
+    ino: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileIdentity:
+        """The identity that a `stat` or `fstat` result shows."""
+        return cls(
+            status.st_dev,
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+        )
+
+
+class Unusable(ValueError):
+    """A file's content cannot be used.
+
+    Attributes:
+        remedy: what the operator should do, as a sentence.
+    """
+
+    def __init__(self, cause: str, *, remedy: str) -> None:
+        super().__init__(cause)
+        self.remedy = remedy
+
+
+@dataclass(frozen=True)
+class Reading(Generic[T]):
+    """What a file was like when somebody looked.
+
+    Attributes:
+        identity: None when there is no file, or it cannot even be looked at.
+        value: the last good content; None when there is no file, or it was never good.
+        problem: why the file as it is now cannot be used, as the end of the sentence
+            "<path> …"; empty when `value` is what the file says.
+        remedy: what to do about `problem`.
+        unreadable: the problem is access to the file, not what it says.
+    """
+
+    identity: FileIdentity | None
+    # Keys and logins: not for a repr.
+    value: T | None = field(repr=False)
+    problem: str = ""
+    remedy: str = ""
+    unreadable: bool = False
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is something at the path."""
+        return self.identity is not None or bool(self.problem)
+
+
+class WatchedFile(Generic[T]):
+    """One file and what was last read from it.
+
+    A file that cannot be used keeps its last good content, is tried again RETRY_S later although
+    it looks unchanged, and is logged once until it is usable again. A file that is gone has none.
+
+    Invariant: `read()` returns the same object until the file changes. The state is one reference
+    to an immutable `Reading`, replaced in one step: greenlets and threads that race do the same
+    work twice at worst, no lock is held over I/O, and a fork copies a consistent state.
+
+    Limit: a rewrite in place, of equal size, in the same tick of the kernel's clock as the read
+    before it, is not seen. Nothing that writes these files does that.
+    """
+
+    def __init__(
+        self, path: Path, parse: Callable[[bytes, FileIdentity], T], clock: Clock, shown: str
+    ) -> None:
+        """
+        Args:
+            parse: makes a value of the content; raises `Unusable`.
+            shown: the path as people know it.
+        """
+        self.path = path
+        self.shown = shown
+        self._name = os.fspath(path)
+        self._parse = parse
+        self._clock = clock
+        self._absent: Reading[T] = Reading(None, None)
+        #: Not `_absent` itself: the first look must tell "no file" from "no permission to look".
+        self._reading: Reading[T] = Reading(None, None)
+        #: Monotonic time from which on a file with a problem is read again.
+        self._retry_at_s = 0.0
+
+    def read(self) -> Reading[T]:
+        """Look at the file, and read it if it changed. Never raises."""
+        before = self._reading
+        if before is self._absent and not os.access(self._name, os.F_OK):
+            # Saves the exception: most of the files that we watch do not exist.
+            return before
+        try:
+            identity = FileIdentity.of(os.stat(self._name))
+            if identity == before.identity and not self._retry_is_due(before):
+                return before
+            after = self._load()
+        except (FileNotFoundError, NotADirectoryError):
+            after = self._absent
+        except OSError as error:
+            after = self._unreadable(before, error)
+        except Unusable as error:
+            after = Reading(identity, before.value, str(error), error.remedy)
+        return self._replace(before, after)
+
+    def _retry_is_due(self, reading: Reading[T]) -> bool:
+        return bool(reading.problem) and self._clock.monotonic() >= self._retry_at_s
+
+    def _load(self) -> Reading[T]:
+        # O_NONBLOCK: opening a named pipe must not stop the process.
+        fd = os.open(self._name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            status = os.fstat(fd)
+            # Taken before reading: a write while we read makes the next look differ.
+            identity = FileIdentity.of(status)
+            if stat.S_ISDIR(status.st_mode):
+                raise OSError(errno.EISDIR, "it is a directory")
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "it is no regular file")
+            if status.st_size > MAX_BYTES:
+                raise OSError(errno.EFBIG, f"it is larger than {MAX_BYTES // 1024 // 1024} MiB")
+            with open(fd, "rb", closefd=False) as file:
+                content = file.read()
+        finally:
+            os.close(fd)
+        return Reading(identity, self._parse(content, identity))
+
+    def _unreadable(self, before: Reading[T], error: OSError) -> Reading[T]:
+        try:
+            identity = FileIdentity.of(os.stat(self._name))
+        except OSError:
+            identity = None
+        return Reading(
+            identity,
+            before.value,
+            f"cannot be read ({error.strerror})",
+            "Make it a file that the user who runs qwen-proxy can read.",
+            unreadable=True,
+        )
+
+    def _replace(self, before: Reading[T], after: Reading[T]) -> Reading[T]:
+        if after.problem:
+            self._retry_at_s = self._clock.monotonic() + RETRY_S
+        if after == before and after is not self._absent:
+            # Nothing new: whoever compares readings must not see a change.
+            return before
+        if after.problem and not before.problem:
+            # Once per spell: while somebody writes, the problem's text changes with every look.
+            kept = "last-good-content" if after.value is not None else "nothing"
+            log.warning(
+                "file is unusable path=%s problem=%s kept=%s", self.shown, after.problem, kept
+            )
+        elif before.problem and not after.problem and after.exists:
+            log.info("file is usable again path=%s", self.shown)
+        self._reading = after
+        return after

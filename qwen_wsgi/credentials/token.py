@@ -1,0 +1,26 @@
+"""The one value that leaves this package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qwen_wsgi.settings import mask
+
+
+@dataclass(frozen=True, repr=False)
+class AccessToken:
+    """What a request needs: the secret, and where it may be sent.
+
+    Attributes:
+        value: the secret; empty when the server asks for none.
+        base_url: without a slash at its end.
+        expires_at_ms: wall clock, milliseconds since the epoch; None for API keys.
+    """
+
+    value: str
+    base_url: str
+    expires_at_ms: int | None
+
+    def __repr__(self) -> str:
+        shown = mask(self.value) if self.value else ""
+        return f"AccessToken({shown!r}, {self.base_url!r}, expires_at_ms={self.expires_at_ms})"
