@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import logging
 import os
 import socket
 import sys
@@ -30,6 +31,8 @@ EXIT_CONFIGURATION: Final = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the value is the exit status."""
     arguments = _parser().parse_args(argv)
+    # Until logs are configured, what goes wrong is told by the command's one line and not twice.
+    logging.getLogger("qwen_wsgi").addHandler(logging.NullHandler())
     command: Callable[[Settings, argparse.Namespace], int] = arguments.command
     try:
         return command(settings_module.load(), arguments)
@@ -194,9 +197,9 @@ def _services(settings: Settings) -> Services:
     # Imported late: `serve` replaces the process and needs none of it.
     from qwen_wsgi.app import build_services, configure_logs
 
-    configure_logs(settings)
     services = build_services(settings)
     services.discovery.check()
+    configure_logs(settings)
     return services
 
 

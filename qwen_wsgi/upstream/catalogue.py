@@ -155,7 +155,11 @@ def _parse(status: int, body: bytes) -> dict[str, dict[str, Any]]:
 
 def _listing(account: Account, cached: _Cached) -> Listing:
     """Settings' models first, then the live list or, without one, the built-in list."""
-    models = {model.id: _from_settings(account, model) for model in account.models}
+    models = {
+        model.id: _from_settings(account, model)
+        for model in account.models
+        if model.chat and model.wire_api == "chat-completions"
+    }
     if cached.live is not None:
         for id, entry in cached.live.items():
             models[id] = _entry(account, id, entry, models.get(id, {}))
@@ -195,4 +199,6 @@ def _from_settings(account: Account, model: ProviderModel) -> dict[str, Any]:
         told["description"] = model.description
     if model.context_length:
         told["context_length"] = model.context_length
+    if model.modalities:
+        told["input_modalities"] = list(model.modalities)
     return _entry(account, model.id, told, {})
