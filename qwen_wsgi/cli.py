@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qwen_wsgi import __version__, report
 from qwen_wsgi import settings as settings_module
@@ -110,17 +110,16 @@ def status(settings: Settings, arguments: argparse.Namespace) -> int:
 def models(settings: Settings, arguments: argparse.Namespace) -> int:
     """Print the models; which lists are live is told on standard error."""
     services = _services(settings)
-    found = []
+    found: dict[str, dict[str, Any]] = {}
     for account in services.book.accounts():
         listing = services.catalogue.listing(account, max_age_s=0)
-        found += list(listing.models.values())
+        found = {**listing.models, **found}
         source = "live list" if listing.live else f"no live list ({listing.error})"
         print(f"{account.name}: {len(listing.models)} models, {source}", file=sys.stderr)
     if arguments.json:
-        print(json.dumps({"object": "list", "data": found}, indent=2))
+        print(json.dumps({"object": "list", "data": list(found.values())}, indent=2))
     else:
-        for model in found:
-            print(model["id"])
+        print("\n".join(found))
     services.close()
     return 0
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flask import Response, current_app, g, request
 
@@ -68,15 +67,14 @@ class LiveCall:
     relay: Relay | None = None
     closed: bool = field(default=False)
 
-    def admit(self, environ: Mapping[str, Any]) -> None:
-        """Take a place and watch the client, after its body was read.
+    def admit(self) -> None:
+        """Take a place.
 
         Raises:
             Overloaded: no place is free.
         """
         self.admission.enter()
         self.admitted = True
-        self.watch = watch_client(environ)
 
     def take_route(self, route: Route) -> None:
         """Note who answers; the response tells it, too."""
@@ -169,13 +167,17 @@ def check_caller() -> None:
 
 
 def read_body() -> JsonObject:
-    """Read the request's JSON body, and take a place for the call.
+    """Take a place, read the JSON body, and from then on watch whether the client stays.
+
+    The place comes first: bodies are large, and those of calls in flight are all that is held.
 
     Raises:
         ApiError: 400, 413 or 503.
     """
+    its = live()
+    its.admit()
     body = services().guard.read_body(request.environ)
-    live().admit(request.environ)
+    its.watch = watch_client(request.environ)
     return body
 
 

@@ -130,7 +130,12 @@ class Guard:
         if declared and int(declared) > self._max_body:
             raise self._too_large()
         # One byte more than allowed tells a chunked body that is too long.
-        body: bytes = environ["wsgi.input"].read(int(declared) if declared else self._max_body + 1)
+        try:
+            body: bytes = environ["wsgi.input"].read(
+                int(declared) if declared else self._max_body + 1
+            )
+        except OSError as error:  # what gunicorn raises for chunked coding that breaks off
+            raise BadRequest("The request body could not be read to its end.") from error
         if declared and len(body) < int(declared):
             raise BadRequest("The request body ended before its Content-Length.")
         if len(body) > self._max_body:

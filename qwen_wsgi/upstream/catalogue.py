@@ -31,6 +31,10 @@ _RETRY_S: Final = 60.0
 _CALL_MIN_AGE_S: Final = 60.0
 
 
+#: Many clients that force a refresh at once cost one upstream request a second.
+_REFRESH_MIN_AGE_S: Final = 1.0
+
+
 @dataclass(frozen=True)
 class Listing:
     """The models of one account.
@@ -77,11 +81,11 @@ class Catalogue:
         """The union over all accounts, for `GET /v1/models`; the first account's entry counts.
 
         Args:
-            refresh: ask the hosts now, whatever the age of the lists.
+            refresh: ask the hosts now, unless they were asked within this second.
         """
         union: dict[str, dict[str, Any]] = {}
         for account in self._book.accounts():
-            max_age_s = 0.0 if refresh else self._max_age_s
+            max_age_s = _REFRESH_MIN_AGE_S if refresh else self._max_age_s
             for id, entry in self.listing(account, max_age_s=max_age_s).models.items():
                 union.setdefault(id, entry)
         return list(union.values())
@@ -113,10 +117,8 @@ class Catalogue:
 
     def _due(self, cached: _Cached, max_age_s: float) -> bool:
         now = self._clock.monotonic()
-        if max_age_s == 0:
-            return True
         if cached.error and cached.tried_at is not None:
-            return now - cached.tried_at >= _RETRY_S
+            return now - cached.tried_at >= min(_RETRY_S, max_age_s)
         return cached.fetched_at is None or now - cached.fetched_at >= max_age_s
 
     def _fetch(self, account: Account, cached: _Cached) -> None:

@@ -31,6 +31,10 @@ from qwen_wsgi.upstream.transport import (
 
 _CHAT_PATH = "/chat/completions"
 
+#: Content types of an answer that is no stream. Whatever else it is called is read as one: some
+#: servers name no type for their streams, or text/plain.
+_WHOLE = ("application/json", "text/html")
+
 #: After `[DONE]` only the last chunk of the framing is to come. If it does not come at once, the
 #: connection is given up rather than the client kept waiting for the end of its answer.
 _DRAIN_S = 0.1
@@ -223,10 +227,11 @@ class UpstreamClient:
             upstream_request_id=response.headers.get("x-request-id", ""),
         )
         try:
-            if response.headers.get("content-type", "").startswith("text/event-stream"):
-                stream.first = self._first_events(account, stream, deadline)
-            else:
+            kind = response.headers.get("content-type", "")
+            if kind.startswith(_WHOLE):
                 stream.first = self._unstreamed(account, stream, response)
+            else:
+                stream.first = self._first_events(account, stream, deadline)
         except BaseException:
             stream.close()
             raise

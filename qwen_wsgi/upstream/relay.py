@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 
 from qwen_wsgi.clock import Clock
@@ -13,6 +14,8 @@ from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.body import ReadTimeout
 from qwen_wsgi.upstream.client import OpenStream, empty, ended_early
 from qwen_wsgi.upstream.transport import silence
+
+log = logging.getLogger(__name__)
 
 _COMMENT = b": keep-alive\n\n"
 
@@ -27,7 +30,7 @@ class Relay:
 
     Attributes:
         outcome: `open` until the stream ends; then `complete`, `upstream_error` (error frame or
-            failure) or `client_gone`.
+            failure), `failed` (a fault of ours) or `client_gone`.
         first_byte_at: monotonic time of the first upstream event, or None.
         error: the failure that ended the stream, or None.
     """
@@ -89,22 +92,21 @@ class Relay:
         except ApiError as error:
             self.outcome, self.error = "upstream_error", error
             yield sse.render(error.body())
-        except GeneratorExit:
-            self._gone()
-            raise
-        if self.outcome == "upstream_error":
+        except Exception as fault:  # the outermost frame: after the 200 nobody else can tell
+            log.error("fault in a stream call=%s", self._call_id, exc_info=fault)
+            self.outcome = "failed"
+            self.error = ApiError("The proxy failed on this stream.", code="internal_error")
+            yield sse.render(self.error.body())
+        if self.outcome != "complete":
             raise StreamBroken("the stream failed; its client was told by an error event")
 
     def close(self) -> None:
         """Stop the upstream, wherever the stream is. Harmless when repeated."""
-        self._gone()
+        if self.outcome == "open":
+            self.outcome = "client_gone"
         self._opening.cancel()
         if self._stream is not None:
             self._stream.close()
-
-    def _gone(self) -> None:
-        if self.outcome == "open":
-            self.outcome = "client_gone"
 
     def _take(self) -> None:
         try:

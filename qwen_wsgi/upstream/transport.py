@@ -159,10 +159,11 @@ class Transport:
         origin = "/".join(url.split("/", 3)[:3])
         route = self._routes.get(origin)
         if route is None:
-            merged = requests.Session().merge_environment_settings(
-                url, {}, None, None, None
+            merged = requests.Session().merge_environment_settings(url, {}, None, None, None)
+            route = (
+                dict(merged["proxies"]),
+                True if merged["verify"] is None else merged["verify"],
             )
-            route = (dict(merged["proxies"]), True if merged["verify"] is None else merged["verify"])
             self._routes[origin] = route
         return route
 
