@@ -70,7 +70,7 @@ class Exchange:
             while len(self._received) < start + int(headers["content-length"]):
                 self._more()
             return self._received[start : start + int(headers["content-length"])]
-        self.read_until(b"0\r\n\r\n")
+        self.read_until(b"\r\n0\r\n\r\n")  # a header may end in 0, too
         return b"".join(self.chunks())
 
     def chunks(self) -> list[bytes]:

@@ -128,7 +128,7 @@ def test_a_broken_stream_ends_with_an_error_event_and_a_closed_connection(
     assert status == 200
     assert found[-1]["error"]["code"] == "upstream_broken"
     assert "[DONE]" not in found
-    assert not received.endswith(b"0\r\n\r\n"), "the body must look cut to HTTP, too"
+    assert not received.endswith(b"\r\n0\r\n\r\n"), "the body must look cut to HTTP, too"
     assert proxy.wait_for_call(headers["x-request-id"])["outcome"] == "upstream_error"
 
 

@@ -1,0 +1,133 @@
+"""The whole road: client → nginx with the shipped site → gunicorn with two workers → upstream."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from qwen_wsgi.sandbox import Sandbox
+from tests.conftest import note_log_file
+from tests.deploy import servers
+from tests.server.conftest import CLIENT_KEY, Proxy
+from tests.server.raw import Exchange, chat, events, text_of
+
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(not servers.nginx(), reason="nginx is not installed (apt: nginx-light)"),
+]
+
+
+@pytest.fixture(scope="module")
+def front(proxy: Proxy) -> Iterator[int]:
+    """nginx in front of the shared proxy; its port."""
+    with (
+        tempfile.TemporaryDirectory(prefix="qp") as directory,
+        servers.start_nginx(Path(directory), proxy.port) as server,
+    ):
+        assert isinstance(server.address, int)
+        yield server.address
+        note_log_file(server.log)
+
+
+def test_a_stream_passes_unbuffered(front: int, sandbox: Sandbox) -> None:
+    with Exchange(
+        front, chat("[[sandbox: chunks=10, interval=0.1]]", stream=True), key=CLIENT_KEY
+    ) as exchange:
+        began = time.monotonic()
+        exchange.read_until(b'"content":')
+        first = time.monotonic() - began
+        body = exchange.body()
+        whole = time.monotonic() - began
+
+    assert first < 0.6 < whole
+    assert events(body)[-1] == "[DONE]"
+
+
+def test_the_official_sdk_streams_through_both(front: int, sandbox: Sandbox) -> None:
+    with openai.OpenAI(
+        base_url=f"http://127.0.0.1:{front}/v1", api_key=CLIENT_KEY, max_retries=0
+    ) as client:
+        with client.chat.completions.create(
+            model="qwen3.7-plus",
+            messages=[{"role": "user", "content": "[[sandbox: text=through]]"}],
+            stream=True,
+        ) as stream:
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+        whole = client.chat.completions.create(
+            model="qwen3.7-plus", messages=[{"role": "user", "content": "Hello"}]
+        )
+
+    assert text == "through"
+    assert whole.choices[0].message.content
+
+
+def test_many_streams_at_a_time(front: int, sandbox: Sandbox) -> None:
+    def one(number: int) -> str:
+        spec = f"interval=0.02, text=this is answer number {number}"
+        with Exchange(
+            front, chat(f"[[sandbox: {spec}]]", stream=True), key=CLIENT_KEY, timeout_s=20
+        ) as exchange:
+            found = events(exchange.body())
+        assert found[-1] == "[DONE]"
+        return text_of(found)
+
+    with concurrent.futures.ThreadPoolExecutor(40) as pool:
+        answers = list(pool.map(one, range(40)))
+
+    assert answers == [f"this is answer number {number}" for number in range(40)]
+
+
+def test_a_client_that_leaves_nginx_stops_the_upstream(front: int, sandbox: Sandbox) -> None:
+    for spec in ("slow-headers=8", "chunks=999, interval=0.02"):
+        exchange = Exchange(front, chat(f"[[sandbox: {spec}]]", stream=True), key=CLIENT_KEY)
+        count = len(sandbox.chats)
+        assert sandbox.wait_until(lambda n=count: len(sandbox.chats) > n or n > 0, 5)
+        time.sleep(0.2)
+        left_at = exchange.close()
+
+        assert sandbox.wait_until(lambda: sandbox.chats[-1].outcome == "client_gone", 5)
+        gone_at = sandbox.chats[-1].gone_s
+        assert gone_at is not None and gone_at - left_at < 0.5
+
+
+def test_keep_alives_pass(front: int, sandbox: Sandbox) -> None:
+    with Exchange(
+        front, chat("[[sandbox: slow-headers=1.2]]", stream=True), key=CLIENT_KEY
+    ) as exchange:
+        began = time.monotonic()
+        exchange.read_until(b": keep-alive\n\n")
+
+        assert time.monotonic() - began < 1.1
+        assert events(exchange.body())[-1] == "[DONE]"
+
+
+def test_errors_keep_their_status_and_request_id(front: int, sandbox: Sandbox) -> None:
+    with Exchange(
+        front,
+        chat("[[sandbox: throttle]]", stream=True),
+        key=CLIENT_KEY,
+        headers={"X-Request-Id": "mine-1"},
+    ) as exchange:
+        status, headers = exchange.head()
+
+    assert status == 429
+    assert headers["x-request-id"] == "mine-1"
+
+
+def test_a_broken_stream_does_not_look_complete(front: int, sandbox: Sandbox) -> None:
+    with Exchange(
+        front,
+        chat("[[sandbox: chunks=9, interval=0.02, cut-after=3]]", stream=True),
+        key=CLIENT_KEY,
+    ) as exchange:
+        received = exchange.read_to_end()
+        found = events(b"".join(exchange.chunks()))
+
+    assert found[-1]["error"]["code"] == "upstream_broken"
+    assert not received.endswith(b"\r\n0\r\n\r\n")
