@@ -1,0 +1,33 @@
+"""The model list of the look-alike. Pure, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+# Ids that exist at the real service (late 2026), so that limits and quirks known by id apply.
+DEFAULT_MODELS: Final = (
+    "qwen3.8-max",
+    "qwen3.8-flash",
+    "qwen3.7-max",
+    "qwen3.7-plus",
+    "qwen3.6-plus",
+    "qwen-plus",
+    "qwen-flash",
+    "qwen3-coder-plus",
+    "qwen3-coder-flash",
+    "qwen3-vl-plus",
+    "coder-model",
+    "text-embedding-v4",
+    "text-embedding-v3",
+)
+_CREATED_S: Final = 1767225600
+
+
+def model_list(ids: Iterable[str]) -> dict[str, Any]:
+    """Return the body of `GET /models`."""
+    return {"object": "list", "data": [model_entry(identity) for identity in ids]}
+
+
+def model_entry(identity: str) -> dict[str, Any]:
+    return {"id": identity, "object": "model", "created": _CREATED_S, "owned_by": "system"}

@@ -1,0 +1,201 @@
+"""Which answer a request gets: chat, embeddings, models, and the way to the other routes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+from qwen_wsgi.sandbox import chat, errors, faults, login, params, stream
+from qwen_wsgi.sandbox.console import own_route
+from qwen_wsgi.sandbox.embeddings import embed
+from qwen_wsgi.sandbox.errors import Refusal
+from qwen_wsgi.sandbox.faults import BadSpec, Spec
+from qwen_wsgi.sandbox.journal import Record
+from qwen_wsgi.sandbox.models import model_entry, model_list
+from qwen_wsgi.sandbox.replies import (
+    faulty,
+    late_or_broken,
+    refused,
+    then,
+    vendor_headers,
+    wanted_refusal,
+    without_length,
+)
+from qwen_wsgi.sandbox.steps import Close, Pause, Step, encode_json, gzipped, whole, whole_json
+from qwen_wsgi.sandbox.wire import Request
+from qwen_wsgi.sandbox.world import Json, Reply, World, json_object, key_refusal, spec_for
+
+_PREFIXES: Final = ("/compatible-mode/v1/", "/v1/")
+
+
+def route_of(request: Request) -> str:
+    """Name the route of a request: a name of `ROUTES`, or control, page, or unknown."""
+    path = request.path
+    if path.startswith("/_sandbox/"):
+        return "control"
+    if path in ("/", "/authorize"):
+        return "page"
+    fixed = {"/api/v1/oauth2/device/code": "device", "/api/v1/oauth2/token": "token"}
+    if path in fixed and request.method == "POST":
+        return fixed[path]
+    for prefix in _PREFIXES:
+        if path.startswith(prefix):
+            return _api_route(request.method, path[len(prefix) :])
+    return "unknown"
+
+
+def _api_route(method: str, rest: str) -> str:
+    if method == "POST" and rest in ("chat/completions", "embeddings"):
+        return "chat" if rest.startswith("chat") else "embeddings"
+    if method == "GET" and (rest == "models" or rest.startswith("models/")):
+        return "models"
+    return "unknown"
+
+
+def respond(world: World, request: Request, record: Record | None) -> Reply:
+    """Make the answer to a request. `record` is None for the sandbox's own routes."""
+    if record is None:
+        return Reply(own_route(world, request))
+    handlers = {
+        "chat": _chat,
+        "embeddings": _embeddings,
+        "models": _models,
+        "device": login.device,
+        "token": login.token,
+    }
+    handler = handlers.get(record.route)
+    if handler is None:
+        # A wrong path is answered with nothing at all.
+        return Reply(whole(404, b"", None), headers=vendor_headers(record))
+    try:
+        reply = handler(world, request, record)
+    except BadSpec as error:
+        refusal = Refusal(400, "sandbox_bad_spec", f"[sandbox] {error}", "invalid_request_error")
+        reply = Reply(refused(refusal, Spec()))
+    record.spec = str(reply.spec)
+    steps = reply.steps
+    if "close" in reply.spec:
+        steps = without_length(steps)
+    if "gzip" in reply.spec:
+        steps = gzipped(steps)
+    if "close-silently" in reply.spec:
+        steps = then(steps, Close(silent=True))
+    return replace(reply, steps=steps, headers=vendor_headers(record))
+
+
+def _chat(world: World, request: Request, record: Record) -> Reply:
+    body = json_object(request)
+    model = str(body.get("model", "")) if body else ""
+    record.model = model
+    record.stream = body is not None and body.get("stream") is True
+    texts = [faults.spec_in_model(model), faults.spec_in_text(chat.last_user_text(body or {}))]
+    spec = spec_for(world, request, record, texts)
+    errors.in_stream(spec)  # raises BadSpec now, while a 400 can still be answered
+    queued_s = _queue_time(request, spec)
+    refusal = key_refusal(world, request)
+    if refusal is not None:
+        return Reply(refused(refusal, spec), spec)
+
+    def steps() -> Iterator[Step]:
+        if queued_s is not None:
+            yield Pause(queued_s)
+        yield from _chat_answer(world, record, body, spec)
+
+    wanted = wanted_refusal(world, spec, model) if queued_s is None else None
+    return Reply(_counted(world, record, faulty(world, spec, steps, wanted)), spec)
+
+
+def _queue_time(request: Request, spec: Spec) -> float | None:
+    """Return how long a burst is queued instead of refused, or None.
+
+    DashScope queues a request that came in a burst if X-DashScope-Wait-Timeout allows that many
+    seconds.
+    """
+    if "burst" not in spec:
+        return None
+    try:
+        allowed_s = float(request.header("x-dashscope-wait-timeout") or 0)
+    except ValueError:
+        return None
+    return spec.number("burst") if allowed_s >= spec.number("burst") else None
+
+
+def _counted(world: World, record: Record, steps: Iterator[Step]) -> Iterator[Step]:
+    """Count a chat as open while it is answered, and refuse it if too many are."""
+    most = world.control.knobs.max_concurrent
+    running = world.journal.begin_chat(record)
+    try:
+        if most is not None and running > most:
+            text = "concurrency allocated quota exceeded"
+            yield from refused(Refusal(429, "insufficient_quota", text), Spec())
+        else:
+            yield from steps
+    finally:
+        world.journal.end_chat(record)
+
+
+def _chat_answer(world: World, record: Record, body: Json | None, spec: Spec) -> Iterator[Step]:
+    if body is None:
+        return refused(errors.BAD_BODY, spec)
+    refusal = _chat_refusal(world, body, spec)
+    if refusal is not None:
+        return refused(refusal, spec)
+    made = chat.answer(body, spec, now_s=world.clock())
+    streamed = record.stream and "non-stream-json" not in spec
+    if streamed or "stream-anyway" in spec:
+        chunks = chat.chunks(made, spec, include_usage=chat.asks_for_usage(body))
+        events = stream.payloads(chunks, spec)
+        return stream.script(events, spec, world.control.knobs.interval_s)
+    return late_or_broken(encode_json(chat.completion(made, spec)), spec)
+
+
+def _chat_refusal(world: World, body: Json, spec: Spec) -> Refusal | None:
+    if "strict-portal" in spec and (refusal := params.portal_refusal(body)) is not None:
+        return refusal
+    if "lax" not in spec and (refusal := params.refusal_for(body)) is not None:
+        return refusal
+    base = str(body.get("model")).partition("/sandbox/")[0]
+    knobs = world.control.knobs
+    if knobs.strict_models and base not in knobs.models and not base.startswith("sandbox/"):
+        return errors.chosen(Spec({"model-not-found": ""}), base)
+    return None
+
+
+def _embeddings(world: World, request: Request, record: Record) -> Reply:
+    body = json_object(request)
+    record.model = str(body.get("model", "")) if body else ""
+    spec = spec_for(world, request, record, [faults.spec_in_model(record.model)])
+    refusal = key_refusal(world, request)
+    if refusal is not None:
+        return Reply(refused(refusal, spec), spec)
+
+    def steps() -> Iterator[Step]:
+        made = errors.BAD_BODY if body is None else embed(body)
+        return (
+            refused(made, spec)
+            if isinstance(made, Refusal)
+            else late_or_broken(encode_json(made), spec)
+        )
+
+    return Reply(faulty(world, spec, steps, wanted_refusal(world, spec, record.model)), spec)
+
+
+def _models(world: World, request: Request, record: Record) -> Reply:
+    spec = spec_for(world, request, record, [])
+    refusal = key_refusal(world, request)
+    if refusal is not None:
+        return Reply(refused(refusal, spec), spec)
+    known = world.control.knobs.models
+    _, found, identity = request.path.partition("/models/")
+
+    def steps() -> Iterator[Step]:
+        if not found:
+            return late_or_broken(encode_json(model_list(known)), spec)
+        if identity in known:
+            return whole_json(200, model_entry(identity))
+        return refused(
+            errors.chosen(Spec({"model-not-found": ""}), identity) or errors.BAD_BODY, spec
+        )
+
+    return Reply(faulty(world, spec, steps, wanted_refusal(world, spec)), spec)

@@ -1,0 +1,299 @@
+"""The sandbox as a running server: one accept thread, one thread per connection, loopback only.
+
+Plain blocking sockets and threads, so that it also runs inside a gevent-patched process, where each
+thread is a greenlet. No selectors, no asyncio.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+from qwen_wsgi.sandbox import console, routes
+from qwen_wsgi.sandbox.control import Control, Knobs
+from qwen_wsgi.sandbox.errors import Refusal
+from qwen_wsgi.sandbox.journal import Journal, Record
+from qwen_wsgi.sandbox.models import DEFAULT_MODELS
+from qwen_wsgi.sandbox.oauth import OAuth
+from qwen_wsgi.sandbox.steps import Player, Uncounted, whole_json
+from qwen_wsgi.sandbox.wire import Connection, Malformed, PeerGone, Request
+from qwen_wsgi.sandbox.world import World
+
+_BACKLOG: Final = 1024
+_STOP_TIMEOUT_S: Final = 5.0
+# Bodies of the OAuth routes hold refresh tokens; those of the other routes hold nothing secret.
+_KEPT_BODIES: Final = frozenset({"chat", "embeddings"})
+# client_id of the qwen-code CLI, which is public.
+_CLI_CLIENT_ID: Final = "f0304373b74a44d2b584a3fb70ca9e56"
+
+
+_Held = TypeVar("_Held", Connection, socket.socket)
+
+
+class Sandbox:
+    """A Qwen look-alike on a loopback port.
+
+    Thread-safe. `start` binds; after `stop` a further `start` binds the same port again, so that an
+    outage can be played. Usable as a context manager, which starts and stops it.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        clock: Callable[[], float] = time.time,
+        chunk_interval_s: float = 0.0,
+        models: Sequence[str] | None = None,
+        keep_alive_s: float = 75.0,
+    ) -> None:
+        """Prepare, without opening anything.
+
+        Args:
+            port: 0 lets the system choose.
+            clock: epoch seconds, for the life of tokens and `created`; delays always use real time.
+            chunk_interval_s: pause between the events of a stream, for people who watch.
+            models: ids that `GET models` lists; None means a default list of real ids.
+            keep_alive_s: an idle connection is closed after that many seconds.
+
+        Raises:
+            ValueError: `host` is not a loopback address.
+        """
+        self._host = _loopback(host)
+        self._port = port
+        self._keep_alive_s = keep_alive_s
+        listed = DEFAULT_MODELS if models is None else tuple(models)
+        oauth = OAuth(clock, lambda: self.origin)
+        control = Control(oauth, lambda: Knobs(models=listed, interval_s=chunk_interval_s))
+        self._world = World(clock, lambda: self.origin, oauth, control, Journal())
+        self._lock = threading.Lock()
+        self._listener: socket.socket | None = None
+        self._threads: dict[threading.Thread, Connection | socket.socket] = {}
+        self._stopping = threading.Event()
+
+    @property
+    def origin(self) -> str:
+        """`http://host:port`, without a slash at the end."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._port}"
+
+    @property
+    def base_url(self) -> str:
+        """The OpenAI base of the look-alike."""
+        return self.origin + "/compatible-mode/v1"
+
+    @property
+    def requests(self) -> tuple[Record, ...]:
+        """The last 1000 requests, except control calls."""
+        return self._world.journal.records()
+
+    @property
+    def chats(self) -> tuple[Record, ...]:
+        """Those of the last requests that were chat completions."""
+        return tuple(record for record in self.requests if record.route == "chat")
+
+    def start(self) -> Sandbox:
+        """Bind and serve in background daemon threads; return self.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((self._host, self._port))
+            listener.listen(_BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+        self._port = listener.getsockname()[1]
+        self._stopping.clear()
+        self._listener = listener
+        self._spawn(self._accept, listener)
+        return self
+
+    def stop(self) -> None:
+        """Close the port and all connections and wait for the threads. May be called twice."""
+        listener, self._listener = self._listener, None
+        if listener is None:
+            return
+        self._stopping.set()
+        deadline_s = time.monotonic() + _STOP_TIMEOUT_S
+        # Closing a socket does not wake a thread that accepts on it. A last connection does.
+        with suppress(OSError):
+            socket.create_connection((self._host, self._port), timeout=1.0).close()
+        self._join(listener, deadline_s)
+        with self._lock:
+            connections = [held for held in self._threads.values() if isinstance(held, Connection)]
+        for connection in connections:
+            connection.abort()
+            self._join(connection, deadline_s)
+        listener.close()
+
+    def __enter__(self) -> Sandbox:
+        return self.start()
+
+    def __exit__(self, *_exception: object) -> None:
+        self.stop()
+
+    def control(
+        self, payload: Mapping[str, Any] | None = None, /, **changes: Any
+    ) -> dict[str, Any]:
+        """Do what `POST /_sandbox/control` does.
+
+        Raises:
+            BadControl: a key or value is not understood; nothing was changed.
+        """
+        return self._world.control.apply({**(payload or {}), **changes})
+
+    def reset(self) -> None:
+        """Do what `POST /_sandbox/reset` does: forget settings, tokens, counters and log."""
+        console.reset(self._world)
+
+    def state(self) -> dict[str, Any]:
+        """Return what `GET /_sandbox/state` answers."""
+        return console.state(self._world)
+
+    def issue(self, client_id: str = _CLI_CLIENT_ID) -> dict[str, Any]:
+        """Return a fresh token answer, as after a login, without going through one."""
+        return self._world.oauth.issue(client_id)
+
+    def wait_until(self, reached: Callable[[], bool], timeout_s: float = 5.0) -> bool:
+        """Wait until `reached()` is true; False when the time is up."""
+        return self._world.journal.wait_until(reached, timeout_s)
+
+    def settle(self, timeout_s: float = 5.0) -> tuple[Record, ...]:
+        """Wait until no request is in progress and return the log.
+
+        A client has its answer a moment before the record of the request is closed; this closes the
+        gap.
+        """
+        self.wait_until(lambda: all(r.outcome != "open" for r in self.requests), timeout_s)
+        return self.requests
+
+    # --- threads ----------------------------------------------------------------------------------
+
+    def _spawn(self, work: Callable[[_Held], None], held: _Held) -> None:
+        """Run `work(held)` in a thread of its own."""
+        thread = threading.Thread(target=self._run, args=(work, held), name="sandbox", daemon=True)
+        with self._lock:
+            self._threads[thread] = held
+        thread.start()
+
+    def _join(self, held: Connection | socket.socket, deadline_s: float) -> None:
+        """Wait for the thread that works on `held`."""
+        with self._lock:
+            threads = [thread for thread, work in self._threads.items() if work is held]
+        for thread in threads:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+
+    def _run(self, work: Callable[[_Held], None], held: _Held) -> None:
+        try:
+            work(held)
+        except Exception:
+            # The top of a thread: a mistake here must not print into the log of the product.
+            self._world.journal.failed(traceback.format_exc())
+        finally:
+            with self._lock:
+                self._threads.pop(threading.current_thread(), None)
+
+    def _accept(self, listener: socket.socket) -> None:
+        while not self._stopping.is_set():
+            try:
+                sock, _address = listener.accept()
+            except OSError:
+                if self._stopping.is_set():
+                    return
+                time.sleep(0.05)  # out of file descriptors, most likely: let some connections end
+                continue
+            connection = Connection(sock)
+            if self._stopping.is_set():
+                connection.close()
+                return
+            self._world.journal.connected()
+            try:
+                self._spawn(self._serve, connection)
+            except RuntimeError:  # no more threads to be had
+                connection.close()
+
+    def _serve(self, connection: Connection) -> None:
+        try:
+            while not self._stopping.is_set() and self._serve_one(connection):
+                pass
+        except PeerGone:
+            pass
+        finally:
+            connection.close()
+
+    def _serve_one(self, connection: Connection) -> bool:
+        """Answer the next request of a connection; tell whether there may be another one."""
+        try:
+            request = connection.read_request(self._keep_alive_s)
+        except Malformed as error:
+            refusal = Refusal(
+                error.status, "bad_request", f"[sandbox] {error}", "invalid_request_error"
+            )
+            steps = whole_json(error.status, refusal.body())
+            Player(connection, Uncounted(), close_after=True).play(steps)
+            return False
+        if request is None:
+            return False
+        route = routes.route_of(request)
+        if route in ("control", "page"):
+            return self._play(connection, request, None)
+        record = self._world.journal.open(request, route, keep_body=route in _KEPT_BODIES)
+        return self._play(connection, request, record)
+
+    def _play(self, connection: Connection, request: Request, record: Record | None) -> bool:
+        journal = self._world.journal
+        player: Player | None = None
+        gone_s: float | None = None
+        outcome = "failed"
+        try:
+            reply = routes.respond(self._world, request, record)
+            player = Player(
+                connection,
+                record or Uncounted(),
+                http10=request.version == "HTTP/1.0",
+                close_after=request.wants_close or "close" in reply.spec,
+                split_bytes=reply.spec.count("split"),
+                headers=reply.headers,
+                on_head=(lambda: journal.first_byte(record)) if record else None,
+            )
+            try:
+                player.play(reply.steps)
+                outcome = player.outcome
+            finally:
+                if isinstance(reply.steps, Generator):
+                    reply.steps.close()  # given up half-way: it still counts itself as ended
+        except PeerGone as gone:
+            outcome, gone_s = (
+                ("stopped", None) if self._stopping.is_set() else ("client_gone", gone.at_s)
+            )
+            return False
+        finally:
+            if record is not None:
+                journal.close(record, outcome, gone_s)
+        return player.keep_alive
+
+
+def _loopback(host: str) -> str:
+    """Return the address to bind; refuse everything that other machines could reach."""
+    address = "127.0.0.1" if host == "localhost" else host
+    try:
+        is_loopback = ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise ValueError(
+            f"the sandbox listens on loopback only, not on {host!r}: it accepts any key and can be "
+            "controlled by anybody who reaches it; use 127.0.0.1"
+        )
+    return address

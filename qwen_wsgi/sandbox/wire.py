@@ -1,0 +1,254 @@
+"""HTTP/1.1 on a raw socket: reading requests, and noticing that the peer has gone.
+
+Modules are imported whole (`socket.socket`, not `from socket import socket`), so that a gevent
+patch that is applied after this module was imported still takes effect.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+# Time for the rest of a request once its first byte is there; long enough for a debugger, short
+# enough that half a request does not hold a thread for ever.
+REQUEST_TIMEOUT_S: Final = 30.0
+SEND_TIMEOUT_S: Final = 120.0
+# One recv() never waits longer than this, as some platforms refuse huge timeouts.
+_LONGEST_WAIT_S: Final = 3600.0
+_RECV_BYTES: Final = 65536
+
+
+class PeerGone(Exception):
+    """The client closed or reset the connection; `at_s` is the monotonic time of noticing it."""
+
+    def __init__(self) -> None:
+        super().__init__("the client has gone")
+        self.at_s = time.monotonic()
+
+
+class Malformed(Exception):
+    """The bytes received are no acceptable HTTP request; `status` is the answer they deserve."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One HTTP request; `body` holds the exact bytes received, with any transfer coding removed."""
+
+    method: str
+    target: str
+    version: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes = b""
+
+    @property
+    def path(self) -> str:
+        return unquote(urlsplit(self.target).path)
+
+    @property
+    def query(self) -> str:
+        return urlsplit(self.target).query
+
+    def header(self, name: str) -> str | None:
+        """Return the values of a header joined by a comma, or None when it was not sent."""
+        values = [value for key, value in self.headers if key.lower() == name]
+        return ", ".join(values) if values else None
+
+    @property
+    def wants_close(self) -> bool:
+        connection = (self.header("connection") or "").lower()
+        return "close" in connection or (
+            self.version == "HTTP/1.0" and "keep-alive" not in connection
+        )
+
+
+class Connection:
+    """One accepted socket. Owned by one thread, except for `abort`, which any thread may call."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._buffer = bytearray()
+        with suppress(OSError):  # some systems refuse this on a connection that is already reset
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def read_request(self, idle_s: float) -> Request | None:
+        """Return the next request, or None if the peer closed or was silent for `idle_s` seconds.
+
+        Raises:
+            Malformed: what arrived cannot be read as a request.
+        """
+        if not self._buffer and not self._fill(time.monotonic() + idle_s):
+            return None
+        deadline_s = time.monotonic() + REQUEST_TIMEOUT_S
+        head = self._read_head(deadline_s)
+        if head is None:
+            return None
+        request = _parse_head(head)
+        if (request.header("expect") or "").lower() == "100-continue":
+            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = self._read_body(request, deadline_s)
+        if body is None:
+            return None
+        return Request(request.method, request.target, request.version, request.headers, body)
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but wake at once when the peer closes.
+
+        Bytes that arrive meanwhile (a pipelined request) are kept for `read_request`.
+
+        Raises:
+            PeerGone: the peer closed or reset the connection.
+        """
+        deadline_s = time.monotonic() + seconds
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            self._receive(min(left_s, _LONGEST_WAIT_S))
+
+    def check_peer(self) -> None:
+        """Raise PeerGone if the peer has already closed; never blocks."""
+        self._receive(0.0)
+
+    def send(self, data: bytes) -> None:
+        """Write all of `data`.
+
+        Raises:
+            PeerGone: the peer is not there to take it.
+        """
+        try:
+            self._sock.settimeout(SEND_TIMEOUT_S)
+            self._sock.sendall(data)
+        except OSError:
+            raise PeerGone from None
+
+    def reset(self) -> None:
+        """Close with a TCP reset instead of a FIN."""
+        with suppress(OSError):
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._sock.close()
+
+    def abort(self) -> None:
+        """Wake the owner thread: its current or next wait, read or send ends with the peer gone."""
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def _receive(self, timeout_s: float) -> None:
+        """Move what the peer sent into the buffer, waiting at most `timeout_s` seconds for it."""
+        try:
+            self._sock.settimeout(timeout_s)
+            data = self._sock.recv(_RECV_BYTES)
+        except (TimeoutError, BlockingIOError):
+            return
+        except OSError:
+            raise PeerGone from None
+        if not data or len(self._buffer) > MAX_BODY_BYTES:
+            raise PeerGone
+        self._buffer += data
+
+    def _fill(self, deadline_s: float) -> bool:
+        """Receive something before the deadline; False when the peer closed or stayed silent."""
+        size = len(self._buffer)
+        while len(self._buffer) == size:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                return False
+            try:
+                self._receive(min(left_s, _LONGEST_WAIT_S))
+            except PeerGone:
+                return False
+        return True
+
+    def _read_head(self, deadline_s: float) -> bytes | None:
+        searched = 0
+        while (end := self._buffer.find(b"\r\n\r\n", max(0, searched - 3))) < 0:
+            searched = len(self._buffer)
+            if searched > MAX_HEAD_BYTES:
+                raise Malformed(431, "request header fields too large")
+            if not self._fill(deadline_s):
+                return None
+        if end > MAX_HEAD_BYTES:
+            raise Malformed(431, "request header fields too large")
+        return self._take(end + 4)
+
+    def _read_body(self, request: Request, deadline_s: float) -> bytes | None:
+        if "chunked" in (request.header("transfer-encoding") or "").lower():
+            return self._read_chunked(deadline_s)
+        text = request.header("content-length") or "0"
+        if not text.isascii() or not text.isdigit():
+            raise Malformed(400, "bad Content-Length")
+        if int(text) > MAX_BODY_BYTES:
+            raise Malformed(413, "request body too large")
+        return self._read_exactly(int(text), deadline_s)
+
+    def _read_chunked(self, deadline_s: float) -> bytes | None:
+        body = bytearray()
+        while True:
+            line = self._read_line(deadline_s)
+            if line is None:
+                return None
+            try:
+                size = int(line.split(b";")[0].strip(), 16)
+            except ValueError:
+                raise Malformed(400, "bad chunk size") from None
+            if size < 0 or len(body) + size > MAX_BODY_BYTES:
+                raise Malformed(413, "request body too large")
+            if size == 0:
+                break
+            data = self._read_exactly(size + 2, deadline_s)
+            if data is None:
+                return None
+            body += data[:-2]
+        while trailer := self._read_line(deadline_s):
+            del trailer
+        return bytes(body)
+
+    def _read_line(self, deadline_s: float) -> bytes | None:
+        while (end := self._buffer.find(b"\r\n")) < 0:
+            if len(self._buffer) > MAX_HEAD_BYTES:
+                raise Malformed(400, "line too long")
+            if not self._fill(deadline_s):
+                return None
+        return self._take(end + 2)[:-2]
+
+    def _read_exactly(self, size: int, deadline_s: float) -> bytes | None:
+        while len(self._buffer) < size:
+            if not self._fill(deadline_s):
+                return None
+        return self._take(size)
+
+    def _take(self, size: int) -> bytes:
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return data
+
+
+def _parse_head(head: bytes) -> Request:
+    lines = head.decode("latin-1").split("\r\n")
+    parts = lines[0].split(" ")
+    if len(parts) != 3 or parts[2] not in ("HTTP/1.1", "HTTP/1.0"):
+        raise Malformed(400, "bad request line")
+    headers = []
+    for line in lines[1:]:
+        if not line:
+            continue
+        name, colon, value = line.partition(":")
+        if not colon or not name or name != name.strip():
+            raise Malformed(400, "bad header line")
+        headers.append((name, value.strip()))
+    try:
+        urlsplit(parts[1])
+    except ValueError:
+        raise Malformed(400, "bad request target") from None
+    return Request(parts[0], parts[1], parts[2], tuple(headers))

@@ -1,0 +1,1 @@
+"""The sandbox itself: each fault must do what its description says."""
