@@ -7,11 +7,13 @@ import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.discovery import ProviderModel
 from qwen_wsgi.errors import ApiError, UpstreamError
+from qwen_wsgi.green import Task
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream import model_data
 from qwen_wsgi.upstream.accounts import Account, AccountBook
@@ -83,11 +85,21 @@ class Catalogue:
         Args:
             refresh: ask the hosts now, unless they were asked within this second.
         """
+        max_age_s = _REFRESH_MIN_AGE_S if refresh else self._max_age_s
         union: dict[str, dict[str, Any]] = {}
-        for account in self._book.accounts():
-            max_age_s = _REFRESH_MIN_AGE_S if refresh else self._max_age_s
-            for id, entry in self.listing(account, max_age_s=max_age_s).models.items():
-                union.setdefault(id, entry)
+        # All at a time: one host that does not answer must not make the others wait.
+        tasks = [
+            Task(partial(self.listing, account, max_age_s=max_age_s), discard=lambda _: None)
+            for account in self._book.accounts()
+        ]
+        try:
+            for task in tasks:
+                task.wait(None)
+                for id, entry in task.take().models.items():
+                    union.setdefault(id, entry)
+        finally:
+            for task in tasks:
+                task.cancel()
         return list(union.values())
 
     def listing(self, account: Account, *, max_age_s: float) -> Listing:
@@ -99,9 +111,9 @@ class Catalogue:
         return _listing(account, cached)
 
     def listing_for_call(self, account: Account) -> Listing:
-        """As `listing`, but waits only where nothing was ever fetched."""
+        """As `listing`, but waits only for the first answer of a host, be it a failure."""
         cached = self._cached(account)
-        if cached.live is None:
+        if cached.tried_at is None:
             return self.listing(account, max_age_s=max(self._max_age_s, _CALL_MIN_AGE_S))
         if self._due(cached, max(self._max_age_s, _CALL_MIN_AGE_S)) and not cached.lock.locked():
             threading.Thread(
