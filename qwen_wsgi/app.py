@@ -133,7 +133,8 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
 def announce(app: Any) -> None:
     """Print the start-up banner from a thread, once the model lists are known.
 
-    `app` is the application, as gunicorn holds it. Fetching them here also spares the first call that wait.
+    Fetching them here also spares the first call that wait. `app` is the application, as gunicorn
+    holds it.
     """
     threading.Thread(target=_print_banner, args=(app.extensions["qwen_wsgi"],), daemon=True).start()
 
