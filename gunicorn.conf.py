@@ -24,10 +24,11 @@ from types import FrameType  # noqa: E402
 from typing import Any, Final  # noqa: E402
 
 import gevent  # noqa: E402
+from gunicorn.glogging import Logger  # noqa: E402
 from gunicorn.workers.base import Worker  # noqa: E402
 from gunicorn.workers.ggevent import GeventWorker  # noqa: E402
 
-from qwen_wsgi import settings  # noqa: E402
+from qwen_wsgi import logs, settings  # noqa: E402
 from qwen_wsgi.errors import SettingsError  # noqa: E402
 
 #: The exit code for settings that cannot work; the systemd unit does not restart after it.
@@ -65,13 +66,23 @@ def _writable(directory: str) -> str | None:
     return directory if os.path.isdir(directory) and os.access(directory, os.W_OK) else None
 
 
+class ServerLog(Logger):
+    """gunicorn's few lines in the form of the application's, so that one journal has one format."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        redaction = logs.Redaction((*_settings.all_client_keys, _settings.upstream_api_key))
+        for handler in self.error_log.handlers:
+            handler.setFormatter(logs.Formatter(_settings.log_format, redaction))
+
+
 class StreamWorker(GeventWorker):
     """gunicorn's gevent worker, which on a stop does not wait for clients that want nothing.
 
     A connection between two requests holds up gunicorn's graceful stop until its keep-alive time
     is over, and every official SDK keeps such connections. Here the reading half of an idle
-    connection is shut: what the client has already sent is still read and answered, then the
-    parser sees the end. A request head that has arrived in part is lost; heads come in one piece.
+    connection is shut, so that the parser, which waits for a request, sees the end. A request that
+    is there already is answered. A head of which a part is there is lost; they come in one piece.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -94,10 +105,13 @@ class StreamWorker(GeventWorker):
             self._waiting[sock] = time.monotonic()
             if not self.alive:
                 # This answer may have begun before the stop, and promised to keep the connection.
-                self._shut(sock)
+                # Not at once: a busy client's next request may be on its way already.
+                gevent.spawn_later(2 * _MIN_IDLE_S, self._shut_idle)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
+        if (services := _services(self)) is not None:
+            services.admission.draining = True
         # In a greenlet, as in gunicorn's handle_quit: a signal handler must not touch the sockets.
         gevent.spawn(self._shut_idle)
 
@@ -114,14 +128,17 @@ class StreamWorker(GeventWorker):
 
     @staticmethod
     def _shut(client: socket.socket) -> None:
-        # Not client.shutdown(): gevent's would break the pending read off with an error, so that
-        # bytes which are already here were lost. The kernel lets a read have them first.
-        # An OSError: closed meanwhile, by either side, which is the same to us.
+        # Not client.shutdown(): gevent's breaks off the pending read with an error of its own.
+        # An OSError: closed meanwhile, by either side.
         with (
             contextlib.suppress(OSError),
             _blocking_socket(fileno=os.dup(client.fileno())) as same,
         ):
-            same.shutdown(socket.SHUT_RD)
+            try:
+                same.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                same.shutdown(socket.SHUT_RD)
+            # Else a request came this moment: its answer will close the connection.
 
 
 def _services(worker: Worker) -> Any:
@@ -192,5 +209,6 @@ control_socket_disable = True
 
 # The application logs one line per call itself.
 accesslog = None
+logger_class = ServerLog
 errorlog = "-"
 loglevel = _settings.log_level.lower()

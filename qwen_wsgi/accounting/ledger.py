@@ -16,8 +16,8 @@ class Call:
     """One client request while it runs; its owner fills it in. Times are monotonic seconds.
 
     Attributes:
-        outcome: `complete`, `refused` (by us), `upstream_error`, `client_gone`, `failed`
-            (a fault of ours), or `open`.
+        outcome: `complete`, `refused` (by us), `upstream_error`, `client_gone`,
+            `cut_by_stop`, `failed` (a fault of ours), or `open`.
         usage: as the upstream told; None is "unknown", never an estimate.
     """
 

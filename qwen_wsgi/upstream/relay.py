@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.errors import ApiError, StreamBroken
+from qwen_wsgi.errors import ApiError, ClientGone, StreamBroken
 from qwen_wsgi.green import Task
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.usage import Usage
@@ -30,7 +30,7 @@ class Relay:
 
     Attributes:
         outcome: `open` until the stream ends; then `complete`, `upstream_error` (error frame or
-            failure), `failed` (a fault of ours) or `client_gone`.
+            failure), `failed` (a fault of ours), `cut_by_stop` or `client_gone`.
         first_byte_at: monotonic time of the first upstream event, or None.
         error: the failure that ended the stream, or None.
     """
@@ -97,6 +97,11 @@ class Relay:
             self.outcome = "failed"
             self.error = ApiError("The proxy failed on this stream.", code="internal_error")
             yield sse.render(self.error.body())
+        except (GeneratorExit, ClientGone):
+            raise
+        except BaseException:  # the worker is stopping, and its time for open streams is over
+            self.outcome, self.error = "cut_by_stop", _stopping()
+            yield sse.render(self.error.body())
         if self.outcome != "complete":
             raise StreamBroken("the stream failed; its client was told by an error event")
 
@@ -159,3 +164,11 @@ class Relay:
         return chat.keep_alive_chunk(
             id=self._call_id, model=self._model, created=int(self._clock.now())
         )
+
+
+def _stopping() -> ApiError:
+    return ApiError(
+        "The proxy was stopped or restarted before this answer was complete. Please try again.",
+        status=503,
+        code="proxy_stopping",
+    )

@@ -259,6 +259,27 @@ def test_a_stop_lets_streams_finish_and_says_so_in_health(
     assert proxy.process.wait(10) == 0
 
 
+def test_a_stream_that_outlives_the_stop_is_told(start_proxy: StartProxy, sandbox: Sandbox) -> None:
+    proxy = start_proxy(
+        QWEN_UPSTREAM_BASE_URL=sandbox.base_url,
+        QWEN_UPSTREAM_API_KEY=UPSTREAM_KEY,
+        QWEN_PROXY_GRACEFUL_TIMEOUT="1",
+    )
+    with Exchange(
+        proxy.port,
+        chat("[[sandbox: chunks=900, interval=0.05]]", stream=True),
+        headers={"X-Request-Id": "cut"},
+    ) as exchange:
+        exchange.read_until(b"data:")
+        proxy.process.send_signal(signal.SIGTERM)
+        exchange.read_to_end()
+        found = events(b"".join(exchange.chunks()))
+
+    assert found[-1]["error"]["code"] == "proxy_stopping"
+    assert proxy.process.wait(10) == 0
+    assert proxy.wait_for_call("cut")["outcome"] == "cut_by_stop"
+
+
 def test_a_killed_worker_is_replaced_and_the_others_go_on(
     start_proxy: StartProxy, sandbox: Sandbox
 ) -> None:

@@ -1,0 +1,70 @@
+#!/bin/sh
+# `make uninstall`: remove what `make install` made. Takes the same PREFIX and DESTDIR.
+#
+# Settings, state, an edited nginx site and the user stay; PURGE=1 removes them as well.
+set -eu
+
+prefix=${PREFIX:-/opt/qwen-proxy}
+root=${DESTDIR-}
+user=qwen-proxy
+site=$root/etc/nginx/sites-available/qwen-proxy.conf
+pristine=$root$prefix/nginx-site.installed
+
+say() { printf '%s\n' "$*"; }
+
+case $prefix in
+/?*) ;;
+*)
+    say "qwen-proxy: PREFIX must be an absolute path, not '$prefix'." >&2
+    exit 1
+    ;;
+esac
+if [ -z "$root" ]; then
+    if [ "$(id -u)" != 0 ]; then
+        say "qwen-proxy: uninstalling needs root: sudo make uninstall" >&2
+        exit 1
+    fi
+    if [ -d /run/systemd/system ]; then
+        systemctl disable --now qwen-proxy.service 2>/dev/null || true
+    fi
+fi
+
+rm -f "$root/etc/systemd/system/qwen-proxy.service"
+if [ -z "$root" ] && [ -d /run/systemd/system ]; then
+    systemctl daemon-reload
+fi
+
+if [ -z "$root" ] && [ -L /etc/nginx/sites-enabled/qwen-proxy.conf ]; then
+    say "nginx serves the site until: sudo systemctl reload nginx"
+fi
+rm -f "$root/etc/nginx/sites-enabled/qwen-proxy.conf" "$site.new"
+if [ -e "$site" ] && [ "${PURGE-}" != 1 ] && ! cmp -s "$pristine" "$site"; then
+    say "Kept $site, which was edited (it is switched off)."
+else
+    rm -f "$site"
+fi
+
+# Only what is surely ours: a wrong PREFIX must not cost anybody a directory.
+if [ -e "$root$prefix/venv/qwen-proxy-python" ]; then
+    rm -rf "$root$prefix/venv"
+fi
+rm -f "$pristine"
+rmdir "$root$prefix" 2>/dev/null || true
+rm -f "$root/etc/qwen-proxy/qwen-proxy.env.example" "$root/etc/qwen-proxy/owner.conf.example"
+
+if [ "${PURGE-}" = 1 ]; then
+    rm -rf "$root/etc/qwen-proxy" "$root/etc/systemd/system/qwen-proxy.service.d" \
+        "$root/var/lib/qwen-proxy"
+    if [ -z "$root" ]; then
+        # userdel would complain that nginx' user is still in the group, which goes right after.
+        if getent passwd "$user" >/dev/null; then
+            userdel "$user" 2>/dev/null || say "The user $user could not be removed."
+        fi
+        if getent group "$user" >/dev/null; then groupdel "$user"; fi
+    fi
+    say "Removed, with settings, state and user."
+else
+    rmdir "$root/etc/qwen-proxy" 2>/dev/null || true
+    say "Removed. Kept: /etc/qwen-proxy, /var/lib/qwen-proxy and the user $user" \
+        "(PURGE=1 removes them)."
+fi

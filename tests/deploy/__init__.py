@@ -1,0 +1,1 @@
+"""What an operator runs: Makefile, install, systemd unit, nginx site, gunicorn configuration."""

@@ -1,0 +1,84 @@
+"""A WSGI application for the deployment tests: stands in for the proxy behind gunicorn and nginx.
+
+It has what the hooks of gunicorn.conf.py look for: `extensions["qwen_wsgi"]` with `close()`,
+`admission`, and the parts that the start-up banner reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import parse_qsl
+
+from gevent import monkey
+
+from qwen_wsgi import settings
+
+
+def say(*words: object) -> None:
+    """Into the server's log."""
+    print("demo:", *words, file=sys.stderr, flush=True)
+
+
+class Application:
+    """Routes by path; what a route does is told by its query."""
+
+    def __init__(self) -> None:
+        services: Any = SimpleNamespace(
+            settings=settings.load(),
+            book=SimpleNamespace(accounts=lambda: []),
+            catalogue=SimpleNamespace(models=lambda: []),
+            discovery=SimpleNamespace(problems=lambda: []),
+            admission=SimpleNamespace(draining=False),
+            close=lambda: say("closed", os.getpid(), f"draining={services.admission.draining}"),
+        )
+        self.extensions = {"qwen_wsgi": services}
+
+    def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        query = dict(parse_qsl(environ.get("QUERY_STRING", "")))
+        route = environ["PATH_INFO"].strip("/")
+        if route == "stream":
+            start("200 OK", [("Content-Type", "text/event-stream")])
+            return self.stream(int(query["chunks"]), float(query["every"]))
+        if route == "slow":
+            time.sleep(float(query["s"]))
+        status = "200 OK"
+        body: object = os.getpid()
+        if route == "environ":
+            body = {k: v for k, v in environ.items() if isinstance(v, str)}
+        elif route == "process":
+            body = {
+                "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+                "patched": [
+                    name
+                    for name in ("socket", "ssl", "threading", "queue", "time")
+                    if monkey.is_module_patched(name)
+                ],
+            }
+        elif route == "read":
+            body = len(environ["wsgi.input"].read())
+        elif route == "refuse":
+            # As the proxy refuses: without reading the body.
+            status = query["status"] + " Refused"
+            body = {"error": {"message": "by the application"}}
+        data = json.dumps(body).encode()
+        start(status, [("Content-Type", "application/json"), ("Content-Length", str(len(data)))])
+        return [data]
+
+    def stream(self, chunks: int, every: float) -> Iterator[bytes]:
+        try:
+            for number in range(chunks):
+                yield b"data: %d\n\n" % number
+                time.sleep(every)
+            yield b"data: [DONE]\n\n"
+        finally:
+            say("stream closed")
+
+
+application = Application()

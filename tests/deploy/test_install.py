@@ -1,0 +1,196 @@
+"""`make install` and `make uninstall` into a directory: first time, again, and away."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.servers import REPO
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(240)]
+
+#: As it was before any fixture cleared it: pip may need a proxy.
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()
+    if name in ("PATH", "HOME", "TMPDIR") or name.lower().endswith("_proxy") or name[:4] == "PIP_"
+}
+
+PREFIX = "/opt/with-another.name"
+
+
+@dataclass
+class Installation:
+    """A copy of the checkout, and the directory that stands for the root of a system."""
+
+    checkout: Path
+    root: Path
+
+    def make(self, target: str, *variables: str) -> str:
+        """Run a target; what it prints."""
+        done = subprocess.run(
+            ["make", target, f"DESTDIR={self.root}", f"PREFIX={PREFIX}", *variables],
+            cwd=self.checkout,
+            # The package alone: its dependencies have nothing to do with what is tested here.
+            env={**ENVIRONMENT, "PIP_NO_DEPS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        if "it needs PyPI or a mirror" in done.stderr:
+            pytest.skip("pip cannot reach a package index")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def at(self, path: str) -> Path:
+        """A path of the installed system."""
+        return self.root / path.lstrip("/")
+
+    def files(self) -> set[str]:
+        """What is installed, without the virtual environment."""
+        venv = self.at(PREFIX + "/venv")
+        return {
+            "/" + str(path.relative_to(self.root))
+            for path in self.root.rglob("*")
+            if not path.is_dir() and venv not in path.parents
+        }
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Installation, str]]:
+    """After the first `make install`; and what that printed."""
+    base = tmp_path_factory.mktemp("install")
+    checkout = base / "check out"
+    checkout.mkdir()
+    for name in ("qwen_wsgi", "install", "systemd", "nginx"):
+        shutil.copytree(REPO / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Makefile", "setup.cfg", "pyproject.toml", "gunicorn.conf.py", "wsgi.py"):
+        shutil.copy(REPO / name, checkout)
+    before = sorted(checkout.rglob("*"))
+    installation = Installation(checkout, base / "root")
+    printed = installation.make("install")
+    # Built as root elsewhere: nothing of root's is left in somebody's checkout.
+    assert sorted(checkout.rglob("*")) == before
+    yield installation, printed
+
+
+@pytest.fixture
+def system(installed: tuple[Installation, str]) -> Installation:
+    return installed[0]
+
+
+def test_the_first_installation(installed: tuple[Installation, str]) -> None:
+    system, printed = installed
+    assert system.files() == {
+        PREFIX + "/nginx-site.installed",
+        "/etc/qwen-proxy/qwen-proxy.env",
+        "/etc/qwen-proxy/qwen-proxy.env.example",
+        "/etc/qwen-proxy/owner.conf.example",
+        "/etc/systemd/system/qwen-proxy.service",
+        "/etc/nginx/sites-available/qwen-proxy.conf",
+        "/etc/nginx/sites-enabled/qwen-proxy.conf",
+    }
+    assert "nothing was started" in printed
+    assert "systemctl enable --now qwen-proxy" in printed
+    assert "systemctl reload nginx" in printed
+
+
+def test_the_package_is_installed_and_not_linked(system: Installation) -> None:
+    venv = system.at(PREFIX + "/venv")
+    (package,) = venv.glob("lib/python3*/site-packages/qwen_wsgi/__init__.py")
+    assert not package.is_symlink()
+    assert os.access(venv / "bin/qwen-proxy", os.X_OK)
+    for name in ("gunicorn.conf.py", "wsgi.py"):
+        assert (venv / "share/qwen-proxy" / name).read_bytes() == (REPO / name).read_bytes()
+
+
+def test_the_unit_starts_the_program_where_it_was_put(system: Installation) -> None:
+    unit = system.at("/etc/systemd/system/qwen-proxy.service").read_text()
+    assert f"ExecStart={PREFIX}/venv/bin/qwen-proxy serve\n" in unit
+    assert "/opt/qwen-proxy" not in unit
+
+
+def test_the_settings_are_for_root_alone(system: Installation) -> None:
+    assert system.at("/etc/qwen-proxy/qwen-proxy.env").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_site_is_switched_on(system: Installation) -> None:
+    link = system.at("/etc/nginx/sites-enabled/qwen-proxy.conf")
+    assert link.is_symlink()
+    assert link.read_bytes() == (REPO / "nginx/qwen-proxy.conf").read_bytes()
+
+
+def test_an_upgrade_keeps_what_the_operator_changed_and_replaces_the_rest(
+    system: Installation,
+) -> None:
+    settings = system.at("/etc/qwen-proxy/qwen-proxy.env")
+    settings.write_text("DASHSCOPE_API_KEY=mine\n")
+    unit = system.at("/etc/systemd/system/qwen-proxy.service")
+    unit.write_text("old")
+    link = system.at("/etc/nginx/sites-enabled/qwen-proxy.conf")
+    link.unlink()
+    site = system.at("/etc/nginx/sites-available/qwen-proxy.conf")
+    shipped = system.checkout / "nginx/qwen-proxy.conf"
+
+    # A new version of a site that the operator left as it was.
+    shipped.write_text(shipped.read_text() + "# newer\n")
+    printed = system.make("install")
+    assert "systemctl restart qwen-proxy" in printed
+    assert settings.read_text() == "DASHSCOPE_API_KEY=mine\n"
+    assert "ExecStart=" in unit.read_text()
+    assert site.read_text().endswith("# newer\n")
+    assert not link.exists()
+
+    # And of one that the operator edited.
+    site.write_text("# mine\n")
+    printed = system.make("install")
+    assert site.read_text() == "# mine\n"
+    new = site.with_name(site.name + ".new")
+    assert new.read_bytes() == shipped.read_bytes()
+    assert f"the new one is beside it: {new}" in printed
+
+    # The operator took the new one over.
+    new.rename(site)
+    system.make("install")
+    assert not new.exists()
+
+
+def test_uninstalling_keeps_settings_and_state_unless_told_otherwise(
+    system: Installation,
+) -> None:
+    state = system.at("/var/lib/qwen-proxy/ledger")
+    state.parent.mkdir(parents=True)
+    state.touch()
+    assert "PURGE=1" in system.make("uninstall")
+    assert system.files() == {"/etc/qwen-proxy/qwen-proxy.env", "/var/lib/qwen-proxy/ledger"}
+    assert not system.at(PREFIX).exists()
+
+    system.make("uninstall", "PURGE=1")
+    assert system.files() == set()
+
+
+def test_uninstalling_does_not_touch_a_directory_that_is_not_ours(system: Installation) -> None:
+    other = system.at(PREFIX + "/venv/precious")
+    other.parent.mkdir(parents=True)
+    other.touch()
+    system.make("uninstall", "PURGE=1")
+    assert other.exists()
+
+
+def test_a_prefix_must_be_a_plain_absolute_path(system: Installation) -> None:
+    for prefix in ("relative", "/with space", "/with|bar"):
+        done = subprocess.run(
+            ["sh", str(system.checkout / "install/install.sh")],
+            env={**ENVIRONMENT, "DESTDIR": str(system.root), "PREFIX": prefix},
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "PREFIX" in done.stderr

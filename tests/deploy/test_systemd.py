@@ -1,0 +1,151 @@
+"""The systemd unit and its examples, without systemd as PID 1."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qwen_wsgi import settings
+from qwen_wsgi.cli import EXIT_CONFIGURATION
+from qwen_wsgi.credentials import providers
+from tests.deploy import unit_sandbox
+from tests.deploy.conftest import StartServer
+from tests.deploy.servers import REPO
+
+UNIT = REPO / "systemd/qwen-proxy.service"
+OWNER = REPO / "systemd/owner.conf.example"
+EXAMPLE = REPO / "systemd/qwen-proxy.env.example"
+
+needs_systemd_analyze = pytest.mark.skipif(
+    not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed"
+)
+
+#: Settings whose line in the example shows a value of somebody's own, not the default.
+SHOWN_BY_EXAMPLE = {
+    "QWEN_UPSTREAM_BASE_URL",
+    "QWEN_HOME",
+    "QWEN_CLI_AUTH",
+    "QWEN_PROXY_CORS_ORIGINS",
+    "QWEN_PROXY_BIND",
+    "QWEN_PROXY_WORKERS",
+}
+
+
+def unit_values(name: str) -> list[str]:
+    return re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
+
+
+def one(name: str) -> str:
+    (value,) = unit_values(name)
+    return value
+
+
+def example_values() -> dict[str, str]:
+    """Every `NAME=value`, commented out or not."""
+    lines = re.findall(r"^#?([A-Z][A-Z_]+)=(.*)$", EXAMPLE.read_text(), re.MULTILINE)
+    values = {name: value.strip("'") for name, value in lines}
+    assert len(values) == len(lines), "a name occurs twice"
+    return values
+
+
+@needs_systemd_analyze
+@pytest.mark.parametrize("as_owner", [False, True], ids=["own user", "owner of ~/.qwen"])
+def test_systemd_understands_every_line(tmp_path: Path, as_owner: bool) -> None:
+    program = tmp_path / "qwen-proxy"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    unit = tmp_path / "qwen-proxy.service"
+    unit.write_text(UNIT.read_text().replace("/opt/qwen-proxy/venv/bin/qwen-proxy", str(program)))
+    assert str(program) in unit.read_text()
+    if as_owner:
+        drop_in = tmp_path / "qwen-proxy.service.d/owner.conf"
+        drop_in.parent.mkdir()
+        drop_in.write_text(OWNER.read_text())
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(unit)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    # Other units of the machine, which it loads too, are not our business.
+    ours = [line for line in done.stderr.splitlines() if str(tmp_path) in line or "qwen" in line]
+    assert ours == []
+    assert done.returncode == 0, done.stderr
+
+
+@needs_systemd_analyze
+def test_the_service_is_hardened() -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", "--threshold=30", str(UNIT)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+    assert found, done.stdout + done.stderr
+    assert float(found[1]) <= 2.0
+    assert done.returncode == 0
+
+
+@pytest.mark.server
+@pytest.mark.skipif(
+    not unit_sandbox.available(), reason="libseccomp or systemd-analyze is not installed"
+)
+def test_the_server_runs_under_the_system_call_rules_of_the_unit(gunicorn: StartServer) -> None:
+    server = gunicorn(
+        unix=True,
+        settings={"QWEN_PROXY_WORKERS": "2"},
+        before=[sys.executable, unit_sandbox.__file__, str(UNIT)],
+    )
+    assert server.get("/environ")[0] == 200
+    assert server.stop() == 0
+    assert not re.search(r"Traceback|not permitted", server.text)
+
+
+def test_the_unit_leaves_time_and_files_enough() -> None:
+    defaults = settings.load({})
+    # gunicorn.conf.py gives workers 10 s after the streams.
+    assert int(one("TimeoutStopSec")) >= defaults.graceful_timeout_s + 15
+    assert int(one("LimitNOFILE")) >= 2 * (defaults.max_in_flight + 256) + 64
+    assert int(one("RestartPreventExitStatus")) == EXIT_CONFIGURATION
+
+
+def test_the_environment_of_the_unit_is_made_of_settings() -> None:
+    environ = dict(line.split("=", 1) for line in unit_values("Environment"))
+    loaded = settings.load(environ)
+    assert loaded.bind == "unix:/run/qwen-proxy/http.sock"
+    assert loaded.sandbox == "off"
+    assert set(environ) <= {row["name"] for row in settings.describe(loaded)}
+    assert f"server {loaded.bind} " in (REPO / "nginx/qwen-proxy.conf").read_text()
+
+
+def test_the_drop_in_only_changes_what_it_must() -> None:
+    parser = configparser.ConfigParser(strict=False)
+    parser.read_string(OWNER.read_text())
+    assert set(parser["Service"]) == {"user", "protecthome", "bindpaths", "environment"}
+    assert not re.search(r"^[^#]*%h", OWNER.read_text(), re.MULTILINE)
+
+
+def test_the_example_names_every_setting_and_nothing_else() -> None:
+    known = {row["name"] for row in settings.describe(settings.load({}))}
+    keys = {name for one in providers.PROVIDERS for name in (one.key_env, one.base_url_env)}
+    assert known - set(example_values()) == set()
+    assert set(example_values()) - known - keys == set()
+
+
+def test_the_example_switches_nothing_on() -> None:
+    assert re.findall(r"^[A-Z].*$", EXAMPLE.read_text(), re.MULTILINE) == []
+
+
+def test_the_example_shows_the_defaults() -> None:
+    values = {name: value for name, value in example_values().items() if value}
+    shown = settings.load({n: v for n, v in values.items() if n not in SHOWN_BY_EXAMPLE})
+    assert settings.describe(shown) == settings.describe(settings.load({}))
+    # And the others can be used.
+    settings.load(values)
