@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from qwen_wsgi.credentials.discovery import Discovery, FoundAccount, ProviderMod
 from qwen_wsgi.credentials.policy import State
 from qwen_wsgi.credentials.providers import PROVIDERS
 from qwen_wsgi.errors import SettingsError
+from tests.privileges import as_ordinary_user
 
 from .conftest import FakeClock, Home
 
@@ -679,12 +679,14 @@ class TestCheck:
             "Make it a file that the user who runs qwen-proxy can read"
         )
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
     @pytest.mark.parametrize("name", ["settings.json", ".env", "oauth_creds.json"])
     def test_a_file_without_permission(self, home: Home, name: str) -> None:
         (home.qwen / name).touch(mode=0)
 
-        with pytest.raises(SettingsError, match="Permission denied"):
+        with (
+            as_ordinary_user(home.qwen),
+            pytest.raises(SettingsError, match="Permission denied"),
+        ):
             home.discovery().check()
 
     def test_an_environment_login_that_is_none(self, home: Home) -> None:
