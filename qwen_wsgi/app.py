@@ -164,15 +164,17 @@ def _preflight() -> Response | None:
 
 
 def _allow_origin(response: Response) -> Response:
-    origin = request.environ.get("HTTP_ORIGIN")
-    if not origin or not (allowed := calls.services().guard.allowed_origin(origin)):
-        return response
+    guard = calls.services().guard
     headers = response.headers
+    if guard.origin_matters:
+        headers.add("vary", "Origin")
+    origin = request.environ.get("HTTP_ORIGIN")
+    if not origin or not (allowed := guard.allowed_origin(origin)):
+        return response
     headers["access-control-allow-origin"] = allowed
     headers["access-control-expose-headers"] = (
         "x-request-id, x-upstream-request-id, x-qwen-proxy-account, retry-after"
     )
-    headers.add("vary", "Origin")
     if request.method == "OPTIONS":
         headers["access-control-allow-methods"] = "GET, POST, DELETE, OPTIONS"
         headers["access-control-allow-headers"] = (

@@ -113,7 +113,7 @@ def models(settings: Settings, arguments: argparse.Namespace) -> int:
     found: dict[str, dict[str, Any]] = {}
     for account in services.book.accounts():
         listing = services.catalogue.listing(account, max_age_s=0)
-        found = {**listing.models, **found}
+        found |= {id: entry for id, entry in listing.models.items() if id not in found}
         source = "live list" if listing.live else f"no live list ({listing.error})"
         print(f"{account.name}: {len(listing.models)} models, {source}", file=sys.stderr)
     if arguments.json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -80,7 +81,7 @@ def curl(settings: Settings, model: str) -> str:
     key = "-H 'Authorization: Bearer YOUR_CLIENT_KEY' " if settings.all_client_keys else ""
     return (
         f"curl -N {socket}{base_url(settings)}/chat/completions {key}"
-        f"-H 'Content-Type: application/json' -d '{body}'"
+        f"-H 'Content-Type: application/json' -d {shlex.quote(body)}"
     )
 
 
@@ -117,7 +118,9 @@ def banner(
     if not accounts:
         lines.append("  accounts  none: every call is answered 503 until there is one")
     lines += [f"  note      {problem}" for problem in problems]
-    shown = [str(model["id"]) for model in models[:8]]
+    names = [str(model["id"]) for model in models]
+    # Names come from elsewhere, and must not control the terminal.
+    shown = [name if name.isprintable() else repr(name) for name in names[:8]]
     more = f", … ({len(models)} in all)" if len(models) > len(shown) else ""
     lines.append(f"  models    {', '.join(shown) or 'none'}{more}")
     lines += ["", "  Try it:", f"  {curl(settings, chat_model(models))}", ""]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -329,7 +330,8 @@ class Settings:
         """Where to listen, in gunicorn's notation."""
         if self.bind:
             return self.bind
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        bare = self.host.strip("[]")
+        host = f"[{bare}]" if ":" in bare else bare
         return f"{host}:{self.port}"
 
 
@@ -351,7 +353,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         try:
             values[item.name] = meta["parse"](raw)
         except ValueError as error:
-            shown = "(not shown)" if meta["secret"] else repr(raw)
+            shown = "(not shown)" if meta["secret"] else repr(_without_password(raw))
             problems.append(f"{meta['env']}={shown}: {error}")
     if problems:
         raise SettingsError("bad setting: " + "; ".join(problems))
@@ -388,7 +390,15 @@ def _shown(value: object, *, secret: bool = False) -> str:
     if value is None or value == "" or value == ():
         return "–"
     parts = value if isinstance(value, tuple) else (value,)
-    return ",".join(
-        mask(str(part)) if secret else f"{part:g}" if isinstance(part, float) else str(part)
-        for part in parts
-    )
+    return ",".join(mask(str(part)) if secret else _plain(part) for part in parts)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else str(value)
+    return _without_password(str(value))
+
+
+def _without_password(url: str) -> str:
+    """A URL as it may be shown: some people put a password into one, where it is refused."""
+    return re.sub(r"//[^/@]*@", "//****@", url)

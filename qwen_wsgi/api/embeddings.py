@@ -36,6 +36,6 @@ def create() -> Response:
     bodies = protocol.upstream_bodies(checked, model=route.model)
     live.call.attempts = len(bodies)
     answers = embed(services.client, route.account, bodies, headers=headers)
-    combined = protocol.combine(checked, answers)
+    combined = protocol.combine(checked, answers, model=route.model)
     live.call.usage = parse_usage(combined["usage"])
     return replies.json_value(combined)

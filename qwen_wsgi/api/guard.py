@@ -69,9 +69,9 @@ class Guard:
 
     def _require_local(self, environ: Mapping[str, Any]) -> None:
         address = self.client_address(environ)
-        if address != "unix" and not is_loopback(address):
+        if address != "unix" and not _is_local(address):
             raise Unauthorized(_NO_KEY_YET, code="missing_api_key")
-        host = urlsplit("//" + environ.get("HTTP_HOST", "")).hostname or ""
+        host = _host_name(environ.get("HTTP_HOST", ""))
         if not is_loopback(host) and host.lower() not in self._hosts:
             # A page of evil.example whose name was rebound to 127.0.0.1 sends its own name here.
             raise Forbidden(
@@ -100,7 +100,8 @@ class Guard:
             return peer
         # Each proxy appends its peer, so the right end is what our own proxy wrote.
         for hop in reversed(forwarded.split(",")):
-            peer = hop.strip()
+            # `unix` names a kind of peer, and is no address that anybody can be forwarded for.
+            peer = hop.strip() if hop.strip() != "unix" else "?"
             if not self._is_trusted(peer):
                 break
         return peer
@@ -108,11 +109,13 @@ class Guard:
     def _is_trusted(self, address: str) -> bool:
         if address == "unix":
             return self._trust_unix
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        return any(parsed in network for network in self._trusted)
+        parsed = _address(address)
+        return parsed is not None and any(parsed in network for network in self._trusted)
+
+    @property
+    def origin_matters(self) -> bool:
+        """Whether answers differ by the page that asks, so that caches must tell them apart."""
+        return bool(self._origins) and "*" not in self._origins
 
     def allowed_origin(self, origin: str) -> str | None:
         """The value of `Access-Control-Allow-Origin` for a page's origin, or None."""
@@ -157,6 +160,28 @@ class Guard:
             type="invalid_request_error",
             code="request_too_large",
         )
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address; an IPv4 one that a socket for both families shows as IPv6 is itself again."""
+    try:
+        parsed = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(parsed, "ipv4_mapped", None) or parsed
+
+
+def _is_local(address: str) -> bool:
+    parsed = _address(address)
+    return parsed is not None and parsed.is_loopback
+
+
+def _host_name(header: str) -> str:
+    """The name in a Host header, without its port; "" if it cannot be one."""
+    try:
+        return urlsplit("//" + header).hostname or ""
+    except ValueError:
+        return ""
 
 
 def request_id_of(environ: Mapping[str, Any]) -> str | None:

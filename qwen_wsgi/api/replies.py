@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from flask import Response
 
 from qwen_wsgi.errors import ApiError
+from qwen_wsgi.protocol.json_object import compact
 
 
 def json_bytes(body: bytes, status: int = 200) -> Response:
@@ -19,7 +19,7 @@ def json_bytes(body: bytes, status: int = 200) -> Response:
 
 def json_value(value: Any, status: int = 200) -> Response:
     """Any value as JSON."""
-    return json_bytes(json.dumps(value, ensure_ascii=False).encode(), status)
+    return json_bytes(compact(value).encode(), status)
 
 
 def event_stream(events: Iterable[bytes]) -> Response:

@@ -7,7 +7,7 @@ stream of chunks as bytes, and the whole completion put together from chunks.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -141,18 +141,20 @@ _CONTENT: Final = re.compile(
 )
 _FINISHES: Final = (b'"finish_reason":"', b'"finish_reason": "')
 _USAGES: Final = (b'"usage":{', b'"usage": {')
+_CHOICES: Final = b'"choices"'
 
 
 class ChunkStream:
     """Watches a stream of chunks go by, and hides the usage chunk from who did not ask for it.
 
-    Looks for the few byte strings that matter and parses only the events that hold one, because a
-    parsed and re-written chunk costs half as much again as carrying it. In JSON text a quote
-    inside a string is escaped, so `"error"` with bare quotes is always a token of its own.
+    An ordinary block (each event one `data:` line that holds a chunk) is searched for the few byte
+    strings that matter, and only where one occurs are events parsed: a parsed and re-written chunk
+    costs half as much again as carrying it. In JSON text a quote inside a string is escaped, so
+    `"error"` with bare quotes is always a token of its own.
 
     Attributes:
         usage: the last usage that went by, or None.
-        error: the upstream's error frame, if one went by.
+        error: the upstream's error frame; nothing that came after it is passed on.
         finished: a finish reason went by.
         answered: text, thinking or a tool call went by.
         done: `[DONE]` went by.
@@ -176,53 +178,62 @@ class ChunkStream:
     def feed(self, block: bytes) -> bytes:
         """Look at a block of whole events; return what the client gets of it.
 
-        `[DONE]` is taken out: the relay ends the stream itself, once it knows that it is complete.
+        That is data and nothing else: comments upset simple parsers (keep-alives are ours to send),
+        OpenAI's chat streams name no events, and `id:` and `retry:` lines make the official Python
+        SDK fail. `[DONE]` is taken out: the relay ends the stream, once it knows it is complete.
         """
-        if b"event:" in block:
-            block = b"".join(_native_error_as_openai(event) for event in sse.events(block))
-        block = sse.only_data(block)
-        if not self.answered and _CONTENT.search(block):
-            self.answered = True
-        if not self.finished and (_FINISHES[0] in block or _FINISHES[1] in block):
-            self.finished = True
-        if b'"error"' in block or _USAGES[0] in block or _USAGES[1] in block:
-            block = b"".join(event + b"\n\n" for event in sse.events(block) if self._passes(event))
-        if b"[DONE]" in block:
-            block = self._without_done(block)
-        return block
+        count = block.count(b"\n\n")
+        if (
+            block.count(_CHOICES) == count
+            and block.count(b"\n") == 2 * count
+            and b'"error"' not in block
+            and _USAGES[0] not in block
+            and _USAGES[1] not in block
+        ):
+            self._note(block)
+            return block
+        return b"".join(self._each(block))
 
-    def _passes(self, event: bytes) -> bool:
-        if not (b'"error"' in event or _USAGES[0] in event or _USAGES[1] in event):
-            return True
-        chunk = sse.parse(event)
+    def _note(self, data: bytes) -> None:
+        if not self.answered and _CONTENT.search(data):
+            self.answered = True
+        if not self.finished and (_FINISHES[0] in data or _FINISHES[1] in data):
+            self.finished = True
+
+    def _each(self, block: bytes) -> Iterator[bytes]:
+        for event in sse.events(block):
+            payload = sse.data(event)
+            if payload is None:
+                continue
+            if sse.is_done(event):
+                self.done = True
+                return
+            # A line end can only be white space between the tokens of the JSON.
+            line = b"data: " + payload.replace(b"\n", b" ")
+            if _CHOICES in line and b'"error"' not in line and not any(u in line for u in _USAGES):
+                self._note(line)
+                yield line + b"\n\n"
+                continue
+            if (told := self._judge(line)) is not None:
+                yield told
+            if self.error is not None:
+                return
+
+    def _judge(self, line: bytes) -> bytes | None:
+        """What the client gets of an event that has to be parsed; None if nothing."""
+        chunk = sse.parse(line)
         if not isinstance(chunk, dict):
-            return True
+            return line + b"\n\n"
         if (error := error_of(chunk)) is not None:
             self.error = error
-            return True
-        if (usage := parse_usage(chunk.get("usage"))) is None:
-            return True
-        self.usage = usage
-        return not (self._hide_usage and not chunk.get("choices"))
-
-    def _without_done(self, block: bytes) -> bytes:
-        kept = []
-        for event in sse.events(block):
-            if (sse.data(event) or b"").strip() == b"[DONE]":
-                self.done = True
-                break
-            kept.append(event + b"\n\n")
-        return b"".join(kept)
-
-
-def _native_error_as_openai(event: bytes) -> bytes:
-    """DashScope's native streams send `event:error` with `{"code", "message"}`, which no OpenAI
-    client takes for an error; every other event passes."""
-    if event.startswith((b"event:error", b"event: error")) or b"\nevent:error" in event:
-        payload = sse.parse(event)
-        if isinstance(payload, dict) and "error" not in payload and (error := error_of(payload)):
+            if "error" in chunk:
+                return line + b"\n\n"
             return sse.render({"error": {"type": "upstream_error", "param": None, **error}})
-    return event + b"\n\n"
+        self._note(line)
+        usage = parse_usage(chunk.get("usage"))
+        self.usage = usage or self.usage
+        hidden = usage is not None and self._hide_usage and not chunk.get("choices")
+        return None if hidden else line + b"\n\n"
 
 
 def error_of(chunk: Mapping[str, Any]) -> Any:
@@ -259,9 +270,7 @@ _JOINED: Final = frozenset({"content", "reasoning_content", "reasoning", "refusa
 class Completion:
     """A chat completion that grows from chunks.
 
-    Tool calls are told apart by their index; a fragment without one continues the last call. Ids
-    and names come with the first fragment, and empty or null ones after it are ignored, as
-    DashScope sends them.
+    What upstreams send where something else should be is passed over, never a fault of ours.
     """
 
     def __init__(self) -> None:
@@ -276,17 +285,12 @@ class Completion:
                 continue
             if name == "usage":
                 self._usage = value or self._usage
-            elif value is not None or name not in self._head:
+            elif value not in (None, "") or name not in self._head:
                 self._head[name] = value
-        for choice in chunk.get("choices") or ():
-            if isinstance(choice, dict):
-                index = choice.get("index") or 0
-                self._choices.setdefault(index, _Choice(index)).add(choice)
-
-    @property
-    def complete(self) -> bool:
-        """Whether a finish reason came for every choice, or at least something to show."""
-        return bool(self._choices) and all(c.ended for c in self._choices.values())
+        for choice in _objects(chunk.get("choices")):
+            index = choice.get("index")
+            index = index if isinstance(index, int) else 0
+            self._choices.setdefault(index, _Choice(index)).add(choice)
 
     @property
     def usage(self) -> Usage | None:
@@ -298,17 +302,14 @@ class Completion:
 
         `refusal` and `logprobs` are there even when null: OpenAI's schema requires them.
         """
-        head = {**self._head, "object": "chat.completion"}
-        head.setdefault("id", id)
-        head.setdefault("model", model)
-        head.setdefault("created", created)
+        head = self._head
         rendered = {
-            "id": head.pop("id"),
-            "object": head.pop("object"),
-            "created": head.pop("created"),
-            "model": head.pop("model"),
-            "choices": [self._choices[index].render() for index in sorted(self._choices)],
             **head,
+            "id": head.get("id") or id,
+            "object": "chat.completion",
+            "created": head.get("created") or created,
+            "model": head.get("model") or model,
+            "choices": [self._choices[index].render() for index in sorted(self._choices)],
         }
         if self._usage is not None:
             rendered["usage"] = self._usage
@@ -322,15 +323,10 @@ class _Choice:
         self._index = index
         self._joined: dict[str, list[str]] = {}
         self._message: dict[str, Any] = {}
-        self._tool_calls: dict[int, dict[str, Any]] = {}
-        self._last_tool = 0
+        self._tool_calls = _ToolCalls()
         self._logprobs: dict[str, list[Any]] = {}
         self._rest: dict[str, Any] = {}
         self._finish: str | None = None
-
-    @property
-    def ended(self) -> bool:
-        return bool(self._finish or self._tool_calls or any(map(any, self._joined.values())))
 
     def add(self, choice: Mapping[str, Any]) -> None:
         for name, value in choice.items():
@@ -340,36 +336,26 @@ class _Choice:
                 self._add_logprobs(value)
             elif name not in ("delta", "index") and value is not None:
                 self._rest[name] = value
-        for name, value in (choice.get("delta") or {}).items():
-            if value is None:
-                continue
-            if name in _JOINED and isinstance(value, str):
-                self._joined.setdefault(name, []).append(value)
-            elif name == "tool_calls":
-                self._add_tool_calls(value)
-            elif name == "function_call":
-                call = self._message.setdefault(name, {"name": "", "arguments": ""})
-                _join_function(call, value)
-            elif name == "audio" and isinstance(value, dict):
-                _join_audio(self._message.setdefault(name, {}), value)
-            elif isinstance(value, list) and isinstance(self._message.get(name), list):
-                self._message[name] += value
-            elif not (value == "" and name in self._message):
-                self._message[name] = value
+        delta = choice.get("delta")
+        for name, value in delta.items() if isinstance(delta, dict) else ():
+            if value is not None:
+                self._add_field(name, value)
 
-    def _add_tool_calls(self, fragments: Iterable[Any]) -> None:
-        for fragment in fragments:
-            if not isinstance(fragment, dict):
-                continue
-            index = fragment.get("index")
-            self._last_tool = index if isinstance(index, int) else self._last_tool
-            call = self._tool_calls.setdefault(
-                self._last_tool,
-                {"id": "", "type": "function", "function": {"name": "", "arguments": ""}},
-            )
-            call["id"] = call["id"] or fragment.get("id") or ""
-            call["type"] = fragment.get("type") or call["type"]
-            _join_function(call["function"], fragment.get("function") or {})
+    def _add_field(self, name: str, value: Any) -> None:
+        message = self._message
+        if name in _JOINED and isinstance(value, str):
+            self._joined.setdefault(name, []).append(value)
+        elif name == "tool_calls":
+            for fragment in _objects(value):
+                self._tool_calls.add(fragment)
+        elif name == "function_call" and isinstance(value, dict):
+            _join_function(message.setdefault(name, {"name": "", "arguments": ""}), value)
+        elif name == "audio" and isinstance(value, dict):
+            _join_audio(message.setdefault(name, {}), value)
+        elif isinstance(value, list) and isinstance(message.get(name), list):
+            message[name] += value
+        elif value != "":
+            message[name] = value
 
     def _add_logprobs(self, logprobs: Any) -> None:
         if isinstance(logprobs, dict):
@@ -378,28 +364,90 @@ class _Choice:
                     self._logprobs.setdefault(name, []).extend(values)
 
     def render(self) -> dict[str, Any]:
-        joined = {name: "".join(parts) for name, parts in self._joined.items()}
-        content = joined.pop("content", None)
-        if self._tool_calls and not content:
-            content = None
+        joined = {name: _whole_text(parts) for name, parts in self._joined.items()}
+        content, refusal = joined.pop("content", None), joined.pop("refusal", None)
+        calls = self._tool_calls.render()
         message: dict[str, Any] = {
-            "role": self._message.pop("role", "assistant"),
-            "content": content,
-            "refusal": joined.pop("refusal", None) or None,
+            "role": self._message.get("role") or "assistant",
+            "content": None if calls and not content else content,
+            "refusal": refusal or None,
             **{name: text for name, text in joined.items() if text},
-            **self._message,
+            **{name: value for name, value in self._message.items() if name != "role"},
         }
-        if self._tool_calls:
-            message["tool_calls"] = [self._tool_calls[i] for i in sorted(self._tool_calls)]
+        if calls:
+            message["tool_calls"] = calls
         logprobs = {"content": None, "refusal": None, **self._logprobs} if self._logprobs else None
-        finish = self._finish or ("tool_calls" if self._tool_calls else "stop")
         return {
             "index": self._index,
             "message": message,
             "logprobs": logprobs,
-            "finish_reason": finish,
+            "finish_reason": self._finish or ("tool_calls" if calls else "stop"),
             **self._rest,
         }
+
+
+class _ToolCalls:
+    """Tool calls put together from fragments.
+
+    A call is known by its id where a fragment has one, else by its index, else it is the last one.
+    Ids and names come with the first fragment; DashScope sends empty ones after it, and some
+    models behind it give several calls the same index, or none.
+    """
+
+    def __init__(self) -> None:
+        self._calls: list[dict[str, Any]] = []
+        self._by_index: dict[int, dict[str, Any]] = {}
+
+    def add(self, fragment: Mapping[str, Any]) -> None:
+        call = self._call_of(fragment)
+        call["id"] = call["id"] or fragment.get("id") or ""
+        call["type"] = fragment.get("type") or call["type"]
+        function = fragment.get("function")
+        if isinstance(function, dict):
+            _join_function(call["function"], function)
+
+    def _call_of(self, fragment: Mapping[str, Any]) -> dict[str, Any]:
+        index, id = fragment.get("index"), fragment.get("id")
+        index = index if isinstance(index, int) else None
+        known = next((call for call in self._calls if id and call["id"] == id), None)
+        if known is not None:
+            return known
+        if index is not None:
+            at_index = self._by_index.get(index)
+        else:
+            at_index = self._calls[-1] if self._calls else None
+        # Without an id it goes on; with one, only a call that still has none may be meant.
+        if at_index is not None and (not id or not at_index["id"]):
+            return at_index
+        call = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+        self._calls.append(call)
+        if index is not None:
+            self._by_index[index] = call
+        return call
+
+    def render(self) -> list[dict[str, Any]]:
+        placed = {id(call): index for index, call in self._by_index.items()}
+        order = sorted(
+            enumerate(self._calls), key=lambda item: (placed.get(id(item[1]), item[0]), item[0])
+        )
+        return [call for _, call in order]
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    """The objects of what should be a list of them."""
+    for item in value if isinstance(value, list) else ():
+        if isinstance(item, dict):
+            yield item
+
+
+def _whole_text(parts: list[str]) -> str:
+    text = "".join(parts)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # The halves of one character came in two chunks, each as an escape of its own.
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _join_function(call: dict[str, Any], fragment: Mapping[str, Any]) -> None:
@@ -423,16 +471,17 @@ def chunks_of(completion: Mapping[str, Any], *, with_usage: bool) -> list[bytes]
     head = {k: v for k, v in completion.items() if k not in ("choices", "usage")}
     head["object"] = "chat.completion.chunk"
     out = []
-    for choice in completion.get("choices") or ():
-        message = dict(choice.get("message") or {})
-        if message.get("tool_calls"):
-            message["tool_calls"] = [
-                {"index": i, **call} for i, call in enumerate(message["tool_calls"])
-            ]
-        index = choice.get("index", 0)
-        delta = {"index": index, "delta": message, "finish_reason": None}
-        end = {"index": index, "delta": {}, "finish_reason": choice.get("finish_reason") or "stop"}
-        out += [sse.render({**head, "choices": [part]}) for part in (delta, end)]
+    for choice in _objects(completion.get("choices")):
+        message = choice.get("message")
+        delta = dict(message) if isinstance(message, dict) else {}
+        if calls := list(_objects(delta.get("tool_calls"))):
+            delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(calls)]
+        rest = {k: v for k, v in choice.items() if k not in ("message", "finish_reason")}
+        rest.setdefault("index", 0)
+        finish = choice.get("finish_reason") or "stop"
+        out.append({**rest, "delta": delta, "finish_reason": None})
+        out.append({"index": rest["index"], "delta": {}, "finish_reason": finish})
+    events = [sse.render({**head, "choices": [choice]}) for choice in out]
     if with_usage and completion.get("usage"):
-        out.append(sse.render({**head, "choices": [], "usage": completion["usage"]}))
-    return out
+        events.append(sse.render({**head, "choices": [], "usage": completion["usage"]}))
+    return events

@@ -42,7 +42,9 @@ def model_of(body: JsonObject) -> str:
     """
     model = body.get("model")
     if not isinstance(model, str | None):
-        raise BadRequest("Invalid type for 'model': expected a string.", param="model")
+        raise BadRequest(
+            "Invalid type for 'model': expected a string.", param="model", code="invalid_type"
+        )
     return model or ""
 
 
@@ -105,22 +107,25 @@ def _rows(body: JsonObject) -> tuple[str, ...]:
 
 def upstream_bodies(request: EmbeddingRequest, *, model: str) -> list[bytes]:
     """One body for each call that the rows need, in order."""
-    size = _ROWS_A_CALL_OLD.get(model, _ROWS_A_CALL)
-    rows = request.rows
     return [
-        request.body.render(
-            {
-                "model": model,
-                "input": list(rows[start : start + size]),
-                "encoding_format": "float",
-            }
-        )
-        for start in range(0, len(rows), size)
+        request.body.render({"model": model, "input": rows, "encoding_format": "float"})
+        for rows in _batches(request, model)
     ]
 
 
-def combine(request: EmbeddingRequest, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _batches(request: EmbeddingRequest, model: str) -> list[list[str]]:
+    size = _ROWS_A_CALL_OLD.get(model, _ROWS_A_CALL)
+    return [list(request.rows[at : at + size]) for at in range(0, len(request.rows), size)]
+
+
+def combine(
+    request: EmbeddingRequest, answers: Sequence[Mapping[str, Any]], *, model: str | None = None
+) -> dict[str, Any]:
     """One answer from those of all calls, rows in the order of the request, usage summed.
+
+    Args:
+        answers: one for each of `upstream_bodies(request, model=model)`.
+        model: as it was asked upstream; None if it is the request's own.
 
     Shape: `{"object": "list", "data": [{"object": "embedding", "index", "embedding"}], "model",
     "usage": {"prompt_tokens", "total_tokens"}}`.
@@ -128,49 +133,51 @@ def combine(request: EmbeddingRequest, answers: Sequence[Mapping[str, Any]]) -> 
     Raises:
         UpstreamError: the upstream left rows out, or sent something that is no vector.
     """
-    vectors: list[Any] = []
+    vectors: list[tuple[list[Any], array.array[float]]] = []
     usage = {"prompt_tokens": 0, "total_tokens": 0}
-    for answer in answers:
-        vectors += _vectors(answer)
+    batches = _batches(request, model or request.model)
+    if len(batches) != len(answers):
+        raise _bad_answer()
+    for rows, answer in zip(batches, answers, strict=True):
+        found = _vectors(answer)
+        if len(found) != len(rows):
+            raise _bad_answer()
+        vectors += found
         told = answer.get("usage")
         for name in usage:
             count = told.get(name) if isinstance(told, Mapping) else None
             usage[name] += count if isinstance(count, int) else 0
-    if len(vectors) != len(request.rows):
-        raise _bad_answer()
-    model = answers[0].get("model") if answers else None
     return {
         "object": "list",
         "data": [
             {
                 "object": "embedding",
                 "index": index,
-                "embedding": _base64(vector) if request.base64 else vector,
+                "embedding": _base64(floats) if request.base64 else vector,
             }
-            for index, vector in enumerate(vectors)
+            for index, (vector, floats) in enumerate(vectors)
         ],
-        "model": model or request.model,
+        "model": answers[0].get("model") or request.model,
         "usage": usage,
     }
 
 
-def _vectors(answer: Mapping[str, Any]) -> list[Any]:
+def _vectors(answer: Mapping[str, Any]) -> list[tuple[list[Any], array.array[float]]]:
+    """The rows of one answer in order: the numbers as they came, and as float32."""
     data = answer.get("data")
     if not isinstance(data, list):
         raise _bad_answer()
     try:
         rows = sorted(data, key=lambda row: row.get("index", 0))
         vectors = [row["embedding"] for row in rows]
-    except (AttributeError, KeyError, TypeError):
+        if not all(isinstance(vector, list) for vector in vectors):
+            raise _bad_answer()
+        return [(vector, array.array("f", vector)) for vector in vectors]
+    except (AttributeError, KeyError, TypeError, OverflowError):
         raise _bad_answer() from None
-    return vectors
 
 
-def _base64(vector: Any) -> str:
-    try:
-        floats = array.array("f", vector)
-    except (TypeError, OverflowError):
-        raise _bad_answer() from None
+def _base64(floats: array.array[float]) -> str:
     if sys.byteorder == "big":
         floats.byteswap()
     return base64.b64encode(floats.tobytes()).decode("ascii")

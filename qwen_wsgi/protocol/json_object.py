@@ -47,9 +47,10 @@ class JsonObject:
     __slots__ = ("_body", "_members", "_text")
 
     def __init__(self, body: bytes) -> None:
-        self._body = body
         try:
             self._text = body.decode("utf-8-sig")
+            # A byte order mark is tolerated from a client and not passed on (RFC 8259 §8.1).
+            self._body = body.removeprefix(b"\xef\xbb\xbf")
         except UnicodeDecodeError as error:
             raise JsonObjectError(f"not UTF-8 at byte {error.start}") from None
         try:
@@ -95,19 +96,26 @@ class JsonObject:
             if name in drop:
                 continue
             if name in changes:
-                parts.append(text[member.key_start : member.value_start] + _dumps(changes[name]))
+                parts.append(text[member.key_start : member.value_start] + compact(changes[name]))
             else:
                 parts.append(text[member.key_start : member.end])
         parts += [
-            f"{_dumps(name)}:{_dumps(value)}"
+            f"{compact(name)}:{compact(value)}"
             for name, value in changes.items()
             if name not in self._members
         ]
         return ("{" + ",".join(parts) + "}").encode()
 
 
-def _dumps(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+def compact(value: Any) -> str:
+    """A value as JSON without white space, in a form that UTF-8 can carry."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Half a surrogate pair, which JSON can only write as an escape.
+        return json.dumps(value, separators=(",", ":"))
+    return text
 
 
 def _skip_space(text: str, index: int) -> int:

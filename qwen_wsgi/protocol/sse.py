@@ -10,11 +10,17 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
+from qwen_wsgi.protocol.json_object import compact
+
 #: Ends a stream in OpenAI's dialect.
 DONE: Final = b"data: [DONE]\n\n"
 
 #: One event may hold a picture or a sound, hardly more: past this the upstream is broken.
 MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
+
+
+#: A UTF-8 byte order mark, which may stand before the first event.
+_MARK: Final = b"\xef\xbb\xbf"
 
 
 class EventTooLarge(ValueError):
@@ -28,12 +34,13 @@ class EventBlocks:
     do, passes without a copy.
     """
 
-    __slots__ = ("_after_cr", "_rest", "_started")
+    __slots__ = ("_after_cr", "_head", "_rest")
 
     def __init__(self) -> None:
         self._rest = bytearray()
         self._after_cr = False
-        self._started = False
+        #: The first bytes while they may be a byte order mark; None once that is decided.
+        self._head: bytes | None = b""
 
     def push(self, data: bytes) -> bytes:
         """Take what arrived; return the whole events that are complete now, or `b""`.
@@ -41,36 +48,42 @@ class EventBlocks:
         Raises:
             EventTooLarge: an event passed `MAX_EVENT_BYTES`.
         """
-        if not self._started and data:
-            self._started = True
-            data = data.removeprefix(b"\xef\xbb\xbf")
+        if self._head is not None:
+            data = self._without_mark(self._head + data)
         if self._after_cr or b"\r" in data:
             data = self._normalise(data)
         if not self._rest:
-            end = data.rfind(b"\n\n") + 2
-            if end == len(data):
-                return data
-            if end == 1:  # not found
+            end = data.rfind(b"\n\n")
+            if end < 0:
                 self._rest += data
                 return b""
-            self._rest += data[end:]
-            return data[:end]
+            if end + 2 == len(data):
+                return data
+            self._rest += data[end + 2 :]
+            return data[: end + 2]
         rest = self._rest
         # Only the last byte of what is held can be half of a blank line.
         seam = len(rest) - 1
         rest += data
-        end = rest.rfind(b"\n\n", seam) + 2
-        if end == 1:
+        end = rest.rfind(b"\n\n", seam)
+        if end < 0:
             if len(rest) > MAX_EVENT_BYTES:
                 raise EventTooLarge(f"an event of the upstream passed {MAX_EVENT_BYTES} bytes")
             return b""
-        block = bytes(rest[:end])
-        del rest[:end]
+        block = bytes(rest[: end + 2])
+        del rest[: end + 2]
         return block
 
     def rest(self) -> bytes:
         """What is held back: the beginning of an event whose end has not come."""
         return bytes(self._rest)
+
+    def _without_mark(self, data: bytes) -> bytes:
+        if len(data) < len(_MARK) and _MARK.startswith(data):
+            self._head = data
+            return b""
+        self._head = None
+        return data.removeprefix(_MARK)
 
     def _normalise(self, data: bytes) -> bytes:
         # A CR at the end of one read and a LF at the start of the next are one line end.
@@ -108,36 +121,15 @@ def parse(event: bytes) -> Any:
         return None
     try:
         return json.loads(payload)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
+
+
+def is_done(event: bytes) -> bool:
+    """Whether an event is OpenAI's end of a stream."""
+    return b"[DONE]" in event and (data(event) or b"").strip() == b"[DONE]"
 
 
 def render(value: Any) -> bytes:
     """One event whose payload is `value` as compact JSON."""
-    payload = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return b"data: " + payload.encode() + b"\n\n"
-
-
-def only_data(block: bytes) -> bytes:
-    """The block without comments and without `id:`, `retry:` and `event:` lines.
-
-    The official Python SDK takes an `id:` or `retry:` line, or a comment after an `id:`, as an
-    event with empty data and fails to parse it; comments upset simple parsers, and keep-alives are
-    ours to send. OpenAI's chat streams name no events. Costs five searches when there is nothing
-    to remove.
-    """
-    if not (
-        b"\n:" in block
-        or b"\nid" in block
-        or b"\nretry" in block
-        or b"\nevent" in block
-        or block.startswith((b":", b"id", b"retry", b"event"))
-    ):
-        return block
-    kept = []
-    for event in events(block):
-        lines = [line for line in event.split(b"\n") if line.startswith(b"data")]
-        # An event without data is dispatched by nobody (§9.2.6) and trips the Python SDK.
-        if lines:
-            kept.append(b"\n".join(lines) + b"\n\n")
-    return b"".join(kept)
+    return b"data: " + compact(value).encode() + b"\n\n"

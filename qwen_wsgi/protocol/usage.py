@@ -31,9 +31,16 @@ def parse(usage: Any) -> Usage | None:
         prompt=_count(usage, "prompt_tokens"),
         completion=_count(usage, "completion_tokens"),
         total=_count(usage, "total_tokens"),
-        cached=_count(usage.get("prompt_tokens_details"), "cached_tokens"),
+        cached=_first(
+            _count(usage.get("prompt_tokens_details"), "cached_tokens"),
+            _count(usage, "cached_tokens"),  # where some of the models behind DashScope put it
+        ),
         reasoning=_count(usage.get("completion_tokens_details"), "reasoning_tokens"),
     )
+
+
+def _first(*counts: int | None) -> int | None:
+    return next((count for count in counts if count is not None), None)
 
 
 def _count(holder: Any, name: str) -> int | None:

@@ -17,6 +17,8 @@ import urllib3
 #: 16 kB reads keep a stream at about 65 kB of memory; 64 kB reads cost 25 kB more and gain nothing.
 READ_BYTES: Final = 16 * 1024
 
+_HEX_DIGITS: Final = b"0123456789abcdefABCDEF"
+
 #: Longest chunk-size line that is believed, extensions included.
 _MAX_SIZE_LINE: Final = 4096
 
@@ -36,10 +38,11 @@ class ChunkedDecoder:
         ended: the last chunk and its trailers were seen.
     """
 
-    __slots__ = ("_left", "_line", "_trailer", "ended")
+    __slots__ = ("_end", "_left", "_line", "_trailer", "ended")
 
     def __init__(self) -> None:
-        self._left = 0  # payload bytes, and their CRLF, still to come of the current chunk
+        self._left = 0  # payload bytes still to come of the current chunk
+        self._end = b""  # what is still to come of the CRLF behind it
         self._line = b""  # an incomplete size or trailer line
         self._trailer = False
         self.ended = False
@@ -56,22 +59,32 @@ class ChunkedDecoder:
         while index < size and not self.ended:
             if left := self._left:
                 piece = data[index : index + left]
+                out.append(piece)
                 index += len(piece)
                 self._left = left - len(piece)
-                # The last two of `left` are the chunk's CRLF.
-                out.append(piece[: left - 2] if len(piece) > left - 2 else piece)
-                continue
-            end = data.find(b"\n", index)
-            if end < 0:
-                self._line += data[index:]
-                if len(self._line) > _MAX_SIZE_LINE:
-                    raise BodyBroken("a chunk-size line without an end")
-                break
-            line = self._line + data[index:end]
-            self._line = b""
-            index = end + 1
-            self._take_line(line)
+                if not self._left:
+                    self._end = b"\r\n"
+            elif self._end:
+                got = data[index : index + len(self._end)]
+                if not self._end.startswith(got):
+                    raise BodyBroken("a chunk that does not end where it said")
+                self._end = self._end[len(got) :]
+                index += len(got)
+            else:
+                index = self._read_line(data, index)
         return out[0] if len(out) == 1 else b"".join(out)
+
+    def _read_line(self, data: bytes, index: int) -> int:
+        end = data.find(b"\n", index)
+        line = self._line + (data[index:] if end < 0 else data[index:end])
+        if len(line) > _MAX_SIZE_LINE:
+            raise BodyBroken("a chunk-size line without an end")
+        if end < 0:
+            self._line = line
+            return len(data)
+        self._line = b""
+        self._take_line(line)
+        return end + 1
 
     def _take_line(self, line: bytes) -> None:
         line = line.rstrip(b"\r")
@@ -79,16 +92,14 @@ class ChunkedDecoder:
             self.ended = not line
             return
         digits = line.split(b";", 1)[0].strip()
-        try:
-            length = int(digits, 16)
-        except ValueError:
-            raise BodyBroken("a chunk size that is no hexadecimal number") from None
-        if length < 0 or not digits.isalnum():
+        # int() alone would take a sign, underscores, and 0x.
+        if not digits or digits.strip(_HEX_DIGITS):
             raise BodyBroken("a chunk size that is no hexadecimal number")
+        length = int(digits, 16)
         if length == 0:
             self._trailer = True
         else:
-            self._left = length + 2
+            self._left = length
 
 
 class BodyReader:
@@ -104,6 +115,7 @@ class BodyReader:
         self._raw: Any = response.raw
         self._ended = False
         self._closed = False
+        self._stalled = False
         self._timeout_s: float | None = -1.0
         self._socket, self._first = _take_socket(self._raw)
         self._chunked = ChunkedDecoder() if self._socket and self._raw.chunked else None
@@ -138,13 +150,11 @@ class BodyReader:
             return first
         try:
             if self._socket is None:
-                data: bytes = self._raw.read1(READ_BYTES, decode_content=True)
-                self._ended = not data
-                return data
+                return self._read_through_response()
             if timeout_s != self._timeout_s:
                 self._socket.settimeout(timeout_s)
                 self._timeout_s = timeout_s
-            data = self._socket.recv(READ_BYTES)
+            data: bytes = self._socket.recv(READ_BYTES)
         except (TimeoutError, urllib3.exceptions.ReadTimeoutError):
             raise ReadTimeout from None
         except (OSError, urllib3.exceptions.HTTPError) as error:
@@ -153,6 +163,18 @@ class BodyReader:
             if self._chunked is not None or self._length is not None:
                 raise BodyBroken("the connection ended early")
             self._ended = True  # a body without framing ends with its connection
+        return data
+
+    def _read_through_response(self) -> bytes:
+        if self._stalled:
+            # http.client answers a read after a timeout with an end that never came.
+            raise BodyBroken("the connection stalled")
+        try:
+            data: bytes = self._raw.read1(READ_BYTES, decode_content=True)
+        except (TimeoutError, urllib3.exceptions.ReadTimeoutError):
+            self._stalled = True
+            raise
+        self._ended = not data
         return data
 
     def read_all(self, timeout_s: float, *, limit: int) -> bytes:

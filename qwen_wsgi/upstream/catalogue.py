@@ -60,6 +60,8 @@ class _Cached:
     live: dict[str, dict[str, Any]] | None = None
     fetched_at: float | None = None
     tried_at: float | None = None
+    #: The first try has ended, well or not.
+    tried: bool = False
     error: str = ""
 
 
@@ -113,7 +115,7 @@ class Catalogue:
     def listing_for_call(self, account: Account) -> Listing:
         """As `listing`, but waits only for the first answer of a host, be it a failure."""
         cached = self._cached(account)
-        if cached.tried_at is None:
+        if not cached.tried:
             return self.listing(account, max_age_s=max(self._max_age_s, _CALL_MIN_AGE_S))
         if self._due(cached, max(self._max_age_s, _CALL_MIN_AGE_S)) and not cached.lock.locked():
             threading.Thread(
@@ -145,6 +147,7 @@ class Catalogue:
         else:
             cached.fetched_at = cached.tried_at
             cached.error = ""
+        cached.tried = True
 
 
 def _parse(status: int, body: bytes) -> dict[str, dict[str, Any]]:
@@ -155,7 +158,7 @@ def _parse(status: int, body: bytes) -> dict[str, dict[str, Any]]:
     """
     try:
         value = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     data = value.get("data") if isinstance(value, dict) else None
     if status != 200 or not isinstance(data, list):
@@ -200,8 +203,10 @@ def _entry(
         if facts.max_output is not None:
             entry["max_output_tokens"] = facts.max_output
         entry["input_modalities"] = list(facts.inputs)
-    entry.update({k: v for k, v in known.items() if k not in entry})
-    entry.update({k: v for k, v in told.items() if v is not None and k not in ("id", "object")})
+    # What the operator wrote into the settings counts more than what is known in general.
+    own = ("id", "object")
+    entry.update({k: v for k, v in known.items() if k not in (*own, "created", "owned_by")})
+    entry.update({k: v for k, v in told.items() if v is not None and k not in own})
     return entry
 
 

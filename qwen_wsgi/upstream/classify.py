@@ -8,11 +8,14 @@ line (DashScope, for a refused stream), HTML of a gateway or firewall, and nothi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
 from qwen_wsgi.errors import UpstreamError
+from qwen_wsgi.protocol import sse
+from qwen_wsgi.settings import mask
 
 #: Statuses that mean to our client what the upstream meant by them. 401 is not among them: it is
 #: the proxy's account that was refused, and a client would look for the fault in its own key.
@@ -20,6 +23,9 @@ _KEPT: Final = frozenset({400, 403, 404, 409, 413, 422, 429, 500, 502, 503, 504}
 
 #: Without a JSON body a 4xx speaks of the road (wrong base URL, firewall), not of the request.
 _KEPT_WITHOUT_BODY: Final = frozenset({413, 429, 500, 502, 503, 504})
+
+#: Keys and tokens as the vendors shape them: a prefix and a long run of letters and digits.
+_KEY_LIKE: Final = re.compile(r"\bsk-[A-Za-z0-9._-]{8,}|\b[A-Za-z0-9_-]{40,}\b")
 
 _TYPES: Final = {
     400: "invalid_request_error",
@@ -89,11 +95,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 
 def _envelope(body: bytes) -> dict[str, Any] | None:
-    text = body.strip().removeprefix(b"data:").strip()
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
+    value = _json_of(body)
     if not isinstance(value, dict):
         return None
     error = value.get("error")
@@ -104,7 +106,31 @@ def _envelope(body: bytes) -> dict[str, Any] | None:
     for name in ("message", "detail", "msg"):
         if isinstance(value.get(name), str):
             return {"message": value[name], "code": value.get("code"), "type": value.get("type")}
+    if isinstance(value.get("detail"), list):
+        # FastAPI's list of faults: [{"loc": [...], "msg": "..."}]
+        faults = [fault for fault in value["detail"] if isinstance(fault, dict)]
+        said = [f"{_place(fault.get('loc'))}{fault['msg']}" for fault in faults if "msg" in fault]
+        return {"message": "; ".join(said)} if said else None
     return None
+
+
+def _json_of(body: bytes) -> Any:
+    """The JSON value of a body, or of the first event of one that is framed as a stream."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        normalised = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        found = (sse.parse(event) for event in sse.events(normalised.strip()))
+        return next((value for value in found if value is not None), None)
+
+
+def _place(loc: object) -> str:
+    return ".".join(map(str, loc)) + ": " if isinstance(loc, list) else ""
+
+
+def _masked(text: str) -> str:
+    """Some gateways quote the key that they refuse. It is the operator's, not the client's."""
+    return _KEY_LIKE.sub(lambda found: mask(found[0]), text)
 
 
 def _error(
@@ -114,7 +140,7 @@ def _error(
     kind = error.get("type")
     param = error.get("param")
     return UpstreamError(
-        str(error.get("message") or "The upstream gave an error without a message."),
+        _masked(str(error.get("message") or "The upstream gave an error without a message.")),
         status=status,
         type=kind if isinstance(kind, str) and kind else _TYPES.get(status, "server_error"),
         code=None if code is None else str(code),
@@ -124,7 +150,7 @@ def _error(
 
 
 def _account_refused(account: str, error: Mapping[str, Any]) -> UpstreamError:
-    said = str(error.get("message") or "no reason given")
+    said = _masked(str(error.get("message") or "no reason given"))
     return UpstreamError(
         f"The upstream refused the credential of the proxy's account '{account}' ({said}). "
         "Your own key is fine: the operator of this proxy must look at `qwen-proxy status`.",

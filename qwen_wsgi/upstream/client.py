@@ -14,6 +14,7 @@ from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import AccountUnavailable, CredentialError, UpstreamError
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, Completion
+from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.settings import Settings
@@ -73,7 +74,7 @@ class OpenStream:
             ReadTimeout: nothing came; ask again or give up.
             UpstreamError: the stream broke.
         """
-        if self.chunks.done:
+        if self.chunks.done or self.chunks.error is not None:
             return None
         try:
             data = self.reader.read(timeout_s)
@@ -88,10 +89,10 @@ class OpenStream:
 
     def _last_block(self) -> bytes:
         """What stands at the end without a blank line: whole if it can be parsed, else nothing."""
-        rest = self.blocks.rest()
+        rest = self.blocks.rest().strip()
         self.blocks = sse.EventBlocks()
-        whole = sse.parse(rest.strip()) is not None or b"[DONE]" in rest
-        return rest.strip() + b"\n\n" if whole else b""
+        whole = sse.parse(rest) is not None or sse.is_done(rest)
+        return rest + b"\n\n" if whole else b""
 
     def drain(self) -> None:
         """Read to the end of the framing, so that the connection can serve another call."""
@@ -156,7 +157,7 @@ class UpstreamClient:
             model=model,
             created=int(self._clock.now()),
         )
-        return Answer(_dumps(rendered), completion.usage, stream.upstream_request_id)
+        return Answer(compact(rendered).encode(), completion.usage, stream.upstream_request_id)
 
     def post_json(
         self, account: Account, path: str, body: bytes, *, headers: Mapping[str, str]
@@ -322,14 +323,10 @@ def _whole_answer(response: requests.Response, data: bytes, account: Account) ->
     """
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise classify.no_answer(response.headers, data, account=account.name)
     if (error := chat.error_of(value)) is not None:
         raise classify.from_frame(error, account=account.name)
     return value
-
-
-def _dumps(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

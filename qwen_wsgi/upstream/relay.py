@@ -132,7 +132,9 @@ class Relay:
             if events:
                 yield events
                 written = monotonic()
-            elif monotonic() - written >= settings.keepalive_interval_s:
+            if stream.chunks.error is not None:
+                break  # an SDK has raised by now, and the upstream may keep its connection open
+            if not events and monotonic() - written >= settings.keepalive_interval_s:
                 yield from self._beat()
                 written = monotonic()
             try:

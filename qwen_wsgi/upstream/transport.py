@@ -9,6 +9,8 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import LocationParseError
 
 from qwen_wsgi import __version__
 from qwen_wsgi.credentials.token import AccessToken
@@ -25,12 +27,60 @@ ANSWER_BYTES: Final = 64 * 1024 * 1024
 USER_AGENT: Final = f"qwen-proxy/{__version__}"
 
 
+class _Headers(CaseInsensitiveDict[str]):
+    """A request's headers, and a note of the connection that they went out on."""
+
+    #: The connection had served a request before, so it may have been closed at the other end.
+    kept_connection = False
+
+    def copy(self) -> _Headers:
+        """Itself: urllib3 copies the headers of every request, and the note would be lost."""
+        return self
+
+
+class _NotingMixin:
+    """Notes on a request whether its connection was new: only a kept one may be stale, and on a
+    new one the upstream has read the request, and perhaps done (and billed) the work."""
+
+    _used = False
+
+    def request(self, method: str, url: str, *args: Any, headers: Any = None, **more: Any) -> None:
+        if isinstance(headers, _Headers):
+            headers.kept_connection = self._used
+        self._used = True
+        super().request(method, url, *args, headers=headers, **more)  # type: ignore[misc]  # mixin
+
+    def close(self) -> None:
+        self._used = False  # urllib3 connects a closed connection object anew
+        super().close()  # type: ignore[misc]  # mixin
+
+
+class _HTTPConnection(_NotingMixin, HTTPConnection):
+    pass
+
+
+class _HTTPSConnection(_NotingMixin, HTTPSConnection):
+    pass
+
+
+class _HTTPPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _HTTPConnection
+
+
+class _HTTPSPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _HTTPSConnection
+
+
 class _Adapter(HTTPAdapter):
     """The pool of connections to all upstreams.
 
     Requests are sent through the adapter and not through a `Session`: what a session adds (netrc,
     cookies, redirects, merged settings) is not wanted here and costs 170 µs a request (measured).
     """
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
 
     def build_response(
         self, req: requests.PreparedRequest, resp: urllib3.BaseHTTPResponse
@@ -79,16 +129,7 @@ class Transport:
         request.body = body
         request.headers["Content-Type"] = "application/json"
         request.headers["Content-Length"] = str(len(body))
-        try:
-            return self._send(request, read_timeout_s)
-        except requests.ConnectionError as error:
-            if not _stale(error):
-                raise _unreachable(error) from error
-        # A kept connection that the server closed meanwhile: the request did not reach anybody.
-        try:
-            return self._send(request, read_timeout_s)
-        except requests.ConnectionError as error:
-            raise _unreachable(error) from error
+        return self._send(request, read_timeout_s)
 
     def get(self, token: AccessToken, path: str, *, timeout_s: float) -> tuple[int, bytes]:
         """GET; the status and the body, at most `ANSWER_BYTES` of it.
@@ -96,11 +137,7 @@ class Transport:
         Raises:
             UpstreamError, UpstreamTimeout: as `post`.
         """
-        request = self._prepare("GET", token, path, {})
-        try:
-            response = self._send(request, timeout_s)
-        except requests.ConnectionError as error:
-            raise _unreachable(error) from error
+        response = self._send(self._prepare("GET", token, path, {}), timeout_s)
         reader = BodyReader(response)
         try:
             return response.status_code, read_all(reader, timeout_s, ANSWER_BYTES)
@@ -117,7 +154,7 @@ class Transport:
         request = requests.PreparedRequest()
         request.method = method
         request.url = token.base_url + path
-        request.headers = CaseInsensitiveDict(
+        request.headers = _Headers(
             {
                 "Accept-Encoding": "identity",  # the relay carries bytes, it does not unpack them
                 "User-Agent": USER_AGENT,
@@ -130,6 +167,21 @@ class Transport:
         return request
 
     def _send(self, request: requests.PreparedRequest, read_timeout_s: float) -> requests.Response:
+        try:
+            try:
+                return self._send_once(request, read_timeout_s)
+            except requests.ConnectionError as error:
+                kept = isinstance(request.headers, _Headers) and request.headers.kept_connection
+                if not (kept and _stale(error)):
+                    raise
+            # The server closed a kept connection meanwhile: the request reached nobody.
+            return self._send_once(request, read_timeout_s)
+        except requests.ConnectionError as error:
+            raise _unreachable(error) from error
+
+    def _send_once(
+        self, request: requests.PreparedRequest, read_timeout_s: float
+    ) -> requests.Response:
         proxies, verify = self._route(request.url or "")
         try:
             return self._adapter.send(
@@ -149,9 +201,18 @@ class Transport:
                 f"The upstream did not answer within {read_timeout_s:g} s.",
                 code="upstream_timeout",
             ) from None
-        except requests.exceptions.InvalidURL as error:
+        except (requests.exceptions.InvalidURL, LocationParseError) as error:
             raise UpstreamError(
                 "The account's base URL cannot be used.", code="upstream_bad_url"
+            ) from error
+        except requests.RequestException:
+            raise
+        except OSError as error:
+            # requests says so of a CA bundle (REQUESTS_CA_BUNDLE) that is not there.
+            raise UpstreamError(
+                "The proxy cannot make TLS connections: a file that its environment names is "
+                "missing. The operator of this proxy must look at REQUESTS_CA_BUNDLE.",
+                code="upstream_tls",
             ) from error
 
     def _route(self, url: str) -> tuple[dict[str, str], bool | str]:
