@@ -1,0 +1,1 @@
+"""Speed measurements against the goals: `python -m benchmarks`. See README.md."""

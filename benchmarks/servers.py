@@ -1,0 +1,317 @@
+"""Starting, watching and stopping the processes that are measured."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+REPOSITORY: Final = Path(__file__).resolve().parent.parent
+
+#: The client key of the measured proxies: authentication is part of what is measured.
+CLIENT_KEY: Final = "sk-bench-0123456789abcdef"
+
+#: nginx is not on everybody's PATH.
+_PATH: Final = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin"
+
+_START_S: Final = 60.0
+_STOP_S: Final = 3.0
+
+
+class StartError(Exception):
+    """A server that is to be measured did not start."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server that answers, directly or through something in between.
+
+    Attributes:
+        pid: the root of the process tree that is measured; None for the upstream itself.
+    """
+
+    name: str
+    port: int
+    pid: int | None
+
+
+def raise_open_files_limit(needed: int) -> None:
+    """Every stream holds a file here, one in the upstream, and two in between."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(needed, hard), hard))
+
+
+def find_nginx() -> str | None:
+    """The nginx program, or None."""
+    return shutil.which("nginx", path=_PATH)
+
+
+# Processes
+
+
+def tree(pid: int) -> list[int]:
+    """The process and all its descendants."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                stat = Path("/proc", entry, "stat").read_text()
+                # The name in parentheses may hold anything; the parent is the second after it.
+                parent = int(stat.rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(entry))
+    found = [pid]
+    for one in found:
+        found += children.get(one, ())
+    return found
+
+
+def cpu_s(pids: Sequence[int]) -> float:
+    """CPU seconds that the processes used so far, user and system, all threads."""
+    # The kernel's CPU clock of another process (clock_getcpuclockid): what utime + stime in
+    # /proc/PID/stat are made of, in nanoseconds and not in ticks of 10 ms.
+    return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
+
+
+def starved_s(pids: Sequence[int]) -> float:
+    """Seconds that the processes were ready to run but had no CPU, since they started."""
+    total = 0
+    for pid in pids:
+        # Three numbers: nanoseconds on a CPU, nanoseconds waiting for one, time slices.
+        total += int(Path(f"/proc/{pid}/schedstat").read_text().split()[1])
+    return total / 1e9
+
+
+def memory_kb(pids: Sequence[int]) -> float:
+    """Proportional set size of the processes: shared pages are counted once."""
+    total = 0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1])
+    return float(total)
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
+    """Stop a server and whatever it started, first politely."""
+    pids = tree(process.pid)
+    if process.poll() is None:
+        process.send_signal(how)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_S)
+    if process.poll() is None:
+        # Descendants of a root that still runs are surely still ours.
+        for pid in pids[1:]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def _running(
+    command: Sequence[str],
+    *,
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    how: signal.Signals = signal.SIGTERM,
+) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=REPOSITORY,
+            env=env,
+            # Ctrl-C reaches this program alone, which then stops the others in order.
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        _stop(process, how)
+
+
+def _wait_ready(process: subprocess.Popen[bytes], port: int, children: int, log: Path) -> None:
+    """Until the port takes connections and all workers are there."""
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            if len(tree(process.pid)) > children:
+                return
+        time.sleep(0.05)
+    tail = log.read_text(errors="replace")[-2000:]
+    raise StartError(f"{process.args!r} did not start:\n{tail}")
+
+
+# Servers
+
+
+@contextlib.contextmanager
+def upstream() -> Iterator[Target]:
+    """The fake upstream."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.upstream"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=REPOSITORY,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        port = process.stdout.readline().strip()
+        if not port:
+            raise StartError("the fake upstream did not start")
+        yield Target("direct", int(port), None)
+    finally:
+        process.terminate()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+_NGINX: Final = """
+daemon off;
+pid {directory}/nginx.pid;
+{user}
+worker_processes {workers};
+worker_rlimit_nofile 16384;
+error_log stderr error;
+events {{ worker_connections 8192; }}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    client_max_body_size 0;
+    client_body_buffer_size 4m;
+    keepalive_requests 1000000;
+    upstream fake {{ server 127.0.0.1:{upstream}; keepalive 1024; keepalive_requests 1000000; }}
+    server {{
+        listen 127.0.0.1:{port} backlog=2048;
+        location / {{
+            proxy_pass http://fake;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_buffering off;
+            proxy_read_timeout 600s;
+        }}
+    }}
+}}
+"""
+
+
+@contextlib.contextmanager
+def nginx(program: str, up: Target, *, workers: int, directory: Path) -> Iterator[Target]:
+    """nginx as a plain reverse proxy: the floor."""
+    port = free_port()
+    home = directory / f"nginx-{port}"
+    home.mkdir()
+    config = home / "nginx.conf"
+    user = "user root;" if os.geteuid() == 0 else ""
+    config.write_text(
+        _NGINX.format(directory=home, user=user, workers=workers, port=port, upstream=up.port)
+    )
+    command = [program, "-p", str(home), "-e", "stderr", "-c", str(config)]
+    log = home / "log"
+    with _running(command, log=log) as process:
+        _wait_ready(process, port, workers, log)
+        yield Target("nginx", port, process.pid)
+
+
+def _plain_environment(home: Path) -> dict[str, str]:
+    """No setting of whoever runs this may change what is measured."""
+    return {"PATH": _PATH, "HOME": str(home), "LC_ALL": "C.UTF-8"}
+
+
+@contextlib.contextmanager
+def proxy(
+    up: Target, *, workers: int, directory: Path, config: Path | None = None
+) -> Iterator[Target]:
+    """qwen-proxy with its defaults, a client key, and its log in a file.
+
+    Args:
+        config: in place of gunicorn.conf.py.
+    """
+    port = free_port()
+    home = directory / f"proxy-{port}"
+    home.mkdir()
+    env = _plain_environment(home) | {
+        "QWEN_UPSTREAM_BASE_URL": f"http://127.0.0.1:{up.port}/v1",
+        "QWEN_UPSTREAM_API_KEY": "sk-upstream-0123456789",
+        "QWEN_PROXY_API_KEYS": CLIENT_KEY,
+        "QWEN_PROXY_WORKERS": str(workers),
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+    }
+    command = [sys.executable, "-m", "qwen_wsgi.cli", "serve"]
+    if config is not None:
+        command = [sys.executable, "-m", "gunicorn", "-c", str(config), "wsgi:application"]
+    log = home / "log"
+    # SIGINT is gunicorn's quick stop; SIGTERM would wait for open streams.
+    with _running(command, log=log, env=env, how=signal.SIGINT) as process:
+        _wait_ready(process, port, workers, log)
+        yield Target("qwen-proxy", port, process.pid)
+
+
+@contextlib.contextmanager
+def litellm(
+    python: str, up: Target, models: Sequence[str], *, workers: int, directory: Path
+) -> Iterator[Target]:
+    """LiteLLM's proxy, from the environment whose interpreter is named."""
+    port = free_port()
+    home = directory / f"litellm-{port}"
+    home.mkdir()
+    config = home / "config.yaml"
+    base_url = f"http://127.0.0.1:{up.port}/v1"
+    listed = [
+        {
+            "model_name": model,
+            "litellm_params": {
+                "model": f"openai/{model}",
+                "api_base": base_url,
+                "api_key": "sk-upstream-0123456789",
+            },
+        }
+        for model in models
+    ]
+    # JSON is YAML.
+    config.write_text(
+        json.dumps({"model_list": listed, "general_settings": {"master_key": CLIENT_KEY}})
+    )
+    env = _plain_environment(home) | {
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_TELEMETRY": "False",
+        "LITELLM_LOG": "ERROR",
+    }
+    command = [str(Path(python).parent / "litellm"), "--config", str(config)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--num_workers", str(workers)]
+    log = home / "log"
+    with _running(command, log=log, env=env) as process:
+        _wait_ready(process, port, workers, log)
+        yield Target("LiteLLM", port, process.pid)
