@@ -1,0 +1,1 @@
+"""HTTP in, through the test client: who may call, and what every answer looks like."""

@@ -1,0 +1,95 @@
+"""The application with settings of a test, and a scripted upstream behind it."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from qwen_wsgi.app import Services, build_services, create_app
+from qwen_wsgi.logs import Formatter, Redaction
+from tests.secrets import secret
+from tests.upstream.fakes import FakeClock, settings_of
+from tests.upstream.raw_server import Answer, RawServer
+
+UPSTREAM_KEY = secret("upstream-of-api")
+HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+
+
+class App:
+    """A client of the application, the application's services, and its log."""
+
+    def __init__(
+        self, client: FlaskClient, services: Services, clock: FakeClock, log: io.StringIO
+    ) -> None:
+        self.client = client
+        self.services = services
+        self.clock = clock
+        self._log = log
+
+    def get(self, path: str, **options: Any) -> TestResponse:
+        return self.client.get(path, **options)
+
+    def chat(self, body: Any = HELLO, **options: Any) -> TestResponse:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.client.post("/v1/chat/completions", data=data, **options)
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        """What the ledger wrote of each call."""
+        lines = [json.loads(line) for line in self._log.getvalue().splitlines()]
+        return [line for line in lines if line["event"] == "call"]
+
+    @property
+    def log(self) -> str:
+        return self._log.getvalue()
+
+
+@contextmanager
+def running(**environ: Any) -> Iterator[App]:
+    """The application with these settings; its log is collected as JSON lines."""
+    clock = FakeClock()
+    services = build_services(settings_of(**{"LOG_LEVEL": "DEBUG", **environ}), clock)
+    app = create_app(services=services)
+    log = io.StringIO()
+    handler = logging.StreamHandler(log)
+    handler.setFormatter(Formatter("json", Redaction(services.settings.all_client_keys)))
+    logging.getLogger("qwen_wsgi").handlers[:] = [handler]
+    try:
+        yield App(app.test_client(), services, clock, log)
+    finally:
+        services.close()
+
+
+@contextmanager
+def in_front_of(*answers: Answer, **environ: Any) -> Iterator[tuple[App, RawServer]]:
+    """The application with one explicit upstream that answers as scripted."""
+    with (
+        RawServer(*answers) as server,
+        running(
+            QWEN_UPSTREAM_BASE_URL=server.url + "/v1",
+            QWEN_UPSTREAM_API_KEY="upstream-key",
+            **environ,
+        ) as app,
+    ):
+        yield app, server
+
+
+def error_of(response: TestResponse) -> dict[str, Any]:
+    """The error of an answer in OpenAI's envelope, which is checked."""
+    assert response.content_type == "application/json"
+    body = json.loads(response.data)
+    assert body.keys() == {"error"}
+    error: dict[str, Any] = body["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert isinstance(error["message"], str)
+    assert error["message"]
+    assert isinstance(error["type"], str)
+    assert response.headers["x-request-id"]
+    return error

@@ -1,0 +1,391 @@
+"""Who may call: keys, or this machine only; and nobody's word is taken for where he is."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+
+from qwen_wsgi.api.guard import Guard, request_id_of
+from qwen_wsgi.errors import ApiError, BadRequest, Forbidden, Unauthorized
+from tests.secrets import secret
+from tests.upstream.fakes import settings_of
+
+KEY = secret("client-one")
+OTHER_KEY = secret("client-two")
+LOCAL = {"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": "127.0.0.1:8080"}
+
+
+def with_keys(**environ: Any) -> Guard:
+    return Guard(settings_of(**{"QWEN_PROXY_API_KEYS": f"{KEY}, {OTHER_KEY}", **environ}))
+
+
+def without_keys(**environ: Any) -> Guard:
+    return Guard(settings_of(**environ))
+
+
+# --- keys ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("headers", "name"),
+    [
+        ({"HTTP_AUTHORIZATION": f"Bearer {KEY}"}, "key…0000"),
+        ({"HTTP_AUTHORIZATION": f"bearer {KEY}"}, "key…0000"),
+        ({"HTTP_AUTHORIZATION": f"BEARER   {KEY} "}, "key…0000"),
+        ({"HTTP_AUTHORIZATION": f"Bearer {OTHER_KEY}"}, "key…0000"),
+        ({"HTTP_X_API_KEY": KEY}, "key…0000"),
+        ({"HTTP_X_API_KEY": f" {OTHER_KEY} "}, "key…0000"),
+        ({"HTTP_AUTHORIZATION": "Basic eA==", "HTTP_X_API_KEY": KEY}, "key…0000"),
+        ({"HTTP_AUTHORIZATION": "Bearer ", "HTTP_X_API_KEY": KEY}, "key…0000"),
+    ],
+    ids=lambda value: str(sorted(value)) if isinstance(value, dict) else None,
+)
+def test_a_known_key_is_let_in_from_anywhere_and_named_by_its_end(
+    headers: dict[str, str], name: str
+) -> None:
+    environ = {"REMOTE_ADDR": "203.0.113.9", "HTTP_HOST": "any.example", **headers}
+
+    assert with_keys().identify(environ) == name
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({}, "missing_api_key"),
+        ({"HTTP_AUTHORIZATION": ""}, "missing_api_key"),
+        ({"HTTP_AUTHORIZATION": "Bearer"}, "missing_api_key"),
+        ({"HTTP_AUTHORIZATION": "Bearer   "}, "missing_api_key"),
+        ({"HTTP_AUTHORIZATION": KEY}, "missing_api_key"),
+        ({"HTTP_AUTHORIZATION": f"Basic {KEY}"}, "missing_api_key"),
+        ({"HTTP_X_API_KEY": " "}, "missing_api_key"),
+        ({"HTTP_AUTHORIZATION": "Bearer wrong"}, "invalid_api_key"),
+        ({"HTTP_AUTHORIZATION": f"Bearer {KEY}x"}, "invalid_api_key"),
+        ({"HTTP_AUTHORIZATION": f"Bearer {KEY[:-1]}"}, "invalid_api_key"),
+        ({"HTTP_AUTHORIZATION": f"Bearer {KEY}, {OTHER_KEY}"}, "invalid_api_key"),
+        ({"HTTP_AUTHORIZATION": f"Bearer {KEY.upper()}"}, "invalid_api_key"),
+        ({"HTTP_AUTHORIZATION": "Bearer \xe9\xff"}, "invalid_api_key"),
+        ({"HTTP_X_API_KEY": "wrong"}, "invalid_api_key"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, str) else None,
+)
+@pytest.mark.parametrize("peer", ["203.0.113.9", "127.0.0.1", ""])
+def test_without_a_known_key_nobody_is_let_in_not_even_this_machine(
+    peer: str, headers: dict[str, str], code: str
+) -> None:
+    with pytest.raises(Unauthorized) as caught:
+        with_keys().identify({"REMOTE_ADDR": peer, "HTTP_HOST": "localhost", **headers})
+
+    assert (caught.value.status, caught.value.code) == (401, code)
+    assert KEY[:-4] not in caught.value.message
+
+
+def test_the_wrong_key_is_not_quoted() -> None:
+    with pytest.raises(Unauthorized) as caught:
+        with_keys().identify({"HTTP_AUTHORIZATION": "Bearer sk-somebody-elses"})
+
+    assert "somebody" not in caught.value.message
+
+
+@pytest.mark.parametrize("setting", ["QWEN_PROXY_API_KEYS", "OPENAI_API_KEY"])
+def test_both_settings_make_client_keys(setting: str) -> None:
+    guard = Guard(settings_of(**{setting: KEY}))
+
+    assert guard.identify({"HTTP_X_API_KEY": KEY})
+    with pytest.raises(Unauthorized):
+        guard.identify(LOCAL)
+
+
+def test_a_key_of_other_letters_is_understood_as_bytes() -> None:
+    """WSGI hands headers over as Latin-1; the client sent UTF-8."""
+    guard = Guard(settings_of(QWEN_PROXY_API_KEYS="schlüssel-für-alle-中文"))
+    on_the_wire = "schlüssel-für-alle-中文".encode().decode("latin-1")
+
+    assert guard.identify({"HTTP_AUTHORIZATION": f"Bearer {on_the_wire}"})
+
+
+def test_a_short_key_is_not_shown_at_all() -> None:
+    assert Guard(settings_of(QWEN_PROXY_API_KEYS="short")).identify(
+        {"HTTP_X_API_KEY": "short"}
+    ) == ("key****")
+
+
+# --- this machine only --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1", "", None])
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1:8080", "localhost", "LOCALHOST:8080", "[::1]:8080", "app.localhost", "127.9.9.9"],
+)
+def test_without_keys_this_machine_is_served(peer: str | None, host: str) -> None:
+    environ = {"HTTP_HOST": host} if peer is None else {"HTTP_HOST": host, "REMOTE_ADDR": peer}
+
+    assert without_keys().identify(environ) == "local"
+
+
+@pytest.mark.parametrize(
+    "peer",
+    ["10.0.0.1", "203.0.113.9", "::ffff:10.0.0.1", "fe80::1", "2001:db8::1", "0.0.0.0", "junk"],
+)
+@pytest.mark.parametrize("offered", [{}, {"HTTP_X_API_KEY": KEY}])
+def test_without_keys_nobody_else_is_served_and_the_way_out_is_told(
+    peer: str, offered: dict[str, str]
+) -> None:
+    with pytest.raises(Unauthorized, match="QWEN_PROXY_API_KEYS") as caught:
+        without_keys().identify({"REMOTE_ADDR": peer, "HTTP_HOST": "localhost", **offered})
+
+    assert caught.value.code == "missing_api_key"
+
+
+CHAIN = {"QWEN_PROXY_TRUSTED_PROXIES": "127.0.0.1,10.0.0.0/8"}
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "settings", "served"),
+    [
+        # nginx on this machine tells who called it.
+        ("127.0.0.1", "127.0.0.1", {}, True),
+        ("127.0.0.1", "::1", {}, True),
+        ("127.0.0.1", "203.0.113.9", {}, False),
+        ("::1", "203.0.113.9", {}, False),
+        ("", "127.0.0.1", {}, True),
+        ("", "203.0.113.9", {}, False),
+        ("", "192.168.1.5", {}, False),
+        ("127.0.0.1", "::ffff:203.0.113.9", {}, False),
+        # A caller from elsewhere says that he is here; nginx adds where he really is.
+        ("127.0.0.1", "127.0.0.1, 203.0.113.9", {}, False),
+        ("127.0.0.1", "127.0.0.1,203.0.113.9", {}, False),
+        ("127.0.0.1", "127.0.0.1, 127.0.0.1, 203.0.113.9", {}, False),
+        ("", "unix, 203.0.113.9", {}, False),
+        ("", "::1, 203.0.113.9", {}, False),
+        ("", "203.0.113.9, 127.0.0.1", {}, False),
+        # Nobody may speak for others but trusted peers.
+        ("203.0.113.9", "127.0.0.1", {}, False),
+        ("192.168.1.5", "127.0.0.1", {}, False),
+        ("10.0.0.2", "127.0.0.1", {"QWEN_PROXY_TRUSTED_PROXIES": "10.0.0.3"}, False),
+        ("10.0.0.2", "203.0.113.9, 127.0.0.1", {"QWEN_PROXY_TRUSTED_PROXIES": "10.0.0.2"}, True),
+        ("127.0.0.1", "203.0.113.9", {"QWEN_PROXY_TRUSTED_PROXIES": "unix"}, True),
+        ("", "203.0.113.9", {"QWEN_PROXY_TRUSTED_PROXIES": "127.0.0.1"}, True),
+        # A chain of trusted proxies is followed to the first that is none.
+        ("127.0.0.1", "203.0.113.9, 10.0.0.2", CHAIN, False),
+        ("127.0.0.1", "127.0.0.1, 10.0.0.2", CHAIN, True),
+        # What is no address is nobody we know.
+        ("127.0.0.1", "junk", {}, False),
+        ("127.0.0.1", "127.0.0.1, ", {}, False),
+        ("127.0.0.1", ",", {}, False),
+        ("127.0.0.1", " ", {}, False),
+        ("127.0.0.1", "127.0.0.1:5000", {}, False),
+        ("127.0.0.1", "203.0.113.9:5000", {}, False),
+        ("127.0.0.1", "unix:", {}, False),
+        ("127.0.0.1", "2130706433", {}, False),
+        ("::ffff:127.0.0.1", "203.0.113.9", {}, False),
+        ("::ffff:10.0.0.2", "127.0.0.1", {"QWEN_PROXY_TRUSTED_PROXIES": "10.0.0.0/8"}, True),
+        ("127.0.0.1", "unix", {}, False),
+        ("127.0.0.1", "localhost", {}, False),
+    ],
+)  # fmt: skip
+def test_a_forwarded_address_counts_as_far_as_its_bearer_is_trusted(
+    peer: str, forwarded: str, settings: dict[str, str], served: bool
+) -> None:
+    guard = without_keys(**settings)
+    environ = {"REMOTE_ADDR": peer, "HTTP_X_FORWARDED_FOR": forwarded, "HTTP_HOST": "localhost"}
+
+    if served:
+        assert guard.identify(environ) == "local"
+    else:
+        with pytest.raises(Unauthorized):
+            guard.identify(environ)
+
+
+@pytest.mark.parametrize(
+    "name", ["HTTP_X_REAL_IP", "HTTP_FORWARDED", "HTTP_CLIENT_IP", "HTTP_X_CLIENT_IP", "HTTP_VIA"]
+)
+@pytest.mark.parametrize("value", ["127.0.0.1", "for=127.0.0.1"])
+def test_other_headers_move_nobody_here(name: str, value: str) -> None:
+    with pytest.raises(Unauthorized):
+        without_keys().identify(
+            {"REMOTE_ADDR": "203.0.113.9", "HTTP_HOST": "localhost", name: value}
+        )
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:8080",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "evil.example#localhost",
+        "localhost@evil.example",
+        "192.168.1.5:8080",
+        "0.0.0.0:8080",
+        "",
+        ":8080",
+        "[::2]:8080",
+        *(host for host in ("[::1", "[evil", "[evil.example]:80", "::1]")),
+    ],
+)
+def test_without_keys_a_foreign_host_name_is_refused(host: str) -> None:
+    """A page of evil.example whose name was rebound to 127.0.0.1 sends its own name."""
+    with pytest.raises(Forbidden) as caught:
+        without_keys().identify({"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": host})
+
+    assert (caught.value.status, caught.value.code) == (403, "host_not_allowed")
+
+
+def test_a_request_without_a_host_is_refused() -> None:
+    with pytest.raises(Forbidden):
+        without_keys().identify({"REMOTE_ADDR": "127.0.0.1"})
+
+
+@pytest.mark.parametrize("host", ["box.lan", "BOX.lan:8080", "other.lan"])
+def test_further_host_names_can_be_allowed(host: str) -> None:
+    guard = without_keys(QWEN_PROXY_ALLOWED_HOSTS="Box.LAN, other.lan")
+
+    assert guard.identify({"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": host}) == "local"
+
+
+def test_an_allowed_host_name_lets_no_other_machine_in() -> None:
+    with pytest.raises(Unauthorized):
+        without_keys(QWEN_PROXY_ALLOWED_HOSTS="box.lan").identify(
+            {"REMOTE_ADDR": "10.0.0.1", "HTTP_HOST": "box.lan"}
+        )
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "http://localhost:3000", "http://127.0.0.1:8080", "null"]
+)
+def test_without_keys_no_web_page_may_call(origin: str) -> None:
+    """A browser sends a simple POST across origins even if its page may not read the answer."""
+    with pytest.raises(Forbidden) as caught:
+        without_keys().identify({**LOCAL, "HTTP_ORIGIN": origin})
+
+    assert caught.value.code == "origin_not_allowed"
+
+
+def test_a_page_can_be_allowed_by_name() -> None:
+    guard = without_keys(QWEN_PROXY_CORS_ORIGINS="http://localhost:3000")
+
+    assert guard.identify({**LOCAL, "HTTP_ORIGIN": "http://localhost:3000"}) == "local"
+    with pytest.raises(Forbidden):
+        guard.identify({**LOCAL, "HTTP_ORIGIN": "http://localhost:3001"})
+
+
+def test_with_keys_neither_host_nor_origin_matters() -> None:
+    environ = {"HTTP_X_API_KEY": KEY, "HTTP_HOST": "any", "HTTP_ORIGIN": "https://any.example"}
+
+    assert with_keys().identify(environ)
+
+
+@pytest.mark.parametrize(
+    ("guard", "origin", "allowed"),
+    [
+        (with_keys(), "https://a.example", "*"),
+        (without_keys(), "https://a.example", None),
+        (without_keys(QWEN_PROXY_CORS_ORIGINS="*"), "https://a.example", "*"),
+        (with_keys(QWEN_PROXY_CORS_ORIGINS="https://a.example"), "https://a.example", "https://a.example"),
+        (with_keys(QWEN_PROXY_CORS_ORIGINS="https://a.example"), "https://b.example", None),
+        (with_keys(QWEN_PROXY_CORS_ORIGINS="https://a.example"), "https://a.example.evil", None),
+        (with_keys(QWEN_PROXY_CORS_ORIGINS="https://a.example"), "null", None),
+    ],
+)  # fmt: skip
+def test_which_pages_may_read_answers(guard: Guard, origin: str, allowed: str | None) -> None:
+    assert guard.allowed_origin(origin) == allowed
+
+
+# --- bodies --------------------------------------------------------------------------------------
+
+
+def body_environ(body: bytes, length: int | None = -1) -> dict[str, Any]:
+    environ: dict[str, Any] = {"wsgi.input": io.BytesIO(body)}
+    if length is not None:
+        environ["CONTENT_LENGTH"] = str(len(body) if length == -1 else length)
+    return environ
+
+
+@pytest.mark.parametrize("length", [-1, None], ids=["with its length", "chunked"])
+def test_a_body_is_read_with_and_without_a_length(length: int | None) -> None:
+    assert without_keys().read_body(body_environ(b'{"a":1}', length))["a"] == 1
+
+
+def test_no_more_than_the_declared_length_is_read() -> None:
+    """What follows belongs to the next request of the connection."""
+    environ = body_environ(b'{"a":1}GET / HTTP/1.1', 7)
+
+    assert without_keys().read_body(environ)["a"] == 1
+    assert environ["wsgi.input"].read() == b"GET / HTTP/1.1"
+
+
+@pytest.mark.parametrize("length", [-1, None], ids=["with its length", "chunked"])
+def test_a_body_above_the_limit_is_refused(length: int | None) -> None:
+    guard = without_keys(QWEN_PROXY_MAX_BODY=1024)
+    at_limit = json.dumps({"a": "x" * (1024 - 9)}).encode()
+    assert len(at_limit) == 1024
+    guard.read_body(body_environ(at_limit, length))
+
+    with pytest.raises(ApiError) as caught:
+        guard.read_body(body_environ(at_limit + b" ", length))
+
+    assert (caught.value.status, caught.value.code) == (413, "request_too_large")
+    assert "1024 bytes" in caught.value.message
+
+
+def test_a_body_that_is_declared_too_large_is_not_read() -> None:
+    environ = body_environ(b"{}", 10**12)
+
+    with pytest.raises(ApiError, match="larger than the limit"):
+        without_keys().read_body(environ)
+
+    assert environ["wsgi.input"].tell() == 0
+
+
+def test_a_body_that_ends_early_is_refused() -> None:
+    with pytest.raises(BadRequest, match="before its Content-Length"):
+        without_keys().read_body(body_environ(b'{"a":1}', 100))
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff", b'{"a":1}x', b"SECRETWORD"])
+def test_a_body_that_is_no_json_object_is_refused_without_quoting_it(body: bytes) -> None:
+    with pytest.raises(BadRequest) as caught:
+        without_keys().read_body(body_environ(body))
+
+    assert (caught.value.status, caught.value.type) == (400, "invalid_request_error")
+    assert "could not parse the JSON body" in caught.value.message
+    assert "SECRETWORD" not in caught.value.message
+
+
+class Broken(io.RawIOBase):
+    """A body whose connection ends in the middle, or whose chunked coding is none."""
+
+    def read(self, size: int = -1) -> bytes:
+        raise OSError("Invalid chunk size: b'zz'")
+
+
+def test_a_body_that_cannot_be_read_is_a_bad_request() -> None:
+    """gunicorn raises an OSError for chunked coding that is none, and for a client that left."""
+    with pytest.raises(BadRequest):
+        without_keys().read_body({"wsgi.input": Broken()})
+
+
+@pytest.mark.parametrize(
+    ("offered", "taken"),
+    [
+        ("req-1", True),
+        ("A.b_c:d/e+f=g@h", True),
+        ("x" * 128, True),
+        ("x" * 129, False),
+        ("", False),
+        ("a b", False),
+        ("a\nb", False),
+        ("a\n", False),
+        ('a"b', False),
+        ("é", False),
+        ("<script>", False),
+    ],
+)
+def test_a_sane_request_id_is_taken_over(offered: str, taken: bool) -> None:
+    assert request_id_of({"HTTP_X_REQUEST_ID": offered}) == (offered if taken else None)
+    assert request_id_of({}) is None

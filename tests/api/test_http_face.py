@@ -1,0 +1,607 @@
+"""What every answer looks like from outside, whatever went wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from qwen_wsgi import __version__
+from qwen_wsgi.app import create_app
+from tests.api.apps import HELLO, App, error_of, in_front_of, running
+from tests.secrets import secret
+from tests.upstream.fakes import FakeBook, account_of, settings_of
+from tests.upstream.raw_server import whole
+
+KEY = secret("client-of-api")
+AUTH = {"Authorization": f"Bearer {KEY}"}
+MODELS = whole(
+    json.dumps({"object": "list", "data": [{"id": "m"}, {"id": "Qwen/Qwen3-8B"}]}).encode()
+)
+ANSWER = {
+    "id": "c1",
+    "object": "chat.completion",
+    "created": 7,
+    "model": "m",
+    "choices": [
+        {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
+    ],
+    "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nowhere", 404, "unknown_url"),
+        ("POST", "/v1/nowhere", 404, "unknown_url"),
+        ("GET", "/v1", 404, "unknown_url"),
+        ("GET", "/v1/models/", 404, "unknown_url"),
+        ("POST", "/chat/completions", 404, "unknown_url"),
+        ("GET", "/favicon.ico", 404, "unknown_url"),
+        ("GET", "/static/x", 404, "unknown_url"),
+        ("GET", "/%00", 404, "unknown_url"),
+        ("GET", "/%ff%fe", 404, "unknown_url"),
+        ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
+        ("PUT", "/v1/chat/completions", 405, "method_not_allowed"),
+        ("DELETE", "/v1/models", 405, "method_not_allowed"),
+        ("POST", "/v1/models", 405, "method_not_allowed"),
+        ("PATCH", "/health", 405, "method_not_allowed"),
+        ("TRACE", "/", 405, "method_not_allowed"),
+        ("NONSENSE", "/", 405, "method_not_allowed"),
+    ],
+)
+@pytest.mark.parametrize("keys", ["", KEY], ids=["no keys", "keys"])
+def test_an_unknown_road_is_told_in_openai_words_and_without_a_key(
+    method: str, path: str, status: int, code: str, keys: str
+) -> None:
+    with running(QWEN_PROXY_API_KEYS=keys) as app:
+        response = app.client.open(path, method=method)
+
+    assert response.status_code == status
+    error = error_of(response)
+    assert (error["type"], error["code"]) == ("invalid_request_error", code)
+    assert ("allow" in response.headers) == (status == 405)
+
+
+def test_the_allowed_methods_are_told() -> None:
+    with running() as app:
+        allowed = app.get("/v1/chat/completions").headers["allow"]
+
+    assert set(allowed.split(", ")) == {"OPTIONS", "POST"}
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code"),
+    [
+        (b"", None, None),
+        (b"{", None, None),
+        (b"[]", None, None),
+        (b'"x"', None, None),
+        (b"\xff\xfe", None, None),
+        (b'{"model":"m","messages":[{"role":"user"}],"temperature":NaN}', None, None),
+        (b"[" * 200_000, None, None),
+        (b"{}", "messages", "missing_required_parameter"),
+        ({"model": "m"}, "messages", "missing_required_parameter"),
+        ({**HELLO, "messages": []}, "messages", "empty_array"),
+        ({**HELLO, "messages": [5]}, "messages[0]", "invalid_type"),
+        ({**HELLO, "model": 5}, "model", "invalid_type"),
+        ({**HELLO, "stream": "yes"}, "stream", "invalid_type"),
+        ({"messages": HELLO["messages"]}, "model", "missing_required_parameter"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_wrong_body_is_a_400_in_openai_form(
+    body: Any, param: str | None, code: str | None
+) -> None:
+    with in_front_of(MODELS) as (app, _):
+        response = app.chat(body)
+
+    assert response.status_code == 400
+    error = error_of(response)
+    assert error["type"] == "invalid_request_error"
+    assert (error["param"], error["code"]) == (param, code)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings"])
+def test_a_body_above_the_limit_is_a_413(path: str) -> None:
+    with running(QWEN_PROXY_MAX_BODY=1024) as app:
+        response = app.client.post(path, data=b"x" * 1025)
+
+    assert response.status_code == 413
+    assert error_of(response)["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/m"),
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/embeddings"),
+    ],
+)
+def test_without_a_key_there_is_no_way_in(method: str, path: str) -> None:
+    with running(QWEN_PROXY_API_KEYS=KEY) as app:
+        missing = app.client.open(path, method=method, data=b"not even json")
+        wrong = app.client.open(path, method=method, headers={"Authorization": "Bearer wrong"})
+
+        for response, code in ((missing, "missing_api_key"), (wrong, "invalid_api_key")):
+            assert response.status_code == 401
+            error = error_of(response)
+            assert (error["type"], error["code"]) == ("invalid_request_error", code)
+        assert [call["outcome"] for call in app.calls] == ["refused", "refused"]
+        assert app.services.admission.in_flight == 0
+
+
+def test_other_machines_and_other_names_are_refused_without_keys() -> None:
+    with in_front_of(MODELS) as (app, _):
+        elsewhere = app.get("/v1/models", environ_overrides={"REMOTE_ADDR": "203.0.113.9"})
+        renamed = app.get("/v1/models", headers={"Host": "evil.example"})
+        page = app.get("/v1/models", headers={"Origin": "https://evil.example"})
+        local = app.get("/v1/models")
+
+    assert (elsewhere.status_code, error_of(elsewhere)["code"]) == (401, "missing_api_key")
+    assert (renamed.status_code, error_of(renamed)["code"]) == (403, "host_not_allowed")
+    assert (page.status_code, error_of(page)["code"]) == (403, "origin_not_allowed")
+    assert error_of(page)["type"] == "permission_error"
+    assert local.status_code == 200
+
+
+def test_above_the_limit_of_calls_the_answer_is_503_with_a_time_to_wait() -> None:
+    with running() as app:
+        app.services.admission.in_flight = app.services.admission.limit
+        response = app.chat()
+
+        assert response.status_code == 503
+        error = error_of(response)
+        assert (error["type"], error["code"]) == ("overloaded_error", "overloaded")
+        assert response.headers["retry-after"] == "1"
+        assert app.services.admission.in_flight == app.services.admission.limit
+        assert app.get("/").status_code == 200
+
+
+def test_a_place_is_given_back_however_a_call_ends() -> None:
+    with in_front_of(MODELS, whole(b"no json"), QWEN_PROXY_MAX_IN_FLIGHT=1) as (app, _):
+        for body in (
+            b"{",
+            {"model": "m"},
+            {**HELLO, "model": "gone"},
+            HELLO,
+            {**HELLO, "stream": True},
+        ):
+            response = app.chat(body)
+            assert response.status_code >= 400
+            response.close()
+            assert app.services.admission.in_flight == 0
+
+
+def test_without_any_account_the_answer_says_what_to_do() -> None:
+    with running() as app:
+        response = app.chat()
+
+    assert response.status_code == 503
+    assert error_of(response)["code"] == "no_account"
+    assert response.headers["x-should-retry"] == "false"
+
+
+def test_a_model_that_is_not_there_is_a_404() -> None:
+    with in_front_of(MODELS) as (app, _):
+        response = app.chat({**HELLO, "model": "gone"})
+
+    assert response.status_code == 404
+    error = error_of(response)
+    assert (error["param"], error["code"]) == ("model", "model_not_found")
+
+
+def test_a_model_name_with_half_a_surrogate_pair_is_just_not_there() -> None:
+    with in_front_of(MODELS) as (app, _):
+        response = app.chat(b'{"model":"\\ud83d","messages":[{"role":"user","content":"x"}]}')
+
+    assert response.status_code == 404
+    assert error_of(response)["code"] == "model_not_found"
+
+
+def test_a_fault_of_ours_is_a_500_that_tells_nothing_but_the_id() -> None:
+    class Faulty(FakeBook):
+        def accounts(self) -> Any:
+            raise RuntimeError(f"boom with {KEY}")
+
+    with running(QWEN_PROXY_API_KEYS=KEY) as app:
+        broken = dataclasses.replace(app.services, book=Faulty())  # type: ignore[arg-type]
+        client = create_app(services=broken).test_client()
+        response = client.get("/health", headers={"X-Request-Id": "req-5"})
+
+    assert response.status_code == 500
+    error = error_of(response)
+    assert (error["type"], error["code"]) == ("server_error", "internal_error")
+    assert "req-5" in error["message"]
+    assert "boom" not in error["message"]
+
+
+# --- request ids and other headers ---------------------------------------------------------------
+
+ROADS = [
+    ("GET", "/", 200),
+    ("GET", "/health", 503),
+    ("GET", "/nowhere", 404),
+    ("GET", "/v1/chat/completions", 405),
+    ("POST", "/v1/chat/completions", 400),
+    ("POST", "/v1/embeddings", 400),
+    ("GET", "/v1/models", 200),
+    ("GET", "/v1/models/x", 404),
+    ("OPTIONS", "/v1/models", 204),
+    ("HEAD", "/", 200),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "status"), ROADS)
+def test_every_answer_has_a_request_id_of_its_own(method: str, path: str, status: int) -> None:
+    with running() as app:
+        responses = [app.client.open(path, method=method) for _ in range(2)]
+        logged = [call["request_id"] for call in app.calls]
+
+    assert {response.status_code for response in responses} == {status}
+    ids = [response.headers["x-request-id"] for response in responses]
+    assert len(set(ids)) == 2
+    assert ids == logged
+    assert all(response.headers["openai-processing-ms"].isdigit() for response in responses)
+
+
+@pytest.mark.parametrize(("method", "path", "status"), ROADS)
+def test_a_callers_own_id_is_kept_when_it_is_sane(method: str, path: str, status: int) -> None:
+    with running() as app:
+        kept = app.client.open(path, method=method, headers={"X-Request-Id": "caller-1"})
+        replaced = app.client.open(path, method=method, headers={"X-Request-Id": "a b<script>"})
+
+    assert kept.headers["x-request-id"] == "caller-1"
+    assert replaced.headers["x-request-id"].startswith("req_")
+
+
+def test_each_call_is_logged_once_with_its_outcome() -> None:
+    with in_front_of(MODELS, whole(json.dumps(ANSWER).encode(), x_request_id="up-1")) as (app, _):
+        app.chat(headers={"X-Request-Id": "r1"})
+        (call,) = app.calls
+
+    assert call["request_id"] == "r1"
+    assert call["client"] == "local"
+    assert (call["method"], call["path"]) == ("POST", "/v1/chat/completions")
+    assert (call["status"], call["outcome"]) == (200, "complete")
+    assert (call["account"], call["model"]) == ("upstream", "m")
+    assert (call["prompt_tokens"], call["completion_tokens"]) == (3, 2)
+    assert call["upstream_request_id"] == "up-1"
+    assert call["attempts"] == 1
+    assert call["total_ms"] >= 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failed_call_is_logged_with_the_status_that_the_client_got(stream: bool) -> None:
+    refusal = whole(b'{"error":{"message":"m","code":"limit_requests"}}', "429 X", retry_after="7")
+    with in_front_of(MODELS, refusal) as (app, _):
+        response = app.chat({**HELLO, "stream": stream})
+        response.close()
+        (call,) = app.calls
+
+    assert response.status_code == 429
+    assert error_of(response)["code"] == "limit_requests"
+    assert response.headers["retry-after"] == "7"
+    assert (call["status"], call["outcome"], call["error"]) == (
+        429,
+        "upstream_error",
+        "limit_requests",
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "passed"), [("0", "1"), ("0.2", "1"), ("1.5", "2"), ("60", "60"), ("3600", "60")]
+)
+def test_retry_after_is_a_time_that_the_sdks_obey(told: str, passed: str) -> None:
+    """Whole seconds (RFC 9110 §10.2.3), and not above a minute, which the SDKs ignore."""
+    with in_front_of(MODELS, whole(b"", "503 X", retry_after=told)) as (app, _):
+        assert app.chat().headers["retry-after"] == passed
+
+
+def test_a_refused_account_is_told_without_a_401_and_without_the_key() -> None:
+    with in_front_of(MODELS, whole(b'{"error":{"message":"Incorrect API key"}}', "401 X")) as (
+        app,
+        _,
+    ):
+        response = app.chat()
+
+    assert response.status_code == 502
+    assert error_of(response)["code"] == "upstream_account_refused"
+    assert response.headers["x-should-retry"] == "false"
+
+
+# --- health and the landing page -----------------------------------------------------------------
+
+
+def health_of(app: App) -> tuple[int, dict[str, Any]]:
+    response = app.get("/health")
+    body: dict[str, Any] = json.loads(response.data)
+    return response.status_code, body
+
+
+def test_health_tells_the_accounts_and_no_more() -> None:
+    with in_front_of(MODELS) as (app, server):
+        status, body = health_of(app)
+        assert server.requests == []
+
+    assert status == 200
+    assert body == {
+        "status": "ok",
+        "ready": True,
+        "version": __version__,
+        "sandbox": False,
+        "in_flight": 0,
+        "accounts": [{"name": "upstream", "kind": "key", "state": "fresh"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("accounts", "status", "word"),
+    [
+        ((), 503, "no_usable_account"),
+        ((account_of(token=None),), 503, "no_usable_account"),
+        ((account_of("a", token=None), account_of("b")), 200, "ok"),
+    ],
+    ids=["none", "unusable", "one of two"],
+)
+def test_health_is_ready_when_an_account_is_usable(
+    accounts: tuple[Any, ...], status: int, word: str
+) -> None:
+    with running() as app:
+        services = dataclasses.replace(app.services, book=FakeBook(*accounts))  # type: ignore[arg-type]
+        response = create_app(services=services).test_client().get("/health")
+
+    body = json.loads(response.data)
+    assert (response.status_code, body["status"], body["ready"]) == (status, word, status == 200)
+
+
+def test_health_says_that_the_worker_is_draining() -> None:
+    with in_front_of(MODELS) as (app, _):
+        app.services.admission.draining = True
+        status, body = health_of(app)
+
+    assert (status, body["status"], body["ready"]) == (503, "draining", False)
+
+
+def test_health_and_the_landing_page_are_open_to_everybody() -> None:
+    """Monitors have no key; so these tell no hosts and no secrets."""
+    with in_front_of(MODELS, QWEN_PROXY_API_KEYS=KEY) as (app, server):
+        elsewhere = {"environ_overrides": {"REMOTE_ADDR": "203.0.113.9"}}
+        for path in ("/health", "/"):
+            response = app.get(path, headers={"Host": "any.example"}, **elsewhere)
+            assert response.status_code == 200
+            assert str(server.port) not in response.text
+            assert "0000" not in response.text
+
+
+def test_health_checks_are_logged_at_debug_only() -> None:
+    with running(LOG_LEVEL="INFO") as app:
+        app.get("/health")
+        app.get("/")
+        app.client.options("/v1/models")
+        assert app.calls == []
+        app.get("/nowhere")
+        assert len(app.calls) == 1
+
+
+def test_the_landing_page_tells_what_is_here() -> None:
+    with running() as app:
+        body = json.loads(app.get("/").data)
+
+    assert body["name"] == "qwen-proxy"
+    assert "POST /v1/chat/completions" in body["endpoints"]
+
+
+def test_health_tells_the_sandbox() -> None:
+    with running(QWEN_PROXY_SANDBOX="auto") as app:
+        status, body = health_of(app)
+
+    assert (status, body["sandbox"]) == (200, True)
+    assert body["accounts"] == [{"name": "sandbox", "kind": "sandbox", "state": "fresh"}]
+
+
+# --- models --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/v1/models/Qwen/Qwen3-8B", "/v1/models/Qwen%2FQwen3-8B"])
+def test_a_model_with_a_slash_in_its_id_is_found(path: str) -> None:
+    with in_front_of(MODELS) as (app, _):
+        response = app.get(path)
+
+    body = json.loads(response.data)
+    assert response.status_code == 200
+    assert body["id"] == "Qwen/Qwen3-8B"
+    assert {"id", "object", "created", "owned_by"} <= body.keys()
+
+
+def test_models_are_listed() -> None:
+    with in_front_of(MODELS) as (app, _):
+        body = json.loads(app.get("/v1/models").data)
+
+    assert body["object"] == "list"
+    assert [model["id"] for model in body["data"]] == ["m", "Qwen/Qwen3-8B"]
+
+
+@pytest.mark.parametrize("id", ["gone", "Qwen", "Qwen/", "M", "m/", "%F0%9F%98%80"])
+def test_a_model_that_is_not_listed_is_a_404(id: str) -> None:
+    with in_front_of(MODELS) as (app, _):
+        response = app.get(f"/v1/models/{id}")
+
+    assert response.status_code == 404
+    error = error_of(response)
+    assert (error["param"], error["code"]) == ("model", "model_not_found")
+
+
+@pytest.mark.parametrize(
+    ("query", "asks"),
+    [
+        ("", 1),
+        ("?refresh=0", 1),
+        ("?refresh=false", 1),
+        ("?refresh=", 1),
+        ("?refresh=1", 2),
+        ("?refresh=true", 2),
+    ],
+)
+def test_a_list_is_kept_unless_a_refresh_is_asked(query: str, asks: int) -> None:
+    with in_front_of(MODELS) as (app, server):
+        app.get("/v1/models")
+        app.clock.advance(5)
+        app.get("/v1/models" + query)
+
+        assert len(server.requests) == asks
+
+
+# --- pages of other origins ----------------------------------------------------------------------
+
+PREFLIGHT = {
+    "Origin": "https://app.example",
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization, content-type, x-stainless-os",
+}
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/models", "/v1/models/a/b", "/nowhere"]
+)
+def test_a_preflight_is_answered_without_a_key(path: str) -> None:
+    with running(QWEN_PROXY_API_KEYS=KEY) as app:
+        response = app.client.options(path, headers=PREFLIGHT)
+
+    headers = response.headers
+    assert (response.status_code, response.data) == (204, b"")
+    assert headers["access-control-allow-origin"] == "*"
+    assert "POST" in headers["access-control-allow-methods"]
+    assert headers["access-control-allow-headers"] == PREFLIGHT["Access-Control-Request-Headers"]
+    assert int(headers["access-control-max-age"]) > 0
+    assert "access-control-allow-credentials" not in headers
+
+
+def test_without_keys_a_preflight_allows_nothing() -> None:
+    with running() as app:
+        response = app.client.options("/v1/chat/completions", headers=PREFLIGHT)
+
+    assert not [name for name, _ in response.headers if name.lower().startswith("access-control")]
+
+
+def test_only_a_named_origin_may_read_answers() -> None:
+    with running(QWEN_PROXY_API_KEYS=KEY, QWEN_PROXY_CORS_ORIGINS="https://app.example") as app:
+        named = app.client.options("/v1/models", headers=PREFLIGHT)
+        other = app.client.options(
+            "/v1/models", headers={**PREFLIGHT, "Origin": "https://x.example"}
+        )
+
+    assert named.headers["access-control-allow-origin"] == "https://app.example"
+    assert "Origin" in named.headers["vary"]
+    assert "access-control-allow-origin" not in other.headers
+
+
+def test_a_cache_never_serves_one_origins_answer_to_another() -> None:
+    """Where the answer depends on the origin, it says so on every answer."""
+    with running(QWEN_PROXY_API_KEYS=KEY, QWEN_PROXY_CORS_ORIGINS="https://app.example") as app:
+        for headers in ({}, {"Origin": "https://x.example"}):
+            assert "Origin" in app.get("/", headers=headers).headers.get("vary", "")
+
+
+@pytest.mark.parametrize(("path", "status"), [("/v1/models", 401), ("/nowhere", 404), ("/", 200)])
+def test_a_page_can_read_errors_and_ids_too(path: str, status: int) -> None:
+    with running(QWEN_PROXY_API_KEYS=KEY) as app:
+        response = app.get(path, headers={"Origin": "https://app.example"})
+
+    assert response.status_code == status
+    assert response.headers["access-control-allow-origin"] == "*"
+    assert "x-request-id" in response.headers["access-control-expose-headers"]
+
+
+def test_a_caller_that_is_no_page_gets_no_such_headers() -> None:
+    with running(QWEN_PROXY_API_KEYS=KEY) as app:
+        headers = app.get("/", headers=AUTH).headers
+
+    assert "access-control-allow-origin" not in headers
+
+
+# --- whole calls ---------------------------------------------------------------------------------
+
+
+def test_the_application_can_be_made_from_settings_alone() -> None:
+    client = create_app(settings_of(QWEN_PROXY_API_KEYS=KEY)).test_client()
+
+    assert client.get("/v1/models").status_code == 401
+    assert client.get("/v1/models", headers=AUTH).status_code == 200
+
+
+def test_what_the_upstream_gets_is_what_the_client_sent() -> None:
+    body = (
+        b'{ "model":"m", "temperature": 0, "x":1.0,'
+        b' "messages":[{"role":"user","content":"\\u00e9"}]}'
+    )
+    reply = whole(json.dumps(ANSWER).encode())
+    with in_front_of(MODELS, reply) as (app, server):
+        response = app.chat(
+            body,
+            headers={
+                "User-Agent": "agent/1",
+                "X-DashScope-SSE": "enable",
+                "X-Custom": "private",
+                "Cookie": "a=b",
+                "Authorization": "Bearer client-own",
+            },
+        )
+        head, _, sent = server.requests[1].partition(b"\r\n\r\n")
+
+    assert json.loads(response.data) == ANSWER
+    assert sent == body
+    assert b"User-Agent: agent/1" in head
+    assert b"x-dashscope-sse: enable" in head.lower()
+    for private in (b"x-custom", b"cookie", b"client-own", b"x-forwarded"):
+        assert private not in head.lower()
+
+
+def test_a_stream_reaches_the_client_with_the_headers_that_keep_it_flowing() -> None:
+    chunk = b'data: {"choices":[{"index":0,"delta":{"content":"hi"},"finish_reason":"stop"}]}\n\n'
+    reply = whole(
+        chunk + b"data: [DONE]\n\n", content_type="text/event-stream", x_request_id="up-1"
+    )
+    with in_front_of(MODELS, reply) as (app, _):
+        response = app.chat({**HELLO, "stream": True})
+        headers = response.headers
+        assert response.status_code == 200
+        assert response.data == chunk + b"data: [DONE]\n\n"
+        response.close()
+        (call,) = app.calls
+
+    assert headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert headers["cache-control"] == "no-cache"
+    assert headers["x-accel-buffering"] == "no"
+    assert headers["x-qwen-proxy-account"] == "upstream"
+    assert headers["x-upstream-request-id"] == "up-1"
+    assert (call["outcome"], call["stream"]) == ("complete", True)
+    assert "first_byte_ms" in call
+    assert "prompt_tokens" not in call, "numbers are never invented"
+
+
+def test_embeddings_of_another_server_pass_as_they_are() -> None:
+    answer = (
+        b'{"object":"list","data":[{"index":0,"embedding":"AAAA"}],"usage":{"prompt_tokens":4}}'
+    )
+    with in_front_of(MODELS, whole(answer)) as (app, server):
+        response = app.client.post("/v1/embeddings", data=b'{"model":"m","input":[1,2],"x":1.0}')
+        (call,) = app.calls
+        sent = server.requests[1].partition(b"\r\n\r\n")[2]
+
+    assert response.data == answer
+    assert sent == b'{"model":"m","input":[1,2],"x":1.0}'
+    assert call["prompt_tokens"] == 4
+
+
+def test_the_sandbox_is_told_in_the_answers_header() -> None:
+    with running(QWEN_PROXY_SANDBOX="1") as app:
+        response = app.chat({**HELLO, "model": app.services.catalogue.models()[0]["id"]})
+
+    assert response.status_code == 200
+    assert response.headers["x-qwen-proxy-account"] == "sandbox"

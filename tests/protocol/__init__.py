@@ -1,0 +1,1 @@
+"""Pure code: what goes in and what must come out."""

@@ -1,0 +1,274 @@
+"""The layers stay layers: who may import whom, and where third parties are let in."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "qwen_wsgi"
+SERVER_FILES = (ROOT / "wsgi.py", ROOT / "gunicorn.conf.py")
+
+
+class Import(NamedTuple):
+    """One import: in which file and line, of what, and whether only the type checker runs it."""
+
+    file: str
+    line: int
+    module: str
+    for_types: bool
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} imports {self.module}"
+
+
+def parts_of(path: Path) -> tuple[str, ...]:
+    """`qwen_wsgi/upstream/body.py` -> `("upstream", "body")`."""
+    return path.relative_to(PACKAGE).with_suffix("").parts
+
+
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    """Every import of a file, wherever it stands; of our own, the deepest module that is named."""
+    tree = ast.parse(path.read_text(), str(path))
+    shown = str(path.relative_to(ROOT))
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules = []
+            assert node.level == 0, f"{shown}:{node.lineno} imports by a relative name"
+            base = node.module or ""
+            for alias in node.names:
+                name = f"{base}.{alias.name}"
+                is_module = base.split(".")[0] == "qwen_wsgi" and (
+                    (ROOT / (name.replace(".", "/") + ".py")).exists()
+                    or (ROOT / name.replace(".", "/")).is_dir()
+                )
+                modules.append(name if is_module else base)
+        else:
+            continue
+        for module in modules:
+            yield Import(shown, node.lineno, module, id(node) in for_types)
+
+
+ALL = [found for path in SOURCES for found in imports_of(path)]
+
+
+def ours(found: Import) -> str | None:
+    """`qwen_wsgi.upstream.body` -> `upstream.body`; None for what is not ours."""
+    if found.module == "qwen_wsgi":
+        return ""
+    inside = found.module.startswith("qwen_wsgi.")
+    return found.module.removeprefix("qwen_wsgi.") if inside else None
+
+
+def layer_of(name: str) -> str:
+    """`upstream/body.py` or `upstream.body` -> `upstream`."""
+    return name.removeprefix("qwen_wsgi/").replace("/", ".").removesuffix(".py").split(".")[0]
+
+
+#: What a layer may import besides itself. `""` is the package: its version.
+#: docs/architecture.md draws the same: api -> upstream -> protocol and credentials.
+ALLOWED: dict[str, set[str]] = {
+    "__init__": set(),
+    "errors": set(),
+    "clock": set(),
+    "settings": {"errors"},
+    "logs": {"settings"},
+    "green": {"errors"},
+    "protocol": {"errors"},
+    "credentials": {"", "errors", "clock", "settings"},
+    "accounting": {"errors", "clock", "protocol.usage"},
+    "upstream": {"", "errors", "clock", "settings", "green", "protocol", "credentials"},
+    "api": {"", "errors", "clock", "settings", "green", "protocol", "upstream", "accounting"},
+    "report": {"", "settings", "upstream.accounts"},
+    "login": {"", "errors", "clock", "settings", "credentials"},
+    "creds": {"errors", "clock", "settings", "credentials"},
+    "sandbox": set(),
+    "app": set(),  # filled below: the composition root wires everything but the command line
+    "cli": {"", "app", "report", "login", "creds", "settings", "errors", "clock", "credentials"},
+}
+ALLOWED["app"] = set(ALLOWED) - {"app", "cli", "login", "creds", "__init__"} | {""}
+
+#: Exceptions to the table, each with its reason.
+EXCEPTIONS = {
+    # /health judges accounts by the words that their credentials use.
+    ("qwen_wsgi/api/health.py", "credentials.policy"),
+}
+
+
+def test_every_layer_is_in_the_table() -> None:
+    assert {layer_of(".".join(parts_of(path))) for path in SOURCES} <= set(ALLOWED)
+
+
+@pytest.mark.parametrize("layer", sorted(ALLOWED))
+def test_a_layer_imports_only_what_is_below_it(layer: str) -> None:
+    wrong = []
+    for found in ALL:
+        name = ours(found)
+        if name is None or layer_of(found.file) != layer or layer_of(name) == layer != "":
+            continue
+        allowed = any(
+            name == each or (each and name.startswith(each + ".")) for each in ALLOWED[layer]
+        )
+        if not (allowed or found.for_types or (found.file, name) in EXCEPTIONS):
+            wrong.append(str(found))
+    assert wrong == []
+
+
+def test_exceptions_are_still_needed() -> None:
+    made = {(found.file, ours(found)) for found in ALL}
+
+    assert made >= EXCEPTIONS
+
+
+def test_nobody_imports_the_application_the_command_line_or_the_api() -> None:
+    """But for the type checker, the application its own parts, and the command line the former."""
+    wrong = [
+        str(found)
+        for found in ALL
+        if (name := ours(found)) is not None
+        and layer_of(name) in ("app", "cli", "api")
+        and not found.for_types
+        and layer_of(found.file) not in ("api", "app")
+        and (layer_of(found.file), name) != ("cli", "app")
+    ]
+    assert wrong == []
+    assert not [found for found in ALL if found.module.endswith(".cli")]
+
+
+def test_imports_for_types_reach_no_further_than_the_services() -> None:
+    assert {ours(found) for found in ALL if found.for_types and ours(found) is not None} <= {"app"}
+
+
+def test_there_is_no_circle_among_the_modules() -> None:
+    edges: dict[str, set[str]] = {}
+    names = {".".join(parts_of(path)).removesuffix(".__init__") for path in SOURCES}
+    for found in ALL:
+        name = ours(found)
+        if name in names and not found.for_types:
+            source = found.file.removeprefix("qwen_wsgi/").removesuffix(".py").replace("/", ".")
+            edges.setdefault(source.removesuffix(".__init__"), set()).add(name)
+
+    def walk(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, " -> ".join((*above[above.index(name) :], name))
+        for below in edges.get(name, ()):
+            walk(below, (*above, name))
+
+    for name in sorted(edges):
+        walk(name, ())
+
+
+#: Where a third party, or a part of the standard library, is let in.
+PLACES = {
+    "flask": ("qwen_wsgi/api/", "qwen_wsgi/app.py"),
+    "werkzeug": ("qwen_wsgi/api/", "qwen_wsgi/app.py"),
+    "requests": ("qwen_wsgi/upstream/", "qwen_wsgi/credentials/token_endpoint.py"),
+    "urllib3": ("qwen_wsgi/upstream/", "qwen_wsgi/credentials/token_endpoint.py"),
+    "gevent": ("qwen_wsgi/green.py",),
+    "segno": ("qwen_wsgi/login.py",),
+    "greenlet": (),
+    "gunicorn": (),
+    "fcntl": ("qwen_wsgi/credentials/locks.py",),
+    "subprocess": (),
+    "asyncio": (),
+    "selectors": (),
+    "pickle": (),
+}
+
+
+@pytest.mark.parametrize("module", sorted(PLACES))
+def test_a_module_is_imported_only_where_it_has_its_place(module: str) -> None:
+    wrong = [
+        str(found)
+        for found in ALL
+        if found.module.split(".")[0] == module and not found.file.startswith(PLACES[module] or "-")
+    ]
+    assert wrong == []
+
+
+def test_no_other_third_party_is_used() -> None:
+    known = {*sys.stdlib_module_names, "qwen_wsgi", *PLACES}
+
+    assert [str(found) for found in ALL if found.module.split(".")[0] not in known] == []
+
+
+def test_the_sandbox_knows_nothing_of_the_product() -> None:
+    """A mistake in the product's protocol code must not cancel itself out in its double."""
+    wrong = [
+        str(found)
+        for found in ALL
+        if found.file.startswith("qwen_wsgi/sandbox/")
+        and (name := ours(found)) is not None
+        and layer_of(name) != "sandbox"
+    ]
+    assert wrong == []
+
+
+def test_only_the_composition_root_knows_the_sandbox() -> None:
+    users = {found.file for found in ALL if layer_of(ours(found) or "") == "sandbox"}
+
+    assert {file for file in users if not file.startswith("qwen_wsgi/sandbox/")} == {
+        "qwen_wsgi/app.py"
+    }
+
+
+def test_only_the_settings_read_the_environment() -> None:
+    """`os.environ`, `os.getenv` and their like; a mapping that is handed over may bear the name."""
+    readers = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
+    wrong = []
+    for path in SOURCES:
+        if path == PACKAGE / "settings.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Attribute | ast.ImportFrom):
+                continue
+            by_attribute = (
+                isinstance(node, ast.Attribute)
+                and node.attr in readers
+                and isinstance(node.value, ast.Name)
+                and node.value.id in ("os", "posix")
+            )
+            by_name = (
+                isinstance(node, ast.ImportFrom)
+                and node.module == "os"
+                and readers & {alias.name for alias in node.names}
+            )
+            if by_attribute or by_name:
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert wrong == []
+
+
+def test_the_server_files_are_small_users_of_the_package() -> None:
+    allowed = {
+        "wsgi.py": {"app"},
+        "gunicorn.conf.py": {"app", "settings", "logs", "errors"},
+    }
+    for path in SERVER_FILES:
+        used = {name for found in imports_of(path) if (name := ours(found)) is not None}
+        assert used <= allowed[path.name], path.name
+    assert len((ROOT / "wsgi.py").read_text().splitlines()) <= 3
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: "/".join(parts_of(path)))
+def test_every_module_says_what_it_is_for(path: Path) -> None:
+    text = path.read_text()
+    tree = ast.parse(text)
+
+    assert ast.get_docstring(tree)
+    if len(tree.body) > 1 and path.name != "__init__.py":
+        assert "from __future__ import annotations" in text

@@ -1,0 +1,351 @@
+"""Log lines: one a record, parsable, and without any secret."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from qwen_wsgi.accounting.ledger import Call, Ledger, fields
+from qwen_wsgi.logs import Formatter, Redaction, configure
+from qwen_wsgi.protocol.usage import Usage
+
+# Known to no run-wide search: these do go into records, which is what is tested.
+SECRET = "client-key-0123456789-abcdef-WXYZ"
+OTHER = "upstream-key-9876543210-fedcba-1234"
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    log = logging.getLogger("qwen_wsgi")
+    before = (log.handlers[:], log.level, log.propagate)
+    yield
+    log.handlers[:], log.level, log.propagate = before
+
+
+def line_of(
+    style: str,
+    message: str = "event",
+    *arguments: object,
+    secrets: tuple[str, ...] = (SECRET, OTHER),
+    error: BaseException | None = None,
+    **fields: Any,
+) -> str:
+    """The text of one record."""
+    exc_info = (type(error), error, error.__traceback__) if error else None
+    record = logging.LogRecord(
+        "qwen_wsgi.x", logging.INFO, "file.py", 1, message, arguments, exc_info
+    )
+    if fields:
+        record.fields = fields
+    return Formatter(style, Redaction(secrets)).format(record)
+
+
+STYLES = pytest.mark.parametrize("style", ["human", "json"])
+
+
+# --- shape ---------------------------------------------------------------------------------------
+
+
+def test_a_line_for_people() -> None:
+    line = line_of("human", "call", status=200, model="qwen3.7-plus", note="two words")
+
+    moment, rest = line.split(" ", 1)
+    assert moment.endswith("Z")
+    assert moment[10] == "T"
+    assert rest == 'INFO    call status=200 model=qwen3.7-plus note="two words"'
+
+
+def test_a_line_for_programs() -> None:
+    line = json.loads(line_of("json", "call %s", "x", status=200, ms=1.5, model="é😀"))
+
+    assert line.pop("time").endswith("Z")
+    assert line == {
+        "level": "INFO",
+        "logger": "qwen_wsgi.x",
+        "event": "call x",
+        "status": 200,
+        "ms": 1.5,
+        "model": "é😀",
+    }
+
+
+NASTY = [
+    "a\nb",
+    "a\r\nb",
+    "a\x0bb\x0c\x1cb",
+    "a\x85b",
+    "a\u2028b\u2029c",
+    "a\x00b",
+    "a\x1b[31mb",
+    '" status=200 "',
+    "x status=200",
+    "\\",
+    "",
+    " ",
+    "\u202eevil",
+    "\ud83d",
+    '{"level":"ERROR"}',
+    "a=b",
+    "é😀中",
+    "x" * 10_000,
+]
+
+
+@STYLES
+@pytest.mark.parametrize("value", NASTY, ids=lambda value: repr(value[:20]))
+def test_what_a_client_names_a_model_can_neither_break_nor_forge_a_line(
+    style: str, value: str
+) -> None:
+    line = line_of(style, "call", model=value, status=404)
+
+    assert "\n" not in line
+    assert "\r" not in line
+    if style == "json":
+        parsed = json.loads(line)
+        assert (parsed["model"], parsed["status"], parsed["level"]) == (value, 404, "INFO")
+    else:
+        assert line.endswith(" status=404")
+        assert line.splitlines() == [line]
+        assert all(character.isprintable() for character in line)
+        assert line.count(" status=") == (1 if "status=" not in value else 2)
+
+
+@pytest.mark.parametrize(
+    "value",
+    NASTY,
+    ids=lambda value: repr(value[:20]),
+)
+def test_a_message_stays_one_line_for_people_too(value: str) -> None:
+    """Messages quote errors of upstreams and files."""
+    line = line_of("human", "no list: %s", value)
+
+    assert line.splitlines() == [line]
+    assert all(character.isprintable() for character in line)
+
+
+def test_a_message_with_a_line_end_stays_one_line_for_programs() -> None:
+    line = line_of("json", "no list: %s", "a\nb")
+
+    assert "\n" not in line
+    assert json.loads(line)["event"] == "no list: a\nb"
+
+
+def raised(text: str) -> BaseException:
+    try:
+        try:
+            raise ValueError(f"inner {text}")
+        except ValueError as inner:
+            raise RuntimeError(f"outer {text}") from inner
+    except RuntimeError as error:
+        return error
+
+
+@STYLES
+def test_a_traceback_is_there_and_whole(style: str) -> None:
+    line = line_of(style, "fault", error=raised("x"))
+
+    text = json.loads(line)["trace"] if style == "json" else line
+    assert "Traceback" in text
+    assert "inner x" in text
+    assert text.endswith("RuntimeError: outer x")
+    assert ("\n" in line) == (style == "human")
+
+
+@STYLES
+def test_values_of_any_type_are_written(style: str) -> None:
+    line = line_of(style, "call", a=None, b=True, c=[1], d={"e": 1}, f=object())
+
+    if style == "json":
+        json.loads(line)
+    assert "\n" not in line
+
+
+# --- secrets -------------------------------------------------------------------------------------
+
+
+@STYLES
+def test_a_known_secret_never_comes_out(style: str) -> None:
+    for line in (
+        line_of(style, f"message with {SECRET}"),
+        line_of(style, "argument %s", SECRET),
+        line_of(style, "field", key=SECRET),
+        line_of(style, "in a text", note=f"x={SECRET}, y={OTHER}"),
+        line_of(style, "nested", data={"key": [SECRET]}),
+        line_of(style, "trace", error=raised(f"{SECRET} {OTHER}")),
+    ):
+        assert SECRET[:-4] not in line
+        assert OTHER[:-4] not in line
+        assert "…WXYZ" in line
+        if style == "json":
+            json.loads(line)
+
+
+@STYLES
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Authorization: Bearer abcdefghijklmnopqrstuvwxyz",
+        "authorization: bearer   abcdefghijklmnopqrstuvwxyz",
+        "key sk-abcdefghijklmnopqrstuvwxyz",
+        "key sk-sp-abcdefghijklmnopqrstuvwxyz",
+        "key sk-ws-H.abc.defghijklmnopqrstuvwxyz",
+        "{'Authorization': 'Bearer abcdefghijklmnopqrstuvwxyz'}",
+        '{"api_key": "sk-abcdefghijklmnopqrstuvwxyz"}',
+        "https://x.example/?key=sk-abcdefghijklmnopqrstuvwxyz",
+        "SK-abcdefghijklmnopqrstuvwxyz",
+    ],
+)
+def test_what_looks_like_a_secret_never_comes_out(style: str, text: str) -> None:
+    """Tokens that are read later are known to nobody here."""
+    for line in (
+        line_of(style, "%s", text),
+        line_of(style, "field", note=text),
+        line_of(style, "trace", error=raised(text)),
+    ):
+        assert "abcdefghijkl" not in line
+        assert "defghijklmnopqr" not in line
+        assert "wxyz" in line
+
+
+@STYLES
+@pytest.mark.parametrize(
+    "text", ["task-list", "a bearer of news", "sk-short", "risk-averse people"]
+)
+def test_ordinary_words_are_left_alone(style: str, text: str) -> None:
+    assert text in line_of(style, "%s", text).replace("\\", "")
+
+
+def test_short_secrets_are_not_searched_for() -> None:
+    """They would be found in half of all words."""
+    assert line_of("human", "status", secrets=("a", "stat", "")).endswith("status")
+
+
+def test_the_longer_of_two_secrets_is_masked_whole() -> None:
+    long, short = "abcdefghijkl-mnopqrstuvwx-1234", "abcdefghijkl-mnop"
+    line = line_of("human", "%s", long, secrets=(short, long))
+
+    assert line.endswith("…1234")
+    assert "qrstuvwx" not in line
+
+
+@STYLES
+@pytest.mark.parametrize("value", ['quote"inside-0123456789', "back\\slash-0123456789"])
+def test_a_secret_that_is_written_with_escapes_never_comes_out(style: str, value: str) -> None:
+    assert "side-0123456" not in (
+        line := line_of(style, "x", secrets=(value,), note=f"key {value}")
+    )
+    assert "lash-0123456" not in line
+
+
+# --- configuration -------------------------------------------------------------------------------
+
+
+def test_the_package_logs_to_the_stream_from_the_level_on() -> None:
+    stream = io.StringIO()
+    configure(level="WARNING", style="human", secrets=[SECRET], stream=stream)
+
+    logging.getLogger("qwen_wsgi.x").info("quiet")
+    logging.getLogger("qwen_wsgi.x").warning("loud %s", SECRET)
+    logging.getLogger("other").error("not ours")
+
+    (line,) = stream.getvalue().splitlines()
+    assert line.endswith("WARNING loud …WXYZ")
+
+
+def test_configuring_again_replaces_the_first() -> None:
+    first, second = io.StringIO(), io.StringIO()
+    configure(level="INFO", style="human", secrets=(), stream=first)
+    configure(level="INFO", style="json", secrets=(), stream=second)
+
+    logging.getLogger("qwen_wsgi").info("x")
+
+    assert first.getvalue() == ""
+    assert json.loads(second.getvalue())["event"] == "x"
+
+
+def test_standard_error_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(level="INFO", style="human", secrets=())
+
+    logging.getLogger("qwen_wsgi").info("hello")
+
+    assert capsys.readouterr().err.endswith("INFO    hello\n")
+    assert logging.getLogger("qwen_wsgi").handlers[0].stream is sys.stderr  # type: ignore[attr-defined]  # a StreamHandler
+
+
+# --- the line of a call --------------------------------------------------------------------------
+
+
+def call_of(**more: Any) -> Call:
+    return Call(
+        **{
+            "request_id": "r1",
+            "client": "local",
+            "method": "POST",
+            "path": "/v1/x",
+            "started_at": 10.0,
+            **more,
+        }
+    )
+
+
+def test_a_call_tells_what_is_known_and_leaves_out_what_is_not() -> None:
+    assert fields(call_of()) == {
+        "request_id": "r1",
+        "client": "local",
+        "method": "POST",
+        "path": "/v1/x",
+        "outcome": "open",
+        "total_ms": 0.0,
+    }
+
+
+def test_a_call_tells_times_in_milliseconds_and_tokens_as_told() -> None:
+    told = fields(
+        call_of(
+            status=200,
+            outcome="complete",
+            account="a",
+            model="m",
+            stream=True,
+            attempts=2,
+            first_byte_at=10.1234,
+            ended_at=12.5,
+            usage=Usage(prompt=3, completion=0, cached=1),
+            error_code="e",
+            upstream_request_id="u",
+        )
+    )
+
+    assert (told["first_byte_ms"], told["total_ms"]) == (123.4, 2500.0)
+    assert (told["prompt_tokens"], told["completion_tokens"], told["cached_tokens"]) == (3, 0, 1)
+    assert "reasoning_tokens" not in told
+    assert (told["attempts"], told["error"], told["upstream_request_id"]) == (2, "e", "u")
+
+
+@pytest.mark.parametrize(
+    ("quiet", "level", "lines"), [(False, "INFO", 1), (True, "INFO", 0), (True, "DEBUG", 1)]
+)
+def test_a_call_is_one_line_and_a_quiet_one_only_at_debug(
+    quiet: bool, level: str, lines: int
+) -> None:
+    stream = io.StringIO()
+    configure(level=level, style="json", secrets=(), stream=stream)
+
+    Ledger().record(call_of(quiet=quiet, model="a\nb", path="/v1/\r\n"))
+
+    assert len(stream.getvalue().splitlines()) == lines
+
+
+def test_a_path_with_line_ends_cannot_break_the_calls_line() -> None:
+    stream = io.StringIO()
+    configure(level="INFO", style="human", secrets=(), stream=stream)
+
+    Ledger().record(call_of(path="/v1/a\n2026 ERROR forged", model="m"))
+
+    assert len(stream.getvalue().splitlines()) == 1

@@ -1,0 +1,1 @@
+"""HTTP out: real sockets where bytes matter, stand-ins through constructors elsewhere."""

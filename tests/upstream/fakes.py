@@ -1,0 +1,89 @@
+"""Stand-ins for what constructors take, and short ways to the real values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qwen_wsgi import settings as settings_module
+from qwen_wsgi.credentials.discovery import ProviderModel
+from qwen_wsgi.credentials.policy import State
+from qwen_wsgi.credentials.source import CredentialStatus
+from qwen_wsgi.credentials.token import AccessToken
+from qwen_wsgi.errors import CredentialError
+from qwen_wsgi.settings import Settings
+from qwen_wsgi.upstream.accounts import Account
+from qwen_wsgi.upstream.hosts import Family
+from tests.secrets import secret
+
+SECRET = secret("upstream")
+
+
+class FakeClock:
+    """Time that stands still until it is moved."""
+
+    def __init__(self, at: float = 1000.0) -> None:
+        self.at = at
+
+    def now(self) -> float:
+        return 1_795_000_000 + self.at
+
+    def monotonic(self) -> float:
+        return self.at
+
+    def advance(self, seconds: float) -> None:
+        self.at += seconds
+
+
+class FakeCredential:
+    """A credential that has a token, or an error for who asks."""
+
+    def __init__(self, token: str | None = SECRET, base_url: str = "https://up.example/v1") -> None:
+        self.token = token
+        self.base_url = base_url
+
+    def current(self, *, rejected: str | None = None) -> AccessToken:
+        if self.token is None:
+            raise CredentialError(
+                "The key is not set.", code="credentials_missing", remedy="Set SOME_KEY."
+            )
+        return AccessToken(self.token, self.base_url, None)
+
+    def status(self) -> CredentialStatus:
+        state = State.FRESH if self.token is not None else State.MISSING
+        return CredentialStatus(state, "…cdef", "as a test set it", "", None)
+
+
+class FakeBook:
+    """Accounts as a test lists them."""
+
+    def __init__(self, *accounts: Account) -> None:
+        self.listed = accounts
+
+    def accounts(self) -> tuple[Account, ...]:
+        return self.listed
+
+
+def settings_of(**environ: Any) -> Settings:
+    return settings_module.load({name: str(value) for name, value in environ.items()})
+
+
+def account_of(
+    name: str = "dashscope",
+    *,
+    token: str | None = SECRET,
+    base_url: str = "https://up.example/v1",
+    family: Family = Family.DASHSCOPE,
+    models: Sequence[ProviderModel] = (),
+    explicit: bool = False,
+) -> Account:
+    return Account(
+        name=name,
+        kind="key",
+        base_url=base_url,
+        origin="a test",
+        explicit=explicit,
+        family=family,
+        credential=FakeCredential(token, base_url),
+        models=tuple(models),
+    )

@@ -1,0 +1,352 @@
+"""A refusal of the upstream becomes what the client should do about it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from requests.structures import CaseInsensitiveDict
+
+from qwen_wsgi.errors import UpstreamError
+from qwen_wsgi.upstream import classify
+from tests.upstream.fakes import SECRET
+
+
+def classified(status: int, body: Any, *, headers: dict[str, str] | None = None) -> UpstreamError:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return classify.from_response(
+        status, CaseInsensitiveDict(headers or {}), raw, account="dashscope"
+    )
+
+
+def compat(code: str, message: str = "why", type: str | None = None) -> dict[str, Any]:
+    return {
+        "error": {"message": message, "type": type or code, "param": None, "code": code},
+        "request_id": "6f1c2b9e",
+    }
+
+
+def native(code: str, message: str = "why") -> dict[str, Any]:
+    return {"request_id": "6f1c2b9e", "code": code, "message": message}
+
+
+#: Status and code of DashScope's error table, and the status for the client.
+TABLE = [
+    (400, "invalid_parameter_error", 400),
+    (400, "InvalidParameter", 400),
+    (400, "InvalidParameter.DataInspection", 400),
+    (400, "data_inspection_failed", 400),
+    (400, "DataInspectionFailed", 400),
+    (400, "Arrearage", 400),
+    (400, "Throttling.AllocationQuota", 400),
+    (400, "APIConnectionError", 400),
+    (403, "access_denied", 403),
+    (403, "AccessDenied.Unpurchased", 403),
+    (403, "Model.AccessDenied", 403),
+    (403, "AllocationQuota.FreeTierOnly", 403),
+    (404, "model_not_found", 404),
+    (404, "ModelNotFound", 404),
+    (404, "model_not_supported", 404),
+    (409, "Conflict", 409),
+    (413, "request_too_large", 413),
+    (422, "unprocessable", 422),
+    (429, "limit_requests", 429),
+    (429, "Throttling.RateQuota", 429),
+    (429, "limit_burst_rate", 429),
+    (429, "insufficient_quota", 429),
+    (429, "CommodityNotPurchased", 429),
+    (430, "Audio.DecoderError", 400),
+    (500, "internal_error", 500),
+    (500, "InternalError.Algo", 500),
+    (500, "RequestTimeOut", 500),
+    (502, "bad_gateway", 502),
+    (503, "ModelUnavailable", 503),
+    (503, "ModelServingError", 503),
+    (504, "ResponseTimeout", 504),
+    # What our client could misunderstand comes as a fault of the gateway that we are.
+    (402, "payment_required", 502),
+    (405, "agents_only", 502),
+    (408, "timeout", 502),
+    (418, "teapot", 502),
+    (501, "not_implemented", 502),
+    (529, "overloaded", 502),
+]
+TYPES = {
+    400: "invalid_request_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    409: "invalid_request_error",
+    413: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+
+@pytest.mark.parametrize(("status", "code", "expected"), TABLE)
+def test_a_compatible_error_keeps_its_words_and_its_status_where_that_means_the_same(
+    status: int, code: str, expected: int
+) -> None:
+    error = classified(status, compat(code, "why it failed", type="some_type"))
+
+    assert error.status == expected
+    assert error.body() == {
+        "error": {"message": "why it failed", "type": "some_type", "param": None, "code": code}
+    }
+    assert error.should_retry is None
+
+
+@pytest.mark.parametrize(("status", "code", "expected"), TABLE)
+def test_a_native_error_is_brought_to_openai_form(status: int, code: str, expected: int) -> None:
+    error = classified(status, native(code, "why it failed"))
+
+    assert error.status == expected
+    assert error.body() == {
+        "error": {
+            "message": "why it failed",
+            "type": TYPES.get(expected, "server_error"),
+            "param": None,
+            "code": code,
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    "framed",
+    [
+        b"data: %s\n\n",
+        b"data:%s",
+        b"\n data: %s \r\n\r\n",
+        b"data: %s\n\ndata: [DONE]\n\n",
+        b"id:1\nevent:error\n:HTTP_STATUS/400\ndata:%s\n\n",
+        b": comment\n\ndata: %s\n\n",
+    ],
+)
+@pytest.mark.parametrize("value", [compat("invalid_parameter_error"), native("InvalidParameter")])
+def test_an_error_that_is_framed_as_an_event_is_read_all_the_same(
+    framed: bytes, value: dict[str, Any]
+) -> None:
+    """DashScope answers a refused stream so, with HTTP 400."""
+    error = classified(400, framed % json.dumps(value).encode())
+
+    assert (error.status, error.message) == (400, "why")
+    assert error.code == value.get("code", "invalid_parameter_error")
+
+
+BAD = "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "code", "type"),
+    [
+        ({"error": {"message": "m", "code": 400, "type": None}}, "m", "400", BAD),
+        ({"error": {"message": "m"}}, "m", None, BAD),
+        ({"error": {"code": "c"}}, "without a message", "c", BAD),
+        ({"error": {"message": None, "code": "c"}}, "without a message", "c", BAD),
+        ({"error": "invalid_grant", "error_description": "d"}, "d", "invalid_grant", BAD),
+        ({"error": "it broke"}, "it broke", "it broke", BAD),
+        ({"detail": "Not Found"}, "Not Found", None, BAD),
+        ({"object": "error", "message": "m", "type": "Bad", "code": 400}, "m", "400", "Bad"),
+        ({"msg": "m", "code": 7}, "m", "7", BAD),
+    ],
+    ids=str,
+)
+def test_other_servers_errors_are_understood(
+    body: dict[str, Any], message: str, code: str | None, type: str
+) -> None:
+    error = classified(400, body)
+
+    assert error.status == 400
+    assert message in error.message
+    assert (error.code, error.type) == (code, type)
+
+
+def test_the_param_is_kept_if_it_is_a_name() -> None:
+    assert classified(400, {"error": {"message": "m", "param": "tools"}}).param == "tools"
+    assert classified(400, {"error": {"message": "m", "param": ["a"]}}).param is None
+
+
+def test_the_validation_errors_of_fastapi_stay_a_fault_of_the_request() -> None:
+    """vLLM and many other OpenAI-compatible servers answer a wrong field so."""
+    detail = [{"loc": ["body", "top_p"], "msg": "Input should be a number", "type": "float_type"}]
+
+    error = classified(422, {"detail": detail})
+
+    assert error.status == 422
+    assert "Input should be a number" in error.message
+
+
+REFUSED = [
+    (401, compat("invalid_api_key", "Incorrect API key provided. ")),
+    (401, compat("invalid_api_key", "invalid access token or token expired")),
+    (401, native("InvalidApiKey", "Invalid API-key provided.")),
+    (401, {"error": "unauthorized"}),
+    (401, {"detail": "NOT AUTHORIZED"}),
+    (401, b"data: " + json.dumps(compat("invalid_api_key")).encode() + b"\n\n"),
+    (401, b""),
+    (401, b"<html>401</html>"),
+    (403, compat("invalid api-key", "invalid api-key")),
+    (403, native("InvalidApiKey")),
+    (403, compat("invalid_api_key")),
+]
+
+
+@pytest.mark.parametrize(("status", "body"), REFUSED, ids=str)
+def test_a_refused_account_is_never_blamed_on_the_clients_key(status: int, body: Any) -> None:
+    """An SDK raises AuthenticationError on a 401, and its user would change the wrong key."""
+    error = classified(status, body)
+
+    assert (error.status, error.code) == (502, "upstream_account_refused")
+    assert error.should_retry is False
+    assert error.type not in ("authentication_error", "invalid_request_error")
+    assert "'dashscope'" in error.message
+    assert "Your own key is fine" in error.message
+    assert "qwen-proxy status" in error.message
+
+
+def test_what_the_upstream_said_of_the_account_is_told() -> None:
+    error = classified(401, compat("invalid_api_key", "invalid access token or token expired"))
+
+    assert "invalid access token or token expired" in error.message
+
+
+@pytest.mark.parametrize("status", [401, 403, 400, 500])
+def test_a_key_that_the_upstream_quotes_is_masked(status: int) -> None:
+    """Some gateways quote the key they refuse; it is the operator's, and the client is not."""
+    code = "invalid_api_key" if status in (401, 403) else "x"
+    error = classified(status, compat(code, f"Received API Key = {SECRET}, which is not valid"))
+
+    assert SECRET not in error.message
+
+
+HTML = b"<!DOCTYPE html><html><body><h1>502 Bad Gateway</h1></body></html>"
+
+
+@pytest.mark.parametrize("body", [HTML, b"", b"  \n", b"bad request", b"[1]", b'"x"', b"{}", b"{"])
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (200, 502),
+        (302, 502),
+        (400, 502),
+        (403, 502),
+        (404, 502),
+        (405, 502),
+        (409, 502),
+        (413, 413),
+        (422, 502),
+        (429, 429),
+        (500, 500),
+        (502, 502),
+        (503, 503),
+        (504, 504),
+        (520, 502),
+        (529, 502),
+    ],
+)
+def test_a_body_that_says_nothing_becomes_a_json_error(
+    status: int, expected: int, body: bytes
+) -> None:
+    error = classified(status, body, headers={"Content-Type": "text/html; charset=utf-8"})
+
+    assert error.status == expected
+    assert error.code == f"upstream_http_{status}"
+    assert f"HTTP {status}" in error.message
+    assert "'dashscope'" in error.message
+    assert "<h1>" not in error.message
+    assert ("an empty body" in error.message) == (body.strip() == b"")
+
+
+def test_the_kind_of_a_strange_body_is_told_and_not_the_body() -> None:
+    error = classified(503, HTML, headers={"content-type": "text/html; charset=utf-8"})
+
+    assert f"(text/html, {len(HTML)} bytes)" in error.message
+    assert "HTTP 503 Service Unavailable" in error.message
+
+
+@pytest.mark.parametrize("status", [301, 302, 308, 404, 405])
+def test_a_wrong_road_is_called_one(status: int) -> None:
+    assert "base URL is probably wrong" in classified(status, b"").message
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("1", 1.0),
+        ("0", 0.0),
+        ("2.5", 2.5),
+        (" 7 ", 7.0),
+        ("86399", 86_399.0),
+        ("86400", None),
+        ("-1", None),
+        ("nan", None),
+        ("inf", None),
+        ("Fri, 21 Nov 2026 05:45:00 GMT", None),
+        ("soon", None),
+        ("", None),
+    ],
+)
+@pytest.mark.parametrize("name", ["Retry-After", "retry-after"])
+def test_retry_after_is_passed_on_when_it_is_a_number_of_seconds(
+    name: str, value: str, seconds: float | None
+) -> None:
+    for body in (compat("limit_requests"), b""):
+        assert classified(429, body, headers={name: value}).retry_after_s == seconds
+    assert classified(429, compat("limit_requests")).retry_after_s is None
+
+
+@pytest.mark.parametrize(
+    ("frame", "status", "code"),
+    [
+        (compat("data_inspection_failed")["error"], 400, "data_inspection_failed"),
+        (native("DataInspectionFailed"), 400, "DataInspectionFailed"),
+        (compat("invalid_parameter_error")["error"], 400, "invalid_parameter_error"),
+        (native("InvalidParameter"), 400, "InvalidParameter"),
+        ({"type": "invalid_request_error", "message": "m"}, 400, None),
+        (compat("limit_requests")["error"], 429, "limit_requests"),
+        (compat("limit_burst_rate")["error"], 429, "limit_burst_rate"),
+        (compat("insufficient_quota")["error"], 429, "insufficient_quota"),
+        (native("Throttling.RateQuota"), 429, "Throttling.RateQuota"),
+        (native("Throttling"), 429, "Throttling"),
+        ({"type": "rate_limit_error", "message": "m"}, 429, None),
+        ({"code": 429, "message": "m"}, 429, "429"),
+        ({"code": 400, "message": "m"}, 400, "400"),
+        ({"code": "503", "message": "m"}, 503, "503"),
+        ({"code": 401, "message": "m"}, 502, "401"),
+        ({"code": 200, "message": "m"}, 502, "200"),
+        (native("InternalError.Algo"), 502, "InternalError.Algo"),
+        ({"message": "m"}, 502, None),
+        ({}, 502, None),
+        ("it broke", 502, None),
+        (["x"], 502, None),
+    ],
+    ids=str,
+)
+def test_an_error_frame_at_the_very_start_gets_the_status_of_its_code(
+    frame: Any, status: int, code: str | None
+) -> None:
+    error = classify.from_frame(frame, account="dashscope")
+
+    assert (error.status, error.code) == (status, code)
+    assert error.message
+
+
+@pytest.mark.parametrize("code", ["invalid_api_key", "InvalidApiKey", "invalid api-key"])
+def test_an_error_frame_about_the_account_is_told_as_such(code: str) -> None:
+    error = classify.from_frame({"code": code, "message": "m"}, account="dashscope")
+
+    assert (error.status, error.code) == (502, "upstream_account_refused")
+    assert error.should_retry is False
+
+
+def test_a_success_without_an_answer_is_a_bad_gateway() -> None:
+    error = classify.no_answer({"content-type": "text/html"}, HTML, account="dashscope")
+
+    assert (error.status, error.code) == (502, "upstream_http_200")
+    assert "HTTP 200 OK" in error.message
+
+
+def test_a_long_error_body_that_was_cut_is_still_an_error() -> None:
+    cut = json.dumps(compat("x", "y" * 100_000)).encode()[:65_536]
+
+    assert classified(400, cut).status == 502

@@ -1,0 +1,403 @@
+"""A stream's way to its client: keep-alives, an honest end, and nothing left open."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import pytest
+
+from qwen_wsgi.errors import ApiError, StreamBroken, UpstreamError, UpstreamTimeout
+from qwen_wsgi.protocol import sse
+from qwen_wsgi.protocol.chat import ChunkStream
+from qwen_wsgi.protocol.usage import Usage
+from qwen_wsgi.upstream.body import ReadTimeout
+from qwen_wsgi.upstream.relay import Relay
+from tests.upstream.fakes import FakeClock, settings_of
+
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+def chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:
+    return sse.render({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+
+
+TEXT = chunk({"content": "hi"})
+MORE = chunk({"content": " you"})
+FINISH = chunk({}, "stop")
+USAGE_CHUNK = sse.render({"choices": [], "usage": {"total_tokens": 5}})
+
+#: What an upstream does next: events, silence for so many seconds, or a failure. The end is None.
+Step = bytes | float | Exception | None
+
+
+class FakeStream:
+    """Stands for an open stream: its chunks are watched as by the real one, its time is faked."""
+
+    upstream_request_id = "up-1"
+
+    def __init__(self, clock: FakeClock, first: bytes, *steps: Step) -> None:
+        self._clock = clock
+        self._steps = [*steps, None]
+        self.chunks = ChunkStream(hide_usage=True)
+        self.first = self.chunks.feed(first)
+        self.closed = 0
+        self.drained = 0
+
+    def read(self, timeout_s: float) -> bytes | None:
+        if self.chunks.done:
+            return None
+        step = self._steps[0]
+        if isinstance(step, int | float):
+            if step > timeout_s:
+                self._steps[0] = step - timeout_s
+                self._clock.advance(timeout_s)
+                raise ReadTimeout
+            self._clock.advance(step)
+            self._steps.pop(0)
+            return self.read(timeout_s - step)
+        self._steps.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        return self.chunks.feed(step) if step is not None else None
+
+    @property
+    def reader(self) -> FakeStream:
+        """`OpenStream.close` closes this."""
+        return self
+
+    def drain(self) -> None:
+        self.drained += 1
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class World:
+    """A relay with everything around it, and what its client got."""
+
+    def __init__(self, *steps: Step, first: bytes = TEXT, **environ: Any) -> None:
+        self.clock = FakeClock()
+        self.stream = FakeStream(self.clock, first, *steps)
+        self.opening: Callable[[], FakeStream] = lambda: self.stream
+        self.relay = Relay(
+            lambda: self.opening(),  # type: ignore[arg-type, return-value]  # all that it uses
+            settings=settings_of(
+                **{
+                    "QWEN_PROXY_KEEPALIVE_INTERVAL": 15,
+                    "QWEN_PROXY_IDLE_TIMEOUT": 100,
+                    **environ,
+                }
+            ),
+            clock=self.clock,
+            call_id="chatcmpl-1",
+            model="m",
+        )
+
+    def run(self) -> list[bytes]:
+        """Everything that the client gets; a broken end is noted in `broken`."""
+        out = []
+        self.broken = False
+        try:
+            for block in self.relay:
+                out.append(block)
+        except StreamBroken:
+            self.broken = True
+        finally:
+            self.relay.close()
+        return out
+
+
+def error_in(block: bytes) -> dict[str, Any]:
+    assert block.endswith(b"\n\n")
+    error: dict[str, Any] = json.loads(sse.data(block.strip()) or b"")["error"]
+    return error
+
+
+def test_events_go_out_as_they_come_and_done_at_the_end() -> None:
+    world = World(MORE, FINISH + USAGE_CHUNK, sse.DONE)
+    assert world.relay.wait_first()
+
+    assert world.run() == [TEXT, MORE, FINISH, sse.DONE]
+
+    assert not world.broken
+    assert world.relay.outcome == "complete"
+    assert world.relay.error is None
+    assert world.relay.usage == Usage(total=5)
+    assert world.relay.upstream_request_id == "up-1"
+    assert world.stream.drained == 1
+    assert world.stream.closed >= 1
+
+
+def test_the_client_gets_done_although_the_upstream_forgot_it() -> None:
+    assert World(FINISH).run() == [TEXT, FINISH, sse.DONE]
+
+
+def test_nothing_is_told_of_a_call_before_its_stream_is_open() -> None:
+    world = World(FINISH)
+
+    assert (world.relay.usage, world.relay.upstream_request_id) == (None, "")
+    assert (world.relay.outcome, world.relay.first_byte_at) == ("open", None)
+
+
+def test_the_time_of_the_first_byte_is_noted() -> None:
+    world = World(50.0, FINISH)
+    world.clock.advance(7)
+    world.relay.wait_first()
+
+    world.run()
+
+    assert world.relay.first_byte_at == 1007.0
+
+
+@pytest.mark.parametrize(
+    ("steps", "code"),
+    [
+        ((MORE,), "upstream_broken"),
+        ((), "upstream_broken"),
+        ((UpstreamError("broke off", code="upstream_broken"),), "upstream_broken"),
+        ((FINISH, UpstreamError("broke off", code="upstream_broken")), "upstream_broken"),
+        ((120.0, FINISH), "upstream_timeout"),
+        ((MORE, 99.0, MORE, 120.0), "upstream_timeout"),
+    ],
+    ids=["no finish", "nothing more", "cut", "cut after the finish", "silence", "silence later"],
+)
+def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done(
+    steps: tuple[Step, ...], code: str
+) -> None:
+    world = World(*steps)
+
+    out = world.run()
+
+    assert error_in(out[-1])["code"] == code
+    assert sse.DONE not in out
+    assert world.broken
+    assert world.relay.outcome == "upstream_error"
+    assert world.relay.error is not None
+    assert world.relay.error.code == code
+    assert world.stream.drained == 0
+    assert world.stream.closed >= 1
+
+
+def test_a_stream_without_content_ends_with_an_error_event() -> None:
+    world = World(sse.DONE, first=chunk({"role": "assistant", "content": ""}))
+
+    out = world.run()
+
+    assert error_in(out[-1])["code"] == "upstream_empty"
+    assert world.broken
+
+
+def test_an_error_frame_of_the_upstream_is_the_last_thing_that_a_client_gets() -> None:
+    frame = sse.render({"error": {"message": "m", "code": "data_inspection_failed"}})
+    world = World(MORE, frame)
+
+    out = world.run()
+
+    assert out == [TEXT, MORE, frame]
+    assert world.broken
+    assert world.relay.outcome == "upstream_error"
+
+
+def test_after_an_error_frame_nothing_more_is_carried() -> None:
+    """An SDK has raised its error by then, and the upstream may keep the connection open."""
+    frame = sse.render({"error": {"message": "m", "code": "x"}})
+
+    assert World(frame, 60.0, MORE).run() == [TEXT, frame]
+
+
+def test_a_fault_of_ours_is_told_without_its_words() -> None:
+    world = World(RuntimeError("secret of ours"))
+
+    out = world.run()
+
+    assert error_in(out[-1])["code"] == "internal_error"
+    assert b"secret of ours" not in b"".join(out)
+    assert world.broken
+    assert world.relay.outcome == "failed"
+
+
+# --- keep-alives ---------------------------------------------------------------------------------
+
+
+def test_silence_is_filled_with_comments() -> None:
+    world = World(14.0, MORE, 31.0, FINISH, 14.0)
+
+    assert world.run() == [TEXT, MORE, KEEP_ALIVE, KEEP_ALIVE, FINISH, sse.DONE]
+
+
+def test_silence_may_be_filled_with_chunks_that_say_nothing() -> None:
+    out = World(16.0, FINISH, QWEN_PROXY_KEEPALIVE="chunk").run()
+
+    value = sse.parse(out[1].strip())
+    assert value["choices"] == [{"index": 0, "delta": {}, "finish_reason": None}]
+    assert (value["id"], value["model"]) == ("chatcmpl-1", "m")
+    assert len(out) == 4
+
+
+def test_silence_stays_silence_when_keep_alives_are_off() -> None:
+    assert World(50.0, FINISH, QWEN_PROXY_KEEPALIVE="off").run() == [TEXT, FINISH, sse.DONE]
+
+
+def test_events_that_a_client_does_not_get_do_not_count_as_words_to_it() -> None:
+    """An upstream's own comments every ten seconds are taken out; ours must come instead."""
+    comment = b": upstream\n\n"
+    world = World(10.0, comment, 10.0, comment, 10.0, comment, FINISH)
+
+    out = world.run()
+
+    assert out.count(KEEP_ALIVE) >= 1
+    assert comment not in out
+
+
+def test_comments_of_the_upstream_count_against_its_silence() -> None:
+    """It lives: that is what idle means."""
+    steps = [step for _ in range(20) for step in (60.0, b": alive\n\n")]
+
+    assert World(*steps, FINISH).run()[-1] == sse.DONE
+
+
+def test_the_idle_timeout_may_be_shorter_than_the_keep_alive_interval() -> None:
+    world = World(5.0, FINISH, QWEN_PROXY_IDLE_TIMEOUT=3)
+
+    assert error_in(world.run()[-1])["code"] == "upstream_timeout"
+
+
+# --- before the first event ----------------------------------------------------------------------
+
+
+def slowly(world: World, *, beats: int) -> None:
+    """The stream opens after so many slices of waiting. Real time, and little of it."""
+
+    def open_late() -> FakeStream:
+        gevent.sleep(0.02 * beats)
+        return world.stream
+
+    world.opening = open_late
+
+
+FAST: dict[str, Any] = {"QWEN_PROXY_KEEPALIVE_INTERVAL": 0.02}
+
+
+def test_a_failure_before_the_first_event_is_raised_to_be_answered_with_its_status() -> None:
+    world = World()
+
+    def fail() -> FakeStream:
+        raise UpstreamError("no", status=429, code="limit_requests")
+
+    world.opening = fail
+    with pytest.raises(ApiError) as caught:
+        world.relay.wait_first()
+    world.relay.close()
+
+    assert caught.value.status == 429
+    assert world.relay.outcome == "upstream_error"
+
+
+def test_when_the_first_event_takes_long_keep_alives_begin_at_once() -> None:
+    world = World(FINISH, **FAST)
+    slowly(world, beats=4)
+
+    assert not world.relay.wait_first()
+    out = world.run()
+
+    beats = len(out) - 3
+    assert out == [KEEP_ALIVE] * beats + [TEXT, FINISH, sse.DONE]
+    assert beats >= 2
+
+
+def test_a_failure_after_keep_alives_is_an_error_event() -> None:
+    world = World(**FAST)
+
+    def fail() -> FakeStream:
+        gevent.sleep(0.05)
+        raise UpstreamTimeout("gave up", code="upstream_timeout")
+
+    world.opening = fail
+    assert not world.relay.wait_first()
+    out = world.run()
+
+    assert out[0] == KEEP_ALIVE
+    assert error_in(out[-1])["code"] == "upstream_timeout"
+    assert world.broken
+    assert world.relay.outcome == "upstream_error"
+
+
+def test_without_keep_alives_the_first_event_is_waited_for() -> None:
+    world = World(FINISH, QWEN_PROXY_KEEPALIVE="off", **FAST)
+    slowly(world, beats=4)
+
+    assert world.relay.wait_first()
+    assert world.run() == [TEXT, FINISH, sse.DONE]
+
+
+# --- the client goes away ------------------------------------------------------------------------
+
+
+def test_a_client_that_leaves_in_the_middle_closes_the_upstream() -> None:
+    world = World(MORE, FINISH)
+    world.relay.wait_first()
+    body = iter(world.relay)
+    assert next(body) == TEXT
+
+    body.close()  # type: ignore[attr-defined]  # it is a generator
+    world.relay.close()
+
+    assert world.stream.closed >= 1
+    assert world.relay.outcome == "client_gone"
+
+
+def test_a_client_that_leaves_before_anything_was_sent_closes_the_upstream() -> None:
+    world = World(FINISH)
+    world.relay.wait_first()
+
+    world.relay.close()
+
+    assert world.stream.closed >= 1
+    assert world.relay.outcome == "client_gone"
+
+
+def test_a_client_that_leaves_during_the_wait_stops_the_opening() -> None:
+    world = World(**FAST)
+    stopped = []
+
+    def open_for_ever() -> FakeStream:
+        try:
+            gevent.sleep(10)
+        except gevent.GreenletExit:
+            stopped.append(True)
+            raise
+        return world.stream
+
+    world.opening = open_for_ever
+    assert not world.relay.wait_first()
+
+    world.relay.close()
+    gevent.sleep(0)
+
+    assert stopped == [True]
+    assert world.relay.outcome == "client_gone"
+
+
+def test_a_stream_that_opens_in_the_moment_of_leaving_is_closed_all_the_same() -> None:
+    """The task ended, but nobody took its result."""
+    world = World(FINISH, **FAST)
+    slowly(world, beats=2)
+    assert not world.relay.wait_first()
+    gevent.sleep(0.1)
+
+    world.relay.close()
+
+    assert world.stream.closed == 1
+
+
+def test_closing_again_is_harmless_and_keeps_the_outcome() -> None:
+    world = World(FINISH)
+    world.run()
+
+    world.relay.close()
+    world.relay.close()
+
+    assert world.relay.outcome == "complete"
