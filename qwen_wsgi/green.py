@@ -86,6 +86,80 @@ def watch_client(environ: Mapping[str, Any]) -> Watch:
     return _ClientWatch(client)
 
 
+def readable_now(source: socket.socket) -> bool:
+    """Whether something (or the end) can be read from a socket at once; asks the kernel and never
+    switches greenlets."""
+    poll = monkey.get_original("select", "poll")()
+    poll.register(source.fileno(), _READ)  # POLLIN has the same value
+    return bool(poll.poll(0))
+
+
+class TimedReads:
+    """Reads of one socket, each broken off with a TimeoutError after `timeout_s` of silence.
+
+    gevent's own socket timeouts make, start, stop and close a timer for every wait; here one
+    repeating timer serves them all, started anew by one C call, which saves a fifth of what a
+    chunk costs (benchmarks). After a read that did not fill its buffer the socket is empty, so the
+    next one waits first instead of asking the kernel in vain.
+
+    One greenlet reads; `stop` on every exit. Without gevent's patching it is a socket timeout.
+    """
+
+    __slots__ = ("_again", "_empty", "_hub", "_io", "_plain", "_reader", "_recv", "_ring", "_timer")
+
+    def __init__(self, source: socket.socket, timeout_s: float) -> None:
+        self._recv = source.recv
+        self._reader: Any = None
+        self._timer: Any = None
+        self._io: Any = None
+        if not monkey.is_module_patched("socket"):
+            source.settimeout(timeout_s)
+            return
+        source.settimeout(None)
+        self._hub: Any = gevent.get_hub()
+        self._io = self._hub.loop.io(source.fileno(), _READ)
+        # A TLS socket may hold decrypted bytes that the kernel knows nothing of.
+        self._plain = not hasattr(source, "pending")
+        self._empty = False
+        self._timer = self._hub.loop.timer(timeout_s, repeat=timeout_s)
+        self._ring = self._rings
+        self._again = self._timer.again
+        self._timer.start(self._ring)
+
+    def _rings(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.throw(TimeoutError())
+
+    def recv(self, size: int) -> bytes:
+        """As `socket.recv`.
+
+        Raises:
+            TimeoutError: nothing came; the next call goes on waiting.
+            OSError: as `socket.recv`.
+        """
+        if self._timer is None:
+            return self._recv(size)
+        self._again(self._ring, update=False)
+        self._reader = gevent.getcurrent()
+        try:
+            if self._empty:
+                self._hub.wait(self._io)
+            data = self._recv(size)
+        finally:
+            self._reader = None
+        self._empty = self._plain and len(data) < size
+        return data
+
+    def stop(self) -> None:
+        """Free the timer; harmless when repeated."""
+        for watcher in (self._io, self._timer):
+            if watcher is not None:
+                watcher.stop()
+                watcher.close()
+        self._io = self._timer = None
+
+
 class Task(Generic[T]):
     """One function at work in a greenlet of its own.
 

@@ -50,19 +50,23 @@ class Formatter(logging.Formatter):
         super().__init__()
         self._json = style == "json"
         self._redaction = redaction
+        #: The latest second and how it is written: one call in a hundred needs a new one.
+        self._second = (-1, "")
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = getattr(record, "fields", {})
         message = record.getMessage()
         trace = self.formatException(record.exc_info) if record.exc_info else ""
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        stamp = f"{moment}.{int(record.msecs):03d}Z"
+        second = int(record.created)
+        if second != self._second[0]:
+            self._second = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
+        stamp = f"{self._second[1]}.{int(record.msecs):03d}Z"
         if self._json:
             line = {"time": stamp, "level": record.levelname, "logger": record.name}
             line |= {"event": message, **fields} | ({"trace": trace} if trace else {})
             return self._redaction.redact(json.dumps(line, ensure_ascii=False, default=str))
         # Messages quote what others wrote, and must stay one line.
-        told = message if message.isprintable() else json.dumps(message, ensure_ascii=False)[1:-1]
+        told = message if message.isprintable() else json.dumps(message)[1:-1]
         parts = [stamp, f"{record.levelname:<7}", told]
         parts += [f"{name}={_value(value)}" for name, value in fields.items()]
         return self._redaction.redact(" ".join(parts) + (f"\n{trace}" if trace else ""))
@@ -70,6 +74,8 @@ class Formatter(logging.Formatter):
 
 def _value(value: object) -> str:
     text = str(value)
+    if isinstance(value, int | float):
+        return text
     # Client-made text (a model name) must not break or forge a line.
     if text.isprintable() and " " not in text and '"' not in text and text:
         return text

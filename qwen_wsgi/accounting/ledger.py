@@ -48,7 +48,10 @@ class Ledger:
         """Write the call's line."""
         level = logging.DEBUG if call.quiet else logging.INFO
         if log.isEnabledFor(level):
-            log.log(level, "call", extra={"fields": fields(call)})
+            # Not log.log(): it looks for the caller's line, which is always this one.
+            record = logging.LogRecord(log.name, level, __file__, 0, "call", (), None)
+            record.fields = fields(call)
+            log.handle(record)
 
 
 def fields(call: Call) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -145,7 +145,7 @@ def begin() -> None:
     environ = request.environ
     g.live_call = LiveCall(
         call=Call(
-            request_id=request_id_of(environ) or "req_" + uuid.uuid4().hex,
+            request_id=request_id_of(environ) or "req_" + os.urandom(16).hex(),
             client="-",
             method=request.method,
             path=request.path,

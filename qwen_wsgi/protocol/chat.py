@@ -140,7 +140,8 @@ _CONTENT: Final = re.compile(
     rb'"(?:content|reasoning_content|reasoning|arguments|refusal|name)": ?"[^"]'
 )
 _FINISHES: Final = (b'"finish_reason":"', b'"finish_reason": "')
-_USAGES: Final = (b'"usage":{', b'"usage": {')
+#: Every usage object has members whose names end so, and DashScope's `"usage":null` has none.
+_USAGE: Final = b'_tokens"'
 _CHOICES: Final = b'"choices"'
 
 
@@ -155,18 +156,18 @@ class ChunkStream:
     Attributes:
         usage: the last usage that went by, or None.
         error: the upstream's error frame; nothing that came after it is passed on.
-        finished: a finish reason went by.
         answered: text, thinking or a tool call went by.
         done: `[DONE]` went by.
     """
 
-    __slots__ = ("_hide_usage", "answered", "done", "error", "finished", "usage")
+    __slots__ = ("_hide_usage", "_latest", "answered", "done", "error", "usage")
 
     def __init__(self, *, hide_usage: bool) -> None:
         self._hide_usage = hide_usage
         self.usage: Usage | None = None
         self.error: Any = None
-        self.finished = False
+        #: What went by last: a finish is followed by hardly more than usage and `[DONE]`.
+        self._latest: tuple[bytes, ...] = (b"",) * 4
         self.answered = False
         self.done = False
 
@@ -182,13 +183,14 @@ class ChunkStream:
         OpenAI's chat streams name no events, and `id:` and `retry:` lines make the official Python
         SDK fail. `[DONE]` is taken out: the relay ends the stream, once it knows it is complete.
         """
+        # Every search costs about 0.2 ms per 1000 chunks: as few as can tell an ordinary block.
         count = block.count(b"\n\n")
         if (
-            block.count(_CHOICES) == count
-            and block.count(b"\n") == 2 * count
+            block.count(b"\n") == 2 * count
+            and block.count(_CHOICES) == count == block.count(b"data:")
             and b'"error"' not in block
-            and _USAGES[0] not in block
-            and _USAGES[1] not in block
+            and _USAGE not in block
+            and not block.endswith(b"[DONE]\n\n")
         ):
             self._note(block)
             return block
@@ -197,8 +199,12 @@ class ChunkStream:
     def _note(self, data: bytes) -> None:
         if not self.answered and _CONTENT.search(data):
             self.answered = True
-        if not self.finished and (_FINISHES[0] in data or _FINISHES[1] in data):
-            self.finished = True
+        self._latest = (*self._latest[1:], data)
+
+    @property
+    def finished(self) -> bool:
+        """Whether a finish reason is among the latest blocks; looked for only at the end."""
+        return any(mark in data for data in self._latest for mark in _FINISHES)
 
     def _each(self, block: bytes) -> Iterator[bytes]:
         for event in sse.events(block):
@@ -210,7 +216,7 @@ class ChunkStream:
                 return
             # A line end can only be white space between the tokens of the JSON.
             line = b"data: " + payload.replace(b"\n", b" ")
-            if _CHOICES in line and b'"error"' not in line and not any(u in line for u in _USAGES):
+            if _CHOICES in line and b'"error"' not in line and _USAGE not in line:
                 self._note(line)
                 yield line + b"\n\n"
                 continue

@@ -62,6 +62,8 @@ class _Cached:
     tried_at: float | None = None
     #: The first try has ended, well or not.
     tried: bool = False
+    #: What `_listing` made of the account and of `live` and `error` as they then were.
+    made: tuple[Account, dict[str, dict[str, Any]] | None, str, Listing] | None = None
     error: str = ""
 
 
@@ -171,7 +173,18 @@ def _parse(status: int, body: bytes) -> dict[str, dict[str, Any]]:
 
 
 def _listing(account: Account, cached: _Cached) -> Listing:
-    """Settings' models first, then the live list or, without one, the built-in list."""
+    """Settings' models first, then the live list or, without one, the built-in list.
+
+    Made once for each change: it is asked for on every call, and a host may list 165 models.
+    """
+    made = cached.made
+    if (
+        made is not None
+        and made[0] is account
+        and made[1] is cached.live
+        and made[2] is cached.error
+    ):
+        return made[3]
     models = {
         model.id: _from_settings(account, model)
         for model in account.models
@@ -183,7 +196,9 @@ def _listing(account: Account, cached: _Cached) -> Listing:
     else:
         for id in model_data.BUILT_IN[account.family]:
             models.setdefault(id, _entry(account, id, {}, {}))
-    return Listing(models=models, live=cached.live is not None, error=cached.error)
+    listing = Listing(models=models, live=cached.live is not None, error=cached.error)
+    cached.made = (account, cached.live, cached.error, listing)
+    return listing
 
 
 def _entry(

@@ -24,8 +24,8 @@ _KEPT: Final = frozenset({400, 403, 404, 409, 413, 422, 429, 500, 502, 503, 504}
 #: Without a JSON body a 4xx speaks of the road (wrong base URL, firewall), not of the request.
 _KEPT_WITHOUT_BODY: Final = frozenset({413, 429, 500, 502, 503, 504})
 
-#: Keys and tokens as the vendors shape them: a prefix and a long run of letters and digits.
-_KEY_LIKE: Final = re.compile(r"\bsk-[A-Za-z0-9._-]{8,}|\b[A-Za-z0-9_-]{40,}\b")
+#: Keys as the vendors shape them, and JSON web tokens.
+_KEY_LIKE: Final = re.compile(r"\bsk-[A-Za-z0-9._-]{8,}|\beyJ[A-Za-z0-9_.-]{20,}")
 
 _TYPES: Final = {
     400: "invalid_request_error",

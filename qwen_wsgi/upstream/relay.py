@@ -129,6 +129,11 @@ class Relay:
         events: bytes | None = stream.first
         written = heard = monotonic()
         while events is not None:
+            if stream.chunks.done and stream.chunks.complete:
+                self.outcome = "complete"
+                yield events + sse.DONE  # the end in one write
+                stream.drain()
+                return
             if events:
                 yield events
                 written = monotonic()
@@ -137,8 +142,9 @@ class Relay:
             if not events and monotonic() - written >= settings.keepalive_interval_s:
                 yield from self._beat()
                 written = monotonic()
+            left = heard + settings.idle_timeout_s - monotonic()
             try:
-                events = stream.read(step)
+                events = stream.read(step if left > step else max(left, 0.001))
                 heard = monotonic()
             except ReadTimeout:
                 if monotonic() - heard >= settings.idle_timeout_s:

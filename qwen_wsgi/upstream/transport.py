@@ -9,7 +9,6 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
-from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import LocationParseError
 
 from qwen_wsgi import __version__
@@ -17,6 +16,7 @@ from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import UpstreamError, UpstreamTimeout
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.body import BodyBroken, BodyReader, ReadTimeout
+from qwen_wsgi.upstream.exchange import HTTPPool, HTTPSPool, RequestHeaders
 
 #: An error body longer than this says nothing more.
 ERROR_BODY_BYTES: Final = 64 * 1024
@@ -25,50 +25,6 @@ ERROR_BODY_BYTES: Final = 64 * 1024
 ANSWER_BYTES: Final = 64 * 1024 * 1024
 
 USER_AGENT: Final = f"qwen-proxy/{__version__}"
-
-
-class _Headers(CaseInsensitiveDict[str]):
-    """A request's headers, and a note of the connection that they went out on."""
-
-    #: The connection had served a request before, so it may have been closed at the other end.
-    kept_connection = False
-
-    def copy(self) -> _Headers:
-        """Itself: urllib3 copies the headers of every request, and the note would be lost."""
-        return self
-
-
-class _NotingMixin:
-    """Notes on a request whether its connection was new: only a kept one may be stale, and on a
-    new one the upstream has read the request, and perhaps done (and billed) the work."""
-
-    _used = False
-
-    def request(self, method: str, url: str, *args: Any, headers: Any = None, **more: Any) -> None:
-        if isinstance(headers, _Headers):
-            headers.kept_connection = self._used
-        self._used = True
-        super().request(method, url, *args, headers=headers, **more)  # type: ignore[misc]  # mixin
-
-    def close(self) -> None:
-        self._used = False  # urllib3 connects a closed connection object anew
-        super().close()  # type: ignore[misc]  # mixin
-
-
-class _HTTPConnection(_NotingMixin, HTTPConnection):
-    pass
-
-
-class _HTTPSConnection(_NotingMixin, HTTPSConnection):
-    pass
-
-
-class _HTTPPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _HTTPConnection
-
-
-class _HTTPSPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _HTTPSConnection
 
 
 class _Adapter(HTTPAdapter):
@@ -80,15 +36,39 @@ class _Adapter(HTTPAdapter):
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+        self.poolmanager.pool_classes_by_scheme = {"http": HTTPPool, "https": HTTPSPool}
+        self._pools: dict[str, Any] = {}
 
-    def build_response(
-        self, req: requests.PreparedRequest, resp: urllib3.BaseHTTPResponse
-    ) -> requests.Response:
+    def get_connection_with_tls_context(
+        self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
+    ) -> Any:
+        """The pool of a host: looked up and given its TLS settings once, not for every request."""
+        origin = _origin(request.url)
+        pool = self._pools.get(origin)
+        if pool is None:
+            pool = super().get_connection_with_tls_context(request, verify, proxies, cert)
+            super().cert_verify(pool, request.url, verify, cert)  # type: ignore[no-untyped-call]
+            self._pools[origin] = pool
+        return pool
+
+    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+        """Done when the pool was made."""
+
+    def request_url(self, request: Any, proxies: Any) -> str:
+        """The path and query of the request's URL; the whole URL for a plain HTTP proxy."""
+        if proxies:
+            return super().request_url(request, proxies)
+        return "/" + str(request.url).split("/", 3)[3]
+
+    def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
         # Without the cookie jar of the original: an upstream's cookies are nobody's business.
         response = requests.Response()
         response.status_code = resp.status
-        response.headers = CaseInsensitiveDict(resp.headers)
+        response.headers = (
+            CaseInsensitiveDict(resp.headers)
+            if isinstance(resp, urllib3.BaseHTTPResponse)
+            else resp.headers  # in lower case, as everybody here asks for them
+        )
         response.raw = resp
         response.reason = resp.reason or ""
         response.request = req
@@ -154,7 +134,7 @@ class Transport:
         request = requests.PreparedRequest()
         request.method = method
         request.url = token.base_url + path
-        request.headers = _Headers(
+        request.headers = RequestHeaders(
             {
                 "Accept-Encoding": "identity",  # the relay carries bytes, it does not unpack them
                 "User-Agent": USER_AGENT,
@@ -171,7 +151,9 @@ class Transport:
             try:
                 return self._send_once(request, read_timeout_s)
             except requests.ConnectionError as error:
-                kept = isinstance(request.headers, _Headers) and request.headers.kept_connection
+                kept = (
+                    isinstance(request.headers, RequestHeaders) and request.headers.kept_connection
+                )
                 if not (kept and _stale(error)):
                     raise
             # The server closed a kept connection meanwhile: the request reached nobody.
@@ -217,7 +199,7 @@ class Transport:
 
     def _route(self, url: str) -> tuple[dict[str, str], bool | str]:
         """Proxies and CA bundle for a host, by the usual environment variables; asked once each."""
-        origin = "/".join(url.split("/", 3)[:3])
+        origin = _origin(url)
         route = self._routes.get(origin)
         if route is None:
             merged = requests.Session().merge_environment_settings(url, {}, None, None, None)
@@ -227,6 +209,10 @@ class Transport:
             )
             self._routes[origin] = route
         return route
+
+
+def _origin(url: str) -> str:
+    return "/".join(url.split("/", 3)[:3])
 
 
 def read_all(reader: BodyReader, timeout_s: float, limit: int) -> bytes:
