@@ -183,18 +183,16 @@ class ChunkStream:
         OpenAI's chat streams name no events, and `id:` and `retry:` lines make the official Python
         SDK fail. `[DONE]` is taken out: the relay ends the stream, once it knows it is complete.
         """
-        # Every search costs about 0.2 ms per 1000 chunks: as few as can tell an ordinary block.
-        count = block.count(b"\n\n")
-        if (
-            block.count(b"\n") == 2 * count
-            and block.count(_CHOICES) == count == block.count(b"data:")
-            and b'"error"' not in block
-            and _USAGE not in block
-            and not block.endswith(b"[DONE]\n\n")
-        ):
+        if _is_ordinary(block):
             self._note(block)
             return block
-        return b"".join(self._each(block))
+        # Mostly it is the end of a stream: what came before it in the same read is ordinary.
+        cut = _last_events(block)
+        head = block[:cut]
+        if not head or not _is_ordinary(head):
+            return b"".join(self._each(block))
+        self._note(head)
+        return head + b"".join(self._each(block[cut:]))
 
     def _note(self, data: bytes) -> None:
         if not self.answered and _CONTENT.search(data):
@@ -240,6 +238,33 @@ class ChunkStream:
         self.usage = usage or self.usage
         hidden = usage is not None and self._hide_usage and not chunk.get("choices")
         return None if hidden else line + b"\n\n"
+
+
+def _is_ordinary(block: bytes) -> bool:
+    """Whether every event is one `data:` line with a chunk, and none of them needs a look.
+
+    If all line ends are accounted for by k-1 borders between `data:` lines and the last blank line,
+    there is nothing but k such lines. Each search costs about 0.1 ms per 1000 chunks.
+    """
+    count = block.count(b"\n\ndata:") + 1
+    return (
+        block.count(b"\n") == 2 * count
+        and block.startswith(b"data:")
+        and block.count(_CHOICES) == count
+        and b'"error"' not in block
+        and _USAGE not in block
+        and not block.endswith(b"[DONE]\n\n")
+    )
+
+
+def _last_events(block: bytes) -> int:
+    """Where the last few events of a block begin: finish, usage and `[DONE]` are three."""
+    cut = len(block) - 2
+    for _ in range(4):
+        cut = block.rfind(b"\n\n", 0, cut)
+        if cut < 0:
+            return 0
+    return cut + 2
 
 
 def error_of(chunk: Mapping[str, Any]) -> Any:

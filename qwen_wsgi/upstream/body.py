@@ -8,6 +8,7 @@ read, keep-alives and idle timeouts possible without a second greenlet.
 
 from __future__ import annotations
 
+import functools
 import ssl
 import zlib
 from typing import Any, Final
@@ -38,6 +39,15 @@ class BodyBroken(Exception):
 
 class ReadTimeout(Exception):
     """Nothing arrived in time. The reader may be asked again."""
+
+
+@functools.lru_cache(maxsize=4096)
+def _size_of(digits: bytes) -> int:
+    """A chunk size; -1 if it is none. The chunks of a stream have few different sizes."""
+    # int() alone would take a sign, underscores, and 0x.
+    if not digits or digits.strip(_HEX_DIGITS):
+        return -1
+    return int(digits, 16)
 
 
 class ChunkedDecoder:
@@ -92,11 +102,9 @@ class ChunkedDecoder:
         """The common case, in local variables: chunks that are here from size to end."""
         find, size = data.find, len(data)
         while (end := find(b"\r\n", index, index + _SHORT_SIZE)) > 0:
-            digits = data[index:end]
-            if digits.strip(_HEX_DIGITS):
-                break
-            stop = end + 2 + int(digits or b"0", 16)
-            if stop == end + 2 or stop + 2 > size or data[stop : stop + 2] != b"\r\n":
+            length = _size_of(data[index:end])
+            stop = end + 2 + length
+            if length <= 0 or stop + 2 > size or not data.startswith(b"\r\n", stop):
                 break
             out.append(data[end + 2 : stop])
             index = stop + 2
@@ -120,10 +128,9 @@ class ChunkedDecoder:
             self.ended = not line
             return
         digits = line.split(b";", 1)[0].strip()
-        # int() alone would take a sign, underscores, and 0x.
-        if not digits or digits.strip(_HEX_DIGITS):
+        length = _size_of(digits)
+        if length < 0:
             raise BodyBroken("a chunk size that is no hexadecimal number")
-        length = int(digits, 16)
         if length == 0:
             self._trailer = True
         else:

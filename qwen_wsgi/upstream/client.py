@@ -196,25 +196,43 @@ class UpstreamClient:
         Raises:
             ApiError: no usable credential, no answer, or a refusal.
         """
-        response = self._transport.post(
-            token_of(account),
+        token = token_of(account)
+        response = self._send(token, path, body, headers)
+        if response.status_code == 401 and account.kind == "oauth":
+            # The access token may have been revoked, or renewed by somebody else. Once, and with
+            # another token: a second 401 is no expiry.
+            self._said(response)
+            token = token_of(account, rejected=token.value)
+            response = self._send(token, path, body, headers)
+        if response.status_code == 200:
+            return response
+        error = classify.from_response(
+            response.status_code, response.headers, self._said(response), account=account.name
+        )
+        if response.status_code == 401 and account.kind == "oauth":
+            token_of(account, rejected=token.value)  # says what it means, and remembers it
+        raise error
+
+    def _send(
+        self, token: AccessToken, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> requests.Response:
+        return self._transport.post(
+            token,
             path,
             body,
             headers=headers,
             read_timeout_s=self._settings.first_byte_timeout_s,
         )
-        if response.status_code == 200:
-            return response
+
+    def _said(self, response: requests.Response) -> bytes:
+        """The body of a refusal, as far as it comes."""
         reader = BodyReader(response)
         try:
-            said = reader.read_all(self._settings.connect_timeout_s, limit=ERROR_BODY_BYTES)
+            return reader.read_all(self._settings.connect_timeout_s, limit=ERROR_BODY_BYTES)
         except (ReadTimeout, BodyBroken):
-            said = b""  # the status alone must do
+            return b""  # the status alone must do
         finally:
             reader.close()
-        raise classify.from_response(
-            response.status_code, response.headers, said, account=account.name
-        )
 
     def _open(
         self, account: Account, body: bytes, headers: Mapping[str, str], chunks: ChunkStream
@@ -283,19 +301,23 @@ class UpstreamClient:
         return completion
 
 
-def token_of(account: Account) -> AccessToken:
+def token_of(account: Account, *, rejected: str | None = None) -> AccessToken:
     """The account's credential for a call now.
+
+    Args:
+        rejected: the token that the upstream refused; another one is returned.
 
     Raises:
         AccountUnavailable: there is none; says what the operator has to do.
     """
     try:
-        return account.credential.current()
+        return account.credential.current(rejected=rejected)
     except CredentialError as error:
         raise AccountUnavailable(
             f"The proxy's account '{account.name}' cannot be used: {error} {error.remedy}".strip(),
             code=error.code,
-            should_retry=False,
+            retry_after_s=error.retry_after_s,
+            should_retry=None if error.retry_after_s else False,
         ) from error
 
 
