@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
@@ -29,6 +29,11 @@ from qwen_wsgi.upstream.router import Router
 from qwen_wsgi.upstream.transport import Transport
 
 log = logging.getLogger(__name__)
+
+#: How often logins are looked at while nobody calls; two `stat`s each.
+MAINTENANCE_S: Final = 5.0
+#: A renewal that was sent ends within its timeouts: 18 s, and 8 s for the repetition.
+DRAIN_S: Final = 27.0
 
 
 class SandboxHost:
@@ -54,6 +59,33 @@ class SandboxHost:
                 self._sandbox = None
 
 
+class Maintenance:
+    """Keeps the logins of an idle proxy fresh, so that the first call after a night need not wait.
+
+    One thread per worker; which worker renews a login is settled by the login's locks.
+    """
+
+    def __init__(self, discovery: Discovery) -> None:
+        self._discovery = discovery
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        """Begin, in this process: after the fork."""
+        threading.Thread(target=self._run, name="login-maintenance", daemon=True).start()
+
+    def stop(self) -> None:
+        """Make no further round."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.wait(MAINTENANCE_S):
+            try:
+                for login in self._discovery.logins():
+                    login.maintain()
+            except Exception as error:  # the thread's top: the next round may go better
+                log.error("login maintenance failed", exc_info=error)
+
+
 @dataclass(frozen=True)
 class Services:
     """Everything that requests share in one worker; kept in `app.extensions["qwen_wsgi"]`."""
@@ -70,9 +102,14 @@ class Services:
     transport: Transport
     ledger: Ledger
     sandbox: SandboxHost
+    maintenance: Maintenance
 
     def close(self) -> None:
-        """Free connections and stop the sandbox; the worker is going away."""
+        """The worker is going away: finish a renewal that was sent, free the rest."""
+        self.maintenance.stop()
+        for login in self.discovery.logins():
+            if not login.refresher.drain(DRAIN_S):
+                log.error("stopped in the middle of renewing the login %s", login.shown)
         self.transport.close()
         self.sandbox.close()
 
@@ -98,6 +135,7 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         transport=transport,
         ledger=Ledger(),
         sandbox=sandbox,
+        maintenance=Maintenance(discovery),
     )
 
 
@@ -128,6 +166,11 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _fault)
     return app
+
+
+def started(app: Any) -> None:
+    """Begin what a worker does by itself: keep logins fresh. `app` is as gunicorn holds it."""
+    app.extensions["qwen_wsgi"].maintenance.start()
 
 
 def announce(app: Any) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `qwen-proxy serve | status | models | settings`."""
+"""The command line: `qwen-proxy serve | login | status | models | creds | settings`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 
 #: Exit status for what the operator has to correct; systemd does not restart on it.
 EXIT_CONFIGURATION: Final = 2
+
+
+#: glibc gives large blocks back to the system at once, and every body of a megabyte then costs a
+#: thousand page faults. With these the worker keeps some: 0.5 to 0.9 ms less per megabyte.
+_ALLOCATOR: Final = {
+    "MALLOC_MMAP_THRESHOLD_": "16777216",
+    "MALLOC_TRIM_THRESHOLD_": "33554432",
+    "MALLOC_TOP_PAD_": "4194304",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,6 +78,14 @@ def _parser() -> argparse.ArgumentParser:
         ("settings", show_settings, "list every setting with its value"),
     ):
         add(name, command, help).add_argument("--json", action="store_true", help="for programs")
+    sub = add("login", log_in, "log in to Qwen with a browser on any device")
+    sub.add_argument("--account", metavar="NAME", help="a further login beside qwen-code's own")
+    sub.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
+    sub.add_argument("--browser", action="store_true", help="open the page on this machine")
+    sub = add("creds", credentials, "look after the logins: status, refresh, forget")
+    sub.add_argument("action", choices=("status", "refresh", "forget"))
+    sub.add_argument("--account", metavar="NAME", help="one login only; the default is each")
+    sub.add_argument("--json", action="store_true", help="for programs")
     return parser
 
 
@@ -90,7 +107,7 @@ def serve(settings: Settings, arguments: argparse.Namespace) -> int:
     ]
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(command[0], command)
+    os.execve(command[0], command, {**_ALLOCATOR, **settings.environ})
 
 
 def status(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -122,6 +139,33 @@ def models(settings: Settings, arguments: argparse.Namespace) -> int:
         print("\n".join(found))
     services.close()
     return 0
+
+
+def log_in(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Log in; see `qwen_wsgi.login` for the exit statuses."""
+    from qwen_wsgi import login
+
+    return login.run(
+        settings,
+        account=arguments.account,
+        json_output=arguments.json,
+        browser=arguments.browser,
+        out=sys.stdout,
+        err=sys.stderr,
+    )
+
+
+def credentials(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Look after the logins; 0 if the chosen ones are well, else 1."""
+    from qwen_wsgi import creds
+
+    return creds.run(
+        settings,
+        arguments.action,
+        account=arguments.account,
+        json_output=arguments.json,
+        out=sys.stdout,
+    )
 
 
 def show_settings(settings: Settings, arguments: argparse.Namespace) -> int:

@@ -23,12 +23,16 @@ class CredentialError(QwenProxyError):
     Attributes:
         code: a stable word for programs: `credentials_expired`, `credentials_missing`, ...
         remedy: what the operator should do, as a sentence.
+        retry_after_s: when it may be better without anybody doing anything, or None.
     """
 
-    def __init__(self, message: str, *, code: str, remedy: str) -> None:
+    def __init__(
+        self, message: str, *, code: str, remedy: str, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.remedy = remedy
+        self.retry_after_s = retry_after_s
 
 
 class ClientGone(BaseException):

@@ -20,9 +20,12 @@ from typing import Any, Final, Protocol, TextIO
 import segno
 
 from qwen_wsgi.clock import Clock, SystemClock
-from qwen_wsgi.credentials import device_login, discovery
+from qwen_wsgi.credentials import atomic, device_login, discovery
 from qwen_wsgi.credentials.device_login import CodeShown, DeviceLogin, Event, LoginFailed, Waiting
-from qwen_wsgi.credentials.token_endpoint import DEFAULT_ORIGIN, TokenAnswer, TokenEndpoint
+from qwen_wsgi.credentials.locks import ProxyLock
+from qwen_wsgi.credentials.refresher import PROXY_LOCK_S
+from qwen_wsgi.credentials.store import LoginPaths
+from qwen_wsgi.credentials.token_endpoint import TokenAnswer, TokenEndpoint
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings
 
@@ -100,9 +103,8 @@ def run(
     """
     clock = clock or SystemClock()
     path = login_path(settings, account, clock)
-    origin = settings.environ.get("QWEN_OAUTH_BASE_URL", "").strip() or DEFAULT_ORIGIN
     try:
-        endpoint = TokenEndpoint(origin, clock=clock)
+        endpoint = TokenEndpoint(settings.oauth_base_url, clock=clock)
     except ValueError as error:
         raise SettingsError(f"QWEN_OAUTH_BASE_URL cannot be used: {error}") from None
     view: _View
@@ -120,7 +122,7 @@ def run(
     try:
         device_login.check_writable(path)
         answer = login.run()
-        device_login.write_login(path, answer, clock=clock)
+        _save(path, answer, clock)
     except LoginFailed as failure:
         view.failed(failure)
         return _EXITS[failure.event]
@@ -141,7 +143,26 @@ def login_path(settings: Settings, account: str | None, clock: Clock) -> Path:
         name = device_login.credentials_name(account)
     except ValueError as error:
         raise SettingsError(f"account name {account!r} cannot be used: {error}") from None
-    return discovery._Build(settings, clock, {}, {})._qwen_home() / name
+    return discovery.Discovery(settings, clock).qwen_home() / name
+
+
+def _save(path: Path, answer: TokenAnswer, clock: Clock) -> None:
+    """Write the login while no refresh of ours is between its last look and its own writing.
+
+    Raises:
+        LoginNotSaved: why; the file is as before.
+    """
+    lock = ProxyLock(LoginPaths.beside(path).proxy_lock)
+    locked = False
+    with suppress(OSError):
+        # Without the lock it is as safe as qwen-code's own login, which takes none.
+        atomic.make_directory(path.parent)
+        locked = lock.acquire(PROXY_LOCK_S)
+    try:
+        device_login.write_login(path, answer, clock=clock)
+    finally:
+        if locked:
+            lock.release()
 
 
 class _View(Protocol):

@@ -238,6 +238,12 @@ class Settings:
         default="",
         secret=True,
     )
+    oauth_base_url: str = setting(
+        "QWEN_OAUTH_BASE_URL",
+        "Origin of the device-code and token endpoints.",
+        default="https://chat.qwen.ai",
+        parse=_base_url,
+    )
     openai_base_url: str = setting(
         "OPENAI_BASE_URL",
         "Base URL for logins whose credentials name none.",

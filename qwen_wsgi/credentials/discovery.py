@@ -5,28 +5,42 @@ In this order of preference:
 1. `QWEN_UPSTREAM_BASE_URL`, an explicit OpenAI-compatible server;
 2. API keys in the environment by qwen-code's names (`providers`);
 3. qwen-code's settings files, with keys resolved as qwen-code does (`qwen_settings`);
-4. `oauth_creds.json`, and `QWEN_CLI_AUTH` as a second login.
+4. qwen-code's login `oauth_creds.json`, further ones (`oauth_creds_<name>.json`), `QWEN_CLI_AUTH`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials import dotenv, endpoint, providers, qwen_settings
-from qwen_wsgi.credentials.files import FileIdentity, Reading, WatchedFile
+from qwen_wsgi.credentials.document import CredentialDocument
+from qwen_wsgi.credentials.files import FileIdentity, Reading, Unusable, WatchedFile
+from qwen_wsgi.credentials.journal import Journal, fingerprint
 from qwen_wsgi.credentials.keys import Keys, usable_key
 from qwen_wsgi.credentials.qwen_settings import ProviderModel as ProviderModel
 from qwen_wsgi.credentials.qwen_settings import QwenSettings, Variables
-from qwen_wsgi.credentials.source import CredentialSource, OAuthEnvironment, OAuthFile, StaticKey
+from qwen_wsgi.credentials.refresher import Refresher
+from qwen_wsgi.credentials.source import CredentialSource, OAuthLogin, StaticKey
+from qwen_wsgi.credentials.store import LoginPaths, LoginStore, from_environment
+from qwen_wsgi.credentials.token_endpoint import TokenEndpoint
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings
 
 T = TypeVar("T")
+
+#: Further logins beside qwen-code's one, made by `qwen-proxy login --account NAME`, and their
+#: journals, which outlive the file.
+_LOGIN_FILE: Final = re.compile(r"oauth_creds(_[a-z0-9-]{1,32})\.json")
+_JOURNAL_FILE: Final = re.compile(r"journal(_[a-z0-9-]{1,32})\.json")
+
+_AUTH_REMEDY: Final = "set it to the whole content of an oauth_creds.json, or unset it"
 
 #: Where an administrator's settings for all users are; qwen-code's path on Linux.
 SYSTEM_SETTINGS: Final = "/etc/qwen-code/settings.json"
@@ -59,10 +73,34 @@ class _Built(NamedTuple):
     accounts: tuple[FoundAccount, ...]
     problems: tuple[str, ...]
     watched: tuple[tuple[WatchedFile[Any], Reading[Any]], ...]
+    #: Journals: a change counts, a fault of theirs is not the operator's to correct first.
+    journals: tuple[tuple[WatchedFile[Any], Reading[Any]], ...]
+    #: qwen-code's directory and when something in it was last created, renamed or removed.
+    directory: tuple[str, int]
+    logins: tuple[OAuthLogin, ...]
+    #: Sentences on logins that are left out because another account has them.
+    twins: tuple[str, ...]
+
+
+class _Candidate(NamedTuple):
+    """A login that was found, before it is compared with the others."""
+
+    name: str
+    login: OAuthLogin
+    origin: str
+    #: Of its refresh token; empty without one.
+    fp: str
+    journal: Journal
+
+    def has_left_behind(self, fp: str) -> bool:
+        """Whether a refresh token is one that this login once had."""
+        received, journal = self.journal.received, self.journal
+        was_spent = fp in journal.spent or (received is not None and received.spent == fp)
+        return was_spent or fp in journal.tombstones
 
 
 class Discovery:
-    """Knows the accounts now. Reads files, never writes one.
+    """Knows the accounts now. Reads files; what writes is the renewal of a login alone.
 
     Invariant: `accounts()` returns the same object until a watched file changes, and what it
     returns was built from one reading of each file. The state is one reference to an immutable
@@ -74,17 +112,8 @@ class Discovery:
         self._settings = settings
         self._clock = clock
         self._files: dict[Path, WatchedFile[Any]] = {}
-        self._logins: dict[Path, OAuthFile] = {}
+        self._logins: dict[Path, OAuthLogin] = {}
         self._built: _Built | None = None
-        self._environment_login = (
-            OAuthEnvironment(
-                settings.qwen_cli_auth,
-                fallback_base_url=settings.openai_base_url,
-                clock=clock,
-            )
-            if settings.qwen_cli_auth.strip()
-            else None
-        )
 
     def accounts(self) -> tuple[FoundAccount, ...]:
         """All accounts, best first. Costs one look at each watched file while nothing changes."""
@@ -102,11 +131,10 @@ class Discovery:
                 QWEN_CLI_AUTH is no login, or a variable holds an unusable base URL.
         """
         faults = list(_bad_urls(self._settings))
-        if self._environment_login is not None and self._environment_login.problem:
-            faults.append(
-                f"QWEN_CLI_AUTH {self._environment_login.problem}: set it to the whole content of "
-                "an oauth_creds.json, or unset it"
-            )
+        try:
+            _environment_login(self._settings)
+        except Unusable as error:
+            faults.append(f"QWEN_CLI_AUTH {error}: {_AUTH_REMEDY}")
         for file, reading in self._current().watched:
             # A login that says nothing usable is an account that is missing, no reason to stop.
             if reading.problem and (reading.unreadable or file.path not in self._logins):
@@ -114,17 +142,27 @@ class Discovery:
         if faults:
             raise SettingsError("; ".join(faults))
 
+    def logins(self) -> tuple[OAuthLogin, ...]:
+        """The logins among the accounts, for those who look after them."""
+        return self._current().logins
+
+    def twins(self) -> tuple[str, ...]:
+        """Sentences on logins that are left out because another account has them."""
+        return self._current().twins
+
+    def qwen_home(self) -> Path:
+        """qwen-code's directory."""
+        return _Build(self._settings, self._clock, self._files, self._logins).qwen_home()
+
     def _current(self) -> _Built:
         built = self._built
-        if built is not None:
-            for file, reading in built.watched:
+        if built is not None and _changed_at(built.directory[0]) == built.directory[1]:
+            for file, reading in (*built.watched, *built.journals):
                 if file.read() is not reading:
                     break
             else:
                 return built
-        fresh = _Build(self._settings, self._clock, self._files, self._logins).run(
-            self._environment_login
-        )
+        fresh = _Build(self._settings, self._clock, self._files, self._logins).run()
         if built is not None and built.accounts == fresh.accounts:
             # A change that changes nothing here, such as another theme.
             fresh = fresh._replace(accounts=built.accounts)
@@ -140,26 +178,38 @@ class _Build:
         settings: Settings,
         clock: Clock,
         files: dict[Path, WatchedFile[Any]],
-        logins: dict[Path, OAuthFile],
+        logins: dict[Path, OAuthLogin],
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._files = files
         self._logins = logins
         self._readings: dict[Path, tuple[WatchedFile[Any], Reading[Any]]] = {}
+        self._journals: list[tuple[WatchedFile[Any], Reading[Any]]] = []
         self._accounts: list[FoundAccount] = []
         self._problems: list[str] = []
+        self._twins: list[str] = []
 
-    def run(self, environment_login: OAuthEnvironment | None) -> _Built:
-        home = self._qwen_home()
+    def run(self) -> _Built:
+        home = self.qwen_home()
+        # Before anything in it is looked at: what changes meanwhile is then looked at again.
+        directory = (os.fspath(home), _changed_at(os.fspath(home)))
         variables = self._variables(home)
         self._add_upstream()
         self._add_environment_keys()
         self._add_settings(home, variables)
-        self._add_logins(home, environment_login)
+        self._add_logins(home)
         watched = tuple(self._readings.values())
         broken = [f"{file.shown} {r.problem}. {r.remedy}" for file, r in watched if r.problem]
-        return _Built(tuple(self._accounts), (*broken, *self._problems), watched)
+        return _Built(
+            tuple(self._accounts),
+            (*broken, *self._problems, *self._twins),
+            watched,
+            tuple(self._journals),
+            directory,
+            tuple(a.credential for a in self._accounts if isinstance(a.credential, OAuthLogin)),
+            tuple(self._twins),
+        )
 
     # Files
 
@@ -182,7 +232,7 @@ class _Build:
     def _dotenv(self, path: Path) -> Mapping[str, str]:
         return self._read(path, _parse_dotenv) or {}
 
-    def _qwen_home(self) -> Path:
+    def qwen_home(self) -> Path:
         """qwen-code's directory: QWEN_HOME of the environment, else of a `.env` at a usual place.
 
         A relative path is relative to the working directory, as in qwen-code.
@@ -328,24 +378,121 @@ class _Build:
                     "right one."
                 )
 
-    def _add_logins(self, qwen_home: Path, environment_login: OAuthEnvironment | None) -> None:
-        path = qwen_home / "oauth_creds.json"
+    def _add_logins(self, qwen_home: Path) -> None:
+        found = []
+        for path in _login_files(qwen_home):
+            login = self._login(path, self._shown(path), LoginPaths.beside(path), None)
+            found.append(self._candidate(_login_name(path), login, login.shown))
+        try:
+            if (initial := _environment_login(self._settings)) is not None:
+                path = Path(self._settings.state_dir) / "oauth_creds_env.json"
+                login = self._login(path, "in QWEN_CLI_AUTH", LoginPaths.beside(path), initial)
+                found.append(self._candidate("oauth-env", login, "environment QWEN_CLI_AUTH"))
+        except Unusable as error:
+            self._problems.append(f"QWEN_CLI_AUTH {error}: {_AUTH_REMEDY}.")
+        candidates = [each for each in found if each is not None]
+        for each in candidates:
+            if why := _twin(each, candidates):
+                self._twins.append(f"{each.origin} holds {why}; it is left out.")
+            else:
+                url = each.login.base_url()
+                self._add(FoundAccount(each.name, "oauth", url, each.origin, False, each.login))
+
+    def _login(
+        self, path: Path, shown: str, paths: LoginPaths, initial: CredentialDocument | None
+    ) -> OAuthLogin:
         if path not in self._logins:
-            self._logins[path] = OAuthFile(
-                path,
-                shown=self._shown(path),
+            store = LoginStore(paths, self._clock, shown=shown, initial=initial)
+            self._logins[path] = OAuthLogin(
+                store,
+                Refresher(store, _token_endpoint(self._settings, self._clock), self._clock),
                 fallback_base_url=self._settings.openai_base_url,
-                clock=self._clock,
             )
-        login = self._logins[path]
-        reading = login.file.read()
-        self._readings[path] = (login.file, reading)
-        if reading.exists:
-            self._add(FoundAccount("oauth", "oauth", login.base_url(), login.shown, False, login))
-        if environment_login is not None:
-            url = environment_login.base_url()
-            origin = "environment QWEN_CLI_AUTH"
-            self._add(FoundAccount("oauth-env", "oauth", url, origin, False, environment_login))
+        return self._logins[path]
+
+    def _candidate(self, name: str, login: OAuthLogin, origin: str) -> _Candidate | None:
+        """A login that is there, or was; None when there never was one."""
+        shared, ours = login.store.watched()
+        reading = shared.read()
+        self._readings[shared.path] = (shared, reading)
+        self._journals.append((ours, ours.read()))
+        sight = login.store.look()
+        document = sight.newest.login
+        if document is None and not reading.exists:
+            return None
+        fp = fingerprint(document.refresh_token) if document is not None else ""
+        return _Candidate(name, login, origin, fp, sight.journal)
+
+
+def _twin(one: _Candidate, candidates: Sequence[_Candidate]) -> str:
+    """Whose login this is as well, as the end of a sentence; empty when it is nobody else's.
+
+    One refresh token can be spent once: whoever is second would lose the login for both. A copy
+    that was left behind by a refresh is worse than equal: to send its token is the very misuse
+    that a login service looks for.
+    """
+    before = True
+    for other in candidates if one.fp else ():
+        if other is one:
+            before = False
+        elif other.fp == one.fp:
+            if before:
+                return f"the same login as the account {other.name}"
+        elif other.has_left_behind(one.fp) and not one.has_left_behind(other.fp):
+            return f"an older copy of the login of the account {other.name}"
+    return ""
+
+
+def _login_files(qwen_home: Path) -> list[Path]:
+    """qwen-code's own file first, then those of further accounts by name.
+
+    A file that was taken away from a login that we renewed is among them: its journal counts.
+    """
+    names = {
+        f"oauth_creds{match[1]}.json"
+        for directory, pattern in (
+            (qwen_home, _LOGIN_FILE),
+            (LoginPaths.beside(qwen_home / "oauth_creds.json").journal.parent, _JOURNAL_FILE),
+        )
+        for match in map(pattern.fullmatch, _names(directory))
+        if match is not None
+    }
+    return [qwen_home / "oauth_creds.json", *(qwen_home / name for name in sorted(names))]
+
+
+def _names(directory: Path) -> list[str]:
+    with suppress(OSError):
+        return os.listdir(directory)
+    return []
+
+
+def _token_endpoint(settings: Settings, clock: Clock) -> TokenEndpoint:
+    try:
+        return TokenEndpoint(settings.oauth_base_url, clock=clock)
+    except ValueError as error:
+        raise SettingsError(f"QWEN_OAUTH_BASE_URL cannot be used: {error}") from None
+
+
+def _login_name(path: Path) -> str:
+    suffix = path.stem.removeprefix("oauth_creds_")
+    return "oauth" if path.stem == "oauth_creds" else f"oauth-{suffix}"
+
+
+def _environment_login(settings: Settings) -> CredentialDocument | None:
+    """The login in QWEN_CLI_AUTH, if it is set.
+
+    Raises:
+        Unusable: it is set to something else.
+    """
+    text = settings.qwen_cli_auth.strip()
+    return from_environment(text) if text else None
+
+
+def _changed_at(directory: str) -> int:
+    try:
+        return os.stat(directory).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _distinct(models: tuple[ProviderModel, ...]) -> tuple[ProviderModel, ...]:

@@ -1,41 +1,55 @@
 """One account's credential: what a call uses now, and what `status` says about it.
 
-Reading only. Refreshing will sit between an OAuth source's document and its verdict: the verdict
-stays here, and what follows from it (wait, refresh, adopt) replaces the error that is raised today.
+The verdict on a login is here; what follows from it (have it renewed, wait, adopt) is the
+`refresher`'s. A call waits only when no valid token is at hand.
 """
 
 from __future__ import annotations
 
 import datetime
-from abc import abstractmethod
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Protocol
 
-from qwen_wsgi.clock import Clock
-from qwen_wsgi.credentials import document, endpoint, policy
+from qwen_wsgi.credentials import endpoint
 from qwen_wsgi.credentials.document import CredentialDocument
-from qwen_wsgi.credentials.files import Reading, Unusable, WatchedFile
 from qwen_wsgi.credentials.policy import State
+from qwen_wsgi.credentials.refresher import CLOSED_WITHIN_S, Ability, Refresher
+from qwen_wsgi.credentials.store import LoginStore, Sight
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import CredentialError
 from qwen_wsgi.settings import mask
 
+log = logging.getLogger(__name__)
+
 #: Where a login's token is used when neither the login nor OPENAI_BASE_URL says.
 DEFAULT_OAUTH_BASE_URL: Final = "https://portal.qwen.ai/v1"
+
+#: How long a call waits for a renewal when no token is left, or the one that is left runs out.
+WAIT_S: Final = 20.0
 
 #: Shown in place of a secret that is not there.
 NO_SECRET: Final = "–"
 
 _TIER_CLOSED: Final = "the free Qwen OAuth tier ended on 2026-04-15"
 _REFRESH_REMEDY: Final = (
-    f"Run `qwen` (the CLI) once, so that it refreshes the login, or use an API key: {_TIER_CLOSED}."
+    "It is renewed as soon as the login service answers; `qwen-proxy creds status` tells more."
 )
-_LOGIN_REMEDY: Final = f"Log in with `qwen` (the CLI), or use an API key: {_TIER_CLOSED}."
+_LOGIN_REMEDY: Final = f"Log in with `qwen-proxy login`, or use an API key: {_TIER_CLOSED}."
+_CLOSED_REMEDY: Final = (
+    f"Use an API key: {_TIER_CLOSED}. With a paid account, log in again with `qwen-proxy login`."
+)
 _REJECTED_LOGIN_REMEDY: Final = (
     f"If it used to be the free Qwen OAuth login: {_TIER_CLOSED}; a login still seems to succeed, "
     "but every call is refused. Use an API key; with a paid account, log in again with `qwen`."
+)
+_UNSAVED_REMEDY: Final = (
+    "Make room on the disk and do not stop this process before: it alone has the new login."
+)
+_GONE: Final = "is gone, and the login as it was renewed last is used"
+_GONE_REMEDY: Final = (
+    "The next renewal writes the file again. If it was a logout, run `qwen-proxy creds forget`."
 )
 _REJECTED_KEY_REMEDY: Final = (
     "Check that the key is still valid and belongs to this very endpoint: a key works with the "
@@ -143,64 +157,211 @@ class _Look:
     code: str = "credentials_missing"
 
 
-class _OAuthSource(CredentialSource):
-    """A login: the verdict on a document, wherever it comes from."""
+@dataclass(frozen=True)
+class _Ready:
+    """A token that calls may use without another thought.
 
-    def __init__(self, shown: str, fallback_base_url: str, clock: Clock) -> None:
-        self.shown = shown
+    Attributes:
+        sight: what it was made of; another one ends its use.
+        until_s: wall clock; until then it is FRESH.
+        until_boot_s: the same by the boot time, which does not step.
+    """
+
+    sight: Sight
+    token: AccessToken
+    until_s: float
+    until_boot_s: float
+
+
+class OAuthLogin(CredentialSource):
+    """A login: the verdict on what the store has, renewed ahead of need.
+
+    Shared by all greenlets and threads of a process; safe to use after a fork. The fast path (a
+    valid token) is two `stat`s, two clocks and no lock. What raises here is the last resort: with a
+    refreshable login a call waits up to WAIT_S first.
+    """
+
+    def __init__(self, store: LoginStore, refresher: Refresher, *, fallback_base_url: str) -> None:
+        self.store = store
+        self.refresher = refresher
+        self.shown = store.shown
         self._fallback_base_url = fallback_base_url or DEFAULT_OAUTH_BASE_URL
-        self._clock = clock
+        self._clock = refresher.clock
+        self._judgement: tuple[Sight, _Look] | None = None
+        self._ready: _Ready | None = None
+        self._gone = False
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.shown})"
-
-    @abstractmethod
-    def _look(self) -> _Look:
-        """What there is now."""
+        return f"OAuthLogin({self.shown})"
 
     def base_url(self) -> str | None:
         """Where the token is used; None without a usable document."""
-        return self._look().base_url
+        return self._look(self.store.look()).base_url
 
     def current(self, *, rejected: str | None = None) -> AccessToken:
-        look = self._look()
-        login = look.document
-        if login is None or look.base_url is None:
+        sight, ready = self.store.look(), self._ready
+        if (
+            ready is not None
+            and ready.sight is sight
+            and ready.token.value != rejected
+            and self._clock.now() < ready.until_s
+            and self.refresher.boottime() < ready.until_boot_s
+        ):
+            return ready.token
+        return self._considered(sight, rejected)
+
+    def _considered(self, sight: Sight, rejected: str | None) -> AccessToken:
+        look = self._look(sight)
+        login = self._usable(look)
+        refused = rejected is not None and rejected == login.access_token
+        state = self.refresher.state(sight)
+        closed = self.refresher.ability(sight) is Ability.TIER_CLOSED
+        if refused or closed or state is not State.FRESH:
+            return self._urged(sight, login, state, rejected if refused else None)
+        token = _token(look, login)
+        self._ready = _Ready(sight, token, *self.refresher.fresh_until(sight))
+        return token
+
+    def _usable(self, look: _Look) -> CredentialDocument:
+        if look.document is None or look.base_url is None:
             message = f"The Qwen login {self.shown} {look.problem}."
             raise CredentialError(message, code=look.code, remedy=look.remedy)
-        if self._state(login) is State.EXPIRED:
-            raise CredentialError(
-                f"The Qwen login {self.shown} expired on {_date(login.expires_at_ms)}, "
-                f"{self._ago(login)}.",
-                code="credentials_expired",
-                remedy=_REFRESH_REMEDY,
-            )
+        return look.document
+
+    def _urged(
+        self, sight: Sight, login: CredentialDocument, state: State, rejected: str | None
+    ) -> AccessToken:
+        """The slow road: something has to be done about the token."""
+        if rejected is not None and self._never_was_good(sight, login):
+            self.refresher.close_tier(login)
+            self._ready = None  # it may only be known to this process: the sight stays the same
+            raise self._closed()
+        if self.refresher.ability(sight) is Ability.TIER_CLOSED:
+            raise self._closed()
+        attempt = self.refresher.start(rejected=rejected)
+        if attempt is not None and (rejected is not None or state is not State.STALE):
+            attempt.wait(WAIT_S)
+        sight = self.store.look()
+        look = self._look(sight)
+        login = self._usable(look)
+        if self.refresher.state(sight) is State.EXPIRED:
+            raise self._expired(sight, login)
         if rejected is not None and rejected == login.access_token:
-            raise CredentialError(
-                f"The upstream refused the access token of the Qwen login {self.shown}, although "
-                "it has not expired.",
-                code="credentials_rejected",
-                remedy=_REJECTED_LOGIN_REMEDY,
+            raise self._refused(sight)
+        return _token(look, login)
+
+    def _never_was_good(self, sight: Sight, login: CredentialDocument) -> bool:
+        """Whether the refused token is what a refresh for that very reason has just brought."""
+        received = sight.journal.received
+        if received is None or not received.forced:
+            return False
+        if received.login.access_token != login.access_token:
+            return False
+        return abs(self._clock.now() - received.at_ms / 1000) < CLOSED_WITHIN_S
+
+    def _closed(self) -> CredentialError:
+        return CredentialError(
+            f"The Qwen login {self.shown} is accepted by the login service and refused by the API, "
+            "also with a new token: this account's tier is closed.",
+            code="oauth_tier_closed",
+            remedy=_CLOSED_REMEDY,
+        )
+
+    def _refused(self, sight: Sight) -> CredentialError:
+        why, remedy = self._why(sight)
+        return CredentialError(
+            f"The upstream refused the access token of the Qwen login {self.shown}, and it could "
+            f"not be replaced{why}.",
+            code="credentials_rejected",
+            remedy=remedy or _REJECTED_LOGIN_REMEDY,
+        )
+
+    def _expired(self, sight: Sight, login: CredentialDocument) -> CredentialError:
+        why, remedy = self._why(sight)
+        return CredentialError(
+            f"The Qwen login {self.shown} expired on {_date(login.expires_at_ms)}, "
+            f"{self._since(login)}, and was not renewed{why}.",
+            code="credentials_expired",
+            remedy=remedy or _REFRESH_REMEDY,
+            # Without a remedy that needs a person, it may well work in a moment.
+            retry_after_s=None if remedy else 10,
+        )
+
+    def _why(self, sight: Sight) -> tuple[str, str]:
+        """Why there is no newer token, as the end of a sentence, and what a person has to do."""
+        ability = self.refresher.ability(sight)
+        if ability is Ability.REJECTED:
+            return ": its refresh token was refused", _LOGIN_REMEDY
+        if ability is Ability.READ_ONLY:
+            where = self.store.paths.document.parent
+            return (
+                f": {where} cannot be written ({self.refresher.read_only})",
+                f"Let the user who runs qwen-proxy write to {where}; under systemd see "
+                "docs/credentials.md.",
             )
-        return AccessToken(login.access_token, look.base_url, login.expires_at_ms)
+        if ability is Ability.NO_REFRESH_TOKEN:
+            return ": it has no refresh token", _LOGIN_REMEDY
+        last = self.refresher.last
+        return (f" ({last.detail})" if last is not None else ""), ""
 
     def status(self) -> CredentialStatus:
-        look = self._look()
+        sight = self.store.look()
+        look = self._look(sight)
         login = look.document
         if login is None:
             return CredentialStatus(State.MISSING, NO_SECRET, look.problem, look.remedy, None)
-        state = self._state(login)
+        state = self.refresher.state(sight)
+        _, remedy = self._why(sight)
         if state is State.EXPIRED:
-            detail, remedy = f"expired {self._ago(login)}", _REFRESH_REMEDY
+            detail, remedy = f"expired {self._since(login)}", remedy or _REFRESH_REMEDY
         else:
             left_s = login.expires_at_ms / 1000 - self._clock.now()
-            detail, remedy = f"valid for {_span(left_s)}", ""
+            detail = f"valid for {_span(left_s)}"
+        ability = self.refresher.ability(sight)
+        if ability is Ability.TIER_CLOSED:
+            state, detail, remedy = State.EXPIRED, "refused by the API: tier closed", _CLOSED_REMEDY
+        elif ability is not Ability.REFRESHABLE:
+            detail = f"{detail}, cannot be renewed ({ability.value})"
+        if self.refresher.unsaved:
+            detail = f"{detail}; not on disk yet ({self.refresher.unsaved})"
+            remedy = _UNSAVED_REMEDY
         if look.problem:
-            detail = f"{detail}; this is the login as last read, now the file {look.problem}"
+            known = "" if self._gone else "this is the login as last read, now "
+            detail = f"{detail}; {known}the file {look.problem}"
             remedy = remedy or look.remedy
         return CredentialStatus(
             state, mask(login.access_token), detail, remedy, login.expires_at_ms
         )
+
+    def maintain(self) -> None:
+        """Have the login renewed, or a rescued one published, without any call asking."""
+        sight = self.store.look()
+        if sight.newest.login is None:
+            return
+        if sight.newest.unpublished or self.refresher.state(sight) is not State.FRESH:
+            self.refresher.start()
+
+    def _look(self, sight: Sight) -> _Look:
+        judgement = self._judgement
+        if judgement is not None and judgement[0] is sight:
+            return judgement[1]
+        reading, login = sight.reading, sight.newest.login
+        self._note_gone(login is not None and reading.value is None and not reading.exists)
+        if self._gone:
+            look = self._judged(login, _GONE, _GONE_REMEDY)
+        elif login is not None or reading.problem:
+            look = self._judged(login, reading.problem, reading.remedy)
+        else:
+            look = _Look(None, None, "does not exist", _LOGIN_REMEDY)
+        self._judgement = (sight, look)
+        return look
+
+    def _note_gone(self, gone: bool) -> None:
+        """Warn, once, when the file was taken away from a login that we renewed: the CLI does so
+        when a refresh of its own is refused, and so does who logs out."""
+        if gone and not self._gone:
+            log.warning("login file is gone, its journal is used login=%s", self.shown)
+        self._gone = gone
 
     def _judged(self, login: CredentialDocument | None, problem: str, remedy: str) -> _Look:
         """Leave out a document that must not, or cannot, be used."""
@@ -221,58 +382,15 @@ class _OAuthSource(CredentialSource):
             return _Look(None, None, fault, _LOGIN_REMEDY, "credentials_invalid")
         return _Look(login, url, problem, remedy)
 
-    def _state(self, login: CredentialDocument) -> State:
-        # The lifetime is unknown: the file has the date of expiry, not that of issue.
-        return policy.state(login.expires_at_ms, None, self._clock.now())
-
-    def _ago(self, login: CredentialDocument) -> str:
-        return f"{_span(self._clock.now() - login.expires_at_ms / 1000)} ago"
-
-
-class OAuthFile(_OAuthSource):
-    """qwen-code's `oauth_creds.json`, looked at on every call and read when it changed.
-
-    While the file cannot be used the login that was last read from it stays in use, because
-    somebody may just be writing; a deleted file is a logout. State and safety are those of
-    `WatchedFile`: one immutable value, replaced in one step.
-    """
-
-    def __init__(self, path: Path, *, shown: str, fallback_base_url: str, clock: Clock) -> None:
-        super().__init__(shown, fallback_base_url, clock)
-        self.file: WatchedFile[CredentialDocument] = WatchedFile(path, document.parse, clock, shown)
-
-        self._judgement: tuple[Reading[CredentialDocument], _Look] | None = None
-
-    def _look(self) -> _Look:
-        reading = self.file.read()
-        judgement = self._judgement
-        if judgement is not None and judgement[0] is reading:
-            return judgement[1]
-        if reading.exists:
-            look = self._judged(reading.value, reading.problem, reading.remedy)
-        else:
-            look = _Look(None, None, "does not exist", _LOGIN_REMEDY)
-        self._judgement = (reading, look)
-        return look
+    def _since(self, login: CredentialDocument) -> str:
+        ago_s = self._clock.now() - login.expires_at_ms / 1000
+        if ago_s < 0:
+            return "by a clock that does not step (this machine's was set back)"
+        return f"{_span(ago_s)} ago"
 
 
-class OAuthEnvironment(_OAuthSource):
-    """The login in `QWEN_CLI_AUTH`: the same JSON as in the file. Never changes, so always safe."""
-
-    def __init__(self, text: str, *, fallback_base_url: str, clock: Clock) -> None:
-        super().__init__("in QWEN_CLI_AUTH", fallback_base_url, clock)
-        #: Why the value is no login, as the end of "QWEN_CLI_AUTH …"; empty when it is one.
-        self.problem = ""
-        login = None
-        try:
-            login = document.parse(text.encode(errors="replace"), None)
-        except Unusable as error:
-            self.problem = str(error)
-        remedy = "Set QWEN_CLI_AUTH to the whole content of an oauth_creds.json."
-        self._found = self._judged(login, self.problem, remedy if self.problem else "")
-
-    def _look(self) -> _Look:
-        return self._found
+def _token(look: _Look, login: CredentialDocument) -> AccessToken:
+    return AccessToken(login.access_token, look.base_url or "", login.expires_at_ms)
 
 
 #: Seconds per unit, and the units that are named below it.

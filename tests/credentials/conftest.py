@@ -14,6 +14,7 @@ from qwen_wsgi.credentials.discovery import Discovery
 
 #: 2026-11-20 12:00:00 UTC.
 NOON_S = 1_795_176_000.0
+NOWHERE = "http://127.0.0.1:9"
 
 
 class FakeClock:
@@ -46,6 +47,8 @@ class Home:
         self.environ = {
             "HOME": str(self.path),
             "QWEN_CODE_SYSTEM_SETTINGS_PATH": str(root / "etc/settings.json"),
+            # Nobody listens there: a test that wants renewals brings a sandbox.
+            "QWEN_OAUTH_BASE_URL": NOWHERE,
         }
 
     def write(self, name: str, content: Any) -> Path:

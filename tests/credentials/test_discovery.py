@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qwen_wsgi.credentials.discovery import Discovery, FoundAccount, ProviderModel
+from qwen_wsgi.credentials.journal import fingerprint
 from qwen_wsgi.credentials.policy import State
 from qwen_wsgi.credentials.providers import PROVIDERS
 from qwen_wsgi.errors import SettingsError
@@ -58,7 +60,7 @@ def test_the_order_of_preference(home: Home) -> None:
 
     discovery = home.discovery(
         QWEN_UPSTREAM_BASE_URL="http://10.0.0.5:8000/v1/",
-        QWEN_CLI_AUTH=json.dumps(home.login_document()),
+        QWEN_CLI_AUTH=json.dumps(home.login_document(refresh_token="refresh-of-somebody-else")),
         DEEPSEEK_API_KEY=KEY,
         BAILIAN_CODING_PLAN_API_KEY=KEY,
         DASHSCOPE_API_KEY=KEY,
@@ -261,7 +263,7 @@ class TestSettingsFile:
 
         discovery = home.discovery(QWEN_PROXY_API_KEYS=OTHER_KEY, QWEN_CLI_AUTH=OTHER_KEY)
 
-        *keys, _environment_login = discovery.accounts()
+        keys = discovery.accounts()
         assert len(keys) == 3
         assert all(one.credential.status().state is State.MISSING for one in keys)
         assert OTHER_KEY not in repr(keys)
@@ -546,7 +548,7 @@ class TestQwenHome:
 class TestLogins:
     def test_a_login_and_the_environments_login_are_two_accounts(self, home: Home) -> None:
         home.login()
-        other = home.login_document(access_token="access-9876543210-wxyz", resource_url=None)
+        other = home.login_document(refresh_token="refresh-of-another", resource_url=None)
 
         accounts = home.discovery(
             QWEN_CLI_AUTH=json.dumps(other), OPENAI_BASE_URL="https://o.test/v1"
@@ -556,6 +558,123 @@ class TestLogins:
             ("oauth", "oauth", "https://portal.qwen.ai/v1", "~/.qwen/oauth_creds.json"),
             ("oauth-env", "oauth", "https://o.test/v1", "environment QWEN_CLI_AUTH"),
         ]
+
+    def test_further_logins_by_name(self, home: Home) -> None:
+        home.login()
+        for name in ("work", "a-1", "x" * 32):
+            home.write(
+                f".qwen/oauth_creds_{name}.json", home.login_document(refresh_token=f"rt-{name}")
+            )
+        for name in ("oauth_creds_Work.json", "oauth_creds_.json", "oauth_creds_a.json.bak"):
+            home.write(f".qwen/{name}", home.login_document(refresh_token=name))
+
+        accounts = home.discovery().accounts()
+
+        assert [(a.name, a.origin) for a in accounts] == [
+            ("oauth", "~/.qwen/oauth_creds.json"),
+            ("oauth-a-1", "~/.qwen/oauth_creds_a-1.json"),
+            ("oauth-work", "~/.qwen/oauth_creds_work.json"),
+            ("oauth-" + "x" * 32, f"~/.qwen/oauth_creds_{'x' * 32}.json"),
+        ]
+        stores = [login.store.paths for login in home.discovery().logins()]
+        for part in ("document", "cli_lock", "proxy_lock", "journal"):
+            assert len({getattr(paths, part) for paths in stores}) == 4, f"they share a {part}"
+
+    def test_a_new_file_is_noticed(self, home: Home) -> None:
+        home.login()
+        discovery = home.discovery()
+        first = discovery.accounts()
+
+        home.write(".qwen/oauth_creds_work.json", home.login_document(refresh_token="rt-work"))
+
+        second = discovery.accounts()
+        assert [account.name for account in second] == ["oauth", "oauth-work"]
+        assert second[0] == first[0]
+        assert discovery.accounts() is second
+        (home.qwen / "oauth_creds_work.json").unlink()
+        assert discovery.accounts() == first
+
+    def test_twins_are_reported_and_left_out(self, home: Home) -> None:
+        login = home.login()
+        home.write(".qwen/oauth_creds_work.json", login)
+
+        discovery = home.discovery(QWEN_CLI_AUTH=json.dumps(login))
+
+        discovery.check()
+        assert [account.name for account in discovery.accounts()] == ["oauth"]
+        assert len(discovery.logins()) == 1, "only one of them is renewed"
+        assert discovery.twins() == (
+            "~/.qwen/oauth_creds_work.json holds the same login as the account oauth; "
+            "it is left out.",
+            "environment QWEN_CLI_AUTH holds the same login as the account oauth; it is left out.",
+        )
+        assert discovery.problems() == discovery.twins()
+
+        home.write(".qwen/oauth_creds_work.json", home.login_document(refresh_token="rt-work"))
+        assert [account.name for account in discovery.accounts()] == ["oauth", "oauth-work"]
+
+    @pytest.mark.parametrize("renewed", ["", "_work"])
+    @pytest.mark.parametrize("again", [False, True])
+    def test_a_copy_from_before_a_renewal_is_left_out(
+        self, home: Home, renewed: str, again: bool
+    ) -> None:
+        """Its refresh token is spent: sending it is what a login service revokes logins for."""
+        old = home.login()
+        home.write(".qwen/oauth_creds_work.json", old)
+        new = home.login_document(refresh_token="rt-new", access_token="access-9876543210")
+        journal = {
+            "received": {
+                "spent": fingerprint("rt-between" if again else old["refresh_token"]),
+                "document": new,
+                "at_ms": 1,
+                "lifetime_ms": 1000,
+            },
+            "tombstones": {fingerprint(old["refresh_token"]): 1} if again else {},
+        }
+        home.write(f".qwen/.qwen-proxy/journal{renewed}.json", journal)
+        home.write(f".qwen/oauth_creds{renewed}.json", new)
+
+        discovery = home.discovery()
+
+        name = "oauth-work" if renewed else "oauth"
+        assert [account.name for account in discovery.accounts()] == [name]
+        other = "oauth_creds.json" if renewed else "oauth_creds_work.json"
+        assert discovery.twins() == (
+            f"~/.qwen/{other} holds an older copy of the login of the account {name}; "
+            "it is left out.",
+        )
+
+    def test_the_journal_of_a_deleted_file_is_an_account(self, home: Home) -> None:
+        home.login()
+        new = home.login_document(refresh_token="rt-new", access_token="access-9876543210")
+        received = {"spent": "0" * 16, "document": new, "at_ms": 1, "lifetime_ms": 1000}
+        home.write(".qwen/.qwen-proxy/journal_work.json", {"received": received})
+        home.write(".qwen/.qwen-proxy/journal_other.json", {"tombstones": {}})
+
+        accounts = by_name(home.discovery())
+
+        assert list(accounts) == ["oauth", "oauth-work"]
+        assert accounts["oauth-work"].credential.current().value == "access-9876543210"
+
+    def test_an_environments_login_needs_no_file(self, home: Home, tmp_path: Path) -> None:
+        document = home.login_document()
+        discovery = home.discovery(
+            QWEN_CLI_AUTH=f" {json.dumps(document)}\n", STATE_DIRECTORY=str(tmp_path / "state")
+        )
+
+        account = only(discovery)
+
+        assert account.credential.current().value == document["access_token"]
+        (login,) = discovery.logins()
+        assert login.store.paths.document == tmp_path / "state/oauth_creds_env.json"
+        assert not (tmp_path / "state").exists()
+
+    def test_an_endpoint_that_cannot_be_used(self, home: Home) -> None:
+        home.login()
+        discovery = home.discovery(QWEN_OAUTH_BASE_URL="http://chat.qwen.ai")
+
+        with pytest.raises(SettingsError, match="QWEN_OAUTH_BASE_URL cannot be used: it is plain"):
+            discovery.check()
 
     def test_an_unusable_login_is_an_account_without_base_url(self, home: Home) -> None:
         home.write(".qwen/oauth_creds.json", "{}")

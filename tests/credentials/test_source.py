@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
 from qwen_wsgi.credentials.policy import State
-from qwen_wsgi.credentials.source import OAuthEnvironment, OAuthFile, StaticKey
+from qwen_wsgi.credentials.source import OAuthLogin, StaticKey
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import CredentialError
 
 from .conftest import FakeClock, Home
+from .logins import login_of
 
 URL = "https://portal.qwen.ai/v1"
 KEY = "sk-0123456789-0123456789"
 
 
 @pytest.fixture
-def source(home: Home, clock: FakeClock) -> OAuthFile:
-    path = home.qwen / "oauth_creds.json"
-    return OAuthFile(path, shown="~/.qwen/oauth_creds.json", fallback_base_url="", clock=clock)
+def source(home: Home, clock: FakeClock) -> OAuthLogin:
+    """qwen-code's own login, with a token endpoint that nobody can reach."""
+    return login_of(home, clock)
 
 
 def refusal(source: Any, rejected: str | None = None) -> CredentialError:
@@ -81,8 +81,8 @@ class TestStaticKey:
         assert repr(StaticKey(KEY, URL)) == f"StaticKey(…6789, {URL})"
 
 
-class TestOAuthFile:
-    def test_a_valid_login_is_used(self, source: OAuthFile, home: Home) -> None:
+class TestOAuthLogin:
+    def test_a_valid_login_is_used(self, source: OAuthLogin, home: Home) -> None:
         content = home.login()
 
         assert source.current() == AccessToken(content["access_token"], URL, content["expiry_date"])
@@ -92,7 +92,7 @@ class TestOAuthFile:
         assert status.expires_at_ms == content["expiry_date"]
 
     def test_it_serves_until_the_last_moment(
-        self, source: OAuthFile, home: Home, clock: FakeClock
+        self, source: OAuthLogin, home: Home, clock: FakeClock
     ) -> None:
         home.login()
         clock.advance(3 * 3600 - 600)
@@ -105,7 +105,7 @@ class TestOAuthFile:
         assert refusal(source).code == "credentials_expired"
 
     def test_an_expired_login_says_since_when_and_what_to_do(
-        self, source: OAuthFile, home: Home, clock: FakeClock
+        self, source: OAuthLogin, home: Home, clock: FakeClock
     ) -> None:
         home.login()
         clock.advance(3 * 3600 + 2 * 86400 + 5)
@@ -114,21 +114,21 @@ class TestOAuthFile:
 
         assert error.code == "credentials_expired"
         assert str(error) == (
-            "The Qwen login ~/.qwen/oauth_creds.json expired on 2026-11-20 15:00 UTC, 2 days ago."
+            "The Qwen login ~/.qwen/oauth_creds.json expired on 2026-11-20 15:00 UTC, 2 days ago, "
+            "and was not renewed (127.0.0.1:9 cannot be reached: Connection refused)."
         )
-        assert "Run `qwen`" in error.remedy
-        assert "API key" in error.remedy
-        assert "2026-04-15" in error.remedy
+        assert error.retry_after_s
+        assert "as soon as the login service answers" in error.remedy
         assert source.status().detail == "expired 2 days ago"
         assert source.status().remedy == error.remedy
 
-    def test_an_impossible_date_is_no_crash(self, source: OAuthFile, home: Home) -> None:
+    def test_an_impossible_date_is_no_crash(self, source: OAuthLogin, home: Home) -> None:
         home.login(expiry_date=-(10**17))
 
         assert refusal(source).code == "credentials_expired"
         assert source.status().state is State.EXPIRED
 
-    def test_a_rejected_token_names_the_closed_tier(self, source: OAuthFile, home: Home) -> None:
+    def test_a_rejected_token_names_the_closed_tier(self, source: OAuthLogin, home: Home) -> None:
         token = home.login()["access_token"]
 
         error = refusal(source, rejected=token)
@@ -138,7 +138,7 @@ class TestOAuthFile:
         assert token not in str(error) + error.remedy
 
     def test_a_rejection_of_an_older_token_returns_the_newer_one(
-        self, source: OAuthFile, home: Home
+        self, source: OAuthLogin, home: Home
     ) -> None:
         old = home.login()["access_token"]
         assert source.current().value == old
@@ -146,7 +146,7 @@ class TestOAuthFile:
 
         assert source.current(rejected=old).value == new
 
-    def test_no_file_is_missing(self, source: OAuthFile) -> None:
+    def test_no_file_is_missing(self, source: OAuthLogin) -> None:
         error = refusal(source)
 
         assert error.code == "credentials_missing"
@@ -155,7 +155,7 @@ class TestOAuthFile:
         assert source.base_url() is None
 
     def test_a_deleted_file_is_missing_and_a_new_one_is_used(
-        self, source: OAuthFile, home: Home
+        self, source: OAuthLogin, home: Home
     ) -> None:
         home.login()
         source.current()
@@ -166,7 +166,7 @@ class TestOAuthFile:
         assert source.current().value
 
     def test_a_file_that_breaks_leaves_the_last_login_in_use(
-        self, source: OAuthFile, home: Home, clock: FakeClock
+        self, source: OAuthLogin, home: Home, clock: FakeClock
     ) -> None:
         token = home.login()["access_token"]
         source.current()
@@ -183,7 +183,7 @@ class TestOAuthFile:
         assert source.current().value == "access-9876543210-wxyz"
         assert source.status().remedy == ""
 
-    def test_a_file_that_was_never_good_is_missing(self, source: OAuthFile, home: Home) -> None:
+    def test_a_file_that_was_never_good_is_missing(self, source: OAuthLogin, home: Home) -> None:
         home.login(refresh_token=None)
 
         assert refusal(source).code == "credentials_missing"
@@ -193,7 +193,7 @@ class TestOAuthFile:
         "url", ["http://portal.qwen.ai", "ftp://x", "https://user:hunter2@portal.qwen.ai"]
     )
     def test_a_dangerous_endpoint_gets_no_token(
-        self, source: OAuthFile, home: Home, url: str
+        self, source: OAuthLogin, home: Home, url: str
     ) -> None:
         home.login(resource_url=url)
 
@@ -205,7 +205,7 @@ class TestOAuthFile:
         assert "hunter2" not in str(error) + source.status().detail
 
     def test_a_token_that_would_break_a_header_is_not_used(
-        self, source: OAuthFile, home: Home
+        self, source: OAuthLogin, home: Home
     ) -> None:
         home.login(access_token="access-0123456789\r\nX-Evil: 1")
 
@@ -220,36 +220,16 @@ class TestOAuthFile:
         self, home: Home, clock: FakeClock, fallback: str, expected: str
     ) -> None:
         home.login(resource_url=None)
-        path = home.qwen / "oauth_creds.json"
-        source = OAuthFile(path, shown="x", fallback_base_url=fallback, clock=clock)
+        source = login_of(home, clock, fallback_base_url=fallback)
 
         assert source.current().base_url == expected
 
-    def test_a_repr_shows_no_secret(self, source: OAuthFile, home: Home) -> None:
+    def test_a_repr_shows_no_secret(self, source: OAuthLogin, home: Home) -> None:
         home.login()
         source.current()
 
-        shown = repr(source) + repr(vars(source)) + repr(vars(source.file))
+        shown = repr(source) + repr(vars(source)) + repr(vars(source.store))
         assert "0123456789" not in shown
-
-
-class TestOAuthEnvironment:
-    def test_the_variable_holds_the_same_json(self, home: Home, clock: FakeClock) -> None:
-        content = home.login_document()
-        source = OAuthEnvironment(json.dumps(content), fallback_base_url="", clock=clock)
-
-        assert source.problem == ""
-        assert source.current().value == content["access_token"]
-        assert source.base_url() == URL
-        clock.advance(4 * 3600)
-        assert str(refusal(source)).startswith("The Qwen login in QWEN_CLI_AUTH expired on ")
-
-    def test_a_bad_value_is_missing(self, clock: FakeClock) -> None:
-        source = OAuthEnvironment("sk-not-json-0123456789", fallback_base_url="", clock=clock)
-
-        assert source.problem.startswith("is no JSON")
-        assert refusal(source).code == "credentials_missing"
-        assert "0123456789" not in repr(source) + repr(vars(source)) + source.status().detail
 
 
 @pytest.mark.parametrize(
@@ -257,7 +237,7 @@ class TestOAuthEnvironment:
     [(40, "40 s"), (60, "1 min"), (3599, "59 min"), (3 * 3600 + 720, "3 h 12 min")],
 )
 def test_durations_are_for_people(
-    source: OAuthFile, home: Home, clock: FakeClock, left_s: int, text: str
+    source: OAuthLogin, home: Home, clock: FakeClock, left_s: int, text: str
 ) -> None:
     home.login(expiry_date=int((clock.now() + left_s) * 1000))
 

@@ -111,7 +111,7 @@ def test_the_server_runs_under_the_system_call_rules_of_the_unit(gunicorn: Start
 def test_the_unit_leaves_time_and_files_enough() -> None:
     defaults = settings.load({})
     # gunicorn.conf.py gives workers 10 s after the streams.
-    assert int(one("TimeoutStopSec")) >= defaults.graceful_timeout_s + 15
+    assert int(one("TimeoutStopSec")) >= defaults.graceful_timeout_s + 35
     assert int(one("LimitNOFILE")) >= 2 * (defaults.max_in_flight + 256) + 64
     assert int(one("RestartPreventExitStatus")) == EXIT_CONFIGURATION
 

@@ -1,0 +1,227 @@
+"""`qwen-proxy creds status | refresh | forget`: the logins, for whoever looks after them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from contextlib import suppress
+from typing import Any, TextIO
+
+from qwen_wsgi.clock import SystemClock
+from qwen_wsgi.credentials.discovery import Discovery
+from qwen_wsgi.credentials.policy import State
+from qwen_wsgi.credentials.refresher import Ability, Outcome
+from qwen_wsgi.credentials.source import OAuthLogin
+from qwen_wsgi.errors import SettingsError
+from qwen_wsgi.settings import Settings
+
+
+def run(
+    settings: Settings, action: str, *, account: str | None, json_output: bool, out: TextIO
+) -> int:
+    """Do one of the actions with the chosen login, or with each.
+
+    Args:
+        account: the name that was given to `login --account`, or an account's name as `status`
+            shows it; None for every login.
+
+    Returns:
+        The exit status: 0 if all of them are well now.
+
+    Raises:
+        SettingsError: there is no such login.
+    """
+    discovery = Discovery(settings, SystemClock())
+    logins = _chosen(discovery, account)
+    rows = []
+    well = True
+    for name, login in logins.items():
+        if action == "refresh":
+            row, good = _refresh(name, login)
+        elif action == "forget":
+            row, good = _forget(name, login)
+        else:
+            row, good = status(name, login), _is_well(login)  # in this order: status finds out
+        rows.append(row)
+        well = well and good
+    told = json.dumps(rows, indent=2) if json_output else _text(rows, discovery.twins())
+    out.write(told + "\n")
+    return 0 if well else 1
+
+
+def _chosen(discovery: Discovery, account: str | None) -> dict[str, OAuthLogin]:
+    found = {
+        each.name: each.credential
+        for each in discovery.accounts()
+        if isinstance(each.credential, OAuthLogin)
+    }
+    if account is None:
+        if not found:
+            raise SettingsError(
+                f"there is no Qwen login in {discovery.qwen_home()}; make one with "
+                "`qwen-proxy login`, or use an API key"
+            )
+        return found
+    for name in (account, f"oauth-{account}"):
+        if name in found:
+            return {name: found[name]}
+    known = ", ".join(found) or "none"
+    twins = "".join(f"; {twin.rstrip('.')}" for twin in discovery.twins())
+    raise SettingsError(f"there is no login {account!r}; there is: {known}{twins}")
+
+
+def status(name: str, login: OAuthLogin) -> dict[str, Any]:
+    """One login as `creds status --json` tells it; no secret, and `null` for what is unknown."""
+    _find_read_only(login)
+    sight = login.store.look()
+    told = login.status()
+    left_s = None
+    if told.expires_at_ms is not None:
+        left_s = round(told.expires_at_ms / 1000 - login.refresher.clock.now())
+    return {
+        "account": name,
+        "file": str(login.store.paths.document),
+        "state": told.state.value,
+        "ability": login.refresher.ability(sight).value,
+        "seconds_left": left_s,
+        "access_token": told.shown,
+        "detail": told.detail,
+        "remedy": told.remedy or None,
+        "journal": _journal(login),
+        "locks": _locks(login),
+    }
+
+
+def _find_read_only(login: OAuthLogin) -> None:
+    """Tell beforehand what a refresh would find out. It asks the kernel and creates nothing."""
+    paths = login.store.paths
+    for path in (paths.document.parent, paths.journal.parent, paths.document, paths.proxy_lock):
+        if path.exists() and not os.access(path, os.W_OK, effective_ids=True):
+            login.refresher.read_only = f"{path.name}: no permission to write"
+            return
+
+
+def _journal(login: OAuthLogin) -> dict[str, Any]:
+    sight = login.store.look()
+    journal = sight.journal
+    received, backoff, intent = journal.received, journal.backoff, journal.intent
+    file, reading = login.store.paths.journal, login.store.watched()[1].read()
+    return {
+        "problem": f"{file} {reading.problem}. {reading.remedy}" if reading.problem else None,
+        "login_counts_from": sight.newest.source,
+        "unpublished": sight.newest.unpublished,
+        "last_refresh": _when(received.at_ms) if received else None,
+        "open_attempt": (
+            {"at": _when(intent.at_ms), "pid": intent.pid, "attempt": intent.attempt}
+            if intent
+            else None
+        ),
+        "last_failure": (
+            {
+                "outcome": backoff.outcome,
+                "at": _when(backoff.at_ms),
+                "failures": backoff.failures,
+                "not_before": _when(backoff.not_before_ms),
+            }
+            if backoff
+            else None
+        ),
+        "refused_refresh_tokens": len(journal.tombstones),
+    }
+
+
+def _locks(login: OAuthLogin) -> dict[str, Any]:
+    refresher = login.refresher
+    locks: dict[str, Any] = {"proxy": None, "qwen_code": None}
+    with suppress(OSError):
+        if (holder := refresher.proxy_lock.holder()) is not None:
+            since = None if holder.since_s is None else _when(int(holder.since_s * 1000))
+            locks["proxy"] = {"pid": holder.pid, "since": since}
+    with suppress(OSError):
+        if (lock := refresher.cli_lock.observed()) is not None:
+            locks["qwen_code"] = {
+                "age_s": round(lock.age_s, 1),
+                "ours": lock.ours,
+                "pid": lock.pid,
+                "symlink": lock.symlink,
+            }
+    return locks
+
+
+def _refresh(name: str, login: OAuthLogin) -> tuple[dict[str, Any], bool]:
+    """Renew now, even if it is early: that is what was asked for. The spacing still counts."""
+    held = login.store.look().newest.login
+    attempt = login.refresher.attempt(rejected=held.access_token if held else None)
+    good = attempt.outcome in (Outcome.OK, Outcome.ADOPTED)
+    why = _why_not(login) if attempt.outcome is Outcome.NOT_DUE else attempt.detail
+    return {**status(name, login), "refresh": attempt.outcome.value, "why": why}, good
+
+
+def _why_not(login: OAuthLogin) -> str:
+    """Why no attempt was made, for whoever asked for one."""
+    sight = login.store.look()
+    if (ability := login.refresher.ability(sight)) is not Ability.REFRESHABLE:
+        return f"nothing was sent: {ability.value.replace('_', ' ')}"
+    backoff = sight.journal.backoff
+    if backoff is not None and backoff.not_before_ms > login.refresher.clock.now() * 1000:
+        return (
+            f"nothing was sent: the last attempt failed, not before {_when(backoff.not_before_ms)}"
+        )
+    return "nothing was sent: it was refreshed a moment ago"
+
+
+def _forget(name: str, login: OAuthLogin) -> tuple[dict[str, Any], bool]:
+    sight = login.store.look()
+    if sight.newest.unpublished:
+        # The file's own refresh token is spent: without the journal the login would be lost.
+        why = (
+            "the journal alone has the login as it is now; `qwen-proxy creds refresh` writes it "
+            "to the file, and without the file it can be forgotten"
+        )
+        return {**status(name, login), "forgotten": False, "why": why}, False
+    try:
+        done = login.refresher.forget()
+        why = "the journal is gone" if done else "another process holds the lock; try again"
+    except OSError as error:
+        done, why = False, f"the journal cannot be removed: {error.strerror}"
+    return {**status(name, login), "forgotten": done, "why": why}, done
+
+
+def _is_well(login: OAuthLogin) -> bool:
+    # Not the refresher's state: a login may be fresh and still of no use, for its resource_url.
+    usable = login.status().state not in (State.EXPIRED, State.MISSING)
+    return usable and login.refresher.ability(login.store.look()) is Ability.REFRESHABLE
+
+
+def _text(rows: list[dict[str, Any]], twins: tuple[str, ...]) -> str:
+    blocks = []
+    for row in rows:
+        lines = [f"{row['account']}  {str(row['state']).upper()}  {row['detail']}"]
+        for name, value in row.items():
+            if name in ("account", "state", "detail") or value in (None, {}, ""):
+                continue
+            lines += _lines(name, value)
+        blocks.append("\n".join(lines))
+    return "\n".join((*blocks, *twins))
+
+
+def _lines(name: str, value: Any) -> list[str]:
+    label = name.replace("_", " ")
+    if not isinstance(value, dict):
+        return [f"    {label:<14} {value}"]
+    told = {key: inner for key, inner in value.items() if inner not in (None, False, 0)}
+    shown = "; ".join(f"{key.replace('_', ' ')}: {_short(inner)}" for key, inner in told.items())
+    return [f"    {label:<14} {shown or 'nothing'}"]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {inner}" for key, inner in value.items() if inner is not None)
+    return str(value)
+
+
+def _when(at_ms: int) -> str:
+    with suppress(OverflowError, ValueError, OSError):
+        return f"{datetime.datetime.fromtimestamp(at_ms / 1000, datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return "at an impossible time"

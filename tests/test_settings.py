@@ -1,0 +1,334 @@
+"""Every setting: what it takes, what it refuses, and that secrets are never shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_wsgi.errors import SettingsError
+from qwen_wsgi.settings import SHOWN_SECRET_CHARS, Settings, describe, load, mask
+from tests.secrets import core, secret
+
+FIELDS = {item.metadata["env"]: item for item in dataclasses.fields(Settings) if item.metadata}
+
+#: Setting, text, value; at least one row for every setting.
+TAKEN: list[tuple[str, str, Any]] = [
+    ("HOST", "0.0.0.0", "0.0.0.0"),
+    ("HOST", "::", "::"),
+    ("PORT", "0", 0),
+    ("PORT", "65535", 65_535),
+    ("QWEN_PROXY_BIND", "unix:/run/x.sock", "unix:/run/x.sock"),
+    ("QWEN_PROXY_WORKERS", "1", 1),
+    ("QWEN_PROXY_WORKERS", "256", 256),
+    ("QWEN_PROXY_MAX_IN_FLIGHT", "1", 1),
+    ("QWEN_PROXY_MAX_BODY", "1024", 1024),
+    ("QWEN_PROXY_GRACEFUL_TIMEOUT", "1", 1),
+    ("QWEN_PROXY_CLIENT_KEEPALIVE", "5", 5),
+    ("QWEN_PROXY_API_KEYS", "one", ("one",)),
+    ("QWEN_PROXY_API_KEYS", " one , two,,", ("one", "two")),
+    ("QWEN_PROXY_API_KEYS", ",", ()),
+    ("OPENAI_API_KEY", " key ", "key"),
+    ("QWEN_PROXY_ALLOWED_HOSTS", "a.lan, b.lan", ("a.lan", "b.lan")),
+    ("QWEN_PROXY_TRUSTED_PROXIES", "unix", ("unix",)),
+    ("QWEN_PROXY_TRUSTED_PROXIES", "10.0.0.1/8, ::1", ("10.0.0.1/8", "::1")),
+    ("QWEN_PROXY_CORS_ORIGINS", "*", ("*",)),
+    ("QWEN_PROXY_CORS_ORIGINS", "https://a, https://b", ("https://a", "https://b")),
+    ("QWEN_UPSTREAM_BASE_URL", "http://127.0.0.1:8000/v1/", "http://127.0.0.1:8000/v1"),
+    ("QWEN_UPSTREAM_BASE_URL", "https://x.example", "https://x.example"),
+    ("QWEN_UPSTREAM_API_KEY", "key", "key"),
+    ("QWEN_PROXY_UPSTREAM_STREAM", "always", "always"),
+    ("QWEN_PROXY_UPSTREAM_STREAM", "as-asked", "as-asked"),
+    ("QWEN_HOME", "~/other", "~/other"),
+    ("QWEN_CLI_AUTH", '{"a": "b c"}', '{"a": "b c"}'),
+    ("QWEN_OAUTH_BASE_URL", "http://127.0.0.1:9/", "http://127.0.0.1:9"),
+    ("OPENAI_BASE_URL", "https://x.example/v1", "https://x.example/v1"),
+    ("OPENAI_MODEL", "qwen3.7-plus", "qwen3.7-plus"),
+    ("QWEN_PROXY_SANDBOX", "1", "on"),
+    ("QWEN_PROXY_SANDBOX", "0", "off"),
+    ("QWEN_PROXY_SANDBOX", "AUTO", "auto"),
+    ("MODEL_CACHE_DURATION", "0", 0.0),
+    ("MODEL_CACHE_DURATION", "1.5", 1.5),
+    ("QWEN_PROXY_CONNECT_TIMEOUT", "0.5", 0.5),
+    ("QWEN_PROXY_FIRST_BYTE_TIMEOUT", "1", 1.0),
+    ("QWEN_PROXY_IDLE_TIMEOUT", "1e3", 1000.0),
+    ("QWEN_PROXY_KEEPALIVE", "chunk", "chunk"),
+    ("QWEN_PROXY_KEEPALIVE", "off", "off"),
+    ("QWEN_PROXY_KEEPALIVE_INTERVAL", "15", 15.0),
+    ("LOG_LEVEL", "debug", "DEBUG"),
+    ("QWEN_PROXY_LOG_FORMAT", "json", "json"),
+    ("QWEN_PROXY_STATE_DIR", "/var/lib/x", "/var/lib/x"),
+]
+
+SECONDS = ["-1", "nan", "inf", "-inf", "1e999", "soon", "5s"]
+
+REFUSED: dict[str, list[str]] = {
+    "PORT": ["-1", "65536", "http", "80.5", "0x50"],
+    "QWEN_PROXY_WORKERS": ["0", "257", "-1", "many"],
+    "QWEN_PROXY_MAX_IN_FLIGHT": ["0", "-5", "1.5"],
+    "QWEN_PROXY_MAX_BODY": ["1023", "64M"],
+    "QWEN_PROXY_GRACEFUL_TIMEOUT": ["0", "1.5"],
+    "QWEN_PROXY_CLIENT_KEEPALIVE": ["0"],
+    "QWEN_PROXY_API_KEYS": ["a b", "one,t wo"],
+    "OPENAI_API_KEY": ["a b", "a\tb"],
+    "QWEN_PROXY_TRUSTED_PROXIES": ["localhost", "10.0.0.0/33", "127.0.0.1,nginx", "1.2.3"],
+    "QWEN_UPSTREAM_BASE_URL": ["x.example/v1", "ftp://x", "//x", "http://a b"],
+    "QWEN_UPSTREAM_API_KEY": ["a b"],
+    "QWEN_PROXY_UPSTREAM_STREAM": ["never", "ALWAYS"],
+    "QWEN_OAUTH_BASE_URL": ["chat.qwen.ai"],
+    "OPENAI_BASE_URL": ["x.example"],
+    "QWEN_PROXY_SANDBOX": ["yes", "2", "true"],
+    "MODEL_CACHE_DURATION": SECONDS,
+    "QWEN_PROXY_CONNECT_TIMEOUT": ["0", *SECONDS],
+    "QWEN_PROXY_FIRST_BYTE_TIMEOUT": ["0", *SECONDS],
+    "QWEN_PROXY_IDLE_TIMEOUT": ["0", *SECONDS],
+    "QWEN_PROXY_KEEPALIVE": ["ping"],
+    "QWEN_PROXY_KEEPALIVE_INTERVAL": ["0", *SECONDS],
+    "LOG_LEVEL": ["TRACE", "10"],
+    "QWEN_PROXY_LOG_FORMAT": ["xml", "JSON"],
+}
+
+
+def test_every_setting_has_a_row_here() -> None:
+    assert {name for name, _, _ in TAKEN} == FIELDS.keys()
+    free_text = {
+        "HOST",
+        "QWEN_PROXY_BIND",
+        "QWEN_PROXY_ALLOWED_HOSTS",
+        "QWEN_PROXY_CORS_ORIGINS",
+        "QWEN_HOME",
+        "QWEN_CLI_AUTH",
+        "OPENAI_MODEL",
+        "QWEN_PROXY_STATE_DIR",
+    }
+    assert FIELDS.keys() - REFUSED.keys() == free_text
+
+
+@pytest.mark.parametrize(("name", "text", "value"), TAKEN)
+def test_a_good_value_is_taken(name: str, text: str, value: Any) -> None:
+    assert getattr(load({name: text}), FIELDS[name].name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [(name, text) for name, texts in REFUSED.items() for text in texts]
+)
+def test_a_bad_value_is_refused_by_its_name(name: str, text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({name: text})
+
+    message = str(caught.value)
+    assert name in message
+    assert "\n" not in message
+    if FIELDS[name].metadata["secret"]:
+        assert text not in message
+    else:
+        assert repr(text) in message
+
+
+def test_all_bad_values_are_named_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({"PORT": "x", "LOG_LEVEL": "y", "HOST": "fine"})
+
+    assert "PORT='x'" in str(caught.value)
+    assert "LOG_LEVEL='y'" in str(caught.value)
+    assert "HOST" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("empty", ["", " ", "\t\n"])
+def test_an_empty_value_counts_as_unset(name: str, empty: str) -> None:
+    """systemd's `NAME=` lines mean that."""
+    field = FIELDS[name].name
+
+    assert getattr(load({name: empty}), field) == getattr(load({}), field)
+
+
+def test_without_anything_set_only_this_machine_is_served() -> None:
+    settings = load({})
+
+    assert settings.bind_address == "127.0.0.1:8080"
+    assert settings.all_client_keys == ()
+    assert settings.cors_origins is None
+    assert settings.sandbox == "off"
+    assert settings.workers == os.cpu_count()
+
+
+@pytest.mark.parametrize(
+    ("environ", "address"),
+    [
+        ({}, "127.0.0.1:8080"),
+        ({"HOST": "0.0.0.0", "PORT": "80"}, "0.0.0.0:80"),
+        ({"HOST": "::1"}, "[::1]:8080"),
+        ({"HOST": "::", "PORT": "1"}, "[::]:1"),
+        ({"HOST": "box.lan"}, "box.lan:8080"),
+        ({"HOST": "::1", "QWEN_PROXY_BIND": "unix:/x"}, "unix:/x"),
+        ({"HOST": "[::1]"}, "[::1]:8080"),
+    ],
+    ids=str,
+)
+def test_where_to_listen(environ: dict[str, str], address: str) -> None:
+    assert load(environ).bind_address == address
+
+
+@pytest.mark.parametrize(
+    ("environ", "keys"),
+    [
+        ({"QWEN_PROXY_API_KEYS": "a,b"}, ("a", "b")),
+        ({"OPENAI_API_KEY": "c"}, ("c",)),
+        ({"QWEN_PROXY_API_KEYS": "a,b", "OPENAI_API_KEY": "c"}, ("a", "b", "c")),
+    ],
+    ids=str,
+)
+def test_client_keys_come_from_both_settings(
+    environ: dict[str, str], keys: tuple[str, ...]
+) -> None:
+    assert load(environ).all_client_keys == keys
+
+
+@pytest.mark.parametrize(
+    ("environ", "directory"),
+    [
+        ({"QWEN_PROXY_STATE_DIR": "/a", "STATE_DIRECTORY": "/b"}, "/a"),
+        ({"STATE_DIRECTORY": "/b"}, "/b"),
+        ({"STATE_DIRECTORY": "/b:/c:/d"}, "/b"),
+        ({"STATE_DIRECTORY": ""}, "/home/me/.local/state/qwen-proxy"),
+        ({}, "/home/me/.local/state/qwen-proxy"),
+    ],
+    ids=str,
+)
+def test_where_the_state_is_kept(environ: dict[str, str], directory: str) -> None:
+    """systemd exports a colon separated list for StateDirectory=; ours is the first."""
+    assert load({"HOME": "/home/me", **environ}).state_dir == directory
+
+
+def test_the_home_directory_is_that_of_the_environment(home: Path) -> None:
+    assert load({"HOME": "/home/me"}).home == Path("/home/me")
+    assert load({}).home == home
+
+
+def test_the_process_environment_is_read_when_none_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PORT", "4321")
+
+    settings = load()
+
+    assert settings.port == 4321
+    assert settings.environ["PORT"] == "4321"
+
+
+def test_the_environment_is_kept_as_it_was() -> None:
+    environ = {"DASHSCOPE_API_KEY": "x"}
+    settings = load(environ)
+    environ["DASHSCOPE_API_KEY"] = "y"
+
+    assert settings.environ["DASHSCOPE_API_KEY"] == "x"
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load({}).port = 1  # type: ignore[misc]  # that is the point
+
+
+# --- secrets -------------------------------------------------------------------------------------
+
+SECRETS = [name for name, item in FIELDS.items() if item.metadata["secret"]]
+
+
+def test_what_is_a_secret() -> None:
+    assert set(SECRETS) == {
+        "QWEN_PROXY_API_KEYS",
+        "OPENAI_API_KEY",
+        "QWEN_UPSTREAM_API_KEY",
+        "QWEN_CLI_AUTH",
+    }
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_is_shown_nowhere_but_by_its_end(name: str) -> None:
+    value = secret("setting")
+    settings = load({name: value, "DASHSCOPE_API_KEY": value})
+
+    rows = {row["name"]: row for row in describe(settings)}
+
+    assert rows[name]["value"] == "…" + value[-SHOWN_SECRET_CHARS:]
+    for text in (repr(settings), str(settings), str(rows)):
+        assert core(value) not in text
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("bad", ["with space", "with\ttab", "with\nline"])
+def test_a_bad_secret_is_not_quoted(name: str, bad: str) -> None:
+    value = secret("bad") + bad
+    try:
+        load({name: value})
+    except SettingsError as error:
+        assert name in str(error)
+        assert "notforlogs" not in str(error)
+        assert bad not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("", "****"),
+        ("a", "****"),
+        ("123456789012345", "****"),
+        ("1234567890123456", "…3456"),
+        ("x" * 100 + "tail", "…tail"),
+    ],
+)
+def test_a_mask_shows_four_characters_of_a_long_secret_and_none_of_a_short_one(
+    value: str, shown: str
+) -> None:
+    assert mask(value) == shown
+
+
+# --- the table that `qwen-proxy settings` prints -------------------------------------------------
+
+
+def test_the_table_has_every_setting_with_words_for_a_person() -> None:
+    rows = describe(load({}))
+
+    assert [row["name"] for row in rows] == list(FIELDS)
+    for row in rows:
+        assert row.keys() == {"name", "value", "default", "unit", "description"}
+        assert row["description"].endswith(".")
+        assert len(row["description"]) < 120
+
+
+@pytest.mark.parametrize(
+    ("environ", "name", "value", "default"),
+    [
+        ({}, "PORT", "8080", "8080"),
+        ({"PORT": "9"}, "PORT", "9", "8080"),
+        ({}, "OPENAI_MODEL", "–", "off"),
+        ({}, "QWEN_PROXY_API_KEYS", "–", "–"),
+        ({"MODEL_CACHE_DURATION": "0.5"}, "MODEL_CACHE_DURATION", "0.5", "3600"),
+        ({}, "QWEN_PROXY_MAX_BODY", "67108864", "67108864"),
+        ({}, "QWEN_PROXY_TRUSTED_PROXIES", "127.0.0.0/8,::1/128,unix", "127.0.0.0/8,::1/128,unix"),
+        ({}, "QWEN_HOME", "–", "~/.qwen"),
+        ({"MODEL_CACHE_DURATION": "0"}, "MODEL_CACHE_DURATION", "0", "3600"),
+        ({"MODEL_CACHE_DURATION": "1234567"}, "MODEL_CACHE_DURATION", "1234567", "3600"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_row_of_the_table(environ: dict[str, str], name: str, value: str, default: str) -> None:
+    row = {row["name"]: row for row in describe(load(environ))}[name]
+
+    assert (row["value"], row["default"]) == (value, default)
+
+
+@pytest.mark.parametrize("scheme", ["http", "ftp"])
+@pytest.mark.parametrize("name", ["QWEN_UPSTREAM_BASE_URL", "OPENAI_BASE_URL"])
+def test_a_password_in_a_base_url_is_not_shown(name: str, scheme: str) -> None:
+    """Such a URL is refused later on, but that is too late for the screen."""
+    try:
+        shown = str(describe(load({name: f"{scheme}://user:secretword@x.example/"})))
+    except SettingsError as error:
+        shown = str(error)
+
+    assert "secretword" not in shown
