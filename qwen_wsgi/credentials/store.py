@@ -108,6 +108,9 @@ class LoginStore:
         self._sleep = sleep
         self._shared = WatchedFile(paths.document, self._parse_shared, clock, shown)
         self._journal = WatchedFile(paths.journal, journal.parse, clock, str(paths.journal))
+        #: Fingerprint of the journal's refresh token if the shared file was seen with a later one.
+        #: When that file is deleted, the journal's must not come back: somebody has spent it.
+        self._superseded = ""
         #: A login that could not be written: it exists in this process alone.
         self.held: Received | None = None
         self._seen: (
@@ -120,13 +123,33 @@ class LoginStore:
         seen = self._seen
         if seen is not None and seen[0] is shared and seen[1] is ours and seen[2] is held:
             return seen[3]
-        sight = _sight(self._or_initial(shared), ours.value or Journal(), held)
+        sight = self._sight(self._or_initial(shared), ours.value or Journal(), held)
         self._seen = (shared, ours, held, sight)
         return sight
 
     def watched(self) -> tuple[WatchedFile[Any], ...]:
         """The files that a login depends on."""
         return self._shared, self._journal
+
+    def _sight(
+        self, reading: Reading[CredentialDocument], ours: Journal, held: Received | None
+    ) -> Sight:
+        if held is not None:
+            ours = replace(ours, received=held)
+        if (received := ours.received) is not None:
+            fp = fingerprint(received.login.refresh_token)
+            if reading.value is None and fp == self._superseded:
+                ours, received = replace(ours, received=None), None
+        chosen = journal.newest(reading.value, ours)
+        lifetime_ms = None
+        if received is not None and chosen.login is not None:
+            if chosen.login.access_token == received.login.access_token:
+                lifetime_ms = received.lifetime_ms
+            elif chosen.source == "shared" and chosen.login.refresh_token != (
+                received.login.refresh_token
+            ):
+                self._superseded = fp
+        return Sight(chosen, ours, reading, lifetime_ms)
 
     def _or_initial(self, reading: Reading[CredentialDocument]) -> Reading[CredentialDocument]:
         """The file's login, unless it renews another value of the environment's variable."""
@@ -149,7 +172,7 @@ class LoginStore:
         """
         for attempt in range(_TORN_TRIES):
             try:
-                return _sight(self._read_shared(), self._read_journal(), self.held)
+                return self._sight(self._read_shared(), self._read_journal(), self.held)
             except Unusable as error:
                 if attempt < _TORN_TRIES - 1:
                     self._sleep(_TORN_PAUSE_S)
@@ -158,7 +181,7 @@ class LoginStore:
                 if ours.received is None or not self._is_torn():
                     raise
                 torn: Reading[CredentialDocument] = Reading(None, None, str(error), error.remedy)
-                return _sight(torn, ours, self.held)
+                return self._sight(torn, ours, self.held)
         raise AssertionError("unreachable")
 
     def reserve(self, login: CredentialDocument) -> tuple[atomic.Reservation, atomic.Reservation]:
@@ -229,17 +252,3 @@ def render(raw: Mapping[str, Any]) -> bytes:
         return json.dumps(dict(raw), indent=2, ensure_ascii=False).encode()
     except UnicodeEncodeError:  # half a surrogate pair in some key of somebody's
         return json.dumps(dict(raw), indent=2).encode()
-
-
-def _sight(reading: Reading[CredentialDocument], ours: Journal, held: Received | None) -> Sight:
-    if held is not None:
-        ours = replace(ours, received=held)
-    chosen = journal.newest(reading.value, ours)
-    received, lifetime_ms = ours.received, None
-    if (
-        received is not None
-        and chosen.login is not None
-        and fingerprint(chosen.login.access_token) == fingerprint(received.login.access_token)
-    ):
-        lifetime_ms = received.lifetime_ms
-    return Sight(chosen, ours, reading, lifetime_ms)

@@ -105,6 +105,8 @@ def start(directory: Path, environment: Mapping[str, str]) -> Proxy:
         "QWEN_PROXY_WORKERS": "1",
         "QWEN_PROXY_LOG_FORMAT": "json",
         "QWEN_PROXY_GRACEFUL_TIMEOUT": "5",
+        # Nobody listens there: a test that renews logins names the sandbox.
+        "QWEN_OAUTH_BASE_URL": "http://127.0.0.1:9",
         "PYTHONPATH": str(REPO),
         "PYTHONDONTWRITEBYTECODE": "1",
         **environment,

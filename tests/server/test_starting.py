@@ -29,6 +29,7 @@ def run(home: Path, *arguments: str, **environment: str) -> subprocess.Completed
             "PATH": os.environ["PATH"],
             "HOME": str(home),
             "PYTHONPATH": str(REPO),
+            "QWEN_OAUTH_BASE_URL": "http://127.0.0.1:9",
             **environment,
         },
         capture_output=True,
@@ -210,10 +211,11 @@ def test_a_login_is_used_while_its_token_is_valid(
 
     write_login(proxy.home, sandbox, seconds_left=-60)
     with Exchange(proxy.port, chat(model="coder-model", stream=True)) as exchange:
-        status, _ = exchange.head()
+        status, headers = exchange.head()
         error = json.loads(exchange.body())["error"]
     assert (status, error["code"]) == (503, "credentials_expired")
-    assert "API key" in error["message"]
+    assert "was not renewed" in error["message"] and "creds status" in error["message"]
+    assert int(headers["retry-after"]) >= 1
 
 
 def test_status_lists_every_account_with_masked_secrets(home: Path, sandbox: Sandbox) -> None:
