@@ -107,8 +107,12 @@ class Services:
     def close(self) -> None:
         """The worker is going away: finish a renewal that was sent, free the rest."""
         self.maintenance.stop()
-        for login in self.discovery.logins():
-            if not login.refresher.drain(DRAIN_S):
+        logins = self.discovery.logins()
+        for login in logins:
+            login.refresher.drain(0)  # none of them starts anything more
+        deadline = self.clock.monotonic() + DRAIN_S
+        for login in logins:
+            if not login.refresher.drain(max(0, deadline - self.clock.monotonic())):
                 log.error("stopped in the middle of renewing the login %s", login.shown)
         self.transport.close()
         self.sandbox.close()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import signal
+import threading
 from contextlib import suppress
 from typing import Any, TextIO
 
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.credentials.discovery import Discovery
 from qwen_wsgi.credentials.policy import State
-from qwen_wsgi.credentials.refresher import Ability, Outcome
+from qwen_wsgi.credentials.refresher import Ability, Attempt, Outcome, Refresher
 from qwen_wsgi.credentials.source import OAuthLogin
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings
@@ -152,10 +154,28 @@ def _locks(login: OAuthLogin) -> dict[str, Any]:
 def _refresh(name: str, login: OAuthLogin) -> tuple[dict[str, Any], bool]:
     """Renew now, even if it is early: that is what was asked for. The spacing still counts."""
     held = login.store.look().newest.login
-    attempt = login.refresher.attempt(rejected=held.access_token if held else None)
+    attempt = _attempt(login.refresher, held.access_token if held else None)
     good = attempt.outcome in (Outcome.OK, Outcome.ADOPTED)
     why = _why_not(login) if attempt.outcome is Outcome.NOT_DUE else attempt.detail
     return {**status(name, login), "refresh": attempt.outcome.value, "why": why}, good
+
+
+def _attempt(refresher: Refresher, rejected: str | None) -> Attempt:
+    """One attempt, in a thread: a token that was sent must have its answer written down, also when
+    somebody presses Ctrl-C or stops the command meanwhile."""
+    made: list[Attempt] = []
+    thread = threading.Thread(target=lambda: made.append(refresher.attempt(rejected=rejected)))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        thread.start()
+        thread.join()
+    except KeyboardInterrupt:
+        refresher.drain(0)  # what was not sent yet is given up
+        thread.join()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return made[0]
 
 
 def _why_not(login: OAuthLogin) -> str:

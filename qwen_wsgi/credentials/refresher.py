@@ -63,6 +63,9 @@ REJECTED_PAUSE_S: Final = 1.0
 CLOSED_WITHIN_S: Final = 300.0
 #: Pause between tries to write a login that could not be written.
 RESCUE_S: Final = 5.0
+#: A qwen-code deletes the file when its refresh token is refused, most likely because another one
+#: has spent it and lost its lock: that one waits for its answer no longer than 30 s.
+GONE_S: Final = 35.0
 #: A request does not wait longer for our lock to note that its account is closed.
 _NOTE_S: Final = 2.0
 #: Doublings of the pause after which it is the longest for certain.
@@ -91,6 +94,7 @@ class Pace:
     stale_s: float = locks.STALE_S
     seen_s: float = locks.SEEN_S
     heartbeat_s: float = locks.HEARTBEAT_S
+    gone_s: float = GONE_S
     lifetime_s: float | None = None
 
 
@@ -226,6 +230,8 @@ class Refresher:
         self._closed = ""
         #: What this process waits for before it tries again: fingerprint and monotonic time.
         self._pause: tuple[str, float] = ("", 0.0)
+        #: The version of the file that a qwen-code left as it was when it let go of its lock.
+        self._untouched: object = None
         #: Stands in every log line of the attempt under way.
         self._number = ""
         self._pid = os.getpid()
@@ -296,7 +302,7 @@ class Refresher:
         login = sight.newest.login
         if login is None or self.ability(sight) not in (Ability.REFRESHABLE, Ability.READ_ONLY):
             return False
-        if self._pausing(login):
+        if self._pausing(login) or self._just_gone(sight):
             return False
         now_ms = self._clock.now() * 1000
         backoff = sight.journal.backoff
@@ -315,6 +321,13 @@ class Refresher:
         """Whether this process failed with this very login a moment ago."""
         fp, until_s = self._pause
         return self._clock.monotonic() < until_s and fp == fingerprint(login.refresh_token)
+
+    def _just_gone(self, sight: Sight) -> bool:
+        """Whether the file was deleted so lately that the journal's token may be in use elsewhere.
+
+        Its successor is in the file then before long. Meanwhile the access token is still good.
+        """
+        return sight.is_gone and self.store.gone_s() < self._pace.gone_s
 
     def _wanted(self, sight: Sight, rejected: str | None) -> bool:
         """Whether there is something to do now: a rescued login to publish, or a renewal."""
@@ -433,9 +446,14 @@ class Refresher:
         return self.state(sight) in (State.EXPIRING, State.EXPIRED)
 
     def _locked(self, number: str, rejected: str | None) -> tuple[Outcome, str]:
+        waited = False
+
         def settled() -> bool:
+            nonlocal waited
+            waited = True
             return self._draining or self._settled(self.store.look(), rejected)
 
+        self.store.look()  # before our locks change the directory's date, see `gone_s`
         try:
             # With what is above it (QWEN_CLI_AUTH), and for root in the name of the file's owner.
             atomic.make_directory(self.store.paths.proxy_lock.parent)
@@ -443,9 +461,19 @@ class Refresher:
                 return self._without_lock("the proxy's own lock", rejected)
             try:
                 self._checkpoint("alone")
+                waited, before = False, self.store.look().reading.identity
+                broken = self.counters["foreign_lock_broken_total"]
                 if not self.cli_lock.acquire(self._pace.cli_lock_s, give_up=settled):
                     return self._without_lock("qwen-code's lock", rejected)
                 try:
+                    broken = self.counters["foreign_lock_broken_total"] - broken
+                    if (
+                        waited
+                        and not broken
+                        and self._is_untouched(before)
+                        and not self._outwaited(rejected)
+                    ):
+                        return Outcome.NOT_SENT, "qwen-code let go of its lock, but may be at it"
                     return self._transaction(number, rejected)
                 finally:
                     self.cli_lock.release()
@@ -453,6 +481,33 @@ class Refresher:
                 self.proxy_lock.release()
         except OSError as error:
             return self._cannot_write(error)
+
+    def _is_untouched(self, before: object) -> bool:
+        """Whether somebody had qwen-code's lock and has not renewed the login; once per version.
+
+        It found nothing to do, or another qwen-code that ended has removed its lock (see `locks`)
+        and it still waits for an answer: then its token is spent.
+        """
+        identity = self.store.look().reading.identity
+        if identity is None or identity != before or identity == self._untouched:
+            return False
+        self._untouched = identity
+        return True
+
+    def _outwaited(self, rejected: str | None) -> bool:
+        """Give that answer some time: here while calls wait, else by a later attempt (False)."""
+        sight = self.store.look()
+        if not self._is_urgent(sight) and rejected is None:
+            if sight.newest.login is not None:
+                fp = fingerprint(sight.newest.login.refresh_token)
+                self._hold_off(fp, self._pause_s(sight))
+            return False
+        end_s = self._clock.monotonic() + self._pace.urgent_retry_s
+        while self._clock.monotonic() < end_s and not self._draining:
+            if self._settled(self.store.look(), rejected):
+                break
+            self._sleep(locks.CLI_POLL_S)
+        return True
 
     def _without_lock(self, what: str, rejected: str | None) -> tuple[Outcome, str]:
         if self._settled(self.store.look(), rejected):

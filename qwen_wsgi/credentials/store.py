@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -82,6 +83,12 @@ class Sight:
     reading: Reading[CredentialDocument]
     lifetime_ms: int | None
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the login is in the journal, and there is no shared file."""
+        reading = self.reading
+        return self.newest.source == "journal" and not (reading.value or reading.problem)
+
 
 class LoginStore:
     """Reads a login cheaply, writes it durably.
@@ -111,6 +118,8 @@ class LoginStore:
         #: Fingerprint of the journal's refresh token if the shared file was seen with a later one.
         #: When that file is deleted, the journal's must not come back: somebody has spent it.
         self._superseded = ""
+        self._clock = clock
+        self._gone_at_s: float | None = None
         #: A login that could not be written: it exists in this process alone.
         self.held: Received | None = None
         self._seen: (
@@ -125,7 +134,26 @@ class LoginStore:
             return seen[3]
         sight = self._sight(self._or_initial(shared), ours.value or Journal(), held)
         self._seen = (shared, ours, held, sight)
+        if not sight.is_gone:
+            self._gone_at_s = None
+        elif self._gone_at_s is None:
+            self._gone_at_s = self._clock.monotonic() - self._directory_age_s()
         return sight
+
+    def gone_s(self) -> float:
+        """For how long the shared file has been gone, at least; 0 while it is there.
+
+        As seen by `look`; for a process that comes later, by the directory's date.
+        """
+        gone_at_s = self._gone_at_s
+        return 0.0 if gone_at_s is None else self._clock.monotonic() - gone_at_s
+
+    def _directory_age_s(self) -> float:
+        try:
+            changed_s = os.stat(self.paths.document.parent).st_mtime
+        except OSError:
+            return 0.0
+        return max(0.0, self._clock.now() - changed_s)
 
     def watched(self) -> tuple[WatchedFile[Any], ...]:
         """The files that a login depends on."""
