@@ -13,7 +13,8 @@ from qwen_wsgi.upstream.accounts import Account
 
 _SANDBOX_NOTE = (
     "No Qwen account was found, so a built-in fake upstream (the sandbox) answers.\n"
-    "            Log in with qwen-code or set DASHSCOPE_API_KEY, and this server uses it at once."
+    "            Log in (`qwen-proxy login`, or qwen-code), and this server uses it at once; or set\n"
+    "            an API key such as DASHSCOPE_API_KEY and start it again."
 )
 _SANDBOX_ASKED = "QWEN_PROXY_SANDBOX=1: a built-in fake upstream (the sandbox) answers."
 
@@ -49,8 +50,8 @@ def accounts_text(accounts: Iterable[Account], problems: Sequence[str]) -> str:
         blocks.append("\n".join(lines))
     if not blocks:
         blocks.append(
-            "No account was found. Log in with qwen-code, put an API key such as\n"
-            "DASHSCOPE_API_KEY into the environment, or set QWEN_UPSTREAM_BASE_URL."
+            "No account was found. Put an API key such as DASHSCOPE_API_KEY into the environment,\n"
+            "log in (`qwen-proxy login`, or qwen-code), or set QWEN_UPSTREAM_BASE_URL."
         )
     blocks += [f"note: {problem}" for problem in problems]
     return "\n".join(blocks)
