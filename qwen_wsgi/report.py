@@ -13,8 +13,8 @@ from qwen_wsgi.upstream.accounts import Account
 
 _SANDBOX_NOTE = (
     "No Qwen account was found, so a built-in fake upstream (the sandbox) answers.\n"
-    "            Log in (`qwen-proxy login`, or qwen-code), and this server uses it at once; or set\n"
-    "            an API key such as DASHSCOPE_API_KEY and start it again."
+    "            Log in (`qwen-proxy login`, or qwen-code), and this server uses it at once; or\n"
+    "            set an API key such as DASHSCOPE_API_KEY and start it again."
 )
 _SANDBOX_ASKED = "QWEN_PROXY_SANDBOX=1: a built-in fake upstream (the sandbox) answers."
 
