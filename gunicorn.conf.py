@@ -98,11 +98,11 @@ class ClientSocket:
         return getattr(self._sock, name)
 
     def sendall(self, data: bytes) -> None:
-        if data.startswith((b"HTTP/1.1 20", b"HTTP/1.0 20")) and not self._head:
-            self._head = data
-            return
         if self._head:
             data, self._head = self._head + data, b""
+        elif data.startswith((b"HTTP/1.1 20", b"HTTP/1.0 20")):
+            self._head = data
+            return
         try:
             sent = self._send(data)
         except BlockingIOError:

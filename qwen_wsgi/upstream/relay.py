@@ -125,7 +125,7 @@ class Relay:
         stream = self._stream
         assert stream is not None
         settings, monotonic = self._settings, self._clock.monotonic
-        step = min(settings.keepalive_interval_s, settings.idle_timeout_s)
+        step = wait_s = min(settings.keepalive_interval_s, settings.idle_timeout_s)
         events: bytes | None = stream.first
         written = heard = monotonic()
         while events is not None:
@@ -136,20 +136,20 @@ class Relay:
                 return
             if events:
                 yield events
-                written = monotonic()
+                written = heard
             if stream.chunks.error is not None:
                 break  # an SDK has raised by now, and the upstream may keep its connection open
             if not events and monotonic() - written >= settings.keepalive_interval_s:
                 yield from self._beat()
                 written = monotonic()
-            left = heard + settings.idle_timeout_s - monotonic()
             try:
-                events = stream.read(step if left > step else max(left, 0.001))
-                heard = monotonic()
+                events = stream.read(wait_s)
+                heard, wait_s = monotonic(), step
             except ReadTimeout:
-                if monotonic() - heard >= settings.idle_timeout_s:
+                left = heard + settings.idle_timeout_s - monotonic()
+                if left <= 0:
                     raise silence(settings.idle_timeout_s) from None
-                events = b""
+                events, wait_s = b"", min(step, left)
         yield from self._end(stream)
 
     def _end(self, stream: OpenStream) -> Iterator[bytes]:
