@@ -27,6 +27,9 @@ BURST_BYTES: Final = 64 * 1024
 #: A size line without extensions is not longer, its line end included.
 _SHORT_SIZE: Final = 10
 
+#: From this size on, what one read brought is likely to hold many chunks.
+_MANY_BYTES: Final = 2048
+
 _HEX_DIGITS: Final = b"0123456789abcdefABCDEF"
 
 #: Longest chunk-size line that is believed, extensions included.
@@ -48,6 +51,24 @@ def _size_of(digits: bytes) -> int:
     if not digits or digits.strip(_HEX_DIGITS):
         return -1
     return int(digits, 16)
+
+
+def _take_many_chunks(data: bytes, index: int, out: list[bytes]) -> int:
+    """A burst, without a loop in Python: sizes and payloads take turns between the line ends.
+
+    Where a payload has a line end of its own nothing matches, and nothing is taken.
+    """
+    parts = data[index:].split(b"\r\n")
+    sizes, payloads = parts[0:-1:2], parts[1:-1:2]
+    del sizes[len(payloads) :]
+    lengths = list(map(_size_of, sizes))
+    if 0 in lengths:  # the last chunk, of whose end the caller takes care
+        count = lengths.index(0)
+        del sizes[count:], lengths[count:], payloads[count:]
+    if lengths != list(map(len, payloads)):
+        return index
+    out += payloads
+    return index + sum(lengths) + sum(map(len, sizes)) + 4 * len(sizes)
 
 
 class ChunkedDecoder:
@@ -101,6 +122,8 @@ class ChunkedDecoder:
     def _take_whole_chunks(data: bytes, index: int, out: list[bytes]) -> int:
         """The common case, in local variables: chunks that are here from size to end."""
         find, size = data.find, len(data)
+        if size - index > _MANY_BYTES:
+            index = _take_many_chunks(data, index, out)
         while (end := find(b"\r\n", index, index + _SHORT_SIZE)) > 0:
             length = _size_of(data[index:end])
             stop = end + 2 + length

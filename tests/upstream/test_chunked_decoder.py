@@ -50,6 +50,27 @@ def test_any_coding_is_undone_at_any_boundaries(
     assert (out, decoder.ended) == (payload, True)
 
 
+@EXAMPLES
+@given(
+    sizes=st.lists(st.integers(1, 300), min_size=20, max_size=60),
+    ends_at=st.sampled_from([b"", b"0\r\n\r\n", b"0\r\nA: b\r\n\r\n"]),
+    cut=st.integers(0, 12_000),
+    line_ends=st.integers(0, 3),
+)
+def test_a_burst_of_many_chunks_in_one_read(
+    sizes: list[int], ends_at: bytes, cut: int, line_ends: int
+) -> None:
+    pieces = [b"data: %03d\n\n" % size + b"x" * size for size in sizes]
+    for index in range(line_ends):  # a line end inside a payload looks like one of the coding
+        pieces[index * 7] += b"\r\n5\r\n"
+    coded = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + ends_at
+    decoder = ChunkedDecoder()
+
+    out = decoder.feed(coded[:cut]) + decoder.feed(coded[cut:])
+
+    assert (out, decoder.ended) == (b"".join(pieces), bool(ends_at))
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 1000])
 @pytest.mark.parametrize(
     ("coded", "payload", "ended"),
