@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 MAINTENANCE_S: Final = 5.0
 #: A renewal that was sent ends within its timeouts: 18 s, and 8 s for the repetition.
 DRAIN_S: Final = 27.0
+#: How soon a change of qwen-code's settings is seen. A look costs 12 µs, which a call need not pay.
+LOOK_EVERY_S: Final = 0.25
 
 
 class SandboxHost:
@@ -122,7 +124,7 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
     """Wire everything together; opens no connection and starts no thread."""
     clock = clock or SystemClock()
     sandbox = SandboxHost()
-    discovery = Discovery(settings, clock)
+    discovery = Discovery(settings, clock, look_every_s=LOOK_EVERY_S)
     book = AccountBook(discovery, sandbox=settings.sandbox, start_sandbox=sandbox.base_url)
     transport = Transport(settings)
     catalogue = Catalogue(settings, book, transport, clock)

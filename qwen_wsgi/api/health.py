@@ -15,29 +15,43 @@ _USABLE = (State.FRESH, State.STALE, State.EXPIRING)
 
 @blueprint.get("/health")
 def health() -> Response:
-    """The worker's state: `{"status", "ready", "sandbox", "accounts": [{"name","kind","state"}]}`.
+    """The worker's state: `{"status", "ready", "version", "sandbox", "in_flight", "accounts":
+    [{"name", "kind", "state", "ability"?}]}`.
 
     200 while calls can be served; 503 when no account is usable or the worker is draining.
     """
     calls.live().call.quiet = True
     services = calls.services()
     accounts = services.book.accounts()
-    states = [account.credential.status().state for account in accounts]
-    usable = any(state in _USABLE for state in states)
-    draining = services.admission.draining
-    status = "draining" if draining else "ok" if usable else "no_usable_account"
+    states = [account.credential.status() for account in accounts]
+    usable = any(each.state in _USABLE for each in states)
+    if services.admission.draining:
+        status = "draining"
+    elif not usable:
+        status = "no_usable_account"
+    elif any(each.unsaved for each in states):
+        # With 200 all the same: who restarts a server for a 503 would lose the only copy.
+        status = "login_unsaved"
+    else:
+        status = "ok"
+    ready = status in ("ok", "login_unsaved")
     body = {
         "status": status,
-        "ready": status == "ok",
+        "ready": ready,
         "version": __version__,
         "sandbox": any(account.kind == "sandbox" for account in accounts),
         "in_flight": services.admission.in_flight,
         "accounts": [
-            {"name": account.name, "kind": account.kind, "state": state.value}
-            for account, state in zip(accounts, states, strict=True)
+            {
+                "name": account.name,
+                "kind": account.kind,
+                "state": each.state.value,
+                **({"ability": each.ability.value} if each.ability else {}),
+            }
+            for account, each in zip(accounts, states, strict=True)
         ],
     }
-    return replies.json_value(body, 200 if status == "ok" else 503)
+    return replies.json_value(body, 200 if ready else 503)
 
 
 @blueprint.get("/")

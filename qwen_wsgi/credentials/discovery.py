@@ -10,6 +10,7 @@ In this order of preference:
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,15 +109,22 @@ class Discovery:
     twice. Nothing is opened or locked between calls, so a fork at any time is safe.
     """
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, *, look_every_s: float = 0.0) -> None:
+        """
+        Args:
+            look_every_s: for how long an answer is good without another look at the files. It does
+                not delay what changes in a login: each login looks at its own file for every call.
+        """
         self._settings = settings
         self._clock = clock
         self._files: dict[Path, WatchedFile[Any]] = {}
         self._logins: dict[Path, OAuthLogin] = {}
         self._built: _Built | None = None
+        self._look_every_s = look_every_s
+        self._looked_at_s = -math.inf
 
     def accounts(self) -> tuple[FoundAccount, ...]:
-        """All accounts, best first. Costs one look at each watched file while nothing changes."""
+        """All accounts, best first. One look at each watched file while nothing changes."""
         return self._current().accounts
 
     def problems(self) -> tuple[str, ...]:
@@ -155,7 +163,10 @@ class Discovery:
         return _Build(self._settings, self._clock, self._files, self._logins).qwen_home()
 
     def _current(self) -> _Built:
-        built = self._built
+        built, now_s = self._built, self._clock.monotonic()
+        if built is not None and now_s - self._looked_at_s < self._look_every_s:
+            return built
+        self._looked_at_s = now_s
         if built is not None and _changed_at(built.directory[0]) == built.directory[1]:
             for file, reading in (*built.watched, *built.journals):
                 if file.read() is not reading:

@@ -5,7 +5,8 @@ It is the write-ahead log for a value that exists nowhere else, and the memory o
 workers must share. Fields of the JSON object, each absent when there is nothing to say:
 
     intent      {"fp", "pid", "at_ms", "attempt"}: a refresh token is about to be sent
-    received    {"spent", "document", "at_ms", "lifetime_ms", "forced", "published"}
+    received    {"spent", "document", "at_ms", "lifetime_ms", "forced", "published"}: the latest
+                login that we fetched, or saw in the shared file
     tombstones  {fp: at_ms}: refresh tokens that the endpoint refused
     spent       {fp: at_ms}: refresh tokens that we gave for a successor
     backoff     {"fp", "failures", "not_before_ms", "outcome", "at_ms"}
@@ -58,11 +59,11 @@ class Intent:
 
 @dataclass(frozen=True)
 class Received:
-    """A login that the token endpoint gave us.
+    """A login that the token endpoint gave us, or that somebody else put into the shared file.
 
     Attributes:
-        spent: fingerprint of the refresh token that was given for it.
-        lifetime_ms: of its access token.
+        spent: fingerprint of the refresh token that was given for it; empty if it is not ours.
+        lifetime_ms: of its access token; None if it is not ours.
         forced: it was asked for because the API refused the access token before.
         published: it was written to the shared file.
     """
@@ -70,7 +71,7 @@ class Received:
     spent: str
     login: CredentialDocument
     at_ms: int
-    lifetime_ms: int
+    lifetime_ms: int | None
     forced: bool
     published: bool
 
@@ -195,7 +196,7 @@ def _received(value: object) -> Received | None:
             spent=str(value["spent"]),
             login=login,
             at_ms=int(value["at_ms"]),
-            lifetime_ms=int(value["lifetime_ms"]),
+            lifetime_ms=_integer(value["lifetime_ms"]),
             forced=bool(value.get("forced")),
             published=bool(value.get("published")),
         )

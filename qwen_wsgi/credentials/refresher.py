@@ -60,7 +60,7 @@ URGENT_RETRY_S: Final = 5.0
 #: A refused answer may be a race that somebody else won: their file is there by then.
 REJECTED_PAUSE_S: Final = 1.0
 #: A token that a forced refresh brought and that is refused within this time was never good.
-CLOSED_WITHIN_S: Final = 300.0
+CLOSED_WITHIN_S: Final = 60.0
 #: Pause between tries to write a login that could not be written.
 RESCUE_S: Final = 5.0
 #: A qwen-code deletes the file when its refresh token is refused, most likely because another one
@@ -237,6 +237,9 @@ class Refresher:
         self._pid = os.getpid()
         self._guard = threading.Lock()
         self._running: _Work | None = None
+        self._noting = False
+        #: Fingerprint of a login that could not be noted.
+        self._noted = ""
         self._draining = False
 
     # --- judging ---------------------------------------------------------------------------------
@@ -375,6 +378,58 @@ class Refresher:
             self._end(work)
         return work.told
 
+    def note(self) -> None:
+        """Have a login that somebody else put into the file written into our journal.
+
+        A qwen-code deletes the file when a refresh of its own is refused, even if another one has
+        just written a good login there (docs/credentials.md). Then ours is the only copy.
+        """
+        self._leave_to_parent()
+        with self._guard:
+            if self._noting or self._draining or not self._unnoted(self.store.look()):
+                return
+            self._noting = True
+        try:
+            threading.Thread(target=self._note, name="qwen-login-note", daemon=True).start()
+        except RuntimeError:  # no more threads to be had; the next look tries again
+            self._noting = False
+
+    def _unnoted(self, sight: Sight) -> bool:
+        """Whether the shared file holds a login of somebody else that the journal lacks."""
+        login, received = sight.newest.login, sight.journal.received
+        if login is None or not login.refresh_token or sight.newest.source != "shared":
+            return False
+        if sight.reading.value is not login or sight.reading.identity is None or self.read_only:
+            return False
+        if received is not None and received.login.refresh_token == login.refresh_token:
+            return False
+        fp = fingerprint(login.refresh_token)
+        return fp not in sight.journal.tombstones and fp != self._noted
+
+    def _note(self) -> None:
+        fp = ""
+        try:
+            atomic.make_directory(self.store.paths.proxy_lock.parent)
+            if not self.proxy_lock.acquire(_NOTE_S, give_up=lambda: self._draining):
+                return
+            try:
+                sight = self.store.reload()
+                login = sight.newest.login
+                if login is None or sight.newest.source != "shared":
+                    return
+                fp = fingerprint(login.refresh_token)
+                at_ms = int(self._clock.now() * 1000)
+                seen = Received("", login, at_ms, None, forced=False, published=True)
+                self.store.write_journal(replace(sight.journal, received=seen))
+            finally:
+                self.proxy_lock.release()
+        except (OSError, Unusable) as error:
+            # Not worth a state of its own: the next renewal finds out what is wrong, and says it.
+            log.debug("login could not be noted login=%s: %s", self.store.shown, error)
+            self._noted = fp
+        finally:
+            self._noting = False
+
     def drain(self, timeout_s: float) -> bool:
         """Start nothing more; cancel what was not sent, and wait for what was. False on timeout."""
         self._leave_to_parent()
@@ -388,6 +443,7 @@ class Refresher:
             # Forked meanwhile: the thread stayed with the parent, and the guard may have been
             # copied while it was locked.
             self._guard, self._running, self._pid = threading.Lock(), None, os.getpid()
+            self._noting = False
 
     def _run(self, work: _Work, rejected: str | None) -> None:
         try:

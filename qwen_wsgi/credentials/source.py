@@ -66,6 +66,8 @@ class CredentialStatus:
         detail: one sentence, e.g. `valid for 3 h 12 min`.
         remedy: empty when nothing is wrong.
         expires_at_ms: wall clock; None for what does not expire.
+        ability: whether a login can be renewed; None for what is not a login.
+        unsaved: the latest login is in this process's memory alone.
     """
 
     state: State
@@ -73,6 +75,8 @@ class CredentialStatus:
     detail: str
     remedy: str
     expires_at_ms: int | None
+    ability: Ability | None = None
+    unsaved: bool = False
 
 
 class CredentialSource(Protocol):
@@ -218,6 +222,7 @@ class OAuthLogin(CredentialSource):
         closed = self.refresher.ability(sight) is Ability.TIER_CLOSED
         if refused or closed or state is not State.FRESH:
             return self._urged(sight, login, state, rejected if refused else None)
+        self.refresher.note()
         token = _token(look, login)
         self._ready = _Ready(sight, token, *self.refresher.fresh_until(sight))
         return token
@@ -330,14 +335,21 @@ class OAuthLogin(CredentialSource):
             detail = f"{detail}; {known}the file {look.problem}"
             remedy = remedy or look.remedy
         return CredentialStatus(
-            state, mask(login.access_token), detail, remedy, login.expires_at_ms
+            state,
+            mask(login.access_token),
+            detail,
+            remedy,
+            login.expires_at_ms,
+            ability,
+            bool(self.refresher.unsaved),
         )
 
     def maintain(self) -> None:
-        """Have the login renewed, or a rescued one published, without any call asking."""
+        """Have the login renewed, noted, or a rescued one published, without any call asking."""
         sight = self.store.look()
         if sight.newest.login is None:
             return
+        self.refresher.note()
         if sight.newest.unpublished or self.refresher.state(sight) is not State.FRESH:
             self.refresher.start()
 

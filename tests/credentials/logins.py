@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,13 @@ class World:
 
 
 def settle(login: OAuthLogin, timeout_s: float = 10.0) -> None:
-    """Wait for the attempt that is under way, if there is one."""
+    """Wait for the attempt, and for the note, that is under way, if there is one."""
     running = login.refresher._running
     assert running is None or running.over.wait(timeout_s)
+    end_s = time.monotonic() + timeout_s
+    while login.refresher._noting:
+        assert time.monotonic() < end_s
+        time.sleep(0.001)
 
 
 def shuffled(value: dict[str, Any]) -> dict[str, Any]:

@@ -773,7 +773,7 @@ class TestLive:
         before = snapshot()
         discovery = home.discovery()
         discovery.check()
-        discovery.accounts()[-1].credential.current()
+        discovery.accounts()[-1].credential.status()
 
         assert snapshot() == before
 

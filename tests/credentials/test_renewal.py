@@ -62,6 +62,8 @@ class TestStates:
     ) -> None:
         token = world.seed(LIFE_S)["access_token"]
         login = world.login()
+        login.current()
+        settle(login)  # the login of somebody else is noted, once
         first = login.current()
         touched: list[str] = []
         for name in ("stat", "access", "open", "listdir", "fstat"):
@@ -74,7 +76,7 @@ class TestStates:
 
         assert first.value == token
         assert again is first
-        assert touched == ["stat", "access"]  # the login, and a journal that is not there
+        assert touched == ["stat", "stat"]  # the login and its journal
         assert login.refresher._running is None
 
     def test_a_stale_token_is_used_at_once_and_renewed_beside(self, world: World) -> None:
@@ -708,6 +710,36 @@ class TestFile:
         assert world.content()["refresh_token"] != token
         assert login.current().value == world.content()["access_token"]
         assert login.status().remedy == ""
+
+    def test_a_login_of_somebody_else_outlives_its_file(self, world: World) -> None:
+        """One qwen-code deletes what another one has just written, when its own is refused."""
+        world.seed(LIFE_S)
+        login = world.login()
+        login.current()
+        settle(login)
+        theirs = world.seed(LIFE_S)
+        assert login.current().value == theirs["access_token"]
+        settle(login)
+        world.path.unlink()
+
+        for each in (login, world.login()):
+            assert each.current().value == theirs["access_token"]
+            assert "the file is gone" in each.status().detail
+        world.clock.advance(LIFE_S - 600)
+        assert attempt(login).outcome is Outcome.OK
+        assert login.current().value == world.content()["access_token"] != theirs["access_token"]
+        assert world.sent == 1
+
+    def test_a_login_that_cannot_be_noted_is_used_all_the_same(self, world: World) -> None:
+        token = world.seed(LIFE_S)["access_token"]
+        with as_ordinary_user(world.path.parent):
+            world.path.parent.chmod(0o500)
+            login = world.login()
+            for _ in range(3):
+                assert login.current().value == token
+                settle(login)
+            assert not login.refresher.store.look().journal.received
+            world.path.parent.chmod(0o700)
 
     def test_forgetting_makes_it_a_logout(self, world: World) -> None:
         world.seed(-5)
