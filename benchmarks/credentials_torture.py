@@ -42,10 +42,12 @@ from typing import Final
 
 from qwen_wsgi import settings
 from qwen_wsgi.clock import SystemClock
-from qwen_wsgi.credentials import journal, locks, refresher
+from qwen_wsgi.credentials import cli_lock, journal, pace, takeover
 from qwen_wsgi.credentials.discovery import Discovery
 from qwen_wsgi.credentials.files import Unusable
-from qwen_wsgi.credentials.refresher import Pace, Refresher
+from qwen_wsgi.credentials.locks import ProxyLock
+from qwen_wsgi.credentials.pace import Pace
+from qwen_wsgi.credentials.refresher import Refresher
 from qwen_wsgi.credentials.store import LoginPaths, LoginStore
 from qwen_wsgi.credentials.token_endpoint import TokenEndpoint
 from qwen_wsgi.errors import CredentialError
@@ -79,19 +81,19 @@ KILL_S: Final = (1.0, 4.0)
 REVOKE_S: Final = (4.0, 12.0)
 
 PACE: Final = Pace(
-    proxy_lock_s=refresher.PROXY_LOCK_S / SCALE,
-    cli_lock_s=refresher.CLI_LOCK_S / SCALE,
+    proxy_lock_s=pace.PROXY_LOCK_S / SCALE,
+    cli_lock_s=pace.CLI_LOCK_S / SCALE,
     # Not in scale: a busy machine must not make us lose an answer.
     first_timeout_s=(2.0, 8.0),
     second_timeout_s=(2.0, 5.0),
-    retry_s=refresher.RETRY_S / SCALE,
-    longest_retry_s=refresher.LONGEST_RETRY_S / SCALE,
-    urgent_retry_s=refresher.URGENT_RETRY_S / SCALE,
-    rejected_pause_s=refresher.REJECTED_PAUSE_S,
-    stale_s=locks.STALE_S / SCALE,
-    seen_s=locks.SEEN_S / SCALE,
-    heartbeat_s=locks.HEARTBEAT_S / SCALE,
-    gone_s=refresher.GONE_S / SCALE,
+    retry_s=pace.RETRY_S / SCALE,
+    longest_retry_s=pace.LONGEST_RETRY_S / SCALE,
+    urgent_retry_s=pace.URGENT_RETRY_S / SCALE,
+    rejected_pause_s=pace.REJECTED_PAUSE_S,
+    stale_s=takeover.STALE_S / SCALE,
+    seen_s=takeover.SEEN_S / SCALE,
+    heartbeat_s=cli_lock.HEARTBEAT_S / SCALE,
+    gone_s=pace.GONE_S / SCALE,
     lifetime_s=LIFE_S,
 )
 
@@ -350,7 +352,7 @@ class Torture:
         end_s = time.monotonic() + random.uniform(0.0, 1.5)
         while time.monotonic() < end_s:
             with suppress(OSError):
-                holder = locks.ProxyLock(self._paths.proxy_lock).holder()
+                holder = ProxyLock(self._paths.proxy_lock).holder()
                 for number, worker in enumerate(workers):
                     if holder is not None and worker.pid == holder.pid:
                         time.sleep(random.uniform(0.0, 0.5))  # somewhere in the middle of it

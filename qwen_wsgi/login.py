@@ -23,7 +23,7 @@ from qwen_wsgi.clock import Clock, SystemClock
 from qwen_wsgi.credentials import atomic, device_login, discovery
 from qwen_wsgi.credentials.device_login import CodeShown, DeviceLogin, Event, LoginFailed, Waiting
 from qwen_wsgi.credentials.locks import ProxyLock
-from qwen_wsgi.credentials.refresher import PROXY_LOCK_S
+from qwen_wsgi.credentials.pace import PROXY_LOCK_S
 from qwen_wsgi.credentials.store import LoginPaths
 from qwen_wsgi.credentials.token_endpoint import TokenAnswer, TokenEndpoint
 from qwen_wsgi.errors import SettingsError

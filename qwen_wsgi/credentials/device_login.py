@@ -19,16 +19,18 @@ from typing import Any, Final, Literal
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials import atomic, jsonc
-from qwen_wsgi.credentials.token_endpoint import (
+from qwen_wsgi.credentials.oauth_failure import (
     Ambiguous,
     Denied,
-    DeviceCode,
     Expired,
     NotSent,
     OAuthFailure,
+    Throttled,
+)
+from qwen_wsgi.credentials.token_endpoint import (
+    DeviceCode,
     Pending,
     SlowDown,
-    Throttled,
     TokenAnswer,
     TokenEndpoint,
 )

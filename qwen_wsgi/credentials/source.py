@@ -14,8 +14,9 @@ from typing import Final, Protocol
 
 from qwen_wsgi.credentials import endpoint
 from qwen_wsgi.credentials.document import CredentialDocument
+from qwen_wsgi.credentials.pace import CLOSED_WITHIN_S
 from qwen_wsgi.credentials.policy import State
-from qwen_wsgi.credentials.refresher import CLOSED_WITHIN_S, Ability, Refresher
+from qwen_wsgi.credentials.refresher import Ability, Refresher
 from qwen_wsgi.credentials.store import LoginStore, Sight
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import CredentialError

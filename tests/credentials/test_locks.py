@@ -19,8 +19,10 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi.credentials import locks
-from qwen_wsgi.credentials.locks import CliLock, LockHolder, ProxyLock, start_time
+from qwen_wsgi.credentials import lock_files
+from qwen_wsgi.credentials.lock_files import start_time
+from qwen_wsgi.credentials.locks import CliLock, ProxyLock
+from qwen_wsgi.credentials.proxy_lock import LockHolder
 from tests.privileges import as_ordinary_user
 
 from .conftest import FakeClock
@@ -514,7 +516,7 @@ def test_a_lock_that_vanishes_at_the_last_moment_is_still_a_timeout(scene: Scene
     scene.foreign()
     lock = scene.lock()
     looks: list[int] = []
-    look = lock._look
+    look = lock._takeover.look
 
     def vanishing() -> Any:
         looks.append(1)
@@ -522,7 +524,7 @@ def test_a_lock_that_vanishes_at_the_last_moment_is_still_a_timeout(scene: Scene
             scene.path.unlink()
         return look()
 
-    lock._look = vanishing  # type: ignore[method-assign]
+    lock._takeover.look = vanishing  # type: ignore[method-assign]
     assert not lock.acquire(0)
 
     assert scene.events == [("lock_timeout", {"path": str(scene.path), "waited_s": 0})]
@@ -531,13 +533,13 @@ def test_a_lock_that_vanishes_at_the_last_moment_is_still_a_timeout(scene: Scene
 def test_a_lock_that_vanishes_between_two_looks_is_no_error(scene: Scene) -> None:
     scene.foreign()
     lock = scene.lock()
-    look = lock._look
+    look = lock._takeover.look
 
     def vanishing() -> Any:
         scene.path.unlink(missing_ok=True)
         return look()
 
-    lock._look = vanishing  # type: ignore[method-assign]
+    lock._takeover.look = vanishing  # type: ignore[method-assign]
     assert lock.acquire()
     assert len(scene.slept_s) == 1
 
@@ -699,7 +701,7 @@ def test_what_is_not_surely_ours_and_dead_is_waited_for(scene: Scene, content: s
 def test_without_proc_nobody_is_declared_dead(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locks, "start_time", lambda pid: None)
+    monkeypatch.setattr(lock_files, "start_time", lambda pid: None)
     assert scene.lock().acquire(0)
 
     other = scene.lock()
@@ -897,7 +899,7 @@ def test_somebody_may_be_quicker_after_we_broke_a_lock(scene: Scene) -> None:
         if name == "foreign_lock_broken":
             scene.foreign()
 
-    lock._on_event = quicker
+    lock._takeover._on_event = quicker
     assert not lock.acquire(0)
 
     assert scene.path.read_text() == UUID

@@ -180,9 +180,9 @@ class TestStates:
             world.clock.wall_s = until_s + 0.01
             assert login.refresher.state(sight) is State.STALE
             world.clock.wall_s = now_s
-            login.refresher.boottime = lambda at=until_boot_s: at - 0.01  # type: ignore[misc]
+            login.refresher.judge.boottime = lambda at=until_boot_s: at - 0.01  # type: ignore[misc]
             assert login.refresher.state(sight) is State.FRESH
-            login.refresher.boottime = lambda at=until_boot_s: at + 0.01  # type: ignore[misc]
+            login.refresher.judge.boottime = lambda at=until_boot_s: at + 0.01  # type: ignore[misc]
             assert login.refresher.state(sight) is State.STALE
 
 

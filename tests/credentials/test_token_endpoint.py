@@ -24,21 +24,18 @@ import requests
 
 from qwen_wsgi import __version__
 from qwen_wsgi.clock import SystemClock
-from qwen_wsgi.credentials import token_endpoint
-from qwen_wsgi.credentials.token_endpoint import (
+from qwen_wsgi.credentials import oauth_wire, token_endpoint
+from qwen_wsgi.credentials.oauth_failure import (
     Ambiguous,
     Denied,
     Expired,
     NotSent,
     OAuthFailure,
-    Pending,
     Refused,
     Rejected,
-    SlowDown,
     Throttled,
-    TokenAnswer,
-    TokenEndpoint,
 )
+from qwen_wsgi.credentials.token_endpoint import Pending, SlowDown, TokenAnswer, TokenEndpoint
 from qwen_wsgi.sandbox import Sandbox
 from tests.upstream.raw_server import Answer, Peer, RawServer, chunked, head, whole
 
@@ -677,7 +674,7 @@ def test_the_caller_can_stop_it_before_the_first_byte() -> None:
 
 def test_without_a_watched_connection_nothing_is_sure(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a `requests` that makes its connections in another way, such as 2.32.1."""
-    monkeypatch.delattr(token_endpoint._Adapter, "get_connection_with_tls_context")
+    monkeypatch.delattr(oauth_wire.Adapter, "get_connection_with_tls_context")
 
     with pytest.raises(Ambiguous):
         at(f"http://127.0.0.1:{free_port()}").refresh(REFRESH)
@@ -731,7 +728,8 @@ def test_the_same_under_gevent(sandbox: Sandbox) -> None:
         monkey.patch_all()
         import gevent
         from qwen_wsgi.clock import SystemClock
-        from qwen_wsgi.credentials.token_endpoint import Ambiguous, TokenEndpoint
+        from qwen_wsgi.credentials.oauth_failure import Ambiguous
+        from qwen_wsgi.credentials.token_endpoint import TokenEndpoint
         endpoint = TokenEndpoint({sandbox.origin!r}, clock=SystemClock())
         def one(token):
             try:
