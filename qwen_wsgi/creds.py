@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import os
 import signal
@@ -102,6 +103,9 @@ def _find_read_only(login: OAuthLogin) -> None:
         if path.exists() and not os.access(path, os.W_OK, effective_ids=True):
             login.refresher.read_only = f"{path.name}: no permission to write"
             return
+    with suppress(OSError):
+        if os.statvfs(paths.document.parent).f_bavail == 0:
+            login.refresher.read_only = os.strerror(errno.ENOSPC)
 
 
 def _journal(login: OAuthLogin) -> dict[str, Any]:

@@ -90,7 +90,8 @@ class Discovery:
 
     def _current(self) -> Built:
         built, now_s = self._built, self._clock.monotonic()
-        if built is not None and now_s - self._looked_at_s < self._look_every_s:
+        recent = now_s - self._looked_at_s < self._look_every_s
+        if built is not None and built.accounts and recent:
             return built
         self._looked_at_s = now_s
         if built is not None and changed_at(built.directory[0]) == built.directory[1]:

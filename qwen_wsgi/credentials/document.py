@@ -26,6 +26,10 @@ _REMEDY: Final = "Run `qwen` and log in again, or use an API key."
 _TOKENS: Final = ("access_token", "refresh_token", "token_type")
 
 
+#: How the problem of a torn file begins.
+NO_JSON: Final = "is no JSON"
+
+
 @dataclass(frozen=True, repr=False)
 class CredentialDocument:
     """One version of a login.
@@ -66,7 +70,7 @@ def parse(content: bytes, identity: FileIdentity | None) -> CredentialDocument:
     except UnicodeDecodeError:
         raise Unusable("is not UTF-8 text", remedy=_REMEDY) from None
     except ValueError as error:
-        raise Unusable(f"is no JSON ({error})", remedy=_REMEDY) from None
+        raise Unusable(f"{NO_JSON} ({error})", remedy=_REMEDY) from None
     if not isinstance(raw, dict):
         raise Unusable("is no JSON object", remedy=_REMEDY)
     for name in _TOKENS:

@@ -143,7 +143,8 @@ class Keeper:
             fingerprint(received.login.refresh_token),
         ):
             # Superseded for good: it must not come back when that login is deleted some day.
-            self._store.write_journal(replace(kept, received=None))
+            with suppress(OSError):  # theirs wins all the same
+                self._store.write_journal(replace(kept, received=None))
             return Outcome.ADOPTED, "somebody logged in meanwhile, and their login is used"
         try:
             step.shared.publish(render(received.login.raw))

@@ -7,7 +7,9 @@ The verdict on a login is here; what follows from it (have it renewed, wait, ado
 from __future__ import annotations
 
 import datetime
+import errno
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -299,12 +301,14 @@ class OAuthLogin(CredentialSource):
         if ability is Ability.REJECTED:
             return ": its refresh token was refused", _LOGIN_REMEDY
         if ability is Ability.READ_ONLY:
-            where = self.store.paths.document.parent
-            return (
-                f": {where} cannot be written ({self.refresher.read_only})",
-                f"Let the user who runs qwen-proxy write to {where}; under systemd see "
-                "docs/credentials.md.",
+            where, why = self.store.paths.document.parent, self.refresher.read_only
+            remedy = (
+                f"Make room on the disk that holds {where}."
+                if why in _NO_ROOM
+                else f"Let the user who runs qwen-proxy write to {where} and the files in it; "
+                "under systemd see docs/credentials.md."
             )
+            return f": {where} cannot be written ({why})", remedy
         if ability is Ability.NO_REFRESH_TOKEN:
             return ": it has no refresh token", _LOGIN_REMEDY
         last = self.refresher.last
@@ -363,7 +367,9 @@ class OAuthLogin(CredentialSource):
         if self._gone:
             look = self._judged(login, _GONE, _GONE_REMEDY)
         elif login is not None or reading.problem:
-            look = self._judged(login, reading.problem, reading.remedy)
+            # A torn file that our journal can mend needs nobody.
+            mended = login is not None and sight.newest.unpublished
+            look = self._judged(login, reading.problem, "" if mended else reading.remedy)
         else:
             look = _Look(None, None, "does not exist", _LOGIN_REMEDY)
         self._judgement = (sight, look)
@@ -405,6 +411,9 @@ class OAuthLogin(CredentialSource):
 def _token(look: _Look, login: CredentialDocument) -> AccessToken:
     return AccessToken(login.access_token, look.base_url or "", login.expires_at_ms)
 
+
+#: What `Refresher.read_only` says of a full disk or quota.
+_NO_ROOM: Final = frozenset({os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)})
 
 #: Seconds per unit, and the units that are named below it.
 _SPANS: Final[tuple[tuple[int, Callable[[int], str]], ...]] = (

@@ -128,7 +128,8 @@ class LoginStore:
 
     def look(self) -> Sight:
         """What counts now."""
-        shared, ours, held = self._shared.read(), self._journal.read(), self.held
+        held = self.held  # first: whoever clears it has put the login into the journal before
+        shared, ours = self._shared.read(), self._journal.read()
         seen = self._seen
         if seen is not None and seen[0] is shared and seen[1] is ours and seen[2] is held:
             return seen[3]
@@ -169,6 +170,9 @@ class LoginStore:
             if reading.value is None and fp == self._superseded:
                 ours, received = replace(ours, received=None), None
         chosen = journal.newest(reading.value, ours)
+        if chosen.source == "journal" and reading.value is None:
+            # Nobody's logout, but what a crash left of a rewrite in place.
+            chosen = chosen._replace(unpublished=reading.problem.startswith(f"{document.NO_JSON} "))
         lifetime_ms = None
         if received is not None and chosen.login is not None:
             if chosen.login.access_token == received.login.access_token:
@@ -199,8 +203,9 @@ class LoginStore:
             OSError: it cannot be read.
         """
         for attempt in range(_TORN_TRIES):
+            held = self.held  # first, as in `look`
             try:
-                return self._sight(self._read_shared(), self._read_journal(), self.held)
+                return self._sight(self._read_shared(), self._read_journal(), held)
             except Unusable as error:
                 if attempt < _TORN_TRIES - 1:
                     self._sleep(_TORN_PAUSE_S)
@@ -209,7 +214,7 @@ class LoginStore:
                 if ours.received is None or not self._is_torn():
                     raise
                 torn: Reading[CredentialDocument] = Reading(None, None, str(error), error.remedy)
-                return self._sight(torn, ours, self.held)
+                return self._sight(torn, ours, held)
         raise AssertionError("unreachable")
 
     def reserve(self, login: CredentialDocument) -> tuple[atomic.Reservation, atomic.Reservation]:

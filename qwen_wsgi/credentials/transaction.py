@@ -118,6 +118,7 @@ class Transaction:
         login, received = sight.newest.login, sight.journal.received
         assert login is not None
         atomic.replace_file(self._store.paths.document, render(login.raw))
+        self._judge.read_only = ""
         self._checkpoint("published")
         if received is not None:
             published = replace(received, published=True)

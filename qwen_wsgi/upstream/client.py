@@ -13,14 +13,14 @@ from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import AccountUnavailable, CredentialError, UpstreamError
 from qwen_wsgi.protocol import chat, sse
-from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, Completion
-from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol.chat import ChunkStream, Completion
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream import classify
 from qwen_wsgi.upstream.accounts import Account
 from qwen_wsgi.upstream.body import BodyBroken, BodyReader, ReadTimeout
+from qwen_wsgi.upstream.gate import Place
 from qwen_wsgi.upstream.transport import (
     ANSWER_BYTES,
     ERROR_BODY_BYTES,
@@ -49,22 +49,32 @@ class Answer:
         body: JSON bytes.
         usage: what the call used, if the upstream told.
         upstream_request_id: the upstream's own id of the call, or "".
+        value: what `body` says.
     """
 
     body: bytes
     usage: Usage | None
     upstream_request_id: str
+    value: dict[str, Any]
 
 
 @dataclass
 class OpenStream:
-    """An upstream stream whose first event is there. Its owner must `close` it."""
+    """An upstream stream whose first event is there. Its owner must `close` it.
 
-    reader: BodyReader
+    Attributes:
+        reader: None where all of it is in `first`.
+        connect_s: what setting up the connection took; 0.0 for one that was kept.
+        place: is left when the stream is closed.
+    """
+
+    reader: BodyReader | None
     chunks: ChunkStream
     #: Whole events for the client, at least one.
     first: bytes
     upstream_request_id: str
+    connect_s: float = 0.0
+    place: Place | None = None
     blocks: sse.EventBlocks = field(default_factory=sse.EventBlocks)
 
     def read(self, timeout_s: float) -> bytes | None:
@@ -74,7 +84,7 @@ class OpenStream:
             ReadTimeout: nothing came; ask again or give up.
             UpstreamError: the stream broke.
         """
-        if self.chunks.done or self.chunks.error is not None:
+        if self.chunks.done or self.chunks.error is not None or self.reader is None:
             return None
         try:
             data = self.reader.read(timeout_s)
@@ -97,14 +107,17 @@ class OpenStream:
     def drain(self) -> None:
         """Read to the end of the framing, so that the connection can serve another call."""
         try:
-            while self.reader.read(_DRAIN_S):
+            while self.reader is not None and self.reader.read(_DRAIN_S):
                 pass
         except (ReadTimeout, BodyBroken):
             return
 
     def close(self) -> None:
         """Let go of the upstream; closes the connection unless its answer ended."""
-        self.reader.close()
+        if self.reader is not None:
+            self.reader.close()
+        if self.place is not None:
+            self.place.leave()
 
 
 class UpstreamClient:
@@ -116,48 +129,66 @@ class UpstreamClient:
         self._clock = clock
 
     def open_stream(
-        self, account: Account, request: ChatRequest, *, model: str, headers: Mapping[str, str]
+        self, account: Account, body: bytes, *, headers: Mapping[str, str], chunks: ChunkStream
     ) -> OpenStream:
         """Ask for a stream and wait for its first event.
 
         Raises:
             ApiError: what the client is to be told; nothing was sent to it yet.
         """
-        return self._open(
-            account,
-            chat.upstream_body(request, model=model, stream=True),
-            headers,
-            ChunkStream(hide_usage=not request.wants_usage),
+        deadline = self._clock.monotonic() + self._settings.first_byte_timeout_s
+        response = self._post(account, _CHAT_PATH, body, {**headers, "Accept": "text/event-stream"})
+        stream = OpenStream(
+            reader=BodyReader(response),
+            chunks=chunks,
+            first=b"",
+            upstream_request_id=response.headers.get("x-request-id", ""),
+            connect_s=getattr(response.raw, "connect_s", 0.0),
         )
+        try:
+            kind = response.headers.get("content-type", "")
+            if kind.startswith(_WHOLE):
+                stream.first = self._unstreamed(account, stream, response)
+            else:
+                stream.first = self._first_events(account, stream, deadline)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
 
-    def complete(
-        self, account: Account, request: ChatRequest, *, model: str, headers: Mapping[str, str]
-    ) -> Answer:
-        """Ask for a whole answer: of a Qwen host by way of a stream, because Model Studio cuts
-        other calls at 300 s and returns the part as a success.
+    def whole(self, account: Account, body: bytes, *, headers: Mapping[str, str]) -> Answer:
+        """Ask for a whole answer, not streamed; carried as it came.
 
         Raises:
             ApiError: what the client is to be told.
         """
-        if not self._asks_stream(account):
-            return self._ask(account, request, model, headers)
-        stream = self._open(
-            account,
-            chat.upstream_body(request, model=model, stream=True),
-            headers,
-            ChunkStream(hide_usage=False),
-        )
-        try:
-            completion = self._aggregate(account, stream)
-            stream.drain()
-        finally:
-            stream.close()
-        rendered = completion.render(
-            id="chatcmpl-" + (stream.upstream_request_id or "0"),
-            model=model,
-            created=int(self._clock.now()),
-        )
-        return Answer(compact(rendered).encode(), completion.usage, stream.upstream_request_id)
+        data, value, upstream_id = self.post_json(account, _CHAT_PATH, body, headers=headers)
+        return Answer(data, parse_usage(value.get("usage")), upstream_id, value)
+
+    def aggregate(self, account: Account, stream: OpenStream) -> Completion:
+        """Read a stream to its end and put its chunks together.
+
+        Raises:
+            UpstreamError: it broke off, or failed.
+        """
+        completion = Completion()
+        events: bytes | None = stream.first
+        while events is not None:
+            for event in sse.events(events):
+                chunk = sse.parse(event)
+                if isinstance(chunk, dict):
+                    completion.add(chunk)
+            if stream.chunks.error is not None:
+                raise classify.from_frame(
+                    stream.chunks.error, account=account.name, family=account.family
+                )
+            try:
+                events = stream.read(self._settings.idle_timeout_s)
+            except ReadTimeout:
+                raise silence(self._settings.idle_timeout_s) from None
+        if not stream.chunks.complete:
+            raise ended_early() if stream.chunks.answered else empty()
+        return completion
 
     def post_json(
         self, account: Account, path: str, body: bytes, *, headers: Mapping[str, str]
@@ -176,17 +207,12 @@ class UpstreamClient:
         value = _whole_answer(response, data, account)
         return data, value, response.headers.get("x-request-id", "")
 
-    def _asks_stream(self, account: Account) -> bool:
+    def asks_stream(self, account: Account) -> bool:
+        """Whether a whole answer is got by way of a stream: Model Studio cuts other calls at 300 s
+        and returns the part as a success."""
         if self._settings.upstream_stream == "auto":
             return account.family.is_qwen and not account.explicit
         return self._settings.upstream_stream == "always"
-
-    def _ask(
-        self, account: Account, request: ChatRequest, model: str, headers: Mapping[str, str]
-    ) -> Answer:
-        body = chat.upstream_body(request, model=model, stream=False)
-        data, value, upstream_id = self.post_json(account, _CHAT_PATH, body, headers=headers)
-        return Answer(data, parse_usage(value.get("usage")), upstream_id)
 
     def _post(
         self, account: Account, path: str, body: bytes, headers: Mapping[str, str]
@@ -207,7 +233,12 @@ class UpstreamClient:
         if response.status_code == 200:
             return response
         error = classify.from_response(
-            response.status_code, response.headers, self._said(response), account=account.name
+            response.status_code,
+            response.headers,
+            self._said(response),
+            account=account.name,
+            family=account.family,
+            now=self._clock.now(),
         )
         if response.status_code == 401 and account.kind == "oauth":
             token_of(account, rejected=token.value)  # says what it means, and remembers it
@@ -234,46 +265,30 @@ class UpstreamClient:
         finally:
             reader.close()
 
-    def _open(
-        self, account: Account, body: bytes, headers: Mapping[str, str], chunks: ChunkStream
-    ) -> OpenStream:
-        deadline = self._clock.monotonic() + self._settings.first_byte_timeout_s
-        response = self._post(account, _CHAT_PATH, body, {**headers, "Accept": "text/event-stream"})
-        stream = OpenStream(
-            reader=BodyReader(response),
-            chunks=chunks,
-            first=b"",
-            upstream_request_id=response.headers.get("x-request-id", ""),
-        )
-        try:
-            kind = response.headers.get("content-type", "")
-            if kind.startswith(_WHOLE):
-                stream.first = self._unstreamed(account, stream, response)
-            else:
-                stream.first = self._first_events(account, stream, deadline)
-        except BaseException:
-            stream.close()
-            raise
-        return stream
-
     def _first_events(self, account: Account, stream: OpenStream, deadline: float) -> bytes:
+        """What comes first. A beginning that says nothing yet (only a role) is held back for one
+        more read: throttling may come right behind it, and can still be told by its status."""
+        held = b""
         while True:
             left = deadline - self._clock.monotonic()
             try:
                 events = stream.read(max(left, 0.001))
             except ReadTimeout:
                 raise silence(self._settings.first_byte_timeout_s) from None
-            if stream.chunks.error is not None and not stream.chunks.answered:
-                raise classify.from_frame(stream.chunks.error, account=account.name)
-            if events:
-                return events
-            if events is None or (stream.chunks.done and not stream.chunks.complete):
+            chunks = stream.chunks
+            if chunks.error is not None and not chunks.answered:
+                raise classify.from_frame(chunks.error, account=account.name, family=account.family)
+            if events and (held or chunks.answered or chunks.complete):
+                return held + events
+            if events is None or (chunks.done and not chunks.complete):
                 raise empty()
+            held += events
 
     def _unstreamed(
         self, account: Account, stream: OpenStream, response: requests.Response
     ) -> bytes:
         """The events of an upstream that answered a stream request with a whole completion."""
+        assert stream.reader is not None
         data = read_all(stream.reader, self._settings.idle_timeout_s, ANSWER_BYTES)
         completion = _whole_answer(response, data, account)
         events = b"".join(chat.chunks_of(completion, with_usage=True)) + sse.DONE
@@ -281,24 +296,6 @@ class UpstreamClient:
         if not stream.chunks.complete:
             raise empty()
         return first
-
-    def _aggregate(self, account: Account, stream: OpenStream) -> Completion:
-        completion = Completion()
-        events: bytes | None = stream.first
-        while events is not None:
-            for event in sse.events(events):
-                chunk = sse.parse(event)
-                if isinstance(chunk, dict):
-                    completion.add(chunk)
-            if stream.chunks.error is not None:
-                raise classify.from_frame(stream.chunks.error, account=account.name)
-            try:
-                events = stream.read(self._settings.idle_timeout_s)
-            except ReadTimeout:
-                raise silence(self._settings.idle_timeout_s) from None
-        if not stream.chunks.complete:
-            raise ended_early() if stream.chunks.answered else empty()
-        return completion
 
 
 def token_of(account: Account, *, rejected: str | None = None) -> AccessToken:
@@ -348,7 +345,9 @@ def _whole_answer(response: requests.Response, data: bytes, account: Account) ->
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise classify.no_answer(response.headers, data, account=account.name)
+        raise classify.no_answer(
+            response.headers, data, account=account.name, family=account.family
+        )
     if (error := chat.error_of(value)) is not None:
-        raise classify.from_frame(error, account=account.name)
+        raise classify.from_frame(error, account=account.name, family=account.family)
     return value

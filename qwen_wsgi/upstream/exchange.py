@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import http.client
 import ssl
+import time
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -80,11 +81,15 @@ class PooledResponse:
     Attributes:
         sock: where the body comes from.
         first: the bytes of the body that came along with the head.
+        connect_s: what setting up the connection took, TLS included; 0.0 for one that was kept.
         chunked: it is in chunks; else it has `length` bytes, or ends with its connection (None).
     """
 
-    def __init__(self, pool: Any, connection: Any, head: Head, first: bytes) -> None:
+    def __init__(
+        self, pool: Any, connection: Any, head: Head, first: bytes, connect_s: float
+    ) -> None:
         self._pool = pool
+        self.connect_s = connect_s
         self._connection = connection
         self.status = head.status
         self.reason = head.reason
@@ -161,12 +166,11 @@ class _Exchanging:
             kept = connection.sock is not None
             if isinstance(headers, RequestHeaders):
                 headers.kept_connection = kept
-            if not kept:
-                _connect(connection, timeout.connect_timeout)
+            connect_s = 0.0 if kept else _connect(connection, timeout.connect_timeout)
             connection.sock.settimeout(timeout.read_timeout)
             _send(connection.sock, method, url, self._host, headers, body)
             head, first = _receive_head(connection.sock)
-            return PooledResponse(self, connection, head, first)
+            return PooledResponse(self, connection, head, first, connect_s)
         except BaseException as error:
             if connection is not None:
                 connection.close()
@@ -199,12 +203,15 @@ class HTTPSPool(_Exchanging, urllib3.HTTPSConnectionPool):  # type: ignore[misc]
     ConnectionCls = _HTTPSConnection
 
 
-def _connect(connection: Any, timeout_s: float) -> None:
+def _connect(connection: Any, timeout_s: float) -> float:
+    """Set the connection up; the seconds that it took."""
+    started_s = time.monotonic()
     connection.timeout = timeout_s
     try:
         connection.connect()
     except TimeoutError as error:  # in the TLS handshake; before it urllib3 says so itself
         raise ConnectTimeoutError(connection, "the TLS handshake took too long") from error
+    return time.monotonic() - started_s
 
 
 def _send(

@@ -32,6 +32,7 @@ class Relay:
         outcome: `open` until the stream ends; then `complete`, `upstream_error` (error frame or
             failure), `failed` (a fault of ours), `cut_by_stop` or `client_gone`.
         first_byte_at: monotonic time of the first upstream event, or None.
+        longest_gap_s: the longest silence of the upstream after it.
         error: the failure that ended the stream, or None.
     """
 
@@ -52,6 +53,7 @@ class Relay:
         self._opening = Task(open_stream, discard=OpenStream.close)
         self.outcome = "open"
         self.first_byte_at: float | None = None
+        self.longest_gap_s = 0.0
         self.error: ApiError | None = None
 
     def wait_first(self) -> bool:
@@ -144,7 +146,10 @@ class Relay:
                 written = monotonic()
             try:
                 events = stream.read(wait_s)
-                heard, wait_s = monotonic(), step
+                now = monotonic()
+                if now - heard > self.longest_gap_s:
+                    self.longest_gap_s = now - heard
+                heard, wait_s = now, step
             except ReadTimeout:
                 left = heard + settings.idle_timeout_s - monotonic()
                 if left <= 0:

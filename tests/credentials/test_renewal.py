@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi.credentials import atomic
+from qwen_wsgi.credentials import atomic, document
+from qwen_wsgi.credentials.journal import Journal, Received
 from qwen_wsgi.credentials.policy import State
 from qwen_wsgi.credentials.refresher import Ability, Attempt, Outcome
 from qwen_wsgi.credentials.source import CredentialStatus, OAuthLogin
@@ -740,6 +741,41 @@ class TestFile:
                 settle(login)
             assert not login.refresher.store.look().journal.received
             world.path.parent.chmod(0o700)
+
+    def test_a_rescue_that_ends_while_somebody_looks_hides_nothing(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        world.seed(-5)
+        store = world.login().store
+        fresh = document.parse(json.dumps(world.content()).encode(), None)
+        held = Received("spent", fresh, 1, 1, forced=False, published=False)
+        store.held = held
+        real = store._journal.read
+
+        def read() -> Any:
+            seen = real()
+            if store.held is not None:
+                store.write_journal(Journal(received=held))
+                store.held = None
+            return seen
+
+        monkeypatch.setattr(store._journal, "read", read)
+        assert store.look().journal.received is held
+
+    def test_a_file_that_a_crash_has_torn_is_mended_from_the_journal(self, world: World) -> None:
+        world.seed(-5)
+        attempt(world.login())
+        whole = world.content()
+        world.path.write_text(world.path.read_text()[:40])
+        login = world.login()
+
+        assert login.current().value == whole["access_token"]
+        assert "log in" not in login.status().remedy
+        login.maintain()
+        settle(login)
+
+        assert world.content() == whole
+        assert world.sent == 1
 
     def test_forgetting_makes_it_a_logout(self, world: World) -> None:
         world.seed(-5)

@@ -16,7 +16,9 @@ import time
 from pathlib import Path
 
 from qwen_wsgi.clock import SystemClock
-from qwen_wsgi.credentials import locks
+from qwen_wsgi.credentials.cli_lock import HEARTBEAT_S
+from qwen_wsgi.credentials.locks import CliLock, ProxyLock
+from qwen_wsgi.credentials.takeover import SEEN_S, STALE_S
 from tests.processes.journal import Journal
 
 
@@ -30,7 +32,7 @@ def cli_path(directory: Path) -> Path:
 
 def count(file: Path, rounds: int) -> None:
     """Add to a number in a file, in a way that loses whatever happens at the same time."""
-    lock = locks.ProxyLock(proxy_path(file.parent))
+    lock = ProxyLock(proxy_path(file.parent))
     for _ in range(rounds):
         assert lock.acquire(30)
         number = int(file.read_text())
@@ -42,8 +44,8 @@ def count(file: Path, rounds: int) -> None:
 
 def hold(directory: Path) -> None:
     """Take both locks, say so, and keep them until killed."""
-    proxy = locks.ProxyLock(proxy_path(directory))
-    cli = locks.CliLock(cli_path(directory), clock=SystemClock())
+    proxy = ProxyLock(proxy_path(directory))
+    cli = CliLock(cli_path(directory), clock=SystemClock())
     assert proxy.acquire(10)
     assert cli.acquire(10)
     print("held", flush=True)
@@ -53,13 +55,13 @@ def hold(directory: Path) -> None:
 def contend(directory: Path, log: Path, until_s: float, hold_s: float, scale: float) -> None:
     """Take both locks again and again, and note what happened to the second one."""
     journal = Journal(log, f"own-{os.getpid()}")
-    proxy = locks.ProxyLock(proxy_path(directory))
-    cli = locks.CliLock(
+    proxy = ProxyLock(proxy_path(directory))
+    cli = CliLock(
         cli_path(directory),
         clock=SystemClock(),
-        stale_s=locks.STALE_S / scale,
-        seen_s=locks.SEEN_S / scale,
-        heartbeat_s=locks.HEARTBEAT_S / scale,
+        stale_s=STALE_S / scale,
+        seen_s=SEEN_S / scale,
+        heartbeat_s=HEARTBEAT_S / scale,
         on_event=lambda name, fields: journal.note(name),
     )
     end_s = time.monotonic() + until_s
@@ -107,13 +109,13 @@ def hub(directory: Path) -> None:
         return longest
 
     ticker = gevent.spawn(tick)
-    proxy = locks.ProxyLock(proxy_path(directory))
-    cli = locks.CliLock(cli_path(directory), clock=SystemClock(), heartbeat_s=0.05)
+    proxy = ProxyLock(proxy_path(directory))
+    cli = CliLock(cli_path(directory), clock=SystemClock(), heartbeat_s=0.05)
     result: dict[str, object] = {"proxy": proxy.acquire(1.0), "proxy_gap_s": longest_gap()}
     result |= {"cli": cli.acquire(1.0), "cli_gap_s": longest_gap()}
 
     # A greenlet survives a fork where a thread does not: also that of the heartbeat.
-    own = locks.CliLock(directory / "own.lock", clock=SystemClock(), heartbeat_s=0.05)
+    own = CliLock(directory / "own.lock", clock=SystemClock(), heartbeat_s=0.05)
     assert own.acquire(0)
     os.utime(own.path, (1, 1))
     gevent.sleep(0.3)
