@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from flask import Flask, Response, request
@@ -23,8 +24,11 @@ from qwen_wsgi.errors import ApiError, NotFound
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.accounts import AccountBook
+from qwen_wsgi.upstream.attempts import Attempts
+from qwen_wsgi.upstream.board import Board
 from qwen_wsgi.upstream.catalogue import Catalogue
 from qwen_wsgi.upstream.client import UpstreamClient
+from qwen_wsgi.upstream.dispatch import Dispatcher
 from qwen_wsgi.upstream.router import Router
 from qwen_wsgi.upstream.transport import Transport
 
@@ -101,6 +105,9 @@ class Services:
     catalogue: Catalogue
     router: Router
     client: UpstreamClient
+    board: Board
+    attempts: Attempts
+    dispatcher: Dispatcher
     transport: Transport
     ledger: Ledger
     sandbox: SandboxHost
@@ -120,14 +127,30 @@ class Services:
         self.sandbox.close()
 
 
-def build_services(settings: Settings, clock: Clock | None = None) -> Services:
-    """Wire everything together; opens no connection and starts no thread."""
+def build_services(
+    settings: Settings, clock: Clock | None = None, *, board: Board | None = None
+) -> Services:
+    """Wire everything together; opens no connection and starts no thread.
+
+    Args:
+        board: what workers share; None for who is no worker and must leave no file behind.
+    """
     clock = clock or SystemClock()
     sandbox = SandboxHost()
     discovery = Discovery(settings, clock, look_every_s=LOOK_EVERY_S)
     book = AccountBook(discovery, sandbox=settings.sandbox, start_sandbox=sandbox.base_url)
     transport = Transport(settings)
-    catalogue = Catalogue(settings, book, transport, clock)
+    board = board or Board(None)
+    catalogue = Catalogue(
+        settings,
+        book,
+        transport,
+        clock,
+        refused=lambda account, model: router.has_refused(account, model),
+    )
+    router = Router(settings, book, catalogue, board)
+    client = UpstreamClient(settings, transport, clock)
+    attempts = Attempts(settings, router, board, clock)
     return Services(
         settings=settings,
         clock=clock,
@@ -136,8 +159,11 @@ def build_services(settings: Settings, clock: Clock | None = None) -> Services:
         discovery=discovery,
         book=book,
         catalogue=catalogue,
-        router=Router(settings, book, catalogue),
-        client=UpstreamClient(settings, transport, clock),
+        router=router,
+        client=client,
+        board=board,
+        attempts=attempts,
+        dispatcher=Dispatcher(settings, router, attempts, client, clock),
         transport=transport,
         ledger=Ledger(),
         sandbox=sandbox,
@@ -157,7 +183,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
     """
     if services is None:
         settings = settings or settings_module.load()
-        services = build_services(settings)
+        services = build_services(settings, board=Board(Path(settings.state_dir)))
     configure_logs(services.settings)
     app = Flask("qwen_wsgi", static_folder=None)
     app.extensions["qwen_wsgi"] = services
@@ -222,7 +248,8 @@ def _allow_origin(response: Response) -> Response:
         return response
     headers["access-control-allow-origin"] = allowed
     headers["access-control-expose-headers"] = (
-        "x-request-id, x-upstream-request-id, x-qwen-proxy-account, retry-after"
+        "x-request-id, x-upstream-request-id, x-qwen-proxy-account, x-qwen-proxy-attempts, "
+        "x-qwen-proxy-changed, server-timing, retry-after"
     )
     if request.method == "OPTIONS":
         headers["access-control-allow-methods"] = "GET, POST, DELETE, OPTIONS"

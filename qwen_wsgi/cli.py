@@ -1,4 +1,4 @@
-"""The command line: `qwen-proxy serve | login | status | models | creds | settings`."""
+"""The command line: `qwen-proxy serve | login | status | doctor | models | creds | settings`."""
 
 from __future__ import annotations
 
@@ -78,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
         ("settings", show_settings, "list every setting with its value"),
     ):
         add(name, command, help).add_argument("--json", action="store_true", help="for programs")
+    sub = add("doctor", doctor, "find what is wrong here, and say what to do")
+    sub.add_argument("--account", metavar="NAME", help="one account only; the default is each")
+    sub.add_argument("--no-calls", action="store_true", help="contact no upstream")
+    sub.add_argument("--json", action="store_true", help="for programs")
     sub = add("login", log_in, "log in to Qwen with a browser on any device")
     sub.add_argument("--account", metavar="NAME", help="a further login beside qwen-code's own")
     sub.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
@@ -139,6 +143,25 @@ def models(settings: Settings, arguments: argparse.Namespace) -> int:
         print("\n".join(found))
     services.close()
     return 0
+
+
+def doctor(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Examine the installation; 0 if nothing fails, else 1."""
+    from qwen_wsgi.app import SandboxHost
+    from qwen_wsgi.doctor import examination
+
+    sandbox = SandboxHost()
+    try:
+        return examination.run(
+            settings,
+            account=arguments.account,
+            calls=not arguments.no_calls,
+            json_output=arguments.json,
+            start_sandbox=sandbox.base_url,
+            out=sys.stdout,
+        )
+    finally:
+        sandbox.close()
 
 
 def log_in(settings: Settings, arguments: argparse.Namespace) -> int:

@@ -6,7 +6,9 @@ what to do about it. The API layer turns it into the dialect's envelope; the com
 
 from __future__ import annotations
 
+import enum
 import errno
+from dataclasses import dataclass
 
 
 class QwenProxyError(Exception):
@@ -143,11 +145,69 @@ class AccountUnavailable(ApiError):
     type = "server_error"
 
 
+class Scope(enum.Enum):
+    """Who is affected by a failure, and is to be left alone."""
+
+    #: Only this request: nobody is left alone.
+    REQUEST = "request"
+    ACCOUNT_MODEL = "account_model"
+    ACCOUNT = "account"
+    UPSTREAM = "upstream"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a failure of an upstream means for the calls to come.
+
+    Attributes:
+        cause: a stable word, of `upstream.causes.CAUSES`.
+        scope: who is affected.
+        retry: whether the same request may succeed later on the same account.
+        elsewhere: whether another account may succeed now.
+        wait_s: for how long the affected one is left alone; None leaves it to the policy.
+        remedy: what the operator should do, as a sentence; empty when nothing is to be done.
+    """
+
+    cause: str
+    scope: Scope
+    retry: bool
+    elsewhere: bool
+    wait_s: float | None = None
+    remedy: str = ""
+
+
 class UpstreamError(ApiError):
-    """The upstream answered with a failure, or with something that is no answer."""
+    """The upstream answered with a failure, or with something that is no answer.
+
+    Args:
+        failure: what it means for the calls to come, where that was found out.
+    """
 
     status = 502
     type = "upstream_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        type: str | None = None,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        should_retry: bool | None = None,
+        failure: Failure | None = None,
+    ) -> None:
+        super().__init__(
+            message,
+            status=status,
+            type=type,
+            code=code,
+            param=param,
+            retry_after_s=retry_after_s,
+            should_retry=should_retry,
+        )
+        self.failure = failure
 
 
 class UpstreamTimeout(UpstreamError):

@@ -74,6 +74,25 @@ def _sandbox(raw: str) -> str:
     return words[raw.lower()]
 
 
+def _flag(raw: str) -> bool:
+    words = {"0": False, "off": False, "false": False, "1": True, "on": True, "true": True}
+    if raw.lower() not in words:
+        raise ValueError("must be 0 or 1")
+    return words[raw.lower()]
+
+
+def _aliases(raw: str) -> tuple[tuple[str, str], ...]:
+    aliases = {}
+    for word in _words(raw):
+        name, equals, model = (part.strip() for part in word.partition("="))
+        if not equals or not name or not model:
+            raise ValueError("must be pairs of NAME=MODEL")
+        if "*" in name[:-1]:
+            raise ValueError("a * may only end a name")
+        aliases[name] = model
+    return tuple(aliases.items())
+
+
 def _log_level(raw: str) -> str:
     return _choice("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")(raw.upper())
 
@@ -256,6 +275,55 @@ class Settings:
         default="",
         shown_default="off",
     )
+    model_aliases: tuple[tuple[str, str], ...] = setting(
+        "QWEN_PROXY_MODEL_ALIASES",
+        "Names for models: `gpt-4o=qwen3.7-plus,claude-*=qwen3.8-max`.",
+        default=(),
+        parse=_aliases,
+    )
+    account_order: tuple[str, ...] = setting(
+        "QWEN_PROXY_ACCOUNT_ORDER",
+        "Accounts to be asked first, by name, comma separated; the others follow as found.",
+        default=(),
+        parse=_words,
+    )
+    same_account: tuple[str, ...] = setting(
+        "QWEN_PROXY_SAME_ACCOUNT",
+        "Accounts that one Alibaba account pays for and that share its limits: `a+b,c+d`.",
+        default=(),
+        parse=_words,
+    )
+    account_in_flight: int = setting(
+        "QWEN_PROXY_ACCOUNT_IN_FLIGHT",
+        "Calls at a time at one account, in all workers together; 0 is no limit.",
+        default=0,
+        parse=_integer(0),
+    )
+    account_queue: int = setting(
+        "QWEN_PROXY_ACCOUNT_QUEUE",
+        "Calls of one worker that may wait for a place at an account; above it clients get 503.",
+        default=100,
+        parse=_integer(0),
+    )
+    retry_budget_s: float = setting(
+        "QWEN_PROXY_RETRY_BUDGET",
+        "How long a call may look for an account that answers, before its first byte.",
+        default=30.0,
+        parse=_seconds(zero=True),
+        unit="s",
+    )
+    strict: bool = setting(
+        "QWEN_PROXY_STRICT",
+        "1 refuses a request that cannot be served as asked, instead of changing it.",
+        default=False,
+        parse=_flag,
+    )
+    cache_control: bool = setting(
+        "QWEN_PROXY_CACHE_CONTROL",
+        "1 marks what Qwen hosts should cache, as qwen-code does.",
+        default=False,
+        parse=_flag,
+    )
     sandbox: str = setting(
         "QWEN_PROXY_SANDBOX",
         "Built-in fake upstream: 1, 0, or auto (only while no account is found).",
@@ -395,11 +463,15 @@ def describe(settings: Settings) -> list[dict[str, str]]:
 def _shown(value: object, *, secret: bool = False) -> str:
     if value is None or value == "" or value == ():
         return "–"
+    if isinstance(value, bool):
+        return str(int(value))
     parts = value if isinstance(value, tuple) else (value,)
     return ",".join(mask(str(part)) if secret else _plain(part) for part in parts)
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, tuple):
+        return "=".join(map(str, value))
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else str(value)
     return _without_password(str(value))

@@ -76,7 +76,7 @@ def test_help_names_every_command(run: Any) -> None:
     status, out, _ = run("--help")
 
     assert status == 0
-    for command in ("serve", "status", "models", "settings"):
+    for command in ("serve", "status", "doctor", "models", "settings"):
         assert command in out
 
 

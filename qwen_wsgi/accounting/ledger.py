@@ -31,6 +31,9 @@ class Call:
     stream: bool = False
     status: int = 0
     attempts: int = 0
+    queued_s: float = 0.0
+    connect_s: float = 0.0
+    longest_gap_s: float = 0.0
     first_byte_at: float | None = None
     ended_at: float | None = None
     usage: Usage | None = None
@@ -70,7 +73,10 @@ def fields(call: Call) -> dict[str, Any]:
         "model": call.model or None,
         "stream": call.stream or None,
         "attempts": call.attempts or None,
+        "queue_ms": round(call.queued_s * 1000, 1) or None,
+        "connect_ms": round(call.connect_s * 1000, 1) or None,
         "first_byte_ms": None if first is None else round(first * 1000, 1),
+        "longest_gap_ms": round(call.longest_gap_s * 1000, 1) or None,
         "total_ms": round((ended - call.started_at) * 1000, 1),
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.completion,

@@ -14,8 +14,8 @@ from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import ApiError, ClientGone, Overloaded, UpstreamError
 from qwen_wsgi.green import Watch, watch_client
 from qwen_wsgi.protocol.json_object import JsonObject
+from qwen_wsgi.upstream.attempts import Course
 from qwen_wsgi.upstream.relay import Relay
-from qwen_wsgi.upstream.router import Route
 
 if TYPE_CHECKING:
     from qwen_wsgi.app import Services
@@ -65,6 +65,7 @@ class LiveCall:
     admitted: bool = False
     watch: Watch | None = None
     relay: Relay | None = None
+    course: Course | None = None
     closed: bool = field(default=False)
 
     def admit(self) -> None:
@@ -76,11 +77,17 @@ class LiveCall:
         self.admission.enter()
         self.admitted = True
 
-    def take_route(self, route: Route) -> None:
-        """Note who answers; the response tells it, too."""
-        self.call.account = route.account.name
-        self.call.model = route.model
-        self.call.attempts = 1
+    def take_course(self) -> None:
+        """Note who was asked, how often, and how long the stages took."""
+        call, course = self.call, self.course
+        if course is None or course.route is None:
+            return
+        call.account = course.route.account.name
+        call.model = course.route.model
+        call.attempts = course.count
+        call.queued_s = course.queued_s
+        call.connect_s = course.connect_s
+        call.first_byte_at = course.first_at
 
     def fail(self, error: BaseException) -> None:
         """Note why the call failed."""
@@ -109,6 +116,7 @@ class LiveCall:
                 self.relay.close()
                 self._take_stream_result(self.relay)
         finally:
+            self.take_course()
             if self.admitted:
                 self.admission.leave()
             self.call.ended_at = self.clock.monotonic()
@@ -119,7 +127,7 @@ class LiveCall:
     def _take_stream_result(self, relay: Relay) -> None:
         call = self.call
         call.usage = relay.usage
-        call.first_byte_at = relay.first_byte_at
+        call.longest_gap_s = relay.longest_gap_s
         call.upstream_request_id = relay.upstream_request_id
         if call.outcome == "open":
             call.outcome = relay.outcome
@@ -187,19 +195,36 @@ def finish_response(response: Response) -> Response:
     call = its.call
     headers = response.headers
     headers["x-request-id"] = call.request_id
+    its.take_course()
     if call.account:
         headers["x-qwen-proxy-account"] = call.account
+        headers["x-qwen-proxy-attempts"] = str(call.attempts)
+    if its.course is not None and its.course.changed:
+        headers["x-qwen-proxy-changed"] = ", ".join(its.course.changed)
     if upstream_id := call.upstream_request_id or (
         its.relay.upstream_request_id if its.relay else ""
     ):
         headers["x-upstream-request-id"] = upstream_id
     elapsed = its.clock.monotonic() - call.started_at
     headers["openai-processing-ms"] = str(round(elapsed * 1000))
+    if call.account:
+        headers["server-timing"] = server_timing(call, elapsed)
     call.status = response.status_code
     if its.relay is not None:
         # The server calls this when the body was sent or its client is gone.
         response.call_on_close(its.close)
     return response
+
+
+def server_timing(call: Call, elapsed_s: float) -> str:
+    """The stages of a call so far (W3C Server Timing): `queue;dur=0.0, connect;dur=2.1, …`.
+
+    Milliseconds; `first` is from the call's arrival to the upstream's first event.
+    """
+    stages = {"queue": call.queued_s, "connect": call.connect_s, "total": elapsed_s}
+    if call.first_byte_at is not None:
+        stages["first"] = call.first_byte_at - call.started_at
+    return ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in stages.items())
 
 
 def end(error: BaseException | None) -> None:

@@ -9,6 +9,10 @@ from flask import Blueprint, Response, request
 
 from qwen_wsgi.api import calls, replies
 from qwen_wsgi.protocol import chat as protocol
+from qwen_wsgi.protocol.chat import ChatRequest
+from qwen_wsgi.upstream.attempts import Course
+from qwen_wsgi.upstream.conversation import conversation_of
+from qwen_wsgi.upstream.dispatch import ChatCall
 from qwen_wsgi.upstream.relay import Relay
 
 blueprint = Blueprint("chat", __name__)
@@ -23,25 +27,36 @@ def create() -> Response:
     chat = protocol.parse_request(calls.read_body())
     live.call.stream = chat.stream
     live.call.model = chat.model
-    route = services.router.route(chat.model)
-    live.take_route(route)
-    headers = forwarded_headers(request.environ)
+    call = chat_call(chat)
+    plan = services.dispatcher.plan(call)
     if not chat.stream:
-        answer = services.client.complete(route.account, chat, model=route.model, headers=headers)
+        answer = services.dispatcher.complete(call, plan)
         live.call.usage = answer.usage
         live.call.upstream_request_id = answer.upstream_request_id
         return replies.json_bytes(answer.body)
     relay = live.relay = Relay(
-        lambda: services.client.open_stream(
-            route.account, chat, model=route.model, headers=headers
-        ),
+        lambda: services.dispatcher.stream(call, plan),
         settings=services.settings,
         clock=services.clock,
         call_id="chatcmpl-" + live.call.request_id,
-        model=route.model,
+        model=plan.model,
     )
     relay.wait_first()
     return replies.event_stream(relay)
+
+
+def chat_call(chat: ChatRequest) -> ChatCall:
+    """What the dispatcher needs of the current request beside its body."""
+    live = calls.live()
+    environ = request.environ
+    live.course = Course(client=live.call.client)
+    return ChatCall(
+        chat,
+        forwarded_headers(environ),
+        pinned=environ.get("HTTP_X_QWEN_ACCOUNT", ""),
+        conversation=lambda: conversation_of(chat.body, environ, client=live.call.client),
+        course=live.course,
+    )
 
 
 def forwarded_headers(environ: Mapping[str, Any]) -> dict[str, str]:

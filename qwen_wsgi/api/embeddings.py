@@ -7,8 +7,13 @@ from flask import Blueprint, Response, request
 from qwen_wsgi.api import calls, replies
 from qwen_wsgi.api.chat import forwarded_headers
 from qwen_wsgi.protocol import embeddings as protocol
+from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.usage import parse as parse_usage
+from qwen_wsgi.upstream.attempts import Course
+from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.embed import embed
+from qwen_wsgi.upstream.gate import Place
+from qwen_wsgi.upstream.router import Route
 
 blueprint = Blueprint("embeddings", __name__)
 blueprint.before_request(calls.check_caller)
@@ -21,12 +26,28 @@ def create() -> Response:
     live = calls.live()
     body = calls.read_body()
     live.call.model = protocol.model_of(body)
-    route = services.router.route(live.call.model)
-    live.take_route(route)
+    course = live.course = Course(client=live.call.client)
+    plan = services.router.plan(
+        live.call.model, pinned=request.environ.get("HTTP_X_QWEN_ACCOUNT", "")
+    )
     headers = forwarded_headers(request.environ)
+
+    def ask(route: Route, place: Place) -> Response:
+        # All rows at one account, or all at another one: a part is no answer.
+        answer = _embed(services.client, route, body, headers)
+        place.leave()
+        return answer
+
+    return services.attempts.run(plan, ask, course)
+
+
+def _embed(
+    client: UpstreamClient, route: Route, body: JsonObject, headers: dict[str, str]
+) -> Response:
+    live = calls.live()
     if not route.account.family.is_qwen:
         changes = {} if body.get("model") == route.model else {"model": route.model}
-        data, value, upstream_id = services.client.post_json(
+        data, value, upstream_id = client.post_json(
             route.account, "/embeddings", body.render(changes), headers=headers
         )
         live.call.usage = parse_usage(value.get("usage"))
@@ -34,8 +55,7 @@ def create() -> Response:
         return replies.json_bytes(data)
     checked = protocol.parse_request(body)
     bodies = protocol.upstream_bodies(checked, model=route.model)
-    live.call.attempts = len(bodies)
-    answers = embed(services.client, route.account, bodies, headers=headers)
+    answers = embed(client, route.account, bodies, headers=headers)
     combined = protocol.combine(checked, answers, model=route.model)
     live.call.usage = parse_usage(combined["usage"])
     return replies.json_value(combined)

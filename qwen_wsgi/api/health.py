@@ -7,37 +7,29 @@ from flask import Blueprint, Response
 from qwen_wsgi import __version__
 from qwen_wsgi.api import calls, replies
 from qwen_wsgi.credentials.policy import State
+from qwen_wsgi.credentials.source import CredentialStatus
+from qwen_wsgi.upstream.accounts import Account
 
 blueprint = Blueprint("health", __name__)
 
+#: With these calls are served.
+_READY = ("ok", "login_unsaved")
 _USABLE = (State.FRESH, State.STALE, State.EXPIRING)
 
 
 @blueprint.get("/health")
 def health() -> Response:
     """The worker's state: `{"status", "ready", "version", "sandbox", "in_flight", "accounts":
-    [{"name", "kind", "state", "ability"?}]}`.
+    [{"name", "kind", "state", "ability"?, "left_alone_s"?, "cause"?}]}`.
 
     200 while calls can be served; 503 when no account is usable or the worker is draining.
     """
     calls.live().call.quiet = True
     services = calls.services()
-    accounts = services.book.accounts()
-    states = [account.credential.status() for account in accounts]
-    usable = any(each.state in _USABLE for each in states)
-    if services.admission.draining:
-        status = "draining"
-    elif not usable:
-        status = "no_usable_account"
-    elif any(each.unsaved for each in states):
-        # With 200 all the same: who restarts a server for a 503 would lose the only copy.
-        status = "login_unsaved"
-    else:
-        status = "ok"
-    ready = status in ("ok", "login_unsaved")
+    status, accounts, states = _status()
     body = {
         "status": status,
-        "ready": ready,
+        "ready": status in _READY,
         "version": __version__,
         "sandbox": any(account.kind == "sandbox" for account in accounts),
         "in_flight": services.admission.in_flight,
@@ -47,11 +39,53 @@ def health() -> Response:
                 "kind": account.kind,
                 "state": each.state.value,
                 **({"ability": each.ability.value} if each.ability else {}),
+                **_left_alone(account),
             }
             for account, each in zip(accounts, states, strict=True)
         ],
     }
-    return replies.json_value(body, 200 if ready else 503)
+    return replies.json_value(body, 200 if status in _READY else 503)
+
+
+def _status() -> tuple[str, tuple[Account, ...], list[CredentialStatus]]:
+    services = calls.services()
+    accounts = services.book.accounts()
+    states = [account.credential.status() for account in accounts]
+    if services.admission.draining:
+        status = "draining"
+    elif not any(each.state in _USABLE for each in states):
+        status = "no_usable_account"
+    elif any(each.unsaved for each in states):
+        # Ready all the same: who restarts a server for a 503 would lose the only copy.
+        status = "login_unsaved"
+    else:
+        status = "ok"
+    return status, accounts, states
+
+
+def _left_alone(account: Account) -> dict[str, object]:
+    """Why nobody asks the account just now, if so; limits of single models are left out."""
+    services = calls.services()
+    keys, board = services.router.keys(account), services.board
+    for key in (keys.payer, keys.host):
+        if (seconds := board.blocked_s(key)) > 0:
+            return {"left_alone_s": round(seconds, 1), "cause": board.cause(key)}
+    return {}
+
+
+@blueprint.get("/health/live")
+def live() -> Response:
+    """Whether the worker runs at all: who restarts what does not answer asks here."""
+    calls.live().call.quiet = True
+    return replies.json_value({"status": "ok"})
+
+
+@blueprint.get("/health/ready")
+def ready() -> Response:
+    """Whether calls should be sent here: as `/health`, in a word."""
+    calls.live().call.quiet = True
+    status = _status()[0]
+    return replies.json_value({"status": status}, 200 if status in _READY else 503)
 
 
 @blueprint.get("/")
@@ -69,6 +103,8 @@ def index() -> Response:
                 "GET /v1/models",
                 "GET /v1/models/{id}",
                 "GET /health",
+                "GET /health/live",
+                "GET /health/ready",
             ],
         }
     )

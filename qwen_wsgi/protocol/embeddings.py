@@ -157,7 +157,10 @@ def combine(
             }
             for index, (vector, floats) in enumerate(vectors)
         ],
-        "model": answers[0].get("model") or request.model,
+        # Under another name than the client's it would look like another model's answer.
+        "model": (answers[0].get("model") if model in (None, request.model) else None)
+        or request.model
+        or model,
         "usage": usage,
     }
 

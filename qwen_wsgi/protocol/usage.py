@@ -9,33 +9,76 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts of one call; a part that the upstream did not tell is None."""
+    """Token counts of one call; a part that the upstream did not tell is None.
+
+    Attributes:
+        cached: prompt tokens that were read from a cache.
+        cache_written: prompt tokens that were written to one, which costs more.
+    """
 
     prompt: int | None = None
     completion: int | None = None
     total: int | None = None
     cached: int | None = None
     reasoning: int | None = None
+    cache_written: int | None = None
 
 
 def parse(usage: Any) -> Usage | None:
     """Read OpenAI's `usage` object, as DashScope fills it; None if it is none.
 
     Shape: `{"prompt_tokens", "completion_tokens", "total_tokens",
-    "prompt_tokens_details": {"cached_tokens"}|null,
-    "completion_tokens_details": {"reasoning_tokens"}|null}`.
+    "prompt_tokens_details": {"cached_tokens", "cache_write_tokens"}|null,
+    "completion_tokens_details": {"reasoning_tokens"}|null}`; `mended` tells what stands elsewhere.
     """
     if not isinstance(usage, Mapping):
         return None
+    prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+    total = _count(usage, "total_tokens")
+    if total and prompt == completion == 0:
+        prompt = completion = None  # told as a total only (qwen-code reads it so, too)
     return Usage(
-        prompt=_count(usage, "prompt_tokens"),
-        completion=_count(usage, "completion_tokens"),
-        total=_count(usage, "total_tokens"),
-        cached=_first(
-            _count(usage.get("prompt_tokens_details"), "cached_tokens"),
-            _count(usage, "cached_tokens"),  # where some of the models behind DashScope put it
-        ),
+        prompt=prompt,
+        completion=completion,
+        total=total,
+        cached=_cached(usage),
         reasoning=_count(usage.get("completion_tokens_details"), "reasoning_tokens"),
+        cache_written=_cache_written(usage),
+    )
+
+
+def mended(usage: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A `usage` object with the cache's counts where OpenAI has them, too.
+
+    The same object if nothing is to be added. DashScope tells `cache_creation_input_tokens` or
+    `cache_creation: {"ephemeral_5m_input_tokens"}` inside `prompt_tokens_details`; some models
+    behind it tell `cached_tokens` at the top.
+    """
+    details = usage.get("prompt_tokens_details")
+    known = details if isinstance(details, Mapping) else {}
+    found = {"cached_tokens": _cached(usage), "cache_write_tokens": _cache_written(usage)}
+    missing = {
+        name: count
+        for name, count in found.items()
+        if count is not None and known.get(name) is None
+    }
+    return {**usage, "prompt_tokens_details": {**known, **missing}} if missing else usage
+
+
+def _cached(usage: Mapping[str, Any]) -> int | None:
+    return _first(
+        _count(usage.get("prompt_tokens_details"), "cached_tokens"), _count(usage, "cached_tokens")
+    )
+
+
+def _cache_written(usage: Mapping[str, Any]) -> int | None:
+    details = usage.get("prompt_tokens_details")
+    details = details if isinstance(details, Mapping) else {}
+    return _first(
+        _count(details, "cache_write_tokens"),
+        _count(details, "cache_creation_input_tokens"),
+        _count(details.get("cache_creation"), "ephemeral_5m_input_tokens"),
+        _count(usage, "cache_creation_input_tokens"),
     )
 
 

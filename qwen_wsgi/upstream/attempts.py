@@ -128,14 +128,13 @@ class Attempts:
         started_s = self._clock.monotonic()
         gate = self._router.gate(route.account)
         try:
-            return gate.enter(course.client, max(0.0, end_s - started_s))
+            place = gate.enter(course.client, max(0.0, end_s - started_s))
         finally:
             course.queued_s += self._clock.monotonic() - started_s
             course.route = route
-            course.count += 1
-            host = self._router.keys(route.account).host
-            if self._board.failures(host):
-                self._board.probing(host)
+        course.count += 1
+        self._board.probing(self._router.keys(route.account).host)
+        return place
 
     def _after(
         self, error: ApiError, plan: Plan, route: Route, course: Course, end_s: float
@@ -164,7 +163,7 @@ class Attempts:
             raise course.first_error
         if not failure.retry:
             course.without.add(name)
-        elif self._alone(plan, course, name):
+        elif not failure.elsewhere or self._alone(plan, course, name):
             self._back_off(failure, course, end_s)
         elif failure.scope is not Scope.ACCOUNT_MODEL:
             course.without.add(name)  # the others first; with a throttle the board says so

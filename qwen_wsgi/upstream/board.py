@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 _NAME: Final = "board"
 _VERSION: Final = "1"
 
+#: Before the slots: until when any trouble matters. Mostly there is none, and nothing to look up.
+_CONCERN: Final = struct.Struct("=d")
+
 #: One trouble: key, left alone until, failures in a row, time of the latest one, its cause.
 _TROUBLE: Final = struct.Struct("=8sdId20s")
 _TROUBLES: Final = 512
@@ -37,7 +40,8 @@ _VISITS: Final = 4096
 #: Places that are looked at for a key before the oldest of them is taken.
 _PROBES: Final = 4
 
-_VISITS_AT: Final = _TROUBLES * _TROUBLE.size
+_TROUBLES_AT: Final = _CONCERN.size
+_VISITS_AT: Final = _TROUBLES_AT + _TROUBLES * _TROUBLE.size
 _SIZE: Final = _VISITS_AT + _VISITS * _VISIT.size
 
 _FREE: Final = bytes(8)
@@ -161,17 +165,21 @@ class Board:
         self, at: int, key: bytes, until: float, failures: int, latest: float, cause: str | bytes
     ) -> None:
         told = cause.encode()[:20] if isinstance(cause, str) else cause
+        concern = max(_CONCERN.unpack_from(self._memory)[0], max(until, latest) + ROW_S)
+        _CONCERN.pack_into(self._memory, 0, concern)
         _TROUBLE.pack_into(self._memory, at, key, until, failures, latest, told)
 
     def _find(self, key: bytes) -> int | None:
-        return self._at(key, 0, _TROUBLES, _TROUBLE.size)
+        if _CONCERN.unpack_from(self._memory)[0] < self._now():
+            return None
+        return self._at(key, _TROUBLES_AT, _TROUBLES, _TROUBLE.size)
 
     def _place(self, key: bytes) -> int:
         """The key's slot, else a free one, else that of the oldest trouble; blank if it is new."""
-        at = self._find(key)
+        at = self._at(key, _TROUBLES_AT, _TROUBLES, _TROUBLE.size)
         if at is not None:
             return at
-        places = _places(key, 0, _TROUBLES, _TROUBLE.size)
+        places = _places(key, _TROUBLES_AT, _TROUBLES, _TROUBLE.size)
         at = min(places, key=lambda place: float(_TROUBLE.unpack_from(self._memory, place)[3]))
         self._note(at, key, 0.0, 0, 0.0, "")
         return at

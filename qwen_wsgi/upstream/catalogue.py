@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -18,6 +18,7 @@ from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream import model_data
 from qwen_wsgi.upstream.accounts import Account, AccountBook
 from qwen_wsgi.upstream.client import token_of
+from qwen_wsgi.upstream.hosts import can_be_called
 from qwen_wsgi.upstream.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -75,8 +76,19 @@ class Catalogue:
     """
 
     def __init__(
-        self, settings: Settings, book: AccountBook, transport: Transport, clock: Clock
+        self,
+        settings: Settings,
+        book: AccountBook,
+        transport: Transport,
+        clock: Clock,
+        *,
+        refused: Callable[[Account, str], bool] = lambda account, model: False,
     ) -> None:
+        """
+        Args:
+            refused: whether an account has said lately that it does not serve a model.
+        """
+        self._refused = refused
         self._max_age_s = settings.model_cache_s
         self._book = book
         self._transport = transport
@@ -92,15 +104,17 @@ class Catalogue:
         max_age_s = _REFRESH_MIN_AGE_S if refresh else self._max_age_s
         union: dict[str, dict[str, Any]] = {}
         # All at a time: one host that does not answer must not make the others wait.
+        accounts = self._book.accounts()
         tasks = [
             Task(partial(self.listing, account, max_age_s=max_age_s), discard=lambda _: None)
-            for account in self._book.accounts()
+            for account in accounts
         ]
         try:
-            for task in tasks:
+            for account, task in zip(accounts, tasks, strict=True):
                 task.wait(None)
                 for id, entry in task.take().models.items():
-                    union.setdefault(id, entry)
+                    if id not in union and not self._refused(account, id):
+                        union[id] = entry
         finally:
             for task in tasks:
                 task.cancel()
@@ -192,6 +206,8 @@ def _listing(account: Account, cached: _Cached) -> Listing:
     }
     if cached.live is not None:
         for id, entry in cached.live.items():
+            if not can_be_called(account.family, id):
+                continue
             models[id] = _entry(account, id, entry, models.get(id, {}))
     else:
         for id in model_data.BUILT_IN[account.family]:

@@ -75,6 +75,8 @@ class OpenStream:
     upstream_request_id: str
     connect_s: float = 0.0
     place: Place | None = None
+    #: The upstream's bytes have ended.
+    over: bool = False
     blocks: sse.EventBlocks = field(default_factory=sse.EventBlocks)
 
     def read(self, timeout_s: float) -> bytes | None:
@@ -84,7 +86,7 @@ class OpenStream:
             ReadTimeout: nothing came; ask again or give up.
             UpstreamError: the stream broke.
         """
-        if self.chunks.done or self.chunks.error is not None or self.reader is None:
+        if self.chunks.done or self.chunks.error is not None or self.over or self.reader is None:
             return None
         try:
             data = self.reader.read(timeout_s)
@@ -93,9 +95,11 @@ class OpenStream:
             raise broken(error) from error
         except sse.EventTooLarge as error:
             raise broken(error) from error
-        if block:
-            return self.chunks.feed(block)
-        return b"" if data else None
+        told = self.chunks.feed(block) if block else b""
+        if data:
+            return told
+        self.over = True
+        return told + self.chunks.end() or None
 
     def _last_block(self) -> bytes:
         """What stands at the end without a blank line: whole if it can be parsed, else nothing."""
@@ -179,9 +183,7 @@ class UpstreamClient:
                 if isinstance(chunk, dict):
                     completion.add(chunk)
             if stream.chunks.error is not None:
-                raise classify.from_frame(
-                    stream.chunks.error, account=account.name, family=account.family
-                )
+                raise self._told_error(account, stream.chunks)
             try:
                 events = stream.read(self._settings.idle_timeout_s)
             except ReadTimeout:
@@ -277,12 +279,24 @@ class UpstreamClient:
                 raise silence(self._settings.first_byte_timeout_s) from None
             chunks = stream.chunks
             if chunks.error is not None and not chunks.answered:
-                raise classify.from_frame(chunks.error, account=account.name, family=account.family)
+                raise self._told_error(account, chunks)
             if events and (held or chunks.answered or chunks.complete):
                 return held + events
             if events is None or (chunks.done and not chunks.complete):
                 raise empty()
             held += events
+
+    def _told_error(self, account: Account, chunks: ChunkStream) -> UpstreamError:
+        """What an error that went by as an event, or as the text of an answer, means."""
+        text, name, family, now = (
+            chunks.error_finish,
+            account.name,
+            account.family,
+            self._clock.now(),
+        )
+        if text is not None:
+            return classify.from_error_finish(text, account=name, family=family, now=now)
+        return classify.from_frame(chunks.error, account=name, family=family, now=now)
 
     def _unstreamed(
         self, account: Account, stream: OpenStream, response: requests.Response
@@ -350,4 +364,9 @@ def _whole_answer(response: requests.Response, data: bytes, account: Account) ->
         )
     if (error := chat.error_of(value)) is not None:
         raise classify.from_frame(error, account=account.name, family=account.family)
+    if "ret" in value and "choices" not in value:
+        # A captcha, for one, may come as JSON.
+        raise classify.no_answer(
+            response.headers, data, account=account.name, family=account.family
+        )
     return value

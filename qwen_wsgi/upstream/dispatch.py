@@ -3,15 +3,19 @@ who is asked, what is put together of the answers."""
 
 from __future__ import annotations
 
+import random
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.green import Task
-from qwen_wsgi.protocol import chat, sse
+from qwen_wsgi.protocol import chat, legacy, sse
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, Completion
 from qwen_wsgi.protocol.choices import combined
-from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol.json_object import JsonObject, compact
+from qwen_wsgi.protocol.legacy import LegacyChunkStream
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.adapt import Adapted, Options, Target, adapt
@@ -19,6 +23,15 @@ from qwen_wsgi.upstream.attempts import Attempts, Course
 from qwen_wsgi.upstream.client import Answer, OpenStream, UpstreamClient
 from qwen_wsgi.upstream.gate import Place
 from qwen_wsgi.upstream.router import Plan, Route, Router
+
+#: What a change of the request is called after which the answer has to be changed back.
+_LEGACY: Final = "functions:as-tools"
+
+#: Seeds that Model Studio takes.
+_SEEDS: Final = 2**31
+
+#: What must not stand in an entry of a header's list.
+_NO_TOKEN: Final = re.compile(r"[^!-+\--~]")
 
 
 @dataclass
@@ -95,7 +108,8 @@ class Dispatcher:
         asked = call.request.body.get("n")
         if not isinstance(asked, int) or asked <= 1:
             return 1
-        return self._adapted(call, plan.routes[0], stream=True).fan_out
+        # Whoever answers in the end: a model that gives several itself is then asked for one, too.
+        return max(self._adapted(call, route, stream=True).fan_out for route in plan.routes)
 
     def _adapted(self, call: ChatCall, route: Route, *, stream: bool) -> Adapted:
         account = route.account
@@ -110,7 +124,9 @@ class Dispatcher:
 
     def _body(self, call: ChatCall, route: Route, *, stream: bool) -> bytes:
         adapted = self._adapted(call, route, stream=stream)
-        renamed = (f"model:{route.model}",) if route.model != call.request.model else ()
+        renamed: tuple[str, ...] = ()
+        if route.model != call.request.model:
+            renamed = (f"model:{_NO_TOKEN.sub('?', route.model)}",)
         call.course.changed = (*renamed, *adapted.changed)
         return chat.upstream_body(
             call.request,
@@ -130,13 +146,14 @@ class Dispatcher:
     def _ask_stream(
         self, call: ChatCall, route: Route, place: Place, *, hide_usage: bool
     ) -> OpenStream:
+        body = self._body(call, route, stream=True)
         name = call.request.model or route.model
-        chunks = ChunkStream(
+        kind = LegacyChunkStream if _LEGACY in call.course.changed else ChunkStream
+        chunks = kind(
             hide_usage=hide_usage,
             mend=route.account.family.is_qwen,
             model=(route.model, name) if name != route.model else None,
         )
-        body = self._body(call, route, stream=True)
         stream = self._client.open_stream(route.account, body, headers=call.headers, chunks=chunks)
         stream.place = place
         call.course.connect_s = stream.connect_s
@@ -172,13 +189,15 @@ class Dispatcher:
             model=call.request.model or route.model,
             created=int(self._clock.now()),
         )
+        if _LEGACY in call.course.changed:
+            value = legacy.completion(value)
         return Answer(compact(value).encode(), completion.usage, upstream_id, value)
 
     def _several(self, call: ChatCall, plan: Plan, count: int) -> list[Answer]:
         """One answer for each choice, all at a time; the first failure ends them all."""
         calls = [
-            ChatCall(call.request, call.headers, course=Course(client=call.course.client))
-            for _ in range(count)
+            ChatCall(request, call.headers, course=Course(client=call.course.client))
+            for request in _singles(call.request, count)
         ]
         tasks = [
             Task(lambda each=each: self._one(each, plan), discard=lambda answer: None)  # type: ignore[misc]
@@ -196,6 +215,20 @@ class Dispatcher:
         call.course.count = sum(each.course.count for each in calls)
         call.course.changed = calls[0].course.changed
         return answers
+
+
+def _singles(request: ChatRequest, count: int) -> list[ChatRequest]:
+    """One request for each choice. With one seed, which hosts also have by default, they would all
+    be the same choice."""
+    asked = request.body.get("seed")
+    first = asked if isinstance(asked, int) else random.randrange(_SEEDS)
+    return [
+        replace(
+            request,
+            body=JsonObject(request.body.render({"seed": (first + i) % _SEEDS}, drop=("n",))),
+        )
+        for i in range(count)
+    ]
 
 
 def _answer(answers: list[Answer]) -> Answer:

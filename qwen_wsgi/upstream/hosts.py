@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+import re
+from typing import Final
 from urllib.parse import urlsplit
 
 
@@ -46,6 +48,23 @@ def family(base_url: str) -> Family:
     ):
         return Family.DASHSCOPE
     return Family.OTHER
+
+
+#: Names of models on Alibaba's gateways that neither chat nor embed text: pictures, films, speech,
+#: ranking. They are called by routes that this proxy does not have (Model Studio's model list).
+_NO_CHAT: Final = re.compile(
+    r"(?:qwen-image|wan[x2-9]|z-image|happyhorse|flux|stable-diffusion|cosyvoice|sambert|paraformer"
+    r"|fun-asr|gummy|qwen-audio-[3-9]|speech-|multimodal-embedding|tongyi-embedding-vision"
+    r"|gte-rerank|text-embedding-async)"
+    r"|(?:-tts|-asr|-rerank|-vl-embedding|-realtime|-livetranslate|-filetrans|-image)(?:-|$)"
+    r"|-t2[iv](?:-|$)|-i2v(?:-|$)|-r2v(?:-|$)|-voice-"
+)
+
+
+def can_be_called(family: Family, model: str) -> bool:
+    """Whether a model that a host lists is one for chat completions or embeddings; other hosts than
+    Alibaba's are believed."""
+    return not family.is_qwen or _NO_CHAT.search(model.lower()) is None
 
 
 def is_loopback(host: str) -> bool:

@@ -19,6 +19,10 @@ from qwen_wsgi.upstream.gate import Gate
 from qwen_wsgi.upstream.hosts import Family
 from qwen_wsgi.upstream.names import Wish, at_portal, readings
 
+#: Causes of a failure (`causes`) that say what an account does not serve.
+MODEL_NOT_FOUND: Final = "model_not_found"
+MODEL_DENIED: Final = "model_denied"
+
 #: A key that names its workspace, and with it the Alibaba account that pays.
 _WORKSPACE_KEY: Final = re.compile(r"sk-ws-[A-Za-z]\.([^.]+)\.")
 
@@ -185,7 +189,8 @@ class Router:
         if (model := at_portal(best.model)) is not None:
             portals = tuple(each for each in accounts if each.family is Family.PORTAL)
             if routes := self._listed(replace(best, model=model), portals):
-                return (*self._unlisted(best, accounts), *routes)
+                others = tuple(each for each in accounts if each not in portals)
+                return (*self._unlisted(best, others), *routes)
         return self._unlisted(best, accounts)
 
     def _listed(self, wish: Wish, accounts: tuple[Account, ...]) -> tuple[Route, ...]:
@@ -249,6 +254,12 @@ class Router:
     def keys(self, account: Account) -> Keys:
         """The account's names in the board."""
         return self._keys.get(account.name) or _keys(account, self._groups)
+
+    def has_refused(self, account: Account, model: str) -> bool:
+        """Whether the account said lately that it has no such model, or may not use it."""
+        key = self.keys(account).of_model(model)
+        refused = self._board.cause(key) in (MODEL_NOT_FOUND, MODEL_DENIED)
+        return refused and self._board.blocked_s(key) > 0
 
     def gate(self, account: Account) -> Gate:
         """The account's places in this worker."""

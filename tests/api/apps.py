@@ -55,7 +55,9 @@ class App:
 def running(**environ: Any) -> Iterator[App]:
     """The application with these settings; its log is collected as JSON lines."""
     clock = FakeClock()
-    services = build_services(settings_of(**{"LOG_LEVEL": "DEBUG", **environ}), clock)
+    # Without a second attempt: what one failure becomes is what most tests are about.
+    defaults = {"LOG_LEVEL": "DEBUG", "QWEN_PROXY_RETRY_BUDGET": 0}
+    services = build_services(settings_of(**{**defaults, **environ}), clock)
     app = create_app(services=services)
     log = io.StringIO()
     handler = logging.StreamHandler(log)

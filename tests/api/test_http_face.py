@@ -10,6 +10,7 @@ import pytest
 
 from qwen_wsgi import __version__
 from qwen_wsgi.app import create_app
+from qwen_wsgi.credentials.refresher import Ability
 from tests.api.apps import HELLO, App, error_of, in_front_of, running
 from tests.secrets import secret
 from tests.upstream.fakes import FakeBook, account_of, settings_of
@@ -285,12 +286,12 @@ def test_a_failed_call_is_logged_with_the_status_that_the_client_got(stream: boo
         (call,) = app.calls
 
     assert response.status_code == 429
-    assert error_of(response)["code"] == "limit_requests"
+    assert error_of(response)["code"] == "rate_limit_exceeded"
     assert response.headers["retry-after"] == "7"
     assert (call["status"], call["outcome"], call["error"]) == (
         429,
         "upstream_error",
-        "limit_requests",
+        "rate_limit_exceeded",
     )
 
 
@@ -368,11 +369,49 @@ def test_health_says_that_the_worker_is_draining() -> None:
     assert (status, body["status"], body["ready"]) == (503, "draining", False)
 
 
+def test_liveness_and_readiness_are_apart() -> None:
+    with in_front_of(MODELS) as (app, _):
+        assert [app.get(f"/health/{what}").status_code for what in ("live", "ready")] == [200, 200]
+        app.services.admission.draining = True
+        assert [app.get(f"/health/{what}").status_code for what in ("live", "ready")] == [200, 503]
+    with running() as app:
+        ready = app.get("/health/ready")
+        assert (ready.status_code, json.loads(ready.data)) == (503, {"status": "no_usable_account"})
+        assert app.get("/health/live").status_code == 200
+
+
+def test_a_login_in_memory_alone_is_told_and_nobody_restarts_for_it() -> None:
+    account = account_of()
+    told = dataclasses.replace(
+        account.credential.status(), ability=Ability.REFRESHABLE, unsaved=True
+    )
+    account.credential.status = lambda: told  # type: ignore[method-assign]
+    with running() as app:
+        services = dataclasses.replace(app.services, book=FakeBook(account))  # type: ignore[arg-type]
+        client = create_app(services=services).test_client()
+        body = client.get("/health").get_json()
+        assert client.get("/health/ready").status_code == 200
+
+    assert (body["status"], body["ready"]) == ("login_unsaved", True)
+    assert body["accounts"][0]["ability"] == "refreshable"
+
+
+def test_health_tells_why_an_account_is_left_alone() -> None:
+    with in_front_of(MODELS) as (app, _):
+        services = app.services
+        (account,) = services.book.accounts()
+        services.board.leave_alone(services.router.keys(account).payer, 60, "billing")
+        (told,) = health_of(app)[1]["accounts"]
+
+    assert 59 < told["left_alone_s"] <= 60
+    assert told["cause"] == "billing"
+
+
 def test_health_and_the_landing_page_are_open_to_everybody() -> None:
     """Monitors have no key; so these tell no hosts and no secrets."""
     with in_front_of(MODELS, QWEN_PROXY_API_KEYS=KEY) as (app, server):
         elsewhere = {"environ_overrides": {"REMOTE_ADDR": "203.0.113.9"}}
-        for path in ("/health", "/"):
+        for path in ("/health", "/health/live", "/health/ready", "/"):
             response = app.get(path, headers={"Host": "any.example"}, **elsewhere)
             assert response.status_code == 200
             assert str(server.port) not in response.text

@@ -755,6 +755,7 @@ class TestFile:
         def read() -> Any:
             seen = real()
             if store.held is not None:
+                store.paths.journal.parent.mkdir(exist_ok=True)
                 store.write_journal(Journal(received=held))
                 store.held = None
             return seen

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types.chat import ChatCompletionChunk
 
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChunkStream, Completion
@@ -30,19 +32,23 @@ def cases_with(key: str) -> list[Path]:
     return [path for path in CASES if expectation(path)[key] is not None]
 
 
-def relayed(pieces: list[bytes], *, hide_usage: bool) -> tuple[bytes, ChunkStream]:
+def relayed(pieces: list[bytes], **arguments: Any) -> tuple[bytes, ChunkStream]:
     """What a client gets of the pieces, and what was seen on the way."""
     blocks = sse.EventBlocks()
-    stream = ChunkStream(hide_usage=hide_usage)
+    stream = ChunkStream(**arguments)
     out = b""
     for piece in pieces:
         if block := blocks.push(piece):
             out += stream.feed(block)
-    return out, stream
+    return out + stream.end(), stream
+
+
+def values_of(out: bytes) -> list[dict[str, Any]]:
+    return [sse.parse(event) for event in sse.events(out)]
 
 
 def test_the_corpus_is_complete() -> None:
-    assert len(CASES) >= 12
+    assert len(CASES) >= 37
     assert {path.stem for path in CASES} == {path.stem for path in CORPUS.glob("*.json")}
 
 
@@ -79,12 +85,52 @@ def test_a_stream_becomes_the_completion_that_a_client_without_stream_gets(path:
 
 
 @pytest.mark.parametrize("path", cases_with("completion"), ids=lambda path: path.stem)
-def test_what_is_carried_is_not_rewritten(path: Path) -> None:
+def test_openais_own_client_puts_together_the_same(path: Path) -> None:
+    """Each chunk passes its types, and its sum of them all is what we say it is."""
+    out, _ = relayed([path.read_bytes()], hide_usage=False)
+    state = ChatCompletionStreamState()
+    for value in values_of(out):
+        state.handle_chunk(ChatCompletionChunk.model_validate(value))
+
+    summed = state.current_completion_snapshot.model_dump(exclude_none=True)
+
+    expected = expectation(path)["completion"]
+    for ours, theirs in zip(expected["choices"], summed["choices"], strict=True):
+        message = theirs["message"]
+        for call in message.get("tool_calls") or ():
+            del call["index"]  # its own mark
+        told = {name: value for name, value in ours["message"].items() if value is not None}
+        assert {name: message.get(name) for name in told} == told
+        assert theirs["finish_reason"] == ours["finish_reason"]
+    if usage := expected.get("usage"):
+        assert summed["usage"]["total_tokens"] == usage["total_tokens"]
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_the_model_has_the_clients_name_at_every_cut(path: Path) -> None:
+    """Whatever else is done to a stream; and nothing else is done for it."""
+    whole = path.read_bytes()
+    name = 'mine "é"\n'
+    plain = values_of(relayed([whole], hide_usage=False)[0])
+    expected = [{**value, "model": name} if "model" in value else value for value in plain]
+
+    for how, pieces in ways_to_cut(whole):
+        out, _ = relayed(pieces, hide_usage=False, model=("qwen3.7-plus-upstream", name))
+
+        assert values_of(out) == expected, how
+
+
+@pytest.mark.parametrize("path", cases_with("completion"), ids=lambda path: path.stem)
+def test_of_a_host_that_is_not_mended_nothing_is_rewritten(path: Path) -> None:
     """Every payload that a client gets stands in the upstream's bytes, to the letter."""
     upstream = path.read_bytes()
-    out, _ = relayed([upstream], hide_usage=True)
-    for event in sse.events(out):
-        assert (sse.data(event) or b"") in upstream
+    for how, pieces in ways_to_cut(upstream):
+        out, _ = relayed(pieces, hide_usage=False, mend=False)
+        rest = upstream
+        for event in sse.events(out):
+            _, found, rest = rest.partition(sse.data(event) or b"-")
+            assert found, how
+        assert b"choices" not in rest
 
 
 def assert_fit_for_clients(out: bytes) -> None:

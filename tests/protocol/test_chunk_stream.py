@@ -27,17 +27,26 @@ FINISH = chunk({}, "stop")
 USAGE_CHUNK = sse.render({"id": "c", "choices": [], "usage": USAGE})
 
 
-def watch(*blocks: bytes, hide_usage: bool = True) -> tuple[bytes, ChunkStream]:
-    stream = ChunkStream(hide_usage=hide_usage)
+def watch(*blocks: bytes, hide_usage: bool = True, mend: bool = True) -> tuple[bytes, ChunkStream]:
+    stream = ChunkStream(hide_usage=hide_usage, mend=mend)
     return b"".join(stream.feed(block) for block in blocks), stream
 
 
+#: For what is the same whether the host is one that needs mending or not.
+EITHER = pytest.mark.parametrize("mend", [True, False], ids=["mended", "as it is"])
+
+
+@EITHER
 @pytest.mark.parametrize("hide_usage", [True, False])
 @pytest.mark.parametrize("together", [True, False])
-def test_the_usage_chunk_is_hidden_from_who_did_not_ask(hide_usage: bool, together: bool) -> None:
+def test_the_usage_chunk_is_hidden_from_who_did_not_ask(
+    hide_usage: bool, together: bool, mend: bool
+) -> None:
     blocks = [TEXT, FINISH, USAGE_CHUNK, sse.DONE]
 
-    out, stream = watch(*([b"".join(blocks)] if together else blocks), hide_usage=hide_usage)
+    out, stream = watch(
+        *([b"".join(blocks)] if together else blocks), hide_usage=hide_usage, mend=mend
+    )
 
     assert out == TEXT + FINISH + (b"" if hide_usage else USAGE_CHUNK)
     assert stream.usage == Usage(prompt=3, completion=2, total=5)
@@ -55,13 +64,18 @@ def test_usage_is_seen_with_and_without_a_space(text: str) -> None:
     assert stream.usage == Usage(total=5)
 
 
-def test_a_chunk_with_choices_and_usage_is_carried_because_it_says_more() -> None:
+@EITHER
+def test_usage_beside_a_finish_is_taken_from_who_did_not_ask(mend: bool) -> None:
+    out, stream = watch(TEXT, chunk({}, "stop", usage=USAGE), sse.DONE, mend=mend)
+
+    assert out == TEXT + FINISH
+    assert stream.usage == Usage(prompt=3, completion=2, total=5)
+
+
+def test_usage_beside_a_finish_is_left_there_if_the_host_is_not_mended() -> None:
     both = chunk({}, "stop", usage=USAGE)
 
-    out, stream = watch(both)
-
-    assert out == both
-    assert stream.usage == Usage(prompt=3, completion=2, total=5)
+    assert watch(TEXT, both, sse.DONE, hide_usage=False, mend=False)[0] == TEXT + both
 
 
 def test_a_null_usage_is_no_usage() -> None:
@@ -240,8 +254,9 @@ def test_content_is_never_taken_for_protocol(text: str, field: str) -> None:
 
 @pytest.mark.parametrize("text", TRICKS)
 def test_arguments_of_a_tool_call_are_never_taken_for_protocol(text: str) -> None:
+    function = {"name": "f", "arguments": json.dumps({"a": text})}
     event = chunk(
-        {"tool_calls": [{"index": 0, "function": {"arguments": json.dumps({"a": text})}}]}
+        {"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": function}]}
     )
 
     out, stream = watch(event)
@@ -253,7 +268,7 @@ def test_arguments_of_a_tool_call_are_never_taken_for_protocol(text: str) -> Non
 def test_a_key_or_value_called_error_inside_a_chunk_is_no_error() -> None:
     event = chunk({"content": "x", "annotations": [{"error": "e", "usage": {"a": 1}}]}, "error")
 
-    out, stream = watch(event)
+    out, stream = watch(event, mend=False)
 
     assert out == event
     assert stream.error is None
@@ -368,7 +383,7 @@ def test_what_a_client_gets_does_not_depend_on_how_the_bytes_came(
     expected = b"".join(event for event in events if event not in hidden)
     for pieces in (data.draw(random_cuts(upstream)), [upstream]):
         blocks = sse.EventBlocks()
-        stream = ChunkStream(hide_usage=hide_usage)
+        stream = ChunkStream(hide_usage=hide_usage, mend=False)
 
         out = b"".join(stream.feed(block) for block in map(blocks.push, pieces) if block)
 
@@ -406,10 +421,10 @@ def test_json_over_two_data_lines_is_understood() -> None:
 def test_usage_over_two_data_lines_is_understood(hide_usage: bool) -> None:
     event = b'data: {"choices":[],"usage":{\ndata: "total_tokens":5}}\n\n'
 
-    out, stream = watch(event, hide_usage=hide_usage)
+    out, stream = watch(TEXT, FINISH, event, hide_usage=hide_usage)
 
     assert stream.usage == Usage(total=5)
-    values = [sse.parse(each) for each in sse.events(out)]
+    values = [sse.parse(each) for each in sse.events(out)][2:]
     assert values == ([] if hide_usage else [{"choices": [], "usage": {"total_tokens": 5}}])
 
 

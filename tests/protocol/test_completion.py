@@ -87,6 +87,32 @@ def test_what_the_chunks_tell_comes_before_our_own() -> None:
     }
 
 
+def test_the_clients_name_for_the_model_comes_before_what_the_chunks_tell() -> None:
+    completion = grown({"model": "qwen3.7-plus", **chunk({"content": "a"}, "stop")})
+
+    rendered_ = completion.render(id="", model="qwen3.7", created=0, client_model="mine")
+
+    assert rendered_["model"] == "mine"
+
+
+def test_a_call_that_never_got_an_id_is_given_one_that_stays_the_same() -> None:
+    completion = grown(chunk({"tool_calls": [call(None, "f", "{}", index=i) for i in (0, 1)]}))
+
+    ids = [
+        [
+            c["id"]
+            for c in completion.render(id="x", model="", created=0)["choices"][0]["message"][
+                "tool_calls"
+            ]
+        ]
+        for _ in range(2)
+    ]
+
+    assert ids[0] == ids[1]
+    assert len(set(ids[0])) == 2
+    assert all(id.startswith("call_") for id in ids[0])
+
+
 @pytest.mark.parametrize("told", [None, ""])
 @pytest.mark.parametrize("name", ["id", "model"])
 def test_a_head_field_that_is_null_or_empty_is_filled(name: str, told: Any) -> None:

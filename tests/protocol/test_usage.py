@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi.protocol.usage import Usage, parse
+from qwen_wsgi.protocol.usage import Usage, mended, parse
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,64 @@ def test_what_is_no_object_is_no_usage(told: Any) -> None:
 def test_cached_tokens_at_the_top_are_read_where_the_details_do_not_tell() -> None:
     """A form of DashScope that qwen-code reads, too."""
     assert parse({"prompt_tokens": 9, "cached_tokens": 8}) == Usage(prompt=9, cached=8)
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"cache_write_tokens": 7, "cache_creation_input_tokens": 8},
+        {"cache_creation_input_tokens": 7},
+        {"cache_creation": {"ephemeral_5m_input_tokens": 7}},
+        {"cache_creation_input_tokens": None, "cache_creation": {"ephemeral_5m_input_tokens": 7}},
+    ],
+    ids=str,
+)
+def test_tokens_written_to_a_cache_are_read_wherever_they_stand(details: dict[str, Any]) -> None:
+    assert parse({"prompt_tokens_details": details}) == Usage(cache_written=7)
+
+
+def test_a_total_without_its_parts_is_a_total() -> None:
+    """No prompt has no tokens."""
+    assert parse({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 7}) == Usage(total=7)
+    assert parse({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}) == Usage(0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("told", "details"),
+    [
+        ({"cached_tokens": 3}, {"cached_tokens": 3}),
+        ({"cached_tokens": 3, "prompt_tokens_details": None}, {"cached_tokens": 3}),
+        ({"cached_tokens": 3, "prompt_tokens_details": {"a": 1}}, {"a": 1, "cached_tokens": 3}),
+        (
+            {"prompt_tokens_details": {"cache_creation_input_tokens": 0}},
+            {"cache_creation_input_tokens": 0, "cache_write_tokens": 0},
+        ),
+        (
+            {"prompt_tokens_details": {"cache_creation": {"ephemeral_5m_input_tokens": 4}}},
+            {"cache_creation": {"ephemeral_5m_input_tokens": 4}, "cache_write_tokens": 4},
+        ),
+    ],
+    ids=str,
+)
+def test_counts_of_the_cache_are_added_where_openai_has_them(
+    told: dict[str, Any], details: dict[str, Any]
+) -> None:
+    told["total_tokens"] = 9
+
+    assert mended(told) == {**told, "prompt_tokens_details": details}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {},
+        {"prompt_tokens_details": None},
+        {"prompt_tokens_details": []},
+        {"cached_tokens": "3"},
+        {"cached_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}},
+        {"prompt_tokens_details": {"cache_write_tokens": 1, "cache_creation_input_tokens": 2}},
+    ],
+    ids=str,
+)
+def test_a_usage_that_lacks_nothing_stays_the_same_object(told: dict[str, Any]) -> None:
+    assert mended(told) is told

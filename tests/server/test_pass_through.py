@@ -23,6 +23,7 @@ MEMBERS = (
     b' {"role":"user","content":[{"type":"text","text":"hi","cache_control":{"type":"ephemeral"}},'
     b'{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}]}]',
     b'"tools": [ {"type":"function","function":{"name":"f","parameters":{}}} ]',
+    b'"parallel_tool_calls": false',
     b'"x_unknown": {"deep": [1, 2.50, null, true]}',
 )
 UNSTREAMED = b'{ "model" : "qwen3.7-plus",\n  ' + b" , ".join(MEMBERS) + b" }"

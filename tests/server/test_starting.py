@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen_wsgi.app import LOOK_EVERY_S
 from qwen_wsgi.sandbox import Sandbox
 from tests.secrets import secret
 from tests.server.conftest import REPO, UPSTREAM_KEY, StartProxy, free_port
@@ -173,6 +174,7 @@ def test_settings_json_is_read_again_when_it_changes_and_never_written(
         # The keys differ in their last four characters, which is what the sandbox notes.
         key = secret(label)[:-4] + label[:4]
         write_settings(proxy.home, sandbox.base_url, key)
+        time.sleep(2 * LOOK_EVERY_S)
         before = (proxy.home / ".qwen/settings.json").stat()
         with Exchange(proxy.port, chat()) as exchange:
             assert exchange.head()[0] == 200

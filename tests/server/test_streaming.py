@@ -180,7 +180,7 @@ def test_a_failure_after_the_200_is_an_error_event(proxy: Proxy, sandbox: Sandbo
         found = events(b"".join(exchange.chunks()))
 
     assert status == 200
-    assert found[-1]["error"]["code"] == "limit_requests"
+    assert found[-1]["error"]["code"] == "rate_limit_exceeded"
 
 
 def test_a_first_event_that_never_comes_is_a_timeout(proxy: Proxy, sandbox: Sandbox) -> None:
@@ -201,11 +201,11 @@ def test_a_stream_may_end_without_done_if_it_finished(proxy: Proxy, sandbox: San
 @pytest.mark.parametrize(
     ("spec", "status", "code"),
     [
-        ("throttle", 429, "limit_requests"),
+        ("throttle", 429, "rate_limit_exceeded"),
         ("sse-400", 400, None),
         ("html-502", 502, "upstream_http_502"),
         ("empty-503", 503, "upstream_http_503"),
-        ("html-200", 502, "upstream_http_200"),
+        ("html-200", 502, "upstream_challenge"),
         ("json-error-200", 502, None),
         ("empty-stream", 502, "upstream_empty"),
         ("error-frame-after=0", 502, None),

@@ -152,6 +152,12 @@ def test_one_account_is_asked_again_after_a_growing_pause() -> None:
     assert world.course.queued_s == 1.5
 
 
+def test_what_only_this_account_can_answer_is_asked_of_it_again() -> None:
+    world = World("a", "b")
+    conflict = failure(Scope.REQUEST, elsewhere=False)
+    assert world.run(conflict, "ok") == "ok by a"
+
+
 def test_there_are_so_many_attempts_and_no_more() -> None:
     world = World("a")
     first = failure(cause="first")

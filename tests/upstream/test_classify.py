@@ -10,6 +10,7 @@ from requests.structures import CaseInsensitiveDict
 
 from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.upstream import classify
+from qwen_wsgi.upstream.hosts import Family
 from tests.upstream.fakes import SECRET
 
 
@@ -31,46 +32,30 @@ def native(code: str, message: str = "why") -> dict[str, Any]:
     return {"request_id": "6f1c2b9e", "code": code, "message": message}
 
 
-#: Status and code of DashScope's error table, and the status for the client.
+#: Status and code of the upstream, and the status for the client, where the words stay as they are.
 TABLE = [
     (400, "invalid_parameter_error", 400),
     (400, "InvalidParameter", 400),
     (400, "InvalidParameter.DataInspection", 400),
-    (400, "data_inspection_failed", 400),
-    (400, "DataInspectionFailed", 400),
-    (400, "Arrearage", 400),
-    (400, "Throttling.AllocationQuota", 400),
-    (400, "APIConnectionError", 400),
-    (403, "access_denied", 403),
-    (403, "AccessDenied.Unpurchased", 403),
-    (403, "Model.AccessDenied", 403),
-    (403, "AllocationQuota.FreeTierOnly", 403),
-    (404, "model_not_found", 404),
-    (404, "ModelNotFound", 404),
-    (404, "model_not_supported", 404),
+    (400, "APIConnectionError", 502),
+    (403, "no_such_code", 403),
+    (404, "no_such_code", 404),
     (409, "Conflict", 409),
     (413, "request_too_large", 413),
     (422, "unprocessable", 422),
-    (429, "limit_requests", 429),
-    (429, "Throttling.RateQuota", 429),
-    (429, "limit_burst_rate", 429),
-    (429, "insufficient_quota", 429),
-    (429, "CommodityNotPurchased", 429),
     (430, "Audio.DecoderError", 400),
     (500, "internal_error", 500),
     (500, "InternalError.Algo", 500),
-    (500, "RequestTimeOut", 500),
+    (500, "RequestTimeOut", 504),
     (502, "bad_gateway", 502),
     (503, "ModelUnavailable", 503),
     (503, "ModelServingError", 503),
     (504, "ResponseTimeout", 504),
     # What our client could misunderstand comes as a fault of the gateway that we are.
-    (402, "payment_required", 502),
-    (405, "agents_only", 502),
-    (408, "timeout", 502),
+    (408, "timeout", 504),
     (418, "teapot", 502),
     (501, "not_implemented", 502),
-    (529, "overloaded", 502),
+    (529, "overloaded", 503),
 ]
 TYPES = {
     400: "invalid_request_error",
@@ -93,7 +78,7 @@ def test_a_compatible_error_keeps_its_words_and_its_status_where_that_means_the_
     assert error.body() == {
         "error": {"message": "why it failed", "type": "some_type", "param": None, "code": code}
     }
-    assert error.should_retry is None
+    assert error.should_retry is (False if code == "teapot" else None)
 
 
 @pytest.mark.parametrize(("status", "code", "expected"), TABLE)
@@ -109,6 +94,27 @@ def test_a_native_error_is_brought_to_openai_form(status: int, code: str, expect
             "code": code,
         }
     }
+
+
+def test_the_upstreams_words_come_first_and_then_what_they_mean() -> None:
+    error = classified(
+        400,
+        compat("invalid_parameter_error", "Range of input length should be [1, 9]", "t"),
+    )
+
+    assert error.body()["error"] == {
+        "message": "Range of input length should be [1, 9]. The prompt exceeds this model's "
+        "maximum context length: shorten or compact the conversation.",
+        "type": "invalid_request_error",
+        "param": "messages",
+        "code": "context_length_exceeded",
+    }
+
+
+def test_braces_in_what_the_upstream_says_are_only_braces() -> None:
+    error = classified(403, compat("access_denied", "no {said} {} {0} here"))
+
+    assert error.message.startswith("no {said} {} {0} here. Account 'dashscope'")
 
 
 @pytest.mark.parametrize(
@@ -148,11 +154,14 @@ BAD = "invalid_request_error"
         ({"detail": "Not Found"}, "Not Found", None, BAD),
         ({"object": "error", "message": "m", "type": "Bad", "code": 400}, "m", "400", "Bad"),
         ({"msg": "m", "code": 7}, "m", "7", BAD),
+        ([{"error": {"message": "m", "code": 400}}], "m", "400", BAD),
+        (compat("c", '{"error": {"message": "m", "code": "d"}}', "t"), "m", "d", "t"),
+        (compat("c", "{not json", "t"), "{not json", "c", "t"),
     ],
     ids=str,
 )
 def test_other_servers_errors_are_understood(
-    body: dict[str, Any], message: str, code: str | None, type: str
+    body: Any, message: str, code: str | None, type: str
 ) -> None:
     error = classified(400, body)
 
@@ -241,7 +250,7 @@ HTML = b"<!DOCTYPE html><html><body><h1>502 Bad Gateway</h1></body></html>"
         (503, 503),
         (504, 504),
         (520, 502),
-        (529, 502),
+        (529, 503),
     ],
 )
 def test_a_body_that_says_nothing_becomes_a_json_error(
@@ -250,7 +259,7 @@ def test_a_body_that_says_nothing_becomes_a_json_error(
     error = classified(status, body, headers={"Content-Type": "text/html; charset=utf-8"})
 
     assert error.status == expected
-    assert error.code == f"upstream_http_{status}"
+    assert error.code == ("rate_limit_exceeded" if status == 429 else f"upstream_http_{status}")
     assert f"HTTP {status}" in error.message
     assert "'dashscope'" in error.message
     assert "<h1>" not in error.message
@@ -291,29 +300,32 @@ def test_retry_after_is_passed_on_when_it_is_a_number_of_seconds(
     name: str, value: str, seconds: float | None
 ) -> None:
     for body in (compat("limit_requests"), b""):
-        assert classified(429, body, headers={name: value}).retry_after_s == seconds
-    assert classified(429, compat("limit_requests")).retry_after_s is None
+        error = classified(429, body, headers={name: value})
+        # Without a time of the upstream's, a few seconds.
+        assert error.retry_after_s == (5.0 if seconds is None else seconds)
+        assert error.failure is not None and error.failure.wait_s == seconds
 
 
 @pytest.mark.parametrize(
     ("frame", "status", "code"),
     [
-        (compat("data_inspection_failed")["error"], 400, "data_inspection_failed"),
-        (native("DataInspectionFailed"), 400, "DataInspectionFailed"),
+        (compat("data_inspection_failed")["error"], 400, "content_filter"),
+        (native("DataInspectionFailed"), 400, "content_filter"),
         (compat("invalid_parameter_error")["error"], 400, "invalid_parameter_error"),
         (native("InvalidParameter"), 400, "InvalidParameter"),
         ({"type": "invalid_request_error", "message": "m"}, 400, None),
-        (compat("limit_requests")["error"], 429, "limit_requests"),
-        (compat("limit_burst_rate")["error"], 429, "limit_burst_rate"),
+        (compat("limit_requests")["error"], 429, "rate_limit_exceeded"),
+        (native("Throttling.RateQuota"), 429, "rate_limit_exceeded"),
         (compat("insufficient_quota")["error"], 429, "insufficient_quota"),
-        (native("Throttling.RateQuota"), 429, "Throttling.RateQuota"),
-        (native("Throttling"), 429, "Throttling"),
-        ({"type": "rate_limit_error", "message": "m"}, 429, None),
-        ({"code": 429, "message": "m"}, 429, "429"),
+        ({"type": "rate_limit_error", "message": "m"}, 429, "rate_limit_exceeded"),
+        ({"code": 429, "message": "m"}, 429, "rate_limit_exceeded"),
+        ({"code": None, "status": 429, "message": "m"}, 429, "rate_limit_exceeded"),
+        ({"message": "<429> Throttled, sorry"}, 429, "rate_limit_exceeded"),
         ({"code": 400, "message": "m"}, 400, "400"),
         ({"code": "503", "message": "m"}, 503, "503"),
-        ({"code": 401, "message": "m"}, 502, "401"),
+        ({"code": 401, "message": "m"}, 502, "upstream_account_refused"),
         ({"code": 200, "message": "m"}, 502, "200"),
+        ({"code": "\u00b2\u00b2\u00b2", "message": "m"}, 502, "\u00b2\u00b2\u00b2"),
         (native("InternalError.Algo"), 502, "InternalError.Algo"),
         ({"message": "m"}, 502, None),
         ({}, 502, None),
@@ -350,3 +362,65 @@ def test_a_long_error_body_that_was_cut_is_still_an_error() -> None:
     cut = json.dumps(compat("x", "y" * 100_000)).encode()[:65_536]
 
     assert classified(400, cut).status == 502
+
+
+def test_a_captcha_instead_of_an_answer_is_called_one() -> None:
+    page = b'<!doctypehtml><meta name="aliyun_waf_aa" content="x"><div id="captcha-element"></div>'
+
+    error = classify.no_answer({"content-type": "text/html"}, page, account="dashscope")
+
+    assert (error.status, error.code) == (502, "upstream_challenge")
+    assert error.should_retry is False
+    assert "neither solves nor evades" in error.message
+    assert "operator of this proxy" in error.message
+    assert error.failure is not None and error.failure.elsewhere
+
+
+class TestAnErrorAsAnAnswer:
+    """`finish_reason: error_finish`: the content is the text of an error, inside a 200."""
+
+    @pytest.mark.parametrize(
+        ("text", "cause", "message"),
+        [
+            (
+                'Throttling.RateQuota: {"code":"Throttling.RateQuota","message":"Too fast."}',
+                "rate_limited",
+                "Too fast.",
+            ),
+            (
+                'id:1\nevent:error\n:HTTP_STATUS/429\ndata:{"request_id":"6f","code":'
+                '"Throttling.AllocationQuota","message":"Allocated quota exceeded"}\n',
+                "tokens_limited",
+                "Allocated quota exceeded.",
+            ),
+            ('{"error":{"code":"429","message":"Throttling: TPM(9/8)"}}', "tokens_limited", "TPM"),
+            (
+                'data: {"error":{"code":"1302","message":"Slow down."}}',
+                "rate_limited",
+                "Slow down.",
+            ),
+            ("Throttling: TPM(10680324/10000000)", "tokens_limited", "Throttling: TPM("),
+            ("Throttling.BurstRate: too steep", "burst_limited", "too steep"),
+            ("event:error :HTTP_STATUS/429 who knows", "rate_limited", "who knows"),
+            ("<503> not now", "overloaded", "not now"),
+            ("<400> InternalError.Algo.InvalidParameter: wrong", "bad_request", "wrong"),
+            ("hour allocated quota exceeded", "plan_window_spent", "hour allocated"),
+            ("Something went wrong {here}", "internal_error", "went wrong {here}"),
+            ("", "internal_error", "without a message"),
+        ],
+    )
+    def test_its_cause_is_found(self, text: str, cause: str, message: str) -> None:
+        error = classify.from_error_finish(text, account="dashscope", family=Family.DASHSCOPE)
+
+        assert error.failure is not None and error.failure.cause == cause
+        assert message in error.message
+
+    def test_unknown_words_are_an_error_all_the_same(self) -> None:
+        error = classify.from_error_finish("oh no", account="dashscope")
+
+        assert (error.status, error.code, error.message) == (502, "error_finish", "oh no")
+
+    def test_a_long_text_is_cut(self) -> None:
+        error = classify.from_error_finish("x" * 100_000, account="dashscope")
+
+        assert len(error.message) < 3000

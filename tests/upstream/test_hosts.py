@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_wsgi.upstream.hosts import Family, family, is_loopback
+from qwen_wsgi.upstream.hosts import Family, can_be_called, family, is_loopback
 
 
 @pytest.mark.parametrize(
@@ -96,3 +96,29 @@ def test_names_and_addresses_of_this_machine(host: str) -> None:
 )
 def test_other_hosts_are_not_this_machine(host: str) -> None:
     assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["qwen3.7-plus", "qwen-plus-latest", "qwen3-omni-flash", "qwen-vl-ocr", "text-embedding-v4"]
+    + [
+        "qwen-audio-turbo",
+        "deepseek-v4-pro",
+        "glm-5.1",
+        "qwen3-coder-plus-2025-09-23",
+        "qwen-long",
+    ],
+)
+def test_models_for_text_can_be_called(model: str) -> None:
+    assert can_be_called(Family.DASHSCOPE, model)
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["qwen-image-3.0", "qwen-image-edit-max", "wan2.7-t2v", "wan3.0-video-prime", "wanx2.1-t2i"]
+    + ["qwen3-tts-flash", "qwen3-asr-flash", "qwen3-rerank", "cosyvoice-v3.5", "z-image-turbo"]
+    + ["qwen3-vl-embedding", "happyhorse-1.1-i2v", "gte-rerank-v2", "paraformer-realtime-v2"],
+)
+def test_models_for_other_things_cannot_be_called_at_alibabas_hosts(model: str) -> None:
+    assert not can_be_called(Family.DASHSCOPE, model)
+    assert can_be_called(Family.OTHER, model)

@@ -37,6 +37,7 @@ class FakeStream:
     """Stands for an open stream: its chunks are watched as by the real one, its time is faked."""
 
     upstream_request_id = "up-1"
+    place = None
 
     def __init__(self, clock: FakeClock, first: bytes, *steps: Step) -> None:
         self._clock = clock

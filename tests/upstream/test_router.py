@@ -8,6 +8,7 @@ from qwen_wsgi.errors import AccountUnavailable, BadRequest, NotFound
 from qwen_wsgi.upstream.accounts import Account
 from qwen_wsgi.upstream.board import BREAKS_AT, Board, key_of
 from qwen_wsgi.upstream.catalogue import Listing
+from qwen_wsgi.upstream.hosts import Family
 from qwen_wsgi.upstream.router import Plan, Router
 from tests.upstream.fakes import FakeBook, account_of, settings_of
 
@@ -182,6 +183,25 @@ class TestNames:
         assert names_of(router.plan("claude-sonnet")) == ["b"]
         with pytest.raises(NotFound, match="gpt-5"):
             router.plan("gpt-5")
+
+    def test_the_portal_is_asked_for_its_one_model(self) -> None:
+        portal = account_of("oauth", family=Family.PORTAL)
+        listings = {"oauth": guessed("coder-model"), "other": guessed("x")}
+        for accounts, expected in (
+            ((portal,), [("oauth", "coder-model")]),
+            (
+                (portal, account_of("other", family=Family.OTHER)),
+                [("other", "qwen3-coder-plus"), ("oauth", "coder-model")],
+            ),
+        ):
+            router = Router(
+                settings_of(),
+                FakeBook(*accounts),  # type: ignore[arg-type]
+                FakeCatalogue(listings),  # type: ignore[arg-type]
+                Board(None),
+            )
+            routes = router.plan("qwen3-coder-plus").routes
+            assert [(route.account.name, route.model) for route in routes] == expected
 
     def test_of_unlisted_readings_a_known_model_is_asked_for(self) -> None:
         router = router_of(("a", guessed()))

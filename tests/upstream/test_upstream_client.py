@@ -14,7 +14,7 @@ import pytest
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.errors import AccountUnavailable, ApiError, UpstreamError, UpstreamTimeout
 from qwen_wsgi.protocol import sse
-from qwen_wsgi.protocol.chat import ChatRequest, parse_request
+from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, parse_request, upstream_body
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.upstream.accounts import Account
@@ -73,12 +73,32 @@ class World:
         self.client = UpstreamClient(settings, self.transport, SystemClock())
         self.account: Account = account_of(base_url=server.url + "/v1", **account)
 
-    def open(self, **members: Any) -> OpenStream:
+    def open(self, headers: dict[str, str] | None = None, **members: Any) -> OpenStream:
         request = request_of(stream=True, **members)
-        return self.client.open_stream(self.account, request, model="m", headers={})
+        return self.client.open_stream(
+            self.account,
+            upstream_body(request, model="m", stream=True),
+            headers=headers or {},
+            chunks=ChunkStream(hide_usage=not request.wants_usage),
+        )
 
     def complete(self, **members: Any) -> Answer:
-        return self.client.complete(self.account, request_of(**members), model="m", headers={})
+        request = request_of(**members)
+        streamed = self.client.asks_stream(self.account)
+        body = upstream_body(request, model="m", stream=streamed)
+        if not streamed:
+            return self.client.whole(self.account, body, headers={})
+        stream = self.client.open_stream(
+            self.account, body, headers={}, chunks=ChunkStream(hide_usage=False)
+        )
+        try:
+            completion = self.client.aggregate(self.account, stream)
+            stream.drain()
+        finally:
+            stream.close()
+        id = stream.upstream_request_id
+        value = completion.render(id="chatcmpl-" + id, model="m", created=int(time.time()))
+        return Answer(json.dumps(value).encode(), completion.usage, id, value)
 
     def sent(self, number: int = 0) -> dict[str, Any]:
         """The JSON body of a request that the server got."""
@@ -167,12 +187,7 @@ def test_a_client_that_asks_for_usage_gets_it() -> None:
 
 def test_the_clients_own_headers_go_along() -> None:
     with world(stream(*GOOD)) as here:
-        request = request_of(stream=True)
-        all_of(
-            here.client.open_stream(
-                here.account, request, model="m", headers={"User-Agent": "agent/1"}
-            )
-        )
+        all_of(here.open({"User-Agent": "agent/1"}))
         sent = here.server.requests[0]
 
     assert b"User-Agent: agent/1\r\n" in sent
@@ -331,7 +346,7 @@ HTML = b"<html><body>Just a moment...</body></html>"
     [
         (whole(REFUSAL, "400 Bad Request"), 400, "c"),
         (whole(b"data: " + REFUSAL + b"\n\n", "400 Bad Request"), 400, "c"),
-        (whole(REFUSAL, "429 Too Many Requests"), 429, "c"),
+        (whole(REFUSAL, "429 Too Many Requests"), 429, "rate_limit_exceeded"),
         (whole(REFUSAL, "503 Service Unavailable"), 503, "c"),
         (whole(HTML, "502 Bad Gateway", "text/html"), 502, "upstream_http_502"),
         (whole(b"", "503 Service Unavailable"), 503, "upstream_http_503"),
@@ -352,7 +367,7 @@ HTML = b"<html><body>Just a moment...</body></html>"
         (
             stream(sse.render({"error": {"code": "limit_requests", "message": "m"}})),
             429,
-            "limit_requests",
+            "rate_limit_exceeded",
         ),
         (stream(), 502, "upstream_empty"),
         (stream(sse.DONE), 502, "upstream_empty"),

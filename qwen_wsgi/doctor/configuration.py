@@ -1,0 +1,236 @@
+"""The settings: what cannot be used, and what does not go together. Asks nobody."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from collections.abc import Collection, Iterator, Sequence
+from typing import Final
+
+from qwen_wsgi.credentials.discovery import Discovery
+from qwen_wsgi.credentials.source import StaticKey
+from qwen_wsgi.doctor import address
+from qwen_wsgi.doctor.findings import Finding, Teller
+from qwen_wsgi.errors import SettingsError
+from qwen_wsgi.settings import Settings, mask
+from qwen_wsgi.upstream.accounts import Account
+
+TELL: Final = Teller("settings")
+
+#: A client key that is shorter can be guessed; `openssl rand -hex 24` gives 48.
+_KEY_CHARS: Final = 16
+#: nginx closes an idle connection to the proxy after 60 s.
+_NGINX_IDLE_S: Final = 60
+#: Clients give up sooner than this; what is still tried then is for nobody.
+_LONG_BUDGET_S: Final = 300
+
+_NEW_KEY: Final = "Make one with `openssl rand -hex 24`, and restart the server."
+
+
+def check(
+    settings: Settings, discovery: Discovery, accounts: Sequence[Account]
+) -> Iterator[Finding]:
+    """Everything that can be told from the settings and from qwen-code's files."""
+    yield TELL.ok("environment", "every setting can be read")
+    yield from unknown_names(settings)
+    yield from sources(discovery)
+    yield from reach(settings)
+    yield from client_keys(settings, accounts)
+    yield from web_pages(settings)
+    yield from account_names(settings, {account.name for account in accounts})
+    yield from sandbox(settings, discovery)
+    yield from limits(settings)
+
+
+def unknown_names(settings: Settings) -> Iterator[Finding]:
+    """Variables that look like ours and are none: a slip of the pen has no effect."""
+    known = {field.metadata.get("env") for field in dataclasses.fields(settings)}
+    for name in sorted(settings.environ):
+        if name.startswith("QWEN_PROXY_") and name not in known:
+            yield TELL.warn(
+                name, "there is no such setting", "See `qwen-proxy settings` for the names."
+            )
+
+
+def sources(discovery: Discovery) -> Iterator[Finding]:
+    """What was found to be wrong with the files and variables that name accounts."""
+    fatal = ""
+    try:
+        discovery.check()
+    except SettingsError as error:
+        fatal = str(error)
+        yield TELL.fail(
+            "account sources",
+            f"the server does not start: {fatal}",
+            "Correct this first; `qwen-proxy serve` ends with status 2 until then.",
+        )
+    twins = discovery.twins()
+    problems = [
+        each for each in discovery.problems() if each.split(". ")[0].rstrip(".") not in fatal
+    ]
+    for problem in problems:
+        if problem in twins:
+            yield TELL.warn(
+                "logins", problem.rstrip("."), "Remove the copy, or log in anew on one of the two."
+            )
+            continue
+        what, _, remedy = problem.partition(". ")
+        yield TELL.warn(
+            "account sources", what.rstrip("."), remedy or "Correct it, or take it out."
+        )
+    if not fatal and not problems:
+        yield TELL.ok("account sources", "the files and variables that name accounts can be used")
+
+
+def reach(settings: Settings) -> Iterator[Finding]:
+    """Who can reach the server, and whether only those whom it means get in."""
+    try:
+        bind = address.parse(settings.bind_address)
+    except ValueError as error:
+        yield TELL.fail("address", str(error), "Correct HOST and PORT, or QWEN_PROXY_BIND.")
+        return
+    keys = len(settings.all_client_keys)
+    if keys:
+        where = "the LAN" if bind.open_to_lan else "nginx" if bind.path else "this machine"
+        yield TELL.ok("address", f"{bind}: open to {where}, with {keys} client key(s)")
+        return
+    if bind.open_to_lan:
+        yield TELL.warn(
+            "address",
+            f"{bind} is open to the LAN, but without client keys only this machine is served",
+            f"Set QWEN_PROXY_API_KEYS for the LAN. {_NEW_KEY} Or listen on 127.0.0.1.",
+        )
+    else:
+        yield TELL.ok("address", f"{bind}: without client keys, so for this machine only")
+    yield from impostors(settings, bind)
+
+
+def impostors(settings: Settings, bind: address.Address) -> Iterator[Finding]:
+    """Without client keys the address of the caller decides; who can forge it is let in."""
+    networks = [
+        ipaddress.ip_network(word, strict=False)
+        for word in settings.trusted_proxies
+        if word != "unix"
+    ]
+    wide = [str(network) for network in networks if not network.is_loopback]
+    if wide and bind.open_to_lan:
+        yield TELL.fail(
+            "QWEN_PROXY_TRUSTED_PROXIES",
+            f"everybody in {', '.join(wide)} can pass for this machine, and gets in without a key",
+            f"Set QWEN_PROXY_API_KEYS, or trust the proxy's own address only. {_NEW_KEY}",
+        )
+    if bind.path and "unix" not in settings.trusted_proxies:
+        yield TELL.fail(
+            "QWEN_PROXY_TRUSTED_PROXIES",
+            "`unix` is not in it, so every client of nginx passes for this machine, without a key",
+            f"Add `unix`, and set QWEN_PROXY_API_KEYS. {_NEW_KEY}",
+        )
+    elif not bind.path and not any(network.is_loopback for network in networks):
+        yield TELL.warn(
+            "QWEN_PROXY_TRUSTED_PROXIES",
+            "this machine is not in it, so every client of an nginx on it passes for this machine",
+            f"Add 127.0.0.0/8, or set QWEN_PROXY_API_KEYS. {_NEW_KEY}",
+        )
+
+
+def client_keys(settings: Settings, accounts: Sequence[Account]) -> Iterator[Finding]:
+    """Keys that can be guessed, and keys that should not be with clients."""
+    ours = {
+        account.credential.key
+        for account in accounts
+        if isinstance(account.credential, StaticKey) and account.credential.key
+    }
+    for key in settings.all_client_keys:
+        name = "OPENAI_API_KEY" if key == settings.openai_api_key else "QWEN_PROXY_API_KEYS"
+        if key in ours:
+            yield TELL.warn(
+                name,
+                f"the client key {mask(key)} is also the key of an account: every client knows it",
+                f"Give the clients another one. {_NEW_KEY}",
+            )
+        elif len(key) < _KEY_CHARS:
+            yield TELL.warn(
+                name, f"a client key has {len(key)} characters and can be guessed", _NEW_KEY
+            )
+    if settings.openai_api_key:
+        yield TELL.note(
+            "OPENAI_API_KEY",
+            "counts as a client key; it is never sent upstream",
+            "Unset it if it was meant for something else.",
+        )
+
+
+def web_pages(settings: Settings) -> Iterator[Finding]:
+    """Whether any page in a browser may call."""
+    if "*" in (settings.cors_origins or ()) and not settings.all_client_keys:
+        yield TELL.warn(
+            "QWEN_PROXY_CORS_ORIGINS",
+            "every web page that is open on this machine may call, without a key",
+            "Name the origins, or set QWEN_PROXY_API_KEYS.",
+        )
+
+
+def account_names(settings: Settings, names: Collection[str]) -> Iterator[Finding]:
+    """Accounts that settings name and nobody has."""
+    groups = tuple(name for group in settings.same_account for name in group.split("+"))
+    for setting, named in (
+        ("QWEN_PROXY_ACCOUNT_ORDER", settings.account_order),
+        ("QWEN_PROXY_SAME_ACCOUNT", groups),
+    ):
+        if unknown := [name for name in dict.fromkeys(named) if name not in names]:
+            yield TELL.warn(
+                setting,
+                f"there is no account {', '.join(unknown)}",
+                f"There is: {', '.join(sorted(names)) or 'none'}.",
+            )
+
+
+def sandbox(settings: Settings, discovery: Discovery) -> Iterator[Finding]:
+    """Whether a fake upstream answers."""
+    found = discovery.accounts()
+    if settings.sandbox == "on" and found:
+        yield TELL.warn(
+            "QWEN_PROXY_SANDBOX",
+            f"the built-in fake upstream answers everything; {len(found)} account(s) are unused",
+            "Unset QWEN_PROXY_SANDBOX to use them.",
+        )
+    elif settings.sandbox == "on" or (settings.sandbox == "auto" and not found):
+        yield TELL.note(
+            "QWEN_PROXY_SANDBOX",
+            "the built-in fake upstream answers: fine for trying things out, and no Qwen",
+        )
+
+
+def limits(settings: Settings) -> Iterator[Finding]:
+    """Numbers that do less, or more, than they seem to."""
+    places, workers = settings.account_in_flight, settings.workers
+    total = -(-places // workers) * workers
+    if places and total != places:
+        yield TELL.note(
+            "QWEN_PROXY_ACCOUNT_IN_FLIGHT",
+            f"each of {workers} workers has a whole share, so up to {total} calls are let through",
+            f"Set QWEN_PROXY_WORKERS so that it divides {places}, if the limit is strict.",
+        )
+    if settings.client_keepalive_s <= _NGINX_IDLE_S:
+        yield TELL.warn(
+            "QWEN_PROXY_CLIENT_KEEPALIVE",
+            f"{settings.client_keepalive_s} s is no more than nginx's {_NGINX_IDLE_S} s: a request "
+            "may meet a connection that is just being closed (502)",
+            f"Set it above {_NGINX_IDLE_S}; the default is 75.",
+        )
+    if settings.retry_budget_s == 0:
+        yield TELL.note(
+            "QWEN_PROXY_RETRY_BUDGET", "0: what fails at one account is not tried at another"
+        )
+    elif settings.retry_budget_s > _LONG_BUDGET_S:
+        yield TELL.warn(
+            "QWEN_PROXY_RETRY_BUDGET",
+            f"a call may look for an account for {settings.retry_budget_s:g} s; most clients give "
+            "up before",
+            "Set it to a minute or less; the default is 30.",
+        )
+    if settings.strict:
+        yield TELL.note(
+            "QWEN_PROXY_STRICT",
+            "requests that a host does not take as they are get a 400, instead of being adapted",
+        )

@@ -1,0 +1,230 @@
+"""The machine that the checks look at: files' surroundings, programs, sockets, clocks.
+
+Everything here looks and changes nothing. Tests put a machine of their own in its place.
+"""
+
+from __future__ import annotations
+
+import grp
+import http.client
+import os
+import pwd
+import resource
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import certifi
+
+from qwen_wsgi.doctor.address import Address
+
+#: Where Debian keeps nginx and systemctl; an ordinary user's PATH lacks the half of them.
+_SYSTEM_PATHS: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin")
+
+#: An answer of /health is a few hundred bytes.
+_ANSWER_BYTES: Final = 64 * 1024
+
+
+class Ran(NamedTuple):
+    """How a program ended: its exit status, and what it printed on both outputs."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Room(NamedTuple):
+    """What is left of a file system for this user."""
+
+    bytes: int
+    #: Inodes; None where the file system does not count them.
+    files: int | None
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class Machine:
+    """The real one.
+
+    Args:
+        environ: of this process.
+        root: where `/etc`, `/run` and `/proc` are.
+    """
+
+    def __init__(self, environ: Mapping[str, str], *, root: Path = Path("/")) -> None:
+        self.root = root
+        self.uid = os.geteuid()
+        self._environ = environ
+
+    # --- time --------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """Wall clock, seconds since 1970."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds that never step."""
+        return time.monotonic()
+
+    def boottime(self) -> float:
+        """Seconds since the machine was started, suspended ones included."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    # --- users -------------------------------------------------------------------------------
+
+    def user(self, uid: int) -> str:
+        """A user's name; the number where it has none."""
+        try:
+            return pwd.getpwuid(uid).pw_name
+        except KeyError:
+            return str(uid)
+
+    def in_group(self, user: str, group: str) -> bool | None:
+        """Whether a user is in a group; None if there is no such user or group."""
+        try:
+            found = grp.getgrnam(group)
+            return user in found.gr_mem or pwd.getpwnam(user).pw_gid == found.gr_gid
+        except KeyError:
+            return None
+
+    # --- files -------------------------------------------------------------------------------
+
+    def may(self, path: Path, how: int) -> bool:
+        """Whether this process may do it (`os.R_OK`, `os.W_OK`, `os.X_OK`); asks the kernel."""
+        return os.access(path, how, effective_ids=True)
+
+    def room(self, path: Path) -> Room:
+        """What is left where a path is.
+
+        Raises:
+            OSError: it cannot be told.
+        """
+        status = os.statvfs(path)
+        return Room(status.f_bavail * status.f_frsize, status.f_favail if status.f_files else None)
+
+    def filesystem(self, path: Path) -> str:
+        """The kind of file system that a path is on, e.g. `ext4`; "" if that cannot be told."""
+        try:
+            lines = (self.root / "proc/self/mounts").read_text(errors="replace").splitlines()
+        except OSError:
+            return ""
+        real = os.path.realpath(path)
+        best = ("", "")
+        for line in lines:
+            _, place, kind, *_ = (*line.split(" "), "", "", "")
+            place = place.replace("\\040", " ")
+            below = real == place or real.startswith(place.rstrip("/") + "/")
+            if below and len(place) >= len(best[0]):
+                best = (place, kind)
+        return best[1]
+
+    def open_files(self) -> tuple[int, int]:
+        """This process's limits of open files, soft and hard; -1 is none."""
+        return resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    # --- programs ----------------------------------------------------------------------------
+
+    def program(self, name: str) -> str | None:
+        """Where a program is, or None."""
+        path = os.pathsep.join((self._environ.get("PATH", ""), *_SYSTEM_PATHS))
+        return shutil.which(name, path=path)
+
+    def run(self, command: list[str], *, timeout_s: float) -> Ran:
+        """Run a program to its end, without the secrets of our environment.
+
+        Raises:
+            OSError: it cannot be run.
+            TimeoutError: it takes too long.
+        """
+        path = os.pathsep.join((self._environ.get("PATH", ""), *_SYSTEM_PATHS))
+        try:
+            done = subprocess.run(
+                command,
+                env={"PATH": path, "LC_ALL": "C"},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=timeout_s,
+            )
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"{command[0]} took longer than {timeout_s:g} s") from None
+        return Ran(
+            done.returncode,
+            done.stdout.decode(errors="replace"),
+            done.stderr.decode(errors="replace"),
+        )
+
+    # --- network -----------------------------------------------------------------------------
+
+    def resolve(self, host: str, port: int) -> tuple[str, ...]:
+        """The addresses of a host.
+
+        Raises:
+            OSError: it has none.
+        """
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return tuple(dict.fromkeys(str(each[4][0]) for each in found))
+
+    def connect(self, host: str, port: int, *, timeout_s: float) -> None:
+        """Open a connection, and close it.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        socket.create_connection((host, port), timeout_s).close()
+
+    def certificate_end(self, host: str, port: int, *, timeout_s: float) -> float:
+        """Make a TLS connection; when the server's certificate ends, seconds since 1970.
+
+        The certificates that are trusted are those that upstream calls trust.
+
+        Raises:
+            OSError: no connection, no TLS, or a certificate that is not trusted.
+        """
+        bundle = self._environ.get("REQUESTS_CA_BUNDLE") or self._environ.get("CURL_CA_BUNDLE")
+        bundle = bundle or certifi.where()
+        context = ssl.create_default_context(
+            cafile=None if os.path.isdir(bundle) else bundle,
+            capath=bundle if os.path.isdir(bundle) else None,
+        )
+        with (
+            socket.create_connection((host, port), timeout_s) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secured,
+        ):
+            found = secured.getpeercert() or {}
+        return float(ssl.cert_time_to_seconds(str(found["notAfter"])))
+
+    def get(self, address: Address, path: str, *, timeout_s: float) -> tuple[int, bytes]:
+        """GET from a server of this machine: the status and the body.
+
+        Raises:
+            OSError: nobody listens there, or nobody answers.
+            http.client.HTTPException: the answer is no HTTP.
+        """
+        client: http.client.HTTPConnection
+        if address.path:
+            client = _UnixConnection(address.path, timeout_s)
+        else:
+            client = http.client.HTTPConnection(address.here, address.port, timeout=timeout_s)
+        try:
+            # A name of this machine: without client keys the server wants one.
+            client.request("GET", path, headers={"Host": "localhost", "Connection": "close"})
+            response = client.getresponse()
+            return response.status, response.read(_ANSWER_BYTES)
+        finally:
+            client.close()

@@ -1,0 +1,221 @@
+"""The way to each upstream host: its name, a connection, TLS, and proxies in between."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import socket
+import ssl
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+from qwen_wsgi.doctor.findings import Finding, Teller
+from qwen_wsgi.doctor.machine import Machine
+from qwen_wsgi.doctor.side_by_side import side_by_side
+from qwen_wsgi.upstream.hosts import is_loopback
+
+TELL: Final = Teller("network")
+
+_TIMEOUT_S: Final = 10.0
+#: A resolver may take 30 s by itself, and cannot be told to hurry.
+_PATIENCE_S: Final = 25.0
+_SOON_S: Final = 14 * 86_400.0
+
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+class Target(NamedTuple):
+    """One host, and whose it is: the names of accounts."""
+
+    scheme: str
+    host: str
+    port: int
+    users: tuple[str, ...]
+    #: A secret is sent to it.
+    secret: bool
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def targets(used: Iterable[tuple[str, str, bool]]) -> tuple[Target, ...]:
+    """The distinct hosts of `(user, base URL, secret)`."""
+    found: dict[tuple[str, str, int], Target] = {}
+    for user, url, secret in used:
+        parts = urlsplit(url)
+        port = parts.port or _PORTS.get(parts.scheme, 443)
+        key = (parts.scheme, parts.hostname or "", port)
+        known = found.get(key)
+        users = (*known.users, user) if known else (user,)
+        found[key] = Target(*key, users, secret or bool(known and known.secret))
+    return tuple(found.values())
+
+
+def check(
+    hosts: tuple[Target, ...], environ: Mapping[str, str], machine: Machine
+) -> Iterator[Finding]:
+    """Try the way to each host, all at a time."""
+    if not hosts:
+        yield TELL.skipped("upstreams", "there is no upstream host")
+    works = [partial(way_to, host, environ, machine) for host in hosts]
+
+    def otherwise(place: int, error: Exception | None) -> list[Finding]:
+        if error is not None:
+            return [TELL.skipped(str(hosts[place]), f"a fault of the check ({error!r})")]
+        return [
+            TELL.fail(
+                str(hosts[place]),
+                f"neither its name nor a connection within {_PATIENCE_S:.0f} s",
+                "Check the resolver (/etc/resolv.conf) and the network.",
+            )
+        ]
+
+    for findings in side_by_side(works, timeout_s=_PATIENCE_S, otherwise=otherwise):
+        yield from findings
+
+
+def way_to(target: Target, environ: Mapping[str, str], machine: Machine) -> list[Finding]:
+    """All that can be told of one host."""
+    findings = []
+    if target.scheme == "http" and target.secret and not is_loopback(target.host):
+        findings.append(
+            TELL.warn(
+                str(target),
+                f"the key of {', '.join(target.users)} crosses the network in clear (http)",
+                "Use https, or put the server and the proxy on one machine.",
+            )
+        )
+    name, proxy = proxy_for(target, environ)
+    if proxy is not None:
+        return [*findings, *_through(target, name, proxy, machine)]
+    return [*findings, _straight(target, machine)]
+
+
+def proxy_for(target: Target, environ: Mapping[str, str]) -> tuple[str, str | None]:
+    """The variable that names a proxy for a host, and the proxy's URL or None; as in requests."""
+    # The lower-case name counts more.
+    named = {name.lower(): (name, environ[name]) for name in sorted(environ) if environ[name]}
+    if _is_exempt(target, named.get("no_proxy", ("", ""))[1]):
+        return "", None
+    for name in (f"{target.scheme}_proxy", "all_proxy"):
+        if name in named:
+            return named[name]
+    return "", None
+
+
+def _is_exempt(target: Target, no_proxy: str) -> bool:
+    """Whether `no_proxy` names a host: `*`, names and their ends, ranges of addresses."""
+    for word in no_proxy.lower().replace(" ", "").split(","):
+        bare = word.lstrip(".")
+        if word == "*" or (bare and bare in (target.host, str(target))):
+            return True
+        if bare and (target.host.endswith(f".{bare}") or str(target).endswith(f".{bare}")):
+            return True
+        try:
+            if "/" in word and ipaddress.ip_address(target.host) in ipaddress.ip_network(word):
+                return True
+        except ValueError:
+            continue
+    return False
+
+
+def _through(target: Target, name: str, proxy: str, machine: Machine) -> Iterator[Finding]:
+    """The way by a proxy; only the proxy itself is tried."""
+    try:
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        host, port = parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 1080)
+    except ValueError:
+        yield TELL.fail(str(target), f"{name} names no proxy", f"Correct or unset {name}.")
+        return
+    # Not the whole URL: some hold a password.
+    shown = f"{host}:{port}"
+    yield TELL.note(str(target), f"goes through the proxy {shown}, which {name} names")
+    try:
+        machine.connect(host, port, timeout_s=_TIMEOUT_S)
+    except OSError as error:
+        yield TELL.fail(
+            shown, f"the proxy cannot be reached ({_reason(error)})", f"Correct or unset {name}."
+        )
+    else:
+        yield TELL.ok(shown, "the proxy can be reached")
+
+
+def _straight(target: Target, machine: Machine) -> Finding:
+    """The way without a proxy."""
+    subject = str(target)
+    try:
+        addresses = machine.resolve(target.host, target.port)
+    except (OSError, UnicodeError) as error:
+        return TELL.fail(
+            subject,
+            f"its name does not resolve ({_reason(error)})",
+            "Check the base URL, the resolver (/etc/resolv.conf) and the network.",
+        )
+    begun_s = machine.monotonic()
+    try:
+        machine.connect(target.host, target.port, timeout_s=_TIMEOUT_S)
+    except OSError as error:
+        return TELL.fail(
+            subject,
+            f"no connection to {_first(addresses)} ({_reason(error)})",
+            "Check that the server runs."
+            if is_loopback(target.host)
+            else "Check the network and its firewall; behind a proxy set HTTPS_PROXY.",
+        )
+    told = f"resolves to {_first(addresses)}, connects in {machine.monotonic() - begun_s:.2f} s"
+    if target.scheme == "http":
+        return TELL.ok(subject, f"{told}; plain http")
+    return _secured(target, told, machine)
+
+
+def _secured(target: Target, told: str, machine: Machine) -> Finding:
+    subject = str(target)
+    try:
+        end_s = machine.certificate_end(target.host, target.port, timeout_s=_TIMEOUT_S)
+    except ssl.SSLCertVerificationError as error:
+        return TELL.fail(
+            subject,
+            f"its certificate is not trusted ({error.verify_message})",
+            "Check the base URL and the clock. Where a firewall opens TLS, name its certificate "
+            "in REQUESTS_CA_BUNDLE.",
+        )
+    except (OSError, KeyError, ValueError) as error:
+        return TELL.fail(
+            subject,
+            f"TLS fails ({_reason(error)})",
+            "Check the base URL (https or http, port), the clock and REQUESTS_CA_BUNDLE.",
+        )
+    left_s = end_s - machine.now()
+    until = f"its certificate is good until {_day(end_s)}"
+    if left_s < _SOON_S:
+        return TELL.warn(
+            subject,
+            f"{until}, {left_s / 86_400:.0f} days from now",
+            "Its operator has to renew it; check this machine's clock, too.",
+        )
+    return TELL.ok(subject, f"{told}, {until}")
+
+
+def _first(addresses: tuple[str, ...]) -> str:
+    if not addresses:
+        return "no address"
+    more = f" and {len(addresses) - 1} more" if len(addresses) > 1 else ""
+    return addresses[0] + more
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, socket.gaierror | OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def _day(at_s: float) -> str:
+    try:
+        return f"{datetime.datetime.fromtimestamp(at_s, datetime.UTC):%Y-%m-%d}"
+    except (OverflowError, ValueError, OSError):
+        return "an impossible date"

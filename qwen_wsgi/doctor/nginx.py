@@ -1,0 +1,280 @@
+"""nginx in front of the server: is our site on, does it lead to the server, does it let streams
+through."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from qwen_wsgi.doctor import address
+from qwen_wsgi.doctor.address import Address
+from qwen_wsgi.doctor.findings import Finding, Teller
+from qwen_wsgi.doctor.machine import Machine
+from qwen_wsgi.settings import Settings
+
+TELL: Final = Teller("nginx")
+
+_SITE: Final = "qwen-proxy.conf"
+_AVAILABLE: Final = f"etc/nginx/sites-available/{_SITE}"
+#: Where Debian and others look for sites.
+_PLACES: Final = ("etc/nginx/sites-enabled", "etc/nginx/conf.d")
+_DEFAULT_SITE: Final = "etc/nginx/sites-enabled/default"
+
+_TIMEOUT_S: Final = 15.0
+#: nginx's own defaults: proxy_read_timeout, and client_max_body_size in bytes.
+_READ_S: Final = 60.0
+_BODY_BYTES: Final = 1024 * 1024
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_SIZES: Final = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+
+_RELOAD: Final = "then: sudo nginx -t && sudo systemctl reload nginx"
+
+
+class NotHere(Exception):
+    """There is no nginx or no site of ours; says why."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Our site as nginx reads it, comments left out.
+
+    Attributes:
+        path: where it is switched on.
+        upstreams: where it leads to.
+        listens: what it listens on, as it is written.
+    """
+
+    path: Path
+    text: str
+
+    def values(self, name: str) -> list[str]:
+        """The values of a directive, in the order of the file."""
+        return re.findall(rf"(?m)(?:^|[;{{}}])\s*{name}\s+([^;]+?)\s*;", self.text)
+
+    @property
+    def upstreams(self) -> tuple[Address, ...]:
+        groups = dict(re.findall(r"upstream\s+(\S+)\s*\{([^}]*)\}", self.text))
+        found = []
+        for url in self.values("proxy_pass"):
+            name = re.sub(r"^https?://", "", url)
+            servers = re.findall(r"server\s+([^;\s]+)", groups[name]) if name in groups else [name]
+            found += [parsed for each in servers if (parsed := _address(each)) is not None]
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def open_at(self) -> tuple[str, ...]:
+        """The addresses of it that other machines reach."""
+        found = []
+        for value in self.values("listen"):
+            word = value.split()[0]
+            parsed = _address(word if ":" in word or not word.isdigit() else f"0.0.0.0:{word}")
+            if parsed is not None and parsed.open_to_lan:
+                found.append(word if ":" in word else f"port {word}")
+        return tuple(found)
+
+
+def look(machine: Machine) -> Site:
+    """Find the site that leads to a qwen-proxy, where it is switched on.
+
+    Raises:
+        NotHere: there is no nginx, or no such site is switched on.
+    """
+    if machine.program("nginx") is None:
+        raise NotHere("there is no nginx here")
+    unread = []
+    for place in _PLACES:
+        directory = machine.root / place
+        for path in sorted(directory.iterdir()) if directory.is_dir() else []:
+            try:
+                text = re.sub(r"(?m)(^|\s)#.*$", "", path.read_text(errors="replace"))
+            except OSError:
+                unread.append(path)
+                continue
+            if path.name == _SITE or "qwen_proxy" in text or "qwen-proxy" in text:
+                return Site(path, text)
+    if unread:
+        raise NotHere(f"{unread[0]} cannot be read")
+    if (machine.root / _AVAILABLE).exists():
+        raise NotHere("our site is installed, and not switched on")
+    raise NotHere("our site is not installed")
+
+
+def check(
+    settings: Settings,
+    found: Site | str,
+    bind: Address | None,
+    machine: Machine,
+    *,
+    group: str,
+) -> Iterator[Finding]:
+    """
+    Args:
+        found: the site, or why there is none.
+        bind: where the server listens, if that is known.
+        group: that the server's socket is open to; "" if that is not known.
+    """
+    if isinstance(found, str):
+        if "not switched on" in found:
+            yield TELL.warn(
+                _SITE,
+                found,
+                f"sudo ln -s ../sites-available/{_SITE} /etc/nginx/sites-enabled/, {_RELOAD}",
+            )
+        else:
+            yield TELL.skipped("site", found)
+        return
+    yield TELL.ok("site", f"{found.path} is switched on")
+    yield from running(machine)
+    yield from tested(machine)
+    yield from target(found, bind)
+    yield from streaming(settings, found)
+    yield from others(found, machine)
+    if group and any(each.path for each in found.upstreams):
+        yield from socket_group(group, machine)
+
+
+def running(machine: Machine) -> Iterator[Finding]:
+    """Whether it runs."""
+    try:
+        pid = (machine.root / "run/nginx.pid").read_text().strip()
+    except FileNotFoundError:
+        pid = ""
+    except OSError as error:
+        yield TELL.skipped("process", f"its pid file cannot be read ({error.strerror})")
+        return
+    if pid.isdigit() and (machine.root / f"proc/{pid}").exists():
+        yield TELL.ok("process", f"runs as process {pid}")
+    else:
+        yield TELL.fail("process", "it does not run", "sudo systemctl enable --now nginx")
+
+
+def tested(machine: Machine) -> Iterator[Finding]:
+    """What nginx says of its configuration."""
+    if machine.uid != 0:
+        yield TELL.skipped("nginx -t", "only root may test the configuration", "sudo nginx -t")
+        return
+    try:
+        done = machine.run([machine.program("nginx") or "nginx", "-t"], timeout_s=_TIMEOUT_S)
+    except OSError as error:
+        yield TELL.skipped("nginx -t", f"it cannot be run ({error})")
+        return
+    if done.status:
+        lines = (done.err or done.out).strip().splitlines()
+        yield TELL.fail(
+            "nginx -t", lines[0] if lines else f"status {done.status}", "Correct it. sudo nginx -t"
+        )
+    else:
+        yield TELL.ok("nginx -t", "the configuration can be used")
+
+
+def target(site: Site, bind: Address | None) -> Iterator[Finding]:
+    """Whether the site leads to the server."""
+    shown = ", ".join(map(str, site.upstreams))
+    if bind is None:
+        yield TELL.skipped("upstream", "where the server listens is not known here")
+    elif not site.upstreams:
+        yield TELL.warn("upstream", "the site has no proxy_pass", "Install it anew: make install")
+    elif any(bind.is_same(each) for each in site.upstreams):
+        yield TELL.ok("upstream", f"leads to {shown}, where the server listens")
+    else:
+        yield TELL.fail(
+            "upstream",
+            f"leads to {shown}, and the server listens at {bind}: every call gets a 502",
+            f"Correct `server` in {site.path}, or QWEN_PROXY_BIND; {_RELOAD}",
+        )
+
+
+def streaming(settings: Settings, site: Site) -> Iterator[Finding]:
+    """Whether chunks pass at once, silence is borne, and large bodies pass."""
+    faults = list(_streaming_faults(settings, site))
+    yield from faults or [TELL.ok("streams", "nothing is buffered, and silence is borne")]
+
+
+def _streaming_faults(settings: Settings, site: Site) -> Iterator[Finding]:
+    correct = f"Correct it in {site.path}, {_RELOAD}"
+    buffering = site.values("proxy_buffering")
+    if "off" not in buffering or "on" in buffering:
+        yield TELL.warn(
+            "proxy_buffering", "is on, so answers may come in one piece at the end", correct
+        )
+    read_s = min(map(_seconds, site.values("proxy_read_timeout")), default=_READ_S)
+    if read_s < settings.first_byte_timeout_s:
+        yield TELL.warn(
+            "proxy_read_timeout",
+            f"{read_s:g} s is less than the server waits for a model "
+            f"({settings.first_byte_timeout_s:g} s): slow calls get a 504",
+            correct,
+        )
+    body = min(map(_bytes, site.values("client_max_body_size")), default=_BODY_BYTES)
+    if 0 < body < settings.max_body_bytes:
+        yield TELL.warn(
+            "client_max_body_size",
+            f"{body} bytes is less than QWEN_PROXY_MAX_BODY ({settings.max_body_bytes})",
+            correct,
+        )
+
+
+def others(site: Site, machine: Machine) -> Iterator[Finding]:
+    """Other files that stand in the way."""
+    fresh = machine.root / f"{_AVAILABLE}.new"
+    if fresh.exists():
+        yield TELL.note(
+            str(fresh),
+            "an upgrade brought a new site, and yours was edited",
+            f"diff {fresh} {site.path}",
+        )
+    listens = " ".join(site.values("listen"))
+    default = machine.root / _DEFAULT_SITE
+    if default.exists() and re.search(r"\b80\b", listens) and "default_server" not in listens:
+        names = " ".join(site.values("server_name")) or "none"
+        yield TELL.note(
+            str(default),
+            f"Debian's default site answers every name but {names}, its address among them",
+            f"sudo rm {default}, {_RELOAD}",
+        )
+
+
+def socket_group(group: str, machine: Machine) -> Iterator[Finding]:
+    """Whether nginx may use the socket: it is open to a group."""
+    try:
+        text = (machine.root / "etc/nginx/nginx.conf").read_text(errors="replace")
+    except OSError as error:
+        yield TELL.skipped("socket", f"nginx.conf cannot be read ({error.strerror})")
+        return
+    found = re.search(r"(?m)^\s*user\s+([^\s;]+)", text)
+    user = found[1] if found else "www-data"
+    if user == "root":
+        return
+    member = machine.in_group(user, group)
+    if member is None:
+        yield TELL.skipped("socket", f"there is no user {user} or no group {group}")
+    elif member:
+        yield TELL.ok("socket", f"{user} is in the group {group}, which the socket is open to")
+    else:
+        yield TELL.fail(
+            "socket",
+            f"nginx's user {user} is not in the group {group}: every call gets a 502",
+            f"sudo usermod -aG {group} {user} && sudo systemctl restart nginx",
+        )
+
+
+def _address(text: str) -> Address | None:
+    try:
+        return address.parse(text.removesuffix(":") if text.startswith("unix:") else text)
+    except ValueError:
+        return None
+
+
+def _seconds(value: str) -> float:
+    """A time of nginx's, e.g. `3600s` or `1h 30m`."""
+    parts: Sequence[tuple[str, str]] = re.findall(r"(\d+)(ms|s|m|h|d|)", value)
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+def _bytes(value: str) -> int:
+    found = re.fullmatch(r"(\d+)([kmg]?)", value.lower())
+    return int(found[1]) * _SIZES[found[2]] if found else 0

@@ -1,0 +1,226 @@
+"""The systemd unit: its state, and whether it lets the server do what it must."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from qwen_wsgi.doctor import service as services
+from qwen_wsgi.doctor.findings import Finding, Teller
+from qwen_wsgi.doctor.machine import Machine
+from qwen_wsgi.doctor.server import files_needed
+from qwen_wsgi.doctor.service import Service
+from qwen_wsgi.settings import Settings
+
+TELL: Final = Teller("systemd")
+
+#: What a stop takes above the time for the streams: the exit of the workers, and some room.
+_STOP_S: Final = 35
+_MANY_RESTARTS: Final = 3
+
+#: Exit statuses of the service (docs/operations.md, "Exit codes", and systemd.exec(5)).
+_STATUSES: Final = {
+    "1": ("gunicorn could not start", "journalctl -u qwen-proxy -n 50"),
+    "2": ("a setting is wrong, or the address is taken", "journalctl -u qwen-proxy -n 5"),
+    "3": ("a worker could not start", "journalctl -u qwen-proxy -n 50"),
+    "4": ("the application could not be loaded", "journalctl -u qwen-proxy -n 50"),
+    "200": ("its working directory is missing", "systemctl cat qwen-proxy"),
+    "203": ("its program is missing: was it removed?", "sudo make install"),
+    "217": ("there is no such user as User= names", "systemctl cat qwen-proxy"),
+    "226": ("a directory that BindPaths= names is missing", "systemctl cat qwen-proxy"),
+    "238": ("its state directory cannot be made", "ls -ld /var/lib/qwen-proxy"),
+}
+
+
+def check(settings: Settings, found: Service | str, machine: Machine) -> Iterator[Finding]:
+    """
+    Args:
+        found: the service, or why there is none.
+    """
+    if isinstance(found, str):
+        yield TELL.skipped(services.UNIT, found)
+        return
+    yield from state(found)
+    yield from environment(found)
+    yield from compared(settings, found, machine)
+    yield from homes(found, machine)
+    yield from limits(found.settings or settings, found)
+
+
+def state(unit: Service) -> Iterator[Finding]:
+    """Whether it runs, and will after the next boot."""
+    active, sub = unit["ActiveState"], unit["SubState"]
+    if unit.runs:
+        yield TELL.ok("state", f"{active} ({sub})")
+    elif active in ("failed", "activating"):
+        why, where = _why(unit)
+        yield TELL.fail("state", f"{active} ({sub}): {why}", where)
+    else:
+        yield TELL.fail(
+            "state", f"{active} ({sub}): it is not started", "sudo systemctl start qwen-proxy"
+        )
+    if unit["UnitFileState"] == "disabled":
+        yield TELL.warn(
+            "start at boot", "it is not started at boot", "sudo systemctl enable qwen-proxy"
+        )
+    if (restarts := _number(unit["NRestarts"])) > 0:
+        tell = TELL.warn if restarts >= _MANY_RESTARTS else TELL.note
+        what = f"systemd has restarted it {restarts} time(s) since it was started"
+        yield tell("restarts", what, "journalctl -u qwen-proxy")
+    if unit["NeedDaemonReload"] == "yes":
+        yield TELL.warn(
+            "unit file",
+            "it was changed, and systemd has not read it since",
+            "sudo systemctl daemon-reload && sudo systemctl restart qwen-proxy",
+        )
+    for path in unit["DropInPaths"].split():
+        yield TELL.note("drop-in", path)
+
+
+def _why(unit: Service) -> tuple[str, str]:
+    """Why it does not run, and where to look."""
+    if unit["Result"] == "start-limit-hit":
+        why = "systemd gave up after six starts in two minutes"
+        return why, "sudo systemctl reset-failed qwen-proxy, after: journalctl -u qwen-proxy -n 50"
+    status = unit["ExecMainStatus"]
+    why, where = _STATUSES.get(status, (f"status {status}", "journalctl -u qwen-proxy -n 50"))
+    return f"{why} (result {unit['Result']}, status {status})", where
+
+
+def environment(unit: Service) -> Iterator[Finding]:
+    """What the service gets as settings."""
+    if unit.problem:
+        yield TELL.fail(
+            "settings", f"the service's settings: {unit.problem}", "Correct the environment file."
+        )
+    for file in unit.files:
+        if file.text is None:
+            yield TELL.skipped(
+                str(file.path), "this user may not read it; what is in it is not known here"
+            )
+        elif lines := services.passed_over(file.text):
+            numbers = ", ".join(map(str, lines[:5]))
+            yield TELL.warn(
+                str(file.path),
+                f"line {numbers}: with blanks around `=`, or with `export`, a line sets nothing",
+                "Write NAME=value.",
+            )
+    secrets = [
+        name for name in services.open_variables(unit) if name.endswith(("_API_KEY", "_API_KEYS"))
+    ]
+    if secrets:
+        yield TELL.warn(
+            "Environment=",
+            f"every user of this machine can read {', '.join(secrets)} in the unit",
+            "Move it to /etc/qwen-proxy/qwen-proxy.env, which only root can read.",
+        )
+
+
+def compared(settings: Settings, unit: Service, machine: Machine) -> Iterator[Finding]:
+    """Whether this command has the settings and the user of the service."""
+    mine = machine.user(machine.uid)
+    others = services.differing(settings, unit)
+    what = []
+    if mine != unit.user:
+        what.append(f"this is run as {mine}, the service as {unit.user}")
+    if others:
+        what.append(f"other values than the service's are set here: {', '.join(others)}")
+    if what:
+        yield TELL.warn(
+            "this command",
+            f"{'; '.join(what)}. What is said of settings, files and accounts is said of here",
+            f"To see what the service sees: {unit.as_service('doctor')}",
+        )
+    elif unit.is_known:
+        yield TELL.ok("this command", "has the user and the settings of the service")
+
+
+def homes(unit: Service, machine: Machine) -> Iterator[Finding]:
+    """Whether the service can see, and write to, qwen-code's directory."""
+    named = unit.environ.get("QWEN_HOME", "")
+    if not named:
+        if unit.is_known:
+            yield TELL.note("QWEN_HOME", "is not set: the service has its own keys and logins only")
+        return
+    path = Path(named)
+    try:
+        owner = machine.user(os.stat(machine.root / named.lstrip("/")).st_uid)
+    except PermissionError:
+        yield TELL.skipped(named, "this user may not look at it")
+        return
+    except OSError as error:
+        yield TELL.fail(named, f"{error.strerror}", "Correct QWEN_HOME in the drop-in.")
+        return
+    if owner != unit.user:
+        yield TELL.fail(
+            named,
+            f"belongs to {owner}, and the service runs as {unit.user}",
+            f"Set User={owner} in a drop-in: /etc/qwen-proxy/owner.conf.example",
+        )
+    yield from _visible(unit, path, logins=_has_logins(machine.root / named.lstrip("/")))
+
+
+def _visible(unit: Service, path: Path, *, logins: bool) -> Iterator[Finding]:
+    """Whether the unit's protection leaves the directory open."""
+    hidden = unit["ProtectHome"] in ("yes", "tmpfs") and _below(
+        path, ("/home", "/root", "/run/user")
+    )
+    locked = unit["ProtectSystem"] == "strict" or unit["ProtectHome"] == "read-only"
+    bound, read_only = unit.paths("BindPaths"), unit.paths("BindReadOnlyPaths")
+    writable = _below(path, (*bound, *(() if hidden else unit.paths("ReadWritePaths"))))
+    if hidden and not _below(path, (*bound, *read_only)):
+        yield TELL.fail(
+            str(path),
+            f"ProtectHome={unit['ProtectHome']} hides it from the service",
+            f"Add BindPaths={path} to a drop-in: /etc/qwen-proxy/owner.conf.example",
+        )
+    elif (hidden or locked) and not writable:
+        what = "the service can read it, and not write to it"
+        if logins:
+            yield TELL.fail(
+                str(path),
+                f"{what}: no login is renewed",
+                f"Add BindPaths={path} to a drop-in: /etc/qwen-proxy/owner.conf.example",
+            )
+        else:
+            yield TELL.ok(str(path), f"{what}: enough for API keys, not for a login")
+    else:
+        yield TELL.ok(str(path), "the service can read it and write to it")
+
+
+def limits(settings: Settings, unit: Service) -> Iterator[Finding]:
+    """Open files, and the time for a stop."""
+    needed, allowed = files_needed(settings), unit["LimitNOFILE"]
+    if allowed.isdigit() and int(allowed) < needed:
+        yield TELL.warn(
+            "LimitNOFILE",
+            f"{allowed} open files are allowed, and a full worker needs {needed}",
+            f"sudo systemctl edit qwen-proxy: LimitNOFILE={needed}",
+        )
+    stop_s = services.seconds(unit["TimeoutStopUSec"])
+    least_s = settings.graceful_timeout_s + _STOP_S
+    if stop_s is not None and stop_s < least_s:
+        yield TELL.warn(
+            "TimeoutStopSec",
+            f"a stop is cut after {stop_s:g} s, and may take {least_s} s "
+            "(QWEN_PROXY_GRACEFUL_TIMEOUT and 35)",
+            f"sudo systemctl edit qwen-proxy: TimeoutStopSec={least_s}",
+        )
+
+
+def _has_logins(directory: Path) -> bool:
+    """Whether there are logins, as far as this user may look."""
+    try:
+        return any(name.startswith("oauth_creds") for name in os.listdir(directory))
+    except OSError:
+        return False
+
+
+def _below(path: Path, directories: tuple[str, ...]) -> bool:
+    return any(path == Path(each) or Path(each) in path.parents for each in directories)
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdigit() else 0

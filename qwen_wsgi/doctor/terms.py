@@ -1,0 +1,52 @@
+"""The terms of plans: what they forbid, beside what this server is open to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from qwen_wsgi.doctor.findings import Finding, Teller
+from qwen_wsgi.settings import Settings
+from qwen_wsgi.upstream.accounts import Account
+from qwen_wsgi.upstream.hosts import Family
+
+TELL: Final = Teller("terms")
+
+_PLANS: Final = {Family.CODING_PLAN: "Coding Plan", Family.TOKEN_PLAN: "Token Plan"}
+
+
+def check(accounts: Sequence[Account], shared: Sequence[str]) -> Iterator[Finding]:
+    """
+    Args:
+        shared: why more than one person may use the accounts; see `shared_by`.
+    """
+    plans = [account for account in accounts if account.family in _PLANS]
+    if not plans:
+        yield TELL.ok("plans", "no account is of a plan that forbids sharing")
+    for account in plans:
+        plan = _PLANS[account.family]
+        if shared:
+            yield TELL.warn(
+                account.name,
+                f"{plan} is for the interactive coding tools of one person, and forbids shared "
+                f"keys, scripts and back ends; but {' and '.join(shared)}",
+                "Use a pay-as-you-go key for the LAN (DASHSCOPE_API_KEY), or serve this machine "
+                "only. The vendor suspends keys for it.",
+            )
+        else:
+            yield TELL.note(
+                account.name,
+                f"{plan} is for the interactive coding tools of one person: do not share it",
+            )
+
+
+def shared_by(settings: Settings, open_at: Sequence[str]) -> tuple[str, ...]:
+    """Why more than one person may use the accounts, each as half a sentence.
+
+    Args:
+        open_at: addresses that other machines reach.
+    """
+    why = [f"other machines reach {', '.join(open_at)}"] if open_at else []
+    if (keys := len(settings.all_client_keys)) > 1:
+        why.append(f"there are {keys} client keys")
+    return tuple(why)

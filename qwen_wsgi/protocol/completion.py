@@ -1,0 +1,197 @@
+"""The answer as a whole: put together from chunks, and taken apart into them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from qwen_wsgi.protocol import sse
+from qwen_wsgi.protocol.failure import ERROR_FINISH
+from qwen_wsgi.protocol.tool_calls import ToolCalls
+from qwen_wsgi.protocol.usage import Usage
+from qwen_wsgi.protocol.usage import parse as parse_usage
+
+#: Delta fields whose fragments are joined; of every other field the last value counts.
+_JOINED: Final = frozenset({"content", "reasoning_content", "reasoning", "refusal"})
+
+
+class Completion:
+    """A chat completion that grows from chunks.
+
+    What upstreams send where something else should be is passed over, never a fault of ours.
+    """
+
+    def __init__(self) -> None:
+        self._head: dict[str, Any] = {}
+        self._choices: dict[int, _Choice] = {}
+        self._usage: Any = None
+
+    def add(self, chunk: Mapping[str, Any]) -> None:
+        """Take the next chunk, parsed."""
+        for name, value in chunk.items():
+            if name == "choices":
+                continue
+            if name == "usage":
+                self._usage = value or self._usage
+            elif value not in (None, "") or name not in self._head:
+                self._head[name] = value
+        for choice in _objects(chunk.get("choices")):
+            index = choice.get("index")
+            index = index if isinstance(index, int) else 0
+            self._choices.setdefault(index, _Choice(index)).add(choice)
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the call used, if the upstream told."""
+        return parse_usage(self._usage)
+
+    def render(
+        self, *, id: str, model: str, created: int, client_model: str | None = None
+    ) -> dict[str, Any]:
+        """OpenAI's `chat.completion`; id, model and created stand in where no chunk told.
+
+        `refusal` and `logprobs` are there even when null: OpenAI's schema requires them.
+
+        Args:
+            client_model: the client's name for the model, whatever the chunks told.
+        """
+        head = self._head
+        seed = f"{head.get('id') or id}/{head.get('created') or created}"
+        rendered = {
+            **head,
+            "id": head.get("id") or id,
+            "object": "chat.completion",
+            "created": head.get("created") or created,
+            "model": client_model or head.get("model") or model,
+            "choices": [self._choices[index].render(seed) for index in sorted(self._choices)],
+        }
+        if self._usage is not None:
+            rendered["usage"] = self._usage
+        return rendered
+
+
+class _Choice:
+    """One choice of a completion while it grows."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+        self._joined: dict[str, list[str]] = {}
+        self._message: dict[str, Any] = {}
+        self._tool_calls = ToolCalls()
+        self._logprobs: dict[str, list[Any]] = {}
+        self._rest: dict[str, Any] = {}
+        self._finish: str | None = None
+
+    def add(self, choice: Mapping[str, Any]) -> None:
+        for name, value in choice.items():
+            if name == "finish_reason":
+                self._finish = value or self._finish
+            elif name == "logprobs":
+                self._add_logprobs(value)
+            elif name not in ("delta", "index") and value is not None:
+                self._rest[name] = value
+        delta = choice.get("delta")
+        for name, value in delta.items() if isinstance(delta, dict) else ():
+            if value is not None:
+                self._add_field(name, value)
+
+    def _add_field(self, name: str, value: Any) -> None:
+        message = self._message
+        if name in _JOINED and isinstance(value, str):
+            self._joined.setdefault(name, []).append(value)
+        elif name == "tool_calls":
+            for fragment in _objects(value):
+                self._tool_calls.take(fragment)
+        elif name == "function_call" and isinstance(value, dict):
+            _join_function(message.setdefault(name, {"name": "", "arguments": ""}), value)
+        elif name == "audio" and isinstance(value, dict):
+            _join_audio(message.setdefault(name, {}), value)
+        elif isinstance(value, list) and isinstance(message.get(name), list):
+            message[name] += value
+        elif value != "":
+            message[name] = value
+
+    def _add_logprobs(self, logprobs: Any) -> None:
+        if isinstance(logprobs, dict):
+            for name, values in logprobs.items():
+                if isinstance(values, list):
+                    self._logprobs.setdefault(name, []).extend(values)
+
+    def render(self, seed: str) -> dict[str, Any]:
+        joined = {name: _whole_text(parts) for name, parts in self._joined.items()}
+        content, refusal = joined.pop("content", None), joined.pop("refusal", None)
+        calls = self._tool_calls.render(f"{seed}/{self._index}")
+        message: dict[str, Any] = {
+            "role": self._message.get("role") or "assistant",
+            "content": None if calls and not content else content,
+            "refusal": refusal or None,
+            **{name: text for name, text in joined.items() if text},
+            **{name: value for name, value in self._message.items() if name != "role"},
+        }
+        if calls:
+            message["tool_calls"] = calls
+        logprobs = {"content": None, "refusal": None, **self._logprobs} if self._logprobs else None
+        return {
+            "index": self._index,
+            "message": message,
+            "logprobs": logprobs,
+            "finish_reason": self._finish or ("tool_calls" if calls else "stop"),
+            **self._rest,
+        }
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    """The objects of what should be a list of them."""
+    for item in value if isinstance(value, list) else ():
+        if isinstance(item, dict):
+            yield item
+
+
+def _whole_text(parts: list[str]) -> str:
+    text = "".join(parts)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # The halves of one character came in two chunks, each as an escape of its own.
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _join_function(call: dict[str, Any], fragment: Mapping[str, Any]) -> None:
+    if name := fragment.get("name"):
+        # Some servers repeat the whole name with every fragment; none sends it in pieces.
+        call["name"] = name
+    if isinstance(arguments := fragment.get("arguments"), str):
+        call["arguments"] += arguments
+
+
+def _join_audio(audio: dict[str, Any], fragment: Mapping[str, Any]) -> None:
+    for name, value in fragment.items():
+        if name in ("data", "transcript") and isinstance(value, str):
+            audio[name] = audio.get(name, "") + value
+        else:
+            audio[name] = value
+
+
+def chunks_of(completion: Mapping[str, Any], *, with_usage: bool) -> list[bytes]:
+    """A whole completion as the events of a stream, for an upstream that does not stream."""
+    head = {k: v for k, v in completion.items() if k not in ("choices", "usage")}
+    head["object"] = "chat.completion.chunk"
+    out = []
+    for choice in _objects(completion.get("choices")):
+        message = choice.get("message")
+        delta = dict(message) if isinstance(message, dict) else {}
+        if calls := list(_objects(delta.get("tool_calls"))):
+            delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(calls)]
+        rest = {k: v for k, v in choice.items() if k not in ("message", "finish_reason")}
+        rest.setdefault("index", 0)
+        finish = choice.get("finish_reason") or "stop"
+        if finish == ERROR_FINISH:  # its content is the error's text, and no answer
+            out.append({**rest, "delta": delta, "finish_reason": finish})
+            continue
+        out.append({**rest, "delta": delta, "finish_reason": None})
+        out.append({"index": rest["index"], "delta": {}, "finish_reason": finish})
+    events = [sse.render({**head, "choices": [choice]}) for choice in out]
+    if with_usage and completion.get("usage"):
+        events.append(sse.render({**head, "choices": [], "usage": completion["usage"]}))
+    return events

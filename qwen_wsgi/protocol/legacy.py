@@ -1,0 +1,68 @@
+"""The answer to a client that asked with `functions`, OpenAI's form before `tools`.
+
+Qwen hosts know tools only, so the request is brought to those (`upstream.adapt`), and here the
+answer comes back: the one call as `function_call`, and its finish reason. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qwen_wsgi.protocol import sse
+from qwen_wsgi.protocol.chunks import ChunkStream
+
+
+class LegacyChunkStream(ChunkStream):
+    """A stream whose tool call leaves as `function_call`."""
+
+    def feed(self, block: bytes) -> bytes:
+        return _rewritten(super().feed(block))
+
+    def end(self) -> bytes:
+        return _rewritten(super().end())
+
+
+def _rewritten(block: bytes) -> bytes:
+    if b'tool_calls"' not in block:
+        return block
+    return b"".join(_event(event) for event in sse.events(block))
+
+
+def _event(event: bytes) -> bytes:
+    chunk = sse.parse(event)
+    if not isinstance(chunk, dict) or not isinstance(chunk.get("choices"), list):
+        return event + b"\n\n"
+    choices = [_choice(choice, "delta") for choice in chunk["choices"]]
+    return sse.render({**chunk, "choices": choices})
+
+
+def completion(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole `chat.completion` in the old form."""
+    choices = value.get("choices")
+    if not isinstance(choices, list):
+        return dict(value)
+    return {**value, "choices": [_choice(choice, "message") for choice in choices]}
+
+
+def _choice(choice: Any, part: str) -> Any:
+    if not isinstance(choice, dict):
+        return choice
+    changed = dict(choice)
+    if choice.get("finish_reason") == "tool_calls":
+        changed["finish_reason"] = "function_call"
+    said = choice.get(part)
+    if isinstance(said, dict) and "tool_calls" in said:
+        rest = {name: each for name, each in said.items() if name != "tool_calls"}
+        call = _first_call(said["tool_calls"])
+        changed[part] = rest if call is None else {**rest, "function_call": call}
+    return changed
+
+
+def _first_call(calls: Any) -> dict[str, Any] | None:
+    """The old form has room for one call: fragments of another are left out."""
+    for call in calls if isinstance(calls, list) else ():
+        if isinstance(call, dict) and call.get("index", 0) == 0:
+            function = call.get("function")
+            return function if isinstance(function, dict) else None
+    return None

@@ -1,0 +1,182 @@
+"""Tool calls put together from the fragments of a stream, whoever they belong to.
+
+A fragment is `{"index", "id", "type", "function": {"name", "arguments"}}`. OpenAI sends id, type
+and name once, and then arguments under the same index. Hosts of Qwen models also send: ids that are
+empty or repeated, names that are repeated, several calls under one index, no index at all, no id at
+all, an id that comes late, and a finished call once more (qwen-code has code for each).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from qwen_wsgi.protocol.json_object import compact
+
+
+@dataclass(slots=True, eq=False)
+class ToolCall:
+    """One call while it grows.
+
+    Attributes:
+        number: how many calls began before it.
+        place: the index that its upstream gave it, if no other call has that; else the number.
+        id: as the upstream told it, or "".
+        pieces: of its arguments; bytes are as they stood in JSON, between their quotes.
+    """
+
+    number: int
+    place: int
+    id: str = ""
+    type: str = "function"
+    name: str = ""
+    pieces: list[str | bytes] = field(default_factory=list)
+
+    @property
+    def arguments(self) -> str:
+        """The arguments so far."""
+        return "".join(map(_decoded, self.pieces))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the arguments so far are a whole JSON object: nothing can follow."""
+        ends = (text[-1] for piece in reversed(self.pieces) if (text := _decoded(piece).rstrip()))
+        if next(ends, "") != "}":
+            return False  # spares parsing it all for every fragment
+        try:
+            return isinstance(json.loads(self.arguments), dict)
+        except (ValueError, RecursionError):
+            return False
+
+
+class Taken(NamedTuple):
+    """What a fragment was.
+
+    Attributes:
+        call: the call it belongs to.
+        begins: it is the first of its call.
+        names: it brought the call's name.
+        goes_on: it only brought arguments, and a next one like it belongs to the same call.
+    """
+
+    call: ToolCall
+    begins: bool
+    names: bool
+    goes_on: bool
+
+
+class ToolCalls:
+    """The calls of one choice."""
+
+    def __init__(self) -> None:
+        self._calls: list[ToolCall] = []
+        self._by_id: dict[str, ToolCall] = {}
+        self._by_index: dict[int, ToolCall] = {}
+        self._latest: ToolCall | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
+    def take(self, fragment: Mapping[str, Any]) -> Taken | None:
+        """Add a fragment to its call; None if it only repeats a call that is whole already."""
+        index, function = fragment.get("index"), fragment.get("function")
+        index = index if isinstance(index, int) else None
+        function = function if isinstance(function, dict) else {}
+        id, name = _text(fragment.get("id")), _text(function.get("name"))
+        arguments = arguments_of(function)
+        call = self._by_id.get(id) if id else None
+        if call is not None and name and arguments.strip() and call.complete:
+            return None
+        if call is None:
+            call = self._meant(index, id, name, arguments)
+        begins = call is None
+        if call is None:
+            call = self._begin(index)
+        names = bool(name and not call.name)
+        self._fill(call, id, name, _text(fragment.get("type")))
+        if arguments:
+            call.pieces.append(arguments)
+        if index is not None:
+            self._by_index[index] = call
+        self._latest = call
+        goes_on = bool(arguments) and not begins and not name and id in ("", call.id)
+        return Taken(call, begins, names, goes_on)
+
+    def _meant(self, index: int | None, id: str, name: str, arguments: str) -> ToolCall | None:
+        """The call that a fragment of no known id goes on with, or None if it begins one."""
+        call = self._latest if index is None else self._by_index.get(index)
+        if call is None and not id and not name:
+            call = self._latest  # a call begins with an id or a name, whatever the index says
+        if call is None or _begins_another(call, id, name, arguments):
+            return None
+        return call
+
+    def _begin(self, index: int | None) -> ToolCall:
+        number = len(self._calls)
+        free = index is not None and all(call.place != index for call in self._calls)
+        call = ToolCall(number, index if index is not None and free else number)
+        self._calls.append(call)
+        return call
+
+    def _fill(self, call: ToolCall, id: str, name: str, type: str) -> None:
+        """Ids and names count the first time; some hosts make up a new id for every fragment."""
+        call.name = call.name or name
+        call.type = type or call.type
+        if id and not call.id:
+            call.id = id
+            self._by_id[id] = call
+
+    def render(self, seed: str) -> list[dict[str, Any]]:
+        """The calls as a whole message has them, in the order of their indexes.
+
+        Args:
+            seed: what the ids of calls that never got one are made from.
+        """
+        return [
+            {
+                "id": call.id or made_up_id(seed, call.number),
+                "type": call.type,
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in sorted(self._calls, key=lambda call: (call.place, call.number))
+        ]
+
+
+def _begins_another(call: ToolCall, id: str, name: str, arguments: str) -> bool:
+    """Whether a fragment under a call's index, with an id not met before or none, is not its part.
+
+    A call is known to be over when its arguments are a whole object and more come. An id that comes
+    late fits a call that has none; one that is new without a name was made up for each fragment.
+    """
+    if name and call.name and (name != call.name or (id and call.id)):
+        return True
+    return bool((id or name) and arguments.strip() and call.complete)
+
+
+def arguments_of(function: Mapping[str, Any]) -> str:
+    """The arguments in a fragment as text: "" for null, and JSON where an object stands for it."""
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        return arguments
+    return "" if arguments is None else compact(arguments)
+
+
+def made_up_id(seed: str, number: int) -> str:
+    """An id for a call that has none: the same for the same answer and call, and for no other."""
+    return "call_" + hashlib.sha256(f"{seed}/{number}".encode(errors="replace")).hexdigest()[:24]
+
+
+def _decoded(piece: str | bytes) -> str:
+    if isinstance(piece, str):
+        return piece
+    try:
+        return str(json.loads(b'"' + piece + b'"'))
+    except ValueError:
+        return piece.decode(errors="replace")  # no JSON; nobody has looked at it before
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,273 @@
+"""Messages: where the system stands, how tools are called, what hosts want of parts.
+
+Every step returns the very list that it got if there is nothing to do, and else a new one that
+shares with it what stays as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, TypeGuard
+
+from qwen_wsgi.upstream.adapt.draft import Draft
+from qwen_wsgi.upstream.hosts import Family
+
+Message = dict[str, Any]
+_Step = Callable[[list[Message]], list[Message]]
+
+
+class _Roles:
+    """Which roles there are, found in one pass: a long conversation has thousands of messages."""
+
+    __slots__ = ("all", "late")
+
+    def __init__(self, messages: list[Message]) -> None:
+        self.late = {message["role"] for message in messages[1:]}
+        self.all = {messages[0]["role"], *self.late}
+
+
+def settle(draft: Draft) -> None:
+    """Bring the messages to what a Qwen host takes."""
+    _apply(draft, _steps(draft, _Roles(draft.body["messages"])))
+
+
+def systems_first(draft: Draft) -> None:
+    """Only what the chat templates of Qwen models need on any server."""
+    _apply(draft, _system_steps(draft, _Roles(draft.body["messages"])))
+
+
+def _apply(draft: Draft, steps: Iterator[tuple[_Step, str]]) -> None:
+    for step, what in steps:
+        messages = draft.get("messages")
+        if (changed := step(messages)) is not messages:
+            draft.put("messages", changed, what)
+
+
+def _steps(draft: Draft, roles: _Roles) -> Iterator[tuple[_Step, str]]:
+    """The steps that may have something to do, and what to call it."""
+    if "function" in roles.all or "functions" in draft.names:
+        yield _as_tool_calls, "function_call-as-tool_calls"
+    yield from _system_steps(draft, roles)
+    if draft.notes:
+        yield functools.partial(_add_to_system, "\n\n".join(draft.notes)), "json-asked-for"
+    arrays_are_lost = _loses_arrays(draft, roles)
+    if arrays_are_lost:
+        yield functools.partial(_flatten, draft), "parts-joined"
+    if draft.target.family is Family.PORTAL:
+        yield _mark_for_portal, "system-part"
+    if draft.options.cache_control and not arrays_are_lost and _wants_marks(draft):
+        yield functools.partial(_mark, stream=draft.stream), "cache-marked"
+        if draft.stream:
+            _mark_tools(draft)
+
+
+# --- system messages ----------------------------------------------------------------------------
+
+
+def _system_steps(draft: Draft, roles: _Roles) -> Iterator[tuple[_Step, str]]:
+    if "developer" in roles.all:
+        yield _rename_developer, "developer-as-system"
+    many = draft.traits is not None and draft.traits.many_systems
+    if not many and not roles.late.isdisjoint(("system", "developer")):
+        yield _merge_systems, "system-merged"
+
+
+def _rename_developer(messages: list[Message]) -> list[Message]:
+    return [
+        {**message, "role": "system"} if message["role"] == "developer" else message
+        for message in messages
+    ]
+
+
+def _merge_systems(messages: list[Message]) -> list[Message]:
+    """All of them as the first message: the templates of Qwen3.5 and later take no other place."""
+    systems = [message for message in messages if message["role"] == "system"]
+    contents = [message.get("content") for message in systems]
+    if not all(isinstance(content, str | list | None) for content in contents):
+        return messages  # the host will say what it thinks of that
+    rest = [message for message in messages if message["role"] != "system"]
+    return [{**systems[0], "content": _joined(contents)}, *rest]
+
+
+def _joined(contents: list[Any]) -> Any:
+    """Texts as one text; as soon as there are parts, parts."""
+    kept = [content for content in contents if content]
+    if len(kept) < 2:
+        return kept[0] if kept else contents[0]
+    if all(isinstance(content, str) for content in kept):
+        return "\n\n".join(kept)
+    return [
+        part
+        for content in kept
+        for part in ([_text(content)] if isinstance(content, str) else content)
+    ]
+
+
+def _add_to_system(text: str, messages: list[Message]) -> list[Message]:
+    first = messages[0]
+    content = first.get("content")
+    if first["role"] != "system" or not isinstance(content, str | list | None):
+        return [{"role": "system", "content": text}, *messages]
+    if isinstance(content, list):
+        return [{**first, "content": [*content, _text(text)]}, *messages[1:]]
+    return [{**first, "content": f"{content}\n\n{text}" if content else text}, *messages[1:]]
+
+
+# --- the old form of tool calls -----------------------------------------------------------------
+
+
+def _as_tool_calls(messages: list[Message]) -> list[Message]:
+    """`function_call` and its answers, which had no ids, with ids.
+
+    The same history gets the same ids, so that it stays the same prefix for a cache.
+    """
+    changed = []
+    waiting: dict[str, str] = {}
+    count = 0
+    for message in messages:
+        role, name = message["role"], message.get("name")
+        call = message.get("function_call")
+        if role == "assistant" and _is_call(call) and not message.get("tool_calls"):
+            count += 1
+            waiting[call["name"]] = identity = f"call_function_{count}"
+            tool_call = {"id": identity, "type": "function", "function": call}
+            message = {**_without(message, "function_call"), "tool_calls": [tool_call]}
+        elif role == "function" and isinstance(name, str) and name in waiting:
+            answer = {"role": "tool", "tool_call_id": waiting.pop(name)}
+            message = {**_without(message, "name"), **answer}
+        changed.append(message)
+    return changed if any(map(_differs, changed, messages)) else messages
+
+
+def _is_call(call: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(call, dict) and isinstance(call.get("name"), str)
+
+
+def _differs(one: Message, other: Message) -> bool:
+    return one is not other
+
+
+def _without(message: Message, name: str) -> Message:
+    return {key: value for key, value in message.items() if key != name}
+
+
+# --- parts --------------------------------------------------------------------------------------
+
+
+def _loses_arrays(draft: Draft, roles: _Roles) -> bool:
+    """Model Studio's gateway drops arrays of parts sent to GLM without tools (qwen-code 0.24.4)."""
+    glm = draft.target.model.rsplit("/", 1)[-1].lower().startswith("glm-")
+    if not glm or draft.target.family is Family.PORTAL:
+        return False
+    if draft.get("tools") or not roles.all.isdisjoint(("tool", "function")):
+        return False
+    return not any(message.get("tool_calls") for message in draft.body["messages"])
+
+
+def _flatten(draft: Draft, messages: list[Message]) -> list[Message]:
+    changed = [_flat(message) for message in messages]
+    lost = [old for new, old in zip(changed, messages, strict=True) if new is not old]
+    if _has_marks(lost):
+        draft.lose("messages", "takes no cache_control without tools")
+    return changed if lost else messages
+
+
+def _flat(message: Message) -> Message:
+    content = message.get("content")
+    if not content or not isinstance(content, list) or not all(map(_is_text, content)):
+        return message
+    return {**message, "content": "\n\n".join(part["text"] for part in content)}
+
+
+def _mark_for_portal(messages: list[Message]) -> list[Message]:
+    """The portal refuses what does not begin with a system message that has a marked text part."""
+    first = messages[0]
+    if first["role"] != "system":
+        blank = {"role": "system", "content": [_marked(_text(""))]}
+        return [blank, *messages]
+    content = first.get("content")
+    if isinstance(content, str | None):
+        parts = [_marked(_text(content or ""))]
+    elif not isinstance(content, list) or any(map(_is_marked_text, content)):
+        return messages
+    else:
+        last = max((at for at, part in enumerate(content) if _is_text(part)), default=None)
+        if last is None:
+            parts = [*content, _marked(_text(""))]
+        else:
+            parts = [*content[:last], _marked(content[last]), *content[last + 1 :]]
+    return [{**first, "content": parts}, *messages[1:]]
+
+
+# --- marks for the host's cache -----------------------------------------------------------------
+
+
+def _wants_marks(draft: Draft) -> bool:
+    """Whether marks have an effect, and the client set none itself."""
+    if draft.traits is not None and not draft.traits.cache:
+        return False
+    tools = draft.get("tools")
+    if isinstance(tools, list) and any(map(_is_marked, tools)):
+        return False
+    return not _has_marks(draft.body["messages"])
+
+
+def _mark(messages: list[Message], *, stream: bool) -> list[Message]:
+    """Where qwen-code 0.24.4 puts them: the system message, and of a stream the last message."""
+    places = [0] if messages[0]["role"] == "system" else []
+    if stream and len(messages) - 1 not in places:
+        places.append(len(messages) - 1)
+    changed = list(messages)
+    for place in places:
+        changed[place] = _mark_last_part(changed[place])
+    return changed if any(map(_differs, changed, messages)) else messages
+
+
+def _mark_last_part(message: Message) -> Message:
+    content = message.get("content")
+    if isinstance(content, str) and content:
+        return {**message, "content": [_marked(_text(content))]}
+    if not content or not isinstance(content, list) or any(map(_is_marked, content)):
+        return message
+    if not isinstance(content[-1], dict):
+        return message
+    return {**message, "content": [*content[:-1], _marked(content[-1])]}
+
+
+def _mark_tools(draft: Draft) -> None:
+    tools = draft.get("tools")
+    if isinstance(tools, list) and tools and isinstance(tools[-1], dict):
+        draft.put("tools", [*tools[:-1], _marked(tools[-1])], "cache-marked")
+
+
+def _has_marks(messages: list[Message]) -> bool:
+    return any(
+        _is_marked(part)
+        for message in messages
+        if isinstance(content := message.get("content"), list)
+        for part in content
+    )
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def _marked(part: dict[str, Any]) -> dict[str, Any]:
+    return {**part, "cache_control": {"type": "ephemeral"}}
+
+
+def _is_marked(part: Any) -> bool:
+    return isinstance(part, dict) and "cache_control" in part
+
+
+def _is_text(part: Any) -> bool:
+    return (
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+    )
+
+
+def _is_marked_text(part: Any) -> bool:
+    mark = part.get("cache_control") if _is_text(part) else None
+    return isinstance(mark, dict) and mark.get("type") == "ephemeral"

@@ -1,0 +1,143 @@
+"""Single parameters: what no Qwen host takes, ranges, lengths, and the number of choices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeGuard
+
+from qwen_wsgi.upstream import model_data
+from qwen_wsgi.upstream.adapt import thinking
+from qwen_wsgi.upstream.adapt.draft import Draft
+
+#: What Model Studio's chat completions page does not list, and the values that ask for nothing.
+#: To leave out one of those, or null, is no loss.
+_UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "user": ("",),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+    "prediction": (),
+    "verbosity": ("medium",),
+    "safety_identifier": ("",),
+    "prompt_cache_key": ("",),
+    "prompt_cache_retention": ("in_memory", "in-memory"),
+    "moderation": (),
+    "background": (False,),
+    "webhook_config": (),
+}
+
+#: Seeds have 31 bits there; OpenAI's have 64 and a sign.
+_SEED_BITS: Final = 0x7FFF_FFFF
+
+
+def _temperature(value: float) -> float:
+    return 1.99 if value >= 2 else value
+
+
+def _top_p(value: float) -> float:
+    return 0.01 if value == 0 else min(value, 1)
+
+
+def _penalty(value: float) -> float:
+    return max(-2, min(value, 2))
+
+
+def _top_logprobs(value: float) -> float:
+    return min(value, 5)
+
+
+def _seed(value: float) -> float:
+    # Folded, not cut off: two seeds are meant to be two.
+    return value & _SEED_BITS if isinstance(value, int) else value
+
+
+#: Ranges of the same page that are narrower than what clients send: the value that goes instead,
+#: and what is taken. What makes no sense anywhere (a negative temperature) the host may refuse.
+_RANGES: Final[Mapping[str, tuple[Callable[[float], float], str]]] = {
+    "temperature": (_temperature, "takes a temperature below 2"),
+    "top_p": (_top_p, "takes a top_p above 0 and up to 1"),
+    "presence_penalty": (_penalty, "takes a presence_penalty from -2 to 2"),
+    "top_logprobs": (_top_logprobs, "takes top_logprobs up to 5"),
+    "seed": (_seed, "takes seeds from 0 to 2147483647"),
+}
+
+_LENGTHS: Final = ("max_tokens", "max_completion_tokens")
+_CHOICES: Final = 4
+
+_FIELDS: Final = frozenset({*_UNSUPPORTED, *_RANGES, *_LENGTHS, "n", "metadata"})
+
+
+def settle(draft: Draft) -> None:
+    """Apply the rules to the members of the request that have one."""
+    mentioned = draft.names & _FIELDS
+    if not mentioned:
+        return
+    for name in draft.body.names():
+        if name in _RANGES:
+            _into_range(draft, name)
+        elif name in _UNSUPPORTED:
+            _drop(draft, name, _UNSUPPORTED[name])
+    if "metadata" in mentioned and not thinking.is_qwen(draft.target.model):
+        # Other vendors' back ends refuse an object there (qwen-code 0.24.4).
+        _drop(draft, "metadata", ({},))
+    for name in _LENGTHS:
+        if name in mentioned:
+            _into_limit(draft, name)
+    if "max_completion_tokens" in mentioned:
+        _old_limit(draft)
+    if "n" in mentioned:
+        _choices(draft)
+
+
+def _drop(draft: Draft, name: str, neutral: tuple[Any, ...]) -> None:
+    value = draft.get(name)
+    if value is not None and value not in neutral:
+        draft.lose(name, f"takes no {name}")
+    draft.leave_out(name)
+
+
+def _into_range(draft: Draft, name: str) -> None:
+    value = draft.get(name)
+    fit, why = _RANGES[name]
+    if _is_number(value) and (fitting := fit(value)) != value:
+        draft.lose(name, why)
+        draft.put(name, fitting, "clamped")
+
+
+def _old_limit(draft: Draft) -> None:
+    """Older models know `max_tokens` only, which does not count the thinking."""
+    total, limit = draft.get("max_completion_tokens"), draft.get("max_tokens")
+    traits = draft.traits
+    if traits is None or traits.total_limit or not _is_number(total):
+        return
+    if thinking.thinks(draft):
+        draft.lose("max_completion_tokens", "limits only what follows the thinking")
+    if not _is_number(limit) or limit > total:
+        draft.put("max_tokens", total, "from-max_completion_tokens")
+    draft.leave_out("max_completion_tokens", "as-max_tokens")
+
+
+def _into_limit(draft: Draft, name: str) -> None:
+    value = draft.get(name)
+    known = model_data.facts(draft.target.model) if draft.traits is not None else None
+    most = known and known.max_output
+    if most and _is_number(value) and value > most:
+        draft.lose(name, f"takes {name} up to {most}")
+        draft.put(name, most, "clamped")
+
+
+def _choices(draft: Draft) -> None:
+    """Several choices come of several calls, unless the model gives them in one."""
+    count = draft.get("n")
+    if type(count) is not int or not 1 < count <= _CHOICES:
+        return
+    traits = draft.traits
+    alone = traits is not None and traits.several and thinking.thinks(draft) is False
+    if not alone or draft.get("tools"):
+        draft.leave_out("n", "fanned-out")
+        draft.fan_out = count
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,146 @@
+"""Tools: the old form, those that the host has itself, and whether one can be forced."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from qwen_wsgi.upstream.adapt import thinking
+from qwen_wsgi.upstream.adapt.draft import Draft, Wish
+
+_FIELDS: Final = frozenset({"tools", "functions", "function_call", "web_search_options"})
+
+
+def settle(draft: Draft) -> None:
+    """Bring `functions`, an empty list and a web search to what the host takes as tools."""
+    names = draft.names
+    if names.isdisjoint(_FIELDS) and not draft.target.search:
+        return
+    if "functions" in names or "function_call" in names:
+        _from_functions(draft)
+    searches = draft.target.search or draft.get("web_search_options") is not None
+    tools = draft.get("tools")
+    if isinstance(tools, list):
+        found = [tool for tool in tools if _is_search(tool)]
+        if found:
+            searches = True
+            rest = [tool for tool in tools if not _is_search(tool)]
+            if rest:
+                draft.put("tools", rest, "web_search-taken-out")
+            else:
+                _no_tools(draft, "web_search-taken-out")
+        elif not tools:
+            _no_tools(draft, "empty")
+    if searches:
+        _search(draft)
+    searched = draft.get("enable_search") is True
+    draft.leave_out("web_search_options", "as-enable_search" if searched else "dropped")
+    if _list(draft.get("tools")) and not draft.has("parallel_tool_calls"):
+        # OpenAI's default; Model Studio's is false.
+        draft.put("parallel_tool_calls", True, "default")
+
+
+def force(draft: Draft) -> None:
+    """See to a `tool_choice` that forces a call.
+
+    Model Studio takes a named function only while the model does not think, and `required` of no
+    Qwen model (chat completions page). So the only tool is named, and thinking that nobody asked
+    for is switched off; thinking that was asked for stays, as in qwen-code 0.24.4.
+    """
+    choice = draft.get("tool_choice")
+    required = choice == "required"
+    if not (required or _is_named(choice)):
+        return
+    tools = _list(draft.get("tools"))
+    if not tools:
+        return
+    only = _name_of(tools[0]) if len(tools) == 1 else None
+    thinks = thinking.thinks(draft)
+    if (only is not None or not required) and thinks is not False and _may_stop(draft):
+        draft.wish = Wish(on=False)
+        thinks = False
+    if required and only is not None and thinks is False:
+        draft.put("tool_choice", {"type": "function", "function": {"name": only}}, "named")
+    elif required or thinks:
+        draft.lose(
+            "tool_choice" if "tool_choice" in draft.names else "function_call",
+            "cannot be made to call a tool while it thinks" if thinks else "takes no 'required'",
+        )
+        draft.put("tool_choice", "auto", "auto")
+
+
+def _from_functions(draft: Draft) -> None:
+    """`functions` and `function_call`, which OpenAI replaced in 2023, as tools."""
+    functions = _list(draft.get("functions"))
+    if functions and not draft.get("tools"):
+        tools = [{"type": "function", "function": function} for function in functions]
+        draft.put("tools", tools, "from-functions")
+        if not draft.has("parallel_tool_calls"):
+            # Who speaks the old form can be told of one call only.
+            draft.put("parallel_tool_calls", False, "from-functions")
+    elif functions:
+        draft.lose("functions", "takes tools, and no functions beside them")
+    choice = draft.get("function_call")
+    if choice is not None and _list(draft.get("tools")) and not draft.has("tool_choice"):
+        name = choice.get("name") if isinstance(choice, dict) else None
+        draft.put(
+            "tool_choice",
+            choice if name is None else {"type": "function", "function": {"name": name}},
+            "from-function_call",
+        )
+    draft.leave_out("functions", "as-tools")
+    draft.leave_out("function_call", "as-tool_choice")
+
+
+def _no_tools(draft: Draft, what: str) -> None:
+    """Drop the list of tools, and what says how to use them."""
+    draft.leave_out("tools", what)
+    draft.leave_out("parallel_tool_calls", "no-tools")
+    if draft.get("tool_choice") in ("auto", "none"):
+        draft.leave_out("tool_choice", "no-tools")
+
+
+def _search(draft: Draft) -> None:
+    """Switch the host's own web search on; it needs no tool (Model Studio's web search page)."""
+    traits = draft.traits
+    strategy = "" if traits is None else traits.search
+    if strategy is None:
+        draft.lose(_search_param(draft), "does not search the web")
+        if not draft.target.search:
+            return
+    if draft.get("web_search_options"):
+        draft.lose("web_search_options", "searches, but takes no such options")
+    if draft.get("enable_search") is not True:
+        draft.put("enable_search", True, "true")
+    if strategy and not draft.has("search_options"):
+        draft.put("search_options", {"search_strategy": strategy}, strategy)
+
+
+def _search_param(draft: Draft) -> str:
+    if draft.target.search:
+        return "model"
+    return "web_search_options" if "web_search_options" in draft.names else "tools"
+
+
+def _is_search(tool: Any) -> bool:
+    """OpenAI's tool in its many versions: `web_search`, `web_search_preview_2025_03_11`, …"""
+    kind = tool.get("type") if isinstance(tool, dict) else None
+    return isinstance(kind, str) and kind.startswith("web_search")
+
+
+def _may_stop(draft: Draft) -> bool:
+    """Whether the thinking can be switched off, and nobody said anything of it."""
+    return draft.wish == Wish() and draft.traits is not None and draft.traits.switch
+
+
+def _is_named(choice: Any) -> bool:
+    return isinstance(choice, dict) and choice.get("type") == "function"
+
+
+def _name_of(tool: Any) -> str | None:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

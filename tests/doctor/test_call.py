@@ -1,0 +1,181 @@
+"""A real call for one token, and what its failure means."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from qwen_wsgi.clock import SystemClock
+from qwen_wsgi.doctor.call import (
+    NotingTransport,
+    OneToken,
+    chat_models,
+    meaning,
+    quoted,
+    said_in,
+)
+from qwen_wsgi.doctor.findings import Level
+from qwen_wsgi.errors import (
+    AccountUnavailable,
+    ApiError,
+    BadRequest,
+    CredentialError,
+    UpstreamError,
+)
+from qwen_wsgi.sandbox import Sandbox
+from qwen_wsgi.upstream.causes import CAUSES
+from qwen_wsgi.upstream.client import token_of
+from qwen_wsgi.upstream.hosts import Family
+from tests.secrets import core, secret
+from tests.upstream.fakes import account_of, settings_of
+
+KEY = secret("doctor-call")
+
+
+@contextmanager
+def asking() -> Iterator[tuple[Sandbox, OneToken, NotingTransport]]:
+    settings = settings_of()
+    transport = NotingTransport(settings, SystemClock())
+    with Sandbox() as sandbox:
+        yield sandbox, OneToken(settings, transport, SystemClock()), transport
+    transport.close()
+
+
+@pytest.mark.parametrize(
+    ("family", "explicit", "streamed"),
+    [
+        (Family.DASHSCOPE, False, True),
+        (Family.DASHSCOPE, True, False),
+        (Family.OTHER, False, False),
+    ],
+)
+def test_one_token_is_asked_for_as_the_product_asks(
+    family: Family, explicit: bool, streamed: bool
+) -> None:
+    with asking() as (sandbox, asker, transport):
+        account = account_of(token=KEY, base_url=sandbox.base_url, family=family, explicit=explicit)
+
+        tokens = asker.ask(account, "qwen-flash")
+
+        (record,) = sandbox.settle()
+    body = json.loads(record.body or b"")
+    assert (body["model"], body["max_tokens"], body["stream"]) == ("qwen-flash", 1, streamed)
+    assert tokens is not None
+    assert tokens > 0
+    (seen,) = transport.sightings.values()
+    assert abs(seen.theirs_s - time.time()) < 60
+
+
+@pytest.mark.parametrize(
+    ("fault", "level", "words", "remedy"),
+    [
+        ("invalid-key", "fail", "the key is not accepted (key_refused", "Check the key"),
+        ("arrearage", "fail", "cannot pay", "Settle the account's bill"),
+        ("free-tier", "fail", "free quota for this model", "Model Studio console"),
+        ("model-not-found", "fail", "no such model", "exact name"),
+        ("throttle", "warn", "too many requests", "Send fewer requests"),
+        ("quota", "warn", "tokens per minute", "limit raised"),
+        ("plan-quota=month", "fail", "until its window", "Wait until the window ends"),
+        ("overload", "warn", "no capacity left", "passes by itself"),
+        ("agents-only", "warn", "coding agents only", "forbid shared keys"),
+        ("internal", "fail", "the upstream failed inside", "the upstream's own trouble"),
+        ("html-200", "fail", "captcha", "never evaded"),
+        ("empty-200", "fail", "", ""),
+        ("drop", "fail", "closed the connection", "the upstream's own trouble"),
+        ("bad-request", "fail", "", "Ask this account for another model"),
+    ],
+)
+def test_failures_are_explained(fault: str, level: str, words: str, remedy: str) -> None:
+    with asking() as (sandbox, asker, _):
+        sandbox.control(faults=fault)
+        account = account_of(token=KEY, base_url=sandbox.base_url)
+        with pytest.raises(ApiError) as raised:
+            asker.ask(account, "qwen-flash")
+
+    told = meaning(raised.value)
+
+    assert (told.level.value, words in told.what, remedy in told.remedy) == (level, True, True)
+    assert told.remedy
+    assert "operator of this proxy" not in told.what + told.remedy
+    assert core(KEY) not in told.what
+
+
+def test_nobody_listens() -> None:
+    with asking() as (sandbox, asker, _):
+        account = account_of(token=KEY, base_url=sandbox.base_url)
+        sandbox.stop()
+        with pytest.raises(ApiError) as raised:
+            asker.ask(account, "qwen-flash")
+
+    assert "cannot be reached" in meaning(raised.value).what
+
+
+@pytest.mark.parametrize("name", sorted(CAUSES))
+def test_the_upstream_s_own_words_are_found_in_what_clients_get(name: str) -> None:
+    cause = CAUSES[name]
+    message = cause.says.format(said="Its words, as {they} are.", why="its words", account="a(b)")
+
+    said = said_in(message, cause)
+
+    if "{said}" in cause.says:
+        assert said == "Its words, as {they} are."
+    elif "{why}" in cause.says:
+        assert said == "its words"
+    else:
+        assert said == ""
+
+
+@pytest.mark.parametrize("name", sorted(CAUSES))
+def test_every_cause_has_a_level_and_a_remedy(name: str) -> None:
+    error = UpstreamError("Its words.", failure=CAUSES[name].failure())
+
+    told = meaning(error)
+
+    assert told.level in (Level.WARN, Level.FAIL)
+    assert told.what.startswith(CAUSES[name].meaning)
+    assert told.remedy
+
+
+def test_what_cannot_be_recognised_is_quoted() -> None:
+    assert said_in("Something else.", CAUSES["key_refused"]) == "Something else."
+    assert meaning(BadRequest("Strictly no.")).what == "Strictly no."
+
+
+def test_a_closed_tier_is_explained_with_the_way_that_works() -> None:
+    told = meaning(AccountUnavailable("long words", code="oauth_tier_closed"))
+
+    assert "2026-04-15" in told.what
+    assert "DASHSCOPE_API_KEY" in told.remedy
+
+
+def test_a_credential_says_itself_what_to_do() -> None:
+    with pytest.raises(AccountUnavailable) as raised:
+        token_of(account_of(token=None))
+
+    told = meaning(raised.value)
+
+    assert (told.what, told.remedy) == ("The key is not set.", "Set SOME_KEY.")
+
+
+def test_a_credential_that_says_nothing() -> None:
+    error = AccountUnavailable("It is gone.", code="x")
+    assert "qwen-proxy status" in meaning(error).remedy
+    error.__cause__ = CredentialError("Gone.", code="x", remedy="")
+    assert "qwen-proxy status" in meaning(error).remedy
+
+
+def test_the_cheapest_chat_model_comes_first() -> None:
+    ids = ["text-embedding-v4", "qwen3.8-max", "qwen-plus", "qwen3.8-flash", "qwen-flash"]
+
+    assert chat_models(ids) == ["qwen-flash", "qwen3.8-flash", "qwen-plus", "qwen3.8-max"]
+    assert chat_models(["text-embedding-v4", "gte-rerank", "qwen-image", "qwen3-tts"]) == []
+    assert chat_models(["my-model"]) == ["my-model"]
+
+
+def test_words_of_others_are_kept_short() -> None:
+    assert quoted("a\n  b") == "a b"
+    assert len(quoted("x" * 1000)) == 300

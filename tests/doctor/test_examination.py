@@ -1,0 +1,169 @@
+"""The checks together: what each is given, and what becomes of one that fails."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from qwen_wsgi import __version__
+from qwen_wsgi.doctor import configuration, examination
+from qwen_wsgi.doctor.examination import Examination
+from qwen_wsgi.doctor.findings import Finding
+from qwen_wsgi.doctor.machine import Ran
+from qwen_wsgi.settings import Settings
+from tests.doctor import test_nginx, test_systemd
+from tests.doctor.conftest import Load
+from tests.doctor.fakes import FakeMachine, levels, one
+from tests.secrets import core, secret
+
+KEY = secret("doctor-whole")
+
+
+def groups(settings: Settings, machine: FakeMachine) -> dict[str, list[Finding]]:
+    found = Examination(
+        settings, machine, only=None, calls=False, start_sandbox=lambda: "http://127.0.0.1:9/v1"
+    )
+    try:
+        return {group[0].check: group for group in found.groups()}
+    finally:
+        found.close()
+
+
+@pytest.fixture
+def served(machine: FakeMachine) -> FakeMachine:
+    """A machine with the service and nginx, all in order, looked at by the service's user."""
+    test_nginx.installed.__wrapped__(machine)  # type: ignore[attr-defined]  # a fixture's function
+    test_systemd.tell(machine)
+    machine.uid = os.geteuid()
+    machine.users[machine.uid] = "qwen-proxy"
+    body = {"status": "ok", "version": __version__, "accounts": [{"name": "dashscope"}]}
+    machine.health = (200, json.dumps(body).encode())
+    return machine
+
+
+def served_with(load: Load, **environ: str) -> Settings:
+    """The settings of the unit."""
+    unit = {"QWEN_PROXY_BIND": "unix:/run/qwen-proxy/http.sock", "QWEN_PROXY_SANDBOX": "0"}
+    return load(**{**unit, "DASHSCOPE_API_KEY": KEY, **environ})
+
+
+def test_all_in_order(load: Load, served: FakeMachine) -> None:
+    found = groups(served_with(load), served)
+
+    wrong = {each.level.value for group in found.values() for each in group} - {"ok", "note"}
+    assert wrong <= {"skipped"}
+    assert levels(found["server"]) == {"unix:/run/qwen-proxy/http.sock": "ok"}
+    assert levels(found["systemd"])["this command"] == "ok"
+    assert levels(found["nginx"])["upstream"] == "ok"
+
+
+def test_the_server_is_looked_for_where_the_service_has_it(load: Load, served: FakeMachine) -> None:
+    """A shell has none of the service's settings."""
+    found = groups(load(), served)
+
+    assert list(levels(found["server"])) == ["unix:/run/qwen-proxy/http.sock"]
+    assert levels(found["systemd"])["this command"] == "warn"
+
+
+def test_an_environment_file_that_only_root_may_read(load: Load, served: FakeMachine) -> None:
+    """The service's user was given its settings, and cannot read the file that they are from."""
+    (served.root / test_systemd.FILE.lstrip("/")).mkdir(parents=True)
+
+    found = groups(served_with(load, QWEN_PROXY_BIND="127.0.0.1:8080"), served)
+
+    assert list(levels(found["server"])) == ["127.0.0.1:8080"]
+
+
+def test_a_plan_behind_an_open_nginx(load: Load, served: FakeMachine) -> None:
+    test_systemd.write(served, f"BAILIAN_CODING_PLAN_API_KEY={KEY}\n")
+
+    found = groups(served_with(load, BAILIAN_CODING_PLAN_API_KEY=KEY), served)
+
+    (about,) = [each for each in found["terms"] if each.subject == "coding-plan"]
+    assert (about.level.value, "port 80" in about.what) == ("warn", True)
+
+
+def test_a_plan_for_this_machine_alone(load: Load, machine: FakeMachine) -> None:
+    found = groups(load(BAILIAN_CODING_PLAN_API_KEY=KEY), machine)
+
+    assert levels(found["terms"]) == {"coding-plan": "note"}
+
+
+def test_a_bind_address_that_cannot_be_understood(load: Load, machine: FakeMachine) -> None:
+    found = groups(load(QWEN_PROXY_BIND="nonsense"), machine)
+
+    assert levels(found["settings"])["address"] == "fail"
+    assert levels(found["server"]) == {"address": "skipped"}
+
+
+def test_a_check_that_breaks_is_told_and_costs_no_other(
+    load: Load, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(settings: Settings) -> list[Finding]:
+        raise OSError(f"no luck with {KEY}")
+
+    monkeypatch.setattr(configuration, "reach", broken)
+
+    found = groups(load(DASHSCOPE_API_KEY=KEY), machine)
+
+    last = found["settings"][-1]
+    assert (last.subject, last.level.value) == ("check", "skipped")
+    assert "OSError: no luck with" in last.what
+    assert core(KEY) not in last.what
+    assert "nginx" in found
+
+
+def test_it_is_written_as_it_goes_on(load: Load, served: FakeMachine) -> None:
+    out = io.StringIO()
+
+    status = examination.run(
+        served_with(load),
+        account="dashscope",
+        calls=False,
+        json_output=False,
+        start_sandbox=lambda: "",
+        out=out,
+        machine=served,
+    )
+
+    lines = out.getvalue().splitlines()
+    assert status == 0
+    assert lines[0] == "settings"
+    assert lines[-1].endswith("Nothing is wrong, as far as was looked.")
+
+
+def test_an_nginx_that_cannot_be_looked_at(load: Load, machine: FakeMachine) -> None:
+    machine.programs["nginx"] = Ran(0, "", "")
+    place = machine.root / "etc/nginx/conf.d"
+    place.mkdir(parents=True)
+    (place / "a.conf").mkdir()  # as good as no permission, for root too
+
+    found = groups(load(), machine)
+
+    assert "a.conf cannot be read" in one(found["nginx"]).what
+
+
+def test_a_login_beside_the_settings(load: Load, machine: FakeMachine, qwen_home: Path) -> None:
+    """Its hosts and files are looked at, too; and no token of it is shown."""
+    token = secret("doctor-token")
+    (qwen_home / "oauth_creds.json").write_text(
+        json.dumps(
+            {
+                "access_token": token,
+                "refresh_token": secret("doctor-refresh"),
+                "token_type": "Bearer",
+                "resource_url": "portal.qwen.ai",
+                "expiry_date": 4_000_000_000_000,
+            }
+        )
+    )
+
+    found = groups(load(), machine)
+
+    assert levels(found["accounts"])["oauth"] == "skipped"
+    assert levels(found["locks"]) == {"oauth": "ok"}
+    assert core(token) not in str(found)

@@ -1,0 +1,199 @@
+"""The site in front of the server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qwen_wsgi.doctor import address, nginx
+from qwen_wsgi.doctor.findings import Finding, Level
+from qwen_wsgi.doctor.machine import Ran
+from tests.doctor.conftest import Load
+from tests.doctor.fakes import FakeMachine, faults, levels, of, one
+
+SHIPPED = (Path(__file__).resolve().parents[2] / "nginx/qwen-proxy.conf").read_text()
+BIND = address.parse("unix:/run/qwen-proxy/http.sock")
+
+
+@pytest.fixture
+def installed(machine: FakeMachine) -> FakeMachine:
+    """nginx with our site, as `make install` leaves it."""
+    machine.programs["nginx"] = Ran(0, "", "")
+    machine.uid = 0
+    machine.groups["qwen-proxy"] = ("www-data",)
+    for name in ("sites-available", "sites-enabled", "conf.d"):
+        (machine.root / "etc/nginx" / name).mkdir(parents=True)
+    (machine.root / "etc/nginx/nginx.conf").write_text("user www-data;\nevents {}\n")
+    (machine.root / "run").mkdir()
+    (machine.root / "run/nginx.pid").write_text("42\n")
+    (machine.root / "proc/42").mkdir(parents=True)
+    write(machine, SHIPPED)
+    return machine
+
+
+def write(machine: FakeMachine, text: str) -> None:
+    site = machine.root / "etc/nginx/sites-available/qwen-proxy.conf"
+    site.write_text(text)
+    link = machine.root / "etc/nginx/sites-enabled/qwen-proxy.conf"
+    link.unlink(missing_ok=True)
+    link.symlink_to("../sites-available/qwen-proxy.conf")
+
+
+def found_of(machine: FakeMachine, load: Load, bind: str = str(BIND)) -> list[Finding]:
+    site = nginx.look(machine)
+    return list(nginx.check(load(), site, address.parse(bind), machine, group="qwen-proxy"))
+
+
+def test_the_shipped_site_is_fine(installed: FakeMachine, load: Load) -> None:
+    found = found_of(installed, load)
+
+    assert {each.level for each in found} == {Level.OK}
+    assert set(levels(found)) == {"site", "process", "nginx -t", "upstream", "streams", "socket"}
+    assert nginx.look(installed).open_at == ("port 80", "[::]:80")
+
+
+def test_without_nginx(machine: FakeMachine, load: Load) -> None:
+    with pytest.raises(nginx.NotHere, match="no nginx here") as raised:
+        nginx.look(machine)
+
+    found = one(nginx.check(load(), str(raised.value), BIND, machine, group=""))
+    assert found.level is Level.SKIPPED
+
+
+def test_without_our_site(installed: FakeMachine, load: Load) -> None:
+    (installed.root / "etc/nginx/sites-enabled/qwen-proxy.conf").unlink()
+    with pytest.raises(nginx.NotHere, match="not switched on") as raised:
+        nginx.look(installed)
+    found = one(nginx.check(load(), str(raised.value), BIND, installed, group=""))
+    assert (found.level, "sudo ln -s" in found.remedy) == (Level.WARN, True)
+
+    (installed.root / "etc/nginx/sites-available/qwen-proxy.conf").unlink()
+    with pytest.raises(nginx.NotHere, match="our site is not installed"):
+        nginx.look(installed)
+
+
+def test_a_site_of_another_name_is_found(installed: FakeMachine) -> None:
+    (installed.root / "etc/nginx/sites-enabled/qwen-proxy.conf").unlink()
+    other = installed.root / "etc/nginx/conf.d/llm.conf"
+    other.write_text("server { location / { proxy_pass http://127.0.0.1:8080; } } # qwen-proxy")
+    with pytest.raises(nginx.NotHere):
+        nginx.look(installed)  # only a comment says so
+
+    other.write_text(
+        "server { server_name qwen-proxy; location / { proxy_pass http://127.0.0.1:8080; } }"
+    )
+
+    assert nginx.look(installed).upstreams == (address.parse("127.0.0.1:8080"),)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "subject", "level", "words"),
+    [
+        ("proxy_buffering off;", "", "proxy_buffering", "warn", "in one piece"),
+        ("proxy_buffering off;", "proxy_buffering on;", "proxy_buffering", "warn", "one piece"),
+        ("read_timeout    3600s", "read_timeout 60s", "proxy_read_timeout", "warn", "60 s is less"),
+        ("proxy_read_timeout    3600s;", "", "proxy_read_timeout", "warn", "60 s is less"),
+        ("body_size 80m", "body_size 8m", "client_max_body_size", "warn", "8388608 bytes"),
+        ("http.sock", "other.sock", "upstream", "fail", "every call gets a 502"),
+        ("proxy_pass http://qwen_proxy;", "", "upstream", "warn", "no proxy_pass"),
+    ],
+)
+def test_what_is_wrong_with_a_site(
+    installed: FakeMachine, load: Load, old: str, new: str, subject: str, level: str, words: str
+) -> None:
+    assert old in SHIPPED
+    write(installed, SHIPPED.replace(old, new))
+
+    fault = one(faults(found_of(installed, load)))
+
+    assert (fault.subject, fault.level.value, words in fault.what) == (subject, level, True)
+
+
+def test_no_limit_of_the_body_is_fine(installed: FakeMachine, load: Load) -> None:
+    write(installed, SHIPPED.replace("body_size 80m", "body_size 0"))
+
+    assert faults(found_of(installed, load)) == []
+
+
+def test_where_the_server_listens_may_not_be_known(installed: FakeMachine, load: Load) -> None:
+    found = nginx.check(load(), nginx.look(installed), None, installed, group="")
+
+    assert levels(found)["upstream"] == "skipped"
+
+
+def test_only_root_may_test_the_configuration(installed: FakeMachine, load: Load) -> None:
+    installed.uid = 1000
+
+    (skipped,) = of(found_of(installed, load), Level.SKIPPED)
+
+    assert (skipped.subject, skipped.remedy) == ("nginx -t", "sudo nginx -t")
+    assert installed.ran == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "level", "words"),
+    [
+        (Ran(1, "", "nginx: [emerg] unknown directive\nnginx: failed\n"), "fail", "[emerg]"),
+        (Ran(1, "", ""), "fail", "status 1"),
+        (OSError("no"), "skipped", "cannot be run"),
+    ],
+    ids=str,
+)
+def test_nginx_refuses_its_configuration(
+    installed: FakeMachine, load: Load, answer: Ran | OSError, level: str, words: str
+) -> None:
+    installed.programs["nginx"] = answer
+
+    found = one(nginx.tested(installed))
+
+    assert (found.level.value, words in found.what) == (level, True)
+
+
+@pytest.mark.parametrize("pid", ["43", "", None])
+def test_it_does_not_run(installed: FakeMachine, load: Load, pid: str | None) -> None:
+    path = installed.root / "run/nginx.pid"
+    path.unlink() if pid is None else path.write_text(pid)
+
+    assert one(faults(found_of(installed, load))).subject == "process"
+
+
+@pytest.mark.parametrize(
+    ("groups", "level"),
+    [
+        ({"qwen-proxy": ("www-data",)}, "ok"),
+        ({"qwen-proxy": ("bob",)}, "fail"),
+        ({}, "skipped"),
+    ],
+)
+def test_the_socket_is_open_to_a_group(
+    installed: FakeMachine, groups: dict[str, tuple[str, ...]], level: str
+) -> None:
+    installed.groups = groups
+
+    found = one(nginx.socket_group("qwen-proxy", installed))
+
+    assert found.level.value == level
+
+
+def test_nginx_as_root_needs_no_group(installed: FakeMachine) -> None:
+    (installed.root / "etc/nginx/nginx.conf").write_text("user root;\n")
+
+    assert list(nginx.socket_group("qwen-proxy", installed)) == []
+
+
+def test_other_files_in_the_way(installed: FakeMachine, load: Load) -> None:
+    (installed.root / "etc/nginx/sites-enabled/default").write_text("server {}")
+    (installed.root / "etc/nginx/sites-available/qwen-proxy.conf.new").write_text("")
+
+    notes = of(found_of(installed, load), Level.NOTE)
+
+    assert len(notes) == 2
+    assert "every name but qwen-proxy" in notes[1].what
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("3600s", 3600), ("1h 30m", 5400), ("90", 90), ("500ms", 0.5)]
+)
+def test_times_of_nginx(value: str, seconds: float) -> None:
+    assert nginx._seconds(value) == seconds

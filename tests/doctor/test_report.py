@@ -1,0 +1,64 @@
+"""What people and programs get to read."""
+
+from __future__ import annotations
+
+import json
+
+from qwen_wsgi.doctor import report
+from qwen_wsgi.doctor.findings import Level, Teller
+from qwen_wsgi.logs import Redaction
+from tests.secrets import core, secret
+
+TELL = Teller("files")
+KEY = secret("doctor-report")
+
+FINDINGS = [
+    TELL.ok("a", "is well"),
+    TELL.note("b", "is said"),
+    TELL.skipped("c", "not installed here"),
+    TELL.warn("d", "may break", "Look after it."),
+    TELL.fail("e", "is broken", "Mend it."),
+]
+
+
+def test_a_finding_is_a_line_and_its_remedy_stands_beneath() -> None:
+    assert [line for each in FINDINGS for line in report.lines(each)] == [
+        "  ok       a: is well",
+        "  note     b: is said",
+        "  skipped  c: not installed here",
+        "  warn     d: may break",
+        "           to do: Look after it.",
+        "  fail     e: is broken",
+        "           to do: Mend it.",
+    ]
+
+
+def test_the_last_line_counts() -> None:
+    assert report.summary(FINDINGS).startswith("1 ok, 1 note, 1 skipped, 1 warn, 1 fail. ")
+    assert report.summary(FINDINGS).endswith("see what says fail.")
+    assert report.summary(FINDINGS[:4]).endswith("see what says warn.")
+    assert report.summary(FINDINGS[:3]).endswith("Nothing is wrong, as far as was looked.")
+
+
+def test_programs_get_all_of_it() -> None:
+    told = json.loads(report.as_json(FINDINGS))
+
+    assert told["findings"][4] == {
+        "check": "files",
+        "subject": "e",
+        "level": "fail",
+        "what": "is broken",
+        "remedy": "Mend it.",
+    }
+    assert told["counts"] == {"ok": 1, "note": 1, "skipped": 1, "warn": 1, "fail": 1}
+
+
+def test_nothing_secret_and_nothing_that_controls_a_terminal_gets_through() -> None:
+    odd = TELL.fail(f"x {KEY}", "a\x1b[2J\nb sk-0123456789abcdef", f"use {KEY}")
+
+    found = report.clean(odd, Redaction((KEY,)))
+
+    assert core(KEY) not in str(found)
+    assert "0123456789" not in str(found)
+    assert found.what == "a?[2J b sk-…cdef"
+    assert found.level is Level.FAIL

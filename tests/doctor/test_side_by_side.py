@@ -1,0 +1,50 @@
+"""Things done at the same time."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from qwen_wsgi.doctor.side_by_side import side_by_side
+
+
+def test_they_run_at_the_same_time_and_are_told_in_order() -> None:
+    barrier = threading.Barrier(3, timeout=5)
+
+    def meet(name: str) -> str:
+        barrier.wait()
+        return name
+
+    found = side_by_side(
+        [lambda name=name: meet(name) for name in "abc"],  # type: ignore[misc]  # bound now
+        timeout_s=5,
+        otherwise=lambda place, error: f"{place}: {error}",
+    )
+
+    assert found == ["a", "b", "c"]
+
+
+def test_what_is_late_or_raises_is_told_otherwise() -> None:
+    stop = threading.Event()
+
+    def broken() -> str:
+        raise ValueError("oops")
+
+    def late() -> str:
+        stop.wait(5)
+        return "late"
+
+    begun_s = time.monotonic()
+    found = side_by_side(
+        [late, broken, lambda: "good"],
+        timeout_s=0.2,
+        otherwise=lambda place, error: f"{place}: {error}",
+    )
+    stop.set()
+
+    assert found == ["0: None", "1: oops", "good"]
+    assert time.monotonic() - begun_s < 4
+
+
+def test_nothing_to_do() -> None:
+    assert side_by_side([], timeout_s=1, otherwise=lambda place, error: place) == []

@@ -1,0 +1,163 @@
+"""Chunks like the last one are carried by what surrounds their text, and no other chunk is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen_wsgi.protocol import sse
+from qwen_wsgi.protocol.template import Carrier, Template
+
+EXAMPLES = settings(deadline=None, max_examples=150)
+
+
+def event(text: str, **more: object) -> bytes:
+    return sse.render({"choices": [{"delta": {"content": text, "x": None}}], "id": "c", **more})
+
+
+def learned(event_: bytes, told: bytes | None = None) -> Template:
+    template = Template.learn(event_, event_ if told is None else told)
+    assert template is not None
+    return template
+
+
+TEXTS = st.lists(
+    st.text(max_size=6) | st.sampled_from(["", '"', "\\", '\\"', '","x":"', "\n\ndata: "]),
+    min_size=1,
+    max_size=8,
+)
+
+
+@EXAMPLES
+@given(texts=TEXTS, escaped=st.booleans())
+def test_chunks_that_differ_in_their_text_are_carried_as_they_are(
+    texts: list[str], escaped: bool
+) -> None:
+    def written(text: str) -> bytes:
+        value = {"choices": [{"delta": {"content": text}}]}
+        return f"data: {json.dumps(value, ensure_ascii=escaped)}\n\n".encode("utf-8", "replace")
+
+    block = b"".join(map(written, texts))
+
+    assert learned(written("x")).carry(block) == (block, len(block), len(texts))
+
+
+@EXAMPLES
+@given(texts=TEXTS)
+def test_what_the_client_got_for_one_it_gets_for_all(texts: list[str]) -> None:
+    told = [event(text, id="d", more=["data"]) for text in texts]
+    block = b"".join(map(event, texts))
+
+    carried = learned(event("x"), event("x", id="d", more=["data"])).carry(block)
+
+    assert carried == (b"".join(told), len(block), len(texts))
+
+
+OTHERS = [
+    event("x", id="d"),
+    event("x", finish_reason="stop"),
+    b": comment\n\n",
+    b"\n",
+    sse.DONE,
+    event("x").replace(b"data: ", b"data:"),
+    event("x").replace(b'"x":null', b'"x":"y"'),
+    # whose beginning and end are right, and which is more than a text between
+    event("x").replace(b'"x","x":null', b'"x","finish_reason":"stop","content":"y","x":null'),
+    event("x").replace(b'"x","x":null', b'"x\n\ndata: y","x":null'),
+    event("x").replace(b'"x","x":null', b'"x\\","x":null'),
+]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=range(len(OTHERS)))
+@pytest.mark.parametrize("before", [0, 1, 3])
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_chunk_that_differs_elsewhere_is_never_carried(
+    other: bytes, before: int, after: int
+) -> None:
+    alike = event("a") * before
+
+    carried = learned(event("x")).carry(alike + other + event("b") * after)
+
+    assert carried in ((b"", 0, 0), (alike, len(alike), before))
+
+
+@pytest.mark.parametrize("end", [event("", finish_reason="stop") + sse.DONE, sse.DONE, OTHERS[0]])
+def test_what_came_before_the_end_of_a_stream_is_carried_without_it(end: bytes) -> None:
+    alike = event("a") * 3
+
+    assert learned(event("x")).carry(alike + end) == (alike, len(alike), 3)
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        b'data: {"content":""}\n\n',
+        b'data: {"content":null}\n\n',
+        b'data: {"content":["x"]}\n\n',
+        b'data: {"content":"x","reasoning_content":"y"}\n\n',
+        b'data: {"other":"x"}\n\n',
+        b'id: 1\ndata: {"content":"x"}\n\n',
+        b'data: {"content":"%s"}\n\n' % (b"x" * 5000),
+    ],
+    ids=["empty", "null", "a list", "two", "none", "more lines", "large"],
+)
+def test_nothing_is_learned_from_a_chunk_that_has_not_just_one_text(chunk: bytes) -> None:
+    assert Template.learn(chunk, chunk) is None
+
+
+def test_what_was_carried_is_noted_as_it_stood() -> None:
+    template = learned(event("x"))
+    template.growing = ["before"]
+
+    template.carry(event("a\n") + event("é"))
+
+    assert template.growing == ["before", b"a\\n", "é".encode()]
+
+
+def test_a_template_overlaps_nothing() -> None:
+    template = Template((b'"aa', b"a\n\n"), (b'"aa', b"a\n\n"))
+
+    assert template.carry(b'"aa\n\n') == (b"", 0, 0)
+    assert template.carry(b'"aaa\n\n') == (b'"aaa\n\n', 6, 1)
+
+
+# --- learning ------------------------------------------------------------------------------------
+
+
+def test_where_chunks_alternate_learning_is_given_up() -> None:
+    carrier = Carrier()
+    learned_from = 0
+    for i in range(100):
+        one = event("x", index=i % 3)
+        assert carrier.carry(one) == (b"", 0)
+        carrier.learn(one, one)
+        learned_from += carrier.fresh
+
+    assert learned_from < 10
+
+
+def test_where_chunks_change_now_and_then_learning_goes_on() -> None:
+    carrier = Carrier()
+    carried = 0
+    for i in range(100):
+        one = event("x", index=i // 5)
+        told, length = carrier.carry(one)
+        assert told == (one if length else b"")
+        carried += bool(length)
+        if not length:
+            carrier.learn(one, one)
+
+    assert carried == 80
+
+
+def test_after_a_chunk_that_needs_nothing_what_was_mended_is_forgotten() -> None:
+    carrier = Carrier()
+    carrier.learn_mended(event("x"), event("x", more=1), None)
+    assert carrier.carry(event("y"))[0] == event("y", more=1)
+
+    carrier.learn(b"data: {}\n\n", b"data: {}\n\n")
+
+    assert carrier.carry(event("y")) == (b"", 0)

@@ -1,0 +1,86 @@
+"""Which call a fragment belongs to, and when a call is over."""
+
+from __future__ import annotations
+
+import pytest
+
+from qwen_wsgi.protocol.tool_calls import ToolCall, ToolCalls
+from tests.protocol.quirks import fragment
+
+
+@pytest.mark.parametrize(
+    ("pieces", "complete"),
+    [
+        ([], False),
+        ([""], False),
+        (["{"], False),
+        (['{"a":1}'], True),
+        (['{"a":1}', " \n", ""], True),
+        (['{"a":', "{}"], False),
+        (['{"a":"}'], False),
+        (["[{}"], False),
+        (['[{"a":1}]'], False),
+        (['"}'], False),
+        ([b'{\\"a\\":\\"\\u007d', b'\\"}'], True),
+        ([b'{\\"a\\":', "1}"], True),
+        ([b"\\x}"], False),
+        ([b"\xff}"], False),
+        (['{"a":' * 5000 + "}"], False),
+    ],
+    ids=range(15),
+)
+def test_a_call_is_complete_when_its_arguments_are_a_whole_object(
+    pieces: list[str | bytes], complete: bool
+) -> None:
+    assert ToolCall(0, 0, pieces=pieces).complete is complete
+
+
+@pytest.mark.parametrize(
+    ("fragments", "numbers"),
+    [
+        # index, id, name, arguments -> which call
+        ([(0, "a", "f", "{}"), (0, "b", "f", "")], [0, 1]),
+        ([(0, "a", "f", ""), (0, "b", "g", "")], [0, 1]),
+        ([(0, "a", "f", '{"x'), (0, "b", "f", "{}")], [0, 1]),
+        ([(0, "a", "f", '{"x'), (0, "b", None, '":1}')], [0, 0]),
+        ([(0, "a", "f", "{}"), (0, "b", None, "{}")], [0, 1]),
+        ([(0, "a", "f", "{}"), (0, "b", None, "")], [0, 0]),
+        ([(0, "a", "f", "{}"), (0, "", None, " ")], [0, 0]),
+        ([(0, "", "f", "{}"), (0, "", "f", "")], [0, 0]),
+        ([(0, "", "f", "{}"), (0, "", "f", "{}")], [0, 1]),
+        ([(0, "", "f", "{"), (0, "", "g", "{")], [0, 1]),
+        ([(None, "", "f", "{}"), (None, "", "f", '{"a":1}')], [0, 1]),
+        (
+            [(0, "a", "f", ""), (0, "b", "g", ""), (0, "a", None, "{}"), (0, "", None, "")],
+            [0, 1, 0, 0],
+        ),
+        ([(0, "a", "f", ""), (1, "b", "g", ""), (None, "", None, "{}")], [0, 1, 1]),
+        ([(0, "a", "f", ""), (1, "", None, "{}")], [0, 0]),
+        ([(5, "a", "f", ""), (3, "b", "g", ""), (5, "", None, "{}")], [0, 1, 0]),
+        ([(0, "a", "f", "{}"), (1, "a", "f", "{}")], [0, None]),
+        ([(0, "a", "f", "{"), (1, "a", "f", "}")], [0, 0]),
+    ],
+    ids=str,
+)
+def test_a_fragment_belongs_to_the_call_it_is_meant_for(
+    fragments: list[tuple[int | None, str, str | None, str]], numbers: list[int | None]
+) -> None:
+    calls = ToolCalls()
+
+    taken = [calls.take(fragment(*each)) for each in fragments]
+
+    assert [each and each.call.number for each in taken] == numbers
+
+
+@pytest.mark.parametrize(
+    ("indexes", "ids"),
+    [((5, 3), ["b", "a"]), ((0, 0, 0), ["a", "b", "c"]), ((None, None), ["a", "b"])],
+)
+def test_whole_calls_are_in_the_order_of_their_indexes_and_then_of_their_coming(
+    indexes: tuple[int | None, ...], ids: list[str]
+) -> None:
+    calls = ToolCalls()
+    for index, id in zip(indexes, "abc", strict=False):
+        calls.take(fragment(index, id, "f", "{}"))
+
+    assert [call["id"] for call in calls.render("")] == ids

@@ -1,0 +1,66 @@
+"""Requests in, and what would be sent of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from qwen_wsgi.protocol.chat import ChatRequest, parse_request
+from qwen_wsgi.protocol.json_object import JsonObject
+from qwen_wsgi.upstream.adapt import Adapted, Options, Target, adapt
+from qwen_wsgi.upstream.hosts import Family
+
+Json = dict[str, Any]
+
+SYSTEM: Json = {"role": "system", "content": "Be brief."}
+USER: Json = {"role": "user", "content": "Hello"}
+HELLO: list[Json] = [SYSTEM, USER]
+TOOL: Json = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+OTHER_TOOL: Json = {"type": "function", "function": {"name": "leap"}}
+WEB_SEARCH: Json = {"type": "web_search"}
+NAMED: Json = {"type": "function", "function": {"name": "look"}}
+MARK: Json = {"type": "ephemeral"}
+
+MODEL = "qwen3.7-plus"
+LAX = Options()
+STRICT = Options(strict=True)
+CACHING = Options(cache_control=True)
+
+
+def request_of(**members: Any) -> ChatRequest:
+    return parse_request(JsonObject(json.dumps({"messages": HELLO, **members}).encode()))
+
+
+def part(text: str, *, marked: bool = False) -> Json:
+    return {"type": "text", "text": text, **({"cache_control": MARK} if marked else {})}
+
+
+def target_of(
+    model: str = MODEL,
+    family: Family = Family.DASHSCOPE,
+    *,
+    explicit: bool = False,
+    search: bool = False,
+    thinking: bool | None = None,
+) -> Target:
+    return Target(family, model, explicit=explicit, search=search, thinking=thinking)
+
+
+def adapted(
+    members: Json, target: Target | None = None, options: Options = LAX, *, stream: bool = True
+) -> Adapted:
+    return adapt(request_of(**members), target or target_of(), options, stream=stream)
+
+
+def sent(members: Json, made: Adapted) -> Json:
+    """The body that goes upstream."""
+    body: Json = json.loads(request_of(**members).body.render(made.changes, drop=made.drop))
+    return body
+
+
+def difference(members: Json, made: Adapted) -> Json:
+    """The members that go upstream otherwise than they came; dropped ones as `...`."""
+    before = {"messages": HELLO, **members}
+    after = sent(members, made)
+    changed = {name: value for name, value in after.items() if before.get(name, ...) != value}
+    return {**changed, **{name: ... for name in before if name not in after}}

@@ -1,0 +1,314 @@
+"""Tools in the old form, empty ones, the host's own search, and calls that are forced."""
+
+from __future__ import annotations
+
+import pytest
+
+from qwen_wsgi.errors import BadRequest
+from tests.upstream.adapt.support import (
+    HELLO,
+    NAMED,
+    OTHER_TOOL,
+    STRICT,
+    TOOL,
+    WEB_SEARCH,
+    Json,
+    adapted,
+    difference,
+    sent,
+    target_of,
+)
+
+PARALLEL: Json = {"parallel_tool_calls": True}
+
+
+@pytest.mark.parametrize("model", ["qwen3.7-plus", "glm-5.1", "unknown"])
+def test_who_says_nothing_of_parallel_calls_gets_openais_default(model: str) -> None:
+    made = adapted({"tools": [TOOL]}, target_of(model), STRICT)
+
+    assert difference({"tools": [TOOL]}, made) == PARALLEL
+    assert made.changed == ("parallel_tool_calls:default",)
+    assert adapted({}, target_of(model)).changed == ()
+
+
+@pytest.mark.parametrize("value", [True, False, None])
+def test_who_says_something_gets_that(value: bool | None) -> None:
+    members: Json = {"tools": [TOOL], "parallel_tool_calls": value}
+
+    assert adapted(members).changed == ()
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ({"tools": []}, {}),
+        ({"tools": [], "tool_choice": "auto"}, {}),
+        ({"tools": [], "tool_choice": "none", "parallel_tool_calls": True}, {}),
+        ({"tools": [], "tool_choice": "required"}, {"tool_choice": "required"}),
+    ],
+    ids=str,
+)
+def test_an_empty_list_of_tools_is_dropped_with_what_belongs_to_it(
+    members: Json, expected: Json
+) -> None:
+    made = adapted(members, options=STRICT)
+
+    assert sent(members, made) == {"messages": HELLO, **expected}
+    assert "tools:empty" in made.changed
+
+
+@pytest.mark.parametrize("tools", [None, "x", {}, 5], ids=str)
+def test_tools_that_are_no_list_are_left_to_the_host(tools: object) -> None:
+    assert adapted({"tools": tools, "tool_choice": "required"}, options=STRICT).changed == ()
+
+
+def test_a_tool_with_a_name_that_the_host_refuses_is_left_to_it() -> None:
+    search: Json = {"type": "function", "function": {"name": "search"}}
+
+    assert difference({"tools": [search]}, adapted({"tools": [search]})) == PARALLEL
+
+
+# --- the form of 2023 ---------------------------------------------------------------------------
+
+FUNCTION: Json = {"name": "look", "parameters": {"type": "object"}}
+
+
+@pytest.mark.parametrize(
+    ("call", "choice"),
+    [
+        ({}, {}),
+        ({"function_call": "auto"}, {"tool_choice": "auto"}),
+        ({"function_call": "none"}, {"tool_choice": "none"}),
+        ({"function_call": {"name": "look"}}, {"tool_choice": NAMED}),
+        ({"function_call": None}, {}),
+    ],
+    ids=str,
+)
+def test_functions_are_tools(call: Json, choice: Json) -> None:
+    members = {"functions": [FUNCTION], **call}
+
+    made = adapted(members, target_of("qwen3-coder-plus"), STRICT)
+
+    assert sent(members, made) == {
+        "messages": HELLO,
+        "tools": [TOOL],
+        # Its author knows answers with one call only.
+        "parallel_tool_calls": False,
+        **choice,
+    }
+
+
+def test_functions_beside_tools_are_not_taken() -> None:
+    members: Json = {"functions": [FUNCTION], "function_call": "none", "tools": [OTHER_TOOL]}
+
+    made = adapted(members)
+
+    assert sent(members, made) == {
+        "messages": HELLO,
+        "tools": [OTHER_TOOL],
+        "tool_choice": "none",
+        **PARALLEL,
+    }
+    with pytest.raises(BadRequest) as caught:
+        adapted(members, options=STRICT)
+    assert caught.value.param == "functions"
+
+
+@pytest.mark.parametrize("members", [{"functions": []}, {"function_call": "auto"}], ids=str)
+def test_no_functions_are_nothing(members: Json) -> None:
+    assert sent(members, adapted(members, options=STRICT)) == {"messages": HELLO}
+
+
+# --- the host's own search ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["qwen3.8-max", "qwen3.7-plus", "deepseek-v4-pro", "unknown"])
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"tools": [WEB_SEARCH]},
+        {"tools": [{"type": "web_search_preview_2025_03_11", "search_context_size": "low"}]},
+        {"web_search_options": {}},
+        {"tools": [WEB_SEARCH], "web_search_options": {}, "enable_search": True},
+    ],
+    ids=str,
+)
+def test_a_web_search_is_the_hosts_own(model: str, members: Json) -> None:
+    made = adapted(members, target_of(model), STRICT)
+
+    assert sent(members, made) == {"messages": HELLO, "enable_search": True}
+
+
+def test_other_tools_stay_beside_it() -> None:
+    members: Json = {"tools": [TOOL, WEB_SEARCH, OTHER_TOOL], "tool_choice": "auto"}
+
+    made = adapted(members)
+
+    assert difference(members, made) == {
+        "tools": [TOOL, OTHER_TOOL],
+        "enable_search": True,
+        **PARALLEL,
+    }
+
+
+def test_the_name_of_the_model_may_ask_for_it() -> None:
+    made = adapted({}, target_of(search=True), STRICT)
+
+    assert (dict(made.changes), made.changed) == ({"enable_search": True}, ("enable_search:true",))
+
+
+def test_models_for_sound_need_a_strategy_named() -> None:
+    made = adapted({}, target_of("qwen3.5-omni-plus", search=True), STRICT)
+
+    assert made.changes == {"enable_search": True, "search_options": {"search_strategy": "agent"}}
+    own: Json = {"search_options": {"forced_search": True}}
+    made = adapted(own, target_of("qwen3.5-omni-plus", search=True))
+    assert made.changes == {"enable_search": True}
+
+
+@pytest.mark.parametrize("model", ["qwen3-coder-plus", "glm-5.1", "kimi-k3"])
+def test_a_model_without_it_answers_without_it(model: str) -> None:
+    """Codex and others list the tool whatever the model is."""
+    asked: list[Json] = [{"tools": [WEB_SEARCH]}, {"web_search_options": {}}]
+    for members in asked:
+        made = adapted(members, target_of(model))
+        assert sent(members, made) == {"messages": HELLO}
+        with pytest.raises(BadRequest) as caught:
+            adapted(members, target_of(model), STRICT)
+        assert caught.value.param == next(iter(members))
+
+
+def test_but_who_asked_by_the_models_name_hears_the_host_refuse() -> None:
+    target = target_of("qwen3-coder-plus", search=True)
+
+    assert adapted({}, target).changes == {"enable_search": True}
+    with pytest.raises(BadRequest) as caught:
+        adapted({}, target, STRICT)
+    assert caught.value.param == "model"
+
+
+def test_options_of_a_search_are_lost() -> None:
+    members: Json = {"web_search_options": {"search_context_size": "high"}}
+
+    assert sent(members, adapted(members)) == {"messages": HELLO, "enable_search": True}
+    with pytest.raises(BadRequest):
+        adapted(members, options=STRICT)
+
+
+# --- calls that are forced ----------------------------------------------------------------------
+
+HYBRIDS = ["qwen3.7-plus", "qwen3.8-max", "deepseek-v4-pro", "glm-5.1", "coder-model"]
+THINKING_ONLY = ["qwq-plus", "kimi-k2.7-code", "qwen3-30b-a3b-thinking-2507"]
+NOT_THINKING = ["qwen3-coder-plus", "qwen-max", "qwen-plus", "kimi-k2.6"]
+
+
+def forced(members: Json, model: str) -> Json:
+    members = {"tools": [TOOL], **PARALLEL, **members}
+    return difference(members, adapted(members, target_of(model)))
+
+
+@pytest.mark.parametrize("choice", [NAMED, "required"], ids=str)
+@pytest.mark.parametrize("model", HYBRIDS)
+def test_to_force_the_only_tool_thinking_that_nobody_asked_for_is_off(
+    choice: Json | str, model: str
+) -> None:
+    members: Json = {"tools": [TOOL], "tool_choice": choice, **PARALLEL}
+
+    made = adapted(members, target_of(model), STRICT)
+
+    after = sent(members, made)
+    assert after["tool_choice"] == NAMED
+    assert after["enable_thinking"] is False
+
+
+@pytest.mark.parametrize("model", NOT_THINKING)
+def test_without_thinking_the_only_tool_is_named(model: str) -> None:
+    assert forced({"tool_choice": "required"}, model) == {"tool_choice": NAMED}
+    assert forced({"tool_choice": NAMED}, model) == {}
+
+
+@pytest.mark.parametrize("choice", [NAMED, "required"], ids=str)
+@pytest.mark.parametrize(
+    "asked", [{"enable_thinking": True}, {"reasoning_effort": "high"}], ids=str
+)
+@pytest.mark.parametrize("model", ["qwen3.7-plus", "qwen3.8-max", "deepseek-v4-pro", "qwen-plus"])
+def test_thinking_that_was_asked_for_stays(choice: Json | str, asked: Json, model: str) -> None:
+    members: Json = {"tools": [TOOL], "tool_choice": choice, **asked}
+
+    made = adapted(members, target_of(model))
+
+    assert sent(members, made)["tool_choice"] == "auto"
+    assert "tool_choice:auto" in made.changed
+    with pytest.raises(BadRequest) as caught:
+        adapted(members, target_of(model), STRICT)
+    assert caught.value.param == "tool_choice"
+
+
+@pytest.mark.parametrize("choice", [NAMED, "required"], ids=str)
+@pytest.mark.parametrize("model", THINKING_ONLY)
+def test_a_model_that_always_thinks_cannot_be_forced(choice: Json | str, model: str) -> None:
+    assert forced({"tool_choice": choice}, model) == {"tool_choice": "auto"}
+
+
+@pytest.mark.parametrize("model", [*HYBRIDS, *THINKING_ONLY, *NOT_THINKING, "unknown"])
+def test_one_of_several_tools_cannot_be_required(model: str) -> None:
+    members: Json = {"tools": [TOOL, OTHER_TOOL], "tool_choice": "required"}
+
+    assert forced(members, model) == {"tool_choice": "auto"}
+    with pytest.raises(BadRequest) as caught:
+        adapted(members, target_of(model), STRICT)
+    assert caught.value.param == "tool_choice"
+
+
+@pytest.mark.parametrize("model", HYBRIDS)
+def test_but_one_of_several_can_be_named(model: str) -> None:
+    members: Json = {"tools": [TOOL, OTHER_TOOL], "tool_choice": NAMED}
+
+    assert forced(members, model) == {"enable_thinking": False}
+
+
+def test_with_thinking_off_a_named_tool_is_no_matter() -> None:
+    members: Json = {"tool_choice": NAMED, "enable_thinking": False}
+
+    assert forced(members, "qwen3.7-plus") == {}
+    assert forced({"tool_choice": NAMED, "reasoning_effort": "none"}, "qwen3.8-max") == {}
+
+
+@pytest.mark.parametrize("model", ["unknown", "qwen4-max"])
+def test_of_a_model_that_is_not_known_only_the_hosts_rule_is_sure(model: str) -> None:
+    assert forced({"tool_choice": NAMED}, model) == {}
+    assert forced({"tool_choice": "required"}, model) == {"tool_choice": "auto"}
+
+
+@pytest.mark.parametrize(
+    "choice", ["auto", "none", "always", None, 5, {"type": "allowed_tools"}, {"type": "custom"}, {}]
+)
+def test_any_other_choice_is_left_to_the_host(choice: object) -> None:
+    assert forced({"tool_choice": choice}, "qwen3.7-plus") == {}
+
+
+def test_the_name_of_the_model_asks_for_thinking_too() -> None:
+    members: Json = {"tools": [TOOL], "tool_choice": NAMED, **PARALLEL}
+
+    made = adapted(members, target_of("qwen3.7-plus", thinking=True))
+
+    assert difference(members, made) == {"tool_choice": "auto", "enable_thinking": True}
+
+
+def test_who_sets_a_budget_for_thinking_wants_it() -> None:
+    members: Json = {"tool_choice": NAMED, "thinking_budget": 100}
+
+    assert forced(members, "qwen3.7-plus") == {"tool_choice": "auto"}
+    assert forced(members, "qwen-plus") == {}
+
+
+def test_a_call_forced_in_the_old_form_is_refused_by_its_name() -> None:
+    members: Json = {
+        "functions": [FUNCTION],
+        "function_call": {"name": "look"},
+        "enable_thinking": True,
+    }
+
+    with pytest.raises(BadRequest) as caught:
+        adapted(members, options=STRICT)
+    assert caught.value.param == "function_call"
