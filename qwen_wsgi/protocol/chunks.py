@@ -175,17 +175,19 @@ class ChunkStream:
         if (told := self._failed(chunk, line)) is not None:
             return told
         self._note(line)
-        self.finished = self.finished or _finishes(chunk)
+        finishes = _finishes(chunk)
+        self.finished = self.finished or finishes
         self._model.learn(line, chunk)
         mended = self._mended(chunk)
         if mended is None:
             return b""
         renamed = self._model.in_lines(line) if mended is chunk else None
         told = renamed or sse.render(self._model.in_chunk(mended))
-        if self._mender is None:
+        mender = self._mender
+        if mender is not None and mender.repeatable:
+            self._carrier.learn_mended(event, told, mender.growing)
+        elif mender is None and not finishes:
             self._carrier.learn(event, told)
-        elif self._mender.repeatable:
-            self._carrier.learn_mended(event, told, self._mender.growing)
         return told
 
     def _mended(self, chunk: dict[str, Any]) -> dict[str, Any] | None:

@@ -249,8 +249,9 @@ def _opened(path: Path) -> int:
     with contextlib.suppress(FileNotFoundError):
         return os.open(path, flags)
     for old in path.parent.glob(f"{_NAME}-*"):
-        with contextlib.suppress(OSError):
-            old.unlink()
+        if old != path:  # which another worker may have made in this moment
+            with contextlib.suppress(OSError):
+                old.unlink()
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(fresh, flags | os.O_CREAT | os.O_TRUNC, 0o600)
     try:

@@ -56,7 +56,7 @@ _NO_CHAT: Final = re.compile(
     r"(?:qwen-image|wan[x2-9]|z-image|happyhorse|flux|stable-diffusion|cosyvoice|sambert|paraformer"
     r"|fun-asr|gummy|qwen-audio-[3-9]|speech-|multimodal-embedding|tongyi-embedding-vision"
     r"|gte-rerank|text-embedding-async)"
-    r"|(?:-tts|-asr|-rerank|-vl-embedding|-realtime|-livetranslate|-filetrans|-image)(?:-|$)"
+    r"|(?:-tts|-rerank|-vl-embedding|-realtime|-livetranslate|-filetrans|-image)(?:-|$)"
     r"|-t2[iv](?:-|$)|-i2v(?:-|$)|-r2v(?:-|$)|-voice-"
 )
 

@@ -250,7 +250,8 @@ def test_a_file_that_was_torn_in_place_is_restored(shared_home: Home) -> None:
 
     assert result["token"] == json.loads(content)["access_token"]
     assert tokens["access_token"] != result["token"]
-    assert result["source"] == "journal"
+    assert result["source"] == "shared"
+    assert shared_home.document() == json.loads(content)
 
 
 def full_disk(home: Home, point: str) -> tuple[dict[str, Any], Any]:

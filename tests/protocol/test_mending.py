@@ -299,6 +299,15 @@ def test_a_stream_is_not_finished_while_another_choice_goes_on() -> None:
     assert stream.complete
 
 
+@pytest.mark.parametrize("mend", [True, False])
+def test_a_finish_is_seen_however_much_it_is_like_one_before(mend: bool) -> None:
+    stream = ChunkStream(hide_usage=True, mend=mend)
+
+    for delta, finish in (({"content": "a"}, "stop"), ({"refusal": "no"}, None)) * 2:
+        stream.feed(stream_of(chunk(delta, finish)))
+        assert stream.finished == (finish is not None)
+
+
 # --- errors as a finish --------------------------------------------------------------------------
 
 THROTTLED = 'Throttling.RateQuota: {"code":"Throttling.RateQuota","message":"slow down"}'

@@ -116,7 +116,13 @@ def test_models_for_text_can_be_called(model: str) -> None:
 @pytest.mark.parametrize(
     "model",
     ["qwen-image-3.0", "qwen-image-edit-max", "wan2.7-t2v", "wan3.0-video-prime", "wanx2.1-t2i"]
-    + ["qwen3-tts-flash", "qwen3-asr-flash", "qwen3-rerank", "cosyvoice-v3.5", "z-image-turbo"]
+    + [
+        "qwen3-tts-flash",
+        "qwen3-asr-flash-filetrans",
+        "qwen3-rerank",
+        "cosyvoice-v3.5",
+        "z-image-turbo",
+    ]
     + ["qwen3-vl-embedding", "happyhorse-1.1-i2v", "gte-rerank-v2", "paraformer-realtime-v2"],
 )
 def test_models_for_other_things_cannot_be_called_at_alibabas_hosts(model: str) -> None:
