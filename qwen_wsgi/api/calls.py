@@ -221,10 +221,13 @@ def server_timing(call: Call, elapsed_s: float) -> str:
 
     Milliseconds; `first` is from the call's arrival to the upstream's first event.
     """
-    stages = {"queue": call.queued_s, "connect": call.connect_s, "total": elapsed_s}
+    first = ""
     if call.first_byte_at is not None:
-        stages["first"] = call.first_byte_at - call.started_at
-    return ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in stages.items())
+        first = f", first;dur={(call.first_byte_at - call.started_at) * 1000:.1f}"
+    return (
+        f"queue;dur={call.queued_s * 1000:.1f}, connect;dur={call.connect_s * 1000:.1f}{first}, "
+        f"total;dur={elapsed_s * 1000:.1f}"
+    )
 
 
 def end(error: BaseException | None) -> None:

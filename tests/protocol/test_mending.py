@@ -169,14 +169,36 @@ def test_the_calls_of_two_choices_are_kept_apart() -> None:
 
 def test_words_beside_a_call_and_members_that_nobody_knows_are_kept() -> None:
     odd = {**fragment(0, "", "f", None), "x": {"y": 1}}
+    untyped = {**fragment(0, "", None, "{}"), "type": ""}
 
-    values, _ = told(stream_of(calls_chunk(odd, content="Hm.", role=None, refusal=None, z=2)))
+    values, _ = told(
+        stream_of(
+            calls_chunk(odd, content="Hm.", role=None, refusal=None, z=2), calls_chunk(untyped)
+        )
+    )
+
+    assert "type" not in values[1]["choices"][0]["delta"]["tool_calls"][0]
 
     delta = values[0]["choices"][0]["delta"]
     assert delta.keys() == {"content", "tool_calls", "z"}
     assert delta["content"] == "Hm."
     assert delta["tool_calls"][0]["x"] == {"y": 1}
     assert delta["tool_calls"][0]["function"] == {"name": "f", "arguments": ""}
+
+
+def test_words_beside_an_empty_fragment_are_no_arguments() -> None:
+    beside = [calls_chunk(fragment(0, "", None, ""), content=text) for text in "xyz"]
+
+    values, _ = told(
+        stream_of(
+            calls_chunk(fragment(0, "", "f", "{}")),
+            *beside,
+            calls_chunk(fragment(0, "", "f", "{}")),
+        )
+    )
+
+    assert [call[1:] for call in summed(values)] == [("f", "{}")] * 2
+    assert text_of(values) == "xyz"
 
 
 def test_arguments_that_are_no_text_are_written_as_such() -> None:
@@ -679,3 +701,12 @@ def test_a_spelling_that_changes_within_a_stream_is_followed() -> None:
     values, _ = told(upstream, model=("qwen3.7-plus", "mine"))
 
     assert [value.get("model") for value in values] == ["mine"] * 7 + [None]
+
+
+def test_every_chunk_of_a_read_is_named_however_the_others_spell_it() -> None:
+    names = ["qwen3.7-plus", "qwen3.7-plus", "snapshot", "qwen3.7-plus"]
+    chunks = [chunk({"content": "x"}, index=i, model=name) for i, name in enumerate(names)]
+
+    values, _ = told([stream_of(chunks[0]), stream_of(*chunks[1:])], model=("qwen3.7-plus", "mine"))
+
+    assert [value["model"] for value in values] == ["mine"] * 4

@@ -59,6 +59,7 @@ def test_a_call_is_complete_when_its_arguments_are_a_whole_object(
         ([(5, "a", "f", ""), (3, "b", "g", ""), (5, "", None, "{}")], [0, 1, 0]),
         ([(0, "a", "f", "{}"), (1, "a", "f", "{}")], [0, None]),
         ([(0, "a", "f", "{"), (1, "a", "f", "}")], [0, 0]),
+        ([(0, "a", "f", "{}"), (0, "a", None, "x")], [0, 0]),
     ],
     ids=str,
 )
