@@ -119,7 +119,7 @@ class ChunkStream:
         ):
             return None
         told = self._model.in_lines(block, count)
-        if told is not None and (self.finished or not self.answered):
+        if told is not None:
             self._note(block)
         return told
 
@@ -217,7 +217,7 @@ class ChunkStream:
 
         After a finish it belongs to another choice, whose own finish is to come.
         """
-        if _CONTENT.search(data):
+        if (self.finished or not self.answered) and _CONTENT.search(data):
             self.answered, self.finished = True, False
 
 

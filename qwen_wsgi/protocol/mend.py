@@ -33,6 +33,7 @@ _NULLS: Final = ("function_call", "refusal", "role", "tool_calls")
 class _Choice:
     """What is known of one choice."""
 
+    index: int
     calls: ToolCalls = field(default_factory=ToolCalls)
     role_told: bool = False
     finished: bool = False
@@ -58,24 +59,21 @@ class Mender:
             self.repeatable = False
             return chunk
         self.repeatable, self.growing = True, None
-        seed = f"{chunk.get('id')}/{chunk.get('created')}"
-        mended = [
-            self._choice(choice, seed) if isinstance(choice, dict) else choice for choice in choices
-        ]
-        kept = [choice for choice in mended if choice is not None]
-        if all(a is b for a, b in zip(choices, mended, strict=True)):
+        kept, changed = [], False
+        for choice in choices:
+            mended = self._choice(chunk, choice) if isinstance(choice, dict) else choice
+            changed = changed or mended is not choice
+            if mended is not None:
+                kept.append(mended)
+        if not changed:
             return chunk
         return {**chunk, "choices": kept} if kept else None
 
-    def _choice(self, choice: dict[str, Any], seed: str) -> dict[str, Any] | None:
+    def _choice(self, chunk: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any] | None:
         """One finish for each choice: what a second one has to tell is the usage beside it."""
-        index = choice.get("index")
-        index = index if isinstance(index, int) else 0
-        known = self._choices.setdefault(index, _Choice())
+        known = self._known(choice.get("index"))
         delta = choice.get("delta")
-        mended = delta
-        if isinstance(delta, dict):
-            mended = self._delta(delta, known, f"{seed}/{index}")
+        mended = self._delta(delta, known, chunk) if isinstance(delta, dict) else delta
         told = choice.get("finish_reason")
         finish = finish_reason(told, called=bool(known.calls))
         again = finish is not None and known.finished
@@ -89,7 +87,16 @@ class Mender:
             return choice
         return {**choice, "delta": mended, "finish_reason": finish}
 
-    def _delta(self, delta: dict[str, Any], known: _Choice, seed: str) -> dict[str, Any]:
+    def _known(self, index: Any) -> _Choice:
+        index = index if isinstance(index, int) else 0
+        known = self._choices.get(index)
+        if known is None:
+            known = self._choices[index] = _Choice(index)
+        return known
+
+    def _delta(
+        self, delta: dict[str, Any], known: _Choice, chunk: Mapping[str, Any]
+    ) -> dict[str, Any]:
         mended = delta
         if delta.get("role"):
             if known.role_told:
@@ -102,6 +109,7 @@ class Mender:
             mended["reasoning_content"] = delta["reasoning"]
         fragments = delta.get("tool_calls")
         if isinstance(fragments, list):
+            seed = f"{chunk.get('id')}/{chunk.get('created')}/{known.index}"
             told = self._fragments(fragments, known.calls, seed)
             if told != fragments or not told:
                 mended = {**mended, "tool_calls": told or None}

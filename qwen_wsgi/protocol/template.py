@@ -36,14 +36,20 @@ class Template:
         growing: where the texts are noted that were carried, as they stood in JSON; or None.
     """
 
-    __slots__ = ("_after", "_before", "_cut", "_same", "_told_after", "_told_before", "growing")
+    __slots__ = (
+        *("_after", "_before", "_border", "_cut", "_same", "_seam"),
+        *("_told_after", "_told_before", "growing"),
+    )
 
     def __init__(self, event: tuple[bytes, bytes], told: tuple[bytes, bytes]) -> None:
         """Take what stands before and after the text, the blank line included."""
         self._before, self._after = event
         self._told_before, self._told_after = told
         self._same = event == told
+        self._seam = self._after + self._before
         self._cut = min(_BORDER, len(self._after)), min(_BORDER, len(self._before))
+        tail, head = self._cut
+        self._border = self._after[-tail:] + self._before[:head]
         self.growing: list[str | bytes] | None = None
 
     @staticmethod
@@ -78,7 +84,7 @@ class Template:
             texts = [block[len(before) : length - len(after)]]
         else:
             texts = self._texts(block)
-            if before + (after + before).join(texts) + after != block:
+            if before + self._seam.join(texts) + after != block:
                 return _NOTHING
         if not _are_texts(texts):
             return _NOTHING
@@ -91,10 +97,9 @@ class Template:
 
     def _texts(self, block: bytes) -> list[bytes]:
         """What must be the texts of a block of several events, if it holds nothing else."""
-        before, after = self._before, self._after
         tail, head = self._cut
-        start, end = len(before) - head, tail - len(after) or None
-        parts = block.split(after[-tail:] + before[:head])
+        start, end = len(self._before) - head, tail - len(self._after) or None
+        parts = block.split(self._border)
         parts[0] = parts[0][head:]
         parts[-1] = parts[-1][:-tail]
         return [part[start:end] for part in parts]
