@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -102,3 +103,9 @@ def clock() -> FakeClock:
 @pytest.fixture
 def home(tmp_path: Path, clock: FakeClock) -> Home:
     return Home(tmp_path, clock)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_of_other_files_is_closed_meanwhile() -> None:
+    """Some tests here count open files, and what others left in a cycle is closed at any time."""
+    gc.collect()
