@@ -385,9 +385,9 @@ def test_a_client_that_leaves_during_the_wait_stops_the_opening() -> None:
 def test_a_stream_that_opens_in_the_moment_of_leaving_is_closed_all_the_same() -> None:
     """The task ended, but nobody took its result."""
     world = World(FINISH, **FAST)
-    slowly(world, beats=2)
+    slowly(world, beats=10)
     assert not world.relay.wait_first()
-    gevent.sleep(0.1)
+    gevent.sleep(0.5)
 
     world.relay.close()
 
