@@ -232,18 +232,20 @@ def configure_logs(settings: Settings) -> None:
 
 def _preflight() -> Response | None:
     """Answer CORS preflights without a key: browsers never send one with them."""
-    if request.method != "OPTIONS":
+    call = calls.live().call
+    if call.method != "OPTIONS":
         return None
-    calls.live().call.quiet = True
+    call.quiet = True
     return Response(status=204)
 
 
 def _allow_origin(response: Response) -> Response:
-    guard = calls.services().guard
+    live = calls.live()
+    guard, environ = live.services.guard, live.environ
     headers = response.headers
     if guard.origin_matters:
         headers.add("vary", "Origin")
-    origin = request.environ.get("HTTP_ORIGIN")
+    origin = environ.get("HTTP_ORIGIN")
     if not origin or not (allowed := guard.allowed_origin(origin)):
         return response
     headers["access-control-allow-origin"] = allowed
@@ -251,10 +253,10 @@ def _allow_origin(response: Response) -> Response:
         "x-request-id, x-upstream-request-id, x-qwen-proxy-account, x-qwen-proxy-attempts, "
         "x-qwen-proxy-changed, server-timing, retry-after"
     )
-    if request.method == "OPTIONS":
+    if live.call.method == "OPTIONS":
         headers["access-control-allow-methods"] = "GET, POST, DELETE, OPTIONS"
         headers["access-control-allow-headers"] = (
-            request.environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS") or "*"
+            environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS") or "*"
         )
         headers["access-control-max-age"] = "86400"
     return response

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from flask import Response, current_app, g, request
 
-from qwen_wsgi.accounting.ledger import Call, Ledger
+from qwen_wsgi.accounting.ledger import Call
 from qwen_wsgi.api.guard import request_id_of
-from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import ApiError, ClientGone, Overloaded, UpstreamError
 from qwen_wsgi.green import Watch, watch_client
 from qwen_wsgi.protocol.json_object import JsonObject
@@ -18,6 +17,8 @@ from qwen_wsgi.upstream.attempts import Course
 from qwen_wsgi.upstream.relay import Relay
 
 if TYPE_CHECKING:
+    from wsgiref.types import WSGIEnvironment
+
     from qwen_wsgi.app import Services
 
 
@@ -56,12 +57,16 @@ class Admission:
 
 @dataclass
 class LiveCall:
-    """A call and what it holds: a place, a watch on its client, perhaps a relay."""
+    """A call and what it holds: a place, a watch on its client, perhaps a relay.
+
+    Attributes:
+        services: the application's. They and `environ` are here because each look at one of Flask's
+            proxies costs more than a microsecond, and there would be thirty of them in a call.
+    """
 
     call: Call
-    ledger: Ledger
-    clock: Clock
-    admission: Admission
+    services: Services
+    environ: WSGIEnvironment
     admitted: bool = False
     watch: Watch | None = None
     relay: Relay | None = None
@@ -74,7 +79,7 @@ class LiveCall:
         Raises:
             Overloaded: no place is free.
         """
-        self.admission.enter()
+        self.services.admission.enter()
         self.admitted = True
 
     def take_course(self) -> None:
@@ -118,11 +123,11 @@ class LiveCall:
         finally:
             self.take_course()
             if self.admitted:
-                self.admission.leave()
-            self.call.ended_at = self.clock.monotonic()
+                self.services.admission.leave()
+            self.call.ended_at = self.services.clock.monotonic()
             if self.call.outcome == "open":
                 self.call.outcome = "complete"
-            self.ledger.record(self.call)
+            self.services.ledger.record(self.call)
 
     def _take_stream_result(self, relay: Relay) -> None:
         call = self.call
@@ -155,13 +160,12 @@ def begin() -> None:
         call=Call(
             request_id=request_id_of(environ) or "req_" + os.urandom(16).hex(),
             client="-",
-            method=request.method,
+            method=environ["REQUEST_METHOD"],
             path=request.path,
             started_at=its.clock.monotonic(),
         ),
-        ledger=its.ledger,
-        clock=its.clock,
-        admission=its.admission,
+        services=its,
+        environ=environ,
     )
 
 
@@ -171,10 +175,11 @@ def check_caller() -> None:
     Raises:
         ApiError: 401 or 403.
     """
-    live().call.client = services().guard.identify(request.environ)
+    its = live()
+    its.call.client = its.services.guard.identify(its.environ)
 
 
-def read_body() -> JsonObject:
+def read_body(its: LiveCall) -> JsonObject:
     """Take a place, read the JSON body, and from then on watch whether the client stays.
 
     The place comes first: bodies are large, and those of calls in flight are all that is held.
@@ -182,10 +187,9 @@ def read_body() -> JsonObject:
     Raises:
         ApiError: 400, 413 or 503.
     """
-    its = live()
     its.admit()
-    body = services().guard.read_body(request.environ)
-    its.watch = watch_client(request.environ)
+    body = its.services.guard.read_body(its.environ)
+    its.watch = watch_client(its.environ)
     return body
 
 
@@ -205,7 +209,7 @@ def finish_response(response: Response) -> Response:
         its.relay.upstream_request_id if its.relay else ""
     ):
         headers["x-upstream-request-id"] = upstream_id
-    elapsed = its.clock.monotonic() - call.started_at
+    elapsed = its.services.clock.monotonic() - call.started_at
     headers["openai-processing-ms"] = str(round(elapsed * 1000))
     if call.account:
         headers["server-timing"] = server_timing(call, elapsed)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response
 
 from qwen_wsgi.api import calls, replies
-from qwen_wsgi.api.chat import forwarded_headers
+from qwen_wsgi.api.calls import LiveCall
+from qwen_wsgi.api.road import forwarded_headers
 from qwen_wsgi.protocol import embeddings as protocol
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.usage import parse as parse_usage
@@ -22,19 +23,17 @@ blueprint.before_request(calls.check_caller)
 @blueprint.post("/v1/embeddings")
 def create() -> Response:
     """Embed the rows of the request; any other OpenAI-compatible server gets it as it is."""
-    services = calls.services()
     live = calls.live()
-    body = calls.read_body()
+    services = live.services
+    body = calls.read_body(live)
     live.call.model = protocol.model_of(body)
     course = live.course = Course(client=live.call.client)
-    plan = services.router.plan(
-        live.call.model, pinned=request.environ.get("HTTP_X_QWEN_ACCOUNT", "")
-    )
-    headers = forwarded_headers(request.environ)
+    plan = services.router.plan(live.call.model, pinned=live.environ.get("HTTP_X_QWEN_ACCOUNT", ""))
+    headers = forwarded_headers(live.environ)
 
     def ask(route: Route, place: Place) -> Response:
         # All rows at one account, or all at another one: a part is no answer.
-        answer = _embed(services.client, route, body, headers)
+        answer = _embed(live, services.client, route, body, headers)
         place.leave()
         return answer
 
@@ -42,9 +41,12 @@ def create() -> Response:
 
 
 def _embed(
-    client: UpstreamClient, route: Route, body: JsonObject, headers: dict[str, str]
+    live: LiveCall,
+    client: UpstreamClient,
+    route: Route,
+    body: JsonObject,
+    headers: dict[str, str],
 ) -> Response:
-    live = calls.live()
     if not route.account.family.is_qwen:
         changes = {} if body.get("model") == route.model else {"model": route.model}
         data, value, upstream_id = client.post_json(

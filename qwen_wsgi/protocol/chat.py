@@ -12,18 +12,18 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol.chunks import ChunkStream, keep_alive_chunk
+from qwen_wsgi.protocol.chunks import ChatEncoder, ChunkStream
 from qwen_wsgi.protocol.completion import Completion, chunks_of
 from qwen_wsgi.protocol.failure import error_of
 from qwen_wsgi.protocol.json_object import JsonObject
 
 __all__ = [
+    "ChatEncoder",
     "ChatRequest",
     "ChunkStream",
     "Completion",
     "chunks_of",
     "error_of",
-    "keep_alive_chunk",
     "parse_request",
     "upstream_body",
 ]

@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
+from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.client_view import ModelName, UsageView
+from qwen_wsgi.protocol.dialect import COMMENT
 from qwen_wsgi.protocol.failure import error_finish_of, error_in, error_of
 from qwen_wsgi.protocol.mend import Mender, finish_reason
 from qwen_wsgi.protocol.template import Carrier
@@ -20,6 +22,7 @@ _CONTENT: Final = re.compile(
 )
 _ROLE: Final = re.compile(rb'"role": ?"[a-z]')
 _CHOICES: Final = b'"choices"'
+_OBJECT: Final = "chat.completion.chunk"
 
 #: What makes a chunk worth parsing, whoever sent it. Every usage object has members whose names end
 #: so, and DashScope's `"usage":null` has none.
@@ -271,14 +274,33 @@ def _finishes(chunk: dict[str, Any]) -> bool:
     )
 
 
-def keep_alive_chunk(*, id: str, model: str, created: int) -> bytes:
-    """An event that says nothing, for clients whose timers count events and not bytes."""
-    return sse.render(
-        {
-            "id": id,
-            "object": "chat.completion.chunk",
-            "created": created,
-            "model": model,
-            "choices": [{"index": 0, "delta": {}, "finish_reason": None}],
-        }
-    )
+class ChatEncoder:
+    """Tells a stream to a client that speaks chat: as it is.
+
+    Args:
+        id, model, created: stand in keep-alive chunks, which come before the upstream's own.
+    """
+
+    ends_after_failure = False
+
+    def __init__(self, *, id: str, model: str, created: int) -> None:
+        self._head = {"id": id, "object": _OBJECT, "created": created, "model": model}
+
+    def feed(self, events: bytes) -> bytes:
+        """The events themselves."""
+        return events
+
+    def end(self) -> bytes:
+        """OpenAI's last line."""
+        return sse.DONE
+
+    def fail(self, error: ApiError) -> bytes:
+        """An error where a chunk should be, as the official SDKs raise it."""
+        return sse.render(error.body())
+
+    def keep_alive(self, kind: str) -> bytes:
+        """A comment, or a chunk that says nothing, for clients whose timers count events."""
+        if kind == "comment":
+            return COMMENT
+        choice = {"index": 0, "delta": {}, "finish_reason": None}
+        return sse.render({**self._head, "choices": [choice]})

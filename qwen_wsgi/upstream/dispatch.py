@@ -43,6 +43,7 @@ class ChatCall:
         headers: of the client, for the upstream.
         pinned: the account that the client named, or "".
         conversation: tells which conversation it belongs to, in the board's terms.
+        changed: what the translation from the client's dialect changed or dropped.
         course: filled in as the call goes on.
     """
 
@@ -50,6 +51,7 @@ class ChatCall:
     headers: Mapping[str, str]
     pinned: str = ""
     conversation: Callable[[], bytes] | None = None
+    changed: tuple[str, ...] = ()
     course: Course = field(default_factory=Course)
 
 
@@ -127,7 +129,7 @@ class Dispatcher:
         renamed: tuple[str, ...] = ()
         if route.model != call.request.model:
             renamed = (f"model:{_NO_TOKEN.sub('?', route.model)}",)
-        call.course.changed = (*renamed, *adapted.changed)
+        call.course.changed = (*call.changed, *renamed, *adapted.changed)
         return chat.upstream_body(
             call.request,
             model=route.model,
@@ -196,7 +198,7 @@ class Dispatcher:
     def _several(self, call: ChatCall, plan: Plan, count: int) -> list[Answer]:
         """One answer for each choice, all at a time; the first failure ends them all."""
         calls = [
-            ChatCall(request, call.headers, course=Course(client=call.course.client))
+            replace(call, request=request, course=Course(client=call.course.client))
             for request in _singles(call.request, count)
         ]
         tasks = [

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import ApiError, ClientGone, StreamBroken
 from qwen_wsgi.green import Task
-from qwen_wsgi.protocol import chat, sse
+from qwen_wsgi.protocol.dialect import Encoder
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.body import ReadTimeout
@@ -16,8 +16,6 @@ from qwen_wsgi.upstream.client import OpenStream, empty, ended_early
 from qwen_wsgi.upstream.transport import silence
 
 log = logging.getLogger(__name__)
-
-_COMMENT = b": keep-alive\n\n"
 
 
 class Relay:
@@ -42,13 +40,13 @@ class Relay:
         *,
         settings: Settings,
         clock: Clock,
+        encoder: Encoder,
         call_id: str,
-        model: str,
     ) -> None:
         self._settings = settings
         self._clock = clock
+        self._encoder = encoder
         self._call_id = call_id
-        self._model = model
         self._stream: OpenStream | None = None
         self._opening = Task(open_stream, discard=OpenStream.close)
         self.outcome = "open"
@@ -93,18 +91,18 @@ class Relay:
             yield from self._carry()
         except ApiError as error:
             self.outcome, self.error = "upstream_error", error
-            yield sse.render(error.body())
+            yield self._encoder.fail(error)
         except Exception as fault:  # the outermost frame: after the 200 nobody else can tell
             log.error("fault in a stream call=%s", self._call_id, exc_info=fault)
             self.outcome = "failed"
             self.error = ApiError("The proxy failed on this stream.", code="internal_error")
-            yield sse.render(self.error.body())
+            yield self._encoder.fail(self.error)
         except (GeneratorExit, ClientGone):
             raise
         except BaseException:  # the worker is stopping, and its time for open streams is over
             self.outcome, self.error = "cut_by_stop", _stopping()
-            yield sse.render(self.error.body())
-        if self.outcome != "complete":
+            yield self._encoder.fail(self.error)
+        if self.outcome != "complete" and not self._encoder.ends_after_failure:
             raise StreamBroken("the stream failed; its client was told by an error event")
 
     def close(self) -> None:
@@ -126,18 +124,18 @@ class Relay:
     def _carry(self) -> Iterator[bytes]:
         stream = self._stream
         assert stream is not None
-        settings, monotonic = self._settings, self._clock.monotonic
+        settings, monotonic, encoder = self._settings, self._clock.monotonic, self._encoder
         step = wait_s = min(settings.keepalive_interval_s, settings.idle_timeout_s)
         events: bytes | None = stream.first
         written = heard = monotonic()
         while events is not None:
             if stream.chunks.done and stream.chunks.complete:
                 self.outcome = "complete"
-                yield events + sse.DONE  # the end in one write
+                yield encoder.feed(events) + encoder.end()  # in one write
                 stream.drain()
                 return
-            if events:
-                yield events
+            if events and (told := encoder.feed(events)):
+                yield told
                 written = heard
             if stream.chunks.error is not None:
                 break  # an SDK has raised by now, and the upstream may keep its connection open
@@ -164,7 +162,7 @@ class Relay:
         if not stream.chunks.complete:
             raise ended_early() if stream.chunks.answered else empty()
         self.outcome = "complete"
-        yield sse.DONE
+        yield self._encoder.end()
         stream.drain()
 
     def _beat(self) -> Iterator[bytes]:
@@ -172,11 +170,7 @@ class Relay:
             yield self._keep_alive()
 
     def _keep_alive(self) -> bytes:
-        if self._settings.keepalive == "comment":
-            return _COMMENT
-        return chat.keep_alive_chunk(
-            id=self._call_id, model=self._model, created=int(self._clock.now())
-        )
+        return self._encoder.keep_alive(self._settings.keepalive)
 
 
 def _stopping() -> ApiError:

@@ -429,7 +429,7 @@ def test_usage_over_two_data_lines_is_understood(hide_usage: bool) -> None:
 
 
 def test_the_keep_alive_chunk_is_a_chunk_that_says_nothing() -> None:
-    event = chat.keep_alive_chunk(id="chatcmpl-1", model="m", created=7)
+    event = chat.ChatEncoder(id="chatcmpl-1", model="m", created=7).keep_alive("chunk")
 
     assert sse.parse(event.strip()) == {
         "id": "chatcmpl-1",

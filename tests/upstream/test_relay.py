@@ -11,7 +11,7 @@ import pytest
 
 from qwen_wsgi.errors import ApiError, StreamBroken, UpstreamError, UpstreamTimeout
 from qwen_wsgi.protocol import sse
-from qwen_wsgi.protocol.chat import ChunkStream
+from qwen_wsgi.protocol.chat import ChatEncoder, ChunkStream
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.upstream.body import ReadTimeout
 from qwen_wsgi.upstream.relay import Relay
@@ -93,8 +93,8 @@ class World:
                 }
             ),
             clock=self.clock,
-            call_id="chatcmpl-1",
-            model="m",
+            encoder=ChatEncoder(id="chatcmpl-1", model="m", created=0),
+            call_id="req_1",
         )
 
     def run(self) -> list[bytes]:
