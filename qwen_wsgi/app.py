@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -171,6 +172,13 @@ def build_services(
     )
 
 
+class Application(Flask):
+    """Flask without its question, seven times a call, whether a function is a coroutine."""
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        return func
+
+
 def create_app(settings: Settings | None = None, *, services: Services | None = None) -> Flask:
     """Build the WSGI application.
 
@@ -185,7 +193,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
         settings = settings or settings_module.load()
         services = build_services(settings, board=Board(Path(settings.state_dir)))
     configure_logs(services.settings)
-    app = Flask("qwen_wsgi", static_folder=None)
+    app = Application("qwen_wsgi", static_folder=None)
     app.extensions["qwen_wsgi"] = services
     app.before_request(calls.begin)
     app.before_request(_preflight)

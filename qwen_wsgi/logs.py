@@ -74,7 +74,7 @@ class Formatter(logging.Formatter):
 
 def _value(value: object) -> str:
     text = str(value)
-    if isinstance(value, int | float):
+    if isinstance(value, (int, float)):  # noqa: UP038  # a union is made anew each time
         return text
     # Client-made text (a model name) must not break or forge a line.
     if text.isprintable() and " " not in text and '"' not in text and text:
@@ -82,11 +82,23 @@ def _value(value: object) -> str:
     return json.dumps(text)
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes and flushes a line with the lock that it holds already, which the original takes a
+    second time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.stream.write(self.format(record) + self.terminator)
+            self.stream.flush()
+        except Exception:  # as the original: logging must not fail who logs
+            self.handleError(record)
+
+
 def configure(
     *, level: str, style: str, secrets: Iterable[str], stream: TextIO | None = None
 ) -> None:
     """Send the package's logs to `stream` (standard error when None). Called once per process."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = _Handler(stream or sys.stderr)
     handler.setFormatter(Formatter(style, Redaction(secrets)))
     root = logging.getLogger("qwen_wsgi")
     root.handlers[:] = [handler]

@@ -8,6 +8,7 @@ of each top-level member, and a change replaces exactly the members that it name
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -30,8 +31,11 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+#: `json.dumps` would make an encoder for each value.
+_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 _SPACE: Final = " \t\n\r"
+_SPACES: Final = re.compile(r"[ \t\n\r]*")
 
 
 class JsonObject:
@@ -110,7 +114,7 @@ class JsonObject:
 
 def compact(value: Any) -> str:
     """A value as JSON without white space, in a form that UTF-8 can carry."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = _encode(value)
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -120,9 +124,10 @@ def compact(value: Any) -> str:
 
 
 def _skip_space(text: str, index: int) -> int:
-    while text[index : index + 1] in _SPACE and index < len(text):
-        index += 1
-    return index
+    # Mostly there is none, and a match is dearer than this look.
+    if text[index : index + 1] not in _SPACE:
+        return index
+    return _SPACES.match(text, index).end()  # type: ignore[union-attr]  # it always matches
 
 
 def _members(text: str) -> dict[str, Member]:

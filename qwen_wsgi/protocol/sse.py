@@ -120,7 +120,7 @@ def parse(event: bytes) -> Any:
     if payload is None:
         return None
     try:
-        return json.loads(payload)
+        return json.loads(payload.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError):
         return None
 

@@ -206,8 +206,9 @@ class Attempts:
 
     def _worked(self, plan: Plan, route: Route) -> None:
         keys, board = self._router.keys(route.account), self._board
-        for key in (keys.payer, keys.of_model(route.model), keys.host):
-            board.answered(key)
+        if not board.is_clear:
+            for key in (keys.payer, keys.of_model(route.model), keys.host):
+                board.answered(key)
         if plan.conversation is not None:
             board.visit(plan.conversation, keys.own)
 

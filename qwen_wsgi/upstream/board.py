@@ -93,6 +93,12 @@ class Board:
 
     # --- troubles ----------------------------------------------------------------------------
 
+    @property
+    def is_clear(self) -> bool:
+        """Nothing is noted that still matters; so it nearly always is, and this is soon asked."""
+        until: float = _CONCERN.unpack_from(self._memory)[0]
+        return until < self._now()
+
     def blocked_s(self, key: bytes) -> float:
         """For how long `key` is to be left alone; 0.0 if it is not."""
         at = self._find(key)
@@ -170,7 +176,7 @@ class Board:
         _TROUBLE.pack_into(self._memory, at, key, until, failures, latest, told)
 
     def _find(self, key: bytes) -> int | None:
-        if _CONCERN.unpack_from(self._memory)[0] < self._now():
+        if self.is_clear:
             return None
         return self._at(key, _TROUBLES_AT, _TROUBLES, _TROUBLE.size)
 

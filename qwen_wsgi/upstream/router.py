@@ -245,6 +245,8 @@ class Router:
         return best
 
     def _standing(self, route: Route) -> Standing:
+        if self._board.is_clear:
+            return Standing(0.0, route)
         keys, blocked_s = self._keys[route.account.name], self._board.blocked_s
         longest = max(
             blocked_s(keys.payer), blocked_s(keys.of_model(route.model)), blocked_s(keys.host)

@@ -61,8 +61,7 @@ class _Adapter(HTTPAdapter):
         return "/" + str(request.url).split("/", 3)[3]
 
     def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
-        # Without the cookie jar of the original: an upstream's cookies are nobody's business.
-        response = requests.Response()
+        response = _Response()
         response.status_code = resp.status
         response.headers = (
             CaseInsensitiveDict(resp.headers)
@@ -74,6 +73,15 @@ class _Adapter(HTTPAdapter):
         response.request = req
         response.url = req.url or ""
         return response
+
+
+class _Response(requests.Response):
+    """Without the cookie jar, whose lock costs more than the rest of it: an upstream's cookies are
+    nobody's business."""
+
+    def __init__(self) -> None:
+        self._content = False  # type: ignore[assignment]  # as requests marks "not read yet"
+        self._content_consumed = False
 
 
 class Transport:
