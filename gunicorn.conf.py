@@ -47,6 +47,9 @@ _WORKER_EXIT_S: Final = 30
 #: A connection that was used within this time may have a request on its way.
 _MIN_IDLE_S: Final = 0.1
 
+#: Read of a client's socket at a time: a large body goes through memory that is in the cache.
+_RECV_BYTES: Final = 64 * 1024
+
 #: The socket class without gevent's waiting.
 _blocking_socket: Final = monkey.get_original("socket", "socket")
 
@@ -109,6 +112,10 @@ class ClientSocket:
             sent = 0
         if sent < len(data):
             self._sock.sendall(memoryview(data)[sent:])
+
+    def recv(self, size: int, *flags: int) -> bytes:
+        """gunicorn asks for all that is missing of a body, and the allocator for as much memory."""
+        return self._sock.recv(min(size, _RECV_BYTES), *flags)  # type: ignore[no-any-return]
 
     def flush(self) -> None:
         """Send a head that no body followed."""

@@ -6,11 +6,10 @@ can be ended by an error event at any moment, and an event of ours can stand bet
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol.json_object import compact, loads
 
 #: Ends a stream in OpenAI's dialect.
 DONE: Final = b"data: [DONE]\n\n"
@@ -120,7 +119,7 @@ def parse(event: bytes) -> Any:
     if payload is None:
         return None
     try:
-        return json.loads(payload.decode("utf-8", "surrogatepass"))
+        return loads(payload)
     except (ValueError, RecursionError):
         return None
 
