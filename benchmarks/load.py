@@ -39,9 +39,42 @@ def chat(
         {"role": "system", "content": "You are a helpful assistant."},
         {"role": "user", "content": content},
     ]
+    return _post("/v1/chat/completions", body)
+
+
+def responses(model: str, *, chunks: int) -> bytes:
+    """The same as a stream of OpenAI's Responses API."""
+    return _post(
+        "/v1/responses",
+        {
+            "model": model,
+            "stream": True,
+            "store": False,
+            "max_output_tokens": chunks,
+            "instructions": "You are a helpful assistant.",
+            "input": "Say hello.",
+        },
+    )
+
+
+def messages(model: str, *, chunks: int) -> bytes:
+    """The same as a stream of Anthropic's Messages API."""
+    return _post(
+        "/v1/messages",
+        {
+            "model": model,
+            "stream": True,
+            "max_tokens": chunks,
+            "system": "You are a helpful assistant.",
+            "messages": [{"role": "user", "content": "Say hello."}],
+        },
+    )
+
+
+def _post(path: str, body: dict[str, Any]) -> bytes:
     data = json.dumps(body).encode()
     head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: */*\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: */*\r\n"
         "User-Agent: benchmarks/1\r\nContent-Type: application/json\r\n"
         f"Authorization: Bearer {CLIENT_KEY}\r\nContent-Length: {len(data)}\r\n\r\n"
     )

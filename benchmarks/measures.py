@@ -91,9 +91,17 @@ async def burst(bench: Bench, target: Target) -> Values:
 
 async def paced(bench: Bench, target: Target) -> Values:
     """40 streams, 50 ms between chunks; only the middle of the streams counts."""
+    request = load.chat("paced", stream=True, chunks=_paced_chunks(bench))
+    return {"paced_us": await _cpu_of_a_chunk(bench, target, request)}
+
+
+def _paced_chunks(bench: Bench) -> int:
+    return int(bench.sizes.window_s / 0.05) + 100
+
+
+async def _cpu_of_a_chunk(bench: Bench, target: Target, request: bytes) -> float:
     window_s = bench.sizes.window_s
-    chunks = int(window_s / 0.05) + 100
-    opened = await load.open_streams(target, load.chat("paced", stream=True, chunks=chunks), 40)
+    opened = await load.open_streams(target, request, 40)
     await asyncio.sleep(0.3)
     pids = servers.tree(target.pid or 0)
     chunks_before = (await load.stats(bench.up))["chunks"]
@@ -103,7 +111,22 @@ async def paced(bench: Bench, target: Target) -> Values:
     passed = (await load.stats(bench.up))["chunks"] - chunks_before
     load.close_all(opened)
     await asyncio.sleep(_SETTLE_S)
-    return {"paced_us": cpu / passed * 1e6}
+    return cpu / passed * 1e6
+
+
+async def dialects(bench: Bench, target: Target) -> Values:
+    """What a chunk costs more when it is told in another dialect; nginx knows none."""
+    if target.name != "qwen-proxy":
+        return {}
+    chunks = _paced_chunks(bench)
+    chat = await _cpu_of_a_chunk(bench, target, load.chat("paced", stream=True, chunks=chunks))
+    found = {}
+    for name, request in (
+        ("responses", load.responses("paced", chunks=chunks)),
+        ("messages", load.messages("paced", chunks=chunks)),
+    ):
+        found[f"{name}_us"] = await _cpu_of_a_chunk(bench, target, request) - chat
+    return found
 
 
 async def ttfb(bench: Bench, target: Target) -> Values:
@@ -285,6 +308,14 @@ MEASURES: Final = (
     ),
     Measure("burst", burst, (Row("burst_ms", "CPU per 1000 chunks at once", "ms", ratio=6),)),
     Measure("paced", paced, (Row("paced_us", "CPU per chunk, 50 ms apart", "µs", ratio=3.2),)),
+    Measure(
+        "dialects",
+        dialects,
+        (
+            Row("responses_us", "CPU per chunk more as /v1/responses", "µs", limit=30),
+            Row("messages_us", "CPU per chunk more as /v1/messages", "µs", limit=30),
+        ),
+    ),
     Measure("ttfb", ttfb, (Row("ttfb_ms", "first byte later by, 40 streams", "ms", limit=1.5),)),
     Measure("text", text_body, (Row("text_ms", "CPU per 1 MB of text", "ms", ratio=4),)),
     Measure("image", image_body, (Row("image_ms", "CPU per 1 MB of base64", "ms", ratio=4),)),

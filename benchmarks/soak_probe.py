@@ -1,8 +1,8 @@
-"""Counts greenlets in a worker when it gets a signal: nothing outside a process can see them.
+"""Counts greenlets and memory in a worker when it gets a signal: nothing outside can see them.
 
 The server that is soaked is the product's own. What loads this into it is a `sitecustomize` on its
 PYTHONPATH, which gunicorn and its workers inherit; it does nothing until the signal comes. Then it
-also gives memory that is free back to the system: what the process still has it uses.
+also gives memory that is free back to the system, as far as whole pages of it are free.
 """
 
 from __future__ import annotations
@@ -13,12 +13,17 @@ import ctypes
 import gc
 import json
 import os
+import re
 import signal
+import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
 SIGNAL: Final = signal.SIGRTMIN + 3
+
+#: The package whose objects must not wait for the garbage collector.
+_PACKAGE: Final = "qwen_wsgi."
 
 #: How a PYTHONPATH directory loads this.
 SITECUSTOMIZE: Final = """from benchmarks import soak_probe
@@ -39,17 +44,67 @@ def install(directory: str) -> None:
 
 
 def counts() -> dict[str, Any]:
-    """`{"greenlets": <alive>, "objects": {<type>: <count>}}` of this process, without garbage.
+    """What is in this process, without garbage.
 
-    What was there when the worker began is frozen, and not among the objects.
+    `{"greenlets": <alive>, "objects": {<type>: <count>}, "cycles": {<type>: <count>},
+    "used_kb": <memory>}`. What was there when the worker began is frozen, and not among the
+    objects. `cycles` are those of ours that nobody could reach any more, but that held each other;
+    the collector may have freed others before.
     """
     from greenlet import greenlet  # late: gunicorn.conf.py patches before anything is imported
 
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    gc.collect()
+    gc.set_debug(0)
+    cycles = {name: n for name, n in _types(gc.garbage).items() if name.startswith(_PACKAGE)}
+    gc.garbage.clear()
     gc.collect()
     found = gc.get_objects()
     alive = sum(1 for each in found if isinstance(each, greenlet) and not each.dead)
-    types = collections.Counter(f"{type(o).__module__}.{type(o).__qualname__}" for o in found)
+    types = _types(found)
     del found
+    used_kb = _used_by_python_kb() + _used_of_c_kb()
     with contextlib.suppress(AttributeError):  # a C library other than glibc
         ctypes.CDLL(None).malloc_trim(0)
-    return {"greenlets": alive, "objects": dict(types.most_common(400))}
+    objects = dict(types.most_common(400))
+    return {"greenlets": alive, "objects": objects, "cycles": cycles, "used_kb": used_kb}
+
+
+def _types(found: list[Any]) -> collections.Counter[str]:
+    return collections.Counter(f"{type(o).__module__}.{type(o).__qualname__}" for o in found)
+
+
+def _used_by_python_kb() -> float:
+    """What Python's allocator has given out. It says so on C's standard error only."""
+    aside = os.dup(2)
+    with open(os.memfd_create("allocator"), "w+b") as told:
+        try:
+            os.dup2(told.fileno(), 2)
+            sys._debugmallocstats()
+        finally:
+            os.dup2(aside, 2)
+            os.close(aside)
+        told.seek(0)
+        line = re.search(rb"# bytes in allocated blocks\s*=\s*([\d,]+)", told.read())
+    return int(line[1].replace(b",", b"")) / 1024 if line else 0.0
+
+
+class _MallInfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = [  # noqa: RUF012  # as ctypes wants it
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")),
+        *((name, ctypes.c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "fordblks")),
+        ("keepcost", ctypes.c_size_t),
+    ]
+
+
+def _used_of_c_kb() -> float:
+    """What the C library's allocator has given out: larger objects, libev's, the sockets'."""
+    try:
+        ask = ctypes.CDLL(None).mallinfo2
+    except AttributeError:  # another C library, or glibc before 2.33
+        return 0.0
+    ask.restype = _MallInfo
+    found = ask()
+    return float(found.uordblks + found.hblkhd) / 1024

@@ -195,8 +195,10 @@ class Look:
         in_flight: calls, by its own word.
         client_sockets, upstream_sockets, other_files: its open files.
         held_kb: proportional set size.
-        memory_kb: the same without memory that was free.
+        memory_kb: the same without memory that was free, but for free parts of pages.
+        used_kb: what the allocators have given out.
         objects: Python objects by type, those from before the worker's beginning left out.
+        cycles: objects of ours that only the garbage collector could free, by type.
     """
 
     pid: int
@@ -207,8 +209,10 @@ class Look:
     threads: int
     held_kb: float
     memory_kb: float
+    used_kb: float
     greenlets: int
     objects: Mapping[str, int]
+    cycles: Mapping[str, int]
 
 
 def _tcp() -> Iterator[tuple[int, int, str, str]]:
@@ -333,8 +337,10 @@ async def look(running: Proxy) -> dict[int, Look]:
             threads=threads(pid),
             held_kb=held[pid],
             memory_kb=servers.memory_kb([pid]),
+            used_kb=counts[pid]["used_kb"],
             greenlets=counts[pid]["greenlets"],
             objects=counts[pid]["objects"],
+            cycles=counts[pid]["cycles"],
         )
         for pid in running.pids
     }
@@ -357,19 +363,22 @@ class Watchman:
     Attributes, once it has been left:
         asked: how often.
         worst_s: the longest time to an answer.
+        worst_served_s: the same, without the time in which one of those concerned was ready to run
+            and had no CPU. A machine that is busy with something else is no fault of the proxy's.
         faults: answers that were not "ready", and none.
     """
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, running: Proxy) -> None:
+        self._arguments = [str(number) for number in (running.port, *running.pids)]
         self._process: subprocess.Popen[str] | None = None
         self.asked = 0
         self.worst_s = 0.0
+        self.worst_served_s = 0.0
         self.faults: list[str] = []
 
     def __enter__(self) -> Watchman:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.soak_watchman", str(self._port)],
+            [sys.executable, "-m", "benchmarks.soak_watchman", *self._arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -389,4 +398,5 @@ class Watchman:
         with contextlib.suppress(ValueError):
             found = json.loads(told)
             self.asked, self.worst_s = found["asked"], found["worst_s"]
+            self.worst_served_s = found["worst_served_s"]
             self.faults = found["faults"]

@@ -31,7 +31,7 @@ _INTERVAL_MS: Final = {b"paced": 50, b"slow": 1000}
 _LENGTH: Final = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 _MODEL: Final = re.compile(rb'"model": ?"([a-z]+)"')
 _STREAM: Final = re.compile(rb'"stream": ?true')
-_TOKENS: Final = re.compile(rb'"max_tokens": ?(\d+)')
+_TOKENS: Final = re.compile(rb'"max_(?:completion_)?tokens": ?(\d+)')
 _SEED: Final = re.compile(rb'"seed": ?(\d+)')
 _USAGE: Final = re.compile(rb'"include_usage": ?true')
 
