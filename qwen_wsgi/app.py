@@ -16,12 +16,13 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from qwen_wsgi import logs, report
 from qwen_wsgi import settings as settings_module
 from qwen_wsgi.accounting.ledger import Ledger
-from qwen_wsgi.api import calls, chat, embeddings, health, models, replies
+from qwen_wsgi.api import calls, chat, embeddings, health, messages, models, replies, responses
 from qwen_wsgi.api.calls import Admission
 from qwen_wsgi.api.guard import Guard
 from qwen_wsgi.clock import Clock, SystemClock
 from qwen_wsgi.credentials.discovery import Discovery
 from qwen_wsgi.errors import ApiError, NotFound
+from qwen_wsgi.responses_store import ResponseStore
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.accounts import AccountBook
@@ -111,6 +112,7 @@ class Services:
     dispatcher: Dispatcher
     transport: Transport
     ledger: Ledger
+    responses: ResponseStore
     sandbox: SandboxHost
     maintenance: Maintenance
 
@@ -125,16 +127,22 @@ class Services:
             if not login.refresher.drain(max(0, deadline - self.clock.monotonic())):
                 log.error("stopped in the middle of renewing the login %s", login.shown)
         self.transport.close()
+        self.responses.close()
         self.sandbox.close()
 
 
 def build_services(
-    settings: Settings, clock: Clock | None = None, *, board: Board | None = None
+    settings: Settings,
+    clock: Clock | None = None,
+    *,
+    board: Board | None = None,
+    responses_dir: Path | None = None,
 ) -> Services:
     """Wire everything together; opens no connection and starts no thread.
 
     Args:
         board: what workers share; None for who is no worker and must leave no file behind.
+        responses_dir: where stored responses are; None keeps them in memory.
     """
     clock = clock or SystemClock()
     sandbox = SandboxHost()
@@ -167,6 +175,12 @@ def build_services(
         dispatcher=Dispatcher(settings, router, attempts, client, clock),
         transport=transport,
         ledger=Ledger(),
+        responses=ResponseStore(
+            responses_dir,
+            clock,
+            ttl_s=settings.responses_ttl_s,
+            max_bytes=settings.responses_max_bytes,
+        ),
         sandbox=sandbox,
         maintenance=Maintenance(discovery),
     )
@@ -191,7 +205,8 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
     """
     if services is None:
         settings = settings or settings_module.load()
-        services = build_services(settings, board=Board(Path(settings.state_dir)))
+        state = Path(settings.state_dir)
+        services = build_services(settings, board=Board(state), responses_dir=state / "responses")
     configure_logs(services.settings)
     app = Application("qwen_wsgi", static_folder=None)
     app.extensions["qwen_wsgi"] = services
@@ -200,7 +215,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
     app.after_request(_allow_origin)
     app.after_request(calls.finish_response)
     app.teardown_request(calls.end)
-    for module in (chat, models, embeddings, health):
+    for module in (chat, responses, messages, models, embeddings, health):
         app.register_blueprint(module.blueprint)
     app.register_error_handler(ApiError, _api_error)
     app.register_error_handler(HTTPException, _http_error)

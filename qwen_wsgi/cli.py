@@ -1,4 +1,4 @@
-"""The command line: `qwen-proxy serve | login | status | doctor | models | creds | settings`."""
+"""The command line: `qwen-proxy serve | login | status | doctor | models | clients | …`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import errno
 import json
 import logging
+import math
 import os
 import socket
 import sys
@@ -81,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("doctor", doctor, "find what is wrong here, and say what to do")
     sub.add_argument("--account", metavar="NAME", help="one account only; the default is each")
     sub.add_argument("--no-calls", action="store_true", help="contact no upstream")
+    sub.add_argument("--json", action="store_true", help="for programs")
+    sub = add("clients", clients, "list the clients, or print what one needs to use this server")
+    sub.add_argument("name", nargs="?", metavar="NAME", help="the client; without it, the list")
+    sub.add_argument("--url", default="", help="the server's address; the default is the settings'")
+    sub.add_argument("--model", default="", help="the model; the default is one that suits")
     sub.add_argument("--json", action="store_true", help="for programs")
     sub = add("login", log_in, "log in to Qwen with a browser on any device")
     sub.add_argument("--account", metavar="NAME", help="a further login beside qwen-code's own")
@@ -162,6 +168,46 @@ def doctor(settings: Settings, arguments: argparse.Namespace) -> int:
         )
     finally:
         sandbox.close()
+
+
+def clients(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Print the list of clients, or the recipe for one of them."""
+    from qwen_wsgi.clients import command
+
+    if arguments.name is None:
+        command.show_list(json_output=arguments.json, out=sys.stdout)
+        return 0
+    command.show(
+        settings,
+        arguments.name,
+        url=arguments.url,
+        model=arguments.model,
+        models=lambda: _models_to_offer(settings),
+        json_output=arguments.json,
+        out=sys.stdout,
+    )
+    return 0
+
+
+def _models_to_offer(settings: Settings) -> tuple[list[dict[str, Any]], list[str]]:
+    """The catalogue, and why it may not be what the hosts serve."""
+    try:
+        services = _services(settings)
+    except SettingsError as error:
+        return [], [f"No account can be read ({error}), so nobody was asked for models."]
+    try:
+        accounts = services.book.accounts()
+        entries = services.catalogue.models()
+        notes = [
+            f"{account.name} did not list its models ({listing.error})"
+            for account in accounts
+            if (listing := services.catalogue.listing(account, max_age_s=math.inf)).error
+        ]
+    finally:
+        services.close()
+    if not accounts:
+        notes.append("No account was found, so nobody was asked for models: `qwen-proxy status`.")
+    return entries, notes
 
 
 def log_in(settings: Settings, arguments: argparse.Namespace) -> int:
