@@ -316,14 +316,15 @@ def test_a_call_tells_times_in_milliseconds_and_tokens_as_told() -> None:
             attempts=2,
             first_byte_at=10.1234,
             ended_at=12.5,
-            usage=Usage(prompt=3, completion=0, cached=1),
+            usage=Usage(prompt=3, completion=0, cached=1, cache_written=2),
             error_code="e",
             upstream_request_id="u",
         )
     )
 
     assert (told["first_byte_ms"], told["total_ms"]) == (123.4, 2500.0)
-    assert (told["prompt_tokens"], told["completion_tokens"], told["cached_tokens"]) == (3, 0, 1)
+    assert (told["prompt_tokens"], told["completion_tokens"]) == (3, 0)
+    assert (told["cached_tokens"], told["cache_written_tokens"]) == (1, 2)
     assert "reasoning_tokens" not in told
     assert (told["attempts"], told["error"], told["upstream_request_id"]) == (2, "e", "u")
 

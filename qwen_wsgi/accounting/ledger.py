@@ -81,6 +81,7 @@ def fields(call: Call) -> dict[str, Any]:
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.completion,
         "cached_tokens": usage.cached,
+        "cache_written_tokens": usage.cache_written,
         "reasoning_tokens": usage.reasoning,
         "error": call.error_code or None,
         "upstream_request_id": call.upstream_request_id or None,

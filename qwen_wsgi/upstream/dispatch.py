@@ -14,7 +14,7 @@ from qwen_wsgi.green import Task
 from qwen_wsgi.protocol import chat, legacy, sse
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, Completion
 from qwen_wsgi.protocol.choices import combined
-from qwen_wsgi.protocol.json_object import JsonObject, compact
+from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError, compact
 from qwen_wsgi.protocol.legacy import LegacyChunkStream
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.settings import Settings
@@ -169,7 +169,8 @@ class Dispatcher:
             body = self._body(call, route, stream=False)
             answer = self._client.whole(route.account, body, headers=call.headers)
             place.leave()
-            return answer
+            name = call.request.model or route.model
+            return _named(answer, name) if name != route.model else answer
 
         answer = self._attempts.run(plan, ask, call.course)
         if isinstance(answer, Answer):
@@ -205,18 +206,35 @@ class Dispatcher:
             Task(lambda each=each: self._one(each, plan), discard=lambda answer: None)  # type: ignore[misc]
             for each in calls
         ]
+        answers: list[Answer] = []
         try:
-            answers = []
             for task in tasks:
                 task.wait(None)
                 answers.append(task.take())
         finally:
             for task in tasks:
                 task.cancel()
-        call.course.route = calls[0].course.route
-        call.course.count = sum(each.course.count for each in calls)
-        call.course.changed = calls[0].course.changed
+            _note(call.course, [each.course for each in calls], len(answers))
         return answers
+
+
+def _named(answer: Answer, name: str) -> Answer:
+    """A whole answer with the client's name for the model, however the upstream spells its own."""
+    value = {**answer.value, "model": name}
+    try:
+        body = JsonObject(answer.body).render({"model": name})
+    except JsonObjectError:
+        body = compact(value).encode()  # what Python reads is more than JSON: NaN, for one
+    return replace(answer, body=body, value=value)
+
+
+def _note(course: Course, parts: list[Course], answered: int) -> None:
+    """Tell of a call that was split: all its attempts, and the account of the part that failed, or
+    of the first one."""
+    course.count = sum(part.count for part in parts)
+    decisive = parts[answered % len(parts)]
+    course.route = decisive.route or next((part.route for part in parts if part.route), None)
+    course.changed = decisive.changed
 
 
 def _singles(request: ChatRequest, count: int) -> list[ChatRequest]:

@@ -7,7 +7,13 @@ import json
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
-from tests.server.conftest import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy
+from tests.server.conftest import (
+    CLIENT_KEY,
+    UPSTREAM_KEY,
+    CannedUpstream,
+    Proxy,
+    StartProxy,
+)
 from tests.server.raw import Exchange
 
 pytestmark = pytest.mark.server
@@ -88,6 +94,51 @@ def test_an_explicit_upstream_is_asked_as_the_client_asked(
 
     assert sandbox.chats[-1].body == body
     assert json.loads(answer)["choices"][0]["message"]["content"].startswith("[sandbox]")
+
+
+JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+CHOICES = (
+    b'[ {"index":0,"message":{"role":"assistant","content":"\\u00e9 \\"model\\": 1.0"},'
+    b'"finish_reason":"stop", "x": 1.50} ]'
+)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b'{"model" : "snapshot", "choices" : ' + CHOICES + b"}", b'{"choices":' + CHOICES + b"}"],
+    ids=["named otherwise", "not named"],
+)
+def test_a_whole_answer_of_an_explicit_upstream_has_the_clients_name_for_the_model(
+    start_proxy: StartProxy, canned_upstream: CannedUpstream, said: bytes
+) -> None:
+    proxy = start_proxy(
+        QWEN_UPSTREAM_BASE_URL=canned_upstream.base_url,
+        QWEN_PROXY_MODEL_ALIASES="mine=other",
+    )
+    canned_upstream.answer = JSON_HEAD % len(said) + said
+    messages = b'"messages":[{"role":"user","content":"hi"}]'
+    with Exchange(proxy.port, b'{"model":"mine",' + messages + b"}") as exchange:
+        renamed = exchange.body()
+    with Exchange(proxy.port, b'{"model":"other",' + messages + b"}") as exchange:
+        untouched = exchange.body()
+
+    assert json.loads(renamed) == {**json.loads(said), "model": "mine"}
+    assert CHOICES in renamed
+    assert untouched == said
+
+
+def test_an_answer_that_is_hardly_json_gets_the_clients_name_for_the_model(
+    start_proxy: StartProxy, canned_upstream: CannedUpstream
+) -> None:
+    proxy = start_proxy(
+        QWEN_UPSTREAM_BASE_URL=canned_upstream.base_url,
+        QWEN_PROXY_MODEL_ALIASES="mine=other",
+    )
+    said = b'{"model":"other","score":NaN,"choices":[]}'
+    canned_upstream.answer = JSON_HEAD % len(said) + said
+    with Exchange(proxy.port, b'{"model":"mine","messages":[{"role":"user","content":"hi"}]}') as e:
+        assert e.head()[0] == 200
+        assert json.loads(e.body())["model"] == "mine"
 
 
 @pytest.mark.parametrize(("mode", "streamed"), [("always", True), ("as-asked", False)])
