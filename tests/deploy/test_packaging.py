@@ -30,6 +30,10 @@ print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - b
 """
 
 
+#: msgspec knows its types, too, where somebody has installed it.
+TAKEN_WHERE_IT_IS = ("typing_extensions",)
+
+
 def closure(requirements: list[str]) -> set[str]:
     """The distributions that pip installs for these requirements, as installed here."""
     found: set[str] = set()
