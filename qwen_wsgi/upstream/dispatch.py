@@ -169,6 +169,9 @@ class Dispatcher:
             body = self._body(call, route, stream=False)
             answer = self._client.whole(route.account, body, headers=call.headers)
             place.leave()
+            if _LEGACY in call.course.changed and answer.value is not None:
+                value = legacy.completion(answer.value)
+                answer = replace(answer, body=compact(value).encode(), value=value)
             name = call.request.model or route.model
             return _named(answer, name) if name != route.model else answer
 

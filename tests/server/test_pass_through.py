@@ -156,3 +156,12 @@ def test_the_setting_overrides_how_the_upstream_is_asked(
     sandbox.settle()
 
     assert json.loads(sandbox.chats[-1].body or b"").get("stream", False) is streamed
+    old = {
+        "model": "qwen3.7-plus",
+        "messages": [{"role": "user", "content": "hi [[sandbox: tools=1]]"}],
+        "functions": [{"name": "get_weather", "parameters": {"type": "object"}}],
+    }
+    with Exchange(proxy.port, json.dumps(old).encode()) as exchange:
+        choice = json.loads(exchange.body())["choices"][0]
+    assert choice["message"]["function_call"]["name"] == "get_weather"
+    assert choice["finish_reason"] == "function_call"
