@@ -374,6 +374,21 @@ class Settings:
         unit="s",
     )
 
+    responses_ttl_s: float = setting(
+        "QWEN_PROXY_RESPONSES_TTL",
+        "How long responses that clients store are kept after their last use; 0 keeps nothing.",
+        default=604800.0,
+        parse=_seconds(zero=True),
+        unit="s",
+    )
+    responses_max_bytes: int = setting(
+        "QWEN_PROXY_RESPONSES_MAX_BYTES",
+        "What stored responses may take together; those not used for longest go first.",
+        default=256 * 1024 * 1024,
+        parse=_integer(1024 * 1024),
+        unit="bytes",
+    )
+
     log_level: str = setting("LOG_LEVEL", "Lowest level logged.", default="INFO", parse=_log_level)
     log_format: str = setting(
         "QWEN_PROXY_LOG_FORMAT",

@@ -93,15 +93,34 @@ ALLOWED: dict[str, set[str]] = {
     "protocol": {"errors"},
     "credentials": {"", "errors", "clock", "settings"},
     "accounting": {"errors", "clock", "protocol.usage"},
+    "responses_store": {"errors", "clock", "settings", "protocol"},
     "upstream": {"", "errors", "clock", "settings", "green", "protocol", "credentials"},
-    "api": {"", "errors", "clock", "settings", "green", "protocol", "upstream", "accounting"},
+    "api": {
+        "",
+        "errors",
+        "clock",
+        "settings",
+        "green",
+        "protocol",
+        "upstream",
+        "accounting",
+        "responses_store",
+    },
     "report": {"", "settings", "upstream.accounts"},
     "login": {"", "errors", "clock", "settings", "credentials"},
     "creds": {"errors", "clock", "settings", "credentials"},
     "sandbox": set(),
     "app": set(),  # filled below: the composition root wires everything but the command line
     "doctor": {"", "errors", "clock", "settings", "logs", "protocol", "upstream", "credentials"},
-    "clients": {"", "errors", "settings", "report", "doctor.address", "upstream.model_data"},
+    "clients": {
+        "",
+        "errors",
+        "settings",
+        "report",
+        "doctor.address",
+        "upstream.hosts",
+        "upstream.model_data",
+    },
     "cli": {
         "",
         "app",
@@ -116,7 +135,15 @@ ALLOWED: dict[str, set[str]] = {
         "credentials",
     },
 }
-ALLOWED["app"] = set(ALLOWED) - {"app", "cli", "login", "creds", "doctor", "clients", "__init__"} | {""}
+ALLOWED["app"] = set(ALLOWED) - {
+    "app",
+    "cli",
+    "login",
+    "creds",
+    "doctor",
+    "clients",
+    "__init__",
+} | {""}
 
 #: Exceptions to the table, each with its reason.
 EXCEPTIONS = {
@@ -204,6 +231,7 @@ PLACES = {
     "greenlet": (),
     "gunicorn": (),
     "fcntl": ("qwen_wsgi/credentials/proxy_lock.py",),
+    "sqlite3": ("qwen_wsgi/responses_store.py",),
     "subprocess": ("qwen_wsgi/doctor/machine.py",),
     "certifi": ("qwen_wsgi/doctor/machine.py",),
     "asyncio": (),

@@ -68,6 +68,9 @@ TAKEN: list[tuple[str, str, Any]] = [
     ("QWEN_PROXY_KEEPALIVE", "chunk", "chunk"),
     ("QWEN_PROXY_KEEPALIVE", "off", "off"),
     ("QWEN_PROXY_KEEPALIVE_INTERVAL", "15", 15.0),
+    ("QWEN_PROXY_RESPONSES_TTL", "0", 0.0),
+    ("QWEN_PROXY_RESPONSES_TTL", "86400", 86_400.0),
+    ("QWEN_PROXY_RESPONSES_MAX_BYTES", "1048576", 1_048_576),
     ("LOG_LEVEL", "debug", "DEBUG"),
     ("QWEN_PROXY_LOG_FORMAT", "json", "json"),
     ("QWEN_PROXY_STATE_DIR", "/var/lib/x", "/var/lib/x"),
@@ -103,6 +106,8 @@ REFUSED: dict[str, list[str]] = {
     "QWEN_PROXY_IDLE_TIMEOUT": ["0", *SECONDS],
     "QWEN_PROXY_KEEPALIVE": ["ping"],
     "QWEN_PROXY_KEEPALIVE_INTERVAL": ["0", *SECONDS],
+    "QWEN_PROXY_RESPONSES_TTL": SECONDS,
+    "QWEN_PROXY_RESPONSES_MAX_BYTES": ["0", "1048575", "256M"],
     "LOG_LEVEL": ["TRACE", "10"],
     "QWEN_PROXY_LOG_FORMAT": ["xml", "JSON"],
 }

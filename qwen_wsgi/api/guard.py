@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import ipaddress
 import re
@@ -69,6 +70,16 @@ class Guard:
         if not found:
             raise Unauthorized("Incorrect API key provided.", code="invalid_api_key")
         return found
+
+    def owner(self, environ: Mapping[str, Any]) -> str:
+        """Whose things a caller's are, for a caller that `identify` let in: a digest of its key.
+
+        Other than its name it is unique, and it is the same after a restart. It tells nothing of a
+        key that cannot be guessed. `local` where no keys are needed.
+        """
+        if not self._keys:
+            return "local"
+        return hashlib.sha256(b"qwen-proxy client\0" + _offered_key(environ)).hexdigest()[:32]
 
     def _require_local(self, environ: Mapping[str, Any]) -> None:
         address = self.client_address(environ)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from typing import Any
 
 import pytest
@@ -104,6 +105,29 @@ def test_a_key_of_other_letters_is_understood_as_bytes() -> None:
     on_the_wire = "schlüssel-für-alle-中文".encode().decode("latin-1")
 
     assert guard.identify({"HTTP_AUTHORIZATION": f"Bearer {on_the_wire}"})
+
+
+def test_a_key_owns_its_own_things_by_whatever_header_it_comes() -> None:
+    guard = with_keys()
+    owner = guard.owner({"HTTP_AUTHORIZATION": f"Bearer {KEY}"})
+
+    assert guard.owner({"HTTP_X_API_KEY": f" {KEY} "}) == owner
+    # It outlives a restart, and keys that come and go beside it.
+    assert Guard(settings_of(OPENAI_API_KEY=KEY)).owner({"HTTP_X_API_KEY": KEY}) == owner
+    assert re.fullmatch("[0-9a-f]{32}", owner)
+
+
+def test_keys_with_the_same_end_share_a_name_and_nothing_else() -> None:
+    guard = with_keys()
+    one, other = {"HTTP_X_API_KEY": KEY}, {"HTTP_X_API_KEY": OTHER_KEY}
+
+    assert guard.identify(one) == guard.identify(other)
+    assert guard.owner(one) != guard.owner(other)
+
+
+def test_without_keys_all_callers_of_this_machine_are_one_owner() -> None:
+    assert without_keys().owner(LOCAL) == "local"
+    assert without_keys().owner({**LOCAL, "HTTP_X_API_KEY": "any"}) == "local"
 
 
 def test_a_short_key_is_not_shown_at_all() -> None:

@@ -1,0 +1,137 @@
+"""Stored responses between real processes, some of which end in the middle of it."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.processes.store_user import store_at
+
+pytestmark = pytest.mark.server
+
+ROOT = Path(__file__).parents[2]
+
+Started = subprocess.Popen[str]
+
+
+class Users:
+    """Processes that use one store; none of them outlives the test."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._processes: list[Started] = []
+
+    def start(self, what: str, *args: object) -> Started:
+        command = [sys.executable, "-m", "tests.processes.store_user", what, str(self.directory)]
+        process = subprocess.Popen(
+            [*command, *map(str, args)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._processes.append(process)
+        return process
+
+    def end(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def users(tmp_path: Path) -> Iterator[Users]:
+    users = Users(tmp_path / "responses")
+    yield users
+    users.end()
+
+
+def wait_for(process: Started, count: int) -> list[str]:
+    """The next ids that a process has stored."""
+    assert process.stdout is not None
+    return [process.stdout.readline().strip() for _ in range(count)]
+
+
+def killed(process: Started) -> list[str]:
+    """Kill it wherever it is; what it had stored meanwhile."""
+    process.kill()
+    out, trouble = process.communicate()
+    assert trouble == ""
+    return out.splitlines()
+
+
+def check(directory: Path, stored: list[str]) -> None:
+    with closing(sqlite3.connect(directory / "responses-1.sqlite3")) as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    store = store_at(directory)
+    for id in stored:
+        found = store.get("a", id)
+        assert found is not None, id
+        assert found.response["id"] == id
+        assert found.input_items == [{"id": id}]
+    store.close()
+
+
+def test_processes_that_are_killed_while_they_store_lose_nothing_that_was_stored(
+    users: Users,
+) -> None:
+    luck = random.Random(7)
+    stored: list[str] = []
+    running = [users.start("put", f"p{number}") for number in range(4)]
+    for number in range(12):
+        process = running.pop(0)
+        stored += wait_for(process, luck.randrange(3, 60))
+        stored += killed(process)
+        if number < 8:
+            running.append(users.start("put", f"p{number + 4}"))
+
+    # All dead: the next one finds the file as they left it.
+    assert running == []
+    assert len(set(stored)) == len(stored) > 100
+    check(users.directory, stored)
+    assert not users.directory.with_name("responses.damaged").exists()
+    last = users.start("put", "last")
+    wait_for(last, 1)
+    killed(last)
+
+
+def test_a_conversation_of_a_process_that_was_killed_goes_on_in_another(users: Users) -> None:
+    first = users.start("put", "p")
+    last = [*wait_for(first, 20), *killed(first)][-1]
+
+    history = store_at(users.directory).history("a", last)
+
+    count = int(last.removeprefix("p-")) + 1
+    assert [item["id"] for item in history if "id" in item] == [f"p-{i}" for i in range(count)]
+
+
+def test_when_the_system_takes_no_more_what_was_stored_stays(users: Users) -> None:
+    process = users.start("full", 2_000_000)
+    out, trouble = process.communicate(timeout=30)
+
+    assert process.returncode == 0, trouble
+    assert int(out) > 20
+    assert trouble.startswith("a response is not stored: ")
+    assert "full" in trouble
+    assert len(trouble.splitlines()) == 1
+    store = store_at(users.directory)
+    assert all(store.get("a", f"r{number}") for number in range(int(out)))
+    assert store.put("a", {"id": "room again", "output": []}, [], None)
+    store.close()
+
+
+def test_a_process_that_forks_shares_no_connection_with_its_child(users: Users) -> None:
+    process = users.start("fork")
+    _, trouble = process.communicate(timeout=30)
+
+    assert (process.returncode, trouble) == (0, "")
+    store = store_at(users.directory)
+    assert all(store.get("a", f"child-{number}") for number in range(50))
+    store.close()
