@@ -99,6 +99,7 @@ def index() -> Response:
             "what": "Qwen models behind an OpenAI-compatible API; base_url is this address + /v1",
             "endpoints": [
                 "POST /v1/chat/completions",
+                "POST /v1/completions",
                 "POST /v1/embeddings",
                 "GET /v1/models",
                 "GET /v1/models/{id}",

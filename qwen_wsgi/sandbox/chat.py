@@ -283,7 +283,12 @@ def _xml_text(calls: tuple[ToolCall, ...]) -> str:
     lines = ["<function_calls>"]
     for call in calls:
         lines.append(f'<invoke name="{call.name}">')
-        for name, value in json.loads(call.arguments or "{}").items():
+        try:
+            members = json.loads(call.arguments or "{}")
+        except ValueError:  # broken by another fault: as it is, between the tags
+            lines.append(call.arguments)
+            members = {}
+        for name, value in members.items():
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             lines.append(f'<parameter name="{name}">{text}</parameter>')
         lines.append("</invoke>")

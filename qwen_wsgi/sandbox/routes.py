@@ -1,12 +1,13 @@
-"""Which answer a request gets: chat, embeddings, models, and the way to the other routes."""
+"""Which answer a request gets: chat, completions, embeddings, models; the way to other routes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
 from qwen_wsgi.sandbox import chat, errors, faults, login, params, stream
+from qwen_wsgi.sandbox.completions import complete
 from qwen_wsgi.sandbox.console import own_route
 from qwen_wsgi.sandbox.embeddings import embed
 from qwen_wsgi.sandbox.errors import Refusal
@@ -46,8 +47,8 @@ def route_of(request: Request) -> str:
 
 
 def _api_route(method: str, rest: str) -> str:
-    if method == "POST" and rest in ("chat/completions", "embeddings"):
-        return "chat" if rest.startswith("chat") else "embeddings"
+    if method == "POST" and rest in ("chat/completions", "completions", "embeddings"):
+        return rest.removesuffix("/completions")
     if method == "GET" and (rest == "models" or rest.startswith("models/")):
         return "models"
     return "unknown"
@@ -59,6 +60,7 @@ def respond(world: World, request: Request, record: Record | None) -> Reply:
         return Reply(own_route(world, request))
     handlers = {
         "chat": _chat,
+        "completions": _completions,
         "embeddings": _embeddings,
         "models": _models,
         "device": login.device,
@@ -162,7 +164,18 @@ def _chat_refusal(world: World, body: Json, spec: Spec) -> Refusal | None:
     return None
 
 
+def _completions(world: World, request: Request, record: Record) -> Reply:
+    return _whole(world, request, record, lambda body: complete(body, now_s=world.clock()))
+
+
 def _embeddings(world: World, request: Request, record: Record) -> Reply:
+    return _whole(world, request, record, embed)
+
+
+def _whole(
+    world: World, request: Request, record: Record, make: Callable[[Json], Json | Refusal]
+) -> Reply:
+    """Answer a route that knows no streams."""
     body = json_object(request)
     record.model = str(body.get("model", "")) if body else ""
     spec = spec_for(world, request, record, [faults.spec_in_model(record.model)])
@@ -171,7 +184,7 @@ def _embeddings(world: World, request: Request, record: Record) -> Reply:
         return Reply(refused(refusal, spec), spec)
 
     def steps() -> Iterator[Step]:
-        made = errors.BAD_BODY if body is None else embed(body)
+        made = errors.BAD_BODY if body is None else make(body)
         return (
             refused(made, spec)
             if isinstance(made, Refusal)

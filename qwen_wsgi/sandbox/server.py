@@ -28,7 +28,7 @@ from qwen_wsgi.sandbox.world import World
 _BACKLOG: Final = 1024
 _STOP_TIMEOUT_S: Final = 5.0
 # Bodies of the OAuth routes hold refresh tokens; those of the other routes hold nothing secret.
-_KEPT_BODIES: Final = frozenset({"chat", "embeddings"})
+_KEPT_BODIES: Final = frozenset({"chat", "completions", "embeddings"})
 # client_id of the qwen-code CLI, which is public.
 _CLI_CLIENT_ID: Final = "f0304373b74a44d2b584a3fb70ca9e56"
 
