@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from flask import Response
 
 from qwen_wsgi.api import replies
 from qwen_wsgi.api.calls import LiveCall
+from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.dialect import Encoder
 from qwen_wsgi.upstream.attempts import Course
@@ -17,6 +18,11 @@ from qwen_wsgi.upstream.conversation import conversation_of
 from qwen_wsgi.upstream.dispatch import ChatCall
 from qwen_wsgi.upstream.relay import Relay
 from qwen_wsgi.upstream.router import Plan
+
+#: How many proxies of our kind a call has gone through: one behind another is all right.
+_HOPS: Final = "X-Qwen-Proxy-Hops"
+_HOPS_WSGI: Final = "HTTP_X_QWEN_PROXY_HOPS"
+_MOST_HOPS: Final = 3
 
 
 def chat_call(live: LiveCall, chat: ChatRequest, changed: tuple[str, ...] = ()) -> ChatCall:
@@ -70,10 +76,14 @@ def stream(live: LiveCall, call: ChatCall, plan: Plan, encoder: Encoder) -> Resp
 
 
 def forwarded_headers(environ: Mapping[str, Any]) -> dict[str, str]:
-    """The client's headers that the upstream gets: who it is, and DashScope's own switches.
+    """The client's headers that the upstream gets: who it is, and DashScope's own switches; and how
+    many of our kind the call has gone through.
 
     The User-Agent goes through as it is, because plans decide by it who may call; it is never
     made up.
+
+    Raises:
+        ApiError: 508: the call goes in circles.
     """
     headers = {
         "X-DashScope-" + name[17:].replace("_", "-").title(): value
@@ -82,4 +92,20 @@ def forwarded_headers(environ: Mapping[str, Any]) -> dict[str, str]:
     }
     if agent := environ.get("HTTP_USER_AGENT"):
         headers["User-Agent"] = agent
+    headers[_HOPS] = str(_hops(environ) + 1)
     return headers
+
+
+def _hops(environ: Mapping[str, Any]) -> int:
+    told = environ.get(_HOPS_WSGI, "0")
+    hops = int(told) if told.isdecimal() and len(told) < 4 else 0
+    if hops >= _MOST_HOPS:
+        raise ApiError(
+            f"This call has gone through qwen-proxy {hops} times, so one of its accounts leads "
+            "back to it: most likely qwen-code's settings name this server as a model provider, "
+            "where the server itself looks for accounts. `qwen-proxy status` shows them.",
+            status=508,
+            code="loop_detected",
+            should_retry=False,
+        )
+    return hops
