@@ -33,10 +33,10 @@ def create() -> Response:
     """Answer a request, as a stream of events or as a whole, and keep it if the client wants."""
     live = calls.live()
     services = live.services
-    asked = _request(live, calls.read_body(live))
+    id = _PREFIX + os.urandom(_ID_BYTES).hex()
+    asked = _request(live, calls.read_body(live), id)
     call = road.chat_call(live, asked.chat, asked.changed)
     plan = services.dispatcher.plan(call)
-    id = _PREFIX + os.urandom(_ID_BYTES).hex()
     created, model = int(services.clock.now()), asked.model or plan.model
     keep = _Keep(services.responses, _owner(live), asked)
     if asked.stream:
@@ -56,7 +56,7 @@ def count_tokens() -> Response:
     An estimate (`protocol/tokens`): Qwen's hosts count only what they answer.
     """
     live = calls.live()
-    asked = _request(live, calls.read_body(live))
+    asked = _request(live, calls.read_body(live), "")
     count = tokens.estimate(asked.chat.body)
     return replies.json_value({"object": "response.input_tokens", "input_tokens": count})
 
@@ -126,15 +126,16 @@ def _limit() -> int:
     return int(asked)
 
 
-def _request(live: LiveCall, body: JsonObject) -> ResponsesRequest:
-    """The request, with the conversation that it continues."""
+def _request(live: LiveCall, body: JsonObject, id: str) -> ResponsesRequest:
+    """The request, with the conversation that it continues; its items' ids have that of the
+    response in them."""
     services, owner = live.services, _owner(live)
     before = protocol.previous_of(body)
     return protocol.parse_request(
         body,
         history=services.responses.history(owner, before.id) if before.id else (),
         stored=_named(services.responses, owner, before.references),
-        seed=live.call.request_id,
+        seed=id,
         strict=services.settings.strict,
     )
 

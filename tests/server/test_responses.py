@@ -183,6 +183,25 @@ def test_what_is_stored_can_be_read_and_deleted(client: openai.OpenAI) -> None:
     assert gone.value.code == "previous_response_not_found"
 
 
+def test_items_can_be_named_instead_of_repeated(client: openai.OpenAI, sandbox: Sandbox) -> None:
+    made = client.responses.create(model=MODEL, input="My name is Ada.")
+    sent = client.responses.input_items.list(made.id).data[0]
+
+    client.responses.create(
+        model=MODEL,
+        input=[
+            {"type": "item_reference", "id": sent.id},  # type: ignore[union-attr, typeddict-item]
+            {"type": "item_reference", "id": made.output[-1].id},  # type: ignore[union-attr, typeddict-item]
+            {"role": "user", "content": "What is it?"},
+        ],
+    )
+
+    messages = last_chat(sandbox)["messages"]
+    assert [m["role"] for m in messages] == ["user", "assistant", "user"]
+    assert messages[0]["content"] == "My name is Ada."
+    assert messages[1]["content"] == made.output_text
+
+
 def test_a_streamed_response_can_be_read_as_soon_as_it_is_complete(client: openai.OpenAI) -> None:
     with client.responses.create(model=MODEL, input="Hello", stream=True) as stream:
         for event in stream:

@@ -1,0 +1,132 @@
+"""What a request may hold: members read with OpenAI's refusals."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any, Final, Protocol
+
+from qwen_wsgi.errors import BadRequest
+
+#: Of a client's word so much is quoted in a refusal.
+_QUOTED_CHARS: Final = 60
+_NO_TOKEN: Final = re.compile(r"[^A-Za-z0-9_.\-]+")
+
+
+class Holder(Protocol):
+    """An object of the request, parsed or not."""
+
+    def get(self, name: str, /) -> Any:
+        """The value of a member, None if it has none."""
+
+
+def wrong_type(param: str, expected: str) -> BadRequest:
+    """A value of another type than it should be."""
+    return BadRequest(
+        f"Invalid type for '{param}': expected {expected}.", param=param, code="invalid_type"
+    )
+
+
+def missing(param: str) -> BadRequest:
+    """A member that must be there."""
+    return BadRequest(
+        f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
+    )
+
+
+def bad_value(param: str, value: object, supported: Collection[str]) -> BadRequest:
+    """A word that is none of those that are known."""
+    return BadRequest(
+        f"Invalid value: '{str(value)[:_QUOTED_CHARS]}'. Supported values are: "
+        + ", ".join(f"'{word}'" for word in supported)
+        + ".",
+        param=param,
+        code="invalid_value",
+    )
+
+
+def unsupported(param: str, message: str) -> BadRequest:
+    """Something that OpenAI has and we have not."""
+    return BadRequest(message, param=param, code="unsupported_parameter")
+
+
+def token(word: str) -> str:
+    """A client's word as it may stand in a header: printable ASCII without commas."""
+    return _NO_TOKEN.sub("_", word[:_QUOTED_CHARS])
+
+
+def text(holder: Holder, name: str, path: str = "") -> str | None:
+    """A string, None if it is missing or null. `path` is what the refusal puts before the name."""
+    value = holder.get(name)
+    if not isinstance(value, str | None):
+        raise wrong_type(path + name, "a string")
+    return value
+
+
+def required_text(holder: Holder, name: str, path: str = "") -> str:
+    """A string that must be there."""
+    value = text(holder, name, path)
+    if value is None:
+        raise missing(path + name)
+    return value
+
+
+def required_name(holder: Holder, path: str) -> str:
+    """A `name` that must be there, and not empty."""
+    name = required_text(holder, "name", path)
+    if not name:
+        raise BadRequest(
+            f"Invalid '{path}name': empty string.", param=path + "name", code="empty_string"
+        )
+    return name
+
+
+def flag(holder: Holder, name: str) -> bool | None:
+    """A boolean, None if it is missing or null."""
+    value = holder.get(name)
+    if not isinstance(value, bool | None):
+        raise wrong_type(name, "a boolean")
+    return value
+
+
+def number(holder: Holder, name: str) -> float | None:
+    """A number, None if it is missing or null. Its range the host knows."""
+    value = holder.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
+        raise wrong_type(name, "a number")
+    return value
+
+
+def count(holder: Holder, name: str, *, least: int) -> int | None:
+    """An integer from `least` on, None if it is missing or null."""
+    value = holder.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | None):
+        raise wrong_type(name, "an integer")
+    if value is not None and value < least:
+        raise BadRequest(
+            f"Invalid '{name}': integer below minimum value. Expected a value >= {least}.",
+            param=name,
+            code="integer_below_min_value",
+        )
+    return value
+
+
+def mapping(holder: Holder, name: str, path: str = "") -> dict[str, Any] | None:
+    """An object, None if it is missing or null."""
+    value = holder.get(name)
+    if not isinstance(value, dict | None):
+        raise wrong_type(path + name, "an object")
+    return value
+
+
+def objects(holder: Holder, name: str, path: str = "") -> list[dict[str, Any]]:
+    """An array of objects, empty if it is missing or null."""
+    value = holder.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise wrong_type(path + name, "an array of objects")
+    for index, each in enumerate(value):
+        if not isinstance(each, dict):
+            raise wrong_type(f"{path}{name}[{index}]", "an object")
+    return value

@@ -1,0 +1,283 @@
+"""Items as the messages of a chat.
+
+OpenAI's items stand in a row: thinking, a text, each call, each output. A chat has an assistant's
+message with all of its calls, and directly behind it one answer for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from qwen_wsgi.errors import BadRequest
+from qwen_wsgi.protocol.dialect import Losses
+from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol.responses import checks, content, envelope, items
+from qwen_wsgi.protocol.responses.tools import Names
+
+#: An item that brings tools; they count for the whole request.
+ADDITIONAL_TOOLS: Final = "additional_tools"
+
+_ROLES: Final = ("user", "assistant", "system", "developer")
+
+#: Calls of tools that run at the client but are no functions, and where their input stands. The
+#: model of this turn may not have them; in a history from elsewhere they are told as functions.
+_OTHER_CALLS: Final[Mapping[str, str]] = {
+    "local_shell_call": "action",
+    "shell_call": "action",
+    "apply_patch_call": "operation",
+}
+_OUTPUTS: Final = frozenset(
+    {
+        "function_call_output",
+        "custom_tool_call_output",
+        "local_shell_call_output",
+        "shell_call_output",
+        "apply_patch_call_output",
+    }
+)
+
+#: Items that have no text for the model: nothing is lost.
+_SILENT: Final = frozenset({"web_search_call", "mcp_list_tools", ADDITIONAL_TOOLS})
+_DROPPED: Final = frozenset(
+    {
+        "code_interpreter_call",
+        "computer_call",
+        "computer_call_output",
+        "configuration_update",
+        "file_search_call",
+        "image_generation_call",
+        "mcp_approval_request",
+        "mcp_approval_response",
+        "mcp_call",
+        "program",
+        "program_output",
+        "tool_search_call",
+        "tool_search_output",
+    }
+)
+#: Without these the conversation would be another one.
+_REFUSED: Final[Mapping[str, str]] = {
+    "compaction": "holds a summary that only OpenAI can read",
+    "compaction_trigger": "asks for a summary, which is not made here",
+}
+_KNOWN: Final = (
+    *("message", "reasoning", "function_call", "custom_tool_call"),
+    *("function_call_output", "custom_tool_call_output", items.REFERENCE),
+)
+
+#: The answer to a call that has none. The call stays, because the model made it and the tool may
+#: have run: to forget it would have it run again. A chat without an answer is refused by hosts.
+INTERRUPTED: Final = "[The call was interrupted. It is not known whether it had an effect.]"
+
+
+@dataclass(eq=False)
+class _Call:
+    """One call, and what came of it."""
+
+    id: str
+    name: str
+    arguments: str
+    told_in: _Answer
+    answers: list[str] = field(default_factory=list)
+    media: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _Answer:
+    """A message of the assistant while it grows.
+
+    Attributes:
+        over: an output of one of its calls is there, so what follows was said later.
+    """
+
+    content: str | None = None
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[_Call] = field(default_factory=list)
+    over: bool = False
+
+
+class Conversation:
+    """Messages that grow from items.
+
+    Args:
+        names: what tools are called in chat.
+        losses: notes what is left out.
+    """
+
+    def __init__(self, names: Names, losses: Losses) -> None:
+        self._names, self._losses = names, losses
+        self._told: list[dict[str, Any] | _Answer] = []
+        #: Thinking that belongs to the next message of the assistant.
+        self._thoughts: list[str] = []
+        self._calls: dict[str, list[_Call]] = {}
+
+    def instruct(self, text: str) -> None:
+        """Add a system message."""
+        self._told.append({"role": "system", "content": text})
+
+    def add(self, item: Mapping[str, Any], path: str) -> None:
+        """Add the next item, as `items.normalised` gives it.
+
+        Args:
+            path: of the item in the request, for refusals: `input[3].`.
+
+        Raises:
+            BadRequest: it is not as OpenAI has it, or Qwen's models cannot have it.
+        """
+        item = dict(item)
+        kind = items.kind_of(item, path)
+        if kind == "message":
+            self._message(item, path)
+        elif kind == "reasoning":
+            if thought := _thought(item):
+                self._thoughts.append(thought)
+        elif kind in ("function_call", "custom_tool_call") or kind in _OTHER_CALLS:
+            self._call(item, kind, path)
+        elif kind in _OUTPUTS:
+            self._output(item, kind, path)
+        elif kind not in _SILENT:
+            self._other(kind, path)
+
+    def _message(self, item: dict[str, Any], path: str) -> None:
+        role = checks.required_text(item, "role", path)
+        if role not in _ROLES:
+            raise checks.bad_value(path + "role", role, _ROLES)
+        parts = content.parts_of(item, "content", path)
+        if role != "assistant":
+            self._thoughts.clear()  # of a turn that was broken off before it said anything
+            self._told.append({"role": role, "content": parts})
+            return
+        answer = self._growing()
+        if answer is None or answer.content is not None:
+            answer = self._begin()
+        else:
+            self._think(answer)
+        answer.content = content.text_of(parts, "")
+        for media in content.media_of(parts):
+            raise checks.bad_value(path + "content", media["type"], ("output_text", "refusal"))
+
+    def _call(self, item: dict[str, Any], kind: str, path: str) -> None:
+        name, arguments = self._called(item, kind, path)
+        id = checks.text(item, "call_id", path) or checks.text(item, "id", path)
+        if not id:
+            raise checks.missing(path + "call_id")
+        answer = self._growing()
+        if answer is None:
+            answer = self._begin()
+        else:
+            self._think(answer)
+        call = _Call(id, name, arguments, answer)
+        answer.calls.append(call)
+        self._calls.setdefault(id, []).append(call)
+
+    def _called(self, item: dict[str, Any], kind: str, path: str) -> tuple[str, str]:
+        """A call's name and arguments in chat."""
+        if kind in _OTHER_CALLS:
+            given = checks.mapping(item, _OTHER_CALLS[kind], path)
+            return kind.removesuffix("_call"), compact(given or {})
+        name = self._names.in_chat(
+            checks.required_name(item, path), checks.text(item, "namespace", path)
+        )
+        if kind == "custom_tool_call":
+            return name, compact({"input": checks.required_text(item, "input", path)})
+        return name, checks.required_text(item, "arguments", path)
+
+    def _output(self, item: dict[str, Any], kind: str, path: str) -> None:
+        id = checks.text(item, "call_id", path) or checks.text(item, "id", path) or ""
+        if "call_id" not in item and kind != "local_shell_call_output":
+            raise checks.missing(path + "call_id")
+        calls = self._calls.get(id)
+        if not calls:
+            raise BadRequest(
+                f"No tool call found for {kind.replace('_', ' ')} with call_id {checks.token(id)}.",
+                param="input",
+            )
+        # Some hosts use their ids again in every turn.
+        call = next((each for each in reversed(calls) if not each.answers), calls[-1])
+        if kind in ("shell_call_output", "apply_patch_call_output"):
+            parts: str | list[dict[str, Any]] = compact(item.get("output"))
+        else:
+            parts = content.parts_of(item, "output", path)
+        call.answers.append(content.text_of(parts, "\n"))
+        call.media += content.media_of(parts)
+        call.told_in.over = True
+
+    def _other(self, kind: str, path: str) -> None:
+        if kind in _REFUSED:
+            raise checks.unsupported(
+                path + "type", f"An item of type '{kind}' {_REFUSED[kind]}. Send the items instead."
+            )
+        if kind not in _DROPPED:
+            raise checks.bad_value(path + "type", kind, _KNOWN)
+        self._losses.lose(
+            "input", f"has an item of type '{kind}', which chat cannot tell", what=f"{kind}-dropped"
+        )
+
+    def _growing(self) -> _Answer | None:
+        """The assistant's message that the next item of the assistant may belong to."""
+        last = self._told[-1] if self._told else None
+        return last if isinstance(last, _Answer) and not last.over else None
+
+    def _begin(self) -> _Answer:
+        answer = _Answer()
+        self._told.append(answer)
+        self._think(answer)
+        return answer
+
+    def _think(self, answer: _Answer) -> None:
+        answer.thoughts += self._thoughts
+        self._thoughts.clear()
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages, each call answered directly behind it.
+
+        A message that stood between a call and its output stands behind the output.
+        """
+        return [message for told in self._told for message in self._rendered(told)]
+
+    def _rendered(self, told: dict[str, Any] | _Answer) -> Iterator[dict[str, Any]]:
+        if isinstance(told, dict):
+            yield told
+            return
+        message: dict[str, Any] = {"role": "assistant", "content": told.content}
+        if told.thoughts:
+            message["reasoning_content"] = "\n\n".join(told.thoughts)
+        if told.calls:
+            message["tool_calls"] = [_tool_call(call) for call in told.calls]
+        yield message
+        media: list[dict[str, Any]] = []
+        for call in told.calls:
+            if not call.answers:
+                self._losses.note("input", "interrupted-call-answered")
+            answer = "\n".join(call.answers) if call.answers else INTERRUPTED
+            if call.media:
+                # A tool's message takes text only.
+                answer = answer or "[See the next message.]"
+                media.append({"type": "text", "text": f"[Output of {call.name}, call {call.id}]"})
+                media += call.media
+            yield {"role": "tool", "tool_call_id": call.id, "content": answer}
+        if media:
+            yield {"role": "user", "content": media}
+
+
+def _tool_call(call: _Call) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _thought(item: Mapping[str, Any]) -> str:
+    """The thinking in a reasoning item: what we packed, else its content, else its summary."""
+    if (packed := envelope.opened(item.get("encrypted_content"))) is not None:
+        return packed
+    for name in ("content", "summary"):
+        given = item.get(name)
+        texts = [
+            part["text"]
+            for part in (given if isinstance(given, list) else ())
+            if isinstance(part, dict) and isinstance(part.get("text"), str)
+        ]
+        if texts:
+            return "\n\n".join(texts)
+    return ""

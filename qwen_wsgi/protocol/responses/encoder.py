@@ -1,0 +1,290 @@
+"""An answer of chat as a response: as a stream of events, or as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from qwen_wsgi.errors import ApiError
+from qwen_wsgi.protocol import sse
+from qwen_wsgi.protocol.completion import chunks_of
+from qwen_wsgi.protocol.dialect import COMMENT
+from qwen_wsgi.protocol.failure import ERROR_FINISH, error_in, error_of
+from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol.mend import finish_reason
+from qwen_wsgi.protocol.responses import failure, told
+from qwen_wsgi.protocol.responses.events import Events
+from qwen_wsgi.protocol.responses.output import (
+    COMPLETED,
+    IN_PROGRESS,
+    INCOMPLETE,
+    Call,
+    CustomCall,
+    Item,
+    Message,
+    Reasoning,
+    Search,
+)
+from qwen_wsgi.protocol.responses.request import ResponsesRequest
+from qwen_wsgi.protocol.tool_calls import ToolCalls, arguments_of, made_up_id
+from qwen_wsgi.protocol.usage import Usage
+from qwen_wsgi.protocol.usage import parse as parse_usage
+
+#: Finish reasons of an answer that is not whole, and OpenAI's words for why.
+_REASONS: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
+
+
+class ResponseEncoder:
+    """Tells a stream of chat chunks as events of a response.
+
+    Thinking and text end where the other, or a call, begins; calls stay open until the finish,
+    because some hosts tell several at once. Items stand in the order in which they began.
+
+    Args:
+        request: what is answered.
+        id: of the response, `resp_…`; the ids of its items are made from it.
+        created: seconds since 1970.
+        model: the client's name for the model.
+    """
+
+    ends_after_failure = True
+
+    def __init__(self, request: ResponsesRequest, *, id: str, created: int, model: str) -> None:
+        self._request = request
+        self._head = {"id": id, "object": "response", "created_at": created}
+        self._model = model
+        self._stem = id.removeprefix("resp_")
+        self._events = Events()
+        #: The response as it was when it began, as a member in JSON; "" before that was told.
+        self._begun = ""
+        self._items: list[Item] = []
+        #: The item that thinking or text adds to.
+        self._speaking: Reasoning | Message | None = None
+        self._tool_calls = ToolCalls()
+        self._calls: dict[int, Call] = {}
+        self._finish: str | None = None
+        self._usage: Usage | None = None
+        self._response: dict[str, Any] | None = None
+
+    @property
+    def response(self) -> dict[str, Any] | None:
+        """The whole response object, once the stream has ended; None before."""
+        return self._response
+
+    def feed(self, events: bytes) -> bytes:
+        """Tell some whole events of chat; after the end nothing more."""
+        if self._response is not None:
+            return b""
+        out = [] if self._begun else [self._begin()]
+        for event in events.split(b"\n\n"):
+            if self.response is not None:
+                break
+            if event and isinstance(chunk := sse.parse(event), dict):
+                self._chunk(chunk, out)
+        return b"".join(out)
+
+    def end(self) -> bytes:
+        """Tell the whole response."""
+        if self._response is not None:
+            return b""
+        out = [] if self._begun else [self._begin()]
+        self._close(out)
+        reason = _REASONS.get(self._finish or "")
+        status = INCOMPLETE if reason else COMPLETED
+        details = {"reason": reason} if reason else None
+        out.append(self._last(status, details=details))
+        return b"".join(out)
+
+    def fail(self, error: ApiError) -> bytes:
+        """Tell why there is no more."""
+        return self._fail(failure.of_api_error(error))
+
+    def keep_alive(self, kind: str) -> bytes:
+        """A comment, or once more that the response is in progress: Codex counts events only."""
+        if kind == "comment":
+            return COMMENT
+        if self._response is not None:
+            return b""
+        if not self._begun:
+            return self._begin()
+        return self._events.render_json("response.in_progress", self._begun)
+
+    # --- the response -----------------------------------------------------------------------
+
+    def _begin(self) -> bytes:
+        self._begun = '"response":' + compact(self._object(IN_PROGRESS))
+        return b"".join(
+            self._events.render_json(type, self._begun)
+            for type in ("response.created", "response.in_progress")
+        )
+
+    def _object(
+        self,
+        status: str,
+        *,
+        error: dict[str, Any] | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        return {
+            **self._head,
+            "status": status,
+            "error": error,
+            "incomplete_details": details,
+            "model": self._model,
+            "output": [item.object() for item in self._items],
+            **self._request.echo,
+            "usage": told.usage(self._usage),
+        }
+
+    def _last(
+        self,
+        status: str,
+        *,
+        error: dict[str, Any] | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> bytes:
+        self._response = self._object(status, error=error, details=details)
+        return self._events.render(f"response.{status}", response=self._response)
+
+    def _fail(self, error: dict[str, Any]) -> bytes:
+        if self._response is not None:
+            return b""
+        begun = b"" if self._begun else self._begin()
+        return begun + self._last("failed", error=error)
+
+    # --- chunks -----------------------------------------------------------------------------
+
+    def _chunk(self, chunk: dict[str, Any], out: list[bytes]) -> None:
+        if (error := error_of(chunk)) is not None:
+            out.append(self._fail(failure.of_upstream_error(error)))
+            return
+        if (usage := chunk.get("usage")) is not None:
+            self._usage = parse_usage(usage) or self._usage
+        choices = chunk.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict) and choice.get("index") in (0, None):
+                self._choice(chunk, choice, out)
+
+    def _choice(self, chunk: dict[str, Any], choice: dict[str, Any], out: list[bytes]) -> None:
+        delta, finish = choice.get("delta"), choice.get("finish_reason")
+        if finish == ERROR_FINISH:
+            text = delta.get("content") if isinstance(delta, dict) else None
+            error = error_in(text if isinstance(text, str) else "")
+            out.append(self._fail(failure.of_upstream_error(error)))
+            return
+        if isinstance(delta, dict):
+            self._delta(chunk, choice, delta, out)
+        if finish and (why := finish_reason(finish, called=bool(self._tool_calls))):
+            self._finish = self._finish or why
+            self._close(out)
+
+    def _delta(
+        self,
+        chunk: dict[str, Any],
+        choice: dict[str, Any],
+        delta: dict[str, Any],
+        out: list[bytes],
+    ) -> None:
+        if "search_info" in chunk or "search_info" in delta:
+            self._search(told.found_urls(chunk, delta), out)
+        thought = delta.get("reasoning_content") or delta.get("reasoning")
+        if thought and isinstance(thought, str):
+            if type(self._speaking) is not Reasoning:
+                self._speak(Reasoning(*self._next("rs"), seals=self._request.seals_thinking), out)
+            assert isinstance(self._speaking, Reasoning)
+            out.append(self._speaking.think(thought))
+        text = delta.get("content")
+        if text and isinstance(text, str):
+            logprobs = choice.get("logprobs")
+            out.append(self._message(out).say(text, told.logprobs(logprobs) if logprobs else []))
+        refusal = delta.get("refusal")
+        if refusal and isinstance(refusal, str):
+            out.append(self._message(out).refuse(refusal))
+        if "annotations" in delta:
+            for annotation in told.sources(delta["annotations"]):
+                out.append(self._message(out).annotate(annotation))
+        fragments = delta.get("tool_calls")
+        for fragment in fragments if isinstance(fragments, list) else ():
+            if isinstance(fragment, dict):
+                self._fragment(fragment, out)
+
+    # --- items ------------------------------------------------------------------------------
+
+    def _next(self, prefix: str) -> tuple[Events, str, int]:
+        """What the next item needs: events, its id, its place."""
+        index = len(self._items)
+        return self._events, f"{prefix}_{self._stem}_{index}", index
+
+    def _speak(self, item: Reasoning | Message, out: list[bytes]) -> None:
+        """Begin an item that speaks, behind the one that spoke so far."""
+        self._hush(out)
+        self._speaking = item
+        self._add(item, out)
+
+    def _add(self, item: Item, out: list[bytes]) -> None:
+        self._items.append(item)
+        out.append(item.begin())
+
+    def _hush(self, out: list[bytes], status: str = COMPLETED) -> None:
+        if self._speaking is not None:
+            out.append(self._speaking.finish(status))
+            self._speaking = None
+
+    def _message(self, out: list[bytes]) -> Message:
+        if not isinstance(self._speaking, Message):
+            self._speak(Message(*self._next("msg")), out)
+        assert isinstance(self._speaking, Message)
+        return self._speaking
+
+    def _search(self, urls: list[str] | None, out: list[bytes]) -> None:
+        if urls is None or any(isinstance(item, Search) for item in self._items):
+            return
+        self._hush(out)
+        item = Search(*self._next("ws"), urls=urls if self._request.tells_sources else [])
+        self._add(item, out)
+        out.append(item.finish(COMPLETED))
+
+    def _fragment(self, fragment: dict[str, Any], out: list[bytes]) -> None:
+        """Tell a part of a call. Until its name is known, it waits: clients need that first."""
+        taken = self._tool_calls.take(fragment)
+        if taken is None:
+            return
+        call = taken.call
+        item = self._calls.get(call.number)
+        if item is not None:
+            function = fragment.get("function")
+            if isinstance(function, dict) and not item.finished:
+                out.append(item.grow(arguments_of(function)))
+        elif call.name:
+            self._hush(out)
+            tool = self._request.names.meant(call.name)
+            kind, prefix = (CustomCall, "ctc") if tool.custom else (Call, "fc")
+            call_id = call.id or made_up_id(self._stem, call.number)
+            item = kind(*self._next(prefix), call_id=call_id, tool=tool)
+            self._calls[call.number] = item
+            self._add(item, out)
+            out.append(item.grow(call.arguments))
+
+    def _close(self, out: list[bytes]) -> None:
+        """Finish the items that are open; those are cut if the answer was."""
+        status = INCOMPLETE if self._finish in _REASONS else COMPLETED
+        self._hush(out, status)
+        for item in self._calls.values():
+            if not item.finished:
+                out.append(item.finish(status))
+
+
+def whole(
+    request: ResponsesRequest,
+    completion: Mapping[str, Any],
+    *,
+    id: str,
+    created: int,
+    model: str,
+) -> dict[str, Any]:
+    """A whole `chat.completion` as a response object."""
+    encoder = ResponseEncoder(request, id=id, created=created, model=model)
+    encoder.feed(b"".join(chunks_of(completion, with_usage=True)))
+    encoder.end()
+    assert encoder.response is not None
+    return encoder.response

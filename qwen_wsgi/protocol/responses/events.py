@@ -1,0 +1,60 @@
+"""Events of a response's stream, numbered and rendered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qwen_wsgi.protocol.json_object import compact
+
+
+class Events:
+    """Renders events; each gets the next number."""
+
+    def __init__(self) -> None:
+        self._number = -1
+
+    def next_number(self) -> int:
+        """The number of the event that is being rendered."""
+        self._number += 1
+        return self._number
+
+    def render(self, type: str, **members: Any) -> bytes:
+        """One event. The SDKs go by `type` in the data, some other parsers by the `event:` line."""
+        return self.render_json(type, compact(members)[1:-1])
+
+    def render_json(self, type: str, members: str) -> bytes:
+        """One event whose members are JSON already, without braces."""
+        number = self.next_number()
+        data = f'{{"type":"{type}",{members},"sequence_number":{number}}}'
+        return f"event: {type}\ndata: {data}\n\n".encode()
+
+
+class Deltas:
+    """The events by which one text grows: all the same but for the piece and the number.
+
+    Args:
+        type: `response.output_text.delta`.
+        places: where the text stands, e.g. its item's id and index.
+    """
+
+    __slots__ = ("_after", "_before", "_events")
+
+    def __init__(self, events: Events, type: str, places: dict[str, Any], after: str = "") -> None:
+        self._events = events
+        self._before = f'event: {type}\ndata: {{"type":"{type}",{compact(places)[1:-1]},"delta":'
+        self._after = after + ',"sequence_number":'
+
+    def render(self, piece: str) -> bytes:
+        """The event that adds a piece."""
+        number = self._events.next_number()
+        return f"{self._before}{compact(piece)}{self._after}{number}}}\n\n".encode()
+
+
+def joined(pieces: list[str]) -> str:
+    """Pieces of a text as one; the halves of a character that were told apart come together."""
+    text = "".join(pieces)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

@@ -1,0 +1,156 @@
+"""The input of a custom tool, out of the function that stands for it in chat.
+
+Chat knows functions only, so the model writes `{"input": "…"}` where the client's tool takes a bare
+text. The text is told while it grows; its escapes may be cut anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Final
+
+#: What stands before the text; white space may stand between.
+_OPENING: Final = ("{", '"input"', ":", '"')
+_SPACE: Final = re.compile(r"[ \t\r\n]*")
+
+#: The plain characters of a string. Line ends have no place in one, but models write them.
+_PLAIN: Final = re.compile(r'[^"\\]*')
+_SHORT: Final = {
+    **{'"': '"', "\\": "\\", "/": "/"},
+    **{"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"},
+}
+_HEX: Final = re.compile(r"[0-9a-fA-F]{4}")
+
+
+class FreeText:
+    """Unwraps one input. What is no `{"input": "…"}` is told as it is.
+
+    The pieces that `feed` and `end` return are the same text however the arguments were cut.
+    """
+
+    def __init__(self) -> None:
+        self._state = "opening"
+        #: What was not told yet: the opening, half an escape, or all that has to be seen whole.
+        self._held = ""
+        self._pieces: list[str] = []
+
+    def feed(self, arguments: str) -> str:
+        """Take a piece of the arguments; return what it adds to the text."""
+        if self._state == "opening":
+            self._held += arguments
+            self._open()
+            if self._state != "inside":
+                if self._state != "bare":
+                    return ""
+                arguments, self._held = self._held, ""
+                return arguments
+            arguments, self._held = self._held, ""
+        if self._state == "inside":
+            return self._inside(arguments)
+        if self._state == "bare":
+            return arguments
+        if self._state == "whole":
+            self._pieces.append(arguments)
+        return ""
+
+    def end(self) -> str:
+        """What is still to be told now that no more arguments come."""
+        state, self._state = self._state, "closed"
+        if state == "whole":
+            return _whole("".join(self._pieces))
+        if state == "opening":
+            return self._held
+        if state == "inside" and (half := _surrogate(self._held)) is not None:
+            return chr(half)
+        return ""
+
+    def _open(self) -> None:
+        """See whether the opening is there, and go behind it."""
+        at, text = 0, self._held
+        for each in _OPENING:
+            at = _end_of_space(text, at)
+            if not text.startswith(each, at):
+                if each.startswith(text[at:]):
+                    return  # more has to come
+                self._give_up(text)
+                return
+            at += len(each)
+        self._state, self._held = "inside", text[at:]
+
+    def _give_up(self, text: str) -> None:
+        """An object may have the text elsewhere; what begins otherwise is bare text."""
+        if text[_end_of_space(text, 0)] == "{":
+            self._state, self._held = "whole", ""
+            self._pieces.append(text)
+        else:
+            self._state = "bare"
+
+    def _inside(self, arguments: str) -> str:
+        text, self._held = self._held + arguments, ""
+        told: list[str] = []
+        at = 0
+        while at < len(text):
+            plain = _PLAIN.match(text, at)
+            if plain is not None and plain.end() > at:
+                told.append(plain[0])
+                at = plain.end()
+            elif text[at] == '"':
+                self._state = "closed"
+                break
+            else:
+                escape = _escape(text, at)
+                if escape is None:
+                    self._held = text[at:]
+                    break
+                told.append(escape[0])
+                at = escape[1]
+        return "".join(told)
+
+
+def _escape(text: str, at: int) -> tuple[str, int] | None:
+    """The character of the escape that begins there, and its end; None if more has to come."""
+    kind = text[at + 1 : at + 2]
+    if kind != "u":
+        return (_SHORT.get(kind, "\\" + kind), at + 2) if kind else None
+    end = at + 6
+    if _HEX.fullmatch(text, at + 2, end) is None:
+        if len(text) < end and all(each in "0123456789abcdefABCDEF" for each in text[at + 2 :]):
+            return None
+        return "\\u", at + 2
+    code = int(text[at + 2 : end], 16)
+    if not 0xD800 <= code < 0xDC00:
+        return chr(code), end
+    rest = text[end : end + 6]
+    if len(rest) < 6 and _begins_escape(rest):
+        return None
+    if (low := _surrogate(rest)) is not None and 0xDC00 <= low < 0xE000:
+        return chr(0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00)), end + 6
+    return chr(code), end
+
+
+def _begins_escape(text: str) -> bool:
+    """Whether a text may become `\\uXXXX`."""
+    return "\\u".startswith(text[:2]) and all(each in "0123456789abcdefABCDEF" for each in text[2:])
+
+
+def _surrogate(text: str) -> int | None:
+    """The code of half a character at the start of a text, written as an escape."""
+    if not text.startswith("\\u") or _HEX.fullmatch(text, 2, 6) is None:
+        return None
+    code = int(text[2:6], 16)
+    return code if 0xD800 <= code < 0xE000 else None
+
+
+def _whole(arguments: str) -> str:
+    try:
+        value = json.loads(arguments, strict=False)
+    except (ValueError, RecursionError):
+        return arguments
+    text = value.get("input") if isinstance(value, dict) else None
+    return text if isinstance(text, str) else arguments
+
+
+def _end_of_space(text: str, at: int) -> int:
+    space = _SPACE.match(text, at)
+    return at if space is None else space.end()

@@ -1,0 +1,201 @@
+"""The parameters of a request: in chat's words, noted as lost, or refused."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from qwen_wsgi.errors import BadRequest
+from qwen_wsgi.protocol.dialect import Losses
+from qwen_wsgi.protocol.json_object import JsonObject
+from qwen_wsgi.protocol.responses import checks
+
+_EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+_VERBOSITIES: Final = ("low", "medium", "high")
+_FORMATS: Final = ("text", "json_object", "json_schema")
+
+#: `include` of OpenAI that we can meet; the others ask for parts of tools that we have not.
+ENCRYPTED: Final = "reasoning.encrypted_content"
+SOURCES: Final = "web_search_call.action.sources"
+LOGPROBS: Final = "message.output_text.logprobs"
+
+#: Members that chat knows by the same name.
+_TEXTS: Final = (
+    *("user", "prompt_cache_key", "prompt_cache_retention"),
+    *("safety_identifier", "service_tier"),
+)
+_NUMBERS: Final = ("temperature", "top_p")
+
+#: Members of chat that OpenAI's Responses API has not and that SDKs send by `extra_body`: Qwen's
+#: own and those of sampling. They go on as they are.
+_EXTRAS: Final = frozenset(
+    {
+        "chat_template_kwargs",
+        "enable_search",
+        "enable_thinking",
+        "frequency_penalty",
+        "logit_bias",
+        "min_p",
+        "presence_penalty",
+        "preserve_thinking",
+        "repetition_penalty",
+        "search_options",
+        "seed",
+        "stop",
+        "thinking_budget",
+        "top_k",
+        "vl_high_resolution_images",
+    }
+)
+
+#: Members that no client misses: what Codex says of itself, and how OpenAI's cache is to be used.
+_QUIET: Final = frozenset({"client_metadata", "prompt_cache_options"})
+
+#: Members that are understood, here or in other modules.
+_READ: Final = frozenset(
+    {
+        *_TEXTS,
+        *_NUMBERS,
+        *_EXTRAS,
+        *("background", "context_management", "conversation", "include", "input", "instructions"),
+        *("max_output_tokens", "max_tool_calls", "metadata", "model", "parallel_tool_calls"),
+        *("previous_response_id", "prompt", "reasoning", "store", "stream", "stream_options"),
+        *("text", "tool_choice", "tools", "top_logprobs", "truncation"),
+    }
+)
+
+_MOST_PAIRS: Final = 16
+_LONGEST_KEY: Final = 64
+_LONGEST_VALUE: Final = 512
+_MOST_LOGPROBS: Final = 20
+
+
+def include_of(body: JsonObject) -> list[str]:
+    """What the client wants besides; words that are not known ask for nothing.
+
+    Raises:
+        BadRequest: it is no array of strings.
+    """
+    include = body.get("include")
+    if include is None:
+        return []
+    if not isinstance(include, list) or not all(isinstance(each, str) for each in include):
+        raise checks.wrong_type("include", "an array of strings")
+    return include
+
+
+def members_of(body: JsonObject, include: list[str], losses: Losses) -> dict[str, Any]:
+    """The members of the chat request beside messages and tools.
+
+    Raises:
+        BadRequest: a parameter is of another type or range than OpenAI has it.
+    """
+    found: dict[str, Any] = {
+        **{name: checks.text(body, name) for name in _TEXTS},
+        **{name: checks.number(body, name) for name in _NUMBERS},
+        "max_completion_tokens": checks.count(body, "max_output_tokens", least=1),
+        "parallel_tool_calls": checks.flag(body, "parallel_tool_calls"),
+        "metadata": _metadata(body) or None,
+        "reasoning_effort": _effort(body),
+        **_text(body),
+        **_logprobs(body, include),
+        **_extras(body, losses),
+    }
+    checks.mapping(body, "stream_options")  # `include_obfuscation`: we never do
+    if checks.count(body, "max_tool_calls", least=1) is not None:
+        losses.note("max_tool_calls", "no-built-in-tools")
+    if body.get("context_management"):
+        losses.lose("context_management", "is not done: the client has to shorten its own history")
+    truncation = checks.text(body, "truncation")
+    if truncation == "auto":
+        losses.note("truncation", "not-done")
+    elif truncation not in (None, "disabled"):
+        raise checks.bad_value("truncation", truncation, ("auto", "disabled"))
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _extras(body: JsonObject, losses: Losses) -> dict[str, Any]:
+    """Members that OpenAI's API has not: what Qwen knows goes on, the rest is noted."""
+    extras = {}
+    for name in body.names():
+        if name in _EXTRAS:
+            extras[name] = body[name]
+        elif name in _QUIET:
+            losses.note(name, "dropped")
+        elif name not in _READ and body[name] is not None:
+            losses.lose(checks.token(name), "is not known to chat completions")
+    return extras
+
+
+def _metadata(body: JsonObject) -> dict[str, str]:
+    pairs = checks.mapping(body, "metadata") or {}
+    if len(pairs) > _MOST_PAIRS:
+        raise BadRequest(
+            f"Invalid 'metadata': at most {_MOST_PAIRS} pairs are allowed.",
+            param="metadata",
+            code="object_above_max_properties",
+        )
+    for key, value in pairs.items():
+        if not isinstance(value, str):
+            raise checks.wrong_type("metadata", "an object of strings")
+        if len(key) > _LONGEST_KEY or len(value) > _LONGEST_VALUE:
+            raise BadRequest(
+                f"Invalid 'metadata': keys have at most {_LONGEST_KEY} characters, values "
+                f"{_LONGEST_VALUE}.",
+                param="metadata",
+                code="string_above_max_length",
+            )
+    return pairs
+
+
+def _effort(body: JsonObject) -> str | None:
+    """`reasoning.effort`; its summary is always told, because there is the whole text."""
+    reasoning = checks.mapping(body, "reasoning") or {}
+    effort = checks.text(reasoning, "effort", "reasoning.")
+    if effort is not None and effort not in _EFFORTS:
+        raise checks.bad_value("reasoning.effort", effort, _EFFORTS)
+    checks.text(reasoning, "summary", "reasoning.")
+    return effort
+
+
+def _text(body: JsonObject) -> dict[str, Any]:
+    """`text: {"format", "verbosity"}`."""
+    text = checks.mapping(body, "text") or {}
+    verbosity = checks.text(text, "verbosity", "text.")
+    if verbosity is not None and verbosity not in _VERBOSITIES:
+        raise checks.bad_value("text.verbosity", verbosity, _VERBOSITIES)
+    form = checks.mapping(text, "format", "text.")
+    return {"verbosity": verbosity, "response_format": None if form is None else _format(form)}
+
+
+def _format(form: dict[str, Any]) -> dict[str, Any] | None:
+    kind = checks.required_text(form, "type", "text.format.")
+    if kind not in _FORMATS:
+        raise checks.bad_value("text.format.type", kind, _FORMATS)
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": kind}
+    schema: dict[str, Any] = {"name": checks.required_name(form, "text.format.")}
+    if (description := checks.text(form, "description", "text.format.")) is not None:
+        schema["description"] = description
+    schema["schema"] = checks.mapping(form, "schema", "text.format.")
+    if schema["schema"] is None:
+        raise checks.missing("text.format.schema")
+    strict = form.get("strict")
+    if not isinstance(strict, bool | None):
+        raise checks.wrong_type("text.format.strict", "a boolean")
+    if strict is not None:
+        schema["strict"] = strict
+    return {"type": kind, "json_schema": schema}
+
+
+def _logprobs(body: JsonObject, include: list[str]) -> dict[str, Any]:
+    top = checks.count(body, "top_logprobs", least=0)
+    if top is not None and top > _MOST_LOGPROBS:
+        raise BadRequest(
+            "Invalid 'top_logprobs': integer above maximum value. Expected a value <= "
+            f"{_MOST_LOGPROBS}.",
+            param="top_logprobs",
+            code="integer_above_max_value",
+        )
+    return {"logprobs": True, "top_logprobs": top} if LOGPROBS in include else {}

@@ -1,0 +1,267 @@
+"""A request of the Responses API as a chat request, and what its answer has to say of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from qwen_wsgi.errors import BadRequest
+from qwen_wsgi.protocol import chat
+from qwen_wsgi.protocol.chat import ChatRequest
+from qwen_wsgi.protocol.dialect import Losses
+from qwen_wsgi.protocol.json_object import JsonObject, compact
+from qwen_wsgi.protocol.responses import checks, items, parameters
+from qwen_wsgi.protocol.responses.conversation import ADDITIONAL_TOOLS, Conversation
+from qwen_wsgi.protocol.responses.tools import Names, Tools
+
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+
+#: So many levels less than Python can write: an answer is told from a deeper stack.
+_SPARE_LEVELS: Final = 100
+
+
+class Previous(NamedTuple):
+    """What a request needs of earlier ones, and leaves for later ones.
+
+    Attributes:
+        id: of the response whose conversation goes on, or None.
+        store: this response is to be kept.
+        references: ids of items that the input names instead of having them.
+    """
+
+    id: str | None
+    store: bool
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ResponsesRequest:
+    """A checked request.
+
+    Attributes:
+        chat: the same in chat's words.
+        changed: what of it was changed or lost, as `Losses` has it.
+        model: the client's name for the model, "" if it gave none.
+        input_items: the request's own input, each item with its type and an id.
+        echo: the members of a response object that repeat the request.
+        names: what the tools are called in chat.
+        seals_thinking: the client wants its thinking packed (`envelope`).
+        tells_sources: the client wants to know the pages that a search found.
+    """
+
+    chat: ChatRequest
+    changed: tuple[str, ...]
+    model: str
+    stream: bool
+    store: bool
+    previous_response_id: str | None
+    input_items: list[dict[str, Any]]
+    echo: Mapping[str, Any]
+    names: Names
+    seals_thinking: bool
+    tells_sources: bool
+
+
+def previous_of(body: JsonObject) -> Previous:
+    """Read what has to be looked up before `parse_request` can be called.
+
+    Raises:
+        BadRequest: `previous_response_id` or `store` is of another type.
+    """
+    store = checks.flag(body, "store")
+    return Previous(
+        id=checks.text(body, "previous_response_id") or None,
+        store=store is not False,
+        references=tuple(items.references(body)),
+    )
+
+
+def parse_request(
+    body: JsonObject,
+    *,
+    history: Sequence[Mapping[str, Any]] = (),
+    stored: Mapping[str, Mapping[str, Any]] = _NOTHING,
+    seed: str = "",
+    strict: bool = False,
+) -> ResponsesRequest:
+    """Check a request and translate it.
+
+    Args:
+        history: input and output items of the responses that `previous_response_id` stands for, in
+            order. Their instructions do not count any more (OpenAI's rule).
+        stored: items that `Previous.references` may stand for, by their ids.
+        seed: what the ids of input items without one are made from: `fc_<seed>_in3`. The id of the
+            response is a good one; its `resp_` is left out.
+        strict: refuse what would lose something.
+
+    Raises:
+        BadRequest: with OpenAI's `param` and `code`.
+    """
+    try:
+        return _parsed(body, history, stored, seed.removeprefix("resp_"), Losses(strict=strict))
+    except RecursionError:
+        raise _unwritable() from None
+
+
+def _parsed(
+    body: JsonObject,
+    history: Sequence[Mapping[str, Any]],
+    stored: Mapping[str, Mapping[str, Any]],
+    seed: str,
+    losses: Losses,
+) -> ResponsesRequest:
+    previous = previous_of(body)
+    _refuse(body)
+    known = {id for item in history if isinstance(id := item.get("id"), str)}
+    own = items.normalised(body, seed=seed, known=known, stored=stored)
+    tools = Tools(_all_tools(body, [*history, *own]), losses)
+    include = parameters.include_of(body)
+    model = checks.text(body, "model") or ""
+    stream = bool(checks.flag(body, "stream"))
+    members: dict[str, Any] = {
+        "messages": _messages(body, history, own, tools.names, losses),
+        **tools.chosen(body.get("tool_choice")),
+        **parameters.members_of(body, include, losses),
+    }
+    if "tools" not in members:
+        members.pop("parallel_tool_calls", None)
+    if model:
+        members["model"] = model
+    if stream:
+        members |= {"stream": True, "stream_options": {"include_usage": True}}
+    echo = _echo(body, previous)
+    return ResponsesRequest(
+        chat=_chat(members, [echo, own]),
+        changed=losses.changed,
+        model=model,
+        stream=stream,
+        store=previous.store,
+        previous_response_id=previous.id,
+        input_items=own,
+        echo=echo,
+        names=tools.names,
+        seals_thinking=parameters.ENCRYPTED in include,
+        tells_sources=parameters.SOURCES in include,
+    )
+
+
+def _messages(
+    body: JsonObject,
+    history: Sequence[Mapping[str, Any]],
+    own: Sequence[Mapping[str, Any]],
+    names: Names,
+    losses: Losses,
+) -> list[dict[str, Any]]:
+    """Instructions, what was said before, and what the client says now."""
+    conversation = Conversation(names, losses)
+    if instructions := checks.text(body, "instructions"):
+        conversation.instruct(instructions)
+    for index, item in enumerate(history):
+        conversation.add(item, f"history[{index}].")
+    for index, item in enumerate(own):
+        conversation.add(item, f"input[{index}].")
+    messages = conversation.messages()
+    if not messages:
+        raise BadRequest(
+            "Invalid 'input': there is nothing in it that the model could answer.",
+            param="input",
+            code="empty_array",
+        )
+    return messages
+
+
+def _chat(members: dict[str, Any], told_again: list[Any]) -> ChatRequest:
+    """The chat request, if it and what the client is told again can be written as JSON."""
+    for _ in range(_SPARE_LEVELS):
+        told_again = [told_again]
+    try:
+        json.dumps(told_again, allow_nan=False)
+        return chat.parse_request(JsonObject(compact(members).encode()))
+    except ValueError:
+        raise _unwritable() from None
+
+
+def _unwritable() -> BadRequest:
+    """Python reads 1e999 as infinity, and a few levels more than it writes."""
+    return BadRequest(
+        "The request is nested too deep, or has a number beyond the range of doubles.",
+        code="invalid_json",
+    )
+
+
+def _refuse(body: JsonObject) -> None:
+    """Refuse what would make the answer another one than the client waits for."""
+    if checks.flag(body, "background"):
+        raise checks.unsupported(
+            "background", "Background responses are not supported here. Use 'stream': true."
+        )
+    if body.get("conversation") is not None:
+        raise checks.unsupported(
+            "conversation",
+            "Conversations are not supported here. Go on with 'previous_response_id', or send the "
+            "items of the conversation as 'input'.",
+        )
+    if body.get("prompt") is not None:
+        raise checks.unsupported(
+            "prompt",
+            "Prompt templates live at OpenAI and are not supported here. Send 'instructions' and "
+            "'input'.",
+        )
+
+
+def _all_tools(body: JsonObject, all_items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The request's tools, and those that items brought."""
+    tools = list(checks.objects(body, "tools"))
+    for item in all_items:
+        if item.get("type") == ADDITIONAL_TOOLS:
+            tools += checks.objects(item, "tools", f"{ADDITIONAL_TOOLS}.")
+    return tools
+
+
+# --- what a response repeats --------------------------------------------------------------------
+
+
+def _echo(body: JsonObject, previous: Previous) -> dict[str, Any]:
+    """The members of a response object that repeat the request, with OpenAI's defaults.
+
+    What the host's default is, nobody told: temperature and top_p stay null.
+    """
+    reasoning = body.get("reasoning") or {}
+    text = body.get("text") or {}
+    parallel = body.get("parallel_tool_calls")
+    choice = body.get("tool_choice")
+    echo = {
+        "background": False,
+        "instructions": body.get("instructions"),
+        "max_output_tokens": body.get("max_output_tokens"),
+        "max_tool_calls": body.get("max_tool_calls"),
+        "metadata": body.get("metadata") or {},
+        "parallel_tool_calls": True if parallel is None else parallel,
+        "previous_response_id": previous.id,
+        "prompt_cache_key": body.get("prompt_cache_key"),
+        "reasoning": {"effort": None, "summary": None, **reasoning},
+        "safety_identifier": body.get("safety_identifier"),
+        "service_tier": body.get("service_tier") or "default",
+        "store": previous.store,
+        "temperature": body.get("temperature"),
+        "text": {**text, "format": text.get("format") or {"type": "text"}},
+        "tool_choice": "auto" if choice is None else choice,
+        "tools": body.get("tools") or [],
+        "top_logprobs": body.get("top_logprobs") or 0,
+        "top_p": body.get("top_p"),
+        "truncation": "disabled",
+        "user": body.get("user"),
+    }
+    return {name: value for name, value in echo.items() if value is not None or name in _NULLABLE}
+
+
+#: OpenAI's schema requires these even when null; the others are shown as OpenAI does.
+_NULLABLE: Final = frozenset(
+    {
+        *("instructions", "max_output_tokens", "max_tool_calls", "previous_response_id"),
+        *("safety_identifier", "temperature", "top_p", "user"),
+    }
+)

@@ -1,0 +1,294 @@
+"""Tools: OpenAI's many kinds as the functions that chat knows, and their names there and back."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from qwen_wsgi.errors import BadRequest
+from qwen_wsgi.protocol.dialect import Losses
+from qwen_wsgi.protocol.responses import checks
+
+#: What chat takes as a function's name.
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NO_NAME: Final = re.compile(r"[^A-Za-z0-9_-]")
+_LONGEST: Final = 64
+
+_NO_PARAMETERS: Final[Mapping[str, Any]] = {"type": "object", "properties": {}}
+
+#: The types of tools that the client runs.
+_CALLED: Final = ("function", "custom")
+
+#: OpenAI's words for `tool_choice`.
+_MODES: Final = ("none", "auto", "required")
+_ALLOWED_MODES: Final = ("auto", "required")
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool as its client knows it.
+
+    Attributes:
+        custom: it takes one free text instead of JSON.
+    """
+
+    name: str
+    namespace: str | None = None
+    custom: bool = False
+
+
+class Names:
+    """What the tools of one request are called in chat, and what such a name means to the client.
+
+    A tool of a namespace is called `namespace__name`. A name that chat does not take, or that
+    another tool has, is cut and ends in a hash, the same in every request.
+
+    Args:
+        plain: names that are taken as they are, because the client gave them so.
+    """
+
+    def __init__(self, plain: Iterable[str] = ()) -> None:
+        self._plain = frozenset(plain)
+        self._tools: dict[str, Tool] = {}
+        self._names: dict[tuple[str | None, str], str] = {}
+
+    def add(self, tool: Tool) -> str:
+        """Note a tool; return its name in chat."""
+        key = (tool.namespace, tool.name)
+        name = self.in_chat(tool.name, tool.namespace)
+        if key not in self._names and name in self._tools:
+            name = _fitting(name, f"{tool.namespace}\0{tool.name}")
+        self._names[key] = name
+        self._tools.setdefault(name, tool)
+        return name
+
+    def in_chat(self, name: str, namespace: str | None = None) -> str:
+        """The name in chat of a tool, which an earlier turn may have had and this one has not."""
+        namespace = namespace or None
+        if (known := self._names.get((namespace, name))) is not None:
+            return known
+        if namespace is None:
+            return name if _NAME.fullmatch(name) else _fitting(name, name)
+        # Codex ends its namespaces so itself: `mcp__server__`.
+        full = namespace + ("" if namespace.endswith("__") else "__") + name
+        if _NAME.fullmatch(full) and full not in self._plain:
+            return full
+        return _fitting(full, f"{namespace}\0{name}")
+
+    def meant(self, name: str) -> Tool:
+        """The tool that the model calls by this name; one of this name if there is none."""
+        return self._tools.get(name) or Tool(name)
+
+
+def _fitting(name: str, seed: str) -> str:
+    mark = "_" + hashlib.sha256(seed.encode(errors="replace")).hexdigest()[:8]
+    return _NO_NAME.sub("_", name)[: _LONGEST - len(mark)] + mark
+
+
+@dataclass(frozen=True, eq=False)
+class _Offered:
+    """A tool that the model gets: as the client knows it, and as chat has it."""
+
+    tool: Tool
+    chat: dict[str, Any]
+
+
+class Tools:
+    """The tools of one request.
+
+    Raises:
+        BadRequest: the list, or a tool that we understand, is not as OpenAI has it.
+    """
+
+    def __init__(self, given: list[dict[str, Any]], losses: Losses) -> None:
+        self._losses = losses
+        self.names = Names(
+            name
+            for each in given
+            if each.get("type") in _CALLED and isinstance(name := each.get("name"), str)
+        )
+        self._offered: list[_Offered] = []
+        self._taken: set[str] = set()
+        self._searches = False
+        #: The types of the tools that were dropped.
+        self._dropped: set[str] = set()
+        for index, each in enumerate(given):
+            self._take(each, f"tools[{index}].")
+
+    def _take(self, given: dict[str, Any], path: str) -> None:
+        kind = checks.required_text(given, "type", path)
+        if kind in _CALLED:
+            self._offer(self._function(given, path))
+        elif kind == "namespace":
+            for each in self._namespace(given, path):
+                self._offer(each)
+        elif kind.startswith("web_search"):
+            self._search(given, kind)
+        else:
+            self._dropped.add(kind)
+            self._losses.lose(
+                "tools",
+                f"of type '{checks.token(kind)}' cannot be had from Qwen's models",
+                what=f"{checks.token(kind)}-dropped",
+            )
+
+    def _offer(self, each: _Offered) -> None:
+        """Add a tool; one that was there already, items of a conversation may bring again."""
+        name = each.chat["function"]["name"]
+        if name not in self._taken:
+            self._taken.add(name)
+            self._offered.append(each)
+
+    def _function(
+        self, given: dict[str, Any], path: str, namespace: str | None = None, about: str = ""
+    ) -> _Offered:
+        name = checks.required_name(given, path)
+        custom = given.get("type") == "custom"
+        described = [checks.text(given, "description", path) or "", about]
+        if custom:
+            parameters: Mapping[str, Any] = _free_text()
+            described.append(self._format(given, path))
+        else:
+            parameters = checks.mapping(given, "parameters", path) or _NO_PARAMETERS
+            if given.get("strict"):
+                self._losses.note("tools", "strict-dropped")
+        tool = Tool(name, namespace, custom)
+        function: dict[str, Any] = {"name": self.names.add(tool)}
+        if description := "\n\n".join(each for each in described if each):
+            function["description"] = description
+        function["parameters"] = parameters
+        return _Offered(tool, {"type": "function", "function": function})
+
+    def _format(self, given: dict[str, Any], path: str) -> str:
+        """The grammar of a free text in words: Qwen's hosts cannot hold a model to one."""
+        form = checks.mapping(given, "format", path) or {}
+        definition = checks.text(form, "definition", path + "format.")
+        if form.get("type") != "grammar" or not definition:
+            return ""
+        self._losses.note("tools", "grammar-as-text")
+        syntax = checks.text(form, "syntax", path + "format.") or "given"
+        return f"The input must match this {syntax} grammar:\n{definition}"
+
+    def _namespace(self, given: dict[str, Any], path: str) -> Iterator[_Offered]:
+        name = checks.required_name(given, path)
+        about = checks.text(given, "description", path) or ""
+        for index, each in enumerate(checks.objects(given, "tools", path)):
+            where = f"{path}tools[{index}]."
+            if checks.required_text(each, "type", where) not in _CALLED:
+                raise checks.bad_value(where + "type", each["type"], _CALLED)
+            # The words on the whole are said once; a namespace may hold a hundred tools.
+            yield self._function(each, where, name, "" if index else about)
+
+    def _search(self, given: dict[str, Any], kind: str) -> None:
+        if given.get("external_web_access") is False:
+            # The host's own search is live, and costs by the call.
+            self._dropped.add(kind)
+            self._losses.lose(
+                "tools", "of type 'web_search' always reads the live web", what="web_search-dropped"
+            )
+            return
+        self._searches = True
+        if given.get("filters") or given.get("user_location"):
+            self._losses.lose(
+                "tools",
+                "of type 'web_search' takes no filters and no location",
+                what="web_search-filters-dropped",
+            )
+
+    def chosen(self, choice: Any) -> dict[str, Any]:
+        """The members `tools` and `tool_choice` of a chat request, as far as they are needed.
+
+        Raises:
+            BadRequest: the choice is not as OpenAI has it, names no tool of the request, or forces
+                one that cannot be had.
+        """
+        if choice is None or isinstance(choice, str):
+            if choice is not None and choice not in _MODES:
+                raise checks.bad_value("tool_choice", choice, _MODES)
+            return self._members(self._offered, self._searches, choice)
+        if not isinstance(choice, dict):
+            raise checks.wrong_type("tool_choice", "a string or an object")
+        kind = checks.required_text(choice, "type", "tool_choice.")
+        if kind == "allowed_tools":
+            return self._allowed(choice)
+        if kind in _CALLED:
+            named = self._named(choice, "tool_choice.")
+            chat = {"type": "function", "function": {"name": named.chat["function"]["name"]}}
+            return self._members(self._offered, self._searches, chat)
+        if kind.startswith("web_search") and self._searches:
+            self._losses.lose("tool_choice", "cannot force a web search", what="auto")
+            return self._members(self._offered, True, "auto")
+        raise checks.unsupported(
+            "tool_choice",
+            f"Tools of type '{checks.token(kind)}' cannot be had from Qwen's models, so none can "
+            "be forced. Choose 'auto' or a function.",
+        )
+
+    def _members(
+        self, offered: list[_Offered], searches: bool, choice: str | dict[str, Any] | None
+    ) -> dict[str, Any]:
+        tools = [each.chat for each in offered]
+        if searches:
+            tools.append({"type": "web_search"})
+        if choice == "required" and not offered and not searches:
+            raise BadRequest(
+                "Tool choice 'required' must be specified with the 'tools' parameter."
+                if not self._dropped
+                else "Tool choice 'required' cannot be met: none of the tools can be had from "
+                "Qwen's models.",
+                param="tool_choice",
+                code="invalid_value",
+            )
+        if not tools:
+            return {}
+        if choice == "required" and not offered:
+            self._losses.lose("tool_choice", "cannot force a web search", what="auto")
+            choice = "auto"
+        return {"tools": tools} if choice is None else {"tools": tools, "tool_choice": choice}
+
+    def _allowed(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """`{"type": "allowed_tools", "mode", "tools": [{"type", "name"?}]}`."""
+        mode = checks.required_text(choice, "mode", "tool_choice.")
+        if mode not in _ALLOWED_MODES:
+            raise checks.bad_value("tool_choice.mode", mode, _ALLOWED_MODES)
+        kept: list[_Offered] = []
+        searches = False
+        for index, each in enumerate(checks.objects(choice, "tools", "tool_choice.")):
+            path = f"tool_choice.tools[{index}]."
+            kind = checks.required_text(each, "type", path)
+            if kind in _CALLED:
+                kept.append(self._named(each, path))
+            elif kind == "namespace":
+                name = checks.required_name(each, path)
+                kept += [other for other in self._offered if other.tool.namespace == name]
+            elif kind.startswith("web_search"):
+                searches = self._searches
+        return self._members([each for each in self._offered if each in kept], searches, mode)
+
+    def _named(self, choice: dict[str, Any], path: str) -> _Offered:
+        name = checks.required_name(choice, path)
+        namespace = checks.text(choice, "namespace", path)
+        custom = choice.get("type") == "custom"
+        for each in self._offered:
+            tool = each.tool
+            if tool.name == name and tool.custom == custom and namespace in (None, tool.namespace):
+                return each
+        raise BadRequest(
+            f"Tool choice '{name[:_LONGEST]}' not found in 'tools' parameter.",
+            param="tool_choice",
+            code="invalid_value",
+        )
+
+
+def _free_text() -> dict[str, Any]:
+    """Parameters of a function that stands for a tool with a free text."""
+    text = {"type": "string", "description": "The whole input of the tool, as plain text."}
+    return {
+        "type": "object",
+        "properties": {"input": text},
+        "required": ["input"],
+        "additionalProperties": False,
+    }
