@@ -16,7 +16,17 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from qwen_wsgi import logs, report
 from qwen_wsgi import settings as settings_module
 from qwen_wsgi.accounting.ledger import Ledger
-from qwen_wsgi.api import calls, chat, embeddings, health, messages, models, replies, responses
+from qwen_wsgi.api import (
+    calls,
+    chat,
+    completions,
+    embeddings,
+    health,
+    messages,
+    models,
+    replies,
+    responses,
+)
 from qwen_wsgi.api.calls import Admission
 from qwen_wsgi.api.guard import Guard
 from qwen_wsgi.clock import Clock, SystemClock
@@ -215,7 +225,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
     app.after_request(_allow_origin)
     app.after_request(calls.finish_response)
     app.teardown_request(calls.end)
-    for module in (chat, responses, messages, models, embeddings, health):
+    for module in (chat, completions, responses, messages, models, embeddings, health):
         app.register_blueprint(module.blueprint)
     app.register_error_handler(ApiError, _api_error)
     app.register_error_handler(HTTPException, _http_error)

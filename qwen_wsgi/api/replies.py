@@ -30,9 +30,13 @@ def event_stream(events: Iterable[bytes]) -> Response:
     return response
 
 
-def error(failure: ApiError) -> Response:
-    """OpenAI's error envelope, with the headers that the official SDKs obey."""
-    response = json_value(failure.body(), failure.status)
+def error(failure: ApiError, body: Any = None) -> Response:
+    """An error with the headers that the official SDKs obey.
+
+    Args:
+        body: the envelope of a dialect; None for OpenAI's.
+    """
+    response = json_value(failure.body() if body is None else body, failure.status)
     if failure.retry_after_s is not None:
         # Whole seconds (RFC 9110 §10.2.3). The Node SDK ignores values above 60, the Python SDK
         # does not retry at all above 120: a minute is as good an answer.

@@ -1,0 +1,142 @@
+"""A whole answer as a message, and what whole and streamed answers have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from qwen_wsgi.protocol.json_object import JsonObject, compact
+from qwen_wsgi.protocol.mend import finish_reason
+from qwen_wsgi.protocol.messages.request import MessagesRequest
+from qwen_wsgi.protocol.tool_calls import arguments_of, made_up_id
+from qwen_wsgi.protocol.usage import Usage
+from qwen_wsgi.protocol.usage import parse as parse_usage
+
+#: Stands where Anthropic's servers sign a thinking, which clients expect and keep. It says whose
+#: the thinking is and signs nothing; Anthropic's servers would refuse it.
+SIGNATURE: Final = "qwen-proxy"
+
+_REASONS: Final[Mapping[str, str]] = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "function_call": "tool_use",
+    "content_filter": "refusal",
+}
+
+#: Members of a delta or message with thinking: the name that Qwen has for it, and vLLM's.
+THINKING: Final = ("reasoning_content", "reasoning")
+
+
+def whole(request: MessagesRequest, completion: Mapping[str, Any], *, id: str) -> dict[str, Any]:
+    """A `chat.completion` as Anthropic's message.
+
+    Shape: `{"id", "type": "message", "role": "assistant", "model", "content": [...],
+    "stop_reason", "stop_sequence", "usage"}`; without an answer in it, `content` is empty.
+    """
+    choices = completion.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    choice = first if isinstance(first, dict) else {}
+    message = choice.get("message")
+    content = list(_content(message, id)) if isinstance(message, dict) else []
+    called = any(block["type"] == "tool_use" for block in content)
+    finish = finish_reason(choice.get("finish_reason"), called=called)
+    model = request.chat.model or completion.get("model")
+    return {
+        **head(id, model if isinstance(model, str) else ""),
+        "content": content,
+        **stop_of(finish, choice.get("stop_reason"), stops=request.stops, called=called),
+        "usage": {
+            "input_tokens": 0,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": 0,
+            **usage_of(parse_usage(completion.get("usage"))),
+        },
+    }
+
+
+def head(id: str, model: str) -> dict[str, Any]:
+    """What a message begins with; `content` and `usage` are to follow."""
+    return {
+        "id": id,
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+    }
+
+
+def stop_of(
+    finish: str | None, matched: Any, *, stops: Sequence[str], called: bool
+) -> dict[str, str | None]:
+    """Why an answer ended: `{"stop_reason", "stop_sequence"}`.
+
+    Args:
+        finish: chat's word for it.
+        matched: what stands beside it as `stop_reason`; vLLM tells the sequence that it met there.
+        stops: the sequences that the client wanted to stop at.
+        called: the answer has tool calls.
+    """
+    if finish == "stop" and isinstance(matched, str) and matched in stops:
+        return {"stop_reason": "stop_sequence", "stop_sequence": matched}
+    reason = _REASONS.get(finish or "stop", "end_turn")
+    if reason == "tool_use" and not called:
+        reason = "end_turn"  # an agent would wait for a call
+    return {"stop_reason": reason, "stop_sequence": None}
+
+
+def usage_of(usage: Usage | None) -> dict[str, Any]:
+    """Anthropic's counts, as far as they are known; `output_tokens` is always there.
+
+    Shape: `{"input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens",
+    "output_tokens", "output_tokens_details": {"thinking_tokens"}}`. There, `input_tokens` are those
+    that came neither from a cache nor were written to one.
+    """
+    if usage is None:
+        return {"output_tokens": 0}
+    told: dict[str, Any] = {"output_tokens": usage.completion or 0}
+    if usage.prompt is not None:
+        cached, written = usage.cached or 0, usage.cache_written or 0
+        told["input_tokens"] = max(0, usage.prompt - cached - written)
+        told["cache_creation_input_tokens"] = written
+        told["cache_read_input_tokens"] = cached
+    if usage.reasoning:
+        told["output_tokens_details"] = {"thinking_tokens": usage.reasoning}
+    return told
+
+
+def _content(message: Mapping[str, Any], seed: str) -> Iterator[dict[str, Any]]:
+    thinking = next((text for name in THINKING if (text := _text(message.get(name)))), "")
+    if thinking:
+        yield {"type": "thinking", "thinking": thinking, "signature": SIGNATURE}
+    if text := _text(message.get("content")) or _text(message.get("refusal")):
+        yield {"type": "text", "text": text}
+    calls = message.get("tool_calls")
+    for number, call in enumerate(calls if isinstance(calls, list) else ()):
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict) and (name := _text(function.get("name"))):
+            yield {
+                "type": "tool_use",
+                "id": _text(call.get("id")) or made_up_id(seed, number),
+                "name": name,
+                "input": _input(arguments_of(function)),
+            }
+
+
+def _input(arguments: str) -> dict[str, Any]:
+    """The arguments as an object. What is none is told as it is, so that the tool can say so."""
+    if not arguments.strip():
+        return {}
+    try:
+        read = JsonObject(arguments.encode())
+        value = {name: read[name] for name in read.names()}
+        compact(value)  # nested as deep as it may be to be read, it may be too deep to be told
+    except (ValueError, RecursionError):
+        return {"arguments": arguments}
+    return value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""

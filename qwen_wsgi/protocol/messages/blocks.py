@@ -1,0 +1,153 @@
+"""Content blocks of what a model is to read, as parts of a chat message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple
+
+from qwen_wsgi.protocol.dialect import Losses
+from qwen_wsgi.protocol.messages.fields import below, invalid, need, want, wrong
+
+#: A part of a chat message: `{"type": "text", "text"}` or `{"type": "image_url", "image_url"}`.
+Part = dict[str, Any]
+
+#: Blocks that Anthropic's servers make for themselves, in answers that come back as history.
+_PAST: Final = frozenset({"server_tool_use", "mcp_tool_use", "tool_addition", "tool_removal"})
+#: Blocks that name something that only Anthropic's servers have.
+_ELSEWHERE: Final = frozenset({"container_upload", "compaction"})
+
+
+class Block(NamedTuple):
+    """A content block and where in the request it stands: `messages.0.content.2`."""
+
+    path: str
+    kind: str
+    value: dict[str, Any]
+
+
+def blocks_of(content: Any, path: str) -> list[Block]:
+    """The blocks of some content; a string is one block of text, null is none.
+
+    Raises:
+        BadRequest: it is neither a string nor a list of blocks.
+    """
+    if isinstance(content, str):
+        return [Block(path, "text", {"type": "text", "text": content})]
+    if content is None:
+        return []
+    if not isinstance(content, list):
+        raise wrong(path, "a valid string or a valid list")
+    blocks = []
+    for index, value in enumerate(content):
+        where = below(path, index)
+        if not isinstance(value, dict):
+            raise wrong(where, "an object")
+        blocks.append(Block(where, need(value, "type", str, where), value))
+    return blocks
+
+
+def parts_of(blocks: Iterable[Block], losses: Losses) -> Iterator[Part]:
+    """What a user or a tool says, as parts; a mark for the cache stays where it was.
+
+    Raises:
+        BadRequest: a block that a Qwen model cannot read, or of a form that is not known.
+    """
+    for block in blocks:
+        path, kind, value = block
+        if kind == "text":
+            yield from _text(need(value, "text", str, path), value)
+        elif kind == "image":
+            yield {
+                "type": "image_url",
+                "image_url": {"url": _image_url(value, path)},
+                **mark(value),
+            }
+        elif kind == "document":
+            yield from _document(value, path, losses)
+        elif kind == "search_result":
+            yield from _search_result(value, path)
+        elif kind == "tool_reference":
+            yield from _text(f"Tool: {need(value, 'tool_name', str, path)}", value)
+        else:
+            pass_over(block, losses)
+
+
+def pass_over(block: Block, losses: Losses) -> None:
+    """Leave out a block that only Anthropic's servers understand.
+
+    Raises:
+        BadRequest: it is of no such kind.
+    """
+    kind = block.kind
+    if kind in _PAST or (kind.endswith("_tool_result") and kind != "tool_result"):
+        losses.note("messages", "server-tools-dropped")
+    elif kind in _ELSEWHERE:
+        losses.lose("messages", f"have a block '{kind}', which only Anthropic's servers can read")
+    else:
+        raise invalid(below(block.path, "type"), f"'{kind[:64]}' is not allowed or not known here")
+
+
+def mark(block: dict[str, Any]) -> dict[str, Any]:
+    """The member `cache_control` in the one form that Qwen's hosts take, or nothing."""
+    return {"cache_control": {"type": "ephemeral"}} if block.get("cache_control") else {}
+
+
+def text_of(parts: Iterable[Part], between: str) -> str:
+    """The texts among some parts, joined."""
+    return between.join(part["text"] for part in parts if part["type"] == "text")
+
+
+def is_marked(parts: Iterable[Part]) -> bool:
+    """Whether one of the parts has a mark for the cache."""
+    return any("cache_control" in part for part in parts)
+
+
+def _text(text: str, block: dict[str, Any]) -> Iterator[Part]:
+    if text:
+        yield {"type": "text", "text": text, **mark(block)}
+
+
+def _image_url(block: dict[str, Any], path: str) -> str:
+    source = need(block, "source", dict, path)
+    path = below(path, "source")
+    kind = need(source, "type", str, path)
+    if kind == "base64":
+        media = need(source, "media_type", str, path)
+        return f"data:{media};base64,{need(source, 'data', str, path)}"
+    if kind == "url":
+        return need(source, "url", str, path)
+    raise invalid(path, f"images of the type '{kind[:64]}' are not stored here: send base64 or url")
+
+
+def _document(block: dict[str, Any], path: str, losses: Losses) -> Iterator[Part]:
+    """A document as text. Chat models of Qwen take no files."""
+    source = need(block, "source", dict, path)
+    kind = need(source, "type", str, below(path, "source"))
+    head = [text for name in ("title", "context") if (text := want(block, name, str, path))]
+    if kind == "text":
+        text = need(source, "data", str, below(path, "source"))
+        yield from _text("\n\n".join([*head, text]), block)
+    elif kind == "content":
+        yield from _text("\n\n".join(head), {})
+        # One level: a document inside a document is none of Anthropic's forms.
+        inner = blocks_of(source.get("content"), below(path, "source.content"))
+        for each in inner:
+            if each.kind not in ("text", "image"):
+                raise invalid(each.path, "Input should be a text or an image")
+        yield from parts_of(inner, losses)
+    else:
+        raise invalid(
+            below(path, "source"),
+            f"documents of the type '{kind[:64]}' cannot be read by Qwen's chat models: send the "
+            "document's text (source.type text) or its pages as images",
+        )
+
+
+def _search_result(block: dict[str, Any], path: str) -> Iterator[Part]:
+    head = [need(block, name, str, path) for name in ("title", "source")]
+    texts = [
+        need(each.value, "text", str, each.path)
+        for each in blocks_of(block.get("content"), below(path, "content"))
+        if each.kind == "text"
+    ]
+    yield from _text("\n".join([*head, *texts]), block)

@@ -1,0 +1,215 @@
+"""A conversation in Anthropic's form as chat messages.
+
+There, a message of the user holds the results of tools beside what the user says, and messages of
+one role in a row are one turn. Here, each result is a message of its own and stands, in the order
+of the calls, right behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from qwen_wsgi.protocol.dialect import Losses
+from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol.messages.blocks import (
+    Block,
+    Part,
+    blocks_of,
+    is_marked,
+    mark,
+    parts_of,
+    pass_over,
+    text_of,
+)
+from qwen_wsgi.protocol.messages.fields import below, invalid, need, want, wrong
+
+Message = dict[str, Any]
+
+#: The answer to a call that the client never answered: its user broke the turn off.
+UNANSWERED: Final = "[This call has no result: it was interrupted before it could be answered.]"
+FAILED: Final = "The tool failed:\n"
+
+#: How Claude Code begins the text by which Anthropic bills it. It changes with every call, so that
+#: nothing behind it could be had from a cache, and it says nothing to a model.
+_BILLING: Final = "x-anthropic-billing-header:"
+
+
+class _Turn(NamedTuple):
+    role: str
+    blocks: list[Block]
+
+
+def system_of(system: Any, losses: Losses) -> Iterator[Message]:
+    """The member `system` as a message, or none if it says nothing.
+
+    Raises:
+        BadRequest: it is neither a string nor a list of texts.
+    """
+    parts = []
+    for block in blocks_of(system, "system"):
+        if block.kind != "text":
+            raise invalid(block.path, "Input should be a text")
+        text = need(block.value, "text", str, block.path)
+        if text.startswith(_BILLING):
+            losses.note("system", "billing-text-dropped")
+            text = text.partition("\n")[2].lstrip()
+        if text:
+            parts.append({"type": "text", "text": text, **mark(block.value)})
+    if parts:
+        yield {"role": "system", "content": _simplest(parts)}
+
+
+def messages_of(messages: list[Any], losses: Losses) -> Iterator[Message]:
+    """The member `messages` as chat messages.
+
+    Raises:
+        BadRequest: something in it cannot be understood, or a result belongs to no call.
+    """
+    waiting: list[str] = []
+    turns = _turns(messages)
+    for turn in turns:
+        if turn.role == "user":
+            yield from _user(turn, waiting, losses)
+            waiting = []
+        else:
+            message, waiting = _assistant(turn, losses)
+            if message is not None and turn is turns[-1] and not waiting:
+                message["partial"] = True  # it is to be gone on with (Model Studio's partial mode)
+            if message is not None:
+                yield message
+    yield from map(_unanswered, waiting)
+
+
+def _turns(messages: list[Any]) -> list[_Turn]:
+    turns: list[_Turn] = []
+    for index, message in enumerate(messages):
+        path = below("messages", index)
+        if not isinstance(message, dict):
+            raise wrong(path, "an object")
+        role = need(message, "role", str, path)
+        if role not in ("user", "assistant", "system"):
+            raise wrong(below(path, "role"), "'user' or 'assistant'")
+        if message.get("content") is None:
+            need(message, "content", str, path)
+        blocks = blocks_of(message["content"], below(path, "content"))
+        if role == "system":
+            role, blocks = "user", [_reminder(block) for block in blocks]
+        if turns and turns[-1].role == role:
+            turns[-1].blocks.extend(blocks)
+        else:
+            turns.append(_Turn(role, blocks))
+    return turns
+
+
+def _reminder(block: Block) -> Block:
+    """A system's text in the middle: Qwen's templates have a place for one at the beginning only.
+
+    The tag is the one by which Claude Code marks such texts in messages of the user.
+    """
+    text = block.value.get("text")
+    if block.kind != "text" or not isinstance(text, str) or text.startswith("<system-reminder>"):
+        return block
+    tagged = f"<system-reminder>\n{text}\n</system-reminder>"
+    return block._replace(value={**block.value, "text": tagged})
+
+
+# --- the user -----------------------------------------------------------------------------------
+
+
+def _user(turn: _Turn, waiting: list[str], losses: Losses) -> Iterator[Message]:
+    """The results of the calls that wait for them, then what the user says."""
+    results: dict[str, Message] = {}
+    shown: list[Part] = []
+    said: list[Block] = []
+    for block in turn.blocks:
+        if block.kind != "tool_result":
+            said.append(block)
+            continue
+        id = need(block.value, "tool_use_id", str, block.path)
+        if id not in waiting or id in results:
+            raise invalid(
+                block.path,
+                f"unexpected `tool_use_id` found in `tool_result` blocks: {id[:128]}. The message "
+                "before must have one `tool_use` of that id for each result",
+            )
+        results[id], images = _result(id, block, losses)
+        shown += images
+    for id in waiting:
+        yield results.get(id) or _unanswered(id)
+    if parts := [*shown, *parts_of(said, losses)]:
+        yield {"role": "user", "content": _simplest(parts)}
+
+
+def _result(id: str, block: Block, losses: Losses) -> tuple[Message, list[Part]]:
+    """The message of a result, and the images in it, which only the user can show in chat."""
+    blocks = blocks_of(block.value.get("content"), below(block.path, "content"))
+    parts = list(parts_of(blocks, losses))
+    images = [part for part in parts if part["type"] != "text"]
+    text = text_of(parts, "\n")
+    if want(block.value, "is_error", bool, block.path):
+        text = FAILED + text
+    if images:
+        count = f"{len(images)} image{'s' * (len(images) > 1)}"
+        text = f"{text}\n[{count}: see the next message of the user]".lstrip("\n")
+        images.insert(0, {"type": "text", "text": f"[{count} from the result of call {id}]"})
+    content: Any = text
+    if text and (block.value.get("cache_control") or is_marked(parts)):
+        content = [{"type": "text", "text": text, "cache_control": {"type": "ephemeral"}}]
+    return {"role": "tool", "tool_call_id": id, "content": content}, images
+
+
+def _unanswered(id: str) -> Message:
+    return {"role": "tool", "tool_call_id": id, "content": UNANSWERED}
+
+
+def _simplest(parts: list[Part]) -> Any:
+    """A single text as a string, which every host and template takes."""
+    if len(parts) == 1 and parts[0].keys() == {"type", "text"}:
+        return parts[0]["text"]
+    return parts
+
+
+# --- the assistant ------------------------------------------------------------------------------
+
+
+def _assistant(turn: _Turn, losses: Losses) -> tuple[Message | None, list[str]]:
+    """The message of a turn, or None if nothing is left of it, and the ids of its calls."""
+    said: list[Block] = []
+    thoughts: list[str] = []
+    calls: list[dict[str, Any]] = []
+    for block in turn.blocks:
+        if block.kind == "text":
+            said.append(block)
+        elif block.kind == "thinking":
+            thoughts.append(need(block.value, "thinking", str, block.path))
+        elif block.kind == "redacted_thinking":
+            losses.note("messages", "redacted_thinking-dropped")
+        elif block.kind == "tool_use":
+            calls.append(_call(block))
+        else:
+            pass_over(block, losses)
+    ids = [call["id"] for call in calls]
+    if len(set(ids)) < len(ids):
+        raise invalid(turn.blocks[0].path, "`tool_use` ids must be unique")
+    parts = list(parts_of(said, losses))
+    # Blocks of text are told apart by what stood between them, so nothing comes between them.
+    message: Message = {
+        "role": "assistant",
+        "content": parts if is_marked(parts) else text_of(parts, ""),
+    }
+    if thinking := "".join(thoughts):
+        message["reasoning_content"] = thinking
+    if calls:
+        message["tool_calls"] = calls
+    return (message if parts or thinking or calls else None), ids
+
+
+def _call(block: Block) -> dict[str, Any]:
+    name = need(block.value, "name", str, block.path)
+    arguments = compact(need(block.value, "input", dict, block.path))
+    return {
+        "id": need(block.value, "id", str, block.path),
+        "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    }

@@ -1,0 +1,85 @@
+"""Tools and the choice among them, in chat's form."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from qwen_wsgi.protocol.dialect import Losses
+from qwen_wsgi.protocol.messages.blocks import mark
+from qwen_wsgi.protocol.messages.fields import Members, below, invalid, need, want, wrong
+
+#: What a web search can be told besides to search; Qwen's hosts take none of it.
+_SEARCH_OPTIONS: Final = ("allowed_domains", "blocked_domains", "user_location")
+
+_SEARCH: Final = "web_search"
+
+
+def tools_of(body: Members, losses: Losses) -> dict[str, Any]:
+    """The members `tools`, `tool_choice` and `parallel_tool_calls` of a chat request.
+
+    Tools of Anthropic's own (`bash_…`, `text_editor_…`, `code_execution_…`) are known to its models
+    by their type, without a schema, so that a Qwen model cannot be told of them.
+
+    Raises:
+        BadRequest: a tool has another form than it should, or one that is left out is chosen.
+    """
+    tools = []
+    for index, tool in enumerate(want(body, "tools", list) or ()):
+        if not isinstance(tool, dict):
+            raise wrong(f"tools.{index}", "an object")
+        told = _tool(tool, below("tools", index), losses)
+        if told is not None and (told["type"] != _SEARCH or told not in tools):
+            tools.append(told)
+    members: dict[str, Any] = {"tools": tools} if tools else {}
+    choice = want(body, "tool_choice", dict)
+    return {**members, **_choice(choice, tools, losses)} if choice is not None else members
+
+
+def _tool(tool: dict[str, Any], path: str, losses: Losses) -> dict[str, Any] | None:
+    kind = want(tool, "type", str, path) or "custom"
+    if kind == "custom":
+        return _function(tool, path)
+    if kind.startswith(_SEARCH):
+        for option in _SEARCH_OPTIONS:
+            if tool.get(option):
+                losses.lose(f"tools.{option}", "limits a search in a way that Qwen's hosts cannot")
+        return {"type": _SEARCH}
+    losses.lose("tools", f"have '{_word(kind)}', which only Anthropic's models know")
+    return None
+
+
+def _function(tool: dict[str, Any], path: str) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": need(tool, "name", str, path)}
+    if description := want(tool, "description", str, path):
+        function["description"] = description
+    function["parameters"] = need(tool, "input_schema", dict, path)
+    return {"type": "function", "function": function, **mark(tool)}
+
+
+def _choice(choice: dict[str, Any], tools: list[dict[str, Any]], losses: Losses) -> dict[str, Any]:
+    kind = need(choice, "type", str, "tool_choice")
+    if kind not in ("auto", "any", "tool", "none"):
+        raise wrong("tool_choice.type", "'auto', 'any', 'tool' or 'none'")
+    name = need(choice, "name", str, "tool_choice") if kind == "tool" else ""
+    single = want(choice, "disable_parallel_tool_use", bool, "tool_choice")
+    names = [tool["function"]["name"] for tool in tools if tool["type"] == "function"]
+    members: dict[str, Any] = {}
+    searches = {"type": _SEARCH} in tools
+    if searches and (name == _SEARCH not in names or (kind == "any" and not names)):
+        # A search is no call there: the host makes it while it answers.
+        losses.note("tool_choice", "as-web_search")
+    elif kind == "any" and not names:
+        raise invalid("tool_choice", "there is no tool here that could be called")
+    elif kind == "tool" and name not in names:
+        raise invalid("tool_choice.name", f"there is no tool '{name[:128]}' here to be called")
+    elif kind == "tool":
+        members["tool_choice"] = {"type": "function", "function": {"name": name}}
+    elif names:
+        members["tool_choice"] = "required" if kind == "any" else kind
+    if single and names:
+        members["parallel_tool_calls"] = False
+    return members
+
+
+def _word(text: str) -> str:
+    return "".join(each for each in text if each.isalnum() or each in "_.-")[:64]

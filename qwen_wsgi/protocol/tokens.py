@@ -1,0 +1,109 @@
+"""How many tokens a request has, roughly: counted here, without the model's own vocabulary.
+
+Qwen's tokenizer cuts a text into words, single digits, runs of signs and white space, and then
+words that its vocabulary does not have into parts. The first is done here, the second stands in
+rates, which were fitted to the vocabulary that Alibaba's `dashscope` package brings along.
+
+The margin, as measured: English prose, code and JSON come out within 12 %, Chinese, Japanese and
+Korean within 15 %, other languages and encoded data within 30 %. Models from Qwen3.5 on have a
+larger vocabulary, for which this is rather too much. An image is counted as one of a million
+pixels, which is a guess. So the number shows a client when its context fills up; nothing is billed
+by it, and no usage is made of it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, Protocol
+
+from qwen_wsgi.protocol.json_object import compact
+
+#: What is one token each, more or less: a word or a part of one, a digit, a run of signs, a line
+#: end with its indentation.
+_ASCII: Final = re.compile(
+    r"[A-Z]?[a-z]{1,10}|[A-Z]{1,4}|[0-9]|[!-/:-@\[-`{-~]{1,4}|\n[ \t\n]*|[ \t]{2,}"
+)
+_OTHER: Final = re.compile(r"[^\x00-\x7f]+")
+
+#: Tokens for a character of other scripts: Han and its punctuation; kana; Hangul; Latin letters
+#: with accents, which also break their words; Greek and Cyrillic; Hebrew and Arabic; Indic and the
+#: rest of the plane; what is beyond it, such as emoji.
+_RATES: Final = (
+    (re.compile(r"[\u2e80-\u303f\u3100-\u9fff\uf900-\ufaff\uff00-\uffef]"), 0.7),
+    (re.compile(r"[\u3040-\u30ff]"), 0.55),
+    (re.compile(r"[\uac00-\ud7af\u1100-\u11ff]"), 0.95),
+    (re.compile(r"[\x80-\u036f]"), 1.5),
+    (re.compile(r"[\u0370-\u058f]"), 0.35),
+    (re.compile(r"[\u0590-\u08ff]"), 0.5),
+    (re.compile(r"[\u0900-\u10ff\u1200-\u2e7f\ua000-\uabff\ud7b0-\uf8ff]"), 1.2),
+    (re.compile(r"[\U00010000-\U0010ffff]"), 1.7),
+)
+
+#: What the chat template adds: to each message, to each tool call and its answer, and once to a
+#: request with tools; and the beginning of the answer.
+_MESSAGE, _CALL, _TOOLS, _ANSWER = 5, 20, 150, 3
+
+#: An image of 1024 × 1024 pixels; a token is 32 × 32 of them (Model Studio's page on vision).
+_IMAGE: Final = 1026
+#: Whatever else is no text: sound, video, a file.
+_MEDIUM: Final = 2048
+
+
+class Members(Protocol):
+    """A request: a dict, or a `JsonObject`."""
+
+    def get(self, name: str, /) -> Any:
+        """The value of a member, or None."""
+
+
+def estimate(request: Members) -> int:
+    """Tokens of the prompt that a chat request makes: its `messages` and `tools`, at least 1.
+
+    Thinking in the history is not counted, because hosts leave it out of the prompt. What has
+    another form than it should counts as its JSON text, or as nothing; there is no error.
+    """
+    total = _ANSWER
+    for message in _objects(request.get("messages")):
+        total += _MESSAGE + _of_content(message.get("content"))
+        total += _CALL * (message.get("role") == "tool")
+        for call in _objects(message.get("tool_calls")):
+            total += _CALL + _of_json(call.get("function"))
+    tools = _objects(request.get("tools"))
+    if tools:
+        total += _TOOLS + sum(map(_of_json, tools))
+    return total
+
+
+def of_text(text: str) -> int:
+    """Tokens of a text; `""` has none."""
+    count = float(len(_ASCII.findall(text)))
+    if not text.isascii():
+        rest = "".join(_OTHER.findall(text))
+        count += sum(len(kind.findall(rest)) * rate for kind, rate in _RATES)
+    return round(count)
+
+
+def _of_content(content: Any) -> int:
+    if isinstance(content, str):
+        return of_text(content)
+    return sum(map(_of_part, _objects(content)))
+
+
+def _of_part(part: dict[str, Any]) -> int:
+    text = part.get("text")
+    if isinstance(text, str):
+        return of_text(text)
+    return _IMAGE if part.get("type") == "image_url" else _MEDIUM
+
+
+def _of_json(value: Any) -> int:
+    """Tokens of a value as the template writes it."""
+    try:
+        return of_text(compact(value))
+    except (TypeError, ValueError, RecursionError):
+        return 0
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    """The objects of what should be a list of them."""
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []

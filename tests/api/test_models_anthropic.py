@@ -1,0 +1,135 @@
+"""The list of models for clients of Anthropic's API."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from anthropic.types import ModelInfo
+
+from qwen_wsgi.errors import BadRequest
+from qwen_wsgi.protocol.messages import models
+from tests.api.apps import error_of, in_front_of
+from tests.upstream.raw_server import whole
+
+VERSION = {"anthropic-version": "2023-06-01"}
+LISTED = [{"id": f"m{n}", "object": "model", "created": 1_700_000_000 + n} for n in range(5)]
+MODELS = whole(json.dumps({"object": "list", "data": LISTED}).encode())
+
+
+def page(**query: str) -> dict[str, Any]:
+    return models.page(LISTED, query)
+
+
+def ids(value: dict[str, Any]) -> list[str]:
+    return [each["id"] for each in value["data"]]
+
+
+def test_all_models_come_at_once() -> None:
+    value = page()
+
+    assert ids(value) == ["m0", "m1", "m2", "m3", "m4"]
+    assert (value["first_id"], value["last_id"], value["has_more"]) == ("m0", "m4", False)
+    for each in value["data"]:
+        ModelInfo.model_validate(each)
+    assert value["data"][1] == {
+        "type": "model",
+        "id": "m1",
+        "display_name": "m1",
+        "created_at": "2023-11-14T22:13:21Z",
+        "lifecycle": "active",
+        "max_input_tokens": None,
+        "max_tokens": None,
+    }
+
+
+def test_what_is_known_of_a_model_is_told() -> None:
+    entry = {"id": "q", "name": "Qwen", "context_length": 1000, "max_output_tokens": 10}
+    value = models.model(entry)
+
+    assert (value["display_name"], value["max_input_tokens"], value["max_tokens"]) == (
+        "Qwen",
+        1000,
+        10,
+    )
+
+
+@pytest.mark.parametrize("created", [None, "yesterday", 1e30, -1e30, float("nan"), [], {}])
+def test_a_time_that_is_none_is_the_epoch(created: Any) -> None:
+    value = models.model({"id": "q", "created": created, "name": 7, "context_length": "x"})
+
+    assert value["created_at"] == "1970-01-01T00:00:00Z"
+    ModelInfo.model_validate(value)
+
+
+@pytest.mark.parametrize(
+    ("query", "found", "more"),
+    [
+        ({"limit": "2"}, ["m0", "m1"], True),
+        ({"limit": "2", "after_id": "m1"}, ["m2", "m3"], True),
+        ({"limit": "2", "after_id": "m3"}, ["m4"], False),
+        ({"after_id": "m4"}, [], False),
+        ({"limit": "2", "before_id": "m3"}, ["m1", "m2"], True),
+        ({"limit": "3", "before_id": "m3"}, ["m0", "m1", "m2"], False),
+        ({"before_id": "m0"}, [], False),
+        ({"limit": "1000"}, ["m0", "m1", "m2", "m3", "m4"], False),
+    ],
+)
+def test_pages(query: dict[str, str], found: list[str], more: bool) -> None:
+    value = page(**query)
+
+    assert (ids(value), value["has_more"]) == (found, more)
+    assert value["first_id"] == (found[0] if found else None)
+    assert value["last_id"] == (found[-1] if found else None)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"limit": "0"},
+        {"limit": "1001"},
+        {"limit": "-1"},
+        {"limit": "²"},
+        {"limit": ""},
+        {"limit": "9" * 5000},
+        {"after_id": "no"},
+        {"before_id": "no"},
+    ],
+)
+def test_pages_that_cannot_be(query: dict[str, str]) -> None:
+    with pytest.raises(BadRequest) as caught:
+        page(**query)
+    assert caught.value.param in query
+
+
+def test_the_form_follows_the_header() -> None:
+    with in_front_of(MODELS) as (app, _):
+        theirs = app.get("/v1/models?limit=2&after_id=m0", headers=VERSION)
+        ours = app.get("/v1/models?limit=2")
+        one = app.get("/v1/models/m3", headers=VERSION)
+
+    assert ids(json.loads(theirs.data)) == ["m1", "m2"]
+    assert theirs.headers["request-id"] == theirs.headers["x-request-id"]
+    assert json.loads(ours.data)["object"] == "list"
+    assert len(json.loads(ours.data)["data"]) == 5
+    assert "request-id" not in ours.headers
+    assert ModelInfo.model_validate(json.loads(one.data)).id == "m3"
+
+
+def test_a_model_that_is_not_there() -> None:
+    with in_front_of(MODELS) as (app, _):
+        theirs = app.get("/v1/models/nope", headers=VERSION)
+        ours = app.get("/v1/models/nope")
+        calls = app.calls
+
+    body = json.loads(theirs.data)
+    assert (theirs.status_code, ours.status_code) == (404, 404)
+    assert body["type"] == "error"
+    assert body["error"]["type"] == "not_found_error"
+    assert body["request_id"] == theirs.headers["request-id"]
+    assert error_of(ours)["code"] == "model_not_found"
+    assert [(call["outcome"], call["error"]) for call in calls] == [
+        ("refused", "model_not_found"),
+        ("refused", "model_not_found"),
+    ]
