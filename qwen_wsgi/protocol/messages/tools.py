@@ -13,6 +13,9 @@ _SEARCH_OPTIONS: Final = ("allowed_domains", "blocked_domains", "user_location")
 
 _SEARCH: Final = "web_search"
 
+#: What Claude Code sends to keep a feature of Anthropic's alive; a model that calls it goes astray.
+_PLACEHOLDER: Final = "DeferredToolPlaceholder"
+
 
 def tools_of(body: Members, losses: Losses) -> dict[str, Any]:
     """The members `tools`, `tool_choice` and `parallel_tool_calls` of a chat request.
@@ -38,7 +41,12 @@ def tools_of(body: Members, losses: Losses) -> dict[str, Any]:
 def _tool(tool: dict[str, Any], path: str, losses: Losses) -> dict[str, Any] | None:
     kind = want(tool, "type", str, path) or "custom"
     if kind == "custom":
-        return _function(tool, path)
+        function = _function(tool, path)
+        if tool.get("defer_loading") is True and function["function"]["name"] == _PLACEHOLDER:
+            losses.note("tools", "placeholder-dropped")
+            return None
+        # Others that could be loaded later are offered at once: there is no search for tools here.
+        return function
     if kind.startswith(_SEARCH):
         for option in _SEARCH_OPTIONS:
             if tool.get(option):

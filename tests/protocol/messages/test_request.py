@@ -344,3 +344,19 @@ def _rendered(value: Any) -> bytes:
     if isinstance(value, list):
         return b"[" + b",".join(map(_rendered, value)) + b"]"
     return json.dumps(value).encode()
+
+
+def test_a_tool_that_is_no_tool_is_left_out_and_deferred_ones_are_offered() -> None:
+    """Claude Code sends one that must never be called, and defers those of its MCP servers."""
+    placeholder = {
+        "name": "DeferredToolPlaceholder",
+        "description": "Never call it.",
+        "input_schema": {"type": "object", "properties": {}},
+        "defer_loading": True,
+    }
+    request = parse(tools=[placeholder, {**WEATHER, "defer_loading": True}])
+
+    tools = request.chat.body["tools"]
+    assert [tool["function"]["name"] for tool in tools] == ["get_weather"]
+    assert "tools:placeholder-dropped" in request.changed
+    assert "tools" not in parse(tools=[placeholder]).chat.body
