@@ -296,12 +296,13 @@ def _allow_origin(response: Response) -> Response:
 
 
 def _api_error(error: ApiError) -> Response:
-    calls.live().fail(error)
-    return replies.error(error)
+    live = calls.live()
+    live.fail(error)
+    return messages.error(live, error) if live.is_anthropic else replies.error(error)
 
 
 def _http_error(error: HTTPException) -> Response:
-    """Unknown routes and methods, in OpenAI's words."""
+    """Unknown routes and methods, and what Flask itself finds wrong with a request."""
     if isinstance(error, MethodNotAllowed):
         response = _api_error(
             ApiError(

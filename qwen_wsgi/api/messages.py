@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import logging
+from typing import Final
 
 from flask import Blueprint, Response
-from werkzeug.exceptions import HTTPException
 
 from qwen_wsgi.api import calls, replies, road
+from qwen_wsgi.api.calls import LiveCall
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import messages, tokens
 from qwen_wsgi.protocol.messages import errors
 from qwen_wsgi.upstream.conversation import conversation_of
 
-log = logging.getLogger(__name__)
-
 blueprint = Blueprint("messages", __name__)
 blueprint.before_request(calls.check_caller)
 
 #: Behind the error for a Claude model that nobody serves.
-_HINT = (
+_HINT: Final = (
     " To have names of Claude models answered by a Qwen model, the operator of this proxy sets "
     "QWEN_PROXY_MODEL_ALIASES=claude-*=qwen3.8-max (or another model that it lists)."
 )
@@ -56,30 +54,8 @@ def count_tokens() -> Response:
     return replies.json_value({"input_tokens": tokens.estimate(messages.parse_prompt(body))})
 
 
-@blueprint.errorhandler(Exception)
-def failed(error: Exception) -> Response:
-    """The response for whatever went wrong, in Anthropic's form."""
-    live = calls.live()
-    if not isinstance(error, ApiError):
-        error = _unexpected(error, live.call.request_id)
-    live.fail(error)
-    if error.code == "model_not_found" and live.call.model.startswith("claude"):
-        error.message += _HINT
-    return replies.error(error, errors.body(error, request_id=live.call.request_id))
-
-
-def _unexpected(error: Exception, request_id: str) -> ApiError:
-    if isinstance(error, HTTPException) and error.code and 400 <= error.code < 500:
-        return ApiError(error.description or error.name, status=error.code)
-    log.error("fault request_id=%s", request_id, exc_info=error)
-    return ApiError(
-        f"The proxy failed on this request. Its log has the details under request id {request_id}.",
-        code="internal_error",
-    )
-
-
-@blueprint.after_request
-def add_request_id(response: Response) -> Response:
-    """Name the call as Anthropic does."""
-    response.headers["request-id"] = calls.live().call.request_id
-    return response
+def error(live: LiveCall, failure: ApiError) -> Response:
+    """The response for a failure, in Anthropic's form."""
+    if failure.code == "model_not_found" and live.call.model.startswith("claude"):
+        failure.message += _HINT
+    return replies.error(failure, errors.body(failure, request_id=live.call.request_id))

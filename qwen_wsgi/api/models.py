@@ -6,8 +6,8 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from qwen_wsgi.api import calls, messages, replies
-from qwen_wsgi.errors import ApiError, NotFound
+from qwen_wsgi.api import calls, replies
+from qwen_wsgi.errors import NotFound
 from qwen_wsgi.protocol.messages import models as anthropic
 
 blueprint = Blueprint("models", __name__)
@@ -19,7 +19,7 @@ def list_models() -> Response:
     """All models of all accounts; `?refresh=1` asks the hosts now."""
     refresh = request.args.get("refresh", "") not in ("", "0", "false")
     data = calls.services().catalogue.models(refresh=refresh)
-    if _is_anthropic():
+    if calls.live().is_anthropic:
         return replies.json_value(anthropic.page(data, request.args))
     return replies.json_value({"object": "list", "data": data})
 
@@ -29,28 +29,10 @@ def get_model(id: str) -> Response:
     """One model; ids may hold slashes, plain or as %2F."""
     for entry in calls.services().catalogue.models():
         if entry["id"] == id:
-            told: Any = anthropic.model(entry) if _is_anthropic() else entry
+            told: Any = anthropic.model(entry) if calls.live().is_anthropic else entry
             return replies.json_value(told)
     raise NotFound(
         f"The model '{id}' does not exist",
         param="model",
         code="model_not_found",
     )
-
-
-@blueprint.errorhandler(ApiError)
-def _failed(error: ApiError) -> Response:
-    if _is_anthropic():
-        return messages.failed(error)
-    calls.live().fail(error)
-    return replies.error(error)
-
-
-@blueprint.after_request
-def _add_request_id(response: Response) -> Response:
-    return messages.add_request_id(response) if _is_anthropic() else response
-
-
-def _is_anthropic() -> bool:
-    """Whether the client speaks Anthropic's API; it always names the version."""
-    return "HTTP_ANTHROPIC_VERSION" in calls.live().environ

@@ -64,6 +64,18 @@ def test_bodies_that_are_no_request(path: str, body: bytes, kind: str, status: i
     assert error_of(response)["type"] == kind
 
 
+def test_routes_that_are_not_there() -> None:
+    with running() as app:
+        wrong = app.client.get("/v1/messages")
+        unknown = app.client.post("/v1/nothing", headers={"anthropic-version": "2023-06-01"})
+
+        assert wrong.status_code == 405
+        assert "POST" in wrong.headers["allow"]
+        assert error_of(wrong)["type"] == "invalid_request_error"
+        assert unknown.status_code == 404
+        assert error_of(unknown)["type"] == "not_found_error"
+
+
 def test_a_missing_key() -> None:
     with running(QWEN_PROXY_API_KEYS=KEY) as app:
         response = post(app)
