@@ -49,8 +49,6 @@ from benchmarks.soak_upstream import KEEP_ALIVE_S
 
 #: Each fault, for each call.
 _PROBABILITY: Final = 0.01
-#: Parts of the time: to warm up, and those that are compared.
-_ROUNDS: Final = (0.1, 0.3, 0.3, 0.3)
 #: What may be more of the memory in use after a round: it wanders by some tens of kB.
 _USED_KB: Final = 1024
 #: Pause between two times that all troubles are forgotten.
@@ -74,6 +72,7 @@ class Plan:
 
     Attributes:
         settings: of the proxy.
+        rounds: parts of the time: to warm up, and those that are compared.
         memory_kb: what a worker may grow by in a round.
         ready_s: within what time the health is told, on a CPU that nobody else wants.
     """
@@ -83,6 +82,7 @@ class Plan:
     workers: int
     pace: Pace
     settings: dict[str, str]
+    rounds: tuple[float, ...] = (0.1, 0.3, 0.3, 0.3)
     memory_kb: float = 5 * 1024
     ready_s: float = 1.0
     seed: int | None = None
@@ -480,7 +480,7 @@ async def soak(chosen: Plan, directory: Path) -> Result:
 
 
 async def _rounds(running: Proxy, crowd: Crowd, result: Result, dice: random.Random) -> None:
-    for part in _ROUNDS:
+    for part in result.plan.rounds:
         seconds = part * result.plan.seconds
         _progress(f"{seconds:.0f} s with {result.plan.streams} streams")
         cpu_s, began_s = servers.cpu_s(running.pids), time.monotonic()

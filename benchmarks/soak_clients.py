@@ -23,9 +23,6 @@ CLIENT_KEYS: Final = tuple(f"sk-soak-client-{number}-0123456789abcdef" for numbe
 #: The accounts, one of each kind: asked as asked, and a host of Qwen's.
 ACCOUNTS: Final = ("upstream", "dashscope")
 
-#: What a client that reads slowly asks for: more than all buffers on the way hold.
-_LONG_CHARS: Final = 1_500_000
-
 _TOOLS: Final = [
     {
         "type": "function",
@@ -95,12 +92,14 @@ class Pace:
         pause_s: between two of them, from and to.
         longest_s: all the pauses of a stream together.
         deadline_s: a call that takes longer hangs.
+        long_chars: what clients that read slowly ask for: more than the buffers on the way hold.
     """
 
     chunks: tuple[int, int]
     pause_s: tuple[float, float]
     longest_s: float
     deadline_s: float
+    long_chars: int = 1_500_000
 
 
 @dataclass
@@ -143,6 +142,7 @@ class Call:
     body: dict[str, Any]
     headers: dict[str, str]
     text: str
+    long_chars: int
     leave_after: int | None = None
     events: int = 0
     tail: bytes = b""
@@ -299,7 +299,7 @@ class Crowd:
         spec = f"chunks={chunks}, interval={pause_s:.3f}"
         text = "[sandbox] " + "".join(f"word-{i} " for i in range(1, chunks))
         if kind is Kind.SLOW:
-            spec, text = f"long={_LONG_CHARS}, size=8000", ""
+            spec, text = f"long={pace.long_chars}, size=8000", ""
         body: dict[str, Any] = {
             "model": model,
             "stream": kind is not Kind.WHOLE and (kind is not Kind.LEAVE_EARLY or number % 4 > 0),
@@ -327,6 +327,7 @@ class Crowd:
             body=body,
             headers=headers,
             text=text,
+            long_chars=pace.long_chars,
             leave_after=self._leave_after(kind, chunks),
         )
 
@@ -545,8 +546,8 @@ class _Answer:
         for texts in self.texts.values():
             said = "".join(texts)
             if call.kind is Kind.SLOW:
-                if len(said) < _LONG_CHARS:
-                    raise Wrong(f"silently cut: {len(said)} of {_LONG_CHARS} characters")
+                if len(said) < call.long_chars:
+                    raise Wrong(f"silently cut: {len(said)} of {call.long_chars} characters")
             elif said != call.text:
                 raise Wrong(f"not the text: {said[-60:]!r} for {call.text[-60:]!r}")
 

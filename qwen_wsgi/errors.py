@@ -55,6 +55,19 @@ class StreamBroken(ConnectionResetError):
         super().__init__(errno.ECONNRESET, reason)
 
 
+def forget_frames(error: BaseException) -> None:
+    """Let go of the frames that a failure, and whatever caused it, went through.
+
+    For a failure that is understood, so that nobody will ask where it came from. The frames hold
+    what was at hand, such as a request's body. If one of them knows the failure, as each that
+    raises it by a name does, they hold each other until the garbage collector's next full round.
+    """
+    inner: BaseException | None = error
+    while inner is not None:
+        inner.__traceback__ = None
+        inner = inner.__cause__ or inner.__context__
+
+
 class ApiError(QwenProxyError):
     """A failure with the face that an OpenAI client expects.
 

@@ -50,7 +50,7 @@ class _ClientWatch:
 
     def __init__(self, client: socket.socket) -> None:
         self._socket = client
-        self._greenlet = gevent.getcurrent()
+        self._greenlet: Any = gevent.getcurrent()
         self._watcher: Any = gevent.get_hub().loop.io(client.fileno(), _READ)
         self._watcher.start(self._readable)
 
@@ -62,13 +62,15 @@ class _ClientWatch:
             return
         except OSError:
             gone = True
+        greenlet = self._greenlet
         # Bytes that stay unread would wake this watcher for ever; the next write notices then.
         self.stop()
         if gone:
-            self._greenlet.throw(_ClientGoneExit("the client closed the connection"))
+            greenlet.throw(_ClientGoneExit("the client closed the connection"))
 
     def stop(self) -> None:
-        watcher, self._watcher = self._watcher, None
+        # A greenlet keeps what it died of, whose frames may know this object.
+        watcher, self._watcher, self._greenlet = self._watcher, None, None
         if watcher is not None:
             watcher.stop()
             watcher.close()
@@ -136,8 +138,8 @@ class TimedReads:
         self._park = hub.switch
         self._armed = self._empty = self._parked = False
         self._timer = hub.loop.timer(timeout_s, repeat=timeout_s)
-        self._ring = self._rings
-        self._again = self._timer.again
+        self._ring: Any = self._rings
+        self._again: Any = self._timer.again
         self._timer.start(self._ring)
 
     def _rings(self) -> None:
@@ -194,6 +196,7 @@ class TimedReads:
                 watcher.stop()
                 watcher.close()
         self._io = self._timer = None
+        self._ring = self._again = None  # they know this object, and would keep it
 
 
 class Task(Generic[T]):
@@ -220,7 +223,8 @@ class Task(Generic[T]):
         try:
             result = self._work()
         except BaseException as error:  # re-raised in take(), by whoever waits
-            self._error = error
+            if not self._cancelled:
+                self._error = error
         else:
             if self._cancelled:
                 self._discard(result)
@@ -234,10 +238,14 @@ class Task(Generic[T]):
         return self._done
 
     def take(self) -> T:
-        """The result, or the exception that the function raised. Only after `wait` was true."""
-        if self._error is not None:
-            raise self._error
+        """The result or the function's exception, once. Only after `wait` was true."""
         self._taken = True
+        if self._error is not None:
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error  # its frames are this one and the task's: nothing may hold it there
         return self._result  # type: ignore[return-value]  # set when there was no error
 
     def cancel(self) -> None:
@@ -248,6 +256,7 @@ class Task(Generic[T]):
         if self._done:
             if self._error is None:
                 self._discard(self._result)  # type: ignore[arg-type]  # as above
+            self._error = None
         else:
             # Not waited for: the caller may be on its way out with an exception of its own.
             self._greenlet.kill(block=False)

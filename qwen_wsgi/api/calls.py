@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from flask import Response, current_app, g, request
 
 from qwen_wsgi.accounting.ledger import Call
 from qwen_wsgi.api.guard import request_id_of
-from qwen_wsgi.errors import ApiError, ClientGone, Overloaded, UpstreamError
+from qwen_wsgi.errors import ApiError, ClientGone, Overloaded, UpstreamError, forget_frames
 from qwen_wsgi.green import Watch, watch_client
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.upstream.attempts import Course
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
 
     from qwen_wsgi.app import Services
+
+#: Where Anthropic's API is, also for who does not name its version.
+_MESSAGES: Final = "/v1/messages"
 
 
 @dataclass
@@ -73,6 +76,11 @@ class LiveCall:
     course: Course | None = None
     closed: bool = field(default=False)
 
+    @property
+    def is_anthropic(self) -> bool:
+        """Whether the client speaks Anthropic's API; its SDKs always name the version."""
+        return "HTTP_ANTHROPIC_VERSION" in self.environ or self.call.path.startswith(_MESSAGES)
+
     def admit(self) -> None:
         """Take a place.
 
@@ -103,6 +111,7 @@ class LiveCall:
             self.call.error_code = error.code or error.type
             self.call.status = error.status
         elif isinstance(error, ClientGone | GeneratorExit):
+            forget_frames(error)  # one of Flask's knows it
             self.call.outcome = "client_gone"
             self.call.status = self.call.status or 499
         else:
@@ -199,6 +208,8 @@ def finish_response(response: Response) -> Response:
     call = its.call
     headers = response.headers
     headers["x-request-id"] = call.request_id
+    if its.is_anthropic:
+        headers["request-id"] = call.request_id
     its.take_course()
     if call.account:
         headers["x-qwen-proxy-account"] = call.account

@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.errors import AccountUnavailable, ApiError, Failure, Scope, UpstreamError
+from qwen_wsgi.errors import (
+    AccountUnavailable,
+    ApiError,
+    Failure,
+    Scope,
+    UpstreamError,
+    forget_frames,
+)
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream import classify
 from qwen_wsgi.upstream.board import Board
@@ -92,6 +99,15 @@ class Attempts:
         Raises:
             ApiError: what the client is to be told.
         """
+        try:
+            return self._run(plan, ask, course)
+        except ApiError as error:
+            forget_frames(error)
+            raise
+        finally:
+            course.first_error = None  # its frames hold the course
+
+    def _run(self, plan: Plan, ask: Callable[[Route, Place], T], course: Course) -> T:
         end_s = self._clock.monotonic() + self._budget_s
         while True:
             standing = self._next(plan, course, end_s)
@@ -104,6 +120,7 @@ class Attempts:
                 place.leave()
                 if not isinstance(error, ApiError):
                     raise
+                forget_frames(error)
                 self._after(error, plan, standing.route, course, end_s)
             else:
                 self._worked(plan, standing.route)

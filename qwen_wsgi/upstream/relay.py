@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.errors import ApiError, ClientGone, StreamBroken
+from qwen_wsgi.errors import ApiError, ClientGone, StreamBroken, forget_frames
 from qwen_wsgi.green import Task
 from qwen_wsgi.protocol.dialect import Encoder
 from qwen_wsgi.protocol.usage import Usage
@@ -90,6 +90,7 @@ class Relay:
                 self._take()
             yield from self._carry()
         except ApiError as error:
+            forget_frames(error)  # this one is among them
             self.outcome, self.error = "upstream_error", error
             yield self._encoder.fail(error)
         except Exception as fault:  # the outermost frame: after the 200 nobody else can tell
@@ -116,8 +117,8 @@ class Relay:
     def _take(self) -> None:
         try:
             self._stream = self._opening.take()
-        except ApiError as error:
-            self.outcome, self.error = "upstream_error", error
+        except ApiError:
+            self.outcome = "upstream_error"
             raise
         self.first_byte_at = self._clock.monotonic()
 

@@ -13,7 +13,7 @@ from urllib3.exceptions import LocationParseError
 
 from qwen_wsgi import __version__
 from qwen_wsgi.credentials.token import AccessToken
-from qwen_wsgi.errors import UpstreamError, UpstreamTimeout
+from qwen_wsgi.errors import UpstreamError, UpstreamTimeout, forget_frames
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.body import BodyBroken, BodyReader, ReadTimeout
 from qwen_wsgi.upstream.exchange import HTTPPool, HTTPSPool, RequestHeaders
@@ -164,6 +164,7 @@ class Transport:
                 )
                 if not (kept and _stale(error)):
                     raise
+                forget_frames(error)  # urllib3's know it
             # The server closed a kept connection meanwhile: the request reached nobody.
             return self._send_once(request, read_timeout_s)
         except requests.ConnectionError as error:

@@ -471,7 +471,7 @@ def test_tool_calls_in_disguise(sandbox: Sandbox) -> None:
     assert '<invoke name="get_weather">' in text
     assert '<parameter name="city">sandbox city</parameter>' in text
     broken = tool_stream(sandbox, "xml-tools, tool-bad-json").text
-    assert broken.endswith('{"city": "sandbox cit\n</invoke>\n</function_calls>')
+    assert broken.endswith('{"city": "sandbox city\n</invoke>\n</function_calls>')
     assert tool_stream(sandbox, "tool-finish-stop").finish == ["stop"]
     assert tool_stream(sandbox, "no-tools").text.startswith("[sandbox]")
 
