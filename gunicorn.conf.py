@@ -118,10 +118,11 @@ class ClientSocket:
         return self._sock.recv(min(size, _RECV_BYTES), *flags)  # type: ignore[no-any-return]
 
     def flush(self) -> None:
-        """Send a head that no body followed."""
+        """Send a head that no body followed; a client that is gone will be noticed elsewhere."""
         if self._head:
             data, self._head = self._head, b""
-            self._sock.sendall(data)
+            with contextlib.suppress(OSError):
+                self._sock.sendall(data)
 
 
 class StreamWorker(GeventWorker):
@@ -153,8 +154,7 @@ class StreamWorker(GeventWorker):
             return super().handle_request(listener_name, req, sock, addr)
         finally:
             if isinstance(sock, ClientSocket):
-                with contextlib.suppress(OSError):
-                    sock.flush()
+                sock.flush()
             self._waiting[sock] = time.monotonic()
             if not self.alive:
                 # This answer may have begun before the stop, and promised to keep the connection.
@@ -214,6 +214,8 @@ def post_worker_init(worker: Worker) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
+    # Each spawn would note who spawned it and from where, for traces that nobody prints.
+    gevent.config.track_greenlet_tree = False
     # Nobody prints them, and each record would ask for all of them.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     if _services(worker) is not None:

@@ -6,6 +6,7 @@ piece of blocking work so that its caller may wait in slices, and drop it at onc
 
 from __future__ import annotations
 
+import functools
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -88,10 +89,15 @@ def watch_client(environ: Mapping[str, Any]) -> Watch:
     return _ClientWatch(client)
 
 
+@functools.cache
+def _original_poll() -> Any:
+    return monkey.get_original("select", "poll")
+
+
 def readable_now(source: socket.socket) -> bool:
     """Whether something (or the end) can be read from a socket at once; asks the kernel and never
     switches greenlets."""
-    poll = monkey.get_original("select", "poll")()
+    poll = _original_poll()()
     poll.register(source.fileno(), _READ)  # POLLIN has the same value
     return bool(poll.poll(0))
 

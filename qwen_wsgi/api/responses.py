@@ -106,12 +106,13 @@ def input_items(id: str) -> Response:
             raise BadRequest(f"No item has the id '{after[:64]}'.", param="after")
         items = items[ids.index(after) + 1 :]
     page = items[: _limit()]
+    shown = [str(item.get("id")) for item in page] or [""]
     return replies.json_value(
         {
             "object": "list",
             "data": page,
-            "first_id": page[0].get("id") if page else None,
-            "last_id": page[-1].get("id") if page else None,
+            "first_id": shown[0],
+            "last_id": shown[-1],
             "has_more": len(page) < len(items),
         }
     )

@@ -26,6 +26,7 @@ __all__ = [
     "error_of",
     "parse_request",
     "upstream_body",
+    "wrong_type",
 ]
 
 
@@ -38,10 +39,15 @@ class ChatRequest:
     stream: bool
     #: The client asked for `stream_options.include_usage` itself.
     wants_usage: bool
+    #: Members that a translation added by itself: who did not ask for them does not lose them.
+    added: frozenset[str] = frozenset()
 
 
-def parse_request(body: JsonObject) -> ChatRequest:
+def parse_request(body: JsonObject, *, added: Collection[str] = ()) -> ChatRequest:
     """Check what must be understood; leave the rest to the upstream.
+
+    Args:
+        added: members of which the client did not say anything.
 
     Raises:
         BadRequest: with OpenAI's `param` and `code`, for a missing or ill-typed `model`,
@@ -49,14 +55,14 @@ def parse_request(body: JsonObject) -> ChatRequest:
     """
     model = body.get("model")
     if not isinstance(model, str | None):
-        raise _wrong_type("model", "a string", model)
+        raise wrong_type("model", "a string", model)
     _check_messages(body)
     stream = body.get("stream")
     if not isinstance(stream, bool | None):
-        raise _wrong_type("stream", "a boolean", stream)
+        raise wrong_type("stream", "a boolean", stream)
     options = body.get("stream_options")
     if not isinstance(options, dict | None):
-        raise _wrong_type("stream_options", "an object", options)
+        raise wrong_type("stream_options", "an object", options)
     if options is not None and not stream:
         raise BadRequest(
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
@@ -67,6 +73,7 @@ def parse_request(body: JsonObject) -> ChatRequest:
         model=model or "",
         stream=bool(stream),
         wants_usage=bool(options and options.get("include_usage")),
+        added=frozenset(added),
     )
 
 
@@ -79,7 +86,7 @@ def _check_messages(body: JsonObject) -> None:
         )
     messages = body["messages"]
     if not isinstance(messages, list):
-        raise _wrong_type("messages", "an array of objects", messages)
+        raise wrong_type("messages", "an array of objects", messages)
     if not messages:
         raise BadRequest(
             "Invalid 'messages': empty array. Expected an array with minimum length 1, "
@@ -89,7 +96,7 @@ def _check_messages(body: JsonObject) -> None:
         )
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
-            raise _wrong_type(f"messages[{index}]", "an object", message)
+            raise wrong_type(f"messages[{index}]", "an object", message)
         role = message.get("role")
         if role is None:
             raise BadRequest(
@@ -98,7 +105,7 @@ def _check_messages(body: JsonObject) -> None:
                 code="missing_required_parameter",
             )
         if not isinstance(role, str):
-            raise _wrong_type(f"messages[{index}].role", "a string", role)
+            raise wrong_type(f"messages[{index}].role", "a string", role)
 
 
 _JSON_TYPES: Final = {
@@ -112,7 +119,8 @@ _JSON_TYPES: Final = {
 }
 
 
-def _wrong_type(param: str, expected: str, value: object) -> BadRequest:
+def wrong_type(param: str, expected: str, value: object) -> BadRequest:
+    """A refusal, in OpenAI's words, of a value of another type than `expected`: `a string`."""
     got = _JSON_TYPES.get(type(value), "something else")
     return BadRequest(
         f"Invalid type for '{param}': expected {expected}, but got {got} instead.",

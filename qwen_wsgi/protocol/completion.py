@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from qwen_wsgi.protocol import sse
@@ -13,6 +13,17 @@ from qwen_wsgi.protocol.usage import parse as parse_usage
 
 #: Delta fields whose fragments are joined; of every other field the last value counts.
 _JOINED: Final = frozenset({"content", "reasoning_content", "reasoning", "refusal"})
+
+
+def joined_text(pieces: Iterable[str]) -> str:
+    """Pieces of a text as one; the halves of a character that came in two come together."""
+    text = "".join(pieces)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Each half was an escape of its own; one that stays alone is replaced.
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 class Completion:
@@ -118,7 +129,7 @@ class _Choice:
                     self._logprobs.setdefault(name, []).extend(values)
 
     def render(self, seed: str) -> dict[str, Any]:
-        joined = {name: _whole_text(parts) for name, parts in self._joined.items()}
+        joined = {name: joined_text(parts) for name, parts in self._joined.items()}
         content, refusal = joined.pop("content", None), joined.pop("refusal", None)
         calls = self._tool_calls.render(f"{seed}/{self._index}")
         message: dict[str, Any] = {
@@ -145,16 +156,6 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
     for item in value if isinstance(value, list) else ():
         if isinstance(item, dict):
             yield item
-
-
-def _whole_text(parts: list[str]) -> str:
-    text = "".join(parts)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        # The halves of one character came in two chunks, each as an escape of its own.
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def _join_function(call: dict[str, Any], fragment: Mapping[str, Any]) -> None:

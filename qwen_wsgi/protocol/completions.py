@@ -121,7 +121,8 @@ def chat_requests(
                     {**changes, "messages": [{"role": "user", "content": prompt}]},
                     drop=_NOT_OF_CHAT,
                 )
-            )
+            ),
+            added=changes,
         )
         for prompt in prompts
     ]

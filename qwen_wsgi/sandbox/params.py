@@ -71,6 +71,27 @@ def _messages(body: dict[str, Any]) -> Iterator[str]:
         yield "System message must be at the beginning"
 
 
+def _history(body: dict[str, Any]) -> Iterator[str]:
+    """Calls whose arguments cannot be parsed, as users of several clients reported."""
+    for message in body["messages"]:
+        calls = message.get("tool_calls") if message["role"] == "assistant" else None
+        for call in calls if isinstance(calls, list) else ():
+            function = call.get("function") if isinstance(call, dict) else None
+            if isinstance(function, dict) and not _is_json(function.get("arguments")):
+                yield (
+                    '<400> InternalError.Algo.InvalidParameter: The "function.arguments" parameter '
+                    "of the code model must be in JSON format."
+                )
+
+
+def _is_json(text: Any) -> bool:
+    try:
+        json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
 def _sampling(body: dict[str, Any]) -> Iterator[str]:
     temperature = body.get("temperature")
     if _number(temperature) and not 0 <= temperature < 2:
@@ -166,6 +187,7 @@ def _number(value: Any) -> TypeGuard[float]:
 
 _CHECKS: Final[tuple[Callable[[dict[str, Any]], Iterator[str]], ...]] = (
     _messages,
+    _history,
     _sampling,
     _lengths,
     _streaming,

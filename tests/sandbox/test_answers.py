@@ -199,6 +199,20 @@ def test_long_prompts_report_cached_tokens(sandbox: Sandbox) -> None:
     assert explicit["prompt_tokens_details"]["cache_creation_input_tokens"] > 0
 
 
+def called(arguments: str) -> list[dict[str, Any]]:
+    """A conversation with a call of a tool."""
+    function = {"name": "get_weather", "arguments": arguments}
+    return [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "tool_calls": [{"id": "1", "function": function}]},
+        {"role": "tool", "tool_call_id": "1", "content": "sunny"},
+    ]
+
+
+def test_a_history_with_a_call_is_taken(sandbox: Sandbox) -> None:
+    assert ask(sandbox, messages=called('{"city": "Rome"}')).status == 200
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -227,6 +241,8 @@ def test_long_prompts_report_cached_tokens(sandbox: Sandbox) -> None:
         ({"messages": [{"role": "developer", "content": "x"}]}, "developer is not one of"),
         ({"messages": [{"role": "system", "content": "x"}]}, "role of user"),
         ({"messages": [{"role": "user", "content": 5}]}, "content"),
+        ({"messages": called('{"path": "a.p')}, '"function.arguments" parameter'),
+        ({"messages": called("")}, "must be in JSON format"),
         ({"model": ""}, "model"),
         (
             {

@@ -486,6 +486,17 @@ def test_the_input_items_of_a_stored_response(caller: Caller, given: Any) -> Non
     assert len(items["data"]) == (1 if isinstance(given, str) else len(given))
 
 
+def test_an_empty_page_of_input_items(caller: Caller) -> None:
+    _, created = caller.ask("/v1/responses", response())
+    path = f"/v1/responses/{created['id']}/input_items"
+    _, page = caller.ask(path, method="GET")
+    status, rest = caller.ask(f"{path}?after={page['last_id']}", method="GET")
+
+    assert status == 200
+    check("responses#input_items", rest)
+    assert (rest["data"], rest["first_id"], rest["has_more"]) == ([], "", False)
+
+
 def test_the_count_of_input_tokens(caller: Caller) -> None:
     status, count = caller.ask("/v1/responses/input_tokens", response())
 

@@ -1,7 +1,7 @@
 """OpenAI's Responses API: its requests as chat requests, chat's answers as responses.
 
-`request` reads requests (`items`, `conversation`, `content`, `tools`, `parameters`), `encoder`
-tells answers (`output`, `events`, `told`, `failure`).
+`request` reads requests (`items`, `stored_form`, `conversation`, `content`, `tools`, `parameters`),
+`encoder` tells answers (`output`, `events`, `told`, `failure`).
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any, Final, Protocol
 
 from qwen_wsgi.errors import BadRequest
+from qwen_wsgi.protocol.chat import wrong_type
 
 #: Of a client's word so much is quoted in a refusal.
 _QUOTED_CHARS: Final = 60
@@ -18,13 +19,6 @@ class Holder(Protocol):
 
     def get(self, name: str, /) -> Any:
         """The value of a member, None if it has none."""
-
-
-def wrong_type(param: str, expected: str) -> BadRequest:
-    """A value of another type than it should be."""
-    return BadRequest(
-        f"Invalid type for '{param}': expected {expected}.", param=param, code="invalid_type"
-    )
 
 
 def missing(param: str) -> BadRequest:
@@ -59,7 +53,7 @@ def text(holder: Holder, name: str, path: str = "") -> str | None:
     """A string, None if it is missing or null. `path` is what the refusal puts before the name."""
     value = holder.get(name)
     if not isinstance(value, str | None):
-        raise wrong_type(path + name, "a string")
+        raise wrong_type(path + name, "a string", value)
     return value
 
 
@@ -85,7 +79,7 @@ def flag(holder: Holder, name: str) -> bool | None:
     """A boolean, None if it is missing or null."""
     value = holder.get(name)
     if not isinstance(value, bool | None):
-        raise wrong_type(name, "a boolean")
+        raise wrong_type(name, "a boolean", value)
     return value
 
 
@@ -93,7 +87,7 @@ def number(holder: Holder, name: str) -> float | None:
     """A number, None if it is missing or null. Its range the host knows."""
     value = holder.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float | None):
-        raise wrong_type(name, "a number")
+        raise wrong_type(name, "a number", value)
     return value
 
 
@@ -101,7 +95,7 @@ def count(holder: Holder, name: str, *, least: int) -> int | None:
     """An integer from `least` on, None if it is missing or null."""
     value = holder.get(name)
     if isinstance(value, bool) or not isinstance(value, int | None):
-        raise wrong_type(name, "an integer")
+        raise wrong_type(name, "an integer", value)
     if value is not None and value < least:
         raise BadRequest(
             f"Invalid '{name}': integer below minimum value. Expected a value >= {least}.",
@@ -115,7 +109,7 @@ def mapping(holder: Holder, name: str, path: str = "") -> dict[str, Any] | None:
     """An object, None if it is missing or null."""
     value = holder.get(name)
     if not isinstance(value, dict | None):
-        raise wrong_type(path + name, "an object")
+        raise wrong_type(path + name, "an object", value)
     return value
 
 
@@ -125,8 +119,8 @@ def objects(holder: Holder, name: str, path: str = "") -> list[dict[str, Any]]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise wrong_type(path + name, "an array of objects")
+        raise wrong_type(path + name, "an array of objects", value)
     for index, each in enumerate(value):
         if not isinstance(each, dict):
-            raise wrong_type(f"{path}{name}[{index}]", "an object")
+            raise wrong_type(f"{path}{name}[{index}]", "an object", each)
     return value

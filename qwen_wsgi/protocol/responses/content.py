@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
+from qwen_wsgi.protocol.chat import wrong_type
 from qwen_wsgi.protocol.responses import checks
 
-#: `text` is chat's own word, which clients mix up with these.
-_TEXTS: Final = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
+#: Types of parts that hold a text. `text` is chat's own word, which clients mix up with these.
+TEXTS: Final = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 _PARTS: Final = ("input_text", "input_image", "input_audio", "output_text", "refusal")
 
-#: `auto` is the default.
-_DETAILS: Final = {"low": "low", "high": "high", "original": "high"}
+#: OpenAI's levels of detail but the default, `auto`, and what they are in chat.
+DETAILS: Final = {"low": "low", "high": "high", "original": "high"}
 
 
 def parts_of(holder: dict[str, Any], name: str, path: str) -> str | list[dict[str, Any]]:
@@ -27,7 +28,7 @@ def parts_of(holder: dict[str, Any], name: str, path: str) -> str | list[dict[st
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise checks.wrong_type(path + name, "a string or an array of objects")
+        raise wrong_type(path + name, "a string or an array of objects", value)
     given = checks.objects(holder, name, path)
     parts = [_part(part, f"{path}{name}[{index}].") for index, part in enumerate(given)]
     if not parts:
@@ -51,7 +52,7 @@ def media_of(parts: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _part(part: dict[str, Any], path: str) -> dict[str, Any]:
     kind = checks.required_text(part, "type", path)
-    if kind in _TEXTS:
+    if kind in TEXTS:
         return {"type": "text", "text": checks.required_text(part, "text", path)}
     if kind == "refusal":
         # Chat's own part for it is unknown to Qwen's hosts; to the model it is what was said.
@@ -78,7 +79,7 @@ def _image(part: dict[str, Any], path: str) -> dict[str, Any]:
     if isinstance(url, dict):
         url = url.get("url")  # chat's form, which clients mix up with this one
     if not isinstance(url, str | None):
-        raise checks.wrong_type(path + "image_url", "a string")
+        raise wrong_type(path + "image_url", "a string", url)
     if not url:
         if part.get("file_id"):
             raise BadRequest(
@@ -90,6 +91,6 @@ def _image(part: dict[str, Any], path: str) -> dict[str, Any]:
         raise checks.missing(path + "image_url")
     detail = checks.text(part, "detail", path)
     image = {"url": url}
-    if detail in _DETAILS:
-        image["detail"] = _DETAILS[detail]
+    if detail in DETAILS:
+        image["detail"] = DETAILS[detail]
     return {"type": "image_url", "image_url": image}

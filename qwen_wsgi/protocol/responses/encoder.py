@@ -130,6 +130,7 @@ class ResponseEncoder:
             "status": status,
             "error": error,
             "incomplete_details": details,
+            "access_programs": None,
             "model": self._model,
             "output": [item.object() for item in self._items],
             **self._request.echo,

@@ -48,13 +48,3 @@ class Deltas:
         """The event that adds a piece."""
         number = self._events.next_number()
         return f"{self._before}{compact(piece)}{self._after}{number}}}\n\n".encode()
-
-
-def joined(pieces: list[str]) -> str:
-    """Pieces of a text as one; the halves of a character that were told apart come together."""
-    text = "".join(pieces)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text

@@ -1,4 +1,4 @@
-"""The input of a request as items: each with a type and an id, references replaced."""
+"""The input of a request as items: each as OpenAI stores it, references replaced."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
+from qwen_wsgi.protocol.chat import wrong_type
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import checks
+from qwen_wsgi.protocol.responses.stored_form import stored_form
 
 REFERENCE: Final = "item_reference"
 
@@ -19,6 +21,7 @@ _PREFIXES: Final = {
     "function_call_output": "fco",
     "custom_tool_call": "ctc",
     "custom_tool_call_output": "ctco",
+    "web_search_call": "ws",
 }
 
 
@@ -51,7 +54,7 @@ def references(body: JsonObject) -> Iterator[str]:
 def normalised(
     body: JsonObject, *, seed: str, known: set[str], stored: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The items of a request's `input`.
+    """The items of a request's `input`, in the form in which OpenAI stores them.
 
     Args:
         seed: what the ids are made from of items that have none.
@@ -66,16 +69,15 @@ def normalised(
     if given is None:
         raise checks.missing("input")
     if isinstance(given, str):
-        part = {"type": "input_text", "text": given}
-        given = [{"type": "message", "role": "user", "content": [part]}]
+        given = [{"type": "message", "role": "user", "content": given}]
     if not isinstance(given, list):
-        raise checks.wrong_type("input", "a string or an array of objects")
+        raise wrong_type("input", "a string or an array of objects", given)
     known = set(known)
     items = []
     for index, item in enumerate(given):
         path = f"input[{index}]"
         if not isinstance(item, dict):
-            raise checks.wrong_type(path, "an object")
+            raise wrong_type(path, "an object", item)
         kind, id = kind_of(item, path + "."), checks.text(item, "id", path + ".")
         if kind == REFERENCE:
             if id not in known:
@@ -84,7 +86,7 @@ def normalised(
             continue
         id = id or f"{_PREFIXES.get(kind, 'item')}_{seed}_in{index}"
         known.add(id)
-        items.append({**item, "type": kind, "id": id})
+        items.append(stored_form(item, kind, id))
     return items
 
 
@@ -98,4 +100,4 @@ def _stored(id: str | None, path: str, stored: Mapping[str, Mapping[str, Any]]) 
             param=path + ".id",
             code="item_not_found",
         )
-    return {"type": "message", **stored[id], "id": id}
+    return stored_form(stored[id], str(stored[id].get("type") or "message"), id)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from qwen_wsgi.protocol.completion import joined_text
 from qwen_wsgi.protocol.responses import envelope
-from qwen_wsgi.protocol.responses.events import Deltas, Events, joined
+from qwen_wsgi.protocol.responses.events import Deltas, Events
 from qwen_wsgi.protocol.responses.free_text import FreeText
 from qwen_wsgi.protocol.responses.tools import Tool
 
@@ -94,14 +95,14 @@ class Reasoning(Item):
         )
 
     def _last(self, status: str) -> bytes:
-        text = joined(self._pieces)
+        text = joined_text(self._pieces)
         told = self._events.render(
             "response.reasoning_summary_text.done", **self._places, summary_index=0, text=text
         )
         return told + self._part("done", text)
 
     def _shown(self, status: str) -> dict[str, Any]:
-        text = joined(self._pieces)
+        text = joined_text(self._pieces)
         summary = [{"type": "summary_text", "text": text}] if text else []
         shown = {"id": self._id, "type": "reasoning", "summary": summary, "status": status}
         if self._seals and status != IN_PROGRESS:
@@ -195,7 +196,7 @@ class Message(Item):
     def _settle(self) -> dict[str, Any]:
         """The part that grows, with its text so far."""
         part = self._parts[-1]
-        part["refusal" if self._kind == "refusal" else "text"] = joined(self._pieces)
+        part["refusal" if self._kind == "refusal" else "text"] = joined_text(self._pieces)
         return part
 
     def _last(self, status: str) -> bytes:
@@ -241,7 +242,7 @@ class Call(Item):
             f"{self._EVENT}.done",
             **self._places,
             name=self._tool.name,
-            arguments=joined(self._pieces),
+            arguments=joined_text(self._pieces),
         )
 
     def _shown(self, status: str) -> dict[str, Any]:
@@ -249,7 +250,7 @@ class Call(Item):
             "id": self._id,
             "type": "function_call",
             "status": status,
-            "arguments": joined(self._pieces),
+            "arguments": joined_text(self._pieces),
             **self._name(),
         }
 
@@ -275,7 +276,7 @@ class CustomCall(Call):
     def _last(self, status: str) -> bytes:
         told = self._tell(self._input.end())
         return told + self._events.render(
-            f"{self._EVENT}.done", **self._places, input=joined(self._pieces)
+            f"{self._EVENT}.done", **self._places, input=joined_text(self._pieces)
         )
 
     def _shown(self, status: str) -> dict[str, Any]:
@@ -283,7 +284,7 @@ class CustomCall(Call):
             "id": self._id,
             "type": "custom_tool_call",
             "status": status,
-            "input": joined(self._pieces),
+            "input": joined_text(self._pieces),
             **self._name(),
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
+from qwen_wsgi.protocol.chat import wrong_type
 from qwen_wsgi.protocol.dialect import Losses
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import checks
@@ -78,8 +79,11 @@ def include_of(body: JsonObject) -> list[str]:
     include = body.get("include")
     if include is None:
         return []
-    if not isinstance(include, list) or not all(isinstance(each, str) for each in include):
-        raise checks.wrong_type("include", "an array of strings")
+    if not isinstance(include, list):
+        raise wrong_type("include", "an array of strings", include)
+    for index, each in enumerate(include):
+        if not isinstance(each, str):
+            raise wrong_type(f"include[{index}]", "a string", each)
     return include
 
 
@@ -136,7 +140,7 @@ def _metadata(body: JsonObject) -> dict[str, str]:
         )
     for key, value in pairs.items():
         if not isinstance(value, str):
-            raise checks.wrong_type("metadata", "an object of strings")
+            raise wrong_type(f"metadata.{key[:_LONGEST_KEY]}", "a string", value)
         if len(key) > _LONGEST_KEY or len(value) > _LONGEST_VALUE:
             raise BadRequest(
                 f"Invalid 'metadata': keys have at most {_LONGEST_KEY} characters, values "
@@ -183,7 +187,7 @@ def _format(form: dict[str, Any]) -> dict[str, Any] | None:
         raise checks.missing("text.format.schema")
     strict = form.get("strict")
     if not isinstance(strict, bool | None):
-        raise checks.wrong_type("text.format.strict", "a boolean")
+        raise wrong_type("text.format.strict", "a boolean", strict)
     if strict is not None:
         schema["strict"] = strict
     return {"type": kind, "json_schema": schema}

@@ -45,7 +45,7 @@ class ResponsesRequest:
         chat: the same in chat's words.
         changed: what of it was changed or lost, as `Losses` has it.
         model: the client's name for the model, "" if it gave none.
-        input_items: the request's own input, each item with its type and an id.
+        input_items: the request's own input, each item as OpenAI stores it, with its type and id.
         echo: the members of a response object that repeat the request.
         names: what the tools are called in chat.
         seals_thinking: the client wants its thinking packed (`envelope`).
@@ -249,13 +249,20 @@ def _echo(body: JsonObject, previous: Previous) -> dict[str, Any]:
         "temperature": body.get("temperature"),
         "text": {**text, "format": text.get("format") or {"type": "text"}},
         "tool_choice": "auto" if choice is None else choice,
-        "tools": body.get("tools") or [],
+        "tools": [_told_tool(tool) for tool in body.get("tools") or ()],
         "top_logprobs": body.get("top_logprobs") or 0,
         "top_p": body.get("top_p"),
         "truncation": "disabled",
         "user": body.get("user"),
     }
     return {name: value for name, value in echo.items() if value is not None or name in _NULLABLE}
+
+
+def _told_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool as a response has it: of a function OpenAI requires these, if only null."""
+    if tool.get("type") != "function":
+        return tool
+    return {**tool, "parameters": tool.get("parameters"), "strict": tool.get("strict")}
 
 
 #: OpenAI's schema requires these even when null; the others are shown as OpenAI does.

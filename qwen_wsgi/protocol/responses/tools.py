@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
+from qwen_wsgi.protocol.chat import wrong_type
 from qwen_wsgi.protocol.dialect import Losses
 from qwen_wsgi.protocol.responses import checks
 
@@ -210,7 +211,7 @@ class Tools:
                 raise checks.bad_value("tool_choice", choice, _MODES)
             return self._members(self._offered, self._searches, choice)
         if not isinstance(choice, dict):
-            raise checks.wrong_type("tool_choice", "a string or an object")
+            raise wrong_type("tool_choice", "a string or an object", choice)
         kind = checks.required_text(choice, "type", "tool_choice.")
         if kind == "allowed_tools":
             return self._allowed(choice)

@@ -95,6 +95,7 @@ class Draft:
     """
 
     __slots__ = (
+        "_added",
         "_changed",
         "_changes",
         "_drop",
@@ -121,6 +122,7 @@ class Draft:
         self.wish = Wish()
         self.notes: list[str] = []
         self.fan_out = 1
+        self._added = request.added
         self._changes: dict[str, Any] = {}
         self._drop: set[str] = set()
         self._changed: list[str] = []
@@ -153,13 +155,15 @@ class Draft:
     def lose(self, param: str, why: str) -> None:
         """Say that what the client asked for with `param` will not be had.
 
+        What a translation added of itself nobody misses.
+
         Args:
             why: a verb and what follows it, about the model: `takes no frequency_penalty`.
 
         Raises:
             BadRequest: the operator wants such requests refused.
         """
-        if self.options.strict:
+        if self.options.strict and param not in self._added:
             raise BadRequest(
                 f"'{param}' cannot be sent as it is: {self.target.model} on this host "
                 f"({self.target.family.value}) {why}. With QWEN_PROXY_STRICT=1 such a request is "

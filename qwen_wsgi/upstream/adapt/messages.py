@@ -1,4 +1,4 @@
-"""Messages: where the system stands, how tools are called, what hosts want of parts.
+"""Messages: where the system stands, what hosts want of parts; `calls` has how tools are called.
 
 Every step returns the very list that it got if there is nothing to do, and else a new one that
 shares with it what stays as it is.
@@ -7,9 +7,11 @@ shares with it what stays as it is.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterator
-from typing import Any, TypeGuard
+from typing import Any
 
+from qwen_wsgi.upstream.adapt import calls
 from qwen_wsgi.upstream.adapt.draft import Draft
 from qwen_wsgi.upstream.hosts import Family
 
@@ -47,7 +49,9 @@ def _apply(draft: Draft, steps: Iterator[tuple[_Step, str]]) -> None:
 def _steps(draft: Draft, roles: _Roles) -> Iterator[tuple[_Step, str]]:
     """The steps that may have something to do, and what to call it."""
     if "function" in roles.all or "functions" in draft.names:
-        yield _as_tool_calls, "function_call-as-tool_calls"
+        yield calls.as_tool_calls, "function_call-as-tool_calls"
+    if "assistant" in roles.all:
+        yield calls.with_json_arguments, "arguments-made-json"
     yield from _system_steps(draft, roles)
     if draft.notes:
         yield functools.partial(_add_to_system, "\n\n".join(draft.notes)), "json-asked-for"
@@ -112,44 +116,6 @@ def _add_to_system(text: str, messages: list[Message]) -> list[Message]:
     if isinstance(content, list):
         return [{**first, "content": [*content, _text(text)]}, *messages[1:]]
     return [{**first, "content": f"{content}\n\n{text}" if content else text}, *messages[1:]]
-
-
-# --- the old form of tool calls -----------------------------------------------------------------
-
-
-def _as_tool_calls(messages: list[Message]) -> list[Message]:
-    """`function_call` and its answers, which had no ids, with ids.
-
-    The same history gets the same ids, so that it stays the same prefix for a cache.
-    """
-    changed = []
-    waiting: dict[str, str] = {}
-    count = 0
-    for message in messages:
-        role, name = message["role"], message.get("name")
-        call = message.get("function_call")
-        if role == "assistant" and _is_call(call) and not message.get("tool_calls"):
-            count += 1
-            waiting[call["name"]] = identity = f"call_function_{count}"
-            tool_call = {"id": identity, "type": "function", "function": call}
-            message = {**_without(message, "function_call"), "tool_calls": [tool_call]}
-        elif role == "function" and isinstance(name, str) and name in waiting:
-            answer = {"role": "tool", "tool_call_id": waiting.pop(name)}
-            message = {**_without(message, "name"), **answer}
-        changed.append(message)
-    return changed if any(map(_differs, changed, messages)) else messages
-
-
-def _is_call(call: Any) -> TypeGuard[dict[str, Any]]:
-    return isinstance(call, dict) and isinstance(call.get("name"), str)
-
-
-def _differs(one: Message, other: Message) -> bool:
-    return one is not other
-
-
-def _without(message: Message, name: str) -> Message:
-    return {key: value for key, value in message.items() if key != name}
 
 
 # --- parts --------------------------------------------------------------------------------------
@@ -221,7 +187,7 @@ def _mark(messages: list[Message], *, stream: bool) -> list[Message]:
     changed = list(messages)
     for place in places:
         changed[place] = _mark_last_part(changed[place])
-    return changed if any(map(_differs, changed, messages)) else messages
+    return changed if any(map(operator.is_not, changed, messages)) else messages
 
 
 def _mark_last_part(message: Message) -> Message:

@@ -14,18 +14,19 @@ from qwen_wsgi.upstream.adapt.draft import Draft
 _UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
     "frequency_penalty": (0,),
     "logit_bias": ({},),
-    "user": ("",),
-    "store": (False,),
     "service_tier": ("auto", "default"),
     "prediction": (),
     "verbosity": ("medium",),
-    "safety_identifier": ("",),
-    "prompt_cache_key": ("",),
-    "prompt_cache_retention": ("in_memory", "in-memory"),
     "moderation": (),
     "background": (False,),
     "webhook_config": (),
 }
+
+#: What it does not list either, and no answer depends on: who asks, how it is filed and cached. To
+#: leave it out is no loss, whatever it says.
+_HINTS: Final = frozenset(
+    {"prompt_cache_key", "prompt_cache_retention", "safety_identifier", "store", "user"}
+)
 
 #: Seeds have 31 bits there; OpenAI's have 64 and a sign.
 _SEED_BITS: Final = 0x7FFF_FFFF
@@ -65,7 +66,7 @@ _RANGES: Final[Mapping[str, tuple[Callable[[float], float], str]]] = {
 _LENGTHS: Final = ("max_tokens", "max_completion_tokens")
 _CHOICES: Final = 4
 
-_FIELDS: Final = frozenset({*_UNSUPPORTED, *_RANGES, *_LENGTHS, "n", "metadata"})
+_FIELDS: Final = frozenset({*_UNSUPPORTED, *_HINTS, *_RANGES, *_LENGTHS, "n", "metadata"})
 
 
 def settle(draft: Draft) -> None:
@@ -76,11 +77,13 @@ def settle(draft: Draft) -> None:
     for name in draft.body.names():
         if name in _RANGES:
             _into_range(draft, name)
+        elif name in _HINTS:
+            draft.leave_out(name)
         elif name in _UNSUPPORTED:
             _drop(draft, name, _UNSUPPORTED[name])
     if "metadata" in mentioned and not thinking.is_qwen(draft.target.model):
-        # Other vendors' back ends refuse an object there (qwen-code 0.24.4).
-        _drop(draft, "metadata", ({},))
+        # Other vendors' back ends refuse an object there (qwen-code 0.24.4). A hint as well.
+        draft.leave_out("metadata")
     for name in _LENGTHS:
         if name in mentioned:
             _into_limit(draft, name)

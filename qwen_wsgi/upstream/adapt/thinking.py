@@ -132,4 +132,5 @@ def _switched(wish: Wish, traits: Traits) -> dict[str, Any]:
 
 def _param(draft: Draft) -> str:
     """The member that asks for thinking; the model's name may do so as well."""
-    return next((name for name in (EFFORT, NESTED, SWITCH) if name in draft.names), "model")
+    names = (EFFORT, NESTED, SWITCH)
+    return next((name for name in names if draft.body.get(name) is not None), "model")

@@ -11,7 +11,7 @@ from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError
 from qwen_wsgi.protocol.responses import parse_request, previous_of, whole
 
-from .support import ID, INPUT_ITEMS, MODEL, body, chat, request
+from .support import ID, MODEL, body, chat, request
 
 COMPLETION = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}}]}
 
@@ -144,7 +144,7 @@ def test_a_strict_operator_has_losses_refused() -> None:
         ({"reasoning": "high"}, "reasoning", "invalid_type"),
         ({"reasoning": {"effort": "huge"}}, "reasoning.effort", "invalid_value"),
         ({"text": {"verbosity": "loud"}}, "text.verbosity", "invalid_value"),
-        ({"metadata": {"a": 1}}, "metadata", "invalid_type"),
+        ({"metadata": {"a": 1}}, "metadata.a", "invalid_type"),
         ({"metadata": {"a": "x" * 513}}, "metadata", "string_above_max_length"),
         ({"metadata": {"a" * 65: "x"}}, "metadata", "string_above_max_length"),
         (
@@ -153,6 +153,7 @@ def test_a_strict_operator_has_losses_refused() -> None:
             "object_above_max_properties",
         ),
         ({"include": "all"}, "include", "invalid_type"),
+        ({"include": ["all", 1]}, "include[1]", "invalid_type"),
         ({"tools": {}}, "tools", "invalid_type"),
         ({"tools": [1]}, "tools[0]", "invalid_type"),
         ({"user": 5}, "user", "invalid_type"),
@@ -161,6 +162,12 @@ def test_a_strict_operator_has_losses_refused() -> None:
 def test_what_is_refused(members: dict[str, Any], param: str, code: str) -> None:
     error = refusal(**members)
     assert (error.status, error.param, error.code) == (400, param, code)
+
+
+def test_a_wrong_type_is_told_in_openais_words() -> None:
+    assert refusal(temperature="hot").message == (
+        "Invalid type for 'temperature': expected a number, but got a string instead."
+    )
 
 
 def test_the_way_out_of_conversations_is_told() -> None:
@@ -210,6 +217,7 @@ def test_what_has_to_be_looked_up_first() -> None:
 def test_a_response_repeats_the_request() -> None:
     tools = [
         {"type": "function", "name": "f", "parameters": None, "strict": True},
+        {"type": "custom", "name": "g"},
         {"type": "code_interpreter", "container": {"type": "auto"}},
     ]
     members: dict[str, Any] = {
@@ -241,19 +249,17 @@ def test_a_response_has_openais_defaults() -> None:
     told = whole(request("hi"), COMPLETION, id=ID, created=7, model=MODEL)
     Response.model_validate(told, strict=True)
     required = {
-        *("id", "object", "created_at", "error", "incomplete_details", "instructions"),
-        *("metadata", "model", "output", "parallel_tool_calls", "temperature", "tool_choice"),
-        *("tools", "top_p"),
+        *("id", "object", "created_at", "access_programs", "error", "incomplete_details"),
+        *("instructions", "metadata", "model", "output", "parallel_tool_calls", "temperature"),
+        *("tool_choice", "tools", "top_p"),
     }
     assert required <= set(told)
     assert (told["tool_choice"], told["parallel_tool_calls"], told["tools"]) == ("auto", True, [])
 
 
-def test_input_items_are_openais() -> None:
-    given = [
-        {"role": "user", "content": "x"},
-        {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
-        {"type": "function_call_output", "call_id": "a", "output": "x"},
+def test_a_response_shows_what_openai_requires_of_functions() -> None:
+    its = request("hi", tools=[{"type": "function", "name": "f"}, {"type": "web_search"}])
+    assert its.echo["tools"] == [
+        {"type": "function", "name": "f", "parameters": None, "strict": None},
+        {"type": "web_search"},
     ]
-    for item in request(given).input_items:
-        INPUT_ITEMS.validate_python(item)

@@ -192,7 +192,7 @@ def test_allowed_tools_are_the_only_ones_and_the_answer_shows_all() -> None:
     its = request("hi", tools=[FUNCTION, other, SEARCH], tool_choice=choice)
     assert its.chat.body["tool_choice"] == "required"
     assert [each["function"]["name"] for each in its.chat.body["tools"]] == ["g"]
-    assert its.echo["tools"] == [FUNCTION, other, SEARCH]
+    assert its.echo["tools"] == [{**FUNCTION, "strict": None}, {**other, "strict": None}, SEARCH]
     assert its.echo["tool_choice"] == choice
 
 

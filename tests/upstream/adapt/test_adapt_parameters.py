@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.errors import BadRequest
-from tests.upstream.adapt.support import STRICT, TOOL, Json, adapted, difference, target_of
+from tests.upstream.adapt.support import LAX, STRICT, TOOL, Json, adapted, difference, target_of
 
 OUT_OF_RANGE = [
     ("temperature", 2, 1.99),
@@ -77,14 +77,9 @@ def test_what_is_in_range_or_nonsense_is_left_to_the_host(name: str, value: Any)
     [
         ("frequency_penalty", 0.5),
         ("logit_bias", {"1": 2}),
-        ("user", "me"),
-        ("store", True),
         ("service_tier", "flex"),
         ("prediction", {"type": "content", "content": "x"}),
         ("verbosity", "low"),
-        ("safety_identifier", "x"),
-        ("prompt_cache_key", "x"),
-        ("prompt_cache_retention", "24h"),
         ("moderation", {"model": "x"}),
         ("background", True),
         ("webhook_config", {}),
@@ -102,11 +97,33 @@ def test_a_field_that_no_qwen_host_takes_is_dropped(name: str, value: Any) -> No
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("user", "me"),
+        ("user", ""),
+        ("store", True),
+        ("store", False),
+        ("safety_identifier", "x"),
+        ("prompt_cache_key", "x"),
+        ("prompt_cache_retention", "24h"),
+        ("service_tier", "auto"),
+        ("service_tier", "default"),
+    ],
+)
+def test_a_hint_on_which_no_answer_depends_is_dropped_and_never_refused(
+    name: str, value: Any
+) -> None:
+    for options in (LAX, STRICT):
+        made = adapted({name: value}, options=options)
+
+        assert difference({name: value}, made) == {name: ...}
+        assert made.changed == (f"{name}:dropped",)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
         ("frequency_penalty", 0),
         ("frequency_penalty", 0.0),
         ("logit_bias", {}),
-        ("store", False),
-        ("service_tier", "auto"),
         ("verbosity", "medium"),
         ("user", None),
         ("prediction", None),
@@ -138,7 +155,7 @@ def test_metadata_goes_to_qwen_models_only(model: str, takes: bool) -> None:
     made = adapted(members, target_of(model))
 
     assert difference(members, made) == ({} if takes else {"metadata": ...})
-    assert adapted({"metadata": {}}, target_of("glm-5"), STRICT).drop == {"metadata"}
+    assert adapted(members, target_of("glm-5"), STRICT).drop == {"metadata"}
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from qwen_wsgi.errors import BadRequest
+from qwen_wsgi.protocol.chat import parse_request
+from qwen_wsgi.protocol.json_object import JsonObject
+from qwen_wsgi.upstream.adapt import adapt
 from qwen_wsgi.upstream.hosts import Family
-from tests.upstream.adapt.support import STRICT, Json, adapted, difference, sent, target_of
+from tests.upstream.adapt.support import (
+    HELLO,
+    STRICT,
+    Json,
+    adapted,
+    difference,
+    sent,
+    target_of,
+)
 
 # Models by the way they take it.
 SWITCHED = ["qwen3.7-max", "qwen3.6-plus", "qwen-plus", "qwen3-max", "coder-model", "kimi-k2.6"]
@@ -194,6 +207,22 @@ def test_a_name_that_asks_in_vain_is_refused_when_strict() -> None:
         with pytest.raises(BadRequest) as caught:
             adapted({}, target, STRICT)
         assert caught.value.param == "model"
+
+
+@pytest.mark.parametrize("nulls", [{}, {"reasoning_effort": None, "reasoning": None}], ids=str)
+def test_what_a_translation_asked_for_of_itself_is_not_missed(nulls: Json) -> None:
+    """Completions ask for no thinking if their clients say nothing of it."""
+    members: Json = {"messages": HELLO, "enable_thinking": False, **nulls}
+    body = JsonObject(json.dumps(members).encode())
+    asked = parse_request(body)
+    added = parse_request(body, added=["enable_thinking"])
+
+    made = adapt(added, target_of("qwq-plus"), STRICT, stream=True)
+
+    assert "enable_thinking:dropped" in made.changed
+    with pytest.raises(BadRequest) as caught:
+        adapt(asked, target_of("qwq-plus"), STRICT, stream=True)
+    assert caught.value.param == "enable_thinking"
 
 
 def test_every_change_is_named() -> None:
