@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="qwen-proxy", description="Qwen models for every OpenAI or Anthropic client on your LAN."
+        prog="qwen-proxy",
+        description="Qwen models for every OpenAI or Anthropic client on your LAN.",
     )
     parser.add_argument("--version", action="version", version=f"qwen-proxy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

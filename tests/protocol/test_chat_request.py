@@ -183,7 +183,7 @@ def test_only_what_must_change_is_changed(
     if not stream:
         expected.pop("stream_options", None)
     assert json.loads(sent) == expected
-    for kept in ('"temperature": 0', '"top_p":1.0', '"seed":12345678901234567890', "[1e5,null]"):
+    for kept in ('"temperature":0', '"top_p":1.0', '"seed":12345678901234567890', "[1e5,null]"):
         assert kept.encode() in sent
     assert '"content":[{"type":"text","text":"é\\u00e9"}'.encode() in sent
 

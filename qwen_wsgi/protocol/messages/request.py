@@ -110,12 +110,15 @@ def parse_request(body: JsonObject, *, strict: bool = False) -> MessagesRequest:
     stops = _stops(body)
     members |= _sampling(body, stops)
     members |= _thinking(body, losses)
+    silent = all(body.get(name) is None for name in ("thinking", *_KNOBS))
     members |= _format(body)
     if want(body, "stream", bool):
         members |= {"stream": True, "stream_options": {"include_usage": True}}
     members |= _others(body, losses)
     try:
-        request = chat.parse_request(JsonObject(compact(members).encode()))
+        request = chat.parse_request(
+            JsonObject(compact(members).encode()), added=("enable_thinking",) if silent else ()
+        )
     except JsonObjectError as error:  # a number such as 1e999, which JSON has and Python has not
         raise BadRequest(
             f"The request cannot be passed on: {error}.", code="invalid_value"
