@@ -1,4 +1,4 @@
-"""qwen-proxy: Qwen models for every OpenAI or Anthropic client, through qwen-code's own login or API keys.
+"""qwen-proxy: Qwen models for every OpenAI or Anthropic client, by qwen-code's login or API keys.
 
 Importing the package does nothing: no file is opened, no thread started, no environment read.
 """

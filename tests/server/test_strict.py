@@ -17,11 +17,13 @@ pytestmark = pytest.mark.server
 MODEL = "qwen3.7-plus"
 #: It thinks always, whatever it is asked.
 THINKER = "qwq-plus"
+#: So does this one, which takes `max_completion_tokens` as well.
+LIMITED = "kimi-k2.7-code"
 
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    with Sandbox(models=[MODEL, THINKER]) as upstream:
+    with Sandbox(models=[MODEL, THINKER, LIMITED]) as upstream:
         proxy = start(
             tmp_path_factory.mktemp("strict"),
             {
@@ -114,7 +116,7 @@ def test_anthropic_clients_that_say_nothing_of_thinking_are_answered(strict: Pro
         base_url=strict.origin, api_key="none", max_retries=0, timeout=10
     ) as client:
         asked: Any = {
-            "model": THINKER,
+            "model": LIMITED,
             "max_tokens": 500,
             "messages": [{"role": "user", "content": "Hello"}],
         }
