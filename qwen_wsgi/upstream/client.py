@@ -177,7 +177,12 @@ class UpstreamClient:
         """
         completion = Completion()
         events: bytes | None = stream.first
+        spoken = self._clock.monotonic()
         while events is not None:
+            if events:
+                spoken = self._clock.monotonic()
+            elif self._clock.monotonic() - spoken >= self._settings.first_byte_timeout_s:
+                raise silence(self._settings.first_byte_timeout_s)  # signs of life, nothing else
             for event in sse.events(events):
                 chunk = sse.parse(event)
                 if isinstance(chunk, dict):

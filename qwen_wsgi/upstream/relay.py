@@ -128,7 +128,7 @@ class Relay:
         settings, monotonic, encoder = self._settings, self._clock.monotonic, self._encoder
         step = wait_s = min(settings.keepalive_interval_s, settings.idle_timeout_s)
         events: bytes | None = stream.first
-        written = heard = monotonic()
+        written = heard = spoken = monotonic()
         while events is not None:
             if stream.chunks.done and stream.chunks.complete:
                 self.outcome = "complete"
@@ -149,6 +149,11 @@ class Relay:
                 if now - heard > self.longest_gap_s:
                     self.longest_gap_s = now - heard
                 heard, wait_s = now, step
+                if events:
+                    spoken = now
+                elif now - spoken >= settings.first_byte_timeout_s:
+                    # It sends signs of life, and nothing else: no longer than before its first event.
+                    raise silence(settings.first_byte_timeout_s)
             except ReadTimeout:
                 left = heard + settings.idle_timeout_s - monotonic()
                 if left <= 0:

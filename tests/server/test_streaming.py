@@ -270,3 +270,19 @@ def test_keep_alives_can_be_switched_off(start_proxy: StartProxy, sandbox: Sandb
         status, _ = exchange.head()
 
     assert status == 429, "without keep-alives the status waits for the upstream"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_upstream_that_only_gives_signs_of_life_is_given_up(
+    proxy: Proxy, sandbox: Sandbox, stream: bool
+) -> None:
+    """Its heartbeats keep the idle timeout (2 s) from ending it; the first byte's (3 s) does."""
+    body = {
+        "model": "qwen3.7-plus",
+        "stream": stream,
+        "messages": [{"role": "user", "content": "[[sandbox: stall-after=2, heartbeat=0.1]]"}],
+    }
+    with Exchange(proxy.port, json.dumps(body).encode(), key=CLIENT_KEY) as exchange:
+        assert exchange.head()[0] == (200 if stream else 504)
+        exchange.read_until(b"upstream_timeout")
+    sandbox.settle()

@@ -255,9 +255,23 @@ def test_events_that_a_client_does_not_get_do_not_count_as_words_to_it() -> None
 
 def test_comments_of_the_upstream_count_against_its_silence() -> None:
     """It lives: that is what idle means."""
-    steps = [step for _ in range(20) for step in (60.0, b": alive\n\n")]
+    steps = [step for _ in range(9) for step in (60.0, b": alive\n\n")]
 
     assert World(*steps, FINISH).run()[-1] == sse.DONE
+
+
+def test_signs_of_life_alone_are_silence_after_the_first_bytes_timeout() -> None:
+    """A gateway whose model has died may send comments for ever."""
+    world = World(*[b": heartbeat\n\n", 20.0] * 40, QWEN_PROXY_FIRST_BYTE_TIMEOUT=300)
+    began = world.clock.monotonic()
+
+    out = world.run()
+
+    assert world.broken
+    error = error_in(out[-1])
+    assert error["code"] == "upstream_timeout"
+    assert "300 s" in error["message"]
+    assert 300 <= world.clock.monotonic() - began < 330
 
 
 def test_the_idle_timeout_may_be_shorter_than_the_keep_alive_interval() -> None:
