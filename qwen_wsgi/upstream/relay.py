@@ -125,20 +125,22 @@ class Relay:
     def _carry(self) -> Iterator[bytes]:
         stream = self._stream
         assert stream is not None
+        # Looked up once: this loop runs for every read of every stream.
         settings, monotonic, encoder = self._settings, self._clock.monotonic, self._encoder
+        chunks, feed, patience_s = stream.chunks, encoder.feed, settings.first_byte_timeout_s
         step = wait_s = min(settings.keepalive_interval_s, settings.idle_timeout_s)
         events: bytes | None = stream.first
         written = heard = spoken = monotonic()
         while events is not None:
-            if stream.chunks.done and stream.chunks.complete:
+            if chunks.done and chunks.complete:
                 self.outcome = "complete"
-                yield encoder.feed(events) + encoder.end()  # in one write
+                yield feed(events) + encoder.end()  # in one write
                 stream.drain()
                 return
-            if events and (told := encoder.feed(events)):
+            if events and (told := feed(events)):
                 yield told
                 written = heard
-            if stream.chunks.error is not None:
+            if chunks.error is not None:
                 break  # an SDK has raised by now, and the upstream may keep its connection open
             if not events and monotonic() - written >= settings.keepalive_interval_s:
                 yield from self._beat()
@@ -151,9 +153,9 @@ class Relay:
                 heard, wait_s = now, step
                 if events:
                     spoken = now
-                elif now - spoken >= settings.first_byte_timeout_s:
-                    # It sends signs of life, and nothing else: no longer than before its first event.
-                    raise silence(settings.first_byte_timeout_s)
+                elif now - spoken >= patience_s:
+                    # Signs of life and nothing else: no longer than before the first event.
+                    raise silence(patience_s)
             except ReadTimeout:
                 left = heard + settings.idle_timeout_s - monotonic()
                 if left <= 0:
