@@ -2,10 +2,12 @@
 
     python -m benchmarks.profile_request setup
     python -m benchmarks.profile_request paced --top 60
+    python -m benchmarks.profile_request setup --calls
 
 A timer on the worker's own CPU time interrupts it, and each time the Python stack is noted. Time
 in C is its caller's. Two tables: time in a function itself, and with all that it calls, both in
-microseconds per request (or per chunk).
+microseconds per request (or per chunk). With `--calls` every call of a Python function is counted
+instead: how often per request, and by whom.
 """
 
 from __future__ import annotations
@@ -30,6 +32,9 @@ from benchmarks.servers import REPOSITORY
 #: The kernel's tick is the finest that a CPU timer can be.
 _INTERVAL_S: Final = 0.001
 
+#: Requests whose calls are counted; the first ones, which set things up, weigh little.
+_COUNTED: Final = 2000
+
 _REQUESTS: Final = {
     "request": load.chat("fast"),
     "setup": load.chat("fast", stream=True),
@@ -45,8 +50,8 @@ exec(compile(conf.read_text(), str(conf), "exec"))
 _init = post_worker_init
 def post_worker_init(worker):
     _init(worker)
-    from benchmarks.profile_request import sample
-    sample({result!r})
+    from benchmarks import profile_request
+    profile_request.{note}({result!r})
 """
 
 
@@ -74,6 +79,29 @@ def sample(result: str) -> None:
 
     signal.signal(signal.SIGPROF, note)
     signal.setitimer(signal.ITIMER_PROF, _INTERVAL_S, _INTERVAL_S)
+    atexit.register(write)
+
+
+def count(result: str) -> None:
+    """Count the calls of this process from now on; at its exit, write them as JSON to `result`."""
+    called: collections.Counter[CodeType] = collections.Counter()
+    by: collections.Counter[tuple[CodeType, CodeType]] = collections.Counter()
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":
+            called[frame.f_code] += 1
+            if frame.f_back is not None:
+                by[frame.f_code, frame.f_back.f_code] += 1
+
+    def write() -> None:
+        sys.setprofile(None)
+        callers: dict[CodeType, list[tuple[str, int]]] = {}
+        for (code, caller), times in by.most_common():
+            callers.setdefault(code, []).append((_name(caller), times))
+        rows = [(_name(code), times, callers.get(code, [])) for code, times in called.most_common()]
+        Path(result).write_text(json.dumps(rows))
+
+    sys.setprofile(note)
     atexit.register(write)
 
 
@@ -109,6 +137,13 @@ def _print(title: str, table: dict[str, int], unit_us: float, top: int) -> None:
         print(f"{count * unit_us:9.1f}  {name}")
 
 
+def _print_calls(rows: list[Any], requests: int, top: int) -> None:
+    print(f"{sum(row[1] for row in rows) / requests:.0f} calls per request")
+    for name, times, callers in rows[:top]:
+        told = "; ".join(f"{n / requests:.1f} {who}" for who, n in callers[:3])
+        print(f"{times / requests:9.1f}  {name}  <- {told}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Profile what the arguments ask for."""
     parser = argparse.ArgumentParser(
@@ -119,22 +154,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("kind", choices=[*_REQUESTS, "paced"])
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--top", type=int, default=40, help="lines of each table")
+    parser.add_argument("--calls", action="store_true", help="count calls, and no time")
     arguments = parser.parse_args(argv)
+    if arguments.calls and arguments.kind == "paced":
+        parser.error("--calls is for whole requests")
     servers.raise_open_files_limit(4096)
     with tempfile.TemporaryDirectory(prefix="qwen-proxy-profile-") as name:
         directory = Path(name)
         result, config = directory / "result.json", directory / "gunicorn.conf.py"
         config.write_text(
-            _CONFIG.format(conf=str(REPOSITORY / "gunicorn.conf.py"), result=str(result))
+            _CONFIG.format(
+                conf=str(REPOSITORY / "gunicorn.conf.py"),
+                note="count" if arguments.calls else "sample",
+                result=str(result),
+            )
         )
         with servers.upstream() as up:
             with servers.proxy(up, workers=1, directory=directory, config=config) as target:
-                unit = asyncio.run(_load(arguments.kind, up, target, arguments.seconds))
-            found: dict[str, Any] = json.loads(result.read_text())
-    count: int = found["count"]
-    print(f"{arguments.kind}: {unit:.0f} µs of CPU each, {count} samples")
+                if arguments.calls:
+                    requests = _REQUESTS[arguments.kind]
+                    asyncio.run(load.hammer(target, requests, _COUNTED, 8))
+                    unit = 0.0
+                else:
+                    unit = asyncio.run(_load(arguments.kind, up, target, arguments.seconds))
+            found: Any = json.loads(result.read_text())
+    if arguments.calls:
+        _print_calls(found, _COUNTED, arguments.top)
+        return 0
+    samples: int = found["count"]
+    print(f"{arguments.kind}: {unit:.0f} µs of CPU each, {samples} samples")
     for title, table in zip(("itself", "with what it calls"), found["tables"], strict=True):
-        _print(f"µs {title}", table, unit / max(count, 1), arguments.top)
+        _print(f"µs {title}", table, unit / max(samples, 1), arguments.top)
     return 0
 
 
