@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import anthropic
 import openai
 import pytest
 
@@ -65,6 +66,24 @@ def test_the_official_sdk_streams_through_both(front: int, sandbox: Sandbox) -> 
 
     assert text == "through"
     assert whole.choices[0].message.content
+
+
+def test_other_dialects_stream_through_both(front: int, sandbox: Sandbox) -> None:
+    text = "[[sandbox: chunks=10, interval=0.1, text=through]]"
+    origin = f"http://127.0.0.1:{front}"
+    with (
+        openai.OpenAI(base_url=origin + "/v1", api_key=CLIENT_KEY, max_retries=0) as client,
+        client.responses.stream(model="qwen3.7-plus", input=text) as stream,
+    ):
+        assert stream.get_final_response().output_text == "through"
+    with (
+        anthropic.Anthropic(base_url=origin, api_key=CLIENT_KEY, max_retries=0) as other,
+        other.messages.stream(
+            model="qwen3.7-plus", max_tokens=500, messages=[{"role": "user", "content": text}]
+        ) as messages,
+    ):
+        assert messages.get_final_text() == "through"
+        assert messages.response.headers["request-id"]
 
 
 def test_many_streams_at_a_time(front: int, sandbox: Sandbox) -> None:

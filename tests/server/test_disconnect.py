@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
@@ -64,6 +65,41 @@ def test_the_upstream_is_closed_when_the_client_leaves(
     time.sleep(0.1)
     assert proxy.call_lines()[-1]["outcome"] == "client_gone"
     assert proxy.call_lines()[-1]["request_id"] == "leaves"
+
+
+RESPONSES = ("/v1/responses", {"store": False}, "input")
+MESSAGES = ("/v1/messages", {"max_tokens": 5000}, "messages")
+COMPLETIONS = ("/v1/completions", {"max_tokens": 5000}, "prompt")
+
+
+@pytest.mark.parametrize("dialect", [RESPONSES, MESSAGES, COMPLETIONS], ids=lambda each: each[0])
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("spec", ["slow-first=8", "chunks=999, interval=0.02"])
+def test_so_it_is_in_every_dialect(
+    proxy: Proxy,
+    sandbox: Sandbox,
+    dialect: tuple[str, dict[str, Any], str],
+    stream: bool,
+    spec: str,
+) -> None:
+    path, members, prompt = dialect
+    text = f"[[sandbox: {spec}]]"
+    asked: Any = [{"role": "user", "content": text}] if prompt == "messages" else text
+    body = {"model": "qwen3.7-plus", "stream": stream, prompt: asked, **members}
+    exchange = Exchange(
+        proxy.port, body, path=path, key=CLIENT_KEY, headers={"X-Request-Id": "leaves"}
+    )
+    assert sandbox.wait_until(lambda: bool(sandbox.chats), 5)
+    if stream and "chunks" in spec:
+        exchange.read_until(b"data:")
+    else:
+        time.sleep(0.15)
+
+    assert leave(proxy, sandbox, exchange) < BOUND_S
+
+    time.sleep(0.1)
+    assert proxy.call_lines()[-1]["outcome"] == "client_gone"
+    assert proxy.call_lines()[-1]["path"] == path
 
 
 def test_an_explicit_upstream_that_is_asked_as_asked_is_closed_too(
