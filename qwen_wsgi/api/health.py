@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response
+import re
+from typing import Final
+
+from flask import Blueprint, Response, current_app
 
 from qwen_wsgi import __version__
 from qwen_wsgi.api import calls, replies
@@ -11,6 +14,9 @@ from qwen_wsgi.credentials.source import CredentialStatus
 from qwen_wsgi.upstream.accounts import Account
 
 blueprint = Blueprint("health", __name__)
+
+#: An argument in a rule of Flask's: `<id>`, `<path:id>`.
+_ARGUMENT: Final = re.compile(r"<(?:\w+:)?(\w+)>")
 
 #: With these calls are served.
 _READY = ("ok", "login_unsaved")
@@ -96,16 +102,19 @@ def index() -> Response:
         {
             "name": "qwen-proxy",
             "version": __version__,
-            "what": "Qwen models behind an OpenAI-compatible API; base_url is this address + /v1",
-            "endpoints": [
-                "POST /v1/chat/completions",
-                "POST /v1/completions",
-                "POST /v1/embeddings",
-                "GET /v1/models",
-                "GET /v1/models/{id}",
-                "GET /health",
-                "GET /health/live",
-                "GET /health/ready",
-            ],
+            "what": "Qwen models behind OpenAI's and Anthropic's APIs. OpenAI's clients want this "
+            "address + /v1 as their base URL, Anthropic's the address alone.",
+            "endpoints": _endpoints(),
         }
     )
+
+
+def _endpoints() -> list[str]:
+    """What there is, by path: `POST /v1/responses`, `GET /v1/responses/{id}`, …"""
+    found = {
+        (_ARGUMENT.sub(r"{\1}", rule.rule), method)
+        for rule in current_app.url_map.iter_rules()
+        for method in rule.methods or ()
+        if method not in ("HEAD", "OPTIONS")
+    }
+    return [f"{method} {path}" for path, method in sorted(found)]

@@ -433,7 +433,12 @@ def test_the_landing_page_tells_what_is_here() -> None:
         body = json.loads(app.get("/").data)
 
     assert body["name"] == "qwen-proxy"
-    assert "POST /v1/chat/completions" in body["endpoints"]
+    assert {
+        "POST /v1/chat/completions",
+        "POST /v1/messages",
+        "DELETE /v1/responses/{id}",
+        "GET /v1/models/{id}",
+    } <= set(body["endpoints"])
 
 
 def test_health_tells_the_sandbox() -> None:
