@@ -105,6 +105,27 @@ class Template:
         return [part[start:end] for part in parts]
 
 
+class TextReader:
+    """Reads the texts of chunks that are like the last one that was parsed, but for their text."""
+
+    def __init__(self) -> None:
+        self._template: Template | None = None
+
+    def learn(self, event: bytes | None) -> None:
+        """Take an event, with its blank line, whose like differ in their text; None for no such."""
+        self._template = None if event is None else Template.learn(event, event)
+
+    def texts(self, events: bytes) -> list[bytes]:
+        """The texts of some events as they stand in JSON, without quotes; none if one is unlike."""
+        template = self._template
+        if template is None:
+            return []
+        found: list[str | bytes] = []
+        template.growing = found
+        _, length, _ = template.carry(events)
+        return [each for each in found if isinstance(each, bytes)] if length == len(events) else []
+
+
 def _around_text(event: bytes) -> tuple[bytes, bytes] | None:
     """What stands before and after the one text of an event; None if it has none, or more."""
     found = _TEXT.search(event)

@@ -10,7 +10,7 @@ from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.completion import chunks_of
 from qwen_wsgi.protocol.dialect import COMMENT
 from qwen_wsgi.protocol.failure import ERROR_FINISH, error_in, error_of
-from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol.json_object import compact, loads
 from qwen_wsgi.protocol.mend import finish_reason
 from qwen_wsgi.protocol.responses import failure, told
 from qwen_wsgi.protocol.responses.events import Events
@@ -26,6 +26,7 @@ from qwen_wsgi.protocol.responses.output import (
     Search,
 )
 from qwen_wsgi.protocol.responses.request import ResponsesRequest
+from qwen_wsgi.protocol.template import TextReader
 from qwen_wsgi.protocol.tool_calls import ToolCalls, arguments_of, made_up_id
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
@@ -64,6 +65,10 @@ class ResponseEncoder:
         self._calls: dict[int, Call] = {}
         self._finish: str | None = None
         self._usage: Usage | None = None
+        #: Reads chunks that add to the same text as the last one did, and do nothing else.
+        self._like = TextReader()
+        #: Whether the chunk that was read last is such a one.
+        self._plain = False
         self._response: dict[str, Any] | None = None
 
     @property
@@ -75,13 +80,27 @@ class ResponseEncoder:
         """Tell some whole events of chat; after the end nothing more."""
         if self._response is not None:
             return b""
+        if (texts := self._like.texts(events)) and (told := self._more(texts)):
+            return told
+        last: bytes | None = None
         out = [] if self._begun else [self._begin()]
         for event in events.split(b"\n\n"):
             if self.response is not None:
                 break
             if event and isinstance(chunk := sse.parse(event), dict):
                 self._chunk(chunk, out)
+                last = event + b"\n\n" if self._plain else None
+        self._like.learn(last)
         return b"".join(out)
+
+    def _more(self, texts: list[bytes]) -> bytes:
+        """Tell chunks that are like the last one, by their texts; nothing if one is no text."""
+        try:
+            pieces = [loads(b'"%b"' % text) for text in texts]
+        except ValueError:
+            return b""
+        more = self._speaking.more if self._speaking is not None else None
+        return b"".join(map(more, pieces, texts)) if more is not None else b""
 
     def end(self) -> bytes:
         """Tell the whole response."""
@@ -156,6 +175,7 @@ class ResponseEncoder:
     # --- chunks -----------------------------------------------------------------------------
 
     def _chunk(self, chunk: dict[str, Any], out: list[bytes]) -> None:
+        self._plain = False
         if (error := error_of(chunk)) is not None:
             out.append(self._fail(failure.of_upstream_error(error)))
             return
@@ -175,6 +195,8 @@ class ResponseEncoder:
             return
         if isinstance(delta, dict):
             self._delta(chunk, choice, delta, out)
+        if finish:
+            self._plain = False
         if finish and (why := finish_reason(finish, called=bool(self._tool_calls))):
             self._finish = self._finish or why
             self._close(out)
@@ -208,6 +230,10 @@ class ResponseEncoder:
         for fragment in fragments if isinstance(fragments, list) else ():
             if isinstance(fragment, dict):
                 self._fragment(fragment, out)
+        others = (refusal, fragments, choice.get("logprobs"), chunk.get("usage"))
+        annotated = "annotations" in delta or "search_info" in delta or "search_info" in chunk
+        if bool(text) is not bool(thought) and not (any(others) or annotated):
+            self._plain = len(chunk["choices"]) == 1
 
     # --- items ------------------------------------------------------------------------------
 

@@ -37,14 +37,21 @@ class Deltas:
         places: where the text stands, e.g. its item's id and index.
     """
 
-    __slots__ = ("_after", "_before", "_events")
+    __slots__ = ("_after", "_around", "_before", "_events")
 
     def __init__(self, events: Events, type: str, places: dict[str, Any], after: str = "") -> None:
         self._events = events
         self._before = f'event: {type}\ndata: {{"type":"{type}",{compact(places)[1:-1]},"delta":'
         self._after = after + ',"sequence_number":'
+        #: The same around a piece that is JSON already.
+        self._around = (self._before + '"').encode(), ('"' + self._after).encode()
 
     def render(self, piece: str) -> bytes:
         """The event that adds a piece."""
         number = self._events.next_number()
         return f"{self._before}{compact(piece)}{self._after}{number}}}\n\n".encode()
+
+    def render_json(self, piece: bytes) -> bytes:
+        """The same for a piece as it stands in JSON, without its quotes."""
+        before, after = self._around
+        return b"%b%b%b%d}\n\n" % (before, piece, after, self._events.next_number())

@@ -63,7 +63,25 @@ class Item:
         raise NotImplementedError
 
 
-class Reasoning(Item):
+class Spoken(Item):
+    """An item that grows by pieces of text."""
+
+    def __init__(self, events: Events, id: str, index: int) -> None:
+        super().__init__(events, id, index)
+        self._pieces: list[str] = []
+        self._deltas = Deltas(events, "", {})
+
+    def more(self, piece: str, as_json: bytes) -> bytes:
+        """Add to the text that was added to last.
+
+        Args:
+            as_json: the piece as it stands in JSON, without its quotes.
+        """
+        self._pieces.append(piece)
+        return self._deltas.render_json(as_json)
+
+
+class Reasoning(Spoken):
     """Thinking, told as a summary of one part: that is what clients show, and where they take it.
 
     Args:
@@ -73,13 +91,11 @@ class Reasoning(Item):
     def __init__(self, events: Events, id: str, index: int, *, seals: bool) -> None:
         super().__init__(events, id, index)
         self._seals = seals
-        self._pieces: list[str] = []
-        self._deltas: Deltas | None = None
 
     def think(self, piece: str) -> bytes:
         """Add to the thinking."""
         begun = b""
-        if self._deltas is None:
+        if not self._pieces:
             places = {**self._places, "summary_index": 0}
             begun = self._part("added", "")
             self._deltas = Deltas(self._events, "response.reasoning_summary_text.delta", places)
@@ -110,15 +126,13 @@ class Reasoning(Item):
         return shown
 
 
-class Message(Item):
+class Message(Spoken):
     """What the model says: parts of text and of refusal, one after the other."""
 
     def __init__(self, events: Events, id: str, index: int) -> None:
         super().__init__(events, id, index)
         self._parts: list[dict[str, Any]] = []
-        self._pieces: list[str] = []
         self._kind = ""
-        self._deltas = Deltas(events, "", {})
 
     def say(self, piece: str, logprobs: list[dict[str, Any]]) -> bytes:
         """Add to the text."""

@@ -137,6 +137,62 @@ def test_events_come_with_the_chunk_that_tells_them() -> None:
     assert speaks.response is None
 
 
+TEXT_CHUNK = chunk({"content": "X"})
+THOUGHT_CHUNK = chunk({"reasoning_content": "X"})
+
+
+def like(template: bytes, *texts: bytes) -> list[bytes]:
+    """Chunks that differ in their text, given as it stands in JSON."""
+    return [template.replace(b'"X"', b'"%b"' % text) for text in texts]
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("template", [TEXT_CHUNK, THOUGHT_CHUNK])
+def test_chunks_that_differ_in_their_text_only(template: bytes, together: bool) -> None:
+    """They are told without being parsed, and mean what they would have meant."""
+    texts = (rb"a\n", "é\\u00e9".encode(), rb"\"q\"", rb"\ud83d", rb"\ude00", rb"\\", b"}]}", b"z")
+    chunks = like(template, b"first", *texts, b"last")
+    speaks = encoder()
+    told = speaks.feed(chunks[0])
+    told += (
+        speaks.feed(b"".join(chunks[1:])) if together else b"".join(map(speaks.feed, chunks[1:]))
+    )
+    told += speaks.end()
+
+    events = read(told, typed=False)
+    said = [event["delta"] for event in events if event["type"].endswith("_text.delta")]
+    assert said == ["first", "a\n", "éé", '"q"', "\ud83d", "\ude00", "\\", "}]}", "z", "last"]
+    done = next(event for event in events if event["type"].endswith("_text.done"))
+    assert done["text"] == 'firsta\néé"q"😀\\}]}zlast'
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+
+
+@pytest.mark.parametrize("broken", [b"a\tb", b"\xff", rb"\x", rb"\u12"])
+@pytest.mark.parametrize("together", [False, True])
+def test_a_chunk_that_is_no_json_is_passed_over_among_its_like(
+    broken: bytes, together: bool
+) -> None:
+    chunks = like(TEXT_CHUNK, b"one ", b"two ", broken, b"three")
+    blocks = [chunks[0], b"".join(chunks[1:])] if together else chunks
+
+    _, response = answered(blocks)
+
+    assert response["output"][0]["content"][0]["text"] == "one two three"
+
+
+def test_what_does_more_than_add_a_text_is_looked_at() -> None:
+    plain = like(TEXT_CHUNK, b"one ", b"two ")
+    ends = TEXT_CHUNK.replace(b'"finish_reason":null', b'"finish_reason":"length"')
+    events, response = answered([*plain, ends, usage_chunk()])
+
+    assert response["status"] == "incomplete"
+    assert response["usage"]["total_tokens"] == 16
+    assert types(events)[-1] == "incomplete"
+    both = chunk({"content": "X", "reasoning_content": "Y"})
+    _, response = answered([both, both, *plain])
+    assert [item["type"] for item in response["output"]].count("reasoning") == 2
+
+
 def test_thinking_is_packed_for_who_asks() -> None:
     events, response = answered(USUAL, request("hi", include=["reasoning.encrypted_content"]))
     assert opened(response["output"][0]["encrypted_content"]) == "Let me think."
