@@ -348,8 +348,8 @@ class Settings:
     )
     first_byte_timeout_s: float = setting(
         "QWEN_PROXY_FIRST_BYTE_TIMEOUT",
-        "Longest wait for the first event, or for the answer of a call that is not streamed; and "
-        "for the next event of an upstream that sends nothing but signs of life.",
+        "Longest wait for the first event or a whole answer, and for a next event behind mere signs "
+        "of life.",
         default=600.0,
         parse=_seconds(),
         unit="s",
