@@ -348,7 +348,7 @@ class Settings:
     )
     first_byte_timeout_s: float = setting(
         "QWEN_PROXY_FIRST_BYTE_TIMEOUT",
-        "Longest wait for the first event or a whole answer, and for the next behind signs of life.",
+        "Longest wait for the first event, a whole answer, or a next event behind signs of life.",
         default=600.0,
         parse=_seconds(),
         unit="s",
