@@ -63,7 +63,8 @@ def killed(process: Started) -> list[str]:
     """Kill it wherever it is; what it had stored meanwhile."""
     process.kill()
     out, trouble = process.communicate()
-    assert trouble == ""
+    # Among four that write without a pause one may wait in vain, and says so: nothing is promised.
+    assert [line for line in trouble.splitlines() if "database is locked" not in line] == []
     return out.splitlines()
 
 
