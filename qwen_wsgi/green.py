@@ -1,14 +1,16 @@
-"""The two things that plain blocking code cannot say, and the only use of gevent in the package.
+"""What plain blocking code cannot say, and the only use of gevent in the package.
 
 `watch_client` notices that a client went away while its call waits for the upstream; `Task` runs a
-piece of blocking work so that its caller may wait in slices, and drop it at once.
+piece of blocking work so that its caller may wait in slices, and drop it at once; `in_order` runs
+several of them.
 """
 
 from __future__ import annotations
 
 import functools
 import socket
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import gevent
@@ -266,3 +268,28 @@ class Task(Generic[T]):
         else:
             # Not waited for: the caller may be on its way out with an exception of its own.
             self._greenlet.kill(block=False)
+
+
+def in_order(works: Iterable[Callable[[], T]], *, at_a_time: int) -> Iterator[T]:
+    """The results of some work, in the order of the works, of which so many run at a time.
+
+    The first failure in that order, and whatever ends the iteration early, stops those under way.
+    """
+    running: deque[Task[T]] = deque()
+    try:
+        for work in works:
+            running.append(Task(work, discard=lambda result: None))
+            if len(running) >= at_a_time:
+                yield _next_of(running)
+        while running:
+            yield _next_of(running)
+    finally:
+        for task in running:
+            task.cancel()
+
+
+def _next_of(running: deque[Task[T]]) -> T:
+    task = running[0]
+    task.wait(None)
+    running.popleft()
+    return task.take()

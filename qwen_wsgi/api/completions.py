@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from flask import Blueprint, Response
@@ -10,7 +11,7 @@ from flask import Blueprint, Response
 from qwen_wsgi.api import calls, replies, road
 from qwen_wsgi.api.calls import LiveCall
 from qwen_wsgi.errors import ApiError, UpstreamError
-from qwen_wsgi.green import Task
+from qwen_wsgi.green import in_order
 from qwen_wsgi.protocol import completions as protocol
 from qwen_wsgi.protocol.completions import CompletionsEncoder, CompletionsRequest
 from qwen_wsgi.protocol.usage import parse as parse_usage
@@ -82,28 +83,17 @@ def _whole_of_each(live: LiveCall, each: list[ChatCall], plan: Plan) -> list[Ans
     """Answers in the order of the calls; the first failure, or the client's going away, stops those
     that are under way."""
     complete = live.services.dispatcher.complete
-    waiting, running, answers = list(each), list[Task[Answer]](), list[Answer]()
     course = live.course = Course(client=live.call.client)
+    works = (partial(complete, call, plan) for call in each)
     try:
-        while waiting or running:
-            while waiting and len(running) < _AT_A_TIME:
-                running.append(_start(complete, waiting.pop(0), plan))
-            running[0].wait(None)
-            answers.append(running[0].take())
-            del running[0]
+        answers = list(in_order(works, at_a_time=_AT_A_TIME))
     finally:
-        for task in running:
-            task.cancel()
         begun = [call.course for call in each if call.course.route is not None]
         course.count = sum(one.count for one in begun)
         if begun:
             course.route, course.changed = begun[0].route, begun[0].changed
     live.call.upstream_request_id = answers[0].upstream_request_id
     return answers
-
-
-def _start(complete: Any, call: ChatCall, plan: Plan) -> Task[Answer]:
-    return Task(lambda: complete(call, plan), discard=lambda answer: None)
 
 
 # --- natively ------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any, Final
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.discovery import ProviderModel
 from qwen_wsgi.errors import ApiError, UpstreamError
-from qwen_wsgi.green import Task
+from qwen_wsgi.green import in_order
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream import model_data
 from qwen_wsgi.upstream.accounts import Account, AccountBook
@@ -103,21 +103,14 @@ class Catalogue:
         """
         max_age_s = _REFRESH_MIN_AGE_S if refresh else self._max_age_s
         union: dict[str, dict[str, Any]] = {}
-        # All at a time: one host that does not answer must not make the others wait.
         accounts = self._book.accounts()
-        tasks = [
-            Task(partial(self.listing, account, max_age_s=max_age_s), discard=lambda _: None)
-            for account in accounts
-        ]
-        try:
-            for account, task in zip(accounts, tasks, strict=True):
-                task.wait(None)
-                for id, entry in task.take().models.items():
-                    if id not in union and not self._refused(account, id):
-                        union[id] = entry
-        finally:
-            for task in tasks:
-                task.cancel()
+        works = [partial(self.listing, account, max_age_s=max_age_s) for account in accounts]
+        # All at a time: one host that does not answer must not make the others wait.
+        listings = in_order(works, at_a_time=len(works))
+        for account, listing in zip(accounts, listings, strict=True):
+            for id, entry in listing.models.items():
+                if id not in union and not self._refused(account, id):
+                    union[id] = entry
         return list(union.values())
 
     def listing(self, account: Account, *, max_age_s: float) -> Listing:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
-from qwen_wsgi.green import Task
+from qwen_wsgi.green import in_order
 from qwen_wsgi.upstream.accounts import Account
 from qwen_wsgi.upstream.client import UpstreamClient
 
@@ -32,28 +33,8 @@ def embed(
     """
     if len(bodies) == 1:
         return [_ask(client, account, bodies[0], headers)]
-    running: list[Task[dict[str, Any]]] = []
-    answers = []
-    try:
-        for body in bodies:
-            running.append(_start(client, account, body, headers))
-            if len(running) >= _AT_A_TIME:
-                running[0].wait(None)
-                answers.append(running[0].take())
-                running.pop(0)
-        for task in running:
-            task.wait(None)
-            answers.append(task.take())
-    finally:
-        for task in running:
-            task.cancel()
-    return answers
-
-
-def _start(
-    client: UpstreamClient, account: Account, body: bytes, headers: Mapping[str, str]
-) -> Task[dict[str, Any]]:
-    return Task(lambda: _ask(client, account, body, headers), discard=lambda answer: None)
+    works = (partial(_ask, client, account, body, headers) for body in bodies)
+    return list(in_order(works, at_a_time=_AT_A_TIME))
 
 
 def _ask(
