@@ -13,7 +13,7 @@ from qwen_wsgi.api.calls import LiveCall
 from qwen_wsgi.errors import BadRequest, NotFound
 from qwen_wsgi.protocol import responses as protocol
 from qwen_wsgi.protocol import tokens
-from qwen_wsgi.protocol.json_object import JsonObject, loads
+from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import ResponseEncoder, ResponsesRequest
 from qwen_wsgi.responses_store import ResponseStore, Stored
 
@@ -43,8 +43,7 @@ def create() -> Response:
         encoder = _Keeping(ResponseEncoder(asked, id=id, created=created, model=model), keep)
         return road.stream(live, call, plan, encoder)
     answer = road.whole(live, call, plan)
-    completion = loads(answer.body) if answer.value is None else answer.value
-    told = protocol.whole(asked, completion, id=id, created=created, model=model)
+    told = protocol.whole(asked, answer.value, id=id, created=created, model=model)
     keep.put(told)
     return replies.json_value(told)
 

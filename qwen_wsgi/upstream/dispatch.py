@@ -7,10 +7,11 @@ import random
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.green import Task
+from qwen_wsgi.green import in_order
 from qwen_wsgi.protocol import chat, legacy, sse
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, Completion
 from qwen_wsgi.protocol.choices import combined
@@ -169,7 +170,7 @@ class Dispatcher:
             body = self._body(call, route, stream=False)
             answer = self._client.whole(route.account, body, headers=call.headers)
             place.leave()
-            if _LEGACY in call.course.changed and answer.value is not None:
+            if _LEGACY in call.course.changed:
                 value = legacy.completion(answer.value)
                 answer = replace(answer, body=compact(value).encode(), value=value)
             name = call.request.model or route.model
@@ -205,18 +206,12 @@ class Dispatcher:
             replace(call, request=request, course=Course(client=call.course.client))
             for request in _singles(call.request, count)
         ]
-        tasks = [
-            Task(lambda each=each: self._one(each, plan), discard=lambda answer: None)  # type: ignore[misc]
-            for each in calls
-        ]
         answers: list[Answer] = []
         try:
-            for task in tasks:
-                task.wait(None)
-                answers.append(task.take())
+            works = [partial(self._one, each, plan) for each in calls]
+            for answer in in_order(works, at_a_time=len(works)):
+                answers.append(answer)  # noqa: PERF402  # so many, if one of them fails
         finally:
-            for task in tasks:
-                task.cancel()
             _note(call.course, [each.course for each in calls], len(answers))
         return answers
 
@@ -255,7 +250,7 @@ def _singles(request: ChatRequest, count: int) -> list[ChatRequest]:
 
 
 def _answer(answers: list[Answer]) -> Answer:
-    whole = combined([answer.value for answer in answers if answer.value is not None])
+    whole = combined([answer.value for answer in answers])
     return Answer(
         compact(whole).encode(),
         parse_usage(whole.get("usage")),
@@ -267,7 +262,6 @@ def _answer(answers: list[Answer]) -> Answer:
 def _streamed(answers: list[Answer], *, hide_usage: bool) -> OpenStream:
     """Whole answers as a stream that is complete already."""
     answer = _answer(answers)
-    assert answer.value is not None
     chunks = ChunkStream(hide_usage=hide_usage, mend=False)
     events = b"".join(chat.chunks_of(answer.value, with_usage=True)) + sse.DONE
     return OpenStream(
