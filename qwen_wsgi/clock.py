@@ -21,3 +21,10 @@ class SystemClock:
 
     now = staticmethod(time.time)
     monotonic = staticmethod(time.monotonic)
+
+
+def sleep(seconds: float) -> None:
+    """`time.sleep`, for defaults: it is looked up at each call, so that gevent's patch counts. As a
+    default itself it would be the one from before, if its module was imported first, and would stop
+    gevent's hub."""
+    time.sleep(seconds)

@@ -23,14 +23,13 @@ import os
 import shutil
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from qwen_wsgi.clock import Clock
+from qwen_wsgi.clock import Clock, sleep
 from qwen_wsgi.errors import ApiError, BadRequest
 from qwen_wsgi.protocol.json_object import compact
 
@@ -139,11 +138,6 @@ class Stored:
     previous: str | None
 
 
-def _sleep(seconds: float) -> None:
-    # Looked up per call, so that gevent's patch counts whoever imported first.
-    time.sleep(seconds)
-
-
 class ResponseStore:
     """The stored responses of all clients. Shared by all greenlets and threads of a worker.
 
@@ -171,7 +165,7 @@ class ResponseStore:
         ttl_s: float,
         max_bytes: int,
         max_rows: int = MAX_ROWS,
-        sleep: Callable[[float], None] = _sleep,
+        sleep: Callable[[float], None] = sleep,
     ) -> None:
         self._directory = directory
         self._clock = clock

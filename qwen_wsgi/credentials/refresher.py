@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from qwen_wsgi.clock import Clock
+from qwen_wsgi.clock import Clock, sleep
 from qwen_wsgi.credentials.attempt import Attempt as Attempt
 from qwen_wsgi.credentials.attempt import Outcome as Outcome
 from qwen_wsgi.credentials.both_locks import BothLocks
@@ -44,12 +44,6 @@ class _Work:
         self.over = threading.Event()
 
 
-def _sleep(seconds: float) -> None:
-    # Looked up per call: as a default value it would be the one from before the monkey patch
-    # whenever this module was imported first, and would stop gevent's hub.
-    time.sleep(seconds)
-
-
 class Refresher:
     """One login's renewal; shared by all greenlets of a process.
 
@@ -68,7 +62,7 @@ class Refresher:
         clock: Clock,
         *,
         pace: Pace | None = None,
-        sleep: Callable[[float], None] = _sleep,
+        sleep: Callable[[float], None] = sleep,
         jitter: Callable[[], float] = random.random,
         checkpoint: Callable[[str], None] = lambda name: None,
         boottime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from qwen_wsgi.clock import Clock
+from qwen_wsgi.clock import Clock, sleep
 from qwen_wsgi.credentials import atomic, document, journal
 from qwen_wsgi.credentials.document import CredentialDocument
 from qwen_wsgi.credentials.files import FileIdentity, Reading, Unusable, WatchedFile
@@ -64,11 +63,6 @@ def from_environment(text: str) -> CredentialDocument:
     return replace(login, raw=MappingProxyType(raw))
 
 
-def _sleep(seconds: float) -> None:
-    # Looked up per call, so that gevent's patch counts whoever imported first.
-    time.sleep(seconds)
-
-
 @dataclass(frozen=True)
 class Sight:
     """What there was when somebody looked: the login that counts, and the journal.
@@ -107,7 +101,7 @@ class LoginStore:
         *,
         shown: str,
         initial: CredentialDocument | None = None,
-        sleep: Callable[[float], None] = _sleep,
+        sleep: Callable[[float], None] = sleep,
     ) -> None:
         self.paths = paths
         self.shown = shown

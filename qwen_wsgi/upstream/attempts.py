@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import logging
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from qwen_wsgi.clock import Clock
+from qwen_wsgi.clock import Clock, sleep
 from qwen_wsgi.errors import (
     AccountUnavailable,
     ApiError,
@@ -37,11 +36,6 @@ MOST_ATTEMPTS: Final = 3
 _BACKOFF_S: Final = 0.5
 #: An account whose credential or billing is refused is left alone for this long.
 _ACCOUNT_PAUSE_S: Final = 60.0
-
-
-def _sleep(seconds: float) -> None:
-    # Looked up per call, so that gevent's patch counts whoever imported first.
-    time.sleep(seconds)
 
 
 @dataclass
@@ -78,7 +72,7 @@ class Attempts:
         board: Board,
         clock: Clock,
         *,
-        sleep: Callable[[float], None] = _sleep,
+        sleep: Callable[[float], None] = sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._budget_s = settings.retry_budget_s
