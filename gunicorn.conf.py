@@ -36,9 +36,6 @@ from qwen_wsgi.errors import SettingsError  # noqa: E402
 #: The exit code for settings that cannot work; the systemd unit does not restart after it.
 _EXIT_BAD_SETTINGS: Final = 2
 
-#: Connections above the limit of calls: health checks, model lists, idle clients, and the 503s.
-_SPARE_CONNECTIONS: Final = 256
-
 #: gunicorn's master kills a worker that is not gone by its own graceful timeout. Workers get this
 #: much less, so that they can still write the calls that they cut into the ledger, and wait for a
 #: renewal of a login that was sent (27 s at most): its answer exists nowhere else.
@@ -242,9 +239,8 @@ proc_name = "qwen-proxy"
 
 workers = _settings.workers
 worker_class = StreamWorker
-worker_connections = _settings.max_in_flight + _SPARE_CONNECTIONS
-# A stream holds two files: the client's connection and the upstream's.
-_raise_open_files_limit(2 * worker_connections + 64)
+worker_connections = _settings.worker_connections
+_raise_open_files_limit(_settings.worker_files)
 # The heartbeat file must not wait for a disk.
 worker_tmp_dir = _writable("/dev/shm")
 

@@ -20,6 +20,10 @@ from qwen_wsgi.errors import SettingsError
 #: How much of a secret may ever be shown.
 SHOWN_SECRET_CHARS: Final = 4
 
+#: Of a worker, above its calls; and files of the process itself.
+_SPARE_CONNECTIONS: Final = 256
+_SPARE_FILES: Final = 64
+
 
 def mask(secret: str) -> str:
     """Show which secret it is, by its last four characters; a short one is not shown at all."""
@@ -413,6 +417,18 @@ class Settings:
         """Every client key; empty means "this machine only"."""
         extra = (self.openai_api_key,) if self.openai_api_key else ()
         return self.client_keys + extra
+
+    @property
+    def worker_connections(self) -> int:
+        """Connections that a worker takes: above the limit of calls there are health checks, model
+        lists, idle clients, and the 503s."""
+        return self.max_in_flight + _SPARE_CONNECTIONS
+
+    @property
+    def worker_files(self) -> int:
+        """Open files of a full worker. A stream holds two: the client's connection and the
+        upstream's."""
+        return 2 * self.worker_connections + _SPARE_FILES
 
     @property
     def bind_address(self) -> str:

@@ -17,10 +17,6 @@ from qwen_wsgi.settings import Settings
 TELL: Final = Teller("server")
 
 _TIMEOUT_S: Final = 5.0
-#: As gunicorn.conf.py: connections above the limit of calls, and files of the process itself.
-_SPARE_CONNECTIONS: Final = 256
-_SPARE_FILES: Final = 64
-
 _STARTS: Final = {
     True: "Start it: sudo systemctl enable --now qwen-proxy",
     False: "Start it: `qwen-proxy serve` (or `make run`); if it runs, its HOST, PORT or "
@@ -151,7 +147,7 @@ def same_accounts(
 
 def open_files(settings: Settings, machine: Machine) -> Iterator[Finding]:
     """Whether a server that is started from here gets as many files as its calls need."""
-    needed = files_needed(settings)
+    needed = settings.worker_files
     _, hard = machine.open_files()
     told = f"a worker may need {needed} open files"
     if hard < 0 or hard >= needed:
@@ -162,11 +158,6 @@ def open_files(settings: Settings, machine: Machine) -> Iterator[Finding]:
             f"{told}, and {hard} are allowed: calls fail before QWEN_PROXY_MAX_IN_FLIGHT",
             f"Raise the limit (ulimit -Hn {needed}), or lower QWEN_PROXY_MAX_IN_FLIGHT.",
         )
-
-
-def files_needed(settings: Settings) -> int:
-    """Open files of a worker that is full: a call holds two."""
-    return 2 * (settings.max_in_flight + _SPARE_CONNECTIONS) + _SPARE_FILES
 
 
 def _health_of(body: bytes) -> dict[str, Any] | None:

@@ -10,7 +10,6 @@ from typing import Final
 from qwen_wsgi.doctor import service as services
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.doctor.machine import Machine
-from qwen_wsgi.doctor.server import files_needed
 from qwen_wsgi.doctor.service import Service
 from qwen_wsgi.settings import Settings
 
@@ -192,7 +191,7 @@ def _visible(unit: Service, path: Path, *, logins: bool) -> Iterator[Finding]:
 
 def limits(settings: Settings, unit: Service) -> Iterator[Finding]:
     """Open files, and the time for a stop."""
-    needed, allowed = files_needed(settings), unit["LimitNOFILE"]
+    needed, allowed = settings.worker_files, unit["LimitNOFILE"]
     if allowed.isdigit() and int(allowed) < needed:
         yield TELL.warn(
             "LimitNOFILE",
