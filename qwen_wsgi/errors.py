@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import errno
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 
 class QwenProxyError(Exception):
@@ -66,6 +67,17 @@ def forget_frames(error: BaseException) -> None:
     while inner is not None:
         inner.__traceback__ = None
         inner = inner.__cause__ or inner.__context__
+
+
+class ErrorDetails(TypedDict, total=False):
+    """What `ApiError` takes besides its message, for those who pass it on."""
+
+    status: int | None
+    type: str | None
+    code: str | None
+    param: str | None
+    retry_after_s: float | None
+    should_retry: bool | None
 
 
 class ApiError(QwenProxyError):
@@ -203,23 +215,10 @@ class UpstreamError(ApiError):
         self,
         message: str,
         *,
-        status: int | None = None,
-        type: str | None = None,
-        code: str | None = None,
-        param: str | None = None,
-        retry_after_s: float | None = None,
-        should_retry: bool | None = None,
         failure: Failure | None = None,
+        **details: Unpack[ErrorDetails],
     ) -> None:
-        super().__init__(
-            message,
-            status=status,
-            type=type,
-            code=code,
-            param=param,
-            retry_after_s=retry_after_s,
-            should_retry=should_retry,
-        )
+        super().__init__(message, **details)
         self.failure = failure
 
 
