@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.failure import ERROR_FINISH
+from qwen_wsgi.protocol.loose import objects
 from qwen_wsgi.protocol.tool_calls import ToolCalls
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
@@ -46,7 +47,7 @@ class Completion:
                 self._usage = value or self._usage
             elif value not in (None, "") or name not in self._head:
                 self._head[name] = value
-        for choice in _objects(chunk.get("choices")):
+        for choice in objects(chunk.get("choices")):
             index = choice.get("index")
             index = index if isinstance(index, int) else 0
             self._choices.setdefault(index, _Choice(index)).add(choice)
@@ -111,7 +112,7 @@ class _Choice:
         if name in _JOINED and isinstance(value, str):
             self._joined.setdefault(name, []).append(value)
         elif name == "tool_calls":
-            for fragment in _objects(value):
+            for fragment in objects(value):
                 self._tool_calls.take(fragment)
         elif name == "function_call" and isinstance(value, dict):
             _join_function(message.setdefault(name, {"name": "", "arguments": ""}), value)
@@ -151,13 +152,6 @@ class _Choice:
         }
 
 
-def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    """The objects of what should be a list of them."""
-    for item in value if isinstance(value, list) else ():
-        if isinstance(item, dict):
-            yield item
-
-
 def _join_function(call: dict[str, Any], fragment: Mapping[str, Any]) -> None:
     if name := fragment.get("name"):
         # Some servers repeat the whole name with every fragment; none sends it in pieces.
@@ -179,10 +173,10 @@ def chunks_of(completion: Mapping[str, Any], *, with_usage: bool) -> list[bytes]
     head = {k: v for k, v in completion.items() if k not in ("choices", "usage")}
     head["object"] = "chat.completion.chunk"
     out = []
-    for choice in _objects(completion.get("choices")):
+    for choice in objects(completion.get("choices")):
         message = choice.get("message")
         delta = dict(message) if isinstance(message, dict) else {}
-        if calls := list(_objects(delta.get("tool_calls"))):
+        if calls := list(objects(delta.get("tool_calls"))):
             delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(calls)]
         rest = {k: v for k, v in choice.items() if k not in ("message", "finish_reason")}
         rest.setdefault("index", 0)

@@ -20,6 +20,7 @@ from qwen_wsgi.protocol.choices import combined
 from qwen_wsgi.protocol.dialect import COMMENT
 from qwen_wsgi.protocol.embeddings import model_of
 from qwen_wsgi.protocol.json_object import JsonObject, compact
+from qwen_wsgi.protocol.loose import objects
 
 #: Each is a call of its own.
 MAX_PROMPTS: Final = 64
@@ -191,7 +192,7 @@ def whole(
     "logprobs": null, "finish_reason"}], "usage"?}`; usage is summed. Thinking is no text.
     """
     together = combined(
-        [{**each, "choices": list(_objects(each.get("choices")))} for each in completions]
+        [{**each, "choices": list(objects(each.get("choices")))} for each in completions]
     )
     told: dict[str, Any] = {**_head(id, model, created), "choices": []}
     for choice in together["choices"]:
@@ -276,20 +277,13 @@ class CompletionsEncoder:
 
 def _choices(told: Any) -> Iterator[tuple[str, int, str | None]]:
     """Text, index and finish reason of those choices of a chunk that have one of the two."""
-    for choice in _objects(told):
+    for choice in objects(told):
         delta, index = choice.get("delta"), choice.get("index")
         text = delta.get("content") if isinstance(delta, dict) else None
         text = text if isinstance(text, str) else ""
         finish = _finish(choice.get("finish_reason"))
         if text or finish:
             yield text, index if isinstance(index, int) else 0, finish
-
-
-def _objects(told: Any) -> Iterator[dict[str, Any]]:
-    """The objects of what should be a list of them."""
-    for each in told if isinstance(told, list) else ():
-        if isinstance(each, dict):
-            yield each
 
 
 def _finish(reason: Any) -> str | None:

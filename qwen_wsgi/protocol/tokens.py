@@ -14,9 +14,10 @@ by it, and no usage is made of it.
 from __future__ import annotations
 
 import re
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol.loose import Members, objects
 
 #: What is one token each, more or less: a word or a part of one, a digit, a run of signs, a line
 #: end with its indentation.
@@ -49,13 +50,6 @@ _IMAGE: Final = 1026
 _MEDIUM: Final = 2048
 
 
-class Members(Protocol):
-    """A request: a dict, or a `JsonObject`."""
-
-    def get(self, name: str, /) -> Any:
-        """The value of a member, or None."""
-
-
 def estimate(request: Members) -> int:
     """Tokens of the prompt that a chat request makes: its `messages` and `tools`, at least 1.
 
@@ -63,12 +57,12 @@ def estimate(request: Members) -> int:
     another form than it should counts as its JSON text, or as nothing; there is no error.
     """
     total = _ANSWER
-    for message in _objects(request.get("messages")):
+    for message in objects(request.get("messages")):
         total += _MESSAGE + _of_content(message.get("content"))
         total += _CALL * (message.get("role") == "tool")
-        for call in _objects(message.get("tool_calls")):
+        for call in objects(message.get("tool_calls")):
             total += _CALL + _of_json(call.get("function"))
-    tools = _objects(request.get("tools"))
+    tools = list(objects(request.get("tools")))
     if tools:
         total += _TOOLS + sum(map(_of_json, tools))
     return total
@@ -86,7 +80,7 @@ def of_text(text: str) -> int:
 def _of_content(content: Any) -> int:
     if isinstance(content, str):
         return of_text(content)
-    return sum(map(_of_part, _objects(content)))
+    return sum(map(_of_part, objects(content)))
 
 
 def _of_part(part: dict[str, Any]) -> int:
@@ -102,8 +96,3 @@ def _of_json(value: Any) -> int:
         return of_text(compact(value))
     except (TypeError, ValueError, RecursionError):
         return 0
-
-
-def _objects(value: Any) -> list[dict[str, Any]]:
-    """The objects of what should be a list of them."""
-    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []

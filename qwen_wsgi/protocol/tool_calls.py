@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from qwen_wsgi.protocol import loose
 from qwen_wsgi.protocol.json_object import compact
 
 
@@ -85,7 +86,7 @@ class ToolCalls:
         index, function = fragment.get("index"), fragment.get("function")
         index = index if isinstance(index, int) else None
         function = function if isinstance(function, dict) else {}
-        id, name = _text(fragment.get("id")), _text(function.get("name"))
+        id, name = loose.text(fragment.get("id")), loose.text(function.get("name"))
         arguments = arguments_of(function)
         call = self._by_id.get(id) if id else None
         if call is not None and name and arguments.strip() and call.complete:
@@ -96,7 +97,7 @@ class ToolCalls:
         if call is None:
             call = self._begin(index)
         names = bool(name and not call.name)
-        self._fill(call, id, name, _text(fragment.get("type")))
+        self._fill(call, id, name, loose.text(fragment.get("type")))
         if arguments:
             call.pieces.append(arguments)
         if index is not None:
@@ -176,7 +177,3 @@ def _decoded(piece: str | bytes) -> str:
         return str(json.loads(b'"' + piece + b'"'))
     except ValueError:
         return piece.decode(errors="replace")  # no JSON; nobody has looked at it before
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qwen_wsgi.protocol import loose
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -87,5 +89,4 @@ def _first(*counts: int | None) -> int | None:
 
 
 def _count(holder: Any, name: str) -> int | None:
-    value = holder.get(name) if isinstance(holder, dict) else None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return loose.integer(holder.get(name)) if isinstance(holder, dict) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from qwen_wsgi.protocol import loose
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.mend import finish_reason
 from qwen_wsgi.protocol.messages.request import MessagesRequest
@@ -108,18 +109,18 @@ def usage_of(usage: Usage | None) -> dict[str, Any]:
 
 
 def _content(message: Mapping[str, Any], seed: str) -> Iterator[dict[str, Any]]:
-    thinking = next((text for name in THINKING if (text := _text(message.get(name)))), "")
+    thinking = next((text for name in THINKING if (text := loose.text(message.get(name)))), "")
     if thinking:
         yield {"type": "thinking", "thinking": thinking, "signature": SIGNATURE}
-    if text := _text(message.get("content")) or _text(message.get("refusal")):
+    if text := loose.text(message.get("content")) or loose.text(message.get("refusal")):
         yield {"type": "text", "text": text}
     calls = message.get("tool_calls")
     for number, call in enumerate(calls if isinstance(calls, list) else ()):
         function = call.get("function") if isinstance(call, dict) else None
-        if isinstance(function, dict) and (name := _text(function.get("name"))):
+        if isinstance(function, dict) and (name := loose.text(function.get("name"))):
             yield {
                 "type": "tool_use",
-                "id": _text(call.get("id")) or made_up_id(seed, number),
+                "id": loose.text(call.get("id")) or made_up_id(seed, number),
                 "name": name,
                 "input": _input(arguments_of(function)),
             }
@@ -136,7 +137,3 @@ def _input(arguments: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {"arguments": arguments}
     return value
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from qwen_wsgi.errors import BadRequest
+from qwen_wsgi.protocol.loose import Members
 
 _T = TypeVar("_T", str, int, bool, dict[str, Any], list[Any])
 
@@ -16,13 +17,6 @@ _KINDS: Final[Mapping[type, str]] = {
     dict: "an object",
     list: "a valid list",
 }
-
-
-class Members(Protocol):
-    """An object of JSON: a dict, or a `JsonObject`."""
-
-    def get(self, name: str, /) -> Any:
-        """The value of a member, or None."""
 
 
 def wrong(path: str, expected: str) -> BadRequest:

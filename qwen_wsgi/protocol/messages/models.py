@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from qwen_wsgi.protocol import loose
 from qwen_wsgi.protocol.messages.fields import invalid, wrong
 
 #: The most that a page may have (Anthropic's API). Without a limit all come at once, because many
@@ -26,8 +27,8 @@ def model(entry: Mapping[str, Any]) -> dict[str, Any]:
         "display_name": name if isinstance(name, str) and name else entry["id"],
         "created_at": _time(entry.get("created")),
         "lifecycle": "active",
-        "max_input_tokens": _count(entry.get("context_length")),
-        "max_tokens": _count(entry.get("max_output_tokens")),
+        "max_input_tokens": loose.integer(entry.get("context_length")),
+        "max_tokens": loose.integer(entry.get("max_output_tokens")),
     }
 
 
@@ -73,7 +74,3 @@ def _time(epoch_s: Any) -> str:
     except (TypeError, ValueError, OverflowError, OSError):
         time = datetime.fromtimestamp(0, UTC)
     return time.isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -10,7 +10,8 @@ from qwen_wsgi.protocol import chat
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.dialect import Losses
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError, compact
-from qwen_wsgi.protocol.messages.fields import Members, below, invalid, need, number, want, wrong
+from qwen_wsgi.protocol.loose import Members
+from qwen_wsgi.protocol.messages.fields import below, invalid, need, number, want, wrong
 from qwen_wsgi.protocol.messages.history import messages_of, system_of
 from qwen_wsgi.protocol.messages.tools import tools_of
 

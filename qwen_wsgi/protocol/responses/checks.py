@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol.chat import wrong_type
+from qwen_wsgi.protocol.loose import Members
 
 #: Of a client's word so much is quoted in a refusal.
 _QUOTED_CHARS: Final = 60
 _NO_TOKEN: Final = re.compile(r"[^A-Za-z0-9_.\-]+")
-
-
-class Holder(Protocol):
-    """An object of the request, parsed or not."""
-
-    def get(self, name: str, /) -> Any:
-        """The value of a member, None if it has none."""
 
 
 def missing(param: str) -> BadRequest:
@@ -49,7 +43,7 @@ def token(word: str) -> str:
     return _NO_TOKEN.sub("_", word[:_QUOTED_CHARS])
 
 
-def text(holder: Holder, name: str, path: str = "") -> str | None:
+def text(holder: Members, name: str, path: str = "") -> str | None:
     """A string, None if it is missing or null. `path` is what the refusal puts before the name."""
     value = holder.get(name)
     if not isinstance(value, str | None):
@@ -57,7 +51,7 @@ def text(holder: Holder, name: str, path: str = "") -> str | None:
     return value
 
 
-def required_text(holder: Holder, name: str, path: str = "") -> str:
+def required_text(holder: Members, name: str, path: str = "") -> str:
     """A string that must be there."""
     value = text(holder, name, path)
     if value is None:
@@ -65,7 +59,7 @@ def required_text(holder: Holder, name: str, path: str = "") -> str:
     return value
 
 
-def required_name(holder: Holder, path: str) -> str:
+def required_name(holder: Members, path: str) -> str:
     """A `name` that must be there, and not empty."""
     name = required_text(holder, "name", path)
     if not name:
@@ -75,7 +69,7 @@ def required_name(holder: Holder, path: str) -> str:
     return name
 
 
-def flag(holder: Holder, name: str) -> bool | None:
+def flag(holder: Members, name: str) -> bool | None:
     """A boolean, None if it is missing or null."""
     value = holder.get(name)
     if not isinstance(value, bool | None):
@@ -83,7 +77,7 @@ def flag(holder: Holder, name: str) -> bool | None:
     return value
 
 
-def number(holder: Holder, name: str) -> float | None:
+def number(holder: Members, name: str) -> float | None:
     """A number, None if it is missing or null. Its range the host knows."""
     value = holder.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float | None):
@@ -91,7 +85,7 @@ def number(holder: Holder, name: str) -> float | None:
     return value
 
 
-def count(holder: Holder, name: str, *, least: int) -> int | None:
+def count(holder: Members, name: str, *, least: int) -> int | None:
     """An integer from `least` on, None if it is missing or null."""
     value = holder.get(name)
     if isinstance(value, bool) or not isinstance(value, int | None):
@@ -105,7 +99,7 @@ def count(holder: Holder, name: str, *, least: int) -> int | None:
     return value
 
 
-def mapping(holder: Holder, name: str, path: str = "") -> dict[str, Any] | None:
+def mapping(holder: Members, name: str, path: str = "") -> dict[str, Any] | None:
     """An object, None if it is missing or null."""
     value = holder.get(name)
     if not isinstance(value, dict | None):
@@ -113,7 +107,7 @@ def mapping(holder: Holder, name: str, path: str = "") -> dict[str, Any] | None:
     return value
 
 
-def objects(holder: Holder, name: str, path: str = "") -> list[dict[str, Any]]:
+def objects(holder: Members, name: str, path: str = "") -> list[dict[str, Any]]:
     """An array of objects, empty if it is missing or null."""
     value = holder.get(name)
     if value is None:

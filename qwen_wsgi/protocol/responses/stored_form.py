@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from qwen_wsgi.protocol import loose
 from qwen_wsgi.protocol.responses import content
 
 _COMPLETED: Final = "completed"
@@ -105,7 +106,7 @@ def _said(part: Any) -> Any:
     text = _text_of(part)
     if text is None or part["type"] == "refusal":
         return part
-    lists = {name: _list(part.get(name)) for name in ("annotations", "logprobs")}
+    lists = {name: loose.items(part.get(name)) for name in ("annotations", "logprobs")}
     return {"type": "output_text", "text": text, **lists}
 
 
@@ -128,7 +129,3 @@ def _image(part: dict[str, Any]) -> dict[str, Any]:
     if isinstance(detail, str) and detail not in content.DETAILS:
         shown["detail"] = "auto"
     return shown
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
