@@ -62,7 +62,7 @@ class JsonObject:
         # A byte order mark is tolerated from a client and not passed on (RFC 8259 §8.1).
         self._body = body.removeprefix(b"\xef\xbb\xbf")
         #: The text of each member's value; looked up when it is needed.
-        self._texts: Mapping[str, bytes | msgspec.Raw] | None = None
+        self._texts: Mapping[str, msgspec.Raw] | None = None
         values = _quickly(self._body)
         if values is None:
             values, self._texts = _carefully(self._body)
@@ -95,12 +95,23 @@ class JsonObject:
             return self._body
         if self._texts is None:
             self._texts = _RAW.decode(self._body)
-        texts: dict[str, Any] = {
+        members: dict[str, Any] = {
             name: text for name, text in self._texts.items() if name not in drop
         }
-        texts |= {name: compact(value).encode() for name, value in changes.items()}
-        parts = (b"%b:%b" % (compact(name).encode(), text) for name, text in texts.items())
-        return b"{" + b",".join(parts) + b"}"
+        members |= changes
+        try:
+            return msgspec.json.encode(members)
+        except (UnicodeEncodeError, OverflowError):
+            return _rendered(members)
+
+
+def _rendered(members: Mapping[str, Any]) -> bytes:
+    """What msgspec refuses to write: halves of surrogate pairs, and integers of any size."""
+    texts = (
+        (compact(name), bytes(value) if isinstance(value, msgspec.Raw) else compact(value).encode())
+        for name, value in members.items()
+    )
+    return b"{" + b",".join(b"%b:%b" % (name.encode(), text) for name, text in texts) + b"}"
 
 
 def compact(value: Any) -> str:
@@ -135,7 +146,7 @@ def _quickly(body: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _carefully(body: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
+def _carefully(body: bytes) -> tuple[dict[str, Any], dict[str, msgspec.Raw]]:
     """The values of an object, and their texts.
 
     Raises:
@@ -157,7 +168,10 @@ def _carefully(body: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
         raise JsonObjectError(str(error)) from None
     return (
         {name: member.value for name, member in members.items()},
-        {name: text[member.start : member.end].encode() for name, member in members.items()},
+        {
+            name: msgspec.Raw(text[member.start : member.end].encode())
+            for name, member in members.items()
+        },
     )
 
 
