@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from qwen_wsgi.api import (
     replies,
     responses,
 )
+from qwen_wsgi.api.application import Application
 from qwen_wsgi.api.calls import Admission
 from qwen_wsgi.api.guard import Guard
 from qwen_wsgi.clock import Clock, SystemClock
@@ -196,13 +197,6 @@ def build_services(
     )
 
 
-class Application(Flask):
-    """Flask without its question, seven times a call, whether a function is a coroutine."""
-
-    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        return func
-
-
 def create_app(settings: Settings | None = None, *, services: Services | None = None) -> Flask:
     """Build the WSGI application.
 
@@ -220,7 +214,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
     configure_logs(services.settings)
     app = Application("qwen_wsgi", static_folder=None)
     app.extensions["qwen_wsgi"] = services
-    app.before_request(calls.begin)
+    app.before_request(partial(calls.begin, services))
     app.before_request(_preflight)
     app.after_request(_allow_origin)
     app.after_request(calls.finish_response)

@@ -121,16 +121,21 @@ class TimedReads:
         "_armed",
         "_empty",
         "_io",
+        "_loop",
         "_park",
         "_parked",
         "_reader",
         "_recv",
         "_ring",
+        "_source",
         "_straight",
         "_timer",
+        "timeout_s",
     )
 
     def __init__(self, source: socket.socket, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self._source: Any = source
         self._recv = source.recv
         self._reader: Any = None
         self._timer: Any = None
@@ -139,16 +144,31 @@ class TimedReads:
             source.settimeout(timeout_s)
             return
         source.settimeout(None)
-        hub: Any = gevent.get_hub()
+        self._loop: Any = gevent.get_hub().loop
         # A TLS socket may hold decrypted bytes that the kernel knows nothing of: gevent reads it.
         self._straight: Any = None if hasattr(source, "pending") else source._sock.recv  # type: ignore[attr-defined]
-        self._io = hub.loop.io(source.fileno(), _READ)
-        self._park = hub.switch
+        self._io = self._loop.io(source.fileno(), _READ)
+        self._park = gevent.get_hub().switch
         self._armed = self._empty = self._parked = False
-        self._timer = hub.loop.timer(timeout_s, repeat=timeout_s)
         self._ring: Any = self._rings
+        self._start_timer()
+
+    def _start_timer(self) -> None:
+        self._timer = self._loop.timer(self.timeout_s, repeat=self.timeout_s)
         self._again: Any = self._timer.again
         self._timer.start(self._ring)
+
+    def limit(self, timeout_s: float) -> None:
+        """Change the time of silence; between two reads."""
+        if timeout_s == self.timeout_s:
+            return
+        self.timeout_s = timeout_s
+        if self._timer is None:
+            self._source.settimeout(timeout_s)
+            return
+        self._timer.stop()
+        self._timer.close()
+        self._start_timer()
 
     def _rings(self) -> None:
         reader, self._reader = self._reader, None

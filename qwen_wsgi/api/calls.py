@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from flask import Response, current_app, g, request
+from flask import Request, Response, request
 
 from qwen_wsgi.accounting.ledger import Call
 from qwen_wsgi.api.guard import request_id_of
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 #: Where Anthropic's API is, also for who does not name its version.
 _MESSAGES: Final = "/v1/messages"
+
+#: The current request's, each greenlet has its own. Flask's `g` is a proxy of four Python calls.
+_LIVE: Final[ContextVar[LiveCall | None]] = ContextVar("live_call", default=None)
 
 
 @dataclass
@@ -149,32 +153,29 @@ class LiveCall:
             call.error_code = relay.error.code or relay.error.type
 
 
-def services() -> Services:
-    """The application's services."""
-    found: Services = current_app.extensions["qwen_wsgi"]
-    return found
-
-
 def live() -> LiveCall:
     """The call that the current request is."""
-    found: LiveCall = g.live_call
+    found = _LIVE.get()
+    assert found is not None, "no request"
     return found
 
 
-def begin() -> None:
+def begin(its: Services) -> None:
     """Start the record of a request, before anything can fail."""
-    its = services()
-    environ = request.environ
-    g.live_call = LiveCall(
-        call=Call(
-            request_id=request_id_of(environ) or "req_" + os.urandom(16).hex(),
-            client="-",
-            method=environ["REQUEST_METHOD"],
-            path=request.path,
-            started_at=its.clock.monotonic(),
-        ),
-        services=its,
-        environ=environ,
+    asked: Request = request._get_current_object()  # type: ignore[attr-defined]  # of its proxy
+    environ = asked.environ
+    _LIVE.set(
+        LiveCall(
+            call=Call(
+                request_id=request_id_of(environ) or "req_" + os.urandom(16).hex(),
+                client="-",
+                method=environ["REQUEST_METHOD"],
+                path=asked.path,
+                started_at=its.clock.monotonic(),
+            ),
+            services=its,
+            environ=environ,
+        )
     )
 
 
@@ -207,23 +208,23 @@ def finish_response(response: Response) -> Response:
     its = live()
     call = its.call
     headers = response.headers
-    headers["x-request-id"] = call.request_id
+    headers.add("x-request-id", call.request_id)
     if its.is_anthropic:
-        headers["request-id"] = call.request_id
+        headers.add("request-id", call.request_id)
     its.take_course()
     if call.account:
-        headers["x-qwen-proxy-account"] = call.account
-        headers["x-qwen-proxy-attempts"] = str(call.attempts)
+        headers.add("x-qwen-proxy-account", call.account)
+        headers.add("x-qwen-proxy-attempts", str(call.attempts))
     if its.course is not None and its.course.changed:
-        headers["x-qwen-proxy-changed"] = ", ".join(its.course.changed)
+        headers.add("x-qwen-proxy-changed", ", ".join(its.course.changed))
     if upstream_id := call.upstream_request_id or (
         its.relay.upstream_request_id if its.relay else ""
     ):
-        headers["x-upstream-request-id"] = upstream_id
+        headers.add("x-upstream-request-id", upstream_id)
     elapsed = its.services.clock.monotonic() - call.started_at
-    headers["openai-processing-ms"] = str(round(elapsed * 1000))
+    headers.add("openai-processing-ms", str(round(elapsed * 1000)))
     if call.account:
-        headers["server-timing"] = server_timing(call, elapsed)
+        headers.add("server-timing", server_timing(call, elapsed))
     call.status = response.status_code
     if its.relay is not None:
         # The server calls this when the body was sent or its client is gone.
@@ -247,9 +248,10 @@ def server_timing(call: Call, elapsed_s: float) -> str:
 
 def end(error: BaseException | None) -> None:
     """End the call with its request, unless a stream goes on beyond it."""
-    its: LiveCall | None = g.pop("live_call", None)
+    its = _LIVE.get()
     if its is None:
         return
+    _LIVE.set(None)
     if error is not None:
         its.fail(error)
     if its.relay is None or error is not None:

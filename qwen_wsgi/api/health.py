@@ -31,7 +31,7 @@ def health() -> Response:
     200 while calls can be served; 503 when no account is usable or the worker is draining.
     """
     calls.live().call.quiet = True
-    services = calls.services()
+    services = calls.live().services
     status, accounts, states = _status()
     body = {
         "status": status,
@@ -54,7 +54,7 @@ def health() -> Response:
 
 
 def _status() -> tuple[str, tuple[Account, ...], list[CredentialStatus]]:
-    services = calls.services()
+    services = calls.live().services
     accounts = services.book.accounts()
     states = [account.credential.status() for account in accounts]
     if services.admission.draining:
@@ -71,7 +71,7 @@ def _status() -> tuple[str, tuple[Account, ...], list[CredentialStatus]]:
 
 def _left_alone(account: Account) -> dict[str, object]:
     """Why nobody asks the account just now, if so; limits of single models are left out."""
-    services = calls.services()
+    services = calls.live().services
     keys, board = services.router.keys(account), services.board
     for key in (keys.payer, keys.host):
         if (seconds := board.blocked_s(key)) > 0:

@@ -18,7 +18,7 @@ blueprint.before_request(calls.check_caller)
 def list_models() -> Response:
     """All models of all accounts; `?refresh=1` asks the hosts now."""
     refresh = request.args.get("refresh", "") not in ("", "0", "false")
-    data = calls.services().catalogue.models(refresh=refresh)
+    data = calls.live().services.catalogue.models(refresh=refresh)
     if calls.live().is_anthropic:
         return replies.json_value(anthropic.page(data, request.args))
     return replies.json_value({"object": "list", "data": data})
@@ -27,7 +27,7 @@ def list_models() -> Response:
 @blueprint.get("/v1/models/<path:id>")
 def get_model(id: str) -> Response:
     """One model; ids may hold slashes, plain or as %2F."""
-    for entry in calls.services().catalogue.models():
+    for entry in calls.live().services.catalogue.models():
         if entry["id"] == id:
             told: Any = anthropic.model(entry) if calls.live().is_anthropic else entry
             return replies.json_value(told)

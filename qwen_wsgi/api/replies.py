@@ -8,13 +8,14 @@ from typing import Any
 
 from flask import Response
 
+from qwen_wsgi.api.application import FinishedResponse
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol.json_object import compact
 
 
 def json_bytes(body: bytes, status: int = 200) -> Response:
     """JSON that is already rendered."""
-    return Response(body, status=status, content_type="application/json")
+    return FinishedResponse(body, status=status, content_type="application/json")
 
 
 def json_value(value: Any, status: int = 200) -> Response:
@@ -24,9 +25,9 @@ def json_value(value: Any, status: int = 200) -> Response:
 
 def event_stream(events: Iterable[bytes]) -> Response:
     """A stream of server-sent events; nginx is told not to buffer it."""
-    response = Response(events, content_type="text/event-stream; charset=utf-8")
-    response.headers["cache-control"] = "no-cache"
-    response.headers["x-accel-buffering"] = "no"
+    response = FinishedResponse(events, content_type="text/event-stream; charset=utf-8")
+    response.headers.add("cache-control", "no-cache")
+    response.headers.add("x-accel-buffering", "no")
     return response
 
 

@@ -163,9 +163,10 @@ class ChunkedDecoder:
 class BodyReader:
     """The body of one streamed response; owns the response until `close`.
 
-    Not thread safe. A `PooledResponse` has its socket at hand. Under a response of urllib3 (behind
-    an HTTP proxy, or a test's) it is reached for by private names; where they are not found, or the
-    body came compressed, `raw.read1` does the work, whose timeout is the response's own.
+    Not thread safe. A `PooledResponse` has its reads at hand. Under a response of urllib3 (behind
+    an HTTP proxy, or a test's) the socket is reached for by private names; where they are not
+    found, or the body came compressed, `raw.read1` does the work, whose timeout is the response's
+    own.
     """
 
     def __init__(self, response: requests.Response) -> None:
@@ -174,20 +175,19 @@ class BodyReader:
         self._ended = False
         self._closed = False
         self._stalled = False
-        self._timeout_s: float | None = None
-        self._reads: TimedReads | None = None
         self._size = READ_BYTES
         self._inflate: Any = None
         self._length: int | None = None
         if isinstance(self._raw, PooledResponse):
-            self._socket, self._first = self._raw.sock, self._raw.first
+            self._reads: TimedReads | None = self._raw.reads
+            self._first = self._raw.first
             self._inflate = _inflater(self._raw.headers.get("content-encoding", ""))
             length = self._raw.length
         else:
-            self._socket, self._first = _take_socket(self._raw)
-            length = self._raw.length_remaining if self._socket is not None else None
-        self._chunked = ChunkedDecoder() if self._socket and self._raw.chunked else None
-        if self._socket is not None and self._chunked is None:
+            self._reads, self._first = _take_socket(self._raw)
+            length = self._raw.length_remaining if self._reads is not None else None
+        self._chunked = ChunkedDecoder() if self._reads and self._raw.chunked else None
+        if self._reads is not None and self._chunked is None:
             self._length = length
             self._ended = length == 0
 
@@ -227,11 +227,9 @@ class BodyReader:
             first, self._first = self._first, b""
             return first
         try:
-            if self._socket is None:
+            if self._reads is None:
                 return self._read_through_response()
-            if self._reads is None or timeout_s != self._timeout_s:
-                self._time_reads(timeout_s)
-            assert self._reads is not None
+            self._reads.limit(timeout_s)
             data = self._reads.recv(self._size)
         except (TimeoutError, urllib3.exceptions.ReadTimeoutError):
             raise ReadTimeout from None
@@ -244,12 +242,6 @@ class BodyReader:
                 raise BodyBroken("the connection ended early")
             self._ended = True  # a body without framing ends with its connection
         return data
-
-    def _time_reads(self, timeout_s: float) -> None:
-        if self._reads is not None:
-            self._reads.stop()
-        self._reads = TimedReads(self._socket, timeout_s)
-        self._timeout_s = timeout_s
 
     def _read_through_response(self) -> bytes:
         if self._stalled:
@@ -283,7 +275,7 @@ class BodyReader:
         self._closed = True
         if self._reads is not None:
             self._reads.stop()
-        if self._ended and self._socket is not None:
+        if self._ended and self._reads is not None:
             # http.client refuses a second request before the first response object is closed.
             if isinstance(self._raw, PooledResponse):
                 self._raw.release()
@@ -321,7 +313,7 @@ class _UnknownCoding:
         raise BodyBroken(f"the body is compressed by {self._coding!r}, which was not asked for")
 
 
-def _take_socket(raw: Any) -> tuple[Any, bytes]:
+def _take_socket(raw: Any) -> tuple[TimedReads | None, bytes]:
     """The socket under a response, and the body bytes that were read along with its head."""
     try:
         if raw.headers.get("content-encoding", "identity") != "identity":
@@ -336,6 +328,7 @@ def _take_socket(raw: Any) -> tuple[Any, bytes]:
             first = b""
         finally:
             socket.settimeout(before)
-        return socket, buffered.read(len(first)) if first else b""
+        first = buffered.read(len(first)) if first else b""
+        return TimedReads(socket, before or 1.0), first  # each read sets its own
     except (AttributeError, OSError, ValueError):
         return None, b""

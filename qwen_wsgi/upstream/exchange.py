@@ -16,11 +16,10 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import urllib3
-from requests.structures import CaseInsensitiveDict
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, ProtocolError, ReadTimeoutError
 
-from qwen_wsgi.green import readable_now
+from qwen_wsgi.green import TimedReads, readable_now
 
 #: A head longer than this is no head.
 _MAX_HEAD_BYTES: Final = 64 * 1024
@@ -31,7 +30,7 @@ _JOINED_BYTES: Final = 64 * 1024
 _RECV_BYTES: Final = 16 * 1024
 
 
-class RequestHeaders(CaseInsensitiveDict[str]):
+class RequestHeaders(dict[str, str]):
     """A request's headers, and a note of the connection that they went out on."""
 
     #: The connection had served a request before, so it may have been closed at the other end.
@@ -79,14 +78,20 @@ class PooledResponse:
     """A response whose head was read; what requests and `BodyReader` need of urllib3's.
 
     Attributes:
-        sock: where the body comes from.
+        reads: where the body comes from. Its owner stops them, before it lets go of the response.
         first: the bytes of the body that came along with the head.
         connect_s: what setting up the connection took, TLS included; 0.0 for one that was kept.
         chunked: it is in chunks; else it has `length` bytes, or ends with its connection (None).
     """
 
     def __init__(
-        self, pool: Any, connection: Any, head: Head, first: bytes, connect_s: float
+        self,
+        pool: Any,
+        connection: Any,
+        reads: TimedReads,
+        head: Head,
+        first: bytes,
+        connect_s: float,
     ) -> None:
         self._pool = pool
         self.connect_s = connect_s
@@ -94,7 +99,7 @@ class PooledResponse:
         self.status = head.status
         self.reason = head.reason
         self.headers = head.headers
-        self.sock = connection.sock
+        self.reads = reads
         self.first = first
         self.chunked = "chunked" in head.headers.get("transfer-encoding", "").lower()
         length = head.headers.get("content-length", "")
@@ -160,7 +165,7 @@ class _Exchanging:
             return super().urlopen(  # type: ignore[misc]  # of urllib3's pool
                 method, url, body=body, headers=headers, retries=retries, timeout=timeout, **more
             )
-        connection = None
+        connection = reads = None
         try:
             connection = pool._get_conn()
             kept = connection.sock is not None
@@ -169,9 +174,12 @@ class _Exchanging:
             connect_s = 0.0 if kept else _connect(connection, timeout.connect_timeout)
             connection.sock.settimeout(timeout.read_timeout)
             _send(connection.sock, method, url, self._host, headers, body)
-            head, first = _receive_head(connection.sock)
-            return PooledResponse(self, connection, head, first, connect_s)
+            reads = TimedReads(connection.sock, timeout.read_timeout)
+            head, first = _receive_head(reads)
+            return PooledResponse(self, connection, reads, head, first, connect_s)
         except BaseException as error:
+            if reads is not None:
+                reads.stop()
             if connection is not None:
                 connection.close()
                 pool._put_conn(connection)
@@ -234,7 +242,7 @@ def _send(
         pass  # it may have answered before it closed, e.g. that the body is too large
 
 
-def _receive_head(sock: Any) -> tuple[Head, bytes]:
+def _receive_head(reads: TimedReads) -> tuple[Head, bytes]:
     """The head of the final response, and what came behind it."""
     got = b""
     while True:
@@ -247,7 +255,7 @@ def _receive_head(sock: Any) -> tuple[Head, bytes]:
             continue
         if len(got) > _MAX_HEAD_BYTES:
             raise ProtocolError("the answer's head does not end")
-        piece = sock.recv(_RECV_BYTES)
+        piece = reads.recv(_RECV_BYTES)
         if not piece:
             raise http.client.RemoteDisconnected("the connection ended without an answer")
         got = got + piece if got else piece

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -142,15 +143,12 @@ class Transport:
         request = requests.PreparedRequest()
         request.method = method
         request.url = token.base_url + path
-        request.headers = RequestHeaders(
-            {
-                "Accept-Encoding": "identity",  # the relay carries bytes, it does not unpack them
-                "User-Agent": USER_AGENT,
-                **headers,
-            }
-        )
+        sent = RequestHeaders(headers)
+        sent.setdefault("User-Agent", USER_AGENT)
+        sent["Accept-Encoding"] = "identity"  # the relay carries bytes, it does not unpack them
         if token.value:
-            request.headers["Authorization"] = "Bearer " + token.value
+            sent["Authorization"] = "Bearer " + token.value
+        request.headers = sent  # type: ignore[assignment]  # a mapping is enough for the adapter
         request.hooks = {"response": []}
         return request
 
@@ -159,10 +157,8 @@ class Transport:
             try:
                 return self._send_once(request, read_timeout_s)
             except requests.ConnectionError as error:
-                kept = (
-                    isinstance(request.headers, RequestHeaders) and request.headers.kept_connection
-                )
-                if not (kept and _stale(error)):
+                headers: Any = request.headers  # ours, of `_prepare`
+                if not (headers.kept_connection and _stale(error)):
                     raise
                 forget_frames(error)  # urllib3's know it
             # The server closed a kept connection meanwhile: the request reached nobody.
@@ -178,7 +174,7 @@ class Transport:
             return self._adapter.send(
                 request,
                 stream=True,
-                timeout=(self._connect_s, read_timeout_s),
+                timeout=_timeout(self._connect_s, read_timeout_s),  # type: ignore[arg-type]  # sic
                 verify=verify,
                 proxies=proxies,
             )
@@ -218,6 +214,12 @@ class Transport:
             )
             self._routes[origin] = route
         return route
+
+
+@functools.lru_cache(maxsize=32)
+def _timeout(connect_s: float, read_s: float) -> urllib3.Timeout:
+    """urllib3 checks the numbers of each one that is made; there are but a few."""
+    return urllib3.Timeout(connect=connect_s, read=read_s)
 
 
 def _origin(url: str) -> str:

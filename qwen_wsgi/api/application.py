@@ -1,0 +1,57 @@
+"""Flask without what nobody here needs and every call would pay for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from flask import Flask, Request, Response
+from flask.sessions import NullSession, SessionInterface
+from werkzeug.datastructures import Headers
+from werkzeug.routing import MapAdapter
+
+if TYPE_CHECKING:
+    from wsgiref.types import WSGIEnvironment
+
+
+class _NoSessions(SessionInterface):
+    """The same empty session for everybody, that nobody can write to."""
+
+    _session: ClassVar[NullSession] = NullSession()
+
+    def open_session(self, app: Flask, request: Request) -> NullSession:
+        return self._session
+
+
+class Application(Flask):
+    """Flask without the questions that have one answer here: whether a function is a coroutine
+    (seven times a call), which session a client has, and by which host name it came."""
+
+    session_interface = _NoSessions()
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        return func
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """Routes are the same under every host; its name is for the redirect from `//` to `/`."""
+        if request is None:
+            return super().create_url_adapter(None)
+        environ = request.environ
+        return MapAdapter(
+            self.url_map,
+            environ.get("HTTP_HOST", ""),
+            "/",
+            "",
+            environ["wsgi.url_scheme"],
+            request.path,
+            request.method,
+            environ.get("QUERY_STRING", ""),
+        )
+
+
+class FinishedResponse(Response):
+    """A response whose headers are as they will be sent, its length included: Flask need not copy
+    and complete them."""
+
+    def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:
+        return self.headers
