@@ -49,6 +49,7 @@ class _Fleet:
         """What to measure; `stack` takes the servers that are for this round alone."""
         names = ["direct"] if measure.direct else []
         names += ["nginx"] if self._nginx else []
+        names += ["bare"] if measure.bare else []
         names += ["qwen-proxy"]
         names += ["LiteLLM"] if measure.litellm and self._litellm_python else []
         if measure.fresh:
@@ -65,6 +66,8 @@ class _Fleet:
         if name == "nginx":
             assert self._nginx is not None
             server = servers.nginx(self._nginx, up, workers=workers, directory=directory)
+        elif name == "bare":
+            server = servers.bare(up, workers=workers, directory=directory)
         elif name == "LiteLLM":
             assert self._litellm_python is not None
             server = servers.litellm(
@@ -99,8 +102,12 @@ def _progress(what: str) -> None:
 def _verdict(row: Row, median: dict[str, float]) -> tuple[str, bool | None]:
     """The goal in words, and whether it is met."""
     own, floor, other = (median.get(name) for name in ("qwen-proxy", "nginx", "LiteLLM"))
+    bare = median.get("bare")
     if own is None:
         return "", None
+    if row.limit is not None and row.bare is not None:
+        met = own <= row.limit or (bare is not None and own <= row.bare * bare)
+        return f"≤ {row.limit:g} {row.unit} or {row.bare:g} × bare", met
     if row.limit is not None:
         return f"≤ {row.limit:g} {row.unit}", own <= row.limit
     if row.part is not None and other is not None:
@@ -194,7 +201,7 @@ async def _run(arguments: argparse.Namespace) -> int:
     _progress("")
     machine = _machine()
     measured = {name for rounds in found.values() for name in rounds}
-    names = [n for n in ("direct", "nginx", "qwen-proxy", "LiteLLM") if n in measured]
+    names = [n for n in ("direct", "nginx", "bare", "qwen-proxy", "LiteLLM") if n in measured]
     if "nginx" not in names:
         print("nginx was not found or not wanted: absolute numbers only.\n", file=sys.stderr)
     print(f"{machine}\n\n{table(rows, found, names)}")

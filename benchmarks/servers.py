@@ -279,6 +279,26 @@ def proxy(
         yield Target("qwen-proxy", port, process.pid)
 
 
+#: The environment variable with the base URL of the bare stack's upstream.
+BARE_UPSTREAM: Final = "BARE_UPSTREAM"
+
+
+@contextlib.contextmanager
+def bare(up: Target, *, workers: int, directory: Path) -> Iterator[Target]:
+    """`benchmarks.bare` under gunicorn's gevent workers."""
+    port = free_port()
+    home = directory / f"bare-{port}"
+    home.mkdir()
+    env = _plain_environment(home) | {BARE_UPSTREAM: f"http://127.0.0.1:{up.port}/v1"}
+    command = [sys.executable, "-m", "gunicorn", "benchmarks.bare:app", "--worker-class", "gevent"]
+    command += ["--workers", str(workers), "--bind", f"127.0.0.1:{port}", "--keep-alive", "75"]
+    command += ["--worker-connections", "2000", "--no-control-socket"]
+    log = home / "log"
+    with _running(command, log=log, env=env, how=signal.SIGINT) as process:
+        _wait_ready(process, port, workers, log)
+        yield Target("bare", port, process.pid)
+
+
 @contextlib.contextmanager
 def litellm(
     python: str, up: Target, models: Sequence[str], *, workers: int, directory: Path
