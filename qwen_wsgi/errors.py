@@ -220,6 +220,8 @@ class UpstreamError(ApiError):
     ) -> None:
         super().__init__(message, **details)
         self.failure = failure
+        #: The event with which the upstream told it inside a stream, if it was in OpenAI's form.
+        self.frame = b""
 
 
 class UpstreamTimeout(UpstreamError):

@@ -9,8 +9,8 @@ from typing import Any, Final
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.client_view import ModelName, UsageView
-from qwen_wsgi.protocol.dialect import COMMENT
-from qwen_wsgi.protocol.failure import error_finish_of, error_in, error_of
+from qwen_wsgi.protocol.dialect import COMMENT, error_event
+from qwen_wsgi.protocol.failure import error_finish_of, error_of
 from qwen_wsgi.protocol.mend import Mender, finish_reason
 from qwen_wsgi.protocol.template import Carrier
 from qwen_wsgi.protocol.usage import Usage
@@ -52,8 +52,10 @@ class ChunkStream:
 
     Attributes:
         usage: the last usage that went by, or None.
-        error: the upstream's error; nothing that came after it is passed on.
-        error_finish: the text of an error that came as a finish reason, or None; `error` is set.
+        failed: the upstream told an error. It is not passed on, nor is what came after it.
+        error: the error that stood in a chunk's place, or None.
+        error_finish: the text of an error that came as a finish reason, or None.
+        frame: the event with the error, if it was in OpenAI's form; for who speaks it, too.
         answered: text, thinking or a tool call went by.
         finished: a finish reason went by, and no part of an answer after it.
         done: `[DONE]` went by.
@@ -69,8 +71,10 @@ class ChunkStream:
         self._model = ModelName(model)
         self._usage_view = UsageView(hide=hide_usage, mend=mend)
         self.usage: Usage | None = None
+        self.failed = False
         self.error: Any = None
         self.error_finish: str | None = None
+        self.frame = b""
         self.answered = False
         self.finished = False
         self.done = False
@@ -78,7 +82,7 @@ class ChunkStream:
     @property
     def complete(self) -> bool:
         """Whether the end of the stream here would be an end that a client may believe."""
-        return self.error is None and (self.finished or (self.done and self.answered))
+        return not self.failed and (self.finished or (self.done and self.answered))
 
     def feed(self, block: bytes) -> bytes:
         """Look at a block of whole events; return what the client gets of it.
@@ -129,7 +133,7 @@ class ChunkStream:
     def _each(self, block: bytes) -> Iterator[bytes]:
         """Look at a block's events one by one."""
         at, tries = 0, _TRIES
-        while at < len(block) and not self.done and self.error is None:
+        while at < len(block) and not (self.done or self.failed):
             told, length = b"", 0
             if self._carrier.fresh and tries:
                 tries -= 1
@@ -175,8 +179,8 @@ class ChunkStream:
         chunk = sse.parse(line[:-2])
         if not isinstance(chunk, dict):
             return line
-        if (told := self._failed(chunk, line)) is not None:
-            return told
+        if self._fails(chunk, line):
+            return b""
         self._note(line)
         finishes = _finishes(chunk)
         self.finished = self.finished or finishes
@@ -203,17 +207,13 @@ class ChunkStream:
             mended = self._mender.mend(mended)
         return mended
 
-    def _failed(self, chunk: dict[str, Any], line: bytes) -> bytes | None:
-        """Note the error that a chunk is, and return what the client gets; None if it is none."""
-        if (text := error_finish_of(chunk)) is not None:
-            self.error_finish, self.error = text, error_in(text)
-            return sse.render({"error": self.error})
-        if (error := error_of(chunk)) is None:
-            return None
-        self.error = error
-        if "error" in chunk:
-            return line
-        return sse.render({"error": {"type": "upstream_error", "param": None, **error}})
+    def _fails(self, chunk: dict[str, Any], line: bytes) -> bool:
+        """Whether a chunk is an error, which is noted."""
+        self.error_finish, self.error = error_finish_of(chunk), error_of(chunk)
+        self.failed = self.error_finish is not None or self.error is not None
+        if self.failed and "error" in chunk:
+            self.frame = line
+        return self.failed
 
     def _note(self, data: bytes) -> None:
         """Note whether there is a part of an answer in some chunks.
@@ -296,7 +296,7 @@ class ChatEncoder:
 
     def fail(self, error: ApiError) -> bytes:
         """An error where a chunk should be, as the official SDKs raise it."""
-        return sse.render(error.body())
+        return error_event(error)
 
     def keep_alive(self, kind: str) -> bytes:
         """A comment, or a chunk that says nothing, for clients whose timers count events."""

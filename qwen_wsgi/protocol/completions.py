@@ -17,7 +17,7 @@ from qwen_wsgi.errors import ApiError, BadRequest, UpstreamError
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.choices import combined
-from qwen_wsgi.protocol.dialect import COMMENT
+from qwen_wsgi.protocol.dialect import COMMENT, error_event
 from qwen_wsgi.protocol.embeddings import model_of
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.loose import objects
@@ -231,15 +231,13 @@ class CompletionsEncoder:
         self._after += b',"usage":null}\n\n' if with_usage else b"}\n\n"
 
     def feed(self, events: bytes) -> bytes:
-        """The texts and finish reasons of some chunks, their usage, or their error."""
+        """The texts and finish reasons of some chunks, or their usage."""
         return b"".join(self._told(event) for event in sse.events(events))
 
     def _told(self, event: bytes) -> bytes:
         chunk = sse.parse(event)
         if not isinstance(chunk, dict):
             return b""
-        if "error" in chunk:
-            return event + b"\n\n"
         told, usage = chunk.get("choices"), chunk.get("usage")
         choices = list(_choices(told))
         if not usage and len(choices) == 1:
@@ -268,7 +266,7 @@ class CompletionsEncoder:
 
     def fail(self, error: ApiError) -> bytes:
         """An error where a chunk should be, as the official SDKs raise it."""
-        return sse.render(error.body())
+        return error_event(error)
 
     def keep_alive(self, kind: str) -> bytes:
         """A comment, or a chunk without text."""

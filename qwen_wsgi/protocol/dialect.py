@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from qwen_wsgi.errors import ApiError, BadRequest
+from qwen_wsgi.errors import ApiError, BadRequest, UpstreamError
+from qwen_wsgi.protocol import sse
 
 
 class Encoder(Protocol):
@@ -25,7 +26,7 @@ class Encoder(Protocol):
     ends_after_failure: bool
 
     def feed(self, events: bytes) -> bytes:
-        """Tell some whole events of chat: chunks, at most one of them with an `error` instead.
+        """Tell some whole events of chat.
 
         They are what `ChunkStream.feed` returns: `data:` lines with blank lines, mended, usage
         where OpenAI has it, without `[DONE]`.
@@ -43,6 +44,13 @@ class Encoder(Protocol):
         Args:
             kind: `comment`, or `chunk` for an event, as the operator wants it.
         """
+
+
+def error_event(error: ApiError) -> bytes:
+    """An error where a chunk should be, as the official SDKs raise it; an upstream's own, if it is
+    of that form, as it came."""
+    frame = error.frame if isinstance(error, UpstreamError) else b""
+    return frame or sse.render(error.body())
 
 
 #: A comment (WHATWG Server-sent events, 9.2.6), which parsers skip.

@@ -101,6 +101,16 @@ class Attempts:
         finally:
             course.first_error = None  # its frames hold the course
 
+    def failed_late(self, route: Route, error: ApiError) -> None:
+        """Learn from a failure after the first event, which cannot be tried again.
+
+        What an upstream says of an account counts. That a stream broke does not: a server that
+        restarts cuts all its streams at once, and may well answer the next call.
+        """
+        failure = classify.failure_of(error) if isinstance(error, UpstreamError) else None
+        if failure is not None and failure.scope is not Scope.UPSTREAM:
+            self._learn(failure, route)
+
     def _run(self, plan: Plan, ask: Callable[[Route, Place], T], course: Course) -> T:
         end_s = self._clock.monotonic() + self._budget_s
         while True:

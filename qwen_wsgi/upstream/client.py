@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import requests
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.token import AccessToken
-from qwen_wsgi.errors import AccountUnavailable, CredentialError, UpstreamError
+from qwen_wsgi.errors import AccountUnavailable, ApiError, CredentialError, UpstreamError
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChunkStream, Completion
 from qwen_wsgi.protocol.usage import Usage
@@ -66,6 +67,8 @@ class OpenStream:
         reader: None where all of it is in `first`.
         connect_s: what setting up the connection took; 0.0 for one that was kept.
         place: is left when the stream is closed.
+        explain: what an error means that the upstream told inside the stream.
+        on_failure: to be told of a failure after the first event.
     """
 
     reader: BodyReader | None
@@ -75,6 +78,8 @@ class OpenStream:
     upstream_request_id: str
     connect_s: float = 0.0
     place: Place | None = None
+    explain: Callable[[ChunkStream], UpstreamError] = lambda chunks: empty()
+    on_failure: Callable[[ApiError], None] = lambda error: None
     #: The upstream's bytes have ended.
     over: bool = False
     blocks: sse.EventBlocks = field(default_factory=sse.EventBlocks)
@@ -84,9 +89,10 @@ class OpenStream:
 
         Raises:
             ReadTimeout: nothing came; ask again or give up.
-            UpstreamError: the stream broke.
+            UpstreamError: the stream broke, or the upstream told an error.
         """
-        if self.chunks.done or self.chunks.error is not None or self.over or self.reader is None:
+        self._raise_what_was_told()
+        if self.chunks.done or self.over or self.reader is None:
             return None
         try:
             data = self.reader.read(timeout_s)
@@ -96,10 +102,16 @@ class OpenStream:
         except sse.EventTooLarge as error:
             raise broken(error) from error
         told = self.chunks.feed(block) if block else b""
+        if not told:
+            self._raise_what_was_told()
         if data:
             return told
         self.over = True
         return told + self.chunks.end() or None
+
+    def _raise_what_was_told(self) -> None:
+        if self.chunks.failed:
+            raise self.explain(self.chunks)
 
     def _last_block(self) -> bytes:
         """What stands at the end without a blank line: whole if it can be parsed, else nothing."""
@@ -145,6 +157,7 @@ class UpstreamClient:
         stream = OpenStream(
             reader=BodyReader(response),
             chunks=chunks,
+            explain=partial(self._told_error, account),
             first=b"",
             upstream_request_id=response.headers.get("x-request-id", ""),
             connect_s=getattr(response.raw, "connect_s", 0.0),
@@ -187,8 +200,6 @@ class UpstreamClient:
                 chunk = sse.parse(event)
                 if isinstance(chunk, dict):
                     completion.add(chunk)
-            if stream.chunks.error is not None:
-                raise self._told_error(account, stream.chunks)
             try:
                 events = stream.read(self._settings.idle_timeout_s)
             except ReadTimeout:
@@ -283,8 +294,6 @@ class UpstreamClient:
             except ReadTimeout:
                 raise silence(self._settings.first_byte_timeout_s) from None
             chunks = stream.chunks
-            if chunks.error is not None and not chunks.answered:
-                raise self._told_error(account, chunks)
             if events and (held or chunks.answered or chunks.complete):
                 return held + events
             if events is None or (chunks.done and not chunks.complete):
@@ -292,16 +301,14 @@ class UpstreamClient:
             held += events
 
     def _told_error(self, account: Account, chunks: ChunkStream) -> UpstreamError:
-        """What an error that went by as an event, or as the text of an answer, means."""
-        text, name, family, now = (
-            chunks.error_finish,
-            account.name,
-            account.family,
-            self._clock.now(),
-        )
+        """What an error means that was told as an event, or as the text of an answer."""
+        text, name, family = chunks.error_finish, account.name, account.family
+        now = self._clock.now()
         if text is not None:
             return classify.from_error_finish(text, account=name, family=family, now=now)
-        return classify.from_frame(chunks.error, account=name, family=family, now=now)
+        error = classify.from_frame(chunks.error, account=name, family=family, now=now)
+        error.frame = chunks.frame
+        return error
 
     def _unstreamed(
         self, account: Account, stream: OpenStream, response: requests.Response
@@ -312,6 +319,8 @@ class UpstreamClient:
         completion = _whole_answer(response, data, account)
         events = b"".join(chat.chunks_of(completion, with_usage=True)) + sse.DONE
         first = stream.chunks.feed(events)
+        if stream.chunks.failed:
+            raise stream.explain(stream.chunks)
         if not stream.chunks.complete:
             raise empty()
         return first

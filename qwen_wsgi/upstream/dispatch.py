@@ -159,6 +159,7 @@ class Dispatcher:
         )
         stream = self._client.open_stream(route.account, body, headers=call.headers, chunks=chunks)
         stream.place = place
+        stream.on_failure = partial(self._attempts.failed_late, route)
         call.course.connect_s = stream.connect_s
         call.course.first_at = self._clock.monotonic()
         return stream

@@ -27,8 +27,8 @@ class Relay:
     Used by one greenlet. `close` must be called on every exit, also when iteration never began.
 
     Attributes:
-        outcome: `open` until the stream ends; then `complete`, `upstream_error` (error frame or
-            failure), `failed` (a fault of ours), `cut_by_stop` or `client_gone`.
+        outcome: `open` until the stream ends; then `complete`, `upstream_error`, `failed` (a fault
+            of ours), `cut_by_stop` or `client_gone`.
         first_byte_at: monotonic time of the first upstream event, or None.
         longest_gap_s: the longest silence of the upstream after it.
         error: the failure that ended the stream, or None.
@@ -92,6 +92,8 @@ class Relay:
         except ApiError as error:
             forget_frames(error)  # this one is among them
             self.outcome, self.error = "upstream_error", error
+            if self._stream is not None:
+                self._stream.on_failure(error)
             yield self._encoder.fail(error)
         except Exception as fault:  # the outermost frame: after the 200 nobody else can tell
             log.error("fault in a stream call=%s", self._call_id, exc_info=fault)
@@ -140,8 +142,6 @@ class Relay:
             if events and (told := feed(events)):
                 yield told
                 written = heard
-            if chunks.error is not None:
-                break  # an SDK has raised by now, and the upstream may keep its connection open
             if not events and monotonic() - written >= settings.keepalive_interval_s:
                 yield from self._beat()
                 written = monotonic()
@@ -164,9 +164,6 @@ class Relay:
         yield from self._end(stream)
 
     def _end(self, stream: OpenStream) -> Iterator[bytes]:
-        if stream.chunks.error is not None:
-            self.outcome = "upstream_error"  # the upstream's own error frame went by
-            return
         if not stream.chunks.complete:
             raise ended_early() if stream.chunks.answered else empty()
         self.outcome = "complete"

@@ -227,6 +227,8 @@ ROWS: Final[tuple[Row, ...]] = (
         codes=r"limit_requests|LimitRequests|Throttling(?:\.\w+)*|rate_limit\w*|too_many_requests"
         r"|1302|1303",
     ),
+    # Told in a stream without a code.
+    _row("rate_limited", statuses=frozenset({None}), text=r"\btoo many requests\b"),
     # --- who is let in ------------------------------------------------------------------------
     # [D] The last one comes inside a 200.
     _row(

@@ -336,12 +336,6 @@ def test_several_choices_keep_their_numbers() -> None:
     assert told(out) == [text("a", index=1), text("b"), text("c", "stop", index=1)]
 
 
-def test_an_error_of_the_upstream_passes() -> None:
-    event = sse.render({"error": {"message": "no", "type": "x", "param": None, "code": None}})
-
-    assert encoder().feed(event) == event
-
-
 def test_a_failure_is_told_as_the_official_sdks_raise_it() -> None:
     made = encoder()
 

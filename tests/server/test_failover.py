@@ -14,6 +14,7 @@ import openai
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
+from qwen_wsgi.upstream.board import BREAKS_AT
 from tests.secrets import secret
 from tests.server.conftest import Proxy, start
 from tests.server.raw import Exchange
@@ -133,6 +134,29 @@ def test_after_the_first_byte_nothing_is_tried_again(town: Town) -> None:
         received = exchange.read_to_end()
     assert b"upstream_broken" in received and b"[DONE]" not in received
     assert town.asked() == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "next_one"),
+    [("throttle-in-stream=3", "dashscope"), ("cut-after=3", "upstream")],
+)
+def test_what_is_said_in_the_middle_of_an_answer_counts_for_the_next_call(
+    town: Town, fault: str, next_one: str
+) -> None:
+    """That an account is throttled; not that a server went down and cut all its streams."""
+    town.preferred.control(faults={"chat": fault})
+    asked = {
+        "model": "qwen3.7-plus",
+        "stream": True,
+        "messages": [{"role": "user", "content": "hi"}],
+    }
+    for _ in range(BREAKS_AT if next_one == "upstream" else 1):
+        with Exchange(town.proxy.port, asked) as exchange:
+            received = exchange.read_to_end()
+        assert b"[sandbox]" in received and b"[DONE]" not in received
+        assert b'"error"' in received
+    town.preferred.control(faults={"chat": ""})
+    assert town.ask()[1]["x-qwen-proxy-account"] == next_one
 
 
 def test_when_both_are_throttled_the_client_is_told_until_when(town: Town) -> None:

@@ -349,6 +349,7 @@ CASES: list[tuple[Family, int | None, Any, str, int, str | None]] = [
             (OTHER, 429, compat("rate_limit_exceeded", "x", "requests"), "rate_limited"),
             (OTHER, None, compat(None, "x", "rate_limit_error"), "rate_limited"),
             (OTHER, None, compat("429", "x"), "rate_limited"),
+            (OTHER, None, compat(None, "Too many requests"), "rate_limited"),
             (OTHER, 429, compat("c", "x"), "rate_limited"),
             (OTHER, 429, b"", "rate_limited"),
             (OTHER, 429, b"Too many requests", "rate_limited"),

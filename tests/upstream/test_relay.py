@@ -14,6 +14,7 @@ from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chat import ChatEncoder, ChunkStream
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.upstream.body import ReadTimeout
+from qwen_wsgi.upstream.client import OpenStream
 from qwen_wsgi.upstream.relay import Relay
 from tests.upstream.fakes import FakeClock, settings_of
 
@@ -33,23 +34,16 @@ USAGE_CHUNK = sse.render({"choices": [], "usage": {"total_tokens": 5}})
 Step = bytes | float | Exception | None
 
 
-class FakeStream:
-    """Stands for an open stream: its chunks are watched as by the real one, its time is faked."""
+class FakeReader:
+    """An upstream's body, in a time that is faked."""
 
-    upstream_request_id = "up-1"
-    place = None
-
-    def __init__(self, clock: FakeClock, first: bytes, *steps: Step) -> None:
+    def __init__(self, clock: FakeClock, *steps: Step) -> None:
         self._clock = clock
         self._steps = [*steps, None]
-        self.chunks = ChunkStream(hide_usage=True)
-        self.first = self.chunks.feed(first)
         self.closed = 0
-        self.drained = 0
+        self.at_end = False
 
-    def read(self, timeout_s: float) -> bytes | None:
-        if self.chunks.done:
-            return None
+    def read(self, timeout_s: float) -> bytes:
         step = self._steps[0]
         if isinstance(step, int | float):
             if step > timeout_s:
@@ -59,21 +53,33 @@ class FakeStream:
             self._clock.advance(step)
             self._steps.pop(0)
             return self.read(timeout_s - step)
+        if step is None:
+            self.at_end = True
+            return b""
         self._steps.pop(0)
         if isinstance(step, Exception):
             raise step
-        return self.chunks.feed(step) if step is not None else None
-
-    @property
-    def reader(self) -> FakeStream:
-        """`OpenStream.close` closes this."""
-        return self
-
-    def drain(self) -> None:
-        self.drained += 1
+        return step
 
     def close(self) -> None:
         self.closed += 1
+
+
+def stream_of(clock: FakeClock, first: bytes, *steps: Step) -> OpenStream:
+    chunks = ChunkStream(hide_usage=True)
+    return OpenStream(
+        reader=FakeReader(clock, *steps),  # type: ignore[arg-type]  # all of it that is used
+        chunks=chunks,
+        first=chunks.feed(first),
+        upstream_request_id="up-1",
+        explain=told,
+    )
+
+
+def told(chunks: ChunkStream) -> UpstreamError:
+    error = UpstreamError("what it means", code="understood")
+    error.frame = chunks.frame
+    return error
 
 
 class World:
@@ -81,10 +87,13 @@ class World:
 
     def __init__(self, *steps: Step, first: bytes = TEXT, **environ: Any) -> None:
         self.clock = FakeClock()
-        self.stream = FakeStream(self.clock, first, *steps)
-        self.opening: Callable[[], FakeStream] = lambda: self.stream
+        self.stream = stream_of(self.clock, first, *steps)
+        self.reader: Any = self.stream.reader
+        self.late: list[ApiError] = []
+        self.stream.on_failure = self.late.append
+        self.opening: Callable[[], OpenStream] = lambda: self.stream
         self.relay = Relay(
-            lambda: self.opening(),  # type: ignore[arg-type, return-value]  # all that it uses
+            lambda: self.opening(),
             settings=settings_of(
                 **{
                     "QWEN_PROXY_KEEPALIVE_INTERVAL": 15,
@@ -128,8 +137,8 @@ def test_events_go_out_as_they_come_and_done_at_the_end() -> None:
     assert world.relay.error is None
     assert world.relay.usage == Usage(total=5)
     assert world.relay.upstream_request_id == "up-1"
-    assert world.stream.drained == 1
-    assert world.stream.closed >= 1
+    assert world.reader.at_end
+    assert world.reader.closed >= 1
 
 
 def test_the_client_gets_done_although_the_upstream_forgot_it() -> None:
@@ -178,8 +187,7 @@ def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done(
     assert world.relay.outcome == "upstream_error"
     assert world.relay.error is not None
     assert world.relay.error.code == code
-    assert world.stream.drained == 0
-    assert world.stream.closed >= 1
+    assert world.reader.closed >= 1
 
 
 def test_a_stream_without_content_ends_with_an_error_event() -> None:
@@ -200,6 +208,48 @@ def test_an_error_frame_of_the_upstream_is_the_last_thing_that_a_client_gets() -
     assert out == [TEXT, MORE, frame]
     assert world.broken
     assert world.relay.outcome == "upstream_error"
+    assert world.relay.error is not None
+    assert world.relay.error.code == "understood"
+    assert world.late == [world.relay.error]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'event: error\ndata: {"code":"Throttling","message":"m"}\n\n',
+        chunk({"content": "Throttling: m"}, "error_finish"),
+    ],
+    ids=["native", "as a finish"],
+)
+@pytest.mark.parametrize("together", [True, False])
+def test_an_error_that_no_client_understands_is_told_as_what_it_means(
+    event: bytes, together: bool
+) -> None:
+    world = World(MORE + event) if together else World(MORE, event)
+
+    out = world.run()
+
+    assert out[:-1] == [TEXT, MORE]
+    assert error_in(out[-1])["code"] == "understood"
+    assert world.broken
+
+
+def test_an_error_right_behind_the_first_event_is_told() -> None:
+    frame = sse.render({"error": {"message": "m"}})
+
+    assert World(MORE, first=TEXT + frame).run() == [TEXT, frame]
+
+
+def test_a_failure_before_the_first_event_is_nothing_late() -> None:
+    world = World()
+
+    def fail() -> OpenStream:
+        raise UpstreamError("no")
+
+    world.opening = fail
+    world.run()
+
+    assert (world.relay.outcome, world.late) == ("upstream_error", [])
 
 
 def test_after_an_error_frame_nothing_more_is_carried() -> None:
@@ -286,7 +336,7 @@ def test_the_idle_timeout_may_be_shorter_than_the_keep_alive_interval() -> None:
 def slowly(world: World, *, beats: int) -> None:
     """The stream opens after so many slices of waiting. Real time, and little of it."""
 
-    def open_late() -> FakeStream:
+    def open_late() -> OpenStream:
         gevent.sleep(0.02 * beats)
         return world.stream
 
@@ -299,7 +349,7 @@ FAST: dict[str, Any] = {"QWEN_PROXY_KEEPALIVE_INTERVAL": 0.02}
 def test_a_failure_before_the_first_event_is_raised_to_be_answered_with_its_status() -> None:
     world = World()
 
-    def fail() -> FakeStream:
+    def fail() -> OpenStream:
         raise UpstreamError("no", status=429, code="limit_requests")
 
     world.opening = fail
@@ -326,7 +376,7 @@ def test_when_the_first_event_takes_long_keep_alives_begin_at_once() -> None:
 def test_a_failure_after_keep_alives_is_an_error_event() -> None:
     world = World(**FAST)
 
-    def fail() -> FakeStream:
+    def fail() -> OpenStream:
         gevent.sleep(0.05)
         raise UpstreamTimeout("gave up", code="upstream_timeout")
 
@@ -360,7 +410,7 @@ def test_a_client_that_leaves_in_the_middle_closes_the_upstream() -> None:
     body.close()  # type: ignore[attr-defined]  # it is a generator
     world.relay.close()
 
-    assert world.stream.closed >= 1
+    assert world.reader.closed >= 1
     assert world.relay.outcome == "client_gone"
 
 
@@ -370,7 +420,7 @@ def test_a_client_that_leaves_before_anything_was_sent_closes_the_upstream() -> 
 
     world.relay.close()
 
-    assert world.stream.closed >= 1
+    assert world.reader.closed >= 1
     assert world.relay.outcome == "client_gone"
 
 
@@ -378,7 +428,7 @@ def test_a_client_that_leaves_during_the_wait_stops_the_opening() -> None:
     world = World(**FAST)
     stopped = []
 
-    def open_for_ever() -> FakeStream:
+    def open_for_ever() -> OpenStream:
         try:
             gevent.sleep(10)
         except gevent.GreenletExit:
@@ -405,7 +455,7 @@ def test_a_stream_that_opens_in_the_moment_of_leaving_is_closed_all_the_same() -
 
     world.relay.close()
 
-    assert world.stream.closed == 1
+    assert world.reader.closed == 1
 
 
 def test_closing_again_is_harmless_and_keeps_the_outcome() -> None:

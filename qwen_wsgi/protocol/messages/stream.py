@@ -7,7 +7,6 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import sse
-from qwen_wsgi.protocol.failure import error_of
 from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.protocol.mend import finish_reason
 from qwen_wsgi.protocol.messages import errors
@@ -85,7 +84,7 @@ class MessagesEncoder:
     ) -> None:
         self._id, self._model, self._stops, self._request_id = id, model, stops, request_id
         self._out: list[bytes] = []
-        self._started = self._failed = False
+        self._started = False
         #: The open block first, then those that wait for it.
         self._blocks: list[_Block] = []
         self._count = 0
@@ -102,14 +101,12 @@ class MessagesEncoder:
             self._start()
         for event in sse.events(events):
             chunk = sse.parse(event)
-            if isinstance(chunk, dict) and not self._failed:
+            if isinstance(chunk, dict):
                 self._take(chunk)
         return self._told()
 
     def end(self) -> bytes:
         """Why the answer ended and what it used."""
-        if self._failed:
-            return b""
         if not self._started:
             self._start()
         self._close_all()
@@ -120,7 +117,7 @@ class MessagesEncoder:
 
     def fail(self, error: ApiError) -> bytes:
         """An error event; blocks that are open stay so, because they are not whole."""
-        self._fail(errors.body(error, request_id=self._request_id))
+        self._event(errors.body(error, request_id=self._request_id))
         return self._told()
 
     def keep_alive(self, kind: str) -> bytes:
@@ -147,10 +144,6 @@ class MessagesEncoder:
         self._event({"type": "message_start", "message": message})
         self._out.append(_PING)
 
-    def _fail(self, body: dict[str, Any]) -> None:
-        self._failed = True
-        self._event(body)
-
     # --- chunks ---------------------------------------------------------------------------------
 
     def _take(self, chunk: dict[str, Any]) -> None:
@@ -163,9 +156,6 @@ class MessagesEncoder:
                     self._grow(delta)
                 if choice.get("finish_reason"):
                     self._end_choice(choice)
-        elif (error := error_of(chunk)) is not None:
-            self._fail(errors.body_in_stream(error, request_id=self._request_id))
-            return
         if (usage := chunk.get("usage")) is not None:
             self._usage = parse_usage(usage) or self._usage
 

@@ -9,7 +9,6 @@ from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.completion import chunks_of
 from qwen_wsgi.protocol.dialect import COMMENT
-from qwen_wsgi.protocol.failure import ERROR_FINISH, error_in, error_of
 from qwen_wsgi.protocol.json_object import compact, loads
 from qwen_wsgi.protocol.mend import finish_reason
 from qwen_wsgi.protocol.responses import failure, told
@@ -116,7 +115,10 @@ class ResponseEncoder:
 
     def fail(self, error: ApiError) -> bytes:
         """Tell why there is no more."""
-        return self._fail(failure.of_api_error(error))
+        if self._response is not None:
+            return b""
+        begun = b"" if self._begun else self._begin()
+        return begun + self._last("failed", error=failure.told(error))
 
     def keep_alive(self, kind: str) -> bytes:
         """A comment, or once more that the response is in progress: Codex counts events only."""
@@ -166,19 +168,10 @@ class ResponseEncoder:
         self._response = self._object(status, error=error, details=details)
         return self._events.render(f"response.{status}", response=self._response)
 
-    def _fail(self, error: dict[str, Any]) -> bytes:
-        if self._response is not None:
-            return b""
-        begun = b"" if self._begun else self._begin()
-        return begun + self._last("failed", error=error)
-
     # --- chunks -----------------------------------------------------------------------------
 
     def _chunk(self, chunk: dict[str, Any], out: list[bytes]) -> None:
         self._plain = False
-        if (error := error_of(chunk)) is not None:
-            out.append(self._fail(failure.of_upstream_error(error)))
-            return
         if (usage := chunk.get("usage")) is not None:
             self._usage = parse_usage(usage) or self._usage
         choices = chunk.get("choices")
@@ -188,11 +181,6 @@ class ResponseEncoder:
 
     def _choice(self, chunk: dict[str, Any], choice: dict[str, Any], out: list[bytes]) -> None:
         delta, finish = choice.get("delta"), choice.get("finish_reason")
-        if finish == ERROR_FINISH:
-            text = delta.get("content") if isinstance(delta, dict) else None
-            error = error_in(text if isinstance(text, str) else "")
-            out.append(self._fail(failure.of_upstream_error(error)))
-            return
         if isinstance(delta, dict):
             self._delta(chunk, choice, delta, out)
         if finish:

@@ -19,26 +19,10 @@ _RATE: Final = "rate_limit_exceeded"
 _PROMPT: Final = "invalid_prompt"
 _SERVER: Final = "server_error"
 
-#: Signs in a host's own codes and texts, the first that is found counts (Model Studio's page of
-#: errors). Its `insufficient_quota` is a throttle of a minute, unless the text tells of a plan.
-_SIGNS: Final = (
-    (_CONTEXT, r"range of input length should be|context_length_exceeded|maximum context length"),
-    (_QUOTA, r"(hour|week|month) allocated quota|FreeTierOnly|Arrearage|NotPurchased|BillOverdue"),
-    (
-        _RATE,
-        r"throttling|limit_requests|limit_burst_rate|rate_limit|LimitRequests|insufficient_quota"
-        r"|exceeded your current (quota|requests)",
-    ),
-    (_PROMPT, r"data_?inspection|content_filter|inappropriate content|invalid_?parameter"),
-)
-_PATTERNS: Final = tuple((code, re.compile(sign, re.IGNORECASE)) for code, sign in _SIGNS)
-
 _HINT: Final = re.compile(r"try again in\s*\d", re.IGNORECASE)
 
-_SILENT: Final = "The upstream failed, and did not say why."
 
-
-def of_api_error(error: ApiError) -> dict[str, Any]:
+def told(error: ApiError) -> dict[str, Any]:
     """`{"code", "message"}` for a failure of ours, or of a host as it was understood."""
     if error.code in (_CONTEXT, _QUOTA, _RATE):
         code = error.code
@@ -54,16 +38,3 @@ def of_api_error(error: ApiError) -> dict[str, Any]:
     if error.retry_after_s is not None and not _HINT.search(message):
         message += f" Please try again in {max(1, math.ceil(error.retry_after_s))}s."
     return {"code": code, "message": message}
-
-
-def of_upstream_error(error: Any) -> dict[str, Any]:
-    """`{"code", "message"}` for an error that a host told in a stream, in whatever form."""
-    if not isinstance(error, dict):
-        error = {"message": error if isinstance(error, str) else ""}
-    told = error.get("message")
-    message = told if isinstance(told, str) and told.strip() else _SILENT
-    words = " ".join(str(error.get(name) or "") for name in ("code", "type"))
-    for code, sign in _PATTERNS:
-        if sign.search(words) or sign.search(message):
-            return {"code": code, "message": message}
-    return {"code": _SERVER, "message": message}

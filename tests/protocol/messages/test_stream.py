@@ -272,33 +272,6 @@ def test_an_answer_that_says_nothing_is_a_message_without_content() -> None:
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        ({"code": "limit_requests", "message": "slow"}, "rate_limit_error"),
-        ({"code": "Throttling.RateQuota", "message": "slow"}, "rate_limit_error"),
-        ({"type": "insufficient_quota", "message": "more"}, "rate_limit_error"),
-        ({"code": "ModelUnavailable", "message": "m"}, "overloaded_error"),
-        ({"code": "data_inspection_failed", "message": "m"}, "invalid_request_error"),
-        ({"code": "stream_timeout", "message": "m"}, "timeout_error"),
-        ({"code": "internal_error", "message": "m"}, "api_error"),
-        ({"code": 17, "type": [], "message": {}}, "api_error"),
-        ("Too many requests", "rate_limit_error"),
-        (["?"], "api_error"),
-    ],
-)
-def test_an_error_chunk_is_an_error_event(error: Any, kind: str) -> None:
-    made = encoder()
-    made.feed(sse.render(HELLO[1]))
-    (told,) = events(made.feed(sse.render({"error": error}) + sse.render(HELLO[2])))
-
-    assert told["error"]["type"] == kind
-    assert told["error"]["message"]
-    assert told["request_id"] == "req_1"
-    assert made.feed(sse.render(HELLO[2])) == b""
-    assert made.end() == b""
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
         (ApiError("no", status=502), "api_error"),
         (ApiError("no", status=503), "overloaded_error"),
         (ApiError("no", status=504), "timeout_error"),

@@ -448,43 +448,6 @@ def test_when_to_try_again_is_in_the_text() -> None:
     assert failed(again)[1]["error"]["message"] == "Please try again in 9s."
 
 
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        ({"message": "Range of input length should be [1, 5]"}, "context_length_exceeded"),
-        ({"message": "x", "code": "Throttling.RateQuota"}, "rate_limit_exceeded"),
-        ({"message": "Allocated quota exceeded", "code": "insufficient_quota"}, None),
-        ({"message": "month allocated quota exceeded", "code": "x"}, "insufficient_quota"),
-        ({"message": "x", "code": "data_inspection_failed"}, "invalid_prompt"),
-        ({"message": "x", "code": "InternalError"}, "server_error"),
-        ({"message": None}, "server_error"),
-        ({}, "server_error"),
-        ("words", "server_error"),
-        ([1], "server_error"),
-        (False, "server_error"),
-    ],
-)
-def test_an_error_frame_of_the_upstream(error: Any, code: str | None) -> None:
-    speaks = encoder()
-    frame = sse.render({"error": error})
-    told = speaks.feed(chunk({"content": "a"}) + frame + chunk({"content": "b"}))
-    assert speaks.response is not None
-    assert speaks.response["error"]["code"] == (code or "rate_limit_exceeded")
-    assert speaks.response["error"]["message"]
-    events = read(told, typed=False)
-    assert types(events).count("failed") == 1
-    assert [e["delta"] for e in events if "delta" in e] == ["a"]
-    assert speaks.feed(frame) == speaks.end() == b""
-
-
-def test_an_error_as_a_finish_reason() -> None:
-    speaks = encoder()
-    speaks.feed(chunk({"content": "Throttling.RateQuota: slow down"}, "error_finish"))
-    assert speaks.response is not None
-    assert speaks.response["error"]["code"] == "rate_limit_exceeded"
-    assert speaks.response["output"] == []
-
-
 def test_keep_alives() -> None:
     speaks = encoder()
     assert speaks.keep_alive("comment") == COMMENT
