@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from flask import Flask, Response, request
+from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from qwen_wsgi import logs, report
@@ -312,15 +312,26 @@ def _http_error(error: HTTPException) -> Response:
     if error.code == 404:
         return _api_error(
             NotFound(
-                f"Invalid URL ({request.method} {request.path}). GET / lists the endpoints.",
+                f"Invalid URL ({request.method} {request.path}). {_way_out()}",
                 code="unknown_url",
             )
         )
     status = error.code or 500
-    if 300 <= status < 400:
-        return Response(status=status, headers=[("location", error.get_response().location or "/")])
     kind = "server_error" if status >= 500 else "invalid_request_error"
     return _api_error(ApiError(error.description or error.name, status=status, type=kind))
+
+
+def _way_out() -> str:
+    """What the caller of an unknown URL may have meant: base URLs with and without `/v1` are easily
+    mistaken for one another."""
+    routes = current_app.url_map.bind("")
+    for path in ("/v1" + request.path, request.path.removeprefix("/v1")):
+        if routes.test(path, request.method):
+            return (
+                f"Did you mean {path}? OpenAI's clients want the address of this server + /v1 as "
+                "their base URL, Anthropic's the address alone."
+            )
+    return "GET / lists the endpoints."
 
 
 def _fault(error: Exception) -> Response:

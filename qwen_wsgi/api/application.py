@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from flask import Flask, Request, Response
 from flask.sessions import NullSession, SessionInterface
@@ -12,6 +13,8 @@ from werkzeug.routing import MapAdapter
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
+
+_SLASHES: Final = re.compile("//+")
 
 
 class _NoSessions(SessionInterface):
@@ -33,20 +36,17 @@ class Application(Flask):
         return func
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        """Routes are the same under every host; its name is for the redirect from `//` to `/`."""
+        """Routes are the same under every host.
+
+        A base URL with a slash at its end makes `/v1//chat/completions`. It is understood, and not
+        redirected: not every client sends its body again.
+        """
         if request is None:
             return super().create_url_adapter(None)
-        environ = request.environ
-        return MapAdapter(
-            self.url_map,
-            environ.get("HTTP_HOST", ""),
-            "/",
-            "",
-            environ["wsgi.url_scheme"],
-            request.path,
-            request.method,
-            environ.get("QUERY_STRING", ""),
-        )
+        path = request.path
+        if "//" in path:
+            path = _SLASHES.sub("/", path)
+        return MapAdapter(self.url_map, "", "/", "", "http", path, request.method)
 
 
 class FinishedResponse(Response):

@@ -34,6 +34,35 @@ ANSWER = {
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "meant"),
+    [
+        ("POST", "/chat/completions", "/v1/chat/completions"),
+        ("GET", "/models/a/b", "/v1/models/a/b"),
+        ("POST", "/v1/v1/messages", "/v1/messages"),
+    ],
+)
+def test_a_base_url_with_too_much_or_too_little_is_recognised(
+    method: str, path: str, meant: str
+) -> None:
+    with running(QWEN_PROXY_API_KEYS=KEY) as app:
+        told = error_of(app.client.open(path, method=method))
+
+    assert f"Did you mean {meant}?" in told["message"]
+
+
+@pytest.mark.parametrize("path", ["//v1/chat/completions", "/v1//chat///completions"])
+def test_a_slash_too_many_does_no_harm(path: str) -> None:
+    """No redirect: some clients send no body to where they are redirected."""
+    with running(QWEN_PROXY_API_KEYS=KEY) as app:
+        response = app.client.post(
+            "/", environ_overrides={"PATH_INFO": path}, data=b"{", headers=AUTH
+        )
+
+    assert response.status_code == 400
+    assert "JSON" in error_of(response)["message"]
+
+
+@pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
         ("GET", "/nowhere", 404, "unknown_url"),
