@@ -38,6 +38,62 @@ SESSION_S: Final = (10.0, 60.0)
 THINK_S: Final = (0.5, 4.0)
 
 
+class CliLock:
+    """The program's lock on a login, with its fault: it may take over a live one.
+
+    Args:
+        stale_s: how old a lock is that nobody holds.
+        scale: by what all times are divided.
+    """
+
+    def __init__(self, path: Path, *, stale_s: float, scale: float) -> None:
+        self.path = path
+        self._stale_s = stale_s / scale
+        self._scale = scale
+
+    def acquire(self) -> bool:
+        """Wait for the lock; whether it was taken."""
+        pause_s = FIRST_PAUSE_S
+        for _ in range(ATTEMPTS):
+            try:
+                with open(self.path, "x") as file:
+                    file.write(str(uuid.uuid4()))
+            except FileExistsError:
+                if self._take_over():
+                    continue
+            else:
+                return True
+            time.sleep(pause_s / self._scale)
+            pause_s = min(pause_s * GROWTH, LONGEST_PAUSE_S)
+        return False
+
+    def _take_over(self) -> bool:
+        aside = self.path.with_name(f"{self.path.name}.stale.{uuid.uuid4()}")
+        try:
+            if time.time() - self.path.stat().st_mtime <= self._stale_s:
+                return False
+            # Whatever is there by now, perhaps a live lock: this is the fault.
+            since_ns = time.monotonic_ns()
+            self.path.rename(aside)
+            aside.unlink()
+        except FileNotFoundError:
+            return False
+        self.taken_over(since_ns)
+        return True
+
+    def taken_over(self, since_ns: int) -> None:
+        """A stale lock was removed; `since_ns` is the monotonic time before that."""
+
+
+class _CountedLock(CliLock):
+    def __init__(self, path: Path, seen: Counter[str], *, stale_s: float, scale: float) -> None:
+        super().__init__(path, stale_s=stale_s, scale=scale)
+        self._seen = seen
+
+    def taken_over(self, since_ns: int) -> None:
+        self._seen["lock-taken-over"] += 1
+
+
 class Session:
     """One run of the program."""
 
@@ -45,10 +101,10 @@ class Session:
         self, directory: Path, origin: str, generation: str, scale: float, seen: Counter[str]
     ) -> None:
         self.file = directory / "oauth_creds.json"
-        self.lock = directory / "oauth_creds.lock"
+        lock = directory / "oauth_creds.lock"
+        self.lock = _CountedLock(lock, seen, stale_s=STALE_S[generation], scale=scale)
         self.host = origin.removeprefix("http://")
         self.scale = scale
-        self.stale_s = STALE_S[generation] / scale
         # Not less: a busy machine must not make it lose an answer.
         self.timeout_s = max(10.0, HTTP_TIMEOUT_S[generation] / scale)
         self.seen = seen
@@ -99,7 +155,7 @@ class Session:
             return str(self.memory["access_token"])
         if self.memory is None:
             return None
-        if not self.acquire():
+        if not self.lock.acquire():
             self.seen["lock-timeout"] += 1
             return None
         try:
@@ -168,40 +224,10 @@ class Session:
         with suppress(FileNotFoundError):
             self.mtime_ms = self.file.stat().st_mtime_ns // 1_000_000
 
-    # The lock.
-
-    def acquire(self) -> bool:
-        pause_s = FIRST_PAUSE_S
-        for _ in range(ATTEMPTS):
-            try:
-                with open(self.lock, "x") as file:
-                    file.write(str(uuid.uuid4()))
-            except FileExistsError:
-                if self.take_over():
-                    continue
-            else:
-                return True
-            time.sleep(pause_s / self.scale)
-            pause_s = min(pause_s * GROWTH, LONGEST_PAUSE_S)
-        return False
-
-    def take_over(self) -> bool:
-        aside = self.lock.with_name(f"{self.lock.name}.stale.{uuid.uuid4()}")
-        try:
-            if time.time() - self.lock.stat().st_mtime <= self.stale_s:
-                return False
-            # Whatever is there by now, perhaps a live lock.
-            self.lock.rename(aside)
-            aside.unlink()
-        except FileNotFoundError:
-            return False
-        self.seen["lock-taken-over"] += 1
-        return True
-
     def remove_lock(self, cause: str) -> None:
         with suppress(FileNotFoundError):
-            theirs = self.lock.read_bytes()
-            self.lock.unlink()
+            theirs = self.lock.path.read_bytes()
+            self.lock.path.unlink()
             if cause and theirs.startswith(b"qwen-proxy"):
                 self.seen[cause] += 1
             elif cause:

@@ -112,7 +112,7 @@ def free_port() -> int:
         return port
 
 
-def _stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
+def stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
     """Stop a server and whatever it started, first politely."""
     pids = tree(process.pid)
     if process.poll() is None:
@@ -150,7 +150,7 @@ def _running(
     try:
         yield process
     finally:
-        _stop(process, how)
+        stop(process, how)
 
 
 def _wait_ready(process: subprocess.Popen[bytes], port: int, children: int, log: Path) -> None:

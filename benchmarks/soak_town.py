@@ -140,7 +140,7 @@ def proxy(
         _wait_ready(running, workers)
         yield running
     finally:
-        _kill(process)
+        servers.stop(process, signal.SIGINT)  # gunicorn's quick stop
 
 
 def _wait_ready(running: Proxy, workers: int) -> None:
@@ -154,23 +154,6 @@ def _wait_ready(running: Proxy, workers: int) -> None:
                 return
         time.sleep(0.05)
     raise StartError(f"the proxy did not start:\n{running.log.read_text(errors='replace')[-2000:]}")
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a server that may still run, and whatever it started."""
-    if process.poll() is not None:
-        return
-    pids = servers.tree(process.pid)
-    process.send_signal(signal.SIGINT)  # gunicorn's quick stop
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_KILL_S)
-    if process.poll() is None:
-        # Descendants of a root that still runs are surely still ours.
-        for pid in pids[1:]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.kill()
-        process.wait()
 
 
 # --- looking from outside ------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,14 +17,6 @@ from qwen_wsgi.protocol.usage import Usage
 # Known to no run-wide search: these do go into records, which is what is tested.
 SECRET = "client-key-0123456789-abcdef-WXYZ"
 OTHER = "upstream-key-9876543210-fedcba-1234"
-
-
-@pytest.fixture(autouse=True)
-def _log_as_before() -> Iterator[None]:
-    log = logging.getLogger("qwen_wsgi")
-    before = (log.handlers[:], log.level, log.propagate)
-    yield
-    log.handlers[:], log.level, log.propagate = before
 
 
 def line_of(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,14 +15,6 @@ from qwen_wsgi.settings import load
 from tests.secrets import core, secret
 
 LAN = "192.168.1.5"
-
-
-@pytest.fixture(autouse=True)
-def _log_as_before() -> Iterator[None]:
-    log = logging.getLogger("qwen_wsgi")
-    before = (log.handlers[:], log.level, log.propagate)
-    yield
-    log.handlers[:], log.level, log.propagate = before
 
 
 def shown(name: str = "codex", lan: str = LAN, url: str = "", model: str = "", **env: str) -> Any:

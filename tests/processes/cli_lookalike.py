@@ -13,61 +13,28 @@ import os
 import random
 import sys
 import time
-import uuid
 from pathlib import Path
 
+from benchmarks.cli_lookalike import CliLock
 from tests.processes.journal import Journal
 
-ATTEMPTS = 20
-FIRST_PAUSE_S = 0.1
-GROWTH = 1.5
-LONGEST_PAUSE_S = 2.0
 
-
-class Lookalike:
+class Lookalike(CliLock):
     def __init__(self, lock: Path, journal: Journal, stale_s: float, scale: float) -> None:
-        self.lock = lock
-        self.journal = journal
-        self.stale_s = stale_s / scale
-        self.scale = scale
+        super().__init__(lock, stale_s=stale_s, scale=scale)
+        self._journal = journal
 
-    def acquire(self) -> bool:
-        pause_s = FIRST_PAUSE_S
-        for _ in range(ATTEMPTS):
-            try:
-                with open(self.lock, "x") as file:
-                    file.write(str(uuid.uuid4()))
-            except FileExistsError:
-                if self.take_over():
-                    continue
-            else:
-                return True
-            time.sleep(pause_s / self.scale)
-            pause_s = min(pause_s * GROWTH, LONGEST_PAUSE_S)
-        return False
-
-    def take_over(self) -> bool:
-        aside = self.lock.with_name(f"{self.lock.name}.stale.{uuid.uuid4()}")
-        try:
-            if time.time() - self.lock.stat().st_mtime <= self.stale_s:
-                return False
-            # Whatever is there by now, perhaps a live lock: this is the fault.
-            since_ns = time.monotonic_ns()
-            self.lock.rename(aside)
-            aside.unlink()
-        except FileNotFoundError:
-            return False
-        self.journal.note("take-over", since_ns=since_ns)
-        return True
+    def taken_over(self, since_ns: int) -> None:
+        self._journal.note("take-over", since_ns=since_ns)
 
     def remove(self, cause: str) -> None:
         since_ns = time.monotonic_ns()
         try:
             # Whoever's it is: this is the other fault.
-            self.lock.unlink()
+            self.path.unlink()
         except FileNotFoundError:
             return
-        self.journal.note(cause, since_ns=since_ns)
+        self._journal.note(cause, since_ns=since_ns)
 
 
 def main() -> None:
