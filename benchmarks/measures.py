@@ -266,8 +266,8 @@ class Row:
         limit: the goal as a value.
         part: the goal as a divisor of LiteLLM in the same run; without LiteLLM `ratio` stands for
             it (LiteLLM's measured multiple of nginx, divided).
-        bare: beside a `limit` in milliseconds, the same as a multiple of the bare stack in the same
-            run: the limit, divided by what such a stack took where the limit was set.
+        bare: the same goal as a multiple of the bare stack in the same run: what it was divided by
+            what such a stack took where it was set. Either will do.
     """
 
     key: str
@@ -339,8 +339,18 @@ MEASURES: Final = (
         (Row("ttfb_ms", "first byte later by, 40 streams", "ms", limit=1.5, bare=1.15),),
         bare=True,
     ),
-    Measure("text", text_body, (Row("text_ms", "CPU per 1 MB of text", "ms", ratio=4),)),
-    Measure("image", image_body, (Row("image_ms", "CPU per 1 MB of base64", "ms", ratio=4),)),
+    Measure(
+        "text",
+        text_body,
+        (Row("text_ms", "CPU per 1 MB of text", "ms", ratio=4, bare=1.67),),
+        bare=True,
+    ),
+    Measure(
+        "image",
+        image_body,
+        (Row("image_ms", "CPU per 1 MB of base64", "ms", ratio=4, bare=1.67),),
+        bare=True,
+    ),
     Measure(
         "memory",
         memory,
