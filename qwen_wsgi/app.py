@@ -326,7 +326,7 @@ def _way_out() -> str:
     mistaken for one another."""
     routes = current_app.url_map.bind("")
     for path in ("/v1" + request.path, request.path.removeprefix("/v1")):
-        if routes.test(path, request.method):
+        if len(path) > 1 and routes.test(path, request.method):
             return (
                 f"Did you mean {path}? OpenAI's clients want the address of this server + /v1 as "
                 "their base URL, Anthropic's the address alone."

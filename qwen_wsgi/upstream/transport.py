@@ -174,7 +174,7 @@ class Transport:
             return self._adapter.send(
                 request,
                 stream=True,
-                timeout=_timeout(self._connect_s, read_timeout_s),  # type: ignore[arg-type]  # sic
+                timeout=_timeout(self._connect_s, read_timeout_s),  # type: ignore[arg-type]  # not in its hints
                 verify=verify,
                 proxies=proxies,
             )

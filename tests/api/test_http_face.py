@@ -50,6 +50,14 @@ def test_a_base_url_with_too_much_or_too_little_is_recognised(
     assert f"Did you mean {meant}?" in told["message"]
 
 
+@pytest.mark.parametrize("path", ["/v1", "/v1/", "/nowhere", "/v2/models"])
+def test_nothing_is_guessed_of_other_unknown_urls(path: str) -> None:
+    with running(QWEN_PROXY_API_KEYS=KEY) as app:
+        told = error_of(app.client.get(path))
+
+    assert told["message"].endswith("GET / lists the endpoints.")
+
+
 @pytest.mark.parametrize("path", ["//v1/chat/completions", "/v1//chat///completions"])
 def test_a_slash_too_many_does_no_harm(path: str) -> None:
     """No redirect: some clients send no body to where they are redirected."""
