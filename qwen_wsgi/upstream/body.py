@@ -9,6 +9,7 @@ read, keep-alives and idle timeouts possible without a second greenlet.
 from __future__ import annotations
 
 import functools
+import re
 import ssl
 import zlib
 from typing import Any, Final
@@ -29,6 +30,9 @@ _SHORT_SIZE: Final = 10
 
 #: From this size on, what one read brought is likely to hold many chunks.
 _MANY_BYTES: Final = 2048
+
+#: Behind a payload's own line end.
+_SIZE_LINE: Final = re.compile(rb"\r\n([0-9a-fA-F]+)\r\n")
 
 _HEX_DIGITS: Final = b"0123456789abcdefABCDEF"
 
@@ -54,18 +58,18 @@ def _size_of(digits: bytes) -> int:
 
 
 def _take_many_chunks(data: bytes, index: int, out: list[bytes]) -> int:
-    """A burst, without a loop in Python: sizes and payloads take turns between the line ends.
+    """A burst, without a loop in Python: payloads take turns with what looks like a size line.
 
-    Where a payload has a line end of its own nothing matches, and nothing is taken.
+    All but the last one, of whose end the caller takes care. If a payload holds what looks so, or
+    is of another length, none is taken.
     """
-    parts = data[index:].split(b"\r\n")
-    sizes, payloads = parts[0:-1:2], parts[1:-1:2]
-    del sizes[len(payloads) :]
+    end = data.find(b"\r\n", index, index + _SHORT_SIZE)
+    if end < 0:
+        return index
+    parts = _SIZE_LINE.split(data[end + 2 :])
+    sizes, payloads = [data[index:end], *parts[1:-2:2]], parts[:-1:2]
     lengths = list(map(_size_of, sizes))
-    if 0 in lengths:  # the last chunk, of whose end the caller takes care
-        count = lengths.index(0)
-        del sizes[count:], lengths[count:], payloads[count:]
-    if lengths != list(map(len, payloads)):
+    if len(parts) == 1 or lengths != list(map(len, payloads)):
         return index
     out += payloads
     return index + sum(lengths) + sum(map(len, sizes)) + 4 * len(sizes)
