@@ -33,8 +33,8 @@ class Sizes:
     """How much of everything; `quick` makes it less."""
 
     requests: int = 3000
-    bursts: int = 40
-    bodies: int = 40
+    bursts: int = 200
+    bodies: int = 200
     window_s: float = 4.0
     delay_window_s: float = 5.0
     streams: int = 500
@@ -42,7 +42,7 @@ class Sizes:
     closes: int = 20
 
 
-QUICK: Final = Sizes(requests=800, bursts=16, bodies=16, window_s=1.5, delay_window_s=2.0)
+QUICK: Final = Sizes(requests=800, bursts=60, bodies=60, window_s=1.5, delay_window_s=2.0)
 
 
 @dataclass
