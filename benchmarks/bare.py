@@ -15,7 +15,7 @@ from flask import Flask, Response, request
 from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 
-from benchmarks.servers import BARE_UPSTREAM
+from benchmarks.servers import BARE_UPSTREAM, UPSTREAM_KEY
 
 #: As our own relay reads.
 _READ_BYTES: Final = 16 * 1024
@@ -33,7 +33,7 @@ def chat() -> Response:
     asked.url = os.environ[BARE_UPSTREAM] + "/chat/completions"
     asked.headers = CaseInsensitiveDict(
         {
-            "Authorization": "Bearer sk-upstream-0123456789",
+            "Authorization": f"Bearer {UPSTREAM_KEY}",
             "Content-Type": "application/json",
             "Content-Length": str(len(body)),
         }

@@ -21,6 +21,9 @@ REPOSITORY: Final = Path(__file__).resolve().parent.parent
 #: The client key of the measured proxies: authentication is part of what is measured.
 CLIENT_KEY: Final = "sk-bench-0123456789abcdef"
 
+#: What they call the upstream with.
+UPSTREAM_KEY: Final = "sk-upstream-0123456789"
+
 #: nginx is not on everybody's PATH.
 _PATH: Final = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin"
 
@@ -263,7 +266,7 @@ def proxy(
     home.mkdir()
     env = _plain_environment(home) | {
         "QWEN_UPSTREAM_BASE_URL": f"http://127.0.0.1:{up.port}/v1",
-        "QWEN_UPSTREAM_API_KEY": "sk-upstream-0123456789",
+        "QWEN_UPSTREAM_API_KEY": UPSTREAM_KEY,
         "QWEN_PROXY_API_KEYS": CLIENT_KEY,
         "QWEN_PROXY_WORKERS": str(workers),
         "HOST": "127.0.0.1",
@@ -315,7 +318,7 @@ def litellm(
             "litellm_params": {
                 "model": f"openai/{model}",
                 "api_base": base_url,
-                "api_key": "sk-upstream-0123456789",
+                "api_key": UPSTREAM_KEY,
             },
         }
         for model in models

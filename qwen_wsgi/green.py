@@ -144,11 +144,12 @@ class TimedReads:
             source.settimeout(timeout_s)
             return
         source.settimeout(None)
-        self._loop: Any = gevent.get_hub().loop
+        hub: Any = gevent.get_hub()
+        self._loop: Any = hub.loop
         # A TLS socket may hold decrypted bytes that the kernel knows nothing of: gevent reads it.
         self._straight: Any = None if hasattr(source, "pending") else source._sock.recv  # type: ignore[attr-defined]
         self._io = self._loop.io(source.fileno(), _READ)
-        self._park = gevent.get_hub().switch
+        self._park = hub.switch
         self._armed = self._empty = self._parked = False
         self._ring: Any = self._rings
         self._start_timer()

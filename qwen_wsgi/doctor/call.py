@@ -20,7 +20,6 @@ from qwen_wsgi.errors import (
     CredentialError,
     Failure,
     Scope,
-    UpstreamError,
 )
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.settings import Settings
@@ -158,7 +157,7 @@ def meaning(error: ApiError) -> Told:
     """What a failed call means, and what to do."""
     if isinstance(error, AccountUnavailable):
         return _of_credential(error)
-    failure = classify.failure_of(error) if isinstance(error, UpstreamError) else None
+    failure = classify.failure_of(error)
     cause = CAUSES.get(failure.cause) if failure is not None else None
     if failure is None or cause is None:
         return Told(Level.FAIL, quoted(error.message), _OURS)

@@ -11,6 +11,7 @@ from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.client_view import ModelName, UsageView
 from qwen_wsgi.protocol.dialect import COMMENT, error_event
 from qwen_wsgi.protocol.failure import error_finish_of, error_of
+from qwen_wsgi.protocol.loose import objects
 from qwen_wsgi.protocol.mend import Mender, finish_reason
 from qwen_wsgi.protocol.template import Carrier
 from qwen_wsgi.protocol.usage import Usage
@@ -267,10 +268,9 @@ def _any_in(marks: tuple[bytes, ...], data: bytes) -> bool:
 
 def _finishes(chunk: dict[str, Any]) -> bool:
     """Whether a chunk has a finish reason."""
-    choices = chunk.get("choices")
     return any(
-        isinstance(choice, dict) and finish_reason(choice.get("finish_reason"), called=False)
-        for choice in (choices if isinstance(choices, list) else ())
+        finish_reason(choice.get("finish_reason"), called=False)
+        for choice in objects(chunk.get("choices"))
     )
 
 

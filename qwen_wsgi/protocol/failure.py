@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from qwen_wsgi.protocol.loose import objects
+
 #: The finish reason of a stream that failed; the delta's content is the error's text.
 ERROR_FINISH: Final = "error_finish"
 
@@ -27,9 +29,8 @@ def error_finish_of(chunk: Mapping[str, Any]) -> str | None:
     `{"choices": [{"delta": {"content": "Throttling…"}, "finish_reason": "error_finish"}]}`: the way
     throttling reaches a stream that has begun (qwen-code reads it so).
     """
-    choices = chunk.get("choices")
-    for choice in choices if isinstance(choices, list) else ():
-        if isinstance(choice, dict) and choice.get("finish_reason") == ERROR_FINISH:
+    for choice in objects(chunk.get("choices")):
+        if choice.get("finish_reason") == ERROR_FINISH:
             delta = choice.get("delta")
             text = delta.get("content") if isinstance(delta, dict) else None
             return text if isinstance(text, str) else ""

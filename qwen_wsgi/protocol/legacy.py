@@ -11,6 +11,7 @@ from typing import Any
 
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chunks import ChunkStream
+from qwen_wsgi.protocol.loose import objects
 
 
 class LegacyChunkStream(ChunkStream):
@@ -61,8 +62,8 @@ def _choice(choice: Any, part: str) -> Any:
 
 def _first_call(calls: Any) -> dict[str, Any] | None:
     """The old form has room for one call: fragments of another are left out."""
-    for call in calls if isinstance(calls, list) else ():
-        if isinstance(call, dict) and call.get("index", 0) == 0:
+    for call in objects(calls):
+        if call.get("index", 0) == 0:
             function = call.get("function")
             return function if isinstance(function, dict) else None
     return None

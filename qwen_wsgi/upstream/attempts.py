@@ -17,7 +17,6 @@ from qwen_wsgi.errors import (
     ApiError,
     Failure,
     Scope,
-    UpstreamError,
     forget_frames,
 )
 from qwen_wsgi.settings import Settings
@@ -107,7 +106,7 @@ class Attempts:
         What an upstream says of an account counts. That a stream broke does not: a server that
         restarts cuts all its streams at once, and may well answer the next call.
         """
-        failure = classify.failure_of(error) if isinstance(error, UpstreamError) else None
+        failure = classify.failure_of(error)
         if failure is not None and failure.scope is not Scope.UPSTREAM:
             self._learn(failure, route)
 
@@ -172,7 +171,7 @@ class Attempts:
             course.without.add(name)
             course.first_error = course.first_error or error
             return
-        failure = classify.failure_of(error) if isinstance(error, UpstreamError) else None
+        failure = classify.failure_of(error)
         if failure is None:
             raise error
         self._learn(failure, route)

@@ -157,8 +157,11 @@ def transport_failure(kind: str) -> Failure:
     return CAUSES[name if name in _TRANSPORT else "connection_lost"].failure()
 
 
-def failure_of(error: UpstreamError) -> Failure | None:
-    """What an error means for the calls to come; None where nobody can tell."""
+def failure_of(error: ApiError) -> Failure | None:
+    """What an error means for the calls to come; None where nobody can tell, or it is no
+    upstream's."""
+    if not isinstance(error, UpstreamError):
+        return None
     code = error.code or ""
     if error.failure is None and code.removeprefix("upstream_") in _TRANSPORT:
         return transport_failure(code)

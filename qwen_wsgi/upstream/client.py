@@ -91,7 +91,7 @@ class OpenStream:
             ReadTimeout: nothing came; ask again or give up.
             UpstreamError: the stream broke, or the upstream told an error.
         """
-        self._raise_what_was_told()
+        self.raise_what_was_told()
         if self.chunks.done or self.over or self.reader is None:
             return None
         try:
@@ -103,13 +103,18 @@ class OpenStream:
             raise broken(error) from error
         told = self.chunks.feed(block) if block else b""
         if not told:
-            self._raise_what_was_told()
+            self.raise_what_was_told()
         if data:
             return told
         self.over = True
         return told + self.chunks.end() or None
 
-    def _raise_what_was_told(self) -> None:
+    def raise_what_was_told(self) -> None:
+        """Fail if the upstream told an error.
+
+        Raises:
+            UpstreamError: what it means.
+        """
         if self.chunks.failed:
             raise self.explain(self.chunks)
 
@@ -319,8 +324,7 @@ class UpstreamClient:
         completion = _whole_answer(response, data, account)
         events = b"".join(chat.chunks_of(completion, with_usage=True)) + sse.DONE
         first = stream.chunks.feed(events)
-        if stream.chunks.failed:
-            raise stream.explain(stream.chunks)
+        stream.raise_what_was_told()
         if not stream.chunks.complete:
             raise empty()
         return first

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from qwen_wsgi.protocol.json_object import JsonObject, compact
+from qwen_wsgi.protocol.loose import objects
 from qwen_wsgi.upstream.board import key_of
 
 #: Headers by which agents name a session (as WSGI spells them): Codex, opencode, Claude Code,
@@ -56,9 +57,7 @@ def _told(body: JsonObject, environ: Mapping[str, Any]) -> str | None:
 def _beginning(messages: Any) -> list[str]:
     """All up to the first message of the user: later ones come and go, and answers differ."""
     texts = []
-    for message in messages if isinstance(messages, list) else ():
-        if not isinstance(message, dict):
-            continue
+    for message in objects(messages):
         content = message.get("content")
         text = content if isinstance(content, str) else compact(content)
         texts.append(f"{message.get('role')}:{text[:_MOST_CHARS]}")

@@ -172,7 +172,7 @@ class _Exchanging:
             if isinstance(headers, RequestHeaders):
                 headers.kept_connection = kept
             connect_s = 0.0 if kept else _connect(connection, timeout.connect_timeout)
-            connection.sock.settimeout(timeout.read_timeout)
+            connection.sock.settimeout(timeout.read_timeout)  # for sending
             _send(connection.sock, method, url, self._host, headers, body)
             reads = TimedReads(connection.sock, timeout.read_timeout)
             head, first = _receive_head(reads)

@@ -114,8 +114,7 @@ def _content(message: Mapping[str, Any], seed: str) -> Iterator[dict[str, Any]]:
         yield {"type": "thinking", "thinking": thinking, "signature": SIGNATURE}
     if text := loose.text(message.get("content")) or loose.text(message.get("refusal")):
         yield {"type": "text", "text": text}
-    calls = message.get("tool_calls")
-    for number, call in enumerate(calls if isinstance(calls, list) else ()):
+    for number, call in enumerate(loose.items(message.get("tool_calls"))):
         function = call.get("function") if isinstance(call, dict) else None
         if isinstance(function, dict) and (name := loose.text(function.get("name"))):
             yield {

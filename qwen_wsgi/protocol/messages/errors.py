@@ -38,12 +38,8 @@ def body(error: ApiError, *, request_id: str) -> dict[str, Any]:
     message = error.message
     if error.code == _CONTEXT_CODE and not message.startswith(_TOO_LONG):
         message = _TOO_LONG + message
-    return _envelope(type_of(error), message, request_id)
-
-
-def _envelope(kind: str, message: str, request_id: str) -> dict[str, Any]:
     return {
         "type": "error",
-        "error": {"type": kind, "message": message},
+        "error": {"type": type_of(error), "message": message},
         "request_id": request_id,
     }

@@ -13,6 +13,7 @@ from typing import Any, Final
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol.dialect import Losses
 from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol.loose import objects
 from qwen_wsgi.protocol.responses import checks, content, envelope, items
 from qwen_wsgi.protocol.responses.tools import Names
 
@@ -272,12 +273,8 @@ def _thought(item: Mapping[str, Any]) -> str:
     if (packed := envelope.opened(item.get("encrypted_content"))) is not None:
         return packed
     for name in ("content", "summary"):
-        given = item.get(name)
-        texts = [
-            part["text"]
-            for part in (given if isinstance(given, list) else ())
-            if isinstance(part, dict) and isinstance(part.get("text"), str)
-        ]
+        parts = objects(item.get(name))
+        texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
         if texts:
             return "\n\n".join(texts)
     return ""

@@ -10,6 +10,7 @@ from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.completion import chunks_of
 from qwen_wsgi.protocol.dialect import COMMENT
 from qwen_wsgi.protocol.json_object import compact, loads
+from qwen_wsgi.protocol.loose import objects
 from qwen_wsgi.protocol.mend import finish_reason
 from qwen_wsgi.protocol.responses import failure, told
 from qwen_wsgi.protocol.responses.events import Events
@@ -84,8 +85,6 @@ class ResponseEncoder:
         last: bytes | None = None
         out = [] if self._begun else [self._begin()]
         for event in events.split(b"\n\n"):
-            if self.response is not None:
-                break
             if event and isinstance(chunk := sse.parse(event), dict):
                 self._chunk(chunk, out)
                 last = event + b"\n\n" if self._plain else None
@@ -174,9 +173,8 @@ class ResponseEncoder:
         self._plain = False
         if (usage := chunk.get("usage")) is not None:
             self._usage = parse_usage(usage) or self._usage
-        choices = chunk.get("choices")
-        for choice in choices if isinstance(choices, list) else ():
-            if isinstance(choice, dict) and choice.get("index") in (0, None):
+        for choice in objects(chunk.get("choices")):
+            if choice.get("index") in (0, None):
                 self._choice(chunk, choice, out)
 
     def _choice(self, chunk: dict[str, Any], choice: dict[str, Any], out: list[bytes]) -> None:
@@ -215,9 +213,8 @@ class ResponseEncoder:
             for annotation in told.sources(delta["annotations"]):
                 out.append(self._message(out).annotate(annotation))
         fragments = delta.get("tool_calls")
-        for fragment in fragments if isinstance(fragments, list) else ():
-            if isinstance(fragment, dict):
-                self._fragment(fragment, out)
+        for fragment in objects(fragments):
+            self._fragment(fragment, out)
         others = (refusal, fragments, choice.get("logprobs"), chunk.get("usage"))
         annotated = "annotations" in delta or "search_info" in delta or "search_info" in chunk
         if bool(text) is not bool(thought) and not (any(others) or annotated):

@@ -8,6 +8,7 @@ from typing import Any, Final
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol.chat import wrong_type
 from qwen_wsgi.protocol.json_object import JsonObject
+from qwen_wsgi.protocol.loose import objects
 from qwen_wsgi.protocol.responses import checks
 from qwen_wsgi.protocol.responses.stored_form import stored_form
 
@@ -43,9 +44,8 @@ def kind_of(item: Mapping[str, Any], path: str) -> str:
 
 def references(body: JsonObject) -> Iterator[str]:
     """The ids of items that the input only refers to; what is wrong with it is told later."""
-    given = body.get("input")
-    for item in given if isinstance(given, list) else ():
-        if not isinstance(item, dict) or not isinstance(id := item.get("id"), str):
+    for item in objects(body.get("input")):
+        if not isinstance(id := item.get("id"), str):
             continue
         if item.get("type") == REFERENCE or (item.get("type") is None and "role" not in item):
             yield id

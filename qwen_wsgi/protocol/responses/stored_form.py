@@ -67,8 +67,8 @@ def _reasoning(item: dict[str, Any]) -> dict[str, Any]:
 def _thoughts(given: Any, kind: str) -> list[dict[str, Any]]:
     return [
         {"type": kind, "text": part["text"]}
-        for part in (given if isinstance(given, list) else ())
-        if isinstance(part, dict) and isinstance(part.get("text"), str)
+        for part in loose.objects(given)
+        if isinstance(part.get("text"), str)
     ]
 
 

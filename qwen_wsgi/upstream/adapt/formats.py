@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol.loose import objects
 from qwen_wsgi.upstream.adapt import thinking
 from qwen_wsgi.upstream.adapt.draft import Draft, Wish
 
@@ -69,9 +70,8 @@ def _says_json(messages: list[dict[str, Any]]) -> bool:
 def _texts(content: Any) -> Iterator[str]:
     if isinstance(content, str):
         yield content
-    for part in content if isinstance(content, list) else ():
-        text = part.get("text") if isinstance(part, dict) else None
-        if isinstance(text, str):
+    for part in objects(content):
+        if isinstance(text := part.get("text"), str):
             yield text
 
 
