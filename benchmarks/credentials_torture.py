@@ -42,14 +42,16 @@ from typing import Final
 
 from qwen_wsgi import settings
 from qwen_wsgi.clock import SystemClock
-from qwen_wsgi.credentials import cli_lock, journal, pace, takeover
-from qwen_wsgi.credentials.discovery import Discovery
-from qwen_wsgi.credentials.files import Unusable
-from qwen_wsgi.credentials.locks import ProxyLock
-from qwen_wsgi.credentials.pace import Pace
-from qwen_wsgi.credentials.refresher import Refresher
-from qwen_wsgi.credentials.store import LoginPaths, LoginStore
-from qwen_wsgi.credentials.token_endpoint import TokenEndpoint
+from qwen_wsgi.credentials.files import journal
+from qwen_wsgi.credentials.files.login_store import LoginPaths, LoginStore
+from qwen_wsgi.credentials.files.watched import Unusable
+from qwen_wsgi.credentials.locks import cli_lock, stale
+from qwen_wsgi.credentials.oauth.token_endpoint import TokenEndpoint
+from qwen_wsgi.credentials.refresh import pace
+from qwen_wsgi.credentials.refresh.locks import ProxyLock
+from qwen_wsgi.credentials.refresh.pace import Pace
+from qwen_wsgi.credentials.refresh.refresher import Refresher
+from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import CredentialError
 from qwen_wsgi.sandbox import Record, Sandbox
 
@@ -90,8 +92,8 @@ PACE: Final = Pace(
     longest_retry_s=pace.LONGEST_RETRY_S / SCALE,
     urgent_retry_s=pace.URGENT_RETRY_S / SCALE,
     rejected_pause_s=pace.REJECTED_PAUSE_S,
-    stale_s=takeover.STALE_S / SCALE,
-    seen_s=takeover.SEEN_S / SCALE,
+    stale_s=stale.STALE_S / SCALE,
+    seen_s=stale.SEEN_S / SCALE,
     heartbeat_s=cli_lock.HEARTBEAT_S / SCALE,
     gone_s=pace.GONE_S / SCALE,
     lifetime_s=LIFE_S,

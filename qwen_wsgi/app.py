@@ -31,7 +31,7 @@ from qwen_wsgi.api.application import Application
 from qwen_wsgi.api.calls import Admission
 from qwen_wsgi.api.guard import Guard
 from qwen_wsgi.clock import Clock, SystemClock
-from qwen_wsgi.credentials.discovery import Discovery
+from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import ApiError, NotFound
 from qwen_wsgi.responses_store import ResponseStore
 from qwen_wsgi.sandbox import Sandbox

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qwen_wsgi import __version__, report
 from qwen_wsgi import settings as settings_module
 from qwen_wsgi.clock import SystemClock
-from qwen_wsgi.credentials.discovery import Discovery
+from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings
 

@@ -12,10 +12,10 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 from qwen_wsgi.clock import SystemClock
-from qwen_wsgi.credentials.discovery import Discovery
-from qwen_wsgi.credentials.policy import State
-from qwen_wsgi.credentials.refresher import Ability, Attempt, Outcome, Refresher
-from qwen_wsgi.credentials.source import OAuthLogin
+from qwen_wsgi.credentials.oauth_login import OAuthLogin
+from qwen_wsgi.credentials.refresh.policy import State
+from qwen_wsgi.credentials.refresh.refresher import Ability, Attempt, Outcome, Refresher
+from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings
 

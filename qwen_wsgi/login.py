@@ -20,12 +20,20 @@ from typing import Any, Final, Protocol, TextIO
 import segno
 
 from qwen_wsgi.clock import Clock, SystemClock
-from qwen_wsgi.credentials import atomic, device_login, discovery
-from qwen_wsgi.credentials.device_login import CodeShown, DeviceLogin, Event, LoginFailed, Waiting
-from qwen_wsgi.credentials.locks import ProxyLock
-from qwen_wsgi.credentials.pace import PROXY_LOCK_S
-from qwen_wsgi.credentials.store import LoginPaths
-from qwen_wsgi.credentials.token_endpoint import TokenAnswer, TokenEndpoint
+from qwen_wsgi.credentials.files import durable
+from qwen_wsgi.credentials.files.login_store import LoginPaths
+from qwen_wsgi.credentials.oauth import device_flow
+from qwen_wsgi.credentials.oauth.device_flow import (
+    CodeShown,
+    DeviceLogin,
+    Event,
+    LoginFailed,
+    Waiting,
+)
+from qwen_wsgi.credentials.oauth.token_endpoint import TokenAnswer, TokenEndpoint
+from qwen_wsgi.credentials.refresh.locks import ProxyLock
+from qwen_wsgi.credentials.refresh.pace import PROXY_LOCK_S
+from qwen_wsgi.credentials.sources import discovery
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings
 
@@ -120,7 +128,7 @@ def run(
 
     login = DeviceLogin(endpoint, clock=clock, sleep=view.wait, tell=tell)
     try:
-        device_login.check_writable(path)
+        device_flow.check_writable(path)
         answer = login.run()
         _save(path, answer, clock)
     except LoginFailed as failure:
@@ -140,7 +148,7 @@ def login_path(settings: Settings, account: str | None, clock: Clock) -> Path:
         SettingsError: the name cannot be used.
     """
     try:
-        name = device_login.credentials_name(account)
+        name = device_flow.credentials_name(account)
     except ValueError as error:
         raise SettingsError(f"account name {account!r} cannot be used: {error}") from None
     return discovery.Discovery(settings, clock).qwen_home() / name
@@ -156,10 +164,10 @@ def _save(path: Path, answer: TokenAnswer, clock: Clock) -> None:
     locked = False
     with suppress(OSError):
         # Without the lock it is as safe as qwen-code's own login, which takes none.
-        atomic.make_directory(path.parent)
+        durable.make_directory(path.parent)
         locked = lock.acquire(PROXY_LOCK_S)
     try:
-        device_login.write_login(path, answer, clock=clock)
+        device_flow.write_login(path, answer, clock=clock)
     finally:
         if locked:
             lock.release()

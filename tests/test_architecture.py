@@ -148,8 +148,8 @@ ALLOWED["app"] = set(ALLOWED) - {
 #: Exceptions to the table, each with its reason.
 EXCEPTIONS = {
     # /health judges accounts by the words that their credentials use.
-    ("qwen_wsgi/api/health.py", "credentials.policy"),
-    ("qwen_wsgi/api/health.py", "credentials.source"),
+    ("qwen_wsgi/api/health.py", "credentials.refresh.policy"),
+    ("qwen_wsgi/api/health.py", "credentials.oauth_login"),
 }
 
 
@@ -221,16 +221,16 @@ PLACES = {
     "werkzeug": ("qwen_wsgi/api/", "qwen_wsgi/app.py"),
     "requests": (
         "qwen_wsgi/upstream/",
-        "qwen_wsgi/credentials/token_endpoint.py",
-        "qwen_wsgi/credentials/oauth_wire.py",
+        "qwen_wsgi/credentials/oauth/token_endpoint.py",
+        "qwen_wsgi/credentials/oauth/wire.py",
     ),
-    "urllib3": ("qwen_wsgi/upstream/", "qwen_wsgi/credentials/oauth_wire.py"),
+    "urllib3": ("qwen_wsgi/upstream/", "qwen_wsgi/credentials/oauth/wire.py"),
     "gevent": ("qwen_wsgi/green.py",),
     "msgspec": ("qwen_wsgi/protocol/json_object.py",),
     "segno": ("qwen_wsgi/login.py",),
     "greenlet": (),
     "gunicorn": (),
-    "fcntl": ("qwen_wsgi/credentials/proxy_lock.py",),
+    "fcntl": ("qwen_wsgi/credentials/locks/proxy_lock.py",),
     "sqlite3": ("qwen_wsgi/responses_store.py",),
     "subprocess": ("qwen_wsgi/doctor/machine.py",),
     "certifi": ("qwen_wsgi/doctor/machine.py",),

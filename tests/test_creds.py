@@ -202,7 +202,7 @@ class TestStatus:
         machine.run("refresh")
         journal = machine.qwen / ".qwen-proxy/journal.json"
         value = json.loads(journal.read_text())
-        from qwen_wsgi.credentials.journal import fingerprint
+        from qwen_wsgi.credentials.files.journal import fingerprint
 
         value["closed"] = fingerprint(machine.content()["access_token"])
         journal.write_text(json.dumps(value))

@@ -25,7 +25,7 @@ import pytest
 import segno
 
 from qwen_wsgi import login, settings
-from qwen_wsgi.credentials.document import parse
+from qwen_wsgi.credentials.files.document import parse
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.sandbox import Sandbox
 

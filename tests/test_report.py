@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from qwen_wsgi import __version__, report
-from qwen_wsgi.credentials.policy import State
-from qwen_wsgi.credentials.source import CredentialStatus, StaticKey
+from qwen_wsgi.credentials.oauth_login import CredentialStatus, StaticKey
+from qwen_wsgi.credentials.refresh.policy import State
 from qwen_wsgi.upstream.accounts import Account
 from qwen_wsgi.upstream.hosts import Family
 from tests.secrets import core, secret

@@ -9,8 +9,8 @@ from flask import Blueprint, Response, current_app
 
 from qwen_wsgi import __version__
 from qwen_wsgi.api import calls, replies
-from qwen_wsgi.credentials.policy import State
-from qwen_wsgi.credentials.source import CredentialStatus
+from qwen_wsgi.credentials.oauth_login import CredentialStatus
+from qwen_wsgi.credentials.refresh.policy import State
 from qwen_wsgi.upstream.accounts import Account
 
 blueprint = Blueprint("health", __name__)

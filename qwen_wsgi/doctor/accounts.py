@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
-from qwen_wsgi.credentials.policy import State
-from qwen_wsgi.credentials.refresher import Ability
-from qwen_wsgi.credentials.source import CredentialStatus, OAuthLogin
+from qwen_wsgi.credentials.oauth_login import CredentialStatus, OAuthLogin
+from qwen_wsgi.credentials.refresh.policy import State
+from qwen_wsgi.credentials.refresh.refresher import Ability
 from qwen_wsgi.doctor import call
 from qwen_wsgi.doctor.files import nearest
 from qwen_wsgi.doctor.findings import Finding, Level, Teller

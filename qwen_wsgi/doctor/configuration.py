@@ -7,8 +7,8 @@ import ipaddress
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
-from qwen_wsgi.credentials.discovery import Discovery
-from qwen_wsgi.credentials.source import StaticKey
+from qwen_wsgi.credentials.oauth_login import StaticKey
+from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.doctor import address
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.errors import SettingsError

@@ -6,8 +6,8 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TextIO
 
-from qwen_wsgi.credentials.discovery import Discovery
-from qwen_wsgi.credentials.source import OAuthLogin, StaticKey
+from qwen_wsgi.credentials.oauth_login import OAuthLogin, StaticKey
+from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.doctor import (
     accounts,
     address,

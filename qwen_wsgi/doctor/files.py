@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
-from qwen_wsgi.credentials.found_logins import login_files
-from qwen_wsgi.credentials.store import LoginPaths
+from qwen_wsgi.credentials.files.login_store import LoginPaths
+from qwen_wsgi.credentials.sources.login_files import login_files
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.doctor.machine import Machine
 from qwen_wsgi.settings import Settings

@@ -8,11 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from qwen_wsgi.credentials import atomic
-from qwen_wsgi.credentials.journal import fingerprint
-from qwen_wsgi.credentials.pace import PROXY_LOCK_S
-from qwen_wsgi.credentials.source import OAuthLogin
-from qwen_wsgi.credentials.takeover import STALE_S, SWEEP_S
+from qwen_wsgi.credentials.files import durable
+from qwen_wsgi.credentials.files.journal import fingerprint
+from qwen_wsgi.credentials.locks.stale import STALE_S, SWEEP_S
+from qwen_wsgi.credentials.oauth_login import OAuthLogin
+from qwen_wsgi.credentials.refresh.pace import PROXY_LOCK_S
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.doctor.machine import Machine
 
@@ -126,12 +126,12 @@ def left_behind(directory: Path, machine: Machine) -> Iterator[Finding]:
         return
     old = []
     for entry in entries:
-        if not (entry.name.startswith(atomic.PREFIX) or ".lock.break." in entry.name):
+        if not (entry.name.startswith(durable.PREFIX) or ".lock.break." in entry.name):
             continue
         with suppress(FileNotFoundError):  # its owner was quicker
             # ctime, as those who sweep look at: a mtime may have been pushed into the future.
             age_s = machine.now() - entry.stat(follow_symlinks=False).st_ctime
-            if age_s > max(SWEEP_S, atomic.LEFT_OVER_S):
+            if age_s > max(SWEEP_S, durable.LEFT_OVER_S):
                 old.append(entry.name)
     if old:
         yield TELL.note(

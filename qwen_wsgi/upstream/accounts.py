@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
-from qwen_wsgi.credentials.discovery import FoundAccount, ProviderModel
-from qwen_wsgi.credentials.policy import State
-from qwen_wsgi.credentials.source import CredentialSource, CredentialStatus
+from qwen_wsgi.credentials.oauth_login import CredentialSource, CredentialStatus
+from qwen_wsgi.credentials.refresh.policy import State
+from qwen_wsgi.credentials.sources.discovery import FoundAccount, ProviderModel
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.upstream.hosts import Family, family
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Final
 
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.credentials.discovery import ProviderModel
+from qwen_wsgi.credentials.sources.discovery import ProviderModel
 from qwen_wsgi.errors import ApiError, UpstreamError
 from qwen_wsgi.green import in_order
 from qwen_wsgi.settings import Settings

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from qwen_wsgi.credentials.source import StaticKey
+from qwen_wsgi.credentials.oauth_login import StaticKey
 from qwen_wsgi.errors import AccountUnavailable, BadRequest, NotFound
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream import model_data

@@ -10,7 +10,7 @@ import pytest
 
 from qwen_wsgi import __version__
 from qwen_wsgi.app import create_app
-from qwen_wsgi.credentials.refresher import Ability
+from qwen_wsgi.credentials.refresh.refresher import Ability
 from tests.api.apps import HELLO, App, error_of, in_front_of, running
 from tests.secrets import secret
 from tests.upstream.fakes import FakeBook, account_of, settings_of

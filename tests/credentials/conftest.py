@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qwen_wsgi import settings
-from qwen_wsgi.credentials.discovery import Discovery
+from qwen_wsgi.credentials.sources.discovery import Discovery
 
 #: 2026-11-20 12:00:00 UTC.
 NOON_S = 1_795_176_000.0

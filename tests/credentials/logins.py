@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.credentials.document import CredentialDocument
-from qwen_wsgi.credentials.refresher import Refresher
-from qwen_wsgi.credentials.source import OAuthLogin
-from qwen_wsgi.credentials.store import LoginPaths, LoginStore
-from qwen_wsgi.credentials.token_endpoint import TokenEndpoint
+from qwen_wsgi.credentials.files.document import CredentialDocument
+from qwen_wsgi.credentials.files.login_store import LoginPaths, LoginStore
+from qwen_wsgi.credentials.oauth.token_endpoint import TokenEndpoint
+from qwen_wsgi.credentials.oauth_login import OAuthLogin
+from qwen_wsgi.credentials.refresh.refresher import Refresher
 from qwen_wsgi.sandbox import Sandbox
-
-from .conftest import NOWHERE, FakeClock, Home
+from tests.credentials.conftest import NOWHERE, FakeClock, Home
 
 SHOWN = "~/.qwen/oauth_creds.json"
 

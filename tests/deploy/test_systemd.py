@@ -13,7 +13,7 @@ import pytest
 
 from qwen_wsgi import settings
 from qwen_wsgi.cli import EXIT_CONFIGURATION
-from qwen_wsgi.credentials import providers
+from qwen_wsgi.credentials.sources import providers
 from tests.deploy import unit_sandbox
 from tests.deploy.conftest import StartServer
 from tests.deploy.servers import REPO

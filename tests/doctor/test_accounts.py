@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi.credentials.policy import State
-from qwen_wsgi.credentials.refresher import Ability
-from qwen_wsgi.credentials.source import CredentialStatus, OAuthLogin
+from qwen_wsgi.credentials.oauth_login import CredentialStatus, OAuthLogin
+from qwen_wsgi.credentials.refresh.policy import State
+from qwen_wsgi.credentials.refresh.refresher import Ability
 from qwen_wsgi.doctor import accounts
 from qwen_wsgi.doctor.accounts import Calls
 from qwen_wsgi.doctor.findings import Finding, Level

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.clock import SystemClock
-from qwen_wsgi.credentials.discovery import Discovery
+from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.doctor import address, configuration
 from qwen_wsgi.doctor.findings import Finding, Level
 from qwen_wsgi.settings import Settings

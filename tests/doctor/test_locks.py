@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from qwen_wsgi.credentials import document
-from qwen_wsgi.credentials.discovery import Discovery
-from qwen_wsgi.credentials.journal import Backoff, Journal, Received, fingerprint
-from qwen_wsgi.credentials.locks import ProxyLock
-from qwen_wsgi.credentials.source import OAuthLogin
+from qwen_wsgi.credentials.files import document
+from qwen_wsgi.credentials.files.journal import Backoff, Journal, Received, fingerprint
+from qwen_wsgi.credentials.oauth_login import OAuthLogin
+from qwen_wsgi.credentials.refresh.locks import ProxyLock
+from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.doctor import locks
 from qwen_wsgi.doctor.findings import Finding, Level
 from tests.doctor.conftest import Load

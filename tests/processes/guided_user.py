@@ -25,10 +25,10 @@ from typing import Any
 
 from qwen_wsgi import settings
 from qwen_wsgi.clock import SystemClock
-from qwen_wsgi.credentials.discovery import Discovery
-from qwen_wsgi.credentials.refresher import Pace, Refresher
-from qwen_wsgi.credentials.source import OAuthLogin
-from qwen_wsgi.credentials.token_endpoint import TokenEndpoint
+from qwen_wsgi.credentials.oauth.token_endpoint import TokenEndpoint
+from qwen_wsgi.credentials.oauth_login import OAuthLogin
+from qwen_wsgi.credentials.refresh.refresher import Pace, Refresher
+from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import CredentialError
 from tests.privileges import as_ordinary_user
 

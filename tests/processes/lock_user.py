@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 from qwen_wsgi.clock import SystemClock
-from qwen_wsgi.credentials.cli_lock import HEARTBEAT_S
-from qwen_wsgi.credentials.locks import CliLock, ProxyLock
-from qwen_wsgi.credentials.takeover import SEEN_S, STALE_S
+from qwen_wsgi.credentials.locks.cli_lock import HEARTBEAT_S
+from qwen_wsgi.credentials.locks.stale import SEEN_S, STALE_S
+from qwen_wsgi.credentials.refresh.locks import CliLock, ProxyLock
 from tests.processes.journal import Journal
 
 

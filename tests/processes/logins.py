@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen_wsgi.credentials.store import LoginPaths
+from qwen_wsgi.credentials.files.login_store import LoginPaths
 from qwen_wsgi.sandbox import Sandbox
 
 ROOT = Path(__file__).parents[2]

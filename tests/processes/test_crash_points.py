@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.clock import SystemClock
-from qwen_wsgi.credentials.journal import fingerprint
-from qwen_wsgi.credentials.refresher import Refresher
-from qwen_wsgi.credentials.store import LoginStore
-from qwen_wsgi.credentials.token_endpoint import TokenEndpoint
+from qwen_wsgi.credentials.files.journal import fingerprint
+from qwen_wsgi.credentials.files.login_store import LoginStore
+from qwen_wsgi.credentials.oauth.token_endpoint import TokenEndpoint
+from qwen_wsgi.credentials.refresh.refresher import Refresher
 from tests.processes.logins import Ended, Home
 
 pytestmark = pytest.mark.server

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi.credentials.store import LoginPaths
+from qwen_wsgi.credentials.files.login_store import LoginPaths
 from qwen_wsgi.sandbox import Sandbox
 from tests.conftest import note_log_file
 from tests.deploy.servers import Server

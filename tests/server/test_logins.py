@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi.credentials.locks import ProxyLock
-from qwen_wsgi.credentials.store import LoginPaths
+from qwen_wsgi.credentials.files.login_store import LoginPaths
+from qwen_wsgi.credentials.refresh.locks import ProxyLock
 from qwen_wsgi.sandbox import Sandbox
 from tests.processes.logins import write_login
 from tests.server.conftest import REPO, Proxy, StartProxy

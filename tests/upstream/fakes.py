@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from qwen_wsgi import settings as settings_module
-from qwen_wsgi.credentials.discovery import ProviderModel
-from qwen_wsgi.credentials.policy import State
-from qwen_wsgi.credentials.source import CredentialStatus
+from qwen_wsgi.credentials.oauth_login import CredentialStatus
+from qwen_wsgi.credentials.refresh.policy import State
+from qwen_wsgi.credentials.sources.discovery import ProviderModel
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import CredentialError
 from qwen_wsgi.settings import Settings

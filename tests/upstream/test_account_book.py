@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_wsgi.credentials.discovery import FoundAccount, ProviderModel
-from qwen_wsgi.credentials.policy import State
+from qwen_wsgi.credentials.refresh.policy import State
+from qwen_wsgi.credentials.sources.discovery import FoundAccount, ProviderModel
 from qwen_wsgi.upstream.accounts import AccountBook
 from qwen_wsgi.upstream.hosts import Family
 from tests.upstream.fakes import FakeCredential

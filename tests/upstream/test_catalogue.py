@@ -10,7 +10,7 @@ from typing import Any
 import gevent.event
 import pytest
 
-from qwen_wsgi.credentials.discovery import ProviderModel
+from qwen_wsgi.credentials.sources.discovery import ProviderModel
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.upstream import model_data

@@ -14,8 +14,7 @@ import pytest
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import ResponsesRequest, parse_request, whole
 from qwen_wsgi.protocol.responses.conversation import INTERRUPTED
-
-from .support import EVENTS, ID, MODEL, answered, call, chunk, usage_chunk
+from tests.protocol.responses.support import EVENTS, ID, MODEL, answered, call, chunk, usage_chunk
 
 CORPUS = Path(__file__).parents[2] / "corpus" / "responses"
 NAMES = sorted(path.stem for path in CORPUS.glob("*.json"))

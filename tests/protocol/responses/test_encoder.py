@@ -22,8 +22,7 @@ from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.dialect import COMMENT
 from qwen_wsgi.protocol.responses import whole
 from qwen_wsgi.protocol.responses.envelope import opened
-
-from .support import (
+from tests.protocol.responses.support import (
     EVENTS,
     ID,
     MODEL,

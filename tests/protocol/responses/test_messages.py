@@ -9,8 +9,7 @@ import pytest
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol.responses.conversation import INTERRUPTED
 from qwen_wsgi.protocol.responses.envelope import sealed
-
-from .support import chat, messages, request
+from tests.protocol.responses.support import chat, messages, request
 
 
 def user(text: str) -> dict[str, Any]:

@@ -15,8 +15,17 @@ from qwen_wsgi.protocol.completion import Completion
 from qwen_wsgi.protocol.dialect import COMMENT
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.responses import parse_request, previous_of, whole
-
-from .support import ID, MODEL, answered, call, chunk, encoder, read, request, usage_chunk
+from tests.protocol.responses.support import (
+    ID,
+    MODEL,
+    answered,
+    call,
+    chunk,
+    encoder,
+    read,
+    request,
+    usage_chunk,
+)
 
 EXAMPLES = settings(deadline=None, max_examples=120)
 

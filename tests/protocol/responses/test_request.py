@@ -10,8 +10,7 @@ from openai.types.responses import Response
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError
 from qwen_wsgi.protocol.responses import parse_request, previous_of, whole
-
-from .support import ID, MODEL, body, chat, request
+from tests.protocol.responses.support import ID, MODEL, body, chat, request
 
 COMPLETION = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}}]}
 

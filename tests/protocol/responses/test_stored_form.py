@@ -11,9 +11,8 @@ from openai.types.responses import ResponseItem
 from pydantic import TypeAdapter
 
 from qwen_wsgi.protocol.responses import whole
+from tests.protocol.responses.support import ID, INPUT_ITEMS, MODEL, STEM, request
 from tests.schemas import check
-
-from .support import ID, INPUT_ITEMS, MODEL, STEM, request
 
 STORED: TypeAdapter[Any] = TypeAdapter(ResponseItem)
 

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.errors import BadRequest
-
-from .support import answered, call, chat, chunk, request
+from tests.protocol.responses.support import answered, call, chat, chunk, request
 
 FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
 PATCH = {

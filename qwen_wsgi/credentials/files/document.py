@@ -1,0 +1,96 @@
+"""`oauth_creds.json`, the file in which qwen-code keeps its one login.
+
+    {"access_token": str, "token_type": str, "refresh_token": str, "resource_url": str,
+     "expiry_date": milliseconds since the epoch}
+
+Written by qwen-code's token manager and by its device login; `resource_url` may be absent and
+unknown keys may be present.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from qwen_wsgi.credentials.files import jsonc
+from qwen_wsgi.credentials.files.watched import FileIdentity as FileIdentity
+from qwen_wsgi.credentials.files.watched import Unusable
+from qwen_wsgi.settings import mask
+
+#: The latest date that JavaScript knows; a foreign number beyond it is cut off here. Milliseconds.
+MAX_DATE_MS: Final = 8_640_000_000_000_000
+
+_REMEDY: Final = "Run `qwen` and log in again, or use an API key."
+_TOKENS: Final = ("access_token", "refresh_token", "token_type")
+
+
+#: How the problem of a torn file begins.
+NO_JSON: Final = "is no JSON"
+
+
+@dataclass(frozen=True, repr=False)
+class CredentialDocument:
+    """One version of a login.
+
+    Attributes:
+        resource_url: where the access token is to be used, as the file has it; None when absent.
+        expires_at_ms: wall clock; the file's `expiry_date`.
+        raw: the whole object with its unknown keys, so that a writer can keep them.
+        identity: of the file that it was read from; None for one that is in no file.
+    """
+
+    access_token: str
+    refresh_token: str
+    token_type: str
+    resource_url: str | None
+    expires_at_ms: int
+    raw: Mapping[str, Any]
+    identity: FileIdentity | None
+
+    def __repr__(self) -> str:
+        return (
+            f"CredentialDocument(access_token={mask(self.access_token)!r}, "
+            f"resource_url={self.resource_url!r}, expires_at_ms={self.expires_at_ms})"
+        )
+
+
+def parse(content: bytes, identity: FileIdentity | None) -> CredentialDocument:
+    """Read a document by the rules of qwen-code's own reader.
+
+    The three tokens must be non-empty strings and `expiry_date` a number that is not zero;
+    everything else is tolerated.
+
+    Raises:
+        Unusable: qwen-code would take it for "not logged in" as well. Quotes nothing of it.
+    """
+    try:
+        raw = jsonc.loads(content.decode("utf-8-sig"), comments=False)
+    except UnicodeDecodeError:
+        raise Unusable("is not UTF-8 text", remedy=_REMEDY) from None
+    except ValueError as error:
+        raise Unusable(f"{NO_JSON} ({error})", remedy=_REMEDY) from None
+    if not isinstance(raw, dict):
+        raise Unusable("is no JSON object", remedy=_REMEDY)
+    for name in _TOKENS:
+        if not isinstance(raw.get(name), str) or not raw[name]:
+            raise Unusable(f"has no {name} (a non-empty string)", remedy=_REMEDY)
+    url = raw.get("resource_url")
+    return CredentialDocument(
+        raw["access_token"],
+        raw["refresh_token"],
+        raw["token_type"],
+        url if isinstance(url, str) and url.strip() else None,
+        _expiry(raw.get("expiry_date")),
+        MappingProxyType(raw),
+        identity,
+    )
+
+
+def _expiry(value: object) -> int:
+    # bool is an int in Python, but no number in JavaScript.
+    if isinstance(value, bool) or not isinstance(value, int | float) or value == 0:
+        remedy = f"It must be milliseconds since 1970. {_REMEDY}"
+        raise Unusable("has no expiry_date (a number that is not zero)", remedy=remedy)
+    return int(max(-MAX_DATE_MS, min(value, MAX_DATE_MS)))

@@ -1,0 +1,286 @@
+"""One login on disk: qwen-code's file, our journal beside it, and which of them counts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from qwen_wsgi.clock import Clock, sleep
+from qwen_wsgi.credentials.files import document, durable, journal
+from qwen_wsgi.credentials.files.document import CredentialDocument
+from qwen_wsgi.credentials.files.journal import Journal, Newest, Received, fingerprint
+from qwen_wsgi.credentials.files.watched import (
+    FileIdentity,
+    Reading,
+    Unusable,
+    WatchedFile,
+)
+
+log = logging.getLogger(__name__)
+
+#: A file that is just being written (by an old CLI, in place) is whole again within this time.
+_TORN_TRIES: Final = 5
+_TORN_PAUSE_S: Final = 0.1
+
+
+@dataclass(frozen=True)
+class LoginPaths:
+    """Where one login lives. Keyed on the credential file and not on the service: two services, or
+    an owner's `creds refresh`, must meet in the same lock."""
+
+    document: Path
+    cli_lock: Path
+    proxy_lock: Path
+    journal: Path
+
+    @classmethod
+    def beside(cls, path: Path) -> LoginPaths:
+        """The paths for a credential file: `oauth_creds.json`, or `oauth_creds_<name>.json`."""
+        suffix = path.stem.removeprefix("oauth_creds")
+        ours = path.parent / ".qwen-proxy"
+        return cls(
+            document=path,
+            cli_lock=path.with_suffix(".lock"),
+            proxy_lock=ours / f"refresh{suffix}.lock",
+            journal=ours / f"journal{suffix}.json",
+        )
+
+
+#: An extra member of the document that renews a login from the environment: the fingerprint of
+#: the variable's value. The document counts only for the very value that it began with.
+SOURCE_KEY: Final = "qwen_proxy_source"
+
+
+def from_environment(text: str) -> CredentialDocument:
+    """The login in `QWEN_CLI_AUTH`.
+
+    Raises:
+        Unusable: it is none.
+    """
+    login = document.parse(text.encode(errors="replace"), None)
+    raw = {**login.raw, SOURCE_KEY: fingerprint(text.strip())}
+    return replace(login, raw=MappingProxyType(raw))
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What there was when somebody looked: the login that counts, and the journal.
+
+    Attributes:
+        reading: of the shared file, for its problem and remedy.
+        lifetime_ms: of the login's access token, if it is one that we fetched.
+    """
+
+    newest: Newest
+    journal: Journal
+    reading: Reading[CredentialDocument]
+    lifetime_ms: int | None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the login is in the journal, and there is no shared file."""
+        reading = self.reading
+        return self.newest.source == "journal" and not (reading.value or reading.problem)
+
+
+class LoginStore:
+    """Reads a login cheaply, writes it durably.
+
+    `look` costs two `stat`s while nothing changes and returns the same object; it takes no lock and
+    is safe for any number of greenlets and threads. What writes is for the holder of both locks.
+
+    Args:
+        initial: the login while there is no file yet (`QWEN_CLI_AUTH`).
+    """
+
+    def __init__(
+        self,
+        paths: LoginPaths,
+        clock: Clock,
+        *,
+        shown: str,
+        initial: CredentialDocument | None = None,
+        sleep: Callable[[float], None] = sleep,
+    ) -> None:
+        self.paths = paths
+        self.shown = shown
+        self._initial = initial
+        self._sleep = sleep
+        self._shared = WatchedFile(paths.document, self._parse_shared, clock, shown)
+        self._journal = WatchedFile(paths.journal, journal.parse, clock, str(paths.journal))
+        #: Fingerprint of the journal's refresh token if the shared file was seen with a later one.
+        #: When that file is deleted, the journal's must not come back: somebody has spent it.
+        self._superseded = ""
+        self._clock = clock
+        self._gone_at_s: float | None = None
+        #: A login that could not be written: it exists in this process alone.
+        self.held: Received | None = None
+        self._seen: (
+            tuple[Reading[CredentialDocument], Reading[Journal], Received | None, Sight] | None
+        ) = None
+
+    def look(self) -> Sight:
+        """What counts now."""
+        held = self.held  # first: whoever clears it has put the login into the journal before
+        shared, ours = self._shared.read(), self._journal.read()
+        seen = self._seen
+        if seen is not None and seen[0] is shared and seen[1] is ours and seen[2] is held:
+            return seen[3]
+        sight = self._sight(self._or_initial(shared), ours.value or Journal(), held)
+        self._seen = (shared, ours, held, sight)
+        if not sight.is_gone:
+            self._gone_at_s = None
+        elif self._gone_at_s is None:
+            self._gone_at_s = self._clock.monotonic() - self._directory_age_s()
+        return sight
+
+    def gone_s(self) -> float:
+        """For how long the shared file has been gone, at least; 0 while it is there.
+
+        As seen by `look`; for a process that comes later, by the directory's date.
+        """
+        gone_at_s = self._gone_at_s
+        return 0.0 if gone_at_s is None else self._clock.monotonic() - gone_at_s
+
+    def _directory_age_s(self) -> float:
+        try:
+            changed_s = os.stat(self.paths.document.parent).st_mtime
+        except OSError:
+            return 0.0
+        return max(0.0, self._clock.now() - changed_s)
+
+    def watched(self) -> tuple[WatchedFile[Any], ...]:
+        """The files that a login depends on."""
+        return self._shared, self._journal
+
+    def _sight(
+        self, reading: Reading[CredentialDocument], ours: Journal, held: Received | None
+    ) -> Sight:
+        if held is not None:
+            ours = replace(ours, received=held)
+        if (received := ours.received) is not None:
+            fp = fingerprint(received.login.refresh_token)
+            if reading.value is None and fp == self._superseded:
+                ours, received = replace(ours, received=None), None
+        chosen = journal.newest(reading.value, ours)
+        if chosen.source == "journal" and reading.value is None:
+            # Nobody's logout, but what a crash left of a rewrite in place.
+            chosen = chosen._replace(unpublished=reading.problem.startswith(f"{document.NO_JSON} "))
+        lifetime_ms = None
+        if received is not None and chosen.login is not None:
+            if chosen.login.access_token == received.login.access_token:
+                lifetime_ms = received.lifetime_ms
+            elif chosen.source == "shared" and chosen.login.refresh_token != (
+                received.login.refresh_token
+            ):
+                self._superseded = fp
+        return Sight(chosen, ours, reading, lifetime_ms)
+
+    def _or_initial(self, reading: Reading[CredentialDocument]) -> Reading[CredentialDocument]:
+        """The file's login, unless it renews another value of the environment's variable."""
+        initial, found = self._initial, reading.value
+        if initial is None:
+            return reading
+        if found is not None and found.raw.get(SOURCE_KEY) == initial.raw.get(SOURCE_KEY):
+            return reading
+        return Reading(reading.identity, initial)
+
+    def reload(self) -> Sight:
+        """What is on disk, read now, whatever `stat` says.
+
+        A file that stays torn (a crash in the middle of a write in place) counts as missing if the
+        journal has a login; any other that cannot be used may be somebody's.
+
+        Raises:
+            Unusable: the file stays unusable for longer than somebody's write takes.
+            OSError: it cannot be read.
+        """
+        for attempt in range(_TORN_TRIES):
+            held = self.held  # first, as in `look`
+            try:
+                return self._sight(self._read_shared(), self._read_journal(), held)
+            except Unusable as error:
+                if attempt < _TORN_TRIES - 1:
+                    self._sleep(_TORN_PAUSE_S)
+                    continue
+                ours = self._read_journal()
+                if ours.received is None or not self._is_torn():
+                    raise
+                torn: Reading[CredentialDocument] = Reading(None, None, str(error), error.remedy)
+                return self._sight(torn, ours, held)
+        raise AssertionError("unreachable")
+
+    def reserve(self, login: CredentialDocument) -> tuple[durable.Reservation, durable.Reservation]:
+        """Room on disk for the next login and its journal, before the old token is spent.
+
+        Args:
+            login: what will be replaced; the next one is about as long.
+
+        Raises:
+            OSError: there is none: read-only, no permission, disk full.
+        """
+        content = render(login.raw)
+        shared = durable.reserve(self.paths.document, content)
+        try:
+            return shared, self._reserve_journal(content)
+        except BaseException:
+            shared.discard()
+            raise
+
+    def _reserve_journal(self, more: bytes) -> durable.Reservation:
+        path = self.paths.journal
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            content = b""
+        return durable.reserve(path, content + more)
+
+    def write_journal(self, value: Journal) -> None:
+        """Make a version of the journal durable.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        durable.replace_file(self.paths.journal, journal.render(value))
+
+    def _parse_shared(self, content: bytes, identity: FileIdentity) -> CredentialDocument:
+        return document.parse(content, identity)
+
+    def _read_shared(self) -> Reading[CredentialDocument]:
+        try:
+            content = self.paths.document.read_bytes()
+        except FileNotFoundError:
+            return Reading(None, self._initial)
+        return self._or_initial(Reading(None, document.parse(content, None)))
+
+    def _read_journal(self) -> Journal:
+        try:
+            return journal.parse(self.paths.journal.read_bytes())
+        except FileNotFoundError:
+            return Journal()
+        except Unusable as error:
+            # We only ever replace it as a whole. A login must not be lost for good over it.
+            log.warning("journal is unusable, begun anew path=%s: %s", self.paths.journal, error)
+            return Journal()
+
+    def _is_torn(self) -> bool:
+        """Whether the file is not even JSON; a whole one that we do not like may be somebody's."""
+        try:
+            json.loads(self.paths.document.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return True
+        return False
+
+
+def render(raw: Mapping[str, Any]) -> bytes:
+    """A login document as qwen-code writes it: two spaces, no newline at the end."""
+    try:
+        return json.dumps(dict(raw), indent=2, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half a surrogate pair in some key of somebody's
+        return json.dumps(dict(raw), indent=2).encode()

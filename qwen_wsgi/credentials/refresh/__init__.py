@@ -1,0 +1,1 @@
+"""Refreshing a login: when, under which locks, and how the new token is made durable."""

@@ -1,0 +1,1 @@
+"""Where accounts come from: environment, API keys, qwen-code's settings, login files."""

@@ -1,0 +1,377 @@
+"""Makes the list of accounts, best first, with one look at everything that may name one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, TypeVar
+
+from qwen_wsgi.clock import Clock
+from qwen_wsgi.credentials import endpoint
+from qwen_wsgi.credentials.files.document import CredentialDocument
+from qwen_wsgi.credentials.files.journal import fingerprint
+from qwen_wsgi.credentials.files.login_store import LoginPaths, LoginStore
+from qwen_wsgi.credentials.files.watched import (
+    FileIdentity,
+    Reading,
+    Unusable,
+    WatchedFile,
+)
+from qwen_wsgi.credentials.oauth.token_endpoint import TokenEndpoint
+from qwen_wsgi.credentials.oauth_login import CredentialSource, OAuthLogin, StaticKey
+from qwen_wsgi.credentials.refresh.refresher import Refresher
+from qwen_wsgi.credentials.sources import dotenv, login_files, providers, qwen_settings
+from qwen_wsgi.credentials.sources.api_keys import Keys, usable_key
+from qwen_wsgi.credentials.sources.login_files import Candidate
+from qwen_wsgi.credentials.sources.qwen_settings import (
+    ProviderModel,
+    QwenSettings,
+    Variables,
+)
+from qwen_wsgi.errors import SettingsError
+from qwen_wsgi.settings import Settings
+
+T = TypeVar("T")
+
+#: Where an administrator's settings for all users are; qwen-code's path on Linux.
+SYSTEM_SETTINGS: Final = "/etc/qwen-code/settings.json"
+
+
+@dataclass(frozen=True)
+class FoundAccount:
+    """One endpoint with one credential.
+
+    Attributes:
+        name: short, unique, of `[a-z0-9-]`.
+        base_url: None only for a login that names no endpoint that can be used.
+        origin: where it was found, for a person.
+        explicit: it is QWEN_UPSTREAM_BASE_URL.
+        models: what qwen-code's settings list for it; empty when they say nothing.
+    """
+
+    name: str
+    kind: Literal["key", "oauth"]
+    base_url: str | None
+    origin: str
+    explicit: bool
+    credential: CredentialSource
+    models: tuple[ProviderModel, ...] = ()
+
+
+class Built(NamedTuple):
+    """The result of one look at everything, and the readings that it rests on."""
+
+    accounts: tuple[FoundAccount, ...]
+    problems: tuple[str, ...]
+    watched: tuple[tuple[WatchedFile[Any], Reading[Any]], ...]
+    #: Journals: a change counts, a fault of theirs is not the operator's to correct first.
+    journals: tuple[tuple[WatchedFile[Any], Reading[Any]], ...]
+    #: qwen-code's directory and when something in it was last created, renamed or removed.
+    directory: tuple[str, int]
+    logins: tuple[OAuthLogin, ...]
+    #: Sentences on logins that are left out because another account has them.
+    twins: tuple[str, ...]
+
+
+class Build:
+    """One look at everything: lives for one call, holds the readings and the growing result."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        files: dict[Path, WatchedFile[Any]],
+        logins: dict[Path, OAuthLogin],
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._files = files
+        self._logins = logins
+        self._readings: dict[Path, tuple[WatchedFile[Any], Reading[Any]]] = {}
+        self._journals: list[tuple[WatchedFile[Any], Reading[Any]]] = []
+        self._accounts: list[FoundAccount] = []
+        self._problems: list[str] = []
+        self._twins: list[str] = []
+
+    def run(self) -> Built:
+        """Look, and make the list."""
+        home = self.qwen_home()
+        # Before anything in it is looked at: what changes meanwhile is then looked at again.
+        directory = (os.fspath(home), changed_at(os.fspath(home)))
+        variables = self._variables(home)
+        self._add_upstream()
+        self._add_environment_keys()
+        self._add_settings(home, variables)
+        self._add_logins(home)
+        watched = tuple(self._readings.values())
+        broken = [f"{file.shown} {r.problem}. {r.remedy}" for file, r in watched if r.problem]
+        return Built(
+            tuple(self._accounts),
+            (*broken, *self._problems, *self._twins),
+            watched,
+            tuple(self._journals),
+            directory,
+            tuple(a.credential for a in self._accounts if isinstance(a.credential, OAuthLogin)),
+            tuple(self._twins),
+        )
+
+    # Files
+
+    def _read(self, path: Path, parse: Callable[[bytes, FileIdentity], T]) -> T | None:
+        """A file's last good content; read once per build, so that the result is of one piece."""
+        if path not in self._readings:
+            if path not in self._files:
+                self._files[path] = WatchedFile(path, parse, self._clock, self._shown(path))
+            file = self._files[path]
+            self._readings[path] = (file, file.read())
+        value: T | None = self._readings[path][1].value
+        return value
+
+    def _shown(self, path: Path) -> str:
+        """The path with `~` for the home directory."""
+        if path.is_relative_to(self._settings.home):
+            return f"~/{path.relative_to(self._settings.home)}"
+        return str(path)
+
+    def _dotenv(self, path: Path) -> Mapping[str, str]:
+        return self._read(path, _parse_dotenv) or {}
+
+    def qwen_home(self) -> Path:
+        """qwen-code's directory: QWEN_HOME of the environment, else of a `.env` at a usual place.
+
+        A relative path is relative to the working directory, as in qwen-code.
+        """
+        home = self._settings.home
+        default = home / ".qwen"
+        named = self._settings.qwen_home.strip()
+        for path in () if named else (default / ".env", home / ".env"):
+            named = named or self._dotenv(path).get("QWEN_HOME", "").strip()
+        if not named:
+            return default
+        in_home = named == "~" or named.startswith("~/")
+        path = Path(os.path.normpath(home / named[2:]) if in_home else os.path.abspath(named))
+        if not os.path.isdir(path):
+            self._problems.append(f"QWEN_HOME is {named}, which is no directory.")
+        return path
+
+    def _variables(self, qwen_home: Path) -> Variables:
+        home = self._settings.home
+        paths = dict.fromkeys((qwen_home / ".env", home / ".qwen/.env", home / ".env"))
+        return Variables(
+            self._settings.environ,
+            tuple((self._shown(path), self._dotenv(path)) for path in paths),
+        )
+
+    def _qwen_settings(self, qwen_home: Path, variables: Variables) -> QwenSettings:
+        environ = self._settings.environ
+        system = Path(environ.get("QWEN_CODE_SYSTEM_SETTINGS_PATH") or SYSTEM_SETTINGS)
+        defaults = environ.get("QWEN_CODE_SYSTEM_DEFAULTS_PATH")
+        paths = (
+            Path(defaults) if defaults else system.parent / "system-defaults.json",
+            qwen_home / "settings.json",
+            system,
+        )
+        layers = [
+            qwen_settings.Layer(self._shown(path), content)
+            for path in paths
+            if (content := self._read(path, qwen_settings.parse)) is not None
+        ]
+        return qwen_settings.merge(tuple(layers), variables)
+
+    # Accounts
+
+    def _add(self, found: FoundAccount) -> None:
+        """Add an account, or its models and origin to the one with the same endpoint and key."""
+        for index, known in enumerate(self._accounts):
+            if _same_key(known, found):
+                self._accounts[index] = replace(
+                    known,
+                    origin=f"{known.origin} and {found.origin}",
+                    models=_distinct(known.models + found.models),
+                )
+                return
+        names = {each.name for each in self._accounts}
+        name, number = found.name, 2
+        while name in names:
+            name, number = f"{found.name}-{number}", number + 1
+        self._accounts.append(replace(found, name=name))
+
+    def _add_upstream(self) -> None:
+        settings = self._settings
+        if settings.upstream_base_url:
+            self._add_from_environment(
+                "upstream",
+                "QWEN_UPSTREAM_BASE_URL",
+                settings.upstream_base_url,
+                "QWEN_UPSTREAM_API_KEY",
+                settings.upstream_api_key,
+            )
+        elif settings.upstream_api_key:
+            self._problems.append(
+                "QWEN_UPSTREAM_API_KEY is set without QWEN_UPSTREAM_BASE_URL and is ignored."
+            )
+
+    def _add_environment_keys(self) -> None:
+        environ = self._settings.environ
+        for each in providers.PROVIDERS:
+            if secret := environ.get(each.key_env, "").strip():
+                url = environ.get(each.base_url_env, "").strip() or each.base_urls[0]
+                self._add_from_environment(each.name, each.base_url_env, url, each.key_env, secret)
+
+    def _add_from_environment(
+        self, name: str, url_env: str, raw_url: str, key_env: str, secret: str
+    ) -> None:
+        explicit = name == "upstream"
+        try:
+            url = endpoint.base_url(raw_url)
+        except ValueError as error:
+            self._problems.append(f"{url_env} cannot be used: {error}. Its account is left out.")
+            return
+        key = usable_key(secret, url, key_env, "Correct it in the server's environment.")
+        origin = f"environment {url_env if explicit else key_env}"
+        if key.key is None:
+            self._problems.append(f"{origin}: {key.fault}. {key.remedy}")
+        self._add(FoundAccount(name, "key", url, origin, explicit, key))
+
+    def _add_settings(self, qwen_home: Path, variables: Variables) -> None:
+        qwen = self._qwen_settings(qwen_home, variables)
+        self._problems.extend(qwen.problems)
+        keys = Keys(qwen, variables, self._shown(qwen_home))
+        groups: dict[tuple[str, str | None], list[ProviderModel]] = {}
+        for entry in qwen.entries:
+            whose = f"{qwen.entries_place}: model {entry.model.id} is skipped, its"
+            url = self._checked_url(entry.base_url or keys.base_url_for_all(), whose)
+            if url is not None:
+                groups.setdefault((url, entry.env_key), []).append(entry.model)
+        for (url, env_key), models in groups.items():
+            key, place = keys.of_entry(url, env_key)
+            self._hint_at_region(url, env_key, key)
+            self._add_key(f"{qwen.entries_place} ({place})", url, key, tuple(models))
+        for pair in keys.pairs():
+            url = self._checked_url(pair.base_url, f"{pair.key.place}: its")
+            if url is not None:
+                self._add_key(pair.key.place, url, keys.usable(url, pair.key), pair.models)
+
+    def _checked_url(self, raw: str, whose: str) -> str | None:
+        try:
+            return endpoint.base_url(raw)
+        except ValueError as error:
+            self._problems.append(f"{whose} base URL cannot be used: {error}.")
+            return None
+
+    def _add_key(
+        self, origin: str, url: str, key: StaticKey, models: tuple[ProviderModel, ...]
+    ) -> None:
+        if key.key is None:
+            self._problems.append(f"{origin}: {key.fault}. {key.remedy}")
+        name = f"settings-{_short_name(url)}"
+        self._add(FoundAccount(name, "key", url, origin, False, key, _distinct(models)))
+
+    def _hint_at_region(self, url: str, env_key: str | None, key: StaticKey) -> None:
+        """A key works in its own region only, so one of two regions must be wrong."""
+        provider = providers.by_key_env(env_key or "")
+        if provider is None or url not in provider.base_urls or key.key is None:
+            return
+        for account in self._accounts:
+            other = account.base_url
+            known = account.name == provider.name and other in provider.base_urls
+            if known and other != url and account.credential == StaticKey(key.key, other or ""):
+                self._problems.append(
+                    f"{provider.key_env} is used with {other} and, by qwen-code's settings, with "
+                    f"{url}; a key works in one region only. Set {provider.base_url_env} to the "
+                    "right one."
+                )
+
+    def _add_logins(self, qwen_home: Path) -> None:
+        found = []
+        for path in login_files.login_files(qwen_home):
+            login = self._login(path, self._shown(path), LoginPaths.beside(path), None)
+            found.append(self._candidate(login_files.login_name(path), login, login.shown))
+        try:
+            if (initial := login_files.environment_login(self._settings)) is not None:
+                path = Path(self._settings.state_dir) / "oauth_creds_env.json"
+                login = self._login(path, "in QWEN_CLI_AUTH", LoginPaths.beside(path), initial)
+                found.append(self._candidate("oauth-env", login, "environment QWEN_CLI_AUTH"))
+        except Unusable as error:
+            self._problems.append(f"QWEN_CLI_AUTH {error}: {login_files.AUTH_REMEDY}.")
+        candidates = [each for each in found if each is not None]
+        for each in candidates:
+            if why := login_files.twin(each, candidates):
+                self._twins.append(f"{each.origin} holds {why}; it is left out.")
+            else:
+                url = each.login.base_url()
+                self._add(FoundAccount(each.name, "oauth", url, each.origin, False, each.login))
+
+    def _login(
+        self, path: Path, shown: str, paths: LoginPaths, initial: CredentialDocument | None
+    ) -> OAuthLogin:
+        if path not in self._logins:
+            store = LoginStore(paths, self._clock, shown=shown, initial=initial)
+            self._logins[path] = OAuthLogin(
+                store,
+                Refresher(store, _token_endpoint(self._settings, self._clock), self._clock),
+                fallback_base_url=self._settings.openai_base_url,
+            )
+        return self._logins[path]
+
+    def _candidate(self, name: str, login: OAuthLogin, origin: str) -> Candidate | None:
+        """A login that is there, or was; None when there never was one."""
+        shared, ours = login.store.watched()
+        reading = shared.read()
+        self._readings[shared.path] = (shared, reading)
+        self._journals.append((ours, ours.read()))
+        sight = login.store.look()
+        document = sight.newest.login
+        if document is None and not reading.exists:
+            return None
+        fp = fingerprint(document.refresh_token) if document is not None else ""
+        return Candidate(name, login, origin, fp, sight.journal)
+
+
+def _token_endpoint(settings: Settings, clock: Clock) -> TokenEndpoint:
+    try:
+        return TokenEndpoint(settings.oauth_base_url, clock=clock)
+    except ValueError as error:
+        raise SettingsError(f"QWEN_OAUTH_BASE_URL cannot be used: {error}") from None
+
+
+def changed_at(directory: str) -> int:
+    """When something in it was last created, renamed or removed; 0 without such a directory."""
+    try:
+        return os.stat(directory).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _distinct(models: tuple[ProviderModel, ...]) -> tuple[ProviderModel, ...]:
+    """The first model of each id."""
+    by_id: dict[str, ProviderModel] = {}
+    for model in models:
+        by_id.setdefault(model.id, model)
+    return tuple(by_id.values())
+
+
+def _short_name(url: str) -> str:
+    """The provider's name, or the host in `[a-z0-9-]`."""
+    provider = providers.by_base_url(url)
+    if provider is not None:
+        return provider.name
+    host = "".join(c if c.isalnum() else "-" for c in endpoint.host_of(url))
+    return host.strip("-")[:40].strip("-")
+
+
+def _same_key(one: FoundAccount, other: FoundAccount) -> bool:
+    mine, theirs = one.credential, other.credential
+    return (
+        isinstance(mine, StaticKey)
+        and isinstance(theirs, StaticKey)
+        and mine.key is not None
+        and (mine.base_url, mine.key) == (theirs.base_url, theirs.key)
+    )
+
+
+def _parse_dotenv(content: bytes, _identity: FileIdentity) -> Mapping[str, str]:
+    # Like qwen-code, which never fails on a .env for its encoding.
+    return dotenv.parse(content.decode("utf-8-sig", errors="replace"))

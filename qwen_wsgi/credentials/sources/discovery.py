@@ -1,0 +1,124 @@
+"""Finds the accounts of this machine: environment, qwen-code's settings, qwen-code's login.
+
+In this order of preference:
+
+1. `QWEN_UPSTREAM_BASE_URL`, an explicit OpenAI-compatible server;
+2. API keys in the environment by qwen-code's names (`providers`);
+3. qwen-code's settings files, with keys resolved as qwen-code does (`qwen_settings`);
+4. qwen-code's login `oauth_creds.json`, further ones (`oauth_creds_<name>.json`), `QWEN_CLI_AUTH`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qwen_wsgi.clock import Clock
+from qwen_wsgi.credentials import endpoint
+from qwen_wsgi.credentials.files.watched import Unusable, WatchedFile
+from qwen_wsgi.credentials.oauth_login import OAuthLogin
+from qwen_wsgi.credentials.sources import login_files, providers
+from qwen_wsgi.credentials.sources.account_list import Build, Built, changed_at
+from qwen_wsgi.credentials.sources.account_list import FoundAccount as FoundAccount
+from qwen_wsgi.credentials.sources.qwen_settings import ProviderModel as ProviderModel
+from qwen_wsgi.errors import SettingsError
+from qwen_wsgi.settings import Settings
+
+
+class Discovery:
+    """Knows the accounts now. Reads files; what writes is the renewal of a login alone.
+
+    Invariant: `accounts()` returns the same object until a watched file changes, and what it
+    returns was built from one reading of each file. The state is one reference to an immutable
+    value, replaced in one step; greenlets or threads that race at worst build the same value
+    twice. Nothing is opened or locked between calls, so a fork at any time is safe.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock, *, look_every_s: float = 0.0) -> None:
+        """
+        Args:
+            look_every_s: for how long an answer is good without another look at the files. It does
+                not delay what changes in a login: each login looks at its own file for every call.
+        """
+        self._settings = settings
+        self._clock = clock
+        self._files: dict[Path, WatchedFile[Any]] = {}
+        self._logins: dict[Path, OAuthLogin] = {}
+        self._built: Built | None = None
+        self._look_every_s = look_every_s
+        self._looked_at_s = -math.inf
+
+    def accounts(self) -> tuple[FoundAccount, ...]:
+        """All accounts, best first. One look at each watched file while nothing changes."""
+        return self._current().accounts
+
+    def problems(self) -> tuple[str, ...]:
+        """Sentences for `qwen-proxy status`: files, entries and keys that cannot be used."""
+        return self._current().problems
+
+    def check(self) -> None:
+        """Refuse to start on what the operator must correct first.
+
+        Raises:
+            SettingsError: a file that exists cannot be read, a settings.json is no JSON object,
+                QWEN_CLI_AUTH is no login, or a variable holds an unusable base URL.
+        """
+        faults = list(_bad_urls(self._settings))
+        try:
+            login_files.environment_login(self._settings)
+        except Unusable as error:
+            faults.append(f"QWEN_CLI_AUTH {error}: {login_files.AUTH_REMEDY}")
+        for file, reading in self._current().watched:
+            # A login that says nothing usable is an account that is missing, no reason to stop.
+            if reading.problem and (reading.unreadable or file.path not in self._logins):
+                faults.append(f"{file.shown} {reading.problem}. {reading.remedy}".rstrip("."))
+        if faults:
+            raise SettingsError("; ".join(faults))
+
+    def logins(self) -> tuple[OAuthLogin, ...]:
+        """The logins among the accounts, for those who look after them."""
+        return self._current().logins
+
+    def twins(self) -> tuple[str, ...]:
+        """Sentences on logins that are left out because another account has them."""
+        return self._current().twins
+
+    def qwen_home(self) -> Path:
+        """qwen-code's directory."""
+        return Build(self._settings, self._clock, self._files, self._logins).qwen_home()
+
+    def _current(self) -> Built:
+        built, now_s = self._built, self._clock.monotonic()
+        recent = now_s - self._looked_at_s < self._look_every_s
+        if built is not None and built.accounts and recent:
+            return built
+        self._looked_at_s = now_s
+        if built is not None and changed_at(built.directory[0]) == built.directory[1]:
+            for file, reading in (*built.watched, *built.journals):
+                if file.read() is not reading:
+                    break
+            else:
+                return built
+        fresh = Build(self._settings, self._clock, self._files, self._logins).run()
+        if built is not None and built.accounts == fresh.accounts:
+            # A change that changes nothing here, such as another theme.
+            fresh = fresh._replace(accounts=built.accounts)
+        self._built = fresh
+        return fresh
+
+
+def _bad_urls(settings: Settings) -> Iterator[str]:
+    """Variables of the operator that hold an unusable base URL."""
+    named = [("QWEN_UPSTREAM_BASE_URL", settings.upstream_base_url)]
+    named.append(("OPENAI_BASE_URL", settings.openai_base_url))
+    for provider in providers.PROVIDERS:
+        if settings.environ.get(provider.key_env, "").strip():
+            named.append((provider.base_url_env, settings.environ.get(provider.base_url_env, "")))
+    for name, raw in named:
+        if raw.strip():
+            try:
+                endpoint.base_url(raw)
+            except ValueError as error:
+                yield f"{name} cannot be used: {error}"

@@ -1,0 +1,301 @@
+"""What qwen-code's settings files say about endpoints, keys and models. Pure: no file is opened.
+
+The shapes are those of qwen-code 0.24.4's `settings.json`:
+
+    {"modelProviders": {"<provider>": [{"id": str, "name": str, "description": str, "baseUrl": str,
+                        "envKey": str, "generationConfig": {"contextWindowSize": int,
+                        "modalities": {"image": bool, …}}, "imageOnly": bool, …}]},
+     "providerProtocol": {"<provider>": "openai"},
+     "env": {"<name>": str},
+     "security": {"auth": {"selectedType": str, "apiKey": str, "baseUrl": str}}}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from qwen_wsgi.credentials.files import jsonc
+from qwen_wsgi.credentials.files.watched import FileIdentity, Unusable
+
+#: These names mean something else in this server's environment (OPENAI_API_KEY is a client key),
+#: so qwen-code's meaning is looked up in its files only.
+FILES_ONLY: Final = frozenset({"OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"})
+#: Secrets of this server that no settings file may ever pull in.
+NEVER: Final = frozenset({"QWEN_PROXY_API_KEYS", "QWEN_CLI_AUTH"})
+
+#: What qwen-code calls its ways to talk to a server. We speak the first.
+PROTOCOLS: Final = (
+    "openai",
+    "openai-responses",
+    "anthropic",
+    "gemini",
+    "vertex-ai",
+    "qwen-oauth",
+)
+
+_PLACEHOLDER: Final = re.compile(r"\$(?:(\w+)|\{([^}]+)\})", re.ASCII)
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+#: Flags of an entry that say it is for something that is no chat.
+_NOT_CHAT: Final = ("imageOnly", "voiceOnly", "realtimeOnly")
+
+
+@dataclass(frozen=True)
+class ProviderModel:
+    """A model that a settings file lists.
+
+    Attributes:
+        name: for people.
+        context_length: tokens.
+        modalities: what it takes besides text (`image`, `video`, …); None when the file says
+            nothing.
+        chat: false for models that only make images or handle speech.
+        wire_api: `chat-completions`, or `responses` where qwen-code asks for that.
+    """
+
+    id: str
+    name: str | None = None
+    description: str | None = None
+    context_length: int | None = None
+    modalities: tuple[str, ...] | None = None
+    chat: bool = True
+    wire_api: str = "chat-completions"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A text and where it was found, in words."""
+
+    text: str = field(repr=False)
+    place: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One settings file: the path as people know it, and its content."""
+
+    place: str
+    content: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of `modelProviders`, still with unresolved key."""
+
+    base_url: str | None
+    env_key: str | None
+    model: ProviderModel
+
+
+@dataclass(frozen=True)
+class QwenSettings:
+    """All layers merged, `$VAR` expanded. Holds secrets: never shown."""
+
+    entries: tuple[Entry, ...] = ()
+    entries_place: str = ""
+    env: Mapping[str, Value] = field(default_factory=dict, repr=False)
+    selected_type: str = ""
+    auth_key: Value | None = field(default=None, repr=False)
+    auth_base_url: str = ""
+    model_name: str = ""
+    problems: tuple[str, ...] = ()
+
+
+class Variables:
+    """Looks names up as qwen-code does: process environment, then its `.env` files.
+
+    An empty value counts as unset.
+    """
+
+    def __init__(
+        self, environ: Mapping[str, str], dotenvs: tuple[tuple[str, Mapping[str, str]], ...]
+    ) -> None:
+        """
+        Args:
+            dotenvs: `(path as people know it, content)`, most important first.
+        """
+        self._environ = environ
+        self._dotenvs = dotenvs
+
+    def find(self, name: str) -> Value | None:
+        """The value of a name, from the environment or a `.env` file; None when unset."""
+        if name in NEVER:
+            return None
+        if name not in FILES_ONLY and (text := self._environ.get(name, "").strip()):
+            return Value(text, "the environment")
+        for place, content in self._dotenvs:
+            if text := content.get(name, "").strip():
+                return Value(text, place)
+        return None
+
+    def expand(self, value: Any) -> Any:
+        """Replace `$NAME` and `${NAME}` in all strings of a JSON value; unset ones stay."""
+        if isinstance(value, str):
+            return _PLACEHOLDER.sub(self._replacement, value)
+        if isinstance(value, list):
+            return [self.expand(each) for each in value]
+        if isinstance(value, dict):
+            return {key: self.expand(each) for key, each in value.items()}
+        return value
+
+    def _replacement(self, match: re.Match[str]) -> str:
+        found = self.find(match[1] or match[2])
+        return match[0] if found is None else found.text
+
+
+def parse(content: bytes, _identity: FileIdentity) -> Mapping[str, Any]:
+    """Read one settings file.
+
+    Raises:
+        Unusable: it is no JSON object.
+    """
+    remedy = "Correct it; comments are allowed, commas before a closing bracket are not."
+    try:
+        value = jsonc.loads(content.decode("utf-8-sig"), comments=True)
+    except UnicodeDecodeError:
+        raise Unusable("is not UTF-8 text", remedy=remedy) from None
+    except ValueError as error:
+        raise Unusable(f"is no JSON ({error})", remedy=remedy) from None
+    if not isinstance(value, dict):
+        raise Unusable("is no JSON object", remedy="Its content must be { … }.")
+    return value
+
+
+def unresolved(text: str) -> str | None:
+    """The name in a value that is nothing but a placeholder whose variable is unset."""
+    match = _PLACEHOLDER.fullmatch(text.strip())
+    return (match[1] or match[2]) if match else None
+
+
+def is_variable_name(text: str) -> bool:
+    """Whether it can be shown: people paste the key itself where its name belongs."""
+    return bool(_NAME.fullmatch(text)) and (len(text) <= 24 or "_" in text)
+
+
+def merge(layers: tuple[Layer, ...], variables: Variables) -> QwenSettings:
+    """Merge settings files as qwen-code does.
+
+    `modelProviders` and `providerProtocol` replace those of lower layers as a whole, `env` merges
+    by name, everything else by key.
+
+    Args:
+        layers: lowest first: system defaults, user, system.
+    """
+    providers: Any = {}
+    protocols: Any = {}
+    auth: dict[str, Value] = {}
+    env: dict[str, Value] = {}
+    place = model_name = ""
+    for layer in layers:
+        content = layer.content
+        if "modelProviders" in content:
+            providers, place = variables.expand(content["modelProviders"]), layer.place
+        protocols = variables.expand(content.get("providerProtocol", protocols))
+        env.update(_texts(variables.expand(content.get("env")), f"the env of {layer.place}"))
+        security = variables.expand(content.get("security"))
+        auth.update(_texts(_member(security, "auth"), layer.place))
+        model_name = _text(_member(content.get("model"), "name")) or model_name
+    entries, problems = _entries(providers, protocols if isinstance(protocols, dict) else {}, place)
+    return QwenSettings(
+        entries=entries,
+        entries_place=place,
+        env=env,
+        selected_type=auth["selectedType"].text if "selectedType" in auth else "",
+        auth_key=auth.get("apiKey"),
+        auth_base_url=auth["baseUrl"].text if "baseUrl" in auth else "",
+        model_name=model_name,
+        problems=tuple(problems),
+    )
+
+
+def _member(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def _text(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _texts(value: Any, place: str) -> Iterator[tuple[str, Value]]:
+    """The non-empty strings of an object."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            if text := _text(each):
+                yield name, Value(text, place)
+
+
+def _entries(
+    providers: Any, protocols: Mapping[str, Any], place: str
+) -> tuple[tuple[Entry, ...], list[str]]:
+    """The models that speak OpenAI's chat protocol, and why others are left out.
+
+    Identity is id and base URL over all providers; the first one wins.
+    """
+    if not isinstance(providers, dict):
+        return (), [f"{place}: modelProviders is no object and is ignored."]
+    entries: dict[tuple[str, str | None], Entry] = {}
+    problems: list[str] = []
+    for provider, value in providers.items():
+        where = f"{place}: modelProviders.{provider}"
+        # {"protocol", "models"} is what a withdrawn version of the settings (5) wrote.
+        models = value.get("models", []) if isinstance(value, dict) else value
+        protocol = protocols.get(provider, _member(value, "protocol") or provider)
+        if problem := _left_out(protocol, models):
+            problems.append(f"{where} {problem}")
+            continue
+        if protocol != "openai":
+            continue
+        for number, raw in enumerate(models):
+            entry = _entry(raw)
+            if entry is None:
+                problems.append(f"{where}[{number}] has no id and is skipped.")
+            elif entries.setdefault((entry.model.id, entry.base_url), entry) is not entry:
+                problems.append(
+                    f"{where}[{number}] lists {entry.model.id} with the same baseUrl again and is "
+                    "skipped, as qwen-code does."
+                )
+    return tuple(entries.values()), problems
+
+
+def _left_out(protocol: Any, models: Any) -> str:
+    """Why a provider cannot be used, as the end of a sentence; empty when it can be."""
+    if not isinstance(models, list):
+        return "is no list of models and is skipped."
+    if protocol not in PROTOCOLS:
+        return (
+            "is skipped: its protocol is not known. Name it in providerProtocol, e.g. "
+            '"openai" for an OpenAI-compatible server.'
+        )
+    if protocol != "openai" and models:
+        return f"is skipped: it speaks {protocol}, and this server speaks openai upstream."
+    return ""
+
+
+def _entry(raw: Any) -> Entry | None:
+    model_id = _text(_member(raw, "id"))
+    if not model_id:
+        return None
+    config = raw.get("generationConfig")
+    context = _member(config, "contextWindowSize")
+    usable = isinstance(context, int | float) and not isinstance(context, bool)
+    return Entry(
+        base_url=_text(raw.get("baseUrl")) or None,
+        env_key=_text(raw.get("envKey")) or None,
+        model=ProviderModel(
+            id=model_id,
+            name=_text(raw.get("name")) or None,
+            description=_text(raw.get("description")) or None,
+            context_length=int(context) if usable and 1 <= context < 2**53 else None,
+            modalities=_modalities(_member(config, "modalities")),
+            chat=not any(raw.get(flag) is True for flag in _NOT_CHAT),
+            wire_api=_text(raw.get("wireApi")) or "chat-completions",
+        ),
+    )
+
+
+def _modalities(value: Any) -> tuple[str, ...] | None:
+    if not isinstance(value, dict):
+        return None
+    return tuple(sorted(name for name, on in value.items() if on is True))
