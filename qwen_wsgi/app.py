@@ -36,14 +36,14 @@ from qwen_wsgi.errors import ApiError, NotFound
 from qwen_wsgi.responses_store import ResponseStore
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream.accounts import AccountBook
-from qwen_wsgi.upstream.attempts import Attempts
-from qwen_wsgi.upstream.board import Board
-from qwen_wsgi.upstream.catalogue import Catalogue
 from qwen_wsgi.upstream.client import UpstreamClient
-from qwen_wsgi.upstream.dispatch import Dispatcher
-from qwen_wsgi.upstream.router import Router
-from qwen_wsgi.upstream.transport import Transport
+from qwen_wsgi.upstream.executor import Dispatcher
+from qwen_wsgi.upstream.http.transport import Transport
+from qwen_wsgi.upstream.retry import Attempts
+from qwen_wsgi.upstream.routing.accounts import AccountBook
+from qwen_wsgi.upstream.routing.catalogue import Catalogue
+from qwen_wsgi.upstream.routing.cooldown import Board
+from qwen_wsgi.upstream.routing.router import Router
 
 log = logging.getLogger(__name__)
 

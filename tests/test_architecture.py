@@ -28,7 +28,7 @@ class Import(NamedTuple):
 
 
 def parts_of(path: Path) -> tuple[str, ...]:
-    """`qwen_wsgi/upstream/body.py` -> `("upstream", "body")`."""
+    """`qwen_wsgi/upstream/http/body.py` -> `("upstream", "body")`."""
     return path.relative_to(PACKAGE).with_suffix("").parts
 
 
@@ -69,7 +69,7 @@ ALL = [found for path in SOURCES for found in imports_of(path)]
 
 
 def ours(found: Import) -> str | None:
-    """`qwen_wsgi.upstream.body` -> `upstream.body`; None for what is not ours."""
+    """`qwen_wsgi.upstream.http.body` -> `upstream.body`; None for what is not ours."""
     if found.module == "qwen_wsgi":
         return ""
     inside = found.module.startswith("qwen_wsgi.")
@@ -77,7 +77,7 @@ def ours(found: Import) -> str | None:
 
 
 def layer_of(name: str) -> str:
-    """`upstream/body.py` or `upstream.body` -> `upstream`."""
+    """`upstream/http/body.py` or `upstream.body` -> `upstream`."""
     return name.removeprefix("qwen_wsgi/").replace("/", ".").removesuffix(".py").split(".")[0]
 
 
@@ -87,6 +87,7 @@ ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "clock": set(),
+    "hosts": set(),
     "settings": {"errors"},
     "logs": {"settings"},
     "green": {"errors"},
@@ -94,10 +95,11 @@ ALLOWED: dict[str, set[str]] = {
     "credentials": {"", "errors", "clock", "settings"},
     "accounting": {"errors", "clock", "protocol.usage"},
     "responses_store": {"errors", "clock", "settings", "protocol"},
-    "upstream": {"", "errors", "clock", "settings", "green", "protocol", "credentials"},
+    "upstream": {"", "errors", "clock", "settings", "green", "hosts", "protocol", "credentials"},
     "api": {
         "",
         "errors",
+        "hosts",
         "clock",
         "settings",
         "green",
@@ -106,20 +108,30 @@ ALLOWED: dict[str, set[str]] = {
         "accounting",
         "responses_store",
     },
-    "report": {"", "settings", "upstream.accounts"},
+    "report": {"", "settings", "upstream.routing.accounts"},
     "login": {"", "errors", "clock", "settings", "credentials"},
     "creds": {"errors", "clock", "settings", "credentials"},
     "sandbox": set(),
     "app": set(),  # filled below: the composition root wires everything but the command line
-    "doctor": {"", "errors", "clock", "settings", "logs", "protocol", "upstream", "credentials"},
+    "doctor": {
+        "",
+        "errors",
+        "clock",
+        "settings",
+        "logs",
+        "hosts",
+        "protocol",
+        "upstream",
+        "credentials",
+    },
     "clients": {
         "",
         "errors",
         "settings",
         "report",
         "doctor.address",
-        "upstream.hosts",
-        "upstream.model_data",
+        "hosts",
+        "upstream.routing.model_profiles",
     },
     "cli": {
         "",

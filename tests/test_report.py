@@ -11,8 +11,8 @@ import pytest
 from qwen_wsgi import __version__, report
 from qwen_wsgi.credentials.oauth_login import CredentialStatus, StaticKey
 from qwen_wsgi.credentials.refresh.policy import State
-from qwen_wsgi.upstream.accounts import Account
-from qwen_wsgi.upstream.hosts import Family
+from qwen_wsgi.hosts import Family
+from qwen_wsgi.upstream.routing.accounts import Account
 from tests.secrets import core, secret
 from tests.upstream.fakes import account_of, settings_of
 

@@ -14,8 +14,8 @@ from qwen_wsgi.api.guard import request_id_of
 from qwen_wsgi.errors import ApiError, ClientGone, Overloaded, UpstreamError, forget_frames
 from qwen_wsgi.green import Watch, watch_client
 from qwen_wsgi.protocol.json_object import JsonObject
-from qwen_wsgi.upstream.attempts import Course
 from qwen_wsgi.upstream.relay import Relay
+from qwen_wsgi.upstream.retry import Course
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment

@@ -12,16 +12,16 @@ from qwen_wsgi.api import calls, replies, road
 from qwen_wsgi.api.calls import LiveCall
 from qwen_wsgi.errors import ApiError, UpstreamError
 from qwen_wsgi.green import in_order
+from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol import completions as protocol
 from qwen_wsgi.protocol.completions import CompletionsEncoder, CompletionsRequest
 from qwen_wsgi.protocol.usage import parse as parse_usage
-from qwen_wsgi.upstream.attempts import Course
-from qwen_wsgi.upstream.classify import failure_of
 from qwen_wsgi.upstream.client import Answer
-from qwen_wsgi.upstream.dispatch import ChatCall
-from qwen_wsgi.upstream.gate import Place
-from qwen_wsgi.upstream.hosts import Family
-from qwen_wsgi.upstream.router import Plan, Route
+from qwen_wsgi.upstream.executor import ChatCall
+from qwen_wsgi.upstream.failures.classify import failure_of
+from qwen_wsgi.upstream.retry import Course
+from qwen_wsgi.upstream.routing.limiter import Place
+from qwen_wsgi.upstream.routing.router import Plan, Route
 
 blueprint = Blueprint("completions", __name__)
 blueprint.before_request(calls.check_caller)

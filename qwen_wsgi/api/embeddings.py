@@ -10,11 +10,11 @@ from qwen_wsgi.api.road import forwarded_headers
 from qwen_wsgi.protocol import embeddings as protocol
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.usage import parse as parse_usage
-from qwen_wsgi.upstream.attempts import Course
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.embed import embed
-from qwen_wsgi.upstream.gate import Place
-from qwen_wsgi.upstream.router import Route
+from qwen_wsgi.upstream.retry import Course
+from qwen_wsgi.upstream.routing.limiter import Place
+from qwen_wsgi.upstream.routing.router import Route
 
 blueprint = Blueprint("embeddings", __name__)
 blueprint.before_request(calls.check_caller)

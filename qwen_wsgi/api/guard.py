@@ -11,9 +11,9 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from qwen_wsgi.errors import ApiError, BadRequest, Forbidden, Unauthorized
+from qwen_wsgi.hosts import is_loopback
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError
 from qwen_wsgi.settings import Settings, mask
-from qwen_wsgi.upstream.hosts import is_loopback
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 

@@ -11,7 +11,7 @@ from qwen_wsgi import __version__
 from qwen_wsgi.api import calls, replies
 from qwen_wsgi.credentials.oauth_login import CredentialStatus
 from qwen_wsgi.credentials.refresh.policy import State
-from qwen_wsgi.upstream.accounts import Account
+from qwen_wsgi.upstream.routing.accounts import Account
 
 blueprint = Blueprint("health", __name__)
 

@@ -11,7 +11,7 @@ from qwen_wsgi.api.calls import LiveCall
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import messages, tokens
 from qwen_wsgi.protocol.messages import errors
-from qwen_wsgi.upstream.conversation import conversation_of
+from qwen_wsgi.upstream.routing.affinity import conversation_of
 
 blueprint = Blueprint("messages", __name__)
 blueprint.before_request(calls.check_caller)

@@ -12,12 +12,12 @@ from qwen_wsgi.api.calls import LiveCall
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.dialect import Encoder
-from qwen_wsgi.upstream.attempts import Course
 from qwen_wsgi.upstream.client import Answer
-from qwen_wsgi.upstream.conversation import conversation_of
-from qwen_wsgi.upstream.dispatch import ChatCall
+from qwen_wsgi.upstream.executor import ChatCall
 from qwen_wsgi.upstream.relay import Relay
-from qwen_wsgi.upstream.router import Plan
+from qwen_wsgi.upstream.retry import Course
+from qwen_wsgi.upstream.routing.affinity import conversation_of
+from qwen_wsgi.upstream.routing.router import Plan
 
 #: How many proxies of our kind a call has gone through: one behind another is all right.
 _HOPS: Final = "X-Qwen-Proxy-Hops"

@@ -10,7 +10,7 @@ from typing import Any, Final
 from qwen_wsgi import report
 from qwen_wsgi.clients import agents, programs
 from qwen_wsgi.clients.recipe import CHAT, MESSAGES, RESPONSES, Client, Model, Target, is_model_name
-from qwen_wsgi.upstream import model_data
+from qwen_wsgi.upstream.routing import model_profiles
 
 _CLIENTS: Final = (
     Client("codex", "OpenAI Codex", RESPONSES, True, agents.codex),
@@ -70,7 +70,7 @@ def target_for(
 def _model(name: str, listed: Mapping[str, Mapping[str, Any]]) -> Model:
     """What the catalogue tells of a model; of one that it does not list, what is known of it."""
     entry = listed.get(name, {})
-    facts = model_data.facts(name) or model_data.ModelFacts(None, None)
+    facts = model_profiles.facts(name) or model_profiles.ModelFacts(None, None)
     inputs = entry.get("input_modalities")
     return Model(
         name,

@@ -18,8 +18,8 @@ from qwen_wsgi.doctor.findings import Finding, Level, Teller
 from qwen_wsgi.doctor.machine import Machine
 from qwen_wsgi.doctor.side_by_side import side_by_side
 from qwen_wsgi.errors import ApiError
-from qwen_wsgi.upstream.accounts import Account
-from qwen_wsgi.upstream.catalogue import Listing
+from qwen_wsgi.upstream.routing.accounts import Account
+from qwen_wsgi.upstream.routing.catalogue import Listing
 
 TELL: Final = Teller("accounts")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from qwen_wsgi.upstream.hosts import is_loopback
+from qwen_wsgi.hosts import is_loopback
 
 #: Hosts that stand for every interface, and this machine's own name for each.
 _EVERYWHERE: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}

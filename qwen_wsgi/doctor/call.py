@@ -23,12 +23,12 @@ from qwen_wsgi.errors import (
 )
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream import classify
-from qwen_wsgi.upstream.accounts import Account
 from qwen_wsgi.upstream.adapt import Options, Target, adapt
-from qwen_wsgi.upstream.causes import CAUSES, Cause
 from qwen_wsgi.upstream.client import UpstreamClient
-from qwen_wsgi.upstream.transport import Transport
+from qwen_wsgi.upstream.failures import classify
+from qwen_wsgi.upstream.failures.causes import CAUSES, Cause
+from qwen_wsgi.upstream.http.transport import Transport
+from qwen_wsgi.upstream.routing.accounts import Account
 
 #: A model that needs longer for one token is of no use to anybody who waits.
 FIRST_BYTE_S: Final = 60.0

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.doctor.machine import Machine
-from qwen_wsgi.upstream.model_data import AS_OF_EPOCH
+from qwen_wsgi.upstream.routing.model_profiles import AS_OF_EPOCH
 
 TELL: Final = Teller("clock")
 

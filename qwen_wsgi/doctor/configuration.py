@@ -13,7 +13,7 @@ from qwen_wsgi.doctor import address
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings, mask
-from qwen_wsgi.upstream.accounts import Account
+from qwen_wsgi.upstream.routing.accounts import Account
 
 TELL: Final = Teller("settings")
 

@@ -32,8 +32,8 @@ from qwen_wsgi.doctor.machine import Machine
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.logs import Redaction
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream.accounts import Account, AccountBook
-from qwen_wsgi.upstream.catalogue import Catalogue, Listing
+from qwen_wsgi.upstream.routing.accounts import Account, AccountBook
+from qwen_wsgi.upstream.routing.catalogue import Catalogue, Listing
 
 #: A list of models is asked for once.
 _LIST_AGE_S: Final = 3600.0

@@ -8,8 +8,8 @@ from typing import Final
 from qwen_wsgi.doctor.call import quoted
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream.catalogue import Listing
-from qwen_wsgi.upstream.names import readings
+from qwen_wsgi.upstream.routing.catalogue import Listing
+from qwen_wsgi.upstream.routing.model_names import readings
 
 TELL: Final = Teller("models")
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.doctor.machine import Machine
 from qwen_wsgi.doctor.side_by_side import side_by_side
-from qwen_wsgi.upstream.hosts import is_loopback
+from qwen_wsgi.hosts import is_loopback
 
 TELL: Final = Teller("network")
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from qwen_wsgi.doctor.findings import Finding, Teller
+from qwen_wsgi.hosts import Family
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream.accounts import Account
-from qwen_wsgi.upstream.hosts import Family
+from qwen_wsgi.upstream.routing.accounts import Account
 
 TELL: Final = Teller("terms")
 

@@ -18,11 +18,9 @@ from qwen_wsgi.protocol.chat import ChunkStream, Completion
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream import classify
-from qwen_wsgi.upstream.accounts import Account
-from qwen_wsgi.upstream.body import BodyBroken, BodyReader, ReadTimeout
-from qwen_wsgi.upstream.gate import Place
-from qwen_wsgi.upstream.transport import (
+from qwen_wsgi.upstream.failures import classify
+from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
+from qwen_wsgi.upstream.http.transport import (
     ANSWER_BYTES,
     ERROR_BODY_BYTES,
     Transport,
@@ -30,6 +28,8 @@ from qwen_wsgi.upstream.transport import (
     read_all,
     silence,
 )
+from qwen_wsgi.upstream.routing.accounts import Account
+from qwen_wsgi.upstream.routing.limiter import Place
 
 _CHAT_PATH = "/chat/completions"
 

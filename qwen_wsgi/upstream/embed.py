@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any, Final
 
 from qwen_wsgi.green import in_order
-from qwen_wsgi.upstream.accounts import Account
 from qwen_wsgi.upstream.client import UpstreamClient
+from qwen_wsgi.upstream.routing.accounts import Account
 
 #: Model Studio counts 30 requests a second for text-embedding-v4; four at a time stay below that
 #: and make 200 calls of a full request as quick as 50.

@@ -11,9 +11,9 @@ from qwen_wsgi.green import Task
 from qwen_wsgi.protocol.dialect import Encoder
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream.body import ReadTimeout
 from qwen_wsgi.upstream.client import OpenStream, empty, ended_early
-from qwen_wsgi.upstream.transport import silence
+from qwen_wsgi.upstream.http.body import ReadTimeout
+from qwen_wsgi.upstream.http.transport import silence
 
 log = logging.getLogger(__name__)
 

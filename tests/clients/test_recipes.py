@@ -27,7 +27,7 @@ from qwen_wsgi.clients.recipe import (
     origin_of,
 )
 from qwen_wsgi.settings import load
-from qwen_wsgi.upstream.names import alias_of
+from qwen_wsgi.upstream.routing.model_names import alias_of
 from tests.clients.recipes import BARE, ROOT, SHOWN, markdown, read_yaml, recipe, shown, text_of
 
 EVERY = pytest.mark.parametrize("name", CLIENTS)

@@ -18,10 +18,10 @@ from qwen_wsgi.doctor import accounts
 from qwen_wsgi.doctor.accounts import Calls
 from qwen_wsgi.doctor.findings import Finding, Level
 from qwen_wsgi.errors import ApiError, UpstreamError
-from qwen_wsgi.upstream.accounts import Account, SandboxKey
-from qwen_wsgi.upstream.catalogue import Listing
-from qwen_wsgi.upstream.causes import CAUSES
-from qwen_wsgi.upstream.hosts import Family
+from qwen_wsgi.hosts import Family
+from qwen_wsgi.upstream.failures.causes import CAUSES
+from qwen_wsgi.upstream.routing.accounts import Account, SandboxKey
+from qwen_wsgi.upstream.routing.catalogue import Listing
 from tests.doctor.fakes import FakeMachine, faults, of, one
 from tests.upstream.fakes import account_of
 

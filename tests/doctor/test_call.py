@@ -26,10 +26,10 @@ from qwen_wsgi.errors import (
     CredentialError,
     UpstreamError,
 )
+from qwen_wsgi.hosts import Family
 from qwen_wsgi.sandbox import Sandbox
-from qwen_wsgi.upstream.causes import CAUSES
 from qwen_wsgi.upstream.client import token_of
-from qwen_wsgi.upstream.hosts import Family
+from qwen_wsgi.upstream.failures.causes import CAUSES
 from tests.secrets import core, secret
 from tests.upstream.fakes import account_of, settings_of
 

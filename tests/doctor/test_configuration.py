@@ -13,7 +13,7 @@ from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.doctor import address, configuration
 from qwen_wsgi.doctor.findings import Finding, Level
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream.accounts import AccountBook
+from qwen_wsgi.upstream.routing.accounts import AccountBook
 from tests.doctor.conftest import Load
 from tests.doctor.fakes import faults, levels, one
 from tests.secrets import core, secret

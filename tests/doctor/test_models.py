@@ -6,8 +6,8 @@ import pytest
 
 from qwen_wsgi.doctor import models, terms
 from qwen_wsgi.doctor.findings import Level
-from qwen_wsgi.upstream.catalogue import Listing
-from qwen_wsgi.upstream.hosts import Family
+from qwen_wsgi.hosts import Family
+from qwen_wsgi.upstream.routing.catalogue import Listing
 from tests.doctor.conftest import Load
 from tests.doctor.fakes import levels, one
 from tests.secrets import secret

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
-from qwen_wsgi.upstream.adapt.calls import UNPARSED
+from qwen_wsgi.upstream.adapt.tool_history import UNPARSED
 from tests.server.conftest import CLIENT_KEY, Proxy
 
 pytestmark = pytest.mark.server

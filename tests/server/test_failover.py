@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
-from qwen_wsgi.upstream.board import BREAKS_AT
+from qwen_wsgi.upstream.routing.cooldown import BREAKS_AT
 from tests.secrets import secret
 from tests.server.conftest import Proxy, start
 from tests.server.raw import Exchange

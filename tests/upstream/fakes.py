@@ -11,9 +11,9 @@ from qwen_wsgi.credentials.refresh.policy import State
 from qwen_wsgi.credentials.sources.discovery import ProviderModel
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import CredentialError
+from qwen_wsgi.hosts import Family
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream.accounts import Account
-from qwen_wsgi.upstream.hosts import Family
+from qwen_wsgi.upstream.routing.accounts import Account
 from tests.secrets import secret
 
 SECRET = secret("upstream")

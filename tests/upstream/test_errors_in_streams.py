@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol.messages import errors
 from qwen_wsgi.protocol.responses import failure
-from qwen_wsgi.upstream import classify
-from qwen_wsgi.upstream.hosts import Family
+from qwen_wsgi.upstream.failures import classify
 
 THROTTLED = "rate_limit_error", "rate_limit_exceeded"
 SPENT = "rate_limit_error", "insufficient_quota"

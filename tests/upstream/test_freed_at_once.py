@@ -20,15 +20,15 @@ from qwen_wsgi.api.calls import LiveCall
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import ApiError, ClientGone, forget_frames
 from qwen_wsgi.green import Task
-from qwen_wsgi.upstream.body import BodyReader
-from qwen_wsgi.upstream.gate import Place
-from qwen_wsgi.upstream.router import Route
-from qwen_wsgi.upstream.transport import Transport
+from qwen_wsgi.upstream.http.body import BodyReader
+from qwen_wsgi.upstream.http.transport import Transport
+from qwen_wsgi.upstream.routing.limiter import Place
+from qwen_wsgi.upstream.routing.router import Route
 from tests.upstream.fakes import SECRET, settings_of
 from tests.upstream.raw_server import Peer, RawServer, whole
-from tests.upstream.test_attempts import World as Accounts
-from tests.upstream.test_attempts import failure, throttled
 from tests.upstream.test_relay import World as Stream
+from tests.upstream.test_retry import World as Accounts
+from tests.upstream.test_retry import failure, throttled
 
 
 class Body:

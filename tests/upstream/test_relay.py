@@ -13,8 +13,8 @@ from qwen_wsgi.errors import ApiError, StreamBroken, UpstreamError, UpstreamTime
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chat import ChatEncoder, ChunkStream
 from qwen_wsgi.protocol.usage import Usage
-from qwen_wsgi.upstream.body import ReadTimeout
 from qwen_wsgi.upstream.client import OpenStream
+from qwen_wsgi.upstream.http.body import ReadTimeout
 from qwen_wsgi.upstream.relay import Relay
 from tests.upstream.fakes import FakeClock, settings_of
 

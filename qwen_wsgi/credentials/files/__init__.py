@@ -1,1 +1,1 @@
-"""The files of a login: the CLI's document, our journal, and how both are read and written durably."""
+"""The files of a login: the CLI's document and our journal, read and written durably."""

@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
+from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol.chat import ChatRequest
-from qwen_wsgi.upstream.hosts import Family
-from qwen_wsgi.upstream.model_data import Traits, traits
+from qwen_wsgi.upstream.routing.model_profiles import Traits, traits
 
 
 @dataclass(frozen=True)

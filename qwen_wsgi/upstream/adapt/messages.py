@@ -11,9 +11,9 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from qwen_wsgi.upstream.adapt import calls
+from qwen_wsgi.hosts import Family
+from qwen_wsgi.upstream.adapt import tool_history
 from qwen_wsgi.upstream.adapt.draft import Draft
-from qwen_wsgi.upstream.hosts import Family
 
 Message = dict[str, Any]
 _Step = Callable[[list[Message]], list[Message]]
@@ -49,9 +49,9 @@ def _apply(draft: Draft, steps: Iterator[tuple[_Step, str]]) -> None:
 def _steps(draft: Draft, roles: _Roles) -> Iterator[tuple[_Step, str]]:
     """The steps that may have something to do, and what to call it."""
     if "function" in roles.all or "functions" in draft.names:
-        yield calls.as_tool_calls, "function_call-as-tool_calls"
+        yield tool_history.as_tool_calls, "function_call-as-tool_calls"
     if "assistant" in roles.all:
-        yield calls.with_json_arguments, "arguments-made-json"
+        yield tool_history.with_json_arguments, "arguments-made-json"
     yield from _system_steps(draft, roles)
     if draft.notes:
         yield functools.partial(_add_to_system, "\n\n".join(draft.notes)), "json-asked-for"

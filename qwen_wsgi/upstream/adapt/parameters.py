@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeGuard
 
-from qwen_wsgi.upstream import model_data
 from qwen_wsgi.upstream.adapt import thinking
 from qwen_wsgi.upstream.adapt.draft import Draft
+from qwen_wsgi.upstream.routing import model_profiles
 
 #: What Model Studio's chat completions page does not list, and the values that ask for nothing.
 #: To leave out one of those, or null, is no loss.
@@ -123,7 +123,7 @@ def _old_limit(draft: Draft) -> None:
 
 def _into_limit(draft: Draft, name: str) -> None:
     value = draft.get(name)
-    known = model_data.facts(draft.target.model) if draft.traits is not None else None
+    known = model_profiles.facts(draft.target.model) if draft.traits is not None else None
     most = known and known.max_output
     if most and _is_number(value) and value > most:
         draft.lose(name, f"takes {name} up to {most}")

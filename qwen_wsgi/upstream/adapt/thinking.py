@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from qwen_wsgi.upstream.adapt.draft import Draft, Wish
-from qwen_wsgi.upstream.model_data import Traits
+from qwen_wsgi.upstream.routing.model_profiles import Traits
 
 EFFORT: Final = "reasoning_effort"
 NESTED: Final = "reasoning"

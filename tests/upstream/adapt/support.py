@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol.chat import ChatRequest, parse_request
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.upstream.adapt import Adapted, Options, Target, adapt
-from qwen_wsgi.upstream.hosts import Family
 
 Json = dict[str, Any]
 

@@ -1,0 +1,489 @@
+"""Why upstreams fail, and what follows: who is affected, whether another attempt helps, what the
+client is told, what the operator can do. Pure data; `signs.py` says how each cause is recognised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from qwen_wsgi.errors import Failure, Scope
+
+#: Statuses that mean to our client what the upstream meant by them. 401 is not among them: it is
+#: the proxy's account that was refused, and a client would look for the fault in its own key.
+_UNDERSTOOD: Final = frozenset({400, 403, 404, 409, 413, 422, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One cause of failures and what follows from it.
+
+    Attributes:
+        name: a stable word of at most 20 characters.
+        meaning: what is the matter, as half a sentence.
+        scope, retry, elsewhere, wait_s, remedy: as in `errors.Failure`.
+        status: the client's status.
+        keeps_status: the upstream's own status is passed on instead, where a client understands it.
+        type, code, param: the client's; None passes the upstream's own on.
+        should_retry: the client's `x-should-retry`.
+        retry_after_s: the client's `Retry-After` where the upstream names no time.
+        says: the client's message. `{said}` is what the upstream said, as a sentence; `{why}` the
+            same for parentheses; `{account}` the account's name.
+    """
+
+    name: str
+    meaning: str
+    scope: Scope
+    retry: bool
+    elsewhere: bool
+    status: int
+    keeps_status: bool = False
+    type: str | None = None
+    code: str | None = None
+    param: str | None = None
+    wait_s: float | None = None
+    should_retry: bool | None = None
+    retry_after_s: float | None = None
+    says: str = "{said}"
+    remedy: str = ""
+
+    def failure(self, wait_s: float | None = None) -> Failure:
+        """What it means for the calls to come.
+
+        Args:
+            wait_s: the time that the upstream named, or None.
+        """
+        if self.scope is Scope.REQUEST:
+            wait_s = None
+        elif wait_s is None:
+            wait_s = self.wait_s
+        return Failure(self.name, self.scope, self.retry, self.elsewhere, wait_s, self.remedy)
+
+    def status_for(self, told: int | None) -> int:
+        """The client's status when the upstream's was `told`."""
+        same_kind = told is not None and told // 100 == self.status // 100
+        if self.keeps_status and same_kind and told in _UNDERSTOOD:
+            return told
+        return self.status
+
+
+def _request(
+    name: str,
+    meaning: str,
+    status: int = 400,
+    *,
+    code: str | None = None,
+    param: str | None = None,
+    says: str = "{said}",
+) -> Cause:
+    """A fault of the request: nobody else will take it."""
+    return Cause(
+        name,
+        meaning,
+        Scope.REQUEST,
+        retry=False,
+        elsewhere=False,
+        status=status,
+        keeps_status=code is None and status == 400,
+        type="invalid_request_error" if code else None,
+        code=code,
+        param=param,
+        says=says,
+    )
+
+
+def _throttle(
+    name: str,
+    meaning: str,
+    says: str,
+    remedy: str,
+    *,
+    retry_after_s: float | None,
+    scope: Scope = Scope.ACCOUNT_MODEL,
+    wait_s: float | None = None,
+) -> Cause:
+    """Too much at once: it passes. Without `retry_after_s` not soon enough for a client's SDK."""
+    return Cause(
+        name,
+        meaning,
+        scope,
+        retry=True,
+        elsewhere=True,
+        status=429,
+        type="rate_limit_error",
+        code="rate_limit_exceeded",
+        wait_s=wait_s,
+        should_retry=False if retry_after_s is None else None,
+        retry_after_s=retry_after_s,
+        says="{said} " + says,
+        remedy=remedy,
+    )
+
+
+def _spent(
+    name: str,
+    meaning: str,
+    says: str,
+    remedy: str,
+    *,
+    scope: Scope = Scope.ACCOUNT,
+    wait_s: float | None = None,
+) -> Cause:
+    """Money or quota is used up: more attempts do not help.
+
+    The client is told OpenAI's `insufficient_quota`, at which SDKs and agents stop.
+    """
+    return Cause(
+        name,
+        meaning,
+        scope,
+        retry=False,
+        elsewhere=True,
+        status=429,
+        type="insufficient_quota",
+        code="insufficient_quota",
+        wait_s=wait_s,
+        should_retry=False,
+        says="{said} " + says,
+        remedy=remedy,
+    )
+
+
+def _refused(name: str, meaning: str, remedy: str) -> Cause:
+    """The account is not let in: never the client's key (docs/decisions/003)."""
+    return Cause(
+        name,
+        meaning,
+        Scope.ACCOUNT,
+        retry=False,
+        elsewhere=True,
+        status=502,
+        type="upstream_error",
+        code="upstream_account_refused",
+        should_retry=False,
+        says="The upstream refused the credential of the proxy's account '{account}' ({why}). "
+        "Your own key is fine: the operator of this proxy must look at `qwen-proxy status`.",
+        remedy=remedy,
+    )
+
+
+def _model(name: str, meaning: str, status: int, says: str, remedy: str) -> Cause:
+    """The account has no such model, or may not use it."""
+    return Cause(
+        name,
+        meaning,
+        Scope.ACCOUNT_MODEL,
+        retry=False,
+        elsewhere=True,
+        status=status,
+        type="invalid_request_error",
+        code="model_not_found",
+        param="model",
+        wait_s=300.0,
+        says="{said} " + says,
+        remedy=remedy,
+    )
+
+
+def _upstream(
+    name: str, meaning: str, status: int = 502, *, keeps_status: bool = False, remedy: str = ""
+) -> Cause:
+    """A trouble of the upstream's own, or of the road to it."""
+    return Cause(
+        name,
+        meaning,
+        Scope.UPSTREAM,
+        retry=True,
+        elsewhere=True,
+        status=status,
+        keeps_status=keeps_status,
+        remedy=remedy,
+    )
+
+
+_LIST: Final[tuple[Cause, ...]] = (
+    # --- the request -------------------------------------------------------------------------
+    _request("bad_request", "the request is wrong as it is"),
+    _request(
+        "context_length",
+        "the prompt is longer than the model's context",
+        code="context_length_exceeded",  # agents compact their history when they see it
+        param="messages",
+        # OpenAI's words: some agents know the case by them.
+        says="{said} The prompt exceeds this model's maximum context length: shorten or compact "
+        "the conversation.",
+    ),
+    _request(
+        "content_filter",
+        "the upstream's content inspection refused it",
+        code="content_filter",
+        says="{said} The upstream's content inspection refused this; it will refuse it again.",
+    ),
+    _request("too_large", "the request is larger than the upstream takes", 413),
+    Cause(
+        "over_token_limit",
+        "the request alone is more than the account's tokens per minute",
+        Scope.REQUEST,
+        retry=False,
+        elsewhere=True,
+        status=429,
+        type="rate_limit_error",
+        code="rate_limit_exceeded",
+        should_retry=False,
+        says="{said} Waiting does not help: send less at once.",
+        remedy="Have the account's limit of tokens per minute raised.",
+    ),
+    Cause(
+        "conflict",
+        "something else is at work on the same thing",
+        Scope.REQUEST,
+        retry=True,
+        elsewhere=False,
+        status=409,
+    ),
+    Cause(
+        # Of the request and not of the account: another client's User-Agent is let in.
+        "agents_only",
+        "the plan serves coding agents only",
+        Scope.REQUEST,
+        retry=False,
+        elsewhere=True,
+        status=403,
+        type="permission_error",
+        code="coding_agents_only",
+        should_retry=False,
+        says="{said} The terms of the plan behind account '{account}' allow coding agents only, "
+        "which it knows by their User-Agent; this proxy passes yours on as it is. Use a coding "
+        "agent, or ask the operator of this proxy for an account without that rule.",
+        remedy="The plan's terms allow interactive coding agents only and forbid shared keys; give "
+        "other clients a pay-as-you-go key.",
+    ),
+    Cause(
+        "unexpected",
+        "the upstream, or something before it, refused in a way that is not known",
+        Scope.REQUEST,
+        retry=False,
+        elsewhere=True,
+        status=502,
+        should_retry=False,
+    ),
+    # --- an account and a model --------------------------------------------------------------
+    _throttle(
+        "rate_limited",
+        "too many requests were made for this model",
+        "This is a limit of the rate of requests: wait a moment.",
+        "Send fewer requests at a time, or add an account.",
+        retry_after_s=5.0,
+    ),
+    _throttle(
+        "tokens_limited",
+        "the account's tokens per minute for this model are used up",
+        "This is a limit of tokens per minute, and no matter of money: it recovers within a "
+        "minute.",
+        "Have the model's limit raised in the Model Studio console, or add an account.",
+        retry_after_s=10.0,
+    ),
+    _throttle(
+        "burst_limited",
+        "requests came faster and faster",
+        "Send requests at a steadier rate.",
+        "Let fewer calls run at the same time.",
+        retry_after_s=10.0,
+    ),
+    Cause(
+        "overloaded",
+        "the upstream has no capacity left for this model",
+        Scope.ACCOUNT_MODEL,
+        retry=True,
+        elsewhere=True,
+        status=503,
+        retry_after_s=10.0,
+    ),
+    _spent(
+        "free_tier_spent",
+        "the account's free quota for this model is used up",
+        "The free quota of account '{account}' for this model is used up. Use another model, or "
+        "ask the operator of this proxy.",
+        'Switch "free tier only" off in the Model Studio console to pay for the model, or use '
+        "another one. On a Coding Plan this means that its own base URL is not set.",
+        scope=Scope.ACCOUNT_MODEL,
+        wait_s=600.0,
+    ),
+    _model(
+        "model_not_found",
+        "the account has no such model",
+        404,
+        "`GET /v1/models` lists what this proxy serves.",
+        "Look up the model's exact name; plans are strict about upper and lower case.",
+    ),
+    _model(
+        "model_denied",
+        "the account may not use this model",
+        403,
+        "Account '{account}' of this proxy may not use the model: choose another one, or ask the "
+        "operator of this proxy.",
+        "Activate or apply for the model in the Model Studio console, or allow it to the key's "
+        "workspace.",
+    ),
+    Cause(
+        "denied",
+        "the account may not do this",
+        Scope.ACCOUNT_MODEL,
+        retry=False,
+        elsewhere=True,
+        status=403,
+        wait_s=60.0,
+    ),
+    Cause(
+        "not_found",
+        "the upstream knows nothing of the kind",
+        Scope.ACCOUNT_MODEL,
+        retry=False,
+        elsewhere=True,
+        status=404,
+        wait_s=60.0,
+    ),
+    Cause(
+        # Not of the whole account: on some hosts only some paths are missing (no embeddings on a
+        # Coding Plan), or only some models have another path.
+        "wrong_address",
+        "the account's base URL does not lead to this service",
+        Scope.ACCOUNT_MODEL,
+        retry=False,
+        elsewhere=True,
+        status=502,
+        wait_s=60.0,
+        should_retry=False,
+        says="{said} The account's base URL is probably wrong.",
+        remedy="Check the account's base URL; `qwen-proxy status` shows it.",
+    ),
+    # --- an account --------------------------------------------------------------------------
+    _throttle(
+        "concurrency_limited",
+        "the account has as many calls in flight as its plan allows",
+        "The plan allows so many calls at a time, which changes with its load.",
+        "Let fewer calls run at the same time (QWEN_PROXY_ACCOUNT_IN_FLIGHT).",
+        retry_after_s=5.0,
+        scope=Scope.ACCOUNT,
+        wait_s=2.0,
+    ),
+    _throttle(
+        "usage_limited",
+        "the plan throttles the account after heavy use",
+        "The plan throttles heavy use for a while, as a rule for an hour.",
+        "Wait (as a rule an hour), or add an account without a plan.",
+        retry_after_s=None,
+        scope=Scope.ACCOUNT,
+        wait_s=600.0,
+    ),
+    _spent(
+        "plan_window_spent",
+        "the plan is used up until its window of hours, a week or a month ends",
+        "The plan behind account '{account}' is used up until its window ends. Another model of "
+        "the same plan does not help.",
+        "Wait until the window ends, upgrade the plan, or add an account.",
+        # Some plans that say so without a time serve again after minutes (seen).
+        wait_s=300.0,
+    ),
+    _spent(
+        "billing",
+        "the account cannot pay",
+        "Account '{account}' of this proxy cannot pay for the call; the operator of this proxy "
+        "must settle the bill.",
+        "Settle the account's bill or top it up; it takes some minutes to be noticed.",
+    ),
+    _spent(
+        "login_quota_spent",
+        "the free quota of the Qwen login is used up",
+        "The free quota of the Qwen login '{account}' is used up; the operator of this proxy can "
+        "add an API key.",
+        "Free Qwen OAuth ended on 2026-04-15: use an API key.",
+        wait_s=600.0,
+    ),
+    _refused(
+        "key_refused",
+        "the key is not accepted",
+        "Check the key, and the base URL: a Model Studio key works only in its own region, a "
+        "plan's key only at its plan's host.",
+    ),
+    _refused(
+        "plan_key_refused",
+        "the plan does not accept the key",
+        "Use the key of this very plan (`sk-sp-…`; Coding Plan and Token Plan keys look alike and "
+        "are not interchangeable) and region, and see that the subscription still runs.",
+    ),
+    _refused(
+        "key_not_for_host",
+        "a key of a plan was sent to the pay-as-you-go host",
+        "A plan's key (`sk-sp-…`) works only with the base URL of its plan and region.",
+    ),
+    _refused(
+        "login_refused",
+        "the Qwen login is not accepted",
+        "Log in again (`qwen-proxy login`). If a fresh login is refused, too: free Qwen OAuth "
+        "ended on 2026-04-15, and an API key is needed.",
+    ),
+    _refused(
+        "workspace_refused",
+        "the key is not of this workspace",
+        "Check the workspace in the base URL, and that the key belongs to it.",
+    ),
+    _refused(
+        "account_blocked",
+        "the vendor has locked the account",
+        "Ask the vendor's support; a breach of the plan's terms may be the reason.",
+    ),
+    Cause(
+        "challenge",
+        "the upstream's firewall asks for a captcha",
+        Scope.ACCOUNT,
+        retry=False,
+        elsewhere=True,
+        status=502,
+        type="upstream_error",
+        code="upstream_challenge",
+        wait_s=900.0,
+        should_retry=False,
+        says="{said} It is the upstream's firewall, which wants proof of a human. This proxy "
+        "neither solves nor evades that; the operator of this proxy must look at it.",
+        remedy="Wait, send less, and see whether the address that this machine calls from is "
+        "blocked. A challenge is never evaded.",
+    ),
+    Cause(
+        "bad_url",
+        "the account's base URL cannot be used",
+        Scope.ACCOUNT,
+        retry=False,
+        elsewhere=True,
+        status=502,
+        code="upstream_bad_url",
+        should_retry=False,
+        remedy="Correct the account's base URL; `qwen-proxy status` shows it.",
+    ),
+    # --- the upstream ------------------------------------------------------------------------
+    _upstream("internal_error", "the upstream failed inside", keeps_status=True),
+    _upstream("bad_gateway", "a gateway before the upstream failed", keeps_status=True),
+    _upstream("timeout", "the upstream took too long", 504),
+    _upstream("connection_lost", "the upstream lost its connection to us or to its own parts"),
+    _upstream(
+        "no_answer",
+        "the upstream answered with something that is no answer",
+        remedy="If it lasts, check the account's base URL; `qwen-proxy status` shows it.",
+    ),
+    # --- no answer came: by the codes of http/transport.py and client.py -----------------------
+    _upstream("unreachable", "the upstream cannot be reached", remedy="Check the network."),
+    _upstream("connect_timeout", "the upstream accepts no connection", 504),
+    _upstream("closed", "the upstream closed the connection without an answer"),
+    _upstream("broken", "the upstream's answer broke off"),
+    _upstream("empty", "the upstream's answer was empty"),
+    _upstream(
+        "tls",
+        "the TLS connection to the upstream failed",
+        remedy="Check the base URL, the machine's clock, and REQUESTS_CA_BUNDLE.",
+    ),
+    _upstream("proxy", "the HTTP proxy in between failed", remedy="Check HTTPS_PROXY."),
+)
+
+#: Every cause, by its name.
+CAUSES: Final[Mapping[str, Cause]] = {cause.name: cause for cause in _LIST}

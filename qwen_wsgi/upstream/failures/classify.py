@@ -1,0 +1,379 @@
+"""What an upstream's failure means: for the client, and for the calls to come.
+
+Pure, from status, headers and body. `signs.py` recognises the cause and `causes.py` says what
+follows from it; here the shapes are read and the client's error is put together.
+
+Shapes seen: OpenAI's `{"error": {"message", "type", "param", "code"}}`, DashScope's native
+`{"code", "message", "request_id"}`, FastAPI's `{"detail"}`, a JSON body framed as an SSE `data:`
+line (DashScope, for a refused stream), the text of an error as an answer (`error_finish`), HTML of
+a gateway or firewall, and nothing at all.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from qwen_wsgi.errors import AccountUnavailable, ApiError, Failure, Scope, UpstreamError
+from qwen_wsgi.hosts import Family
+from qwen_wsgi.protocol import sse
+from qwen_wsgi.settings import mask
+from qwen_wsgi.upstream.failures import retry_after
+from qwen_wsgi.upstream.failures.causes import CAUSES, Cause
+from qwen_wsgi.upstream.failures.patterns import Told, cause_of
+
+#: Keys as the vendors shape them, JSON web tokens, and whatever follows the word Bearer.
+_KEY_LIKE: Final = re.compile(
+    r"(?<![A-Za-z0-9])sk-[A-Za-z0-9._-]{8,}|(?<![A-Za-z0-9])eyJ[A-Za-z0-9_.-]{20,}"
+    r"|(?<=bearer )[^\s\"'<>]{12,}",
+    re.IGNORECASE,
+)
+
+#: OpenAI's types by the client's status, where neither cause nor upstream names one.
+_TYPES: Final = {
+    400: "invalid_request_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    409: "invalid_request_error",
+    413: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+#: Signs are looked for in so much of a text.
+_READ_CHARS: Final = 4096
+#: An answer that is the text of an error says no more than this to the client.
+_TOLD_CHARS: Final = 2048
+
+#: A status in a text: DashScope's comment in native events, and its prefix "<429> …".
+_STATUS: Final = re.compile(r"HTTP_STATUS/([45]\d\d)\b|^\s*<([45]\d\d)>")
+#: "Throttling.RateQuota: …": the code before the text of an error.
+_CODE: Final = re.compile(
+    r"\s*(?:<\d{3}> ?)?([A-Za-z]{1,40}(?:[._][A-Za-z]{1,40}){1,5}|Throttling)\s*(?::|\{|$)"
+)
+
+#: No answer came: the codes that `transport.py` and `client.py` give, without `upstream_`.
+_TRANSPORT: Final = frozenset(
+    {
+        "unreachable",
+        "connect_timeout",
+        "timeout",
+        "closed",
+        "broken",
+        "empty",
+        "tls",
+        "proxy",
+        "bad_url",
+    }
+)
+
+
+def from_response(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    account: str,
+    family: Family = Family.OTHER,
+    now: float | None = None,
+) -> UpstreamError:
+    """The client's error for an upstream answer that is none.
+
+    Args:
+        status: the upstream's HTTP status.
+        headers: its headers, looked up without regard to case.
+        body: what came of its body; may be cut.
+        account: the account's name, for messages.
+        family: what kind of host it is; the same words mean different things.
+        now: seconds since 1970, for times of day; without it the answer's `Date` counts.
+    """
+    now = retry_after.date_of(headers) if now is None else now
+    wait_s = retry_after.retry_after_s(headers, now=now)
+    error = _envelope(body)
+    if error is None:
+        return _bare(status, headers, body, account=account, family=family, wait_s=wait_s)
+    # An error inside a success has no status.
+    told = _told(error, family, status if status >= 300 else None)
+    return _error(told, error, account=account, wait_s=wait_s, now=now)
+
+
+def from_frame(
+    error: Any, *, account: str, family: Family = Family.OTHER, now: float | None = None
+) -> UpstreamError:
+    """The client's error for an error frame that came before anything else, with HTTP 200.
+
+    Args:
+        error: the error object, or whatever stands in its place.
+        account, family, now: as for `from_response`.
+    """
+    fields = _unwrapped(error) if isinstance(error, dict) else {"message": str(error)}
+    return _error(_told(fields, family, None), fields, account=account, wait_s=None, now=now)
+
+
+def from_error_finish(
+    text: str, *, account: str, family: Family = Family.OTHER, now: float | None = None
+) -> UpstreamError:
+    """The client's error for an answer that is the text of an error (finish `error_finish`).
+
+    DashScope sends throttling so: as content, inside a 200.
+
+    Args:
+        text: the content.
+        account, family, now: as for `from_response`.
+    """
+    error = {"message": text.strip()[:_TOLD_CHARS], **_embedded(text)}
+    if found := _CODE.match(text):
+        error.setdefault("code", found[1])
+    if found := _STATUS.search(text):
+        error.setdefault("status", found[1] or found[2])
+    error.setdefault("code", "error_finish")
+    return _error(_told(error, family, None), error, account=account, wait_s=None, now=now)
+
+
+def no_answer(
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    account: str,
+    family: Family = Family.OTHER,
+    now: float | None = None,
+) -> UpstreamError:
+    """The client's error for an HTTP 200 whose body is neither a stream nor a JSON object."""
+    wait_s = retry_after.retry_after_s(headers, now=now)
+    return _bare(200, headers, body, account=account, family=family, wait_s=wait_s)
+
+
+def transport_failure(kind: str) -> Failure:
+    """What it means that no answer came, or only a part.
+
+    Args:
+        kind: `unreachable`, `connect_timeout`, `timeout`, `closed`, `broken`, `empty`, `tls`,
+            `proxy` or `bad_url`; `upstream_` may stand before it, as in the client's code.
+    """
+    name = kind.removeprefix("upstream_")
+    return CAUSES[name if name in _TRANSPORT else "connection_lost"].failure()
+
+
+def failure_of(error: ApiError) -> Failure | None:
+    """What an error means for the calls to come; None where nobody can tell, or it is no
+    upstream's."""
+    if not isinstance(error, UpstreamError):
+        return None
+    code = error.code or ""
+    if error.failure is None and code.removeprefix("upstream_") in _TRANSPORT:
+        return transport_failure(code)
+    return error.failure
+
+
+def left_alone(cause: str, *, model: str, wait_s: float) -> ApiError:
+    """The client's error while everybody who serves a model is left alone.
+
+    Args:
+        cause: why, as noted; may be of another version.
+        model: as the client named it.
+        wait_s: when the first of them may be asked again.
+    """
+    row = CAUSES.get(cause, CAUSES["internal_error"])
+    busy = row.scope is Scope.UPSTREAM or row.code is None
+    return AccountUnavailable(
+        f"No account of this proxy can be asked for `{model}` now: {row.meaning}. The next attempt "
+        f"is possible in {max(1.0, wait_s):.0f} s.",
+        status=503 if busy else row.status,
+        type="server_error" if busy else row.type,
+        code="upstream_unavailable" if busy else row.code,
+        param=row.param,
+        retry_after_s=None if row.should_retry is False else wait_s,
+        should_retry=row.should_retry,
+    )
+
+
+def retry_after_s(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
+    """`Retry-After` in seconds, below a day; see `waits.retry_after_s`."""
+    return retry_after.retry_after_s(headers, now=now)
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def _envelope(body: bytes) -> dict[str, Any] | None:
+    """The error object of a body, or None."""
+    error = _error_object(_json_of(body))
+    return None if error is None else _unwrapped(error)
+
+
+def _error_object(value: Any) -> dict[str, Any] | None:
+    if isinstance(value, list) and value:
+        value = value[0]  # Gemini's OpenAI-compatible endpoint
+    if not isinstance(value, dict):
+        return None
+    error = value.get("error")
+    if isinstance(error, dict):
+        return error
+    if isinstance(error, str):
+        return {"message": value.get("error_description") or error, "code": error}
+    for name in ("message", "detail", "msg"):
+        if isinstance(value.get(name), str):
+            return {"message": value[name], "code": value.get("code"), "type": value.get("type")}
+    if isinstance(value.get("detail"), list):
+        # FastAPI's list of faults: [{"loc": [...], "msg": "..."}]
+        faults = [fault for fault in value["detail"] if isinstance(fault, dict)]
+        said = [f"{_place(fault.get('loc'))}{fault['msg']}" for fault in faults if "msg" in fault]
+        return {"message": "; ".join(said)} if said else None
+    return None
+
+
+def _unwrapped(error: dict[str, Any]) -> dict[str, Any]:
+    """An error, with what its message holds if that is itself the body of an error (gateways)."""
+    message = error.get("message")
+    if not isinstance(message, str) or not message.lstrip().startswith(("{", "data:")):
+        return error
+    inner = _error_object(_json_of(message.encode(errors="replace"))) or {}
+    return {**error, **{name: value for name, value in inner.items() if value is not None}}
+
+
+def _embedded(text: str) -> dict[str, Any]:
+    """The error object somewhere in a text, or nothing."""
+    value = _json_of(text.encode(errors="replace"))
+    start = text.find("{")
+    if value is None and start >= 0:
+        try:
+            value = json.JSONDecoder().raw_decode(text, start)[0]
+        except (ValueError, RecursionError):
+            return {}
+    error = _error_object(value) or {}
+    return {name: value for name, value in error.items() if value is not None}
+
+
+def _json_of(body: bytes) -> Any:
+    """The JSON value of a body, or of the first event of one that is framed as a stream."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        normalised = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        found = (sse.parse(event) for event in sse.events(normalised.strip()))
+        return next((value for value in found if value is not None), None)
+
+
+def _place(loc: object) -> str:
+    return ".".join(map(str, loc)) + ": " if isinstance(loc, list) else ""
+
+
+def _told(error: Mapping[str, Any], family: Family, status: int | None) -> Told:
+    kind = error.get("type")
+    message = " ".join(str(error.get("message") or "")[:_READ_CHARS].split())
+    return Told(
+        family=family,
+        status=_status_in(error, message) if status is None else status,
+        code="" if error.get("code") is None else str(error["code"]),
+        type=kind if isinstance(kind, str) else "",
+        message=message,
+    )
+
+
+def _status_in(error: Mapping[str, Any], message: str) -> int | None:
+    """The status that an error inside a 200 names, or None."""
+    named = [error.get(name) for name in ("code", "status", "status_code", "http_status")]
+    found = _STATUS.search(message)
+    for word in map(str, (*named, *(found.groups() if found else ()))):
+        if len(word) == 3 and word.isascii() and word.isdigit() and 400 <= int(word) < 600:
+            return int(word)
+    return None
+
+
+# --- telling -------------------------------------------------------------------------------------
+
+
+def _error(
+    told: Told,
+    error: Mapping[str, Any],
+    *,
+    account: str,
+    wait_s: float | None,
+    now: float | None,
+) -> UpstreamError:
+    said = str(error.get("message") or "")
+    if wait_s is None:
+        wait_s = retry_after.named_s(told.message, now=now)
+    param = error.get("param")
+    return _told_to_client(
+        cause_of(told),
+        told,
+        said=said or "The upstream gave an error without a message.",
+        why=said.strip().rstrip(".") or "no reason given",
+        code=None if error.get("code") is None else told.code,
+        param=param if isinstance(param, str) else None,
+        account=account,
+        wait_s=wait_s,
+    )
+
+
+def _bare(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    account: str,
+    family: Family,
+    wait_s: float | None,
+) -> UpstreamError:
+    """The client's error for a body that is no error object."""
+    what = "an empty body"
+    if body.strip():
+        kind = headers.get("content-type", "").split(";")[0] or "no content type"
+        what = f"a body that is no JSON error ({kind}, {len(body)} bytes)"
+    try:
+        phrase = f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        phrase = str(status)
+    told = Told(family, status, page=body[: 2 * _READ_CHARS].decode(errors="replace"))
+    return _told_to_client(
+        cause_of(told),
+        told,
+        said=f"The upstream of account '{account}' answered HTTP {phrase} with {what}.",
+        why=f"HTTP {phrase} with {what}",
+        code=f"upstream_http_{status}",
+        param=None,
+        account=account,
+        wait_s=wait_s,
+    )
+
+
+def _told_to_client(
+    cause: Cause,
+    told: Told,
+    *,
+    said: str,
+    why: str,
+    code: str | None,
+    param: str | None,
+    account: str,
+    wait_s: float | None,
+) -> UpstreamError:
+    status = cause.status_for(told.status)
+    message = said
+    if cause.says != "{said}":
+        message = cause.says.format(said=_sentence(said), why=why, account=account)
+    client_wait_s = cause.retry_after_s if wait_s is None else wait_s
+    return UpstreamError(
+        _masked(message),
+        status=status,
+        type=cause.type or _masked(told.type) or _TYPES.get(status, "server_error"),
+        code=cause.code or (None if code is None else _masked(code)),
+        param=None if (param or cause.param) is None else _masked(param or cause.param or ""),
+        retry_after_s=None if cause.should_retry is False else client_wait_s,
+        should_retry=cause.should_retry,
+        failure=cause.failure(wait_s),
+    )
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text if text.endswith((".", "!", "?", "。", "！")) else text + "."
+
+
+def _masked(text: str) -> str:
+    """Some gateways quote the key that they refuse. It is the operator's, not the client's."""
+    return _KEY_LIKE.sub(lambda found: mask(found[0]), text)

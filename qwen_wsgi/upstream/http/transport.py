@@ -1,0 +1,298 @@
+"""One HTTP exchange with an upstream: the pool, the headers, and what a transport failure means."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, Final
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
+from urllib3.exceptions import LocationParseError
+
+from qwen_wsgi import __version__
+from qwen_wsgi.credentials.token import AccessToken
+from qwen_wsgi.errors import UpstreamError, UpstreamTimeout, forget_frames
+from qwen_wsgi.settings import Settings
+from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
+from qwen_wsgi.upstream.http.http1 import HTTPPool, HTTPSPool, RequestHeaders
+
+#: An error body longer than this says nothing more.
+ERROR_BODY_BYTES: Final = 64 * 1024
+
+#: A whole JSON answer; embeddings of many rows are the longest.
+ANSWER_BYTES: Final = 64 * 1024 * 1024
+
+USER_AGENT: Final = f"qwen-proxy/{__version__}"
+
+
+class _Adapter(HTTPAdapter):
+    """The pool of connections to all upstreams.
+
+    Requests are sent through the adapter and not through a `Session`: what a session adds (netrc,
+    cookies, redirects, merged settings) is not wanted here and costs 170 µs a request (measured).
+    """
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": HTTPPool, "https": HTTPSPool}
+        self._pools: dict[str, Any] = {}
+
+    def get_connection_with_tls_context(
+        self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
+    ) -> Any:
+        """The pool of a host: looked up and given its TLS settings once, not for every request."""
+        origin = _origin(request.url)
+        pool = self._pools.get(origin)
+        if pool is None:
+            pool = super().get_connection_with_tls_context(request, verify, proxies, cert)
+            super().cert_verify(pool, request.url, verify, cert)  # type: ignore[no-untyped-call]
+            self._pools[origin] = pool
+        return pool
+
+    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+        """Done when the pool was made."""
+
+    def request_url(self, request: Any, proxies: Any) -> str:
+        """The path and query of the request's URL; the whole URL for a plain HTTP proxy."""
+        if proxies:
+            return super().request_url(request, proxies)
+        return "/" + str(request.url).split("/", 3)[3]
+
+    def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
+        response = _Response()
+        response.status_code = resp.status
+        response.headers = (
+            CaseInsensitiveDict(resp.headers)
+            if isinstance(resp, urllib3.BaseHTTPResponse)
+            else resp.headers  # in lower case, as everybody here asks for them
+        )
+        response.raw = resp
+        response.reason = resp.reason or ""
+        response.request = req
+        response.url = req.url or ""
+        return response
+
+
+class _Response(requests.Response):
+    """Without the cookie jar, whose lock costs more than the rest of it: an upstream's cookies are
+    nobody's business."""
+
+    def __init__(self) -> None:
+        self._content = False  # type: ignore[assignment]  # as requests marks "not read yet"
+        self._content_consumed = False
+
+
+class Transport:
+    """Sends requests and tells failures apart. Shared by all greenlets of a worker."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._connect_s = settings.connect_timeout_s
+        self._adapter = _Adapter(
+            pool_connections=64,
+            # Connections above the pool's size are closed after use, and TLS is set up anew.
+            pool_maxsize=settings.max_in_flight,
+            max_retries=0,
+            pool_block=False,
+        )
+        self._routes: dict[str, tuple[dict[str, str], bool | str]] = {}
+
+    def post(
+        self,
+        token: AccessToken,
+        path: str,
+        body: bytes,
+        *,
+        headers: Mapping[str, str],
+        read_timeout_s: float,
+    ) -> requests.Response:
+        """POST JSON; returns as soon as the response's head is there, whatever its status.
+
+        Raises:
+            UpstreamError: no connection, or it ended before a response (502).
+            UpstreamTimeout: no head within `read_timeout_s` (504).
+        """
+        request = self._prepare("POST", token, path, headers)
+        request.body = body
+        request.headers["Content-Type"] = "application/json"
+        request.headers["Content-Length"] = str(len(body))
+        return self._send(request, read_timeout_s)
+
+    def get(self, token: AccessToken, path: str, *, timeout_s: float) -> tuple[int, bytes]:
+        """GET; the status and the body, at most `ANSWER_BYTES` of it.
+
+        Raises:
+            UpstreamError, UpstreamTimeout: as `post`.
+        """
+        response = self._send(self._prepare("GET", token, path, {}), timeout_s)
+        reader = BodyReader(response)
+        try:
+            return response.status_code, read_all(reader, timeout_s, ANSWER_BYTES)
+        finally:
+            reader.close()
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self._adapter.close()
+
+    def _prepare(
+        self, method: str, token: AccessToken, path: str, headers: Mapping[str, str]
+    ) -> requests.PreparedRequest:
+        request = requests.PreparedRequest()
+        request.method = method
+        request.url = token.base_url + path
+        sent = RequestHeaders(headers)
+        sent.setdefault("User-Agent", USER_AGENT)
+        sent["Accept-Encoding"] = "identity"  # the relay carries bytes, it does not unpack them
+        if token.value:
+            sent["Authorization"] = "Bearer " + token.value
+        request.headers = sent  # type: ignore[assignment]  # a mapping is enough for the adapter
+        request.hooks = {"response": []}
+        return request
+
+    def _send(self, request: requests.PreparedRequest, read_timeout_s: float) -> requests.Response:
+        try:
+            try:
+                return self._send_once(request, read_timeout_s)
+            except requests.ConnectionError as error:
+                headers: Any = request.headers  # ours, of `_prepare`
+                if not (headers.kept_connection and _stale(error)):
+                    raise
+                forget_frames(error)  # urllib3's know it
+            # The server closed a kept connection meanwhile: the request reached nobody.
+            return self._send_once(request, read_timeout_s)
+        except requests.ConnectionError as error:
+            raise _unreachable(error) from error
+
+    def _send_once(
+        self, request: requests.PreparedRequest, read_timeout_s: float
+    ) -> requests.Response:
+        proxies, verify = self._route(request.url or "")
+        try:
+            return self._adapter.send(
+                request,
+                stream=True,
+                timeout=_timeout(self._connect_s, read_timeout_s),  # type: ignore[arg-type]  # not in its hints
+                verify=verify,
+                proxies=proxies,
+            )
+        except requests.ConnectTimeout:
+            raise UpstreamTimeout(
+                f"The upstream did not accept a connection within {self._connect_s:g} s.",
+                code="upstream_connect_timeout",
+            ) from None
+        except requests.ReadTimeout:
+            raise UpstreamTimeout(
+                f"The upstream did not answer within {read_timeout_s:g} s.",
+                code="upstream_timeout",
+            ) from None
+        except (requests.exceptions.InvalidURL, LocationParseError) as error:
+            raise UpstreamError(
+                "The account's base URL cannot be used.", code="upstream_bad_url"
+            ) from error
+        except requests.RequestException:
+            raise
+        except OSError as error:
+            # requests says so of a CA bundle (REQUESTS_CA_BUNDLE) that is not there.
+            raise UpstreamError(
+                "The proxy cannot make TLS connections: a file that its environment names is "
+                "missing. The operator of this proxy must look at REQUESTS_CA_BUNDLE.",
+                code="upstream_tls",
+            ) from error
+
+    def _route(self, url: str) -> tuple[dict[str, str], bool | str]:
+        """Proxies and CA bundle for a host, by the usual environment variables; asked once each."""
+        origin = _origin(url)
+        route = self._routes.get(origin)
+        if route is None:
+            merged = requests.Session().merge_environment_settings(url, {}, None, None, None)
+            route = (
+                dict(merged["proxies"]),
+                True if merged["verify"] is None else merged["verify"],
+            )
+            self._routes[origin] = route
+        return route
+
+
+@functools.lru_cache(maxsize=32)
+def _timeout(connect_s: float, read_s: float) -> urllib3.Timeout:
+    """urllib3 checks the numbers of each one that is made; there are but a few."""
+    return urllib3.Timeout(connect=connect_s, read=read_s)
+
+
+def _origin(url: str) -> str:
+    return "/".join(url.split("/", 3)[:3])
+
+
+def read_all(reader: BodyReader, timeout_s: float, limit: int) -> bytes:
+    """The rest of a body; what the reader raises becomes an error for the client.
+
+    Raises:
+        UpstreamError: the connection broke (502).
+        UpstreamTimeout: silence for `timeout_s` (504).
+    """
+    try:
+        return reader.read_all(timeout_s, limit=limit)
+    except ReadTimeout:
+        raise silence(timeout_s) from None
+    except BodyBroken as error:
+        raise broken(error) from error
+
+
+def silence(timeout_s: float) -> UpstreamTimeout:
+    """The upstream said nothing for too long."""
+    return UpstreamTimeout(
+        f"The upstream was silent for {timeout_s:g} s, so the call was given up.",
+        code="upstream_timeout",
+    )
+
+
+def broken(error: Exception) -> UpstreamError:
+    """The upstream's connection ended in the middle of an answer."""
+    return UpstreamError(
+        f"The upstream's answer broke off ({error}). What came before is incomplete.",
+        code="upstream_broken",
+    )
+
+
+def _stale(error: requests.ConnectionError) -> bool:
+    """Whether a connection ended without one byte of a response."""
+    cause = error.args[0] if error.args else None
+    return isinstance(cause, urllib3.exceptions.ProtocolError) and any(
+        isinstance(arg, ConnectionResetError | BrokenPipeError) for arg in cause.args
+    )
+
+
+def _unreachable(error: requests.ConnectionError) -> UpstreamError:
+    if isinstance(error, requests.exceptions.SSLError):
+        what, code = "The TLS connection to the upstream failed", "upstream_tls"
+    elif isinstance(error, requests.exceptions.ProxyError):
+        what, code = "The HTTP proxy in front of the upstream failed", "upstream_proxy"
+    elif _stale(error):
+        what, code = "The upstream closed the connection without an answer", "upstream_closed"
+    else:
+        what, code = "The upstream cannot be reached", "upstream_unreachable"
+    return UpstreamError(
+        f"{what} ({_reason(error)}). The operator of this proxy must look at it.", code=code
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in a word or two; never a URL, which may hold what is not to be told."""
+    inner: Any = error
+    while True:
+        deeper = getattr(inner, "reason", None)
+        if not isinstance(deeper, BaseException):
+            deeper = next((a for a in inner.args if isinstance(a, BaseException)), None)
+        if deeper is None:
+            break
+        inner = deeper
+    if isinstance(inner, urllib3.exceptions.NameResolutionError):
+        return "its name does not resolve"
+    if isinstance(cause := inner.__cause__ or inner.__context__, OSError) and cause.strerror:
+        return cause.strerror
+    if isinstance(inner, OSError) and inner.strerror:
+        return inner.strerror
+    return type(inner).__name__

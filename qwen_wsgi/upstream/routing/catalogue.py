@@ -1,0 +1,250 @@
+"""Which models there are: live lists of the accounts, qwen-code's settings, a built-in fallback."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+from qwen_wsgi.clock import Clock
+from qwen_wsgi.credentials.sources.discovery import ProviderModel
+from qwen_wsgi.errors import ApiError, UpstreamError
+from qwen_wsgi.green import in_order
+from qwen_wsgi.hosts import can_be_called
+from qwen_wsgi.settings import Settings
+from qwen_wsgi.upstream.client import token_of
+from qwen_wsgi.upstream.http.transport import Transport
+from qwen_wsgi.upstream.routing import model_profiles
+from qwen_wsgi.upstream.routing.accounts import Account, AccountBook
+
+log = logging.getLogger(__name__)
+
+#: A list is a small answer; a host that needs longer is as good as one without a list.
+_TIMEOUT_S: Final = 8.0
+
+#: After a failure the host is left alone for this long.
+_RETRY_S: Final = 60.0
+
+#: A call never fetches a list that is younger than this, whatever MODEL_CACHE_DURATION says: a
+#: model that nobody knows must not cost one upstream request each time it is asked for.
+_CALL_MIN_AGE_S: Final = 60.0
+
+
+#: Many clients that force a refresh at once cost one upstream request a second.
+_REFRESH_MIN_AGE_S: Final = 1.0
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The models of one account.
+
+    Attributes:
+        models: OpenAI model objects by id.
+        live: the host itself told them; then a model that is missing does not exist there.
+        error: why there is no live list, in words, or "".
+    """
+
+    models: Mapping[str, dict[str, Any]]
+    live: bool
+    error: str = ""
+
+
+@dataclass
+class _Cached:
+    """One account's list and when it was asked for; guarded by its own lock."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    live: dict[str, dict[str, Any]] | None = None
+    fetched_at: float | None = None
+    tried_at: float | None = None
+    #: The first try has ended, well or not.
+    tried: bool = False
+    #: What `_listing` made of the account and of `live` and `error` as they then were.
+    made: tuple[Account, dict[str, dict[str, Any]] | None, str, Listing] | None = None
+    error: str = ""
+
+
+class Catalogue:
+    """Model lists of all accounts, cached in this worker.
+
+    Lists are fetched one at a time per account. A list that grew old is still used while a thread
+    fetches the new one, so that no call waits for it; only the first call ever does.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        book: AccountBook,
+        transport: Transport,
+        clock: Clock,
+        *,
+        refused: Callable[[Account, str], bool] = lambda account, model: False,
+    ) -> None:
+        """
+        Args:
+            refused: whether an account has said lately that it does not serve a model.
+        """
+        self._refused = refused
+        self._max_age_s = settings.model_cache_s
+        self._book = book
+        self._transport = transport
+        self._clock = clock
+        self._cache: dict[tuple[str, str | None], _Cached] = {}
+
+    def models(self, *, refresh: bool = False) -> list[dict[str, Any]]:
+        """The union over all accounts, for `GET /v1/models`; the first account's entry counts.
+
+        Args:
+            refresh: ask the hosts now, unless they were asked within this second.
+        """
+        max_age_s = _REFRESH_MIN_AGE_S if refresh else self._max_age_s
+        union: dict[str, dict[str, Any]] = {}
+        accounts = self._book.accounts()
+        works = [partial(self.listing, account, max_age_s=max_age_s) for account in accounts]
+        # All at a time: one host that does not answer must not make the others wait.
+        listings = in_order(works, at_a_time=len(works))
+        for account, listing in zip(accounts, listings, strict=True):
+            for id, entry in listing.models.items():
+                if id not in union and not self._refused(account, id):
+                    union[id] = entry
+        return list(union.values())
+
+    def listing(self, account: Account, *, max_age_s: float) -> Listing:
+        """One account's models, its live list not older than `max_age_s` if the host answers."""
+        cached = self._cached(account)
+        with cached.lock:
+            if self._due(cached, max_age_s):
+                self._fetch(account, cached)
+        return _listing(account, cached)
+
+    def listing_for_call(self, account: Account) -> Listing:
+        """As `listing`, but waits only for the first answer of a host, be it a failure."""
+        cached = self._cached(account)
+        if not cached.tried:
+            return self.listing(account, max_age_s=max(self._max_age_s, _CALL_MIN_AGE_S))
+        if self._due(cached, max(self._max_age_s, _CALL_MIN_AGE_S)) and not cached.lock.locked():
+            threading.Thread(
+                target=self.listing,
+                args=(account,),
+                kwargs={"max_age_s": max(self._max_age_s, _CALL_MIN_AGE_S)},
+                daemon=True,
+            ).start()
+        return _listing(account, cached)
+
+    def _cached(self, account: Account) -> _Cached:
+        key = (account.name, account.base_url)
+        found = self._cache.get(key)
+        # Not made in vain: its lock alone would cost a call 8 µs.
+        return self._cache.setdefault(key, _Cached()) if found is None else found
+
+    def _due(self, cached: _Cached, max_age_s: float) -> bool:
+        now = self._clock.monotonic()
+        if cached.error and cached.tried_at is not None:
+            return now - cached.tried_at >= min(_RETRY_S, max_age_s)
+        return cached.fetched_at is None or now - cached.fetched_at >= max_age_s
+
+    def _fetch(self, account: Account, cached: _Cached) -> None:
+        cached.tried_at = self._clock.monotonic()
+        try:
+            status, body = self._transport.get(token_of(account), "/models", timeout_s=_TIMEOUT_S)
+            cached.live = _parse(status, body)
+        except ApiError as error:
+            if error.message != cached.error:
+                log.warning("no live model list account=%s: %s", account.name, error.message)
+            cached.error = error.message
+        else:
+            cached.fetched_at = cached.tried_at
+            cached.error = ""
+        cached.tried = True
+
+
+def _parse(status: int, body: bytes) -> dict[str, dict[str, Any]]:
+    """The entries of `{"object": "list", "data": [{"id", ...}]}` by id.
+
+    Raises:
+        UpstreamError: anything else.
+    """
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        value = None
+    data = value.get("data") if isinstance(value, dict) else None
+    if status != 200 or not isinstance(data, list):
+        raise UpstreamError(f"GET /models answered HTTP {status} without a list of models.")
+    return {
+        entry["id"]: entry
+        for entry in data
+        if isinstance(entry, dict) and isinstance(entry.get("id"), str)
+    }
+
+
+def _listing(account: Account, cached: _Cached) -> Listing:
+    """Settings' models first, then the live list or, without one, the built-in list.
+
+    Made once for each change: it is asked for on every call, and a host may list 165 models.
+    """
+    made = cached.made
+    if (
+        made is not None
+        and made[0] is account
+        and made[1] is cached.live
+        and made[2] is cached.error
+    ):
+        return made[3]
+    models = {
+        model.id: _from_settings(account, model)
+        for model in account.models
+        if model.chat and model.wire_api == "chat-completions"
+    }
+    if cached.live is not None:
+        for id, entry in cached.live.items():
+            if not can_be_called(account.family, id):
+                continue
+            models[id] = _entry(account, id, entry, models.get(id, {}))
+    else:
+        for id in model_profiles.BUILT_IN[account.family]:
+            models.setdefault(id, _entry(account, id, {}, {}))
+    listing = Listing(models=models, live=cached.live is not None, error=cached.error)
+    cached.made = (account, cached.live, cached.error, listing)
+    return listing
+
+
+def _entry(
+    account: Account, id: str, told: Mapping[str, Any], known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One OpenAI model object: what the host told, then what is known of the model."""
+    entry: dict[str, Any] = {
+        "id": id,
+        "object": "model",
+        "created": told.get("created") or model_profiles.AS_OF_EPOCH,
+        "owned_by": told.get("owned_by") or account.name,
+    }
+    facts = model_profiles.facts(id)
+    if facts is not None:
+        if facts.context is not None:
+            entry["context_length"] = facts.context
+        if facts.max_output is not None:
+            entry["max_output_tokens"] = facts.max_output
+        entry["input_modalities"] = list(facts.inputs)
+    # What the operator wrote into the settings counts more than what is known in general.
+    own = ("id", "object")
+    entry.update({k: v for k, v in known.items() if k not in (*own, "created", "owned_by")})
+    entry.update({k: v for k, v in told.items() if v is not None and k not in own})
+    return entry
+
+
+def _from_settings(account: Account, model: ProviderModel) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    if model.name:
+        told["name"] = model.name
+    if model.description:
+        told["description"] = model.description
+    if model.context_length:
+        told["context_length"] = model.context_length
+    if model.modalities:
+        told["input_modalities"] = list(model.modalities)
+    return _entry(account, model.id, told, {})

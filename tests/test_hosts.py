@@ -1,0 +1,130 @@
+"""Hosts are told apart by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from qwen_wsgi.hosts import Family, can_be_called, family, is_loopback
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://dashscope.aliyuncs.com/compatible-mode/v1", Family.DASHSCOPE),
+        ("https://dashscope-intl.aliyuncs.com/compatible-mode/v1", Family.DASHSCOPE),
+        ("https://dashscope-us.aliyuncs.com/compatible-mode/v1", Family.DASHSCOPE),
+        ("https://cn-hongkong.dashscope.aliyuncs.com/compatible-mode/v1", Family.DASHSCOPE),
+        ("https://batch.dashscope.aliyuncs.com/compatible-mode/v1", Family.DASHSCOPE),
+        ("https://DASHSCOPE.Aliyuncs.com:443/v1", Family.DASHSCOPE),
+        ("https://ws-1.cn-beijing.maas.aliyuncs.com/compatible-mode/v1", Family.DASHSCOPE),
+        ("https://trial.eu-central-1.maas.aliyuncs.com/compatible-mode/v1", Family.DASHSCOPE),
+        ("https://x.routify.alibaba-inc.com/v1", Family.DASHSCOPE),
+        ("https://coding.dashscope.aliyuncs.com/v1", Family.CODING_PLAN),
+        ("https://coding-intl.dashscope.aliyuncs.com/v1", Family.CODING_PLAN),
+        ("https://token-plan.cn-beijing.maas.aliyuncs.com/compatible-mode/v1", Family.TOKEN_PLAN),
+        ("https://token-plan.ap-southeast-1.maas.aliyuncs.com/v1", Family.TOKEN_PLAN),
+        ("https://portal.qwen.ai/v1", Family.PORTAL),
+        ("https://api.openai.com/v1", Family.OTHER),
+        ("http://127.0.0.1:8000/v1", Family.OTHER),
+        ("http://[::1]:8000/v1", Family.OTHER),
+        ("https://chat.qwen.ai/api", Family.OTHER),
+        ("https://aliyuncs.com/v1", Family.OTHER),
+        ("https://oss-cn-hangzhou.aliyuncs.com/v1", Family.OTHER),
+        # Look-alikes of other people.
+        ("https://dashscope.aliyuncs.com.evil.example/v1", Family.OTHER),
+        ("https://evildashscope.aliyuncs.com.example/v1", Family.OTHER),
+        ("https://notdashscope.aliyuncs.com/v1", Family.OTHER),
+        ("https://evil.example/dashscope.aliyuncs.com", Family.OTHER),
+        ("https://dashscope.aliyuncs.com@evil.example/v1", Family.OTHER),
+        ("https://coding.evil.example/v1", Family.OTHER),
+        ("https://token-plan.maas.aliyuncs.com.evil.example/v1", Family.OTHER),
+        ("https://portal.qwen.ai.evil.example/v1", Family.OTHER),
+        ("", Family.OTHER),
+    ],
+)
+def test_the_family_of_a_base_url(url: str, expected: Family) -> None:
+    assert family(url) is expected
+
+
+def test_every_host_but_a_strange_one_is_a_qwen_host() -> None:
+    assert {each for each in Family if not each.is_qwen} == {Family.OTHER}
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "LocalHost",
+        "localhost.",
+        "app.localhost",
+        "127.0.0.1",
+        "127.8.9.1",
+        "::1",
+        "[::1]",
+        "0:0:0:0:0:0:0:1",
+        "::ffff:127.0.0.1",
+        "::ffff:7f00:1",
+    ],
+)
+def test_names_and_addresses_of_this_machine(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "",
+        "unix",
+        "0.0.0.0",
+        "::",
+        "10.0.0.1",
+        "192.168.1.1",
+        "128.0.0.1",
+        "::ffff:10.0.0.1",
+        "::2",
+        "fe80::1",
+        "localhost.example",
+        "notlocalhost",
+        "127.0.0.1.example",
+        "127.0.0.1:80",
+        "2130706433",
+        "0x7f.1",
+        "127.1",
+        "127.0.0.01",
+        "evil.example",
+    ],
+)
+def test_other_hosts_are_not_this_machine(host: str) -> None:
+    assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["qwen3.7-plus", "qwen-plus-latest", "qwen3-omni-flash", "qwen-vl-ocr", "text-embedding-v4"]
+    + [
+        "qwen-audio-turbo",
+        "deepseek-v4-pro",
+        "glm-5.1",
+        "qwen3-coder-plus-2025-09-23",
+        "qwen-long",
+    ],
+)
+def test_models_for_text_can_be_called(model: str) -> None:
+    assert can_be_called(Family.DASHSCOPE, model)
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["qwen-image-3.0", "qwen-image-edit-max", "wan2.7-t2v", "wan3.0-video-prime", "wanx2.1-t2i"]
+    + [
+        "qwen3-tts-flash",
+        "qwen3-asr-flash-filetrans",
+        "qwen3-rerank",
+        "cosyvoice-v3.5",
+        "z-image-turbo",
+    ]
+    + ["qwen3-vl-embedding", "happyhorse-1.1-i2v", "gte-rerank-v2", "paraformer-realtime-v2"],
+)
+def test_models_for_other_things_cannot_be_called_at_alibabas_hosts(model: str) -> None:
+    assert not can_be_called(Family.DASHSCOPE, model)
+    assert can_be_called(Family.OTHER, model)

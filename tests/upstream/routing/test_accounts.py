@@ -1,0 +1,143 @@
+"""The accounts that were found, and when the sandbox stands in."""
+
+from __future__ import annotations
+
+import pytest
+
+from qwen_wsgi.credentials.refresh.policy import State
+from qwen_wsgi.credentials.sources.discovery import FoundAccount, ProviderModel
+from qwen_wsgi.hosts import Family
+from qwen_wsgi.upstream.routing.accounts import AccountBook
+from tests.upstream.fakes import FakeCredential
+
+
+class FakeFinder:
+    """Finds what a test puts there; the same tuple while nothing changes, as promised."""
+
+    def __init__(self, *found: FoundAccount) -> None:
+        self.found = found
+
+    def accounts(self) -> tuple[FoundAccount, ...]:
+        return self.found
+
+
+class Starter:
+    """Stands for the sandbox's start, and counts."""
+
+    def __init__(self) -> None:
+        self.starts = 0
+
+    def __call__(self) -> str:
+        self.starts += 1
+        return "http://127.0.0.1:1/v1"
+
+
+def found(
+    name: str = "dashscope",
+    base_url: str | None = "https://dashscope.aliyuncs.com/compatible-mode/v1",
+    *,
+    kind: str = "key",
+    explicit: bool = False,
+) -> FoundAccount:
+    return FoundAccount(
+        name,
+        kind,  # type: ignore[arg-type]  # one of the two words
+        base_url,
+        "a test",
+        explicit,
+        FakeCredential(),
+        (ProviderModel(id="m"),),
+    )
+
+
+def book_of(
+    *accounts: FoundAccount, sandbox: str = "off"
+) -> tuple[AccountBook, FakeFinder, Starter]:
+    finder, starter = FakeFinder(*accounts), Starter()
+    return AccountBook(finder, sandbox=sandbox, start_sandbox=starter), finder, starter
+
+
+def test_what_was_found_is_told_with_its_family() -> None:
+    one = found()
+
+    (account,) = book_of(one)[0].accounts()
+
+    assert account.family is Family.DASHSCOPE
+    assert (account.name, account.kind, account.base_url) == (one.name, one.kind, one.base_url)
+    assert (account.origin, account.explicit) == (one.origin, one.explicit)
+    assert account.credential is one.credential
+    assert account.models == one.models
+
+
+@pytest.mark.parametrize(
+    ("account", "family"),
+    [
+        (found("oauth", None, kind="oauth"), Family.PORTAL),
+        (found("oauth", "https://portal.qwen.ai/v1", kind="oauth"), Family.PORTAL),
+        (found("oauth", "https://mine.example/v1", kind="oauth"), Family.PORTAL),
+        (
+            found("oauth", "https://dashscope.aliyuncs.com/compatible-mode/v1", kind="oauth"),
+            Family.DASHSCOPE,
+        ),
+        (found("upstream", "http://127.0.0.1:8000/v1", explicit=True), Family.OTHER),
+        (
+            found("upstream", "https://dashscope.aliyuncs.com/compatible-mode/v1", explicit=True),
+            Family.DASHSCOPE,
+        ),
+        (found("settings-x", "https://x.example/v1"), Family.OTHER),
+        (found("dashscope", "https://gateway.example/v1"), Family.DASHSCOPE),
+        (found("coding-plan", "https://gateway.example/v1"), Family.CODING_PLAN),
+        (found("dashscope", "https://coding.dashscope.aliyuncs.com/v1"), Family.CODING_PLAN),
+    ],
+    ids=lambda value: f"{value.name} {value.base_url}" if isinstance(value, FoundAccount) else None,
+)
+def test_the_family_follows_the_host_and_then_the_name(
+    account: FoundAccount, family: Family
+) -> None:
+    assert book_of(account)[0].accounts()[0].family is family
+
+
+@pytest.mark.parametrize(
+    ("mode", "accounts", "names"),
+    [
+        ("off", [], []),
+        ("off", [found()], ["dashscope"]),
+        ("auto", [], ["sandbox"]),
+        ("auto", [found()], ["dashscope"]),
+        ("on", [], ["sandbox"]),
+        ("on", [found()], ["sandbox"]),
+    ],
+)
+def test_when_the_sandbox_stands_in(
+    mode: str, accounts: list[FoundAccount], names: list[str]
+) -> None:
+    assert [each.name for each in book_of(*accounts, sandbox=mode)[0].accounts()] == names
+
+
+def test_the_sandbox_gives_way_to_an_account_as_soon_as_there_is_one_and_comes_back() -> None:
+    book, finder, _ = book_of(sandbox="auto")
+    assert [each.kind for each in book.accounts()] == ["sandbox"]
+
+    finder.found = (found(),)
+    assert [each.kind for each in book.accounts()] == ["key"]
+    finder.found = ()
+    assert [each.kind for each in book.accounts()] == ["sandbox"]
+
+
+def test_while_nothing_changes_the_accounts_are_the_same_objects() -> None:
+    for mode in ("off", "auto", "on"):
+        book, _, _ = book_of(found(), sandbox=mode)
+        assert book.accounts()[0] is book.accounts()[0]
+
+
+def test_the_sandbox_starts_with_the_first_call_and_not_for_a_look() -> None:
+    book, _, starter = book_of(sandbox="on")
+    (account,) = book.accounts()
+
+    assert account.credential.status().state is State.FRESH
+    assert account.family is Family.SANDBOX
+    assert account.family.is_qwen
+    assert starter.starts == 0
+    token = account.credential.current()
+    assert token.base_url == "http://127.0.0.1:1/v1"
+    assert starter.starts == 1

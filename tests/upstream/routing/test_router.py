@@ -1,0 +1,257 @@
+"""Who may answer a call, and who is asked first."""
+
+from __future__ import annotations
+
+import pytest
+
+from qwen_wsgi.errors import AccountUnavailable, BadRequest, NotFound
+from qwen_wsgi.hosts import Family
+from qwen_wsgi.upstream.routing.accounts import Account
+from qwen_wsgi.upstream.routing.catalogue import Listing
+from qwen_wsgi.upstream.routing.cooldown import BREAKS_AT, Board, key_of
+from qwen_wsgi.upstream.routing.router import Plan, Router
+from tests.upstream.fakes import FakeBook, account_of, settings_of
+
+
+class FakeCatalogue:
+    """Listings as a test writes them, by account name."""
+
+    def __init__(self, listings: dict[str, Listing]) -> None:
+        self.listings = listings
+
+    def listing_for_call(self, account: Account) -> Listing:
+        return self.listings[account.name]
+
+
+def live(*models: str) -> Listing:
+    return Listing({model: {"id": model} for model in models}, live=True)
+
+
+def guessed(*models: str) -> Listing:
+    return Listing({model: {"id": model} for model in models}, live=False)
+
+
+def router_of(*accounts: tuple[str, Listing], board: Board | None = None, **env: str) -> Router:
+    """A router over accounts of name and listing."""
+    return Router(
+        settings_of(**env),
+        FakeBook(  # type: ignore[arg-type]
+            *[account_of(name, base_url=f"https://{name}.example/v1") for name, _ in accounts]
+        ),
+        FakeCatalogue(dict(accounts)),  # type: ignore[arg-type]  # all that it uses of them
+        board or Board(None),
+    )
+
+
+def names_of(plan: Plan) -> list[str]:
+    return [route.account.name for route in plan.routes]
+
+
+def chosen(router: Router, plan: Plan, *without: str) -> str | None:
+    standing = router.choose(plan, set(without))
+    return standing.route.account.name if standing else None
+
+
+@pytest.mark.parametrize(
+    ("accounts", "order"),
+    [
+        ([("a", live("m")), ("b", live("m"))], ["a", "b"]),
+        ([("a", live("x")), ("b", live("m"))], ["b"]),
+        ([("a", guessed("x")), ("b", live("m"))], ["b", "a"]),
+        ([("a", guessed("x")), ("b", guessed("m"))], ["b", "a"]),
+        ([("a", guessed("x")), ("b", guessed("y"))], ["a", "b"]),
+        ([("a", guessed()), ("b", live("x"))], ["a"]),
+        ([("a", guessed("m")), ("b", live("m"))], ["a", "b"]),
+    ],
+    ids=str,
+)
+def test_who_lists_the_model_comes_before_who_may_have_it(
+    accounts: list[tuple[str, Listing]], order: list[str]
+) -> None:
+    router = router_of(*accounts)
+    plan = router.plan("m")
+
+    assert names_of(plan) == order
+    assert [chosen(router, plan, *order[:tried]) for tried in range(len(order) + 1)] == [
+        *order,
+        None,
+    ]
+    assert {route.model for route in plan.routes} == {"m"}
+
+
+THREE = (("a", live("m")), ("b", live("m")), ("c", live("m")))
+
+
+class TestOrder:
+    def test_what_is_left_alone_comes_last_and_the_soonest_first(self) -> None:
+        board = Board(None)
+        router = router_of(*THREE, board=board)
+        plan = router.plan("m")
+        keys = [router.keys(route.account) for route in plan.routes]
+        board.leave_alone(keys[0].of_model("m"), 5, "throttled")
+        assert chosen(router, plan) == "b"
+        board.leave_alone(keys[1].payer, 50, "arrearage")
+        assert chosen(router, plan) == "c"
+        board.leave_alone(keys[2].of_model("m"), 20, "throttled")
+        standing = router.choose(plan, set())
+        assert standing is not None
+        assert standing.route.account.name == "a"
+        assert 4 < standing.blocked_s <= 5
+        board.leave_alone(keys[2].of_model("other"), 20, "throttled")
+        board.answered(keys[2].of_model("m"))
+        assert chosen(router, plan) == "c", "another model's limit is another limit"
+
+    def test_an_open_circuit_is_of_the_host(self) -> None:
+        board = Board(None)
+        router = router_of(*THREE, board=board)
+        plan = router.plan("m")
+        for _ in range(BREAKS_AT):
+            board.failed(router.keys(plan.routes[0].account).host, "timeout")
+        assert chosen(router, plan) == "b"
+
+    def test_a_conversation_stays_where_it_was(self) -> None:
+        board = Board(None)
+        router = router_of(*THREE, board=board)
+        plan = router.plan("m", conversation=lambda: key_of("talk"))
+        assert chosen(router, plan) == "a"
+        board.visit(key_of("talk"), router.keys(plan.routes[2].account).own)
+        assert chosen(router, plan) == "c"
+        other = router.plan("m", conversation=lambda: key_of("another"))
+        assert chosen(router, other) == "a"
+        assert chosen(router, plan, "c") == "a"
+
+    def test_calls_are_spread_over_equals(self) -> None:
+        router = router_of(*THREE)
+        plan = router.plan("m")
+        served = []
+        for _ in range(6):
+            standing = router.choose(plan, set())
+            assert standing is not None
+            router.gate(standing.route.account).enter("client", 0)
+            served.append(standing.route.account.name)
+        assert served == ["a", "b", "c", "a", "b", "c"]
+
+    def test_the_operator_may_name_who_comes_first(self) -> None:
+        router = router_of(*THREE, QWEN_PROXY_ACCOUNT_ORDER="c,b")
+        plan = router.plan("m")
+        router.gate(plan.routes[2].account).enter("client", 0)
+        assert [chosen(router, plan), chosen(router, plan, "c")] == ["c", "b"]
+
+    def test_a_full_account_comes_after_one_with_room(self) -> None:
+        router = router_of(*THREE, QWEN_PROXY_ACCOUNT_IN_FLIGHT="1", QWEN_PROXY_WORKERS="1")
+        plan = router.plan("m")
+        router.gate(plan.routes[0].account).enter("client", 0)
+        assert chosen(router, plan) == "b"
+
+    def test_accounts_of_one_payer_share_its_limits(self) -> None:
+        board = Board(None)
+        router = router_of(*THREE, board=board, QWEN_PROXY_SAME_ACCOUNT="a+b")
+        plan = router.plan("m")
+        board.leave_alone(router.keys(plan.routes[0].account).of_model("m"), 5, "throttled")
+        assert chosen(router, plan) == "c"
+
+
+class TestNames:
+    def test_an_account_is_pinned_by_prefix_or_header(self) -> None:
+        router = router_of(*THREE)
+        for plan in (
+            router.plan("b:m"),
+            router.plan("b/m"),
+            router.plan("m", pinned="b"),
+            router.plan("openai/m", pinned="b"),
+        ):
+            assert names_of(plan) == ["b"]
+            assert plan.routes[0].model == "m"
+
+    def test_an_unknown_account_is_a_bad_request(self) -> None:
+        with pytest.raises(BadRequest) as caught:
+            router_of(*THREE).plan("m", pinned="zzz")
+        assert caught.value.code == "account_not_found"
+
+    def test_a_literal_id_comes_before_what_it_may_mean(self) -> None:
+        router = router_of(("a", live("m", "m-search")), ("b", live("m", "a/m")))
+        (literal,) = router.plan("m-search").routes
+        assert (literal.account.name, literal.search) == ("a", False)
+        (slashed,) = router.plan("a/m").routes
+        assert (slashed.account.name, slashed.model) == ("b", "a/m")
+        switched = router.plan("m-thinking-search").routes
+        assert [(r.model, r.search, r.thinking) for r in switched] == [("m", True, True)] * 2
+
+    def test_aliases(self) -> None:
+        router = router_of(*THREE, QWEN_PROXY_MODEL_ALIASES="gpt-4o=m, claude-*=b:m,gpt-*=nothing")
+        assert names_of(router.plan("gpt-4o")) == ["a", "b", "c"]
+        assert names_of(router.plan("claude-sonnet")) == ["b"]
+        with pytest.raises(NotFound, match="gpt-5"):
+            router.plan("gpt-5")
+
+    def test_the_portal_is_asked_for_its_one_model(self) -> None:
+        portal = account_of("oauth", family=Family.PORTAL)
+        listings = {"oauth": guessed("coder-model"), "other": guessed("x")}
+        for accounts, expected in (
+            ((portal,), [("oauth", "coder-model")]),
+            (
+                (portal, account_of("other", family=Family.OTHER)),
+                [("other", "qwen3-coder-plus"), ("oauth", "coder-model")],
+            ),
+        ):
+            router = Router(
+                settings_of(),
+                FakeBook(*accounts),  # type: ignore[arg-type]
+                FakeCatalogue(listings),  # type: ignore[arg-type]
+                Board(None),
+            )
+            routes = router.plan("qwen3-coder-plus").routes
+            assert [(route.account.name, route.model) for route in routes] == expected
+
+    def test_of_unlisted_readings_a_known_model_is_asked_for(self) -> None:
+        router = router_of(("a", guessed()))
+        (route,) = router.plan("qwen3.7-plus-search").routes
+        assert (route.model, route.search, route.listed) == ("qwen3.7-plus", True, False)
+        (route,) = router.plan("unheard-of-search").routes
+        assert (route.model, route.search) == ("unheard-of-search", False)
+
+
+def test_a_model_that_no_live_list_has_does_not_exist() -> None:
+    with pytest.raises(NotFound) as caught:
+        router_of(("a", live("x")), ("b", live("y"))).plan("m")
+
+    assert caught.value.body()["error"] == {
+        "message": caught.value.message,
+        "type": "invalid_request_error",
+        "param": "model",
+        "code": "model_not_found",
+    }
+    assert "`m`" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("asked", "default", "model"),
+    [("m", "d", "m"), ("", "d", "d"), ("unknown", "d", "d"), ("d", "d", "d"), ("m", "", "m")],
+)
+def test_the_default_model_stands_in_for_none_and_for_one_that_nobody_has(
+    asked: str, default: str, model: str
+) -> None:
+    router = router_of(("a", live("m", "d")), OPENAI_MODEL=default)
+
+    assert router.plan(asked).routes[0].model == model
+
+
+def test_no_model_and_no_default_is_a_bad_request() -> None:
+    with pytest.raises(BadRequest) as caught:
+        router_of(("a", live("m"))).plan("")
+
+    assert (caught.value.status, caught.value.param) == (400, "model")
+
+
+def test_a_default_that_nobody_has_does_not_hide_what_was_asked() -> None:
+    with pytest.raises(NotFound, match="`m`"):
+        router_of(("a", live("x")), OPENAI_MODEL="gone").plan("m")
+
+
+def test_without_any_account_the_operator_is_told_what_to_do() -> None:
+    with pytest.raises(AccountUnavailable) as caught:
+        router_of().plan("m")
+
+    assert (caught.value.status, caught.value.code) == (503, "no_account")
+    assert caught.value.should_retry is False
+    assert "qwen-proxy status" in caught.value.message

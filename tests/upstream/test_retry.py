@@ -1,0 +1,270 @@
+"""Who is asked after a failure, how long a call waits, and when it is given up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from qwen_wsgi.errors import (
+    AccountUnavailable,
+    ApiError,
+    ClientGone,
+    Failure,
+    Scope,
+    UpstreamError,
+    UpstreamTimeout,
+)
+from qwen_wsgi.upstream.retry import MOST_ATTEMPTS, Attempts, Course
+from qwen_wsgi.upstream.routing.accounts import Account
+from qwen_wsgi.upstream.routing.catalogue import Listing
+from qwen_wsgi.upstream.routing.cooldown import BREAKS_AT, Board, key_of
+from qwen_wsgi.upstream.routing.limiter import Place
+from qwen_wsgi.upstream.routing.router import Plan, Route, Router
+from tests.upstream.fakes import FakeBook, FakeClock, account_of, settings_of
+
+LISTING = Listing({"m": {"id": "m"}}, live=True)
+
+
+class FakeCatalogue:
+    def listing_for_call(self, account: Account) -> Listing:
+        return LISTING
+
+
+class World:
+    """Attempts at some accounts whose answers a test scripts; time goes on in pauses only."""
+
+    def __init__(self, *names: str, **environ: object) -> None:
+        self.clock = FakeClock()
+        self.board = Board(None, boottime=self.clock.monotonic)
+        settings = settings_of(**{"QWEN_PROXY_WORKERS": 1, **environ})
+        accounts = [account_of(name, base_url=f"https://{name}.example/v1") for name in names]
+        self.router = Router(
+            settings,
+            FakeBook(*accounts),  # type: ignore[arg-type]  # all that it uses of it
+            FakeCatalogue(),  # type: ignore[arg-type]  # as above
+            self.board,
+        )
+        self.pauses: list[float] = []
+        self.attempts = Attempts(
+            settings, self.router, self.board, self.clock, sleep=self.sleep, jitter=lambda: 0.5
+        )
+        self.asked: list[str] = []
+        self.course = Course("client")
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(round(seconds, 2))
+        self.clock.advance(seconds)
+
+    def plan(self, conversation: str | None = None) -> Plan:
+        return self.router.plan(
+            "m", conversation=None if conversation is None else lambda: key_of(conversation)
+        )
+
+    def run(
+        self,
+        *outcomes: ApiError | str | Callable[[], None],
+        takes_s: float = 0.0,
+        plan: Plan | None = None,
+    ) -> str:
+        """One call; `outcomes` are those of its attempts in turn."""
+        left = list(outcomes)
+        self.asked = []
+        self.course = Course("client")
+
+        def ask(route: Route, place: Place) -> str:
+            self.asked.append(route.account.name)
+            self.clock.advance(takes_s)
+            outcome = left.pop(0)
+            if isinstance(outcome, ApiError):
+                raise outcome
+            place.leave()
+            return f"{outcome} by {route.account.name}"
+
+        try:
+            return self.attempts.run(plan or self.plan(), ask, self.course)
+        finally:
+            assert all(
+                self.router.gate(route.account).in_flight == 0 for route in self.plan().routes
+            )
+
+
+def failure(
+    scope: Scope = Scope.UPSTREAM,
+    *,
+    retry: bool = True,
+    elsewhere: bool = True,
+    wait_s: float | None = None,
+    cause: str = "some_cause",
+) -> UpstreamError:
+    return UpstreamError(
+        f"It failed: {cause}.",
+        status=429 if scope is Scope.ACCOUNT_MODEL else 502,
+        code=cause,
+        failure=Failure(cause, scope, retry, elsewhere, wait_s),
+    )
+
+
+def throttled(wait_s: float | None = None) -> UpstreamError:
+    return failure(Scope.ACCOUNT_MODEL, wait_s=wait_s, cause="rate_limited")
+
+
+def raised(world: World, *outcomes: ApiError | str, takes_s: float = 0.0) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        world.run(*outcomes, takes_s=takes_s)
+    return caught.value
+
+
+def test_a_good_answer_costs_one_attempt() -> None:
+    world = World("a", "b")
+    assert world.run("ok") == "ok by a"
+    assert (world.course.count, world.course.queued_s, world.pauses) == (1, 0.0, [])
+    assert world.course.route is not None
+    assert world.course.route.account.name == "a"
+
+
+@pytest.mark.parametrize("scope", [Scope.UPSTREAM, Scope.ACCOUNT, Scope.ACCOUNT_MODEL])
+def test_what_another_account_may_answer_goes_there_at_once(scope: Scope) -> None:
+    world = World("a", "b")
+    assert world.run(failure(scope), "ok") == "ok by b"
+    assert (world.asked, world.pauses, world.course.count) == (["a", "b"], [], 2)
+
+
+def test_a_fault_of_the_request_goes_straight_back() -> None:
+    world = World("a", "b")
+    fault = failure(Scope.REQUEST, retry=False, elsewhere=False)
+    assert raised(world, fault) is fault
+    assert world.asked == ["a"]
+    assert world.run("ok") == "ok by a", "nobody is left alone for it"
+
+
+def test_what_no_retry_helps_is_not_tried_again() -> None:
+    world = World("a")
+    spent = failure(Scope.ACCOUNT, retry=False, wait_s=3600)
+    assert raised(world, spent) is spent
+    assert world.asked == ["a"]
+
+
+def test_one_account_is_asked_again_after_a_growing_pause() -> None:
+    world = World("a")
+    assert world.run(failure(), failure(), "ok") == "ok by a"
+    assert world.pauses == [0.5, 1.0]
+    assert world.course.queued_s == 1.5
+
+
+def test_what_only_this_account_can_answer_is_asked_of_it_again() -> None:
+    world = World("a", "b")
+    conflict = failure(Scope.REQUEST, elsewhere=False)
+    assert world.run(conflict, "ok") == "ok by a"
+
+
+def test_there_are_so_many_attempts_and_no_more() -> None:
+    world = World("a")
+    first = failure(cause="first")
+    assert raised(world, first, failure(), failure(), "never") is first
+    assert len(world.asked) == MOST_ATTEMPTS == 3
+
+
+def test_a_throttled_account_is_waited_for_within_the_budget() -> None:
+    world = World("a")
+    assert world.run(throttled(4), "ok") == "ok by a"
+    assert world.pauses == [4.5], "a little later than it was told"
+
+
+def test_a_throttle_that_outlasts_the_budget_is_told_at_once() -> None:
+    world = World("a")
+    error = raised(world, throttled(31))
+    assert (error.code, world.pauses) == ("rate_limited", [])
+
+    later = raised(world)
+    assert world.asked == [], "nobody is asked meanwhile"
+    assert later.status == 429
+    assert later.retry_after_s == pytest.approx(31)
+    world.clock.advance(31)
+    assert world.run("ok") == "ok by a"
+
+
+def test_a_long_attempt_uses_up_the_budget() -> None:
+    world = World("a", "b")
+    raised(world, UpstreamTimeout("silent", failure=failure().failure), takes_s=31)
+    assert world.asked == ["a"]
+
+
+def test_without_a_budget_there_is_one_attempt() -> None:
+    world = World("a", "b", QWEN_PROXY_RETRY_BUDGET=0)
+    raised(world, failure())
+    assert world.asked == ["a"]
+
+
+def test_an_account_without_a_credential_is_passed_over_and_counts_no_attempt() -> None:
+    world = World("a", "b")
+    missing = AccountUnavailable("The login expired.", code="credentials_expired")
+    assert world.run(missing, "ok") == "ok by b"
+    assert world.course.count == 1
+    assert raised(world, missing, missing) is missing
+    busy = failure(Scope.REQUEST, retry=False, elsewhere=False)
+    assert raised(world, missing, busy) is busy
+
+
+def test_the_preferred_accounts_error_is_told() -> None:
+    world = World("a", "b", "c")
+    mine = failure(Scope.ACCOUNT_MODEL, retry=False, cause="plan_window_spent", wait_s=99)
+    others = failure(Scope.ACCOUNT_MODEL, retry=False, cause="model_not_found", wait_s=99)
+    assert raised(world, mine, others, others) is mine
+
+
+def test_hosts_that_keep_failing_are_left_alone_then_probed_by_one_call() -> None:
+    world = World("a", QWEN_PROXY_RETRY_BUDGET=1)
+    for _ in range(BREAKS_AT):
+        with pytest.raises(ApiError):
+            world.run(*[failure(cause="timeout")] * 3)
+    assert raised(world).status in (502, 503, 504)
+    assert world.asked == []
+    world.clock.advance(60)
+    seen = []
+
+    def probe() -> None:
+        seen.append(world.router.choose(world.plan(), set()))
+
+    def ask(route: Route, place: Place) -> str:
+        probe()
+        place.leave()
+        return "ok"
+
+    assert world.attempts.run(world.plan(), ask, Course()) == "ok"
+    (during,) = seen
+    assert during is not None
+    assert during.blocked_s > 0, "others keep away while one asks"
+    after = world.router.choose(world.plan(), set())
+    assert after is not None
+    assert after.blocked_s == 0
+
+
+def test_a_conversation_stays_with_who_answered_it() -> None:
+    world = World("a", "b")
+    world.run(throttled(5), "ok", plan=world.plan("talk"))
+    world.clock.advance(10)
+    assert world.run("ok", plan=world.plan("talk")) == "ok by b"
+    assert world.run("ok", plan=world.plan("another")) == "ok by a"
+
+
+def test_a_client_that_goes_away_leaves_its_place() -> None:
+    world = World("a")
+
+    def ask(route: Route, place: Place) -> str:
+        raise ClientGone
+
+    with pytest.raises(ClientGone):
+        world.attempts.run(world.plan(), ask, Course())
+    assert world.router.gate(world.plan().routes[0].account).in_flight == 0
+    assert world.run("ok") == "ok by a", "which says nothing of the account"
+
+
+def test_an_answer_keeps_its_place_until_it_is_closed() -> None:
+    world = World("a", QWEN_PROXY_ACCOUNT_IN_FLIGHT=1, QWEN_PROXY_ACCOUNT_QUEUE=0)
+    place = world.attempts.run(world.plan(), lambda route, place: place, Course())
+    with pytest.raises(ApiError) as caught:
+        world.attempts.run(world.plan(), lambda route, place: place, Course())
+    assert caught.value.status == 503
+    place.leave()
+    world.attempts.run(world.plan(), lambda route, place: place, Course()).leave()
