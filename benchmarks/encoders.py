@@ -15,7 +15,7 @@ from typing import Final
 
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chat import ChatEncoder, ChunkStream
-from qwen_wsgi.protocol.dialect import Encoder
+from qwen_wsgi.protocol.encoder import Encoder
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.messages.stream import MessagesEncoder
 from qwen_wsgi.protocol.responses import ResponseEncoder, parse_request

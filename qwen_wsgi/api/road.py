@@ -11,7 +11,7 @@ from qwen_wsgi.api import replies
 from qwen_wsgi.api.calls import LiveCall
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol.chat import ChatRequest
-from qwen_wsgi.protocol.dialect import Encoder
+from qwen_wsgi.protocol.encoder import Encoder
 from qwen_wsgi.upstream.client import Answer
 from qwen_wsgi.upstream.executor import ChatCall
 from qwen_wsgi.upstream.relay import Relay

@@ -16,11 +16,11 @@ from typing import Any, Final
 from qwen_wsgi.errors import ApiError, BadRequest, UpstreamError
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChatRequest
-from qwen_wsgi.protocol.choices import combined
-from qwen_wsgi.protocol.dialect import COMMENT, error_event
+from qwen_wsgi.protocol.chat.choices import combined
 from qwen_wsgi.protocol.embeddings import model_of
+from qwen_wsgi.protocol.encoder import COMMENT, error_event
+from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import JsonObject, compact
-from qwen_wsgi.protocol.loose import objects
 
 #: Each is a call of its own.
 MAX_PROMPTS: Final = 64

@@ -16,8 +16,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+from qwen_wsgi.protocol.json_access import Members, objects
 from qwen_wsgi.protocol.json_object import compact
-from qwen_wsgi.protocol.loose import Members, objects
 
 #: What is one token each, more or less: a word or a part of one, a digit, a run of signs, a line
 #: end with its indentation.

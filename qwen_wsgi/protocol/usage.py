@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwen_wsgi.protocol import loose
+from qwen_wsgi.protocol import json_access
 
 
 @dataclass(frozen=True)
@@ -89,4 +89,4 @@ def _first(*counts: int | None) -> int | None:
 
 
 def _count(holder: Any, name: str) -> int | None:
-    return loose.integer(holder.get(name)) if isinstance(holder, dict) else None
+    return json_access.integer(holder.get(name)) if isinstance(holder, dict) else None

@@ -12,11 +12,11 @@ from typing import Final
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.green import in_order
-from qwen_wsgi.protocol import chat, legacy, sse
-from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, Completion
-from qwen_wsgi.protocol.choices import combined
+from qwen_wsgi.protocol import chat, sse
+from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, Completion, functions
+from qwen_wsgi.protocol.chat.choices import combined
+from qwen_wsgi.protocol.chat.functions import LegacyChunkStream
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError, compact
-from qwen_wsgi.protocol.legacy import LegacyChunkStream
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.adapt import Adapted, Options, Target, adapt
@@ -172,7 +172,7 @@ class Dispatcher:
             answer = self._client.whole(route.account, body, headers=call.headers)
             place.leave()
             if _LEGACY in call.course.changed:
-                value = legacy.completion(answer.value)
+                value = functions.completion(answer.value)
                 answer = replace(answer, body=compact(value).encode(), value=value)
             name = call.request.model or route.model
             return _named(answer, name) if name != route.model else answer
@@ -198,7 +198,7 @@ class Dispatcher:
             created=int(self._clock.now()),
         )
         if _LEGACY in call.course.changed:
-            value = legacy.completion(value)
+            value = functions.completion(value)
         return Answer(compact(value).encode(), completion.usage, upstream_id, value)
 
     def _several(self, call: ChatCall, plan: Plan, count: int) -> list[Answer]:

@@ -8,7 +8,7 @@ import pytest
 
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol.messages import errors
-from qwen_wsgi.protocol.responses import failure
+from qwen_wsgi.protocol.responses import errors as failure
 from qwen_wsgi.upstream.failures import classify
 
 THROTTLED = "rate_limit_error", "rate_limit_exceeded"

@@ -1,33 +1,15 @@
-"""Chat completions: the product's one internal language.
-
-A request in OpenAI's form, and the few things that must be understood of it. Its two answers are at
-home in `chunks` (a stream, as bytes) and `completion` (a whole), and can be had from here.
-"""
+"""A chat request: what must be understood of it, and the bytes that go upstream."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol.chunks import ChatEncoder, ChunkStream
-from qwen_wsgi.protocol.completion import Completion, chunks_of
-from qwen_wsgi.protocol.failure import error_of
 from qwen_wsgi.protocol.json_object import JsonObject
-
-__all__ = [
-    "ChatEncoder",
-    "ChatRequest",
-    "ChunkStream",
-    "Completion",
-    "chunks_of",
-    "error_of",
-    "parse_request",
-    "upstream_body",
-    "wrong_type",
-]
+from qwen_wsgi.protocol.validation import wrong_type
 
 
 @dataclass(frozen=True)
@@ -106,27 +88,6 @@ def _check_messages(body: JsonObject) -> None:
             )
         if not isinstance(role, str):
             raise wrong_type(f"messages[{index}].role", "a string", role)
-
-
-_JSON_TYPES: Final = {
-    bool: "a boolean",
-    str: "a string",
-    int: "an integer",
-    float: "a decimal",
-    list: "an array",
-    dict: "an object",
-    type(None): "null",
-}
-
-
-def wrong_type(param: str, expected: str, value: object) -> BadRequest:
-    """A refusal, in OpenAI's words, of a value of another type than `expected`: `a string`."""
-    got = _JSON_TYPES.get(type(value), "something else")
-    return BadRequest(
-        f"Invalid type for '{param}': expected {expected}, but got {got} instead.",
-        param=param,
-        code="invalid_type",
-    )
 
 
 def upstream_body(

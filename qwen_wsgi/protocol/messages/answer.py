@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from qwen_wsgi.protocol import loose
+from qwen_wsgi.protocol import json_access
+from qwen_wsgi.protocol.chat.normalize import finish_reason
+from qwen_wsgi.protocol.chat.tool_calls import arguments_of, made_up_id
 from qwen_wsgi.protocol.json_object import JsonObject, compact
-from qwen_wsgi.protocol.mend import finish_reason
 from qwen_wsgi.protocol.messages.request import MessagesRequest
-from qwen_wsgi.protocol.tool_calls import arguments_of, made_up_id
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 
@@ -109,17 +109,19 @@ def usage_of(usage: Usage | None) -> dict[str, Any]:
 
 
 def _content(message: Mapping[str, Any], seed: str) -> Iterator[dict[str, Any]]:
-    thinking = next((text for name in THINKING if (text := loose.text(message.get(name)))), "")
+    thinking = next(
+        (text for name in THINKING if (text := json_access.text(message.get(name)))), ""
+    )
     if thinking:
         yield {"type": "thinking", "thinking": thinking, "signature": SIGNATURE}
-    if text := loose.text(message.get("content")) or loose.text(message.get("refusal")):
+    if text := json_access.text(message.get("content")) or json_access.text(message.get("refusal")):
         yield {"type": "text", "text": text}
-    for number, call in enumerate(loose.items(message.get("tool_calls"))):
+    for number, call in enumerate(json_access.items(message.get("tool_calls"))):
         function = call.get("function") if isinstance(call, dict) else None
-        if isinstance(function, dict) and (name := loose.text(function.get("name"))):
+        if isinstance(function, dict) and (name := json_access.text(function.get("name"))):
             yield {
                 "type": "tool_use",
-                "id": loose.text(call.get("id")) or made_up_id(seed, number),
+                "id": json_access.text(call.get("id")) or made_up_id(seed, number),
                 "name": name,
                 "input": _input(arguments_of(function)),
             }

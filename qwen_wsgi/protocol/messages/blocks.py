@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
-from qwen_wsgi.protocol.dialect import Losses
-from qwen_wsgi.protocol.messages.fields import below, invalid, need, want, wrong
+from qwen_wsgi.protocol.encoder import Losses
+from qwen_wsgi.protocol.messages.validation import below, invalid, need, want, wrong
 
 #: A part of a chat message: `{"type": "text", "text"}` or `{"type": "image_url", "image_url"}`.
 Part = dict[str, Any]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from qwen_wsgi.protocol.dialect import Losses
+from qwen_wsgi.protocol.encoder import Losses
 from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.protocol.messages.blocks import (
     Block,
@@ -22,7 +22,7 @@ from qwen_wsgi.protocol.messages.blocks import (
     pass_over,
     text_of,
 )
-from qwen_wsgi.protocol.messages.fields import below, invalid, need, want, wrong
+from qwen_wsgi.protocol.messages.validation import below, invalid, need, want, wrong
 
 Message = dict[str, Any]
 

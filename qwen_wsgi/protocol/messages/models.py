@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from qwen_wsgi.protocol import loose
-from qwen_wsgi.protocol.messages.fields import invalid, wrong
+from qwen_wsgi.protocol import json_access
+from qwen_wsgi.protocol.messages.validation import invalid, wrong
 
 #: The most that a page may have (Anthropic's API). Without a limit all come at once, because many
 #: clients read the first page only.
@@ -27,8 +27,8 @@ def model(entry: Mapping[str, Any]) -> dict[str, Any]:
         "display_name": name if isinstance(name, str) and name else entry["id"],
         "created_at": _time(entry.get("created")),
         "lifecycle": "active",
-        "max_input_tokens": loose.integer(entry.get("context_length")),
-        "max_tokens": loose.integer(entry.get("max_output_tokens")),
+        "max_input_tokens": json_access.integer(entry.get("context_length")),
+        "max_tokens": json_access.integer(entry.get("max_output_tokens")),
     }
 
 

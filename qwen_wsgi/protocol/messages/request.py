@@ -8,12 +8,19 @@ from typing import Any, Final
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import chat
 from qwen_wsgi.protocol.chat import ChatRequest
-from qwen_wsgi.protocol.dialect import Losses
+from qwen_wsgi.protocol.encoder import Losses
+from qwen_wsgi.protocol.json_access import Members
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError, compact
-from qwen_wsgi.protocol.loose import Members
-from qwen_wsgi.protocol.messages.fields import below, invalid, need, number, want, wrong
 from qwen_wsgi.protocol.messages.history import messages_of, system_of
 from qwen_wsgi.protocol.messages.tools import tools_of
+from qwen_wsgi.protocol.messages.validation import (
+    below,
+    invalid,
+    need,
+    number,
+    want,
+    wrong,
+)
 
 #: What is made into something else.
 _TRANSLATED: Final = frozenset(

@@ -7,11 +7,16 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import sse
+from qwen_wsgi.protocol.chat.normalize import finish_reason
+from qwen_wsgi.protocol.chat.tool_calls import (
+    ToolCall,
+    ToolCalls,
+    arguments_of,
+    made_up_id,
+)
 from qwen_wsgi.protocol.json_object import compact
-from qwen_wsgi.protocol.mend import finish_reason
 from qwen_wsgi.protocol.messages import errors
 from qwen_wsgi.protocol.messages.answer import SIGNATURE, THINKING, head, stop_of, usage_of
-from qwen_wsgi.protocol.tool_calls import ToolCall, ToolCalls, arguments_of, made_up_id
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from qwen_wsgi.protocol.dialect import Losses
-from qwen_wsgi.protocol.loose import Members
+from qwen_wsgi.protocol.encoder import Losses
+from qwen_wsgi.protocol.json_access import Members
 from qwen_wsgi.protocol.messages.blocks import mark
-from qwen_wsgi.protocol.messages.fields import below, invalid, need, want, wrong
+from qwen_wsgi.protocol.messages.validation import below, invalid, need, want, wrong
 
 #: What a web search can be told besides to search; Qwen's hosts take none of it.
 _SEARCH_OPTIONS: Final = ("allowed_domains", "blocked_domains", "user_location")

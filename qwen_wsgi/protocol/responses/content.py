@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol.chat import wrong_type
-from qwen_wsgi.protocol.responses import checks
+from qwen_wsgi.protocol import validation
+from qwen_wsgi.protocol.validation import wrong_type
 
 #: Types of parts that hold a text. `text` is chat's own word, which clients mix up with these.
 TEXTS: Final = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
@@ -24,12 +24,12 @@ def parts_of(holder: dict[str, Any], name: str, path: str) -> str | list[dict[st
     """
     value = holder.get(name)
     if value is None:
-        raise checks.missing(path + name)
+        raise validation.missing(path + name)
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
         raise wrong_type(path + name, "a string or an array of objects", value)
-    given = checks.objects(holder, name, path)
+    given = validation.objects(holder, name, path)
     parts = [_part(part, f"{path}{name}[{index}].") for index, part in enumerate(given)]
     if not parts:
         return ""
@@ -51,18 +51,18 @@ def media_of(parts: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _part(part: dict[str, Any], path: str) -> dict[str, Any]:
-    kind = checks.required_text(part, "type", path)
+    kind = validation.required_text(part, "type", path)
     if kind in TEXTS:
-        return {"type": "text", "text": checks.required_text(part, "text", path)}
+        return {"type": "text", "text": validation.required_text(part, "text", path)}
     if kind == "refusal":
         # Chat's own part for it is unknown to Qwen's hosts; to the model it is what was said.
-        return {"type": "text", "text": checks.required_text(part, "refusal", path)}
+        return {"type": "text", "text": validation.required_text(part, "refusal", path)}
     if kind == "input_image":
         return _image(part, path)
     if kind == "input_audio":
-        audio = checks.mapping(part, "input_audio", path)
+        audio = validation.mapping(part, "input_audio", path)
         if audio is None:
-            raise checks.missing(path + "input_audio")
+            raise validation.missing(path + "input_audio")
         return {"type": "input_audio", "input_audio": audio}
     if kind == "input_file":
         raise BadRequest(
@@ -71,7 +71,7 @@ def _part(part: dict[str, Any], path: str) -> dict[str, Any]:
             param=path + "type",
             code="unsupported_value",
         )
-    raise checks.bad_value(path + "type", kind, _PARTS)
+    raise validation.bad_value(path + "type", kind, _PARTS)
 
 
 def _image(part: dict[str, Any], path: str) -> dict[str, Any]:
@@ -88,8 +88,8 @@ def _image(part: dict[str, Any], path: str) -> dict[str, Any]:
                 param=path + "file_id",
                 code="unsupported_value",
             )
-        raise checks.missing(path + "image_url")
-    detail = checks.text(part, "detail", path)
+        raise validation.missing(path + "image_url")
+    detail = validation.text(part, "detail", path)
     image = {"url": url}
     if detail in DETAILS:
         image["detail"] = DETAILS[detail]

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol.dialect import Losses
+from qwen_wsgi.protocol import validation
+from qwen_wsgi.protocol.encoder import Losses
+from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import compact
-from qwen_wsgi.protocol.loose import objects
-from qwen_wsgi.protocol.responses import checks, content, envelope, items
+from qwen_wsgi.protocol.responses import content, items, sealed_reasoning
 from qwen_wsgi.protocol.responses.tools import Names
 
 #: An item that brings tools; they count for the whole request.
@@ -142,9 +143,9 @@ class Conversation:
             self._other(kind, path)
 
     def _message(self, item: dict[str, Any], path: str) -> None:
-        role = checks.required_text(item, "role", path)
+        role = validation.required_text(item, "role", path)
         if role not in _ROLES:
-            raise checks.bad_value(path + "role", role, _ROLES)
+            raise validation.bad_value(path + "role", role, _ROLES)
         parts = content.parts_of(item, "content", path)
         if role != "assistant":
             self._thoughts.clear()  # of a turn that was broken off before it said anything
@@ -157,13 +158,13 @@ class Conversation:
             self._think(answer)
         answer.content = content.text_of(parts, "")
         for media in content.media_of(parts):
-            raise checks.bad_value(path + "content", media["type"], ("output_text", "refusal"))
+            raise validation.bad_value(path + "content", media["type"], ("output_text", "refusal"))
 
     def _call(self, item: dict[str, Any], kind: str, path: str) -> None:
         name, arguments = self._called(item, kind, path)
-        id = checks.text(item, "call_id", path) or checks.text(item, "id", path)
+        id = validation.text(item, "call_id", path) or validation.text(item, "id", path)
         if not id:
-            raise checks.missing(path + "call_id")
+            raise validation.missing(path + "call_id")
         answer = self._growing()
         if answer is None:
             answer = self._begin()
@@ -176,23 +177,23 @@ class Conversation:
     def _called(self, item: dict[str, Any], kind: str, path: str) -> tuple[str, str]:
         """A call's name and arguments in chat."""
         if kind in _OTHER_CALLS:
-            given = checks.mapping(item, _OTHER_CALLS[kind], path)
+            given = validation.mapping(item, _OTHER_CALLS[kind], path)
             return kind.removesuffix("_call"), compact(given or {})
         name = self._names.in_chat(
-            checks.required_name(item, path), checks.text(item, "namespace", path)
+            validation.required_name(item, path), validation.text(item, "namespace", path)
         )
         if kind == "custom_tool_call":
-            return name, compact({"input": checks.required_text(item, "input", path)})
-        return name, checks.required_text(item, "arguments", path)
+            return name, compact({"input": validation.required_text(item, "input", path)})
+        return name, validation.required_text(item, "arguments", path)
 
     def _output(self, item: dict[str, Any], kind: str, path: str) -> None:
-        id = checks.text(item, "call_id", path) or checks.text(item, "id", path) or ""
+        id = validation.text(item, "call_id", path) or validation.text(item, "id", path) or ""
         if "call_id" not in item and kind != "local_shell_call_output":
-            raise checks.missing(path + "call_id")
+            raise validation.missing(path + "call_id")
         calls = self._calls.get(id)
         if not calls:
             raise BadRequest(
-                f"No tool call found for {kind.replace('_', ' ')} with call_id {checks.token(id)}.",
+                f"No tool call found for {kind.replace('_', ' ')} with call_id {validation.token(id)}.",
                 param="input",
             )
         # Some hosts use their ids again in every turn.
@@ -207,11 +208,11 @@ class Conversation:
 
     def _other(self, kind: str, path: str) -> None:
         if kind in _REFUSED:
-            raise checks.unsupported(
+            raise validation.unsupported(
                 path + "type", f"An item of type '{kind}' {_REFUSED[kind]}. Send the items instead."
             )
         if kind not in _DROPPED:
-            raise checks.bad_value(path + "type", kind, _KNOWN)
+            raise validation.bad_value(path + "type", kind, _KNOWN)
         self._losses.lose(
             "input", f"has an item of type '{kind}', which chat cannot tell", what=f"{kind}-dropped"
         )
@@ -270,7 +271,7 @@ def _tool_call(call: _Call) -> dict[str, Any]:
 
 def _thought(item: Mapping[str, Any]) -> str:
     """The thinking in a reasoning item: what we packed, else its content, else its summary."""
-    if (packed := envelope.opened(item.get("encrypted_content"))) is not None:
+    if (packed := sealed_reasoning.opened(item.get("encrypted_content"))) is not None:
         return packed
     for name in ("content", "summary"):
         parts = objects(item.get(name))

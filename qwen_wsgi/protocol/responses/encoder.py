@@ -7,12 +7,14 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import sse
-from qwen_wsgi.protocol.completion import chunks_of
-from qwen_wsgi.protocol.dialect import COMMENT
+from qwen_wsgi.protocol.chat.completion import chunks_of
+from qwen_wsgi.protocol.chat.normalize import finish_reason
+from qwen_wsgi.protocol.chat.template import TextReader
+from qwen_wsgi.protocol.chat.tool_calls import ToolCalls, arguments_of, made_up_id
+from qwen_wsgi.protocol.encoder import COMMENT
+from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import compact, loads
-from qwen_wsgi.protocol.loose import objects
-from qwen_wsgi.protocol.mend import finish_reason
-from qwen_wsgi.protocol.responses import failure, told
+from qwen_wsgi.protocol.responses import errors, mapping
 from qwen_wsgi.protocol.responses.events import Events
 from qwen_wsgi.protocol.responses.output import (
     COMPLETED,
@@ -26,8 +28,6 @@ from qwen_wsgi.protocol.responses.output import (
     Search,
 )
 from qwen_wsgi.protocol.responses.request import ResponsesRequest
-from qwen_wsgi.protocol.template import TextReader
-from qwen_wsgi.protocol.tool_calls import ToolCalls, arguments_of, made_up_id
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 
@@ -80,8 +80,8 @@ class ResponseEncoder:
         """Tell some whole events of chat; after the end nothing more."""
         if self._response is not None:
             return b""
-        if (texts := self._like.texts(events)) and (told := self._more(texts)):
-            return told
+        if (texts := self._like.texts(events)) and (mapping := self._more(texts)):
+            return mapping
         last: bytes | None = None
         out = [] if self._begun else [self._begin()]
         for event in events.split(b"\n\n"):
@@ -117,7 +117,7 @@ class ResponseEncoder:
         if self._response is not None:
             return b""
         begun = b"" if self._begun else self._begin()
-        return begun + self._last("failed", error=failure.told(error))
+        return begun + self._last("failed", error=errors.told(error))
 
     def keep_alive(self, kind: str) -> bytes:
         """A comment, or once more that the response is in progress: Codex counts events only."""
@@ -154,7 +154,7 @@ class ResponseEncoder:
             "model": self._model,
             "output": [item.object() for item in self._items],
             **self._request.echo,
-            "usage": told.usage(self._usage),
+            "usage": mapping.usage(self._usage),
         }
 
     def _last(
@@ -195,7 +195,7 @@ class ResponseEncoder:
         out: list[bytes],
     ) -> None:
         if "search_info" in chunk or "search_info" in delta:
-            self._search(told.found_urls(chunk, delta), out)
+            self._search(mapping.found_urls(chunk, delta), out)
         thought = delta.get("reasoning_content") or delta.get("reasoning")
         if thought and isinstance(thought, str):
             if type(self._speaking) is not Reasoning:
@@ -205,12 +205,12 @@ class ResponseEncoder:
         text = delta.get("content")
         if text and isinstance(text, str):
             logprobs = choice.get("logprobs")
-            out.append(self._message(out).say(text, told.logprobs(logprobs) if logprobs else []))
+            out.append(self._message(out).say(text, mapping.logprobs(logprobs) if logprobs else []))
         refusal = delta.get("refusal")
         if refusal and isinstance(refusal, str):
             out.append(self._message(out).refuse(refusal))
         if "annotations" in delta:
-            for annotation in told.sources(delta["annotations"]):
+            for annotation in mapping.sources(delta["annotations"]):
                 out.append(self._message(out).annotate(annotation))
         fragments = delta.get("tool_calls")
         for fragment in objects(fragments):

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol.chat import wrong_type
+from qwen_wsgi.protocol import validation
+from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import JsonObject
-from qwen_wsgi.protocol.loose import objects
-from qwen_wsgi.protocol.responses import checks
 from qwen_wsgi.protocol.responses.stored_form import stored_form
+from qwen_wsgi.protocol.validation import wrong_type
 
 REFERENCE: Final = "item_reference"
 
@@ -32,14 +32,14 @@ def kind_of(item: Mapping[str, Any], path: str) -> str:
     Raises:
         BadRequest: it has none, or no string for one.
     """
-    kind = checks.text(item, "type", path)
+    kind = validation.text(item, "type", path)
     if kind is not None:
         return kind
     if "role" in item:
         return "message"
     if "id" in item:
         return REFERENCE
-    raise checks.missing(path + "type")
+    raise validation.missing(path + "type")
 
 
 def references(body: JsonObject) -> Iterator[str]:
@@ -67,7 +67,7 @@ def normalised(
     """
     given = body.get("input")
     if given is None:
-        raise checks.missing("input")
+        raise validation.missing("input")
     if isinstance(given, str):
         given = [{"type": "message", "role": "user", "content": given}]
     if not isinstance(given, list):
@@ -78,7 +78,7 @@ def normalised(
         path = f"input[{index}]"
         if not isinstance(item, dict):
             raise wrong_type(path, "an object", item)
-        kind, id = kind_of(item, path + "."), checks.text(item, "id", path + ".")
+        kind, id = kind_of(item, path + "."), validation.text(item, "id", path + ".")
         if kind == REFERENCE:
             if id not in known:
                 items.append(_stored(id, path, stored))
@@ -92,10 +92,10 @@ def normalised(
 
 def _stored(id: str | None, path: str, stored: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     if id is None:
-        raise checks.missing(path + ".id")
+        raise validation.missing(path + ".id")
     if id not in stored:
         raise BadRequest(
-            f"Item with id '{checks.token(id)}' not found. Items are kept only of responses with "
+            f"Item with id '{validation.token(id)}' not found. Items are kept only of responses with "
             "'store' true, and not for ever. Send the item itself, or leave the reference out.",
             param=path + ".id",
             code="item_not_found",

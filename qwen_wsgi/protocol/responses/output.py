@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwen_wsgi.protocol.completion import joined_text
-from qwen_wsgi.protocol.responses import envelope
+from qwen_wsgi.protocol.chat.completion import joined_text
+from qwen_wsgi.protocol.responses import sealed_reasoning
 from qwen_wsgi.protocol.responses.events import Deltas, Events
 from qwen_wsgi.protocol.responses.free_text import FreeText
 from qwen_wsgi.protocol.responses.tools import Tool
@@ -122,7 +122,7 @@ class Reasoning(Spoken):
         summary = [{"type": "summary_text", "text": text}] if text else []
         shown = {"id": self._id, "type": "reasoning", "summary": summary, "status": status}
         if self._seals and status != IN_PROGRESS:
-            shown["encrypted_content"] = envelope.sealed(text)
+            shown["encrypted_content"] = sealed_reasoning.sealed(text)
         return shown
 
 

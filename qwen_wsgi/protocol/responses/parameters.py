@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol.chat import wrong_type
-from qwen_wsgi.protocol.dialect import Losses
+from qwen_wsgi.protocol import validation
+from qwen_wsgi.protocol.encoder import Losses
 from qwen_wsgi.protocol.json_object import JsonObject
-from qwen_wsgi.protocol.responses import checks
+from qwen_wsgi.protocol.validation import wrong_type
 
 _EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _VERBOSITIES: Final = ("low", "medium", "high")
@@ -94,26 +94,26 @@ def members_of(body: JsonObject, include: list[str], losses: Losses) -> dict[str
         BadRequest: a parameter is of another type or range than OpenAI has it.
     """
     found: dict[str, Any] = {
-        **{name: checks.text(body, name) for name in _TEXTS},
-        **{name: checks.number(body, name) for name in _NUMBERS},
-        "max_completion_tokens": checks.count(body, "max_output_tokens", least=1),
-        "parallel_tool_calls": checks.flag(body, "parallel_tool_calls"),
+        **{name: validation.text(body, name) for name in _TEXTS},
+        **{name: validation.number(body, name) for name in _NUMBERS},
+        "max_completion_tokens": validation.count(body, "max_output_tokens", least=1),
+        "parallel_tool_calls": validation.flag(body, "parallel_tool_calls"),
         "metadata": _metadata(body) or None,
         "reasoning_effort": _effort(body),
         **_text(body),
         **_logprobs(body, include),
         **_extras(body, losses),
     }
-    checks.mapping(body, "stream_options")  # `include_obfuscation`: we never do
-    if checks.count(body, "max_tool_calls", least=1) is not None:
+    validation.mapping(body, "stream_options")  # `include_obfuscation`: we never do
+    if validation.count(body, "max_tool_calls", least=1) is not None:
         losses.note("max_tool_calls", "no-built-in-tools")
     if body.get("context_management"):
         losses.lose("context_management", "is not done: the client has to shorten its own history")
-    truncation = checks.text(body, "truncation")
+    truncation = validation.text(body, "truncation")
     if truncation == "auto":
         losses.note("truncation", "not-done")
     elif truncation not in (None, "disabled"):
-        raise checks.bad_value("truncation", truncation, ("auto", "disabled"))
+        raise validation.bad_value("truncation", truncation, ("auto", "disabled"))
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -126,12 +126,12 @@ def _extras(body: JsonObject, losses: Losses) -> dict[str, Any]:
         elif name in _QUIET:
             losses.note(name, "dropped")
         elif name not in _READ and body[name] is not None:
-            losses.lose(checks.token(name), "is not known to chat completions")
+            losses.lose(validation.token(name), "is not known to chat completions")
     return extras
 
 
 def _metadata(body: JsonObject) -> dict[str, str]:
-    pairs = checks.mapping(body, "metadata") or {}
+    pairs = validation.mapping(body, "metadata") or {}
     if len(pairs) > _MOST_PAIRS:
         raise BadRequest(
             f"Invalid 'metadata': at most {_MOST_PAIRS} pairs are allowed.",
@@ -153,38 +153,38 @@ def _metadata(body: JsonObject) -> dict[str, str]:
 
 def _effort(body: JsonObject) -> str | None:
     """`reasoning.effort`; its summary is always told, because there is the whole text."""
-    reasoning = checks.mapping(body, "reasoning") or {}
-    effort = checks.text(reasoning, "effort", "reasoning.")
+    reasoning = validation.mapping(body, "reasoning") or {}
+    effort = validation.text(reasoning, "effort", "reasoning.")
     if effort is not None and effort not in _EFFORTS:
-        raise checks.bad_value("reasoning.effort", effort, _EFFORTS)
-    checks.text(reasoning, "summary", "reasoning.")
+        raise validation.bad_value("reasoning.effort", effort, _EFFORTS)
+    validation.text(reasoning, "summary", "reasoning.")
     return effort
 
 
 def _text(body: JsonObject) -> dict[str, Any]:
     """`text: {"format", "verbosity"}`."""
-    text = checks.mapping(body, "text") or {}
-    verbosity = checks.text(text, "verbosity", "text.")
+    text = validation.mapping(body, "text") or {}
+    verbosity = validation.text(text, "verbosity", "text.")
     if verbosity is not None and verbosity not in _VERBOSITIES:
-        raise checks.bad_value("text.verbosity", verbosity, _VERBOSITIES)
-    form = checks.mapping(text, "format", "text.")
+        raise validation.bad_value("text.verbosity", verbosity, _VERBOSITIES)
+    form = validation.mapping(text, "format", "text.")
     return {"verbosity": verbosity, "response_format": None if form is None else _format(form)}
 
 
 def _format(form: dict[str, Any]) -> dict[str, Any] | None:
-    kind = checks.required_text(form, "type", "text.format.")
+    kind = validation.required_text(form, "type", "text.format.")
     if kind not in _FORMATS:
-        raise checks.bad_value("text.format.type", kind, _FORMATS)
+        raise validation.bad_value("text.format.type", kind, _FORMATS)
     if kind == "text":
         return None
     if kind == "json_object":
         return {"type": kind}
-    schema: dict[str, Any] = {"name": checks.required_name(form, "text.format.")}
-    if (description := checks.text(form, "description", "text.format.")) is not None:
+    schema: dict[str, Any] = {"name": validation.required_name(form, "text.format.")}
+    if (description := validation.text(form, "description", "text.format.")) is not None:
         schema["description"] = description
-    schema["schema"] = checks.mapping(form, "schema", "text.format.")
+    schema["schema"] = validation.mapping(form, "schema", "text.format.")
     if schema["schema"] is None:
-        raise checks.missing("text.format.schema")
+        raise validation.missing("text.format.schema")
     strict = form.get("strict")
     if not isinstance(strict, bool | None):
         raise wrong_type("text.format.strict", "a boolean", strict)
@@ -194,7 +194,7 @@ def _format(form: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _logprobs(body: JsonObject, include: list[str]) -> dict[str, Any]:
-    top = checks.count(body, "top_logprobs", least=0)
+    top = validation.count(body, "top_logprobs", least=0)
     if top is not None and top > _MOST_LOGPROBS:
         raise BadRequest(
             "Invalid 'top_logprobs': integer above maximum value. Expected a value <= "

@@ -9,11 +9,11 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol import chat
+from qwen_wsgi.protocol import chat, validation
 from qwen_wsgi.protocol.chat import ChatRequest
-from qwen_wsgi.protocol.dialect import Losses
+from qwen_wsgi.protocol.encoder import Losses
 from qwen_wsgi.protocol.json_object import JsonObject, compact
-from qwen_wsgi.protocol.responses import checks, items, parameters
+from qwen_wsgi.protocol.responses import items, parameters
 from qwen_wsgi.protocol.responses.conversation import ADDITIONAL_TOOLS, Conversation
 from qwen_wsgi.protocol.responses.tools import Names, Tools
 
@@ -71,9 +71,9 @@ def previous_of(body: JsonObject) -> Previous:
     Raises:
         BadRequest: `previous_response_id` or `store` is of another type.
     """
-    store = checks.flag(body, "store")
+    store = validation.flag(body, "store")
     return Previous(
-        id=checks.text(body, "previous_response_id") or None,
+        id=validation.text(body, "previous_response_id") or None,
         store=store is not False,
         references=tuple(items.references(body)),
     )
@@ -119,8 +119,8 @@ def _parsed(
     own = items.normalised(body, seed=seed, known=known, stored=stored)
     tools = Tools(_all_tools(body, [*history, *own]), losses)
     include = parameters.include_of(body)
-    model = checks.text(body, "model") or ""
-    stream = bool(checks.flag(body, "stream"))
+    model = validation.text(body, "model") or ""
+    stream = bool(validation.flag(body, "stream"))
     members: dict[str, Any] = {
         "messages": _messages(body, history, own, tools.names, losses),
         **tools.chosen(body.get("tool_choice")),
@@ -157,7 +157,7 @@ def _messages(
 ) -> list[dict[str, Any]]:
     """Instructions, what was said before, and what the client says now."""
     conversation = Conversation(names, losses)
-    if instructions := checks.text(body, "instructions"):
+    if instructions := validation.text(body, "instructions"):
         conversation.instruct(instructions)
     for index, item in enumerate(history):
         conversation.add(item, f"history[{index}].")
@@ -194,18 +194,18 @@ def _unwritable() -> BadRequest:
 
 def _refuse(body: JsonObject) -> None:
     """Refuse what would make the answer another one than the client waits for."""
-    if checks.flag(body, "background"):
-        raise checks.unsupported(
+    if validation.flag(body, "background"):
+        raise validation.unsupported(
             "background", "Background responses are not supported here. Use 'stream': true."
         )
     if body.get("conversation") is not None:
-        raise checks.unsupported(
+        raise validation.unsupported(
             "conversation",
             "Conversations are not supported here. Go on with 'previous_response_id', or send the "
             "items of the conversation as 'input'.",
         )
     if body.get("prompt") is not None:
-        raise checks.unsupported(
+        raise validation.unsupported(
             "prompt",
             "Prompt templates live at OpenAI and are not supported here. Send 'instructions' and "
             "'input'.",
@@ -214,10 +214,10 @@ def _refuse(body: JsonObject) -> None:
 
 def _all_tools(body: JsonObject, all_items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The request's tools, and those that items brought."""
-    tools = list(checks.objects(body, "tools"))
+    tools = list(validation.objects(body, "tools"))
     for item in all_items:
         if item.get("type") == ADDITIONAL_TOOLS:
-            tools += checks.objects(item, "tools", f"{ADDITIONAL_TOOLS}.")
+            tools += validation.objects(item, "tools", f"{ADDITIONAL_TOOLS}.")
     return tools
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from qwen_wsgi.protocol import loose
+from qwen_wsgi.protocol import json_access
 from qwen_wsgi.protocol.responses import content
 
 _COMPLETED: Final = "completed"
@@ -67,7 +67,7 @@ def _reasoning(item: dict[str, Any]) -> dict[str, Any]:
 def _thoughts(given: Any, kind: str) -> list[dict[str, Any]]:
     return [
         {"type": kind, "text": part["text"]}
-        for part in loose.objects(given)
+        for part in json_access.objects(given)
         if isinstance(part.get("text"), str)
     ]
 
@@ -106,7 +106,7 @@ def _said(part: Any) -> Any:
     text = _text_of(part)
     if text is None or part["type"] == "refusal":
         return part
-    lists = {name: loose.items(part.get(name)) for name in ("annotations", "logprobs")}
+    lists = {name: json_access.items(part.get(name)) for name in ("annotations", "logprobs")}
     return {"type": "output_text", "text": text, **lists}
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol.chat import wrong_type
-from qwen_wsgi.protocol.dialect import Losses
-from qwen_wsgi.protocol.responses import checks
+from qwen_wsgi.protocol import validation
+from qwen_wsgi.protocol.encoder import Losses
+from qwen_wsgi.protocol.validation import wrong_type
 
 #: What chat takes as a function's name.
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -120,7 +120,7 @@ class Tools:
             self._take(each, f"tools[{index}].")
 
     def _take(self, given: dict[str, Any], path: str) -> None:
-        kind = checks.required_text(given, "type", path)
+        kind = validation.required_text(given, "type", path)
         if kind in _CALLED:
             self._offer(self._function(given, path))
         elif kind == "namespace":
@@ -132,8 +132,8 @@ class Tools:
             self._dropped.add(kind)
             self._losses.lose(
                 "tools",
-                f"of type '{checks.token(kind)}' cannot be had from Qwen's models",
-                what=f"{checks.token(kind)}-dropped",
+                f"of type '{validation.token(kind)}' cannot be had from Qwen's models",
+                what=f"{validation.token(kind)}-dropped",
             )
 
     def _offer(self, each: _Offered) -> None:
@@ -146,14 +146,14 @@ class Tools:
     def _function(
         self, given: dict[str, Any], path: str, namespace: str | None = None, about: str = ""
     ) -> _Offered:
-        name = checks.required_name(given, path)
+        name = validation.required_name(given, path)
         custom = given.get("type") == "custom"
-        described = [checks.text(given, "description", path) or "", about]
+        described = [validation.text(given, "description", path) or "", about]
         if custom:
             parameters: Mapping[str, Any] = _free_text()
             described.append(self._format(given, path))
         else:
-            parameters = checks.mapping(given, "parameters", path) or _NO_PARAMETERS
+            parameters = validation.mapping(given, "parameters", path) or _NO_PARAMETERS
             if given.get("strict"):
                 self._losses.note("tools", "strict-dropped")
         tool = Tool(name, namespace, custom)
@@ -165,21 +165,21 @@ class Tools:
 
     def _format(self, given: dict[str, Any], path: str) -> str:
         """The grammar of a free text in words: Qwen's hosts cannot hold a model to one."""
-        form = checks.mapping(given, "format", path) or {}
-        definition = checks.text(form, "definition", path + "format.")
+        form = validation.mapping(given, "format", path) or {}
+        definition = validation.text(form, "definition", path + "format.")
         if form.get("type") != "grammar" or not definition:
             return ""
         self._losses.note("tools", "grammar-as-text")
-        syntax = checks.text(form, "syntax", path + "format.") or "given"
+        syntax = validation.text(form, "syntax", path + "format.") or "given"
         return f"The input must match this {syntax} grammar:\n{definition}"
 
     def _namespace(self, given: dict[str, Any], path: str) -> Iterator[_Offered]:
-        name = checks.required_name(given, path)
-        about = checks.text(given, "description", path) or ""
-        for index, each in enumerate(checks.objects(given, "tools", path)):
+        name = validation.required_name(given, path)
+        about = validation.text(given, "description", path) or ""
+        for index, each in enumerate(validation.objects(given, "tools", path)):
             where = f"{path}tools[{index}]."
-            if checks.required_text(each, "type", where) not in _CALLED:
-                raise checks.bad_value(where + "type", each["type"], _CALLED)
+            if validation.required_text(each, "type", where) not in _CALLED:
+                raise validation.bad_value(where + "type", each["type"], _CALLED)
             # The words on the whole are said once; a namespace may hold a hundred tools.
             yield self._function(each, where, name, "" if index else about)
 
@@ -208,11 +208,11 @@ class Tools:
         """
         if choice is None or isinstance(choice, str):
             if choice is not None and choice not in _MODES:
-                raise checks.bad_value("tool_choice", choice, _MODES)
+                raise validation.bad_value("tool_choice", choice, _MODES)
             return self._members(self._offered, self._searches, choice)
         if not isinstance(choice, dict):
             raise wrong_type("tool_choice", "a string or an object", choice)
-        kind = checks.required_text(choice, "type", "tool_choice.")
+        kind = validation.required_text(choice, "type", "tool_choice.")
         if kind == "allowed_tools":
             return self._allowed(choice)
         if kind in _CALLED:
@@ -222,9 +222,9 @@ class Tools:
         if kind.startswith("web_search") and self._searches:
             self._losses.lose("tool_choice", "cannot force a web search", what="auto")
             return self._members(self._offered, True, "auto")
-        raise checks.unsupported(
+        raise validation.unsupported(
             "tool_choice",
-            f"Tools of type '{checks.token(kind)}' cannot be had from Qwen's models, so none can "
+            f"Tools of type '{validation.token(kind)}' cannot be had from Qwen's models, so none can "
             "be forced. Choose 'auto' or a function.",
         )
 
@@ -252,26 +252,26 @@ class Tools:
 
     def _allowed(self, choice: dict[str, Any]) -> dict[str, Any]:
         """`{"type": "allowed_tools", "mode", "tools": [{"type", "name"?}]}`."""
-        mode = checks.required_text(choice, "mode", "tool_choice.")
+        mode = validation.required_text(choice, "mode", "tool_choice.")
         if mode not in _ALLOWED_MODES:
-            raise checks.bad_value("tool_choice.mode", mode, _ALLOWED_MODES)
+            raise validation.bad_value("tool_choice.mode", mode, _ALLOWED_MODES)
         kept: list[_Offered] = []
         searches = False
-        for index, each in enumerate(checks.objects(choice, "tools", "tool_choice.")):
+        for index, each in enumerate(validation.objects(choice, "tools", "tool_choice.")):
             path = f"tool_choice.tools[{index}]."
-            kind = checks.required_text(each, "type", path)
+            kind = validation.required_text(each, "type", path)
             if kind in _CALLED:
                 kept.append(self._named(each, path))
             elif kind == "namespace":
-                name = checks.required_name(each, path)
+                name = validation.required_name(each, path)
                 kept += [other for other in self._offered if other.tool.namespace == name]
             elif kind.startswith("web_search"):
                 searches = self._searches
         return self._members([each for each in self._offered if each in kept], searches, mode)
 
     def _named(self, choice: dict[str, Any], path: str) -> _Offered:
-        name = checks.required_name(choice, path)
-        namespace = checks.text(choice, "namespace", path)
+        name = validation.required_name(choice, path)
+        namespace = validation.text(choice, "namespace", path)
         custom = choice.get("type") == "custom"
         for each in self._offered:
             tool = each.tool

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
+from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import compact
-from qwen_wsgi.protocol.loose import objects
 from qwen_wsgi.upstream.adapt import thinking
 from qwen_wsgi.upstream.adapt.draft import Draft, Wish
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from qwen_wsgi.protocol import loose
+from qwen_wsgi.protocol import json_access
 from qwen_wsgi.upstream.adapt import thinking
 from qwen_wsgi.upstream.adapt.draft import Draft, Wish
 
@@ -35,7 +35,7 @@ def settle(draft: Draft) -> None:
         _search(draft)
     searched = draft.get("enable_search") is True
     draft.leave_out("web_search_options", "as-enable_search" if searched else "dropped")
-    if loose.items(draft.get("tools")) and not draft.has("parallel_tool_calls"):
+    if json_access.items(draft.get("tools")) and not draft.has("parallel_tool_calls"):
         # OpenAI's default; Model Studio's is false.
         draft.put("parallel_tool_calls", True, "default")
 
@@ -51,7 +51,7 @@ def force(draft: Draft) -> None:
     required = choice == "required"
     if not (required or _is_named(choice)):
         return
-    tools = loose.items(draft.get("tools"))
+    tools = json_access.items(draft.get("tools"))
     if not tools:
         return
     only = _name_of(tools[0]) if len(tools) == 1 else None
@@ -71,7 +71,7 @@ def force(draft: Draft) -> None:
 
 def _from_functions(draft: Draft) -> None:
     """`functions` and `function_call`, which OpenAI replaced in 2023, as tools."""
-    functions = loose.items(draft.get("functions"))
+    functions = json_access.items(draft.get("functions"))
     if functions and not draft.get("tools"):
         tools = [{"type": "function", "function": function} for function in functions]
         draft.put("tools", tools, "from-functions")
@@ -81,7 +81,11 @@ def _from_functions(draft: Draft) -> None:
     elif functions:
         draft.lose("functions", "takes tools, and no functions beside them")
     choice = draft.get("function_call")
-    if choice is not None and loose.items(draft.get("tools")) and not draft.has("tool_choice"):
+    if (
+        choice is not None
+        and json_access.items(draft.get("tools"))
+        and not draft.has("tool_choice")
+    ):
         name = choice.get("name") if isinstance(choice, dict) else None
         draft.put(
             "tool_choice",

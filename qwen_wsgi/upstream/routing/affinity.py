@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import JsonObject, compact
-from qwen_wsgi.protocol.loose import objects
 from qwen_wsgi.upstream.routing.cooldown import key_of
 
 #: Headers by which agents name a session (as WSGI spells them): Codex, opencode, Claude Code,

@@ -10,7 +10,7 @@ from anthropic.types import Message
 from hypothesis import given, settings
 
 from qwen_wsgi.protocol import sse
-from qwen_wsgi.protocol.completion import Completion
+from qwen_wsgi.protocol.chat.completion import Completion
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.messages import MessagesRequest, parse_request, whole
 from tests.protocol.messages.sdk import Chunk, accumulated, call, chunk, encode, usage

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol.dialect import Losses
+from qwen_wsgi.protocol.encoder import Losses
 from qwen_wsgi.protocol.messages import parse_prompt
 from qwen_wsgi.protocol.messages.history import FAILED, UNANSWERED, messages_of
 

@@ -19,9 +19,9 @@ from qwen_wsgi.errors import (
     UpstreamTimeout,
 )
 from qwen_wsgi.protocol import sse
-from qwen_wsgi.protocol.dialect import COMMENT
+from qwen_wsgi.protocol.encoder import COMMENT
 from qwen_wsgi.protocol.responses import whole
-from qwen_wsgi.protocol.responses.envelope import opened
+from qwen_wsgi.protocol.responses.sealed_reasoning import opened
 from tests.protocol.responses.support import (
     EVENTS,
     ID,

@@ -8,7 +8,7 @@ import pytest
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol.responses.conversation import INTERRUPTED
-from qwen_wsgi.protocol.responses.envelope import sealed
+from qwen_wsgi.protocol.responses.sealed_reasoning import sealed
 from tests.protocol.responses.support import chat, messages, request
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from qwen_wsgi.errors import ApiError, UpstreamError
 from qwen_wsgi.protocol import sse
-from qwen_wsgi.protocol.completion import Completion
-from qwen_wsgi.protocol.dialect import COMMENT
+from qwen_wsgi.protocol.chat.completion import Completion
+from qwen_wsgi.protocol.encoder import COMMENT
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.responses import parse_request, previous_of, whole
 from tests.protocol.responses.support import (

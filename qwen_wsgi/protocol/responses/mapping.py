@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from qwen_wsgi.protocol import loose
+from qwen_wsgi.protocol import json_access
 from qwen_wsgi.protocol.usage import Usage
 
 #: The logarithm of no probability at all, which JSON cannot write; the number that vLLM writes.
@@ -39,7 +39,7 @@ def sources(given: Any) -> Iterator[dict[str, Any]]:
     Chat has `{"type": "url_citation", "url_citation": {"start_index", "end_index", "title",
     "url"}}`, a response the same without the inner object.
     """
-    for each in loose.objects(given):
+    for each in json_access.objects(given):
         if each.get("type") != "url_citation":
             continue
         inner = each.get("url_citation")
@@ -72,9 +72,9 @@ def logprobs(given: Any) -> list[dict[str, Any]]:
     """Log probabilities of a choice's text: chat's list, with bytes where chat may have null."""
     content = given.get("content") if isinstance(given, dict) else None
     told = []
-    for each in loose.items(content):
+    for each in json_access.items(content):
         if (entry := _logprob(each)) is not None:
-            others = map(_logprob, loose.items(each.get("top_logprobs")))
+            others = map(_logprob, json_access.items(each.get("top_logprobs")))
             told.append({**entry, "top_logprobs": [other for other in others if other]})
     return told
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from qwen_wsgi.protocol.tool_calls import Taken, ToolCalls, arguments_of, made_up_id
+from qwen_wsgi.protocol.chat.tool_calls import Taken, ToolCalls, arguments_of, made_up_id
 
 #: OpenAI's whole list (openai.types.chat.chat_completion_chunk); clients check against it.
 _FINISHES: Final = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})

@@ -7,12 +7,32 @@ from collections.abc import Collection
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol.chat import wrong_type
-from qwen_wsgi.protocol.loose import Members
+from qwen_wsgi.protocol.json_access import Members
 
 #: Of a client's word so much is quoted in a refusal.
 _QUOTED_CHARS: Final = 60
 _NO_TOKEN: Final = re.compile(r"[^A-Za-z0-9_.\-]+")
+
+
+_JSON_TYPES: Final = {
+    bool: "a boolean",
+    str: "a string",
+    int: "an integer",
+    float: "a decimal",
+    list: "an array",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+def wrong_type(param: str, expected: str, value: object) -> BadRequest:
+    """A refusal, in OpenAI's words, of a value of another type than `expected`: `a string`."""
+    got = _JSON_TYPES.get(type(value), "something else")
+    return BadRequest(
+        f"Invalid type for '{param}': expected {expected}, but got {got} instead.",
+        param=param,
+        code="invalid_type",
+    )
 
 
 def missing(param: str) -> BadRequest:

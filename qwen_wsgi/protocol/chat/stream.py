@@ -8,12 +8,12 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import sse
-from qwen_wsgi.protocol.client_view import ModelName, UsageView
-from qwen_wsgi.protocol.dialect import COMMENT, error_event
-from qwen_wsgi.protocol.failure import error_finish_of, error_of
-from qwen_wsgi.protocol.loose import objects
-from qwen_wsgi.protocol.mend import Mender, finish_reason
-from qwen_wsgi.protocol.template import Carrier
+from qwen_wsgi.protocol.chat.client_view import ModelName, UsageView
+from qwen_wsgi.protocol.chat.errors import error_finish_of, error_of
+from qwen_wsgi.protocol.chat.normalize import Mender, finish_reason
+from qwen_wsgi.protocol.chat.template import Carrier
+from qwen_wsgi.protocol.encoder import COMMENT, error_event
+from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from qwen_wsgi.protocol import sse
-from qwen_wsgi.protocol.chunks import ChunkStream
-from qwen_wsgi.protocol.loose import objects
+from qwen_wsgi.protocol.chat.stream import ChunkStream
+from qwen_wsgi.protocol.json_access import objects
 
 
 class LegacyChunkStream(ChunkStream):

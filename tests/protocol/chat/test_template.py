@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_wsgi.protocol import sse
-from qwen_wsgi.protocol.template import Carrier, Template
+from qwen_wsgi.protocol.chat.template import Carrier, Template
 
 EXAMPLES = settings(deadline=None, max_examples=150)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from qwen_wsgi.protocol.loose import objects
+from qwen_wsgi.protocol.json_access import objects
 
 #: The finish reason of a stream that failed; the delta's content is the error's text.
 ERROR_FINISH: Final = "error_finish"

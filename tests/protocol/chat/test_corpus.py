@@ -19,7 +19,7 @@ from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChunkStream, Completion
 from tests.protocol.feeding import ways_to_cut
 
-CORPUS = Path(__file__).parent.parent / "corpus/sse"
+CORPUS = Path(__file__).parents[2] / "corpus/sse"
 CASES = sorted(CORPUS.glob("*.sse"))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from qwen_wsgi.protocol import sse
-from qwen_wsgi.protocol.legacy import LegacyChunkStream, completion
+from qwen_wsgi.protocol.chat.functions import LegacyChunkStream, completion
 
 
 def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:

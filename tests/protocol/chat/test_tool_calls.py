@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_wsgi.protocol.tool_calls import ToolCall, ToolCalls
+from qwen_wsgi.protocol.chat.tool_calls import ToolCall, ToolCalls
 from tests.protocol.quirks import fragment
 
 

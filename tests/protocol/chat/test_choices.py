@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwen_wsgi.protocol.choices import combined
+from qwen_wsgi.protocol.chat.choices import combined
 
 
 def completion(text: str, **usage: Any) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from qwen_wsgi.protocol import sse
-from qwen_wsgi.protocol.failure import ERROR_FINISH
-from qwen_wsgi.protocol.loose import objects
-from qwen_wsgi.protocol.tool_calls import ToolCalls
+from qwen_wsgi.protocol.chat.errors import ERROR_FINISH
+from qwen_wsgi.protocol.chat.tool_calls import ToolCalls
+from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol.loose import Members
+from qwen_wsgi.protocol.json_access import Members
 
 _T = TypeVar("_T", str, int, bool, dict[str, Any], list[Any])
 

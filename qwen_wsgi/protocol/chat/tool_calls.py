@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from qwen_wsgi.protocol import loose
+from qwen_wsgi.protocol import json_access
 from qwen_wsgi.protocol.json_object import compact
 
 
@@ -86,7 +86,7 @@ class ToolCalls:
         index, function = fragment.get("index"), fragment.get("function")
         index = index if isinstance(index, int) else None
         function = function if isinstance(function, dict) else {}
-        id, name = loose.text(fragment.get("id")), loose.text(function.get("name"))
+        id, name = json_access.text(fragment.get("id")), json_access.text(function.get("name"))
         arguments = arguments_of(function)
         call = self._by_id.get(id) if id else None
         if call is not None and name and arguments.strip() and call.complete:
@@ -97,7 +97,7 @@ class ToolCalls:
         if call is None:
             call = self._begin(index)
         names = bool(name and not call.name)
-        self._fill(call, id, name, loose.text(fragment.get("type")))
+        self._fill(call, id, name, json_access.text(fragment.get("type")))
         if arguments:
             call.pieces.append(arguments)
         if index is not None:
