@@ -15,21 +15,21 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from qwen_wsgi import logs, report
 from qwen_wsgi import settings as settings_module
+from qwen_wsgi.access.guard import Guard
 from qwen_wsgi.accounting.ledger import Ledger
 from qwen_wsgi.api import (
-    calls,
     chat,
     completions,
     embeddings,
     health,
+    http,
+    lifecycle,
     messages,
     models,
-    replies,
     responses,
 )
-from qwen_wsgi.api.application import Application
-from qwen_wsgi.api.calls import Admission
-from qwen_wsgi.api.guard import Guard
+from qwen_wsgi.api.flask_app import Application
+from qwen_wsgi.api.lifecycle import Admission
 from qwen_wsgi.clock import Clock, SystemClock
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import ApiError, NotFound
@@ -214,11 +214,11 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
     configure_logs(services.settings)
     app = Application("qwen_wsgi", static_folder=None)
     app.extensions["qwen_wsgi"] = services
-    app.before_request(partial(calls.begin, services))
+    app.before_request(partial(lifecycle.begin, services))
     app.before_request(_preflight)
     app.after_request(_allow_origin)
-    app.after_request(calls.finish_response)
-    app.teardown_request(calls.end)
+    app.after_request(lifecycle.finish_response)
+    app.teardown_request(lifecycle.end)
     for module in (chat, completions, responses, messages, models, embeddings, health):
         app.register_blueprint(module.blueprint)
     app.register_error_handler(ApiError, _api_error)
@@ -259,7 +259,7 @@ def configure_logs(settings: Settings) -> None:
 
 def _preflight() -> Response | None:
     """Answer CORS preflights without a key: browsers never send one with them."""
-    call = calls.live().call
+    call = lifecycle.live().call
     if call.method != "OPTIONS":
         return None
     call.quiet = True
@@ -267,7 +267,7 @@ def _preflight() -> Response | None:
 
 
 def _allow_origin(response: Response) -> Response:
-    live = calls.live()
+    live = lifecycle.live()
     guard, environ = live.services.guard, live.environ
     headers = response.headers
     if guard.origin_matters:
@@ -290,9 +290,9 @@ def _allow_origin(response: Response) -> Response:
 
 
 def _api_error(error: ApiError) -> Response:
-    live = calls.live()
+    live = lifecycle.live()
     live.fail(error)
-    return messages.error(live, error) if live.is_anthropic else replies.error(error)
+    return messages.error(live, error) if live.is_anthropic else http.error(error)
 
 
 def _http_error(error: HTTPException) -> Response:
@@ -336,7 +336,7 @@ def _way_out() -> str:
 
 def _fault(error: Exception) -> Response:
     """A fault of ours: the log has the traceback, the client the id to ask about."""
-    call = calls.live().call
+    call = lifecycle.live().call
     log.error("fault request_id=%s", call.request_id, exc_info=error)
     return _api_error(
         ApiError(

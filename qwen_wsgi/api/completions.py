@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from flask import Blueprint, Response
 
-from qwen_wsgi.api import calls, replies, road
-from qwen_wsgi.api.calls import LiveCall
+from qwen_wsgi.api import generation, http, lifecycle
+from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError, UpstreamError
-from qwen_wsgi.green import in_order
+from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol import completions as protocol
 from qwen_wsgi.protocol.completions import CompletionsEncoder, CompletionsRequest
@@ -24,7 +24,7 @@ from qwen_wsgi.upstream.routing.limiter import Place
 from qwen_wsgi.upstream.routing.router import Plan, Route
 
 blueprint = Blueprint("completions", __name__)
-blueprint.before_request(calls.check_caller)
+blueprint.before_request(lifecycle.check_caller)
 
 _PATH: Final = "/completions"
 
@@ -38,8 +38,8 @@ _AT_A_TIME: Final = 4
 @blueprint.post("/v1/completions")
 def create() -> Response:
     """Complete a prompt: natively where the upstream can, else by way of chat."""
-    live = calls.live()
-    asked = protocol.parse_request(calls.read_body(live))
+    live = lifecycle.live()
+    asked = protocol.parse_request(lifecycle.read_body(live))
     live.call.stream, live.call.model = asked.stream, asked.model
     plan = live.services.router.plan(
         asked.model, pinned=live.environ.get("HTTP_X_QWEN_ACCOUNT", "")
@@ -48,8 +48,8 @@ def create() -> Response:
     if natives and (answer := _ask_natively(live, asked, natives)) is not None:
         answer = protocol.native_answer(answer, model=asked.model or plan.model)
         if not asked.stream:
-            return replies.json_value(answer)
-        return replies.event_stream([protocol.events_of(answer, with_usage=asked.wants_usage)])
+            return http.json_value(answer)
+        return http.event_stream([protocol.events_of(answer, with_usage=asked.wants_usage)])
     return _by_chat(live, asked, plan)
 
 
@@ -60,7 +60,7 @@ def _by_chat(live: LiveCall, asked: CompletionsRequest, plan: Plan) -> Response:
     # Other hosts than Qwen's get no member that their clients did not send.
     thinking = not all(route.account.family.is_qwen for route in plan.routes)
     chats, changed = protocol.chat_requests(asked, thinking=thinking)
-    each = [road.chat_call(live, chat, changed) for chat in chats]
+    each = [generation.chat_call(live, chat, changed) for chat in chats]
     live.course = each[0].course
     head: dict[str, Any] = {
         "id": "cmpl-" + live.call.request_id,
@@ -69,14 +69,14 @@ def _by_chat(live: LiveCall, asked: CompletionsRequest, plan: Plan) -> Response:
     }
     if asked.stream:
         encoder = CompletionsEncoder(**head, with_usage=asked.wants_usage)
-        return road.stream(live, each[0], plan, encoder)
+        return generation.stream(live, each[0], plan, encoder)
     if len(each) == 1:
-        answers = [road.whole(live, each[0], plan)]
+        answers = [generation.whole(live, each[0], plan)]
     else:
         answers = _whole_of_each(live, each, plan)
     told = protocol.whole([answer.value for answer in answers], **head)
     live.call.usage = parse_usage(told.get("usage"))
-    return replies.json_value(told)
+    return http.json_value(told)
 
 
 def _whole_of_each(live: LiveCall, each: list[ChatCall], plan: Plan) -> list[Answer]:
@@ -128,7 +128,7 @@ def _ask_natively(live: LiveCall, asked: CompletionsRequest, plan: Plan) -> Any:
         ApiError: nobody answered.
     """
     services, call = live.services, live.call
-    headers = road.forwarded_headers(live.environ)
+    headers = generation.forwarded_headers(live.environ)
     course = live.course = Course(client=call.client)
 
     def ask(route: Route, place: Place) -> Any:

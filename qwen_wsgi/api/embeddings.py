@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from qwen_wsgi.api import calls, replies
-from qwen_wsgi.api.calls import LiveCall
-from qwen_wsgi.api.road import forwarded_headers
+from qwen_wsgi.api import http, lifecycle
+from qwen_wsgi.api.generation import forwarded_headers
+from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.protocol import embeddings as protocol
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.usage import parse as parse_usage
@@ -17,15 +17,15 @@ from qwen_wsgi.upstream.routing.limiter import Place
 from qwen_wsgi.upstream.routing.router import Route
 
 blueprint = Blueprint("embeddings", __name__)
-blueprint.before_request(calls.check_caller)
+blueprint.before_request(lifecycle.check_caller)
 
 
 @blueprint.post("/v1/embeddings")
 def create() -> Response:
     """Embed the rows of the request; any other OpenAI-compatible server gets it as it is."""
-    live = calls.live()
+    live = lifecycle.live()
     services = live.services
-    body = calls.read_body(live)
+    body = lifecycle.read_body(live)
     live.call.model = protocol.model_of(body)
     course = live.course = Course(client=live.call.client)
     plan = services.router.plan(live.call.model, pinned=live.environ.get("HTTP_X_QWEN_ACCOUNT", ""))
@@ -54,10 +54,10 @@ def _embed(
         )
         live.call.usage = parse_usage(value.get("usage"))
         live.call.upstream_request_id = upstream_id
-        return replies.json_bytes(data)
+        return http.json_bytes(data)
     checked = protocol.parse_request(body)
     bodies = protocol.upstream_bodies(checked, model=route.model)
     answers = embed(client, route.account, bodies, headers=headers)
     combined = protocol.combine(checked, answers, model=route.model)
     live.call.usage = parse_usage(combined["usage"])
-    return replies.json_value(combined)
+    return http.json_value(combined)

@@ -8,7 +8,7 @@ from typing import Final
 from flask import Blueprint, Response, current_app
 
 from qwen_wsgi import __version__
-from qwen_wsgi.api import calls, replies
+from qwen_wsgi.api import http, lifecycle
 from qwen_wsgi.credentials.oauth_login import CredentialStatus
 from qwen_wsgi.credentials.refresh.policy import State
 from qwen_wsgi.upstream.routing.accounts import Account
@@ -30,8 +30,8 @@ def health() -> Response:
 
     200 while calls can be served; 503 when no account is usable or the worker is draining.
     """
-    calls.live().call.quiet = True
-    services = calls.live().services
+    lifecycle.live().call.quiet = True
+    services = lifecycle.live().services
     status, accounts, states = _status()
     body = {
         "status": status,
@@ -50,11 +50,11 @@ def health() -> Response:
             for account, each in zip(accounts, states, strict=True)
         ],
     }
-    return replies.json_value(body, 200 if status in _READY else 503)
+    return http.json_value(body, 200 if status in _READY else 503)
 
 
 def _status() -> tuple[str, tuple[Account, ...], list[CredentialStatus]]:
-    services = calls.live().services
+    services = lifecycle.live().services
     accounts = services.book.accounts()
     states = [account.credential.status() for account in accounts]
     if services.admission.draining:
@@ -71,7 +71,7 @@ def _status() -> tuple[str, tuple[Account, ...], list[CredentialStatus]]:
 
 def _left_alone(account: Account) -> dict[str, object]:
     """Why nobody asks the account just now, if so; limits of single models are left out."""
-    services = calls.live().services
+    services = lifecycle.live().services
     keys, board = services.router.keys(account), services.board
     for key in (keys.payer, keys.host):
         if (seconds := board.blocked_s(key)) > 0:
@@ -82,23 +82,23 @@ def _left_alone(account: Account) -> dict[str, object]:
 @blueprint.get("/health/live")
 def live() -> Response:
     """Whether the worker runs at all: who restarts what does not answer asks here."""
-    calls.live().call.quiet = True
-    return replies.json_value({"status": "ok"})
+    lifecycle.live().call.quiet = True
+    return http.json_value({"status": "ok"})
 
 
 @blueprint.get("/health/ready")
 def ready() -> Response:
     """Whether calls should be sent here: as `/health`, in a word."""
-    calls.live().call.quiet = True
+    lifecycle.live().call.quiet = True
     status = _status()[0]
-    return replies.json_value({"status": status}, 200 if status in _READY else 503)
+    return http.json_value({"status": status}, 200 if status in _READY else 503)
 
 
 @blueprint.get("/")
 def index() -> Response:
     """A word to whoever opens the address in a browser."""
-    calls.live().call.quiet = True
-    return replies.json_value(
+    lifecycle.live().call.quiet = True
+    return http.json_value(
         {
             "name": "qwen-proxy",
             "version": __version__,

@@ -6,15 +6,15 @@ from typing import Final
 
 from flask import Blueprint, Response
 
-from qwen_wsgi.api import calls, replies, road
-from qwen_wsgi.api.calls import LiveCall
+from qwen_wsgi.api import generation, http, lifecycle
+from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import messages, tokens
 from qwen_wsgi.protocol.messages import errors
 from qwen_wsgi.upstream.routing.affinity import conversation_of
 
 blueprint = Blueprint("messages", __name__)
-blueprint.before_request(calls.check_caller)
+blueprint.before_request(lifecycle.check_caller)
 
 #: Behind the error for a Claude model that nobody serves.
 _HINT: Final = (
@@ -26,36 +26,36 @@ _HINT: Final = (
 @blueprint.post("/v1/messages")
 def create() -> Response:
     """Answer a request, as a stream or as a whole."""
-    live = calls.live()
-    body = calls.read_body(live)
+    live = lifecycle.live()
+    body = lifecycle.read_body(live)
     request = messages.parse_request(body, strict=live.services.settings.strict)
-    call = road.chat_call(live, request.chat, request.changed)
+    call = generation.chat_call(live, request.chat, request.changed)
     if body.get("metadata") is not None:
         # `metadata.user_id` names account, machine and session: read here, and told nobody else.
         call.conversation = lambda: conversation_of(body, live.environ, client=live.call.client)
     plan = live.services.dispatcher.plan(call)
     id = "msg_" + live.call.request_id.removeprefix("req_")
     if not request.chat.stream:
-        answer = road.whole(live, call, plan)
-        return replies.json_value(messages.whole(request, answer.value, id=id))
+        answer = generation.whole(live, call, plan)
+        return http.json_value(messages.whole(request, answer.value, id=id))
     encoder = messages.MessagesEncoder(
         id=id,
         model=request.chat.model or plan.model,
         stops=request.stops,
         request_id=live.call.request_id,
     )
-    return road.stream(live, call, plan, encoder)
+    return generation.stream(live, call, plan, encoder)
 
 
 @blueprint.post("/v1/messages/count_tokens")
 def count_tokens() -> Response:
     """Count the tokens of a prompt, roughly: no upstream is asked."""
-    body = calls.read_body(calls.live())
-    return replies.json_value({"input_tokens": tokens.estimate(messages.parse_prompt(body))})
+    body = lifecycle.read_body(lifecycle.live())
+    return http.json_value({"input_tokens": tokens.estimate(messages.parse_prompt(body))})
 
 
 def error(live: LiveCall, failure: ApiError) -> Response:
     """The response for a failure, in Anthropic's form."""
     if failure.code == "model_not_found" and live.call.model.startswith("claude"):
         failure.message += _HINT
-    return replies.error(failure, errors.body(failure, request_id=live.call.request_id))
+    return http.error(failure, errors.body(failure, request_id=live.call.request_id))

@@ -6,31 +6,31 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
-from qwen_wsgi.api import calls, replies
+from qwen_wsgi.api import http, lifecycle
 from qwen_wsgi.errors import NotFound
 from qwen_wsgi.protocol.messages import models as anthropic
 
 blueprint = Blueprint("models", __name__)
-blueprint.before_request(calls.check_caller)
+blueprint.before_request(lifecycle.check_caller)
 
 
 @blueprint.get("/v1/models")
 def list_models() -> Response:
     """All models of all accounts; `?refresh=1` asks the hosts now."""
     refresh = request.args.get("refresh", "") not in ("", "0", "false")
-    data = calls.live().services.catalogue.models(refresh=refresh)
-    if calls.live().is_anthropic:
-        return replies.json_value(anthropic.page(data, request.args))
-    return replies.json_value({"object": "list", "data": data})
+    data = lifecycle.live().services.catalogue.models(refresh=refresh)
+    if lifecycle.live().is_anthropic:
+        return http.json_value(anthropic.page(data, request.args))
+    return http.json_value({"object": "list", "data": data})
 
 
 @blueprint.get("/v1/models/<path:id>")
 def get_model(id: str) -> Response:
     """One model; ids may hold slashes, plain or as %2F."""
-    for entry in calls.live().services.catalogue.models():
+    for entry in lifecycle.live().services.catalogue.models():
         if entry["id"] == id:
-            told: Any = anthropic.model(entry) if calls.live().is_anthropic else entry
-            return replies.json_value(told)
+            told: Any = anthropic.model(entry) if lifecycle.live().is_anthropic else entry
+            return http.json_value(told)
     raise NotFound(
         f"The model '{id}' does not exist",
         param="model",

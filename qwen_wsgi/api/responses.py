@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from flask import Blueprint, Response, request
 
-from qwen_wsgi.api import calls, replies, road
-from qwen_wsgi.api.calls import LiveCall
+from qwen_wsgi.api import generation, http, lifecycle
+from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import BadRequest, NotFound
 from qwen_wsgi.protocol import responses as protocol
 from qwen_wsgi.protocol import tokens
@@ -18,7 +18,7 @@ from qwen_wsgi.protocol.responses import ResponseEncoder, ResponsesRequest
 from qwen_wsgi.responses_store import ResponseStore, Stored
 
 blueprint = Blueprint("responses", __name__)
-blueprint.before_request(calls.check_caller)
+blueprint.before_request(lifecycle.check_caller)
 
 _PREFIX: Final = "resp_"
 _ID_BYTES: Final = 24
@@ -31,21 +31,21 @@ _LARGEST_PAGE: Final = 100
 @blueprint.post("/v1/responses")
 def create() -> Response:
     """Answer a request, as a stream of events or as a whole, and keep it if the client wants."""
-    live = calls.live()
+    live = lifecycle.live()
     services = live.services
     id = _PREFIX + os.urandom(_ID_BYTES).hex()
-    asked = _request(live, calls.read_body(live), id)
-    call = road.chat_call(live, asked.chat, asked.changed)
+    asked = _request(live, lifecycle.read_body(live), id)
+    call = generation.chat_call(live, asked.chat, asked.changed)
     plan = services.dispatcher.plan(call)
     created, model = int(services.clock.now()), asked.model or plan.model
     keep = _Keep(services.responses, _owner(live), asked)
     if asked.stream:
         encoder = _Keeping(ResponseEncoder(asked, id=id, created=created, model=model), keep)
-        return road.stream(live, call, plan, encoder)
-    answer = road.whole(live, call, plan)
+        return generation.stream(live, call, plan, encoder)
+    answer = generation.whole(live, call, plan)
     told = protocol.whole(asked, answer.value, id=id, created=created, model=model)
     keep.put(told)
-    return replies.json_value(told)
+    return http.json_value(told)
 
 
 @blueprint.post("/v1/responses/input_tokens")
@@ -54,10 +54,10 @@ def count_tokens() -> Response:
 
     An estimate (`protocol/tokens`): Qwen's hosts count only what they answer.
     """
-    live = calls.live()
-    asked = _request(live, calls.read_body(live), "")
+    live = lifecycle.live()
+    asked = _request(live, lifecycle.read_body(live), "")
     count = tokens.estimate(asked.chat.body)
-    return replies.json_value({"object": "response.input_tokens", "input_tokens": count})
+    return http.json_value({"object": "response.input_tokens", "input_tokens": count})
 
 
 @blueprint.get("/v1/responses/<id>")
@@ -70,16 +70,16 @@ def retrieve(id: str) -> Response:
             param="stream",
             code="unsupported_parameter",
         )
-    return replies.json_value(_stored(id).response)
+    return http.json_value(_stored(id).response)
 
 
 @blueprint.delete("/v1/responses/<id>")
 def delete(id: str) -> Response:
     """Forget a stored response: `{"id", "object": "response", "deleted": true}`."""
-    live = calls.live()
+    live = lifecycle.live()
     if not live.services.responses.delete(_owner(live), id):
         raise _not_found(id)
-    return replies.json_value({"id": id, "object": "response", "deleted": True})
+    return http.json_value({"id": id, "object": "response", "deleted": True})
 
 
 @blueprint.post("/v1/responses/<id>/cancel")
@@ -106,7 +106,7 @@ def input_items(id: str) -> Response:
         items = items[ids.index(after) + 1 :]
     page = items[: _limit()]
     shown = [str(item.get("id")) for item in page] or [""]
-    return replies.json_value(
+    return http.json_value(
         {
             "object": "list",
             "data": page,
@@ -157,7 +157,7 @@ def _owner(live: LiveCall) -> str:
 
 
 def _stored(id: str) -> Stored:
-    live = calls.live()
+    live = lifecycle.live()
     found = live.services.responses.get(_owner(live), id)
     if found is None:
         raise _not_found(id)

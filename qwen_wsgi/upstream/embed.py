@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
-from qwen_wsgi.green import in_order
+from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.routing.accounts import Account
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.green import in_order
+from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, Completion, functions
 from qwen_wsgi.protocol.chat.choices import combined

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import ApiError, ClientGone, StreamBroken, forget_frames
-from qwen_wsgi.green import Task
+from qwen_wsgi.greenlets import Task
 from qwen_wsgi.protocol.encoder import Encoder
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.settings import Settings

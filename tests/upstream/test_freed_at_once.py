@@ -16,10 +16,10 @@ import gevent
 import pytest
 
 from qwen_wsgi.accounting.ledger import Call
-from qwen_wsgi.api.calls import LiveCall
+from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import ApiError, ClientGone, forget_frames
-from qwen_wsgi.green import Task
+from qwen_wsgi.greenlets import Task
 from qwen_wsgi.upstream.http.body import BodyReader
 from qwen_wsgi.upstream.http.transport import Transport
 from qwen_wsgi.upstream.routing.limiter import Place

@@ -193,7 +193,8 @@ class Conversation:
         calls = self._calls.get(id)
         if not calls:
             raise BadRequest(
-                f"No tool call found for {kind.replace('_', ' ')} with call_id {validation.token(id)}.",
+                f"No tool call found for {kind.replace('_', ' ')} with call_id "
+                f"{validation.token(id)}.",
                 param="input",
             )
         # Some hosts use their ids again in every turn.

@@ -224,8 +224,8 @@ class Tools:
             return self._members(self._offered, True, "auto")
         raise validation.unsupported(
             "tool_choice",
-            f"Tools of type '{validation.token(kind)}' cannot be had from Qwen's models, so none can "
-            "be forced. Choose 'auto' or a function.",
+            f"Qwen's models have no tools of type '{validation.token(kind)}', so none can be "
+            "forced. Choose 'auto' or a function.",
         )
 
     def _members(

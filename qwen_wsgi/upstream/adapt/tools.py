@@ -81,11 +81,8 @@ def _from_functions(draft: Draft) -> None:
     elif functions:
         draft.lose("functions", "takes tools, and no functions beside them")
     choice = draft.get("function_call")
-    if (
-        choice is not None
-        and json_access.items(draft.get("tools"))
-        and not draft.has("tool_choice")
-    ):
+    has_tools = bool(json_access.items(draft.get("tools")))
+    if choice is not None and has_tools and not draft.has("tool_choice"):
         name = choice.get("name") if isinstance(choice, dict) else None
         draft.put(
             "tool_choice",

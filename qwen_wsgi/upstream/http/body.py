@@ -17,7 +17,7 @@ from typing import Any, Final
 import requests
 import urllib3
 
-from qwen_wsgi.green import TimedReads
+from qwen_wsgi.greenlets import TimedReads
 from qwen_wsgi.upstream.http.http1 import PooledResponse
 
 #: 16 kB reads keep a stream at about 65 kB of memory; 64 kB reads cost 25 kB more and gain nothing.

@@ -19,7 +19,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, ProtocolError, ReadTimeoutError
 
-from qwen_wsgi.green import TimedReads, readable_now
+from qwen_wsgi.greenlets import TimedReads, readable_now
 
 #: A head longer than this is no head.
 _MAX_HEAD_BYTES: Final = 64 * 1024

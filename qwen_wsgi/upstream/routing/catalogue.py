@@ -13,7 +13,7 @@ from typing import Any, Final
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.sources.discovery import ProviderModel
 from qwen_wsgi.errors import ApiError, UpstreamError
-from qwen_wsgi.green import in_order
+from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.hosts import can_be_called
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.client import token_of

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi.api.guard import Guard, request_id_of
+from qwen_wsgi.access.guard import Guard, request_id_of
 from qwen_wsgi.errors import ApiError, BadRequest, Forbidden, Unauthorized
 from tests.secrets import secret
 from tests.upstream.fakes import settings_of

@@ -8,7 +8,7 @@ from typing import Any
 
 from flask import Response
 
-from qwen_wsgi.api.application import FinishedResponse
+from qwen_wsgi.api.flask_app import FinishedResponse
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol.json_object import compact
 

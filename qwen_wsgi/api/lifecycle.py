@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 from flask import Request, Response, request
 
+from qwen_wsgi.access.guard import request_id_of
 from qwen_wsgi.accounting.ledger import Call
-from qwen_wsgi.api.guard import request_id_of
 from qwen_wsgi.errors import ApiError, ClientGone, Overloaded, UpstreamError, forget_frames
-from qwen_wsgi.green import Watch, watch_client
+from qwen_wsgi.greenlets import Watch, watch_client
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.upstream.relay import Relay
 from qwen_wsgi.upstream.retry import Course

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from flask import Response
 
-from qwen_wsgi.api import replies
-from qwen_wsgi.api.calls import LiveCall
+from qwen_wsgi.api import http
+from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.encoder import Encoder
@@ -72,7 +72,7 @@ def stream(live: LiveCall, call: ChatCall, plan: Plan, encoder: Encoder) -> Resp
         call_id=live.call.request_id,
     )
     relay.wait_first()
-    return replies.event_stream(relay)
+    return http.event_stream(relay)
 
 
 def forwarded_headers(environ: Mapping[str, Any]) -> dict[str, str]:
