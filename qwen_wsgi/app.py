@@ -13,7 +13,7 @@ from typing import Any, Final
 from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from qwen_wsgi import logs, report
+from qwen_wsgi import logs
 from qwen_wsgi import settings as settings_module
 from qwen_wsgi.access.guard import Guard
 from qwen_wsgi.accounting.ledger import Ledger
@@ -30,12 +30,13 @@ from qwen_wsgi.api import (
 )
 from qwen_wsgi.api.flask_app import Application
 from qwen_wsgi.api.lifecycle import Admission
+from qwen_wsgi.cli import text
 from qwen_wsgi.clock import Clock, SystemClock
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import ApiError, NotFound
-from qwen_wsgi.responses_store import ResponseStore
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.state.responses import ResponseStore
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.executor import Dispatcher
 from qwen_wsgi.upstream.http.transport import Transport
@@ -245,7 +246,7 @@ def _print_banner(services: Services) -> None:
     accounts = services.book.accounts()
     models = services.catalogue.models()
     problems = services.discovery.problems()
-    print(report.banner(services.settings, accounts, models, problems), file=sys.stderr, flush=True)
+    print(text.banner(services.settings, accounts, models, problems), file=sys.stderr, flush=True)
 
 
 def configure_logs(settings: Settings) -> None:

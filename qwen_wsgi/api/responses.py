@@ -15,7 +15,7 @@ from qwen_wsgi.protocol import responses as protocol
 from qwen_wsgi.protocol import tokens
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import ResponseEncoder, ResponsesRequest
-from qwen_wsgi.responses_store import ResponseStore, Stored
+from qwen_wsgi.state.responses import ResponseStore, Stored
 
 blueprint = Blueprint("responses", __name__)
 blueprint.before_request(lifecycle.check_caller)

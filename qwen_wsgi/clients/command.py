@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any, Final, TextIO
 from urllib.parse import urlsplit
 
+from qwen_wsgi import net
 from qwen_wsgi.clients.known import CLIENTS, nearest, target_for
 from qwen_wsgi.clients.recipe import as_json, as_text, is_model_name, origin_of
-from qwen_wsgi.doctor import address
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.hosts import is_loopback
 from qwen_wsgi.settings import Settings
@@ -100,7 +100,7 @@ def _origin(settings: Settings, url: str, lan: Callable[[], str]) -> tuple[str, 
     try:
         if url:
             return origin_of(url), ()
-        where = address.parse(settings.bind_address)
+        where = net.parse(settings.bind_address)
     except ValueError as error:
         raise SettingsError(str(error)) from None
     if where.path:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from os.path import commonprefix
 from typing import Any, Final
 
-from qwen_wsgi import report
+from qwen_wsgi.cli import text
 from qwen_wsgi.clients import agents, programs
 from qwen_wsgi.clients.recipe import CHAT, MESSAGES, RESPONSES, Client, Model, Target, is_model_name
 from qwen_wsgi.upstream.routing import model_profiles
@@ -62,8 +62,8 @@ def target_for(
     """
     listed = {str(each["id"]): each for each in models if is_model_name(str(each["id"]))}
     chosen = model or default or (_for_code(listed) if client.agent else "")
-    chosen = chosen or (report.chat_model(listed.values()) if listed else "")
-    chosen = chosen or (_AGENT_MODEL if client.agent else report.chat_model(()))
+    chosen = chosen or (text.chat_model(listed.values()) if listed else "")
+    chosen = chosen or (_AGENT_MODEL if client.agent else text.chat_model(()))
     return Target(origin, _model(chosen, listed), _model(_fast(chosen, listed), listed))
 
 

@@ -12,11 +12,11 @@ from typing import Final, NamedTuple, Protocol
 from qwen_wsgi.credentials.oauth_login import CredentialStatus, OAuthLogin
 from qwen_wsgi.credentials.refresh.policy import State
 from qwen_wsgi.credentials.refresh.refresher import Ability
-from qwen_wsgi.doctor import call
+from qwen_wsgi.doctor import probe
 from qwen_wsgi.doctor.files import nearest
 from qwen_wsgi.doctor.findings import Finding, Level, Teller
 from qwen_wsgi.doctor.machine import Machine
-from qwen_wsgi.doctor.side_by_side import side_by_side
+from qwen_wsgi.doctor.parallel import side_by_side
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.upstream.routing.accounts import Account
 from qwen_wsgi.upstream.routing.catalogue import Listing
@@ -100,7 +100,7 @@ def state(
             account.name, "the built-in fake upstream: needs no account, and is no Qwen"
         )
     elif status.ability is Ability.TIER_CLOSED:
-        closed = call.tier_closed()
+        closed = probe.tier_closed()
         yield Finding(
             TELL.check,
             account.name,
@@ -155,11 +155,11 @@ def ask(account: Account, calls: Calls, machine: Machine) -> list[Finding]:
     if why := not_to_be_asked(account, machine):
         return [TELL.skipped(account.name, why)]
     listing = calls.listing(account)
-    models = call.chat_models(listing.models)
+    models = probe.chat_models(listing.models)
     if not models:
         why = "it lists no chat model" if listing.models else "it lists no model"
         if listing.error:
-            why += f" ({call.quoted(listing.error)})"
+            why += f" ({probe.quoted(listing.error)})"
         return [TELL.skipped(account.name, f"no call was made: {why}")]
     told: list[Finding] = []
     for model in models[:_MODELS]:
@@ -178,7 +178,7 @@ def _one(account: Account, model: str, asker: Asker, machine: Machine) -> tuple[
     try:
         tokens = asker.ask(account, model)
     except ApiError as error:
-        told = call.meaning(error)
+        told = probe.meaning(error)
         took = f"{model}, after {machine.monotonic() - begun_s:.2f} s: "
         found = Finding(TELL.check, account.name, told.level, took + told.what, told.remedy)
         return found, told.cause in _OF_THE_MODEL

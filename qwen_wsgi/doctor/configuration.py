@@ -7,9 +7,9 @@ import ipaddress
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
+from qwen_wsgi import net
 from qwen_wsgi.credentials.oauth_login import StaticKey
 from qwen_wsgi.credentials.sources.discovery import Discovery
-from qwen_wsgi.doctor import address
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings, mask
@@ -85,7 +85,7 @@ def sources(discovery: Discovery) -> Iterator[Finding]:
 def reach(settings: Settings) -> Iterator[Finding]:
     """Who can reach the server, and whether only those whom it means get in."""
     try:
-        bind = address.parse(settings.bind_address)
+        bind = net.parse(settings.bind_address)
     except ValueError as error:
         yield TELL.fail("address", str(error), "Correct HOST and PORT, or QWEN_PROXY_BIND.")
         return
@@ -105,7 +105,7 @@ def reach(settings: Settings) -> Iterator[Finding]:
     yield from impostors(settings, bind)
 
 
-def impostors(settings: Settings, bind: address.Address) -> Iterator[Finding]:
+def impostors(settings: Settings, bind: net.Address) -> Iterator[Finding]:
     """Without client keys the address of the caller decides; who can forge it is let in."""
     networks = [
         ipaddress.ip_network(word, strict=False)

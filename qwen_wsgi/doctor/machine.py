@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 
 import certifi
 
-from qwen_wsgi.doctor.address import Address
+from qwen_wsgi.net import Address
 
 #: Where Debian keeps nginx and systemctl; an ordinary user's PATH lacks the half of them.
 _SYSTEM_PATHS: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from qwen_wsgi.doctor.call import quoted
 from qwen_wsgi.doctor.findings import Finding, Teller
+from qwen_wsgi.doctor.probe import quoted
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.routing.catalogue import Listing
 from qwen_wsgi.upstream.routing.model_names import readings

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.doctor.machine import Machine
-from qwen_wsgi.doctor.side_by_side import side_by_side
+from qwen_wsgi.doctor.parallel import side_by_side
 from qwen_wsgi.hosts import is_loopback
 
 TELL: Final = Teller("network")

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from qwen_wsgi.doctor import address
-from qwen_wsgi.doctor.address import Address
+from qwen_wsgi import net
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.doctor.machine import Machine
+from qwen_wsgi.net import Address
 from qwen_wsgi.settings import Settings
 
 TELL: Final = Teller("nginx")
@@ -264,7 +264,7 @@ def socket_group(group: str, machine: Machine) -> Iterator[Finding]:
 
 def _address(text: str) -> Address | None:
     try:
-        return address.parse(text.removesuffix(":") if text.startswith("unix:") else text)
+        return net.parse(text.removesuffix(":") if text.startswith("unix:") else text)
     except ValueError:
         return None
 

@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 from qwen_wsgi import __version__
-from qwen_wsgi.doctor.address import Address
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.doctor.machine import Machine
+from qwen_wsgi.net import Address
 from qwen_wsgi.settings import Settings
 
 TELL: Final = Teller("server")

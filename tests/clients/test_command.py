@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi import cli
+from qwen_wsgi.cli import main
 from qwen_wsgi.clients import command
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import load
@@ -120,7 +120,7 @@ def unreachable(*_: Any) -> None:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    status = cli.main(arguments)
+    status = main.main(arguments)
     return (status, *capsys.readouterr())
 
 

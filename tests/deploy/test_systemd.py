@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qwen_wsgi import settings
-from qwen_wsgi.cli import EXIT_CONFIGURATION
+from qwen_wsgi.cli.main import EXIT_CONFIGURATION
 from qwen_wsgi.credentials.sources import providers
 from tests.deploy import unit_sandbox
 from tests.deploy.conftest import StartServer

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from qwen_wsgi.doctor.address import Address
 from qwen_wsgi.doctor.findings import Finding, Level
 from qwen_wsgi.doctor.machine import Machine, Ran, Room
+from qwen_wsgi.net import Address
 
 T = TypeVar("T")
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from qwen_wsgi import net
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.credentials.sources.discovery import Discovery
-from qwen_wsgi.doctor import address, configuration
+from qwen_wsgi.doctor import configuration
 from qwen_wsgi.doctor.findings import Finding, Level
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.routing.accounts import AccountBook
@@ -144,7 +145,7 @@ class TestImpostors:
     def test_who_is_let_in(self, load: Load, bind: str, trusted: str, level: str | None) -> None:
         settings = load(QWEN_PROXY_BIND=bind, QWEN_PROXY_TRUSTED_PROXIES=trusted)
 
-        found = list(configuration.impostors(settings, address.parse(bind)))
+        found = list(configuration.impostors(settings, net.parse(bind)))
 
         assert [each.level.value for each in faults(found)] == ([level] if level else [])
 

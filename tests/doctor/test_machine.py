@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_wsgi.doctor import address
+from qwen_wsgi import net
 from qwen_wsgi.doctor.machine import Machine
 from tests.privileges import as_ordinary_user
 from tests.secrets import secret
@@ -133,14 +133,14 @@ class TestNetwork:
 
     def test_get_over_tcp(self, machine: Machine) -> None:
         listener = socket.create_server(("127.0.0.1", 0))
-        bind = address.parse(f"0.0.0.0:{listener.getsockname()[1]}")
+        bind = net.parse(f"0.0.0.0:{listener.getsockname()[1]}")
         with serving(listener, ANSWER) as got:
             assert machine.get(bind, "/health", timeout_s=5) == (503, b"{}")
         assert got[0].startswith(b"GET /health HTTP/1.1\r\n")
         assert b"\r\nHost: localhost\r\n" in got[0]
 
     def test_get_over_a_unix_socket(self, machine: Machine, tmp_path: Path) -> None:
-        bind = address.parse(f"unix:{tmp_path}/http.sock")
+        bind = net.parse(f"unix:{tmp_path}/http.sock")
         with pytest.raises(FileNotFoundError):
             machine.get(bind, "/health", timeout_s=5)
         listener = socket.socket(socket.AF_UNIX)
@@ -151,7 +151,7 @@ class TestNetwork:
 
     def test_no_http(self, machine: Machine) -> None:
         listener = socket.create_server(("127.0.0.1", 0))
-        bind = address.parse(f"127.0.0.1:{listener.getsockname()[1]}")
+        bind = net.parse(f"127.0.0.1:{listener.getsockname()[1]}")
         with serving(listener, b"SSH-2.0-x\r\n"), pytest.raises(http.client.HTTPException):
             machine.get(bind, "/health", timeout_s=5)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_wsgi.doctor import models, terms
+from qwen_wsgi.doctor import models, plan_terms
 from qwen_wsgi.doctor.findings import Level
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.upstream.routing.catalogue import Listing
@@ -54,20 +54,21 @@ class TestTerms:
     def test_a_plan_must_not_be_shared(self, family: Family) -> None:
         account = account_of("plan", family=family)
 
-        alone = one(terms.check((account,), ()))
-        shared = one(terms.check((account,), ("there are 2 client keys",)))
+        alone = one(plan_terms.check((account,), ()))
+        shared = one(plan_terms.check((account,), ("there are 2 client keys",)))
 
         assert (alone.level, shared.level) == (Level.NOTE, Level.WARN)
         assert "there are 2 client keys" in shared.what
         assert "pay-as-you-go" in shared.remedy
 
     def test_other_accounts_may_be(self) -> None:
-        assert one(terms.check((account_of(),), ("x",))).level is Level.OK
+        assert one(plan_terms.check((account_of(),), ("x",))).level is Level.OK
 
     def test_who_shares(self, load: Load) -> None:
         two = f"{secret('doctor-a')},{secret('doctor-b')}"
 
-        assert terms.shared_by(load(), ()) == ()
-        assert terms.shared_by(load(QWEN_PROXY_API_KEYS=secret("doctor-c")), ()) == ()
-        assert terms.shared_by(load(QWEN_PROXY_API_KEYS=two), ()) == ("there are 2 client keys",)
-        assert terms.shared_by(load(), ("port 80",)) == ("other machines reach port 80",)
+        assert plan_terms.shared_by(load(), ()) == ()
+        assert plan_terms.shared_by(load(QWEN_PROXY_API_KEYS=secret("doctor-c")), ()) == ()
+        shared = plan_terms.shared_by(load(QWEN_PROXY_API_KEYS=two), ())
+        assert shared == ("there are 2 client keys",)
+        assert plan_terms.shared_by(load(), ("port 80",)) == ("other machines reach port 80",)

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from qwen_wsgi.doctor import address, nginx
+from qwen_wsgi import net
+from qwen_wsgi.doctor import nginx
 from qwen_wsgi.doctor.findings import Finding, Level
 from qwen_wsgi.doctor.machine import Ran
 from tests.doctor.conftest import Load
 from tests.doctor.fakes import FakeMachine, faults, levels, of, one
 
 SHIPPED = (Path(__file__).resolve().parents[2] / "nginx/qwen-proxy.conf").read_text()
-BIND = address.parse("unix:/run/qwen-proxy/http.sock")
+BIND = net.parse("unix:/run/qwen-proxy/http.sock")
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def write(machine: FakeMachine, text: str) -> None:
 
 def found_of(machine: FakeMachine, load: Load, bind: str = str(BIND)) -> list[Finding]:
     site = nginx.look(machine)
-    return list(nginx.check(load(), site, address.parse(bind), machine, group="qwen-proxy"))
+    return list(nginx.check(load(), site, net.parse(bind), machine, group="qwen-proxy"))
 
 
 def test_the_shipped_site_is_fine(installed: FakeMachine, load: Load) -> None:
@@ -84,7 +85,7 @@ def test_a_site_of_another_name_is_found(installed: FakeMachine) -> None:
         "server { server_name qwen-proxy; location / { proxy_pass http://127.0.0.1:8080; } }"
     )
 
-    assert nginx.look(installed).upstreams == (address.parse("127.0.0.1:8080"),)
+    assert nginx.look(installed).upstreams == (net.parse("127.0.0.1:8080"),)
 
 
 @pytest.mark.parametrize(

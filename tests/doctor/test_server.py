@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi import __version__
-from qwen_wsgi.doctor import address, server
+from qwen_wsgi import __version__, net
+from qwen_wsgi.doctor import server
 from qwen_wsgi.doctor.findings import Finding, Level
 from tests.doctor.conftest import Load
 from tests.doctor.fakes import FakeMachine, faults, levels, of, one
 
-BIND = address.parse("127.0.0.1:8080")
+BIND = net.parse("127.0.0.1:8080")
 
 
 def answer(status: str = "ok", code: int = 200, **more: Any) -> tuple[int, bytes]:
@@ -136,7 +136,7 @@ def test_the_whole_check(machine: FakeMachine, load: Load) -> None:
     unknown = list(
         server.check(
             load(PORT=0),
-            address.parse("127.0.0.1:0"),
+            net.parse("127.0.0.1:0"),
             [],
             machine,
             has_unit=True,

@@ -171,7 +171,7 @@ def main() -> int:
     for codec in ("utf-8-sig", "idna", "latin-1", "ascii"):
         codecs.lookup(codec)
     if is_cli:
-        from qwen_wsgi import cli, creds  # noqa: F401
+        from qwen_wsgi.cli import main as cli  # noqa: F401
     with as_ordinary_user(Path.home()) if is_ordinary else contextlib.nullcontext():
         if is_cli:
             return cli.main([each for each in sys.argv[1:] if each not in ("cli", "ordinary")])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_wsgi.clock import SystemClock
-from qwen_wsgi.responses_store import ResponseStore
+from qwen_wsgi.state.responses import ResponseStore
 
 
 def store_at(directory: Path) -> ResponseStore:

@@ -96,7 +96,8 @@ def _stored(id: str | None, path: str, stored: Mapping[str, Mapping[str, Any]]) 
     if id not in stored:
         raise BadRequest(
             f"Item with id '{validation.token(id)}' not found. Items are kept only of responses "
-            "with 'store' true, and not for ever. Send the item itself, or leave the reference out.",
+            "with 'store' true, and not for ever. Send the item itself, or leave the "
+            "reference out.",
             param=path + ".id",
             code="item_not_found",
         )

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from qwen_wsgi import cli
+from qwen_wsgi.cli import main
 from qwen_wsgi.sandbox import Sandbox
 from tests.privileges import as_ordinary_user
 
 HOUR_S = 3600
-EXIT_CONFIGURATION = cli.EXIT_CONFIGURATION
+EXIT_CONFIGURATION = main.EXIT_CONFIGURATION
 
 
 class Ended(NamedTuple):
@@ -74,7 +74,7 @@ class Machine:
 
     def run(self, *arguments: str) -> Ended:
         try:
-            status = cli.main(["creds", *arguments])
+            status = main.main(["creds", *arguments])
         except SystemExit as end:  # argparse's way out
             status = int(end.code or 0)
         found = Ended(status, *self._capsys.readouterr())

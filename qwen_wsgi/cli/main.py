@@ -15,8 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qwen_wsgi import __version__, report
+from qwen_wsgi import __version__
 from qwen_wsgi import settings as settings_module
+from qwen_wsgi.cli import text
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import SettingsError
@@ -127,10 +128,10 @@ def status(settings: Settings, arguments: argparse.Namespace) -> int:
     accounts = services.book.accounts()
     problems = services.discovery.problems()
     if arguments.json:
-        rows = [report.account_row(account) for account in accounts]
+        rows = [text.account_row(account) for account in accounts]
         print(json.dumps({"accounts": rows, "problems": list(problems)}, indent=2))
     else:
-        print(report.accounts_text(accounts, problems))
+        print(text.accounts_text(accounts, problems))
     usable = ("fresh", "stale", "expiring")
     return 0 if any(a.credential.status().state.value in usable for a in accounts) else 1
 
@@ -155,11 +156,11 @@ def models(settings: Settings, arguments: argparse.Namespace) -> int:
 def doctor(settings: Settings, arguments: argparse.Namespace) -> int:
     """Examine the installation; 0 if nothing fails, else 1."""
     from qwen_wsgi.app import SandboxHost
-    from qwen_wsgi.doctor import examination
+    from qwen_wsgi.doctor import run
 
     sandbox = SandboxHost()
     try:
-        return examination.run(
+        return run.run(
             settings,
             account=arguments.account,
             calls=not arguments.no_calls,
@@ -212,8 +213,8 @@ def _models_to_offer(settings: Settings) -> tuple[list[dict[str, Any]], list[str
 
 
 def log_in(settings: Settings, arguments: argparse.Namespace) -> int:
-    """Log in; see `qwen_wsgi.login` for the exit statuses."""
-    from qwen_wsgi import login
+    """Log in; see `qwen_wsgi.cli.login` for the exit statuses."""
+    from qwen_wsgi.cli import login
 
     return login.run(
         settings,
@@ -227,7 +228,7 @@ def log_in(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def credentials(settings: Settings, arguments: argparse.Namespace) -> int:
     """Look after the logins; 0 if the chosen ones are well, else 1."""
-    from qwen_wsgi import creds
+    from qwen_wsgi.cli import creds
 
     return creds.run(
         settings,
@@ -297,7 +298,7 @@ def server_files() -> Path:
     Raises:
         SettingsError: they are in neither place.
     """
-    places = (Path(__file__).resolve().parent.parent, Path(sys.prefix) / "share/qwen-proxy")
+    places = (Path(__file__).resolve().parents[2], Path(sys.prefix) / "share/qwen-proxy")
     for place in places:
         if (place / "gunicorn.conf.py").is_file() and (place / "wsgi.py").is_file():
             return place
@@ -314,7 +315,3 @@ def _services(settings: Settings) -> Services:
     services.discovery.check()
     configure_logs(settings)
     return services
-
-
-if __name__ == "__main__":
-    sys.exit(main())

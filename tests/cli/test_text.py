@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi import __version__, report
+from qwen_wsgi import __version__
+from qwen_wsgi.cli import text as report
 from qwen_wsgi.credentials.oauth_login import CredentialStatus, StaticKey
 from qwen_wsgi.credentials.refresh.policy import State
 from qwen_wsgi.hosts import Family

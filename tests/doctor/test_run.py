@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from qwen_wsgi import __version__
-from qwen_wsgi.doctor import configuration, examination
-from qwen_wsgi.doctor.examination import Examination
+from qwen_wsgi.doctor import configuration, run
 from qwen_wsgi.doctor.findings import Finding
 from qwen_wsgi.doctor.machine import Ran
+from qwen_wsgi.doctor.run import Examination
 from qwen_wsgi.settings import Settings
 from tests.doctor import test_nginx, test_systemd
 from tests.doctor.conftest import Load
@@ -120,7 +120,7 @@ def test_a_check_that_breaks_is_told_and_costs_no_other(
 def test_it_is_written_as_it_goes_on(load: Load, served: FakeMachine) -> None:
     out = io.StringIO()
 
-    status = examination.run(
+    status = run.run(
         served_with(load),
         account="dashscope",
         calls=False,

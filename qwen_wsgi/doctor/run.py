@@ -6,11 +6,11 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TextIO
 
+from qwen_wsgi import net
 from qwen_wsgi.credentials.oauth_login import OAuthLogin, StaticKey
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.doctor import (
     accounts,
-    address,
     clocks,
     configuration,
     files,
@@ -18,19 +18,19 @@ from qwen_wsgi.doctor import (
     models,
     network,
     nginx,
+    plan_terms,
     report,
     server,
     systemd,
-    terms,
 )
 from qwen_wsgi.doctor import service as services
 from qwen_wsgi.doctor.accounts import Calls
-from qwen_wsgi.doctor.address import Address
-from qwen_wsgi.doctor.call import NotingTransport, OneToken
 from qwen_wsgi.doctor.findings import Finding, Level, Teller
 from qwen_wsgi.doctor.machine import Machine
+from qwen_wsgi.doctor.probe import NotingTransport, OneToken
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.logs import Redaction
+from qwen_wsgi.net import Address
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.routing.accounts import Account, AccountBook
 from qwen_wsgi.upstream.routing.catalogue import Catalogue, Listing
@@ -150,7 +150,8 @@ class Examination:
         if isinstance(site, nginx.Site) and _leads_to(site, bind):
             open_at += site.open_at
         known = unit.settings if isinstance(unit, services.Service) else None
-        yield from terms.check(self._accounts, terms.shared_by(known or self._settings, open_at))
+        shared = plan_terms.shared_by(known or self._settings, open_at)
+        yield from plan_terms.check(self._accounts, shared)
 
     def _server(self, unit: services.Service | str, bind: Address | None) -> Iterator[Finding]:
         if bind is None:
@@ -287,7 +288,7 @@ def _chosen(found: tuple[Account, ...], only: str | None) -> tuple[Account, ...]
 
 def _parsed(bind: str) -> Address | None:
     try:
-        return address.parse(bind)
+        return net.parse(bind)
     except ValueError:
         return None
 

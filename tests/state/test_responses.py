@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_wsgi.responses_store import (
+from qwen_wsgi.state.responses import (
     LARGEST,
     ResponseMissing,
     ResponseStore,

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import pytest
 
 from qwen_wsgi.clock import SystemClock
-from qwen_wsgi.doctor.call import (
+from qwen_wsgi.doctor.findings import Level
+from qwen_wsgi.doctor.probe import (
     NotingTransport,
     OneToken,
     chat_models,
@@ -18,7 +19,6 @@ from qwen_wsgi.doctor.call import (
     quoted,
     said_in,
 )
-from qwen_wsgi.doctor.findings import Level
 from qwen_wsgi.errors import (
     AccountUnavailable,
     ApiError,

@@ -24,7 +24,8 @@ from typing import Any
 import pytest
 import segno
 
-from qwen_wsgi import login, settings
+from qwen_wsgi import settings
+from qwen_wsgi.cli import login
 from qwen_wsgi.credentials.files.document import parse
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.sandbox import Sandbox
@@ -73,8 +74,9 @@ def events(text: str) -> list[dict[str, Any]]:
 PROGRAM = textwrap.dedent(
     """
     import sys
-    from qwen_wsgi import login, settings
-    from tests.test_login import FastClock, fast_sleep
+    from qwen_wsgi import settings
+    from qwen_wsgi.cli import login
+    from tests.cli.test_login import FastClock, fast_sleep
     sys.exit(login.run(
         settings.load(), account=None, json_output="--json" in sys.argv, browser=False,
         out=sys.stdout, err=sys.stderr, clock=FastClock(), sleep=fast_sleep,
@@ -88,7 +90,7 @@ def start(sandbox: Sandbox, *arguments: str, **more: Any) -> subprocess.Popen[by
     environ = {"QWEN_OAUTH_BASE_URL": sandbox.origin, "TERM": "xterm", "PYTHONUTF8": "1"}
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", PROGRAM, *arguments],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         env={**os.environ, **environ, **more.pop("environ", {})},
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more},
     )

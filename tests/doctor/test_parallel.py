@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from qwen_wsgi.doctor.side_by_side import side_by_side
+from qwen_wsgi.doctor.parallel import side_by_side
 
 
 def test_they_run_at_the_same_time_and_are_told_in_order() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_wsgi.doctor.address import parse
+from qwen_wsgi.net import parse
 
 
 @pytest.mark.parametrize(

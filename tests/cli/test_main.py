@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi import __version__, cli
+from qwen_wsgi import __version__
+from qwen_wsgi.cli import main
 from qwen_wsgi.sandbox import Sandbox
 from tests.secrets import core, secret
 from tests.upstream.raw_server import RawServer, whole
@@ -30,7 +31,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         for name, value in environ.items():
             monkeypatch.setenv(name, str(value))
         try:
-            status = cli.main(arguments)
+            status = main.main(arguments)
         except SystemExit as end:  # argparse's way out
             status = int(end.code or 0)
         out, err = capsys.readouterr()
@@ -288,7 +289,7 @@ def test_what_cannot_be_served_is_one_line_and_status_2(
 
 
 def test_the_servers_own_files_are_found() -> None:
-    place = cli.server_files()
+    place = main.server_files()
 
     assert (place / "gunicorn.conf.py").is_file()
     assert (place / "wsgi.py").is_file()
