@@ -49,7 +49,7 @@ from qwen_wsgi.credentials.locks import cli_lock, stale
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenEndpoint
 from qwen_wsgi.credentials.refresh import pace
 from qwen_wsgi.credentials.refresh.locks import ProxyLock
-from qwen_wsgi.credentials.refresh.pace import Pace
+from qwen_wsgi.credentials.refresh.pace import RefreshTiming
 from qwen_wsgi.credentials.refresh.refresher import Refresher
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import CredentialError
@@ -82,7 +82,7 @@ LOST_AFTER_S: Final = 2.5
 KILL_S: Final = (1.0, 4.0)
 REVOKE_S: Final = (4.0, 12.0)
 
-PACE: Final = Pace(
+PACE: Final = RefreshTiming(
     proxy_lock_s=pace.PROXY_LOCK_S / SCALE,
     cli_lock_s=pace.CLI_LOCK_S / SCALE,
     # Not in scale: a busy machine must not make us lose an answer.

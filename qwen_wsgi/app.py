@@ -38,9 +38,9 @@ from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.responses import ResponseStore
 from qwen_wsgi.upstream.client import UpstreamClient
-from qwen_wsgi.upstream.executor import Dispatcher
+from qwen_wsgi.upstream.executor import Executor
 from qwen_wsgi.upstream.http.transport import Transport
-from qwen_wsgi.upstream.retry import Attempts
+from qwen_wsgi.upstream.retry import Retrier
 from qwen_wsgi.upstream.routing.accounts import AccountBook
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
 from qwen_wsgi.upstream.routing.cooldown import Board
@@ -120,8 +120,8 @@ class Services:
     router: Router
     client: UpstreamClient
     board: Board
-    attempts: Attempts
-    dispatcher: Dispatcher
+    attempts: Retrier
+    dispatcher: Executor
     transport: Transport
     ledger: Ledger
     responses: ResponseStore
@@ -171,7 +171,7 @@ def build_services(
     )
     router = Router(settings, book, catalogue, board)
     client = UpstreamClient(settings, transport, clock)
-    attempts = Attempts(settings, router, board, clock)
+    attempts = Retrier(settings, router, board, clock)
     return Services(
         settings=settings,
         clock=clock,
@@ -184,7 +184,7 @@ def build_services(
         client=client,
         board=board,
         attempts=attempts,
-        dispatcher=Dispatcher(settings, router, attempts, client, clock),
+        dispatcher=Executor(settings, router, attempts, client, clock),
         transport=transport,
         ledger=Ledger(),
         responses=ResponseStore(

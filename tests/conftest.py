@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.hosts import is_loopback
-from tests import secrets
+from tests.kit import secrets
 
 #: Everything that any process of the run logged: records of this one before they are redacted,
 #: and the log files of the servers it started.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi.accounting.ledger import Call, Ledger, fields
+from qwen_wsgi.accounting.ledger import CallRecord, Ledger, fields
 from qwen_wsgi.logs import Formatter, Redaction, configure
 from qwen_wsgi.protocol.usage import Usage
 
@@ -272,8 +272,8 @@ def test_standard_error_is_the_default(capsys: pytest.CaptureFixture[str]) -> No
 # --- the line of a call --------------------------------------------------------------------------
 
 
-def call_of(**more: Any) -> Call:
-    return Call(
+def call_of(**more: Any) -> CallRecord:
+    return CallRecord(
         **{
             "request_id": "r1",
             "client": "local",

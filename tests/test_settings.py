@@ -11,7 +11,7 @@ import pytest
 
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import SHOWN_SECRET_CHARS, Settings, describe, load, mask
-from tests.secrets import core, secret
+from tests.kit.secrets import core, secret
 
 FIELDS = {item.metadata["env"]: item for item in dataclasses.fields(Settings) if item.metadata}
 

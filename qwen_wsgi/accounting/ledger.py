@@ -12,7 +12,7 @@ log = logging.getLogger("qwen_wsgi.calls")
 
 
 @dataclass
-class Call:
+class CallRecord:
     """One client request while it runs; its owner fills it in. Times are monotonic seconds.
 
     Attributes:
@@ -47,7 +47,7 @@ class Call:
 class Ledger:
     """Takes every call exactly once, at its end."""
 
-    def record(self, call: Call) -> None:
+    def record(self, call: CallRecord) -> None:
         """Write the call's line."""
         level = logging.DEBUG if call.quiet else logging.INFO
         if log.isEnabledFor(level):
@@ -57,7 +57,7 @@ class Ledger:
             log.handle(record)
 
 
-def fields(call: Call) -> dict[str, Any]:
+def fields(call: CallRecord) -> dict[str, Any]:
     """The call as the log line's fields; unknown ones are left out. Durations in milliseconds."""
     usage = call.usage or Usage()
     ended = call.started_at if call.ended_at is None else call.ended_at

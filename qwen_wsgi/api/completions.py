@@ -20,7 +20,7 @@ from qwen_wsgi.upstream.client import Answer
 from qwen_wsgi.upstream.executor import ChatCall
 from qwen_wsgi.upstream.failures.classify import failure_of
 from qwen_wsgi.upstream.retry import Course
-from qwen_wsgi.upstream.routing.limiter import Place
+from qwen_wsgi.upstream.routing.limiter import Slot
 from qwen_wsgi.upstream.routing.router import Plan, Route
 
 blueprint = Blueprint("completions", __name__)
@@ -131,7 +131,7 @@ def _ask_natively(live: LiveCall, asked: CompletionsRequest, plan: Plan) -> Any:
     headers = generation.forwarded_headers(live.environ)
     course = live.course = Course(client=call.client)
 
-    def ask(route: Route, place: Place) -> Any:
+    def ask(route: Route, place: Slot) -> Any:
         course.changed, body = _native_request(asked, route)
         try:
             _, value, upstream_id = services.client.post_json(

@@ -13,7 +13,7 @@ from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.embed import embed
 from qwen_wsgi.upstream.retry import Course
-from qwen_wsgi.upstream.routing.limiter import Place
+from qwen_wsgi.upstream.routing.limiter import Slot
 from qwen_wsgi.upstream.routing.router import Route
 
 blueprint = Blueprint("embeddings", __name__)
@@ -31,7 +31,7 @@ def create() -> Response:
     plan = services.router.plan(live.call.model, pinned=live.environ.get("HTTP_X_QWEN_ACCOUNT", ""))
     headers = forwarded_headers(live.environ)
 
-    def ask(route: Route, place: Place) -> Response:
+    def ask(route: Route, place: Slot) -> Response:
         # All rows at one account, or all at another one: a part is no answer.
         answer = _embed(live, services.client, route, body, headers)
         place.leave()

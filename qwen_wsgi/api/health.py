@@ -10,7 +10,7 @@ from flask import Blueprint, Response, current_app
 from qwen_wsgi import __version__
 from qwen_wsgi.api import http, lifecycle
 from qwen_wsgi.credentials.oauth_login import CredentialStatus
-from qwen_wsgi.credentials.refresh.policy import State
+from qwen_wsgi.credentials.refresh.policy import TokenState
 from qwen_wsgi.upstream.routing.accounts import Account
 
 blueprint = Blueprint("health", __name__)
@@ -20,7 +20,7 @@ _ARGUMENT: Final = re.compile(r"<(?:\w+:)?(\w+)>")
 
 #: With these calls are served.
 _READY = ("ok", "login_unsaved")
-_USABLE = (State.FRESH, State.STALE, State.EXPIRING)
+_USABLE = (TokenState.FRESH, TokenState.STALE, TokenState.EXPIRING)
 
 
 @blueprint.get("/health")

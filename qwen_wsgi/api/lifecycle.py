@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from flask import Request, Response, request
 
 from qwen_wsgi.access.guard import request_id_of
-from qwen_wsgi.accounting.ledger import Call
+from qwen_wsgi.accounting.ledger import CallRecord
 from qwen_wsgi.errors import ApiError, ClientGone, Overloaded, UpstreamError, forget_frames
 from qwen_wsgi.greenlets import Watch, watch_client
 from qwen_wsgi.protocol.json_object import JsonObject
@@ -71,7 +71,7 @@ class LiveCall:
             proxies costs more than a microsecond, and there would be thirty of them in a call.
     """
 
-    call: Call
+    call: CallRecord
     services: Services
     environ: WSGIEnvironment
     admitted: bool = False
@@ -166,7 +166,7 @@ def begin(its: Services) -> None:
     environ = asked.environ
     _LIVE.set(
         LiveCall(
-            call=Call(
+            call=CallRecord(
                 request_id=request_id_of(environ) or "req_" + os.urandom(16).hex(),
                 client="-",
                 method=environ["REQUEST_METHOD"],
@@ -232,7 +232,7 @@ def finish_response(response: Response) -> Response:
     return response
 
 
-def server_timing(call: Call, elapsed_s: float) -> str:
+def server_timing(call: CallRecord, elapsed_s: float) -> str:
     """The stages of a call so far (W3C Server Timing): `queue;dur=0.0, connect;dur=2.1, …`.
 
     Milliseconds; `first` is from the call's arrival to the upstream's first event.

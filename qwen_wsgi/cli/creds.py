@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
-from qwen_wsgi.credentials.refresh.policy import State
+from qwen_wsgi.credentials.refresh.policy import TokenState
 from qwen_wsgi.credentials.refresh.refresher import Ability, Attempt, Outcome, Refresher
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import SettingsError
@@ -214,7 +214,7 @@ def _forget(name: str, login: OAuthLogin) -> tuple[dict[str, Any], bool]:
 
 def _is_well(login: OAuthLogin) -> bool:
     # Not the refresher's state: a login may be fresh and still of no use, for its resource_url.
-    usable = login.status().state not in (State.EXPIRED, State.MISSING)
+    usable = login.status().state not in (TokenState.EXPIRED, TokenState.MISSING)
     return usable and login.refresher.ability(login.store.look()) is Ability.REFRESHABLE
 
 

@@ -70,7 +70,7 @@ def target_for(
 def _model(name: str, listed: Mapping[str, Mapping[str, Any]]) -> Model:
     """What the catalogue tells of a model; of one that it does not list, what is known of it."""
     entry = listed.get(name, {})
-    facts = model_profiles.facts(name) or model_profiles.ModelFacts(None, None)
+    facts = model_profiles.facts_of(name) or model_profiles.ModelFacts(None, None)
     inputs = entry.get("input_modalities")
     return Model(
         name,

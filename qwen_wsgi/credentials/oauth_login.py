@@ -16,9 +16,9 @@ from typing import Final, Protocol
 
 from qwen_wsgi.credentials import endpoint
 from qwen_wsgi.credentials.files.document import CredentialDocument
-from qwen_wsgi.credentials.files.login_store import LoginStore, Sight
+from qwen_wsgi.credentials.files.login_store import LoginStore, Snapshot
 from qwen_wsgi.credentials.refresh.pace import CLOSED_WITHIN_S
-from qwen_wsgi.credentials.refresh.policy import State
+from qwen_wsgi.credentials.refresh.policy import TokenState
 from qwen_wsgi.credentials.refresh.refresher import Ability, Refresher
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import CredentialError
@@ -73,7 +73,7 @@ class CredentialStatus:
         unsaved: the latest login is in this process's memory alone.
     """
 
-    state: State
+    state: TokenState
     shown: str
     detail: str
     remedy: str
@@ -138,16 +138,16 @@ class StaticKey(CredentialSource):
 
     def status(self) -> CredentialStatus:
         if self.key is None:
-            return CredentialStatus(State.MISSING, NO_SECRET, self.fault, self.remedy, None)
+            return CredentialStatus(TokenState.MISSING, NO_SECRET, self.fault, self.remedy, None)
         detail = "API key is set" if self.key else "no key, the server is asked without one"
-        return CredentialStatus(State.FRESH, self._shown(), detail, "", None)
+        return CredentialStatus(TokenState.FRESH, self._shown(), detail, "", None)
 
     def _shown(self) -> str:
         return mask(self.key) if self.key else NO_SECRET
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Verdict:
     """What an OAuth source holds at one moment.
 
     Attributes:
@@ -174,7 +174,7 @@ class _Ready:
         until_boot_s: the same by the boot time, which does not step.
     """
 
-    sight: Sight
+    sight: Snapshot
     token: AccessToken
     until_s: float
     until_boot_s: float
@@ -194,7 +194,7 @@ class OAuthLogin(CredentialSource):
         self.shown = store.shown
         self._fallback_base_url = fallback_base_url or DEFAULT_OAUTH_BASE_URL
         self._clock = refresher.clock
-        self._judgement: tuple[Sight, _Look] | None = None
+        self._judgement: tuple[Snapshot, _Verdict] | None = None
         self._ready: _Ready | None = None
         self._gone = False
 
@@ -217,27 +217,27 @@ class OAuthLogin(CredentialSource):
             return ready.token
         return self._considered(sight, rejected)
 
-    def _considered(self, sight: Sight, rejected: str | None) -> AccessToken:
+    def _considered(self, sight: Snapshot, rejected: str | None) -> AccessToken:
         look = self._look(sight)
         login = self._usable(look)
         refused = rejected is not None and rejected == login.access_token
         state = self.refresher.state(sight)
         closed = self.refresher.ability(sight) is Ability.TIER_CLOSED
-        if refused or closed or state is not State.FRESH:
+        if refused or closed or state is not TokenState.FRESH:
             return self._urged(sight, login, state, rejected if refused else None)
         self.refresher.note()
         token = _token(look, login)
         self._ready = _Ready(sight, token, *self.refresher.fresh_until(sight))
         return token
 
-    def _usable(self, look: _Look) -> CredentialDocument:
+    def _usable(self, look: _Verdict) -> CredentialDocument:
         if look.document is None or look.base_url is None:
             message = f"The Qwen login {self.shown} {look.problem}."
             raise CredentialError(message, code=look.code, remedy=look.remedy)
         return look.document
 
     def _urged(
-        self, sight: Sight, login: CredentialDocument, state: State, rejected: str | None
+        self, sight: Snapshot, login: CredentialDocument, state: TokenState, rejected: str | None
     ) -> AccessToken:
         """The slow road: something has to be done about the token."""
         if rejected is not None and self._never_was_good(sight, login):
@@ -247,18 +247,18 @@ class OAuthLogin(CredentialSource):
         if self.refresher.ability(sight) is Ability.TIER_CLOSED:
             raise self._closed()
         attempt = self.refresher.start(rejected=rejected)
-        if attempt is not None and (rejected is not None or state is not State.STALE):
+        if attempt is not None and (rejected is not None or state is not TokenState.STALE):
             attempt.wait(WAIT_S)
         sight = self.store.look()
         look = self._look(sight)
         login = self._usable(look)
-        if self.refresher.state(sight) is State.EXPIRED:
+        if self.refresher.state(sight) is TokenState.EXPIRED:
             raise self._expired(sight, login)
         if rejected is not None and rejected == login.access_token:
             raise self._refused(sight)
         return _token(look, login)
 
-    def _never_was_good(self, sight: Sight, login: CredentialDocument) -> bool:
+    def _never_was_good(self, sight: Snapshot, login: CredentialDocument) -> bool:
         """Whether the refused token is what a refresh for that very reason has just brought."""
         received = sight.journal.received
         if received is None or not received.forced:
@@ -275,7 +275,7 @@ class OAuthLogin(CredentialSource):
             remedy=_CLOSED_REMEDY,
         )
 
-    def _refused(self, sight: Sight) -> CredentialError:
+    def _refused(self, sight: Snapshot) -> CredentialError:
         why, remedy = self._why(sight)
         return CredentialError(
             f"The upstream refused the access token of the Qwen login {self.shown}, and it could "
@@ -284,7 +284,7 @@ class OAuthLogin(CredentialSource):
             remedy=remedy or _REJECTED_LOGIN_REMEDY,
         )
 
-    def _expired(self, sight: Sight, login: CredentialDocument) -> CredentialError:
+    def _expired(self, sight: Snapshot, login: CredentialDocument) -> CredentialError:
         why, remedy = self._why(sight)
         return CredentialError(
             f"The Qwen login {self.shown} expired on {_date(login.expires_at_ms)}, "
@@ -295,7 +295,7 @@ class OAuthLogin(CredentialSource):
             retry_after_s=None if remedy else 10,
         )
 
-    def _why(self, sight: Sight) -> tuple[str, str]:
+    def _why(self, sight: Snapshot) -> tuple[str, str]:
         """Why there is no newer token, as the end of a sentence, and what a person has to do."""
         ability = self.refresher.ability(sight)
         if ability is Ability.REJECTED:
@@ -319,17 +319,21 @@ class OAuthLogin(CredentialSource):
         look = self._look(sight)
         login = look.document
         if login is None:
-            return CredentialStatus(State.MISSING, NO_SECRET, look.problem, look.remedy, None)
+            return CredentialStatus(TokenState.MISSING, NO_SECRET, look.problem, look.remedy, None)
         state = self.refresher.state(sight)
         _, remedy = self._why(sight)
-        if state is State.EXPIRED:
+        if state is TokenState.EXPIRED:
             detail, remedy = f"expired {self._since(login)}", remedy or _REFRESH_REMEDY
         else:
             left_s = login.expires_at_ms / 1000 - self._clock.now()
             detail = f"valid for {_span(left_s)}"
         ability = self.refresher.ability(sight)
         if ability is Ability.TIER_CLOSED:
-            state, detail, remedy = State.EXPIRED, "refused by the API: tier closed", _CLOSED_REMEDY
+            state, detail, remedy = (
+                TokenState.EXPIRED,
+                "refused by the API: tier closed",
+                _CLOSED_REMEDY,
+            )
         elif ability is not Ability.REFRESHABLE:
             detail = f"{detail}, cannot be renewed ({ability.value})"
         if self.refresher.unsaved:
@@ -355,10 +359,10 @@ class OAuthLogin(CredentialSource):
         if sight.newest.login is None:
             return
         self.refresher.note()
-        if sight.newest.unpublished or self.refresher.state(sight) is not State.FRESH:
+        if sight.newest.unpublished or self.refresher.state(sight) is not TokenState.FRESH:
             self.refresher.start()
 
-    def _look(self, sight: Sight) -> _Look:
+    def _look(self, sight: Snapshot) -> _Verdict:
         judgement = self._judgement
         if judgement is not None and judgement[0] is sight:
             return judgement[1]
@@ -371,7 +375,7 @@ class OAuthLogin(CredentialSource):
             mended = login is not None and sight.newest.unpublished
             look = self._judged(login, reading.problem, "" if mended else reading.remedy)
         else:
-            look = _Look(None, None, "does not exist", _LOGIN_REMEDY)
+            look = _Verdict(None, None, "does not exist", _LOGIN_REMEDY)
         self._judgement = (sight, look)
         return look
 
@@ -382,10 +386,10 @@ class OAuthLogin(CredentialSource):
             log.warning("login file is gone, its journal is used login=%s", self.shown)
         self._gone = gone
 
-    def _judged(self, login: CredentialDocument | None, problem: str, remedy: str) -> _Look:
+    def _judged(self, login: CredentialDocument | None, problem: str, remedy: str) -> _Verdict:
         """Leave out a document that must not, or cannot, be used."""
         if login is None:
-            return _Look(None, None, problem, remedy)
+            return _Verdict(None, None, problem, remedy)
         named = login.resource_url
         try:
             if named is not None:
@@ -395,11 +399,11 @@ class OAuthLogin(CredentialSource):
         except ValueError as error:
             what = "has a resource_url" if named is not None else "relies on an OPENAI_BASE_URL"
             fault = f"{what} that is refused: {error}"
-            return _Look(None, None, fault, _LOGIN_REMEDY, "credentials_invalid")
+            return _Verdict(None, None, fault, _LOGIN_REMEDY, "credentials_invalid")
         if not usable_secret(login.access_token):
             fault = "has an access_token with characters that no HTTP header can carry"
-            return _Look(None, None, fault, _LOGIN_REMEDY, "credentials_invalid")
-        return _Look(login, url, problem, remedy)
+            return _Verdict(None, None, fault, _LOGIN_REMEDY, "credentials_invalid")
+        return _Verdict(login, url, problem, remedy)
 
     def _since(self, login: CredentialDocument) -> str:
         ago_s = self._clock.now() - login.expires_at_ms / 1000
@@ -408,7 +412,7 @@ class OAuthLogin(CredentialSource):
         return f"{_span(ago_s)} ago"
 
 
-def _token(look: _Look, login: CredentialDocument) -> AccessToken:
+def _token(look: _Verdict, login: CredentialDocument) -> AccessToken:
     return AccessToken(login.access_token, look.base_url or "", login.expires_at_ms)
 
 

@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from qwen_wsgi.credentials.oauth_login import CredentialStatus, OAuthLogin
-from qwen_wsgi.credentials.refresh.policy import State
+from qwen_wsgi.credentials.refresh.policy import TokenState
 from qwen_wsgi.credentials.refresh.refresher import Ability
 from qwen_wsgi.doctor import probe
 from qwen_wsgi.doctor.files import nearest
 from qwen_wsgi.doctor.findings import Finding, Level, Teller
 from qwen_wsgi.doctor.machine import Machine
-from qwen_wsgi.doctor.parallel import side_by_side
+from qwen_wsgi.doctor.parallel import run_parallel
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.upstream.routing.accounts import Account
 from qwen_wsgi.upstream.routing.catalogue import Listing
 
 TELL: Final = Teller("accounts")
 
-USABLE: Final = (State.FRESH, State.STALE, State.EXPIRING)
+USABLE: Final = (TokenState.FRESH, TokenState.STALE, TokenState.EXPIRING)
 
 #: A model may be closed to an account without the account being to blame; so many are tried.
 _MODELS: Final = 3
@@ -108,12 +108,12 @@ def state(
             f"{closed.what} ({account.origin})",
             closed.remedy,
         )
-    elif status.state is State.MISSING:
+    elif status.state is TokenState.MISSING:
         missing = TELL.warn if others else TELL.fail
         yield missing(account.name, told, remedy)
     elif _is_renewable(status) and not tried:
         yield TELL.warn(account.name, f"{told}; the next call has it renewed", remedy)
-    elif status.state is State.EXPIRED:
+    elif status.state is TokenState.EXPIRED:
         yield TELL.fail(account.name, told, remedy)
     elif status.ability not in (None, Ability.REFRESHABLE) or status.remedy:
         # A token that is good for now, and for no longer.
@@ -127,7 +127,7 @@ def _is_usable(status: CredentialStatus) -> bool:
 
 
 def _is_renewable(status: CredentialStatus) -> bool:
-    return status.state is State.EXPIRED and status.ability is Ability.REFRESHABLE
+    return status.state is TokenState.EXPIRED and status.ability is Ability.REFRESHABLE
 
 
 def _asked(
@@ -146,7 +146,7 @@ def _asked(
         ]
 
     works = [partial(ask, account, calls, machine) for account in accounts]
-    found = side_by_side(works, timeout_s=_PATIENCE_S, otherwise=otherwise)
+    found = run_parallel(works, timeout_s=_PATIENCE_S, otherwise=otherwise)
     return {account.name: list(each) for account, each in zip(accounts, found, strict=True)}
 
 
@@ -192,7 +192,7 @@ def not_to_be_asked(account: Account, machine: Machine) -> str:
     status = account.credential.status()
     if status.ability is Ability.TIER_CLOSED:
         return "no call was made: the tier is closed"
-    if status.state is State.MISSING:
+    if status.state is TokenState.MISSING:
         return "no call was made: there is no credential"
     login = account.credential
     if not isinstance(login, OAuthLogin):

@@ -9,7 +9,7 @@ from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.doctor.probe import quoted
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.routing.catalogue import Listing
-from qwen_wsgi.upstream.routing.model_names import readings
+from qwen_wsgi.upstream.routing.model_names import interpretations
 
 TELL: Final = Teller("models")
 
@@ -46,7 +46,7 @@ def named(settings: Settings, listings: Mapping[str, Listing]) -> Iterator[Findi
     for setting, alias, model in wanted:
         shown = f"{alias}={model}" if alias else model
         aliases = {} if alias else dict(settings.model_aliases)
-        wishes = readings(model, aliases=aliases, accounts=tuple(listings))
+        wishes = interpretations(model, aliases=aliases, accounts=tuple(listings))
         if any(
             wish.model in listings[name].models
             for wish in wishes

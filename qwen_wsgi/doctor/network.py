@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.doctor.machine import Machine
-from qwen_wsgi.doctor.parallel import side_by_side
+from qwen_wsgi.doctor.parallel import run_parallel
 from qwen_wsgi.hosts import is_loopback
 
 TELL: Final = Teller("network")
@@ -73,7 +73,7 @@ def check(
             )
         ]
 
-    for findings in side_by_side(works, timeout_s=_PATIENCE_S, otherwise=otherwise):
+    for findings in run_parallel(works, timeout_s=_PATIENCE_S, otherwise=otherwise):
         yield from findings
 
 

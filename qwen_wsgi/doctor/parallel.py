@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def side_by_side(
+def run_parallel(
     works: Sequence[Callable[[], T]],
     *,
     timeout_s: float,

@@ -61,7 +61,7 @@ _PASSES: Final = "It passes by itself: wait some minutes and run this again."
 _OURS: Final = "Ask this account for another model; if none works, report it with these words."
 
 
-class Told(NamedTuple):
+class Diagnosis(NamedTuple):
     """What a failure means for whoever runs the box."""
 
     level: Level
@@ -153,24 +153,24 @@ def chat_models(ids: Iterable[str]) -> list[str]:
     return sorted((id for id in ids if not _NO_CHAT.search(id)), key=dear)
 
 
-def meaning(error: ApiError) -> Told:
+def meaning(error: ApiError) -> Diagnosis:
     """What a failed call means, and what to do."""
     if isinstance(error, AccountUnavailable):
         return _of_credential(error)
     failure = classify.failure_of(error)
     cause = CAUSES.get(failure.cause) if failure is not None else None
     if failure is None or cause is None:
-        return Told(Level.FAIL, quoted(error.message), _OURS)
+        return Diagnosis(Level.FAIL, quoted(error.message), _OURS)
     said = quoted(said_in(error.message, cause).removesuffix(_TO_CLIENTS))
     what = f"{cause.meaning} ({cause.name}; clients get HTTP {error.status})"
     if said and said.rstrip(".") != cause.meaning:
         what += f": {said}"
     if _passes(failure):
-        return Told(Level.WARN, what, cause.remedy or _PASSES, cause.name)
+        return Diagnosis(Level.WARN, what, cause.remedy or _PASSES, cause.name)
     if cause.name == "agents_only":
         # Another program's User-Agent is let in, and the key is good.
-        return Told(Level.WARN, what, cause.remedy, cause.name)
-    return Told(Level.FAIL, what, cause.remedy or _remedy(failure), cause.name)
+        return Diagnosis(Level.WARN, what, cause.remedy, cause.name)
+    return Diagnosis(Level.FAIL, what, cause.remedy or _remedy(failure), cause.name)
 
 
 def said_in(message: str, cause: Cause) -> str:
@@ -191,19 +191,19 @@ def quoted(text: str) -> str:
     return text if len(text) <= _QUOTED_CHARS else text[: _QUOTED_CHARS - 1] + "…"
 
 
-def tier_closed() -> Told:
+def tier_closed() -> Diagnosis:
     """What it means that a login's tier is closed."""
-    return Told(Level.FAIL, _TIER_CLOSED, _KEY_INSTEAD, "oauth_tier_closed")
+    return Diagnosis(Level.FAIL, _TIER_CLOSED, _KEY_INSTEAD, "oauth_tier_closed")
 
 
-def _of_credential(error: AccountUnavailable) -> Told:
+def _of_credential(error: AccountUnavailable) -> Diagnosis:
     if error.code == "oauth_tier_closed":
         return tier_closed()
     cause = error.__cause__
     if isinstance(cause, CredentialError):
         remedy = cause.remedy or "`qwen-proxy status` tells more."
-        return Told(Level.FAIL, quoted(str(cause)), remedy, cause.code)
-    return Told(Level.FAIL, quoted(error.message), "`qwen-proxy status` tells more.")
+        return Diagnosis(Level.FAIL, quoted(str(cause)), remedy, cause.code)
+    return Diagnosis(Level.FAIL, quoted(error.message), "`qwen-proxy status` tells more.")
 
 
 def _passes(failure: Failure) -> bool:

@@ -44,7 +44,7 @@ _SECRET_CHARS: Final = 8
 _SECRET_NAMES: Final = ("_API_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
 
 
-class Examination:
+class Run:
     """One run over everything.
 
     Args:
@@ -241,7 +241,7 @@ def run(
     Raises:
         SettingsError: there is no such account.
     """
-    examination = Examination(
+    examination = Run(
         settings,
         machine or Machine(settings.environ),
         only=account,

@@ -57,7 +57,7 @@ def error_event(error: ApiError) -> bytes:
 COMMENT = b": keep-alive\n\n"
 
 
-class Losses:
+class Changes:
     """What a translation changed or dropped, for the header `x-qwen-proxy-changed`.
 
     Args:

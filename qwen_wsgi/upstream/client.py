@@ -29,7 +29,7 @@ from qwen_wsgi.upstream.http.transport import (
     silence,
 )
 from qwen_wsgi.upstream.routing.accounts import Account
-from qwen_wsgi.upstream.routing.limiter import Place
+from qwen_wsgi.upstream.routing.limiter import Slot
 
 _CHAT_PATH = "/chat/completions"
 
@@ -77,7 +77,7 @@ class OpenStream:
     first: bytes
     upstream_request_id: str
     connect_s: float = 0.0
-    place: Place | None = None
+    place: Slot | None = None
     explain: Callable[[ChunkStream], UpstreamError] = lambda chunks: empty()
     on_failure: Callable[[ApiError], None] = lambda error: None
     #: The upstream's bytes have ended.

@@ -21,8 +21,8 @@ from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.adapt import Adapted, Options, Target, adapt
 from qwen_wsgi.upstream.client import Answer, OpenStream, UpstreamClient
-from qwen_wsgi.upstream.retry import Attempts, Course
-from qwen_wsgi.upstream.routing.limiter import Place
+from qwen_wsgi.upstream.retry import Course, Retrier
+from qwen_wsgi.upstream.routing.limiter import Slot
 from qwen_wsgi.upstream.routing.router import Plan, Route, Router
 
 #: What a change of the request is called after which the answer has to be changed back.
@@ -56,14 +56,14 @@ class ChatCall:
     course: Course = field(default_factory=Course)
 
 
-class Dispatcher:
+class Executor:
     """Carries chat calls to upstreams; shared by all greenlets of a worker, keeps no state."""
 
     def __init__(
         self,
         settings: Settings,
         router: Router,
-        attempts: Attempts,
+        attempts: Retrier,
         client: UpstreamClient,
         clock: Clock,
     ) -> None:
@@ -147,7 +147,7 @@ class Dispatcher:
         )
 
     def _ask_stream(
-        self, call: ChatCall, route: Route, place: Place, *, hide_usage: bool
+        self, call: ChatCall, route: Route, place: Slot, *, hide_usage: bool
     ) -> OpenStream:
         body = self._body(call, route, stream=True)
         name = call.request.model or route.model
@@ -165,7 +165,7 @@ class Dispatcher:
         return stream
 
     def _one(self, call: ChatCall, plan: Plan) -> Answer:
-        def ask(route: Route, place: Place) -> OpenStream | Answer:
+        def ask(route: Route, place: Slot) -> OpenStream | Answer:
             if self._client.asks_stream(route.account):
                 return self._ask_stream(call, route, place, hide_usage=False)
             body = self._body(call, route, stream=False)

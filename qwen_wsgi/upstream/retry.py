@@ -22,8 +22,8 @@ from qwen_wsgi.errors import (
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.failures import classify
 from qwen_wsgi.upstream.routing.cooldown import Board
-from qwen_wsgi.upstream.routing.limiter import Place
-from qwen_wsgi.upstream.routing.router import Plan, Route, Router, Standing
+from qwen_wsgi.upstream.routing.limiter import Slot
+from qwen_wsgi.upstream.routing.router import Candidate, Plan, Route, Router
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Course:
     first_error: ApiError | None = None
 
 
-class Attempts:
+class Retrier:
     """Runs calls; keeps no state of its own but what it writes on the board."""
 
     def __init__(
@@ -81,7 +81,7 @@ class Attempts:
         self._sleep = sleep
         self._jitter = jitter
 
-    def run(self, plan: Plan, ask: Callable[[Route, Place], T], course: Course) -> T:
+    def run(self, plan: Plan, ask: Callable[[Route, Slot], T], course: Course) -> T:
         """Ask until somebody answers.
 
         Args:
@@ -110,7 +110,7 @@ class Attempts:
         if failure is not None and failure.scope is not Scope.UPSTREAM:
             self._learn(failure, route)
 
-    def _run(self, plan: Plan, ask: Callable[[Route, Place], T], course: Course) -> T:
+    def _run(self, plan: Plan, ask: Callable[[Route, Slot], T], course: Course) -> T:
         end_s = self._clock.monotonic() + self._budget_s
         while True:
             standing = self._next(plan, course, end_s)
@@ -129,7 +129,7 @@ class Attempts:
                 self._worked(plan, standing.route)
                 return answer
 
-    def _next(self, plan: Plan, course: Course, end_s: float) -> Standing | None:
+    def _next(self, plan: Plan, course: Course, end_s: float) -> Candidate | None:
         """The next route to ask; None after a wait for one."""
         standing = self._router.choose(plan, course.without)
         if standing is None:
@@ -144,7 +144,7 @@ class Attempts:
         self._pause(left_s + self._jitter() * min(1.0, end_s - now_s - left_s), course)
         return None
 
-    def _enter(self, route: Route, course: Course, end_s: float) -> Place:
+    def _enter(self, route: Route, course: Course, end_s: float) -> Slot:
         started_s = self._clock.monotonic()
         gate = self._router.gate(route.account)
         try:
@@ -232,12 +232,12 @@ class Attempts:
         if plan.conversation is not None:
             board.visit(plan.conversation, keys.own)
 
-    def _left_alone(self, plan: Plan, standing: Standing) -> ApiError:
+    def _left_alone(self, plan: Plan, standing: Candidate) -> ApiError:
         """Nobody may be asked for longer than the call may wait."""
         keys = self._router.keys(standing.route.account)
         noted = [keys.payer, keys.of_model(standing.route.model), keys.host]
         longest = max(noted, key=self._board.blocked_s)
-        return classify.left_alone(
+        return classify.cooling_down(
             self._board.cause(longest), model=plan.model, wait_s=standing.blocked_s
         )
 

@@ -11,8 +11,8 @@ import pytest
 
 from qwen_wsgi.access.guard import Guard, request_id_of
 from qwen_wsgi.errors import ApiError, BadRequest, Forbidden, Unauthorized
-from tests.secrets import secret
-from tests.upstream.fakes import settings_of
+from tests.fakes.upstream import settings_of
+from tests.kit.secrets import secret
 
 KEY = secret("client-one")
 OTHER_KEY = secret("client-two")

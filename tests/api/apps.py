@@ -14,9 +14,9 @@ from werkzeug.test import TestResponse
 
 from qwen_wsgi.app import Services, build_services, create_app
 from qwen_wsgi.logs import Formatter, Redaction
-from tests.secrets import secret
-from tests.upstream.fakes import FakeClock, settings_of
-from tests.upstream.raw_server import Answer, RawServer
+from tests.fakes.raw_server import Answer, RawServer
+from tests.fakes.upstream import FakeClock, settings_of
+from tests.kit.secrets import secret
 
 UPSTREAM_KEY = secret("upstream-of-api")
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}

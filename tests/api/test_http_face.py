@@ -12,9 +12,9 @@ from qwen_wsgi import __version__
 from qwen_wsgi.app import create_app
 from qwen_wsgi.credentials.refresh.refresher import Ability
 from tests.api.apps import HELLO, App, error_of, in_front_of, running
-from tests.secrets import secret
-from tests.upstream.fakes import FakeBook, account_of, settings_of
-from tests.upstream.raw_server import whole
+from tests.fakes.raw_server import whole
+from tests.fakes.upstream import FakeBook, account_of, settings_of
+from tests.kit.secrets import secret
 
 KEY = secret("client-of-api")
 AUTH = {"Authorization": f"Bearer {KEY}"}

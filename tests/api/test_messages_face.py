@@ -14,8 +14,8 @@ from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.messages import errors
 from tests.api.apps import App, in_front_of, running
-from tests.secrets import secret
-from tests.upstream.raw_server import stream, whole
+from tests.fakes.raw_server import stream, whole
+from tests.kit.secrets import secret
 
 KEY = secret("client-of-messages")
 BODY = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}

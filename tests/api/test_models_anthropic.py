@@ -11,7 +11,7 @@ from anthropic.types import ModelInfo
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol.messages import models
 from tests.api.apps import error_of, in_front_of
-from tests.upstream.raw_server import whole
+from tests.fakes.raw_server import whole
 
 VERSION = {"anthropic-version": "2023-06-01"}
 LISTED = [{"id": f"m{n}", "object": "model", "created": 1_700_000_000 + n} for n in range(5)]

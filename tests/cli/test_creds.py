@@ -15,7 +15,7 @@ import pytest
 
 from qwen_wsgi.cli import main
 from qwen_wsgi.sandbox import Sandbox
-from tests.privileges import as_ordinary_user
+from tests.kit.privileges import as_ordinary_user
 
 HOUR_S = 3600
 EXIT_CONFIGURATION = main.EXIT_CONFIGURATION

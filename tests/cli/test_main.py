@@ -16,8 +16,8 @@ import pytest
 from qwen_wsgi import __version__
 from qwen_wsgi.cli import main
 from qwen_wsgi.sandbox import Sandbox
-from tests.secrets import core, secret
-from tests.upstream.raw_server import RawServer, whole
+from tests.fakes.raw_server import RawServer, whole
+from tests.kit.secrets import core, secret
 
 KEY = secret("cli-account")
 CLIENT_KEY = secret("cli-client")

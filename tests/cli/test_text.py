@@ -11,11 +11,11 @@ import pytest
 from qwen_wsgi import __version__
 from qwen_wsgi.cli import text as report
 from qwen_wsgi.credentials.oauth_login import CredentialStatus, StaticKey
-from qwen_wsgi.credentials.refresh.policy import State
+from qwen_wsgi.credentials.refresh.policy import TokenState
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.upstream.routing.accounts import Account
-from tests.secrets import core, secret
-from tests.upstream.fakes import account_of, settings_of
+from tests.fakes.upstream import account_of, settings_of
+from tests.kit.secrets import core, secret
 
 CLIENT_KEY = secret("report-client")
 API_KEY = secret("report-account")
@@ -32,7 +32,7 @@ def keyed(name: str = "dashscope", key: str | None = API_KEY) -> Account:
 
 class Expired:
     def status(self) -> CredentialStatus:
-        return CredentialStatus(State.EXPIRED, "…abcd", "expired 2 days ago", "Run `qwen`.", 1)
+        return CredentialStatus(TokenState.EXPIRED, "…abcd", "expired 2 days ago", "Run `qwen`.", 1)
 
 
 def expired() -> Account:

@@ -12,7 +12,7 @@ from qwen_wsgi.cli import main
 from qwen_wsgi.clients import command
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import load
-from tests.secrets import core, secret
+from tests.kit.secrets import core, secret
 
 LAN = "192.168.1.5"
 

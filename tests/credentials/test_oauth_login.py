@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.credentials.oauth_login import OAuthLogin, StaticKey
-from qwen_wsgi.credentials.refresh.policy import State
+from qwen_wsgi.credentials.refresh.policy import TokenState
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import CredentialError
 from tests.credentials.conftest import FakeClock, Home
-from tests.credentials.logins import login_of
+from tests.kit.login_world import login_of
 
 URL = "https://portal.qwen.ai/v1"
 KEY = "sk-0123456789-0123456789"
@@ -47,13 +47,13 @@ class TestStaticKey:
         assert source.current() == AccessToken(KEY, URL, None)
         assert source.current(rejected="another") == AccessToken(KEY, URL, None)
         status = source.status()
-        assert (status.state, status.shown, status.remedy) == (State.FRESH, "…6789", "")
+        assert (status.state, status.shown, status.remedy) == (TokenState.FRESH, "…6789", "")
 
     def test_a_server_may_ask_for_no_key(self) -> None:
         source = StaticKey("", URL)
 
         assert source.current().value == ""
-        assert source.status().state is State.FRESH
+        assert source.status().state is TokenState.FRESH
         assert source.status().shown == "–"
 
     def test_a_missing_key_says_what_to_do(self) -> None:
@@ -66,7 +66,7 @@ class TestStaticKey:
             "Set FOO.",
         )
         status = source.status()
-        assert (status.state, status.shown) == (State.MISSING, "–")
+        assert (status.state, status.shown) == (TokenState.MISSING, "–")
         assert (status.detail, status.remedy) == ("the API key FOO is not set", "Set FOO.")
 
     def test_a_rejected_key_is_not_offered_again(self) -> None:
@@ -86,7 +86,7 @@ class TestOAuthLogin:
 
         assert source.current() == AccessToken(content["access_token"], URL, content["expiry_date"])
         status = source.status()
-        assert (status.state, status.shown) == (State.FRESH, "…abcd")
+        assert (status.state, status.shown) == (TokenState.FRESH, "…abcd")
         assert (status.detail, status.remedy) == ("valid for 3 h 0 min", "")
         assert status.expires_at_ms == content["expiry_date"]
 
@@ -95,12 +95,12 @@ class TestOAuthLogin:
     ) -> None:
         home.login()
         clock.advance(3 * 3600 - 600)
-        assert source.status().state is State.STALE
+        assert source.status().state is TokenState.STALE
         clock.advance(600 - 1)
-        assert source.status().state is State.EXPIRING
+        assert source.status().state is TokenState.EXPIRING
         assert source.current().value
         clock.advance(1)
-        assert source.status().state is State.EXPIRED
+        assert source.status().state is TokenState.EXPIRED
         assert refusal(source).code == "credentials_expired"
 
     def test_an_expired_login_says_since_when_and_what_to_do(
@@ -125,7 +125,7 @@ class TestOAuthLogin:
         home.login(expiry_date=-(10**17))
 
         assert refusal(source).code == "credentials_expired"
-        assert source.status().state is State.EXPIRED
+        assert source.status().state is TokenState.EXPIRED
 
     def test_a_rejected_token_names_the_closed_tier(self, source: OAuthLogin, home: Home) -> None:
         token = home.login()["access_token"]
@@ -150,7 +150,7 @@ class TestOAuthLogin:
 
         assert error.code == "credentials_missing"
         assert str(error) == "The Qwen login ~/.qwen/oauth_creds.json does not exist."
-        assert source.status().state is State.MISSING
+        assert source.status().state is TokenState.MISSING
         assert source.base_url() is None
 
     def test_a_deleted_file_is_missing_and_a_new_one_is_used(
@@ -173,7 +173,7 @@ class TestOAuthLogin:
 
         assert source.current().value == token
         status = source.status()
-        assert status.state is State.FRESH
+        assert status.state is TokenState.FRESH
         assert "as last read" in status.detail
         assert "no JSON" in status.detail
         assert status.remedy
@@ -199,7 +199,7 @@ class TestOAuthLogin:
         error = refusal(source)
         assert error.code == "credentials_invalid"
         assert "resource_url that is refused" in str(error)
-        assert source.status().state is State.MISSING
+        assert source.status().state is TokenState.MISSING
         assert source.base_url() is None
         assert "hunter2" not in str(error) + source.status().detail
 

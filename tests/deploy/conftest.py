@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.deploy import servers
-from tests.deploy.servers import Server
+from tests.kit import servers
+from tests.kit.servers import Server
 
 StartServer = Callable[..., Server]
 

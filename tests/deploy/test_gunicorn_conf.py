@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy import servers
 from tests.deploy.conftest import StartServer
-from tests.deploy.servers import Server, wait_until, workers
+from tests.kit import servers
+from tests.kit.servers import Server, wait_until, workers
 
 pytestmark = pytest.mark.server
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.servers import REPO
+from tests.kit.servers import REPO
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(240)]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.servers import REPO
+from tests.kit.servers import REPO
 
 #: What the scripts use, apart from the things whose absence is tested.
 TOOLS = ("make", "sh", "awk", "cat", "cksum", "dirname", "env", "grep", "id", "pwd", "rm")

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy import servers
 from tests.deploy.conftest import StartServer, short_directory
-from tests.deploy.servers import Server
+from tests.kit import servers
+from tests.kit.servers import Server
 
 pytestmark = [
     pytest.mark.server,

@@ -13,7 +13,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.deploy.servers import CONF, REPO
+from tests.kit.servers import CONF, REPO
 
 #: Loads everything that `qwen-proxy serve` and its workers load, then tells the modules.
 LOAD = """

@@ -16,7 +16,7 @@ from qwen_wsgi.cli.main import EXIT_CONFIGURATION
 from qwen_wsgi.credentials.sources import providers
 from tests.deploy import unit_sandbox
 from tests.deploy.conftest import StartServer
-from tests.deploy.servers import REPO
+from tests.kit.servers import REPO
 
 UNIT = REPO / "systemd/qwen-proxy.service"
 OWNER = REPO / "systemd/owner.conf.example"

@@ -10,7 +10,7 @@ import pytest
 
 from qwen_wsgi import settings as settings_module
 from qwen_wsgi.settings import Settings
-from tests.doctor.fakes import FakeMachine
+from tests.fakes.machine import FakeMachine
 
 Load = Callable[..., Settings]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.credentials.oauth_login import CredentialStatus, OAuthLogin
-from qwen_wsgi.credentials.refresh.policy import State
+from qwen_wsgi.credentials.refresh.policy import TokenState
 from qwen_wsgi.credentials.refresh.refresher import Ability
 from qwen_wsgi.doctor import accounts
 from qwen_wsgi.doctor.accounts import Calls
@@ -22,8 +22,8 @@ from qwen_wsgi.hosts import Family
 from qwen_wsgi.upstream.failures.causes import CAUSES
 from qwen_wsgi.upstream.routing.accounts import Account, SandboxKey
 from qwen_wsgi.upstream.routing.catalogue import Listing
-from tests.doctor.fakes import FakeMachine, faults, of, one
-from tests.upstream.fakes import account_of
+from tests.fakes.machine import FakeMachine, faults, of, one
+from tests.fakes.upstream import account_of
 
 
 class FakeAsker:
@@ -50,7 +50,7 @@ def refused(name: str) -> UpstreamError:
     return UpstreamError("Its words.", failure=CAUSES[name].failure())
 
 
-def status_of(state: State, **more: Any) -> CredentialStatus:
+def status_of(state: TokenState, **more: Any) -> CredentialStatus:
     told = CredentialStatus(state, "…0000", "as it is", "", None)
     return replace(told, **more)
 
@@ -71,7 +71,7 @@ Make = Callable[..., Account]
 
 @pytest.fixture
 def login_of(tmp_path: Path) -> Make:
-    def make(state: State, ability: Ability = Ability.REFRESHABLE, **more: Any) -> Account:
+    def make(state: TokenState, ability: Ability = Ability.REFRESHABLE, **more: Any) -> Account:
         credential = FakeLogin(status_of(state, ability=ability, **more), tmp_path / "creds.json")
         return replace(account_of("oauth"), kind="oauth", credential=credential)
 
@@ -182,8 +182,8 @@ class TestMissing:
 
 
 class TestLogins:
-    @pytest.mark.parametrize("state", [State.FRESH, State.STALE, State.EXPIRING])
-    def test_a_good_one(self, machine: FakeMachine, login_of: Make, state: State) -> None:
+    @pytest.mark.parametrize("state", [TokenState.FRESH, TokenState.STALE, TokenState.EXPIRING])
+    def test_a_good_one(self, machine: FakeMachine, login_of: Make, state: TokenState) -> None:
         machine.uid = os.geteuid()
 
         assert faults(found_of(login_of(state), machine=machine)) == []
@@ -192,19 +192,19 @@ class TestLogins:
         "ability", [Ability.READ_ONLY, Ability.REJECTED, Ability.NO_REFRESH_TOKEN]
     )
     def test_one_that_ends(self, machine: FakeMachine, login_of: Make, ability: Ability) -> None:
-        found = found_of(login_of(State.FRESH, ability), machine=machine)
+        found = found_of(login_of(TokenState.FRESH, ability), machine=machine)
 
         assert one(faults(found)).level is Level.WARN
 
     def test_one_that_has_ended(self, machine: FakeMachine, login_of: Make) -> None:
         asker = FakeAsker(flash=ApiError("no", status=503))
 
-        found = faults(found_of(login_of(State.EXPIRED), machine=machine, asker=asker))
+        found = faults(found_of(login_of(TokenState.EXPIRED), machine=machine, asker=asker))
 
         assert {each.level for each in found} == {Level.FAIL}
 
     def test_one_that_the_next_call_renews(self, machine: FakeMachine, login_of: Make) -> None:
-        found = list(accounts.check((login_of(State.EXPIRED),), None, machine))
+        found = list(accounts.check((login_of(TokenState.EXPIRED),), None, machine))
 
         assert one(faults(found)).level is Level.WARN
         assert "the next call has it renewed" in one(faults(found)).what
@@ -212,7 +212,9 @@ class TestLogins:
     def test_a_closed_tier_alone(self, machine: FakeMachine, login_of: Make) -> None:
         asker = FakeAsker()
 
-        found = found_of(login_of(State.EXPIRED, Ability.TIER_CLOSED), machine=machine, asker=asker)
+        found = found_of(
+            login_of(TokenState.EXPIRED, Ability.TIER_CLOSED), machine=machine, asker=asker
+        )
 
         first = faults(found)[0]
         assert (first.level, asker.asked) == (Level.FAIL, [])
@@ -221,7 +223,7 @@ class TestLogins:
 
     def test_a_closed_tier_beside_a_key(self, machine: FakeMachine, login_of: Make) -> None:
         found = found_of(
-            account_of(), login_of(State.EXPIRED, Ability.TIER_CLOSED), machine=machine
+            account_of(), login_of(TokenState.EXPIRED, Ability.TIER_CLOSED), machine=machine
         )
 
         assert one(faults(found)).level is Level.WARN
@@ -231,7 +233,7 @@ class TestLogins:
         machine.uid = os.geteuid() + 1
         asker = FakeAsker()
 
-        found = found_of(login_of(State.EXPIRED), machine=machine, asker=asker)
+        found = found_of(login_of(TokenState.EXPIRED), machine=machine, asker=asker)
 
         assert asker.asked == []
         assert "belongs to server" in one(of(found, Level.SKIPPED)).what

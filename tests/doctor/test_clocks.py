@@ -11,7 +11,7 @@ import pytest
 from qwen_wsgi.doctor import clocks
 from qwen_wsgi.doctor.clocks import Sighting, sighting
 from qwen_wsgi.doctor.findings import Level
-from tests.doctor.fakes import NOON_S, FakeMachine, faults, levels, of, one
+from tests.fakes.machine import NOON_S, FakeMachine, faults, levels, of, one
 
 
 @pytest.mark.parametrize(

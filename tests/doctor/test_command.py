@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
-from tests.secrets import core, secret
+from tests.fakes.raw_server import RawServer, whole
+from tests.kit.secrets import core, secret
 from tests.server.conftest import Proxy, start
-from tests.upstream.raw_server import RawServer, whole
 
 REPO = Path(__file__).resolve().parents[2]
 KEY = secret("doctor-good")

@@ -16,8 +16,8 @@ from qwen_wsgi.doctor.findings import Finding, Level
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.routing.accounts import AccountBook
 from tests.doctor.conftest import Load
-from tests.doctor.fakes import faults, levels, one
-from tests.secrets import core, secret
+from tests.fakes.machine import faults, levels, one
+from tests.kit.secrets import core, secret
 
 KEY = secret("doctor-settings")
 CLIENT_KEY = secret("doctor-client")

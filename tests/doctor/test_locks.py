@@ -18,8 +18,8 @@ from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.doctor import locks
 from qwen_wsgi.doctor.findings import Finding, Level
 from tests.doctor.conftest import Load
-from tests.doctor.fakes import FakeMachine, faults, of, one
-from tests.secrets import secret
+from tests.fakes.machine import FakeMachine, faults, of, one
+from tests.kit.secrets import secret
 
 
 @pytest.fixture

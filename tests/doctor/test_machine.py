@@ -19,8 +19,8 @@ import pytest
 
 from qwen_wsgi import net
 from qwen_wsgi.doctor.machine import Machine
-from tests.privileges import as_ordinary_user
-from tests.secrets import secret
+from tests.kit.privileges import as_ordinary_user
+from tests.kit.secrets import secret
 
 KEY = secret("doctor-machine")
 

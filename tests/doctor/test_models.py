@@ -9,9 +9,9 @@ from qwen_wsgi.doctor.findings import Level
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.upstream.routing.catalogue import Listing
 from tests.doctor.conftest import Load
-from tests.doctor.fakes import levels, one
-from tests.secrets import secret
-from tests.upstream.fakes import account_of
+from tests.fakes.machine import levels, one
+from tests.fakes.upstream import account_of
+from tests.kit.secrets import secret
 
 LIVE = Listing({"qwen-flash": {}, "qwen3.8-max": {}}, True)
 BUILT_IN = Listing({"qwen-flash": {}}, False, "GET /models answered HTTP 404.")

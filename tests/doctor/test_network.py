@@ -10,7 +10,7 @@ import pytest
 from qwen_wsgi.doctor import network
 from qwen_wsgi.doctor.findings import Finding, Level
 from qwen_wsgi.doctor.network import Target, proxy_for, targets
-from tests.doctor.fakes import NOON_S, FakeMachine, faults, one
+from tests.fakes.machine import NOON_S, FakeMachine, faults, one
 
 HTTPS = Target("https", "up.example", 443, ("dashscope",), True)
 LOCAL = Target("http", "127.0.0.1", 8000, ("upstream",), True)

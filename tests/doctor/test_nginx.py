@@ -11,7 +11,7 @@ from qwen_wsgi.doctor import nginx
 from qwen_wsgi.doctor.findings import Finding, Level
 from qwen_wsgi.doctor.machine import Ran
 from tests.doctor.conftest import Load
-from tests.doctor.fakes import FakeMachine, faults, levels, of, one
+from tests.fakes.machine import FakeMachine, faults, levels, of, one
 
 SHIPPED = (Path(__file__).resolve().parents[2] / "nginx/qwen-proxy.conf").read_text()
 BIND = net.parse("unix:/run/qwen-proxy/http.sock")

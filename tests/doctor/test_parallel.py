@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from qwen_wsgi.doctor.parallel import side_by_side
+from qwen_wsgi.doctor.parallel import run_parallel
 
 
 def test_they_run_at_the_same_time_and_are_told_in_order() -> None:
@@ -15,7 +15,7 @@ def test_they_run_at_the_same_time_and_are_told_in_order() -> None:
         barrier.wait()
         return name
 
-    found = side_by_side(
+    found = run_parallel(
         [lambda name=name: meet(name) for name in "abc"],  # type: ignore[misc]  # bound now
         timeout_s=5,
         otherwise=lambda place, error: f"{place}: {error}",
@@ -35,7 +35,7 @@ def test_what_is_late_or_raises_is_told_otherwise() -> None:
         return "late"
 
     begun_s = time.monotonic()
-    found = side_by_side(
+    found = run_parallel(
         [late, broken, lambda: "good"],
         timeout_s=0.2,
         otherwise=lambda place, error: f"{place}: {error}",
@@ -47,4 +47,4 @@ def test_what_is_late_or_raises_is_told_otherwise() -> None:
 
 
 def test_nothing_to_do() -> None:
-    assert side_by_side([], timeout_s=1, otherwise=lambda place, error: place) == []
+    assert run_parallel([], timeout_s=1, otherwise=lambda place, error: place) == []

@@ -7,7 +7,7 @@ import json
 from qwen_wsgi.doctor import report
 from qwen_wsgi.doctor.findings import Level, Teller
 from qwen_wsgi.logs import Redaction
-from tests.secrets import core, secret
+from tests.kit.secrets import core, secret
 
 TELL = Teller("files")
 KEY = secret("doctor-report")

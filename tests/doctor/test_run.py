@@ -13,18 +13,18 @@ from qwen_wsgi import __version__
 from qwen_wsgi.doctor import configuration, run
 from qwen_wsgi.doctor.findings import Finding
 from qwen_wsgi.doctor.machine import Ran
-from qwen_wsgi.doctor.run import Examination
+from qwen_wsgi.doctor.run import Run
 from qwen_wsgi.settings import Settings
 from tests.doctor import test_nginx, test_systemd
 from tests.doctor.conftest import Load
-from tests.doctor.fakes import FakeMachine, levels, one
-from tests.secrets import core, secret
+from tests.fakes.machine import FakeMachine, levels, one
+from tests.kit.secrets import core, secret
 
 KEY = secret("doctor-whole")
 
 
 def groups(settings: Settings, machine: FakeMachine) -> dict[str, list[Finding]]:
-    found = Examination(
+    found = Run(
         settings, machine, only=None, calls=False, start_sandbox=lambda: "http://127.0.0.1:9/v1"
     )
     try:

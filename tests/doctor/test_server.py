@@ -12,7 +12,7 @@ from qwen_wsgi import __version__, net
 from qwen_wsgi.doctor import server
 from qwen_wsgi.doctor.findings import Finding, Level
 from tests.doctor.conftest import Load
-from tests.doctor.fakes import FakeMachine, faults, levels, of, one
+from tests.fakes.machine import FakeMachine, faults, levels, of, one
 
 BIND = net.parse("127.0.0.1:8080")
 

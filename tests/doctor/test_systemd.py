@@ -14,8 +14,8 @@ from qwen_wsgi.doctor.findings import Finding, Level
 from qwen_wsgi.doctor.machine import Ran
 from qwen_wsgi.doctor.service import Service
 from tests.doctor.conftest import Load
-from tests.doctor.fakes import FakeMachine, faults, levels, of, one
-from tests.secrets import core, secret
+from tests.fakes.machine import FakeMachine, faults, levels, of, one
+from tests.kit.secrets import core, secret
 
 REPO = Path(__file__).resolve().parents[2]
 KEY = secret("doctor-unit")

@@ -27,10 +27,11 @@ from qwen_wsgi import settings
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenEndpoint
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
-from qwen_wsgi.credentials.refresh.refresher import Pace, Refresher
+from qwen_wsgi.credentials.refresh.pace import RefreshTiming
+from qwen_wsgi.credentials.refresh.refresher import Refresher
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import CredentialError
-from tests.privileges import as_ordinary_user
+from tests.kit.privileges import as_ordinary_user
 
 #: Takes all the room that a disk has left.
 FILLER = "filler"
@@ -67,7 +68,7 @@ class Guide:
             store,
             TokenEndpoint(settings.load().oauth_base_url, clock=clock, boottime=clock.boottime),
             clock,
-            pace=replace(Pace(), rescue_s=0.2),
+            pace=replace(RefreshTiming(), rescue_s=0.2),
             checkpoint=self._pass,
             jitter=lambda: 0.0,
             boottime=clock.boottime,

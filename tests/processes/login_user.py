@@ -34,7 +34,8 @@ from qwen_wsgi import settings
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenEndpoint
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
-from qwen_wsgi.credentials.refresh.refresher import Pace, Refresher
+from qwen_wsgi.credentials.refresh.pace import RefreshTiming
+from qwen_wsgi.credentials.refresh.refresher import Refresher
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import CredentialError
 
@@ -64,7 +65,7 @@ def attempt(*options: str) -> None:
             full.set()
 
     login = found()
-    pace = replace(Pace(), rescue_s=0.2)
+    pace = replace(RefreshTiming(), rescue_s=0.2)
     endpoint = TokenEndpoint(settings.load().oauth_base_url, clock=SystemClock())
     refresher = Refresher(
         login.store, endpoint, SystemClock(), pace=pace, checkpoint=checkpoint, jitter=lambda: 0.0

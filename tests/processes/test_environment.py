@@ -25,7 +25,7 @@ import pytest
 from qwen_wsgi.credentials.files.login_store import LoginPaths
 from qwen_wsgi.sandbox import Sandbox
 from tests.conftest import note_log_file
-from tests.deploy.servers import Server
+from tests.kit.servers import Server
 from tests.processes.guided_user import FILLER, fill
 from tests.processes.logins import DEADLINE_S, ROOT, Ended, Home, write_login
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_wsgi.protocol import sse
-from tests.protocol.feeding import random_cuts, ways_to_cut
+from tests.kit.feeding import random_cuts, ways_to_cut
 
 EXAMPLES = settings(deadline=None, max_examples=150)
 

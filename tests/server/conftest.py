@@ -21,7 +21,7 @@ import pytest
 
 from qwen_wsgi.sandbox import Sandbox
 from tests.conftest import note_log_file
-from tests.secrets import secret
+from tests.kit.secrets import secret
 
 REPO = Path(__file__).resolve().parents[2]
 

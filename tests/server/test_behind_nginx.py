@@ -14,9 +14,9 @@ import pytest
 
 from qwen_wsgi.sandbox import Sandbox
 from tests.conftest import note_log_file
-from tests.deploy import servers
+from tests.kit import servers
+from tests.kit.raw_client import Exchange, chat, events, text_of
 from tests.server.conftest import CLIENT_KEY, Proxy
-from tests.server.raw import Exchange, chat, events, text_of
 
 pytestmark = [
     pytest.mark.server,

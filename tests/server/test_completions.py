@@ -11,9 +11,9 @@ import pytest
 
 from qwen_wsgi.sandbox import Sandbox
 from tests.api.apps import App, error_of, in_front_of
+from tests.fakes.raw_server import RawServer, whole
+from tests.fakes.raw_server import stream as streamed
 from tests.server.conftest import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy
-from tests.upstream.raw_server import RawServer, whole
-from tests.upstream.raw_server import stream as streamed
 
 pytestmark = pytest.mark.server
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
+from tests.kit.raw_client import Exchange, chat
 from tests.server.conftest import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy
-from tests.server.raw import Exchange, chat
 
 pytestmark = pytest.mark.server
 

@@ -15,9 +15,9 @@ import pytest
 
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.upstream.routing.cooldown import BREAKS_AT
-from tests.secrets import secret
+from tests.kit.raw_client import Exchange
+from tests.kit.secrets import secret
 from tests.server.conftest import Proxy, start
-from tests.server.raw import Exchange
 
 pytestmark = pytest.mark.server
 

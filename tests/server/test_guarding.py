@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
-from tests.secrets import secret
+from tests.kit.raw_client import Exchange, chat
+from tests.kit.secrets import secret
 from tests.server.conftest import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy
-from tests.server.raw import Exchange, chat
 
 pytestmark = pytest.mark.server
 

@@ -17,9 +17,9 @@ import pytest
 from qwen_wsgi.credentials.files.login_store import LoginPaths
 from qwen_wsgi.credentials.refresh.locks import ProxyLock
 from qwen_wsgi.sandbox import Sandbox
+from tests.kit.raw_client import Exchange, chat, events, text_of
 from tests.processes.logins import write_login
 from tests.server.conftest import REPO, Proxy, StartProxy
-from tests.server.raw import Exchange, chat, events, text_of
 
 pytestmark = pytest.mark.server
 

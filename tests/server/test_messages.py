@@ -14,8 +14,8 @@ from anthropic.types import Message, ModelInfo, RawMessageStreamEvent
 from pydantic import TypeAdapter
 
 from qwen_wsgi.sandbox import Sandbox
+from tests.kit.secrets import secret
 from tests.protocol.messages.sdk import check_order
-from tests.secrets import secret
 from tests.server.conftest import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy, start
 
 pytestmark = pytest.mark.server

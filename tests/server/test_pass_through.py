@@ -7,6 +7,7 @@ import json
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
+from tests.kit.raw_client import Exchange
 from tests.server.conftest import (
     CLIENT_KEY,
     UPSTREAM_KEY,
@@ -14,7 +15,6 @@ from tests.server.conftest import (
     Proxy,
     StartProxy,
 )
-from tests.server.raw import Exchange
 
 pytestmark = pytest.mark.server
 

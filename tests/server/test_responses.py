@@ -11,7 +11,7 @@ import pydantic
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
-from tests.secrets import secret
+from tests.kit.secrets import secret
 from tests.server.conftest import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy
 
 pytestmark = pytest.mark.server

@@ -15,9 +15,9 @@ import pytest
 
 from qwen_wsgi.app import LOOK_EVERY_S
 from qwen_wsgi.sandbox import Sandbox
-from tests.secrets import secret
+from tests.kit.raw_client import Exchange, chat, events, text_of
+from tests.kit.secrets import secret
 from tests.server.conftest import REPO, UPSTREAM_KEY, StartProxy, free_port
-from tests.server.raw import Exchange, chat, events, text_of
 
 pytestmark = pytest.mark.server
 

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
+from tests.kit.raw_client import Exchange, chat, events, text_of
 from tests.server.conftest import (
     CLIENT_KEY,
     STREAM_HEAD,
@@ -16,7 +17,6 @@ from tests.server.conftest import (
     Proxy,
     StartProxy,
 )
-from tests.server.raw import Exchange, chat, events, text_of
 
 pytestmark = pytest.mark.server
 

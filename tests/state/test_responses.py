@@ -23,8 +23,8 @@ from qwen_wsgi.state.responses import (
     Stored,
     StoreUnavailable,
 )
-from tests.privileges import as_ordinary_user
-from tests.upstream.fakes import FakeClock
+from tests.fakes.upstream import FakeClock
+from tests.kit.privileges import as_ordinary_user
 
 FILE = "responses-1.sqlite3"
 DAY_S = 86_400.0

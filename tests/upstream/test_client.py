@@ -21,9 +21,9 @@ from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.upstream.client import Answer, OpenStream, UpstreamClient
 from qwen_wsgi.upstream.http.transport import Transport
 from qwen_wsgi.upstream.routing.accounts import Account
-from tests.upstream.fakes import SECRET, account_of, settings_of
-from tests.upstream.raw_server import Answer as Reply
-from tests.upstream.raw_server import Peer, RawServer, chunked, head, stream, whole
+from tests.fakes.raw_server import Answer as Reply
+from tests.fakes.raw_server import Peer, RawServer, chunked, head, stream, whole
+from tests.fakes.upstream import SECRET, account_of, settings_of
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 

@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterator
 import gevent
 import pytest
 
-from qwen_wsgi.accounting.ledger import Call
+from qwen_wsgi.accounting.ledger import CallRecord
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import ApiError, ClientGone, forget_frames
 from qwen_wsgi.greenlets import Task
 from qwen_wsgi.upstream.http.body import BodyReader
 from qwen_wsgi.upstream.http.transport import Transport
-from qwen_wsgi.upstream.routing.limiter import Place
+from qwen_wsgi.upstream.routing.limiter import Slot
 from qwen_wsgi.upstream.routing.router import Route
-from tests.upstream.fakes import SECRET, settings_of
-from tests.upstream.raw_server import Peer, RawServer, whole
+from tests.fakes.raw_server import Peer, RawServer, whole
+from tests.fakes.upstream import SECRET, settings_of
 from tests.upstream.test_relay import World as Stream
 from tests.upstream.test_retry import World as Accounts
 from tests.upstream.test_retry import failure, throttled
@@ -100,7 +100,7 @@ def test_an_attempt_holds_nothing_after_its_call(
     def use(body: Body) -> None:
         left = list(outcomes)
 
-        def ask(route: Route, place: Place) -> str:
+        def ask(route: Route, place: Slot) -> str:
             if (failed := left.pop(0)) is not None:
                 fails_with(body, failed())
             place.leave()
@@ -160,7 +160,7 @@ def test_a_stream_that_broke_records_its_failure_without_frames() -> None:
 
 
 def test_the_record_of_a_client_that_left_lets_go_of_what_it_was_told_by() -> None:
-    call = Call(
+    call = CallRecord(
         request_id="r", client="-", method="POST", path="/v1/chat/completions", started_at=0.0
     )
 

@@ -16,7 +16,7 @@ from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.upstream.client import OpenStream
 from qwen_wsgi.upstream.http.body import ReadTimeout
 from qwen_wsgi.upstream.relay import Relay
-from tests.upstream.fakes import FakeClock, settings_of
+from tests.fakes.upstream import FakeClock, settings_of
 
 KEEP_ALIVE = b": keep-alive\n\n"
 

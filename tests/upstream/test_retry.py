@@ -15,13 +15,13 @@ from qwen_wsgi.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from qwen_wsgi.upstream.retry import MOST_ATTEMPTS, Attempts, Course
+from qwen_wsgi.upstream.retry import MOST_ATTEMPTS, Course, Retrier
 from qwen_wsgi.upstream.routing.accounts import Account
 from qwen_wsgi.upstream.routing.catalogue import Listing
 from qwen_wsgi.upstream.routing.cooldown import BREAKS_AT, Board, key_of
-from qwen_wsgi.upstream.routing.limiter import Place
+from qwen_wsgi.upstream.routing.limiter import Slot
 from qwen_wsgi.upstream.routing.router import Plan, Route, Router
-from tests.upstream.fakes import FakeBook, FakeClock, account_of, settings_of
+from tests.fakes.upstream import FakeBook, FakeClock, account_of, settings_of
 
 LISTING = Listing({"m": {"id": "m"}}, live=True)
 
@@ -46,7 +46,7 @@ class World:
             self.board,
         )
         self.pauses: list[float] = []
-        self.attempts = Attempts(
+        self.attempts = Retrier(
             settings, self.router, self.board, self.clock, sleep=self.sleep, jitter=lambda: 0.5
         )
         self.asked: list[str] = []
@@ -72,7 +72,7 @@ class World:
         self.asked = []
         self.course = Course("client")
 
-        def ask(route: Route, place: Place) -> str:
+        def ask(route: Route, place: Slot) -> str:
             self.asked.append(route.account.name)
             self.clock.advance(takes_s)
             outcome = left.pop(0)
@@ -226,7 +226,7 @@ def test_hosts_that_keep_failing_are_left_alone_then_probed_by_one_call() -> Non
     def probe() -> None:
         seen.append(world.router.choose(world.plan(), set()))
 
-    def ask(route: Route, place: Place) -> str:
+    def ask(route: Route, place: Slot) -> str:
         probe()
         place.leave()
         return "ok"
@@ -251,7 +251,7 @@ def test_a_conversation_stays_with_who_answered_it() -> None:
 def test_a_client_that_goes_away_leaves_its_place() -> None:
     world = World("a")
 
-    def ask(route: Route, place: Place) -> str:
+    def ask(route: Route, place: Slot) -> str:
         raise ClientGone
 
     with pytest.raises(ClientGone):

@@ -11,7 +11,7 @@ import pytest
 from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.upstream.embed import embed
 from qwen_wsgi.upstream.routing.accounts import Account
-from tests.upstream.fakes import account_of
+from tests.fakes.upstream import account_of
 
 
 class FakeClient:

@@ -69,7 +69,7 @@ def from_environment(text: str) -> CredentialDocument:
 
 
 @dataclass(frozen=True)
-class Sight:
+class Snapshot:
     """What there was when somebody looked: the login that counts, and the journal.
 
     Attributes:
@@ -122,10 +122,10 @@ class LoginStore:
         #: A login that could not be written: it exists in this process alone.
         self.held: Received | None = None
         self._seen: (
-            tuple[Reading[CredentialDocument], Reading[Journal], Received | None, Sight] | None
+            tuple[Reading[CredentialDocument], Reading[Journal], Received | None, Snapshot] | None
         ) = None
 
-    def look(self) -> Sight:
+    def look(self) -> Snapshot:
         """What counts now."""
         held = self.held  # first: whoever clears it has put the login into the journal before
         shared, ours = self._shared.read(), self._journal.read()
@@ -161,7 +161,7 @@ class LoginStore:
 
     def _sight(
         self, reading: Reading[CredentialDocument], ours: Journal, held: Received | None
-    ) -> Sight:
+    ) -> Snapshot:
         if held is not None:
             ours = replace(ours, received=held)
         if (received := ours.received) is not None:
@@ -180,7 +180,7 @@ class LoginStore:
                 received.login.refresh_token
             ):
                 self._superseded = fp
-        return Sight(chosen, ours, reading, lifetime_ms)
+        return Snapshot(chosen, ours, reading, lifetime_ms)
 
     def _or_initial(self, reading: Reading[CredentialDocument]) -> Reading[CredentialDocument]:
         """The file's login, unless it renews another value of the environment's variable."""
@@ -191,7 +191,7 @@ class LoginStore:
             return reading
         return Reading(reading.identity, initial)
 
-    def reload(self) -> Sight:
+    def reload(self) -> Snapshot:
         """What is on disk, read now, whatever `stat` says.
 
         A file that stays torn (a crash in the middle of a write in place) counts as missing if the

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from qwen_wsgi.credentials.files import durable
 from qwen_wsgi.credentials.files.document import CredentialDocument
 from qwen_wsgi.credentials.files.journal import fingerprint
-from qwen_wsgi.credentials.files.login_store import Sight
+from qwen_wsgi.credentials.files.login_store import Snapshot
 
 
 class Outcome(enum.Enum):
@@ -51,7 +51,7 @@ class Step:
         self,
         number: str,
         rejected: str | None,
-        sight: Sight,
+        sight: Snapshot,
         login: CredentialDocument,
         shared: durable.Reservation,
         ours: durable.Reservation,

@@ -15,23 +15,23 @@ from qwen_wsgi.credentials.files.login_store import LoginStore, render
 from qwen_wsgi.credentials.files.watched import Unusable
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenAnswer
 from qwen_wsgi.credentials.refresh.attempt import Outcome, Step
-from qwen_wsgi.credentials.refresh.judge import Judge
+from qwen_wsgi.credentials.refresh.judge import RefreshPolicy
 from qwen_wsgi.credentials.refresh.locks import CliLock
-from qwen_wsgi.credentials.refresh.pace import Pace
+from qwen_wsgi.credentials.refresh.pace import RefreshTiming
 
 log = logging.getLogger(__name__)
 
 
-class Keeper:
+class Committer:
     """Writes what the token endpoint gave; both locks are held, and the old token is spent."""
 
     def __init__(
         self,
         store: LoginStore,
-        judge: Judge,
+        judge: RefreshPolicy,
         cli_lock: CliLock,
         clock: Clock,
-        pace: Pace,
+        pace: RefreshTiming,
         *,
         host: str,
         sleep: Callable[[float], None],

@@ -13,9 +13,9 @@ from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.files import durable
 from qwen_wsgi.credentials.files.document import CredentialDocument
 from qwen_wsgi.credentials.files.journal import Received, fingerprint
-from qwen_wsgi.credentials.files.login_store import LoginStore, Sight
+from qwen_wsgi.credentials.files.login_store import LoginStore, Snapshot
 from qwen_wsgi.credentials.files.watched import Unusable
-from qwen_wsgi.credentials.refresh.judge import Judge
+from qwen_wsgi.credentials.refresh.judge import RefreshPolicy
 from qwen_wsgi.credentials.refresh.locks import ProxyLock
 from qwen_wsgi.credentials.refresh.pace import PROXY_LOCK_S
 
@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 _NOTE_S: Final = 2.0
 
 
-class Notes:
+class JournalUpdates:
     """Notes a login of somebody else, or a closed account; and forgets it all."""
 
     def __init__(
         self,
         store: LoginStore,
-        judge: Judge,
+        judge: RefreshPolicy,
         proxy_lock: ProxyLock,
         clock: Clock,
         *,
@@ -45,7 +45,7 @@ class Notes:
         #: Fingerprint of a login that could not be noted.
         self._noted = ""
 
-    def is_lacking(self, sight: Sight) -> bool:
+    def is_lacking(self, sight: Snapshot) -> bool:
         """Whether the shared file holds a login of somebody else that the journal lacks."""
         login, received = sight.newest.login, sight.journal.received
         if login is None or not login.refresh_token or sight.newest.source != "shared":

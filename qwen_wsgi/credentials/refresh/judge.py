@@ -10,13 +10,19 @@ from typing import Final
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.files.document import CredentialDocument
 from qwen_wsgi.credentials.files.journal import fingerprint
-from qwen_wsgi.credentials.files.login_store import LoginStore, Sight
+from qwen_wsgi.credentials.files.login_store import LoginStore, Snapshot
 from qwen_wsgi.credentials.refresh import policy
-from qwen_wsgi.credentials.refresh.pace import Pace
-from qwen_wsgi.credentials.refresh.policy import State
+from qwen_wsgi.credentials.refresh.pace import RefreshTiming
+from qwen_wsgi.credentials.refresh.policy import TokenState
 
 #: From least to most urgent.
-_URGENCY: Final = (State.FRESH, State.STALE, State.EXPIRING, State.EXPIRED, State.MISSING)
+_URGENCY: Final = (
+    TokenState.FRESH,
+    TokenState.STALE,
+    TokenState.EXPIRING,
+    TokenState.EXPIRED,
+    TokenState.MISSING,
+)
 
 
 class Ability(enum.Enum):
@@ -30,14 +36,14 @@ class Ability(enum.Enum):
     TIER_CLOSED = "oauth_tier_closed"
 
 
-class Judge:
+class RefreshPolicy:
     """The verdict on what a store has; and what this process knows of the login beside that."""
 
     def __init__(
         self,
         store: LoginStore,
         clock: Clock,
-        pace: Pace,
+        pace: RefreshTiming,
         *,
         share: float,
         boottime: Callable[[], float],
@@ -64,26 +70,26 @@ class Judge:
         #: What this process waits for before it tries again: fingerprint and monotonic time.
         self._pause: tuple[str, float] = ("", 0.0)
 
-    def state(self, sight: Sight) -> State:
+    def state(self, sight: Snapshot) -> TokenState:
         """What the login's access token is worth now."""
         login = sight.newest.login
         if login is None:
-            return State.MISSING
+            return TokenState.MISSING
         lifetime_ms = self._lifetime_ms(sight)
         early_ms = self._share * min(30_000, policy.windows(lifetime_ms).advisory_ms / 4)
         now_s = self._clock.now()
         judged = policy.state(login.expires_at_ms, lifetime_ms, now_s)
-        if judged is State.FRESH and early_ms:
+        if judged is TokenState.FRESH and early_ms:
             judged = policy.state(login.expires_at_ms, lifetime_ms, now_s + early_ms / 1000)
-            judged = State.STALE if judged is not State.FRESH else judged
+            judged = TokenState.STALE if judged is not TokenState.FRESH else judged
         deadline = self.deadlines.get(login.access_token)
-        if deadline is not None and judged is not State.EXPIRED:
+        if deadline is not None and judged is not TokenState.EXPIRED:
             # The wall clock may have been set back since; boot time goes on, in suspend too.
             by_boot = policy.state(int(deadline * 1000), lifetime_ms, self.boottime())
             judged = max(judged, by_boot, key=_URGENCY.index)
         return judged
 
-    def fresh_until(self, sight: Sight) -> tuple[float, float]:
+    def fresh_until(self, sight: Snapshot) -> tuple[float, float]:
         """Until when `state` is FRESH, by wall clock and by boot time; for who asks all the time.
 
         It stays right for this very `sight`: whatever else `state` looks at came before it.
@@ -96,7 +102,7 @@ class Judge:
         deadline = self.deadlines.get(login.access_token, math.inf)
         return login.expires_at_ms / 1000 - advisory_s - early_s, deadline - advisory_s
 
-    def ability(self, sight: Sight) -> Ability:
+    def ability(self, sight: Snapshot) -> Ability:
         """Whether, and if not why, the login can be renewed."""
         login = sight.newest.login
         if login is not None and fingerprint(login.access_token) in (
@@ -111,16 +117,16 @@ class Judge:
             return Ability.REJECTED
         return Ability.READ_ONLY if self.read_only else Ability.REFRESHABLE
 
-    def settled(self, sight: Sight, rejected: str | None) -> bool:
+    def settled(self, sight: Snapshot, rejected: str | None) -> bool:
         """Whether there is nothing to do: somebody was faster."""
         login = sight.newest.login
         return (
             login is not None
             and login.access_token != rejected
-            and self.state(sight) is State.FRESH
+            and self.state(sight) is TokenState.FRESH
         )
 
-    def due(self, sight: Sight, rejected: str | None) -> bool:
+    def due(self, sight: Snapshot, rejected: str | None) -> bool:
         """Whether an attempt may be made now, as far as this and all other processes know."""
         login = sight.newest.login
         if login is None or self.ability(sight) not in (Ability.REFRESHABLE, Ability.READ_ONLY):
@@ -134,7 +140,7 @@ class Judge:
             left_ms = backoff.not_before_ms - now_ms
             if 0 < left_ms <= self._pace.longest_retry_s * 1000:
                 return False
-        if rejected is not None and self.state(sight) is State.FRESH:
+        if rejected is not None and self.state(sight) is TokenState.FRESH:
             forced = sight.journal.forced_at_ms
             if forced is not None and 0 <= now_ms - forced < self.pause_s(sight) * 1000:
                 return False
@@ -145,26 +151,26 @@ class Judge:
         fp, until_s = self._pause
         return self._clock.monotonic() < until_s and fp == fingerprint(login.refresh_token)
 
-    def _just_gone(self, sight: Sight) -> bool:
+    def _just_gone(self, sight: Snapshot) -> bool:
         """Whether the file was deleted so lately that the journal's token may be in use elsewhere.
 
         Its successor is in the file then before long. Meanwhile the access token is still good.
         """
         return sight.is_gone and self._store.gone_s() < self._pace.gone_s
 
-    def wanted(self, sight: Sight, rejected: str | None) -> bool:
+    def wanted(self, sight: Snapshot, rejected: str | None) -> bool:
         """Whether there is something to do now: a rescued login to publish, or a renewal."""
         login = sight.newest.login
         if login is not None and sight.newest.unpublished and not self._pausing(login):
             return True
         return self.due(sight, rejected)
 
-    def _lifetime_ms(self, sight: Sight) -> int | None:
+    def _lifetime_ms(self, sight: Snapshot) -> int | None:
         if sight.lifetime_ms is None and self._pace.lifetime_s is not None:
             return int(self._pace.lifetime_s * 1000)
         return sight.lifetime_ms
 
-    def pause_s(self, sight: Sight) -> float:
+    def pause_s(self, sight: Snapshot) -> float:
         """The shortest pause between two attempts; tests' tokens live seconds, real ones hours."""
         lifetime_ms = self._lifetime_ms(sight)
         return min(
@@ -175,6 +181,6 @@ class Judge:
         """Keep this process from trying again with this very login for some time."""
         self._pause = fp, self._clock.monotonic() + pause_s
 
-    def is_urgent(self, sight: Sight) -> bool:
+    def is_urgent(self, sight: Snapshot) -> bool:
         """Whether calls wait for a renewal, or soon will."""
-        return self.state(sight) in (State.EXPIRING, State.EXPIRED)
+        return self.state(sight) in (TokenState.EXPIRING, TokenState.EXPIRED)

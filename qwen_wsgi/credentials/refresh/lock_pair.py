@@ -13,24 +13,24 @@ from qwen_wsgi.credentials.files.journal import fingerprint
 from qwen_wsgi.credentials.files.login_store import LoginStore
 from qwen_wsgi.credentials.locks.cli_lock import CLI_POLL_S
 from qwen_wsgi.credentials.refresh.attempt import Outcome
-from qwen_wsgi.credentials.refresh.judge import Judge
+from qwen_wsgi.credentials.refresh.judge import RefreshPolicy
 from qwen_wsgi.credentials.refresh.locks import CliLock, ProxyLock
-from qwen_wsgi.credentials.refresh.pace import Pace
+from qwen_wsgi.credentials.refresh.pace import RefreshTiming
 
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-class BothLocks:
+class LockPair:
     """Ours, then qwen-code's, around the work of one attempt."""
 
     def __init__(
         self,
         store: LoginStore,
-        judge: Judge,
+        judge: RefreshPolicy,
         proxy_lock: ProxyLock,
         cli_lock: CliLock,
         clock: Clock,
-        pace: Pace,
+        pace: RefreshTiming,
         *,
         counters: Counter[str],
         sleep: Callable[[float], None],

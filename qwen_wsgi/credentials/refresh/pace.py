@@ -32,7 +32,7 @@ GONE_S: Final = 35.0
 
 
 @dataclass(frozen=True)
-class Pace:
+class RefreshTiming:
     """All times of a renewal, in seconds; the module's constants say why. Tests scale them.
 
     Attributes:

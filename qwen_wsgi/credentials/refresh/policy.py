@@ -15,7 +15,7 @@ ADVISORY_MS: Final = 15 * 60_000
 MANDATORY_MS: Final = 2 * 60_000
 
 
-class State(enum.Enum):
+class TokenState(enum.Enum):
     """What a token is worth now."""
 
     FRESH = "fresh"
@@ -44,7 +44,7 @@ def windows(lifetime_ms: int | None) -> Windows:
     return Windows(min(ADVISORY_MS, lifetime_ms / 4), min(MANDATORY_MS, lifetime_ms / 8))
 
 
-def state(expires_at_ms: int | None, lifetime_ms: int | None, now_s: float) -> State:
+def state(expires_at_ms: int | None, lifetime_ms: int | None, now_s: float) -> TokenState:
     """Judge a token. `MISSING` is not for this function: there is no token then.
 
     Args:
@@ -53,11 +53,11 @@ def state(expires_at_ms: int | None, lifetime_ms: int | None, now_s: float) -> S
         now_s: wall clock, seconds.
     """
     if expires_at_ms is None:
-        return State.FRESH
+        return TokenState.FRESH
     left_ms = expires_at_ms - now_s * 1000
     advisory_ms, mandatory_ms = windows(lifetime_ms)
     if left_ms <= 0:
-        return State.EXPIRED
+        return TokenState.EXPIRED
     if left_ms <= mandatory_ms:
-        return State.EXPIRING
-    return State.STALE if left_ms <= advisory_ms else State.FRESH
+        return TokenState.EXPIRING
+    return TokenState.STALE if left_ms <= advisory_ms else TokenState.FRESH

@@ -17,18 +17,18 @@ from collections.abc import Callable, Mapping
 from qwen_wsgi.clock import Clock, sleep
 from qwen_wsgi.credentials.files.document import CredentialDocument
 from qwen_wsgi.credentials.files.journal import fingerprint
-from qwen_wsgi.credentials.files.login_store import LoginStore, Sight
+from qwen_wsgi.credentials.files.login_store import LoginStore, Snapshot
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenEndpoint
 from qwen_wsgi.credentials.refresh.attempt import Attempt as Attempt
 from qwen_wsgi.credentials.refresh.attempt import Outcome as Outcome
-from qwen_wsgi.credentials.refresh.commit import Keeper
-from qwen_wsgi.credentials.refresh.journal_updates import Notes
+from qwen_wsgi.credentials.refresh.commit import Committer
+from qwen_wsgi.credentials.refresh.journal_updates import JournalUpdates
 from qwen_wsgi.credentials.refresh.judge import Ability as Ability
-from qwen_wsgi.credentials.refresh.judge import Judge
-from qwen_wsgi.credentials.refresh.lock_pair import BothLocks
+from qwen_wsgi.credentials.refresh.judge import RefreshPolicy
+from qwen_wsgi.credentials.refresh.lock_pair import LockPair
 from qwen_wsgi.credentials.refresh.locks import CliLock, ProxyLock
-from qwen_wsgi.credentials.refresh.pace import Pace as Pace
-from qwen_wsgi.credentials.refresh.policy import State
+from qwen_wsgi.credentials.refresh.pace import RefreshTiming as RefreshTiming
+from qwen_wsgi.credentials.refresh.policy import TokenState
 from qwen_wsgi.credentials.refresh.transaction import Transaction
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Refresher:
         endpoint: TokenEndpoint,
         clock: Clock,
         *,
-        pace: Pace | None = None,
+        pace: RefreshTiming | None = None,
         sleep: Callable[[float], None] = sleep,
         jitter: Callable[[], float] = random.random,
         checkpoint: Callable[[str], None] = lambda name: None,
@@ -79,7 +79,7 @@ class Refresher:
         self.last: Attempt | None = None
         self.clock = clock
         self.boottime = boottime
-        pace = pace or Pace()
+        pace = pace or RefreshTiming()
         paths = store.paths
         self.proxy_lock = ProxyLock(paths.proxy_lock)
         self.cli_lock = CliLock(
@@ -90,14 +90,14 @@ class Refresher:
             heartbeat_s=pace.heartbeat_s,
             on_event=self._lock_event,
         )
-        self.judge = judge = Judge(store, clock, pace, share=jitter(), boottime=boottime)
+        self.judge = judge = RefreshPolicy(store, clock, pace, share=jitter(), boottime=boottime)
         self._pace = pace
 
         def is_draining() -> bool:
             return self._draining
 
-        self._notes = Notes(store, judge, self.proxy_lock, clock, is_draining=is_draining)
-        self._keeper = Keeper(
+        self._notes = JournalUpdates(store, judge, self.proxy_lock, clock, is_draining=is_draining)
+        self._keeper = Committer(
             store,
             judge,
             self.cli_lock,
@@ -121,7 +121,7 @@ class Refresher:
             checkpoint=checkpoint,
             is_draining=is_draining,
         )
-        self._both_locks = BothLocks(
+        self._both_locks = LockPair(
             store,
             judge,
             self.proxy_lock,
@@ -157,15 +157,15 @@ class Refresher:
         """Why the latest login is in this process's memory alone; empty as it should be."""
         return self._keeper.unsaved
 
-    def state(self, sight: Sight) -> State:
+    def state(self, sight: Snapshot) -> TokenState:
         """See `Judge.state`."""
         return self.judge.state(sight)
 
-    def fresh_until(self, sight: Sight) -> tuple[float, float]:
+    def fresh_until(self, sight: Snapshot) -> tuple[float, float]:
         """See `Judge.fresh_until`."""
         return self.judge.fresh_until(sight)
 
-    def ability(self, sight: Sight) -> Ability:
+    def ability(self, sight: Snapshot) -> Ability:
         """See `Judge.ability`."""
         return self.judge.ability(sight)
 

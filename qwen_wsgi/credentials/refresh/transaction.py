@@ -19,7 +19,7 @@ from typing import Final
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.files import durable
 from qwen_wsgi.credentials.files.journal import Backoff, Intent
-from qwen_wsgi.credentials.files.login_store import LoginStore, Sight, render
+from qwen_wsgi.credentials.files.login_store import LoginStore, Snapshot, render
 from qwen_wsgi.credentials.files.watched import Unusable
 from qwen_wsgi.credentials.oauth.errors import (
     Ambiguous,
@@ -30,10 +30,10 @@ from qwen_wsgi.credentials.oauth.errors import (
 )
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenAnswer, TokenEndpoint
 from qwen_wsgi.credentials.refresh.attempt import Outcome, Step
-from qwen_wsgi.credentials.refresh.commit import Keeper
-from qwen_wsgi.credentials.refresh.judge import Judge
+from qwen_wsgi.credentials.refresh.commit import Committer
+from qwen_wsgi.credentials.refresh.judge import RefreshPolicy
 from qwen_wsgi.credentials.refresh.locks import CliLock
-from qwen_wsgi.credentials.refresh.pace import Pace
+from qwen_wsgi.credentials.refresh.pace import RefreshTiming
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +56,11 @@ class Transaction:
         self,
         store: LoginStore,
         endpoint: TokenEndpoint,
-        judge: Judge,
-        keeper: Keeper,
+        judge: RefreshPolicy,
+        keeper: Committer,
         cli_lock: CliLock,
         clock: Clock,
-        pace: Pace,
+        pace: RefreshTiming,
         *,
         sleep: Callable[[float], None],
         checkpoint: Callable[[str], None],
@@ -113,7 +113,7 @@ class Transaction:
             shared.discard()
             ours.discard()
 
-    def _republish(self, number: str, sight: Sight) -> Sight:
+    def _republish(self, number: str, sight: Snapshot) -> Snapshot:
         """Write what a crash kept in the journal into the shared file, and look again."""
         login, received = sight.newest.login, sight.journal.received
         assert login is not None

@@ -298,7 +298,7 @@ class Build:
             self._problems.append(f"QWEN_CLI_AUTH {error}: {login_files.AUTH_REMEDY}.")
         candidates = [each for each in found if each is not None]
         for each in candidates:
-            if why := login_files.twin(each, candidates):
+            if why := login_files.duplicate_of(each, candidates):
                 self._twins.append(f"{each.origin} holds {why}; it is left out.")
             else:
                 url = each.login.base_url()

@@ -41,7 +41,7 @@ class Candidate(NamedTuple):
         return was_spent or fp in journal.tombstones
 
 
-def twin(one: Candidate, candidates: Sequence[Candidate]) -> str:
+def duplicate_of(one: Candidate, candidates: Sequence[Candidate]) -> str:
     """Whose login this is as well, as the end of a sentence; empty when it is nobody else's.
 
     One refresh token can be spent once: whoever is second would lose the login for both. A copy

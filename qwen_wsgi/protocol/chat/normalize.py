@@ -39,7 +39,7 @@ class _Choice:
     finished: bool = False
 
 
-class Mender:
+class ChunkNormalizer:
     """Sets the chunks of one stream right, in order.
 
     Attributes:

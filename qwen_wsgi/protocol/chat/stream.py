@@ -10,7 +10,7 @@ from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chat.client_view import ModelName, UsageView
 from qwen_wsgi.protocol.chat.errors import error_finish_of, error_of
-from qwen_wsgi.protocol.chat.normalize import Mender, finish_reason
+from qwen_wsgi.protocol.chat.normalize import ChunkNormalizer, finish_reason
 from qwen_wsgi.protocol.chat.template import Carrier
 from qwen_wsgi.protocol.encoder import COMMENT, error_event
 from qwen_wsgi.protocol.json_access import objects
@@ -65,7 +65,7 @@ class ChunkStream:
     def __init__(
         self, *, hide_usage: bool, mend: bool = True, model: tuple[str, str] | None = None
     ) -> None:
-        self._mender = Mender() if mend else None
+        self._mender = ChunkNormalizer() if mend else None
         self._opening = _Opening() if mend else None
         self._marks = _MENDING_MARKS if mend else _MARKS
         self._carrier = Carrier()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
-from qwen_wsgi.protocol.encoder import Losses
+from qwen_wsgi.protocol.encoder import Changes
 from qwen_wsgi.protocol.messages.validation import below, invalid, need, want, wrong
 
 #: A part of a chat message: `{"type": "text", "text"}` or `{"type": "image_url", "image_url"}`.
@@ -46,7 +46,7 @@ def blocks_of(content: Any, path: str) -> list[Block]:
     return blocks
 
 
-def parts_of(blocks: Iterable[Block], losses: Losses) -> Iterator[Part]:
+def parts_of(blocks: Iterable[Block], losses: Changes) -> Iterator[Part]:
     """What a user or a tool says, as parts; a mark for the cache stays where it was.
 
     Raises:
@@ -72,7 +72,7 @@ def parts_of(blocks: Iterable[Block], losses: Losses) -> Iterator[Part]:
             pass_over(block, losses)
 
 
-def pass_over(block: Block, losses: Losses) -> None:
+def pass_over(block: Block, losses: Changes) -> None:
     """Leave out a block that only Anthropic's servers understand.
 
     Raises:
@@ -119,7 +119,7 @@ def _image_url(block: dict[str, Any], path: str) -> str:
     raise invalid(path, f"images of the type '{kind[:64]}' are not stored here: send base64 or url")
 
 
-def _document(block: dict[str, Any], path: str, losses: Losses) -> Iterator[Part]:
+def _document(block: dict[str, Any], path: str, losses: Changes) -> Iterator[Part]:
     """A document as text. Chat models of Qwen take no files."""
     source = need(block, "source", dict, path)
     kind = need(source, "type", str, below(path, "source"))

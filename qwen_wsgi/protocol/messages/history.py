@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from qwen_wsgi.protocol.encoder import Losses
+from qwen_wsgi.protocol.encoder import Changes
 from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.protocol.messages.blocks import (
     Block,
@@ -40,7 +40,7 @@ class _Turn(NamedTuple):
     blocks: list[Block]
 
 
-def system_of(system: Any, losses: Losses) -> Iterator[Message]:
+def system_of(system: Any, losses: Changes) -> Iterator[Message]:
     """The member `system` as a message, or none if it says nothing.
 
     Raises:
@@ -60,7 +60,7 @@ def system_of(system: Any, losses: Losses) -> Iterator[Message]:
         yield {"role": "system", "content": _simplest(parts)}
 
 
-def messages_of(messages: list[Any], losses: Losses) -> Iterator[Message]:
+def messages_of(messages: list[Any], losses: Changes) -> Iterator[Message]:
     """The member `messages` as chat messages.
 
     Raises:
@@ -117,7 +117,7 @@ def _reminder(block: Block) -> Block:
 # --- the user -----------------------------------------------------------------------------------
 
 
-def _user(turn: _Turn, waiting: list[str], losses: Losses) -> Iterator[Message]:
+def _user(turn: _Turn, waiting: list[str], losses: Changes) -> Iterator[Message]:
     """The results of the calls that wait for them, then what the user says."""
     results: dict[str, Message] = {}
     shown: list[Part] = []
@@ -141,7 +141,7 @@ def _user(turn: _Turn, waiting: list[str], losses: Losses) -> Iterator[Message]:
         yield {"role": "user", "content": _simplest(parts)}
 
 
-def _result(id: str, block: Block, losses: Losses) -> tuple[Message, list[Part]]:
+def _result(id: str, block: Block, losses: Changes) -> tuple[Message, list[Part]]:
     """The message of a result, and the images in it, which only the user can show in chat."""
     blocks = blocks_of(block.value.get("content"), below(block.path, "content"))
     parts = list(parts_of(blocks, losses))
@@ -173,7 +173,7 @@ def _simplest(parts: list[Part]) -> Any:
 # --- the assistant ------------------------------------------------------------------------------
 
 
-def _assistant(turn: _Turn, losses: Losses) -> tuple[Message | None, list[str]]:
+def _assistant(turn: _Turn, losses: Changes) -> tuple[Message | None, list[str]]:
     """The message of a turn, or None if nothing is left of it, and the ids of its calls."""
     said: list[Block] = []
     thoughts: list[str] = []

@@ -8,7 +8,7 @@ from typing import Any, Final
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import chat
 from qwen_wsgi.protocol.chat import ChatRequest
-from qwen_wsgi.protocol.encoder import Losses
+from qwen_wsgi.protocol.encoder import Changes
 from qwen_wsgi.protocol.json_access import Members
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError, compact
 from qwen_wsgi.protocol.messages.history import messages_of, system_of
@@ -111,7 +111,7 @@ def parse_request(body: JsonObject, *, strict: bool = False) -> MessagesRequest:
     Raises:
         BadRequest: a member is missing or of another form than it should, or is refused.
     """
-    losses = Losses(strict=strict)
+    losses = Changes(strict=strict)
     members = _prompt(body, losses)
     if model := want(body, "model", str):
         members["model"] = model
@@ -145,7 +145,7 @@ def parse_prompt(body: Members) -> dict[str, Any]:
         BadRequest: as for `parse_request`.
     """
     try:
-        return _prompt(body, Losses())
+        return _prompt(body, Changes())
     except RecursionError:
         raise _too_deep() from None
 
@@ -154,7 +154,7 @@ def _too_deep() -> BadRequest:
     return BadRequest("The request is nested too deep.", code="invalid_value")
 
 
-def _prompt(body: Members, losses: Losses) -> dict[str, Any]:
+def _prompt(body: Members, losses: Changes) -> dict[str, Any]:
     """The members `messages` and `tools`, and what belongs to the latter."""
     told = need(body, "messages", list)
     history = list(messages_of(told, losses))
@@ -189,7 +189,7 @@ def _sampling(body: Members, stops: list[str]) -> dict[str, Any]:
     return members
 
 
-def _thinking(body: Members, losses: Losses) -> dict[str, Any]:
+def _thinking(body: Members, losses: Changes) -> dict[str, Any]:
     """The thinking that was asked for; none if nobody asked.
 
     Claude's models do not think unless they are told to, Qwen's do from 3.5 on. So who says nothing
@@ -243,7 +243,7 @@ def _format(body: Members) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": described}}
 
 
-def _others(body: JsonObject, losses: Losses) -> dict[str, Any]:
+def _others(body: JsonObject, losses: Changes) -> dict[str, Any]:
     """The members that go on as they are; the rest is noted."""
     kept = {}
     for name in body.names():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from qwen_wsgi.protocol.encoder import Losses
+from qwen_wsgi.protocol.encoder import Changes
 from qwen_wsgi.protocol.json_access import Members
 from qwen_wsgi.protocol.messages.blocks import mark
 from qwen_wsgi.protocol.messages.validation import below, invalid, need, want, wrong
@@ -18,7 +18,7 @@ _SEARCH: Final = "web_search"
 _PLACEHOLDER: Final = "DeferredToolPlaceholder"
 
 
-def tools_of(body: Members, losses: Losses) -> dict[str, Any]:
+def tools_of(body: Members, losses: Changes) -> dict[str, Any]:
     """The members `tools`, `tool_choice` and `parallel_tool_calls` of a chat request.
 
     Tools of Anthropic's own (`bash_…`, `text_editor_…`, `code_execution_…`) are known to its models
@@ -39,7 +39,7 @@ def tools_of(body: Members, losses: Losses) -> dict[str, Any]:
     return {**members, **_choice(choice, tools, losses)} if choice is not None else members
 
 
-def _tool(tool: dict[str, Any], path: str, losses: Losses) -> dict[str, Any] | None:
+def _tool(tool: dict[str, Any], path: str, losses: Changes) -> dict[str, Any] | None:
     kind = want(tool, "type", str, path) or "custom"
     if kind == "custom":
         function = _function(tool, path)
@@ -65,7 +65,7 @@ def _function(tool: dict[str, Any], path: str) -> dict[str, Any]:
     return {"type": "function", "function": function, **mark(tool)}
 
 
-def _choice(choice: dict[str, Any], tools: list[dict[str, Any]], losses: Losses) -> dict[str, Any]:
+def _choice(choice: dict[str, Any], tools: list[dict[str, Any]], losses: Changes) -> dict[str, Any]:
     kind = need(choice, "type", str, "tool_choice")
     if kind not in ("auto", "any", "tool", "none"):
         raise wrong("tool_choice.type", "'auto', 'any', 'tool' or 'none'")

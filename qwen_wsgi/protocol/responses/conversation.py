@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import validation
-from qwen_wsgi.protocol.encoder import Losses
+from qwen_wsgi.protocol.encoder import Changes
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.protocol.responses import content, items, sealed_reasoning
@@ -108,7 +108,7 @@ class Conversation:
         losses: notes what is left out.
     """
 
-    def __init__(self, names: Names, losses: Losses) -> None:
+    def __init__(self, names: Names, losses: Changes) -> None:
         self._names, self._losses = names, losses
         self._told: list[dict[str, Any] | _Answer] = []
         #: Thinking that belongs to the next message of the assistant.

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import validation
-from qwen_wsgi.protocol.encoder import Losses
+from qwen_wsgi.protocol.encoder import Changes
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.validation import wrong_type
 
@@ -87,7 +87,7 @@ def include_of(body: JsonObject) -> list[str]:
     return include
 
 
-def members_of(body: JsonObject, include: list[str], losses: Losses) -> dict[str, Any]:
+def members_of(body: JsonObject, include: list[str], losses: Changes) -> dict[str, Any]:
     """The members of the chat request beside messages and tools.
 
     Raises:
@@ -117,7 +117,7 @@ def members_of(body: JsonObject, include: list[str], losses: Losses) -> dict[str
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _extras(body: JsonObject, losses: Losses) -> dict[str, Any]:
+def _extras(body: JsonObject, losses: Changes) -> dict[str, Any]:
     """Members that OpenAI's API has not: what Qwen knows goes on, the rest is noted."""
     extras = {}
     for name in body.names():

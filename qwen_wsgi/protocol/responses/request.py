@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import chat, validation
 from qwen_wsgi.protocol.chat import ChatRequest
-from qwen_wsgi.protocol.encoder import Losses
+from qwen_wsgi.protocol.encoder import Changes
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.responses import items, parameters
 from qwen_wsgi.protocol.responses.conversation import ADDITIONAL_TOOLS, Conversation
@@ -101,7 +101,7 @@ def parse_request(
         BadRequest: with OpenAI's `param` and `code`.
     """
     try:
-        return _parsed(body, history, stored, seed.removeprefix("resp_"), Losses(strict=strict))
+        return _parsed(body, history, stored, seed.removeprefix("resp_"), Changes(strict=strict))
     except RecursionError:
         raise _unwritable() from None
 
@@ -111,7 +111,7 @@ def _parsed(
     history: Sequence[Mapping[str, Any]],
     stored: Mapping[str, Mapping[str, Any]],
     seed: str,
-    losses: Losses,
+    losses: Changes,
 ) -> ResponsesRequest:
     previous = previous_of(body)
     _refuse(body)
@@ -153,7 +153,7 @@ def _messages(
     history: Sequence[Mapping[str, Any]],
     own: Sequence[Mapping[str, Any]],
     names: Names,
-    losses: Losses,
+    losses: Changes,
 ) -> list[dict[str, Any]]:
     """Instructions, what was said before, and what the client says now."""
     conversation = Conversation(names, losses)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import validation
-from qwen_wsgi.protocol.encoder import Losses
+from qwen_wsgi.protocol.encoder import Changes
 from qwen_wsgi.protocol.validation import wrong_type
 
 #: What chat takes as a function's name.
@@ -104,7 +104,7 @@ class Tools:
         BadRequest: the list, or a tool that we understand, is not as OpenAI has it.
     """
 
-    def __init__(self, given: list[dict[str, Any]], losses: Losses) -> None:
+    def __init__(self, given: list[dict[str, Any]], losses: Changes) -> None:
         self._losses = losses
         self.names = Names(
             name

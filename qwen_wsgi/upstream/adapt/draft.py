@@ -10,7 +10,7 @@ from typing import Any, Final
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol.chat import ChatRequest
-from qwen_wsgi.upstream.routing.model_profiles import Traits, traits
+from qwen_wsgi.upstream.routing.model_profiles import ModelProfile, profile_of
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ NOTHING: Final = Adapted(MappingProxyType({}), frozenset(), ())
 
 
 @dataclass
-class Wish:
+class ThinkingRequest:
     """What is wanted of the model's thinking.
 
     Attributes:
@@ -118,8 +118,8 @@ class Draft:
         self.target = target
         self.options = options
         self.stream = stream
-        self.traits: Traits | None = traits(target.model)
-        self.wish = Wish()
+        self.traits: ModelProfile | None = profile_of(target.model)
+        self.wish = ThinkingRequest()
         self.notes: list[str] = []
         self.fan_out = 1
         self._added = request.added

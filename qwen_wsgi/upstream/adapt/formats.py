@@ -9,7 +9,7 @@ from typing import Any, Final
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.upstream.adapt import thinking
-from qwen_wsgi.upstream.adapt.draft import Draft, Wish
+from qwen_wsgi.upstream.adapt.draft import Draft, ThinkingRequest
 
 _FORMAT: Final = "response_format"
 _WORD: Final = re.compile("json", re.IGNORECASE)
@@ -55,7 +55,7 @@ def _without_thinking(draft: Draft) -> None:
         return
     if draft.wish.asks:
         draft.lose(_FORMAT, "answers no JSON while it thinks")
-    draft.wish = Wish(on=False)
+    draft.wish = ThinkingRequest(on=False)
 
 
 def _says_json(messages: list[dict[str, Any]]) -> bool:

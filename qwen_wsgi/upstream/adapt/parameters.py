@@ -123,7 +123,7 @@ def _old_limit(draft: Draft) -> None:
 
 def _into_limit(draft: Draft, name: str) -> None:
     value = draft.get(name)
-    known = model_profiles.facts(draft.target.model) if draft.traits is not None else None
+    known = model_profiles.facts_of(draft.target.model) if draft.traits is not None else None
     most = known and known.max_output
     if most and _is_number(value) and value > most:
         draft.lose(name, f"takes {name} up to {most}")

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from qwen_wsgi.upstream.adapt.draft import Draft, Wish
-from qwen_wsgi.upstream.routing.model_profiles import Traits
+from qwen_wsgi.upstream.adapt.draft import Draft, ThinkingRequest
+from qwen_wsgi.upstream.routing.model_profiles import ModelProfile
 
 EFFORT: Final = "reasoning_effort"
 NESTED: Final = "reasoning"
@@ -25,15 +25,15 @@ _LEVELS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _BUDGETS: Final = {"minimal": 4096, "low": 4096, "medium": 16384}
 
 #: Of a model that is not known only the rules of the hosts hold: an effort, if any, goes alone.
-_UNKNOWN: Final = Traits(thinks=None, efforts={level: level for level in _LEVELS})
-_UNKNOWN_QWEN: Final = Traits(thinks=None, switch=True, budget=True, efforts=_UNKNOWN.efforts)
+_UNKNOWN: Final = ModelProfile(thinks=None, efforts={level: level for level in _LEVELS})
+_UNKNOWN_QWEN: Final = ModelProfile(thinks=None, switch=True, budget=True, efforts=_UNKNOWN.efforts)
 
 
 def read(draft: Draft) -> None:
     """Note what the request, or the model's name before it, asks for."""
     flag = draft.target.thinking
     if draft.names.isdisjoint(KNOBS):
-        draft.wish = Wish(on=flag)
+        draft.wish = ThinkingRequest(on=flag)
         return
     nested = draft.get(NESTED)
     nested = nested if isinstance(nested, dict) else {}
@@ -47,7 +47,7 @@ def read(draft: Draft) -> None:
         on = flag
         if flag == (effort == "none"):
             effort = None
-    draft.wish = Wish(on, effort, budget)
+    draft.wish = ThinkingRequest(on, effort, budget)
 
 
 def _first(outer: Any, inner: Any, known: tuple[Any, ...]) -> Any:
@@ -56,7 +56,7 @@ def _first(outer: Any, inner: Any, known: tuple[Any, ...]) -> Any:
     return next((each for each in (outer, inner) if type(each) is kind and each in known), None)
 
 
-def traits_of(draft: Draft) -> Traits:
+def traits_of(draft: Draft) -> ModelProfile:
     """The model's traits as far as thinking goes."""
     if draft.traits is not None:
         return draft.traits
@@ -99,7 +99,7 @@ def settle(draft: Draft) -> None:
             draft.put(name, value, str(value).lower())
 
 
-def _knobs(draft: Draft, wish: Wish, traits: Traits) -> dict[str, Any]:
+def _knobs(draft: Draft, wish: ThinkingRequest, traits: ModelProfile) -> dict[str, Any]:
     """The knobs that must be set, or with None not be sent; those that are missing may stay."""
     level = None if wish.effort is None else traits.efforts.get(wish.effort)
     if level is not None:
@@ -120,7 +120,7 @@ def _knobs(draft: Draft, wish: Wish, traits: Traits) -> dict[str, Any]:
     return knobs
 
 
-def _switched(wish: Wish, traits: Traits) -> dict[str, Any]:
+def _switched(wish: ThinkingRequest, traits: ModelProfile) -> dict[str, Any]:
     if wish.on is False:
         return {SWITCH: False, EFFORT: None, BUDGET: None}
     knobs: dict[str, Any] = {SWITCH: True, EFFORT: None}

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from qwen_wsgi.protocol import json_access
 from qwen_wsgi.upstream.adapt import thinking
-from qwen_wsgi.upstream.adapt.draft import Draft, Wish
+from qwen_wsgi.upstream.adapt.draft import Draft, ThinkingRequest
 
 _FIELDS: Final = frozenset({"tools", "functions", "function_call", "web_search_options"})
 
@@ -57,7 +57,7 @@ def force(draft: Draft) -> None:
     only = _name_of(tools[0]) if len(tools) == 1 else None
     thinks = thinking.thinks(draft)
     if (only is not None or not required) and thinks is not False and _may_stop(draft):
-        draft.wish = Wish(on=False)
+        draft.wish = ThinkingRequest(on=False)
         thinks = False
     if required and only is not None and thinks is False:
         draft.put("tool_choice", {"type": "function", "function": {"name": only}}, "named")
@@ -131,7 +131,7 @@ def _is_search(tool: Any) -> bool:
 
 def _may_stop(draft: Draft) -> bool:
     """Whether the thinking can be switched off, and nobody said anything of it."""
-    return draft.wish == Wish() and draft.traits is not None and draft.traits.switch
+    return draft.wish == ThinkingRequest() and draft.traits is not None and draft.traits.switch
 
 
 def _is_named(choice: Any) -> bool:

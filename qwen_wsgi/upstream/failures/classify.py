@@ -23,7 +23,7 @@ from qwen_wsgi.protocol import sse
 from qwen_wsgi.settings import mask
 from qwen_wsgi.upstream.failures import retry_after
 from qwen_wsgi.upstream.failures.causes import CAUSES, Cause
-from qwen_wsgi.upstream.failures.patterns import Told, cause_of
+from qwen_wsgi.upstream.failures.patterns import ErrorReport, cause_of
 
 #: Keys as the vendors shape them, JSON web tokens, and whatever follows the word Bearer.
 _KEY_LIKE: Final = re.compile(
@@ -168,7 +168,7 @@ def failure_of(error: ApiError) -> Failure | None:
     return error.failure
 
 
-def left_alone(cause: str, *, model: str, wait_s: float) -> ApiError:
+def cooling_down(cause: str, *, model: str, wait_s: float) -> ApiError:
     """The client's error while everybody who serves a model is left alone.
 
     Args:
@@ -261,10 +261,10 @@ def _place(loc: object) -> str:
     return ".".join(map(str, loc)) + ": " if isinstance(loc, list) else ""
 
 
-def _told(error: Mapping[str, Any], family: Family, status: int | None) -> Told:
+def _told(error: Mapping[str, Any], family: Family, status: int | None) -> ErrorReport:
     kind = error.get("type")
     message = " ".join(str(error.get("message") or "")[:_READ_CHARS].split())
-    return Told(
+    return ErrorReport(
         family=family,
         status=_status_in(error, message) if status is None else status,
         code="" if error.get("code") is None else str(error["code"]),
@@ -287,7 +287,7 @@ def _status_in(error: Mapping[str, Any], message: str) -> int | None:
 
 
 def _error(
-    told: Told,
+    told: ErrorReport,
     error: Mapping[str, Any],
     *,
     account: str,
@@ -328,7 +328,7 @@ def _bare(
         phrase = f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
         phrase = str(status)
-    told = Told(family, status, page=body[: 2 * _READ_CHARS].decode(errors="replace"))
+    told = ErrorReport(family, status, page=body[: 2 * _READ_CHARS].decode(errors="replace"))
     return _told_to_client(
         cause_of(told),
         told,
@@ -343,7 +343,7 @@ def _bare(
 
 def _told_to_client(
     cause: Cause,
-    told: Told,
+    told: ErrorReport,
     *,
     said: str,
     why: str,

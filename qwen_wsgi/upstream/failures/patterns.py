@@ -16,7 +16,7 @@ from qwen_wsgi.upstream.failures.causes import CAUSES, Cause
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ErrorReport:
     """What an upstream's answer tells, as far as the signs look at it.
 
     Attributes:
@@ -34,7 +34,7 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Pattern:
     """Signs of a cause; all that are given must be there.
 
     Attributes:
@@ -54,7 +54,7 @@ class Row:
     page: re.Pattern[str] | None = None
     bare: bool | None = None
 
-    def matches(self, told: Told) -> bool:
+    def matches(self, told: ErrorReport) -> bool:
         """Whether an answer has all these signs."""
         return (
             (self.families is None or told.family in self.families)
@@ -65,7 +65,7 @@ class Row:
             and (self.page is None or self.page.search(told.page or "") is not None)
         )
 
-    def _has_code(self, told: Told) -> bool:
+    def _has_code(self, told: ErrorReport) -> bool:
         assert self.codes is not None
         return any(self.codes.fullmatch(word) for word in (told.code, told.type) if word)
 
@@ -79,11 +79,11 @@ def _row(
     text: str | None = None,
     page: str | None = None,
     bare: bool | None = None,
-) -> Row:
+) -> Pattern:
     def compiled(pattern: str | None) -> re.Pattern[str] | None:
         return None if pattern is None else re.compile(pattern, re.IGNORECASE)
 
-    return Row(cause, families, statuses, compiled(codes), compiled(text), compiled(page), bare)
+    return Pattern(cause, families, statuses, compiled(codes), compiled(text), compiled(page), bare)
 
 
 _PORTAL: Final = frozenset({Family.PORTAL})
@@ -98,7 +98,7 @@ _SPAN: Final = r"hourly|daily|weekly|monthly|\d+[- ](?:hour|day|week|month)"
 # Where a row comes from: [D] the vendor's error page; [P] bodies that public projects quote from
 # their logs; [Q] qwen-code's own rules; [Z] z.ai's error page (GLM); [O] OpenAI's error guide;
 # [S] the sources of other OpenAI-compatible servers.
-ROWS: Final[tuple[Row, ...]] = (
+ROWS: Final[tuple[Pattern, ...]] = (
     # --- by the page: a firewall answers with any status, 200 too -----------------------------
     # [P] Aliyun's WAF and its captcha; the last two are Cloudflare's.
     _row(
@@ -329,6 +329,6 @@ ROWS: Final[tuple[Row, ...]] = (
 )
 
 
-def cause_of(told: Told) -> Cause:
+def cause_of(told: ErrorReport) -> Cause:
     """The cause that an answer tells of; the last row matches everything."""
     return CAUSES[next(row.cause for row in ROWS if row.matches(told))]

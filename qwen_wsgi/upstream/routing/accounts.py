@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 from qwen_wsgi.credentials.oauth_login import CredentialSource, CredentialStatus
-from qwen_wsgi.credentials.refresh.policy import State
+from qwen_wsgi.credentials.refresh.policy import TokenState
 from qwen_wsgi.credentials.sources.discovery import FoundAccount, ProviderModel
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.hosts import Family, family
@@ -51,7 +51,7 @@ class SandboxKey:
     def status(self) -> CredentialStatus:
         """Always ready."""
         return CredentialStatus(
-            state=State.FRESH,
+            state=TokenState.FRESH,
             shown="–",
             detail="built-in fake upstream, for trying things out",
             remedy="",

@@ -223,7 +223,7 @@ def _entry(
         "created": told.get("created") or model_profiles.AS_OF_EPOCH,
         "owned_by": told.get("owned_by") or account.name,
     }
-    facts = model_profiles.facts(id)
+    facts = model_profiles.facts_of(id)
     if facts is not None:
         if facts.context is not None:
             entry["context_length"] = facts.context

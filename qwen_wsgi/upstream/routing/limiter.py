@@ -12,7 +12,7 @@ from qwen_wsgi.errors import Overloaded
 _RETRY_AFTER_S: Final = 2.0
 
 
-class Gate:
+class Limiter:
     """The places at one account in this worker.
 
     Clients that wait take turns: who has sent a hundred calls gets one place, then the next client
@@ -39,7 +39,7 @@ class Gate:
         """Whether a call that comes now has to wait."""
         return bool(self._places) and self.in_flight >= self._places
 
-    def enter(self, client: str, timeout_s: float) -> Place:
+    def enter(self, client: str, timeout_s: float) -> Slot:
         """Take a place, after a wait of at most `timeout_s` if there is none.
 
         Raises:
@@ -47,7 +47,7 @@ class Gate:
         """
         if not self.is_full:
             self.in_flight += 1
-            return Place(self)
+            return Slot(self)
         if self.waiting >= self._queue:
             raise _full(f"and {self.waiting} calls wait for it already")
         turn = threading.Event()
@@ -62,7 +62,7 @@ class Gate:
             else:
                 self._give_up(client, turn)
             raise
-        return Place(self)
+        return Slot(self)
 
     def leave(self) -> None:
         """Give a place back, or to whoever's turn it is."""
@@ -86,13 +86,13 @@ class Gate:
             del self._turns[client]
 
 
-class Place:
+class Slot:
     """One place at an account, until it is left."""
 
     __slots__ = ("_gate",)
 
-    def __init__(self, gate: Gate) -> None:
-        self._gate: Gate | None = gate
+    def __init__(self, gate: Limiter) -> None:
+        self._gate: Limiter | None = gate
 
     def leave(self) -> None:
         """Give it back; harmless when repeated."""

@@ -28,7 +28,7 @@ _PORTAL_NAMES: Final = frozenset(
 
 
 @dataclass(frozen=True)
-class Wish:
+class ModelRef:
     """One way to read a model name.
 
     Attributes:
@@ -44,7 +44,9 @@ class Wish:
     thinking: bool | None = None
 
 
-def readings(name: str, *, aliases: Mapping[str, str], accounts: Collection[str]) -> Iterator[Wish]:
+def interpretations(
+    name: str, *, aliases: Mapping[str, str], accounts: Collection[str]
+) -> Iterator[ModelRef]:
     """The ways to read `name`, the one that changes least first.
 
     Args:
@@ -72,21 +74,21 @@ def alias_of(name: str, aliases: Mapping[str, str]) -> str | None:
     return None if best is None else aliases[best]
 
 
-def _pinned(name: str, accounts: Collection[str]) -> Iterator[Wish]:
-    yield Wish(name)
+def _pinned(name: str, accounts: Collection[str]) -> Iterator[ModelRef]:
+    yield ModelRef(name)
     before, colon, after = name.partition(":")
     if colon and after and before in accounts:
-        yield Wish(after, account=before)
+        yield ModelRef(after, account=before)
         name = after
     provider, slash, model = name.partition("/")
     if slash and model:
         if provider in accounts:
-            yield Wish(model, account=provider)
+            yield ModelRef(model, account=provider)
         # `openai/qwen3.7-plus` and the like: LiteLLM's and OpenRouter's clients name a provider.
-        yield Wish(model, account=before if colon and before in accounts else None)
+        yield ModelRef(model, account=before if colon and before in accounts else None)
 
 
-def _suffixed(wish: Wish) -> Iterator[Wish]:
+def _suffixed(wish: ModelRef) -> Iterator[ModelRef]:
     yield wish
     # In either order, each once: `-search-thinking` is as good as `-thinking-search`.
     for _ in _SUFFIXES:

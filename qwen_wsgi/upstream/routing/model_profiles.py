@@ -145,7 +145,7 @@ BUILT_IN: Final[Mapping[Family, tuple[str, ...]]] = {
 }
 
 
-def facts(model: str) -> ModelFacts | None:
+def facts_of(model: str) -> ModelFacts | None:
     """What is known of a model id; a vendor prefix (`Qwen/…`) and letter case do not matter."""
     name = model.rsplit("/", 1)[-1]
     return FACTS.get(name) or _FOLDED.get(name.lower())
@@ -158,7 +158,7 @@ _FOLDED: Final = {name.lower(): known for name, known in FACTS.items()}
 
 
 @dataclass(frozen=True)
-class Traits:
+class ModelProfile:
     """How a model takes the fields of a chat request that not every model takes alike.
 
     Attributes:
@@ -204,23 +204,23 @@ _TWO: Final = _efforts(high="minimal low medium high", max="xhigh max")
 _THREE: Final = _efforts(low="minimal low", high="medium high", max="xhigh max")
 _THREE_DATED: Final = _efforts(low="minimal low", high="medium high xhigh", max="max")
 
-_NEVER: Final = Traits()
-_ALWAYS: Final = Traits(thinks=True)
-_CAN: Final = Traits(switch=True, budget=True)
-_DOES: Final = Traits(thinks=True, switch=True, budget=True)
+_NEVER: Final = ModelProfile()
+_ALWAYS: Final = ModelProfile(thinks=True)
+_CAN: Final = ModelProfile(switch=True, budget=True)
+_DOES: Final = ModelProfile(thinks=True, switch=True, budget=True)
 _QWEN3: Final = replace(_CAN, several=True, search="", cache=True)
 _QWEN36: Final = replace(_DOES, total_limit=True, search="", cache=True)
 _QWEN37: Final = replace(_QWEN36, json_schema=True, json_thinking=True)
 _QWEN38: Final = replace(_QWEN37, efforts=_TIERS)
 _QWEN38_OPEN: Final = replace(_QWEN38, json_schema=False, total_limit=False)
-_DEEPSEEK3: Final = Traits(switch=True, total_limit=True, search="")
+_DEEPSEEK3: Final = ModelProfile(switch=True, total_limit=True, search="")
 _DEEPSEEK4: Final = replace(_DEEPSEEK3, thinks=True, efforts=_TWO, json_thinking=True)
 _GLM5: Final = replace(_DOES, efforts=_TWO, total_limit=True)
 
 #: Patterns of whole names in lower case; the first that matches counts. From Model Studio's pages
 #: on chat completions, deep thinking, structured output, web search and context cache (2026-11). A
 #: name that matches nothing is a model of which nothing is assumed.
-_TRAITS: Final[tuple[tuple[str, Traits], ...]] = (
+_TRAITS: Final[tuple[tuple[str, ModelProfile], ...]] = (
     (r"qwen3\.8-(max|flash)(-.*)?", _QWEN38),
     (r"qwen3\.8-27b", _QWEN38_OPEN),
     (
@@ -233,7 +233,7 @@ _TRAITS: Final[tuple[tuple[str, Traits], ...]] = (
     (r"qwen3\.6-max-preview", replace(_QWEN36, total_limit=False)),
     (r"qwen3\.[56]-(plus|flash)(-.*)?", _QWEN36),
     (r"qwen3\.[56]-\d+b(-a\d+b)?", replace(_DOES, search="")),
-    (r"qwen3\.5-omni-(plus|flash)(-.*)?", Traits(search="agent")),
+    (r"qwen3\.5-omni-(plus|flash)(-.*)?", ModelProfile(search="agent")),
     (r"qwen3-max(-preview|-2026-.*)?", _QWEN3),
     (r"qwen-(plus|flash)(-latest|-us)?", _QWEN3),
     (r"qwen-turbo(-latest)?", replace(_QWEN3, cache=False)),
@@ -242,13 +242,13 @@ _TRAITS: Final[tuple[tuple[str, Traits], ...]] = (
         r"qwen-(plus|flash)-(2025-04-28|2025-(0[5-9]|1.)-..|202[6-9]-..-..)",
         replace(_QWEN3, cache=False),
     ),
-    (r"qwen-plus-character", Traits(several=True, search="", cache=True)),
-    (r"qwen-flash-character(-.*)?", Traits(search="")),
-    (r"qwen-max(-.*)?", Traits(search="")),
-    (r"qwen-(long|doc)(-.*)?", Traits(many_systems=True)),
-    (r"qwen3-coder-(plus|flash)(-.*)?", Traits(cache=True)),
+    (r"qwen-plus-character", ModelProfile(several=True, search="", cache=True)),
+    (r"qwen-flash-character(-.*)?", ModelProfile(search="")),
+    (r"qwen-max(-.*)?", ModelProfile(search="")),
+    (r"qwen-(long|doc)(-.*)?", ModelProfile(many_systems=True)),
+    (r"qwen3-coder-(plus|flash)(-.*)?", ModelProfile(cache=True)),
     (r"qwen3-vl-(plus|flash)(-.*)?", replace(_CAN, cache=True)),
-    (r"qwen3-omni-flash(-.*)?", Traits(switch=True)),
+    (r"qwen3-omni-flash(-.*)?", ModelProfile(switch=True)),
     (r"qwen3-.*-thinking(-.*)?", replace(_ALWAYS, budget=True)),
     (r"qwen3-(coder|.*-instruct)(-.*)?", _NEVER),
     (r"qwen3-\d+(\.\d+)?b(-a\d+b)?", _DOES),
@@ -283,7 +283,7 @@ _TRAITS: Final[tuple[tuple[str, Traits], ...]] = (
 
 
 @functools.lru_cache(maxsize=1024)
-def traits(model: str) -> Traits | None:
+def profile_of(model: str) -> ModelProfile | None:
     """How a model takes a request's fields; None if that is not known.
 
     A name with a slash is another vendor's own server behind Model Studio's gateway, whose fields

@@ -16,8 +16,8 @@ from qwen_wsgi.upstream.routing import model_profiles
 from qwen_wsgi.upstream.routing.accounts import Account, AccountBook
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
 from qwen_wsgi.upstream.routing.cooldown import Board, key_of
-from qwen_wsgi.upstream.routing.limiter import Gate
-from qwen_wsgi.upstream.routing.model_names import Wish, at_portal, readings
+from qwen_wsgi.upstream.routing.limiter import Limiter
+from qwen_wsgi.upstream.routing.model_names import ModelRef, at_portal, interpretations
 
 #: Causes of a failure (`causes`) that say what an account does not serve.
 MODEL_NOT_FOUND: Final = "model_not_found"
@@ -79,7 +79,7 @@ class Plan:
     conversation: bytes | None
 
 
-class Standing(NamedTuple):
+class Candidate(NamedTuple):
     """A route now: for how long it is to be left alone."""
 
     blocked_s: float
@@ -106,12 +106,12 @@ class Router:
         self._queue = settings.account_queue
         aliases = dict(settings.model_aliases)
         self._readings = functools.lru_cache(maxsize=512)(
-            lambda name, accounts: tuple(readings(name, aliases=aliases, accounts=accounts))
+            lambda name, accounts: tuple(interpretations(name, aliases=aliases, accounts=accounts))
         )
         self._known: tuple[Account, ...] = ()
         self._keys: dict[str, Keys] = {}
         self._priority: dict[str, int] = {}
-        self._gates: dict[str, Gate] = {}
+        self._gates: dict[str, Limiter] = {}
 
     # --- which accounts ----------------------------------------------------------------------
 
@@ -178,13 +178,13 @@ class Router:
         return accounts
 
     def _routes(self, name: str, accounts: tuple[Account, ...]) -> tuple[Route, ...]:
-        wishes: tuple[Wish, ...] = self._readings(name, tuple(each.name for each in accounts))
+        wishes: tuple[ModelRef, ...] = self._readings(name, tuple(each.name for each in accounts))
         for wish in wishes:
             if listed := self._listed(wish, accounts):
                 return (*listed, *self._unlisted(wish, accounts))
         # Nobody lists it. Of the readings, one that is known to be a model is worth asking for.
         best = max(
-            wishes, key=lambda wish: (bool(model_profiles.facts(wish.model)), bool(wish.account))
+            wishes, key=lambda wish: (bool(model_profiles.facts_of(wish.model)), bool(wish.account))
         )
         if (model := at_portal(best.model)) is not None:
             portals = tuple(each for each in accounts if each.family is Family.PORTAL)
@@ -193,7 +193,7 @@ class Router:
                 return (*self._unlisted(best, others), *routes)
         return self._unlisted(best, accounts)
 
-    def _listed(self, wish: Wish, accounts: tuple[Account, ...]) -> tuple[Route, ...]:
+    def _listed(self, wish: ModelRef, accounts: tuple[Account, ...]) -> tuple[Route, ...]:
         return tuple(
             Route(account, wish.model, True, wish.search, wish.thinking)
             for account in accounts
@@ -201,7 +201,7 @@ class Router:
             and wish.model in self._catalogue.listing_for_call(account).models
         )
 
-    def _unlisted(self, wish: Wish, accounts: tuple[Account, ...]) -> tuple[Route, ...]:
+    def _unlisted(self, wish: ModelRef, accounts: tuple[Account, ...]) -> tuple[Route, ...]:
         """Accounts without a live list: what they have is not known."""
         routes = []
         for account in accounts:
@@ -214,7 +214,7 @@ class Router:
 
     # --- in which order ----------------------------------------------------------------------
 
-    def choose(self, plan: Plan, without: set[str]) -> Standing | None:
+    def choose(self, plan: Plan, without: set[str]) -> Candidate | None:
         """The route for the next attempt; None when all accounts are among `without`.
 
         Where every account is to be left alone, the one that may be asked first.
@@ -223,7 +223,7 @@ class Router:
             route = plan.routes[0]
             return None if route.account.name in without else self._standing(route)
         visited = plan.conversation and self._board.visited(plan.conversation)
-        best: Standing | None = None
+        best: Candidate | None = None
         best_rank: tuple[object, ...] = ()
         for place, route in enumerate(plan.routes):
             name = route.account.name
@@ -244,14 +244,14 @@ class Router:
                 best, best_rank = standing, rank
         return best
 
-    def _standing(self, route: Route) -> Standing:
+    def _standing(self, route: Route) -> Candidate:
         if self._board.is_clear:
-            return Standing(0.0, route)
+            return Candidate(0.0, route)
         keys, blocked_s = self._keys[route.account.name], self._board.blocked_s
         longest = max(
             blocked_s(keys.payer), blocked_s(keys.of_model(route.model)), blocked_s(keys.host)
         )
-        return Standing(longest, route)
+        return Candidate(longest, route)
 
     def keys(self, account: Account) -> Keys:
         """The account's names in the board."""
@@ -263,11 +263,11 @@ class Router:
         refused = self._board.cause(key) in (MODEL_NOT_FOUND, MODEL_DENIED)
         return refused and self._board.blocked_s(key) > 0
 
-    def gate(self, account: Account) -> Gate:
+    def gate(self, account: Account) -> Limiter:
         """The account's places in this worker."""
         gate = self._gates.get(account.name)
         if gate is None:
-            gate = self._gates[account.name] = Gate(self._places, self._queue)
+            gate = self._gates[account.name] = Limiter(self._places, self._queue)
         return gate
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.credentials.files import durable
-from tests.privileges import as_ordinary_user
+from tests.kit.privileges import as_ordinary_user
 
 only_as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 

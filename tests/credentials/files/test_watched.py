@@ -11,7 +11,7 @@ import pytest
 from qwen_wsgi.credentials.files import watched as files
 from qwen_wsgi.credentials.files.watched import FileIdentity, Unusable, WatchedFile
 from tests.credentials.conftest import FakeClock
-from tests.privileges import as_ordinary_user
+from tests.kit.privileges import as_ordinary_user
 
 
 class Parser:

@@ -24,7 +24,7 @@ from qwen_wsgi.credentials.locks.lock_file import start_time
 from qwen_wsgi.credentials.locks.proxy_lock import LockHolder
 from qwen_wsgi.credentials.refresh.locks import CliLock, ProxyLock
 from tests.credentials.conftest import FakeClock
-from tests.privileges import as_ordinary_user
+from tests.kit.privileges import as_ordinary_user
 
 UUID = "0d7c9f5e-0f6e-4b0e-9a53-3b8f6f6f2f10"
 #: Longer than any test: the heartbeat's thread sleeps, and the test calls check().

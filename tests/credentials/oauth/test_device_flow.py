@@ -32,8 +32,8 @@ from qwen_wsgi.credentials.oauth.device_flow import (
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenAnswer, TokenEndpoint
 from qwen_wsgi.sandbox import Sandbox
 from tests.credentials.conftest import FakeClock
-from tests.privileges import as_ordinary_user
-from tests.upstream.raw_server import RawServer, whole
+from tests.fakes.raw_server import RawServer, whole
+from tests.kit.privileges import as_ordinary_user
 
 
 class Time(FakeClock):

@@ -43,7 +43,7 @@ from qwen_wsgi.credentials.oauth.token_endpoint import (
 )
 from qwen_wsgi.sandbox import Sandbox
 from tests.credentials.conftest import NOON_S, FakeClock
-from tests.upstream.raw_server import Answer, Peer, RawServer, chunked, head, whole
+from tests.fakes.raw_server import Answer, Peer, RawServer, chunked, head, whole
 
 REFRESH = "refresh-0123456789-abcdefghij-secret"
 TOKENS = {"access_token": "access-0123456789-abcdefghij", "token_type": "Bearer"}

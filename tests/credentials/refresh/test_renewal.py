@@ -20,13 +20,13 @@ from qwen_wsgi.credentials.files import document, durable
 from qwen_wsgi.credentials.files.journal import Journal, Received
 from qwen_wsgi.credentials.files.login_store import from_environment
 from qwen_wsgi.credentials.oauth_login import CredentialStatus, OAuthLogin
-from qwen_wsgi.credentials.refresh.policy import State
+from qwen_wsgi.credentials.refresh.policy import TokenState
 from qwen_wsgi.credentials.refresh.refresher import Ability, Attempt, Outcome
 from qwen_wsgi.errors import CredentialError
 from qwen_wsgi.sandbox import Sandbox
 from tests.credentials.conftest import FakeClock, Home
-from tests.credentials.logins import World, login_of, settle, shuffled
-from tests.privileges import as_ordinary_user
+from tests.kit.login_world import World, login_of, settle, shuffled
+from tests.kit.privileges import as_ordinary_user
 
 HOUR_S = 3600.0
 #: The life of the sandbox's tokens, and how long they are fresh: all but the last 15 minutes.
@@ -157,7 +157,7 @@ class TestStates:
         login.maintain()
         settle(login)
 
-        assert login.status().state is State.FRESH
+        assert login.status().state is TokenState.FRESH
         assert world.sent == 1
 
     def test_there_is_nothing_to_maintain_without_a_login(self, world: World) -> None:
@@ -176,14 +176,14 @@ class TestStates:
             until_s, until_boot_s = login.refresher.fresh_until(sight)
             now_s = world.clock.wall_s
             world.clock.wall_s = until_s - 0.01
-            assert login.refresher.state(sight) is State.FRESH
+            assert login.refresher.state(sight) is TokenState.FRESH
             world.clock.wall_s = until_s + 0.01
-            assert login.refresher.state(sight) is State.STALE
+            assert login.refresher.state(sight) is TokenState.STALE
             world.clock.wall_s = now_s
             login.refresher.judge.boottime = lambda at=until_boot_s: at - 0.01  # type: ignore[misc]
-            assert login.refresher.state(sight) is State.FRESH
+            assert login.refresher.state(sight) is TokenState.FRESH
             login.refresher.judge.boottime = lambda at=until_boot_s: at + 0.01  # type: ignore[misc]
-            assert login.refresher.state(sight) is State.STALE
+            assert login.refresher.state(sight) is TokenState.STALE
 
 
 def together(count: int, work: Callable[[], Any]) -> list[Any]:
@@ -306,7 +306,7 @@ class TestRejected:
         assert login.current() is login.current()
         assert login.refresher._running is None, "a thread for nothing"
         assert login.refresher.counters.total() == 1
-        assert login.status().state is State.FRESH
+        assert login.status().state is TokenState.FRESH
         assert login.status().remedy == ""
 
     def test_many_that_find_it_closed(self, world: World) -> None:
@@ -356,7 +356,7 @@ class TestRejectedRefreshToken:
 
         assert login.current().value == refused["access_token"]
         status = login.status()
-        assert status.state is State.EXPIRING
+        assert status.state is TokenState.EXPIRING
         assert "cannot be renewed (rejected)" in status.detail
         assert "qwen-proxy login" in status.remedy
         world.clock.advance(60)
@@ -439,7 +439,7 @@ class TestOutcomes:
         assert before["refresh_token"] not in made.detail + repr(world.journal().get("backoff"))
         if outcome is Outcome.OK:
             assert login.current().value == world.content()["access_token"]
-            assert login.status().state is State.FRESH
+            assert login.status().state is TokenState.FRESH
         else:
             assert world.content() == before
             assert login.current().value == before["access_token"]
@@ -867,10 +867,10 @@ class TestClock:
 
     def test_an_hour_back(self, world: World, boot: list[float], login: OAuthLogin) -> None:
         world.clock.wall_s -= HOUR_S
-        assert login.status().state is State.FRESH
+        assert login.status().state is TokenState.FRESH
         boot[0] += LIFE_S - 600
         world.clock.wall_s += LIFE_S - 600  # an hour too early: the file alone says 70 min
-        assert login.status().state is State.STALE
+        assert login.status().state is TokenState.STALE
         login.current()
         settle(login)
         assert world.sent == 2
@@ -891,7 +891,7 @@ class TestClock:
 
     def test_an_hour_forward(self, world: World, login: OAuthLogin) -> None:
         world.clock.wall_s += LIFE_S - 60
-        assert login.status().state is State.EXPIRING
+        assert login.status().state is TokenState.EXPIRING
         login.current()
         world.clock.wall_s -= LIFE_S - 60
         login.current()
@@ -900,7 +900,7 @@ class TestClock:
     def test_suspend(self, world: World, boot: list[float], login: OAuthLogin) -> None:
         old = login.current().value
         boot[0] += LIFE_S  # the wall clock was not set yet
-        assert login.status().state is State.EXPIRED
+        assert login.status().state is TokenState.EXPIRED
         assert login.current().value != old
         assert world.sent == 2
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.credentials.files.journal import fingerprint
-from qwen_wsgi.credentials.refresh.policy import State
+from qwen_wsgi.credentials.refresh.policy import TokenState
 from qwen_wsgi.credentials.sources.discovery import Discovery, FoundAccount, ProviderModel
 from qwen_wsgi.credentials.sources.providers import PROVIDERS
 from qwen_wsgi.errors import SettingsError
 from tests.credentials.conftest import FakeClock, Home
-from tests.privileges import as_ordinary_user
+from tests.kit.privileges import as_ordinary_user
 
 BEIJING = "https://dashscope.aliyuncs.com/compatible-mode/v1"
 SINGAPORE = "https://dashscope-intl.aliyuncs.com/compatible-mode/v1"
@@ -129,7 +129,7 @@ class TestEnvironment:
     def test_a_key_that_would_break_a_header_is_missing(self, home: Home) -> None:
         discovery = home.discovery(DASHSCOPE_API_KEY="sk-0123456789\nX-Evil: 1")
 
-        assert only(discovery).credential.status().state is State.MISSING
+        assert only(discovery).credential.status().state is TokenState.MISSING
         assert "DASHSCOPE_API_KEY has white space" in discovery.problems()[0]
         assert "Evil" not in str(discovery.problems())
 
@@ -227,7 +227,7 @@ class TestSettingsFile:
         assert account.base_url == HOST
         assert model_ids(account) == ["a"]
         status = account.credential.status()
-        assert (status.state, status.shown) == (State.MISSING, "–")
+        assert (status.state, status.shown) == (TokenState.MISSING, "–")
         assert status.detail == "the API key MY_KEY is not set"
         for place in ("environment", "~/.qwen/.env", "~/.qwen/settings.json"):
             assert place in status.remedy
@@ -237,7 +237,7 @@ class TestSettingsFile:
         home.openai(entry(envKey="OPENAI_API_KEY"))
 
         status = only(home.discovery(OPENAI_API_KEY=OTHER_KEY)).credential.status()
-        assert status.state is State.MISSING
+        assert status.state is TokenState.MISSING
         assert "client key" in status.remedy
 
         home.write(".qwen/.env", f"OPENAI_API_KEY={KEY}\n")
@@ -249,7 +249,7 @@ class TestSettingsFile:
 
         status = only(home.discovery(OPENAI_API_KEY=OTHER_KEY)).credential.status()
 
-        assert status.state is State.MISSING
+        assert status.state is TokenState.MISSING
         assert "OPENAI_API_KEY" in status.detail
 
     def test_the_servers_own_secrets_cannot_be_pulled_in(self, home: Home) -> None:
@@ -264,7 +264,7 @@ class TestSettingsFile:
 
         keys = discovery.accounts()
         assert len(keys) == 3
-        assert all(one.credential.status().state is State.MISSING for one in keys)
+        assert all(one.credential.status().state is TokenState.MISSING for one in keys)
         assert OTHER_KEY not in repr(keys)
 
     @pytest.mark.parametrize("text", ["https://$REGION.test/v1", "https://${REGION}.test/v1"])
@@ -478,7 +478,7 @@ class TestGeneralKeys:
 
         assert model_ids(accounts["settings-a-test"]) == ["a", "c"]
         assert accounts["settings-a-test"].credential.current().value == KEY
-        assert accounts["settings-b-test"].credential.status().state is State.MISSING
+        assert accounts["settings-b-test"].credential.status().state is TokenState.MISSING
         assert accounts["settings-localhost-11434"].credential.current().value == ""
 
     def test_an_entry_without_anything_goes_where_the_files_say(self, home: Home) -> None:
@@ -682,7 +682,7 @@ class TestLogins:
         discovery.check()
         account = only(discovery)
         assert account.base_url is None
-        assert account.credential.status().state is State.MISSING
+        assert account.credential.status().state is TokenState.MISSING
         assert "~/.qwen/oauth_creds.json has no access_token" in discovery.problems()[0]
 
 
@@ -713,7 +713,7 @@ class TestLive:
         assert discovery.accounts() == ()
 
         home.openai(entry("a"))
-        assert only(discovery).credential.status().state is State.MISSING
+        assert only(discovery).credential.status().state is TokenState.MISSING
         home.write(".env", f"MY_KEY={KEY}\n")
         assert only(discovery).credential.current().value == KEY
         home.write(".env", f"MY_KEY={OTHER_KEY}\n")

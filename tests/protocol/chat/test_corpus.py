@@ -17,7 +17,7 @@ from openai.types.chat import ChatCompletionChunk
 
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChunkStream, Completion
-from tests.protocol.feeding import ways_to_cut
+from tests.kit.feeding import ways_to_cut
 
 CORPUS = Path(__file__).parents[2] / "corpus/sse"
 CASES = sorted(CORPUS.glob("*.sse"))

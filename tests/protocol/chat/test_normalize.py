@@ -14,8 +14,8 @@ from openai.types.chat import ChatCompletionChunk
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chat import ChunkStream, Completion, chunks_of
 from qwen_wsgi.protocol.usage import Usage
-from tests.protocol.feeding import random_cuts
-from tests.protocol.quirks import (
+from tests.kit.feeding import random_cuts
+from tests.kit.quirks import (
     CALLS,
     HEAD,
     NULLS,

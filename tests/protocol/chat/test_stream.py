@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChunkStream
 from qwen_wsgi.protocol.usage import Usage
-from tests.protocol.feeding import random_cuts, ways_to_cut
+from tests.kit.feeding import random_cuts, ways_to_cut
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 

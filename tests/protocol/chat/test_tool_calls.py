@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qwen_wsgi.protocol.chat.tool_calls import ToolCall, ToolCalls
-from tests.protocol.quirks import fragment
+from tests.kit.quirks import fragment
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol.encoder import Losses
+from qwen_wsgi.protocol.encoder import Changes
 from qwen_wsgi.protocol.messages import parse_prompt
 from qwen_wsgi.protocol.messages.history import FAILED, UNANSWERED, messages_of
 
@@ -48,7 +48,7 @@ def chat(*messages: Any, **rest: Any) -> list[dict[str, Any]]:
 
 
 def changed(*messages: Any) -> tuple[str, ...]:
-    losses = Losses()
+    losses = Changes()
     list(messages_of(list(messages), losses))
     return losses.changed
 

@@ -129,7 +129,7 @@ MEMBERS = st.fixed_dictionaries(
 MODELS = st.sampled_from(
     [
         *{
-            str(model_profiles.traits(name)): name
+            str(model_profiles.profile_of(name)): name
             for name in model_profiles.FACTS
             if "embed" not in name
         }.values(),

@@ -14,7 +14,7 @@ from qwen_wsgi.hosts import Family
 from qwen_wsgi.sandbox import errors as sandbox_errors
 from qwen_wsgi.upstream.failures import classify
 from qwen_wsgi.upstream.failures.causes import CAUSES
-from qwen_wsgi.upstream.failures.patterns import ROWS, Told, cause_of
+from qwen_wsgi.upstream.failures.patterns import ROWS, ErrorReport, cause_of
 
 DASHSCOPE, CODING, TOKEN = Family.DASHSCOPE, Family.CODING_PLAN, Family.TOKEN_PLAN
 PORTAL, SANDBOX, OTHER = Family.PORTAL, Family.SANDBOX, Family.OTHER
@@ -523,10 +523,10 @@ def classified(family: Family, status: int | None, body: Any) -> UpstreamError:
     return classify.from_response(status, {}, raw, account="a", family=family)
 
 
-def told_by(family: Family, status: int | None, body: Any) -> Told:
+def told_by(family: Family, status: int | None, body: Any) -> ErrorReport:
     """What the signs look at, read in a simple way of our own."""
     if isinstance(body, bytes) or "ret" in body:
-        return Told(family, status, page=str(body))
+        return ErrorReport(family, status, page=str(body))
     error = body.get("error", body)
     if isinstance(error, str):
         error = {"message": error, "code": error}
@@ -534,7 +534,7 @@ def told_by(family: Family, status: int | None, body: Any) -> Told:
     code = str(error.get("code") or "")
     if status is None and code in ("401", "429"):
         status = int(code)
-    return Told(family, status, code, str(error.get("type") or ""), str(message))
+    return ErrorReport(family, status, code, str(error.get("type") or ""), str(message))
 
 
 @pytest.mark.parametrize(
@@ -732,7 +732,7 @@ class TestCauses:
         assert CAUSES["bad_request"].failure(7).wait_s is None
 
     def test_the_last_row_takes_everything(self) -> None:
-        assert cause_of(Told(OTHER, 1)).name == "internal_error"
+        assert cause_of(ErrorReport(OTHER, 1)).name == "internal_error"
         assert all(
             getattr(ROWS[-1], field.name) is None
             for field in dataclasses.fields(ROWS[-1])
@@ -773,7 +773,7 @@ class TestWithoutAnAnswer:
 
 class TestLeftAlone:
     def test_a_throttle_says_when_to_come_back(self) -> None:
-        error = classify.left_alone("rate_limited", model="m", wait_s=12.4)
+        error = classify.cooling_down("rate_limited", model="m", wait_s=12.4)
 
         assert isinstance(error, AccountUnavailable)
         assert (error.status, error.code) == (429, "rate_limit_exceeded")
@@ -781,14 +781,14 @@ class TestLeftAlone:
         assert "`m`" in error.message and "12 s" in error.message
 
     def test_a_spent_plan_stays_one(self) -> None:
-        error = classify.left_alone("plan_window_spent", model="m", wait_s=300)
+        error = classify.cooling_down("plan_window_spent", model="m", wait_s=300)
 
         assert (error.status, error.code) == (429, "insufficient_quota")
         assert (error.retry_after_s, error.should_retry) == (None, False)
 
     @pytest.mark.parametrize("cause", ["internal_error", "unreachable", "overloaded", "", "moths"])
     def test_an_upstream_in_trouble_is_unavailable(self, cause: str) -> None:
-        error = classify.left_alone(cause, model="m", wait_s=0.2)
+        error = classify.cooling_down(cause, model="m", wait_s=0.2)
 
         assert (error.status, error.code) == (503, "upstream_unavailable")
         assert error.retry_after_s == 0.2
@@ -796,7 +796,7 @@ class TestLeftAlone:
 
     @pytest.mark.parametrize("cause", CAUSES)
     def test_every_cause_can_be_told(self, cause: str) -> None:
-        error = classify.left_alone(cause, model="m", wait_s=1)
+        error = classify.cooling_down(cause, model="m", wait_s=1)
 
         assert 400 <= error.status < 600 and error.status != 401
         assert CAUSES[cause].meaning in error.message

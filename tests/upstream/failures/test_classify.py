@@ -11,7 +11,7 @@ from requests.structures import CaseInsensitiveDict
 from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.upstream.failures import classify
-from tests.upstream.fakes import SECRET
+from tests.fakes.upstream import SECRET
 
 
 def classified(status: int, body: Any, *, headers: dict[str, str] | None = None) -> UpstreamError:

@@ -15,7 +15,7 @@ from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.upstream.failures import classify
 from qwen_wsgi.upstream.failures.causes import CAUSES
-from tests.secrets import core, secret
+from tests.kit.secrets import core, secret
 
 KEY = secret("quoted")
 TOKEN = "eyJ" + "hbGciOiJIUzI1NiJ9" * 3

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
-from tests.upstream.raw_server import Answer, Peer, RawServer, chunked, head, whole
+from tests.fakes.raw_server import Answer, Peer, RawServer, chunked, head, whole
 
 CHUNKED = head(content_type="text/plain", transfer_encoding="chunked")
 UNTIL_CLOSE = head(content_type="text/plain", connection="close")

@@ -17,8 +17,8 @@ from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import UpstreamError, UpstreamTimeout
 from qwen_wsgi.upstream.http.body import BodyReader
 from qwen_wsgi.upstream.http.transport import USER_AGENT, Transport, read_all
-from tests.upstream.fakes import SECRET, settings_of
-from tests.upstream.raw_server import Peer, RawServer, chunked, head, whole
+from tests.fakes.raw_server import Peer, RawServer, chunked, head, whole
+from tests.fakes.upstream import SECRET, settings_of
 
 
 @pytest.fixture

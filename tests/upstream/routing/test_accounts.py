@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_wsgi.credentials.refresh.policy import State
+from qwen_wsgi.credentials.refresh.policy import TokenState
 from qwen_wsgi.credentials.sources.discovery import FoundAccount, ProviderModel
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.upstream.routing.accounts import AccountBook
-from tests.upstream.fakes import FakeCredential
+from tests.fakes.upstream import FakeCredential
 
 
 class FakeFinder:
@@ -134,7 +134,7 @@ def test_the_sandbox_starts_with_the_first_call_and_not_for_a_look() -> None:
     book, _, starter = book_of(sandbox="on")
     (account,) = book.accounts()
 
-    assert account.credential.status().state is State.FRESH
+    assert account.credential.status().state is TokenState.FRESH
     assert account.family is Family.SANDBOX
     assert account.family.is_qwen
     assert starter.starts == 0

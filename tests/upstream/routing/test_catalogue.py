@@ -17,7 +17,7 @@ from qwen_wsgi.hosts import Family
 from qwen_wsgi.upstream.routing import model_profiles
 from qwen_wsgi.upstream.routing.accounts import Account
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
-from tests.upstream.fakes import SECRET, FakeBook, FakeClock, account_of, settings_of
+from tests.fakes.upstream import SECRET, FakeBook, FakeClock, account_of, settings_of
 
 Reply = tuple[int, bytes] | Exception | Callable[[], tuple[int, bytes]]
 
@@ -353,7 +353,7 @@ def test_an_empty_live_list_is_live() -> None:
     ],
 )
 def test_facts_are_known_by_name(id: str, context: int | None) -> None:
-    known = model_profiles.facts(id)
+    known = model_profiles.facts_of(id)
 
     assert (known.context if known else None) == context
 

@@ -23,8 +23,8 @@ from qwen_wsgi.upstream.routing.cooldown import (
     Board,
     key_of,
 )
-from tests.privileges import as_ordinary_user
-from tests.upstream.fakes import FakeClock
+from tests.fakes.upstream import FakeClock
+from tests.kit.privileges import as_ordinary_user
 
 KEY = key_of("account", "model")
 

@@ -8,15 +8,17 @@ import time
 import pytest
 
 from qwen_wsgi.errors import Overloaded
-from qwen_wsgi.upstream.routing.limiter import Gate, Place
+from qwen_wsgi.upstream.routing.limiter import Limiter, Slot
 
 
 class Waiter:
     """A call in a thread of its own that waits for a place."""
 
-    def __init__(self, gate: Gate, client: str, served: list[str], timeout_s: float = 10) -> None:
+    def __init__(
+        self, gate: Limiter, client: str, served: list[str], timeout_s: float = 10
+    ) -> None:
         self.error: Exception | None = None
-        self.place: Place | None = None
+        self.place: Slot | None = None
 
         def run() -> None:
             try:
@@ -33,7 +35,7 @@ class Waiter:
 
 
 def test_without_a_limit_nobody_waits() -> None:
-    gate = Gate(0, 0)
+    gate = Limiter(0, 0)
     places = [gate.enter("a", 0) for _ in range(1000)]
     assert gate.in_flight == 1000
     for place in places:
@@ -43,8 +45,8 @@ def test_without_a_limit_nobody_waits() -> None:
 
 
 def test_clients_take_turns() -> None:
-    gate, served = Gate(1, 100), list[str]()
-    place: Place | None = gate.enter("busy", 0)
+    gate, served = Limiter(1, 100), list[str]()
+    place: Slot | None = gate.enter("busy", 0)
     waiters = [Waiter(gate, name, served) for name in ("busy", "busy", "busy", "other", "third")]
     assert gate.waiting == 5
     for count in range(1, 6):
@@ -62,7 +64,7 @@ def test_clients_take_turns() -> None:
 
 
 def test_a_full_queue_says_no_at_once() -> None:
-    gate, served = Gate(1, 1), list[str]()
+    gate, served = Limiter(1, 1), list[str]()
     place = gate.enter("a", 0)
     waiter = Waiter(gate, "a", served)
     with pytest.raises(Overloaded) as caught:
@@ -74,7 +76,7 @@ def test_a_full_queue_says_no_at_once() -> None:
 
 
 def test_who_waits_too_long_gives_up_its_turn() -> None:
-    gate, served = Gate(1, 10), list[str]()
+    gate, served = Limiter(1, 10), list[str]()
     place = gate.enter("a", 0)
     short = Waiter(gate, "b", served, timeout_s=0.05)
     long = Waiter(gate, "b", served)
@@ -101,7 +103,7 @@ def test_a_client_that_goes_away_leaves_no_hole(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("qwen_wsgi.upstream.routing.limiter.threading.Event", Turn)
     for grant in (False, True):
-        gate = Gate(1, 10)
+        gate = Limiter(1, 10)
         place = gate.enter("a", 0)
         with pytest.raises(Gone):
             gate.enter("b", 10)

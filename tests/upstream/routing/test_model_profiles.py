@@ -9,14 +9,14 @@ from hypothesis import find, settings
 from hypothesis import strategies as st
 
 from qwen_wsgi.upstream.routing import model_profiles
-from qwen_wsgi.upstream.routing.model_profiles import Traits, traits
+from qwen_wsgi.upstream.routing.model_profiles import ModelProfile, profile_of
 
 CHAT_MODELS = [name for name in model_profiles.FACTS if not name.startswith("text-embedding")]
 
 
 @pytest.mark.parametrize("model", CHAT_MODELS)
 def test_of_every_model_with_known_limits_the_traits_are_known(model: str) -> None:
-    assert traits(model) is not None
+    assert profile_of(model) is not None
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_of_every_model_with_known_limits_the_traits_are_known(model: str) -> No
     ],
 )
 def test_of_other_names_nothing_is(model: str) -> None:
-    assert traits(model) is None
+    assert profile_of(model) is None
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_of_other_names_nothing_is(model: str) -> None:
     ],
 )
 def test_a_dated_name_is_like_the_plain_one(model: str, like: str) -> None:
-    assert traits(model) is traits(like)
+    assert profile_of(model) is profile_of(like)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_dated_name_is_like_the_plain_one(model: str, like: str) -> None:
     ],
 )
 def test_who_thinks_and_who_can_be_told(model: str, thinks: bool | None, switch: bool) -> None:
-    known = traits(model)
+    known = profile_of(model)
 
     assert known is not None
     assert (known.thinks, known.switch) == (thinks, switch)
@@ -112,7 +112,7 @@ def test_who_thinks_and_who_can_be_told(model: str, thinks: bool | None, switch:
 def test_every_row_makes_sense() -> None:
     for pattern, known in model_profiles._TRAITS:
         assert re.compile(pattern)
-        assert isinstance(known, Traits)
+        assert isinstance(known, ModelProfile)
         # What a model that never thinks has no use for.
         never = known.thinks is False and not known.switch
         assert not (never and (known.budget or known.efforts))

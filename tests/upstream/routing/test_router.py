@@ -10,7 +10,7 @@ from qwen_wsgi.upstream.routing.accounts import Account
 from qwen_wsgi.upstream.routing.catalogue import Listing
 from qwen_wsgi.upstream.routing.cooldown import BREAKS_AT, Board, key_of
 from qwen_wsgi.upstream.routing.router import Plan, Router
-from tests.upstream.fakes import FakeBook, account_of, settings_of
+from tests.fakes.upstream import FakeBook, account_of, settings_of
 
 
 class FakeCatalogue:

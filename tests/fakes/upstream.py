@@ -7,14 +7,14 @@ from typing import Any
 
 from qwen_wsgi import settings as settings_module
 from qwen_wsgi.credentials.oauth_login import CredentialStatus
-from qwen_wsgi.credentials.refresh.policy import State
+from qwen_wsgi.credentials.refresh.policy import TokenState
 from qwen_wsgi.credentials.sources.discovery import ProviderModel
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import CredentialError
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.routing.accounts import Account
-from tests.secrets import secret
+from tests.kit.secrets import secret
 
 SECRET = secret("upstream")
 
@@ -50,7 +50,7 @@ class FakeCredential:
         return AccessToken(self.token, self.base_url, None)
 
     def status(self) -> CredentialStatus:
-        state = State.FRESH if self.token is not None else State.MISSING
+        state = TokenState.FRESH if self.token is not None else TokenState.MISSING
         return CredentialStatus(state, "…cdef", "as a test set it", "", None)
 
 
