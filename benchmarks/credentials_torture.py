@@ -46,9 +46,9 @@ from qwen_wsgi.credentials.files import journal
 from qwen_wsgi.credentials.files.login_store import LoginPaths, LoginStore
 from qwen_wsgi.credentials.files.watched import Unusable
 from qwen_wsgi.credentials.locks import cli_lock, stale
+from qwen_wsgi.credentials.locks.proxy_lock import ProxyLock
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenEndpoint
 from qwen_wsgi.credentials.refresh import pace
-from qwen_wsgi.credentials.refresh.locks import ProxyLock
 from qwen_wsgi.credentials.refresh.pace import RefreshTiming
 from qwen_wsgi.credentials.refresh.refresher import Refresher
 from qwen_wsgi.credentials.sources.discovery import Discovery

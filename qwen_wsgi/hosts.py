@@ -29,7 +29,7 @@ class Family(enum.Enum):
         return self is not Family.OTHER
 
 
-def family(base_url: str) -> Family:
+def family_of(base_url: str) -> Family:
     """The family of a base URL's host (Model Studio's "Base URL overview", 2026-10)."""
     host = (urlsplit(base_url).hostname or "").lower()
     if host.startswith(("coding.", "coding-intl.")) and host.endswith(".aliyuncs.com"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_wsgi.hosts import Family, can_be_called, family, is_loopback
+from qwen_wsgi.hosts import Family, can_be_called, family_of, is_loopback
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ from qwen_wsgi.hosts import Family, can_be_called, family, is_loopback
     ],
 )
 def test_the_family_of_a_base_url(url: str, expected: Family) -> None:
-    assert family(url) is expected
+    assert family_of(url) is expected
 
 
 def test_every_host_but_a_strange_one_is_a_qwen_host() -> None:

@@ -9,9 +9,8 @@ from flask import Blueprint, Response, current_app
 
 from qwen_wsgi import __version__
 from qwen_wsgi.api import http, lifecycle
-from qwen_wsgi.credentials.oauth_login import CredentialStatus
-from qwen_wsgi.credentials.refresh.policy import TokenState
-from qwen_wsgi.upstream.routing.accounts import Account
+from qwen_wsgi.credentials.account import Account
+from qwen_wsgi.credentials.credential import CredentialStatus, TokenState
 
 blueprint = Blueprint("health", __name__)
 

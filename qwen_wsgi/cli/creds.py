@@ -12,9 +12,10 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 from qwen_wsgi.clock import SystemClock
+from qwen_wsgi.credentials.credential import Ability, TokenState
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
-from qwen_wsgi.credentials.refresh.policy import TokenState
-from qwen_wsgi.credentials.refresh.refresher import Ability, Attempt, Outcome, Refresher
+from qwen_wsgi.credentials.refresh.attempt import Attempt, Outcome
+from qwen_wsgi.credentials.refresh.refresher import Refresher
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings

@@ -22,6 +22,7 @@ import segno
 from qwen_wsgi.clock import Clock, SystemClock
 from qwen_wsgi.credentials.files import durable
 from qwen_wsgi.credentials.files.login_store import LoginPaths
+from qwen_wsgi.credentials.locks.proxy_lock import ProxyLock
 from qwen_wsgi.credentials.oauth import device_flow
 from qwen_wsgi.credentials.oauth.device_flow import (
     CodeShown,
@@ -31,7 +32,6 @@ from qwen_wsgi.credentials.oauth.device_flow import (
     Waiting,
 )
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenAnswer, TokenEndpoint
-from qwen_wsgi.credentials.refresh.locks import ProxyLock
 from qwen_wsgi.credentials.refresh.pace import PROXY_LOCK_S
 from qwen_wsgi.credentials.sources import discovery
 from qwen_wsgi.errors import SettingsError

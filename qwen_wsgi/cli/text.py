@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from qwen_wsgi import __version__
+from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream.routing.accounts import Account
 
 _SANDBOX_NOTE = (
     "No Qwen account was found, so a built-in fake upstream (the sandbox) answers.\n"

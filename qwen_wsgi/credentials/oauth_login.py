@@ -12,14 +12,21 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from qwen_wsgi.credentials import endpoint
+from qwen_wsgi.credentials.credential import (
+    NO_SECRET,
+    Ability,
+    CredentialSource,
+    CredentialStatus,
+    TokenState,
+    usable_secret,
+)
 from qwen_wsgi.credentials.files.document import CredentialDocument
 from qwen_wsgi.credentials.files.login_store import LoginStore, Snapshot
 from qwen_wsgi.credentials.refresh.pace import CLOSED_WITHIN_S
-from qwen_wsgi.credentials.refresh.policy import TokenState
-from qwen_wsgi.credentials.refresh.refresher import Ability, Refresher
+from qwen_wsgi.credentials.refresh.refresher import Refresher
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import CredentialError
 from qwen_wsgi.settings import mask
@@ -31,9 +38,6 @@ DEFAULT_OAUTH_BASE_URL: Final = "https://portal.qwen.ai/v1"
 
 #: How long a call waits for a renewal when no token is left, or the one that is left runs out.
 WAIT_S: Final = 20.0
-
-#: Shown in place of a secret that is not there.
-NO_SECRET: Final = "–"
 
 _TIER_CLOSED: Final = "the free Qwen OAuth tier ended on 2026-04-15"
 _REFRESH_REMEDY: Final = (
@@ -54,96 +58,6 @@ _GONE: Final = "is gone, and the login as it was renewed last is used"
 _GONE_REMEDY: Final = (
     "The next renewal writes the file again. If it was a logout, run `qwen-proxy creds forget`."
 )
-_REJECTED_KEY_REMEDY: Final = (
-    "Check that the key is still valid and belongs to this very endpoint: a key works with the "
-    "host of its own plan and region only."
-)
-
-
-@dataclass(frozen=True)
-class CredentialStatus:
-    """A credential as a person sees it.
-
-    Attributes:
-        shown: the masked secret, or NO_SECRET.
-        detail: one sentence, e.g. `valid for 3 h 12 min`.
-        remedy: empty when nothing is wrong.
-        expires_at_ms: wall clock; None for what does not expire.
-        ability: whether a login can be renewed; None for what is not a login.
-        unsaved: the latest login is in this process's memory alone.
-    """
-
-    state: TokenState
-    shown: str
-    detail: str
-    remedy: str
-    expires_at_ms: int | None
-    ability: Ability | None = None
-    unsaved: bool = False
-
-
-class CredentialSource(Protocol):
-    """One account's credential, shared by all calls of a process."""
-
-    def current(self, *, rejected: str | None = None) -> AccessToken:
-        """The token to use now.
-
-        Args:
-            rejected: the token that the upstream has just refused. It is evidence, not an order:
-                when the credential has changed since then, the new token is returned.
-
-        Raises:
-            CredentialError: with code `credentials_missing`, `credentials_expired`,
-                `credentials_rejected` or `credentials_invalid`, and the remedy.
-        """
-
-    def status(self) -> CredentialStatus:
-        """Never raises, and shows no secret."""
-
-
-def usable_secret(value: str) -> bool:
-    """Whether an HTTP header can carry it; if not, the HTTP client's error would quote it."""
-    return value.isascii() and value.isprintable() and " " not in value
-
-
-@dataclass(frozen=True, repr=False)
-class StaticKey(CredentialSource):
-    """An API key. Immutable, so it is safe anywhere; a changed key is a new source.
-
-    Attributes:
-        key: None when it is missing, empty when the server asks for none.
-        base_url: where it may be sent.
-        fault: why it is missing, as a sentence without its full stop.
-        remedy: what to do when it is missing.
-    """
-
-    key: str | None
-    base_url: str
-    fault: str = ""
-    remedy: str = ""
-
-    def __repr__(self) -> str:
-        return f"StaticKey({self._shown()}, {self.base_url})"
-
-    def current(self, *, rejected: str | None = None) -> AccessToken:
-        if self.key is None:
-            raise CredentialError(f"{self.fault}.", code="credentials_missing", remedy=self.remedy)
-        if rejected is not None and rejected == self.key:
-            raise CredentialError(
-                f"{endpoint.host_of(self.base_url)} refused the API key {self._shown()}.",
-                code="credentials_rejected",
-                remedy=_REJECTED_KEY_REMEDY,
-            )
-        return AccessToken(self.key, self.base_url, None)
-
-    def status(self) -> CredentialStatus:
-        if self.key is None:
-            return CredentialStatus(TokenState.MISSING, NO_SECRET, self.fault, self.remedy, None)
-        detail = "API key is set" if self.key else "no key, the server is asked without one"
-        return CredentialStatus(TokenState.FRESH, self._shown(), detail, "", None)
-
-    def _shown(self) -> str:
-        return mask(self.key) if self.key else NO_SECRET
 
 
 @dataclass(frozen=True)

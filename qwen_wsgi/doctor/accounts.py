@@ -9,16 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
-from qwen_wsgi.credentials.oauth_login import CredentialStatus, OAuthLogin
-from qwen_wsgi.credentials.refresh.policy import TokenState
-from qwen_wsgi.credentials.refresh.refresher import Ability
+from qwen_wsgi.credentials.account import Account
+from qwen_wsgi.credentials.credential import Ability, CredentialStatus, TokenState
+from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.doctor import probe
 from qwen_wsgi.doctor.files import nearest
 from qwen_wsgi.doctor.findings import Finding, Level, Teller
 from qwen_wsgi.doctor.machine import Machine
 from qwen_wsgi.doctor.parallel import run_parallel
 from qwen_wsgi.errors import ApiError
-from qwen_wsgi.upstream.routing.accounts import Account
 from qwen_wsgi.upstream.routing.catalogue import Listing
 
 TELL: Final = Teller("accounts")

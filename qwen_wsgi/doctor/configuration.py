@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 from qwen_wsgi import net
-from qwen_wsgi.credentials.oauth_login import StaticKey
+from qwen_wsgi.credentials.account import Account
+from qwen_wsgi.credentials.credential import StaticKey
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings, mask
-from qwen_wsgi.upstream.routing.accounts import Account
 
 TELL: Final = Teller("settings")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream.routing.accounts import Account
 
 TELL: Final = Teller("terms")
 

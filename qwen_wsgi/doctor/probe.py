@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import qwen_wsgi.protocol.chat as chat
 from qwen_wsgi.clock import Clock
+from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.doctor.clocks import Sighting, sighting
 from qwen_wsgi.doctor.findings import Level
@@ -28,7 +29,6 @@ from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.failures import classify
 from qwen_wsgi.upstream.failures.causes import CAUSES, Cause
 from qwen_wsgi.upstream.http.transport import Transport
-from qwen_wsgi.upstream.routing.accounts import Account
 
 #: A model that needs longer for one token is of no use to anybody who waits.
 FIRST_BYTE_S: Final = 60.0

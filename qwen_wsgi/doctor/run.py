@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TextIO
 
 from qwen_wsgi import net
-from qwen_wsgi.credentials.oauth_login import OAuthLogin, StaticKey
+from qwen_wsgi.credentials.account import Account
+from qwen_wsgi.credentials.credential import StaticKey
+from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.doctor import (
     accounts,
@@ -32,7 +34,7 @@ from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.logs import Redaction
 from qwen_wsgi.net import Address
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream.routing.accounts import Account, AccountBook
+from qwen_wsgi.upstream.routing.accounts import AccountBook
 from qwen_wsgi.upstream.routing.catalogue import Catalogue, Listing
 
 #: A list of models is asked for once.

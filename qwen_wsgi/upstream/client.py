@@ -11,6 +11,7 @@ from typing import Any
 import requests
 
 from qwen_wsgi.clock import Clock
+from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import AccountUnavailable, ApiError, CredentialError, UpstreamError
 from qwen_wsgi.protocol import chat, sse
@@ -28,7 +29,6 @@ from qwen_wsgi.upstream.http.transport import (
     read_all,
     silence,
 )
-from qwen_wsgi.upstream.routing.accounts import Account
 from qwen_wsgi.upstream.routing.limiter import Slot
 
 _CHAT_PATH = "/chat/completions"

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
+from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.upstream.client import UpstreamClient
-from qwen_wsgi.upstream.routing.accounts import Account
 
 #: Model Studio counts 30 requests a second for text-embedding-v4; four at a time stay below that
 #: and make 200 calls of a full request as quick as 50.

@@ -10,7 +10,7 @@ import pytest
 
 from qwen_wsgi import __version__
 from qwen_wsgi.app import create_app
-from qwen_wsgi.credentials.refresh.refresher import Ability
+from qwen_wsgi.credentials.credential import Ability
 from tests.api.apps import HELLO, App, error_of, in_front_of, running
 from tests.fakes.raw_server import whole
 from tests.fakes.upstream import FakeBook, account_of, settings_of

@@ -10,10 +10,9 @@ import pytest
 
 from qwen_wsgi import __version__
 from qwen_wsgi.cli import text as report
-from qwen_wsgi.credentials.oauth_login import CredentialStatus, StaticKey
-from qwen_wsgi.credentials.refresh.policy import TokenState
+from qwen_wsgi.credentials.account import Account
+from qwen_wsgi.credentials.credential import CredentialStatus, StaticKey, TokenState
 from qwen_wsgi.hosts import Family
-from qwen_wsgi.upstream.routing.accounts import Account
 from tests.fakes.upstream import account_of, settings_of
 from tests.kit.secrets import core, secret
 

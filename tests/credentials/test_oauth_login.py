@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi.credentials.oauth_login import OAuthLogin, StaticKey
-from qwen_wsgi.credentials.refresh.policy import TokenState
+from qwen_wsgi.credentials.credential import StaticKey, TokenState
+from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import CredentialError
 from tests.credentials.conftest import FakeClock, Home

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi.credentials.oauth_login import CredentialStatus, OAuthLogin
-from qwen_wsgi.credentials.refresh.policy import TokenState
-from qwen_wsgi.credentials.refresh.refresher import Ability
+from qwen_wsgi.credentials.account import Account
+from qwen_wsgi.credentials.credential import Ability, CredentialStatus, TokenState
+from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.doctor import accounts
 from qwen_wsgi.doctor.accounts import Calls
 from qwen_wsgi.doctor.findings import Finding, Level
 from qwen_wsgi.errors import ApiError, UpstreamError
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.upstream.failures.causes import CAUSES
-from qwen_wsgi.upstream.routing.accounts import Account, SandboxKey
+from qwen_wsgi.upstream.routing.accounts import SandboxKey
 from qwen_wsgi.upstream.routing.catalogue import Listing
 from tests.fakes.machine import FakeMachine, faults, of, one
 from tests.fakes.upstream import account_of

@@ -12,8 +12,8 @@ import pytest
 
 from qwen_wsgi.credentials.files import document
 from qwen_wsgi.credentials.files.journal import Backoff, Journal, Received, fingerprint
+from qwen_wsgi.credentials.locks.proxy_lock import ProxyLock
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
-from qwen_wsgi.credentials.refresh.locks import ProxyLock
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.doctor import locks
 from qwen_wsgi.doctor.findings import Finding, Level

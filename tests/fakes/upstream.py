@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from qwen_wsgi import settings as settings_module
-from qwen_wsgi.credentials.oauth_login import CredentialStatus
-from qwen_wsgi.credentials.refresh.policy import TokenState
-from qwen_wsgi.credentials.sources.discovery import ProviderModel
+from qwen_wsgi.credentials.account import Account, ProviderModel
+from qwen_wsgi.credentials.credential import CredentialStatus, TokenState
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import CredentialError
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream.routing.accounts import Account
 from tests.kit.secrets import secret
 
 SECRET = secret("upstream")

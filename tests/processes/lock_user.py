@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 from qwen_wsgi.clock import SystemClock
-from qwen_wsgi.credentials.locks.cli_lock import HEARTBEAT_S
+from qwen_wsgi.credentials.locks.cli_lock import HEARTBEAT_S, CliLock
+from qwen_wsgi.credentials.locks.proxy_lock import ProxyLock
 from qwen_wsgi.credentials.locks.stale import SEEN_S, STALE_S
-from qwen_wsgi.credentials.refresh.locks import CliLock, ProxyLock
 from tests.processes.journal import Journal
 
 

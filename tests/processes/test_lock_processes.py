@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from qwen_wsgi.clock import SystemClock
-from qwen_wsgi.credentials.refresh.locks import CliLock, ProxyLock
+from qwen_wsgi.credentials.locks.cli_lock import CliLock
+from qwen_wsgi.credentials.locks.proxy_lock import ProxyLock
 from tests.processes.journal import Note, read
 from tests.processes.lock_user import cli_path, proxy_path
 

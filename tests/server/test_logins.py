@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.credentials.files.login_store import LoginPaths
-from qwen_wsgi.credentials.refresh.locks import ProxyLock
+from qwen_wsgi.credentials.locks.proxy_lock import ProxyLock
 from qwen_wsgi.sandbox import Sandbox
 from tests.kit.raw_client import Exchange, chat, events, text_of
 from tests.processes.logins import write_login

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.clock import SystemClock
+from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import AccountUnavailable, ApiError, UpstreamError, UpstreamTimeout
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol import sse
@@ -20,7 +21,6 @@ from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.upstream.client import Answer, OpenStream, UpstreamClient
 from qwen_wsgi.upstream.http.transport import Transport
-from qwen_wsgi.upstream.routing.accounts import Account
 from tests.fakes.raw_server import Answer as Reply
 from tests.fakes.raw_server import Peer, RawServer, chunked, head, stream, whole
 from tests.fakes.upstream import SECRET, account_of, settings_of

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import (
     AccountUnavailable,
     ApiError,
@@ -16,7 +17,6 @@ from qwen_wsgi.errors import (
     UpstreamTimeout,
 )
 from qwen_wsgi.upstream.retry import MOST_ATTEMPTS, Course, Retrier
-from qwen_wsgi.upstream.routing.accounts import Account
 from qwen_wsgi.upstream.routing.catalogue import Listing
 from qwen_wsgi.upstream.routing.cooldown import BREAKS_AT, Board, key_of
 from qwen_wsgi.upstream.routing.limiter import Slot

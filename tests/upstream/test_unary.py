@@ -8,9 +8,9 @@ from typing import Any
 import gevent
 import pytest
 
+from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.upstream.embed import embed
-from qwen_wsgi.upstream.routing.accounts import Account
 from tests.fakes.upstream import account_of
 
 

@@ -13,10 +13,10 @@ from qwen_wsgi.credentials.files import document, journal
 from qwen_wsgi.credentials.files.journal import Journal, Received, fingerprint
 from qwen_wsgi.credentials.files.login_store import LoginStore, render
 from qwen_wsgi.credentials.files.watched import Unusable
+from qwen_wsgi.credentials.locks.cli_lock import CliLock
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenAnswer
 from qwen_wsgi.credentials.refresh.attempt import Outcome, Step
 from qwen_wsgi.credentials.refresh.judge import RefreshPolicy
-from qwen_wsgi.credentials.refresh.locks import CliLock
 from qwen_wsgi.credentials.refresh.pace import RefreshTiming
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from qwen_wsgi.credentials.files.document import CredentialDocument
 from qwen_wsgi.credentials.files.journal import Received, fingerprint
 from qwen_wsgi.credentials.files.login_store import LoginStore, Snapshot
 from qwen_wsgi.credentials.files.watched import Unusable
+from qwen_wsgi.credentials.locks.proxy_lock import ProxyLock
 from qwen_wsgi.credentials.refresh.judge import RefreshPolicy
-from qwen_wsgi.credentials.refresh.locks import ProxyLock
 from qwen_wsgi.credentials.refresh.pace import PROXY_LOCK_S
 
 log = logging.getLogger(__name__)

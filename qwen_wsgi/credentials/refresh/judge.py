@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Callable
 from typing import Final
 
 from qwen_wsgi.clock import Clock
+from qwen_wsgi.credentials.credential import Ability, TokenState
 from qwen_wsgi.credentials.files.document import CredentialDocument
 from qwen_wsgi.credentials.files.journal import fingerprint
 from qwen_wsgi.credentials.files.login_store import LoginStore, Snapshot
 from qwen_wsgi.credentials.refresh import policy
 from qwen_wsgi.credentials.refresh.pace import RefreshTiming
-from qwen_wsgi.credentials.refresh.policy import TokenState
 
 #: From least to most urgent.
 _URGENCY: Final = (
@@ -23,17 +22,6 @@ _URGENCY: Final = (
     TokenState.EXPIRED,
     TokenState.MISSING,
 )
-
-
-class Ability(enum.Enum):
-    """Whether a login can be renewed, beside how long it is good for."""
-
-    REFRESHABLE = "refreshable"
-    NO_REFRESH_TOKEN = "no_refresh_token"
-    READ_ONLY = "read_only"
-    REJECTED = "rejected"
-    #: A refresh succeeded, and the API refused its token all the same.
-    TIER_CLOSED = "oauth_tier_closed"
 
 
 class RefreshPolicy:

@@ -11,10 +11,10 @@ from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.files import durable
 from qwen_wsgi.credentials.files.journal import fingerprint
 from qwen_wsgi.credentials.files.login_store import LoginStore
-from qwen_wsgi.credentials.locks.cli_lock import CLI_POLL_S
+from qwen_wsgi.credentials.locks.cli_lock import CLI_POLL_S, CliLock
+from qwen_wsgi.credentials.locks.proxy_lock import ProxyLock
 from qwen_wsgi.credentials.refresh.attempt import Outcome
 from qwen_wsgi.credentials.refresh.judge import RefreshPolicy
-from qwen_wsgi.credentials.refresh.locks import CliLock, ProxyLock
 from qwen_wsgi.credentials.refresh.pace import RefreshTiming
 
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})

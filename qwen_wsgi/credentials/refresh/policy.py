@@ -5,24 +5,15 @@ The windows only matter to refreshing; a request may use a token until it expire
 
 from __future__ import annotations
 
-import enum
 from typing import Final, NamedTuple
+
+from qwen_wsgi.credentials.credential import TokenState
 
 #: Refresh in the background from here on. Far above the 30 s at which qwen-code refreshes, so that
 #: a running CLI finds a fresh token and never spends the refresh token itself.
 ADVISORY_MS: Final = 15 * 60_000
 #: Wait for the refresh from here on.
 MANDATORY_MS: Final = 2 * 60_000
-
-
-class TokenState(enum.Enum):
-    """What a token is worth now."""
-
-    FRESH = "fresh"
-    STALE = "stale"
-    EXPIRING = "expiring"
-    EXPIRED = "expired"
-    MISSING = "missing"
 
 
 class Windows(NamedTuple):

@@ -15,20 +15,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from qwen_wsgi.clock import Clock, sleep
+from qwen_wsgi.credentials.credential import Ability as Ability
+from qwen_wsgi.credentials.credential import TokenState
 from qwen_wsgi.credentials.files.document import CredentialDocument
 from qwen_wsgi.credentials.files.journal import fingerprint
 from qwen_wsgi.credentials.files.login_store import LoginStore, Snapshot
+from qwen_wsgi.credentials.locks.cli_lock import CliLock
+from qwen_wsgi.credentials.locks.proxy_lock import ProxyLock
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenEndpoint
 from qwen_wsgi.credentials.refresh.attempt import Attempt as Attempt
 from qwen_wsgi.credentials.refresh.attempt import Outcome as Outcome
 from qwen_wsgi.credentials.refresh.commit import Committer
 from qwen_wsgi.credentials.refresh.journal_updates import JournalUpdates
-from qwen_wsgi.credentials.refresh.judge import Ability as Ability
 from qwen_wsgi.credentials.refresh.judge import RefreshPolicy
 from qwen_wsgi.credentials.refresh.lock_pair import LockPair
-from qwen_wsgi.credentials.refresh.locks import CliLock, ProxyLock
 from qwen_wsgi.credentials.refresh.pace import RefreshTiming as RefreshTiming
-from qwen_wsgi.credentials.refresh.policy import TokenState
 from qwen_wsgi.credentials.refresh.transaction import Transaction
 
 log = logging.getLogger(__name__)

@@ -21,6 +21,7 @@ from qwen_wsgi.credentials.files import durable
 from qwen_wsgi.credentials.files.journal import Backoff, Intent
 from qwen_wsgi.credentials.files.login_store import LoginStore, Snapshot, render
 from qwen_wsgi.credentials.files.watched import Unusable
+from qwen_wsgi.credentials.locks.cli_lock import CliLock
 from qwen_wsgi.credentials.oauth.errors import (
     Ambiguous,
     NotSent,
@@ -32,7 +33,6 @@ from qwen_wsgi.credentials.oauth.token_endpoint import TokenAnswer, TokenEndpoin
 from qwen_wsgi.credentials.refresh.attempt import Outcome, Step
 from qwen_wsgi.credentials.refresh.commit import Committer
 from qwen_wsgi.credentials.refresh.judge import RefreshPolicy
-from qwen_wsgi.credentials.refresh.locks import CliLock
 from qwen_wsgi.credentials.refresh.pace import RefreshTiming
 
 log = logging.getLogger(__name__)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials import endpoint
+from qwen_wsgi.credentials.account import Account, ProviderModel, family_for
+from qwen_wsgi.credentials.credential import StaticKey
 from qwen_wsgi.credentials.files.document import CredentialDocument
 from qwen_wsgi.credentials.files.journal import fingerprint
 from qwen_wsgi.credentials.files.login_store import LoginPaths, LoginStore
@@ -20,16 +22,12 @@ from qwen_wsgi.credentials.files.watched import (
     WatchedFile,
 )
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenEndpoint
-from qwen_wsgi.credentials.oauth_login import CredentialSource, OAuthLogin, StaticKey
+from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.refresh.refresher import Refresher
 from qwen_wsgi.credentials.sources import dotenv, login_files, providers, qwen_settings
 from qwen_wsgi.credentials.sources.api_keys import Keys, usable_key
 from qwen_wsgi.credentials.sources.login_files import Candidate
-from qwen_wsgi.credentials.sources.qwen_settings import (
-    ProviderModel,
-    QwenSettings,
-    Variables,
-)
+from qwen_wsgi.credentials.sources.qwen_settings import QwenSettings, Variables
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings
 
@@ -39,31 +37,10 @@ T = TypeVar("T")
 SYSTEM_SETTINGS: Final = "/etc/qwen-code/settings.json"
 
 
-@dataclass(frozen=True)
-class FoundAccount:
-    """One endpoint with one credential.
-
-    Attributes:
-        name: short, unique, of `[a-z0-9-]`.
-        base_url: None only for a login that names no endpoint that can be used.
-        origin: where it was found, for a person.
-        explicit: it is QWEN_UPSTREAM_BASE_URL.
-        models: what qwen-code's settings list for it; empty when they say nothing.
-    """
-
-    name: str
-    kind: Literal["key", "oauth"]
-    base_url: str | None
-    origin: str
-    explicit: bool
-    credential: CredentialSource
-    models: tuple[ProviderModel, ...] = ()
-
-
 class Built(NamedTuple):
     """The result of one look at everything, and the readings that it rests on."""
 
-    accounts: tuple[FoundAccount, ...]
+    accounts: tuple[Account, ...]
     problems: tuple[str, ...]
     watched: tuple[tuple[WatchedFile[Any], Reading[Any]], ...]
     #: Journals: a change counts, a fault of theirs is not the operator's to correct first.
@@ -91,7 +68,7 @@ class Build:
         self._logins = logins
         self._readings: dict[Path, tuple[WatchedFile[Any], Reading[Any]]] = {}
         self._journals: list[tuple[WatchedFile[Any], Reading[Any]]] = []
-        self._accounts: list[FoundAccount] = []
+        self._accounts: list[Account] = []
         self._problems: list[str] = []
         self._twins: list[str] = []
 
@@ -182,7 +159,7 @@ class Build:
 
     # Accounts
 
-    def _add(self, found: FoundAccount) -> None:
+    def _add(self, found: Account) -> None:
         """Add an account, or its models and origin to the one with the same endpoint and key."""
         for index, known in enumerate(self._accounts):
             if _same_key(known, found):
@@ -233,7 +210,17 @@ class Build:
         origin = f"environment {url_env if explicit else key_env}"
         if key.key is None:
             self._problems.append(f"{origin}: {key.fault}. {key.remedy}")
-        self._add(FoundAccount(name, "key", url, origin, explicit, key))
+        self._add(
+            Account(
+                name,
+                "key",
+                url,
+                origin,
+                explicit,
+                family_for(name, "key", url, explicit=explicit),
+                key,
+            )
+        )
 
     def _add_settings(self, qwen_home: Path, variables: Variables) -> None:
         qwen = self._qwen_settings(qwen_home, variables)
@@ -267,7 +254,8 @@ class Build:
         if key.key is None:
             self._problems.append(f"{origin}: {key.fault}. {key.remedy}")
         name = f"settings-{_short_name(url)}"
-        self._add(FoundAccount(name, "key", url, origin, False, key, _distinct(models)))
+        family = family_for(name, "key", url, explicit=False)
+        self._add(Account(name, "key", url, origin, False, family, key, _distinct(models)))
 
     def _hint_at_region(self, url: str, env_key: str | None, key: StaticKey) -> None:
         """A key works in its own region only, so one of two regions must be wrong."""
@@ -302,7 +290,8 @@ class Build:
                 self._twins.append(f"{each.origin} holds {why}; it is left out.")
             else:
                 url = each.login.base_url()
-                self._add(FoundAccount(each.name, "oauth", url, each.origin, False, each.login))
+                family = family_for(each.name, "oauth", url, explicit=False)
+                self._add(Account(each.name, "oauth", url, each.origin, False, family, each.login))
 
     def _login(
         self, path: Path, shown: str, paths: LoginPaths, initial: CredentialDocument | None
@@ -362,7 +351,7 @@ def _short_name(url: str) -> str:
     return host.strip("-")[:40].strip("-")
 
 
-def _same_key(one: FoundAccount, other: FoundAccount) -> bool:
+def _same_key(one: Account, other: Account) -> bool:
     mine, theirs = one.credential, other.credential
     return (
         isinstance(mine, StaticKey)

@@ -10,14 +10,10 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from qwen_wsgi.credentials import endpoint
-from qwen_wsgi.credentials.oauth_login import StaticKey, usable_secret
+from qwen_wsgi.credentials.account import ProviderModel
+from qwen_wsgi.credentials.credential import StaticKey, usable_secret
 from qwen_wsgi.credentials.sources import providers, qwen_settings
-from qwen_wsgi.credentials.sources.qwen_settings import (
-    ProviderModel,
-    QwenSettings,
-    Value,
-    Variables,
-)
+from qwen_wsgi.credentials.sources.qwen_settings import QwenSettings, Value, Variables
 
 #: Where qwen-code sends an entry that names no base URL.
 DEFAULT_ENTRY_BASE_URL: Final = "https://api.openai.com/v1"

@@ -17,12 +17,12 @@ from typing import Any
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials import endpoint
+from qwen_wsgi.credentials.account import Account as Account
+from qwen_wsgi.credentials.account import ProviderModel as ProviderModel
 from qwen_wsgi.credentials.files.watched import Unusable, WatchedFile
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.sources import login_files, providers
 from qwen_wsgi.credentials.sources.account_list import Build, Built, changed_at
-from qwen_wsgi.credentials.sources.account_list import FoundAccount as FoundAccount
-from qwen_wsgi.credentials.sources.qwen_settings import ProviderModel as ProviderModel
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings
 
@@ -50,7 +50,7 @@ class Discovery:
         self._look_every_s = look_every_s
         self._looked_at_s = -math.inf
 
-    def accounts(self) -> tuple[FoundAccount, ...]:
+    def accounts(self) -> tuple[Account, ...]:
         """All accounts, best first. One look at each watched file while nothing changes."""
         return self._current().accounts
 

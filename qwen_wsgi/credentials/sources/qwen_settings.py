@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from qwen_wsgi.credentials.account import ProviderModel
 from qwen_wsgi.credentials.files import jsonc
 from qwen_wsgi.credentials.files.watched import FileIdentity, Unusable
 
@@ -40,28 +41,6 @@ _PLACEHOLDER: Final = re.compile(r"\$(?:(\w+)|\{([^}]+)\})", re.ASCII)
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 #: Flags of an entry that say it is for something that is no chat.
 _NOT_CHAT: Final = ("imageOnly", "voiceOnly", "realtimeOnly")
-
-
-@dataclass(frozen=True)
-class ProviderModel:
-    """A model that a settings file lists.
-
-    Attributes:
-        name: for people.
-        context_length: tokens.
-        modalities: what it takes besides text (`image`, `video`, …); None when the file says
-            nothing.
-        chat: false for models that only make images or handle speech.
-        wire_api: `chat-completions`, or `responses` where qwen-code asks for that.
-    """
-
-    id: str
-    name: str | None = None
-    description: str | None = None
-    context_length: int | None = None
-    modalities: tuple[str, ...] | None = None
-    chat: bool = True
-    wire_api: str = "chat-completions"
 
 
 @dataclass(frozen=True)

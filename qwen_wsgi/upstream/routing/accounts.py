@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Protocol
 
-from qwen_wsgi.credentials.oauth_login import CredentialSource, CredentialStatus
-from qwen_wsgi.credentials.refresh.policy import TokenState
-from qwen_wsgi.credentials.sources.discovery import FoundAccount, ProviderModel
+from qwen_wsgi.credentials.account import Account
+from qwen_wsgi.credentials.account import Account as FoundAccount
+from qwen_wsgi.credentials.credential import CredentialStatus, TokenState
 from qwen_wsgi.credentials.token import AccessToken
-from qwen_wsgi.hosts import Family, family
-
-
-@dataclass(frozen=True)
-class Account:
-    """One upstream endpoint with one credential, and the models that are known of it."""
-
-    name: str
-    kind: Literal["key", "oauth", "sandbox"]
-    #: None while a login's document, which names the endpoint, cannot be read.
-    base_url: str | None
-    #: Where it comes from, in words.
-    origin: str
-    #: Named by QWEN_UPSTREAM_BASE_URL.
-    explicit: bool
-    family: Family
-    credential: CredentialSource
-    #: Models that qwen-code's settings list for it.
-    models: tuple[ProviderModel, ...]
+from qwen_wsgi.hosts import Family
 
 
 class Finder(Protocol):
@@ -91,37 +72,8 @@ class AccountBook:
             return (self._sandbox,)
         found = self._finder.accounts()
         if found is not self._seen:
-            accounts = tuple(_account(one) for one in found)
+            accounts = found
             if not accounts and self._sandbox_mode == "auto":
                 accounts = (self._sandbox,)
             self._accounts, self._seen = accounts, found
         return self._accounts
-
-
-#: A key by one of these names speaks to a host of its plan, also when a gateway of one's own stands
-#: in front of it.
-_NAMED: Final = {
-    "dashscope": Family.DASHSCOPE,
-    "coding-plan": Family.CODING_PLAN,
-    "token-plan": Family.TOKEN_PLAN,
-}
-
-
-def _family(found: FoundAccount) -> Family:
-    by_host = family(found.base_url) if found.base_url else Family.OTHER
-    if by_host is not Family.OTHER or found.explicit:
-        return by_host
-    return Family.PORTAL if found.kind == "oauth" else _NAMED.get(found.name, by_host)
-
-
-def _account(found: FoundAccount) -> Account:
-    return Account(
-        name=found.name,
-        kind=found.kind,
-        base_url=found.base_url,
-        origin=found.origin,
-        explicit=found.explicit,
-        family=_family(found),
-        credential=found.credential,
-        models=found.models,
-    )

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Final
 
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.credentials.sources.discovery import ProviderModel
+from qwen_wsgi.credentials.account import Account, ProviderModel
 from qwen_wsgi.errors import ApiError, UpstreamError
 from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.hosts import can_be_called
@@ -19,7 +19,7 @@ from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.client import token_of
 from qwen_wsgi.upstream.http.transport import Transport
 from qwen_wsgi.upstream.routing import model_profiles
-from qwen_wsgi.upstream.routing.accounts import Account, AccountBook
+from qwen_wsgi.upstream.routing.accounts import AccountBook
 
 log = logging.getLogger(__name__)
 

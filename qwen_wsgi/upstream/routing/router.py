@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from qwen_wsgi.credentials.oauth_login import StaticKey
+from qwen_wsgi.credentials.account import Account
+from qwen_wsgi.credentials.credential import StaticKey
 from qwen_wsgi.errors import AccountUnavailable, BadRequest, NotFound
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.routing import model_profiles
-from qwen_wsgi.upstream.routing.accounts import Account, AccountBook
+from qwen_wsgi.upstream.routing.accounts import AccountBook
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
 from qwen_wsgi.upstream.routing.cooldown import Board, key_of
 from qwen_wsgi.upstream.routing.limiter import Limiter

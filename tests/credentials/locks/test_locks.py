@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.credentials.locks import lock_file
+from qwen_wsgi.credentials.locks.cli_lock import CliLock
 from qwen_wsgi.credentials.locks.lock_file import start_time
-from qwen_wsgi.credentials.locks.proxy_lock import LockHolder
-from qwen_wsgi.credentials.refresh.locks import CliLock, ProxyLock
+from qwen_wsgi.credentials.locks.proxy_lock import LockHolder, ProxyLock
 from tests.credentials.conftest import FakeClock
 from tests.kit.privileges import as_ordinary_user
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_wsgi.credentials.refresh.policy import TokenState, state, windows
+from qwen_wsgi.credentials.credential import TokenState
+from qwen_wsgi.credentials.refresh.policy import state, windows
 
 NOW_S = 1_795_176_000.0
 NOW_MS = int(NOW_S * 1000)

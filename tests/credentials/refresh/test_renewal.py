@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
+from qwen_wsgi.credentials.credential import Ability, CredentialStatus, TokenState
 from qwen_wsgi.credentials.files import document, durable
 from qwen_wsgi.credentials.files.journal import Journal, Received
 from qwen_wsgi.credentials.files.login_store import from_environment
-from qwen_wsgi.credentials.oauth_login import CredentialStatus, OAuthLogin
-from qwen_wsgi.credentials.refresh.policy import TokenState
-from qwen_wsgi.credentials.refresh.refresher import Ability, Attempt, Outcome
+from qwen_wsgi.credentials.oauth_login import OAuthLogin
+from qwen_wsgi.credentials.refresh.attempt import Attempt, Outcome
 from qwen_wsgi.errors import CredentialError
 from qwen_wsgi.sandbox import Sandbox
 from tests.credentials.conftest import FakeClock, Home

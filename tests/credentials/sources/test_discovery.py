@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from qwen_wsgi.credentials.account import Account, ProviderModel
+from qwen_wsgi.credentials.credential import TokenState
 from qwen_wsgi.credentials.files.journal import fingerprint
-from qwen_wsgi.credentials.refresh.policy import TokenState
-from qwen_wsgi.credentials.sources.discovery import Discovery, FoundAccount, ProviderModel
+from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.credentials.sources.providers import PROVIDERS
 from qwen_wsgi.errors import SettingsError
 from tests.credentials.conftest import FakeClock, Home
@@ -24,11 +25,11 @@ KEY = "sk-0123456789-0123456789"
 OTHER_KEY = "sk-9876543210-9876543210"
 
 
-def by_name(discovery: Discovery) -> dict[str, FoundAccount]:
+def by_name(discovery: Discovery) -> dict[str, Account]:
     return {account.name: account for account in discovery.accounts()}
 
 
-def only(discovery: Discovery) -> FoundAccount:
+def only(discovery: Discovery) -> Account:
     (account,) = discovery.accounts()
     return account
 
@@ -37,7 +38,7 @@ def entry(id: str = "m", **more: Any) -> dict[str, Any]:
     return {"id": id, "baseUrl": HOST, "envKey": "MY_KEY", **more}
 
 
-def model_ids(account: FoundAccount) -> list[str]:
+def model_ids(account: Account) -> list[str]:
     return [model.id for model in account.models]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.credentials.files.journal import MAX_SPENT, Journal, parse, render
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
-from qwen_wsgi.credentials.refresh.refresher import Outcome
+from qwen_wsgi.credentials.refresh.attempt import Outcome
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import load

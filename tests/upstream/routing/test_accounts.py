@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_wsgi.credentials.refresh.policy import TokenState
-from qwen_wsgi.credentials.sources.discovery import FoundAccount, ProviderModel
+from qwen_wsgi.credentials.account import Account, ProviderModel, family_for
+from qwen_wsgi.credentials.credential import TokenState
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.upstream.routing.accounts import AccountBook
 from tests.fakes.upstream import FakeCredential
@@ -14,10 +14,10 @@ from tests.fakes.upstream import FakeCredential
 class FakeFinder:
     """Finds what a test puts there; the same tuple while nothing changes, as promised."""
 
-    def __init__(self, *found: FoundAccount) -> None:
+    def __init__(self, *found: Account) -> None:
         self.found = found
 
-    def accounts(self) -> tuple[FoundAccount, ...]:
+    def accounts(self) -> tuple[Account, ...]:
         return self.found
 
 
@@ -38,21 +38,20 @@ def found(
     *,
     kind: str = "key",
     explicit: bool = False,
-) -> FoundAccount:
-    return FoundAccount(
+) -> Account:
+    return Account(
         name,
         kind,  # type: ignore[arg-type]  # one of the two words
         base_url,
         "a test",
         explicit,
+        family_for(name, kind, base_url, explicit=explicit),
         FakeCredential(),
         (ProviderModel(id="m"),),
     )
 
 
-def book_of(
-    *accounts: FoundAccount, sandbox: str = "off"
-) -> tuple[AccountBook, FakeFinder, Starter]:
+def book_of(*accounts: Account, sandbox: str = "off") -> tuple[AccountBook, FakeFinder, Starter]:
     finder, starter = FakeFinder(*accounts), Starter()
     return AccountBook(finder, sandbox=sandbox, start_sandbox=starter), finder, starter
 
@@ -89,11 +88,9 @@ def test_what_was_found_is_told_with_its_family() -> None:
         (found("coding-plan", "https://gateway.example/v1"), Family.CODING_PLAN),
         (found("dashscope", "https://coding.dashscope.aliyuncs.com/v1"), Family.CODING_PLAN),
     ],
-    ids=lambda value: f"{value.name} {value.base_url}" if isinstance(value, FoundAccount) else None,
+    ids=lambda value: f"{value.name} {value.base_url}" if isinstance(value, Account) else None,
 )
-def test_the_family_follows_the_host_and_then_the_name(
-    account: FoundAccount, family: Family
-) -> None:
+def test_the_family_follows_the_host_and_then_the_name(account: Account, family: Family) -> None:
     assert book_of(account)[0].accounts()[0].family is family
 
 
@@ -108,9 +105,7 @@ def test_the_family_follows_the_host_and_then_the_name(
         ("on", [found()], ["sandbox"]),
     ],
 )
-def test_when_the_sandbox_stands_in(
-    mode: str, accounts: list[FoundAccount], names: list[str]
-) -> None:
+def test_when_the_sandbox_stands_in(mode: str, accounts: list[Account], names: list[str]) -> None:
     assert [each.name for each in book_of(*accounts, sandbox=mode)[0].accounts()] == names
 
 

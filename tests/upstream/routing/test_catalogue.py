@@ -10,12 +10,11 @@ from typing import Any
 import gevent.event
 import pytest
 
-from qwen_wsgi.credentials.sources.discovery import ProviderModel
+from qwen_wsgi.credentials.account import Account, ProviderModel
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.upstream.routing import model_profiles
-from qwen_wsgi.upstream.routing.accounts import Account
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
 from tests.fakes.upstream import SECRET, FakeBook, FakeClock, account_of, settings_of
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import AccountUnavailable, BadRequest, NotFound
 from qwen_wsgi.hosts import Family
-from qwen_wsgi.upstream.routing.accounts import Account
 from qwen_wsgi.upstream.routing.catalogue import Listing
 from qwen_wsgi.upstream.routing.cooldown import BREAKS_AT, Board, key_of
 from qwen_wsgi.upstream.routing.router import Plan, Router

@@ -1,0 +1,72 @@
+"""An account: one upstream endpoint with one credential, and the models that are known of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from qwen_wsgi.credentials.credential import CredentialSource
+from qwen_wsgi.hosts import Family, family_of
+
+
+@dataclass(frozen=True)
+class ProviderModel:
+    """A model that a settings file lists.
+
+    Attributes:
+        name: for people.
+        context_length: tokens.
+        modalities: what it takes besides text (`image`, `video`, …); None when the file says
+            nothing.
+        chat: false for models that only make images or handle speech.
+        wire_api: `chat-completions`, or `responses` where qwen-code asks for that.
+    """
+
+    id: str
+    name: str | None = None
+    description: str | None = None
+    context_length: int | None = None
+    modalities: tuple[str, ...] | None = None
+    chat: bool = True
+    wire_api: str = "chat-completions"
+
+
+@dataclass(frozen=True)
+class Account:
+    """One upstream endpoint with one credential.
+
+    Attributes:
+        name: short, unique, of `[a-z0-9-]`.
+        base_url: None while it is not known: for a login whose document names no usable endpoint,
+            and for the sandbox before its first call.
+        origin: where it was found, for a person.
+        explicit: it is QWEN_UPSTREAM_BASE_URL.
+        family: the kind of host that it leads to.
+        models: the models that qwen-code's settings list for it; empty when they list none.
+    """
+
+    name: str
+    kind: Literal["key", "oauth", "sandbox"]
+    base_url: str | None
+    origin: str
+    explicit: bool
+    family: Family
+    credential: CredentialSource
+    models: tuple[ProviderModel, ...] = ()
+
+
+#: A key by one of these names speaks to a host of its plan, also when a gateway of one's own stands
+#: in front of it.
+_NAMED: Final = {
+    "dashscope": Family.DASHSCOPE,
+    "coding-plan": Family.CODING_PLAN,
+    "token-plan": Family.TOKEN_PLAN,
+}
+
+
+def family_for(name: str, kind: str, base_url: str | None, *, explicit: bool) -> Family:
+    """The kind of host of an account: by its URL, else by the account's name."""
+    by_host = family_of(base_url) if base_url else Family.OTHER
+    if by_host is not Family.OTHER or explicit:
+        return by_host
+    return Family.PORTAL if kind == "oauth" else _NAMED.get(name, by_host)

@@ -1,0 +1,127 @@
+"""An account's credential: what a call uses now, and what a person is shown of it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from qwen_wsgi.credentials import endpoint
+from qwen_wsgi.credentials.token import AccessToken
+from qwen_wsgi.errors import CredentialError
+from qwen_wsgi.settings import mask
+
+#: Shown in place of a secret that is not there.
+NO_SECRET: Final = "–"
+
+_REJECTED_KEY_REMEDY: Final = (
+    "Check that the key is still valid and belongs to this very endpoint: a key works with the "
+    "host of its own plan and region only."
+)
+
+
+class TokenState(enum.Enum):
+    """What a token is worth now."""
+
+    FRESH = "fresh"
+    STALE = "stale"
+    EXPIRING = "expiring"
+    EXPIRED = "expired"
+    MISSING = "missing"
+
+
+class Ability(enum.Enum):
+    """Whether a login can be renewed, beside how long it is good for."""
+
+    REFRESHABLE = "refreshable"
+    NO_REFRESH_TOKEN = "no_refresh_token"
+    READ_ONLY = "read_only"
+    REJECTED = "rejected"
+    #: A refresh succeeded, and the API refused its token all the same.
+    TIER_CLOSED = "oauth_tier_closed"
+
+
+@dataclass(frozen=True)
+class CredentialStatus:
+    """A credential as a person sees it.
+
+    Attributes:
+        shown: the masked secret, or NO_SECRET.
+        detail: one sentence, e.g. `valid for 3 h 12 min`.
+        remedy: empty when nothing is wrong.
+        expires_at_ms: wall clock; None for what does not expire.
+        ability: whether a login can be renewed; None for what is not a login.
+        unsaved: the latest login is in this process's memory alone.
+    """
+
+    state: TokenState
+    shown: str
+    detail: str
+    remedy: str
+    expires_at_ms: int | None
+    ability: Ability | None = None
+    unsaved: bool = False
+
+
+class CredentialSource(Protocol):
+    """One account's credential, shared by all calls of a process."""
+
+    def current(self, *, rejected: str | None = None) -> AccessToken:
+        """The token to use now.
+
+        Args:
+            rejected: the token that the upstream has just refused. It is evidence, not an order:
+                when the credential has changed since then, the new token is returned.
+
+        Raises:
+            CredentialError: with code `credentials_missing`, `credentials_expired`,
+                `credentials_rejected` or `credentials_invalid`, and the remedy.
+        """
+
+    def status(self) -> CredentialStatus:
+        """Never raises, and shows no secret."""
+
+
+def usable_secret(value: str) -> bool:
+    """Whether an HTTP header can carry it; if not, the HTTP client's error would quote it."""
+    return value.isascii() and value.isprintable() and " " not in value
+
+
+@dataclass(frozen=True, repr=False)
+class StaticKey(CredentialSource):
+    """An API key. Immutable, so it is safe anywhere; a changed key is a new source.
+
+    Attributes:
+        key: None when it is missing, empty when the server asks for none.
+        base_url: where it may be sent.
+        fault: why it is missing, as a sentence without its full stop.
+        remedy: what to do when it is missing.
+    """
+
+    key: str | None
+    base_url: str
+    fault: str = ""
+    remedy: str = ""
+
+    def __repr__(self) -> str:
+        return f"StaticKey({self._shown()}, {self.base_url})"
+
+    def current(self, *, rejected: str | None = None) -> AccessToken:
+        if self.key is None:
+            raise CredentialError(f"{self.fault}.", code="credentials_missing", remedy=self.remedy)
+        if rejected is not None and rejected == self.key:
+            raise CredentialError(
+                f"{endpoint.host_of(self.base_url)} refused the API key {self._shown()}.",
+                code="credentials_rejected",
+                remedy=_REJECTED_KEY_REMEDY,
+            )
+        return AccessToken(self.key, self.base_url, None)
+
+    def status(self) -> CredentialStatus:
+        if self.key is None:
+            return CredentialStatus(TokenState.MISSING, NO_SECRET, self.fault, self.remedy, None)
+        detail = "API key is set" if self.key else "no key, the server is asked without one"
+        return CredentialStatus(TokenState.FRESH, self._shown(), detail, "", None)
+
+    def _shown(self) -> str:
+        return mask(self.key) if self.key else NO_SECRET

@@ -1,0 +1,1 @@
+"""What several tests share: secrets, cut streams, real servers and raw clients."""
