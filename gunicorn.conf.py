@@ -13,24 +13,19 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import contextlib  # noqa: E402  # all below: after the patching
-import gc  # noqa: E402
+import gc  # noqa: E402  # all below: after the patching
 import ipaddress  # noqa: E402
 import logging  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
-import socket  # noqa: E402
 import sys  # noqa: E402
-import time  # noqa: E402
-from types import FrameType  # noqa: E402
-from typing import Any, Final  # noqa: E402
+from typing import Final  # noqa: E402
 
 import gevent  # noqa: E402
-from gunicorn.glogging import Logger  # noqa: E402
 from gunicorn.workers.base import Worker  # noqa: E402
-from gunicorn.workers.ggevent import GeventWorker  # noqa: E402
 
-from qwen_wsgi import logs, settings  # noqa: E402
+from qwen_wsgi import server as _server  # noqa: E402
+from qwen_wsgi import settings  # noqa: E402
 from qwen_wsgi.errors import SettingsError  # noqa: E402
 
 #: The exit code for settings that cannot work; the systemd unit does not restart after it.
@@ -40,15 +35,6 @@ _EXIT_BAD_SETTINGS: Final = 2
 #: much less, so that they can still write the calls that they cut into the ledger, and wait for a
 #: renewal of a login that was sent (27 s at most): its answer exists nowhere else.
 _WORKER_EXIT_S: Final = 30
-
-#: A connection that was used within this time may have a request on its way.
-_MIN_IDLE_S: Final = 0.1
-
-#: Read of a client's socket at a time: a large body goes through memory that is in the cache.
-_RECV_BYTES: Final = 64 * 1024
-
-#: The socket class without gevent's waiting.
-_blocking_socket: Final = monkey.get_original("socket", "socket")
 
 try:
     _settings = settings.load()
@@ -67,133 +53,6 @@ def _raise_open_files_limit(needed: int) -> None:
 
 def _writable(directory: str) -> str | None:
     return directory if os.path.isdir(directory) and os.access(directory, os.W_OK) else None
-
-
-class ServerLog(Logger):
-    """gunicorn's few lines in the form of the application's, so that one journal has one format."""
-
-    def setup(self, cfg: Any) -> None:
-        super().setup(cfg)
-        redaction = logs.Redaction((*_settings.all_client_keys, _settings.upstream_api_key))
-        for handler in self.error_log.handlers:
-            handler.setFormatter(logs.Formatter(_settings.log_format, redaction))
-
-
-class ClientSocket:
-    """gevent's socket of a client, with cheaper writing: every chunk of every stream passes here.
-
-    A write goes to the kernel directly, and to gevent only when the kernel's buffer is full:
-    gevent's `sendall` asks for the socket's options each time. The head of a 2xx answer waits for
-    the first piece of the body, so that both leave in one packet.
-    """
-
-    __slots__ = ("_head", "_send", "_sock")
-
-    def __init__(self, sock: Any) -> None:
-        self._sock = sock
-        self._send = sock._sock.send
-        self._head = b""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sock, name)
-
-    def sendall(self, data: bytes) -> None:
-        if self._head:
-            data, self._head = self._head + data, b""
-        elif data.startswith((b"HTTP/1.1 20", b"HTTP/1.0 20")):
-            self._head = data
-            return
-        try:
-            sent = self._send(data)
-        except BlockingIOError:
-            sent = 0
-        if sent < len(data):
-            self._sock.sendall(memoryview(data)[sent:])
-
-    def recv(self, size: int, *flags: int) -> bytes:
-        """gunicorn asks for all that is missing of a body, and the allocator for as much memory."""
-        return self._sock.recv(min(size, _RECV_BYTES), *flags)  # type: ignore[no-any-return]
-
-    def flush(self) -> None:
-        """Send a head that no body followed; a client that is gone will be noticed elsewhere."""
-        if self._head:
-            data, self._head = self._head, b""
-            with contextlib.suppress(OSError):
-                self._sock.sendall(data)
-
-
-class StreamWorker(GeventWorker):
-    """gunicorn's gevent worker, which on a stop does not wait for clients that want nothing.
-
-    A connection between two requests holds up gunicorn's graceful stop until its keep-alive time
-    is over, and every official SDK keeps such connections. Here the reading half of an idle
-    connection is shut, so that the parser, which waits for a request, sees the end. A request that
-    is there already is answered. A head of which a part is there is lost; they come in one piece.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        #: Connections that wait for a request, each with the time since when.
-        self._waiting: dict[socket.socket, float] = {}
-
-    def handle(self, listener: Any, client: Any, addr: Any) -> None:
-        # A TLS socket (only if somebody configures gunicorn so) must encrypt what it sends.
-        client = client if hasattr(client, "pending") else ClientSocket(client)
-        self._waiting[client] = time.monotonic()
-        try:
-            super().handle(listener, client, addr)
-        finally:
-            self._waiting.pop(client, None)
-
-    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> bool:
-        self._waiting.pop(sock, None)
-        try:
-            return super().handle_request(listener_name, req, sock, addr)
-        finally:
-            if isinstance(sock, ClientSocket):
-                sock.flush()
-            self._waiting[sock] = time.monotonic()
-            if not self.alive:
-                # This answer may have begun before the stop, and promised to keep the connection.
-                # Not at once: a busy client's next request may be on its way already.
-                gevent.spawn_later(2 * _MIN_IDLE_S, self._shut_idle)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        super().handle_exit(sig, frame)
-        if (services := _services(self)) is not None:
-            services.admission.draining = True
-        # In a greenlet, as in gunicorn's handle_quit: a signal handler must not touch the sockets.
-        gevent.spawn(self._shut_idle)
-
-    def notify(self) -> None:
-        super().notify()
-        if not self.alive:
-            self._shut_idle()
-
-    def _shut_idle(self) -> None:
-        """Shut what was not used just now; `notify` comes back for the rest within two seconds."""
-        latest = time.monotonic() - _MIN_IDLE_S
-        for client in [client for client, since in self._waiting.items() if since <= latest]:
-            self._shut(client)
-
-    @staticmethod
-    def _shut(client: socket.socket) -> None:
-        # Not client.shutdown(): gevent's breaks off the pending read with an error of its own.
-        # An OSError: closed meanwhile, by either side.
-        with (
-            contextlib.suppress(OSError),
-            _blocking_socket(fileno=os.dup(client.fileno())) as same,
-        ):
-            try:
-                same.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                same.shutdown(socket.SHUT_RD)
-            # Else a request came this moment: its answer will close the connection.
-
-
-def _services(worker: Worker) -> Any:
-    """What `create_app` made; None when the worker failed before it had loaded the application."""
-    return getattr(getattr(worker, "wsgi", None), "extensions", {}).get("qwen_wsgi")
 
 
 def post_fork(server: object, worker: Worker) -> None:
@@ -215,21 +74,18 @@ def post_worker_init(worker: Worker) -> None:
     gevent.config.track_greenlet_tree = False
     # Nobody prints them, and each record would ask for all of them.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    if _services(worker) is not None:
-        from qwen_wsgi.app import announce, started
-
-        started(worker.wsgi)
+    if (services := _server.services_of(worker)) is not None:
+        services.maintenance.start()
         if worker.age == 1:
-            announce(worker.wsgi)
+            _server.announce(services)
 
 
 def worker_exit(server: object, worker: Worker) -> None:
     """Let the services finish what must not be cut, e.g. a token refresh that was sent."""
     # gunicorn's master calls this too, for a worker that vanished: nothing there is ours to close.
-    if str(worker.pid) == str(os.getpid()):
-        close = getattr(_services(worker), "close", None)
-        if close is not None:
-            close()
+    same_process = str(worker.pid) == str(os.getpid())
+    if same_process and (services := _server.services_of(worker)) is not None:
+        services.close()
 
 
 bind = _settings.bind_address
@@ -238,7 +94,7 @@ umask = 0o007
 proc_name = "qwen-proxy"
 
 workers = _settings.workers
-worker_class = StreamWorker
+worker_class = _server.StreamWorker
 worker_connections = _settings.worker_connections
 _raise_open_files_limit(_settings.worker_files)
 # The heartbeat file must not wait for a disk.
@@ -272,6 +128,6 @@ control_socket_disable = True
 
 # The application logs one line per call itself.
 accesslog = None
-logger_class = ServerLog
+logger_class = _server.log_class(_settings)
 errorlog = "-"
 loglevel = _settings.log_level.lower()

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from qwen_wsgi import settings
-from qwen_wsgi.app import LOOK_EVERY_S
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.credentials.sources.discovery import Discovery
+from qwen_wsgi.services import LOOK_EVERY_S
 
 #: Design goal for the whole of it (docs/credentials.md).
 GOAL_US: Final = 10.0

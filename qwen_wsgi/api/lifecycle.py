@@ -11,7 +11,7 @@ from flask import Request, Response, request
 
 from qwen_wsgi.access.guard import request_id_of
 from qwen_wsgi.accounting.ledger import CallRecord
-from qwen_wsgi.errors import ApiError, ClientGone, Overloaded, UpstreamError, forget_frames
+from qwen_wsgi.errors import ApiError, ClientGone, UpstreamError, forget_frames
 from qwen_wsgi.greenlets import Watch, watch_client
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.upstream.relay import Relay
@@ -20,46 +20,13 @@ from qwen_wsgi.upstream.retry import Course
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
 
-    from qwen_wsgi.app import Services
+    from qwen_wsgi.services import Services
 
 #: Where Anthropic's API is, also for who does not name its version.
 _MESSAGES: Final = "/v1/messages"
 
 #: The current request's, each greenlet has its own. Flask's `g` is a proxy of four Python calls.
 _LIVE: Final[ContextVar[LiveCall | None]] = ContextVar("live_call", default=None)
-
-
-@dataclass
-class Admission:
-    """Counts the calls in flight in this worker, and says no above the limit.
-
-    gunicorn would let clients queue in silence instead. Not locked: greenlets switch at I/O only.
-    """
-
-    limit: int
-    in_flight: int = 0
-    #: Set while the worker stops: /health then says that it takes no more.
-    draining: bool = False
-
-    def enter(self) -> None:
-        """Take a place.
-
-        Raises:
-            Overloaded: there is none.
-        """
-        if self.in_flight >= self.limit:
-            raise Overloaded(
-                f"The proxy is serving {self.in_flight} calls, which is its limit "
-                "(QWEN_PROXY_MAX_IN_FLIGHT). Please try again shortly.",
-                type="overloaded_error",
-                code="overloaded",
-                retry_after_s=1,
-            )
-        self.in_flight += 1
-
-    def leave(self) -> None:
-        """Give the place back."""
-        self.in_flight -= 1
 
 
 @dataclass

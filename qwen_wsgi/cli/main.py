@@ -15,16 +15,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qwen_wsgi import __version__
+from qwen_wsgi import __version__, text
 from qwen_wsgi import settings as settings_module
-from qwen_wsgi.cli import text
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings
 
 if TYPE_CHECKING:
-    from qwen_wsgi.app import Services
+    from qwen_wsgi.services import Services
 
 #: Exit status for what the operator has to correct; systemd does not restart on it.
 EXIT_CONFIGURATION: Final = 2
@@ -155,8 +154,8 @@ def models(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def doctor(settings: Settings, arguments: argparse.Namespace) -> int:
     """Examine the installation; 0 if nothing fails, else 1."""
-    from qwen_wsgi.app import SandboxHost
     from qwen_wsgi.doctor import run
+    from qwen_wsgi.services import SandboxHost
 
     sandbox = SandboxHost()
     try:
@@ -309,7 +308,7 @@ def server_files() -> Path:
 
 def _services(settings: Settings) -> Services:
     # Imported late: `serve` replaces the process and needs none of it.
-    from qwen_wsgi.app import build_services, configure_logs
+    from qwen_wsgi.services import build_services, configure_logs
 
     services = build_services(settings)
     services.discovery.check()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from os.path import commonprefix
 from typing import Any, Final
 
-from qwen_wsgi.cli import text
+from qwen_wsgi import text
 from qwen_wsgi.clients import agents, programs
 from qwen_wsgi.clients.recipe import CHAT, MESSAGES, RESPONSES, Client, Model, Target, is_model_name
 from qwen_wsgi.upstream.routing import model_profiles

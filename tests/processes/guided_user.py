@@ -152,9 +152,9 @@ def fill(directory: Path) -> None:
 
 def brisk() -> Any:
     """The application for gunicorn, whose maintenance suits tokens that live for seconds."""
-    from qwen_wsgi import app
+    from qwen_wsgi import app, services
 
-    app.MAINTENANCE_S = MAINTENANCE_S  # type: ignore[misc]
+    services.MAINTENANCE_S = MAINTENANCE_S  # type: ignore[misc]
     return app.create_app()
 
 

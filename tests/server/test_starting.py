@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen_wsgi.app import LOOK_EVERY_S
 from qwen_wsgi.sandbox import Sandbox
+from qwen_wsgi.services import LOOK_EVERY_S
 from tests.kit.raw_client import Exchange, chat, events, text_of
 from tests.kit.secrets import secret
 from tests.server.conftest import REPO, UPSTREAM_KEY, StartProxy, free_port

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qwen_wsgi import __version__
-from qwen_wsgi.cli import text as report
+from qwen_wsgi import text as report
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.credential import CredentialStatus, StaticKey, TokenState
 from qwen_wsgi.hosts import Family

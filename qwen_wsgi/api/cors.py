@@ -1,0 +1,40 @@
+"""CORS: which web pages may call, by the headers of each answer (WHATWG Fetch, "CORS protocol")."""
+
+from __future__ import annotations
+
+from flask import Response
+
+from qwen_wsgi.api import lifecycle
+
+
+def preflight() -> Response | None:
+    """Answer CORS preflights without a key: browsers never send one with them."""
+    call = lifecycle.live().call
+    if call.method != "OPTIONS":
+        return None
+    call.quiet = True
+    return Response(status=204)
+
+
+def allow_origin(response: Response) -> Response:
+    """Add the CORS headers that the origin of the request asks for."""
+    live = lifecycle.live()
+    guard, environ = live.services.guard, live.environ
+    headers = response.headers
+    if guard.origin_matters:
+        headers.add("vary", "Origin")
+    origin = environ.get("HTTP_ORIGIN")
+    if not origin or not (allowed := guard.allowed_origin(origin)):
+        return response
+    headers["access-control-allow-origin"] = allowed
+    headers["access-control-expose-headers"] = (
+        "x-request-id, x-upstream-request-id, x-qwen-proxy-account, x-qwen-proxy-attempts, "
+        "x-qwen-proxy-changed, server-timing, retry-after"
+    )
+    if live.call.method == "OPTIONS":
+        headers["access-control-allow-methods"] = "GET, POST, DELETE, OPTIONS"
+        headers["access-control-allow-headers"] = (
+            environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS") or "*"
+        )
+        headers["access-control-max-age"] = "86400"
+    return response

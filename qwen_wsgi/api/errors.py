@@ -1,0 +1,78 @@
+"""Failures as answers, each in the form of the client's dialect."""
+
+from __future__ import annotations
+
+import logging
+
+from flask import Flask, Response, current_app, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from qwen_wsgi.api import http, lifecycle, messages
+from qwen_wsgi.errors import ApiError, NotFound
+
+log = logging.getLogger(__name__)
+
+
+def register(app: Flask) -> None:
+    """Answer every failure of a request."""
+    app.register_error_handler(ApiError, _api_error)
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, _fault)
+
+
+def _api_error(error: ApiError) -> Response:
+    live = lifecycle.live()
+    live.fail(error)
+    return messages.error(live, error) if live.is_anthropic else http.error(error)
+
+
+def _http_error(error: HTTPException) -> Response:
+    """Unknown routes and methods, and what Flask itself finds wrong with a request."""
+    if isinstance(error, MethodNotAllowed):
+        response = _api_error(
+            ApiError(
+                f"Not allowed to {request.method} on {request.path}.",
+                status=405,
+                type="invalid_request_error",
+                code="method_not_allowed",
+            )
+        )
+        if error.valid_methods:
+            response.headers["allow"] = ", ".join(sorted(error.valid_methods))
+        return response
+    if error.code == 404:
+        return _api_error(
+            NotFound(
+                f"Invalid URL ({request.method} {request.path}). {_way_out()}",
+                code="unknown_url",
+            )
+        )
+    status = error.code or 500
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return _api_error(ApiError(error.description or error.name, status=status, type=kind))
+
+
+def _way_out() -> str:
+    """What the caller of an unknown URL may have meant: base URLs with and without `/v1` are easily
+    mistaken for one another."""
+    routes = current_app.url_map.bind("")
+    for path in ("/v1" + request.path, request.path.removeprefix("/v1")):
+        if len(path) > 1 and routes.test(path, request.method):
+            return (
+                f"Did you mean {path}? OpenAI's clients want the address of this server + /v1 as "
+                "their base URL, Anthropic's the address alone."
+            )
+    return "GET / lists the endpoints."
+
+
+def _fault(error: Exception) -> Response:
+    """A fault of ours: the log has the traceback, the client the id to ask about."""
+    call = lifecycle.live().call
+    log.error("fault request_id=%s", call.request_id, exc_info=error)
+    return _api_error(
+        ApiError(
+            "The proxy failed on this request. Its log has the details under request id "
+            f"{call.request_id}.",
+            code="internal_error",
+        )
+    )

@@ -1,0 +1,187 @@
+"""What one worker's requests share, and how it is wired; also for doctor and the command line."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from qwen_wsgi import logs
+from qwen_wsgi.access.admission import Admission
+from qwen_wsgi.access.guard import Guard
+from qwen_wsgi.accounting.ledger import Ledger
+from qwen_wsgi.clock import Clock, SystemClock
+from qwen_wsgi.credentials.sources.discovery import Discovery
+from qwen_wsgi.sandbox import Sandbox
+from qwen_wsgi.settings import Settings
+from qwen_wsgi.state.responses import ResponseStore
+from qwen_wsgi.upstream.client import UpstreamClient
+from qwen_wsgi.upstream.executor import Executor
+from qwen_wsgi.upstream.http.transport import Transport
+from qwen_wsgi.upstream.retry import Retrier
+from qwen_wsgi.upstream.routing.accounts import AccountBook
+from qwen_wsgi.upstream.routing.catalogue import Catalogue
+from qwen_wsgi.upstream.routing.cooldown import Board
+from qwen_wsgi.upstream.routing.router import Router
+
+log = logging.getLogger(__name__)
+
+#: How often logins are looked at while nobody calls; two `stat`s each.
+MAINTENANCE_S: Final = 5.0
+#: A renewal that was sent ends within its timeouts: 18 s, and 8 s for the repetition.
+DRAIN_S: Final = 27.0
+#: How soon a change of qwen-code's settings is seen. A look costs 12 µs, which a call need not pay.
+LOOK_EVERY_S: Final = 0.25
+
+
+class SandboxHost:
+    """Starts the built-in sandbox in this process, once, when it is first needed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sandbox: Sandbox | None = None
+
+    def base_url(self) -> str:
+        """The running sandbox's OpenAI base URL."""
+        with self._lock:
+            if self._sandbox is None:
+                # A visible pace for people; tests that need speed run their own sandbox.
+                self._sandbox = Sandbox(chunk_interval_s=0.03).start()
+            return self._sandbox.base_url
+
+    def close(self) -> None:
+        """Stop it, if it runs."""
+        with self._lock:
+            if self._sandbox is not None:
+                self._sandbox.stop()
+                self._sandbox = None
+
+
+class Maintenance:
+    """Keeps the logins of an idle proxy fresh, so that the first call after a night need not wait.
+
+    One thread per worker; which worker renews a login is settled by the login's locks.
+    """
+
+    def __init__(self, discovery: Discovery) -> None:
+        self._discovery = discovery
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        """Begin, in this process: after the fork."""
+        threading.Thread(target=self._run, name="login-maintenance", daemon=True).start()
+
+    def stop(self) -> None:
+        """Make no further round."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.wait(MAINTENANCE_S):
+            try:
+                for login in self._discovery.logins():
+                    login.maintain()
+            except Exception as error:  # the thread's top: the next round may go better
+                log.error("login maintenance failed", exc_info=error)
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything that requests share in one worker; kept in `app.extensions["qwen_wsgi"]`."""
+
+    settings: Settings
+    clock: Clock
+    guard: Guard
+    admission: Admission
+    discovery: Discovery
+    book: AccountBook
+    catalogue: Catalogue
+    router: Router
+    client: UpstreamClient
+    board: Board
+    attempts: Retrier
+    dispatcher: Executor
+    transport: Transport
+    ledger: Ledger
+    responses: ResponseStore
+    sandbox: SandboxHost
+    maintenance: Maintenance
+
+    def close(self) -> None:
+        """The worker is going away: finish a renewal that was sent, free the rest."""
+        self.maintenance.stop()
+        logins = self.discovery.logins()
+        for login in logins:
+            login.refresher.drain(0)  # none of them starts anything more
+        deadline = self.clock.monotonic() + DRAIN_S
+        for login in logins:
+            if not login.refresher.drain(max(0, deadline - self.clock.monotonic())):
+                log.error("stopped in the middle of renewing the login %s", login.shown)
+        self.transport.close()
+        self.responses.close()
+        self.sandbox.close()
+
+
+def build_services(
+    settings: Settings,
+    clock: Clock | None = None,
+    *,
+    board: Board | None = None,
+    responses_dir: Path | None = None,
+) -> Services:
+    """Wire everything together; opens no connection and starts no thread.
+
+    Args:
+        board: what workers share; None for who is no worker and must leave no file behind.
+        responses_dir: where stored responses are; None keeps them in memory.
+    """
+    clock = clock or SystemClock()
+    sandbox = SandboxHost()
+    discovery = Discovery(settings, clock, look_every_s=LOOK_EVERY_S)
+    book = AccountBook(discovery, sandbox=settings.sandbox, start_sandbox=sandbox.base_url)
+    transport = Transport(settings)
+    board = board or Board(None)
+    catalogue = Catalogue(
+        settings,
+        book,
+        transport,
+        clock,
+        refused=lambda account, model: router.has_refused(account, model),
+    )
+    router = Router(settings, book, catalogue, board)
+    client = UpstreamClient(settings, transport, clock)
+    attempts = Retrier(settings, router, board, clock)
+    return Services(
+        settings=settings,
+        clock=clock,
+        guard=Guard(settings),
+        admission=Admission(settings.max_in_flight),
+        discovery=discovery,
+        book=book,
+        catalogue=catalogue,
+        router=router,
+        client=client,
+        board=board,
+        attempts=attempts,
+        dispatcher=Executor(settings, router, attempts, client, clock),
+        transport=transport,
+        ledger=Ledger(),
+        responses=ResponseStore(
+            responses_dir,
+            clock,
+            ttl_s=settings.responses_ttl_s,
+            max_bytes=settings.responses_max_bytes,
+        ),
+        sandbox=sandbox,
+        maintenance=Maintenance(discovery),
+    )
+
+
+def configure_logs(settings: Settings) -> None:
+    """Send the package's log to standard error, without the secrets that the settings hold."""
+    logs.configure(
+        level=settings.log_level,
+        style=settings.log_format,
+        secrets=(*settings.all_client_keys, settings.upstream_api_key),
+    )
