@@ -23,7 +23,6 @@ from qwen_wsgi.api import (
 from qwen_wsgi.api.flask_app import Application
 from qwen_wsgi.services import Services, build_services, configure_logs
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream.routing.cooldown import Board
 
 
 def create_app(settings: Settings | None = None, *, services: Services | None = None) -> Flask:
@@ -38,8 +37,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
     """
     if services is None:
         settings = settings or settings_module.load()
-        state = Path(settings.state_dir)
-        services = build_services(settings, board=Board(state), responses_dir=state / "responses")
+        services = build_services(settings, state_dir=Path(settings.state_dir))
     configure_logs(services.settings)
     app = Application("qwen_wsgi", static_folder=None)
     app.extensions["qwen_wsgi"] = services

@@ -28,3 +28,8 @@ def sleep(seconds: float) -> None:
     default itself it would be the one from before, if its module was imported first, and would stop
     gevent's hub."""
     time.sleep(seconds)
+
+
+def boottime() -> float:
+    """CLOCK_BOOTTIME in seconds: never steps, and goes on while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -128,6 +128,13 @@ class ApiError(QwenProxyError):
         }
 
 
+class InternalError(ApiError):
+    """A fault of this program; the log has its traceback."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="internal_error")
+
+
 class BadRequest(ApiError):
     """The request can never succeed as it is."""
 

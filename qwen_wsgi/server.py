@@ -180,7 +180,7 @@ def announce(services: Services) -> None:
 def _print_banner(services: Services) -> None:
     # Not imported before: the master loads this module, and a reload must find new code.
 
-    accounts = services.book.accounts()
+    accounts = services.pool.accounts()
     models = services.catalogue.models()
     problems = services.discovery.problems()
     print(text.banner(services.settings, accounts, models, problems), file=sys.stderr, flush=True)

@@ -21,9 +21,10 @@ from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.executor import Executor
 from qwen_wsgi.upstream.http.transport import Transport
 from qwen_wsgi.upstream.retry import Retrier
-from qwen_wsgi.upstream.routing.accounts import AccountBook
+from qwen_wsgi.upstream.routing.accounts import AccountPool
+from qwen_wsgi.upstream.routing.affinity import Affinity
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
-from qwen_wsgi.upstream.routing.cooldown import Board
+from qwen_wsgi.upstream.routing.cooldown import Cooldowns
 from qwen_wsgi.upstream.routing.router import Router
 
 log = logging.getLogger(__name__)
@@ -95,13 +96,12 @@ class Services:
     guard: Guard
     admission: Admission
     discovery: Discovery
-    book: AccountBook
+    cooldowns: Cooldowns
+    pool: AccountPool
     catalogue: Catalogue
     router: Router
     client: UpstreamClient
-    board: Board
-    attempts: Retrier
-    dispatcher: Executor
+    executor: Executor
     transport: Transport
     ledger: Ledger
     responses: ResponseStore
@@ -124,51 +124,40 @@ class Services:
 
 
 def build_services(
-    settings: Settings,
-    clock: Clock | None = None,
-    *,
-    board: Board | None = None,
-    responses_dir: Path | None = None,
+    settings: Settings, clock: Clock | None = None, *, state_dir: Path | None = None
 ) -> Services:
     """Wire everything together; opens no connection and starts no thread.
 
     Args:
-        board: what workers share; None for who is no worker and must leave no file behind.
-        responses_dir: where stored responses are; None keeps them in memory.
+        state_dir: where workers share what they know and store responses; None keeps both in this
+            process, for commands that must leave no file behind.
     """
     clock = clock or SystemClock()
     sandbox = SandboxHost()
     discovery = Discovery(settings, clock, look_every_s=LOOK_EVERY_S)
-    book = AccountBook(discovery, sandbox=settings.sandbox, start_sandbox=sandbox.base_url)
+    cooldowns, affinity = Cooldowns(state_dir), Affinity(state_dir)
+    pool = AccountPool(settings, discovery, cooldowns, start_sandbox=sandbox.base_url)
     transport = Transport(settings)
-    board = board or Board(None)
-    catalogue = Catalogue(
-        settings,
-        book,
-        transport,
-        clock,
-        refused=lambda account, model: router.has_refused(account, model),
-    )
-    router = Router(settings, book, catalogue, board)
+    catalogue = Catalogue(settings, pool, transport, clock)
+    router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
-    attempts = Retrier(settings, router, board, clock)
+    retrier = Retrier(settings, router, pool, cooldowns, affinity, clock)
     return Services(
         settings=settings,
         clock=clock,
         guard=Guard(settings),
         admission=Admission(settings.max_in_flight),
         discovery=discovery,
-        book=book,
+        cooldowns=cooldowns,
+        pool=pool,
         catalogue=catalogue,
         router=router,
         client=client,
-        board=board,
-        attempts=attempts,
-        dispatcher=Executor(settings, router, attempts, client, clock),
+        executor=Executor(settings, router, retrier, client, clock),
         transport=transport,
         ledger=Ledger(),
         responses=ResponseStore(
-            responses_dir,
+            None if state_dir is None else state_dir / "responses",
             clock,
             ttl_s=settings.responses_ttl_s,
             max_bytes=settings.responses_max_bytes,

@@ -1,24 +1,17 @@
-"""Who calls, may they, and is what they sent readable."""
+"""Checks who calls: client keys, or without any that the caller is this machine."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import ipaddress
-import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from qwen_wsgi.errors import ApiError, BadRequest, Forbidden, Unauthorized
+from qwen_wsgi.errors import Forbidden, Unauthorized
 from qwen_wsgi.hosts import is_loopback
-from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError
 from qwen_wsgi.settings import Settings, mask
-
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-
-#: A body is taken in pieces of this size, which stay in the processor's cache.
-_PIECE_BYTES: Final = 64 * 1024
 
 _NO_KEY_YET: Final = (
     "This qwen-proxy has no client keys, so it serves its own machine only. To let others in, its "
@@ -27,13 +20,28 @@ _NO_KEY_YET: Final = (
 )
 
 
+class Client(NamedTuple):
+    """The caller of a request.
+
+    Attributes:
+        id: unique and the same after a restart, for what belongs to a client: a digest of its key.
+            It reveals nothing of a key that cannot be guessed. `local` where no keys are needed.
+        name: for the log: `key…abcd`, or `local`.
+    """
+
+    id: str
+    name: str
+
+
+_LOCAL: Final = Client("local", "local")
+
+
 class Guard:
-    """The rules for callers, from the settings; no state."""
+    """The rules for callers, from the settings. Keeps no state."""
 
     def __init__(self, settings: Settings) -> None:
-        self._keys = [(key.encode(), "key" + mask(key)) for key in settings.all_client_keys]
+        self._keys = [(key.encode(), _client_of(key)) for key in settings.all_client_keys]
         self._hosts = {host.lower() for host in settings.allowed_hosts}
-        self._max_body = settings.max_body_bytes
         self._trust_unix = "unix" in settings.trusted_proxies
         self._trusted = [
             ipaddress.ip_network(word, strict=False)
@@ -45,8 +53,8 @@ class Guard:
             origins = ("*",) if self._keys else ()
         self._origins = frozenset(origins)
 
-    def identify(self, environ: Mapping[str, Any]) -> str:
-        """Check the caller; return its name for the log (`key…abcd` or `local`).
+    def identify(self, environ: Mapping[str, Any]) -> Client:
+        """Check the caller's key, or without client keys where it calls from.
 
         Raises:
             Unauthorized: no key, a wrong key, or no keys exist and the caller is elsewhere.
@@ -54,7 +62,7 @@ class Guard:
         """
         if not self._keys:
             self._require_local(environ)
-            return "local"
+            return _LOCAL
         offered = _offered_key(environ)
         if not offered:
             raise Unauthorized(
@@ -62,24 +70,14 @@ class Guard:
                 "Authorization header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY).",
                 code="missing_api_key",
             )
-        found = ""
-        for key, name in self._keys:
+        found: Client | None = None
+        for key, client in self._keys:
             # Every key is compared, in constant time, whether or not one matched before.
             if hmac.compare_digest(key, offered):
-                found = name
-        if not found:
+                found = client
+        if found is None:
             raise Unauthorized("Incorrect API key provided.", code="invalid_api_key")
         return found
-
-    def owner(self, environ: Mapping[str, Any]) -> str:
-        """Whose things a caller's are, for a caller that `identify` let in: a digest of its key.
-
-        Other than its name it is unique, and it is the same after a restart. It tells nothing of a
-        key that cannot be guessed. `local` where no keys are needed.
-        """
-        if not self._keys:
-            return "local"
-        return hashlib.sha256(b"qwen-proxy client\0" + _offered_key(environ)).hexdigest()[:32]
 
     def _require_local(self, environ: Mapping[str, Any]) -> None:
         address = self.client_address(environ)
@@ -137,53 +135,6 @@ class Guard:
             return "*"
         return origin if origin in self._origins else None
 
-    def read_body(self, environ: Mapping[str, Any]) -> JsonObject:
-        """Read and parse the request body.
-
-        Raises:
-            ApiError: 413 above the limit; 400 if it is incomplete or no JSON object.
-        """
-        declared = environ.get("CONTENT_LENGTH")
-        if declared and int(declared) > self._max_body:
-            raise self._too_large()
-        # One byte more than allowed tells a chunked body that is too long.
-        try:
-            body = _read(environ["wsgi.input"], int(declared) if declared else self._max_body + 1)
-        except OSError as error:  # what gunicorn raises for chunked coding that breaks off
-            raise BadRequest("The request body could not be read to its end.") from error
-        if declared and len(body) < int(declared):
-            raise BadRequest("The request body ended before its Content-Length.")
-        if len(body) > self._max_body:
-            raise self._too_large()
-        try:
-            return JsonObject(body)
-        except JsonObjectError as error:
-            raise BadRequest(
-                "We could not parse the JSON body of your request. (HINT: This likely means you "
-                "aren't using your HTTP library correctly. The API expects a JSON payload, but "
-                f"what was sent was not valid JSON: {error}.)"
-            ) from None
-
-    def _too_large(self) -> ApiError:
-        return ApiError(
-            f"The request body is larger than the limit of {self._max_body} bytes "
-            "(QWEN_PROXY_MAX_BODY on the server).",
-            status=413,
-            type="invalid_request_error",
-            code="request_too_large",
-        )
-
-
-def _read(source: Any, size: int) -> bytes:
-    """At most `size` bytes, piece by piece: gunicorn copies what it has three times over."""
-    if size <= _PIECE_BYTES:
-        return bytes(source.read(size))
-    pieces = []
-    while size > 0 and (piece := source.read(min(size, _PIECE_BYTES))):
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)
-
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """An address; an IPv4 one that a socket for both families shows as IPv6 is itself again."""
@@ -207,10 +158,9 @@ def _host_name(header: str) -> str:
         return ""
 
 
-def request_id_of(environ: Mapping[str, Any]) -> str | None:
-    """The caller's own `X-Request-Id`, if it is fit for logs and headers."""
-    offered = environ.get("HTTP_X_REQUEST_ID", "")
-    return offered if _REQUEST_ID.fullmatch(offered) else None
+def _client_of(key: str) -> Client:
+    digest = hashlib.sha256(b"qwen-proxy client\0" + key.encode()).hexdigest()
+    return Client(id=digest[:32], name="key" + mask(key))
 
 
 def _offered_key(environ: Mapping[str, Any]) -> bytes:

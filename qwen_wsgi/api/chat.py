@@ -5,8 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, Response
 
 from qwen_wsgi.api import generation, http, lifecycle
-from qwen_wsgi.protocol import chat as protocol
-from qwen_wsgi.protocol.chat import ChatEncoder
+from qwen_wsgi.protocol.chat import ChatEncoder, parse_request
 
 blueprint = Blueprint("chat", __name__)
 blueprint.before_request(lifecycle.check_caller)
@@ -15,15 +14,16 @@ blueprint.before_request(lifecycle.check_caller)
 @blueprint.post("/v1/chat/completions")
 def create() -> Response:
     """Answer a chat request, as a stream or as a whole."""
-    live = lifecycle.live()
-    chat = protocol.parse_request(lifecycle.read_body(live))
-    call = generation.chat_call(live, chat)
-    plan = live.services.dispatcher.plan(call)
-    if not chat.stream:
-        return http.json_bytes(generation.whole(live, call, plan).body)
+    call = lifecycle.live()
+    executor = call.services.executor
+    request = parse_request(call.read_body())
+    chat = generation.chat_call(call, request)
+    plan = executor.plan(chat)
+    if not request.stream:
+        return http.json_bytes(executor.complete(chat, plan).body)
     encoder = ChatEncoder(
-        id="chatcmpl-" + live.call.request_id,
+        id="chatcmpl-" + call.record.request_id,
         model=plan.model,
-        created=int(live.services.clock.now()),
+        created=int(call.services.clock.now()),
     )
-    return generation.stream(live, call, plan, encoder)
+    return generation.stream(call, chat, plan, encoder)

@@ -9,17 +9,17 @@ from qwen_wsgi.api import lifecycle
 
 def preflight() -> Response | None:
     """Answer CORS preflights without a key: browsers never send one with them."""
-    call = lifecycle.live().call
-    if call.method != "OPTIONS":
+    record = lifecycle.live().record
+    if record.method != "OPTIONS":
         return None
-    call.quiet = True
+    record.quiet = True
     return Response(status=204)
 
 
 def allow_origin(response: Response) -> Response:
     """Add the CORS headers that the origin of the request asks for."""
-    live = lifecycle.live()
-    guard, environ = live.services.guard, live.environ
+    call = lifecycle.live()
+    guard, environ = call.services.guard, call.environ
     headers = response.headers
     if guard.origin_matters:
         headers.add("vary", "Origin")
@@ -31,7 +31,7 @@ def allow_origin(response: Response) -> Response:
         "x-request-id, x-upstream-request-id, x-qwen-proxy-account, x-qwen-proxy-attempts, "
         "x-qwen-proxy-changed, server-timing, retry-after"
     )
-    if live.call.method == "OPTIONS":
+    if call.record.method == "OPTIONS":
         headers["access-control-allow-methods"] = "GET, POST, DELETE, OPTIONS"
         headers["access-control-allow-headers"] = (
             environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS") or "*"

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from qwen_wsgi.api import http, lifecycle
-from qwen_wsgi.api.generation import forwarded_headers
-from qwen_wsgi.api.lifecycle import LiveCall
+from qwen_wsgi.api import generation, http, lifecycle
 from qwen_wsgi.protocol import embeddings as protocol
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.usage import parse as parse_usage
-from qwen_wsgi.upstream.client import UpstreamClient
-from qwen_wsgi.upstream.embed import embed
-from qwen_wsgi.upstream.retry import Course
-from qwen_wsgi.upstream.routing.limiter import Slot
+from qwen_wsgi.upstream.executor import UnaryCall, UnaryRequests
 from qwen_wsgi.upstream.routing.router import Route
 
 blueprint = Blueprint("embeddings", __name__)
@@ -23,41 +18,27 @@ blueprint.before_request(lifecycle.check_caller)
 @blueprint.post("/v1/embeddings")
 def create() -> Response:
     """Embed the rows of the request; any other OpenAI-compatible server gets it as it is."""
-    live = lifecycle.live()
-    services = live.services
-    body = lifecycle.read_body(live)
-    live.call.model = protocol.model_of(body)
-    course = live.course = Course(client=live.call.client)
-    plan = services.router.plan(live.call.model, pinned=live.environ.get("HTTP_X_QWEN_ACCOUNT", ""))
-    headers = forwarded_headers(live.environ)
-
-    def ask(route: Route, place: Slot) -> Response:
-        # All rows at one account, or all at another one: a part is no answer.
-        answer = _embed(live, services.client, route, body, headers)
-        place.leave()
-        return answer
-
-    return services.attempts.run(plan, ask, course)
-
-
-def _embed(
-    live: LiveCall,
-    client: UpstreamClient,
-    route: Route,
-    body: JsonObject,
-    headers: dict[str, str],
-) -> Response:
-    if not route.account.family.is_qwen:
-        changes = {} if body.get("model") == route.model else {"model": route.model}
-        data, value, upstream_id = client.post_json(
-            route.account, "/embeddings", body.render(changes), headers=headers
-        )
-        live.call.usage = parse_usage(value.get("usage"))
-        live.call.upstream_request_id = upstream_id
-        return http.json_bytes(data)
+    call = lifecycle.live()
+    services, record = call.services, call.record
+    body = call.read_body()
+    record.model = protocol.model_of(body)
+    plan = services.router.plan(record.model, pinned=generation.pinned_account(call.environ))
+    headers = generation.forwarded_headers(call.environ)
+    unary = UnaryCall("/embeddings", headers, record, lambda route: _requests(body, route))
+    answer = services.executor.unary(unary, plan)
+    assert answer is not None  # no cause is taken for a missing path
+    if not answer.route.account.family.is_qwen:
+        return http.json_bytes(answer.answers[0].body)
+    values = [each.value for each in answer.answers]
     checked = protocol.parse_request(body)
-    bodies = protocol.upstream_bodies(checked, model=route.model)
-    answers = embed(client, route.account, bodies, headers=headers)
-    combined = protocol.combine(checked, answers, model=route.model)
-    live.call.usage = parse_usage(combined["usage"])
+    combined = protocol.combine(checked, values, model=answer.route.model)
+    record.usage = parse_usage(combined["usage"])
     return http.json_value(combined)
+
+
+def _requests(body: JsonObject, route: Route) -> UnaryRequests:
+    if route.account.family.is_qwen:
+        checked = protocol.parse_request(body)
+        return UnaryRequests(protocol.upstream_bodies(checked, model=route.model))
+    changes = {} if body.get("model") == route.model else {"model": route.model}
+    return UnaryRequests([body.render(changes)])

@@ -8,7 +8,7 @@ from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from qwen_wsgi.api import http, lifecycle, messages
-from qwen_wsgi.errors import ApiError, NotFound
+from qwen_wsgi.errors import ApiError, InternalError, NotFound
 
 log = logging.getLogger(__name__)
 
@@ -21,9 +21,9 @@ def register(app: Flask) -> None:
 
 
 def _api_error(error: ApiError) -> Response:
-    live = lifecycle.live()
-    live.fail(error)
-    return messages.error(live, error) if live.is_anthropic else http.error(error)
+    call = lifecycle.live()
+    call.record.fail(error)
+    return messages.error(call, error) if call.is_anthropic else http.error(error)
 
 
 def _http_error(error: HTTPException) -> Response:
@@ -43,7 +43,7 @@ def _http_error(error: HTTPException) -> Response:
     if error.code == 404:
         return _api_error(
             NotFound(
-                f"Invalid URL ({request.method} {request.path}). {_way_out()}",
+                f"Invalid URL ({request.method} {request.path}). {_suggestion()}",
                 code="unknown_url",
             )
         )
@@ -52,9 +52,9 @@ def _http_error(error: HTTPException) -> Response:
     return _api_error(ApiError(error.description or error.name, status=status, type=kind))
 
 
-def _way_out() -> str:
+def _suggestion() -> str:
     """What the caller of an unknown URL may have meant: base URLs with and without `/v1` are easily
-    mistaken for one another."""
+    mixed up."""
     routes = current_app.url_map.bind("")
     for path in ("/v1" + request.path, request.path.removeprefix("/v1")):
         if len(path) > 1 and routes.test(path, request.method):
@@ -66,13 +66,12 @@ def _way_out() -> str:
 
 
 def _fault(error: Exception) -> Response:
-    """A fault of ours: the log has the traceback, the client the id to ask about."""
-    call = lifecycle.live().call
-    log.error("fault request_id=%s", call.request_id, exc_info=error)
+    """Answer for a fault of ours: the log has the traceback, the client the id to ask about."""
+    request_id = lifecycle.live().record.request_id
+    log.error("fault request_id=%s", request_id, exc_info=error)
     return _api_error(
-        ApiError(
+        InternalError(
             "The proxy failed on this request. Its log has the details under request id "
-            f"{call.request_id}.",
-            code="internal_error",
+            f"{request_id}."
         )
     )

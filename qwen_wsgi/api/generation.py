@@ -1,4 +1,4 @@
-"""The road that every generation takes, whatever dialect its client speaks."""
+"""What all dialects share: a chat call of the current request, its whole answer or its stream."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.encoder import Encoder
-from qwen_wsgi.upstream.client import Answer
-from qwen_wsgi.upstream.executor import ChatCall
+from qwen_wsgi.upstream.chat_attempt import ChatCall
 from qwen_wsgi.upstream.relay import Relay
-from qwen_wsgi.upstream.retry import Course
-from qwen_wsgi.upstream.routing.affinity import conversation_of
+from qwen_wsgi.upstream.routing.affinity import conversation_key
 from qwen_wsgi.upstream.routing.router import Plan
 
 #: How many proxies of our kind a call has gone through: one behind another is all right.
@@ -25,59 +23,51 @@ _HOPS_WSGI: Final = "HTTP_X_QWEN_PROXY_HOPS"
 _MOST_HOPS: Final = 3
 
 
-def chat_call(live: LiveCall, chat: ChatRequest, changed: tuple[str, ...] = ()) -> ChatCall:
-    """What the dispatcher needs of the current request.
+def chat_call(call: LiveCall, chat: ChatRequest, changed: tuple[str, ...] = ()) -> ChatCall:
+    """The chat call that the current request is.
 
     Args:
         changed: what the translation into chat changed or dropped.
     """
-    environ = live.environ
-    call = live.call
-    call.stream, call.model = chat.stream, chat.model
-    live.course = Course(client=call.client)
+    environ, record = call.environ, call.record
+    record.stream, record.model = chat.stream, chat.model
     return ChatCall(
         chat,
         forwarded_headers(environ),
-        pinned=environ.get("HTTP_X_QWEN_ACCOUNT", ""),
-        conversation=lambda: conversation_of(chat.body, environ, client=call.client),
+        record,
+        pinned=pinned_account(environ),
+        conversation=lambda: conversation_key(chat.body, environ, client=record.client),
         changed=changed,
-        course=live.course,
     )
 
 
-def whole(live: LiveCall, call: ChatCall, plan: Plan) -> Answer:
-    """A whole answer, in chat's form.
+def stream(call: LiveCall, chat: ChatCall, plan: Plan, encoder: Encoder) -> Response:
+    """Answer with a stream of events, rendered by `encoder`.
 
     Raises:
-        ApiError: nobody answered.
+        ApiError: no account answered, and nothing was sent to the client yet.
     """
-    answer = live.services.dispatcher.complete(call, plan)
-    live.call.usage = answer.usage
-    live.call.upstream_request_id = answer.upstream_request_id
-    return answer
-
-
-def stream(live: LiveCall, call: ChatCall, plan: Plan, encoder: Encoder) -> Response:
-    """An answer as a stream of events, told by `encoder`.
-
-    Raises:
-        ApiError: nobody answered, and the client was not told anything yet.
-    """
-    services = live.services
-    relay = live.relay = Relay(
-        lambda: services.dispatcher.stream(call, plan),
+    services = call.services
+    relay = call.relay = Relay(
+        lambda: services.executor.stream(chat, plan),
         settings=services.settings,
         clock=services.clock,
         encoder=encoder,
-        call_id=live.call.request_id,
+        record=call.record,
     )
     relay.wait_first()
     return http.event_stream(relay)
 
 
+def pinned_account(environ: Mapping[str, Any]) -> str:
+    """The account that alone may answer, by the header `x-qwen-account`; else ""."""
+    name: str = environ.get("HTTP_X_QWEN_ACCOUNT", "")
+    return name
+
+
 def forwarded_headers(environ: Mapping[str, Any]) -> dict[str, str]:
-    """The client's headers that the upstream gets: who it is, and DashScope's own switches; and how
-    many of our kind the call has gone through.
+    """The headers for the upstream: the client's User-Agent, DashScope's own switches, and how many
+    proxies of this kind the call has gone through.
 
     The User-Agent goes through as it is, because plans decide by it who may call; it is never
     made up.
@@ -97,8 +87,8 @@ def forwarded_headers(environ: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _hops(environ: Mapping[str, Any]) -> int:
-    told = environ.get(_HOPS_WSGI, "0")
-    hops = int(told) if told.isdecimal() and len(told) < 4 else 0
+    value = environ.get(_HOPS_WSGI, "0")
+    hops = int(value) if value.isdecimal() and len(value) < 4 else 0
     if hops >= _MOST_HOPS:
         raise ApiError(
             f"This call has gone through qwen-proxy {hops} times, so one of its accounts leads "

@@ -29,7 +29,7 @@ def health() -> Response:
 
     200 while calls can be served; 503 when no account is usable or the worker is draining.
     """
-    lifecycle.live().call.quiet = True
+    lifecycle.live().record.quiet = True
     services = lifecycle.live().services
     status, accounts, states = _status()
     body = {
@@ -44,7 +44,7 @@ def health() -> Response:
                 "kind": account.kind,
                 "state": each.state.value,
                 **({"ability": each.ability.value} if each.ability else {}),
-                **_left_alone(account),
+                **_cooldown(account),
             }
             for account, each in zip(accounts, states, strict=True)
         ],
@@ -54,49 +54,51 @@ def health() -> Response:
 
 def _status() -> tuple[str, tuple[Account, ...], list[CredentialStatus]]:
     services = lifecycle.live().services
-    accounts = services.book.accounts()
+    accounts = services.pool.accounts()
     states = [account.credential.status() for account in accounts]
     if services.admission.draining:
         status = "draining"
     elif not any(each.state in _USABLE for each in states):
         status = "no_usable_account"
     elif any(each.unsaved for each in states):
-        # Ready all the same: who restarts a server for a 503 would lose the only copy.
+        # Ready all the same: a supervisor that restarts the server for a 503 would lose the only
+        # copy of the login.
         status = "login_unsaved"
     else:
         status = "ok"
     return status, accounts, states
 
 
-def _left_alone(account: Account) -> dict[str, object]:
-    """Why nobody asks the account just now, if so; limits of single models are left out."""
+def _cooldown(account: Account) -> dict[str, object]:
+    """For how long and why the account gets no calls now, if so; limits of single models are left
+    out."""
     services = lifecycle.live().services
-    keys, board = services.router.keys(account), services.board
+    keys, cooldowns = services.pool.keys(account), services.cooldowns
     for key in (keys.payer, keys.host):
-        if (seconds := board.blocked_s(key)) > 0:
-            return {"left_alone_s": round(seconds, 1), "cause": board.cause(key)}
+        if (seconds := cooldowns.remaining_s(key)) > 0:
+            return {"left_alone_s": round(seconds, 1), "cause": cooldowns.cause(key)}
     return {}
 
 
 @blueprint.get("/health/live")
 def live() -> Response:
-    """Whether the worker runs at all: who restarts what does not answer asks here."""
-    lifecycle.live().call.quiet = True
+    """Whether the worker runs at all: for supervisors that restart what does not answer."""
+    lifecycle.live().record.quiet = True
     return http.json_value({"status": "ok"})
 
 
 @blueprint.get("/health/ready")
 def ready() -> Response:
     """Whether calls should be sent here: as `/health`, in a word."""
-    lifecycle.live().call.quiet = True
+    lifecycle.live().record.quiet = True
     status = _status()[0]
     return http.json_value({"status": status}, 200 if status in _READY else 503)
 
 
 @blueprint.get("/")
 def index() -> Response:
-    """A word to whoever opens the address in a browser."""
-    lifecycle.live().call.quiet = True
+    """Say what this is, and list the endpoints, for a person with a browser."""
+    lifecycle.live().record.quiet = True
     return http.json_value(
         {
             "name": "qwen-proxy",
@@ -109,7 +111,7 @@ def index() -> Response:
 
 
 def _endpoints() -> list[str]:
-    """What there is, by path: `POST /v1/responses`, `GET /v1/responses/{id}`, …"""
+    """The endpoints by path: `POST /v1/responses`, `GET /v1/responses/{id}`, …"""
     found = {
         (_ARGUMENT.sub(r"{\1}", rule.rule), method)
         for rule in current_app.url_map.iter_rules()

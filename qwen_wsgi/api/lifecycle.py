@@ -3,94 +3,79 @@
 from __future__ import annotations
 
 import os
+import re
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from flask import Request, Response, request
 
-from qwen_wsgi.access.guard import request_id_of
-from qwen_wsgi.accounting.ledger import CallRecord
-from qwen_wsgi.errors import ApiError, ClientGone, UpstreamError, forget_frames
+from qwen_wsgi.access.guard import Client
+from qwen_wsgi.accounting.record import CallRecord
+from qwen_wsgi.api import body
 from qwen_wsgi.greenlets import Watch, watch_client
 from qwen_wsgi.protocol.json_object import JsonObject
+from qwen_wsgi.services import Services
 from qwen_wsgi.upstream.relay import Relay
-from qwen_wsgi.upstream.retry import Course
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
 
-    from qwen_wsgi.services import Services
-
-#: Where Anthropic's API is, also for who does not name its version.
+#: Where Anthropic's API is, also for clients that do not name its version.
 _MESSAGES: Final = "/v1/messages"
 
-#: The current request's, each greenlet has its own. Flask's `g` is a proxy of four Python calls.
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+#: The current request's; each greenlet has its own. Flask's `g` is a proxy of four Python calls.
 _LIVE: Final[ContextVar[LiveCall | None]] = ContextVar("live_call", default=None)
 
 
 @dataclass
 class LiveCall:
-    """A call and what it holds: a place, a watch on its client, perhaps a relay.
+    """A call while it runs: its record, and the resources that it holds.
 
     Attributes:
         services: the application's. They and `environ` are here because each look at one of Flask's
             proxies costs more than a microsecond, and there would be thirty of them in a call.
+        client: the caller, once it is known.
     """
 
-    call: CallRecord
+    record: CallRecord
     services: Services
     environ: WSGIEnvironment
+    client: Client | None = None
     admitted: bool = False
     watch: Watch | None = None
     relay: Relay | None = None
-    course: Course | None = None
-    closed: bool = field(default=False)
+    closed: bool = False
 
     @property
     def is_anthropic(self) -> bool:
         """Whether the client speaks Anthropic's API; its SDKs always name the version."""
-        return "HTTP_ANTHROPIC_VERSION" in self.environ or self.call.path.startswith(_MESSAGES)
+        return "HTTP_ANTHROPIC_VERSION" in self.environ or self.record.path.startswith(_MESSAGES)
 
-    def admit(self) -> None:
-        """Take a place.
+    @property
+    def owner(self) -> str:
+        """The id of the client: stored responses belong to it."""
+        assert self.client is not None, "check_caller comes first"
+        return self.client.id
+
+    def read_body(self) -> JsonObject:
+        """Admit the call, read its JSON body, and from then on watch whether the client stays.
+
+        Admission comes first: bodies are large, and those of admitted calls are all that is held.
 
         Raises:
-            Overloaded: no place is free.
+            ApiError: 400, 413 or 503.
         """
         self.services.admission.enter()
         self.admitted = True
-
-    def take_course(self) -> None:
-        """Note who was asked, how often, and how long the stages took."""
-        call, course = self.call, self.course
-        if course is None or course.route is None:
-            return
-        call.account = course.route.account.name
-        call.model = course.route.model
-        call.attempts = course.count
-        call.queued_s = course.queued_s
-        call.connect_s = course.connect_s
-        call.first_byte_at = course.first_at
-
-    def fail(self, error: BaseException) -> None:
-        """Note why the call failed."""
-        if isinstance(error, ApiError):
-            upstream = isinstance(error, UpstreamError)
-            fault = error.code == "internal_error"
-            self.call.outcome = "upstream_error" if upstream else "failed" if fault else "refused"
-            self.call.error_code = error.code or error.type
-            self.call.status = error.status
-        elif isinstance(error, ClientGone | GeneratorExit):
-            forget_frames(error)  # one of Flask's knows it
-            self.call.outcome = "client_gone"
-            self.call.status = self.call.status or 499
-        else:
-            self.call.outcome = "failed"
-            self.call.status = 500
+        parsed = body.read_json(self.environ, self.services.settings.max_body_bytes)
+        self.watch = watch_client(self.environ)
+        return parsed
 
     def close(self) -> None:
-        """End the call: free what it holds and record it. Harmless when repeated."""
+        """Free what the call holds, and write its record. Harmless when repeated."""
         if self.closed:
             return
         self.closed = True
@@ -99,25 +84,11 @@ class LiveCall:
         try:
             if self.relay is not None:
                 self.relay.close()
-                self._take_stream_result(self.relay)
         finally:
-            self.take_course()
             if self.admitted:
                 self.services.admission.leave()
-            self.call.ended_at = self.services.clock.monotonic()
-            if self.call.outcome == "open":
-                self.call.outcome = "complete"
-            self.services.ledger.record(self.call)
-
-    def _take_stream_result(self, relay: Relay) -> None:
-        call = self.call
-        call.usage = relay.usage
-        call.longest_gap_s = relay.longest_gap_s
-        call.upstream_request_id = relay.upstream_request_id
-        if call.outcome == "open":
-            call.outcome = relay.outcome
-        if relay.error is not None:
-            call.error_code = relay.error.code or relay.error.type
+            self.record.end(self.services.clock.monotonic())
+            self.services.ledger.write(self.record)
 
 
 def live() -> LiveCall:
@@ -127,23 +98,30 @@ def live() -> LiveCall:
     return found
 
 
-def begin(its: Services) -> None:
+def begin(services: Services) -> None:
     """Start the record of a request, before anything can fail."""
-    asked: Request = request._get_current_object()  # type: ignore[attr-defined]  # of its proxy
-    environ = asked.environ
+    current: Request = request._get_current_object()  # type: ignore[attr-defined]  # of its proxy
+    environ = current.environ
     _LIVE.set(
         LiveCall(
-            call=CallRecord(
-                request_id=request_id_of(environ) or "req_" + os.urandom(16).hex(),
-                client="-",
+            record=CallRecord(
+                request_id=_request_id(environ),
                 method=environ["REQUEST_METHOD"],
-                path=asked.path,
-                started_at=its.clock.monotonic(),
+                path=current.path,
+                started_at=services.clock.monotonic(),
             ),
-            services=its,
+            services=services,
             environ=environ,
         )
     )
+
+
+def _request_id(environ: WSGIEnvironment) -> str:
+    """The caller's own `X-Request-Id` if it is fit for logs and headers, else a new one."""
+    offered: str = environ.get("HTTP_X_REQUEST_ID", "")
+    if offered and _REQUEST_ID.fullmatch(offered):
+        return offered
+    return "req_" + os.urandom(16).hex()
 
 
 def check_caller() -> None:
@@ -152,74 +130,58 @@ def check_caller() -> None:
     Raises:
         ApiError: 401 or 403.
     """
-    its = live()
-    its.call.client = its.services.guard.identify(its.environ)
-
-
-def read_body(its: LiveCall) -> JsonObject:
-    """Take a place, read the JSON body, and from then on watch whether the client stays.
-
-    The place comes first: bodies are large, and those of calls in flight are all that is held.
-
-    Raises:
-        ApiError: 400, 413 or 503.
-    """
-    its.admit()
-    body = its.services.guard.read_body(its.environ)
-    its.watch = watch_client(its.environ)
-    return body
+    call = live()
+    call.client = call.services.guard.identify(call.environ)
+    call.record.client = call.client.name
 
 
 def finish_response(response: Response) -> Response:
-    """Add the headers that every answer has, and tie a stream's end to the call's."""
-    its = live()
-    call = its.call
+    """Add the headers that every answer has, and end the call with the stream's end."""
+    call = live()
+    record = call.record
     headers = response.headers
-    headers.add("x-request-id", call.request_id)
-    if its.is_anthropic:
-        headers.add("request-id", call.request_id)
-    its.take_course()
-    if call.account:
-        headers.add("x-qwen-proxy-account", call.account)
-        headers.add("x-qwen-proxy-attempts", str(call.attempts))
-    if its.course is not None and its.course.changed:
-        headers.add("x-qwen-proxy-changed", ", ".join(its.course.changed))
-    if upstream_id := call.upstream_request_id or (
-        its.relay.upstream_request_id if its.relay else ""
-    ):
-        headers.add("x-upstream-request-id", upstream_id)
-    elapsed = its.services.clock.monotonic() - call.started_at
-    headers.add("openai-processing-ms", str(round(elapsed * 1000)))
-    if call.account:
-        headers.add("server-timing", server_timing(call, elapsed))
-    call.status = response.status_code
-    if its.relay is not None:
+    headers.add("x-request-id", record.request_id)
+    if call.is_anthropic:
+        headers.add("request-id", record.request_id)
+    if record.account:
+        headers.add("x-qwen-proxy-account", record.account)
+        headers.add("x-qwen-proxy-attempts", str(record.attempts))
+    if record.changed:
+        headers.add("x-qwen-proxy-changed", ", ".join(record.changed))
+    if record.upstream_request_id:
+        headers.add("x-upstream-request-id", record.upstream_request_id)
+    elapsed_s = call.services.clock.monotonic() - record.started_at
+    headers.add("openai-processing-ms", str(round(elapsed_s * 1000)))
+    if record.account:
+        headers.add("server-timing", server_timing(record, elapsed_s))
+    record.status = response.status_code
+    if call.relay is not None:
         # The server calls this when the body was sent or its client is gone.
-        response.call_on_close(its.close)
+        response.call_on_close(call.close)
     return response
 
 
-def server_timing(call: CallRecord, elapsed_s: float) -> str:
+def server_timing(record: CallRecord, elapsed_s: float) -> str:
     """The stages of a call so far (W3C Server Timing): `queue;dur=0.0, connect;dur=2.1, …`.
 
     Milliseconds; `first` is from the call's arrival to the upstream's first event.
     """
     first = ""
-    if call.first_byte_at is not None:
-        first = f", first;dur={(call.first_byte_at - call.started_at) * 1000:.1f}"
+    if record.first_byte_at is not None:
+        first = f", first;dur={(record.first_byte_at - record.started_at) * 1000:.1f}"
     return (
-        f"queue;dur={call.queued_s * 1000:.1f}, connect;dur={call.connect_s * 1000:.1f}{first}, "
-        f"total;dur={elapsed_s * 1000:.1f}"
+        f"queue;dur={record.queued_s * 1000:.1f}, connect;dur={record.connect_s * 1000:.1f}"
+        f"{first}, total;dur={elapsed_s * 1000:.1f}"
     )
 
 
 def end(error: BaseException | None) -> None:
     """End the call with its request, unless a stream goes on beyond it."""
-    its = _LIVE.get()
-    if its is None:
+    call = _LIVE.get()
+    if call is None:
         return
     _LIVE.set(None)
     if error is not None:
-        its.fail(error)
-    if its.relay is None or error is not None:
-        its.close()
+        call.record.fail(error)
+    if call.relay is None or error is not None:
+        call.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from flask import Blueprint, Response
@@ -11,7 +12,7 @@ from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import messages, tokens
 from qwen_wsgi.protocol.messages import errors
-from qwen_wsgi.upstream.routing.affinity import conversation_of
+from qwen_wsgi.upstream.routing.affinity import conversation_key
 
 blueprint = Blueprint("messages", __name__)
 blueprint.before_request(lifecycle.check_caller)
@@ -26,36 +27,41 @@ _HINT: Final = (
 @blueprint.post("/v1/messages")
 def create() -> Response:
     """Answer a request, as a stream or as a whole."""
-    live = lifecycle.live()
-    body = lifecycle.read_body(live)
-    request = messages.parse_request(body, strict=live.services.settings.strict)
-    call = generation.chat_call(live, request.chat, request.changed)
+    call = lifecycle.live()
+    services, record = call.services, call.record
+    body = call.read_body()
+    request = messages.parse_request(body, strict=services.settings.strict)
+    chat = generation.chat_call(call, request.chat, request.changed)
     if body.get("metadata") is not None:
-        # `metadata.user_id` names account, machine and session: read here, and told nobody else.
-        call.conversation = lambda: conversation_of(body, live.environ, client=live.call.client)
-    plan = live.services.dispatcher.plan(call)
-    id = "msg_" + live.call.request_id.removeprefix("req_")
+        # `metadata.user_id` names account, machine and session: read here, and not sent upstream.
+        chat = replace(
+            chat,
+            conversation=lambda: conversation_key(body, call.environ, client=record.client),
+        )
+    plan = services.executor.plan(chat)
+    id = "msg_" + record.request_id.removeprefix("req_")
     if not request.chat.stream:
-        answer = generation.whole(live, call, plan)
+        answer = services.executor.complete(chat, plan)
         return http.json_value(messages.whole(request, answer.value, id=id))
     encoder = messages.MessagesEncoder(
         id=id,
         model=request.chat.model or plan.model,
         stops=request.stops,
-        request_id=live.call.request_id,
+        request_id=record.request_id,
     )
-    return generation.stream(live, call, plan, encoder)
+    return generation.stream(call, chat, plan, encoder)
 
 
 @blueprint.post("/v1/messages/count_tokens")
 def count_tokens() -> Response:
     """Count the tokens of a prompt, roughly: no upstream is asked."""
-    body = lifecycle.read_body(lifecycle.live())
+    body = lifecycle.live().read_body()
     return http.json_value({"input_tokens": tokens.estimate(messages.parse_prompt(body))})
 
 
-def error(live: LiveCall, failure: ApiError) -> Response:
+def error(call: LiveCall, failure: ApiError) -> Response:
     """The response for a failure, in Anthropic's form."""
-    if failure.code == "model_not_found" and live.call.model.startswith("claude"):
+    record = call.record
+    if failure.code == "model_not_found" and record.model.startswith("claude"):
         failure.message += _HINT
-    return http.error(failure, errors.body(failure, request_id=live.call.request_id))
+    return http.error(failure, errors.body(failure, request_id=record.request_id))

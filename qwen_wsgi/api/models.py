@@ -29,8 +29,8 @@ def get_model(id: str) -> Response:
     """One model; ids may hold slashes, plain or as %2F."""
     for entry in lifecycle.live().services.catalogue.models():
         if entry["id"] == id:
-            told: Any = anthropic.model(entry) if lifecycle.live().is_anthropic else entry
-            return http.json_value(told)
+            found: Any = anthropic.model(entry) if lifecycle.live().is_anthropic else entry
+            return http.json_value(found)
     raise NotFound(
         f"The model '{id}' does not exist",
         param="model",

@@ -30,22 +30,22 @@ _LARGEST_PAGE: Final = 100
 
 @blueprint.post("/v1/responses")
 def create() -> Response:
-    """Answer a request, as a stream of events or as a whole, and keep it if the client wants."""
-    live = lifecycle.live()
-    services = live.services
+    """Answer a request, as a stream of events or as a whole, and store it if the client wants."""
+    call = lifecycle.live()
+    services = call.services
     id = _PREFIX + os.urandom(_ID_BYTES).hex()
-    asked = _request(live, lifecycle.read_body(live), id)
-    call = generation.chat_call(live, asked.chat, asked.changed)
-    plan = services.dispatcher.plan(call)
-    created, model = int(services.clock.now()), asked.model or plan.model
-    keep = _Keep(services.responses, _owner(live), asked)
-    if asked.stream:
-        encoder = _Keeping(ResponseEncoder(asked, id=id, created=created, model=model), keep)
-        return generation.stream(live, call, plan, encoder)
-    answer = generation.whole(live, call, plan)
-    told = protocol.whole(asked, answer.value, id=id, created=created, model=model)
-    keep.put(told)
-    return http.json_value(told)
+    request = _request(call, call.read_body(), id)
+    chat = generation.chat_call(call, request.chat, request.changed)
+    plan = services.executor.plan(chat)
+    created, model = int(services.clock.now()), request.model or plan.model
+    storing = _Storing(services.responses, call.owner, request)
+    if request.stream:
+        encoder = ResponseEncoder(request, id=id, created=created, model=model)
+        return generation.stream(call, chat, plan, _StoringEncoder(encoder, storing))
+    answer = services.executor.complete(chat, plan)
+    response = protocol.whole(request, answer.value, id=id, created=created, model=model)
+    storing.put(response)
+    return http.json_value(response)
 
 
 @blueprint.post("/v1/responses/input_tokens")
@@ -54,9 +54,9 @@ def count_tokens() -> Response:
 
     An estimate (`protocol/tokens`): Qwen's hosts count only what they answer.
     """
-    live = lifecycle.live()
-    asked = _request(live, lifecycle.read_body(live), "")
-    count = tokens.estimate(asked.chat.body)
+    call = lifecycle.live()
+    counted = _request(call, call.read_body(), "")
+    count = tokens.estimate(counted.chat.body)
     return http.json_value({"object": "response.input_tokens", "input_tokens": count})
 
 
@@ -76,8 +76,8 @@ def retrieve(id: str) -> Response:
 @blueprint.delete("/v1/responses/<id>")
 def delete(id: str) -> Response:
     """Forget a stored response: `{"id", "object": "response", "deleted": true}`."""
-    live = lifecycle.live()
-    if not live.services.responses.delete(_owner(live), id):
+    call = lifecycle.live()
+    if not call.services.responses.delete(call.owner, id):
         raise _not_found(id)
     return http.json_value({"id": id, "object": "response", "deleted": True})
 
@@ -126,10 +126,10 @@ def _limit() -> int:
     return int(asked)
 
 
-def _request(live: LiveCall, body: JsonObject, id: str) -> ResponsesRequest:
-    """The request, with the conversation that it continues; its items' ids have that of the
-    response in them."""
-    services, owner = live.services, _owner(live)
+def _request(call: LiveCall, body: JsonObject, id: str) -> ResponsesRequest:
+    """The request, with the conversation that it continues; the ids of its items contain that of
+    the response."""
+    services, owner = call.services, call.owner
     before = protocol.previous_of(body)
     return protocol.parse_request(
         body,
@@ -152,13 +152,9 @@ def _named(
     return found
 
 
-def _owner(live: LiveCall) -> str:
-    return live.services.guard.owner(live.environ)
-
-
 def _stored(id: str) -> Stored:
-    live = lifecycle.live()
-    found = live.services.responses.get(_owner(live), id)
+    call = lifecycle.live()
+    found = call.services.responses.get(call.owner, id)
     if found is None:
         raise _not_found(id)
     return found
@@ -168,33 +164,35 @@ def _not_found(id: str) -> NotFound:
     return NotFound(f"Response with id '{id[:128]}' not found.", param="id")
 
 
-class _Keep:
-    """Stores the response of one request, if its client did not say no."""
+class _Storing:
+    """Stores the response of one request, unless its client asked not to."""
 
-    def __init__(self, store: ResponseStore, owner: str, asked: ResponsesRequest) -> None:
+    def __init__(self, store: ResponseStore, owner: str, request: ResponsesRequest) -> None:
         self._store = store
         self._owner = owner
-        self._asked = asked
+        self._request = request
 
     def put(self, response: dict[str, Any] | None) -> None:
-        asked = self._asked
-        if asked.store and response is not None:
-            self._store.put(self._owner, response, asked.input_items, asked.previous_response_id)
+        request = self._request
+        if request.store and response is not None:
+            self._store.put(
+                self._owner, response, request.input_items, request.previous_response_id
+            )
 
 
-class _Keeping:
-    """An encoder whose response is stored before its last event is told: who has that event may
-    ask for the response at once."""
+class _StoringEncoder:
+    """An encoder whose response is stored before its last event is sent: a client that has that
+    event may ask for the response at once."""
 
-    def __init__(self, encoder: ResponseEncoder, keep: _Keep) -> None:
+    def __init__(self, encoder: ResponseEncoder, storing: _Storing) -> None:
         self._encoder = encoder
-        self._keep = keep
+        self._storing = storing
         self.ends_after_failure = encoder.ends_after_failure
         self.feed = encoder.feed
         self.fail = encoder.fail
         self.keep_alive = encoder.keep_alive
 
     def end(self) -> bytes:
-        told = self._encoder.end()
-        self._keep.put(self._encoder.response)
-        return told
+        last = self._encoder.end()
+        self._storing.put(self._encoder.response)
+        return last

@@ -124,7 +124,7 @@ def serve(settings: Settings, arguments: argparse.Namespace) -> int:
 def status(settings: Settings, arguments: argparse.Namespace) -> int:
     """Print every account; 0 if one is usable, else 1."""
     services = _services(settings)
-    accounts = services.book.accounts()
+    accounts = services.pool.accounts()
     problems = services.discovery.problems()
     if arguments.json:
         rows = [text.account_row(account) for account in accounts]
@@ -139,7 +139,7 @@ def models(settings: Settings, arguments: argparse.Namespace) -> int:
     """Print the models; which lists are live is told on standard error."""
     services = _services(settings)
     found: dict[str, dict[str, Any]] = {}
-    for account in services.book.accounts():
+    for account in services.pool.accounts():
         listing = services.catalogue.listing(account, max_age_s=0)
         found |= {id: entry for id, entry in listing.models.items() if id not in found}
         source = "live list" if listing.live else f"no live list ({listing.error})"
@@ -197,7 +197,7 @@ def _models_to_offer(settings: Settings) -> tuple[list[dict[str, Any]], list[str
     except SettingsError as error:
         return [], [f"No account can be read ({error}), so nobody was asked for models."]
     try:
-        accounts = services.book.accounts()
+        accounts = services.pool.accounts()
         entries = services.catalogue.models()
         notes = [
             f"{account.name} did not list its models ({listing.error})"

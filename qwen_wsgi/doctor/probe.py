@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import qwen_wsgi.protocol.chat as chat
+from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.token import AccessToken
@@ -21,14 +22,15 @@ from qwen_wsgi.errors import (
     CredentialError,
     Failure,
     Scope,
+    UpstreamError,
 )
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream.adapt import Options, Target, adapt
+from qwen_wsgi.upstream.chat_attempt import ChatAttempt, ChatCall
 from qwen_wsgi.upstream.client import UpstreamClient
-from qwen_wsgi.upstream.failures import classify
 from qwen_wsgi.upstream.failures.causes import CAUSES, Cause
 from qwen_wsgi.upstream.http.transport import Transport
+from qwen_wsgi.upstream.routing.router import Route
 
 #: A model that needs longer for one token is of no use to anybody who waits.
 FIRST_BYTE_S: Final = 60.0
@@ -105,8 +107,8 @@ class OneToken:
             first_byte_timeout_s=min(settings.first_byte_timeout_s, FIRST_BYTE_S),
             idle_timeout_s=min(settings.idle_timeout_s, IDLE_S),
         )
-        self._client = UpstreamClient(settings, transport, clock)
-        self._options = Options(strict=settings.strict, cache_control=settings.cache_control)
+        client = UpstreamClient(settings, transport, clock)
+        self._attempt = ChatAttempt(settings, client, clock)
 
     def ask(self, account: Account, model: str) -> int | None:
         """Make the call; the tokens that it used, None where the upstream does not tell.
@@ -114,33 +116,15 @@ class OneToken:
         Raises:
             ApiError: it failed.
         """
-        stream = self._client.asks_stream(account)
-        body = self._body(account, model, stream=stream)
-        if not stream:
-            answer = self._client.whole(account, body, headers={})
-            return answer.usage.total if answer.usage else None
-        chunks = chat.ChunkStream(hide_usage=False, mend=account.family.is_qwen)
-        opened = self._client.open_stream(account, body, headers={}, chunks=chunks)
-        try:
-            completion = self._client.aggregate(account, opened)
-            opened.drain()
-        finally:
-            opened.close()
-        return completion.usage.total if completion.usage else None
-
-    def _body(self, account: Account, model: str, *, stream: bool) -> bytes:
-        asked = {
+        value = {
             "model": model,
             "messages": [{"role": "user", "content": "Say one word."}],
             "max_tokens": 1,
-            "stream": stream,
         }
-        request = chat.parse_request(JsonObject(json.dumps(asked).encode()))
-        target = Target(family=account.family, model=model, explicit=account.explicit)
-        adapted = adapt(request, target, self._options, stream=stream)
-        return chat.upstream_body(
-            request, model=model, stream=stream, changes=adapted.changes, drop=adapted.drop
-        )
+        request = chat.parse_request(JsonObject(json.dumps(value).encode()))
+        record = CallRecord()
+        self._attempt.complete(ChatCall(request, {}, record), Route(account, model))
+        return record.usage.total if record.usage else None
 
 
 def chat_models(ids: Iterable[str]) -> list[str]:
@@ -157,7 +141,7 @@ def meaning(error: ApiError) -> Diagnosis:
     """What a failed call means, and what to do."""
     if isinstance(error, AccountUnavailable):
         return _of_credential(error)
-    failure = classify.failure_of(error)
+    failure = error.failure if isinstance(error, UpstreamError) else None
     cause = CAUSES.get(failure.cause) if failure is not None else None
     if failure is None or cause is None:
         return Diagnosis(Level.FAIL, quoted(error.message), _OURS)

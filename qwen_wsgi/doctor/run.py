@@ -34,8 +34,9 @@ from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.logs import Redaction
 from qwen_wsgi.net import Address
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream.routing.accounts import AccountBook
+from qwen_wsgi.upstream.routing.accounts import AccountPool
 from qwen_wsgi.upstream.routing.catalogue import Catalogue, Listing
+from qwen_wsgi.upstream.routing.cooldown import Cooldowns
 
 #: A list of models is asked for once.
 _LIST_AGE_S: Final = 3600.0
@@ -70,11 +71,11 @@ class Run:
         self._settings = settings
         self._machine = machine
         self._discovery = Discovery(settings, machine)
-        book = AccountBook(self._discovery, sandbox=settings.sandbox, start_sandbox=start_sandbox)
-        self._all = book.accounts()
+        pool = AccountPool(settings, self._discovery, Cooldowns(None), start_sandbox=start_sandbox)
+        self._all = pool.accounts()
         self._accounts = _chosen(self._all, only)
         self._transport = NotingTransport(settings, machine)
-        self._catalogue = Catalogue(settings, book, self._transport, machine)
+        self._catalogue = Catalogue(settings, pool, self._transport, machine)
         self._listings: dict[str, Listing] = {}
         self._calls = (
             Calls(OneToken(settings, self._transport, machine), self._listing) if calls else None

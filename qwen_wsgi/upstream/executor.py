@@ -1,246 +1,230 @@
-"""One chat call, from the client's request to an upstream's answer: what the host needs changed,
-who is asked, what is put together of the answers."""
+"""Carries out calls: which accounts may answer, the attempts, and calls that are split."""
 
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
+from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
+from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.protocol import chat, sse
-from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, Completion, functions
+from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream
 from qwen_wsgi.protocol.chat.choices import combined
-from qwen_wsgi.protocol.chat.functions import LegacyChunkStream
-from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError, compact
+from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream.adapt import Adapted, Options, Target, adapt
-from qwen_wsgi.upstream.client import Answer, OpenStream, UpstreamClient
-from qwen_wsgi.upstream.retry import Course, Retrier
+from qwen_wsgi.upstream.chat_attempt import ChatAnswer, ChatAttempt, ChatCall
+from qwen_wsgi.upstream.client import JsonAnswer, UpstreamClient
+from qwen_wsgi.upstream.open_stream import OpenStream
+from qwen_wsgi.upstream.retry import Retrier
 from qwen_wsgi.upstream.routing.limiter import Slot
 from qwen_wsgi.upstream.routing.router import Plan, Route, Router
-
-#: What a change of the request is called after which the answer has to be changed back.
-_LEGACY: Final = "functions:as-tools"
 
 #: Seeds that Model Studio takes.
 _SEEDS: Final = 2**31
 
-#: What must not stand in an entry of a header's list.
-_NO_TOKEN: Final = re.compile(r"[^!-+\--~]")
+#: Requests of one call that are under way at a time. Model Studio counts 30 a second for
+#: text-embedding-v4; four at a time stay below that and make 200 as quick as 50.
+_AT_A_TIME: Final = 4
 
 
-@dataclass
-class ChatCall:
-    """What a client asks, and what becomes of it.
+@dataclass(frozen=True)
+class UnaryCall:
+    """A call that is answered by whole JSON answers of one account.
 
     Attributes:
-        request: in the chat dialect.
+        path: behind the account's base URL.
         headers: of the client, for the upstream.
-        pinned: the account that the client named, or "".
-        conversation: tells which conversation it belongs to, in the board's terms.
-        changed: what the translation from the client's dialect changed or dropped.
-        course: filled in as the call goes on.
+        record: filled in as the call goes on.
+        requests: makes the bodies to be sent to an account: all at this one, or all at another one.
+        absent: causes of a failure that mean that the account has no such path. They end the call
+            without an answer, and do not count against the account.
     """
 
-    request: ChatRequest
+    path: str
     headers: Mapping[str, str]
-    pinned: str = ""
-    conversation: Callable[[], bytes] | None = None
+    record: CallRecord
+    requests: Callable[[Route], UnaryRequests]
+    absent: Container[str] = ()
+
+
+class UnaryRequests(NamedTuple):
+    """What is sent to one account, and what was changed of the client's request for it."""
+
+    bodies: Sequence[bytes]
     changed: tuple[str, ...] = ()
-    course: Course = field(default_factory=Course)
+
+
+class UnaryAnswer(NamedTuple):
+    """The answers of one account, in the order of the requests."""
+
+    route: Route
+    answers: tuple[JsonAnswer, ...]
 
 
 class Executor:
-    """Carries chat calls to upstreams; shared by all greenlets of a worker, keeps no state."""
+    """Carries out calls; shared by all greenlets of a worker, keeps no state."""
 
     def __init__(
         self,
         settings: Settings,
         router: Router,
-        attempts: Retrier,
+        retrier: Retrier,
         client: UpstreamClient,
         clock: Clock,
     ) -> None:
-        self._options = Options(strict=settings.strict, cache_control=settings.cache_control)
         self._router = router
-        self._attempts = attempts
+        self._retrier = retrier
         self._client = client
         self._clock = clock
+        self._attempt = ChatAttempt(settings, client, clock)
+
+    # --- chat --------------------------------------------------------------------------------
 
     def plan(self, call: ChatCall) -> Plan:
-        """Who may answer.
+        """The accounts that may answer.
 
         Raises:
-            ApiError: nobody may.
+            ApiError: none may.
         """
         return self._router.plan(
             call.request.model, pinned=call.pinned, conversation=call.conversation
         )
 
     def stream(self, call: ChatCall, plan: Plan) -> OpenStream:
-        """An answer whose first event is there; its owner must close it.
+        """Open a chat stream whose first event has arrived; its owner must close it.
 
         Several choices of a model that gives one at a time come when the last of them is complete.
 
         Raises:
-            ApiError: nobody answered; nothing was sent to the client yet.
+            ApiError: no account answered; nothing was sent to the client yet.
         """
+        hide_usage = not call.request.wants_usage
         if (count := self._choices(call, plan)) > 1:
-            whole = self._several(call, plan, count)
-            return _streamed(whole, hide_usage=not call.request.wants_usage)
-        return self._open(call, plan, hide_usage=not call.request.wants_usage)
+            answer = self._several(call, plan, count)
+            return _streamed(answer, call.record, self._clock.monotonic, hide_usage=hide_usage)
+        return self._retrier.run(
+            plan,
+            lambda route, slot: self._open(call, route, slot, hide_usage=hide_usage),
+            call.record,
+        )
 
-    def complete(self, call: ChatCall, plan: Plan) -> Answer:
-        """A whole answer.
+    def complete(self, call: ChatCall, plan: Plan) -> ChatAnswer:
+        """Get a whole chat answer: as the upstream sends it, or put together from a stream.
 
         Raises:
-            ApiError: nobody answered, or the answer broke off.
+            ApiError: no account answered, or the answer broke off.
         """
         if (count := self._choices(call, plan)) > 1:
-            return _answer(self._several(call, plan, count))
-        return self._one(call, plan)
+            return self._several(call, plan, count)
 
-    def _choices(self, call: ChatCall, plan: Plan) -> int:
-        """How many calls the client's one has to be split into, for `n` choices."""
-        asked = call.request.body.get("n")
-        if not isinstance(asked, int) or asked <= 1:
-            return 1
-        # Whoever answers in the end: a model that gives several itself is then asked for one, too.
-        return max(self._adapted(call, route, stream=True).fan_out for route in plan.routes)
+        def ask(route: Route, slot: Slot) -> tuple[Route, OpenStream | ChatAnswer]:
+            if self._attempt.asks_stream(route):
+                return route, self._open(call, route, slot, hide_usage=False)
+            return route, self._attempt.ask_whole(call, route)
 
-    def _adapted(self, call: ChatCall, route: Route, *, stream: bool) -> Adapted:
-        account = route.account
-        target = Target(
-            family=account.family,
-            model=route.model,
-            explicit=account.explicit,
-            search=route.search,
-            thinking=route.thinking,
-        )
-        return adapt(call.request, target, self._options, stream=stream)
-
-    def _body(self, call: ChatCall, route: Route, *, stream: bool) -> bytes:
-        adapted = self._adapted(call, route, stream=stream)
-        renamed: tuple[str, ...] = ()
-        if route.model != call.request.model:
-            renamed = (f"model:{_NO_TOKEN.sub('?', route.model)}",)
-        call.course.changed = (*call.changed, *renamed, *adapted.changed)
-        return chat.upstream_body(
-            call.request,
-            model=route.model,
-            stream=stream,
-            changes=adapted.changes,
-            drop=adapted.drop,
-        )
-
-    def _open(self, call: ChatCall, plan: Plan, *, hide_usage: bool) -> OpenStream:
-        return self._attempts.run(
-            plan,
-            lambda route, place: self._ask_stream(call, route, place, hide_usage=hide_usage),
-            call.course,
-        )
-
-    def _ask_stream(
-        self, call: ChatCall, route: Route, place: Slot, *, hide_usage: bool
-    ) -> OpenStream:
-        body = self._body(call, route, stream=True)
-        name = call.request.model or route.model
-        kind = LegacyChunkStream if _LEGACY in call.course.changed else ChunkStream
-        chunks = kind(
-            hide_usage=hide_usage,
-            mend=route.account.family.is_qwen,
-            model=(route.model, name) if name != route.model else None,
-        )
-        stream = self._client.open_stream(route.account, body, headers=call.headers, chunks=chunks)
-        stream.place = place
-        stream.on_failure = partial(self._attempts.failed_late, route)
-        call.course.connect_s = stream.connect_s
-        call.course.first_at = self._clock.monotonic()
-        return stream
-
-    def _one(self, call: ChatCall, plan: Plan) -> Answer:
-        def ask(route: Route, place: Slot) -> OpenStream | Answer:
-            if self._client.asks_stream(route.account):
-                return self._ask_stream(call, route, place, hide_usage=False)
-            body = self._body(call, route, stream=False)
-            answer = self._client.whole(route.account, body, headers=call.headers)
-            place.leave()
-            if _LEGACY in call.course.changed:
-                value = functions.completion(answer.value)
-                answer = replace(answer, body=compact(value).encode(), value=value)
-            name = call.request.model or route.model
-            return _named(answer, name) if name != route.model else answer
-
-        answer = self._attempts.run(plan, ask, call.course)
-        if isinstance(answer, Answer):
+        route, answer = self._retrier.run(plan, ask, call.record)
+        if isinstance(answer, ChatAnswer):
             return answer
-        route = call.course.route
-        assert route is not None  # it has answered
-        try:
-            completion = self._client.aggregate(route.account, answer)
-            answer.drain()
-        finally:
-            answer.close()
-        return self._rendered(call, route, completion, answer.upstream_request_id)
+        return self._attempt.read_whole(call, route, answer)
 
-    def _rendered(
-        self, call: ChatCall, route: Route, completion: Completion, upstream_id: str
-    ) -> Answer:
-        value = completion.render(
-            id="chatcmpl-" + (upstream_id or "0"),
-            model=call.request.model or route.model,
-            created=int(self._clock.now()),
-        )
-        if _LEGACY in call.course.changed:
-            value = functions.completion(value)
-        return Answer(compact(value).encode(), completion.usage, upstream_id, value)
+    def complete_each(
+        self,
+        record: CallRecord,
+        calls: Sequence[ChatCall],
+        plan: Plan,
+        *,
+        at_a_time: int = _AT_A_TIME,
+    ) -> list[ChatAnswer]:
+        """Whole answers to the parts of a call, in their order.
 
-    def _several(self, call: ChatCall, plan: Plan, count: int) -> list[Answer]:
-        """One answer for each choice, all at a time; the first failure ends them all."""
-        calls = [
-            replace(call, request=request, course=Course(client=call.course.client))
-            for request in _singles(call.request, count)
-        ]
-        answers: list[Answer] = []
+        The first failure, or the client's going away, stops those that are under way.
+
+        Args:
+            record: of the whole call; the records of its parts are joined in it.
+        """
+        answers: list[ChatAnswer] = []
         try:
-            works = [partial(self._one, each, plan) for each in calls]
-            for answer in in_order(works, at_a_time=len(works)):
+            works = (partial(self.complete, each, plan) for each in calls)
+            for answer in in_order(works, at_a_time=at_a_time):
                 answers.append(answer)  # noqa: PERF402  # so many, if one of them fails
         finally:
-            _note(call.course, [each.course for each in calls], len(answers))
+            record.join([each.record for each in calls], complete=len(answers))
         return answers
 
+    def _open(self, call: ChatCall, route: Route, slot: Slot, *, hide_usage: bool) -> OpenStream:
+        """Open a stream, which keeps the slot."""
+        stream = self._attempt.open(call, route, hide_usage=hide_usage)
+        stream.slot = slot.keep()
+        stream.on_failure = partial(self._retrier.failed_late, route)
+        return stream
 
-def _named(answer: Answer, name: str) -> Answer:
-    """A whole answer with the client's name for the model, however the upstream spells its own."""
-    value = {**answer.value, "model": name}
-    try:
-        body = JsonObject(answer.body).render({"model": name})
-    except JsonObjectError:
-        body = compact(value).encode()  # what Python reads is more than JSON: NaN, for one
-    return replace(answer, body=body, value=value)
+    def _choices(self, call: ChatCall, plan: Plan) -> int:
+        """Into how many calls the client's one has to be split, for `n` choices."""
+        n = call.request.body.get("n")
+        if not isinstance(n, int) or n <= 1:
+            return 1
+        # Whichever account answers in the end: a model that gives several choices itself is then
+        # asked for one, too.
+        return max(self._attempt.fan_out(call, route) for route in plan.routes)
 
+    def _several(self, call: ChatCall, plan: Plan, count: int) -> ChatAnswer:
+        """One answer for each choice, all at a time, combined to one answer."""
+        calls = [
+            replace(call, request=request, record=call.record.part())
+            for request in _singles(call.request, count)
+        ]
+        answers = self.complete_each(call.record, calls, plan, at_a_time=count)
+        whole = combined([answer.value for answer in answers])
+        call.record.usage = parse_usage(whole.get("usage"))
+        return ChatAnswer(compact(whole).encode(), whole)
 
-def _note(course: Course, parts: list[Course], answered: int) -> None:
-    """Tell of a call that was split: all its attempts, and the account of the part that failed, or
-    of the first one."""
-    course.count = sum(part.count for part in parts)
-    decisive = parts[answered % len(parts)]
-    course.route = decisive.route or next((part.route for part in parts if part.route), None)
-    course.changed = decisive.changed
+    # --- whole JSON answers ------------------------------------------------------------------
+
+    def unary(self, call: UnaryCall, plan: Plan) -> UnaryAnswer | None:
+        """Get whole JSON answers of one account; usage and request id are recorded.
+
+        Returns:
+            None if the account has no such path (`UnaryCall.absent`).
+
+        Raises:
+            ApiError: no account answered.
+        """
+
+        def ask(route: Route, slot: Slot) -> UnaryAnswer | None:
+            bodies, call.record.changed = call.requests(route)
+            post = partial(self._post, call.record, route, call.path, headers=call.headers)
+            works = [partial(post, body) for body in bodies]
+            try:
+                if len(works) == 1:
+                    return UnaryAnswer(route, (works[0](),))
+                return UnaryAnswer(route, tuple(in_order(works, at_a_time=_AT_A_TIME)))
+            except UpstreamError as error:
+                if error.failure is None or error.failure.cause not in call.absent:
+                    raise
+                return None
+
+        return self._retrier.run(plan, ask, call.record)
+
+    def _post(
+        self, record: CallRecord, route: Route, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> JsonAnswer:
+        answer = self._client.post_json(route.account, path, body, headers=headers)
+        record.usage = parse_usage(answer.value.get("usage"))
+        record.upstream_request_id = answer.upstream_request_id
+        return answer
 
 
 def _singles(request: ChatRequest, count: int) -> list[ChatRequest]:
     """One request for each choice. With one seed, which hosts also have by default, they would all
     be the same choice."""
-    asked = request.body.get("seed")
-    first = asked if isinstance(asked, int) else random.randrange(_SEEDS)
+    seed = request.body.get("seed")
+    first = seed if isinstance(seed, int) else random.randrange(_SEEDS)
     return [
         replace(
             request,
@@ -250,24 +234,16 @@ def _singles(request: ChatRequest, count: int) -> list[ChatRequest]:
     ]
 
 
-def _answer(answers: list[Answer]) -> Answer:
-    whole = combined([answer.value for answer in answers])
-    return Answer(
-        compact(whole).encode(),
-        parse_usage(whole.get("usage")),
-        answers[0].upstream_request_id,
-        whole,
-    )
-
-
-def _streamed(answers: list[Answer], *, hide_usage: bool) -> OpenStream:
-    """Whole answers as a stream that is complete already."""
-    answer = _answer(answers)
+def _streamed(
+    answer: ChatAnswer,
+    record: CallRecord,
+    monotonic: Callable[[], float],
+    *,
+    hide_usage: bool,
+) -> OpenStream:
+    """A whole answer as a stream that is complete already."""
     chunks = ChunkStream(hide_usage=hide_usage, mend=False)
+    stream = OpenStream(None, chunks, record, monotonic=monotonic)
     events = b"".join(chat.chunks_of(answer.value, with_usage=True)) + sse.DONE
-    return OpenStream(
-        reader=None,
-        chunks=chunks,
-        first=chunks.feed(events),
-        upstream_request_id=answer.upstream_request_id,
-    )
+    stream.begin(chunks.feed(events))
+    return stream

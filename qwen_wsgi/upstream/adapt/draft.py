@@ -52,12 +52,15 @@ class Adapted:
     Attributes:
         changed: an entry `field:what` for each change, printable ASCII without commas.
         fan_out: how many calls make up the choices that the client asked for.
+        legacy_functions: the request has `functions`, OpenAI's form before tools, and the answer
+            has to be changed back to that form.
     """
 
     changes: Mapping[str, Any]
     drop: frozenset[str]
     changed: tuple[str, ...]
     fan_out: int = 1
+    legacy_functions: bool = False
 
 
 NOTHING: Final = Adapted(MappingProxyType({}), frozenset(), ())
@@ -101,6 +104,7 @@ class Draft:
         "_drop",
         "body",
         "fan_out",
+        "legacy_functions",
         "names",
         "notes",
         "options",
@@ -122,6 +126,7 @@ class Draft:
         self.wish = ThinkingRequest()
         self.notes: list[str] = []
         self.fan_out = 1
+        self.legacy_functions = False
         self._added = request.added
         self._changes: dict[str, Any] = {}
         self._drop: set[str] = set()
@@ -177,5 +182,9 @@ class Draft:
         if not self._changed:
             return NOTHING
         return Adapted(
-            self._changes, frozenset(self._drop), tuple(self._changed), fan_out=self.fan_out
+            self._changes,
+            frozenset(self._drop),
+            tuple(self._changed),
+            fan_out=self.fan_out,
+            legacy_functions=self.legacy_functions,
         )

@@ -89,6 +89,7 @@ def _from_functions(draft: Draft) -> None:
             choice if name is None else {"type": "function", "function": {"name": name}},
             "from-function_call",
         )
+    draft.legacy_functions = draft.has("functions")
     draft.leave_out("functions", "as-tools")
     draft.leave_out("function_call", "as-tool_choice")
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
-from qwen_wsgi.errors import AccountUnavailable, ApiError, Failure, Scope, UpstreamError
+from qwen_wsgi.errors import AccountUnavailable, ApiError, Scope, UpstreamError, UpstreamTimeout
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.settings import mask
@@ -53,21 +53,6 @@ _STATUS: Final = re.compile(r"HTTP_STATUS/([45]\d\d)\b|^\s*<([45]\d\d)>")
 #: "Throttling.RateQuota: …": the code before the text of an error.
 _CODE: Final = re.compile(
     r"\s*(?:<\d{3}> ?)?([A-Za-z]{1,40}(?:[._][A-Za-z]{1,40}){1,5}|Throttling)\s*(?::|\{|$)"
-)
-
-#: No answer came: the codes that `transport.py` and `client.py` give, without `upstream_`.
-_TRANSPORT: Final = frozenset(
-    {
-        "unreachable",
-        "connect_timeout",
-        "timeout",
-        "closed",
-        "broken",
-        "empty",
-        "tls",
-        "proxy",
-        "bad_url",
-    }
 )
 
 
@@ -146,33 +131,23 @@ def no_answer(
     return _bare(200, headers, body, account=account, family=family, wait_s=wait_s)
 
 
-def transport_failure(kind: str) -> Failure:
-    """What it means that no answer came, or only a part.
+def connection_error(cause: str, message: str) -> UpstreamError:
+    """The client's error where no answer came, or only a part of one.
 
     Args:
-        kind: `unreachable`, `connect_timeout`, `timeout`, `closed`, `broken`, `empty`, `tls`,
-            `proxy` or `bad_url`; `upstream_` may stand before it, as in the client's code.
+        cause: a name of `CAUSES`: `unreachable`, `connect_timeout`, `timeout`, `closed`, `broken`,
+            `empty`, `tls`, `proxy` or `bad_url`. The client's code is `upstream_` and this name.
     """
-    name = kind.removeprefix("upstream_")
-    return CAUSES[name if name in _TRANSPORT else "connection_lost"].failure()
-
-
-def failure_of(error: ApiError) -> Failure | None:
-    """What an error means for the calls to come; None where nobody can tell, or it is no
-    upstream's."""
-    if not isinstance(error, UpstreamError):
-        return None
-    code = error.code or ""
-    if error.failure is None and code.removeprefix("upstream_") in _TRANSPORT:
-        return transport_failure(code)
-    return error.failure
+    row = CAUSES[cause]
+    kind = UpstreamTimeout if row.status == HTTPStatus.GATEWAY_TIMEOUT else UpstreamError
+    return kind(message, code=f"upstream_{cause}", failure=row.failure())
 
 
 def cooling_down(cause: str, *, model: str, wait_s: float) -> ApiError:
-    """The client's error while everybody who serves a model is left alone.
+    """The client's error while all accounts that serve a model are cooling down.
 
     Args:
-        cause: why, as noted; may be of another version.
+        cause: why, as recorded in `Cooldowns`; another version may have written it.
         model: as the client named it.
         wait_s: when the first of them may be asked again.
     """
@@ -188,11 +163,6 @@ def cooling_down(cause: str, *, model: str, wait_s: float) -> ApiError:
         retry_after_s=None if row.should_retry is False else wait_s,
         should_retry=row.should_retry,
     )
-
-
-def retry_after_s(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
-    """`Retry-After` in seconds, below a day; see `waits.retry_after_s`."""
-    return retry_after.retry_after_s(headers, now=now)
 
 
 # --- reading -------------------------------------------------------------------------------------

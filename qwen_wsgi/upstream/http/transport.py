@@ -1,4 +1,4 @@
-"""One HTTP exchange with an upstream: the pool, the headers, and what a transport failure means."""
+"""Sends requests to upstreams: connection pool, headers, proxies, and errors of the connection."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from urllib3.exceptions import LocationParseError
 
 from qwen_wsgi import __version__
 from qwen_wsgi.credentials.token import AccessToken
-from qwen_wsgi.errors import UpstreamError, UpstreamTimeout, forget_frames
+from qwen_wsgi.errors import UpstreamError, forget_frames
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.upstream.failures.classify import connection_error
 from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
 from qwen_wsgi.upstream.http.http1 import HTTPPool, HTTPSPool, RequestHeaders
 
@@ -67,7 +68,7 @@ class _Adapter(HTTPAdapter):
         response.headers = (
             CaseInsensitiveDict(resp.headers)
             if isinstance(resp, urllib3.BaseHTTPResponse)
-            else resp.headers  # in lower case, as everybody here asks for them
+            else resp.headers  # in lower case, as they are looked up here
         )
         response.raw = resp
         response.reason = resp.reason or ""
@@ -77,8 +78,8 @@ class _Adapter(HTTPAdapter):
 
 
 class _Response(requests.Response):
-    """Without the cookie jar, whose lock costs more than the rest of it: an upstream's cookies are
-    nobody's business."""
+    """A response without the cookie jar, whose lock costs more than the rest: cookies of an
+    upstream are not used."""
 
     def __init__(self) -> None:
         self._content = False  # type: ignore[assignment]  # as requests marks "not read yet"
@@ -86,7 +87,7 @@ class _Response(requests.Response):
 
 
 class Transport:
-    """Sends requests and tells failures apart. Shared by all greenlets of a worker."""
+    """Sends requests over pooled connections. Shared by all greenlets of a worker."""
 
     def __init__(self, settings: Settings) -> None:
         self._connect_s = settings.connect_timeout_s
@@ -179,27 +180,24 @@ class Transport:
                 proxies=proxies,
             )
         except requests.ConnectTimeout:
-            raise UpstreamTimeout(
+            raise connection_error(
+                "connect_timeout",
                 f"The upstream did not accept a connection within {self._connect_s:g} s.",
-                code="upstream_connect_timeout",
             ) from None
         except requests.ReadTimeout:
-            raise UpstreamTimeout(
-                f"The upstream did not answer within {read_timeout_s:g} s.",
-                code="upstream_timeout",
+            raise connection_error(
+                "timeout", f"The upstream did not answer within {read_timeout_s:g} s."
             ) from None
         except (requests.exceptions.InvalidURL, LocationParseError) as error:
-            raise UpstreamError(
-                "The account's base URL cannot be used.", code="upstream_bad_url"
-            ) from error
+            raise connection_error("bad_url", "The account's base URL cannot be used.") from error
         except requests.RequestException:
             raise
         except OSError as error:
             # requests says so of a CA bundle (REQUESTS_CA_BUNDLE) that is not there.
-            raise UpstreamError(
+            raise connection_error(
+                "tls",
                 "The proxy cannot make TLS connections: a file that its environment names is "
-                "missing. The operator of this proxy must look at REQUESTS_CA_BUNDLE.",
-                code="upstream_tls",
+                "missing. The operator of this proxy has to check REQUESTS_CA_BUNDLE.",
             ) from error
 
     def _route(self, url: str) -> tuple[dict[str, str], bool | str]:
@@ -227,7 +225,7 @@ def _origin(url: str) -> str:
 
 
 def read_all(reader: BodyReader, timeout_s: float, limit: int) -> bytes:
-    """The rest of a body; what the reader raises becomes an error for the client.
+    """Read the rest of a body.
 
     Raises:
         UpstreamError: the connection broke (502).
@@ -241,19 +239,17 @@ def read_all(reader: BodyReader, timeout_s: float, limit: int) -> bytes:
         raise broken(error) from error
 
 
-def silence(timeout_s: float) -> UpstreamTimeout:
-    """The upstream said nothing for too long."""
-    return UpstreamTimeout(
-        f"The upstream was silent for {timeout_s:g} s, so the call was given up.",
-        code="upstream_timeout",
+def silence(timeout_s: float) -> UpstreamError:
+    """The error for an upstream that sent nothing for too long."""
+    return connection_error(
+        "timeout", f"The upstream was silent for {timeout_s:g} s, so the call was given up."
     )
 
 
 def broken(error: Exception) -> UpstreamError:
-    """The upstream's connection ended in the middle of an answer."""
-    return UpstreamError(
-        f"The upstream's answer broke off ({error}). What came before is incomplete.",
-        code="upstream_broken",
+    """The error for a connection that ended in the middle of an answer."""
+    return connection_error(
+        "broken", f"The upstream's answer broke off ({error}). What came before is incomplete."
     )
 
 
@@ -267,20 +263,22 @@ def _stale(error: requests.ConnectionError) -> bool:
 
 def _unreachable(error: requests.ConnectionError) -> UpstreamError:
     if isinstance(error, requests.exceptions.SSLError):
-        what, code = "The TLS connection to the upstream failed", "upstream_tls"
+        what, cause = "The TLS connection to the upstream failed", "tls"
     elif isinstance(error, requests.exceptions.ProxyError):
-        what, code = "The HTTP proxy in front of the upstream failed", "upstream_proxy"
+        what, cause = "The HTTP proxy in front of the upstream failed", "proxy"
     elif _stale(error):
-        what, code = "The upstream closed the connection without an answer", "upstream_closed"
+        what, cause = "The upstream closed the connection without an answer", "closed"
     else:
-        what, code = "The upstream cannot be reached", "upstream_unreachable"
-    return UpstreamError(
-        f"{what} ({_reason(error)}). The operator of this proxy must look at it.", code=code
+        what, cause = "The upstream cannot be reached", "unreachable"
+    return connection_error(
+        cause,
+        f"{what} ({_reason(error)}). The operator of this proxy can find the cause with "
+        "`qwen-proxy doctor`.",
     )
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause in a word or two; never a URL, which may hold what is not to be told."""
+    """The innermost cause in a few words; never a URL, which may hold a secret."""
     inner: Any = error
     while True:
         deeper = getattr(inner, "reason", None)

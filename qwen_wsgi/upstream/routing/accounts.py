@@ -1,22 +1,58 @@
-"""The accounts that calls can go to: what was found on the machine, and the sandbox."""
+"""The accounts that calls can go to, and what this worker keeps of each of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple, Protocol
 
 from qwen_wsgi.credentials.account import Account
-from qwen_wsgi.credentials.account import Account as FoundAccount
-from qwen_wsgi.credentials.credential import CredentialStatus, TokenState
+from qwen_wsgi.credentials.credential import CredentialStatus, StaticKey, TokenState
 from qwen_wsgi.credentials.token import AccessToken
+from qwen_wsgi.errors import AccountUnavailable, CredentialError
 from qwen_wsgi.hosts import Family
+from qwen_wsgi.settings import Settings
+from qwen_wsgi.state.shared_memory import key_of
+from qwen_wsgi.upstream.routing.cooldown import Cooldowns
+from qwen_wsgi.upstream.routing.limiter import Limiter
+
+#: Causes of failures (`failures.causes`) that mean that an account does not serve a model.
+MODEL_NOT_FOUND: Final = "model_not_found"
+MODEL_DENIED: Final = "model_denied"
+
+#: A key that names its workspace, and with it the Alibaba account that pays.
+_WORKSPACE_KEY: Final = re.compile(r"sk-ws-[A-Za-z]\.([^.]+)\.")
 
 
 class Finder(Protocol):
-    """What `AccountBook` needs of `credentials.discovery.Discovery`."""
+    """What `AccountPool` needs of `credentials.sources.discovery.Discovery`."""
 
-    def accounts(self) -> tuple[FoundAccount, ...]:
+    def accounts(self) -> tuple[Account, ...]:
         """All accounts, in order of preference; the same object while nothing changed."""
+
+
+class Keys(NamedTuple):
+    """An account's keys in shared memory.
+
+    Attributes:
+        payer: the Alibaba account behind it, whose limits they are: more keys of it do not help.
+        host: what serves its base URL.
+        own: this very account, for affinity.
+    """
+
+    payer: bytes
+    host: bytes
+    own: bytes
+
+    def of_model(self, model: str) -> bytes:
+        """The payer's limits for one model."""
+        return _of_model(self.payer, model)
+
+
+@functools.lru_cache(maxsize=4096)
+def _of_model(payer: bytes, model: str) -> bytes:
+    return key_of(payer.hex(), model)
 
 
 class SandboxKey:
@@ -26,7 +62,7 @@ class SandboxKey:
         self._start = start
 
     def current(self, *, rejected: str | None = None) -> AccessToken:
-        """A token that the sandbox takes; `rejected` changes nothing, there is no other."""
+        """A token that the sandbox accepts; there is no other one, whatever `rejected` says."""
         return AccessToken(value="sandbox", base_url=self._start(), expires_at_ms=None)
 
     def status(self) -> CredentialStatus:
@@ -40,19 +76,25 @@ class SandboxKey:
         )
 
 
-class AccountBook:
-    """All accounts, in order of preference.
+class AccountPool:
+    """All accounts, in order of preference, with their keys, priorities and limiters.
 
     Args:
         finder: finds what the machine has.
-        sandbox: `off`, `on` (only the sandbox, real accounts are left alone) or `auto` (only while
-            nothing else is found).
         start_sandbox: starts the sandbox once and returns its base URL.
     """
 
-    def __init__(self, finder: Finder, *, sandbox: str, start_sandbox: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        finder: Finder,
+        cooldowns: Cooldowns,
+        *,
+        start_sandbox: Callable[[], str],
+    ) -> None:
         self._finder = finder
-        self._sandbox_mode = sandbox
+        self._cooldowns = cooldowns
+        self._sandbox_mode = settings.sandbox
         self._sandbox = Account(
             name="sandbox",
             kind="sandbox",
@@ -61,19 +103,128 @@ class AccountBook:
             explicit=False,
             family=Family.SANDBOX,
             credential=SandboxKey(start_sandbox),
-            models=(),
         )
-        self._seen: tuple[FoundAccount, ...] | None = None
+        self._order = settings.account_order
+        self._groups = _groups(settings.same_account)
+        self._slots = -(-settings.account_in_flight // settings.workers)
+        self._queue = settings.account_queue
+        self._found: tuple[Account, ...] | None = None
         self._accounts: tuple[Account, ...] = ()
+        self._keys: dict[str, Keys] = {}
+        self._priorities: dict[str, int] = {}
+        self._limiters: dict[str, Limiter] = {}
 
     def accounts(self) -> tuple[Account, ...]:
-        """Called on every request: costs the finder's few `stat`s while nothing changes."""
-        if self._sandbox_mode == "on":
-            return (self._sandbox,)
-        found = self._finder.accounts()
-        if found is not self._seen:
-            accounts = found
-            if not accounts and self._sandbox_mode == "auto":
-                accounts = (self._sandbox,)
-            self._accounts, self._seen = accounts, found
+        """Asked for on every request: costs the finder's few `stat`s while nothing changes.
+
+        The sandbox is alone where it is switched on, and stands in where it may (`auto`) and
+        nothing else is found.
+        """
+        found = () if self._sandbox_mode == "on" else self._finder.accounts()
+        if found is not self._found:
+            stands_in = not found and self._sandbox_mode != "off"
+            self._accounts = (self._sandbox,) if stands_in else found
+            self._keys = {each.name: _keys(each, self._groups) for each in self._accounts}
+            self._priorities = _priorities(self._accounts, self._order)
+            self._found = found
         return self._accounts
+
+    def keys(self, account: Account) -> Keys:
+        """The account's keys in shared memory."""
+        return self._keys.get(account.name) or _keys(account, self._groups)
+
+    def priority(self, account: Account) -> int:
+        """Its place among the accounts; a lower one is asked first."""
+        return self._priorities[account.name]
+
+    def limiter(self, account: Account) -> Limiter:
+        """The account's slots in this worker."""
+        limiter = self._limiters.get(account.name)
+        if limiter is None:
+            limiter = self._limiters[account.name] = Limiter(self._slots, self._queue)
+        return limiter
+
+    def cooldown_s(self, account: Account, model: str) -> float:
+        """For how long the account is not to be asked for a model; 0.0 mostly."""
+        cooldowns = self._cooldowns
+        if cooldowns.is_clear:
+            return 0.0
+        keys, remaining_s = self.keys(account), cooldowns.remaining_s
+        return max(
+            remaining_s(keys.payer), remaining_s(keys.of_model(model)), remaining_s(keys.host)
+        )
+
+    def cooldown_cause(self, account: Account, model: str) -> str:
+        """Why it is not to be asked for a model, by the longest of its cooldowns."""
+        keys, cooldowns = self.keys(account), self._cooldowns
+        longest = max((keys.payer, keys.of_model(model), keys.host), key=cooldowns.remaining_s)
+        return cooldowns.cause(longest)
+
+    def has_refused(self, account: Account, model: str) -> bool:
+        """Whether the account answered lately that it has no such model, or may not use it."""
+        key = self.keys(account).of_model(model)
+        refused = self._cooldowns.cause(key) in (MODEL_NOT_FOUND, MODEL_DENIED)
+        return refused and self._cooldowns.remaining_s(key) > 0
+
+
+def token_of(account: Account, *, rejected: str | None = None) -> AccessToken:
+    """The account's credential for a call now.
+
+    Args:
+        rejected: the token that the upstream refused; another one is returned.
+
+    Raises:
+        AccountUnavailable: it has none; the message says what the operator has to do.
+    """
+    try:
+        return account.credential.current(rejected=rejected)
+    except CredentialError as error:
+        raise AccountUnavailable(
+            f"The proxy's account '{account.name}' cannot be used: {error} {error.remedy}".strip(),
+            code=error.code,
+            retry_after_s=error.retry_after_s,
+            should_retry=None if error.retry_after_s else False,
+        ) from error
+
+
+def _groups(same: tuple[str, ...]) -> Mapping[str, str]:
+    """Account name -> its group, of `("a+b", "c+d")`."""
+    return {name: group for group in same for name in group.split("+")}
+
+
+def _keys(account: Account, groups: Mapping[str, str]) -> Keys:
+    url = account.base_url or account.name
+    return Keys(
+        payer=key_of("payer", groups.get(account.name) or _payer(account)),
+        host=key_of("host", url),
+        own=key_of("own", account.name, url),
+    )
+
+
+def _payer(account: Account) -> str:
+    """Who pays, as far as it shows: the same key, or keys of one workspace, have one set of limits.
+
+    Two other keys may belong to one Alibaba account as well, which only their owner knows.
+    """
+    credential = account.credential
+    if isinstance(credential, StaticKey) and credential.key:
+        if found := _WORKSPACE_KEY.match(credential.key):
+            return f"workspace {found[1]}"
+        return f"key {credential.key}"
+    return f"account {account.name} {account.base_url}"
+
+
+def _priorities(accounts: tuple[Account, ...], order: tuple[str, ...]) -> dict[str, int]:
+    """First the accounts that the operator named, then the others as they were found.
+
+    Accounts of one kind of host that were found in a row are equals: calls are spread over them.
+    """
+    named = {name: place for place, name in enumerate(order)}
+    priorities: dict[str, int] = {}
+    kinds: list[tuple[Family, bool]] = []
+    for account in accounts:
+        kind = (account.family, account.explicit)
+        if not kinds or kinds[-1] != kind:
+            kinds.append(kind)
+        priorities[account.name] = named.get(account.name, len(order) + len(kinds))
+    return priorities

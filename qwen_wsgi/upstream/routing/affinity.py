@@ -1,17 +1,27 @@
-"""Which conversation a call belongs to, so that it stays on the account that has it in its cache.
+"""Which account has a conversation in its cache, shared by all workers.
 
-Pure. Told by the client where it says so, else guessed by the beginning of the messages, which an
-agent sends again with every turn.
+A conversation is named by the client where it says so, else recognised by the beginning of its
+messages, which an agent sends again with every turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from struct import Struct
 from typing import Any, Final
 
+from qwen_wsgi.clock import boottime
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import JsonObject, compact
-from qwen_wsgi.upstream.routing.cooldown import key_of
+from qwen_wsgi.state.shared_memory import Table, key_of, map_shared
+
+_VERSION: Final = "1"
+#: Conversation, account, time of its latest call.
+_ROW: Final = Struct("=8s8sd")
+_ROWS: Final = 4096
+#: A conversation is remembered for as long as any upstream keeps its cache.
+AFFINITY_S: Final = 3600.0
 
 #: Headers by which agents name a session (as WSGI spells them): Codex, opencode, Claude Code,
 #: OpenRouter's and LiteLLM's clients.
@@ -30,15 +40,49 @@ _METADATA: Final = ("sessionId", "session_id", "conversation_id", "user_id")
 _MOST_CHARS: Final = 16_384
 
 
-def conversation_of(body: JsonObject, environ: Mapping[str, Any], *, client: str) -> bytes:
+class Affinity:
+    """Remembers which account served a conversation last.
+
+    Args:
+        directory, boottime, boot_id: as for `cooldown.Cooldowns`.
+    """
+
+    def __init__(
+        self,
+        directory: Path | None,
+        *,
+        boottime: Callable[[], float] = boottime,
+        boot_id: str | None = None,
+    ) -> None:
+        self._now = boottime
+        memory = map_shared(
+            directory, "affinity", version=_VERSION, size=_ROWS * _ROW.size, boot_id=boot_id
+        )
+        self._table = Table(memory, _ROW, start=0, rows=_ROWS, age=2)
+
+    def account_of(self, conversation: bytes) -> bytes | None:
+        """The account that served a conversation lately, as it was given to `remember`."""
+        at = self._table.find(conversation)
+        if at is None:
+            return None
+        _, account, when = self._table.read(at)
+        return account if 0 <= self._now() - when < AFFINITY_S else None
+
+    def remember(self, conversation: bytes, account: bytes) -> None:
+        """Record who serves a conversation now."""
+        at, _ = self._table.find_or_oldest(conversation)
+        self._table.write(at, conversation, account, self._now())
+
+
+def conversation_key(body: JsonObject, environ: Mapping[str, Any], *, client: str) -> bytes:
     """A short name for the call's conversation, different for each client key."""
-    told = _told(body, environ)
-    if told is not None:
-        return key_of("told", client, told)
+    named = _named(body, environ)
+    if named is not None:
+        return key_of("told", client, named)
     return key_of("begins", client, *_beginning(body.get("messages")))
 
 
-def _told(body: JsonObject, environ: Mapping[str, Any]) -> str | None:
+def _named(body: JsonObject, environ: Mapping[str, Any]) -> str | None:
     named = body.get("prompt_cache_key")
     if isinstance(named, str) and named:
         return named

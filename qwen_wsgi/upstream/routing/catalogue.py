@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -16,10 +16,9 @@ from qwen_wsgi.errors import ApiError, UpstreamError
 from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.hosts import can_be_called
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream.client import token_of
 from qwen_wsgi.upstream.http.transport import Transport
 from qwen_wsgi.upstream.routing import model_profiles
-from qwen_wsgi.upstream.routing.accounts import AccountBook
+from qwen_wsgi.upstream.routing.accounts import AccountPool, token_of
 
 log = logging.getLogger(__name__)
 
@@ -78,19 +77,12 @@ class Catalogue:
     def __init__(
         self,
         settings: Settings,
-        book: AccountBook,
+        pool: AccountPool,
         transport: Transport,
         clock: Clock,
-        *,
-        refused: Callable[[Account, str], bool] = lambda account, model: False,
     ) -> None:
-        """
-        Args:
-            refused: whether an account has said lately that it does not serve a model.
-        """
-        self._refused = refused
         self._max_age_s = settings.model_cache_s
-        self._book = book
+        self._pool = pool
         self._transport = transport
         self._clock = clock
         self._cache: dict[tuple[str, str | None], _Cached] = {}
@@ -103,13 +95,13 @@ class Catalogue:
         """
         max_age_s = _REFRESH_MIN_AGE_S if refresh else self._max_age_s
         union: dict[str, dict[str, Any]] = {}
-        accounts = self._book.accounts()
+        accounts = self._pool.accounts()
         works = [partial(self.listing, account, max_age_s=max_age_s) for account in accounts]
         # All at a time: one host that does not answer must not make the others wait.
         listings = in_order(works, at_a_time=len(works))
         for account, listing in zip(accounts, listings, strict=True):
             for id, entry in listing.models.items():
-                if id not in union and not self._refused(account, id):
+                if id not in union and not self._pool.has_refused(account, id):
                     union[id] = entry
         return list(union.values())
 

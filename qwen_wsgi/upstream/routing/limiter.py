@@ -1,34 +1,35 @@
-"""A bounded number of calls at an account at a time, and a fair queue in front of it."""
+"""A bounded number of calls to an account at the same time, and a fair queue in front of it."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
+from types import TracebackType
 from typing import Final
 
 from qwen_wsgi.errors import Overloaded
 
-#: What a client is told to wait when the queue is full. Seconds.
+#: `Retry-After` when the queue is full. Seconds.
 _RETRY_AFTER_S: Final = 2.0
 
 
 class Limiter:
-    """The places at one account in this worker.
+    """The slots of one account in this worker.
 
-    Clients that wait take turns: who has sent a hundred calls gets one place, then the next client
-    gets one. Not locked: greenlets switch at I/O only.
+    Clients that wait take turns: however many calls of one client wait, the next client gets the
+    next slot. Not locked: greenlets switch at I/O only.
 
     Args:
-        places: calls at a time; 0 is no limit.
-        queue: calls that may wait for a place.
+        slots: calls at a time; 0 is no limit.
+        queue: calls that may wait for a slot.
 
     Attributes:
-        in_flight: places that are taken.
+        in_flight: slots that are taken.
         waiting: calls in the queue.
     """
 
-    def __init__(self, places: int, queue: int) -> None:
-        self._places = places
+    def __init__(self, slots: int, queue: int) -> None:
+        self._slots = slots
         self._queue = queue
         self._turns: OrderedDict[str, deque[threading.Event]] = OrderedDict()
         self.in_flight = 0
@@ -37,13 +38,13 @@ class Limiter:
     @property
     def is_full(self) -> bool:
         """Whether a call that comes now has to wait."""
-        return bool(self._places) and self.in_flight >= self._places
+        return bool(self._slots) and self.in_flight >= self._slots
 
-    def enter(self, client: str, timeout_s: float) -> Slot:
-        """Take a place, after a wait of at most `timeout_s` if there is none.
+    def acquire(self, client: str, timeout_s: float) -> Slot:
+        """Take a slot, after a wait of at most `timeout_s` if none is free.
 
         Raises:
-            Overloaded: the queue is full, or no place came free in time.
+            Overloaded: the queue is full, or no slot came free in time.
         """
         if not self.is_full:
             self.in_flight += 1
@@ -58,14 +59,14 @@ class Limiter:
                 raise _full(f"and none of them ended within {timeout_s:.0f} s")
         except BaseException:  # also the client's going away
             if turn.is_set():
-                self.leave()  # the place came in the same moment
+                self.release()  # the slot came in the same moment
             else:
-                self._give_up(client, turn)
+                self._leave_queue(client, turn)
             raise
         return Slot(self)
 
-    def leave(self) -> None:
-        """Give a place back, or to whoever's turn it is."""
+    def release(self) -> None:
+        """Free a slot, or hand it to the call whose turn it is."""
         if not self._turns:
             self.in_flight -= 1
             return
@@ -78,7 +79,7 @@ class Limiter:
             del self._turns[client]
         turn.set()
 
-    def _give_up(self, client: str, turn: threading.Event) -> None:
+    def _leave_queue(self, client: str, turn: threading.Event) -> None:
         turns = self._turns[client]
         turns.remove(turn)
         self.waiting -= 1
@@ -87,18 +88,39 @@ class Limiter:
 
 
 class Slot:
-    """One place at an account, until it is left."""
+    """One slot of an account; released at the end of its `with` block, unless it was kept.
 
-    __slots__ = ("_gate",)
+    A stream keeps its slot beyond the block in which it was opened, and releases it when it closes.
+    """
 
-    def __init__(self, gate: Limiter) -> None:
-        self._gate: Limiter | None = gate
+    __slots__ = ("_kept", "_limiter")
 
-    def leave(self) -> None:
-        """Give it back; harmless when repeated."""
-        gate, self._gate = self._gate, None
-        if gate is not None:
-            gate.leave()
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter: Limiter | None = limiter
+        self._kept = False
+
+    def keep(self) -> Slot:
+        """Leave it to the caller to `release` the slot."""
+        self._kept = True
+        return self
+
+    def release(self) -> None:
+        """Free it; harmless when repeated."""
+        limiter, self._limiter = self._limiter, None
+        if limiter is not None:
+            limiter.release()
+
+    def __enter__(self) -> Slot:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None or not self._kept:
+            self.release()
 
 
 def _full(why: str) -> Overloaded:

@@ -1,38 +1,28 @@
-"""Which accounts can answer a call, and in which order they are asked."""
+"""Which accounts can answer a call, and which of them is asked next. Keeps no state of its own."""
 
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from qwen_wsgi.credentials.account import Account
-from qwen_wsgi.credentials.credential import StaticKey
 from qwen_wsgi.errors import AccountUnavailable, BadRequest, NotFound
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.routing import model_profiles
-from qwen_wsgi.upstream.routing.accounts import AccountBook
+from qwen_wsgi.upstream.routing.accounts import AccountPool
+from qwen_wsgi.upstream.routing.affinity import Affinity
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
-from qwen_wsgi.upstream.routing.cooldown import Board, key_of
-from qwen_wsgi.upstream.routing.limiter import Limiter
 from qwen_wsgi.upstream.routing.model_names import ModelRef, at_portal, interpretations
-
-#: Causes of a failure (`causes`) that say what an account does not serve.
-MODEL_NOT_FOUND: Final = "model_not_found"
-MODEL_DENIED: Final = "model_denied"
-
-#: A key that names its workspace, and with it the Alibaba account that pays.
-_WORKSPACE_KEY: Final = re.compile(r"sk-ws-[A-Za-z]\.([^.]+)\.")
 
 
 class Route(NamedTuple):
-    """An account, and what to ask it for.
+    """An account, and the model to ask it for.
 
     Attributes:
-        listed: it is known to have the model.
+        listed: the account is known to have the model.
     """
 
     account: Account
@@ -42,29 +32,6 @@ class Route(NamedTuple):
     thinking: bool | None = None
 
 
-class Keys(NamedTuple):
-    """An account's names in the board.
-
-    Attributes:
-        payer: the Alibaba account behind it: limits are its, and more keys do not help.
-        host: what stands at its base URL.
-        own: this very account, for conversations.
-    """
-
-    payer: bytes
-    host: bytes
-    own: bytes
-
-    def of_model(self, model: str) -> bytes:
-        """The payer's limits for one model."""
-        return _of_model(self.payer, model)
-
-
-@functools.lru_cache(maxsize=4096)
-def _of_model(payer: bytes, model: str) -> bytes:
-    return key_of(payer.hex(), model)
-
-
 @dataclass(frozen=True)
 class Plan:
     """What a call may try.
@@ -72,7 +39,7 @@ class Plan:
     Attributes:
         model: as the client named it; the default's name where that is used.
         routes: by how sure it is that they have the model, and by priority.
-        conversation: the call's conversation in the board; None where there is no choice.
+        conversation: the call's key in `Affinity`; None where there is no choice.
     """
 
     model: str
@@ -81,38 +48,30 @@ class Plan:
 
 
 class Candidate(NamedTuple):
-    """A route now: for how long it is to be left alone."""
+    """A route, and for how long it is still cooling down."""
 
-    blocked_s: float
+    cooldown_s: float
     route: Route
 
 
 class Router:
-    """Finds the accounts for a model, and orders them for each attempt.
+    """Finds the accounts for a model, and picks one for each attempt.
 
-    Pinned accounts come alone. Else: what is not to be left alone; the account that has the
-    conversation in its cache; priority; the fewest calls in flight in this worker.
+    A pinned account comes alone. Else the order is: not cooling down; known to have the model; has
+    the conversation in its cache; priority; the fewest calls in flight in this worker.
     """
 
     def __init__(
-        self, settings: Settings, book: AccountBook, catalogue: Catalogue, board: Board
+        self, settings: Settings, pool: AccountPool, catalogue: Catalogue, affinity: Affinity
     ) -> None:
         self._default = settings.openai_model
-        self._book = book
+        self._pool = pool
         self._catalogue = catalogue
-        self._board = board
-        self._order = settings.account_order
-        self._groups = _groups(settings.same_account)
-        self._places = -(-settings.account_in_flight // settings.workers)
-        self._queue = settings.account_queue
+        self._affinity = affinity
         aliases = dict(settings.model_aliases)
-        self._readings = functools.lru_cache(maxsize=512)(
+        self._interpretations = functools.lru_cache(maxsize=512)(
             lambda name, accounts: tuple(interpretations(name, aliases=aliases, accounts=accounts))
         )
-        self._known: tuple[Account, ...] = ()
-        self._keys: dict[str, Keys] = {}
-        self._priority: dict[str, int] = {}
-        self._gates: dict[str, Limiter] = {}
 
     # --- which accounts ----------------------------------------------------------------------
 
@@ -125,12 +84,12 @@ class Router:
     ) -> Plan:
         """The accounts that may serve `model`.
 
-        One that lists the model comes before one that has no live list and is asked on the chance
-        that it knows it; its own answer then counts.
+        One that lists the model comes before one that has no live list and may know it; then its
+        own answer decides.
 
         Args:
             pinned: the only account that may answer, by name (`x-qwen-account`).
-            conversation: tells the call's conversation; asked only where there is a choice.
+            conversation: computes the call's key; used only where there is a choice.
 
         Raises:
             BadRequest: no model named, and no default set; or no account of the pinned name.
@@ -163,7 +122,7 @@ class Router:
         )
 
     def _accounts(self) -> tuple[Account, ...]:
-        accounts = self._book.accounts()
+        accounts = self._pool.accounts()
         if not accounts:
             raise AccountUnavailable(
                 "This proxy has no Qwen account. Its operator has to log in with qwen-code or to "
@@ -172,20 +131,18 @@ class Router:
                 code="no_account",
                 should_retry=False,
             )
-        if accounts is not self._known:
-            self._keys = {each.name: _keys(each, self._groups) for each in accounts}
-            self._priority = _priorities(accounts, self._order)
-            self._known = accounts
         return accounts
 
     def _routes(self, name: str, accounts: tuple[Account, ...]) -> tuple[Route, ...]:
-        wishes: tuple[ModelRef, ...] = self._readings(name, tuple(each.name for each in accounts))
-        for wish in wishes:
-            if listed := self._listed(wish, accounts):
-                return (*listed, *self._unlisted(wish, accounts))
-        # Nobody lists it. Of the readings, one that is known to be a model is worth asking for.
+        refs: tuple[ModelRef, ...] = self._interpretations(
+            name, tuple(each.name for each in accounts)
+        )
+        for ref in refs:
+            if listed := self._listed(ref, accounts):
+                return (*listed, *self._unlisted(ref, accounts))
+        # No account lists it. A model that is known from elsewhere is the best interpretation.
         best = max(
-            wishes, key=lambda wish: (bool(model_profiles.facts_of(wish.model)), bool(wish.account))
+            refs, key=lambda ref: (bool(model_profiles.facts_of(ref.model)), bool(ref.account))
         )
         if (model := at_portal(best.model)) is not None:
             portals = tuple(each for each in accounts if each.family is Family.PORTAL)
@@ -194,122 +151,56 @@ class Router:
                 return (*self._unlisted(best, others), *routes)
         return self._unlisted(best, accounts)
 
-    def _listed(self, wish: ModelRef, accounts: tuple[Account, ...]) -> tuple[Route, ...]:
+    def _listed(self, ref: ModelRef, accounts: tuple[Account, ...]) -> tuple[Route, ...]:
         return tuple(
-            Route(account, wish.model, True, wish.search, wish.thinking)
+            Route(account, ref.model, True, ref.search, ref.thinking)
             for account in accounts
-            if wish.account in (None, account.name)
-            and wish.model in self._catalogue.listing_for_call(account).models
+            if ref.account in (None, account.name)
+            and ref.model in self._catalogue.listing_for_call(account).models
         )
 
-    def _unlisted(self, wish: ModelRef, accounts: tuple[Account, ...]) -> tuple[Route, ...]:
-        """Accounts without a live list: what they have is not known."""
+    def _unlisted(self, ref: ModelRef, accounts: tuple[Account, ...]) -> tuple[Route, ...]:
+        """Routes to accounts without a live list: they may have the model."""
         routes = []
         for account in accounts:
             listing = self._catalogue.listing_for_call(account)
-            if listing.live or wish.model in listing.models:
+            if listing.live or ref.model in listing.models:
                 continue
-            if wish.account in (None, account.name):
-                routes.append(Route(account, wish.model, False, wish.search, wish.thinking))
+            if ref.account in (None, account.name):
+                routes.append(Route(account, ref.model, False, ref.search, ref.thinking))
         return tuple(routes)
 
-    # --- in which order ----------------------------------------------------------------------
+    # --- which one next ----------------------------------------------------------------------
 
-    def choose(self, plan: Plan, without: set[str]) -> Candidate | None:
-        """The route for the next attempt; None when all accounts are among `without`.
+    def choose(self, plan: Plan, excluded: set[str]) -> Candidate | None:
+        """The route for the next attempt; None when all accounts are excluded, by name.
 
-        Where every account is to be left alone, the one that may be asked first.
+        Where every account is cooling down, the one that is free first.
         """
+        pool = self._pool
         if len(plan.routes) == 1:
             route = plan.routes[0]
-            return None if route.account.name in without else self._standing(route)
-        visited = plan.conversation and self._board.visited(plan.conversation)
+            if route.account.name in excluded:
+                return None
+            return Candidate(pool.cooldown_s(route.account, route.model), route)
+        latest = plan.conversation and self._affinity.account_of(plan.conversation)
         best: Candidate | None = None
         best_rank: tuple[object, ...] = ()
         for place, route in enumerate(plan.routes):
-            name = route.account.name
-            if name in without:
+            account = route.account
+            if account.name in excluded:
                 continue
-            standing = self._standing(route)
-            gate = self.gate(route.account)
+            cooldown_s = pool.cooldown_s(account, route.model)
+            limiter = pool.limiter(account)
             rank = (
-                round(standing.blocked_s, 1),
+                round(cooldown_s, 1),
                 not route.listed,
-                self._keys[name].own != visited,
-                self._priority[name],
-                gate.is_full,
-                gate.in_flight,
+                pool.keys(account).own != latest,
+                pool.priority(account),
+                limiter.is_full,
+                limiter.in_flight,
                 place,
             )
             if best is None or rank < best_rank:
-                best, best_rank = standing, rank
+                best, best_rank = Candidate(cooldown_s, route), rank
         return best
-
-    def _standing(self, route: Route) -> Candidate:
-        if self._board.is_clear:
-            return Candidate(0.0, route)
-        keys, blocked_s = self._keys[route.account.name], self._board.blocked_s
-        longest = max(
-            blocked_s(keys.payer), blocked_s(keys.of_model(route.model)), blocked_s(keys.host)
-        )
-        return Candidate(longest, route)
-
-    def keys(self, account: Account) -> Keys:
-        """The account's names in the board."""
-        return self._keys.get(account.name) or _keys(account, self._groups)
-
-    def has_refused(self, account: Account, model: str) -> bool:
-        """Whether the account said lately that it has no such model, or may not use it."""
-        key = self.keys(account).of_model(model)
-        refused = self._board.cause(key) in (MODEL_NOT_FOUND, MODEL_DENIED)
-        return refused and self._board.blocked_s(key) > 0
-
-    def gate(self, account: Account) -> Limiter:
-        """The account's places in this worker."""
-        gate = self._gates.get(account.name)
-        if gate is None:
-            gate = self._gates[account.name] = Limiter(self._places, self._queue)
-        return gate
-
-
-def _groups(same: tuple[str, ...]) -> Mapping[str, str]:
-    """Account name -> its group, of `("a+b", "c+d")`."""
-    return {name: group for group in same for name in group.split("+")}
-
-
-def _keys(account: Account, groups: Mapping[str, str]) -> Keys:
-    url = account.base_url or account.name
-    return Keys(
-        payer=key_of("payer", groups.get(account.name) or _payer(account)),
-        host=key_of("host", url),
-        own=key_of("own", account.name, url),
-    )
-
-
-def _payer(account: Account) -> str:
-    """Who pays, as far as it shows: the same key, or keys of one workspace, have one set of limits.
-
-    Two other keys may belong to one Alibaba account as well, which only their owner knows.
-    """
-    credential = account.credential
-    if isinstance(credential, StaticKey) and credential.key:
-        if found := _WORKSPACE_KEY.match(credential.key):
-            return f"workspace {found[1]}"
-        return f"key {credential.key}"
-    return f"account {account.name} {account.base_url}"
-
-
-def _priorities(accounts: tuple[Account, ...], order: tuple[str, ...]) -> dict[str, int]:
-    """Who comes first: those that the operator named, then the order in which they were found.
-
-    Accounts of one kind of host that were found in a row are equals: calls are spread over them.
-    """
-    named = {name: place for place, name in enumerate(order)}
-    priorities: dict[str, int] = {}
-    kinds: list[tuple[Family, bool]] = []
-    for account in accounts:
-        kind = (account.family, account.explicit)
-        if not kinds or kinds[-1] != kind:
-            kinds.append(kind)
-        priorities[account.name] = named.get(account.name, len(order) + len(kinds))
-    return priorities

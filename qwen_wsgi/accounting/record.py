@@ -1,0 +1,106 @@
+"""The facts of one call, in one value that every stage of the call writes to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qwen_wsgi.errors import ApiError, ClientGone, InternalError, UpstreamError, forget_frames
+from qwen_wsgi.protocol.usage import Usage
+
+
+@dataclass
+class CallRecord:
+    """One client request, from its arrival to its end. Times are monotonic seconds.
+
+    Attributes:
+        client: the client's name for logs: `key…abcd` or `local`.
+        account: the name of the account that was asked last, or "".
+        model: the model as the client named it.
+        upstream_model: the model's name at the account that was asked last, or "".
+        attempts: upstream requests that were begun; the repetition after a refreshed login is not
+            counted.
+        queued_s: time in queues and pauses.
+        connect_s: time to set up the last connection; 0.0 for one that was kept alive.
+        first_byte_at: when the upstream's first event arrived, or None.
+        longest_gap_s: the longest silence of the upstream after that.
+        changed: what was changed of the request for the account that was asked last, as entries of
+            the header `x-qwen-proxy-changed`.
+        outcome: `complete`, `refused` (by us), `upstream_error`, `client_gone`,
+            `cut_by_stop`, `failed` (a fault of ours), or `open`.
+        usage: as the upstream reported it; None is "unknown", never an estimate.
+        quiet: not worth a log line at INFO: health checks and the landing page.
+    """
+
+    request_id: str = ""
+    client: str = "-"
+    method: str = ""
+    path: str = ""
+    started_at: float = 0.0
+    account: str = ""
+    model: str = ""
+    upstream_model: str = ""
+    stream: bool = False
+    status: int = 0
+    attempts: int = 0
+    queued_s: float = 0.0
+    connect_s: float = 0.0
+    first_byte_at: float | None = None
+    longest_gap_s: float = 0.0
+    ended_at: float | None = None
+    changed: tuple[str, ...] = ()
+    usage: Usage | None = None
+    outcome: str = "open"
+    error_code: str = ""
+    upstream_request_id: str = ""
+    quiet: bool = False
+
+    def fail(self, error: BaseException) -> None:
+        """Record why the call failed."""
+        if isinstance(error, ApiError):
+            if isinstance(error, UpstreamError):
+                self.outcome = "upstream_error"
+            else:
+                self.outcome = "failed" if isinstance(error, InternalError) else "refused"
+            self.error_code = error.code or error.type
+            self.status = error.status
+        elif isinstance(error, ClientGone | GeneratorExit):
+            forget_frames(error)  # one of Flask's frames holds it
+            self.outcome = "client_gone"
+            self.status = self.status or 499
+        else:
+            self.outcome = "failed"
+            self.status = 500
+
+    def end(self, at: float) -> None:
+        """Close the record; a call that nothing else has ended is complete."""
+        self.ended_at = at
+        if self.outcome == "open":
+            self.outcome = "complete"
+
+    def part(self) -> CallRecord:
+        """A record for one of the upstream calls that this call is split into (see `join`)."""
+        return CallRecord(
+            request_id=self.request_id,
+            client=self.client,
+            model=self.model,
+            started_at=self.started_at,
+        )
+
+    def join(self, parts: Sequence[CallRecord], *, complete: int) -> None:
+        """Add up the parts of a split call.
+
+        The account is that of the part that failed, or of the first part when all succeeded.
+
+        Args:
+            complete: how many parts succeeded, in their order.
+        """
+        decisive = parts[complete % len(parts)]
+        if not decisive.account:
+            decisive = next((part for part in parts if part.account), decisive)
+        self.account, self.upstream_model = decisive.account, decisive.upstream_model
+        self.changed = decisive.changed
+        self.upstream_request_id = decisive.upstream_request_id
+        self.connect_s, self.first_byte_at = decisive.connect_s, decisive.first_byte_at
+        self.attempts = sum(part.attempts for part in parts)
+        self.queued_s = max(part.queued_s for part in parts)

@@ -1,0 +1,169 @@
+"""One attempt of a chat call at one account: the request as its host needs it, and the answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from qwen_wsgi.accounting.record import CallRecord
+from qwen_wsgi.clock import Clock
+from qwen_wsgi.protocol import chat
+from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, functions
+from qwen_wsgi.protocol.chat.functions import LegacyChunkStream
+from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError, compact
+from qwen_wsgi.protocol.usage import parse as parse_usage
+from qwen_wsgi.settings import Settings
+from qwen_wsgi.upstream.adapt import Adapted, Options, Target, adapt
+from qwen_wsgi.upstream.client import CHAT_PATH, UpstreamClient
+from qwen_wsgi.upstream.open_stream import OpenStream
+from qwen_wsgi.upstream.routing.router import Route
+
+#: What must not stand in an entry of a header's list.
+_NO_TOKEN: Final = re.compile(r"[^!-+\--~]")
+
+
+@dataclass(frozen=True)
+class ChatCall:
+    """A chat request with what belongs to it.
+
+    Attributes:
+        headers: of the client, for the upstream.
+        record: filled in as the call goes on.
+        pinned: the account that the client named, or "".
+        conversation: computes the call's key for affinity.
+        changed: what the translation from the client's dialect changed or dropped.
+    """
+
+    request: ChatRequest
+    headers: Mapping[str, str]
+    record: CallRecord
+    pinned: str = ""
+    conversation: Callable[[], bytes] | None = None
+    changed: tuple[str, ...] = ()
+
+
+class ChatAnswer(NamedTuple):
+    """A whole `chat.completion`: its bytes, and its value."""
+
+    body: bytes
+    value: dict[str, Any]
+
+
+class ChatAttempt:
+    """Makes single attempts; shared by all greenlets of a worker, keeps no state."""
+
+    def __init__(self, settings: Settings, client: UpstreamClient, clock: Clock) -> None:
+        self._options = Options(strict=settings.strict, cache_control=settings.cache_control)
+        self._client = client
+        self._clock = clock
+
+    def asks_stream(self, route: Route) -> bool:
+        """Whether a whole answer is put together from a stream at this account."""
+        return self._client.asks_stream(route.account)
+
+    def fan_out(self, call: ChatCall, route: Route) -> int:
+        """Into how many calls this one has to be split for the choices that it asks for."""
+        return self._adapted(call, route, stream=True).fan_out
+
+    def open(self, call: ChatCall, route: Route, *, hide_usage: bool) -> OpenStream:
+        """Open a stream and wait for its first event; the caller must close it.
+
+        Raises:
+            ApiError: the account did not answer.
+        """
+        body, adapted = self._prepared(call, route, stream=True)
+        name = call.request.model or route.model
+        kind = LegacyChunkStream if adapted.legacy_functions else ChunkStream
+        chunks = kind(
+            hide_usage=hide_usage,
+            mend=route.account.family.is_qwen,
+            model=(route.model, name) if name != route.model else None,
+        )
+        return self._client.open_stream(
+            route.account, body, headers=call.headers, chunks=chunks, record=call.record
+        )
+
+    def read_whole(self, call: ChatCall, route: Route, stream: OpenStream) -> ChatAnswer:
+        """Read an open stream to its end, close it, and put the whole answer together.
+
+        Raises:
+            UpstreamError: it broke off.
+        """
+        try:
+            completion = stream.completion()
+        finally:
+            stream.close()
+        value = completion.render(
+            id="chatcmpl-" + (call.record.upstream_request_id or "0"),
+            model=call.request.model or route.model,
+            created=int(self._clock.now()),
+        )
+        if isinstance(stream.chunks, LegacyChunkStream):
+            value = functions.completion(value)
+        return ChatAnswer(compact(value).encode(), value)
+
+    def ask_whole(self, call: ChatCall, route: Route) -> ChatAnswer:
+        """Ask for a whole answer; it stays as it came, but for the model's name.
+
+        Raises:
+            ApiError: the account did not answer.
+        """
+        body, adapted = self._prepared(call, route, stream=False)
+        answer = self._client.post_json(route.account, CHAT_PATH, body, headers=call.headers)
+        call.record.usage = parse_usage(answer.value.get("usage"))
+        call.record.upstream_request_id = answer.upstream_request_id
+        data, value = answer.body, answer.value
+        if adapted.legacy_functions:
+            value = functions.completion(value)
+            data = compact(value).encode()
+        name = call.request.model or route.model
+        return _named(data, value, name) if name != route.model else ChatAnswer(data, value)
+
+    def complete(self, call: ChatCall, route: Route) -> ChatAnswer:
+        """A whole answer of this account, whichever way it gives one.
+
+        Raises:
+            ApiError: the account did not answer, or its answer broke off.
+        """
+        if not self.asks_stream(route):
+            return self.ask_whole(call, route)
+        return self.read_whole(call, route, self.open(call, route, hide_usage=False))
+
+    def _adapted(self, call: ChatCall, route: Route, *, stream: bool) -> Adapted:
+        account = route.account
+        target = Target(
+            family=account.family,
+            model=route.model,
+            explicit=account.explicit,
+            search=route.search,
+            thinking=route.thinking,
+        )
+        return adapt(call.request, target, self._options, stream=stream)
+
+    def _prepared(self, call: ChatCall, route: Route, *, stream: bool) -> tuple[bytes, Adapted]:
+        """The body for an account; what was changed for it is recorded."""
+        adapted = self._adapted(call, route, stream=stream)
+        renamed: tuple[str, ...] = ()
+        if route.model != call.request.model:
+            renamed = (f"model:{_NO_TOKEN.sub('?', route.model)}",)
+        call.record.changed = (*call.changed, *renamed, *adapted.changed)
+        body = chat.upstream_body(
+            call.request,
+            model=route.model,
+            stream=stream,
+            changes=adapted.changes,
+            drop=adapted.drop,
+        )
+        return body, adapted
+
+
+def _named(data: bytes, value: dict[str, Any], name: str) -> ChatAnswer:
+    """A whole answer with the client's name for the model, however the upstream spells its own."""
+    renamed = {**value, "model": name}
+    try:
+        body = JsonObject(data).render({"model": name})
+    except JsonObjectError:
+        body = compact(renamed).encode()  # what Python reads is more than JSON: NaN, for one
+    return ChatAnswer(body, renamed)

@@ -1,0 +1,248 @@
+"""An upstream stream that a call reads: its events, how long to wait for them, how it may end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+from qwen_wsgi.accounting.record import CallRecord
+from qwen_wsgi.errors import ApiError, UpstreamError
+from qwen_wsgi.protocol import sse
+from qwen_wsgi.protocol.chat import ChunkStream, Completion
+from qwen_wsgi.upstream.failures.classify import connection_error
+from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
+from qwen_wsgi.upstream.http.transport import broken, silence
+from qwen_wsgi.upstream.routing.limiter import Slot
+
+#: After `[DONE]` only the last chunk of the framing is to come. If it does not come at once, the
+#: connection is given up rather than the client kept waiting for the end of its answer.
+_DRAIN_S: Final = 0.1
+
+
+class OpenStream:
+    """One upstream stream; its owner must `close` it.
+
+    It fails for silence: when nothing at all comes for `idle_s`, or nothing but comments and empty
+    chunks for `patience_s`, which is also the limit for the first event. It ends well only where
+    `ChunkStream.complete` says so; every other end is an error.
+
+    Args:
+        reader: None where all of it is in `first`.
+        patience_s: counted from now: make the stream when the request is sent.
+        explain: makes the error for what the upstream reported inside the stream.
+        record: `longest_gap_s` and `usage` are written to it.
+
+    Attributes:
+        first: the first events for the client, whole; set by `open`.
+        slot: released when the stream is closed.
+        on_failure: called with a failure after the first event.
+        heard_at: when the upstream sent something last; monotonic.
+    """
+
+    __slots__ = (
+        "_blocks",
+        "_content_at",
+        "_ended",
+        "_explain",
+        "_idle_s",
+        "_left_s",
+        "_monotonic",
+        "_patience_s",
+        "chunks",
+        "first",
+        "heard_at",
+        "on_failure",
+        "reader",
+        "record",
+        "slot",
+    )
+
+    def __init__(
+        self,
+        reader: BodyReader | None,
+        chunks: ChunkStream,
+        record: CallRecord,
+        *,
+        monotonic: Callable[[], float],
+        idle_s: float = math.inf,
+        patience_s: float = math.inf,
+        sent_at: float | None = None,
+        explain: Callable[[ChunkStream], UpstreamError] = lambda chunks: empty(),
+    ) -> None:
+        self.reader = reader
+        self.chunks = chunks
+        self.record = record
+        self.first = b""
+        self.slot: Slot | None = None
+        self.on_failure: Callable[[ApiError], None] = lambda error: None
+        self._explain = explain
+        self._monotonic = monotonic
+        self._idle_s = idle_s
+        self._patience_s = patience_s
+        self._blocks = sse.EventBlocks()
+        self._ended = False
+        self.heard_at = self._content_at = monotonic() if sent_at is None else sent_at
+        self._left_s = 0.0
+
+    def open(self) -> None:
+        """Wait for the first events that say something.
+
+        A beginning without content (only a role) is held back for one more read: throttling may
+        come right behind it, and can still be reported by its status.
+
+        Raises:
+            UpstreamError: the stream ended, broke or reported an error before.
+        """
+        idle_s, self._idle_s = self._idle_s, self._patience_s
+        sent_at = self._content_at
+        chunks, held = self.chunks, b""
+        while True:
+            self._content_at = sent_at
+            self._limit(self._monotonic())
+            events = self.read(math.inf)
+            if events and (held or chunks.answered or chunks.complete):
+                break
+            if events is None or (chunks.done and not chunks.complete):
+                raise empty()
+            held += events
+        self._idle_s = idle_s
+        self.begin(held + events)
+
+    def begin(self, first: bytes) -> None:
+        """Start with these events; from here on `longest_gap_s` counts."""
+        self.first = first
+        self.heard_at = self._content_at = self.record.first_byte_at = self._monotonic()
+        self.record.longest_gap_s = 0.0
+        self._left_s = self._idle_s
+
+    def read(self, wait_s: float) -> bytes | None:
+        """The next events for the client: `b""` if there are none within `wait_s`, None at the end.
+
+        Raises:
+            UpstreamError: silence, a broken connection, an error that the upstream reported, or an
+                end without a finish.
+        """
+        chunks, reader = self.chunks, self.reader
+        if chunks.failed:
+            raise self._explain(chunks)
+        if chunks.done or self._ended or reader is None:
+            self._check_end()
+            return None
+        try:
+            data = reader.read(wait_s if wait_s < self._left_s else self._left_s)
+            block = self._blocks.push(data) if data else self._last_block()
+        except ReadTimeout:
+            return self._nothing()
+        except (BodyBroken, sse.EventTooLarge) as error:
+            raise broken(error) from error
+        events = chunks.feed(block) if block else b""
+        now = self._monotonic()
+        if now - self.heard_at > self.record.longest_gap_s:
+            self.record.longest_gap_s = now - self.heard_at
+        self.heard_at = now
+        if events:
+            self._content_at, self._left_s = now, self._idle_s
+        elif chunks.failed:
+            raise self._explain(chunks)
+        elif not chunks.done:
+            self._limit(now)
+        if data:
+            return events
+        self._ended = True
+        if events := events + chunks.end():
+            return events
+        self._check_end()
+        return None
+
+    def _nothing(self) -> bytes:
+        """Nothing came in time: go on waiting, unless it has been too long."""
+        self._limit(self._monotonic())
+        return b""
+
+    def _limit(self, now: float) -> None:
+        """How long the next wait may be.
+
+        Raises:
+            UpstreamTimeout: the upstream was silent for too long already.
+        """
+        idle_left_s = self.heard_at + self._idle_s - now
+        patience_left_s = self._content_at + self._patience_s - now
+        self._left_s = min(idle_left_s, patience_left_s)
+        if self._left_s <= 0:
+            raise silence(self._idle_s if idle_left_s < patience_left_s else self._patience_s)
+
+    def _check_end(self) -> None:
+        """Fail unless a client may take what came for a whole answer.
+
+        Raises:
+            UpstreamError: it ended early, or was empty.
+        """
+        if not self.chunks.complete:
+            raise ended_early() if self.chunks.answered else empty()
+
+    def _last_block(self) -> bytes:
+        """The rest without a blank line: an event if it can be parsed, else nothing."""
+        rest = self._blocks.rest().strip()
+        self._blocks = sse.EventBlocks()
+        whole = sse.parse(rest) is not None or sse.is_done(rest)
+        return rest + b"\n\n" if whole else b""
+
+    def fail_if_reported(self) -> None:
+        """Fail if the upstream reported an error in what was fed so far.
+
+        Raises:
+            UpstreamError: what it means.
+        """
+        if self.chunks.failed:
+            raise self._explain(self.chunks)
+
+    def completion(self) -> Completion:
+        """Read to the end, and put the chunks together.
+
+        Raises:
+            UpstreamError: the stream broke off, or failed.
+        """
+        completion = Completion()
+        events: bytes | None = self.first
+        while events is not None:
+            for event in sse.events(events):
+                chunk = sse.parse(event)
+                if isinstance(chunk, dict):
+                    completion.add(chunk)
+            events = self.read(math.inf)
+        self.drain()
+        return completion
+
+    def drain(self) -> None:
+        """Read to the end of the framing, so that the connection can serve another call."""
+        try:
+            while self.reader is not None and self.reader.read(_DRAIN_S):
+                pass
+        except (ReadTimeout, BodyBroken):
+            return
+
+    def close(self) -> None:
+        """Stop the upstream and release the slot; harmless when repeated.
+
+        Closes the connection unless the answer was read to its end.
+        """
+        self.record.usage = self.chunks.usage
+        if self.reader is not None:
+            self.reader.close()
+        if self.slot is not None:
+            self.slot.release()
+
+
+def empty() -> UpstreamError:
+    """The error for an answer with neither content nor a finish."""
+    return connection_error(
+        "empty", "The upstream ended its answer without any content. Nothing was generated."
+    )
+
+
+def ended_early() -> UpstreamError:
+    """The error for a stream that ended in good order, but without a finish reason."""
+    return connection_error(
+        "broken", "The upstream's answer ended without a finish. What came before is incomplete."
+    )
