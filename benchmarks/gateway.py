@@ -28,7 +28,9 @@ from pathlib import Path
 from benchmarks import servers, upstream
 from benchmarks.load import LoadError
 from benchmarks.measures import MEASURES, QUICK, Bench, Measure, Row, Sizes, Values
-from benchmarks.servers import StartError, Target
+from benchmarks.servers import Target
+from tests.kit import processes
+from tests.kit.processes import StartError
 
 #: Values of one row: by target's name, one per round.
 Rounds = dict[str, list[float]]
@@ -215,7 +217,7 @@ async def _run(arguments: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what the arguments ask for; the value is the exit status."""
     arguments = _parser().parse_args(argv)
-    servers.raise_open_files_limit(16_384)
+    processes.raise_open_files_limit(16_384)
     try:
         return asyncio.run(_run(arguments))
     except (StartError, LoadError) as error:

@@ -11,9 +11,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from benchmarks import load, servers
+from benchmarks import load
 from benchmarks.load import LoadError
 from benchmarks.servers import Target
+from tests.kit import processes
 
 #: What one measurement of one target yields: values by the row's key.
 Values = dict[str, float]
@@ -59,11 +60,11 @@ async def _cpu_of(target: Target, request: bytes, count: int, concurrency: int) 
     """CPU seconds per request, after a warm-up."""
     await load.hammer(target, request, max(4 * concurrency, count // 10), concurrency)
     await asyncio.sleep(_SETTLE_S)
-    pids = servers.tree(target.pid or 0)
-    before = servers.cpu_s(pids)
+    pids = processes.tree(target.pid or 0)
+    before = processes.cpu_s(pids)
     await load.hammer(target, request, count, concurrency)
     await asyncio.sleep(_SETTLE_S)
-    return (servers.cpu_s(pids) - before) / count
+    return (processes.cpu_s(pids) - before) / count
 
 
 def _many(bench: Bench, target: Target) -> int:
@@ -103,12 +104,12 @@ async def _cpu_of_a_chunk(bench: Bench, target: Target, request: bytes) -> float
     window_s = bench.sizes.window_s
     opened = await load.open_streams(target, request, 40)
     await asyncio.sleep(0.3)
-    pids = servers.tree(target.pid or 0)
+    pids = processes.tree(target.pid or 0)
     chunks_before = (await load.stats(bench.up))["chunks"]
-    cpu_before = servers.cpu_s(pids)
+    cpu_before = processes.cpu_s(pids)
     await asyncio.sleep(window_s)
-    cpu = servers.cpu_s(pids) - cpu_before
-    passed = (await load.stats(bench.up))["chunks"] - chunks_before
+    cpu = processes.cpu_s(pids) - cpu_before
+    passed: int = (await load.stats(bench.up))["chunks"] - chunks_before
     load.close_all(opened)
     await asyncio.sleep(_SETTLE_S)
     return cpu / passed * 1e6
@@ -160,12 +161,12 @@ async def memory(bench: Bench, target: Target) -> Values:
     """Growth with open streams; wants a fresh target, since freed memory is used again."""
     await load.hammer(target, load.chat("fast", stream=True), 200, 16)
     await asyncio.sleep(_SETTLE_S)
-    pids = servers.tree(target.pid or 0)
-    before = servers.memory_kb(pids)
+    pids = processes.tree(target.pid or 0)
+    before = processes.memory_kb(pids)
     count = bench.sizes.streams
     opened = await load.open_streams(target, load.chat("slow", stream=True, chunks=1000), count)
     await asyncio.sleep(2.0)
-    grown = servers.memory_kb(pids) - before
+    grown = processes.memory_kb(pids) - before
     load.close_all(opened)
     await asyncio.sleep(_SETTLE_S)
     return {"memory_kb": grown / count}
@@ -185,13 +186,13 @@ async def delay(bench: Bench, target: Target) -> Values:
             target, request, bench.sizes.delay_streams, every_s=0.003, on_delay=note
         )
         await asyncio.sleep(0.5)
-        pids = servers.tree(target.pid) if target.pid else []
-        cpu_before, starved_before = servers.cpu_s(pids), servers.starved_s(pids)
+        pids = processes.tree(target.pid) if target.pid else []
+        cpu_before, starved_before = processes.cpu_s(pids), processes.starved_s(pids)
         for _ in range(int(bench.sizes.delay_window_s / _DELAY_WINDOW_S)):
             windows.append([])
             await asyncio.sleep(_DELAY_WINDOW_S)
-        cpu = servers.cpu_s(pids) - cpu_before
-        starved = servers.starved_s(pids) - starved_before
+        cpu = processes.cpu_s(pids) - cpu_before
+        starved = processes.starved_s(pids) - starved_before
         found, windows = windows, []
     load.close_all(opened)
     await asyncio.sleep(0.5)

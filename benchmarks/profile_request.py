@@ -27,7 +27,8 @@ from types import CodeType, FrameType
 from typing import Any, Final
 
 from benchmarks import load, servers
-from benchmarks.servers import REPOSITORY
+from tests.kit import processes
+from tests.kit.processes import REPOSITORY
 
 #: The kernel's tick is the finest that a CPU timer can be.
 _INTERVAL_S: Final = 0.001
@@ -114,21 +115,21 @@ def _name(code: CodeType) -> str:
 
 async def _load(kind: str, up: servers.Target, target: servers.Target, for_s: float) -> float:
     """Load the target; microseconds of CPU per request, or per chunk of `paced`."""
-    pids = servers.tree(target.pid or 0)
+    pids = processes.tree(target.pid or 0)
     loop = asyncio.get_running_loop()
     if kind == "paced":
         request = load.chat("paced", stream=True, chunks=100_000)
         opened = await load.open_streams(target, request, 200)
-        chunks, before = (await load.stats(up))["chunks"], servers.cpu_s(pids)
+        chunks, before = (await load.stats(up))["chunks"], processes.cpu_s(pids)
         await asyncio.sleep(for_s)
         done = int((await load.stats(up))["chunks"] - chunks)
         load.close_all(opened)
     else:
-        until, before, done = loop.time() + for_s, servers.cpu_s(pids), 0
+        until, before, done = loop.time() + for_s, processes.cpu_s(pids), 0
         while loop.time() < until:
             await load.hammer(target, _REQUESTS[kind], 100, 8)
             done += 100
-    return (servers.cpu_s(pids) - before) / done * 1e6
+    return (processes.cpu_s(pids) - before) / done * 1e6
 
 
 def _print(title: str, table: dict[str, int], unit_us: float, top: int) -> None:
@@ -158,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.calls and arguments.kind == "paced":
         parser.error("--calls is for whole requests")
-    servers.raise_open_files_limit(4096)
+    processes.raise_open_files_limit(4096)
     with tempfile.TemporaryDirectory(prefix="qwen-proxy-profile-") as name:
         directory = Path(name)
         result, config = directory / "result.json", directory / "gunicorn.conf.py"

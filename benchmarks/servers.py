@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-REPOSITORY: Final = Path(__file__).resolve().parent.parent
+from tests.kit.processes import REPOSITORY, StartError, free_port, stop, tree
 
 #: The client key of the measured proxies: authentication is part of what is measured.
 CLIENT_KEY: Final = "sk-bench-0123456789abcdef"
@@ -28,11 +28,6 @@ UPSTREAM_KEY: Final = "sk-upstream-0123456789"
 _PATH: Final = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin"
 
 _START_S: Final = 60.0
-_STOP_S: Final = 3.0
-
-
-class StartError(Exception):
-    """A server that is to be measured did not start."""
 
 
 @dataclass(frozen=True)
@@ -48,87 +43,12 @@ class Target:
     pid: int | None
 
 
-def raise_open_files_limit(needed: int) -> None:
-    """Every stream holds a file here, one in the upstream, and two in between."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < needed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(needed, hard), hard))
-
-
 def find_nginx() -> str | None:
     """The nginx program, or None."""
     return shutil.which("nginx", path=_PATH)
 
 
 # Processes
-
-
-def tree(pid: int) -> list[int]:
-    """The process and all its descendants."""
-    children: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                stat = Path("/proc", entry, "stat").read_text()
-                # The name in parentheses may hold anything; the parent is the second after it.
-                parent = int(stat.rpartition(")")[2].split()[1])
-                children.setdefault(parent, []).append(int(entry))
-    found = [pid]
-    for one in found:
-        found += children.get(one, ())
-    return found
-
-
-def cpu_s(pids: Sequence[int]) -> float:
-    """CPU seconds that the processes used so far, user and system, all threads."""
-    # The kernel's CPU clock of another process (clock_getcpuclockid): what utime + stime in
-    # /proc/PID/stat are made of, in nanoseconds and not in ticks of 10 ms.
-    return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
-
-
-def starved_s(pids: Sequence[int]) -> float:
-    """Seconds that the processes were ready to run but had no CPU, since they started."""
-    total = 0
-    for pid in pids:
-        # Three numbers: nanoseconds on a CPU, nanoseconds waiting for one, time slices.
-        total += int(Path(f"/proc/{pid}/schedstat").read_text().split()[1])
-    return total / 1e9
-
-
-def memory_kb(pids: Sequence[int]) -> float:
-    """Proportional set size of the processes: shared pages are counted once."""
-    total = 0
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1])
-    return float(total)
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
-    """Stop a server and whatever it started, first politely."""
-    pids = tree(process.pid)
-    if process.poll() is None:
-        process.send_signal(how)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_STOP_S)
-    if process.poll() is None:
-        # Descendants of a root that still runs are surely still ours.
-        for pid in pids[1:]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.kill()
-        process.wait()
 
 
 @contextlib.contextmanager

@@ -12,17 +12,10 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.hosts import is_loopback
-from tests.kit import secrets
+from tests.kit import log_files, secrets
 
-#: Everything that any process of the run logged: records of this one before they are redacted,
-#: and the log files of the servers it started.
+#: What this process logged, before it was redacted.
 _messages: list[str] = []
-_files: list[Path] = []
-
-
-def note_log_file(path: Path) -> None:
-    """Have a server's log searched for secrets at the end of the run."""
-    _files.append(path)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,7 +31,7 @@ def _no_secret_in_any_log() -> Iterator[None]:
     logging.setLogRecordFactory(noting)
     yield
     logging.setLogRecordFactory(factory)
-    texts = [*_messages, *(path.read_text(errors="replace") for path in _files if path.exists())]
+    texts = [*_messages, *log_files.texts()]
     leaked = {
         value[:12] + "…"
         for value in secrets.made()

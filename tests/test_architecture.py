@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -352,3 +353,71 @@ def test_every_module_says_what_it_is_for(path: Path) -> None:
     assert ast.get_docstring(tree)
     if len(tree.body) > 1 and path.name != "__init__.py":
         assert "from __future__ import annotations" in text
+
+
+#: Rooms of tests/ from which every test may import.
+SHARED = ("fakes", "kit", "schemas", "soak", "torture")
+
+
+def _imports_of_tests() -> list[tuple[Path, Import]]:
+    return [
+        (path, Import(found.file, found.line, module, found.for_types))
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for found in imports_of(path)
+        for module in _modules(found, path)
+    ]
+
+
+def _modules(found: Import, path: Path) -> list[str]:
+    """What is imported; `from tests.kit import servers` names `tests.kit.servers`."""
+    if found.module.split(".")[0] not in ("tests", "benchmarks"):
+        return []
+    inside = ROOT / found.module.replace(".", "/")
+    if not inside.is_dir():
+        return [found.module]
+    line = next(
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom) and node.lineno == found.line
+    )
+    return [f"{found.module}.{alias.name}" for alias in line.names]
+
+
+def test_no_test_imports_another_test() -> None:
+    """Nor a conftest: what several tests need is in tests/fakes and tests/kit."""
+    wrong = [
+        str(found)
+        for _, found in _imports_of_tests()
+        for part in found.module.split(".")
+        if part.startswith("test_") or part == "conftest"
+    ]
+    assert wrong == []
+
+
+def test_what_the_tests_of_one_room_share_stays_in_it() -> None:
+    wrong = [
+        str(found)
+        for path, found in _imports_of_tests()
+        if found.module.startswith("tests.")
+        and (room := found.module.split(".")[1]) not in SHARED
+        and room != path.relative_to(ROOT / "tests").parts[0]
+    ]
+    assert wrong == []
+
+
+def test_no_test_imports_the_benchmarks() -> None:
+    wrong = [str(found) for _, found in _imports_of_tests() if found.module.startswith("bench")]
+
+    assert wrong == []
+    assert "benchmarks" not in (ROOT / "tests/soak/probe.py").read_text()
+
+
+def test_what_the_type_checker_shall_ignore_has_a_reason() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for top in ("tests", "benchmarks")
+        for path in sorted((ROOT / top).rglob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(r"#\s*type:\s*ignore(?!\[[\w, -]+\]\s+# \w)", line)
+    ]
+    assert wrong == []

@@ -197,7 +197,8 @@ def test_every_alternative_obeys_and_fails_by_itself(kind: str) -> None:
 def test_an_event_is_held_to_the_schema_of_its_type() -> None:
     event = example(*of("response_events#response.output_text.delta"))
     check_event(event)
-    for wrong in ({**event, "type": "response.sung"}, {**event, "delta": 1}, [], {}):
+    wrongs: tuple[Any, ...] = ({**event, "type": "response.sung"}, {**event, "delta": 1}, [], {})
+    for wrong in wrongs:
         with pytest.raises(AssertionError):
             check_event(wrong)
 

@@ -15,8 +15,9 @@ from werkzeug.test import TestResponse
 from qwen_wsgi.app import create_app
 from qwen_wsgi.logs import Formatter, Redaction
 from qwen_wsgi.services import Services, build_services
+from tests.fakes.clock import FakeClock
 from tests.fakes.raw_server import Answer, RawServer
-from tests.fakes.upstream import FakeClock, settings_of
+from tests.fakes.upstream import settings_of
 from tests.kit.secrets import secret
 
 UPSTREAM_KEY = secret("upstream-of-api")

@@ -248,7 +248,7 @@ def test_a_fault_of_ours_is_a_500_that_tells_nothing_but_the_id() -> None:
             raise RuntimeError(f"boom with {KEY}")
 
     with running(QWEN_PROXY_API_KEYS=KEY) as app:
-        broken = dataclasses.replace(app.services, book=Faulty())  # type: ignore[arg-type]
+        broken = dataclasses.replace(app.services, book=Faulty())  # type: ignore[arg-type]  # a broken one
         client = create_app(services=broken).test_client()
         response = client.get("/health", headers={"X-Request-Id": "req-5"})
 
@@ -391,7 +391,7 @@ def test_health_is_ready_when_an_account_is_usable(
     accounts: tuple[Any, ...], status: int, word: str
 ) -> None:
     with running() as app:
-        services = dataclasses.replace(app.services, book=FakeBook(*accounts))  # type: ignore[arg-type]
+        services = dataclasses.replace(app.services, book=FakeBook(*accounts))  # type: ignore[arg-type]  # all that is used
         response = create_app(services=services).test_client().get("/health")
 
     body = json.loads(response.data)
@@ -422,9 +422,9 @@ def test_a_login_in_memory_alone_is_told_and_nobody_restarts_for_it() -> None:
     told = dataclasses.replace(
         account.credential.status(), ability=Ability.REFRESHABLE, unsaved=True
     )
-    account.credential.status = lambda: told  # type: ignore[method-assign]
+    account.credential.status = lambda: told  # type: ignore[method-assign]  # as a test wants it
     with running() as app:
-        services = dataclasses.replace(app.services, book=FakeBook(account))  # type: ignore[arg-type]
+        services = dataclasses.replace(app.services, book=FakeBook(account))  # type: ignore[arg-type]  # all that is used
         client = create_app(services=services).test_client()
         body = client.get("/health").get_json()
         assert client.get("/health/ready").status_code == 200

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import termios
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,7 @@ from qwen_wsgi.cli import login
 from qwen_wsgi.credentials.files.document import parse
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.sandbox import Sandbox
-
-#: How much faster time passes for a login under test.
-SPEED = 20
+from tests.fakes.clock import FastClock, fast_sleep
 
 
 @pytest.fixture
@@ -40,20 +37,6 @@ def sandbox() -> Iterator[Sandbox]:
         yield running
         state = running.state()
     assert state["internal_errors"] == 0, state["last_failure"]
-
-
-class FastClock:
-    """The machine's clocks; durations pass at SPEED."""
-
-    def now(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic() * SPEED
-
-
-def fast_sleep(seconds: float) -> None:
-    time.sleep(seconds / SPEED)
 
 
 def run(origin: str, **more: Any) -> tuple[int, str, str]:
@@ -76,7 +59,7 @@ PROGRAM = textwrap.dedent(
     import sys
     from qwen_wsgi import settings
     from qwen_wsgi.cli import login
-    from tests.cli.test_login import FastClock, fast_sleep
+    from tests.fakes.clock import FastClock, fast_sleep
     sys.exit(login.run(
         settings.load(), account=None, json_output="--json" in sys.argv, browser=False,
         out=sys.stdout, err=sys.stderr, clock=FastClock(), sleep=fast_sleep,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -108,7 +109,7 @@ def test_this_machines_address_is_found_without_sending_anything(
 
     # No way there, as on a machine without a network.
     monkeypatch.setattr(command, "_NOWHERE", ("127.0.0.1", 0x10000 - 1))
-    monkeypatch.setattr(command.socket.socket, "connect", unreachable)
+    monkeypatch.setattr(socket.socket, "connect", unreachable)
     assert command.lan_address() == ""
 
 

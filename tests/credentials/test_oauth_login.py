@@ -10,8 +10,9 @@ from qwen_wsgi.credentials.credential import StaticKey, TokenState
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import CredentialError
-from tests.credentials.conftest import FakeClock, Home
+from tests.fakes.clock import FakeClock
 from tests.kit.login_world import login_of
+from tests.kit.qwen_home import Home
 
 URL = "https://portal.qwen.ai/v1"
 KEY = "sk-0123456789-0123456789"

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.kit import servers
-from tests.kit.servers import Server
-
-StartServer = Callable[..., Server]
-
-
-def short_directory() -> contextlib.AbstractContextManager[str]:
-    """A directory with a short path: a unix socket's has to fit into 107 bytes."""
-    return tempfile.TemporaryDirectory(prefix="qp")
+from tests.kit.servers import Server, StartServer, short_directory
 
 
 @pytest.fixture

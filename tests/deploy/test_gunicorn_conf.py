@@ -16,9 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.conftest import StartServer
 from tests.kit import servers
-from tests.kit.servers import Server, wait_until, workers
+from tests.kit.servers import Server, StartServer, wait_until, workers
 
 pytestmark = pytest.mark.server
 

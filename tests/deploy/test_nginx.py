@@ -16,9 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.conftest import StartServer, short_directory
 from tests.kit import servers
-from tests.kit.servers import Server
+from tests.kit.servers import Server, StartServer, short_directory
 
 pytestmark = [
     pytest.mark.server,

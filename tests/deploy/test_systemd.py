@@ -15,8 +15,7 @@ from qwen_wsgi import settings
 from qwen_wsgi.cli.main import EXIT_CONFIGURATION
 from qwen_wsgi.credentials.sources import providers
 from tests.deploy import unit_sandbox
-from tests.deploy.conftest import StartServer
-from tests.kit.servers import REPO
+from tests.kit.servers import REPO, StartServer
 
 UNIT = REPO / "systemd/qwen-proxy.service"
 OWNER = REPO / "systemd/owner.conf.example"

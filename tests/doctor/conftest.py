@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ import pytest
 from qwen_wsgi import settings as settings_module
 from qwen_wsgi.settings import Settings
 from tests.fakes.machine import FakeMachine
-
-Load = Callable[..., Settings]
+from tests.kit.installed_machine import Load
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import pytest
 
 from qwen_wsgi.sandbox import Sandbox
 from tests.fakes.raw_server import RawServer, whole
+from tests.kit.proxy import Proxy, start
 from tests.kit.secrets import core, secret
-from tests.server.conftest import Proxy, start
 
 REPO = Path(__file__).resolve().parents[2]
 KEY = secret("doctor-good")

@@ -15,8 +15,8 @@ from qwen_wsgi.doctor import configuration
 from qwen_wsgi.doctor.findings import Finding, Level
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.routing.accounts import AccountBook
-from tests.doctor.conftest import Load
 from tests.fakes.machine import faults, levels, one
+from tests.kit.installed_machine import Load
 from tests.kit.secrets import core, secret
 
 KEY = secret("doctor-settings")

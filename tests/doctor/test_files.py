@@ -13,8 +13,8 @@ from qwen_wsgi.doctor import files
 from qwen_wsgi.doctor.findings import Finding, Level
 from qwen_wsgi.doctor.machine import Room
 from qwen_wsgi.settings import Settings
-from tests.doctor.conftest import Load
 from tests.fakes.machine import FakeMachine, faults, levels, of, one
+from tests.kit.installed_machine import Load
 from tests.kit.secrets import secret
 
 KEY = secret("doctor-files")

@@ -17,8 +17,8 @@ from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.doctor import locks
 from qwen_wsgi.doctor.findings import Finding, Level
-from tests.doctor.conftest import Load
 from tests.fakes.machine import FakeMachine, faults, of, one
+from tests.kit.installed_machine import Load
 from tests.kit.secrets import secret
 
 

@@ -8,9 +8,9 @@ from qwen_wsgi.doctor import models, plan_terms
 from qwen_wsgi.doctor.findings import Level
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.upstream.routing.catalogue import Listing
-from tests.doctor.conftest import Load
 from tests.fakes.machine import levels, one
 from tests.fakes.upstream import account_of
+from tests.kit.installed_machine import Load
 from tests.kit.secrets import secret
 
 LIVE = Listing({"qwen-flash": {}, "qwen3.8-max": {}}, True)

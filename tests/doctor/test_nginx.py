@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from qwen_wsgi import net
 from qwen_wsgi.doctor import nginx
 from qwen_wsgi.doctor.findings import Finding, Level
 from qwen_wsgi.doctor.machine import Ran
-from tests.doctor.conftest import Load
 from tests.fakes.machine import FakeMachine, faults, levels, of, one
+from tests.kit.installed_machine import SHIPPED_SITE, Load, install_nginx, write_site
 
-SHIPPED = (Path(__file__).resolve().parents[2] / "nginx/qwen-proxy.conf").read_text()
 BIND = net.parse("unix:/run/qwen-proxy/http.sock")
 
 
 @pytest.fixture
 def installed(machine: FakeMachine) -> FakeMachine:
     """nginx with our site, as `make install` leaves it."""
-    machine.programs["nginx"] = Ran(0, "", "")
-    machine.uid = 0
-    machine.groups["qwen-proxy"] = ("www-data",)
-    for name in ("sites-available", "sites-enabled", "conf.d"):
-        (machine.root / "etc/nginx" / name).mkdir(parents=True)
-    (machine.root / "etc/nginx/nginx.conf").write_text("user www-data;\nevents {}\n")
-    (machine.root / "run").mkdir()
-    (machine.root / "run/nginx.pid").write_text("42\n")
-    (machine.root / "proc/42").mkdir(parents=True)
-    write(machine, SHIPPED)
+    install_nginx(machine)
     return machine
-
-
-def write(machine: FakeMachine, text: str) -> None:
-    site = machine.root / "etc/nginx/sites-available/qwen-proxy.conf"
-    site.write_text(text)
-    link = machine.root / "etc/nginx/sites-enabled/qwen-proxy.conf"
-    link.unlink(missing_ok=True)
-    link.symlink_to("../sites-available/qwen-proxy.conf")
 
 
 def found_of(machine: FakeMachine, load: Load, bind: str = str(BIND)) -> list[Finding]:
@@ -103,8 +83,8 @@ def test_a_site_of_another_name_is_found(installed: FakeMachine) -> None:
 def test_what_is_wrong_with_a_site(
     installed: FakeMachine, load: Load, old: str, new: str, subject: str, level: str, words: str
 ) -> None:
-    assert old in SHIPPED
-    write(installed, SHIPPED.replace(old, new))
+    assert old in SHIPPED_SITE
+    write_site(installed, SHIPPED_SITE.replace(old, new))
 
     fault = one(faults(found_of(installed, load)))
 
@@ -112,7 +92,7 @@ def test_what_is_wrong_with_a_site(
 
 
 def test_no_limit_of_the_body_is_fine(installed: FakeMachine, load: Load) -> None:
-    write(installed, SHIPPED.replace("body_size 80m", "body_size 0"))
+    write_site(installed, SHIPPED_SITE.replace("body_size 80m", "body_size 0"))
 
     assert faults(found_of(installed, load)) == []
 

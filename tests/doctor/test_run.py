@@ -15,9 +15,14 @@ from qwen_wsgi.doctor.findings import Finding
 from qwen_wsgi.doctor.machine import Ran
 from qwen_wsgi.doctor.run import Run
 from qwen_wsgi.settings import Settings
-from tests.doctor import test_nginx, test_systemd
-from tests.doctor.conftest import Load
 from tests.fakes.machine import FakeMachine, levels, one
+from tests.kit.installed_machine import (
+    ENV_FILE,
+    Load,
+    install_nginx,
+    install_unit,
+    write_env_file,
+)
 from tests.kit.secrets import core, secret
 
 KEY = secret("doctor-whole")
@@ -36,8 +41,8 @@ def groups(settings: Settings, machine: FakeMachine) -> dict[str, list[Finding]]
 @pytest.fixture
 def served(machine: FakeMachine) -> FakeMachine:
     """A machine with the service and nginx, all in order, looked at by the service's user."""
-    test_nginx.installed.__wrapped__(machine)  # type: ignore[attr-defined]  # a fixture's function
-    test_systemd.tell(machine)
+    install_nginx(machine)
+    install_unit(machine)
     machine.uid = os.geteuid()
     machine.users[machine.uid] = "qwen-proxy"
     body = {"status": "ok", "version": __version__, "accounts": [{"name": "dashscope"}]}
@@ -71,7 +76,7 @@ def test_the_server_is_looked_for_where_the_service_has_it(load: Load, served: F
 
 def test_an_environment_file_that_only_root_may_read(load: Load, served: FakeMachine) -> None:
     """The service's user was given its settings, and cannot read the file that they are from."""
-    (served.root / test_systemd.FILE.lstrip("/")).mkdir(parents=True)
+    (served.root / ENV_FILE.lstrip("/")).mkdir(parents=True)
 
     found = groups(served_with(load, QWEN_PROXY_BIND="127.0.0.1:8080"), served)
 
@@ -79,7 +84,7 @@ def test_an_environment_file_that_only_root_may_read(load: Load, served: FakeMac
 
 
 def test_a_plan_behind_an_open_nginx(load: Load, served: FakeMachine) -> None:
-    test_systemd.write(served, f"BAILIAN_CODING_PLAN_API_KEY={KEY}\n")
+    write_env_file(served, f"BAILIAN_CODING_PLAN_API_KEY={KEY}\n")
 
     found = groups(served_with(load, BAILIAN_CODING_PLAN_API_KEY=KEY), served)
 

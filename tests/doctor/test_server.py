@@ -11,8 +11,8 @@ import pytest
 from qwen_wsgi import __version__, net
 from qwen_wsgi.doctor import server
 from qwen_wsgi.doctor.findings import Finding, Level
-from tests.doctor.conftest import Load
 from tests.fakes.machine import FakeMachine, faults, levels, of, one
+from tests.kit.installed_machine import Load
 
 BIND = net.parse("127.0.0.1:8080")
 

@@ -13,60 +13,23 @@ from qwen_wsgi.doctor import systemd
 from qwen_wsgi.doctor.findings import Finding, Level
 from qwen_wsgi.doctor.machine import Ran
 from qwen_wsgi.doctor.service import Service
-from tests.doctor.conftest import Load
 from tests.fakes.machine import FakeMachine, faults, levels, of, one
+from tests.kit.installed_machine import ENV_FILE, GOOD_UNIT, Load, install_unit, write_env_file
 from tests.kit.secrets import core, secret
 
 REPO = Path(__file__).resolve().parents[2]
 KEY = secret("doctor-unit")
-FILE = "/etc/qwen-proxy/qwen-proxy.env"
 
-#: As systemd 252 tells the unit that `make install` brings.
-GOOD = {
-    "LoadState": "loaded",
-    "ActiveState": "active",
-    "SubState": "running",
-    "UnitFileState": "enabled",
-    "Result": "success",
-    "ExecMainStatus": "0",
-    "NRestarts": "0",
-    "NeedDaemonReload": "no",
-    "User": "qwen-proxy",
-    "Group": "qwen-proxy",
-    "ExecStart": "{ path=/opt/qwen-proxy/venv/bin/qwen-proxy ; argv[]=/opt/… serve ; }",
-    "Environment": "QWEN_PROXY_BIND=unix:/run/qwen-proxy/http.sock QWEN_PROXY_SANDBOX=0",
-    "EnvironmentFiles": f"{FILE} (ignore_errors=yes)",
-    "StateDirectory": "qwen-proxy",
-    "DropInPaths": "",
-    "ProtectHome": "yes",
-    "ProtectSystem": "strict",
-    "BindPaths": "",
-    "BindReadOnlyPaths": "",
-    "ReadWritePaths": "",
-    "LimitNOFILE": "16384",
-    "TimeoutStopUSec": "1min 40s",
-}
 OWNER = {
     "User": "alice",
     "ProtectHome": "tmpfs",
     "BindPaths": "/home/alice/.qwen:/home/alice/.qwen:rbind",
-    "Environment": GOOD["Environment"] + " QWEN_HOME=/home/alice/.qwen",
+    "Environment": GOOD_UNIT["Environment"] + " QWEN_HOME=/home/alice/.qwen",
 }
 
 
-def tell(machine: FakeMachine, **changes: str) -> None:
-    shown = "".join(f"{name}={value}\n" for name, value in {**GOOD, **changes}.items())
-    machine.programs["systemctl"] = Ran(0, shown, "")
-
-
-def write(machine: FakeMachine, text: str) -> None:
-    path = machine.root / FILE.lstrip("/")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
 def look(machine: FakeMachine, **changes: str) -> Service:
-    tell(machine, **changes)
+    install_unit(machine, **changes)
     return services.look(machine)
 
 
@@ -77,7 +40,7 @@ def found_of(machine: FakeMachine, load: Load, **changes: str) -> list[Finding]:
 
 
 def test_a_good_service(machine: FakeMachine, load: Load) -> None:
-    write(machine, f"DASHSCOPE_API_KEY={KEY}\n")
+    write_env_file(machine, f"DASHSCOPE_API_KEY={KEY}\n")
 
     found = found_of(machine, load)
 
@@ -185,7 +148,7 @@ def test_no_limit_is_no_fault(machine: FakeMachine, load: Load) -> None:
 
 class TestEnvironment:
     def test_the_file_wins_over_the_unit(self, machine: FakeMachine) -> None:
-        write(machine, "QWEN_PROXY_BIND=0.0.0.0:8080\n")
+        write_env_file(machine, "QWEN_PROXY_BIND=0.0.0.0:8080\n")
 
         assert look(machine).bind == "0.0.0.0:8080"
 
@@ -196,16 +159,16 @@ class TestEnvironment:
         assert unit.bind == "unix:/run/qwen-proxy/http.sock"
 
     def test_a_file_that_may_not_be_read(self, machine: FakeMachine, load: Load) -> None:
-        path = machine.root / FILE.lstrip("/")
+        path = machine.root / ENV_FILE.lstrip("/")
         path.mkdir(parents=True)  # as good as no permission, for root too
 
         found = found_of(machine, load)
 
-        assert levels(found)[FILE] == "skipped"
+        assert levels(found)[ENV_FILE] == "skipped"
         assert "this command" not in levels(found), "what is not known is not the same"
 
     def test_a_bad_setting_of_the_service(self, machine: FakeMachine, load: Load) -> None:
-        write(machine, "PORT=http\n")
+        write_env_file(machine, "PORT=http\n")
         unit = look(machine)
 
         fault = one(of(systemd.environment(unit), Level.FAIL))
@@ -214,7 +177,7 @@ class TestEnvironment:
 
     @pytest.mark.parametrize("line", ["NAME = value", "NAME= value", "export NAME=value"])
     def test_lines_that_set_nothing(self, machine: FakeMachine, line: str) -> None:
-        write(machine, f"# a comment = of mine\nA=b\n{line}\n")
+        write_env_file(machine, f"# a comment = of mine\nA=b\n{line}\n")
 
         fault = one(faults(systemd.environment(look(machine))))
 
@@ -242,7 +205,7 @@ class TestThisCommand:
     def test_another_user_and_other_settings_are_told(
         self, machine: FakeMachine, load: Load
     ) -> None:
-        write(machine, f"DASHSCOPE_API_KEY={KEY}\n")
+        write_env_file(machine, f"DASHSCOPE_API_KEY={KEY}\n")
         unit = look(machine)
 
         fault = one(systemd.compared(load(), unit, machine))

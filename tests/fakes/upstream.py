@@ -17,22 +17,6 @@ from tests.kit.secrets import secret
 SECRET = secret("upstream")
 
 
-class FakeClock:
-    """Time that stands still until it is moved."""
-
-    def __init__(self, at: float = 1000.0) -> None:
-        self.at = at
-
-    def now(self) -> float:
-        return 1_795_000_000 + self.at
-
-    def monotonic(self) -> float:
-        return self.at
-
-    def advance(self, seconds: float) -> None:
-        self.at += seconds
-
-
 class FakeCredential:
     """A credential that has a token, or an error for who asks."""
 

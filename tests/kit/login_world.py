@@ -16,7 +16,8 @@ from qwen_wsgi.credentials.oauth.token_endpoint import TokenEndpoint
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.refresh.refresher import Refresher
 from qwen_wsgi.sandbox import Sandbox
-from tests.credentials.conftest import NOWHERE, FakeClock, Home
+from tests.fakes.clock import FakeClock
+from tests.kit.qwen_home import NOWHERE, Home
 
 SHOWN = "~/.qwen/oauth_creds.json"
 

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -247,3 +248,11 @@ def chunks(answer: http.client.HTTPResponse) -> Iterator[tuple[float, bytes]]:
     while line := answer.readline():
         if line.strip():
             yield time.monotonic(), line.strip()
+
+
+StartServer = Callable[..., Server]
+
+
+def short_directory() -> contextlib.AbstractContextManager[str]:
+    """A directory with a short path: a unix socket's has to fit into 107 bytes."""
+    return tempfile.TemporaryDirectory(prefix="qp")

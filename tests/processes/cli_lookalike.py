@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.cli_lookalike import CliLock
+from tests.fakes.cli_lock import CliLock
 from tests.processes.journal import Journal
 
 

@@ -154,7 +154,7 @@ def brisk() -> Any:
     """The application for gunicorn, whose maintenance suits tokens that live for seconds."""
     from qwen_wsgi import app, services
 
-    services.MAINTENANCE_S = MAINTENANCE_S  # type: ignore[misc]
+    services.MAINTENANCE_S = MAINTENANCE_S  # type: ignore[misc]  # shorter than the product's
     return app.create_app()
 
 

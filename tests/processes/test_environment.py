@@ -24,10 +24,11 @@ import pytest
 
 from qwen_wsgi.credentials.files.login_store import LoginPaths
 from qwen_wsgi.sandbox import Sandbox
-from tests.conftest import note_log_file
+from tests.kit.log_files import note_log_file
+from tests.kit.login_files import write_login
 from tests.kit.servers import Server
 from tests.processes.guided_user import FILLER, fill
-from tests.processes.logins import DEADLINE_S, ROOT, Ended, Home, write_login
+from tests.processes.logins import DEADLINE_S, ROOT, Ended, Home
 
 pytestmark = pytest.mark.server
 

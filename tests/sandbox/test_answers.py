@@ -345,5 +345,5 @@ def test_embeddings_refuse_what_dashscope_refuses(sandbox: Sandbox) -> None:
         "encoding_format only support float.",
     )
     assert embed(sandbox, [])[0] == 400  # type: ignore[index]  # a refusal is a pair
-    assert embed(sandbox, [""])[0] == 400  # type: ignore[index]
-    assert embed(sandbox, "x", "text-embedding-ada-002")[0] == 404  # type: ignore[index]
+    assert embed(sandbox, [""])[0] == 400  # type: ignore[index]  # JSON
+    assert embed(sandbox, "x", "text-embedding-ada-002")[0] == 404  # type: ignore[index]  # JSON

@@ -6,6 +6,7 @@ import concurrent.futures
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import anthropic
@@ -13,10 +14,10 @@ import openai
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
-from tests.conftest import note_log_file
 from tests.kit import servers
+from tests.kit.log_files import note_log_file
+from tests.kit.proxy import CLIENT_KEY, Proxy, has_chats
 from tests.kit.raw_client import Exchange, chat, events, text_of
-from tests.server.conftest import CLIENT_KEY, Proxy
 
 pytestmark = [
     pytest.mark.server,
@@ -105,8 +106,8 @@ def test_many_streams_at_a_time(front: int, sandbox: Sandbox) -> None:
 def test_a_client_that_leaves_nginx_stops_the_upstream(front: int, sandbox: Sandbox) -> None:
     for spec in ("slow-headers=8", "chunks=999, interval=0.02"):
         exchange = Exchange(front, chat(f"[[sandbox: {spec}]]", stream=True), key=CLIENT_KEY)
-        count = len(sandbox.chats)
-        assert sandbox.wait_until(lambda n=count: len(sandbox.chats) > n or n > 0, 5)
+        wanted = max(len(sandbox.chats), 1)
+        assert sandbox.wait_until(partial(has_chats, sandbox, wanted), 5)
         time.sleep(0.2)
         left_at = exchange.close()
 

@@ -11,7 +11,7 @@ import pytest
 
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.upstream.adapt.tool_history import UNPARSED
-from tests.server.conftest import CLIENT_KEY, Proxy
+from tests.kit.proxy import CLIENT_KEY, Proxy
 
 pytestmark = pytest.mark.server
 

@@ -13,7 +13,8 @@ import pytest
 
 from qwen_wsgi.clients.recipe import KEY_VARIABLE, PROMPT, Recipe, Snippet
 from qwen_wsgi.sandbox import Sandbox
-from tests.server.conftest import CLIENT_KEY, REPO, UPSTREAM_KEY, Proxy
+from tests.kit.proxy import CLIENT_KEY, UPSTREAM_KEY, Proxy
+from tests.kit.servers import REPO
 
 pytestmark = pytest.mark.server
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
+from tests.kit.proxy import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy, has_chats
 from tests.kit.raw_client import Exchange, chat
-from tests.server.conftest import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy
 
 pytestmark = pytest.mark.server
 
@@ -123,8 +124,8 @@ def test_a_place_is_free_again_after_a_client_left(
     )
     for stream in (True, False):
         exchange = Exchange(proxy.port, chat("[[sandbox: slow-headers=8]]", stream=stream))
-        seen = len(sandbox.chats)
-        assert sandbox.wait_until(lambda seen=seen: len(sandbox.chats) >= max(seen, 1), 5)
+        wanted = max(len(sandbox.chats), 1)
+        assert sandbox.wait_until(partial(has_chats, sandbox, wanted), 5)
         time.sleep(0.15)
         with Exchange(proxy.port, chat()) as refused:
             status, headers = refused.head()

@@ -15,9 +15,9 @@ import pytest
 
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.upstream.routing.cooldown import BREAKS_AT
+from tests.kit.proxy import Proxy, start
 from tests.kit.raw_client import Exchange
 from tests.kit.secrets import secret
-from tests.server.conftest import Proxy, start
 
 pytestmark = pytest.mark.server
 
@@ -195,7 +195,7 @@ def test_a_pinned_account_answers_alone(town: Town) -> None:
 
 def test_a_conversation_stays_where_it_is_cached(town: Town) -> None:
     town.preferred.control(faults={"chat": "throttle, retry-after=1"})
-    talk = {"prompt_cache_key": "talk-1"}
+    talk: dict[str, Any] = {"prompt_cache_key": "talk-1"}
     assert town.ask(**talk)[1]["x-qwen-proxy-account"] == "dashscope"
     town.preferred.control(faults={"chat": ""})
     time.sleep(1.2)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
+from tests.kit.proxy import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy
 from tests.kit.raw_client import Exchange, chat
 from tests.kit.secrets import secret
-from tests.server.conftest import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy
 
 pytestmark = pytest.mark.server
 
@@ -169,7 +169,7 @@ def test_preflights_are_answered_without_a_key(proxy: Proxy) -> None:
 
 
 def test_every_call_has_one_line_in_the_log(proxy: Proxy, sandbox: Sandbox) -> None:
-    ids = []
+    ids: list[str] = []
     for body in (chat(), chat(stream=True), chat("[[sandbox: throttle]]"), {"model": "x"}):
         with Exchange(
             proxy.port, body, key=CLIENT_KEY, headers={"X-Request-Id": f"line-{len(ids)}"}

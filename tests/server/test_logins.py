@@ -17,9 +17,10 @@ import pytest
 from qwen_wsgi.credentials.files.login_store import LoginPaths
 from qwen_wsgi.credentials.locks.proxy_lock import ProxyLock
 from qwen_wsgi.sandbox import Sandbox
+from tests.kit.login_files import write_login
+from tests.kit.proxy import Proxy, StartProxy
 from tests.kit.raw_client import Exchange, chat, events, text_of
-from tests.processes.logins import write_login
-from tests.server.conftest import REPO, Proxy, StartProxy
+from tests.kit.servers import REPO
 
 pytestmark = pytest.mark.server
 

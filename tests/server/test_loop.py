@@ -10,7 +10,7 @@ import urllib.request
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
-from tests.server.conftest import StartProxy
+from tests.kit.proxy import StartProxy
 
 pytestmark = pytest.mark.server
 

@@ -14,9 +14,9 @@ from anthropic.types import Message, ModelInfo, RawMessageStreamEvent
 from pydantic import TypeAdapter
 
 from qwen_wsgi.sandbox import Sandbox
+from tests.kit.messages_sdk import check_order
+from tests.kit.proxy import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy, start
 from tests.kit.secrets import secret
-from tests.protocol.messages.sdk import check_order
-from tests.server.conftest import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy, start
 
 pytestmark = pytest.mark.server
 
@@ -89,10 +89,18 @@ def user(text: str) -> Any:
     return [{"role": "user", "content": text}]
 
 
+def text_of(message: Message) -> str:
+    """The text of the first block."""
+    block = message.content[0]
+    assert block.type == "text"
+    return block.text
+
+
 def ask(client: anthropic.Anthropic, text: str, **members: Any) -> Message:
-    return client.messages.create(
+    message: Message = client.messages.create(
         **{"model": MODEL, "max_tokens": 1000, "messages": user(text), **members}
     )
+    return message
 
 
 def streamed(client: anthropic.Anthropic, text: str, **members: Any) -> Message:
@@ -256,7 +264,7 @@ def test_vision(client: anthropic.Anthropic) -> None:
         messages=[{"role": "user", "content": [PIXEL, {"type": "text", "text": "What is it?"}]}],
     )
 
-    assert "1 image" in message.content[0].to_dict()["text"]
+    assert "1 image" in text_of(message)
 
 
 def test_an_answer_in_a_schema(client: anthropic.Anthropic) -> None:
@@ -265,7 +273,7 @@ def test_an_answer_in_a_schema(client: anthropic.Anthropic) -> None:
         client, "Where?", output_config={"format": {"type": "json_schema", "schema": schema}}
     )
 
-    assert isinstance(json.loads(message.content[0].to_dict()["text"])["city"], str)
+    assert isinstance(json.loads(text_of(message))["city"], str)
 
 
 def test_an_answer_that_is_too_long_says_so(client: anthropic.Anthropic) -> None:
@@ -326,7 +334,7 @@ def test_count_tokens(client: anthropic.Anthropic) -> None:
     assert 5 <= small.input_tokens <= 15
     assert 600 < large.input_tokens < 1000
     with pytest.raises(anthropic.BadRequestError, match="messages"):
-        client.messages.count_tokens(model=CLAUDE, messages=user(None))  # type: ignore[arg-type]
+        client.messages.count_tokens(model=CLAUDE, messages=user(None))  # type: ignore[arg-type]  # what is wrong is the point
 
 
 def test_models(client: anthropic.Anthropic) -> None:

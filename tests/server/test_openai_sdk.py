@@ -6,18 +6,20 @@ import base64
 import json
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionMessageParam
 
 from qwen_wsgi.sandbox import Sandbox
+from tests.kit.proxy import CLIENT_KEY, Proxy
 from tests.kit.secrets import secret
-from tests.server.conftest import CLIENT_KEY, Proxy
 
 pytestmark = pytest.mark.server
 
 MODEL = "qwen3.7-plus"
-WEATHER = {
+WEATHER: ChatCompletionFunctionToolParam = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -42,7 +44,7 @@ def client(proxy: Proxy, sandbox: Sandbox) -> Iterator[openai.OpenAI]:
         yield made
 
 
-def user(text: str) -> list[dict[str, str]]:
+def user(text: str) -> list[ChatCompletionMessageParam]:
     return [{"role": "user", "content": text}]
 
 
@@ -135,15 +137,13 @@ def test_tools(client: openai.OpenAI, count: int) -> None:
         assert call.function.name == "get_weather"
         assert isinstance(json.loads(call.function.arguments)["city"], str)
 
-    answered = client.chat.completions.create(
-        model=MODEL,
-        tools=[WEATHER],
-        messages=[
-            *user("Weather?"),
-            completion.choices[0].message.model_dump(exclude_none=True),
-            *({"role": "tool", "tool_call_id": c.id, "content": "sunny"} for c in calls),
-        ],
-    )
+    # As clients do: what came back, as it came.
+    history: list[Any] = [
+        *user("Weather?"),
+        completion.choices[0].message.model_dump(exclude_none=True),
+        *({"role": "tool", "tool_call_id": c.id, "content": "sunny"} for c in calls),
+    ]
+    answered = client.chat.completions.create(model=MODEL, tools=[WEATHER], messages=history)
     assert answered.choices[0].finish_reason == "stop"
 
 
@@ -202,8 +202,8 @@ def test_base64_embeddings_are_little_endian_float32(client: openai.OpenAI) -> N
     packed = client.post("/embeddings", body={**asked, "encoding_format": "base64"}, cast_to=object)
     plain = client.post("/embeddings", body={**asked, "encoding_format": "float"}, cast_to=object)
 
-    raw = base64.b64decode(packed["data"][0]["embedding"])  # type: ignore[index]
-    expected = plain["data"][0]["embedding"]  # type: ignore[index]
+    raw = base64.b64decode(packed["data"][0]["embedding"])  # type: ignore[index]  # JSON
+    expected = plain["data"][0]["embedding"]  # type: ignore[index]  # JSON
     assert struct.unpack("<64f", raw) == pytest.approx(expected, abs=1e-6)
 
 

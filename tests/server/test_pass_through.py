@@ -7,14 +7,9 @@ import json
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
+from tests.fakes.canned_upstream import CannedUpstream
+from tests.kit.proxy import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy
 from tests.kit.raw_client import Exchange
-from tests.server.conftest import (
-    CLIENT_KEY,
-    UPSTREAM_KEY,
-    CannedUpstream,
-    Proxy,
-    StartProxy,
-)
 
 pytestmark = pytest.mark.server
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
+from tests.kit.proxy import CLIENT_KEY, Proxy
 from tests.kit.raw_client import Exchange, events
 from tests.kit.secrets import secret
 from tests.schemas import check, check_but_for_nulls, check_event
-from tests.server.conftest import CLIENT_KEY, Proxy
 
 pytestmark = pytest.mark.server
 

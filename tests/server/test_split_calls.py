@@ -7,8 +7,8 @@ import json
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
+from tests.kit.proxy import CLIENT_KEY, Proxy
 from tests.kit.raw_client import Exchange, chat
-from tests.server.conftest import CLIENT_KEY, Proxy
 
 pytestmark = pytest.mark.server
 

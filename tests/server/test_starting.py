@@ -15,9 +15,11 @@ import pytest
 
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.services import LOOK_EVERY_S
+from tests.kit.processes import free_port
+from tests.kit.proxy import UPSTREAM_KEY, StartProxy
 from tests.kit.raw_client import Exchange, chat, events, text_of
 from tests.kit.secrets import secret
-from tests.server.conftest import REPO, UPSTREAM_KEY, StartProxy, free_port
+from tests.kit.servers import REPO
 
 pytestmark = pytest.mark.server
 

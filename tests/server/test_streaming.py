@@ -8,15 +8,9 @@ import time
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
+from tests.fakes.canned_upstream import STREAM_HEAD, CannedUpstream
+from tests.kit.proxy import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy
 from tests.kit.raw_client import Exchange, chat, events, text_of
-from tests.server.conftest import (
-    CLIENT_KEY,
-    STREAM_HEAD,
-    UPSTREAM_KEY,
-    CannedUpstream,
-    Proxy,
-    StartProxy,
-)
 
 pytestmark = pytest.mark.server
 

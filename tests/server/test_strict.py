@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
-from tests.server.conftest import UPSTREAM_KEY, Proxy, start
+from tests.kit.proxy import UPSTREAM_KEY, Proxy, start
 
 pytestmark = pytest.mark.server
 

@@ -26,9 +26,9 @@ from qwen_wsgi.upstream.routing.limiter import Slot
 from qwen_wsgi.upstream.routing.router import Route
 from tests.fakes.raw_server import Peer, RawServer, whole
 from tests.fakes.upstream import SECRET, settings_of
-from tests.upstream.test_relay import World as Stream
-from tests.upstream.test_retry import World as Accounts
-from tests.upstream.test_retry import failure, throttled
+from tests.upstream.relay_world import World as Stream
+from tests.upstream.retry_world import World as Accounts
+from tests.upstream.retry_world import failure, throttled
 
 
 class Body:
@@ -137,7 +137,11 @@ def test_a_task_that_was_cancelled_holds_nothing(begins: bool) -> None:
             gevent.sleep(0)
         task.cancel()
 
-    assert freed_by(lambda body: (use(body), gevent.sleep(0)))
+    def use_and_let_it_end(body: Body) -> None:
+        use(body)
+        gevent.sleep(0)
+
+    assert freed_by(use_and_let_it_end)
 
 
 def test_a_task_whose_failure_nobody_asked_for_holds_nothing() -> None:
@@ -168,7 +172,7 @@ def test_the_record_of_a_client_that_left_lets_go_of_what_it_was_told_by() -> No
         try:
             fails_with(body, ClientGone("the client closed the connection"))
         except ClientGone as gone:
-            LiveCall(call, services=None, environ={}).fail(gone)  # type: ignore[arg-type]
+            LiveCall(call, services=None, environ={}).fail(gone)  # type: ignore[arg-type]  # fail() uses no services
 
     assert freed_by(use)
     assert call.outcome == "client_gone"

@@ -112,7 +112,8 @@ def test_any_object_is_a_journal(value: dict[str, Any]) -> None:
 @given(st.fixed_dictionaries({"intent": JSON}), st.integers(1, 9))
 def test_a_part_with_members_of_another_kind(value: dict[str, Any], pid: int) -> None:
     """What is left in does arithmetic with its members."""
-    for member in (value["intent"], "soon", None, 1.5, True, [], {}):
+    members: tuple[Any, ...] = (value["intent"], "soon", None, 1.5, True, [], {})
+    for member in members:
         told = {
             "intent": {"fp": "a", "pid": pid, "at_ms": member, "attempt": "b"},
             "backoff": {

@@ -10,7 +10,7 @@ import pytest
 
 from qwen_wsgi.credentials.files import watched as files
 from qwen_wsgi.credentials.files.watched import FileIdentity, Unusable, WatchedFile
-from tests.credentials.conftest import FakeClock
+from tests.fakes.clock import FakeClock
 from tests.kit.privileges import as_ordinary_user
 
 

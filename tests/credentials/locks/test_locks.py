@@ -23,7 +23,7 @@ from qwen_wsgi.credentials.locks import lock_file
 from qwen_wsgi.credentials.locks.cli_lock import CliLock
 from qwen_wsgi.credentials.locks.lock_file import start_time
 from qwen_wsgi.credentials.locks.proxy_lock import LockHolder, ProxyLock
-from tests.credentials.conftest import FakeClock
+from tests.fakes.clock import FakeClock
 from tests.kit.privileges import as_ordinary_user
 
 UUID = "0d7c9f5e-0f6e-4b0e-9a53-3b8f6f6f2f10"
@@ -523,7 +523,7 @@ def test_a_lock_that_vanishes_at_the_last_moment_is_still_a_timeout(scene: Scene
             scene.path.unlink()
         return look()
 
-    lock._takeover.look = vanishing  # type: ignore[method-assign]
+    lock._takeover.look = vanishing  # type: ignore[method-assign]  # another process
     assert not lock.acquire(0)
 
     assert scene.events == [("lock_timeout", {"path": str(scene.path), "waited_s": 0})]
@@ -538,7 +538,7 @@ def test_a_lock_that_vanishes_between_two_looks_is_no_error(scene: Scene) -> Non
         scene.path.unlink(missing_ok=True)
         return look()
 
-    lock._takeover.look = vanishing  # type: ignore[method-assign]
+    lock._takeover.look = vanishing  # type: ignore[method-assign]  # another process
     assert lock.acquire()
     assert len(scene.slept_s) == 1
 

@@ -31,7 +31,7 @@ from qwen_wsgi.credentials.oauth.device_flow import (
 )
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenAnswer, TokenEndpoint
 from qwen_wsgi.sandbox import Sandbox
-from tests.credentials.conftest import FakeClock
+from tests.fakes.clock import FakeClock
 from tests.fakes.raw_server import RawServer, whole
 from tests.kit.privileges import as_ordinary_user
 

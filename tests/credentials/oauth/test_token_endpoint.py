@@ -42,7 +42,7 @@ from qwen_wsgi.credentials.oauth.token_endpoint import (
     TokenEndpoint,
 )
 from qwen_wsgi.sandbox import Sandbox
-from tests.credentials.conftest import NOON_S, FakeClock
+from tests.fakes.clock import NOON_S, FakeClock
 from tests.fakes.raw_server import Answer, Peer, RawServer, chunked, head, whole
 
 REFRESH = "refresh-0123456789-abcdefghij-secret"

@@ -24,9 +24,10 @@ from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.refresh.attempt import Attempt, Outcome
 from qwen_wsgi.errors import CredentialError
 from qwen_wsgi.sandbox import Sandbox
-from tests.credentials.conftest import FakeClock, Home
+from tests.fakes.clock import FakeClock
 from tests.kit.login_world import World, login_of, settle, shuffled
 from tests.kit.privileges import as_ordinary_user
+from tests.kit.qwen_home import Home
 
 HOUR_S = 3600.0
 #: The life of the sandbox's tokens, and how long they are fresh: all but the last 15 minutes.
@@ -68,9 +69,12 @@ class TestStates:
         touched: list[str] = []
         for name in ("stat", "access", "open", "listdir", "fstat"):
             real = getattr(os, name)
-            monkeypatch.setattr(
-                os, name, lambda *a, _real=real, _name=name, **k: touched.append(_name) or _real(*a)
-            )
+
+            def counted(*a: Any, _real: Any = real, _name: str = name, **_: Any) -> Any:
+                touched.append(_name)
+                return _real(*a)
+
+            monkeypatch.setattr(os, name, counted)
 
         again = login.current()
 
@@ -180,9 +184,9 @@ class TestStates:
             world.clock.wall_s = until_s + 0.01
             assert login.refresher.state(sight) is TokenState.STALE
             world.clock.wall_s = now_s
-            login.refresher.judge.boottime = lambda at=until_boot_s: at - 0.01  # type: ignore[misc]
+            login.refresher.judge.boottime = lambda at=until_boot_s: at - 0.01  # type: ignore[misc]  # bound at once
             assert login.refresher.state(sight) is TokenState.FRESH
-            login.refresher.judge.boottime = lambda at=until_boot_s: at + 0.01  # type: ignore[misc]
+            login.refresher.judge.boottime = lambda at=until_boot_s: at + 0.01  # type: ignore[misc]  # bound at once
             assert login.refresher.state(sight) is TokenState.STALE
 
 
@@ -801,7 +805,9 @@ class TestFile:
         for each in (login, world.login()):
             assert each.current().value == theirs[0]["access_token"]
 
-    def test_somebody_logs_in_just_before_it_is_sent(self, world: World) -> None:
+    def test_somebody_logs_in_just_before_it_is_sent(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """The last moment at which the token is still ours to keep."""
         world.seed(-5)
         theirs: list[dict[str, Any]] = []
@@ -812,7 +818,7 @@ class TestFile:
             theirs.append(world.seed(LIFE_S))
             return reserve(*arguments)
 
-        login.store.reserve = reserving  # type: ignore[method-assign]
+        monkeypatch.setattr(login.store, "reserve", reserving)
 
         assert attempt(login).outcome in (Outcome.NOT_SENT, Outcome.ADOPTED)
         assert world.oauth["refreshes"] == 0

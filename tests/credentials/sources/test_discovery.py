@@ -15,8 +15,9 @@ from qwen_wsgi.credentials.files.journal import fingerprint
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.credentials.sources.providers import PROVIDERS
 from qwen_wsgi.errors import SettingsError
-from tests.credentials.conftest import FakeClock, Home
+from tests.fakes.clock import FakeClock
 from tests.kit.privileges import as_ordinary_user
+from tests.kit.qwen_home import Home
 
 BEIJING = "https://dashscope.aliyuncs.com/compatible-mode/v1"
 SINGAPORE = "https://dashscope-intl.aliyuncs.com/compatible-mode/v1"

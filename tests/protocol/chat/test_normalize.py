@@ -639,7 +639,7 @@ def test_what_a_client_gets_depends_neither_on_cuts_nor_on_shortcuts(
         for each in events
     )
     streams = [ChunkStream(**view) for _ in range(3)]
-    streams[0]._carrier = NoCarrier()  # type: ignore[assignment]
+    streams[0]._carrier = NoCarrier()  # type: ignore[assignment]  # switched off
 
     slow, whole, cut = [
         fed(stream, pieces)

@@ -13,8 +13,8 @@ from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chat.completion import Completion
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.messages import MessagesRequest, parse_request, whole
-from tests.protocol.messages.sdk import Chunk, accumulated, call, chunk, encode, usage
-from tests.protocol.messages.test_stream import JUNK, answers
+from tests.kit.messages_sdk import Chunk, accumulated, call, chunk, encode, usage
+from tests.protocol.messages.strategies import JUNK, answers
 
 
 def request(**members: Any) -> MessagesRequest:

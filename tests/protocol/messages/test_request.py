@@ -130,7 +130,7 @@ def test_metadata_is_not_passed_on() -> None:
 
 
 def test_what_concerns_anthropics_servers_is_left_out_and_noted() -> None:
-    members = {
+    members: dict[str, Any] = {
         "service_tier": "auto",
         "context_management": {"edits": []},
         "betas": ["x"],
@@ -150,9 +150,10 @@ def test_what_concerns_anthropics_servers_is_left_out_and_noted() -> None:
 
 @pytest.mark.parametrize("name", ["container", "mcp_servers", "n", "logprobs"])
 def test_what_would_be_missed_is_refused_by_the_strict(name: str) -> None:
-    assert name not in chat(**{name: 2})
-    assert f"{name}:dropped" in parse(**{name: 2}).changed
-    error = refused(strict=True, **{name: 2})
+    members: dict[str, Any] = {name: 2}
+    assert name not in chat(**members)
+    assert f"{name}:dropped" in parse(**members).changed
+    error = refused(strict=True, **members)
     assert (error.param, error.code) == (name, "unsupported_parameter")
 
 

@@ -38,8 +38,8 @@ from tests.protocol.responses.support import (
     usage_chunk,
 )
 
-FUNCTION = {"type": "function", "name": "f"}
-CUSTOM = {"type": "custom", "name": "apply_patch"}
+FUNCTION: Any = {"type": "function", "name": "f"}
+CUSTOM: Any = {"type": "custom", "name": "apply_patch"}
 
 USUAL = [
     chunk({"role": "assistant", "content": ""}),

@@ -16,7 +16,8 @@ from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.upstream.routing import model_profiles
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
-from tests.fakes.upstream import SECRET, FakeBook, FakeClock, account_of, settings_of
+from tests.fakes.clock import FakeClock
+from tests.fakes.upstream import SECRET, FakeBook, account_of, settings_of
 
 Reply = tuple[int, bytes] | Exception | Callable[[], tuple[int, bytes]]
 

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_wsgi.upstream.routing import cooldown as board_module
 from qwen_wsgi.upstream.routing.cooldown import (
     BREAKS_AT,
     LONGEST_OPEN_S,
@@ -23,7 +22,7 @@ from qwen_wsgi.upstream.routing.cooldown import (
     Board,
     key_of,
 )
-from tests.fakes.upstream import FakeClock
+from tests.fakes.clock import FakeClock
 from tests.kit.privileges import as_ordinary_user
 
 KEY = key_of("account", "model")
@@ -207,7 +206,7 @@ class TestFile:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         real = os.write
-        monkeypatch.setattr(board_module.os, "write", lambda fd, data: real(fd, data[:100]))
+        monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:100]))
         board = Board(tmp_path / "state")
         board.leave_alone(KEY, 60, "throttled")
         assert board.blocked_s(KEY) > 0

@@ -35,7 +35,7 @@ def router_of(*accounts: tuple[str, Listing], board: Board | None = None, **env:
     """A router over accounts of name and listing."""
     return Router(
         settings_of(**env),
-        FakeBook(  # type: ignore[arg-type]
+        FakeBook(  # type: ignore[arg-type]  # all that it uses of it
             *[account_of(name, base_url=f"https://{name}.example/v1") for name, _ in accounts]
         ),
         FakeCatalogue(dict(accounts)),  # type: ignore[arg-type]  # all that it uses of them
@@ -196,8 +196,8 @@ class TestNames:
         ):
             router = Router(
                 settings_of(),
-                FakeBook(*accounts),  # type: ignore[arg-type]
-                FakeCatalogue(listings),  # type: ignore[arg-type]
+                FakeBook(*accounts),  # type: ignore[arg-type]  # all that it uses of it
+                FakeCatalogue(listings),  # type: ignore[arg-type]  # as above
                 Board(None),
             )
             routes = router.plan("qwen3-coder-plus").routes

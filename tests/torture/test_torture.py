@@ -1,10 +1,10 @@
-"""A short run of benchmarks/credentials_torture.py."""
+"""A short run of the torture."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks.credentials_torture import run
+from tests.torture.run import run
 
 pytestmark = pytest.mark.server
 

@@ -1,4 +1,4 @@
-"""A short run of benchmarks/soak.py."""
+"""A short run of the soak."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.soak import Plan, soak
-from benchmarks.soak_clients import Ending, Pace
-from tests.conftest import note_log_file
+from tests.kit.log_files import note_log_file
+from tests.soak.clients import Ending, Pace
+from tests.soak.run import Plan, soak
 
 pytestmark = pytest.mark.server
 

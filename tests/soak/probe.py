@@ -26,8 +26,8 @@ SIGNAL: Final = signal.SIGRTMIN + 3
 _PACKAGE: Final = "qwen_wsgi."
 
 #: How a PYTHONPATH directory loads this.
-SITECUSTOMIZE: Final = """from benchmarks import soak_probe
-soak_probe.install({directory!r})
+SITECUSTOMIZE: Final = """from tests.soak import probe
+probe.install({directory!r})
 """
 
 

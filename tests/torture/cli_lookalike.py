@@ -1,10 +1,10 @@
-"""A program that shares its login as qwen-code does, with all its faults; for credentials_torture.
+"""A program that shares its login as qwen-code does, with all its faults; for the torture.
 
 Sessions of it run one after another in this process: each begins without a memory, calls the API
 now and then, renews the login in its last seconds or when the API refuses it, and removes the lock
 when it ends, whoever's it is. Two generations: `old` (up to 0.15.10) and `new` (0.24.4).
 
-    python -m benchmarks.cli_lookalike DIRECTORY ORIGIN old|new SCALE SECONDS
+    python -m tests.torture.cli_lookalike DIRECTORY ORIGIN old|new SCALE SECONDS
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
 
+from tests.fakes.cli_lock import CliLock
+
 CLIENT_ID: Final = "f0304373b74a44d2b584a3fb70ca9e56"
 #: Seconds, before they are divided by the scale. Against tokens that live for minutes instead of
 #: hours, the last 30 s of a token are 10 s here: with the product's windows in proportion.
@@ -29,60 +31,9 @@ STALE_S: Final = {"old": 10.0, "new": 35.0}
 HTTP_TIMEOUT_S: Final = {"old": 600.0, "new": 30.0}
 REFRESH_LEFT_S: Final = 10.0
 LOOK_S: Final = 5.0
-ATTEMPTS: Final = 20
-FIRST_PAUSE_S: Final = 0.1
-GROWTH: Final = 1.5
-LONGEST_PAUSE_S: Final = 2.0
 #: How long a session lasts, and how long it thinks between two calls.
 SESSION_S: Final = (10.0, 60.0)
 THINK_S: Final = (0.5, 4.0)
-
-
-class CliLock:
-    """The program's lock on a login, with its fault: it may take over a live one.
-
-    Args:
-        stale_s: how old a lock is that nobody holds.
-        scale: by what all times are divided.
-    """
-
-    def __init__(self, path: Path, *, stale_s: float, scale: float) -> None:
-        self.path = path
-        self._stale_s = stale_s / scale
-        self._scale = scale
-
-    def acquire(self) -> bool:
-        """Wait for the lock; whether it was taken."""
-        pause_s = FIRST_PAUSE_S
-        for _ in range(ATTEMPTS):
-            try:
-                with open(self.path, "x") as file:
-                    file.write(str(uuid.uuid4()))
-            except FileExistsError:
-                if self._take_over():
-                    continue
-            else:
-                return True
-            time.sleep(pause_s / self._scale)
-            pause_s = min(pause_s * GROWTH, LONGEST_PAUSE_S)
-        return False
-
-    def _take_over(self) -> bool:
-        aside = self.path.with_name(f"{self.path.name}.stale.{uuid.uuid4()}")
-        try:
-            if time.time() - self.path.stat().st_mtime <= self._stale_s:
-                return False
-            # Whatever is there by now, perhaps a live lock: this is the fault.
-            since_ns = time.monotonic_ns()
-            self.path.rename(aside)
-            aside.unlink()
-        except FileNotFoundError:
-            return False
-        self.taken_over(since_ns)
-        return True
-
-    def taken_over(self, since_ns: int) -> None:
-        """A stale lock was removed; `since_ns` is the monotonic time before that."""
 
 
 class _CountedLock(CliLock):

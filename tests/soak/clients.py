@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from benchmarks.soak_faults import Draw, Faults
+from tests.soak.faults import Draw, Faults
 
 #: Client keys: more than one, so that there is something to share out.
 CLIENT_KEYS: Final = tuple(f"sk-soak-client-{number}-0123456789abcdef" for number in range(3))

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import servers, soak_probe
-from benchmarks.servers import REPOSITORY, StartError
-from benchmarks.soak_clients import CLIENT_KEYS, Line
+from tests.kit import processes
+from tests.kit.processes import REPOSITORY, StartError
+from tests.soak.clients import CLIENT_KEYS, Line
+from tests.soak.probe import SIGNAL, SITECUSTOMIZE
 
 _START_S: Final = 60.0
 _STOP_S: Final = 45.0
@@ -37,7 +38,7 @@ _LISTEN: Final = "0A"
 def sandbox() -> Iterator[int]:
     """The upstream; its port."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.soak_upstream"],
+        [sys.executable, "-m", "tests.soak.upstream"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=REPOSITORY,
@@ -96,14 +97,12 @@ def proxy(
     upstream_port: int, *, workers: int, directory: Path, settings: Mapping[str, str]
 ) -> Iterator[Proxy]:
     """`qwen-proxy serve` with two accounts at the sandbox and its log in a file."""
-    port = servers.free_port()
+    port = processes.free_port()
     home = directory / "home"
     probe = directory / "probe"
     for each in (home, probe):
         each.mkdir()
-    (probe / "sitecustomize.py").write_text(
-        soak_probe.SITECUSTOMIZE.format(directory=str(directory))
-    )
+    (probe / "sitecustomize.py").write_text(SITECUSTOMIZE.format(directory=str(directory)))
     origin = f"http://127.0.0.1:{upstream_port}"
     env = {
         "PATH": os.environ.get("PATH", os.defpath),
@@ -140,7 +139,7 @@ def proxy(
         _wait_ready(running, workers)
         yield running
     finally:
-        servers.stop(process, signal.SIGINT)  # gunicorn's quick stop
+        processes.stop(process, signal.SIGINT)  # gunicorn's quick stop
 
 
 def _wait_ready(running: Proxy, workers: int) -> None:
@@ -148,7 +147,7 @@ def _wait_ready(running: Proxy, workers: int) -> None:
     while time.monotonic() < deadline and running.process.poll() is None:
         with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
             status, _ = ask_health(running.port, "/health/ready", 2.0)
-            pids = servers.tree(running.process.pid)[1:]
+            pids = processes.tree(running.process.pid)[1:]
             if status == 200 and len(pids) == workers:
                 running.pids = pids
                 return
@@ -308,7 +307,7 @@ async def look(running: Proxy) -> dict[int, Look]:
     """Each worker as it is now. Ask when nobody but the watchman is connected."""
     calls = await in_flight(running)
     files = await idle_sockets(running)
-    held = {pid: servers.memory_kb([pid]) for pid in running.pids}
+    held = {pid: processes.memory_kb([pid]) for pid in running.pids}
     counts = {pid: await _counts(running, pid) for pid in running.pids}
     return {
         pid: Look(
@@ -319,7 +318,7 @@ async def look(running: Proxy) -> dict[int, Look]:
             other_files=files[pid]["other"],
             threads=threads(pid),
             held_kb=held[pid],
-            memory_kb=servers.memory_kb([pid]),
+            memory_kb=processes.memory_kb([pid]),
             used_kb=counts[pid]["used_kb"],
             greenlets=counts[pid]["greenlets"],
             objects=counts[pid]["objects"],
@@ -332,7 +331,7 @@ async def look(running: Proxy) -> dict[int, Look]:
 async def _counts(running: Proxy, pid: int) -> dict[str, Any]:
     path = running.home.parent / f"counts-{pid}"
     path.unlink(missing_ok=True)
-    os.kill(pid, soak_probe.SIGNAL)
+    os.kill(pid, SIGNAL)
     async with asyncio.timeout(_ANSWER_S):
         while not path.exists():
             await asyncio.sleep(0.02)
@@ -361,7 +360,7 @@ class Watchman:
 
     def __enter__(self) -> Watchman:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.soak_watchman", *self._arguments],
+            [sys.executable, "-m", "tests.soak.watchman", *self._arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

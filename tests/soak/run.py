@@ -1,6 +1,6 @@
 """Hundreds of streams at once through a real server, with everything going wrong now and then.
 
-    python -m benchmarks.soak [--seconds 180] [--streams 500] [--workers 2]
+    python -m tests.soak [--seconds 180] [--streams 500] [--workers 2]
 
 `qwen-proxy serve` with two accounts, in front of the sandbox in a process of its own. Every fault
 of the sandbox's table that a chat can meet befalls one call in a hundred, for all its attempts or
@@ -30,9 +30,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import servers, soak_town
-from benchmarks.servers import StartError
-from benchmarks.soak_clients import (
+from tests.kit import processes
+from tests.kit.processes import StartError
+from tests.soak import town
+from tests.soak.clients import (
     ACCOUNTS,
     CLIENT_KEYS,
     Crowd,
@@ -43,9 +44,9 @@ from benchmarks.soak_clients import (
     get_json,
     post_control,
 )
-from benchmarks.soak_faults import Faults
-from benchmarks.soak_town import Lines, Look, Proxy, Watchman
-from benchmarks.soak_upstream import KEEP_ALIVE_S
+from tests.soak.faults import Faults
+from tests.soak.town import Lines, Look, Proxy, Watchman
+from tests.soak.upstream import KEEP_ALIVE_S
 
 #: Each fault, for each call.
 _PROBABILITY: Final = 0.01
@@ -358,13 +359,11 @@ async def _settle(running: Proxy, looks: Sequence[dict[int, Look]]) -> list[str]
     """
     deadline = time.monotonic() + _SETTLE_S
     while True:
-        busy = {pid: n for pid, n in (await soak_town.in_flight(running)).items() if n}
-        files = await soak_town.idle_sockets(running)
+        busy = {pid: n for pid, n in (await town.in_flight(running)).items() if n}
+        files = await town.idle_sockets(running)
         clients = {pid: counts["client"] for pid, counts in files.items() if counts["client"]}
         state = await get_json(running.upstream_port, "/_sandbox/state")
-        more = [
-            pid for pid in running.pids if looks and soak_town.threads(pid) > looks[0][pid].threads
-        ]
+        more = [pid for pid in running.pids if looks and town.threads(pid) > looks[0][pid].threads]
         if not (busy or clients or more or state["open_chats"]):
             return []
         if time.monotonic() > deadline:
@@ -433,7 +432,7 @@ async def _round(running: Proxy, crowd: Crowd, result: Result, seconds: float) -
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         await asyncio.sleep(min(2.0, seconds / 3))
-        result.in_flight.append(sum((await soak_town.in_flight(running)).values()))
+        result.in_flight.append(sum((await town.in_flight(running)).values()))
     await crowd.stop()
 
 
@@ -446,7 +445,7 @@ async def soak(chosen: Plan, directory: Path) -> Result:
     # Of their own: which faults there are does not depend on when they come.
     fault_dice = random.Random(chosen.seed)
     with contextlib.ExitStack() as stack:
-        upstream_port = stack.enter_context(soak_town.sandbox())
+        upstream_port = stack.enter_context(town.sandbox())
         models = tuple(f"qwen3.7-plus-soak{n}" for n in range(chosen.streams))
         await post_control(upstream_port, {"models": models})
         settings = {
@@ -454,7 +453,7 @@ async def soak(chosen: Plan, directory: Path) -> Result:
             "QWEN_PROXY_ACCOUNT_IN_FLIGHT": str(chosen.places * chosen.workers),
         }
         running = stack.enter_context(
-            soak_town.proxy(
+            town.proxy(
                 upstream_port, workers=chosen.workers, directory=directory, settings=settings
             )
         )
@@ -469,7 +468,7 @@ async def soak(chosen: Plan, directory: Path) -> Result:
         result.asked, result.worst_ready_s = watchman.asked, watchman.worst_s
         result.worst_served_s = watchman.worst_served_s
         result.not_ready = watchman.faults
-        result.pids_at_end = servers.tree(running.process.pid)[1:]
+        result.pids_at_end = processes.tree(running.process.pid)[1:]
         state = await get_json(upstream_port, "/_sandbox/state")
         result.upstream_open = state["open_chats"]
         result.upstream_failures = state["last_failure"]
@@ -483,20 +482,20 @@ async def _rounds(running: Proxy, crowd: Crowd, result: Result, dice: random.Ran
     for part in result.plan.rounds:
         seconds = part * result.plan.seconds
         _progress(f"{seconds:.0f} s with {result.plan.streams} streams")
-        cpu_s, began_s = servers.cpu_s(running.pids), time.monotonic()
+        cpu_s, began_s = processes.cpu_s(running.pids), time.monotonic()
         async with _forgetting(running, dice):
             await _round(running, crowd, result, seconds)
-        result.cpu_s += servers.cpu_s(running.pids) - cpu_s
+        result.cpu_s += processes.cpu_s(running.pids) - cpu_s
         result.wall_s += time.monotonic() - began_s
         await post_control(running.upstream_port, {"clear_rules": True})
         result.unsettled += await _settle(running, result.looks)
-        result.looks.append(await soak_town.look(running))
+        result.looks.append(await town.look(running))
     _progress("looking for what is left")
     result.unsettled += await _use_all_that_is_kept(
         running, result.plan.places, "qwen3.7-plus-soak0"
     )
     result.unsettled += await _settle(running, result.looks)
-    result.last = await soak_town.look(running)
+    result.last = await town.look(running)
     _progress("")
 
 
@@ -519,7 +518,7 @@ def grown(result: Result) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the soak that the arguments ask for; the value is the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.soak",
+        prog="python -m tests.soak",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -530,7 +529,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--objects", action="store_true", help="types of objects that became more")
     parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="where the log shall stay")
     chosen = parser.parse_args(arguments)
-    servers.raise_open_files_limit(16_384)
+    processes.raise_open_files_limit(16_384)
     with contextlib.ExitStack() as stack:
         directory = chosen.keep
         if directory is None:

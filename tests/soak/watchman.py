@@ -17,8 +17,8 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from benchmarks.servers import starved_s
-from benchmarks.soak_town import ask_health
+from tests.kit.processes import starved_s
+from tests.soak.town import ask_health
 
 _EVERY_S: Final = 0.2
 _ANSWER_S: Final = 20.0

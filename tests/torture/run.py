@@ -1,6 +1,6 @@
 """Several workers and several qwen-codes with one login, against single-use refresh tokens.
 
-    python -m benchmarks.credentials_torture [--seconds 60] [--workers 4] [--clis 4] [--kill]
+    python -m tests.torture [--seconds 60] [--workers 4] [--clis 4] [--kill]
 
 The sandbox issues tokens that live for seconds, answers slowly, loses answers, and revokes access
 tokens now and then. Workers are processes as gunicorn runs them, with the product's own code; the
@@ -55,7 +55,7 @@ from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import CredentialError
 from qwen_wsgi.sandbox import Record, Sandbox
 
-ROOT: Final = Path(__file__).resolve().parents[1]
+ROOT: Final = Path(__file__).resolve().parents[2]
 #: Real seconds are divided by this.
 SCALE: Final = 10.0
 #: Life of an access token; with the scale it is minutes. Seconds.
@@ -302,12 +302,12 @@ class Torture:
 
     def _start_worker(self) -> subprocess.Popen[str]:
         left_s = max(0.5, self._end_s - time.monotonic())
-        return self._start("worker", "benchmarks.credentials_torture", "worker", left_s)
+        return self._start("worker", "tests.torture.run", "worker", left_s)
 
     def _start_cli(self, generation: str) -> subprocess.Popen[str]:
         place, origin = self._paths.document.parent, self._sandbox.origin
         return self._start(
-            "cli", "benchmarks.cli_lookalike", place, origin, generation, SCALE, self._seconds
+            "cli", "tests.torture.cli_lookalike", place, origin, generation, SCALE, self._seconds
         )
 
     def _log_in(self) -> None:

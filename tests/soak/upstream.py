@@ -11,8 +11,8 @@ import sys
 import threading
 from typing import Final
 
-from benchmarks import servers
 from qwen_wsgi.sandbox import Sandbox
+from tests.kit import processes
 
 #: How long the sandbox keeps an idle connection.
 KEEP_ALIVE_S: Final = 1.5
@@ -22,7 +22,7 @@ _STACK_BYTES: Final = 256 * 1024
 
 
 def main() -> int:
-    servers.raise_open_files_limit(16_384)
+    processes.raise_open_files_limit(16_384)
     threading.stack_size(_STACK_BYTES)
     # Ctrl-C is for the process that prints the table; its end is the end of our input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,1 @@
+"""Many processes that fight for one login: `python -m tests.torture`."""

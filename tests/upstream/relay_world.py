@@ -1,0 +1,124 @@
+"""A relay between a scripted upstream and its client, in a time that a test moves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from qwen_wsgi.errors import ApiError, StreamBroken, UpstreamError
+from qwen_wsgi.protocol import sse
+from qwen_wsgi.protocol.chat import ChatEncoder, ChunkStream
+from qwen_wsgi.upstream.client import OpenStream
+from qwen_wsgi.upstream.http.body import ReadTimeout
+from qwen_wsgi.upstream.relay import Relay
+from tests.fakes.clock import FakeClock
+from tests.fakes.upstream import settings_of
+
+
+def error_in(block: bytes) -> dict[str, Any]:
+    assert block.endswith(b"\n\n")
+    error: dict[str, Any] = json.loads(sse.data(block.strip()) or b"")["error"]
+    return error
+
+
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+def chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:
+    return sse.render({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+
+
+TEXT = chunk({"content": "hi"})
+MORE = chunk({"content": " you"})
+FINISH = chunk({}, "stop")
+USAGE_CHUNK = sse.render({"choices": [], "usage": {"total_tokens": 5}})
+
+#: What an upstream does next: events, silence for so many seconds, or a failure. The end is None.
+Step = bytes | float | Exception | None
+
+
+class FakeReader:
+    """An upstream's body, in a time that is faked."""
+
+    def __init__(self, clock: FakeClock, *steps: Step) -> None:
+        self._clock = clock
+        self._steps = [*steps, None]
+        self.closed = 0
+        self.at_end = False
+
+    def read(self, timeout_s: float) -> bytes:
+        step = self._steps[0]
+        if isinstance(step, int | float):
+            if step > timeout_s:
+                self._steps[0] = step - timeout_s
+                self._clock.advance(timeout_s)
+                raise ReadTimeout
+            self._clock.advance(step)
+            self._steps.pop(0)
+            return self.read(timeout_s - step)
+        if step is None:
+            self.at_end = True
+            return b""
+        self._steps.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def stream_of(clock: FakeClock, first: bytes, *steps: Step) -> OpenStream:
+    chunks = ChunkStream(hide_usage=True)
+    return OpenStream(
+        reader=FakeReader(clock, *steps),  # type: ignore[arg-type]  # all of it that is used
+        chunks=chunks,
+        first=chunks.feed(first),
+        upstream_request_id="up-1",
+        explain=told,
+    )
+
+
+def told(chunks: ChunkStream) -> UpstreamError:
+    error = UpstreamError("what it means", code="understood")
+    error.frame = chunks.frame
+    return error
+
+
+class World:
+    """A relay with everything around it, and what its client got."""
+
+    def __init__(self, *steps: Step, first: bytes = TEXT, **environ: Any) -> None:
+        self.clock = FakeClock()
+        self.stream = stream_of(self.clock, first, *steps)
+        self.reader: Any = self.stream.reader
+        self.late: list[ApiError] = []
+        self.stream.on_failure = self.late.append
+        self.opening: Callable[[], OpenStream] = lambda: self.stream
+        self.relay = Relay(
+            lambda: self.opening(),
+            settings=settings_of(
+                **{
+                    "QWEN_PROXY_KEEPALIVE_INTERVAL": 15,
+                    "QWEN_PROXY_IDLE_TIMEOUT": 100,
+                    **environ,
+                }
+            ),
+            clock=self.clock,
+            encoder=ChatEncoder(id="chatcmpl-1", model="m", created=0),
+            call_id="req_1",
+        )
+
+    def run(self) -> list[bytes]:
+        """Everything that the client gets; a broken end is noted in `broken`."""
+        out = []
+        self.broken = False
+        try:
+            for block in self.relay:
+                out.append(block)
+        except StreamBroken:
+            self.broken = True
+        finally:
+            self.relay.close()
+        return out

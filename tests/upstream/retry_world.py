@@ -1,0 +1,114 @@
+"""Attempts at accounts whose answers a test scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from qwen_wsgi.credentials.account import Account
+from qwen_wsgi.errors import (
+    ApiError,
+    Failure,
+    Scope,
+    UpstreamError,
+)
+from qwen_wsgi.upstream.retry import Course, Retrier
+from qwen_wsgi.upstream.routing.catalogue import Listing
+from qwen_wsgi.upstream.routing.cooldown import Board, key_of
+from qwen_wsgi.upstream.routing.limiter import Slot
+from qwen_wsgi.upstream.routing.router import Plan, Route, Router
+from tests.fakes.clock import FakeClock
+from tests.fakes.upstream import FakeBook, account_of, settings_of
+
+
+def raised(world: World, *outcomes: ApiError | str, takes_s: float = 0.0) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        world.run(*outcomes, takes_s=takes_s)
+    return caught.value
+
+
+LISTING = Listing({"m": {"id": "m"}}, live=True)
+
+
+class FakeCatalogue:
+    def listing_for_call(self, account: Account) -> Listing:
+        return LISTING
+
+
+class World:
+    """Attempts at some accounts whose answers a test scripts; time goes on in pauses only."""
+
+    def __init__(self, *names: str, **environ: object) -> None:
+        self.clock = FakeClock()
+        self.board = Board(None, boottime=self.clock.monotonic)
+        settings = settings_of(**{"QWEN_PROXY_WORKERS": 1, **environ})
+        accounts = [account_of(name, base_url=f"https://{name}.example/v1") for name in names]
+        self.router = Router(
+            settings,
+            FakeBook(*accounts),  # type: ignore[arg-type]  # all that it uses of it
+            FakeCatalogue(),  # type: ignore[arg-type]  # as above
+            self.board,
+        )
+        self.pauses: list[float] = []
+        self.attempts = Retrier(
+            settings, self.router, self.board, self.clock, sleep=self.sleep, jitter=lambda: 0.5
+        )
+        self.asked: list[str] = []
+        self.course = Course("client")
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(round(seconds, 2))
+        self.clock.advance(seconds)
+
+    def plan(self, conversation: str | None = None) -> Plan:
+        return self.router.plan(
+            "m", conversation=None if conversation is None else lambda: key_of(conversation)
+        )
+
+    def run(
+        self,
+        *outcomes: ApiError | str | Callable[[], None],
+        takes_s: float = 0.0,
+        plan: Plan | None = None,
+    ) -> str:
+        """One call; `outcomes` are those of its attempts in turn."""
+        left = list(outcomes)
+        self.asked = []
+        self.course = Course("client")
+
+        def ask(route: Route, place: Slot) -> str:
+            self.asked.append(route.account.name)
+            self.clock.advance(takes_s)
+            outcome = left.pop(0)
+            if isinstance(outcome, ApiError):
+                raise outcome
+            place.leave()
+            return f"{outcome} by {route.account.name}"
+
+        try:
+            return self.attempts.run(plan or self.plan(), ask, self.course)
+        finally:
+            assert all(
+                self.router.gate(route.account).in_flight == 0 for route in self.plan().routes
+            )
+
+
+def failure(
+    scope: Scope = Scope.UPSTREAM,
+    *,
+    retry: bool = True,
+    elsewhere: bool = True,
+    wait_s: float | None = None,
+    cause: str = "some_cause",
+) -> UpstreamError:
+    return UpstreamError(
+        f"It failed: {cause}.",
+        status=429 if scope is Scope.ACCOUNT_MODEL else 502,
+        code=cause,
+        failure=Failure(cause, scope, retry, elsewhere, wait_s),
+    )
+
+
+def throttled(wait_s: float | None = None) -> UpstreamError:
+    return failure(Scope.ACCOUNT_MODEL, wait_s=wait_s, cause="rate_limited")
