@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi.accounting.ledger import CallRecord, Ledger, fields
+from qwen_wsgi.accounting.ledger import Ledger, fields
+from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.logs import Formatter, Redaction, configure
 from qwen_wsgi.protocol.usage import Usage
 
@@ -329,7 +330,7 @@ def test_a_call_is_one_line_and_a_quiet_one_only_at_debug(
     stream = io.StringIO()
     configure(level=level, style="json", secrets=(), stream=stream)
 
-    Ledger().record(call_of(quiet=quiet, model="a\nb", path="/v1/\r\n"))
+    Ledger().write(call_of(quiet=quiet, model="a\nb", path="/v1/\r\n"))
 
     assert len(stream.getvalue().splitlines()) == lines
 
@@ -338,6 +339,6 @@ def test_a_path_with_line_ends_cannot_break_the_calls_line() -> None:
     stream = io.StringIO()
     configure(level="INFO", style="human", secrets=(), stream=stream)
 
-    Ledger().record(call_of(path="/v1/a\n2026 ERROR forged", model="m"))
+    Ledger().write(call_of(path="/v1/a\n2026 ERROR forged", model="m"))
 
     assert len(stream.getvalue().splitlines()) == 1

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from flask import Request, Response, request
 
@@ -105,7 +106,7 @@ def begin(services: Services) -> None:
     _LIVE.set(
         LiveCall(
             record=CallRecord(
-                request_id=_request_id(environ),
+                request_id=request_id_of(environ),
                 method=environ["REQUEST_METHOD"],
                 path=current.path,
                 started_at=services.clock.monotonic(),
@@ -116,7 +117,7 @@ def begin(services: Services) -> None:
     )
 
 
-def _request_id(environ: WSGIEnvironment) -> str:
+def request_id_of(environ: Mapping[str, Any]) -> str:
     """The caller's own `X-Request-Id` if it is fit for logs and headers, else a new one."""
     offered: str = environ.get("HTTP_X_REQUEST_ID", "")
     if offered and _REQUEST_ID.fullmatch(offered):

@@ -54,7 +54,11 @@ class Relay:
         off = self._settings.keepalive == "off"
         if not self._opening.wait(None if off else self._settings.keepalive_interval_s):
             return False
-        self._stream = self._opening.take()
+        try:
+            self._stream = self._opening.take()
+        except ApiError as error:
+            self._record.fail(error)
+            raise
         return True
 
     def __iter__(self) -> Iterator[bytes]:

@@ -11,9 +11,10 @@ import pytest
 from qwen_wsgi import __version__
 from qwen_wsgi.app import create_app
 from qwen_wsgi.credentials.credential import Ability
+from qwen_wsgi.upstream.routing.accounts import AccountPool
 from tests.api.apps import HELLO, App, error_of, in_front_of, running
 from tests.fakes.raw_server import whole
-from tests.fakes.upstream import FakeBook, account_of, settings_of
+from tests.fakes.upstream import FakeFinder, account_of, pool_of, settings_of
 from tests.kit.secrets import secret
 
 KEY = secret("client-of-api")
@@ -243,12 +244,15 @@ def test_a_model_name_with_half_a_surrogate_pair_is_just_not_there() -> None:
 
 
 def test_a_fault_of_ours_is_a_500_that_tells_nothing_but_the_id() -> None:
-    class Faulty(FakeBook):
+    class Faulty(FakeFinder):
         def accounts(self) -> Any:
             raise RuntimeError(f"boom with {KEY}")
 
     with running(QWEN_PROXY_API_KEYS=KEY) as app:
-        broken = dataclasses.replace(app.services, book=Faulty())  # type: ignore[arg-type]  # a broken one
+        pool = AccountPool(
+            app.services.settings, Faulty(), app.services.cooldowns, start_sandbox=lambda: ""
+        )
+        broken = dataclasses.replace(app.services, pool=pool)
         client = create_app(services=broken).test_client()
         response = client.get("/health", headers={"X-Request-Id": "req-5"})
 
@@ -391,7 +395,7 @@ def test_health_is_ready_when_an_account_is_usable(
     accounts: tuple[Any, ...], status: int, word: str
 ) -> None:
     with running() as app:
-        services = dataclasses.replace(app.services, book=FakeBook(*accounts))  # type: ignore[arg-type]  # all that is used
+        services = dataclasses.replace(app.services, pool=pool_of(*accounts))
         response = create_app(services=services).test_client().get("/health")
 
     body = json.loads(response.data)
@@ -424,7 +428,7 @@ def test_a_login_in_memory_alone_is_told_and_nobody_restarts_for_it() -> None:
     )
     account.credential.status = lambda: told  # type: ignore[method-assign]  # as a test wants it
     with running() as app:
-        services = dataclasses.replace(app.services, book=FakeBook(account))  # type: ignore[arg-type]  # all that is used
+        services = dataclasses.replace(app.services, pool=pool_of(account))
         client = create_app(services=services).test_client()
         body = client.get("/health").get_json()
         assert client.get("/health/ready").status_code == 200
@@ -436,8 +440,8 @@ def test_a_login_in_memory_alone_is_told_and_nobody_restarts_for_it() -> None:
 def test_health_tells_why_an_account_is_left_alone() -> None:
     with in_front_of(MODELS) as (app, _):
         services = app.services
-        (account,) = services.book.accounts()
-        services.board.leave_alone(services.router.keys(account).payer, 60, "billing")
+        (account,) = services.pool.accounts()
+        services.cooldowns.set_cooldown(services.pool.keys(account).payer, 60, "billing")
         (told,) = health_of(app)[1]["accounts"]
 
     assert 59 < told["left_alone_s"] <= 60

@@ -14,7 +14,8 @@ from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.doctor import configuration
 from qwen_wsgi.doctor.findings import Finding, Level
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream.routing.accounts import AccountBook
+from qwen_wsgi.upstream.routing.accounts import AccountPool
+from qwen_wsgi.upstream.routing.cooldown import Cooldowns
 from tests.fakes.machine import faults, levels, one
 from tests.kit.installed_machine import Load
 from tests.kit.secrets import core, secret
@@ -25,8 +26,8 @@ CLIENT_KEY = secret("doctor-client")
 
 def found_with(settings: Settings) -> list[Finding]:
     discovery = Discovery(settings, SystemClock())
-    book = AccountBook(discovery, sandbox=settings.sandbox, start_sandbox=lambda: "")
-    return list(configuration.check(settings, discovery, book.accounts()))
+    pool = AccountPool(settings, discovery, Cooldowns(None), start_sandbox=lambda: "")
+    return list(configuration.check(settings, discovery, pool.accounts()))
 
 
 def test_the_defaults_are_fine(load: Load) -> None:

@@ -28,8 +28,8 @@ from qwen_wsgi.errors import (
 )
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.sandbox import Sandbox
-from qwen_wsgi.upstream.client import token_of
 from qwen_wsgi.upstream.failures.causes import CAUSES
+from qwen_wsgi.upstream.routing.accounts import token_of
 from tests.fakes.upstream import account_of, settings_of
 from tests.kit.secrets import core, secret
 

@@ -12,6 +12,8 @@ from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import CredentialError
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.upstream.routing.accounts import AccountPool
+from qwen_wsgi.upstream.routing.cooldown import Cooldowns
 from tests.kit.secrets import secret
 
 SECRET = secret("upstream")
@@ -36,14 +38,26 @@ class FakeCredential:
         return CredentialStatus(state, "…cdef", "as a test set it", "", None)
 
 
-class FakeBook:
-    """Accounts as a test lists them."""
+class FakeFinder:
+    """Finds the accounts that a test lists; the same tuple while nothing changes, as promised."""
 
     def __init__(self, *accounts: Account) -> None:
-        self.listed = accounts
+        self.found = accounts
 
     def accounts(self) -> tuple[Account, ...]:
-        return self.listed
+        return self.found
+
+
+def pool_of(
+    *accounts: Account, settings: Settings | None = None, cooldowns: Cooldowns | None = None
+) -> AccountPool:
+    """A pool of these accounts."""
+    return AccountPool(
+        settings or settings_of(),
+        FakeFinder(*accounts),
+        cooldowns or Cooldowns(None),
+        start_sandbox=lambda: "http://127.0.0.1:1/v1",
+    )
 
 
 def settings_of(**environ: Any) -> Settings:

@@ -56,9 +56,9 @@ class Proxy:
 
     def forget_troubles(self) -> None:
         """Let its workers leave no account alone any more: wipe what they share."""
-        for board in (self.home / ".local/state/qwen-proxy").glob("board-*"):
-            with board.open("r+b") as file:
-                file.write(bytes(board.stat().st_size))
+        for shared in (self.home / ".local/state/qwen-proxy").glob("*-*"):
+            with shared.open("r+b") as file:
+                file.write(bytes(shared.stat().st_size))
 
     def call_lines(self) -> list[dict[str, Any]]:
         """The log's call records, oldest first (the log is JSON)."""

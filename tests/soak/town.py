@@ -87,9 +87,9 @@ class Proxy:
 
     def forget_troubles(self) -> None:
         """Let no account be left alone any more, as if a day had passed."""
-        for board in (self.home / "state").glob("board-*"):
-            with board.open("r+b") as file:
-                file.write(bytes(board.stat().st_size))
+        for shared in (self.home / "state").glob("*-*"):
+            with shared.open("r+b") as file:
+                file.write(bytes(shared.stat().st_size))
 
 
 @contextlib.contextmanager

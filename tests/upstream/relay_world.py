@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.errors import ApiError, StreamBroken, UpstreamError
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chat import ChatEncoder, ChunkStream
-from qwen_wsgi.upstream.client import OpenStream
+from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.http.body import ReadTimeout
+from qwen_wsgi.upstream.open_stream import OpenStream
 from qwen_wsgi.upstream.relay import Relay
 from tests.fakes.clock import FakeClock
 from tests.fakes.upstream import settings_of
@@ -69,18 +71,28 @@ class FakeReader:
         self.closed += 1
 
 
-def stream_of(clock: FakeClock, first: bytes, *steps: Step) -> OpenStream:
+def stream_of(
+    clock: FakeClock,
+    first: bytes,
+    *steps: Step,
+    settings: Settings | None = None,
+    record: CallRecord | None = None,
+) -> OpenStream:
     chunks = ChunkStream(hide_usage=True)
-    return OpenStream(
-        reader=FakeReader(clock, *steps),  # type: ignore[arg-type]  # all of it that is used
-        chunks=chunks,
-        first=chunks.feed(first),
-        upstream_request_id="up-1",
-        explain=told,
+    stream = OpenStream(
+        FakeReader(clock, *steps),  # type: ignore[arg-type]  # all of it that is used
+        chunks,
+        record or CallRecord(),
+        monotonic=clock.monotonic,
+        idle_s=settings.idle_timeout_s if settings else 300.0,
+        patience_s=settings.first_byte_timeout_s if settings else 300.0,
+        explain=reported,
     )
+    stream.begin(chunks.feed(first))
+    return stream
 
 
-def told(chunks: ChunkStream) -> UpstreamError:
+def reported(chunks: ChunkStream) -> UpstreamError:
     error = UpstreamError("what it means", code="understood")
     error.frame = chunks.frame
     return error
@@ -91,23 +103,21 @@ class World:
 
     def __init__(self, *steps: Step, first: bytes = TEXT, **environ: Any) -> None:
         self.clock = FakeClock()
-        self.stream = stream_of(self.clock, first, *steps)
+        settings = settings_of(
+            **{"QWEN_PROXY_KEEPALIVE_INTERVAL": 15, "QWEN_PROXY_IDLE_TIMEOUT": 100, **environ}
+        )
+        self.record = CallRecord(request_id="req_1")
+        self.stream = stream_of(self.clock, first, *steps, settings=settings, record=self.record)
         self.reader: Any = self.stream.reader
         self.late: list[ApiError] = []
         self.stream.on_failure = self.late.append
         self.opening: Callable[[], OpenStream] = lambda: self.stream
         self.relay = Relay(
             lambda: self.opening(),
-            settings=settings_of(
-                **{
-                    "QWEN_PROXY_KEEPALIVE_INTERVAL": 15,
-                    "QWEN_PROXY_IDLE_TIMEOUT": 100,
-                    **environ,
-                }
-            ),
+            settings=settings,
             clock=self.clock,
             encoder=ChatEncoder(id="chatcmpl-1", model="m", created=0),
-            call_id="req_1",
+            record=self.record,
         )
 
     def run(self) -> list[bytes]:

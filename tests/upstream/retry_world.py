@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import (
     ApiError,
@@ -13,13 +15,15 @@ from qwen_wsgi.errors import (
     Scope,
     UpstreamError,
 )
-from qwen_wsgi.upstream.retry import Course, Retrier
+from qwen_wsgi.state.shared_memory import key_of
+from qwen_wsgi.upstream.retry import Retrier
+from qwen_wsgi.upstream.routing.affinity import Affinity
 from qwen_wsgi.upstream.routing.catalogue import Listing
-from qwen_wsgi.upstream.routing.cooldown import Board, key_of
+from qwen_wsgi.upstream.routing.cooldown import Cooldowns
 from qwen_wsgi.upstream.routing.limiter import Slot
 from qwen_wsgi.upstream.routing.router import Plan, Route, Router
 from tests.fakes.clock import FakeClock
-from tests.fakes.upstream import FakeBook, account_of, settings_of
+from tests.fakes.upstream import account_of, pool_of, settings_of
 
 
 def raised(world: World, *outcomes: ApiError | str, takes_s: float = 0.0) -> ApiError:
@@ -41,21 +45,26 @@ class World:
 
     def __init__(self, *names: str, **environ: object) -> None:
         self.clock = FakeClock()
-        self.board = Board(None, boottime=self.clock.monotonic)
+        self.cooldowns = Cooldowns(None, boottime=self.clock.monotonic)
+        self.affinity = Affinity(None, boottime=self.clock.monotonic)
         settings = settings_of(**{"QWEN_PROXY_WORKERS": 1, **environ})
         accounts = [account_of(name, base_url=f"https://{name}.example/v1") for name in names]
-        self.router = Router(
-            settings,
-            FakeBook(*accounts),  # type: ignore[arg-type]  # all that it uses of it
-            FakeCatalogue(),  # type: ignore[arg-type]  # as above
-            self.board,
-        )
+        self.pool = pool_of(*accounts, settings=settings, cooldowns=self.cooldowns)
+        catalogue: Any = FakeCatalogue()
+        self.router = Router(settings, self.pool, catalogue, self.affinity)
         self.pauses: list[float] = []
-        self.attempts = Retrier(
-            settings, self.router, self.board, self.clock, sleep=self.sleep, jitter=lambda: 0.5
+        self.retrier = Retrier(
+            settings,
+            self.router,
+            self.pool,
+            self.cooldowns,
+            self.affinity,
+            self.clock,
+            sleep=self.sleep,
+            jitter=lambda: 0.5,
         )
         self.asked: list[str] = []
-        self.course = Course("client")
+        self.record = CallRecord(client="client")
 
     def sleep(self, seconds: float) -> None:
         self.pauses.append(round(seconds, 2))
@@ -75,22 +84,21 @@ class World:
         """One call; `outcomes` are those of its attempts in turn."""
         left = list(outcomes)
         self.asked = []
-        self.course = Course("client")
+        self.record = CallRecord(client="client")
 
-        def ask(route: Route, place: Slot) -> str:
+        def ask(route: Route, slot: Slot) -> str:
             self.asked.append(route.account.name)
             self.clock.advance(takes_s)
             outcome = left.pop(0)
             if isinstance(outcome, ApiError):
                 raise outcome
-            place.leave()
             return f"{outcome} by {route.account.name}"
 
         try:
-            return self.attempts.run(plan or self.plan(), ask, self.course)
+            return self.retrier.run(plan or self.plan(), ask, self.record)
         finally:
             assert all(
-                self.router.gate(route.account).in_flight == 0 for route in self.plan().routes
+                self.pool.limiter(route.account).in_flight == 0 for route in self.plan().routes
             )
 
 

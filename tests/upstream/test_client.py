@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import AccountUnavailable, ApiError, UpstreamError, UpstreamTimeout
@@ -19,8 +20,11 @@ from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, parse_request, upstream_body
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.usage import Usage
-from qwen_wsgi.upstream.client import Answer, OpenStream, UpstreamClient
+from qwen_wsgi.upstream.chat_attempt import ChatAnswer, ChatAttempt, ChatCall
+from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.http.transport import Transport
+from qwen_wsgi.upstream.open_stream import OpenStream
+from qwen_wsgi.upstream.routing.router import Route
 from tests.fakes.raw_server import Answer as Reply
 from tests.fakes.raw_server import Peer, RawServer, chunked, head, stream, whole
 from tests.fakes.upstream import SECRET, account_of, settings_of
@@ -71,6 +75,7 @@ class World:
         self.server = server
         self.transport = Transport(settings)
         self.client = UpstreamClient(settings, self.transport, SystemClock())
+        self.record = CallRecord()
         self.account: Account = account_of(base_url=server.url + "/v1", **account)
 
     def open(self, headers: dict[str, str] | None = None, **members: Any) -> OpenStream:
@@ -80,25 +85,14 @@ class World:
             upstream_body(request, model="m", stream=True),
             headers=headers or {},
             chunks=ChunkStream(hide_usage=not request.wants_usage),
+            record=self.record,
         )
 
-    def complete(self, **members: Any) -> Answer:
-        request = request_of(**members)
-        streamed = self.client.asks_stream(self.account)
-        body = upstream_body(request, model="m", stream=streamed)
-        if not streamed:
-            return self.client.whole(self.account, body, headers={})
-        stream = self.client.open_stream(
-            self.account, body, headers={}, chunks=ChunkStream(hide_usage=False)
-        )
-        try:
-            completion = self.client.aggregate(self.account, stream)
-            stream.drain()
-        finally:
-            stream.close()
-        id = stream.upstream_request_id
-        value = completion.render(id="chatcmpl-" + id, model="m", created=int(time.time()))
-        return Answer(json.dumps(value).encode(), completion.usage, id, value)
+    def complete(self, **members: Any) -> ChatAnswer:
+        settings = settings_of()
+        attempt = ChatAttempt(settings, self.client, SystemClock())
+        call = ChatCall(request_of(**members), {}, self.record)
+        return attempt.complete(call, Route(self.account, "m"))
 
     def sent(self, number: int = 0) -> dict[str, Any]:
         """The JSON body of a request that the server got."""
@@ -201,8 +195,10 @@ def test_the_upstreams_request_id_is_noted() -> None:
     ) as here:
         opened = here.open()
         all_of(opened)
-        assert opened.upstream_request_id == "up-1"
-        assert here.complete().upstream_request_id == "up-1"
+        assert here.record.upstream_request_id == "up-1"
+        here.record.upstream_request_id = ""
+        here.complete()
+        assert here.record.upstream_request_id == "up-1"
 
 
 @pytest.mark.parametrize(
@@ -239,7 +235,7 @@ def test_a_stream_becomes_a_whole_answer(reply: Reply) -> None:
         answer = here.complete()
 
     assert json.loads(answer.body) == COMPLETION
-    assert answer.usage == Usage(prompt=3, completion=2, total=5)
+    assert here.record.usage == Usage(prompt=3, completion=2, total=5)
 
 
 def test_a_whole_answer_has_an_id_model_and_time_even_if_no_chunk_told() -> None:
@@ -293,7 +289,7 @@ def test_who_is_asked_for_a_stream_in_place_of_a_whole_answer(
     assert bool(sent.get("stream")) is streamed
     assert ("stream_options" in sent) is streamed
     assert json.loads(answer.body) == COMPLETION
-    assert answer.usage == Usage(prompt=3, completion=2, total=5)
+    assert here.record.usage == Usage(prompt=3, completion=2, total=5)
 
 
 def test_an_upstream_that_is_asked_as_the_client_asked_answers_to_the_letter() -> None:
@@ -302,7 +298,7 @@ def test_an_upstream_that_is_asked_as_the_client_asked_answers_to_the_letter() -
         answer = here.complete(temperature=0)
 
     assert answer.body == body
-    assert answer.usage is None
+    assert here.record.usage is None
 
 
 def test_an_upstream_that_does_not_stream_is_made_to() -> None:
@@ -534,9 +530,13 @@ HALF = b'data: {"choices":[{"index":0,"delta":{"content":"see [DONE] an'
 
 def test_half_an_event_that_speaks_of_done_is_not_handed_on() -> None:
     with world(then_close(head(content_type="text/event-stream") + ROLE + TEXT + HALF)) as here:
-        out = all_of(here.open())
+        opened = here.open()
+        with pytest.raises(UpstreamError) as caught:
+            all_of(opened)
 
-    assert out == ROLE + TEXT
+    assert opened.first == ROLE + TEXT
+    assert caught.value.code == "upstream_broken"
+    assert not opened.chunks.done
 
 
 def test_what_follows_done_is_not_waited_for() -> None:

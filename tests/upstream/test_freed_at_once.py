@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator
 import gevent
 import pytest
 
-from qwen_wsgi.accounting.ledger import CallRecord
-from qwen_wsgi.api.lifecycle import LiveCall
+from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import ApiError, ClientGone, forget_frames
 from qwen_wsgi.greenlets import Task
@@ -100,14 +99,13 @@ def test_an_attempt_holds_nothing_after_its_call(
     def use(body: Body) -> None:
         left = list(outcomes)
 
-        def ask(route: Route, place: Slot) -> str:
+        def ask(route: Route, slot: Slot) -> str:
             if (failed := left.pop(0)) is not None:
                 fails_with(body, failed())
-            place.leave()
             return "ok"
 
         try:
-            told.append(world.attempts.run(world.plan(), ask, world.course))
+            told.append(world.retrier.run(world.plan(), ask, world.record))
         except ApiError as error:
             told.append(error.code or "")
 
@@ -158,9 +156,9 @@ def test_a_stream_that_broke_records_its_failure_without_frames() -> None:
 
     world.run()
 
-    assert world.relay.error is not None
-    assert world.relay.error.code == "upstream_broken"
-    assert world.relay.error.__traceback__ is None
+    assert world.record.error_code == "upstream_broken"
+    (error,) = world.late
+    assert error.__traceback__ is None
 
 
 def test_the_record_of_a_client_that_left_lets_go_of_what_it_was_told_by() -> None:
@@ -172,7 +170,7 @@ def test_the_record_of_a_client_that_left_lets_go_of_what_it_was_told_by() -> No
         try:
             fails_with(body, ClientGone("the client closed the connection"))
         except ClientGone as gone:
-            LiveCall(call, services=None, environ={}).fail(gone)  # type: ignore[arg-type]  # fail() uses no services
+            call.fail(gone)
 
     assert freed_by(use)
     assert call.outcome == "client_gone"

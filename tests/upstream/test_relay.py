@@ -11,7 +11,7 @@ import pytest
 from qwen_wsgi.errors import ApiError, UpstreamError, UpstreamTimeout
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.usage import Usage
-from qwen_wsgi.upstream.client import OpenStream
+from qwen_wsgi.upstream.open_stream import OpenStream
 from tests.upstream.relay_world import (
     FINISH,
     KEEP_ALIVE,
@@ -37,10 +37,9 @@ def test_events_go_out_as_they_come_and_done_at_the_end() -> None:
     assert world.run() == [TEXT, MORE, FINISH, sse.DONE]
 
     assert not world.broken
-    assert world.relay.outcome == "complete"
-    assert world.relay.error is None
-    assert world.relay.usage == Usage(total=5)
-    assert world.relay.upstream_request_id == "up-1"
+    assert world.record.outcome == "complete"
+    assert world.record.error_code == ""
+    assert world.record.usage == Usage(total=5)
     assert world.reader.at_end
     assert world.reader.closed >= 1
 
@@ -52,8 +51,7 @@ def test_the_client_gets_done_although_the_upstream_forgot_it() -> None:
 def test_nothing_is_told_of_a_call_before_its_stream_is_open() -> None:
     world = World(FINISH)
 
-    assert (world.relay.usage, world.relay.upstream_request_id) == (None, "")
-    assert (world.relay.outcome, world.relay.first_byte_at) == ("open", None)
+    assert (world.record.usage, world.record.outcome) == (None, "open")
 
 
 def test_the_time_of_the_first_byte_is_noted() -> None:
@@ -63,7 +61,7 @@ def test_the_time_of_the_first_byte_is_noted() -> None:
 
     world.run()
 
-    assert world.relay.first_byte_at == 1007.0
+    assert world.record.first_byte_at == 1000.0
 
 
 @pytest.mark.parametrize(
@@ -88,9 +86,8 @@ def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done(
     assert error_in(out[-1])["code"] == code
     assert sse.DONE not in out
     assert world.broken
-    assert world.relay.outcome == "upstream_error"
-    assert world.relay.error is not None
-    assert world.relay.error.code == code
+    assert world.record.outcome == "upstream_error"
+    assert world.record.error_code == code
     assert world.reader.closed >= 1
 
 
@@ -111,10 +108,9 @@ def test_an_error_frame_of_the_upstream_is_the_last_thing_that_a_client_gets() -
 
     assert out == [TEXT, MORE, frame]
     assert world.broken
-    assert world.relay.outcome == "upstream_error"
-    assert world.relay.error is not None
-    assert world.relay.error.code == "understood"
-    assert world.late == [world.relay.error]
+    assert world.record.outcome == "upstream_error"
+    assert world.record.error_code == "understood"
+    assert [error.code for error in world.late] == ["understood"]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +149,7 @@ def test_a_failure_before_the_first_event_is_nothing_late() -> None:
     world.opening = fail
     world.run()
 
-    assert (world.relay.outcome, world.late) == ("upstream_error", [])
+    assert (world.record.outcome, world.late) == ("upstream_error", [])
 
 
 def test_after_an_error_frame_nothing_more_is_carried() -> None:
@@ -171,7 +167,7 @@ def test_a_fault_of_ours_is_told_without_its_words() -> None:
     assert error_in(out[-1])["code"] == "internal_error"
     assert b"secret of ours" not in b"".join(out)
     assert world.broken
-    assert world.relay.outcome == "failed"
+    assert world.record.outcome == "failed"
 
 
 # --- keep-alives ---------------------------------------------------------------------------------
@@ -263,7 +259,7 @@ def test_a_failure_before_the_first_event_is_raised_to_be_answered_with_its_stat
     world.relay.close()
 
     assert caught.value.status == 429
-    assert world.relay.outcome == "upstream_error"
+    assert world.record.outcome == "upstream_error"
 
 
 def test_when_the_first_event_takes_long_keep_alives_begin_at_once() -> None:
@@ -292,7 +288,7 @@ def test_a_failure_after_keep_alives_is_an_error_event() -> None:
     assert out[0] == KEEP_ALIVE
     assert error_in(out[-1])["code"] == "upstream_timeout"
     assert world.broken
-    assert world.relay.outcome == "upstream_error"
+    assert world.record.outcome == "upstream_error"
 
 
 def test_without_keep_alives_the_first_event_is_waited_for() -> None:
@@ -316,7 +312,7 @@ def test_a_client_that_leaves_in_the_middle_closes_the_upstream() -> None:
     world.relay.close()
 
     assert world.reader.closed >= 1
-    assert world.relay.outcome == "client_gone"
+    assert world.record.outcome == "client_gone"
 
 
 def test_a_client_that_leaves_before_anything_was_sent_closes_the_upstream() -> None:
@@ -326,7 +322,7 @@ def test_a_client_that_leaves_before_anything_was_sent_closes_the_upstream() -> 
     world.relay.close()
 
     assert world.reader.closed >= 1
-    assert world.relay.outcome == "client_gone"
+    assert world.record.outcome == "client_gone"
 
 
 def test_a_client_that_leaves_during_the_wait_stops_the_opening() -> None:
@@ -348,7 +344,7 @@ def test_a_client_that_leaves_during_the_wait_stops_the_opening() -> None:
     gevent.sleep(0)
 
     assert stopped == [True]
-    assert world.relay.outcome == "client_gone"
+    assert world.record.outcome == "client_gone"
 
 
 def test_a_stream_that_opens_in_the_moment_of_leaving_is_closed_all_the_same() -> None:
@@ -370,4 +366,4 @@ def test_closing_again_is_harmless_and_keeps_the_outcome() -> None:
     world.relay.close()
     world.relay.close()
 
-    assert world.relay.outcome == "complete"
+    assert world.record.outcome == "complete"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.errors import (
     AccountUnavailable,
     ApiError,
@@ -11,7 +12,7 @@ from qwen_wsgi.errors import (
     Scope,
     UpstreamTimeout,
 )
-from qwen_wsgi.upstream.retry import MOST_ATTEMPTS, Course
+from qwen_wsgi.upstream.retry import MOST_ATTEMPTS
 from qwen_wsgi.upstream.routing.cooldown import BREAKS_AT
 from qwen_wsgi.upstream.routing.limiter import Slot
 from qwen_wsgi.upstream.routing.router import Route
@@ -27,16 +28,15 @@ def raised(world: World, *outcomes: ApiError | str, takes_s: float = 0.0) -> Api
 def test_a_good_answer_costs_one_attempt() -> None:
     world = World("a", "b")
     assert world.run("ok") == "ok by a"
-    assert (world.course.count, world.course.queued_s, world.pauses) == (1, 0.0, [])
-    assert world.course.route is not None
-    assert world.course.route.account.name == "a"
+    assert (world.record.attempts, world.record.queued_s, world.pauses) == (1, 0.0, [])
+    assert (world.record.account, world.record.upstream_model) == ("a", "m")
 
 
 @pytest.mark.parametrize("scope", [Scope.UPSTREAM, Scope.ACCOUNT, Scope.ACCOUNT_MODEL])
 def test_what_another_account_may_answer_goes_there_at_once(scope: Scope) -> None:
     world = World("a", "b")
     assert world.run(failure(scope), "ok") == "ok by b"
-    assert (world.asked, world.pauses, world.course.count) == (["a", "b"], [], 2)
+    assert (world.asked, world.pauses, world.record.attempts) == (["a", "b"], [], 2)
 
 
 def test_a_fault_of_the_request_goes_straight_back() -> None:
@@ -58,7 +58,7 @@ def test_one_account_is_asked_again_after_a_growing_pause() -> None:
     world = World("a")
     assert world.run(failure(), failure(), "ok") == "ok by a"
     assert world.pauses == [0.5, 1.0]
-    assert world.course.queued_s == 1.5
+    assert world.record.queued_s == 1.5
 
 
 def test_what_only_this_account_can_answer_is_asked_of_it_again() -> None:
@@ -109,7 +109,7 @@ def test_an_account_without_a_credential_is_passed_over_and_counts_no_attempt() 
     world = World("a", "b")
     missing = AccountUnavailable("The login expired.", code="credentials_expired")
     assert world.run(missing, "ok") == "ok by b"
-    assert world.course.count == 1
+    assert world.record.attempts == 1
     assert raised(world, missing, missing) is missing
     busy = failure(Scope.REQUEST, retry=False, elsewhere=False)
     assert raised(world, missing, busy) is busy
@@ -135,18 +135,17 @@ def test_hosts_that_keep_failing_are_left_alone_then_probed_by_one_call() -> Non
     def probe() -> None:
         seen.append(world.router.choose(world.plan(), set()))
 
-    def ask(route: Route, place: Slot) -> str:
+    def ask(route: Route, slot: Slot) -> str:
         probe()
-        place.leave()
         return "ok"
 
-    assert world.attempts.run(world.plan(), ask, Course()) == "ok"
+    assert world.retrier.run(world.plan(), ask, CallRecord()) == "ok"
     (during,) = seen
     assert during is not None
-    assert during.blocked_s > 0, "others keep away while one asks"
+    assert during.cooldown_s > 0, "others keep away while one asks"
     after = world.router.choose(world.plan(), set())
     assert after is not None
-    assert after.blocked_s == 0
+    assert after.cooldown_s == 0
 
 
 def test_a_conversation_stays_with_who_answered_it() -> None:
@@ -160,20 +159,21 @@ def test_a_conversation_stays_with_who_answered_it() -> None:
 def test_a_client_that_goes_away_leaves_its_place() -> None:
     world = World("a")
 
-    def ask(route: Route, place: Slot) -> str:
+    def ask(route: Route, slot: Slot) -> str:
         raise ClientGone
 
     with pytest.raises(ClientGone):
-        world.attempts.run(world.plan(), ask, Course())
-    assert world.router.gate(world.plan().routes[0].account).in_flight == 0
+        world.retrier.run(world.plan(), ask, CallRecord())
+    assert world.pool.limiter(world.plan().routes[0].account).in_flight == 0
     assert world.run("ok") == "ok by a", "which says nothing of the account"
 
 
 def test_an_answer_keeps_its_place_until_it_is_closed() -> None:
     world = World("a", QWEN_PROXY_ACCOUNT_IN_FLIGHT=1, QWEN_PROXY_ACCOUNT_QUEUE=0)
-    place = world.attempts.run(world.plan(), lambda route, place: place, Course())
+    slot = world.retrier.run(world.plan(), lambda route, slot: slot.keep(), CallRecord())
     with pytest.raises(ApiError) as caught:
-        world.attempts.run(world.plan(), lambda route, place: place, Course())
+        world.retrier.run(world.plan(), lambda route, slot: slot, CallRecord())
     assert caught.value.status == 503
-    place.leave()
-    world.attempts.run(world.plan(), lambda route, place: place, Course()).leave()
+    slot.release()
+    world.retrier.run(world.plan(), lambda route, slot: slot, CallRecord())
+    assert world.run("ok") == "ok by a", "a slot that is not kept is free after the attempt"

@@ -1,4 +1,4 @@
-"""Embeddings of many rows: several calls at a time, answered in order, stopped as one."""
+"""Unary calls: several requests to one account at a time, answered in order, stopped as one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import gevent
 import pytest
 
 from qwen_wsgi.credentials.account import Account
-from qwen_wsgi.errors import UpstreamError
-from qwen_wsgi.upstream.embed import embed
-from tests.fakes.upstream import account_of
+from qwen_wsgi.errors import Scope, UpstreamError
+from qwen_wsgi.upstream.client import JsonAnswer
+from qwen_wsgi.upstream.executor import Executor, UnaryCall, UnaryRequests
+from tests.fakes.upstream import settings_of
+from tests.upstream.retry_world import World, failure
 
 
 class FakeClient:
@@ -25,7 +27,7 @@ class FakeClient:
 
     def post_json(
         self, account: Account, path: str, body: bytes, *, headers: Mapping[str, str]
-    ) -> tuple[bytes, Any, str]:
+    ) -> JsonAnswer:
         assert path == "/embeddings"
         assert headers == {"User-Agent": "x"}
         self.asked.append(body)
@@ -36,7 +38,7 @@ class FakeClient:
             gevent.sleep(int(wait) / 1000)
             if name == b"bad":
                 raise UpstreamError("no", status=429, code="limit_requests")
-            return body, {"body": body}, "up-1"
+            return JsonAnswer(body, {"body": body}, "up-1")
         except gevent.GreenletExit:
             self.stopped.append(body)
             raise
@@ -45,8 +47,20 @@ class FakeClient:
 
 
 def asked(client: FakeClient, *bodies: bytes) -> list[bytes]:
-    answers = embed(client, account_of(), list(bodies), headers={"User-Agent": "x"})  # type: ignore[arg-type]  # all that it uses of a client
-    return [answer["body"] for answer in answers]
+    return answered(World("a"), client, *bodies)
+
+
+def answered(world: World, client: FakeClient, *bodies: bytes) -> list[bytes]:
+    settings = settings_of()
+    upstream: Any = client
+    executor = Executor(settings, world.router, world.retrier, upstream, world.clock)
+    call = UnaryCall(
+        "/embeddings", {"User-Agent": "x"}, world.record, lambda route: UnaryRequests(bodies)
+    )
+    answer = executor.unary(call, world.plan())
+    assert answer is not None
+    assert answer.route.account.name == "a"
+    return [each.value["body"] for each in answer.answers]
 
 
 def test_answers_come_in_the_order_of_the_bodies_whatever_the_time_of_each() -> None:
@@ -96,3 +110,47 @@ def test_a_caller_that_is_stopped_stops_all_calls() -> None:
 
     assert client.running == 0
     assert len(client.asked) == 4
+
+
+def test_the_slot_is_free_after_the_call_and_its_facts_are_in_the_record() -> None:
+    world = World("a")
+
+    answered(world, FakeClient(), b"a@0", b"b@0")
+
+    (route,) = world.plan().routes
+    assert world.pool.limiter(route.account).in_flight == 0
+    record = world.record
+    assert (record.account, record.attempts, record.upstream_request_id) == ("a", 1, "up-1")
+
+
+class Refusing(FakeClient):
+    """Fails every request."""
+
+    def __init__(self, error: UpstreamError) -> None:
+        super().__init__()
+        self.error = error
+
+    def post_json(
+        self, account: Account, path: str, body: bytes, *, headers: Mapping[str, str]
+    ) -> JsonAnswer:
+        self.asked.append(body)
+        raise self.error
+
+
+@pytest.mark.parametrize("cause", ["not_found", "wrong_address"])
+def test_an_account_without_the_path_is_no_failure_where_the_caller_says_so(cause: str) -> None:
+    world = World("a")
+    client: Any = Refusing(failure(Scope.ACCOUNT_MODEL, retry=False, cause=cause))
+    executor = Executor(settings_of(), world.router, world.retrier, client, world.clock)
+
+    def ask(*absent: str) -> object:
+        bodies = UnaryRequests([b"a@0"], ("stream:whole",))
+        call = UnaryCall("/completions", {}, world.record, lambda route: bodies, absent)
+        return executor.unary(call, world.plan())
+
+    assert ask("not_found", "wrong_address") is None
+    assert world.cooldowns.is_clear, "the account can still be asked, for chats as well"
+    assert world.record.changed == ("stream:whole",)
+    with pytest.raises(UpstreamError):
+        ask()
+    assert not world.cooldowns.is_clear

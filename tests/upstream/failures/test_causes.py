@@ -742,33 +742,35 @@ class TestCauses:
 
 class TestWithoutAnAnswer:
     @pytest.mark.parametrize(
-        "kind",
+        "cause",
         ["unreachable", "connect_timeout", "timeout", "closed", "broken", "empty", "tls", "proxy"],
     )
-    @pytest.mark.parametrize("prefix", ["", "upstream_"])
-    def test_the_upstream_is_in_trouble(self, prefix: str, kind: str) -> None:
-        failure = classify.transport_failure(prefix + kind)
+    def test_the_upstream_is_in_trouble(self, cause: str) -> None:
+        error = classify.connection_error(cause, "what happened")
+        failure = error.failure
 
-        assert (failure.cause, failure.scope) == (kind, Scope.UPSTREAM)
+        assert failure is not None
+        assert (failure.cause, failure.scope) == (cause, Scope.UPSTREAM)
         assert failure.retry and failure.elsewhere
+        assert (error.message, error.code) == ("what happened", f"upstream_{cause}")
+        assert error.status == (504 if "timeout" in cause else 502)
+        assert isinstance(error, UpstreamTimeout) is ("timeout" in cause)
 
     def test_a_base_url_that_cannot_be_used_stays_so(self) -> None:
-        failure = classify.transport_failure("upstream_bad_url")
+        failure = classify.connection_error("bad_url", "m").failure
 
+        assert failure is not None
         assert (failure.scope, failure.retry, failure.elsewhere) == (Scope.ACCOUNT, False, True)
 
-    def test_an_unknown_kind_is_a_trouble_of_the_upstream(self) -> None:
-        assert classify.transport_failure("moths").scope is Scope.UPSTREAM
+    def test_an_unknown_cause_is_a_mistake_of_the_caller(self) -> None:
+        with pytest.raises(KeyError):
+            classify.connection_error("moths", "m")
 
-    def test_an_error_that_carries_no_failure_is_known_by_its_code(self) -> None:
-        timeout = UpstreamTimeout("m", code="upstream_timeout")
-        told = classified(OTHER, 429, b"")
+    def test_an_error_carries_its_failure_from_where_it_is_noticed(self) -> None:
+        refused = classified(OTHER, 429, b"")
 
-        failure = classify.failure_of(timeout)
-        assert failure is not None and failure.cause == "timeout"
-        assert classify.failure_of(told) is told.failure
-        assert classify.failure_of(UpstreamError("m", code="upstream_bad_answer")) is None
-        assert classify.failure_of(UpstreamError("m")) is None
+        assert refused.failure is not None and refused.failure.cause == "rate_limited"
+        assert UpstreamError("m", code="upstream_bad_answer").failure is None
 
 
 class TestLeftAlone:

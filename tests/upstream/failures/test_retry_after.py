@@ -93,7 +93,7 @@ def test_without_a_clock_a_time_of_day_says_nothing() -> None:
 def test_what_headers_say(
     headers: dict[str, str], now: float | None, seconds: float | None
 ) -> None:
-    assert classify.retry_after_s(headers, now=now) == seconds
+    assert retry_after.retry_after_s(headers, now=now) == seconds
 
 
 def refused(message: str, headers: dict[str, str], *, now: float | None) -> float | None:

@@ -7,18 +7,9 @@ import pytest
 from qwen_wsgi.credentials.account import Account, ProviderModel, family_for
 from qwen_wsgi.credentials.credential import TokenState
 from qwen_wsgi.hosts import Family
-from qwen_wsgi.upstream.routing.accounts import AccountBook
-from tests.fakes.upstream import FakeCredential
-
-
-class FakeFinder:
-    """Finds what a test puts there; the same tuple while nothing changes, as promised."""
-
-    def __init__(self, *found: Account) -> None:
-        self.found = found
-
-    def accounts(self) -> tuple[Account, ...]:
-        return self.found
+from qwen_wsgi.upstream.routing.accounts import AccountPool
+from qwen_wsgi.upstream.routing.cooldown import Cooldowns
+from tests.fakes.upstream import FakeCredential, FakeFinder, settings_of
 
 
 class Starter:
@@ -51,15 +42,17 @@ def found(
     )
 
 
-def book_of(*accounts: Account, sandbox: str = "off") -> tuple[AccountBook, FakeFinder, Starter]:
+def pool_with(*accounts: Account, sandbox: str = "0") -> tuple[AccountPool, FakeFinder, Starter]:
     finder, starter = FakeFinder(*accounts), Starter()
-    return AccountBook(finder, sandbox=sandbox, start_sandbox=starter), finder, starter
+    settings = settings_of(QWEN_PROXY_SANDBOX=sandbox)
+    pool = AccountPool(settings, finder, Cooldowns(None), start_sandbox=starter)
+    return pool, finder, starter
 
 
 def test_what_was_found_is_told_with_its_family() -> None:
     one = found()
 
-    (account,) = book_of(one)[0].accounts()
+    (account,) = pool_with(one)[0].accounts()
 
     assert account.family is Family.DASHSCOPE
     assert (account.name, account.kind, account.base_url) == (one.name, one.kind, one.base_url)
@@ -91,43 +84,43 @@ def test_what_was_found_is_told_with_its_family() -> None:
     ids=lambda value: f"{value.name} {value.base_url}" if isinstance(value, Account) else None,
 )
 def test_the_family_follows_the_host_and_then_the_name(account: Account, family: Family) -> None:
-    assert book_of(account)[0].accounts()[0].family is family
+    assert pool_with(account)[0].accounts()[0].family is family
 
 
 @pytest.mark.parametrize(
     ("mode", "accounts", "names"),
     [
-        ("off", [], []),
-        ("off", [found()], ["dashscope"]),
+        ("0", [], []),
+        ("0", [found()], ["dashscope"]),
         ("auto", [], ["sandbox"]),
         ("auto", [found()], ["dashscope"]),
-        ("on", [], ["sandbox"]),
-        ("on", [found()], ["sandbox"]),
+        ("1", [], ["sandbox"]),
+        ("1", [found()], ["sandbox"]),
     ],
 )
 def test_when_the_sandbox_stands_in(mode: str, accounts: list[Account], names: list[str]) -> None:
-    assert [each.name for each in book_of(*accounts, sandbox=mode)[0].accounts()] == names
+    assert [each.name for each in pool_with(*accounts, sandbox=mode)[0].accounts()] == names
 
 
 def test_the_sandbox_gives_way_to_an_account_as_soon_as_there_is_one_and_comes_back() -> None:
-    book, finder, _ = book_of(sandbox="auto")
-    assert [each.kind for each in book.accounts()] == ["sandbox"]
+    pool, finder, _ = pool_with(sandbox="auto")
+    assert [each.kind for each in pool.accounts()] == ["sandbox"]
 
     finder.found = (found(),)
-    assert [each.kind for each in book.accounts()] == ["key"]
+    assert [each.kind for each in pool.accounts()] == ["key"]
     finder.found = ()
-    assert [each.kind for each in book.accounts()] == ["sandbox"]
+    assert [each.kind for each in pool.accounts()] == ["sandbox"]
 
 
 def test_while_nothing_changes_the_accounts_are_the_same_objects() -> None:
-    for mode in ("off", "auto", "on"):
-        book, _, _ = book_of(found(), sandbox=mode)
-        assert book.accounts()[0] is book.accounts()[0]
+    for mode in ("0", "auto", "1"):
+        pool, _, _ = pool_with(found(), sandbox=mode)
+        assert pool.accounts()[0] is pool.accounts()[0]
 
 
 def test_the_sandbox_starts_with_the_first_call_and_not_for_a_look() -> None:
-    book, _, starter = book_of(sandbox="on")
-    (account,) = book.accounts()
+    pool, _, starter = pool_with(sandbox="1")
+    (account,) = pool.accounts()
 
     assert account.credential.status().state is TokenState.FRESH
     assert account.family is Family.SANDBOX

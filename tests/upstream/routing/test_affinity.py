@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qwen_wsgi.protocol.json_object import JsonObject
-from qwen_wsgi.upstream.routing.affinity import conversation_of
+from qwen_wsgi.state.shared_memory import key_of
+from qwen_wsgi.upstream.routing.affinity import AFFINITY_S, Affinity, conversation_key
+from tests.fakes.clock import FakeClock
 
 
 def key(environ: dict[str, Any] | None = None, client: str = "k", **body: Any) -> bytes:
-    return conversation_of(JsonObject(json.dumps(body).encode()), environ or {}, client=client)
+    return conversation_key(JsonObject(json.dumps(body).encode()), environ or {}, client=client)
 
 
 def turns(*contents: Any, system: str = "You are an agent.") -> list[dict[str, Any]]:
@@ -59,3 +62,38 @@ def test_what_the_client_says_counts_more_than_the_messages(told: dict[str, Any]
 )
 def test_odd_bodies_are_no_fault(body: dict[str, Any]) -> None:
     assert len(key(**body)) == 8
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def affinity(clock: FakeClock) -> Affinity:
+    return Affinity(None, boottime=clock.monotonic)
+
+
+class TestConversations:
+    def test_they_are_remembered_for_a_while(self, affinity: Affinity, clock: FakeClock) -> None:
+        talk, account = key_of("talk"), key_of("a")
+        assert affinity.account_of(talk) is None
+        affinity.remember(talk, account)
+        clock.advance(AFFINITY_S - 1)
+        assert affinity.account_of(talk) == account
+        affinity.remember(talk, key_of("b"))
+        assert affinity.account_of(talk) == key_of("b")
+        clock.advance(AFFINITY_S)
+        assert affinity.account_of(talk) is None
+
+    def test_the_oldest_makes_room(self, affinity: Affinity, clock: FakeClock) -> None:
+        for number in range(20_000):
+            clock.advance(0.001)
+            affinity.remember(key_of(str(number)), key_of("a"))
+        known = sum(affinity.account_of(key_of(str(n))) is not None for n in range(19_000, 20_000))
+        assert known > 900
+
+    def test_workers_share_them(self, tmp_path: Path) -> None:
+        one, other = Affinity(tmp_path), Affinity(tmp_path)
+        one.remember(key_of("talk"), key_of("me"))
+        assert other.account_of(key_of("talk")) == key_of("me")

@@ -17,7 +17,7 @@ from qwen_wsgi.hosts import Family
 from qwen_wsgi.upstream.routing import model_profiles
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
 from tests.fakes.clock import FakeClock
-from tests.fakes.upstream import SECRET, FakeBook, account_of, settings_of
+from tests.fakes.upstream import SECRET, account_of, pool_of, settings_of
 
 Reply = tuple[int, bytes] | Exception | Callable[[], tuple[int, bytes]]
 
@@ -56,7 +56,7 @@ class World:
         self.accounts = accounts or (up(),)
         self.catalogue = Catalogue(
             settings_of(MODEL_CACHE_DURATION=max_age_s),
-            FakeBook(*self.accounts),  # type: ignore[arg-type]  # all that it uses of a book
+            pool_of(*self.accounts),
             self.transport,  # type: ignore[arg-type]  # all that it uses of a transport
             self.clock,
         )

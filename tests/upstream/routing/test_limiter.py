@@ -22,7 +22,7 @@ class Waiter:
 
         def run() -> None:
             try:
-                self.place = gate.enter(client, timeout_s)
+                self.place = gate.acquire(client, timeout_s)
                 served.append(client)
             except Overloaded as error:
                 self.error = error
@@ -36,28 +36,30 @@ class Waiter:
 
 def test_without_a_limit_nobody_waits() -> None:
     gate = Limiter(0, 0)
-    places = [gate.enter("a", 0) for _ in range(1000)]
+    places = [gate.acquire("a", 0) for _ in range(1000)]
     assert gate.in_flight == 1000
     for place in places:
-        place.leave()
-        place.leave()
+        place.release()
+        place.release()
     assert gate.in_flight == 0
 
 
 def test_clients_take_turns() -> None:
     gate, served = Limiter(1, 100), list[str]()
-    place: Slot | None = gate.enter("busy", 0)
+    place: Slot | None = gate.acquire("busy", 0)
     waiters = [Waiter(gate, name, served) for name in ("busy", "busy", "busy", "other", "third")]
     assert gate.waiting == 5
     for count in range(1, 6):
         assert place is not None
-        place.leave()
+        place.release()
         while len(served) < count:
             time.sleep(0.001)
-        (place,) = [w.place for w in waiters if w.place and w.place._gate and w.place is not place]
+        (place,) = [
+            w.place for w in waiters if w.place and w.place._limiter and w.place is not place
+        ]
     assert served == ["busy", "other", "third", "busy", "busy"]
     assert place is not None
-    place.leave()
+    place.release()
     assert (gate.in_flight, gate.waiting) == (0, 0)
     for waiter in waiters:
         waiter.thread.join()
@@ -65,25 +67,25 @@ def test_clients_take_turns() -> None:
 
 def test_a_full_queue_says_no_at_once() -> None:
     gate, served = Limiter(1, 1), list[str]()
-    place = gate.enter("a", 0)
+    place = gate.acquire("a", 0)
     waiter = Waiter(gate, "a", served)
     with pytest.raises(Overloaded) as caught:
-        gate.enter("b", 10)
+        gate.acquire("b", 10)
     assert (caught.value.status, caught.value.retry_after_s) == (503, 2)
-    place.leave()
+    place.release()
     waiter.thread.join()
     assert (gate.in_flight, gate.waiting) == (1, 0)
 
 
 def test_who_waits_too_long_gives_up_its_turn() -> None:
     gate, served = Limiter(1, 10), list[str]()
-    place = gate.enter("a", 0)
+    place = gate.acquire("a", 0)
     short = Waiter(gate, "b", served, timeout_s=0.05)
     long = Waiter(gate, "b", served)
     short.thread.join()
     assert isinstance(short.error, Overloaded)
     assert gate.waiting == 1
-    place.leave()
+    place.release()
     long.thread.join()
     assert served == ["b"]
     assert gate.in_flight == 1
@@ -98,14 +100,14 @@ def test_a_client_that_goes_away_leaves_no_hole(monkeypatch: pytest.MonkeyPatch)
     class Turn(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:
             if grant:
-                place.leave()
+                place.release()
             raise Gone
 
     monkeypatch.setattr("qwen_wsgi.upstream.routing.limiter.threading.Event", Turn)
     for grant in (False, True):
         gate = Limiter(1, 10)
-        place = gate.enter("a", 0)
+        place = gate.acquire("a", 0)
         with pytest.raises(Gone):
-            gate.enter("b", 10)
+            gate.acquire("b", 10)
         assert gate.waiting == 0
         assert gate.in_flight == (0 if grant else 1)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import AccountUnavailable, BadRequest, NotFound
 from qwen_wsgi.hosts import Family
+from qwen_wsgi.state.shared_memory import key_of
+from qwen_wsgi.upstream.routing.affinity import Affinity
 from qwen_wsgi.upstream.routing.catalogue import Listing
-from qwen_wsgi.upstream.routing.cooldown import BREAKS_AT, Board, key_of
+from qwen_wsgi.upstream.routing.cooldown import BREAKS_AT, Cooldowns
 from qwen_wsgi.upstream.routing.router import Plan, Router
-from tests.fakes.upstream import FakeBook, account_of, settings_of
+from tests.fakes.upstream import account_of, pool_of, settings_of
 
 
 class FakeCatalogue:
@@ -31,16 +35,22 @@ def guessed(*models: str) -> Listing:
     return Listing({model: {"id": model} for model in models}, live=False)
 
 
-def router_of(*accounts: tuple[str, Listing], board: Board | None = None, **env: str) -> Router:
-    """A router over accounts of name and listing."""
-    return Router(
-        settings_of(**env),
-        FakeBook(  # type: ignore[arg-type]  # all that it uses of it
-            *[account_of(name, base_url=f"https://{name}.example/v1") for name, _ in accounts]
-        ),
-        FakeCatalogue(dict(accounts)),  # type: ignore[arg-type]  # all that it uses of them
-        board or Board(None),
-    )
+class World:
+    """A router over accounts of name and listing, with what it looks at."""
+
+    def __init__(self, *accounts: tuple[str, Listing], **env: str) -> None:
+        settings = settings_of(**env)
+        self.cooldowns = Cooldowns(None)
+        self.affinity = Affinity(None)
+        found = [account_of(name, base_url=f"https://{name}.example/v1") for name, _ in accounts]
+        self.pool = pool_of(*found, settings=settings, cooldowns=self.cooldowns)
+        catalogue: Any = FakeCatalogue(dict(accounts))
+        self.router = Router(settings, self.pool, catalogue, self.affinity)
+        self.plan = self.router.plan
+
+
+def router_of(*accounts: tuple[str, Listing], **env: str) -> Router:
+    return World(*accounts, **env).router
 
 
 def names_of(plan: Plan) -> list[str]:
@@ -48,8 +58,8 @@ def names_of(plan: Plan) -> list[str]:
 
 
 def chosen(router: Router, plan: Plan, *without: str) -> str | None:
-    standing = router.choose(plan, set(without))
-    return standing.route.account.name if standing else None
+    candidate = router.choose(plan, set(without))
+    return candidate.route.account.name if candidate else None
 
 
 @pytest.mark.parametrize(
@@ -84,71 +94,69 @@ THREE = (("a", live("m")), ("b", live("m")), ("c", live("m")))
 
 class TestOrder:
     def test_what_is_left_alone_comes_last_and_the_soonest_first(self) -> None:
-        board = Board(None)
-        router = router_of(*THREE, board=board)
-        plan = router.plan("m")
-        keys = [router.keys(route.account) for route in plan.routes]
-        board.leave_alone(keys[0].of_model("m"), 5, "throttled")
-        assert chosen(router, plan) == "b"
-        board.leave_alone(keys[1].payer, 50, "arrearage")
-        assert chosen(router, plan) == "c"
-        board.leave_alone(keys[2].of_model("m"), 20, "throttled")
-        standing = router.choose(plan, set())
-        assert standing is not None
-        assert standing.route.account.name == "a"
-        assert 4 < standing.blocked_s <= 5
-        board.leave_alone(keys[2].of_model("other"), 20, "throttled")
-        board.answered(keys[2].of_model("m"))
-        assert chosen(router, plan) == "c", "another model's limit is another limit"
+        world = World(*THREE)
+        plan = world.plan("m")
+        keys = [world.pool.keys(route.account) for route in plan.routes]
+        world.cooldowns.set_cooldown(keys[0].of_model("m"), 5, "throttled")
+        assert chosen(world.router, plan) == "b"
+        world.cooldowns.set_cooldown(keys[1].payer, 50, "arrearage")
+        assert chosen(world.router, plan) == "c"
+        world.cooldowns.set_cooldown(keys[2].of_model("m"), 20, "throttled")
+        candidate = world.router.choose(plan, set())
+        assert candidate is not None
+        assert candidate.route.account.name == "a"
+        assert 4 < candidate.cooldown_s <= 5
+        world.cooldowns.set_cooldown(keys[2].of_model("other"), 20, "throttled")
+        world.cooldowns.clear(keys[2].of_model("m"))
+        assert chosen(world.router, plan) == "c", "another model's limit is another limit"
 
     def test_an_open_circuit_is_of_the_host(self) -> None:
-        board = Board(None)
-        router = router_of(*THREE, board=board)
-        plan = router.plan("m")
+        world = World(*THREE)
+        plan = world.plan("m")
         for _ in range(BREAKS_AT):
-            board.failed(router.keys(plan.routes[0].account).host, "timeout")
-        assert chosen(router, plan) == "b"
+            world.cooldowns.record_failure(world.pool.keys(plan.routes[0].account).host, "timeout")
+        assert chosen(world.router, plan) == "b"
 
     def test_a_conversation_stays_where_it_was(self) -> None:
-        board = Board(None)
-        router = router_of(*THREE, board=board)
-        plan = router.plan("m", conversation=lambda: key_of("talk"))
-        assert chosen(router, plan) == "a"
-        board.visit(key_of("talk"), router.keys(plan.routes[2].account).own)
-        assert chosen(router, plan) == "c"
-        other = router.plan("m", conversation=lambda: key_of("another"))
-        assert chosen(router, other) == "a"
-        assert chosen(router, plan, "c") == "a"
+        world = World(*THREE)
+        plan = world.plan("m", conversation=lambda: key_of("talk"))
+        assert chosen(world.router, plan) == "a"
+        world.affinity.remember(key_of("talk"), world.pool.keys(plan.routes[2].account).own)
+        assert chosen(world.router, plan) == "c"
+        other = world.plan("m", conversation=lambda: key_of("another"))
+        assert chosen(world.router, other) == "a"
+        assert chosen(world.router, plan, "c") == "a"
 
     def test_calls_are_spread_over_equals(self) -> None:
-        router = router_of(*THREE)
-        plan = router.plan("m")
+        world = World(*THREE)
+        plan = world.plan("m")
         served = []
         for _ in range(6):
-            standing = router.choose(plan, set())
-            assert standing is not None
-            router.gate(standing.route.account).enter("client", 0)
-            served.append(standing.route.account.name)
+            candidate = world.router.choose(plan, set())
+            assert candidate is not None
+            world.pool.limiter(candidate.route.account).acquire("client", 0)
+            served.append(candidate.route.account.name)
         assert served == ["a", "b", "c", "a", "b", "c"]
 
     def test_the_operator_may_name_who_comes_first(self) -> None:
-        router = router_of(*THREE, QWEN_PROXY_ACCOUNT_ORDER="c,b")
-        plan = router.plan("m")
-        router.gate(plan.routes[2].account).enter("client", 0)
-        assert [chosen(router, plan), chosen(router, plan, "c")] == ["c", "b"]
+        world = World(*THREE, QWEN_PROXY_ACCOUNT_ORDER="c,b")
+        plan = world.plan("m")
+        world.pool.limiter(plan.routes[2].account).acquire("client", 0)
+        assert [chosen(world.router, plan), chosen(world.router, plan, "c")] == ["c", "b"]
 
     def test_a_full_account_comes_after_one_with_room(self) -> None:
-        router = router_of(*THREE, QWEN_PROXY_ACCOUNT_IN_FLIGHT="1", QWEN_PROXY_WORKERS="1")
-        plan = router.plan("m")
-        router.gate(plan.routes[0].account).enter("client", 0)
-        assert chosen(router, plan) == "b"
+        world = World(*THREE, QWEN_PROXY_ACCOUNT_IN_FLIGHT="1", QWEN_PROXY_WORKERS="1")
+        plan = world.plan("m")
+        world.pool.limiter(plan.routes[0].account).acquire("client", 0)
+        assert chosen(world.router, plan) == "b"
 
     def test_accounts_of_one_payer_share_its_limits(self) -> None:
-        board = Board(None)
-        router = router_of(*THREE, board=board, QWEN_PROXY_SAME_ACCOUNT="a+b")
-        plan = router.plan("m")
-        board.leave_alone(router.keys(plan.routes[0].account).of_model("m"), 5, "throttled")
-        assert chosen(router, plan) == "c"
+        world = World(*THREE, QWEN_PROXY_SAME_ACCOUNT="a+b")
+        plan = world.plan("m")
+        world.cooldowns.set_cooldown(
+            world.pool.keys(plan.routes[0].account).of_model("m"), 5, "throttled"
+        )
+        assert chosen(world.router, plan) == "c"
 
 
 class TestNames:
@@ -194,12 +202,8 @@ class TestNames:
                 [("other", "qwen3-coder-plus"), ("oauth", "coder-model")],
             ),
         ):
-            router = Router(
-                settings_of(),
-                FakeBook(*accounts),  # type: ignore[arg-type]  # all that it uses of it
-                FakeCatalogue(listings),  # type: ignore[arg-type]  # as above
-                Board(None),
-            )
+            catalogue: Any = FakeCatalogue(listings)
+            router = Router(settings_of(), pool_of(*accounts), catalogue, Affinity(None))
             routes = router.plan("qwen3-coder-plus").routes
             assert [(route.account.name, route.model) for route in routes] == expected
 
