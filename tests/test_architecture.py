@@ -266,7 +266,7 @@ PLACES = {
     "greenlet": (),
     "gunicorn": ("qwen_wsgi/server.py",),
     "fcntl": ("qwen_wsgi/credentials/locks/proxy_lock.py",),
-    "sqlite3": ("qwen_wsgi/state/responses.py",),
+    "sqlite3": ("qwen_wsgi/state/",),
     "subprocess": ("qwen_wsgi/doctor/machine.py",),
     "certifi": ("qwen_wsgi/doctor/machine.py",),
     "asyncio": (),

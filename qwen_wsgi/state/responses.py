@@ -1,4 +1,4 @@
-"""Responses that clients may come back to: what `POST /v1/responses` with `store` leaves behind.
+"""Stored responses: what `POST /v1/responses` with `store` keeps for later requests.
 
 All workers of the box share one SQLite database. Whole bodies are in it, as clients sent and got
 them, so it lies in a directory of its own that only the server's user can read, and no client gets
@@ -6,36 +6,32 @@ what another one's key has stored. `QWEN_PROXY_RESPONSES_TTL=0` keeps nothing, a
 kept before.
 
 Storing is a service beside the answer: whatever is wrong with the file, a call goes on without it
-and the log says why.
-
-Calls block the event loop. Small ones take below a millisecond, a megabyte ten, 16 MiB, the most
-that is stored of one call, two hundred; every four megabytes SQLite empties its log into the
-database, which takes what the disk needs to sync. Nobody waits for another process while blocking:
-SQLite's own waiting is off, and the pause before another try is a `sleep` that lets other greenlets
-run.
+and the log says why. Storing a megabyte blocks the event loop for ten milliseconds; 16 MiB, the
+most that is stored of one call, for two hundred.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 import sqlite3
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from qwen_wsgi.clock import Clock, sleep
 from qwen_wsgi.errors import ApiError, BadRequest
 from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.state.sqlite import Damaged, Database, DatabaseUnavailable
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+_DAMAGE: Final = (
+    "the stored responses are damaged and lost; clients must begin their conversations anew. "
+    "If this happens again, check the disk."
+)
 
 #: How many responses are kept, however small they are.
 MAX_ROWS: Final = 100_000
@@ -48,23 +44,6 @@ LARGEST: Final = 16 * 1024 * 1024
 _OVERHEAD: Final = 512
 #: Expired rows that are removed with one write, so that none takes long.
 _EXPIRED_AT_A_TIME: Final = 100
-
-#: While another process writes: how often, and after what pauses, it is tried again.
-_TRIES: Final = 40
-_PAUSE_S: Final = 0.025
-
-_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
-#: A plain SQLITE_ERROR is damage as well: our statements fit every file that we made.
-_DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
-
-#: What to do about the others.
-_REMEDIES: Final[Mapping[int, str]] = {
-    sqlite3.SQLITE_BUSY: "Another process holds it; if this goes on, restart qwen-proxy.",
-    sqlite3.SQLITE_FULL: "Free some space on its disk, or set QWEN_PROXY_RESPONSES_TTL=0.",
-    sqlite3.SQLITE_IOERR: "See whether its disk is full or failing.",
-    sqlite3.SQLITE_NOMEM: "The machine is out of memory.",
-}
-_NO_ACCESS: Final = "Give it to the user who runs the server, or set QWEN_PROXY_STATE_DIR."
 
 # Bodies are apart, because SQLite writes a whole row anew when one column changes.
 _SCHEMA: Final = """
@@ -98,29 +77,13 @@ COMMIT;
 
 
 class StoreUnavailable(ApiError):
-    """What is stored cannot be had now. The operator's problem: the log says what it is."""
+    """The store cannot be read now. The operator's problem: the log says what it is."""
 
     status = 503
 
 
 class ResponseMissing(BadRequest):
-    """A response that a request continues, or one that came before it, is not there (any more)."""
-
-
-class _Trouble(Exception):
-    """The file cannot be used. `str()` says why and what to do, for the log.
-
-    Args:
-        passing: it may be better in a moment.
-    """
-
-    def __init__(self, message: str, *, passing: bool) -> None:
-        super().__init__(message)
-        self.passing = passing
-
-
-class _LostBody(Exception):
-    """A stored body is not what was written."""
+    """A response that a request continues, or an earlier one of its chain, is not stored."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +113,7 @@ class ResponseStore:
     be told from a machine that was off for so long: everything expires.
 
     Args:
-        directory: is made when it is needed, for this store alone. None keeps it all in memory.
+        directory: created when it is needed, for this store alone. None keeps it all in memory.
         ttl_s: how long what nobody uses is kept; 0 keeps nothing.
         max_bytes: of all bodies together. The file never shrinks; SQLite's log beside it may take
             16 MiB and more.
@@ -167,20 +130,21 @@ class ResponseStore:
         max_rows: int = MAX_ROWS,
         sleep: Callable[[float], None] = sleep,
     ) -> None:
-        self._directory = directory
         self._clock = clock
         self._ttl_s = ttl_s
         self._max_bytes = max_bytes
         self._max_rows = max_rows
-        self._sleep = sleep
-        self._lock = threading.Lock()
-        self._database: sqlite3.Connection | None = None
-        #: Of the file that is open, to notice when it is no longer the one at its path.
-        self._inode = 0
-        self._pid = 0
-        #: Of a process that forked: closed here, they would do their parent harm.
-        self._inherited: list[sqlite3.Connection] = []
-        self._forgotten = False
+        self._database = Database(
+            directory,
+            _FILE,
+            schema=_SCHEMA,
+            has_schema="SELECT 1 FROM sqlite_master WHERE name = 'removed'",
+            keep_damaged_s=ttl_s,
+            damage=_DAMAGE,
+            clock=clock,
+            sleep=sleep,
+        )
+        self._removed = False
 
     def put(
         self,
@@ -192,25 +156,30 @@ class ResponseStore:
         """Store a response; one with the same id is replaced. Never fails.
 
         Args:
-            owner: whose it is, as `Guard.owner` tells.
+            owner: the id of the client that it belongs to (`access.guard.Client`).
             response: OpenAI's response object, with `id` and `output`.
             input_items: what the client sent with this call, as items; nothing of earlier ones.
             previous: the id of the response that it continues, or None.
 
         Returns:
-            Whether it can be had again; if not, the log says why.
+            Whether it is stored; if not, the log says why.
         """
         if self._keeps_nothing():
             return False
         try:
-            told, sent = compact(dict(response)).encode(), compact(list(input_items)).encode()
-            size = len(told) + len(sent) + _OVERHEAD
+            response_body, input_body = (
+                compact(dict(response)).encode(),
+                compact(list(input_items)).encode(),
+            )
+            size = len(response_body) + len(input_body) + _OVERHEAD
             if size > (most := min(LARGEST, self._max_bytes)):
                 log.warning("a response is not stored: it has %d bytes of at most %d", size, most)
                 return False
             row = (owner, response["id"], previous, size)
-            self._run(lambda database: self._insert(database, row, told, sent), write=True)
-        except (_Trouble, ValueError, RecursionError) as error:
+            self._database.run(
+                lambda database: self._insert(database, row, response_body, input_body), write=True
+            )
+        except (DatabaseUnavailable, ValueError, RecursionError) as error:
             log.error("a response is not stored: %s", error)
             return False
         return True
@@ -259,14 +228,13 @@ class ResponseStore:
             return there
 
         try:
-            return self._run(remove, write=True)
-        except _Trouble as trouble:
-            raise _unavailable(trouble) from trouble
+            return self._database.run(remove, write=True)
+        except DatabaseUnavailable as error:
+            raise _unavailable(error) from error
 
     def close(self) -> None:
-        """Let go of the file; the next use opens it again."""
-        with self._lock:
-            self._drop()
+        """Close the file; the next use opens it again."""
+        self._database.close()
 
     # --- what is done in one transaction -----------------------------------------------------
 
@@ -280,14 +248,16 @@ class ResponseStore:
             return [_stored(database, *row) for row in (chain if whole else chain[:1])]
 
         try:
-            found = self._run(read)
-        except _Trouble as trouble:
-            raise _unavailable(trouble) from trouble
+            found = self._database.run(read)
+        except DatabaseUnavailable as error:
+            raise _unavailable(error) from error
         except RecursionError:  # nested just as deep as could still be written
             return []
         if found:
-            with suppress(_Trouble):  # what was read is good all the same
-                self._run(lambda database: self._touch(database, owner, id), write=True, tries=1)
+            with suppress(DatabaseUnavailable):  # what was read is good all the same
+                self._database.run(
+                    lambda database: self._touch(database, owner, id), write=True, tries=1
+                )
         found.reverse()
         return found
 
@@ -295,8 +265,8 @@ class ResponseStore:
         self,
         database: sqlite3.Connection,
         row: tuple[str, str, str | None, int],
-        told: bytes,
-        sent: bytes,
+        response_body: bytes,
+        input_body: bytes,
     ) -> None:
         owner, id, previous, size = row
         database.execute("DELETE FROM responses WHERE owner = ? AND id = ?", (owner, id))
@@ -308,7 +278,7 @@ class ResponseStore:
             "INSERT INTO responses (owner, id, previous, bytes, used_at) VALUES (?, ?, ?, ?, ?)",
             (*row, self._clock.now()),
         ).lastrowid
-        database.execute("INSERT INTO bodies VALUES (?, ?, ?)", (key, told, sent))
+        database.execute("INSERT INTO bodies VALUES (?, ?, ?)", (key, response_body, input_body))
 
     def _touch(self, database: sqlite3.Connection, owner: str, id: str) -> None:
         """Note that a response and all that it continues are used now."""
@@ -346,156 +316,19 @@ class ResponseStore:
     def _keeps_nothing(self) -> bool:
         if self._ttl_s > 0:
             return False
-        if self._directory is not None and not self._forgotten:
-            self._forgotten = True
-            for directory in (self._directory, _aside(self._directory)):
-                shutil.rmtree(directory, ignore_errors=True)
+        if not self._removed:
+            self._removed = True
+            self._database.remove()
         return True
 
-    # --- the file ----------------------------------------------------------------------------
 
-    def _run(
-        self,
-        work: Callable[[sqlite3.Connection], T],
-        *,
-        write: bool = False,
-        tries: int = _TRIES,
-    ) -> T:
-        """Do some work in one transaction.
-
-        Raises:
-            _Trouble: it could not be done.
-        """
-        mended = False
-        while True:
-            try:
-                with self._lock:
-                    try:
-                        return self._transact(work, write=write)
-                    except (sqlite3.Error, _LostBody) as error:
-                        code = _code_of(error)
-                        if code not in _BUSY:
-                            self._drop()
-                        if code in _DAMAGED and not mended:
-                            mended = True
-                            self._set_aside(error)
-                            continue
-                        tries -= 1
-                        if code not in _BUSY or tries <= 0:
-                            raise
-            except (sqlite3.Error, _LostBody, OSError) as error:
-                raise self._trouble(error) from error
-            self._sleep(_PAUSE_S)
-
-    def _transact(self, work: Callable[[sqlite3.Connection], T], *, write: bool) -> T:
-        database = self._opened()
-        database.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-        try:
-            result = work(database)
-            database.execute("COMMIT")
-        except BaseException:
-            if database.in_transaction:
-                with suppress(sqlite3.Error):
-                    database.execute("ROLLBACK")
-            raise
-        return result
-
-    def _opened(self) -> sqlite3.Connection:
-        """The database, opened when it is first needed in this process, and again when the file at
-        its path is another one than the file that is open."""
-        if self._database is not None and self._pid != os.getpid():
-            self._inherited.append(self._database)
-            self._database = None
-        file = self._file()
-        if self._database is not None and file and _inode_of(file) != self._inode:
-            self._drop()
-        if self._database is None:
-            self._database = self._open(file)
-            self._pid = os.getpid()
-        return self._database
-
-    def _open(self, file: Path | None) -> sqlite3.Connection:
-        if file is not None:
-            self._make_private(file)
-            self._inode = _inode_of(file)
-        database = sqlite3.connect(
-            file or ":memory:", timeout=0, isolation_level=None, check_same_thread=False
-        )
-        try:
-            database.execute("PRAGMA journal_mode = WAL")
-            # A power cut loses the latest, and damages nothing.
-            database.execute("PRAGMA synchronous = NORMAL")
-            # What is deleted is gone from the file, too.
-            database.execute("PRAGMA secure_delete = ON")
-            database.execute(f"PRAGMA journal_size_limit = {16 * 1024 * 1024}")
-            made = "SELECT 1 FROM sqlite_master WHERE name = 'removed'"
-            if database.execute(made).fetchone() is None:
-                database.executescript(_SCHEMA)
-        except BaseException:
-            database.close()
-            raise
-        return database
-
-    def _make_private(self, file: Path) -> None:
-        directory = file.parent
-        directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        directory.mkdir(mode=0o700, exist_ok=True)
-        # Not through a descriptor: closing one would drop this process's locks on the file.
-        with suppress(FileExistsError):
-            os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        for path in (directory, file):
-            if (mode := path.stat().st_mode) & 0o077:
-                path.chmod(mode & 0o700)
-        aside = _aside(directory)
-        with suppress(OSError):
-            if aside.stat().st_ctime < self._oldest():
-                shutil.rmtree(aside)
-
-    def _file(self) -> Path | None:
-        return self._directory and self._directory / _FILE
-
-    def _drop(self) -> None:
-        database, self._database = self._database, None
-        if database is not None and self._pid == os.getpid():
-            with suppress(sqlite3.Error):
-                database.close()
-
-    def _set_aside(self, error: Exception) -> None:
-        """Begin anew; the damaged file is kept beside. Of several processes the first does it.
-
-        The directory is moved as a whole: SQLite finds its log by the file's name, and a log
-        without its database, or with another one, is damage as well.
-
-        Raises:
-            OSError: it cannot be moved.
-        """
-        directory, file = self._directory, self._file()
-        if directory is None or file is None or _inode_of(file) != self._inode:
-            return
-        aside = _aside(directory)
-        shutil.rmtree(aside, ignore_errors=True)
-        directory.rename(aside)
-        log.error(
-            "the stored responses are damaged and lost; clients must begin their conversations "
-            "anew. The file is kept in %s for a while: %s. If this happens again, check the disk.",
-            aside,
-            error,
-        )
-
-    def _trouble(self, error: Exception) -> _Trouble:
-        code = _code_of(error)
-        busy = code in _BUSY
-        remedy = _REMEDIES.get(sqlite3.SQLITE_BUSY if busy else code, _NO_ACCESS)
-        return _Trouble(f"{self._file()} cannot be used: {error}. {remedy}", passing=busy)
-
-
-def _unavailable(trouble: _Trouble) -> StoreUnavailable:
-    log.error("the stored responses cannot be had: %s", trouble)
+def _unavailable(error: DatabaseUnavailable) -> StoreUnavailable:
+    log.error("the stored responses cannot be read: %s", error)
     return StoreUnavailable(
-        "The proxy cannot get at its stored responses now; its log says why. Send the whole "
+        "The proxy cannot read its stored responses now; its log says why. Send the whole "
         "conversation as `input` instead of `previous_response_id`.",
         code="response_store_unavailable",
-        retry_after_s=1 if trouble.passing else None,
+        retry_after_s=1 if error.passing else None,
     )
 
 
@@ -538,36 +371,16 @@ def _stored(database: sqlite3.Connection, key: int, previous: str | None) -> Sto
     """The bodies of a response.
 
     Raises:
-        _LostBody: they are not what was written.
+        Damaged: they are not what was written.
     """
     row = database.execute("SELECT response, input FROM bodies WHERE key = ?", (key,)).fetchone()
     try:
         response, items = (json.loads(body) for body in row or ())
     except ValueError as error:
-        raise _LostBody(f"a body was lost ({error})") from None
+        raise Damaged(f"a body was lost ({error})") from None
     return Stored(response, items, previous)
 
 
 def _can_be_an_id(id: str) -> bool:
     """Half a surrogate pair, which JSON can write, no database can."""
     return id.isascii()
-
-
-def _code_of(error: Exception) -> int:
-    """What SQLite calls a failure, without the details; 0 for one of the system's."""
-    if isinstance(error, OSError):
-        return 0
-    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
-    return code & 0xFF
-
-
-def _inode_of(file: Path) -> int:
-    """0 if there is none."""
-    try:
-        return file.stat().st_ino
-    except FileNotFoundError:
-        return 0
-
-
-def _aside(directory: Path) -> Path:
-    return directory.with_name(directory.name + ".damaged")

@@ -463,7 +463,7 @@ def test_whatever_is_done_the_limits_hold_and_nothing_is_mixed_up(steps: list[An
             assert store.get(*step[1:]) is None
         else:
             clock.advance(step[1])
-        database = store._opened()  # in memory nobody else can look
+        database = store._database._opened()  # in memory nobody else can look
         count, size = database.execute("SELECT count(*), total(bytes) FROM responses").fetchone()
         assert (count, size) == database.execute("SELECT rows, bytes FROM totals").fetchone()
         assert database.execute("SELECT count(*) FROM bodies").fetchone() == (count,)
@@ -640,7 +640,7 @@ def test_a_full_disk_is_told_and_harms_nothing(
     store: ResponseStore, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     put(store, "r")
-    store._opened().execute("PRAGMA max_page_count = 20")  # as good as a full disk
+    store._database._opened().execute("PRAGMA max_page_count = 20")  # as good as a full disk
 
     assert store.put("a", response("s", "x" * 200_000), [], None) is False
 

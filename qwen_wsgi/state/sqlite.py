@@ -1,0 +1,263 @@
+"""SQLite with care: one file for all workers, private, opened anew when it was replaced or damaged.
+
+Calls block the event loop. Small ones take below a millisecond; every four megabytes SQLite empties
+its log into the database, which takes what the disk needs to sync. No call waits for another
+process while blocking: SQLite's own waiting is off, and the pause before another try is a `sleep`
+that lets other greenlets run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, TypeVar
+
+from qwen_wsgi.clock import Clock, sleep
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: While another process writes: how often, and after what pauses, it is tried again.
+TRIES: Final = 40
+_PAUSE_S: Final = 0.025
+
+_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
+#: A plain SQLITE_ERROR is damage as well: our statements fit every file that we made.
+_DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
+
+#: What to do about the other codes.
+_REMEDIES: Final[Mapping[int, str]] = {
+    sqlite3.SQLITE_BUSY: "Another process holds it; if this goes on, restart qwen-proxy.",
+    sqlite3.SQLITE_FULL: "Free some space on its disk, or set QWEN_PROXY_RESPONSES_TTL=0.",
+    sqlite3.SQLITE_IOERR: "Check whether its disk is full or failing.",
+    sqlite3.SQLITE_NOMEM: "The machine is out of memory.",
+}
+_NO_ACCESS: Final = "Give it to the user who runs the server, or set QWEN_PROXY_STATE_DIR."
+
+
+class DatabaseUnavailable(Exception):
+    """The file cannot be used. `str()` says why and what to do, for the log.
+
+    Args:
+        passing: it may be better in a moment.
+    """
+
+    def __init__(self, message: str, *, passing: bool) -> None:
+        super().__init__(message)
+        self.passing = passing
+
+
+class Damaged(Exception):
+    """What a transaction read is not what was written: raise it to have the file set aside."""
+
+
+class Database:
+    """One SQLite file, shared by the greenlets and threads of a worker and by all workers.
+
+    A damaged file is set aside with its directory, and a new one is begun.
+
+    Args:
+        directory: created when it is needed, for this file alone. None keeps it all in memory.
+        name: of the file; holds the version of the schema, so that another version uses another.
+        schema: statements that create everything; run where `has_schema` finds nothing.
+        has_schema: a query that has a row where the schema is there already.
+        keep_damaged_s: how long a damaged file is kept beside the new one.
+        damage: what it means that the file is damaged, as a sentence for the log.
+        clock: its wall clock says when a damaged file is old enough to go.
+    """
+
+    def __init__(
+        self,
+        directory: Path | None,
+        name: str,
+        *,
+        schema: str,
+        has_schema: str,
+        keep_damaged_s: float,
+        damage: str,
+        clock: Clock,
+        sleep: Callable[[float], None] = sleep,
+    ) -> None:
+        self.directory = directory
+        self._name = name
+        self._schema = schema
+        self._has_schema = has_schema
+        self._keep_damaged_s = keep_damaged_s
+        self._damage = damage
+        self._clock = clock
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        #: Of the file that is open, to notice when it is no longer the one at its path.
+        self._inode = 0
+        self._pid = 0
+        #: Of a process that forked: closed here, they would do their parent harm.
+        self._inherited: list[sqlite3.Connection] = []
+
+    def run(
+        self,
+        work: Callable[[sqlite3.Connection], T],
+        *,
+        write: bool = False,
+        tries: int = TRIES,
+    ) -> T:
+        """Do some work in one transaction.
+
+        Raises:
+            DatabaseUnavailable: it could not be done.
+        """
+        repaired = False
+        while True:
+            try:
+                with self._lock:
+                    try:
+                        return self._transact(work, write=write)
+                    except (sqlite3.Error, Damaged) as error:
+                        code = _code_of(error)
+                        if code not in _BUSY:
+                            self._close()
+                        if code in _DAMAGED and not repaired:
+                            repaired = True
+                            self._set_aside(error)
+                            continue
+                        tries -= 1
+                        if code not in _BUSY or tries <= 0:
+                            raise
+            except (sqlite3.Error, Damaged, OSError) as error:
+                raise self._unavailable(error) from error
+            self._sleep(_PAUSE_S)
+
+    def close(self) -> None:
+        """Close the file; the next use opens it again."""
+        with self._lock:
+            self._close()
+
+    def remove(self) -> None:
+        """Delete the file, and a damaged one that was kept."""
+        if self.directory is not None:
+            for directory in (self.directory, _aside(self.directory)):
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def _transact(self, work: Callable[[sqlite3.Connection], T], *, write: bool) -> T:
+        database = self._opened()
+        database.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+        try:
+            result = work(database)
+            database.execute("COMMIT")
+        except BaseException:
+            if database.in_transaction:
+                with suppress(sqlite3.Error):
+                    database.execute("ROLLBACK")
+            raise
+        return result
+
+    def _opened(self) -> sqlite3.Connection:
+        """The database, opened when it is first needed in this process, and again when the file at
+        its path is another one than the file that is open."""
+        if self._connection is not None and self._pid != os.getpid():
+            self._inherited.append(self._connection)
+            self._connection = None
+        file = self._file()
+        if self._connection is not None and file and _inode_of(file) != self._inode:
+            self._close()
+        if self._connection is None:
+            self._connection = self._open(file)
+            self._pid = os.getpid()
+        return self._connection
+
+    def _open(self, file: Path | None) -> sqlite3.Connection:
+        if file is not None:
+            self._make_private(file)
+            self._inode = _inode_of(file)
+        database = sqlite3.connect(
+            file or ":memory:", timeout=0, isolation_level=None, check_same_thread=False
+        )
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            # A power cut loses the latest, and damages nothing.
+            database.execute("PRAGMA synchronous = NORMAL")
+            # What is deleted is gone from the file, too.
+            database.execute("PRAGMA secure_delete = ON")
+            database.execute(f"PRAGMA journal_size_limit = {16 * 1024 * 1024}")
+            if database.execute(self._has_schema).fetchone() is None:
+                database.executescript(self._schema)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def _make_private(self, file: Path) -> None:
+        directory = file.parent
+        directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        # Not through a descriptor: closing one would drop this process's locks on the file.
+        with suppress(FileExistsError):
+            os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        for path in (directory, file):
+            if (mode := path.stat().st_mode) & 0o077:
+                path.chmod(mode & 0o700)
+        aside = _aside(directory)
+        with suppress(OSError):
+            if aside.stat().st_ctime < self._clock.now() - self._keep_damaged_s:
+                shutil.rmtree(aside)
+
+    def _file(self) -> Path | None:
+        return self.directory and self.directory / self._name
+
+    def _close(self) -> None:
+        database, self._connection = self._connection, None
+        if database is not None and self._pid == os.getpid():
+            with suppress(sqlite3.Error):
+                database.close()
+
+    def _set_aside(self, error: Exception) -> None:
+        """Begin anew; the damaged file is kept beside. Of several processes the first does it.
+
+        The directory is moved as a whole: SQLite finds its log by the file's name, and a log
+        without its database, or with another one, is damage as well.
+
+        Raises:
+            OSError: it cannot be moved.
+        """
+        directory, file = self.directory, self._file()
+        if directory is None or file is None or _inode_of(file) != self._inode:
+            return
+        aside = _aside(directory)
+        shutil.rmtree(aside, ignore_errors=True)
+        directory.rename(aside)
+        log.error("%s The file is kept for a while in %s: %s", self._damage, aside, error)
+
+    def _unavailable(self, error: Exception) -> DatabaseUnavailable:
+        code = _code_of(error)
+        busy = code in _BUSY
+        remedy = _REMEDIES.get(sqlite3.SQLITE_BUSY if busy else code, _NO_ACCESS)
+        return DatabaseUnavailable(
+            f"{self._file()} cannot be used: {error}. {remedy}", passing=busy
+        )
+
+
+def _code_of(error: Exception) -> int:
+    """What SQLite calls a failure, without the details; 0 for one of the system's."""
+    if isinstance(error, OSError):
+        return 0
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+    return code & 0xFF
+
+
+def _inode_of(file: Path) -> int:
+    """0 if there is none."""
+    try:
+        return file.stat().st_ino
+    except FileNotFoundError:
+        return 0
+
+
+def _aside(directory: Path) -> Path:
+    return directory.with_name(directory.name + ".damaged")
