@@ -365,8 +365,8 @@ class Torture:
     def _was_forced(self) -> bool:
         """Whether the token is the answer to a refusal: if it is refused, too, an account counts
         as closed."""
-        sight = self._store.look()
-        login, received = sight.newest.login, sight.journal.received
+        snapshot = self._store.snapshot()
+        login, received = snapshot.newest.login, snapshot.journal.received
         if login is None or received is None or not received.forced:
             return False
         return login.access_token == received.login.access_token
@@ -375,11 +375,11 @@ class Torture:
         """Notice a lost login, and make a new one."""
         now_s = time.monotonic()
         with suppress(Unusable, OSError):
-            sight = self._store.reload()
-            login = sight.newest.login
+            snapshot = self._store.reload()
+            login = snapshot.newest.login
             dead = (
                 login is None
-                or journal.fingerprint(login.refresh_token) in sight.journal.tombstones
+                or journal.fingerprint(login.refresh_token) in snapshot.journal.tombstones
             )
             if not dead:
                 self._refused_since_s = None

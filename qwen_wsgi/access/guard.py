@@ -11,7 +11,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from qwen_wsgi.errors import ApiError, BadRequest, Forbidden, Unauthorized
-from qwen_wsgi.hosts import is_loopback
+from qwen_wsgi.net import ip_address, is_loopback, is_loopback_address
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError
 from qwen_wsgi.settings import Settings, mask
 
@@ -83,7 +83,7 @@ class Guard:
 
     def _require_local(self, environ: Mapping[str, Any]) -> None:
         address = self.client_address(environ)
-        if address != "unix" and not _is_local(address):
+        if address != "unix" and not is_loopback_address(address):
             raise Unauthorized(_NO_KEY_YET, code="missing_api_key")
         host = _host_name(environ.get("HTTP_HOST", ""))
         if not is_loopback(host) and host.lower() not in self._hosts:
@@ -123,7 +123,7 @@ class Guard:
     def _is_trusted(self, address: str) -> bool:
         if address == "unix":
             return self._trust_unix
-        parsed = _address(address)
+        parsed = ip_address(address)
         return parsed is not None and any(parsed in network for network in self._trusted)
 
     @property
@@ -183,20 +183,6 @@ def _read(source: Any, size: int) -> bytes:
         pieces.append(piece)
         size -= len(piece)
     return b"".join(pieces)
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An address; an IPv4 one that a socket for both families shows as IPv6 is itself again."""
-    try:
-        parsed = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    return getattr(parsed, "ipv4_mapped", None) or parsed
-
-
-def _is_local(address: str) -> bool:
-    parsed = _address(address)
-    return parsed is not None and parsed.is_loopback
 
 
 def _host_name(header: str) -> str:

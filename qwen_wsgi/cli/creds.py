@@ -49,7 +49,7 @@ def run(
             row, good = status(name, login), _is_well(login)  # in this order: status finds out
         rows.append(row)
         well = well and good
-    told = json.dumps(rows, indent=2) if json_output else _text(rows, discovery.twins())
+    told = json.dumps(rows, indent=2) if json_output else _text(rows, discovery.duplicates())
     out.write(told + "\n")
     return 0 if well else 1
 
@@ -71,14 +71,14 @@ def _chosen(discovery: Discovery, account: str | None) -> dict[str, OAuthLogin]:
         if name in found:
             return {name: found[name]}
     known = ", ".join(found) or "none"
-    twins = "".join(f"; {twin.rstrip('.')}" for twin in discovery.twins())
-    raise SettingsError(f"there is no login {account!r}; there is: {known}{twins}")
+    duplicates = "".join(f"; {duplicate.rstrip('.')}" for duplicate in discovery.duplicates())
+    raise SettingsError(f"there is no login {account!r}; there is: {known}{duplicates}")
 
 
 def status(name: str, login: OAuthLogin) -> dict[str, Any]:
     """One login as `creds status --json` tells it; no secret, and `null` for what is unknown."""
     _find_read_only(login)
-    sight = login.store.look()
+    snapshot = login.store.snapshot()
     told = login.status()
     left_s = None
     if told.expires_at_ms is not None:
@@ -87,7 +87,7 @@ def status(name: str, login: OAuthLogin) -> dict[str, Any]:
         "account": name,
         "file": str(login.store.paths.document),
         "state": told.state.value,
-        "ability": login.refresher.ability(sight).value,
+        "ability": login.refresher.ability(snapshot).value,
         "seconds_left": left_s,
         "access_token": told.shown,
         "detail": told.detail,
@@ -110,14 +110,14 @@ def _find_read_only(login: OAuthLogin) -> None:
 
 
 def _journal(login: OAuthLogin) -> dict[str, Any]:
-    sight = login.store.look()
-    journal = sight.journal
+    snapshot = login.store.snapshot()
+    journal = snapshot.journal
     received, backoff, intent = journal.received, journal.backoff, journal.intent
     file, reading = login.store.paths.journal, login.store.watched()[1].read()
     return {
         "problem": f"{file} {reading.problem}. {reading.remedy}" if reading.problem else None,
-        "login_counts_from": sight.newest.source,
-        "unpublished": sight.newest.unpublished,
+        "login_counts_from": snapshot.newest.source,
+        "unpublished": snapshot.newest.unpublished,
         "last_refresh": _when(received.at_ms) if received else None,
         "open_attempt": (
             {"at": _when(intent.at_ms), "pid": intent.pid, "attempt": intent.attempt}
@@ -158,7 +158,7 @@ def _locks(login: OAuthLogin) -> dict[str, Any]:
 
 def _refresh(name: str, login: OAuthLogin) -> tuple[dict[str, Any], bool]:
     """Renew now, even if it is early: that is what was asked for. The spacing still counts."""
-    held = login.store.look().newest.login
+    held = login.store.snapshot().newest.login
     attempt = _attempt(login.refresher, held.access_token if held else None)
     good = attempt.outcome in (Outcome.OK, Outcome.ADOPTED)
     why = _why_not(login) if attempt.outcome is Outcome.NOT_DUE else attempt.detail
@@ -185,10 +185,10 @@ def _attempt(refresher: Refresher, rejected: str | None) -> Attempt:
 
 def _why_not(login: OAuthLogin) -> str:
     """Why no attempt was made, for whoever asked for one."""
-    sight = login.store.look()
-    if (ability := login.refresher.ability(sight)) is not Ability.REFRESHABLE:
+    snapshot = login.store.snapshot()
+    if (ability := login.refresher.ability(snapshot)) is not Ability.REFRESHABLE:
         return f"nothing was sent: {ability.value.replace('_', ' ')}"
-    backoff = sight.journal.backoff
+    backoff = snapshot.journal.backoff
     if backoff is not None and backoff.not_before_ms > login.refresher.clock.now() * 1000:
         return (
             f"nothing was sent: the last attempt failed, not before {_when(backoff.not_before_ms)}"
@@ -197,8 +197,8 @@ def _why_not(login: OAuthLogin) -> str:
 
 
 def _forget(name: str, login: OAuthLogin) -> tuple[dict[str, Any], bool]:
-    sight = login.store.look()
-    if sight.newest.unpublished:
+    snapshot = login.store.snapshot()
+    if snapshot.newest.unpublished:
         # The file's own refresh token is spent: without the journal the login would be lost.
         why = (
             "the journal alone has the login as it is now; `qwen-proxy creds refresh` writes it "
@@ -216,10 +216,10 @@ def _forget(name: str, login: OAuthLogin) -> tuple[dict[str, Any], bool]:
 def _is_well(login: OAuthLogin) -> bool:
     # Not the refresher's state: a login may be fresh and still of no use, for its resource_url.
     usable = login.status().state not in (TokenState.EXPIRED, TokenState.MISSING)
-    return usable and login.refresher.ability(login.store.look()) is Ability.REFRESHABLE
+    return usable and login.refresher.ability(login.store.snapshot()) is Ability.REFRESHABLE
 
 
-def _text(rows: list[dict[str, Any]], twins: tuple[str, ...]) -> str:
+def _text(rows: list[dict[str, Any]], duplicates: tuple[str, ...]) -> str:
     blocks = []
     for row in rows:
         lines = [f"{row['account']}  {str(row['state']).upper()}  {row['detail']}"]
@@ -228,7 +228,7 @@ def _text(rows: list[dict[str, Any]], twins: tuple[str, ...]) -> str:
                 continue
             lines += _lines(name, value)
         blocks.append("\n".join(lines))
-    return "\n".join((*blocks, *twins))
+    return "\n".join((*blocks, *duplicates))
 
 
 def _lines(name: str, value: Any) -> list[str]:

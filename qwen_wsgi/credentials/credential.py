@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from qwen_wsgi.credentials import endpoint
+from qwen_wsgi import net
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import CredentialError
 from qwen_wsgi.settings import mask
@@ -111,7 +111,7 @@ class StaticKey(CredentialSource):
             raise CredentialError(f"{self.fault}.", code="credentials_missing", remedy=self.remedy)
         if rejected is not None and rejected == self.key:
             raise CredentialError(
-                f"{endpoint.host_of(self.base_url)} refused the API key {self._shown()}.",
+                f"{net.host_of(self.base_url)} refused the API key {self._shown()}.",
                 code="credentials_rejected",
                 remedy=_REJECTED_KEY_REMEDY,
             )

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from qwen_wsgi.credentials import endpoint
+from qwen_wsgi import net
 from qwen_wsgi.credentials.credential import (
     NO_SECRET,
     Ability,
@@ -83,12 +83,12 @@ class _Ready:
     """A token that calls may use without another thought.
 
     Attributes:
-        sight: what it was made of; another one ends its use.
+        snapshot: what it was made of; another one ends its use.
         until_s: wall clock; until then it is FRESH.
         until_boot_s: the same by the boot time, which does not step.
     """
 
-    sight: Snapshot
+    snapshot: Snapshot
     token: AccessToken
     until_s: float
     until_boot_s: float
@@ -117,31 +117,31 @@ class OAuthLogin(CredentialSource):
 
     def base_url(self) -> str | None:
         """Where the token is used; None without a usable document."""
-        return self._look(self.store.look()).base_url
+        return self._look(self.store.snapshot()).base_url
 
     def current(self, *, rejected: str | None = None) -> AccessToken:
-        sight, ready = self.store.look(), self._ready
+        snapshot, ready = self.store.snapshot(), self._ready
         if (
             ready is not None
-            and ready.sight is sight
+            and ready.snapshot is snapshot
             and ready.token.value != rejected
             and self._clock.now() < ready.until_s
             and self.refresher.boottime() < ready.until_boot_s
         ):
             return ready.token
-        return self._considered(sight, rejected)
+        return self._considered(snapshot, rejected)
 
-    def _considered(self, sight: Snapshot, rejected: str | None) -> AccessToken:
-        look = self._look(sight)
+    def _considered(self, snapshot: Snapshot, rejected: str | None) -> AccessToken:
+        look = self._look(snapshot)
         login = self._usable(look)
         refused = rejected is not None and rejected == login.access_token
-        state = self.refresher.state(sight)
-        closed = self.refresher.ability(sight) is Ability.TIER_CLOSED
+        state = self.refresher.state(snapshot)
+        closed = self.refresher.ability(snapshot) is Ability.TIER_CLOSED
         if refused or closed or state is not TokenState.FRESH:
-            return self._urged(sight, login, state, rejected if refused else None)
+            return self._urged(snapshot, login, state, rejected if refused else None)
         self.refresher.note()
         token = _token(look, login)
-        self._ready = _Ready(sight, token, *self.refresher.fresh_until(sight))
+        self._ready = _Ready(snapshot, token, *self.refresher.fresh_until(snapshot))
         return token
 
     def _usable(self, look: _Verdict) -> CredentialDocument:
@@ -151,30 +151,30 @@ class OAuthLogin(CredentialSource):
         return look.document
 
     def _urged(
-        self, sight: Snapshot, login: CredentialDocument, state: TokenState, rejected: str | None
+        self, snapshot: Snapshot, login: CredentialDocument, state: TokenState, rejected: str | None
     ) -> AccessToken:
         """The slow road: something has to be done about the token."""
-        if rejected is not None and self._never_was_good(sight, login):
+        if rejected is not None and self._never_was_good(snapshot, login):
             self.refresher.close_tier(login)
-            self._ready = None  # it may only be known to this process: the sight stays the same
+            self._ready = None  # it may only be known to this process: the snapshot stays the same
             raise self._closed()
-        if self.refresher.ability(sight) is Ability.TIER_CLOSED:
+        if self.refresher.ability(snapshot) is Ability.TIER_CLOSED:
             raise self._closed()
         attempt = self.refresher.start(rejected=rejected)
         if attempt is not None and (rejected is not None or state is not TokenState.STALE):
             attempt.wait(WAIT_S)
-        sight = self.store.look()
-        look = self._look(sight)
+        snapshot = self.store.snapshot()
+        look = self._look(snapshot)
         login = self._usable(look)
-        if self.refresher.state(sight) is TokenState.EXPIRED:
-            raise self._expired(sight, login)
+        if self.refresher.state(snapshot) is TokenState.EXPIRED:
+            raise self._expired(snapshot, login)
         if rejected is not None and rejected == login.access_token:
-            raise self._refused(sight)
+            raise self._refused(snapshot)
         return _token(look, login)
 
-    def _never_was_good(self, sight: Snapshot, login: CredentialDocument) -> bool:
+    def _never_was_good(self, snapshot: Snapshot, login: CredentialDocument) -> bool:
         """Whether the refused token is what a refresh for that very reason has just brought."""
-        received = sight.journal.received
+        received = snapshot.journal.received
         if received is None or not received.forced:
             return False
         if received.login.access_token != login.access_token:
@@ -189,8 +189,8 @@ class OAuthLogin(CredentialSource):
             remedy=_CLOSED_REMEDY,
         )
 
-    def _refused(self, sight: Snapshot) -> CredentialError:
-        why, remedy = self._why(sight)
+    def _refused(self, snapshot: Snapshot) -> CredentialError:
+        why, remedy = self._why(snapshot)
         return CredentialError(
             f"The upstream refused the access token of the Qwen login {self.shown}, and it could "
             f"not be replaced{why}.",
@@ -198,8 +198,8 @@ class OAuthLogin(CredentialSource):
             remedy=remedy or _REJECTED_LOGIN_REMEDY,
         )
 
-    def _expired(self, sight: Snapshot, login: CredentialDocument) -> CredentialError:
-        why, remedy = self._why(sight)
+    def _expired(self, snapshot: Snapshot, login: CredentialDocument) -> CredentialError:
+        why, remedy = self._why(snapshot)
         return CredentialError(
             f"The Qwen login {self.shown} expired on {_date(login.expires_at_ms)}, "
             f"{self._since(login)}, and was not renewed{why}.",
@@ -209,9 +209,9 @@ class OAuthLogin(CredentialSource):
             retry_after_s=None if remedy else 10,
         )
 
-    def _why(self, sight: Snapshot) -> tuple[str, str]:
+    def _why(self, snapshot: Snapshot) -> tuple[str, str]:
         """Why there is no newer token, as the end of a sentence, and what a person has to do."""
-        ability = self.refresher.ability(sight)
+        ability = self.refresher.ability(snapshot)
         if ability is Ability.REJECTED:
             return ": its refresh token was refused", _LOGIN_REMEDY
         if ability is Ability.READ_ONLY:
@@ -229,19 +229,19 @@ class OAuthLogin(CredentialSource):
         return (f" ({last.detail})" if last is not None else ""), ""
 
     def status(self) -> CredentialStatus:
-        sight = self.store.look()
-        look = self._look(sight)
+        snapshot = self.store.snapshot()
+        look = self._look(snapshot)
         login = look.document
         if login is None:
             return CredentialStatus(TokenState.MISSING, NO_SECRET, look.problem, look.remedy, None)
-        state = self.refresher.state(sight)
-        _, remedy = self._why(sight)
+        state = self.refresher.state(snapshot)
+        _, remedy = self._why(snapshot)
         if state is TokenState.EXPIRED:
             detail, remedy = f"expired {self._since(login)}", remedy or _REFRESH_REMEDY
         else:
             left_s = login.expires_at_ms / 1000 - self._clock.now()
             detail = f"valid for {_span(left_s)}"
-        ability = self.refresher.ability(sight)
+        ability = self.refresher.ability(snapshot)
         if ability is Ability.TIER_CLOSED:
             state, detail, remedy = (
                 TokenState.EXPIRED,
@@ -269,28 +269,28 @@ class OAuthLogin(CredentialSource):
 
     def maintain(self) -> None:
         """Have the login renewed, noted, or a rescued one published, without any call asking."""
-        sight = self.store.look()
-        if sight.newest.login is None:
+        snapshot = self.store.snapshot()
+        if snapshot.newest.login is None:
             return
         self.refresher.note()
-        if sight.newest.unpublished or self.refresher.state(sight) is not TokenState.FRESH:
+        if snapshot.newest.unpublished or self.refresher.state(snapshot) is not TokenState.FRESH:
             self.refresher.start()
 
-    def _look(self, sight: Snapshot) -> _Verdict:
+    def _look(self, snapshot: Snapshot) -> _Verdict:
         judgement = self._judgement
-        if judgement is not None and judgement[0] is sight:
+        if judgement is not None and judgement[0] is snapshot:
             return judgement[1]
-        reading, login = sight.reading, sight.newest.login
+        reading, login = snapshot.reading, snapshot.newest.login
         self._note_gone(login is not None and reading.value is None and not reading.exists)
         if self._gone:
             look = self._judged(login, _GONE, _GONE_REMEDY)
         elif login is not None or reading.problem:
             # A torn file that our journal can mend needs nobody.
-            mended = login is not None and sight.newest.unpublished
+            mended = login is not None and snapshot.newest.unpublished
             look = self._judged(login, reading.problem, "" if mended else reading.remedy)
         else:
             look = _Verdict(None, None, "does not exist", _LOGIN_REMEDY)
-        self._judgement = (sight, look)
+        self._judgement = (snapshot, look)
         return look
 
     def _note_gone(self, gone: bool) -> None:
@@ -307,9 +307,9 @@ class OAuthLogin(CredentialSource):
         named = login.resource_url
         try:
             if named is not None:
-                url = endpoint.from_resource_url(named)
+                url = net.from_resource_url(named)
             else:
-                url = endpoint.base_url(self._fallback_base_url)
+                url = net.base_url(self._fallback_base_url)
         except ValueError as error:
             what = "has a resource_url" if named is not None else "relies on an OPENAI_BASE_URL"
             fault = f"{what} that is refused: {error}"

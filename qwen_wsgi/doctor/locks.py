@@ -99,14 +99,14 @@ def journal(name: str, login: OAuthLogin) -> Iterator[Finding]:
     if reading.problem:
         yield TELL.warn(name, f"the journal {file.path} {reading.problem}", reading.remedy)
         return
-    sight = login.store.look()
-    if sight.newest.unpublished:
+    snapshot = login.store.snapshot()
+    if snapshot.newest.unpublished:
         yield TELL.warn(
             name,
             "the newest login is in the journal alone, not in qwen-code's file",
             "Run `qwen-proxy creds refresh` as the owner of the file.",
         )
-    backoff, newest = sight.journal.backoff, sight.newest.login
+    backoff, newest = snapshot.journal.backoff, snapshot.newest.login
     if backoff is not None and newest and backoff.fp == fingerprint(newest.refresh_token):
         yield TELL.note(
             name,

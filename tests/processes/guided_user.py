@@ -110,11 +110,15 @@ class Guide:
 
     def look(self) -> dict[str, Any]:
         """What there is to say about the login."""
-        sight, status, last = self._login.store.look(), self._login.status(), self._refresher.last
+        snapshot, status, last = (
+            self._login.store.snapshot(),
+            self._login.status(),
+            self._refresher.last,
+        )
         return {
-            "state": self._refresher.state(sight).value,
-            "ability": self._refresher.ability(sight).value,
-            "source": sight.newest.source,
+            "state": self._refresher.state(snapshot).value,
+            "ability": self._refresher.ability(snapshot).value,
+            "source": snapshot.newest.source,
             "unsaved": self._refresher.unsaved,
             "detail": status.detail,
             "remedy": status.remedy,

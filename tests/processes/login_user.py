@@ -85,20 +85,20 @@ def attempt(*options: str) -> None:
         done = refresher.drain(10)
         tell(drained=done, unsaved=refresher.unsaved)
         return
-    held = login.store.look().newest.login
+    held = login.store.snapshot().newest.login
     rejected = held.access_token if held and "rejected" in chosen else None
     begun_s = time.monotonic()
     result = refresher.attempt(rejected=rejected)
     took_s = time.monotonic() - begun_s
-    sight = login.store.look()
+    snapshot = login.store.snapshot()
     tell(
         outcome=result.outcome.value,
         detail=result.detail,
         took_s=took_s,
-        state=refresher.state(sight).value,
-        ability=refresher.ability(sight).value,
-        token=sight.newest.login and sight.newest.login.access_token,
-        source=sight.newest.source,
+        state=refresher.state(snapshot).value,
+        ability=refresher.ability(snapshot).value,
+        token=snapshot.newest.login and snapshot.newest.login.access_token,
+        source=snapshot.newest.source,
     )
 
 
@@ -107,7 +107,7 @@ def storm(greenlets: int, *options: str) -> None:
     import gevent
 
     login = found()
-    held = login.store.look().newest.login
+    held = login.store.snapshot().newest.login
     rejected = held.access_token if held and "rejected" in options else None
     tokens: list[str] = []
     errors: list[str] = []

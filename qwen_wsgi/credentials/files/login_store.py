@@ -125,20 +125,20 @@ class LoginStore:
             tuple[Reading[CredentialDocument], Reading[Journal], Received | None, Snapshot] | None
         ) = None
 
-    def look(self) -> Snapshot:
+    def snapshot(self) -> Snapshot:
         """What counts now."""
         held = self.held  # first: whoever clears it has put the login into the journal before
         shared, ours = self._shared.read(), self._journal.read()
         seen = self._seen
         if seen is not None and seen[0] is shared and seen[1] is ours and seen[2] is held:
             return seen[3]
-        sight = self._sight(self._or_initial(shared), ours.value or Journal(), held)
-        self._seen = (shared, ours, held, sight)
-        if not sight.is_gone:
+        snapshot = self._sight(self._or_initial(shared), ours.value or Journal(), held)
+        self._seen = (shared, ours, held, snapshot)
+        if not snapshot.is_gone:
             self._gone_at_s = None
         elif self._gone_at_s is None:
             self._gone_at_s = self._clock.monotonic() - self._directory_age_s()
-        return sight
+        return snapshot
 
     def gone_s(self) -> float:
         """For how long the shared file has been gone, at least; 0 while it is there.

@@ -19,9 +19,8 @@ from urllib.parse import urlencode
 import requests
 from requests.structures import CaseInsensitiveDict
 
-from qwen_wsgi import __version__
+from qwen_wsgi import __version__, net
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.credentials import endpoint
 from qwen_wsgi.credentials.files.document import MAX_DATE_MS
 from qwen_wsgi.credentials.oauth import wire as oauth_wire
 from qwen_wsgi.credentials.oauth.errors import (
@@ -148,8 +147,8 @@ class TokenEndpoint:
         Raises:
             ValueError: why the origin cannot be used.
         """
-        self._origin = endpoint.base_url(origin)
-        if self._origin.startswith("http:") and not endpoint.is_local(self._origin):
+        self._origin = net.base_url(origin)
+        if self._origin.startswith("http:") and not net.is_local(self._origin):
             raise ValueError("it is plain http to another machine, which would show tokens to all")
         self._clock = clock
         self._session_factory = session_factory
@@ -158,7 +157,7 @@ class TokenEndpoint:
     @property
     def host(self) -> str:
         """Host and port, for people."""
-        return endpoint.host_of(self._origin)
+        return net.host_of(self._origin)
 
     def refresh(
         self,

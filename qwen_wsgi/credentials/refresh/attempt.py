@@ -51,14 +51,14 @@ class Step:
         self,
         number: str,
         rejected: str | None,
-        sight: Snapshot,
+        snapshot: Snapshot,
         login: CredentialDocument,
         shared: durable.Reservation,
         ours: durable.Reservation,
     ) -> None:
         self.number = number
         self.forced = rejected is not None and rejected == login.access_token
-        self.sight = sight
+        self.snapshot = snapshot
         self.login = login
         self.shared = shared
         self.ours = ours
@@ -66,14 +66,14 @@ class Step:
         self.sent = False
         #: As it was under our lock, without a login that somebody else's has superseded: it must
         #: not come back when that one is deleted some day.
-        self.journal = sight.journal
-        received = sight.journal.received
+        self.journal = snapshot.journal
+        received = snapshot.journal.received
         if (
-            sight.newest.source == "shared"
+            snapshot.newest.source == "shared"
             and received is not None
             and fingerprint(received.login.refresh_token) != self.fp
         ):
             self.journal = replace(self.journal, received=None)
-        intent = sight.journal.intent
+        intent = snapshot.journal.intent
         #: An earlier sending of the same token, whose answer nobody wrote down.
         self.earlier = intent if intent is not None and intent.fp == self.fp else None

@@ -88,7 +88,7 @@ class Committer:
             # The journal has it: all of us use it from there, and the next attempt publishes it.
             self._judge.read_only = error.strerror or type(error).__name__
             self._judge.hold_off(
-                fingerprint(received.login.refresh_token), self._judge.pause_s(step.sight)
+                fingerprint(received.login.refresh_token), self._judge.pause_s(step.snapshot)
             )
             where = self._store.paths.document
             return (

@@ -45,21 +45,21 @@ class JournalUpdates:
         #: Fingerprint of a login that could not be noted.
         self._noted = ""
 
-    def is_lacking(self, sight: Snapshot) -> bool:
+    def is_lacking(self, snapshot: Snapshot) -> bool:
         """Whether the shared file holds a login of somebody else that the journal lacks."""
-        login, received = sight.newest.login, sight.journal.received
-        if login is None or not login.refresh_token or sight.newest.source != "shared":
+        login, received = snapshot.newest.login, snapshot.journal.received
+        if login is None or not login.refresh_token or snapshot.newest.source != "shared":
             return False
         if (
-            sight.reading.value is not login
-            or sight.reading.identity is None
+            snapshot.reading.value is not login
+            or snapshot.reading.identity is None
             or self._judge.read_only
         ):
             return False
         if received is not None and received.login.refresh_token == login.refresh_token:
             return False
         fp = fingerprint(login.refresh_token)
-        return fp not in sight.journal.tombstones and fp != self._noted
+        return fp not in snapshot.journal.tombstones and fp != self._noted
 
     def write(self) -> None:
         """Write that login into the journal, if it is still there."""
@@ -69,14 +69,14 @@ class JournalUpdates:
             if not self._proxy_lock.acquire(_NOTE_S, give_up=self._is_draining):
                 return
             try:
-                sight = self._store.reload()
-                login = sight.newest.login
-                if login is None or sight.newest.source != "shared":
+                snapshot = self._store.reload()
+                login = snapshot.newest.login
+                if login is None or snapshot.newest.source != "shared":
                     return
                 fp = fingerprint(login.refresh_token)
                 at_ms = int(self._clock.now() * 1000)
                 seen = Received("", login, at_ms, None, forced=False, published=True)
-                self._store.write_journal(replace(sight.journal, received=seen))
+                self._store.write_journal(replace(snapshot.journal, received=seen))
             finally:
                 self._proxy_lock.release()
         except (OSError, Unusable) as error:
@@ -87,21 +87,21 @@ class JournalUpdates:
     def close_tier(self, login: CredentialDocument) -> None:
         """Note, for all workers, that a token which a refresh brought is refused all the same."""
         closed = self._judge.closed = fingerprint(login.access_token)
-        if self._store.look().journal.closed == closed:
+        if self._store.snapshot().journal.closed == closed:
             return
         # Called by a request: whoever has the lock longer than this leaves it to the next one.
         with suppress(OSError, Unusable):
             if not self._proxy_lock.acquire(_NOTE_S, give_up=self._is_draining):
                 return
             try:
-                sight = self._store.reload()
-                newest = sight.newest.login
+                snapshot = self._store.reload()
+                newest = snapshot.newest.login
                 if (
                     newest is not None
                     and newest.access_token == login.access_token
-                    and sight.journal.closed != closed
+                    and snapshot.journal.closed != closed
                 ):
-                    self._store.write_journal(replace(sight.journal, closed=closed))
+                    self._store.write_journal(replace(snapshot.journal, closed=closed))
                     log.warning(
                         "login refused by the API after a refresh, too; no more of them login=%s",
                         self._store.shown,

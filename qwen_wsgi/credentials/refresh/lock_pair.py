@@ -67,9 +67,9 @@ class LockPair:
         def settled() -> bool:
             nonlocal waited
             waited = True
-            return self._is_draining() or self._judge.settled(self._store.look(), rejected)
+            return self._is_draining() or self._judge.settled(self._store.snapshot(), rejected)
 
-        self._store.look()  # before our locks change the directory's date, see `gone_s`
+        self._store.snapshot()  # before our locks change the directory's date, see `gone_s`
         try:
             # With what is above it (QWEN_CLI_AUTH), and for root in the name of the file's owner.
             durable.make_directory(self._store.paths.proxy_lock.parent)
@@ -77,7 +77,7 @@ class LockPair:
                 return self._without_lock("the proxy's own lock", rejected)
             try:
                 self._checkpoint("alone")
-                waited, before = False, self._store.look().reading.identity
+                waited, before = False, self._store.snapshot().reading.identity
                 broken = self._counters["foreign_lock_broken_total"]
                 if not self._cli_lock.acquire(self._pace.cli_lock_s, give_up=settled):
                     return self._without_lock("qwen-code's lock", rejected)
@@ -104,7 +104,7 @@ class LockPair:
         It found nothing to do, or another qwen-code that ended has removed its lock (see `CliLock`)
         and it still waits for an answer: then its token is spent.
         """
-        identity = self._store.look().reading.identity
+        identity = self._store.snapshot().reading.identity
         if identity is None or identity != before or identity == self._untouched:
             return False
         self._untouched = identity
@@ -112,21 +112,21 @@ class LockPair:
 
     def _outwaited(self, rejected: str | None) -> bool:
         """Give that answer some time: here while calls wait, else by a later attempt (False)."""
-        sight = self._store.look()
-        if not self._judge.is_urgent(sight) and rejected is None:
-            if sight.newest.login is not None:
-                fp = fingerprint(sight.newest.login.refresh_token)
-                self._judge.hold_off(fp, self._judge.pause_s(sight))
+        snapshot = self._store.snapshot()
+        if not self._judge.is_urgent(snapshot) and rejected is None:
+            if snapshot.newest.login is not None:
+                fp = fingerprint(snapshot.newest.login.refresh_token)
+                self._judge.hold_off(fp, self._judge.pause_s(snapshot))
             return False
         end_s = self._clock.monotonic() + self._pace.urgent_retry_s
         while self._clock.monotonic() < end_s and not self._is_draining():
-            if self._judge.settled(self._store.look(), rejected):
+            if self._judge.settled(self._store.snapshot(), rejected):
                 break
             self._sleep(CLI_POLL_S)
         return True
 
     def _without_lock(self, what: str, rejected: str | None) -> tuple[Outcome, str]:
-        if self._judge.settled(self._store.look(), rejected):
+        if self._judge.settled(self._store.snapshot(), rejected):
             return Outcome.ADOPTED, "another process renewed it"
         if self._is_draining():
             return Outcome.NOT_SENT, "the process is stopping"

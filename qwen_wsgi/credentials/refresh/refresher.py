@@ -158,17 +158,17 @@ class Refresher:
         """Why the latest login is in this process's memory alone; empty as it should be."""
         return self._keeper.unsaved
 
-    def state(self, sight: Snapshot) -> TokenState:
+    def state(self, snapshot: Snapshot) -> TokenState:
         """See `Judge.state`."""
-        return self.judge.state(sight)
+        return self.judge.state(snapshot)
 
-    def fresh_until(self, sight: Snapshot) -> tuple[float, float]:
+    def fresh_until(self, snapshot: Snapshot) -> tuple[float, float]:
         """See `Judge.fresh_until`."""
-        return self.judge.fresh_until(sight)
+        return self.judge.fresh_until(snapshot)
 
-    def ability(self, sight: Snapshot) -> Ability:
+    def ability(self, snapshot: Snapshot) -> Ability:
         """See `Judge.ability`."""
-        return self.judge.ability(sight)
+        return self.judge.ability(snapshot)
 
     # --- one attempt at a time -------------------------------------------------------------------
 
@@ -185,7 +185,7 @@ class Refresher:
         with self._guard:
             if self._running is not None:
                 return self._running.told
-            if self._draining or not self.judge.wanted(self.store.look(), rejected):
+            if self._draining or not self.judge.wanted(self.store.snapshot(), rejected):
                 return None
             work = self._running = _Work()
         try:
@@ -205,7 +205,7 @@ class Refresher:
         """
         self._leave_to_parent()
         with self._guard:
-            if self._noting or self._draining or not self._notes.is_lacking(self.store.look()):
+            if self._noting or self._draining or not self._notes.is_lacking(self.store.snapshot()):
                 return
             self._noting = True
         try:
@@ -283,12 +283,12 @@ class Refresher:
         """Keep this process from trying again at once where the journal does not say so."""
         if outcome not in (Outcome.LOCK_TIMEOUT, Outcome.READ_ONLY, Outcome.FAILED):
             return
-        sight = self.store.look()
-        pause_s = self.judge.pause_s(sight)
-        if outcome is Outcome.LOCK_TIMEOUT and self.judge.is_urgent(sight):
+        snapshot = self.store.snapshot()
+        pause_s = self.judge.pause_s(snapshot)
+        if outcome is Outcome.LOCK_TIMEOUT and self.judge.is_urgent(snapshot):
             pause_s = min(pause_s, self._pace.urgent_retry_s)
-        if sight.newest.login is not None:
-            self.judge.hold_off(fingerprint(sight.newest.login.refresh_token), pause_s)
+        if snapshot.newest.login is not None:
+            self.judge.hold_off(fingerprint(snapshot.newest.login.refresh_token), pause_s)
 
     def _lock_event(self, name: str, fields: Mapping[str, object] | None = None) -> None:
         self.counters[f"{name}_total"] += 1

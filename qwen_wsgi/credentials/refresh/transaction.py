@@ -91,38 +91,38 @@ class Transaction:
         for directory in {self._store.paths.document.parent, self._store.paths.journal.parent}:
             durable.sweep(directory, now_s=self._clock.now())
         try:
-            sight = self._store.reload()
+            snapshot = self._store.reload()
         except Unusable as error:
             return Outcome.FAILED, f"the file {error}; nothing was sent"
-        if restored := sight.newest.unpublished:
-            sight = self._republish(number, sight)
-        if self._judge.settled(sight, rejected):
+        if restored := snapshot.newest.unpublished:
+            snapshot = self._republish(number, snapshot)
+        if self._judge.settled(snapshot, rejected):
             if restored:
                 return Outcome.OK, "a login that a crash had kept from the file was restored"
             return Outcome.ADOPTED, "another process renewed it"
-        if not self._judge.due(sight, rejected):
+        if not self._judge.due(snapshot, rejected):
             return Outcome.NOT_DUE, "no attempt is due"
-        login = sight.newest.login
+        login = snapshot.newest.login
         assert login is not None  # due
         shared, ours = self._store.reserve(login)
         self._judge.read_only = ""
         self._checkpoint("reserved")
         try:
-            return self._exchange(Step(number, rejected, sight, login, shared, ours))
+            return self._exchange(Step(number, rejected, snapshot, login, shared, ours))
         finally:
             shared.discard()
             ours.discard()
 
-    def _republish(self, number: str, sight: Snapshot) -> Snapshot:
+    def _republish(self, number: str, snapshot: Snapshot) -> Snapshot:
         """Write what a crash kept in the journal into the shared file, and look again."""
-        login, received = sight.newest.login, sight.journal.received
+        login, received = snapshot.newest.login, snapshot.journal.received
         assert login is not None
         durable.replace_file(self._store.paths.document, render(login.raw))
         self._judge.read_only = ""
         self._checkpoint("published")
         if received is not None:
             published = replace(received, published=True)
-            self._store.write_journal(replace(sight.journal, received=published))
+            self._store.write_journal(replace(snapshot.journal, received=published))
         log.warning(
             "login restored from the journal login=%s attempt=%s", self._store.shown, number
         )
@@ -202,11 +202,11 @@ class Transaction:
         self._sleep(self._pace.rejected_pause_s)
         current = step.journal
         with suppress(OSError, Unusable):
-            sight = self._store.reload()
-            there = sight.newest.login
+            snapshot = self._store.reload()
+            there = snapshot.newest.login
             if there is not None and there.refresh_token != step.login.refresh_token:
                 return Outcome.ADOPTED, "another process had renewed it"
-            current = sight.journal
+            current = snapshot.journal
         self._judge.refused |= {step.fp}
         now_ms = int(self._clock.now() * 1000)
         with suppress(OSError):
@@ -232,8 +232,8 @@ class Transaction:
         before = step.journal.backoff
         failures = before.failures + 1 if before and before.fp == step.fp else 1
         if pause_s is None:
-            pause_s = self._judge.pause_s(step.sight) * 2 ** min(failures - 1, _DOUBLINGS)
-            if outcome is Outcome.NOT_SENT and self._judge.is_urgent(step.sight):
+            pause_s = self._judge.pause_s(step.snapshot) * 2 ** min(failures - 1, _DOUBLINGS)
+            if outcome is Outcome.NOT_SENT and self._judge.is_urgent(step.snapshot):
                 pause_s = min(pause_s, self._pace.urgent_retry_s)
         pause_s = min(pause_s, longest_s)
         self._judge.hold_off(step.fp, pause_s)

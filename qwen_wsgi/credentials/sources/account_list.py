@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
+from qwen_wsgi import net
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.credentials import endpoint
 from qwen_wsgi.credentials.account import Account, ProviderModel, family_for
 from qwen_wsgi.credentials.credential import StaticKey
 from qwen_wsgi.credentials.files.document import CredentialDocument
@@ -49,7 +49,7 @@ class Built(NamedTuple):
     directory: tuple[str, int]
     logins: tuple[OAuthLogin, ...]
     #: Sentences on logins that are left out because another account has them.
-    twins: tuple[str, ...]
+    duplicates: tuple[str, ...]
 
 
 class Build:
@@ -70,7 +70,7 @@ class Build:
         self._journals: list[tuple[WatchedFile[Any], Reading[Any]]] = []
         self._accounts: list[Account] = []
         self._problems: list[str] = []
-        self._twins: list[str] = []
+        self._duplicates: list[str] = []
 
     def run(self) -> Built:
         """Look, and make the list."""
@@ -86,12 +86,12 @@ class Build:
         broken = [f"{file.shown} {r.problem}. {r.remedy}" for file, r in watched if r.problem]
         return Built(
             tuple(self._accounts),
-            (*broken, *self._problems, *self._twins),
+            (*broken, *self._problems, *self._duplicates),
             watched,
             tuple(self._journals),
             directory,
             tuple(a.credential for a in self._accounts if isinstance(a.credential, OAuthLogin)),
-            tuple(self._twins),
+            tuple(self._duplicates),
         )
 
     # Files
@@ -202,7 +202,7 @@ class Build:
     ) -> None:
         explicit = name == "upstream"
         try:
-            url = endpoint.base_url(raw_url)
+            url = net.base_url(raw_url)
         except ValueError as error:
             self._problems.append(f"{url_env} cannot be used: {error}. Its account is left out.")
             return
@@ -243,7 +243,7 @@ class Build:
 
     def _checked_url(self, raw: str, whose: str) -> str | None:
         try:
-            return endpoint.base_url(raw)
+            return net.base_url(raw)
         except ValueError as error:
             self._problems.append(f"{whose} base URL cannot be used: {error}.")
             return None
@@ -287,7 +287,7 @@ class Build:
         candidates = [each for each in found if each is not None]
         for each in candidates:
             if why := login_files.duplicate_of(each, candidates):
-                self._twins.append(f"{each.origin} holds {why}; it is left out.")
+                self._duplicates.append(f"{each.origin} holds {why}; it is left out.")
             else:
                 url = each.login.base_url()
                 family = family_for(each.name, "oauth", url, explicit=False)
@@ -311,12 +311,12 @@ class Build:
         reading = shared.read()
         self._readings[shared.path] = (shared, reading)
         self._journals.append((ours, ours.read()))
-        sight = login.store.look()
-        document = sight.newest.login
+        snapshot = login.store.snapshot()
+        document = snapshot.newest.login
         if document is None and not reading.exists:
             return None
         fp = fingerprint(document.refresh_token) if document is not None else ""
-        return Candidate(name, login, origin, fp, sight.journal)
+        return Candidate(name, login, origin, fp, snapshot.journal)
 
 
 def _token_endpoint(settings: Settings, clock: Clock) -> TokenEndpoint:
@@ -347,7 +347,7 @@ def _short_name(url: str) -> str:
     provider = providers.by_base_url(url)
     if provider is not None:
         return provider.name
-    host = "".join(c if c.isalnum() else "-" for c in endpoint.host_of(url))
+    host = "".join(c if c.isalnum() else "-" for c in net.host_of(url))
     return host.strip("-")[:40].strip("-")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from qwen_wsgi.credentials import endpoint
+from qwen_wsgi import net
 from qwen_wsgi.credentials.account import ProviderModel
 from qwen_wsgi.credentials.credential import StaticKey, usable_secret
 from qwen_wsgi.credentials.sources import providers, qwen_settings
@@ -109,7 +109,7 @@ class Keys:
         ):
             if found is not None and _same_place(base_url, meant_for):
                 return self.usable(base_url, found), f"no envKey, key from {found.place}"
-        if endpoint.is_local(base_url):
+        if net.is_local(base_url):
             return StaticKey("", base_url), "no envKey"
         remedy = f"Add envKey to its entries, and the key under that name to {self._files}."
         return StaticKey(None, base_url, "no API key is named for it", remedy), "no envKey"
@@ -129,6 +129,6 @@ def _models(name: str) -> tuple[ProviderModel, ...]:
 
 def _same_place(base_url: str, raw: str) -> bool:
     try:
-        return base_url == endpoint.base_url(raw)
+        return base_url == net.base_url(raw)
     except ValueError:
         return False

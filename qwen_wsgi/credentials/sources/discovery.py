@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qwen_wsgi import net
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.credentials import endpoint
 from qwen_wsgi.credentials.account import Account as Account
 from qwen_wsgi.credentials.account import ProviderModel as ProviderModel
 from qwen_wsgi.credentials.files.watched import Unusable, WatchedFile
@@ -81,9 +81,9 @@ class Discovery:
         """The logins among the accounts, for those who look after them."""
         return self._current().logins
 
-    def twins(self) -> tuple[str, ...]:
+    def duplicates(self) -> tuple[str, ...]:
         """Sentences on logins that are left out because another account has them."""
-        return self._current().twins
+        return self._current().duplicates
 
     def qwen_home(self) -> Path:
         """qwen-code's directory."""
@@ -119,6 +119,6 @@ def _bad_urls(settings: Settings) -> Iterator[str]:
     for name, raw in named:
         if raw.strip():
             try:
-                endpoint.base_url(raw)
+                net.base_url(raw)
             except ValueError as error:
                 yield f"{name} cannot be used: {error}"

@@ -18,10 +18,11 @@ import logging
 import mmap
 import os
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
+
+from qwen_wsgi.clock import boottime
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +69,6 @@ def key_of(*parts: str) -> bytes:
     return hashlib.blake2b("\0".join(parts).encode(errors="replace"), digest_size=8).digest()
 
 
-def _boottime() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 class Board:
     """The notes. Shared by all greenlets of a worker, and through its file by all workers.
 
@@ -85,7 +82,7 @@ class Board:
         self,
         directory: Path | None,
         *,
-        boottime: Callable[[], float] = _boottime,
+        boottime: Callable[[], float] = boottime,
         boot_id: str | None = None,
     ) -> None:
         self._now = boottime

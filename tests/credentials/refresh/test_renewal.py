@@ -172,18 +172,18 @@ class TestStates:
             world.seed(-5)
             login = world.login(jitter=lambda share=share: share)
             login.current()
-            sight = login.store.look()
-            until_s, until_boot_s = login.refresher.fresh_until(sight)
+            snapshot = login.store.snapshot()
+            until_s, until_boot_s = login.refresher.fresh_until(snapshot)
             now_s = world.clock.wall_s
             world.clock.wall_s = until_s - 0.01
-            assert login.refresher.state(sight) is TokenState.FRESH
+            assert login.refresher.state(snapshot) is TokenState.FRESH
             world.clock.wall_s = until_s + 0.01
-            assert login.refresher.state(sight) is TokenState.STALE
+            assert login.refresher.state(snapshot) is TokenState.STALE
             world.clock.wall_s = now_s
             login.refresher.judge.boottime = lambda at=until_boot_s: at - 0.01  # type: ignore[misc]
-            assert login.refresher.state(sight) is TokenState.FRESH
+            assert login.refresher.state(snapshot) is TokenState.FRESH
             login.refresher.judge.boottime = lambda at=until_boot_s: at + 0.01  # type: ignore[misc]
-            assert login.refresher.state(sight) is TokenState.STALE
+            assert login.refresher.state(snapshot) is TokenState.STALE
 
 
 def together(count: int, work: Callable[[], Any]) -> list[Any]:
@@ -346,7 +346,7 @@ class TestRejectedRefreshToken:
         assert world.slept_s == [1.0], "somebody else may have won a race: looked at again later"
         assert world.content() == refused, "never delete or change the file"
         for each in (one, two):
-            assert each.refresher.ability(each.store.look()) is Ability.REJECTED
+            assert each.refresher.ability(each.store.snapshot()) is Ability.REJECTED
 
     def test_the_access_token_is_served_to_its_end(
         self, world: World, refused: dict[str, Any]
@@ -371,7 +371,7 @@ class TestRejectedRefreshToken:
         attempt(login)
 
         world.seed(60)
-        assert login.refresher.ability(login.store.look()) is Ability.REFRESHABLE
+        assert login.refresher.ability(login.store.snapshot()) is Ability.REFRESHABLE
         assert attempt(login).outcome is Outcome.OK
 
     def test_somebody_else_was_faster(self, world: World, refused: dict[str, Any]) -> None:
@@ -549,7 +549,7 @@ class TestReadOnly:
                 made = attempt(login)
                 assert made.outcome is Outcome.READ_ONLY, made.detail
                 assert world.sent == 0
-                assert login.refresher.ability(login.store.look()) is Ability.READ_ONLY
+                assert login.refresher.ability(login.store.snapshot()) is Ability.READ_ONLY
                 assert login.current().value == content["access_token"]
                 assert "cannot be renewed (read_only)" in login.status().detail
                 assert "docs/credentials.md" in login.status().remedy
@@ -563,7 +563,7 @@ class TestReadOnly:
                 locked.chmod(0o700)
             world.clock.advance(61)
             assert login.current().value == world.content()["access_token"]
-            assert login.refresher.ability(login.store.look()) is Ability.REFRESHABLE
+            assert login.refresher.ability(login.store.snapshot()) is Ability.REFRESHABLE
 
     def test_a_change_of_the_file_is_seen(self, world: World) -> None:
         world.seed(60)
@@ -663,10 +663,10 @@ class TestFile:
         content = world.seed(60)
         whole = world.path.read_text()
         login = world.login(sleep=lambda seconds: world.path.write_text(whole) and None)
-        login.store.look()
+        login.store.snapshot()
         world.path.write_text(whole[:40])
 
-        assert login.store.look().newest.login is not None, "the login as it was"
+        assert login.store.snapshot().newest.login is not None, "the login as it was"
         assert attempt(login).outcome is Outcome.OK
         assert world.oauth["refreshes"] == 1
         assert world.content()["access_token"] != content["access_token"]
@@ -674,7 +674,7 @@ class TestFile:
     def test_a_file_that_stays_torn_stops_the_refresh(self, world: World) -> None:
         content = world.seed(60)
         login = world.login()
-        login.store.look()
+        login.store.snapshot()
         world.path.write_text("{")
 
         made = attempt(login)
@@ -738,7 +738,7 @@ class TestFile:
             for _ in range(3):
                 assert login.current().value == token
                 settle(login)
-            assert not login.refresher.store.look().journal.received
+            assert not login.refresher.store.snapshot().journal.received
             world.path.parent.chmod(0o700)
 
     def test_a_rescue_that_ends_while_somebody_looks_hides_nothing(
@@ -760,7 +760,7 @@ class TestFile:
             return seen
 
         monkeypatch.setattr(store._journal, "read", read)
-        assert store.look().journal.received is held
+        assert store.snapshot().journal.received is held
 
     def test_a_file_that_a_crash_has_torn_is_mended_from_the_journal(self, world: World) -> None:
         world.seed(-5)

@@ -603,12 +603,12 @@ class TestLogins:
         discovery.check()
         assert [account.name for account in discovery.accounts()] == ["oauth"]
         assert len(discovery.logins()) == 1, "only one of them is renewed"
-        assert discovery.twins() == (
+        assert discovery.duplicates() == (
             "~/.qwen/oauth_creds_work.json holds the same login as the account oauth; "
             "it is left out.",
             "environment QWEN_CLI_AUTH holds the same login as the account oauth; it is left out.",
         )
-        assert discovery.problems() == discovery.twins()
+        assert discovery.problems() == discovery.duplicates()
 
         home.write(".qwen/oauth_creds_work.json", home.login_document(refresh_token="rt-work"))
         assert [account.name for account in discovery.accounts()] == ["oauth", "oauth-work"]
@@ -639,7 +639,7 @@ class TestLogins:
         name = "oauth-work" if renewed else "oauth"
         assert [account.name for account in discovery.accounts()] == [name]
         other = "oauth_creds.json" if renewed else "oauth_creds_work.json"
-        assert discovery.twins() == (
+        assert discovery.duplicates() == (
             f"~/.qwen/{other} holds an older copy of the login of the account {name}; "
             "it is left out.",
         )

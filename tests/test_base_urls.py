@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_wsgi.credentials import endpoint
+from qwen_wsgi import net
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ from qwen_wsgi.credentials import endpoint
     ],
 )
 def test_a_resource_url_becomes_a_base_url(raw: str, expected: str) -> None:
-    assert endpoint.from_resource_url(raw) == expected
+    assert net.from_resource_url(raw) == expected
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,10 @@ def test_a_resource_url_becomes_a_base_url(raw: str, expected: str) -> None:
 )
 def test_a_dangerous_resource_url_is_refused(raw: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason.replace("?", r"\?")) as caught:
-        endpoint.from_resource_url(raw)
+        net.from_resource_url(raw)
 
     assert "pass@" not in str(caught.value)
 
 
 def test_an_operators_base_url_may_be_plain_http_and_gets_no_v1() -> None:
-    assert endpoint.base_url("http://10.0.0.5:8000/api/") == "http://10.0.0.5:8000/api"
+    assert net.base_url("http://10.0.0.5:8000/api/") == "http://10.0.0.5:8000/api"
