@@ -32,7 +32,7 @@ from qwen_wsgi.credentials.oauth.device_flow import (
     Waiting,
 )
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenAnswer, TokenEndpoint
-from qwen_wsgi.credentials.refresh.pace import PROXY_LOCK_S
+from qwen_wsgi.credentials.refresh.timing import PROXY_LOCK_S
 from qwen_wsgi.credentials.sources import discovery
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings

@@ -313,7 +313,10 @@ class TestRefresh:
     @pytest.mark.parametrize(
         ("control", "why"),
         [
-            ({"faults": {"token": "denied"}}, "the last attempt failed, not before 20"),
+            (
+                {"faults": {"token": "denied"}},
+                "the last attempt failed, the next one is possible at 20",
+            ),
             ({"revoke_all": True}, "rejected"),
         ],
     )

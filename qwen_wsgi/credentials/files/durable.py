@@ -11,6 +11,7 @@ import os
 import secrets
 import stat
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -31,8 +32,33 @@ _MTIME_STEP_NS: Final = 1_000_000
 _PUSHES_NS: Final = (2 * _MTIME_STEP_NS, 1_000_000_000, 4_000_000_000)
 #: What rename says on a file that is a mount point of its own, as in containers.
 _MOUNT_POINT: Final = frozenset({errno.EBUSY, errno.EXDEV})
+#: The disk or the user's quota is full.
+_DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 #: What fsync says on the directories of some network and FUSE file systems.
 _NO_DIRECTORY_SYNC: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS})
+
+
+@dataclass(frozen=True)
+class WriteProblem:
+    """Why a file cannot be written.
+
+    Attributes:
+        errno: None when the system gave none.
+        text: a clause for people.
+    """
+
+    errno: int | None
+    text: str
+
+    @classmethod
+    def of(cls, error: OSError) -> WriteProblem:
+        """The problem that an exception of a write stands for."""
+        return cls(error.errno, error.strerror or type(error).__name__)
+
+    @property
+    def is_disk_full(self) -> bool:
+        """Whether it needs room on the disk, and not permission."""
+        return self.errno in _DISK_FULL
 
 
 class Reservation:

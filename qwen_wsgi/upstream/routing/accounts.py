@@ -22,6 +22,8 @@ class Finder(Protocol):
 class SandboxKey:
     """The sandbox's credential. Its server is started by the first call that needs it."""
 
+    renewable = False
+
     def __init__(self, start: Callable[[], str]) -> None:
         self._start = start
 

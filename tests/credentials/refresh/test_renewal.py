@@ -77,7 +77,7 @@ class TestStates:
         assert first.value == token
         assert again is first
         assert touched == ["stat", "stat"]  # the login and its journal
-        assert login.refresher._running is None
+        assert login.refresher._state.running is None
 
     def test_a_stale_token_is_used_at_once_and_renewed_beside(self, world: World) -> None:
         old = world.seed(600)["access_token"]
@@ -151,7 +151,7 @@ class TestStates:
         world.seed(LIFE_S)
         login = world.login()
         login.maintain()
-        assert login.refresher._running is None
+        assert login.refresher._state.running is None
 
         world.clock.advance(LIFE_S - 600)
         login.maintain()
@@ -163,27 +163,31 @@ class TestStates:
     def test_there_is_nothing_to_maintain_without_a_login(self, world: World) -> None:
         login = world.login()
         login.maintain()
-        assert login.refresher._running is None
+        assert login.refresher._state.running is None
         assert os.listdir(world.home.qwen) == []
 
     def test_the_cached_moment_is_the_states(self, world: World) -> None:
         """The fast path's limit is the one of `state`, to the millisecond, with any share."""
         for share in (0.0, 0.3, 1.0):
             world.seed(-5)
-            login = world.login(jitter=lambda share=share: share)
+            boot: dict[str, float] = {}
+            login = world.login(
+                jitter=lambda share=share: share,
+                boottime=lambda boot=boot: boot.get("at", world.clock.monotonic()),
+            )
             login.current()
             snapshot = login.store.snapshot()
             until_s, until_boot_s = login.refresher.fresh_until(snapshot)
             now_s = world.clock.wall_s
             world.clock.wall_s = until_s - 0.01
-            assert login.refresher.state(snapshot) is TokenState.FRESH
+            assert login.refresher.token_state(snapshot) is TokenState.FRESH
             world.clock.wall_s = until_s + 0.01
-            assert login.refresher.state(snapshot) is TokenState.STALE
+            assert login.refresher.token_state(snapshot) is TokenState.STALE
             world.clock.wall_s = now_s
-            login.refresher.judge.boottime = lambda at=until_boot_s: at - 0.01  # type: ignore[misc]
-            assert login.refresher.state(snapshot) is TokenState.FRESH
-            login.refresher.judge.boottime = lambda at=until_boot_s: at + 0.01  # type: ignore[misc]
-            assert login.refresher.state(snapshot) is TokenState.STALE
+            boot["at"] = until_boot_s - 0.01
+            assert login.refresher.token_state(snapshot) is TokenState.FRESH
+            boot["at"] = until_boot_s + 0.01
+            assert login.refresher.token_state(snapshot) is TokenState.STALE
 
 
 def together(count: int, work: Callable[[], Any]) -> list[Any]:
@@ -304,7 +308,7 @@ class TestRejected:
 
         assert login.current().value == latest
         assert login.current() is login.current()
-        assert login.refresher._running is None, "a thread for nothing"
+        assert login.refresher._state.running is None, "a thread for nothing"
         assert login.refresher.counters.total() == 1
         assert login.status().state is TokenState.FRESH
         assert login.status().remedy == ""
@@ -512,7 +516,7 @@ class TestOutcomes:
         world.faults("cut-after-rotation")
         made = attempt(world.login())
 
-        assert "the answer to the first sending was lost, and it was the login" in made.detail
+        assert "the answer to the first request was lost, and it was the login" in made.detail
 
     def test_a_process_that_stops_sends_nothing(self, world: World) -> None:
         world.seed(-5)
@@ -568,7 +572,7 @@ class TestReadOnly:
     def test_a_change_of_the_file_is_seen(self, world: World) -> None:
         world.seed(60)
         login = world.login()
-        login.refresher.read_only = "as an earlier attempt found out"
+        login.refresher._state.read_only = durable.WriteProblem(None, "as an attempt found out")
 
         new = world.seed(LIFE_S)["access_token"]
 
@@ -738,7 +742,7 @@ class TestFile:
             for _ in range(3):
                 assert login.current().value == token
                 settle(login)
-            assert not login.refresher.store.snapshot().journal.received
+            assert not login.store.snapshot().journal.received
             world.path.parent.chmod(0o700)
 
     def test_a_rescue_that_ends_while_somebody_looks_hides_nothing(
