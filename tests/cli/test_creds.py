@@ -315,7 +315,7 @@ class TestRefresh:
         [
             (
                 {"faults": {"token": "denied"}},
-                "the last attempt failed, the next one is possible at 20",
+                "the last attempt failed, the next one is possible",
             ),
             ({"revoke_all": True}, "rejected"),
         ],
