@@ -199,8 +199,8 @@ def test_a_layer_imports_only_what_is_below_it(layer: str) -> None:
     assert wrong == []
 
 
-#: The rooms inside a layer, from the top down: a room (a folder or a file) imports only rooms of the
-#: rows below its own, and never a room of its own row.
+#: The rooms inside a layer, from the top down: a room (a folder or a file) imports only rooms of
+#: the rows below its own, and never another room of its own row.
 ROOMS: dict[str, list[list[str]]] = {
     "credentials": [
         ["sources"],
