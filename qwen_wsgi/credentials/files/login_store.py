@@ -173,8 +173,9 @@ class LoginStore:
                 ours, received = replace(ours, received=None), None
         chosen = journal.newest(reading.value, ours)
         if chosen.source == "journal" and reading.value is None:
-            # Torn by a crash in the middle of a rewrite in place; a logout deletes the file.
-            chosen = chosen._replace(unpublished=reading.problem.startswith(f"{document.NO_JSON} "))
+            # Torn by a crash in the middle of a rewrite in place, or deleted, maybe by a logout.
+            torn = reading.problem.startswith(f"{document.NOT_JSON} ")
+            chosen = chosen._replace(unpublished=torn)
         lifetime_ms = None
         if received is not None and chosen.login is not None:
             if chosen.login.access_token == received.login.access_token:
