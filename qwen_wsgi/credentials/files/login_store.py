@@ -118,7 +118,7 @@ class LoginStore:
         self._shared = WatchedFile(paths.document, self._parse_shared, clock, shown)
         self._journal = WatchedFile(paths.journal, journal.parse, clock, str(paths.journal))
         #: Fingerprint of the journal's refresh token if the shared file was seen with a later one.
-        #: When that file is deleted, the journal's must not come back: somebody has spent it.
+        #: When that file is deleted, the journal's must not come back: it is spent.
         self._superseded = ""
         self._clock = clock
         self._gone_at_s: float | None = None
@@ -173,7 +173,7 @@ class LoginStore:
                 ours, received = replace(ours, received=None), None
         chosen = journal.newest(reading.value, ours)
         if chosen.source == "journal" and reading.value is None:
-            # Torn by a crash in the middle of a rewrite in place, or deleted, maybe by a logout.
+            # A file that a crash tore is written again; a deleted one is not, it may be a logout.
             torn = reading.problem.startswith(f"{document.NOT_JSON} ")
             chosen = chosen._replace(unpublished=torn)
         lifetime_ms = None

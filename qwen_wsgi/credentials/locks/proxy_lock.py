@@ -143,7 +143,7 @@ class ProxyLock:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not lock_file.is_at(self._name, fd):
-                    # Between open and flock somebody replaced the file: others lock the new one.
+                    # The file was replaced between open and flock: others lock the new one.
                     return False
             except (BlockingIOError, FileNotFoundError):
                 return False

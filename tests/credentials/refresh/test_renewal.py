@@ -63,7 +63,7 @@ class TestStates:
         token = world.seed(LIFE_S)["access_token"]
         login = world.login()
         login.current()
-        settle(login)  # the login of somebody else is noted, once
+        settle(login)  # the login of another program is backed up, once
         first = login.current()
         touched: list[str] = []
         for name in ("stat", "access", "open", "listdir", "fstat"):
