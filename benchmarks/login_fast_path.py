@@ -43,7 +43,7 @@ def measure(home: Path) -> dict[str, float]:
     discovery = Discovery(settings.load({"HOME": str(home)}), clock, look_every_s=LOOK_EVERY_S)
     login = discovery.logins()[0]
     login.current()
-    time.sleep(0.5)  # the login of somebody else is noted in the journal, once
+    time.sleep(0.5)  # the login of another program is backed up to the journal, once
 
     def both() -> None:
         discovery.accounts()

@@ -1,4 +1,4 @@
-"""Time, as one object that constructors take, so that tests can move it."""
+"""Time as one object that constructors take, so that tests can move it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's clocks: their functions as they are, because every chunk asks for the time."""
+    """The machine's clocks: plain functions, because every chunk reads the time."""
 
     now = staticmethod(time.time)
     monotonic = staticmethod(time.monotonic)
 
 
-def sleep(seconds: float) -> None:
-    """`time.sleep`, for defaults: it is looked up at each call, so that gevent's patch counts. As a
-    default itself it would be the one from before, if its module was imported first, and would stop
-    gevent's hub."""
-    time.sleep(seconds)
-
-
 def boottime() -> float:
-    """CLOCK_BOOTTIME in seconds: never steps, and goes on while the machine is suspended."""
+    """Seconds since boot that never step and go on while the machine is suspended; the same clock
+    in every process."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def sleep(seconds: float) -> None:
+    """Call `time.sleep`; for default arguments, because it is looked up at each call.
+
+    `time.sleep` itself as a default would be the unpatched one whenever its module was imported
+    before gevent's patch, and would stop gevent's hub.
+    """
+    time.sleep(seconds)

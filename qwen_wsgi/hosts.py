@@ -1,9 +1,8 @@
-"""What kind of host a base URL leads to: by name, because the hosts do not say it themselves."""
+"""Classifies the host of a base URL by its name, because the hosts do not say what they are."""
 
 from __future__ import annotations
 
 import enum
-import ipaddress
 import re
 from typing import Final
 from urllib.parse import urlsplit
@@ -25,7 +24,7 @@ class Family(enum.Enum):
 
     @property
     def is_qwen(self) -> bool:
-        """Alibaba's own gateways, with their limits: they are always asked for a stream."""
+        """Whether it is Alibaba's own gateway; those have limits and are always sent `stream`."""
         return self is not Family.OTHER
 
 
@@ -50,8 +49,8 @@ def family_of(base_url: str) -> Family:
     return Family.OTHER
 
 
-#: Names of models on Alibaba's gateways that neither chat nor embed text: pictures, films, speech,
-#: ranking. They are called by routes that this proxy does not have (Model Studio's model list).
+#: Names of models on Alibaba's gateways that neither chat nor embed text: images, video, speech,
+#: ranking. This proxy lacks the routes that call them (Model Studio's model list).
 _NO_CHAT: Final = re.compile(
     r"(?:qwen-image|wan[x2-9]|z-image|happyhorse|flux|stable-diffusion|cosyvoice|sambert|paraformer"
     r"|fun-asr|gummy|qwen-audio-[3-9]|speech-|multimodal-embedding|tongyi-embedding-vision"
@@ -62,19 +61,6 @@ _NO_CHAT: Final = re.compile(
 
 
 def can_be_called(family: Family, model: str) -> bool:
-    """Whether a model that a host lists is one for chat completions or embeddings; other hosts than
-    Alibaba's are believed."""
+    """Whether a listed model serves chat completions or embeddings; only Alibaba's hosts list
+    others."""
     return not family.is_qwen or _NO_CHAT.search(model.lower()) is None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host, name or address, is this machine."""
-    host = host.strip("[]").lower().rstrip(".")
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback

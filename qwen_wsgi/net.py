@@ -1,13 +1,44 @@
-"""Where a server listens: an address in gunicorn's notation, taken apart."""
+"""Addresses: where a server listens, which hosts are this machine, and which URLs get a secret."""
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from typing import Final, NamedTuple
-
-from qwen_wsgi.hosts import is_loopback
+from urllib.parse import urlsplit
 
 #: Hosts that stand for every interface, and this machine's own name for each.
 _EVERYWHERE: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+
+# --- hosts ---------------------------------------------------------------------------------------
+
+
+def ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Parse an IP address; None when it is something else.
+
+    An IPv4 address that a socket for both families shows as IPv6 (`::ffff:127.0.0.1`) becomes IPv4
+    again.
+    """
+    try:
+        parsed = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(parsed, "ipv4_mapped", None) or parsed
+
+
+def is_loopback_address(text: str) -> bool:
+    """Whether a text is an IP address of this machine's loopback interface; no name is."""
+    parsed = ip_address(text)
+    return parsed is not None and parsed.is_loopback
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, name or address, is this machine."""
+    host = host.strip("[]").lower().rstrip(".")
+    return host == "localhost" or host.endswith(".localhost") or is_loopback_address(host)
+
+
+# --- listening addresses -------------------------------------------------------------------------
 
 
 class Address(NamedTuple):
@@ -33,7 +64,7 @@ class Address(NamedTuple):
         return not self.path and not is_loopback(self.host)
 
     def is_same(self, other: Address) -> bool:
-        """Whether a connection from this machine to `other` gets here."""
+        """Whether a connection from this machine to `other` arrives here."""
         if self.path or other.path:
             return self.path == other.path
         here = is_loopback(self.here) and is_loopback(other.here)
@@ -41,7 +72,7 @@ class Address(NamedTuple):
 
 
 def parse(text: str) -> Address:
-    """Read `unix:PATH` or `HOST:PORT`.
+    """Read a listening address in gunicorn's notation: `unix:PATH` or `HOST:PORT`.
 
     Raises:
         ValueError: it is neither.
@@ -52,3 +83,68 @@ def parse(text: str) -> Address:
     if not colon or not (port.isascii() and port.isdigit()):
         raise ValueError(f"{text!r} is neither unix:PATH nor HOST:PORT")
     return Address("", host.strip("[]"), int(port))
+
+
+# --- base URLs -----------------------------------------------------------------------------------
+
+#: A name, an IPv4 address, or an IPv6 address without its brackets.
+_HOST: Final = re.compile(r"[a-z0-9_]([a-z0-9._-]*|[0-9a-f:.]*)|::[0-9a-f:.]*")
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def base_url(raw: str) -> str:
+    """Check and normalise a base URL that the operator wrote: no slash at the end, lower-case host.
+
+    Raises:
+        ValueError: why it cannot be used. The text does not quote it: it may hold a password.
+    """
+    raw = raw.strip()
+    if not raw.isascii() or not raw.isprintable() or " " in raw:
+        raise ValueError("it has characters that no URL may have")
+    try:
+        parts = urlsplit(raw)
+        host, _port = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError("its host or port cannot be understood") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError("it does not begin with http:// or https:// and a host")
+    if not _HOST.fullmatch(host):
+        raise ValueError("its host is not a host name (an unset variable, or a placeholder?)")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("it has a user name or password in it, which would show up in logs")
+    if parts.query or parts.fragment:
+        raise ValueError("it has a ? or # part, behind which no path can be added")
+    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
+
+
+def from_resource_url(raw: str) -> str:
+    """Turn a login's `resource_url`, e.g. `portal.qwen.ai`, into a base URL.
+
+    As qwen-code does (https:// unless it has a scheme, /v1 unless it ends so), but slashes at the
+    end are stripped, which qwen-code forgets.
+
+    Raises:
+        ValueError: why it cannot be used, for example plain http to another machine, where anybody
+            on the way could read the token.
+    """
+    raw = raw.strip()
+    url = base_url(raw if _SCHEME.match(raw) else f"https://{raw}")
+    if url.startswith("http:") and not is_local(url):
+        raise ValueError(
+            "it is plain http to another machine, which would expose the token on the network"
+        )
+    return url if url.endswith("/v1") else f"{url}/v1"
+
+
+def host_of(url: str) -> str:
+    """Host and port of a checked base URL, for messages and for account names."""
+    return urlsplit(url).netloc
+
+
+def is_local(url: str) -> bool:
+    """Whether a checked base URL certainly leads to this machine.
+
+    Of the names only `localhost` itself: some systems ask a DNS server for names below it.
+    """
+    host = urlsplit(url).hostname or ""
+    return host == "localhost" or is_loopback_address(host)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qwen_wsgi.errors import SettingsError
+from qwen_wsgi.net import Address
 
 #: How much of a secret may ever be shown.
 SHOWN_SECRET_CHARS: Final = 4
@@ -435,9 +436,7 @@ class Settings:
         """Where to listen, in gunicorn's notation."""
         if self.bind:
             return self.bind
-        bare = self.host.strip("[]")
-        host = f"[{bare}]" if ":" in bare else bare
-        return f"{host}:{self.port}"
+        return str(Address("", self.host.strip("[]"), self.port))
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:

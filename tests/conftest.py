@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi.hosts import is_loopback
+from qwen_wsgi.net import is_loopback
 from tests.kit import log_files, secrets
 
 #: What this process logged, before it was redacted.

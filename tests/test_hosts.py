@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_wsgi.hosts import Family, can_be_called, family_of, is_loopback
+from qwen_wsgi.hosts import Family, can_be_called, family_of
+from qwen_wsgi.net import is_loopback
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from qwen_wsgi.errors import Forbidden, Unauthorized
-from qwen_wsgi.hosts import is_loopback
+from qwen_wsgi.net import ip_address, is_loopback, is_loopback_address
 from qwen_wsgi.settings import Settings, mask
 
 _NO_KEY_YET: Final = (
@@ -81,7 +81,7 @@ class Guard:
 
     def _require_local(self, environ: Mapping[str, Any]) -> None:
         address = self.client_address(environ)
-        if address != "unix" and not _is_local(address):
+        if address != "unix" and not is_loopback_address(address):
             raise Unauthorized(_NO_KEY_YET, code="missing_api_key")
         host = _host_name(environ.get("HTTP_HOST", ""))
         if not is_loopback(host) and host.lower() not in self._hosts:
@@ -121,7 +121,7 @@ class Guard:
     def _is_trusted(self, address: str) -> bool:
         if address == "unix":
             return self._trust_unix
-        parsed = _address(address)
+        parsed = ip_address(address)
         return parsed is not None and any(parsed in network for network in self._trusted)
 
     @property
@@ -134,20 +134,6 @@ class Guard:
         if "*" in self._origins:
             return "*"
         return origin if origin in self._origins else None
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An address; an IPv4 one that a socket for both families shows as IPv6 is itself again."""
-    try:
-        parsed = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    return getattr(parsed, "ipv4_mapped", None) or parsed
-
-
-def _is_local(address: str) -> bool:
-    parsed = _address(address)
-    return parsed is not None and parsed.is_loopback
 
 
 def _host_name(header: str) -> str:

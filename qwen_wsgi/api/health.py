@@ -10,7 +10,7 @@ from flask import Blueprint, Response, current_app
 from qwen_wsgi import __version__
 from qwen_wsgi.api import http, lifecycle
 from qwen_wsgi.credentials.account import Account
-from qwen_wsgi.credentials.credential import CredentialStatus, TokenState
+from qwen_wsgi.credentials.credential import CredentialStatus
 
 blueprint = Blueprint("health", __name__)
 
@@ -19,7 +19,6 @@ _ARGUMENT: Final = re.compile(r"<(?:\w+:)?(\w+)>")
 
 #: With these calls are served.
 _READY = ("ok", "login_unsaved")
-_USABLE = (TokenState.FRESH, TokenState.STALE, TokenState.EXPIRING)
 
 
 @blueprint.get("/health")
@@ -58,7 +57,7 @@ def _status() -> tuple[str, tuple[Account, ...], list[CredentialStatus]]:
     states = [account.credential.status() for account in accounts]
     if services.admission.draining:
         status = "draining"
-    elif not any(each.state in _USABLE for each in states):
+    elif not any(each.state.is_usable for each in states):
         status = "no_usable_account"
     elif any(each.unsaved for each in states):
         # Ready all the same: a supervisor that restarts the server for a 503 would lose the only

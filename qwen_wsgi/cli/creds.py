@@ -1,18 +1,16 @@
-"""`qwen-proxy creds status | refresh | forget`: the logins, for whoever looks after them."""
+"""`qwen-proxy creds status | refresh | forget`: shows and maintains the logins."""
 
 from __future__ import annotations
 
 import datetime
-import errno
 import json
-import os
 import signal
 import threading
 from contextlib import suppress
 from typing import Any, TextIO
 
 from qwen_wsgi.clock import SystemClock
-from qwen_wsgi.credentials.credential import Ability, TokenState
+from qwen_wsgi.credentials.credential import Ability
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.refresh.attempt import Attempt, Outcome
 from qwen_wsgi.credentials.refresh.refresher import Refresher
@@ -24,14 +22,14 @@ from qwen_wsgi.settings import Settings
 def run(
     settings: Settings, action: str, *, account: str | None, json_output: bool, out: TextIO
 ) -> int:
-    """Do one of the actions with the chosen login, or with each.
+    """Do one of the actions with the chosen login, or with every login.
 
     Args:
         account: the name that was given to `login --account`, or an account's name as `status`
             shows it; None for every login.
 
     Returns:
-        The exit status: 0 if all of them are well now.
+        The exit status: 0 if all of them are well now, else 1.
 
     Raises:
         SettingsError: there is no such login.
@@ -46,11 +44,11 @@ def run(
         elif action == "forget":
             row, good = _forget(name, login)
         else:
-            row, good = status(name, login), _is_well(login)  # in this order: status finds out
+            row, good = status(name, login), _is_well(login)  # in this order: `status` checks
         rows.append(row)
         well = well and good
-    told = json.dumps(rows, indent=2) if json_output else _text(rows, discovery.twins())
-    out.write(told + "\n")
+    shown = json.dumps(rows, indent=2) if json_output else _text(rows, discovery.duplicates())
+    out.write(shown + "\n")
     return 0 if well else 1
 
 
@@ -71,53 +69,41 @@ def _chosen(discovery: Discovery, account: str | None) -> dict[str, OAuthLogin]:
         if name in found:
             return {name: found[name]}
     known = ", ".join(found) or "none"
-    twins = "".join(f"; {twin.rstrip('.')}" for twin in discovery.twins())
-    raise SettingsError(f"there is no login {account!r}; there is: {known}{twins}")
+    duplicates = "".join(f"; {duplicate.rstrip('.')}" for duplicate in discovery.duplicates())
+    raise SettingsError(f"there is no login {account!r}; there is: {known}{duplicates}")
 
 
 def status(name: str, login: OAuthLogin) -> dict[str, Any]:
-    """One login as `creds status --json` tells it; no secret, and `null` for what is unknown."""
-    _find_read_only(login)
-    sight = login.store.look()
-    told = login.status()
+    """One login as `creds status --json` prints it: no secret, and `null` for what is unknown."""
+    login.refresher.check_writable()
+    snapshot = login.store.snapshot()
+    current = login.status()
     left_s = None
-    if told.expires_at_ms is not None:
-        left_s = round(told.expires_at_ms / 1000 - login.refresher.clock.now())
+    if current.expires_at_ms is not None:
+        left_s = round(current.expires_at_ms / 1000 - login.refresher.context.clock.now())
     return {
         "account": name,
         "file": str(login.store.paths.document),
-        "state": told.state.value,
-        "ability": login.refresher.ability(sight).value,
+        "state": current.state.value,
+        "ability": login.refresher.ability(snapshot).value,
         "seconds_left": left_s,
-        "access_token": told.shown,
-        "detail": told.detail,
-        "remedy": told.remedy or None,
+        "access_token": current.shown,
+        "detail": current.detail,
+        "remedy": current.remedy or None,
         "journal": _journal(login),
         "locks": _locks(login),
     }
 
 
-def _find_read_only(login: OAuthLogin) -> None:
-    """Tell beforehand what a refresh would find out. It asks the kernel and creates nothing."""
-    paths = login.store.paths
-    for path in (paths.document.parent, paths.journal.parent, paths.document, paths.proxy_lock):
-        if path.exists() and not os.access(path, os.W_OK, effective_ids=True):
-            login.refresher.read_only = f"{path.name}: no permission to write"
-            return
-    with suppress(OSError):
-        if os.statvfs(paths.document.parent).f_bavail == 0:
-            login.refresher.read_only = os.strerror(errno.ENOSPC)
-
-
 def _journal(login: OAuthLogin) -> dict[str, Any]:
-    sight = login.store.look()
-    journal = sight.journal
+    snapshot = login.store.snapshot()
+    journal = snapshot.journal
     received, backoff, intent = journal.received, journal.backoff, journal.intent
     file, reading = login.store.paths.journal, login.store.watched()[1].read()
     return {
         "problem": f"{file} {reading.problem}. {reading.remedy}" if reading.problem else None,
-        "login_counts_from": sight.newest.source,
-        "unpublished": sight.newest.unpublished,
+        "login_counts_from": snapshot.newest.source,
+        "unpublished": snapshot.newest.unpublished,
         "last_refresh": _when(received.at_ms) if received else None,
         "open_attempt": (
             {"at": _when(intent.at_ms), "pid": intent.pid, "attempt": intent.attempt}
@@ -139,14 +125,14 @@ def _journal(login: OAuthLogin) -> dict[str, Any]:
 
 
 def _locks(login: OAuthLogin) -> dict[str, Any]:
-    refresher = login.refresher
+    context = login.refresher.context
     locks: dict[str, Any] = {"proxy": None, "qwen_code": None}
     with suppress(OSError):
-        if (holder := refresher.proxy_lock.holder()) is not None:
+        if (holder := context.proxy_lock.holder()) is not None:
             since = None if holder.since_s is None else _when(int(holder.since_s * 1000))
             locks["proxy"] = {"pid": holder.pid, "since": since}
     with suppress(OSError):
-        if (lock := refresher.cli_lock.observed()) is not None:
+        if (lock := context.cli_lock.observed()) is not None:
             locks["qwen_code"] = {
                 "age_s": round(lock.age_s, 1),
                 "ours": lock.ours,
@@ -157,17 +143,17 @@ def _locks(login: OAuthLogin) -> dict[str, Any]:
 
 
 def _refresh(name: str, login: OAuthLogin) -> tuple[dict[str, Any], bool]:
-    """Renew now, even if it is early: that is what was asked for. The spacing still counts."""
-    held = login.store.look().newest.login
+    """Refresh now, even if it is early, because the user wants it. Pauses still count."""
+    held = login.store.snapshot().newest.login
     attempt = _attempt(login.refresher, held.access_token if held else None)
     good = attempt.outcome in (Outcome.OK, Outcome.ADOPTED)
-    why = _why_not(login) if attempt.outcome is Outcome.NOT_DUE else attempt.detail
+    why = _why_not_sent(login) if attempt.outcome is Outcome.NOT_DUE else attempt.detail
     return {**status(name, login), "refresh": attempt.outcome.value, "why": why}, good
 
 
 def _attempt(refresher: Refresher, rejected: str | None) -> Attempt:
-    """One attempt, in a thread: a token that was sent must have its answer written down, also when
-    somebody presses Ctrl-C or stops the command meanwhile."""
+    """Make one attempt, in a thread: once a token was sent, its answer must be saved, even when
+    Ctrl-C or SIGTERM stops the command meanwhile."""
     made: list[Attempt] = []
     thread = threading.Thread(target=lambda: made.append(refresher.attempt(rejected=rejected)))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -175,7 +161,7 @@ def _attempt(refresher: Refresher, rejected: str | None) -> Attempt:
         thread.start()
         thread.join()
     except KeyboardInterrupt:
-        refresher.drain(0)  # what was not sent yet is given up
+        refresher.drain(0)  # cancels what was not sent yet
         thread.join()
         raise
     finally:
@@ -183,26 +169,27 @@ def _attempt(refresher: Refresher, rejected: str | None) -> Attempt:
     return made[0]
 
 
-def _why_not(login: OAuthLogin) -> str:
-    """Why no attempt was made, for whoever asked for one."""
-    sight = login.store.look()
-    if (ability := login.refresher.ability(sight)) is not Ability.REFRESHABLE:
+def _why_not_sent(login: OAuthLogin) -> str:
+    """Why `creds refresh` made no attempt."""
+    snapshot = login.store.snapshot()
+    if (ability := login.refresher.ability(snapshot)) is not Ability.REFRESHABLE:
         return f"nothing was sent: {ability.value.replace('_', ' ')}"
-    backoff = sight.journal.backoff
-    if backoff is not None and backoff.not_before_ms > login.refresher.clock.now() * 1000:
+    backoff = snapshot.journal.backoff
+    if backoff is not None and backoff.not_before_ms > login.refresher.context.clock.now() * 1000:
         return (
-            f"nothing was sent: the last attempt failed, not before {_when(backoff.not_before_ms)}"
+            "nothing was sent: the last attempt failed, the next one is possible at "
+            f"{_when(backoff.not_before_ms)}"
         )
     return "nothing was sent: it was refreshed a moment ago"
 
 
 def _forget(name: str, login: OAuthLogin) -> tuple[dict[str, Any], bool]:
-    sight = login.store.look()
-    if sight.newest.unpublished:
+    snapshot = login.store.snapshot()
+    if snapshot.newest.unpublished:
         # The file's own refresh token is spent: without the journal the login would be lost.
         why = (
-            "the journal alone has the login as it is now; `qwen-proxy creds refresh` writes it "
-            "to the file, and without the file it can be forgotten"
+            "only the journal has the newest login; `qwen-proxy creds refresh` writes it to the "
+            "file, and after the file was deleted it can be forgotten"
         )
         return {**status(name, login), "forgotten": False, "why": why}, False
     try:
@@ -214,12 +201,12 @@ def _forget(name: str, login: OAuthLogin) -> tuple[dict[str, Any], bool]:
 
 
 def _is_well(login: OAuthLogin) -> bool:
-    # Not the refresher's state: a login may be fresh and still of no use, for its resource_url.
-    usable = login.status().state not in (TokenState.EXPIRED, TokenState.MISSING)
-    return usable and login.refresher.ability(login.store.look()) is Ability.REFRESHABLE
+    # Not the refresher's token state: a fresh login may be unusable for its resource_url.
+    usable = login.status().state.is_usable
+    return usable and login.refresher.ability(login.store.snapshot()) is Ability.REFRESHABLE
 
 
-def _text(rows: list[dict[str, Any]], twins: tuple[str, ...]) -> str:
+def _text(rows: list[dict[str, Any]], duplicates: tuple[str, ...]) -> str:
     blocks = []
     for row in rows:
         lines = [f"{row['account']}  {str(row['state']).upper()}  {row['detail']}"]
@@ -228,15 +215,15 @@ def _text(rows: list[dict[str, Any]], twins: tuple[str, ...]) -> str:
                 continue
             lines += _lines(name, value)
         blocks.append("\n".join(lines))
-    return "\n".join((*blocks, *twins))
+    return "\n".join((*blocks, *duplicates))
 
 
 def _lines(name: str, value: Any) -> list[str]:
     label = name.replace("_", " ")
     if not isinstance(value, dict):
         return [f"    {label:<14} {value}"]
-    told = {key: inner for key, inner in value.items() if inner not in (None, False, 0)}
-    shown = "; ".join(f"{key.replace('_', ' ')}: {_short(inner)}" for key, inner in told.items())
+    known = {key: inner for key, inner in value.items() if inner not in (None, False, 0)}
+    shown = "; ".join(f"{key.replace('_', ' ')}: {_short(inner)}" for key, inner in known.items())
     return [f"    {label:<14} {shown or 'nothing'}"]
 
 

@@ -1,7 +1,7 @@
-"""`qwen-proxy login`: the terminal's side of a device login.
+"""`qwen-proxy login`: shows a device login on the terminal.
 
-What a person must see is on `out`: address, code, QR code, time left. With `--json` the same as one
-JSON object a line. Tokens are never shown.
+`out` gets address, code, QR code and the time left; with `--json` the same as one JSON object per
+line. Tokens are never shown.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from qwen_wsgi.credentials.oauth.device_flow import (
     Waiting,
 )
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenAnswer, TokenEndpoint
-from qwen_wsgi.credentials.refresh.pace import PROXY_LOCK_S
+from qwen_wsgi.credentials.refresh.timing import PROXY_LOCK_S
 from qwen_wsgi.credentials.sources import discovery
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings
@@ -47,9 +47,9 @@ EXIT_DENIED: Final = 3
 EXIT_EXPIRED: Final = 4
 #: The service could not be reached.
 EXIT_OFFLINE: Final = 5
-#: A firewall's web page came in place of an answer.
+#: A firewall's web page came instead of an answer.
 EXIT_BLOCKED: Final = 6
-#: The service failed, or refused for a reason of its own.
+#: The service failed, or refused the login.
 EXIT_SERVER_ERROR: Final = 7
 #: The login could not be written to its file.
 EXIT_NOT_SAVED: Final = 8
@@ -65,25 +65,25 @@ _EXITS: Final = {
     "not_saved": EXIT_NOT_SAVED,
 }
 TIER_CLOSED: Final = (
-    "Qwen's free tier closed on 2026-04-15. Without a paid account this login may succeed and "
-    "every call still be refused: use an API key then."
+    "Qwen's free tier closed on 2026-04-15. Without a paid account this login may succeed, but "
+    "every call will be refused: use an API key then."
 )
 _NOTES: Final = {
     "pending": "",
-    "slow_down": "the service asks for patience",
+    "slow_down": "the service asks us to poll less often",
     "offline": "offline, trying again",
-    "server_error": "the service has trouble, trying again",
+    "server_error": "the service fails, trying again",
 }
-#: The countdown moves this often on a terminal, and tells the time left elsewhere. Seconds.
+#: Seconds between updates of the countdown on a terminal, and between its lines elsewhere.
 _TICK_S: Final = 1.0
 _PLAIN_TICK_S: Final = 60.0
-#: Of a terminal that does not say.
+#: Assumed for a terminal of unknown width.
 _COLUMNS: Final = 80
 _CLEAR_LINE: Final = "\r\x1b[K"
-#: Whatever the terminal's colours are: readers want dark on light, and blocks draw the light part.
+#: For any colours of the terminal: QR readers need dark on light, and blocks draw the light part.
 _WHITE_ON_BLACK: Final = "\x1b[97;40m"
 _NORMAL: Final = "\x1b[0m"
-#: A quiet zone of 2 instead of 4 modules: all readers take it, and 24 lines hold it.
+#: A margin of 2 instead of 4 modules: all readers accept it, and the code fits into 24 lines.
 _QR_BORDER: Final = 2
 
 
@@ -99,12 +99,12 @@ def run(
     sleep: Callable[[float], None] = time.sleep,
     open_browser: Callable[[str], bool] = webbrowser.open,
 ) -> int:
-    """Log in and save the login; the value is the exit status.
+    """Log in, save the login, and return the exit status.
 
     Args:
-        account: None is the login that qwen-code itself uses.
-        json_output: one object a line on `out`; the last one has `exit_code`.
-        browser: open the address on this machine, too.
+        account: None for the login that qwen-code itself uses.
+        json_output: one object per line on `out`; the last one has `exit_code`.
+        browser: also open the address on this machine.
 
     Raises:
         SettingsError: the name or QWEN_OAUTH_BASE_URL cannot be used.
@@ -121,12 +121,12 @@ def run(
     else:
         view = _Page(_Output(out), _Output(err), settings, clock, sleep)
 
-    def tell(event: Event) -> None:
-        view.tell(event)
+    def report(event: Event) -> None:
+        view.show(event)
         if browser and isinstance(event, CodeShown):
             view.browser(open_browser(event.code.url))
 
-    login = DeviceLogin(endpoint, clock=clock, sleep=view.wait, tell=tell)
+    login = DeviceLogin(endpoint, clock=clock, sleep=view.wait, report=report)
     try:
         device_flow.check_writable(path)
         answer = login.run()
@@ -155,15 +155,15 @@ def login_path(settings: Settings, account: str | None, clock: Clock) -> Path:
 
 
 def _save(path: Path, answer: TokenAnswer, clock: Clock) -> None:
-    """Write the login while no refresh of ours is between its last look and its own writing.
+    """Write the login under our lock, so that no refresh of ours overwrites it.
 
     Raises:
-        LoginNotSaved: why; the file is as before.
+        LoginNotSaved: why; the file is unchanged.
     """
     lock = ProxyLock(LoginPaths.beside(path).proxy_lock)
     locked = False
     with suppress(OSError):
-        # Without the lock it is as safe as qwen-code's own login, which takes none.
+        # Without the lock it is still as safe as qwen-code's own login, which takes none.
         durable.make_directory(path.parent)
         locked = lock.acquire(PROXY_LOCK_S)
     try:
@@ -174,9 +174,9 @@ def _save(path: Path, answer: TokenAnswer, clock: Clock) -> None:
 
 
 class _View(Protocol):
-    """How a login looks."""
+    """Shows the progress of a login."""
 
-    def tell(self, event: Event) -> None: ...
+    def show(self, event: Event) -> None: ...
     def browser(self, opened: bool) -> None: ...
     def wait(self, seconds: float) -> None: ...
     def failed(self, failure: LoginFailed) -> None: ...
@@ -185,7 +185,7 @@ class _View(Protocol):
 
 
 class _Output:
-    """A stream that takes any text, and whose reader may go away: the login goes on without."""
+    """A stream that accepts any text; the login goes on even if its reader closes it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -200,7 +200,7 @@ class _Output:
             self._stream.flush()
         except BrokenPipeError:
             self._gone = True
-            # Python flushes once more when it exits, and would complain.
+            # Python flushes once more when it exits, and would print an error.
             with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
 
@@ -221,13 +221,13 @@ class _Output:
 
 
 class _Events:
-    """For programs: one JSON object a line."""
+    """For programs: one JSON object per line."""
 
     def __init__(self, out: _Output, sleep: Callable[[float], None]) -> None:
         self._out = out
         self.wait = sleep
 
-    def tell(self, event: Event) -> None:
+    def show(self, event: Event) -> None:
         if isinstance(event, CodeShown):
             self._emit(
                 "code",
@@ -268,7 +268,7 @@ class _Events:
 
 
 class _Page:
-    """For people: on a terminal with a QR code and a countdown in one line, else plain lines."""
+    """For people: on a terminal a QR code and a countdown in one line, else plain lines."""
 
     def __init__(
         self,
@@ -286,13 +286,13 @@ class _Page:
         self._live = out.is_terminal() and settings.environ.get("TERM", "dumb") != "dumb"
         self._deadline_s = 0.0
         self._note = ""
-        #: When the time left is to be told again.
-        self._tell_at_s = 0.0
+        #: When the time left is printed next.
+        self._print_at_s = 0.0
 
-    def tell(self, event: Event) -> None:
+    def show(self, event: Event) -> None:
         if isinstance(event, CodeShown):
             self._deadline_s = self._clock.monotonic() + event.left_s
-            self._show(event)
+            self._show_code(event)
         else:
             self._show_state(event)
 
@@ -324,7 +324,7 @@ class _Page:
             f"Its access token is good until {until:%Y-%m-%d %H:%M} UTC and is renewed by then.\n"
         )
 
-    def _show(self, event: CodeShown) -> None:
+    def _show_code(self, event: CodeShown) -> None:
         code = event.code
         self._out.write(
             f"Note: {TIER_CLOSED}\n\n"
@@ -335,7 +335,7 @@ class _Page:
             self._out.write(self._qr(code.url))
 
     def _qr(self, url: str) -> str:
-        """The QR code, or nothing where the terminal has no room or no blocks for it."""
+        """The QR code; empty where the terminal is too small or cannot show blocks."""
         drawn = io.StringIO()
         try:
             segno.make(url, error="l", micro=False).terminal(drawn, border=_QR_BORDER, compact=True)
@@ -352,8 +352,8 @@ class _Page:
             note += f" ({event.detail})"
         if note != self._note:
             self._note = note
-            # Tell it now where nothing is rewritten.
-            self._tell_at_s = 0.0
+            # Print it now where lines are not rewritten.
+            self._print_at_s = 0.0
 
     def _count_down(self) -> None:
         now_s = self._clock.monotonic()
@@ -361,10 +361,10 @@ class _Page:
         line = f"Waiting for the confirmation, {minutes}:{seconds:02d} left"
         line += f": {self._note}" if self._note else ""
         if self._live:
-            # One column less: some terminals wrap when the last one is filled.
+            # One column less: some terminals wrap when the last column is filled.
             self._out.write(_CLEAR_LINE + line[: self._out.columns() - 1])
-        elif now_s >= self._tell_at_s:
-            self._tell_at_s = now_s + _PLAIN_TICK_S
+        elif now_s >= self._print_at_s:
+            self._print_at_s = now_s + _PLAIN_TICK_S
             self._out.write(line + ".\n")
 
     def _end_line(self) -> None:

@@ -131,8 +131,7 @@ def status(settings: Settings, arguments: argparse.Namespace) -> int:
         print(json.dumps({"accounts": rows, "problems": list(problems)}, indent=2))
     else:
         print(text.accounts_text(accounts, problems))
-    usable = ("fresh", "stale", "expiring")
-    return 0 if any(a.credential.status().state.value in usable for a in accounts) else 1
+    return 0 if any(a.credential.status().state.is_usable for a in accounts) else 1
 
 
 def models(settings: Settings, arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from qwen_wsgi.clients.recipe import (
     Target,
     key_in_shell,
 )
-from qwen_wsgi.hosts import is_loopback
+from qwen_wsgi.net import is_loopback
 
 #: The name under which this server stands in the files of clients that know several providers.
 _PROVIDER: Final = "qwen"

@@ -13,7 +13,7 @@ from qwen_wsgi import net
 from qwen_wsgi.clients.known import CLIENTS, nearest, target_for
 from qwen_wsgi.clients.recipe import as_json, as_text, is_model_name, origin_of
 from qwen_wsgi.errors import SettingsError
-from qwen_wsgi.hosts import is_loopback
+from qwen_wsgi.net import is_loopback
 from qwen_wsgi.settings import Settings
 
 #: An address that nobody has (RFC 5737): the way to it is the way out of this machine.

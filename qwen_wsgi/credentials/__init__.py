@@ -1,6 +1,6 @@
-"""Where credentials come from: API keys and logins, found in the environment and qwen-code's files.
+"""Finds the accounts of this machine (API keys and logins), and keeps their credentials usable.
 
-`discovery.Discovery` finds the accounts, `source.CredentialSource` hands out one account's token.
-Only the renewal of a login writes, under its locks (`refresher`, `judge`, `both_locks`,
-`transaction`, `keeper`, in this order); the only value that leaves is `token.AccessToken`.
+`sources.discovery.Discovery` finds the accounts; each has one `credential.CredentialSource`: a
+`StaticKey`, or an `oauth_login.OAuthLogin`. Only the refresh of a login (`refresh`) writes files,
+under its locks (`locks`). The only value that leaves is `token.AccessToken`.
 """

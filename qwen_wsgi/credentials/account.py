@@ -1,4 +1,4 @@
-"""An account: one upstream endpoint with one credential, and the models that are known of it."""
+"""An account: one upstream endpoint with one credential, and the models known for it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class ProviderModel:
     """A model that a settings file lists.
 
     Attributes:
-        name: for people.
+        name: the display name.
         context_length: tokens.
-        modalities: what it takes besides text (`image`, `video`, …); None when the file says
+        modalities: inputs besides text (`image`, `video`, …); None when the file says
             nothing.
         chat: false for models that only make images or handle speech.
-        wire_api: `chat-completions`, or `responses` where qwen-code asks for that.
+        wire_api: `chat-completions`, or `responses` where qwen-code's settings say so.
     """
 
     id: str
@@ -37,11 +37,11 @@ class Account:
 
     Attributes:
         name: short, unique, of `[a-z0-9-]`.
-        base_url: None while it is not known: for a login whose document names no usable endpoint,
-            and for the sandbox before its first call.
-        origin: where it was found, for a person.
-        explicit: it is QWEN_UPSTREAM_BASE_URL.
-        family: the kind of host that it leads to.
+        base_url: None while unknown: for a login whose document names no usable endpoint, and for
+            the sandbox before its first call.
+        origin: where it was found, in words.
+        explicit: it comes from QWEN_UPSTREAM_BASE_URL.
+        family: the kind of host.
         models: the models that qwen-code's settings list for it; empty when they list none.
     """
 
@@ -55,8 +55,7 @@ class Account:
     models: tuple[ProviderModel, ...] = ()
 
 
-#: A key by one of these names speaks to a host of its plan, also when a gateway of one's own stands
-#: in front of it.
+#: A key with one of these names belongs to a host of its plan, even behind a private gateway.
 _NAMED: Final = {
     "dashscope": Family.DASHSCOPE,
     "coding-plan": Family.CODING_PLAN,

@@ -1,4 +1,4 @@
-"""An account's credential: what a call uses now, and what a person is shown of it."""
+"""An account's credential: the token that a call uses now, and the status that a person sees."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from qwen_wsgi.credentials import endpoint
+from qwen_wsgi import net
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import CredentialError
 from qwen_wsgi.settings import mask
@@ -21,7 +21,7 @@ _REJECTED_KEY_REMEDY: Final = (
 
 
 class TokenState(enum.Enum):
-    """What a token is worth now."""
+    """How long a token is still good for; see docs/credentials.md."""
 
     FRESH = "fresh"
     STALE = "stale"
@@ -29,9 +29,14 @@ class TokenState(enum.Enum):
     EXPIRED = "expired"
     MISSING = "missing"
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether calls can be made with the token."""
+        return self in (TokenState.FRESH, TokenState.STALE, TokenState.EXPIRING)
+
 
 class Ability(enum.Enum):
-    """Whether a login can be renewed, beside how long it is good for."""
+    """Whether a login can be refreshed, beside how long its token is good for."""
 
     REFRESHABLE = "refreshable"
     NO_REFRESH_TOKEN = "no_refresh_token"
@@ -49,8 +54,8 @@ class CredentialStatus:
         shown: the masked secret, or NO_SECRET.
         detail: one sentence, e.g. `valid for 3 h 12 min`.
         remedy: empty when nothing is wrong.
-        expires_at_ms: wall clock; None for what does not expire.
-        ability: whether a login can be renewed; None for what is not a login.
+        expires_at_ms: wall clock; None for a credential that does not expire.
+        ability: whether a login can be refreshed; None for other credentials.
         unsaved: the latest login is in this process's memory alone.
     """
 
@@ -66,8 +71,12 @@ class CredentialStatus:
 class CredentialSource(Protocol):
     """One account's credential, shared by all calls of a process."""
 
+    @property
+    def renewable(self) -> bool:
+        """Whether a refused token can be replaced by a new one, without a person's help."""
+
     def current(self, *, rejected: str | None = None) -> AccessToken:
-        """The token to use now.
+        """Return the token to use now.
 
         Args:
             rejected: the token that the upstream has just refused. It is evidence, not an order:
@@ -79,7 +88,7 @@ class CredentialSource(Protocol):
         """
 
     def status(self) -> CredentialStatus:
-        """Never raises, and shows no secret."""
+        """Describe the credential; never raises, and shows no secret."""
 
 
 def usable_secret(value: str) -> bool:
@@ -92,7 +101,7 @@ class StaticKey(CredentialSource):
     """An API key. Immutable, so it is safe anywhere; a changed key is a new source.
 
     Attributes:
-        key: None when it is missing, empty when the server asks for none.
+        key: None when it is missing, empty when the server needs none.
         base_url: where it may be sent.
         fault: why it is missing, as a sentence without its full stop.
         remedy: what to do when it is missing.
@@ -103,6 +112,8 @@ class StaticKey(CredentialSource):
     fault: str = ""
     remedy: str = ""
 
+    renewable = False
+
     def __repr__(self) -> str:
         return f"StaticKey({self._shown()}, {self.base_url})"
 
@@ -111,7 +122,7 @@ class StaticKey(CredentialSource):
             raise CredentialError(f"{self.fault}.", code="credentials_missing", remedy=self.remedy)
         if rejected is not None and rejected == self.key:
             raise CredentialError(
-                f"{endpoint.host_of(self.base_url)} refused the API key {self._shown()}.",
+                f"{net.host_of(self.base_url)} refused the API key {self._shown()}.",
                 code="credentials_rejected",
                 remedy=_REJECTED_KEY_REMEDY,
             )
@@ -120,7 +131,7 @@ class StaticKey(CredentialSource):
     def status(self) -> CredentialStatus:
         if self.key is None:
             return CredentialStatus(TokenState.MISSING, NO_SECRET, self.fault, self.remedy, None)
-        detail = "API key is set" if self.key else "no key, the server is asked without one"
+        detail = "API key is set" if self.key else "no key; requests are sent without one"
         return CredentialStatus(TokenState.FRESH, self._shown(), detail, "", None)
 
     def _shown(self) -> str:

@@ -1,4 +1,4 @@
-"""The one value that leaves this package."""
+"""The access token: the only value that leaves this package."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from qwen_wsgi.settings import mask
 
 @dataclass(frozen=True, repr=False)
 class AccessToken:
-    """What a request needs: the secret, and where it may be sent.
+    """The secret that a request needs, and where it may be sent.
 
     Attributes:
-        value: the secret; empty when the server asks for none.
+        value: the secret; empty when the server needs none.
         base_url: without a slash at its end.
         expires_at_ms: wall clock, milliseconds since the epoch; None for API keys.
     """

@@ -22,8 +22,6 @@ from qwen_wsgi.upstream.routing.catalogue import Listing
 
 TELL: Final = Teller("accounts")
 
-USABLE: Final = (TokenState.FRESH, TokenState.STALE, TokenState.EXPIRING)
-
 #: A model may be closed to an account without the account being to blame; so many are tried.
 _MODELS: Final = 3
 _OF_THE_MODEL: Final = ("model_not_found", "model_denied", "free_tier_spent", "denied", "not_found")
@@ -122,7 +120,7 @@ def state(
 
 
 def _is_usable(status: CredentialStatus) -> bool:
-    return status.state in USABLE and status.ability is not Ability.TIER_CLOSED
+    return status.state.is_usable and status.ability is not Ability.TIER_CLOSED
 
 
 def _is_renewable(status: CredentialStatus) -> bool:

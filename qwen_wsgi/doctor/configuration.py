@@ -64,12 +64,12 @@ def sources(discovery: Discovery) -> Iterator[Finding]:
             f"the server does not start: {fatal}",
             "Correct this first; `qwen-proxy serve` ends with status 2 until then.",
         )
-    twins = discovery.twins()
+    duplicates = discovery.duplicates()
     problems = [
         each for each in discovery.problems() if each.split(". ")[0].rstrip(".") not in fatal
     ]
     for problem in problems:
-        if problem in twins:
+        if problem in duplicates:
             yield TELL.warn(
                 "logins", problem.rstrip("."), "Remove the copy, or log in anew on one of the two."
             )

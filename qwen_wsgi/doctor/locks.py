@@ -12,7 +12,7 @@ from qwen_wsgi.credentials.files import durable
 from qwen_wsgi.credentials.files.journal import fingerprint
 from qwen_wsgi.credentials.locks.stale import STALE_S, SWEEP_S
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
-from qwen_wsgi.credentials.refresh.pace import PROXY_LOCK_S
+from qwen_wsgi.credentials.refresh.timing import PROXY_LOCK_S
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.doctor.machine import Machine
 
@@ -39,7 +39,7 @@ def proxy_lock(name: str, login: OAuthLogin, machine: Machine) -> Iterator[Findi
     """Ours. The kernel frees it, so it is never stale; but its holder may hang."""
     path = login.store.paths.proxy_lock
     try:
-        holder = login.refresher.proxy_lock.holder()
+        holder = login.refresher.context.proxy_lock.holder()
     except OSError as error:
         yield TELL.fail(name, f"{path} cannot be opened ({error.strerror})", _give(path))
         return
@@ -63,7 +63,7 @@ def cli_lock(name: str, login: OAuthLogin) -> Iterator[Finding]:
     """qwen-code's: a file."""
     path = login.store.paths.cli_lock
     try:
-        lock = login.refresher.cli_lock.observed()
+        lock = login.refresher.context.cli_lock.observed()
     except IsADirectoryError:
         yield TELL.fail(name, f"{path} is a directory; nobody can lock the login", f"rmdir {path}")
         return
@@ -99,14 +99,14 @@ def journal(name: str, login: OAuthLogin) -> Iterator[Finding]:
     if reading.problem:
         yield TELL.warn(name, f"the journal {file.path} {reading.problem}", reading.remedy)
         return
-    sight = login.store.look()
-    if sight.newest.unpublished:
+    snapshot = login.store.snapshot()
+    if snapshot.newest.unpublished:
         yield TELL.warn(
             name,
             "the newest login is in the journal alone, not in qwen-code's file",
             "Run `qwen-proxy creds refresh` as the owner of the file.",
         )
-    backoff, newest = sight.journal.backoff, sight.newest.login
+    backoff, newest = snapshot.journal.backoff, snapshot.newest.login
     if backoff is not None and newest and backoff.fp == fingerprint(newest.refresh_token):
         yield TELL.note(
             name,

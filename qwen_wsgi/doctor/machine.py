@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 
 import certifi
 
+from qwen_wsgi import clock
 from qwen_wsgi.net import Address
 
 #: Where Debian keeps nginx and systemctl; an ordinary user's PATH lacks the half of them.
@@ -84,7 +85,7 @@ class Machine:
 
     def boottime(self) -> float:
         """Seconds since the machine was started, suspended ones included."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
+        return clock.boottime()
 
     # --- users -------------------------------------------------------------------------------
 

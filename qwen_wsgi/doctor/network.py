@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.doctor.machine import Machine
 from qwen_wsgi.doctor.parallel import run_parallel
-from qwen_wsgi.hosts import is_loopback
+from qwen_wsgi.net import is_loopback
 
 TELL: Final = Teller("network")
 

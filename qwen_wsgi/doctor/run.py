@@ -224,7 +224,7 @@ class Run:
             if isinstance(credential, StaticKey):
                 found.append(credential.key or "")
             elif isinstance(credential, OAuthLogin):
-                login = credential.store.look().newest.login
+                login = credential.store.snapshot().newest.login
                 found += [login.access_token, login.refresh_token] if login else []
         return tuple(secret for secret in found if len(secret) >= _SECRET_CHARS)
 

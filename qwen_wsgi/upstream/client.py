@@ -129,7 +129,7 @@ class UpstreamClient:
         """
         token = token_of(account)
         response = self._send(token, path, body, headers)
-        renewable = account.kind == "oauth"
+        renewable = account.credential.renewable
         if response.status_code == 401 and renewable:
             # The access token may have been revoked, or refreshed by another process. Once, and
             # with another token: a second 401 is no expiry.

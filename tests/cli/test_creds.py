@@ -220,7 +220,7 @@ class TestStatus:
         (machine.qwen / ".qwen-proxy").mkdir()
         (machine.qwen / ".qwen-proxy/journal.json").write_text("{")
 
-        assert "journal.json is no JSON. Remove the file" in machine.run("status").out
+        assert "journal.json is not JSON. Remove the file" in machine.run("status").out
 
     def test_an_attempt_that_never_ended(self, machine: Machine) -> None:
         machine.seed()
@@ -313,7 +313,10 @@ class TestRefresh:
     @pytest.mark.parametrize(
         ("control", "why"),
         [
-            ({"faults": {"token": "denied"}}, "the last attempt failed, not before 20"),
+            (
+                {"faults": {"token": "denied"}},
+                "the last attempt failed, the next one is possible",
+            ),
             ({"revoke_all": True}, "rejected"),
         ],
     )

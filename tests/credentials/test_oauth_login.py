@@ -176,7 +176,7 @@ class TestOAuthLogin:
         status = source.status()
         assert status.state is TokenState.FRESH
         assert "as last read" in status.detail
-        assert "no JSON" in status.detail
+        assert "not JSON" in status.detail
         assert status.remedy
 
         home.login(access_token="access-9876543210-wxyz")

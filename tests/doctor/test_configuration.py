@@ -72,7 +72,7 @@ def test_a_lan_with_client_keys_is_fine(load: Load) -> None:
         ({"QWEN_PROXY_RETRY_BUDGET": "0"}, "QWEN_PROXY_RETRY_BUDGET", "note", "not tried"),
         ({"QWEN_PROXY_RETRY_BUDGET": "900"}, "QWEN_PROXY_RETRY_BUDGET", "warn", "give up before"),
         ({"QWEN_PROXY_STRICT": "1"}, "QWEN_PROXY_STRICT", "note", "get a 400"),
-        ({"QWEN_HOME": "/no/such"}, "account sources", "warn", "is no directory"),
+        ({"QWEN_HOME": "/no/such"}, "account sources", "warn", "is not a directory"),
         ({"QWEN_UPSTREAM_API_KEY": KEY}, "account sources", "warn", "is ignored"),
         ({"QWEN_CLI_AUTH": "no json"}, "account sources", "fail", "the server does not start"),
     ],

@@ -169,7 +169,7 @@ def test_what_a_crash_left_is_noted_once_it_is_old(login: OAuthLogin, machine: F
 
 
 def test_a_renewal_that_failed_is_noted(login: OAuthLogin, machine: FakeMachine) -> None:
-    newest = login.store.look().newest.login
+    newest = login.store.snapshot().newest.login
     assert newest is not None
     failed = Backoff(fingerprint(newest.refresh_token), 3, 0, "rejected", 0)
     login.store.paths.journal.parent.mkdir()
@@ -181,7 +181,7 @@ def test_a_renewal_that_failed_is_noted(login: OAuthLogin, machine: FakeMachine)
 
 
 def test_a_login_that_is_in_the_journal_alone(login: OAuthLogin, machine: FakeMachine) -> None:
-    newest = login.store.look().newest.login
+    newest = login.store.snapshot().newest.login
     assert newest is not None
     content = {**newest.raw, "refresh_token": secret("doctor-next")}
     next_one = document.parse(json.dumps(content).encode(), None)

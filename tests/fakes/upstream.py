@@ -22,6 +22,8 @@ SECRET = secret("upstream")
 class FakeCredential:
     """A credential that has a token, or an error for who asks."""
 
+    renewable = False
+
     def __init__(self, token: str | None = SECRET, base_url: str = "https://up.example/v1") -> None:
         self.token = token
         self.base_url = base_url

@@ -27,8 +27,8 @@ from qwen_wsgi import settings
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenEndpoint
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
-from qwen_wsgi.credentials.refresh.pace import RefreshTiming
 from qwen_wsgi.credentials.refresh.refresher import Refresher
+from qwen_wsgi.credentials.refresh.timing import RefreshTiming
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import CredentialError
 from tests.kit.privileges import as_ordinary_user
@@ -68,7 +68,7 @@ class Guide:
             store,
             TokenEndpoint(settings.load().oauth_base_url, clock=clock, boottime=clock.boottime),
             clock,
-            pace=replace(RefreshTiming(), rescue_s=0.2),
+            timing=replace(RefreshTiming(), rescue_s=0.2),
             checkpoint=self._pass,
             jitter=lambda: 0.0,
             boottime=clock.boottime,
@@ -110,11 +110,15 @@ class Guide:
 
     def look(self) -> dict[str, Any]:
         """What there is to say about the login."""
-        sight, status, last = self._login.store.look(), self._login.status(), self._refresher.last
+        snapshot, status, last = (
+            self._login.store.snapshot(),
+            self._login.status(),
+            self._refresher.last,
+        )
         return {
-            "state": self._refresher.state(sight).value,
-            "ability": self._refresher.ability(sight).value,
-            "source": sight.newest.source,
+            "state": self._refresher.token_state(snapshot).value,
+            "ability": self._refresher.ability(snapshot).value,
+            "source": snapshot.newest.source,
             "unsaved": self._refresher.unsaved,
             "detail": status.detail,
             "remedy": status.remedy,

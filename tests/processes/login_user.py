@@ -34,8 +34,8 @@ from qwen_wsgi import settings
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenEndpoint
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
-from qwen_wsgi.credentials.refresh.pace import RefreshTiming
 from qwen_wsgi.credentials.refresh.refresher import Refresher
+from qwen_wsgi.credentials.refresh.timing import RefreshTiming
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import CredentialError
 
@@ -47,7 +47,7 @@ def tell(**fields: Any) -> None:
 def found() -> OAuthLogin:
     """The login, as a worker finds it."""
     login = Discovery(settings.load(), SystemClock()).logins()[0]
-    assert login.refresher.boottime() > 0
+    assert login.refresher.context.boottime() > 0
     return login
 
 
@@ -65,10 +65,15 @@ def attempt(*options: str) -> None:
             full.set()
 
     login = found()
-    pace = replace(RefreshTiming(), rescue_s=0.2)
+    timing = replace(RefreshTiming(), rescue_s=0.2)
     endpoint = TokenEndpoint(settings.load().oauth_base_url, clock=SystemClock())
     refresher = Refresher(
-        login.store, endpoint, SystemClock(), pace=pace, checkpoint=checkpoint, jitter=lambda: 0.0
+        login.store,
+        endpoint,
+        SystemClock(),
+        timing=timing,
+        checkpoint=checkpoint,
+        jitter=lambda: 0.0,
     )
     login = OAuthLogin(login.store, refresher, fallback_base_url="")
     if "full-at" in chosen:
@@ -85,20 +90,20 @@ def attempt(*options: str) -> None:
         done = refresher.drain(10)
         tell(drained=done, unsaved=refresher.unsaved)
         return
-    held = login.store.look().newest.login
+    held = login.store.snapshot().newest.login
     rejected = held.access_token if held and "rejected" in chosen else None
     begun_s = time.monotonic()
     result = refresher.attempt(rejected=rejected)
     took_s = time.monotonic() - begun_s
-    sight = login.store.look()
+    snapshot = login.store.snapshot()
     tell(
         outcome=result.outcome.value,
         detail=result.detail,
         took_s=took_s,
-        state=refresher.state(sight).value,
-        ability=refresher.ability(sight).value,
-        token=sight.newest.login and sight.newest.login.access_token,
-        source=sight.newest.source,
+        state=refresher.token_state(snapshot).value,
+        ability=refresher.ability(snapshot).value,
+        token=snapshot.newest.login and snapshot.newest.login.access_token,
+        source=snapshot.newest.source,
     )
 
 
@@ -107,7 +112,7 @@ def storm(greenlets: int, *options: str) -> None:
     import gevent
 
     login = found()
-    held = login.store.look().newest.login
+    held = login.store.snapshot().newest.login
     rejected = held.access_token if held and "rejected" in options else None
     tokens: list[str] = []
     errors: list[str] = []

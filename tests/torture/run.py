@@ -48,9 +48,9 @@ from qwen_wsgi.credentials.files.watched import Unusable
 from qwen_wsgi.credentials.locks import cli_lock, stale
 from qwen_wsgi.credentials.locks.proxy_lock import ProxyLock
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenEndpoint
-from qwen_wsgi.credentials.refresh import pace
-from qwen_wsgi.credentials.refresh.pace import RefreshTiming
+from qwen_wsgi.credentials.refresh import timing
 from qwen_wsgi.credentials.refresh.refresher import Refresher
+from qwen_wsgi.credentials.refresh.timing import RefreshTiming
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import CredentialError
 from qwen_wsgi.sandbox import Record, Sandbox
@@ -82,20 +82,20 @@ LOST_AFTER_S: Final = 2.5
 KILL_S: Final = (1.0, 4.0)
 REVOKE_S: Final = (4.0, 12.0)
 
-PACE: Final = RefreshTiming(
-    proxy_lock_s=pace.PROXY_LOCK_S / SCALE,
-    cli_lock_s=pace.CLI_LOCK_S / SCALE,
+TIMING: Final = RefreshTiming(
+    proxy_lock_s=timing.PROXY_LOCK_S / SCALE,
+    cli_lock_s=timing.CLI_LOCK_S / SCALE,
     # Not in scale: a busy machine must not make us lose an answer.
     first_timeout_s=(2.0, 8.0),
     second_timeout_s=(2.0, 5.0),
-    retry_s=pace.RETRY_S / SCALE,
-    longest_retry_s=pace.LONGEST_RETRY_S / SCALE,
-    urgent_retry_s=pace.URGENT_RETRY_S / SCALE,
-    rejected_pause_s=pace.REJECTED_PAUSE_S,
+    retry_s=timing.RETRY_S / SCALE,
+    longest_retry_s=timing.LONGEST_RETRY_S / SCALE,
+    urgent_retry_s=timing.URGENT_RETRY_S / SCALE,
+    rejected_pause_s=timing.REJECTED_PAUSE_S,
     stale_s=stale.STALE_S / SCALE,
     seen_s=stale.SEEN_S / SCALE,
     heartbeat_s=cli_lock.HEARTBEAT_S / SCALE,
-    gone_s=pace.GONE_S / SCALE,
+    gone_s=timing.GONE_S / SCALE,
     lifetime_s=LIFE_S,
 )
 
@@ -186,7 +186,7 @@ def work(seconds: float) -> None:
     loaded, clock = settings.load(), SystemClock()
     login = Discovery(loaded, clock).logins()[0]
     login.refresher = Refresher(
-        login.store, TokenEndpoint(loaded.oauth_base_url, clock=clock), clock, pace=PACE
+        login.store, TokenEndpoint(loaded.oauth_base_url, clock=clock), clock, timing=TIMING
     )
     end_s = time.monotonic() + seconds
     seen: Counter[str] = Counter()
@@ -365,8 +365,8 @@ class Torture:
     def _was_forced(self) -> bool:
         """Whether the token is the answer to a refusal: if it is refused, too, an account counts
         as closed."""
-        sight = self._store.look()
-        login, received = sight.newest.login, sight.journal.received
+        snapshot = self._store.snapshot()
+        login, received = snapshot.newest.login, snapshot.journal.received
         if login is None or received is None or not received.forced:
             return False
         return login.access_token == received.login.access_token
@@ -375,11 +375,11 @@ class Torture:
         """Notice a lost login, and make a new one."""
         now_s = time.monotonic()
         with suppress(Unusable, OSError):
-            sight = self._store.reload()
-            login = sight.newest.login
+            snapshot = self._store.reload()
+            login = snapshot.newest.login
             dead = (
                 login is None
-                or journal.fingerprint(login.refresh_token) in sight.journal.tombstones
+                or journal.fingerprint(login.refresh_token) in snapshot.journal.tombstones
             )
             if not dead:
                 self._refused_since_s = None

@@ -1,4 +1,4 @@
-"""`oauth_creds.json`, the file in which qwen-code keeps its one login.
+"""Parses `oauth_creds.json`, the file in which qwen-code keeps its login.
 
     {"access_token": str, "token_type": str, "refresh_token": str, "resource_url": str,
      "expiry_date": milliseconds since the epoch}
@@ -19,15 +19,15 @@ from qwen_wsgi.credentials.files.watched import FileIdentity as FileIdentity
 from qwen_wsgi.credentials.files.watched import Unusable
 from qwen_wsgi.settings import mask
 
-#: The latest date that JavaScript knows; a foreign number beyond it is cut off here. Milliseconds.
+#: The latest date that JavaScript can represent; a later one in a file becomes this. Milliseconds.
 MAX_DATE_MS: Final = 8_640_000_000_000_000
 
 _REMEDY: Final = "Run `qwen` and log in again, or use an API key."
 _TOKENS: Final = ("access_token", "refresh_token", "token_type")
 
 
-#: How the problem of a torn file begins.
-NO_JSON: Final = "is no JSON"
+#: How the problem text of a torn file begins.
+NOT_JSON: Final = "is not JSON"
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,7 +38,7 @@ class CredentialDocument:
         resource_url: where the access token is to be used, as the file has it; None when absent.
         expires_at_ms: wall clock; the file's `expiry_date`.
         raw: the whole object with its unknown keys, so that a writer can keep them.
-        identity: of the file that it was read from; None for one that is in no file.
+        identity: of the file that it was read from; None when it was not read from a file.
     """
 
     access_token: str
@@ -63,16 +63,16 @@ def parse(content: bytes, identity: FileIdentity | None) -> CredentialDocument:
     everything else is tolerated.
 
     Raises:
-        Unusable: qwen-code would take it for "not logged in" as well. Quotes nothing of it.
+        Unusable: qwen-code, too, would treat it as "not logged in". Quotes nothing of the content.
     """
     try:
         raw = jsonc.loads(content.decode("utf-8-sig"), comments=False)
     except UnicodeDecodeError:
         raise Unusable("is not UTF-8 text", remedy=_REMEDY) from None
     except ValueError as error:
-        raise Unusable(f"{NO_JSON} ({error})", remedy=_REMEDY) from None
+        raise Unusable(f"{NOT_JSON} ({error})", remedy=_REMEDY) from None
     if not isinstance(raw, dict):
-        raise Unusable("is no JSON object", remedy=_REMEDY)
+        raise Unusable("is not a JSON object", remedy=_REMEDY)
     for name in _TOKENS:
         if not isinstance(raw.get(name), str) or not raw[name]:
             raise Unusable(f"has no {name} (a non-empty string)", remedy=_REMEDY)
@@ -89,7 +89,7 @@ def parse(content: bytes, identity: FileIdentity | None) -> CredentialDocument:
 
 
 def _expiry(value: object) -> int:
-    # bool is an int in Python, but no number in JavaScript.
+    # bool is an int in Python, but not a number in JavaScript.
     if isinstance(value, bool) or not isinstance(value, int | float) or value == 0:
         remedy = f"It must be milliseconds since 1970. {_REMEDY}"
         raise Unusable("has no expiry_date (a number that is not zero)", remedy=remedy)

@@ -1,4 +1,4 @@
-"""Replaces a file so that every reader sees the old content or the new one, and a crash keeps one.
+"""Replaces a file atomically and durably: readers, also after a crash, see the old or new content.
 
 In two steps, for content that must not be lost once it exists: `reserve` finds out whether the
 file can be written at all, `Reservation.publish` writes it.
@@ -11,14 +11,15 @@ import os
 import secrets
 import stat
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-#: Every file that we leave behind in a crash begins so; nobody else's does.
+#: The names of files that a crash of ours leaves behind begin so; no other program's do.
 PREFIX: Final = ".qwen-proxy-"
-#: Room for what the next content is longer than the present one: longer tokens. Bytes.
+#: Room for longer content, that is longer tokens, than the present one. Bytes.
 PADDING_BYTES: Final = 4096
-#: Nobody keeps a reservation this long, so an older one is left over from a crash. Seconds.
+#: No reservation is kept this long, so an older one is left over from a crash. Seconds.
 LEFT_OVER_S: Final = 3600.0
 
 #: Only the owner may read a login.
@@ -26,23 +27,48 @@ _MODE: Final = 0o600
 _DIRECTORY_MODE: Final = 0o700
 #: qwen-code reads a file again only when its mtime has grown, and may compare whole milliseconds.
 _MTIME_STEP_NS: Final = 1_000_000
-#: How far to push an mtime that did not grow; the later ones are for file systems with coarse
-#: time stamps (1 s, FAT 2 s), which round the first one down.
+#: How far beyond the old mtime to set one that did not grow; the later ones are for file systems
+#: with coarse time stamps (1 s, FAT 2 s), which round the first one down.
 _PUSHES_NS: Final = (2 * _MTIME_STEP_NS, 1_000_000_000, 4_000_000_000)
-#: What rename says on a file that is a mount point of its own, as in containers.
+#: Errors of rename for a file that is a mount point of its own, as in containers.
 _MOUNT_POINT: Final = frozenset({errno.EBUSY, errno.EXDEV})
-#: What fsync says on the directories of some network and FUSE file systems.
+#: The disk or the user's quota is full.
+_DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+#: Errors of fsync for the directories of some network and FUSE file systems.
 _NO_DIRECTORY_SYNC: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS})
 
 
+@dataclass(frozen=True)
+class WriteProblem:
+    """Why a file cannot be written.
+
+    Attributes:
+        errno: None when the system gave none.
+        text: a clause for people.
+    """
+
+    errno: int | None
+    text: str
+
+    @classmethod
+    def of(cls, error: OSError) -> WriteProblem:
+        """The problem that an exception of a write stands for."""
+        return cls(error.errno, error.strerror or type(error).__name__)
+
+    @property
+    def is_disk_full(self) -> bool:
+        """Whether it needs room on the disk, and not permission."""
+        return self.errno in _DISK_FULL
+
+
 class Reservation:
-    """A file that waits to take the place of another one.
+    """A temporary file that will replace another file.
 
-    It belongs to one thread. Whoever has one ends it by `publish` or `discard`; a process that dies
-    before leaves a file of PREFIX behind, for `sweep`.
+    It belongs to one thread, which ends it by `publish` or `discard`; a process that dies before
+    leaves a file with PREFIX behind, for `sweep`.
 
-    Limit: the room is sure on file systems that overwrite in place. On those that never do (btrfs,
-    ZFS) a disk that fills up in between can still refuse the content.
+    Limit: the room is certain on file systems that overwrite in place. On others (btrfs, ZFS) the
+    content can still be refused when the disk fills up in between.
     """
 
     def __init__(self, target: Path, fd: int, path: str, *, mode: int, keep_owner: bool) -> None:
@@ -51,23 +77,23 @@ class Reservation:
         self._path = path
         self._mode = mode
         self._keep_owner = keep_owner
-        #: The content is at the target, whatever `publish` raised afterwards.
+        #: The content is at the target, even if `publish` raised an error afterwards.
         self.published = False
 
     def publish(self, content: bytes) -> None:
-        """Put content at the target and return when it is durable. Closes the reservation.
+        """Write content to the target and return when it is durable. Closes the reservation.
 
         The target's mtime grows even when it lies in the future. A symlink stays one: the file that
-        it names is replaced. A file that is a mount point is rewritten in place; a crash in the
+        it points to is replaced. A file that is a mount point is rewritten in place; a crash in the
         middle of that can tear it.
 
         Raises:
-            OSError: it could not be written. The target is as before, unless `published` is true
-                (the directory could not be synced) or it is a mount point; the reservation is
-                still there, so that the call can be repeated.
+            OSError: it could not be written. The target is unchanged, unless `published` is true
+                (the directory could not be synced) or it is a mount point; the reservation stays,
+                so that the call can be repeated.
         """
-        # Looked up again: qwen-code 0.24.4 puts a file in the place of a symlink, and content that
-        # followed the link would then be seen by nobody.
+        # Resolved again: qwen-code 0.24.4 replaces a symlink by a file, and nobody would read the
+        # file that the old link pointed to.
         real = os.path.realpath(self._target)
         old = _status(real)
         _fill(self._fd, content)
@@ -90,7 +116,7 @@ class Reservation:
         _sync_directory(os.path.dirname(real))
 
     def discard(self) -> None:
-        """Give it up; nothing is left behind. May be called at any time, and twice."""
+        """Remove the temporary file. May be called at any time, and twice."""
         if self._fd >= 0:
             with suppress(OSError):
                 os.unlink(self._path)
@@ -109,16 +135,16 @@ def reserve(
     mode: int = _MODE,
     keep_owner: bool = True,
 ) -> Reservation:
-    """Make sure that a file can be replaced, and keep the room for it.
+    """Make sure that a file can be replaced, and reserve the room for it.
 
     Args:
         content: what the file has now, or about as much.
-        padding: bytes that the new content may be longer.
+        padding: by how many bytes the new content may be longer.
         keep_owner: as root, give the new file to the owner of the old one, or of the directory.
 
     Raises:
-        OSError: it cannot: read-only file or file system, no permission, disk full, quota. Nothing
-            is left behind.
+        OSError: it cannot be replaced: read-only file or file system, no permission, disk full,
+            quota. Nothing is left behind.
     """
     real = os.path.realpath(target)
     _check_writable(real)
@@ -128,10 +154,10 @@ def reserve(
         target, os.open(path, flags, mode), path, mode=mode, keep_owner=keep_owner
     )
     try:
-        # Random bytes: zeros would take no room on a file system that compresses.
+        # Random bytes: zeros take no room on a file system that compresses.
         _fill(reservation._fd, content + secrets.token_bytes(padding))
         if keep_owner:
-            # Found out here that this root may not (a container without CAP_CHOWN).
+            # Fails here where root may not do it (a container without CAP_CHOWN).
             _give_to_owner(reservation._fd, real, _status(real))
         os.fsync(reservation._fd)
     except BaseException:
@@ -143,7 +169,7 @@ def reserve(
 def replace_file(
     target: Path, content: bytes, *, mode: int = _MODE, keep_owner: bool = True
 ) -> None:
-    """Replace a file, or create it, in one go; see `Reservation.publish` for what is kept.
+    """Replace or create a file in one step; see `Reservation.publish` for what is kept.
 
     Raises:
         OSError: it could not be written.
@@ -156,10 +182,10 @@ def replace_file(
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory for secrets if there is none; as root, its parent's owner gets it.
+    """Create a directory for secrets if it is missing; as root, for its parent's owner.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     with suppress(FileExistsError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +196,7 @@ def make_directory(path: Path) -> None:
 
 
 def sweep(directory: Path, *, now_s: float) -> int:
-    """Remove what crashes left behind; return how many files. Never raises.
+    """Remove the files that crashes left behind; return how many. Never raises.
 
     Args:
         now_s: wall clock, seconds since the epoch.
@@ -196,10 +222,10 @@ def _status(path: str) -> os.stat_result | None:
 
 
 def _check_writable(real: str) -> None:
-    """Refuse what a rename would replace against its owner's will, or fail at too late.
+    """Refuse a file that a rename would replace against its owner's will, or could not replace.
 
-    Opening for writing finds a file of somebody else, one that was made read-only, and one that is
-    a read-only mount of its own, where only the rename would fail: with the old token spent.
+    Opening for writing fails for a file of another user, a read-only one, and a read-only mount of
+    a single file, where otherwise only the rename would fail: with the old token spent.
     """
     with suppress(FileNotFoundError):
         # O_NONBLOCK: a named pipe must not stop the process.
@@ -209,15 +235,15 @@ def _check_writable(real: str) -> None:
         finally:
             os.close(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", real)
+            raise OSError(errno.EINVAL, "it is not a regular file", real)
         if os.geteuid() not in (0, status.st_uid):
-            # Writable through its group, but the new file would be ours and 0600: the owner, who
-            # is the one that logs in, could not read it any more.
+            # Writable through its group, but the new file would be ours and 0600: its owner, the
+            # person who logs in, could not read it any more.
             raise PermissionError(errno.EPERM, "it belongs to another user", real)
 
 
 def _fill(fd: int, content: bytes) -> None:
-    """Make content all that the file has."""
+    """Make the file's content exactly this."""
     view, offset = memoryview(content), 0
     while offset < len(content):
         offset += os.pwrite(fd, view[offset:], offset)
@@ -231,7 +257,7 @@ def _give_to_owner(fd: int, real: str, old: os.stat_result | None) -> None:
 
 
 def _advance_mtime(fd: int, old: os.stat_result | None) -> None:
-    """Make sure that the mtime is later than the old file's, by the clock or without it."""
+    """Make sure that the mtime is later than the old file's, whatever the clock says."""
     if old is None:
         return
     for push_ns in _PUSHES_NS:

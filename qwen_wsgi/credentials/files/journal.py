@@ -1,17 +1,17 @@
-"""What must survive a crash between spending a refresh token and publishing its successor.
+"""The journal: what must survive a crash while a refresh token is exchanged for its successor.
 
 One file per credential file, beside our lock (`.qwen-proxy/journal.json`), shared by all workers.
-It is the write-ahead log for a value that exists nowhere else, and the memory of failures that all
-workers must share. Fields of the JSON object, each absent when there is nothing to say:
+It is the write-ahead log for a value that exists nowhere else, and the record of failures that all
+workers share. Fields of the JSON object, each absent when it has no value:
 
     intent      {"fp", "pid", "at_ms", "attempt"}: a refresh token is about to be sent
     received    {"spent", "document", "at_ms", "lifetime_ms", "forced", "published"}: the latest
                 login that we fetched, or saw in the shared file
     tombstones  {fp: at_ms}: refresh tokens that the endpoint refused
-    spent       {fp: at_ms}: refresh tokens that we gave for a successor
+    spent       {fp: at_ms}: refresh tokens that we exchanged for a successor
     backoff     {"fp", "failures", "not_before_ms", "outcome", "at_ms"}
-    forced_at_ms   last refresh that a refused access token asked for
-    closed      fp of the access token that a refresh brought and the API refused all the same
+    forced_at_ms   the last refresh because of a refused access token
+    closed      fp of the access token that a refresh brought and the API still refused
 
 Times are wall-clock milliseconds, because processes and boots have no other clock in common.
 Refresh tokens appear as fingerprints, except inside `document`, which is why the file is 0600.
@@ -35,21 +35,21 @@ P = TypeVar("P")
 #: Tombstones are kept for the latest few refused tokens: an older one can hardly come back.
 MAX_TOMBSTONES: Final = 16
 
-#: Spent tokens are remembered for a few weeks of a login that is renewed every few hours: a backup
-#: that is restored, or a copy in the environment, must not have a spent token sent again.
+#: Enough for a few weeks of a login that is refreshed every few hours: a restored backup, or a copy
+#: in the environment, must not cause a spent token to be sent again.
 MAX_SPENT: Final = 128
 
-_REMEDY: Final = "Remove the file: without it the login in qwen-code's own file counts."
+_REMEDY: Final = "Remove the file: then the login in qwen-code's own file is used."
 
 
 def fingerprint(token: str) -> str:
-    """A name for a token that tells nothing about it: the first 16 hex digits of its SHA-256."""
+    """A name for a token that reveals nothing about it: the first 16 hex digits of its SHA-256."""
     return hashlib.sha256(token.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Intent:
-    """A refresh token that was, or was about to be, sent."""
+    """Records that a refresh token was, or was about to be, sent."""
 
     fp: str
     pid: int
@@ -59,12 +59,13 @@ class Intent:
 
 @dataclass(frozen=True)
 class Received:
-    """A login that the token endpoint gave us, or that somebody else put into the shared file.
+    """A login from the token endpoint, or one that another program put into the shared file.
 
     Attributes:
-        spent: fingerprint of the refresh token that was given for it; empty if it is not ours.
-        lifetime_ms: of its access token; None if it is not ours.
-        forced: it was asked for because the API refused the access token before.
+        spent: fingerprint of the refresh token that we exchanged for it; empty if we did not fetch
+            it.
+        lifetime_ms: of its access token; None if we did not fetch it.
+        forced: it was fetched because the API had refused the access token before it.
         published: it was written to the shared file.
     """
 
@@ -78,7 +79,7 @@ class Received:
 
 @dataclass(frozen=True)
 class Backoff:
-    """Why, and until when, no attempt is made with the refresh token `fp`."""
+    """Why and until when no attempt is made with the refresh token `fp`."""
 
     fp: str
     failures: int
@@ -100,11 +101,11 @@ class Journal:
     spent: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
     def with_tombstone(self, fp: str, at_ms: int) -> Journal:
-        """The journal with one more refused refresh token, the oldest forgotten."""
+        """Return the journal with one more refused refresh token, without the oldest."""
         return replace(self, tombstones=_latest({**self.tombstones, fp: at_ms}, MAX_TOMBSTONES))
 
     def with_spent(self, fp: str, at_ms: int) -> Journal:
-        """The journal with one more spent refresh token, the oldest forgotten."""
+        """Return the journal with one more spent refresh token, without the oldest."""
         return replace(self, spent=_latest({**self.spent, fp: at_ms}, MAX_SPENT))
 
 
@@ -114,7 +115,7 @@ def _latest(times: Mapping[str, int], count: int) -> Mapping[str, int]:
 
 
 def render(journal: Journal) -> bytes:
-    """The journal as the content of its file."""
+    """Render the journal as the content of its file."""
     value: dict[str, Any] = {"version": 1}
     if journal.intent is not None:
         value["intent"] = vars(journal.intent)
@@ -141,18 +142,18 @@ def render(journal: Journal) -> bytes:
 
 
 def parse(content: bytes, identity: FileIdentity | None = None) -> Journal:
-    """Read a journal. A part that is not understood is left out, so that a newer version's journal
-    costs what it does not share, and no more.
+    """Parse a journal. Unknown or damaged parts are left out, so that the journal of a newer
+    qwen-proxy stays usable.
 
     Raises:
-        Unusable: it is no JSON object.
+        Unusable: it is not a JSON object.
     """
     try:
         value = json.loads(content)
     except ValueError:
-        raise Unusable("is no JSON", remedy=_REMEDY) from None
+        raise Unusable("is not JSON", remedy=_REMEDY) from None
     if not isinstance(value, dict):
-        raise Unusable("is no JSON object", remedy=_REMEDY)
+        raise Unusable("is not a JSON object", remedy=_REMEDY)
     return Journal(
         intent=_part(Intent, value.get("intent")),
         received=_received(value.get("received")),
@@ -180,7 +181,7 @@ def _part(kind: type[P], value: object) -> P | None:
     known: dict[str, Any] = {}
     for each in fields(kind):  # type: ignore[arg-type]  # the callers' are dataclasses
         item = value.get(each.name)
-        # Annotations are texts here. A wrong type would fail later, in the middle of a request.
+        # Annotations are strings here. A wrong type would fail later, in the middle of a request.
         if isinstance(item, bool) or not isinstance(item, str if each.type == "str" else int):
             return None
         known[each.name] = item
@@ -205,12 +206,12 @@ def _received(value: object) -> Received | None:
 
 
 class Newest(NamedTuple):
-    """Which login counts.
+    """The login that counts.
 
     Attributes:
         login: None when there is none at all.
-        source: where it is from.
-        unpublished: the shared file lacks it, and should get it at the next opportunity.
+        source: the file that it is from.
+        unpublished: the shared file lacks it; the next attempt writes it there.
     """
 
     login: CredentialDocument | None
@@ -223,7 +224,7 @@ def newest(shared: CredentialDocument | None, journal: Journal) -> Newest:
 
     The journal counts when the shared file holds a refresh token that we spent (it lags behind, or
     is a restored backup), or is gone (the CLI deletes it when a refresh of its own is refused).
-    Anything else in the shared file is somebody's newer login or refresh, and wins.
+    Anything else in the shared file is a newer login or refresh of another program, and wins.
     """
     received = journal.received
     if received is None:

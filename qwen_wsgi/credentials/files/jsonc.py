@@ -1,4 +1,4 @@
-"""JSON with comments, as qwen-code's settings.json may have them. Trailing commas stay errors."""
+"""Parses JSON with comments, as in qwen-code's settings.json. Trailing commas stay errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from typing import Any, Final
 
 #: A string, or a comment. Strings come first, so that `"https://…"` is never taken for a comment.
-#: What is left open runs to the end of the text.
+#: An unclosed one runs to the end of the text.
 _STRING_OR_COMMENT: Final = re.compile(
     r'"(?:\\.|[^"\\])*(?:"|\Z) | (?P<comment> //[^\n]* | /\*.*?(?:\*/|\Z) )',
     re.DOTALL | re.VERBOSE,
@@ -16,7 +16,7 @@ _NOT_SPACE: Final = re.compile(r"\S")
 
 
 def strip_comments(text: str) -> str:
-    """Replace comments by white space, so that an error's line and column stay true."""
+    """Replace comments by white space, so that an error's line and column stay right."""
 
     def blank(match: re.Match[str]) -> str:
         whole = match.group()
@@ -41,4 +41,4 @@ def loads(text: str, *, comments: bool) -> Any:
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")

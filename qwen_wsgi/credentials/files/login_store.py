@@ -1,11 +1,13 @@
-"""One login on disk: qwen-code's file, our journal beside it, and which of them counts."""
+"""Reads and writes one login: qwen-code's file, and our journal beside it."""
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +16,7 @@ from typing import Any, Final
 from qwen_wsgi.clock import Clock, sleep
 from qwen_wsgi.credentials.files import document, durable, journal
 from qwen_wsgi.credentials.files.document import CredentialDocument
+from qwen_wsgi.credentials.files.durable import WriteProblem
 from qwen_wsgi.credentials.files.journal import Journal, Newest, Received, fingerprint
 from qwen_wsgi.credentials.files.watched import (
     FileIdentity,
@@ -24,15 +27,15 @@ from qwen_wsgi.credentials.files.watched import (
 
 log = logging.getLogger(__name__)
 
-#: A file that is just being written (by an old CLI, in place) is whole again within this time.
+#: A file that is being written in place (by an old CLI) is whole again within this time.
 _TORN_TRIES: Final = 5
 _TORN_PAUSE_S: Final = 0.1
 
 
 @dataclass(frozen=True)
 class LoginPaths:
-    """Where one login lives. Keyed on the credential file and not on the service: two services, or
-    an owner's `creds refresh`, must meet in the same lock."""
+    """The files of one login. Keyed on the credential file and not on the service: two services, or
+    an owner's `creds refresh`, must use the same lock."""
 
     document: Path
     cli_lock: Path
@@ -58,10 +61,10 @@ SOURCE_KEY: Final = "qwen_proxy_source"
 
 
 def from_environment(text: str) -> CredentialDocument:
-    """The login in `QWEN_CLI_AUTH`.
+    """Parse the login in `QWEN_CLI_AUTH`.
 
     Raises:
-        Unusable: it is none.
+        Unusable: it is not a login.
     """
     login = document.parse(text.encode(errors="replace"), None)
     raw = {**login.raw, SOURCE_KEY: fingerprint(text.strip())}
@@ -70,11 +73,11 @@ def from_environment(text: str) -> CredentialDocument:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What there was when somebody looked: the login that counts, and the journal.
+    """The state of a login's files at one moment: the login that counts, and the journal.
 
     Attributes:
         reading: of the shared file, for its problem and remedy.
-        lifetime_ms: of the login's access token, if it is one that we fetched.
+        lifetime_ms: of the login's access token; None unless we fetched it.
     """
 
     newest: Newest
@@ -92,8 +95,8 @@ class Snapshot:
 class LoginStore:
     """Reads a login cheaply, writes it durably.
 
-    `look` costs two `stat`s while nothing changes and returns the same object; it takes no lock and
-    is safe for any number of greenlets and threads. What writes is for the holder of both locks.
+    `snapshot` costs two `stat`s while nothing changes and returns the same object; it takes no lock
+    and is safe for any number of greenlets and threads. Only the holder of both locks may write.
 
     Args:
         initial: the login while there is no file yet (`QWEN_CLI_AUTH`).
@@ -115,35 +118,35 @@ class LoginStore:
         self._shared = WatchedFile(paths.document, self._parse_shared, clock, shown)
         self._journal = WatchedFile(paths.journal, journal.parse, clock, str(paths.journal))
         #: Fingerprint of the journal's refresh token if the shared file was seen with a later one.
-        #: When that file is deleted, the journal's must not come back: somebody has spent it.
+        #: When that file is deleted, the journal's must not come back: it is spent.
         self._superseded = ""
         self._clock = clock
         self._gone_at_s: float | None = None
-        #: A login that could not be written: it exists in this process alone.
+        #: A login that could not be written: only this process has it.
         self.held: Received | None = None
         self._seen: (
             tuple[Reading[CredentialDocument], Reading[Journal], Received | None, Snapshot] | None
         ) = None
 
-    def look(self) -> Snapshot:
-        """What counts now."""
-        held = self.held  # first: whoever clears it has put the login into the journal before
+    def snapshot(self) -> Snapshot:
+        """Return the state of the files now."""
+        held = self.held  # first: it is cleared only after the journal has the login
         shared, ours = self._shared.read(), self._journal.read()
         seen = self._seen
         if seen is not None and seen[0] is shared and seen[1] is ours and seen[2] is held:
             return seen[3]
-        sight = self._sight(self._or_initial(shared), ours.value or Journal(), held)
-        self._seen = (shared, ours, held, sight)
-        if not sight.is_gone:
+        snapshot = self._snapshot_of(self._or_initial(shared), ours.value or Journal(), held)
+        self._seen = (shared, ours, held, snapshot)
+        if not snapshot.is_gone:
             self._gone_at_s = None
         elif self._gone_at_s is None:
             self._gone_at_s = self._clock.monotonic() - self._directory_age_s()
-        return sight
+        return snapshot
 
     def gone_s(self) -> float:
         """For how long the shared file has been gone, at least; 0 while it is there.
 
-        As seen by `look`; for a process that comes later, by the directory's date.
+        As `snapshot` saw it; for a process that started later, by the directory's date.
         """
         gone_at_s = self._gone_at_s
         return 0.0 if gone_at_s is None else self._clock.monotonic() - gone_at_s
@@ -156,10 +159,10 @@ class LoginStore:
         return max(0.0, self._clock.now() - changed_s)
 
     def watched(self) -> tuple[WatchedFile[Any], ...]:
-        """The files that a login depends on."""
+        """The files that a login depends on: qwen-code's, and our journal."""
         return self._shared, self._journal
 
-    def _sight(
+    def _snapshot_of(
         self, reading: Reading[CredentialDocument], ours: Journal, held: Received | None
     ) -> Snapshot:
         if held is not None:
@@ -170,8 +173,9 @@ class LoginStore:
                 ours, received = replace(ours, received=None), None
         chosen = journal.newest(reading.value, ours)
         if chosen.source == "journal" and reading.value is None:
-            # Nobody's logout, but what a crash left of a rewrite in place.
-            chosen = chosen._replace(unpublished=reading.problem.startswith(f"{document.NO_JSON} "))
+            # A file that a crash tore is written again; a deleted one is not, it may be a logout.
+            torn = reading.problem.startswith(f"{document.NOT_JSON} ")
+            chosen = chosen._replace(unpublished=torn)
         lifetime_ms = None
         if received is not None and chosen.login is not None:
             if chosen.login.access_token == received.login.access_token:
@@ -192,19 +196,19 @@ class LoginStore:
         return Reading(reading.identity, initial)
 
     def reload(self) -> Snapshot:
-        """What is on disk, read now, whatever `stat` says.
+        """Read the files now, whatever `stat` says.
 
         A file that stays torn (a crash in the middle of a write in place) counts as missing if the
-        journal has a login; any other that cannot be used may be somebody's.
+        journal has a login; any other unusable file may belong to another program.
 
         Raises:
-            Unusable: the file stays unusable for longer than somebody's write takes.
+            Unusable: the file stays unusable for longer than a write takes.
             OSError: it cannot be read.
         """
         for attempt in range(_TORN_TRIES):
-            held = self.held  # first, as in `look`
+            held = self.held  # first, as in `snapshot`
             try:
-                return self._sight(self._read_shared(), self._read_journal(), held)
+                return self._snapshot_of(self._read_shared(), self._read_journal(), held)
             except Unusable as error:
                 if attempt < _TORN_TRIES - 1:
                     self._sleep(_TORN_PAUSE_S)
@@ -213,17 +217,17 @@ class LoginStore:
                 if ours.received is None or not self._is_torn():
                     raise
                 torn: Reading[CredentialDocument] = Reading(None, None, str(error), error.remedy)
-                return self._sight(torn, ours, held)
+                return self._snapshot_of(torn, ours, held)
         raise AssertionError("unreachable")
 
     def reserve(self, login: CredentialDocument) -> tuple[durable.Reservation, durable.Reservation]:
-        """Room on disk for the next login and its journal, before the old token is spent.
+        """Reserve room on disk for the next login and its journal, before the old token is spent.
 
         Args:
-            login: what will be replaced; the next one is about as long.
+            login: the login to replace; the next one is about as long.
 
         Raises:
-            OSError: there is none: read-only, no permission, disk full.
+            OSError: it cannot be reserved: read-only, no permission, disk full.
         """
         content = render(login.raw)
         shared = durable.reserve(self.paths.document, content)
@@ -241,8 +245,20 @@ class LoginStore:
             content = b""
         return durable.reserve(path, content + more)
 
+    def write_problem(self) -> WriteProblem | None:
+        """Why a refresh could not replace the files, as far as the kernel tells beforehand; nothing
+        is created."""
+        paths = self.paths
+        for path in (paths.document.parent, paths.journal.parent, paths.document, paths.proxy_lock):
+            if path.exists() and not os.access(path, os.W_OK, effective_ids=True):
+                return WriteProblem(errno.EACCES, f"{path.name}: no permission to write")
+        with suppress(OSError):
+            if os.statvfs(paths.document.parent).f_bavail == 0:
+                return WriteProblem(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return None
+
     def write_journal(self, value: Journal) -> None:
-        """Make a version of the journal durable.
+        """Replace the journal durably.
 
         Raises:
             OSError: it could not be written.
@@ -265,12 +281,14 @@ class LoginStore:
         except FileNotFoundError:
             return Journal()
         except Unusable as error:
-            # We only ever replace it as a whole. A login must not be lost for good over it.
-            log.warning("journal is unusable, begun anew path=%s: %s", self.paths.journal, error)
+            # Only damage from outside can do this: we replace it as a whole. Go on without it.
+            log.warning(
+                "journal is unusable, a new one is begun path=%s: %s", self.paths.journal, error
+            )
             return Journal()
 
     def _is_torn(self) -> bool:
-        """Whether the file is not even JSON; a whole one that we do not like may be somebody's."""
+        """Whether the file is not even JSON; unusable JSON may be another program's new format."""
         try:
             json.loads(self.paths.document.read_bytes())
         except (OSError, ValueError, RecursionError):
@@ -279,8 +297,8 @@ class LoginStore:
 
 
 def render(raw: Mapping[str, Any]) -> bytes:
-    """A login document as qwen-code writes it: two spaces, no newline at the end."""
+    """Render a login document as qwen-code does: two spaces, no newline at the end."""
     try:
         return json.dumps(dict(raw), indent=2, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # half a surrogate pair in some key of somebody's
+    except UnicodeEncodeError:  # half a surrogate pair in an unknown key
         return json.dumps(dict(raw), indent=2).encode()

@@ -1,4 +1,4 @@
-"""Files of somebody else, that may change at any time: read again exactly when they changed."""
+"""Reads files that other programs may change at any time, again only when they have changed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ T = TypeVar("T")
 #: Pause before a file that could not be used is read again although it looks unchanged: it may
 #: have been caught in the middle of a write. Seconds.
 RETRY_S: Final = 0.1
-#: None of these files is ever this large; a larger one is a mistake. Bytes.
+#: None of these files is ever this large. Bytes.
 MAX_BYTES: Final = 4 * 1024 * 1024
 
 
 class FileIdentity(NamedTuple):
-    """Tells one version of a file from any other; compare with `!=`, never with `>`.
+    """Identifies one version of a file; compare with `!=`, never with `>`.
 
     A rename brings a new inode and no program can set ctime, so a clock that stepped back and a
     restored mtime do not hide a change.
@@ -39,7 +39,7 @@ class FileIdentity(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> FileIdentity:
-        """The identity that a `stat` or `fstat` result shows."""
+        """Make the identity from a `stat` or `fstat` result."""
         return cls(
             status.st_dev,
             status.st_ino,
@@ -63,19 +63,19 @@ class Unusable(ValueError):
 
 @dataclass(frozen=True)
 class Reading(Generic[T]):
-    """What a file was like when somebody looked.
+    """The result of reading a file once.
 
     Attributes:
-        identity: None when there is no file, or it cannot even be looked at.
-        value: the last good content; None when there is no file, or it was never good.
-        problem: why the file as it is now cannot be used, as the end of the sentence
-            "<path> …"; empty when `value` is what the file says.
+        identity: None when there is no file, or `stat` fails.
+        value: the last usable content; None when there is no file, or it was never usable.
+        problem: why the current file cannot be used, as the end of the sentence "<path> …"; empty
+            when `value` is its content.
         remedy: what to do about `problem`.
-        unreadable: the problem is access to the file, not what it says.
+        unreadable: the problem is access to the file, not its content.
     """
 
     identity: FileIdentity | None
-    # Keys and logins: not for a repr.
+    # Secrets: not for a repr.
     value: T | None = field(repr=False)
     problem: str = ""
     remedy: str = ""
@@ -83,22 +83,22 @@ class Reading(Generic[T]):
 
     @property
     def exists(self) -> bool:
-        """Whether there is something at the path."""
+        """Whether there is anything at the path."""
         return self.identity is not None or bool(self.problem)
 
 
 class WatchedFile(Generic[T]):
-    """One file and what was last read from it.
+    """One file, and what was last read from it.
 
-    A file that cannot be used keeps its last good content, is tried again RETRY_S later although
-    it looks unchanged, and is logged once until it is usable again. A file that is gone has none.
+    For an unusable file the last usable content is kept; it is read again RETRY_S later although it
+    looks unchanged, and logged once until it is usable again. A file that is gone has no content.
 
     Invariant: `read()` returns the same object until the file changes. The state is one reference
-    to an immutable `Reading`, replaced in one step: greenlets and threads that race do the same
-    work twice at worst, no lock is held over I/O, and a fork copies a consistent state.
+    to an immutable `Reading`, replaced in one step: greenlets and threads that race at worst do the
+    same work twice, no lock is held over I/O, and a fork copies a consistent state.
 
     Limit: a rewrite in place, of equal size, in the same tick of the kernel's clock as the read
-    before it, is not seen. Nothing that writes these files does that.
+    before it, is missed. No known program writes these files so.
     """
 
     def __init__(
@@ -106,8 +106,8 @@ class WatchedFile(Generic[T]):
     ) -> None:
         """
         Args:
-            parse: makes a value of the content; raises `Unusable`.
-            shown: the path as people know it.
+            parse: turns the content into a value; raises `Unusable`.
+            shown: the path for messages.
         """
         self.path = path
         self.shown = shown
@@ -115,16 +115,16 @@ class WatchedFile(Generic[T]):
         self._parse = parse
         self._clock = clock
         self._absent: Reading[T] = Reading(None, None)
-        #: Not `_absent` itself: the first look must tell "no file" from "no permission to look".
+        #: Not `_absent` itself: the first read must tell "no file" from "no permission".
         self._reading: Reading[T] = Reading(None, None)
         #: Monotonic time from which on a file with a problem is read again.
         self._retry_at_s = 0.0
 
     def read(self) -> Reading[T]:
-        """Look at the file, and read it if it changed. Never raises."""
+        """Read the file if it has changed since the last call. Never raises."""
         before = self._reading
         if before is self._absent and not os.access(self._name, os.F_OK):
-            # Saves the exception: most of the files that we watch do not exist.
+            # Saves an exception: most of the watched files do not exist.
             return before
         try:
             identity = FileIdentity.of(os.stat(self._name))
@@ -147,12 +147,12 @@ class WatchedFile(Generic[T]):
         fd = os.open(self._name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             status = os.fstat(fd)
-            # Taken before reading: a write while we read makes the next look differ.
+            # Taken before reading: after a write meanwhile, the next `stat` differs.
             identity = FileIdentity.of(status)
             if stat.S_ISDIR(status.st_mode):
                 raise OSError(errno.EISDIR, "it is a directory")
             if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, "it is no regular file")
+                raise OSError(errno.EINVAL, "it is not a regular file")
             if status.st_size > MAX_BYTES:
                 raise OSError(errno.EFBIG, f"it is larger than {MAX_BYTES // 1024 // 1024} MiB")
             with open(fd, "rb", closefd=False) as file:
@@ -178,10 +178,10 @@ class WatchedFile(Generic[T]):
         if after.problem:
             self._retry_at_s = self._clock.monotonic() + RETRY_S
         if after == before and after is not self._absent:
-            # Nothing new: whoever compares readings must not see a change.
+            # Nothing new: callers compare readings by identity.
             return before
         if after.problem and not before.problem:
-            # Once per spell: while somebody writes, the problem's text changes with every look.
+            # Once: during a write the problem's text changes with every read.
             kept = "last-good-content" if after.value is not None else "nothing"
             log.warning(
                 "file is unusable path=%s problem=%s kept=%s", self.shown, after.problem, kept

@@ -1,6 +1,4 @@
-"""Lock B: the file that qwen-code locks with; a courtesy among programs that may remove it, not a
-guarantee.
-"""
+"""Lock B: the file that qwen-code locks with. Programs may remove it, so it is no guarantee."""
 
 from __future__ import annotations
 
@@ -14,21 +12,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from qwen_wsgi.clock import Clock
+from qwen_wsgi.clock import Clock, sleep
 from qwen_wsgi.credentials.locks import lock_file
 from qwen_wsgi.credentials.locks.stale import (
     SEEN_S,
     STALE_S,
     EventSink,
     ForeignLock,
-    Takeover,
+    StaleLock,
 )
 
 log = logging.getLogger(__name__)
 
-#: Pause between two looks at qwen-code's lock; qwen-code itself looks every 0.1 to 2 s.
+#: Pause between two tries for qwen-code's lock; qwen-code itself tries every 0.1 to 2 s. Seconds.
 CLI_POLL_S: Final = 0.1
-#: Touch our lock this often: five times in the shortest limit.
+#: Touch our lock this often: five times within the shortest limit. Seconds.
 HEARTBEAT_S: Final = 2.0
 
 
@@ -37,7 +35,7 @@ def _ignore(name: str, fields: Mapping[str, object] | None = None) -> None:
 
 
 class _Hold:
-    """One span of time in which `CliLock` has its file."""
+    """One period in which `CliLock` has its file."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -54,16 +52,16 @@ class CliLock:
     """Lock B: qwen-code's own, a file created with O_EXCL. Take it only while holding lock A, so
     that at most one of our processes contends for it.
 
-    A thread touches the file while it is held, so that no qwen-code finds it stale, and looks
+    A thread touches the file while it is held, so that no qwen-code finds it stale, and checks
     whether it is still there: every qwen-code that ends unlinks it, whoever owns it. A file that
-    is gone is created again at once; one that somebody else has created makes the lock `lost`.
+    is gone is created again at once; one that another program has created makes the lock `lost`.
 
-    Limits: between such an unlink and the next heartbeat a qwen-code can get in, and even be done
-    again unnoticed. So look again with `check()` before a step that must not happen twice, and
-    compare before publishing.
+    Limits: between such an unlink and the next heartbeat a qwen-code can take the lock, and even
+    release it, unnoticed. So call `check()` before a step that must not happen twice, and compare
+    before publishing.
 
-    Events, for counting and logging: `foreign_lock_lost` (ours was removed or replaced, by whom
-    it should not), `foreign_lock_broken`, `own_dead_lock_broken`, `lock_timeout`.
+    Events, for counting and logging: `foreign_lock_lost` (ours was removed or replaced by another
+    program), `foreign_lock_broken`, `own_dead_lock_broken`, `lock_timeout`.
     """
 
     def __init__(
@@ -71,7 +69,7 @@ class CliLock:
         path: Path,
         *,
         clock: Clock,
-        sleep: Callable[[float], None] = lock_file.sleep,
+        sleep: Callable[[float], None] = sleep,
         token_hex: Callable[[int], str] = secrets.token_hex,
         stale_s: float = STALE_S,
         seen_s: float = SEEN_S,
@@ -81,14 +79,14 @@ class CliLock:
     ) -> None:
         """
         Args:
-            seen_s: how long a lock that is older than `stale_s` must stand still.
+            seen_s: how long a lock that is older than `stale_s` must stay unchanged.
             on_event: called with name and fields, also from the heartbeat's thread.
-            checkpoint: called between two steps that somebody else may come between: `break`,
+            checkpoint: called between two steps that another process may come between: `break`,
                 `renamed`, `missing`, `release`.
         """
         self.path = path
-        #: Whether somebody else had the lock during the current hold, or the latest one: do not
-        #: start new work, and publish by compare-and-swap only.
+        #: Whether another program had the lock during the current or latest hold: do not start new
+        #: work, and publish by compare-and-swap only.
         self.lost = False
         self._name = os.fspath(path)
         self._clock = clock
@@ -97,7 +95,7 @@ class CliLock:
         self._heartbeat_s = heartbeat_s
         self._on_event = on_event
         self._checkpoint = checkpoint
-        self._takeover = Takeover(
+        self._stale = StaleLock(
             path,
             clock=clock,
             token_hex=token_hex,
@@ -110,18 +108,18 @@ class CliLock:
 
     @property
     def held(self) -> bool:
-        """Whether this process has the lock, as far as the last heartbeat knows."""
+        """Whether this process has the lock, as of the last heartbeat."""
         hold = self._hold
         return hold is not None and hold.pid == os.getpid() and not hold.lost
 
     def acquire(
         self, timeout_s: float = 25.0, *, give_up: Callable[[], bool] = lock_file.never
     ) -> bool:
-        """Take the lock; False if that took too long, or was no longer wanted.
+        """Take the lock; False on timeout, or when `give_up` ended the wait.
 
         Args:
             timeout_s: 0 tries once.
-            give_up: asked before each further try; true ends the wait.
+            give_up: called before each further try; true ends the wait.
 
         Raises:
             OSError: it cannot be taken at all: permission, read-only or full file system, no
@@ -139,7 +137,7 @@ class CliLock:
             if give_up():
                 return False
         self._begin(fd)
-        self._takeover.sweep()
+        self._stale.sweep()
         return True
 
     def release(self) -> None:
@@ -147,52 +145,52 @@ class CliLock:
         hold, self._hold = self._own_hold(), None
         if hold is None:
             return
-        # Under the mutex and marked: a heartbeat that is late must not create the file again.
+        # Under the mutex, and marked: a late heartbeat must not create the file again.
         with hold.mutex:
             hold.released = True
             try:
                 self._unlink_own(hold.fd)
             except OSError as error:
-                # The next one of ours waits until it is stale.
+                # The next attempt waits until it is stale.
                 log.warning("lock was not removed path=%s problem=%s", self.path, error.strerror)
             finally:
                 os.close(hold.fd)
                 hold.stop.set()
-        # Last, as it lets other greenlets run. Not from an event that the heartbeat reports.
+        # Last, because it lets other greenlets run. The heartbeat's own events must not join it.
         heartbeat = hold.heartbeat
         if heartbeat and heartbeat.is_alive() and heartbeat is not threading.current_thread():
             heartbeat.join()
 
     def check(self) -> bool:
-        """Look now, as the heartbeat does every two seconds; whether the lock is (again) ours."""
+        """Do a heartbeat now; return whether the lock is (again) ours."""
         hold = self._own_hold()
         return hold is not None and self._check(hold)
 
     def observed(self) -> ForeignLock | None:
-        """What is at the path; None when nothing is, or our own lock.
+        """Return another process's lock at the path; None without one, or when we hold it.
 
         Raises:
-            OSError: it cannot be looked at, or is a directory.
+            OSError: it cannot be inspected, or is a directory.
         """
-        return None if self.held else self._takeover.look()
+        return None if self.held else self._stale.inspect()
 
     def _try(self) -> int | None:
         with suppress(FileExistsError):
             return self._create()
-        lock = self._takeover.look()
-        if lock is not None and self._takeover.is_abandoned(lock) and self._takeover.remove(lock):
-            # At once, but perhaps somebody was quicker.
+        lock = self._stale.inspect()
+        if lock is not None and self._stale.is_abandoned(lock) and self._stale.remove(lock):
+            # Another process may have been faster.
             with suppress(FileExistsError):
                 return self._create()
         return None
 
     def _create(self) -> int:
-        # O_EXCL does not follow a symbolic link either, not even one that leads nowhere.
+        # O_EXCL follows no symbolic link, not even a dangling one.
         fd = os.open(self._name, lock_file.FLAGS | os.O_EXCL, 0o600)
         try:
             os.write(fd, lock_file.signature(self._token_hex(16)))
         except BaseException:
-            # The disk is full, say: do not leave a lock behind that nobody holds.
+            # E.g. the disk is full: do not leave a lock behind that nobody holds.
             with suppress(OSError):
                 self._unlink_own(fd)
             os.close(fd)
@@ -203,7 +201,7 @@ class CliLock:
         self.lost = False
         self._hold = hold = _Hold(fd)
         try:
-            # A daemon: a lock that is left behind by the end of the process is broken at once.
+            # A daemon: the lock of a process that ended is broken at once by the next one.
             hold.heartbeat = threading.Thread(
                 target=self._beat, args=(hold,), name="cli-lock-heartbeat", daemon=True
             )
@@ -223,7 +221,7 @@ class CliLock:
         if hold is None or hold.pid == os.getpid():
             return hold
         # We are a forked child: the lock is our parent's. Its mutex may have been copied while it
-        # was locked, by a thread that does not exist here; only the fd is ours to close.
+        # was locked by a thread that does not exist here; only the fd must be closed.
         self._hold = None
         os.close(hold.fd)
         return None
@@ -235,7 +233,7 @@ class CliLock:
             try:
                 if not self._check(hold):
                     return
-            except Exception:  # of the event sink; without a heartbeat we would be robbed
+            except Exception:  # of the event sink; without a heartbeat we would lose the lock
                 log.exception("heartbeat of the lock failed path=%s", self.path)
 
     def _check(self, hold: _Hold) -> bool:
@@ -251,23 +249,23 @@ class CliLock:
                 hold.lost, cause = True, errno.errorcode.get(error.errno or 0, "unknown")
             self.lost = hold.lost
         if cause:
-            # Outside the mutex: the sink may well ask this object.
+            # Outside the mutex: the sink may use this object.
             fields = {"path": self._name, "cause": cause, "recreated": not hold.lost}
             self._on_event("foreign_lock_lost", fields)
         return not hold.lost
 
     def _keep(self, hold: _Hold) -> str:
-        """Touch the lock, or create it again; say what happened to it, or nothing."""
+        """Touch the lock, or create it again; return what happened to it, or an empty text."""
         try:
             if lock_file.is_at(self._name, hold.fd):
-                # Through the fd: by its name we might touch, and so keep alive, another's lock.
+                # Through the fd: by its name we might touch, and so prolong, another's lock.
                 os.utime(hold.fd)
                 return ""
         except FileNotFoundError:
             self._checkpoint("missing")
             with suppress(FileExistsError):
-                # The new fd is stored before the old one is closed: whoever forks in between
-                # copies an fd that is open.
+                # The new fd is stored before the old one is closed: a fork in between copies an fd
+                # that is open.
                 old, hold.fd = hold.fd, self._create()
                 os.close(old)
                 return "removed"
@@ -276,8 +274,8 @@ class CliLock:
 
     def _report_timeout(self, waited_s: float) -> None:
         fields: dict[str, object] = {"path": self._name, "waited_s": round(waited_s, 3)}
-        # Not worth an error of its own: the lock may be gone, or be a directory, by now.
+        # Errors do not matter here: the lock may be gone, or be a directory, by now.
         with suppress(OSError):
-            if lock := self._takeover.look():
+            if lock := self._stale.inspect():
                 fields |= {"age_s": round(lock.age_s, 3), "pid": lock.pid, "alive": lock.alive}
         self._on_event("lock_timeout", fields)

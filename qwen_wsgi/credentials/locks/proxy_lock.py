@@ -1,4 +1,4 @@
-"""Lock A: excludes our own greenlets and processes, for certain."""
+"""Lock A, an flock: excludes our own greenlets and processes, for certain."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from qwen_wsgi.clock import sleep
 from qwen_wsgi.credentials.locks import lock_file
 
-#: Pauses between two looks at our lock, drawn anew each time so that waiters do not march in step.
+#: Pauses between two tries, random each time so that waiters do not try at the same moments.
+#: Seconds.
 PROXY_POLL_S: Final = (0.05, 0.25)
 
-#: What the file says: program, pid, start time of the process, wall clock.
+#: The file's content: program, pid, start time of the process, wall clock.
 _HOLDER: Final = re.compile(rb"qwen-proxy ([1-9][0-9]{0,9}) ([0-9]+) ([0-9]+\.[0-9]+)\n")
 
 
 class LockHolder(NamedTuple):
-    """Who has the proxy's lock, as the file says; None for what it does not say (yet)."""
+    """The holder of the proxy's lock, from the file; None for what it does not contain (yet)."""
 
     pid: int | None
     start_time: int | None
@@ -33,16 +35,16 @@ class LockHolder(NamedTuple):
 class ProxyLock:
     """Lock A: an flock on a file of ours beside the credential file.
 
-    Excludes every other `ProxyLock` on the path, of this process too. The kernel frees it when its
-    holder dies, however that happens, so it is never stale. The file is never unlinked: those who
-    wait on the old inode and those who open the new one would not exclude each other.
+    Excludes every other `ProxyLock` on the path, in this process too. The kernel frees it when its
+    holder dies, however that happens, so it is never stale. The file is never unlinked: waiters on
+    the old inode and processes that open the new one would not exclude each other.
 
-    `release()` only what `acquire()` gave you: one object may be shared by threads, and does not
-    know which of them has the lock. Not reentrant.
+    Call `release()` only after `acquire()` returned True: one object may be shared by threads, and
+    does not know which of them has the lock. Not reentrant.
 
-    Limits: one machine (NFS is not supported). Somebody who removes the file while it is locked
-    lets the next one in. A child that is forked, and not exec'ed, while its parent holds the lock
-    keeps it locked until it touches this object or ends.
+    Limits: one machine (NFS is not supported). If the file is removed while it is locked, another
+    process can take the lock too. A child that is forked, and not exec'ed, while its parent holds
+    the lock keeps it locked until it uses this object or ends.
     """
 
     def __init__(
@@ -50,13 +52,13 @@ class ProxyLock:
         path: Path,
         *,
         monotonic: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = lock_file.sleep,
+        sleep: Callable[[float], None] = sleep,
         random: Callable[[], float] = random.random,
         now: Callable[[], float] = time.time,
     ) -> None:
         """
         Args:
-            path: its directory is made when absent (0700), but not the ones above.
+            path: its directory is created when missing (0700), but not that one's parents.
         """
         self.path = path
         self._name = os.fspath(path)
@@ -64,7 +66,7 @@ class ProxyLock:
         self._sleep = sleep
         self._random = random
         self._now = now
-        #: The fd that carries the lock, and the process that took it.
+        #: The fd with the lock, and the process that took it.
         self._hold: tuple[int, int] | None = None
 
     @property
@@ -74,15 +76,15 @@ class ProxyLock:
         return hold is not None and hold[1] == os.getpid()
 
     def acquire(self, timeout_s: float, *, give_up: Callable[[], bool] = lock_file.never) -> bool:
-        """Take the lock; False if that took too long, or was no longer wanted.
+        """Take the lock; False on timeout, or when `give_up` ended the wait.
 
         Args:
             timeout_s: 0 tries once.
-            give_up: asked before each further try; true ends the wait.
+            give_up: called before each further try; true ends the wait.
 
         Raises:
             OSError: the file cannot be locked at all: permission, read-only or full file system,
-                a symbolic link in its place, no directory to make its own in.
+                a symbolic link in its place, no parent directory.
         """
         self._leave_to_parent()
         deadline_s = self._monotonic() + timeout_s
@@ -97,31 +99,31 @@ class ProxyLock:
         return True
 
     def release(self) -> None:
-        """Let go; harmless when not held, and in a forked child."""
+        """Release the lock; harmless when not held, and in a forked child."""
         self._leave_to_parent()
         hold, self._hold = self._hold, None
         if hold is not None:
             try:
-                # Closing would not do if a forked child still has a copy of the fd.
+                # Closing is not enough if a forked child still has a copy of the fd.
                 fcntl.flock(hold[0], fcntl.LOCK_UN)
             finally:
                 os.close(hold[0])
 
     def holder(self) -> LockHolder | None:
-        """Who has the lock now; None when nobody has. Creates nothing.
+        """Find out who has the lock now; None when nobody has. Creates nothing.
 
-        It looks by trying a shared lock for an instant: a try of somebody else that falls into
-        this instant fails, and is repeated unless its timeout was 0.
+        It takes a shared lock for an instant: another process's try in this instant fails, and is
+        repeated unless its timeout was 0.
 
         Raises:
-            OSError: the file exists, but cannot be looked at.
+            OSError: the file exists, but cannot be opened.
         """
         try:
             fd = os.open(self._name, lock_file.READ_FLAGS)
         except FileNotFoundError:
             return None
         try:
-            # Shared: two who look at the same time must not take each other for the holder.
+            # Shared: two that look at the same time must not take each other for the holder.
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             found = _HOLDER.fullmatch(os.read(fd, lock_file.MAX_BYTES))
@@ -141,13 +143,13 @@ class ProxyLock:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not lock_file.is_at(self._name, fd):
-                    # Between open and flock somebody replaced the file: others lock the new one.
+                    # The file was replaced between open and flock: others lock the new one.
                     return False
             except (BlockingIOError, FileNotFoundError):
                 return False
-            # It only serves those who ask who it is: a full disk must not cost us the lock.
+            # Only for `holder`: a full disk must not cost us the lock.
             with suppress(OSError):
-                # First of all, so that nobody reads the name of the holder before us.
+                # First, so that nobody reads the previous holder's pid.
                 os.ftruncate(fd, 0)
                 os.write(fd, lock_file.signature(f"{self._now():.3f}"))
             self._hold, fd = (fd, os.getpid()), -1
@@ -160,7 +162,7 @@ class ProxyLock:
         try:
             return os.open(self._name, lock_file.FLAGS, 0o600)
         except FileNotFoundError:
-            # Another process may make it at the same time.
+            # Another process may create it at the same time.
             with suppress(FileExistsError):
                 os.mkdir(self.path.parent, 0o700)
             return os.open(self._name, lock_file.FLAGS, 0o600)

@@ -1,4 +1,4 @@
-"""What is at the path of qwen-code's lock, and the takeover of one that was left behind."""
+"""Inspects qwen-code's lock file, and breaks a stale one."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from typing import Final, NamedTuple
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.locks import lock_file
 
-#: The largest limit known after which a qwen-code calls a lock stale (35 s in 0.24.4; 10 s up to
-#: 0.15.10), and a margin. A lock that is younger may be in use.
+#: The largest known age after which a qwen-code treats a lock as stale (35 s in 0.24.4; 10 s up to
+#: 0.15.10), and a margin. A younger lock may be in use.
 STALE_S: Final = 37.0
-#: A lock that looks stale by the wall clock must also stand still for this long before our eyes.
+#: A lock that is stale by the wall clock must also stay unchanged for this long while we watch it.
 SEEN_S: Final = 2.0
-#: What a crash of ours left behind in a takeover is removed after this time.
+#: What a crash of ours left behind while breaking a lock is removed after this time.
 SWEEP_S: Final = 3600.0
 
-#: What our file says: program, pid, start time of the process, something unique.
+#: The content of our file: program, pid, start time of the process, something unique.
 _AUTHOR: Final = re.compile(rb"qwen-proxy ([1-9][0-9]{0,9}) ([0-9]+) [0-9a-f]+\n")
 
 EventSink = Callable[[str, Mapping[str, object]], None]
 
 
 class LockVersion(NamedTuple):
-    """Tells a lock file from its successor, which may get the same inode number, and from itself
-    after its owner touched it."""
+    """Identifies a version of a lock file: its successor may get the same inode number, and its
+    owner's touch makes a new version."""
 
     dev: int
     ino: int
@@ -40,14 +40,14 @@ class LockVersion(NamedTuple):
 
 @dataclass(frozen=True)
 class ForeignLock:
-    """A file at the path of qwen-code's lock, as we see it.
+    """A file at the path of qwen-code's lock.
 
     Attributes:
         age_s: by the wall clock; negative when it is dated in the future.
         seen_s: how long we have seen it unchanged, by the monotonic clock.
-        pid: of the qwen-proxy that wrote it; None when somebody else did.
-        alive: whether that process runs; None when that cannot be told.
-        symlink: it is a symbolic link, which no program of this family makes.
+        pid: of the qwen-proxy that wrote it; None when another program did.
+        alive: whether that process runs; None when unknown.
+        symlink: it is a symbolic link, which neither qwen-code nor qwen-proxy creates.
     """
 
     age_s: float
@@ -68,8 +68,8 @@ class ForeignLock:
         return self.age_s < 0
 
 
-class Takeover:
-    """Looks at a lock that is in the way, and removes it once nobody can be using it.
+class StaleLock:
+    """Inspects a lock that is in the way, and breaks it once no process can be using it.
 
     Events: `foreign_lock_broken`, `own_dead_lock_broken`.
     """
@@ -97,24 +97,24 @@ class Takeover:
         self._seen_s = seen_s
         self._on_event = on_event
         self._checkpoint = checkpoint
-        #: The lock last seen, and since when; outlives an `acquire()`, so that a lock which is
-        #: dated in the future is outwaited over several of them.
+        #: The lock last seen, and since when; kept between calls of `acquire()`, so that a lock
+        #: which is dated in the future becomes stale over several of them.
         self._seen: tuple[LockVersion, float] | None = None
 
-    def look(self) -> ForeignLock | None:
-        """What is at the path now.
+    def inspect(self) -> ForeignLock | None:
+        """Return the lock at the path now; None when there is none.
 
         Raises:
-            OSError: it cannot be looked at, or is a directory.
+            OSError: it cannot be inspected, or is a directory.
         """
-        # lstat throughout: a symbolic link is a lock like any other, wherever it leads.
+        # Always lstat: a symbolic link is a lock like any other, wherever it points.
         try:
             status = os.lstat(self._name)
         except FileNotFoundError:
             self._seen = None
             return None
         if stat.S_ISDIR(status.st_mode):
-            # qwen-code cannot get past it either; waiting will not help.
+            # qwen-code cannot remove it either; waiting does not help.
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self._name)
         version = LockVersion(status.st_dev, status.st_ino, status.st_mtime_ns)
         now_s = self._clock.monotonic()
@@ -132,16 +132,16 @@ class Takeover:
         )
 
     def _author(self, status: os.stat_result) -> tuple[int | None, int]:
-        """Pid and start time of the qwen-proxy that wrote the lock; None when none did."""
+        """Pid and start time of the qwen-proxy that wrote the lock; None for another program."""
         if not stat.S_ISREG(status.st_mode):
             return None, 0
         try:
             fd = os.open(self._name, lock_file.READ_FLAGS)
         except OSError:
-            # Not to be read is not to be known as ours: the stricter rules hold.
+            # An unreadable lock is not known to be ours: the stricter rules apply.
             return None, 0
         try:
-            # What is read must belong to the file that was looked at, not to its successor.
+            # The content must belong to the inspected file, not to its successor.
             same = os.path.samestat(os.fstat(fd), status)
             found = _AUTHOR.fullmatch(os.read(fd, lock_file.MAX_BYTES)) if same else None
         finally:
@@ -149,29 +149,29 @@ class Takeover:
         return (int(found[1]), int(found[2])) if found else (None, 0)
 
     def is_abandoned(self, lock: ForeignLock) -> bool:
-        """Whether nobody can be using it any more."""
+        """Whether no process can be using it any more."""
         if lock.alive is False:
-            # Ours, of a process that was killed. That a pid means another process in another
-            # container does no harm: whoever of us holds lock B holds lock A, which is with us.
+            # Ours, of a process that was killed. If the pid is from another container this is still
+            # right: a qwen-proxy that holds lock B also holds lock A, which we hold now.
             return True
         if lock.seen_s >= self._stale_s:
-            # Whatever the wall clock says: the date may be in the future.
+            # Without the wall clock: the date may be in the future.
             return True
-        # The second look spares a lock that was only just created while the clock stepped.
+        # The second condition spares a lock that was only just created while the clock stepped.
         return lock.age_s > self._stale_s and lock.seen_s >= self._seen_s
 
     def remove(self, lock: ForeignLock) -> bool:
-        """Remove this very lock; whether the path may be free now."""
+        """Remove this very lock; return whether the path may be free now."""
         self._checkpoint("break")
-        # Since we looked, its owner may have removed it and another created a new one. An unlink
-        # would hit that one; a rename to a name that only we know lets us see what we got.
+        # Since we looked, its owner may have removed it and another process created a new one. An
+        # unlink would remove that one; after a rename to a private name we can check what we got.
         private = f"{self._name}.break.{os.getpid()}.{self._token_hex(16)}"
         try:
             os.rename(self._name, private)
             self._checkpoint("renamed")
             status = os.lstat(private)
         except FileNotFoundError:
-            # Its owner was quicker.
+            # Its owner was faster.
             return True
         if LockVersion(status.st_dev, status.st_ino, status.st_mtime_ns) != lock.version:
             self._put_back(private)
@@ -187,23 +187,23 @@ class Takeover:
             # Unlike a rename, a link does not replace a lock that was created meanwhile.
             os.link(private, self._name, follow_symlinks=False)
         except FileExistsError:
-            # Its owner has lost it; a qwen-code never notices, ours do.
+            # Its owner has lost it; a qwen-code never notices, a qwen-proxy does.
             pass
         except OSError:
-            # A file of another user, or a file system without links. Should this replace a third
-            # lock, its owner and the second one's were at work together already.
+            # A file of another user, or a file system without links. If this replaces a third lock,
+            # its owner and the second one's were running at the same time already.
             os.rename(private, self._name)
             return
         os.unlink(private)
 
     def sweep(self) -> None:
-        """Remove what a crash between the rename and the unlink of a takeover left behind."""
+        """Remove what a crash between the rename and the unlink left behind."""
         pattern = re.compile(re.escape(self._path.name) + r"\.break\.[0-9]+\.[0-9a-f]{32}")
         with suppress(OSError), os.scandir(self._path.parent) as entries:
             for entry in entries:
                 if not pattern.fullmatch(entry.name):
                     continue
-                # ctime is when it was renamed, mtime when its owner last touched it.
+                # ctime is when it was renamed, mtime when its owner touched it last.
                 renamed_s = entry.stat(follow_symlinks=False).st_ctime
                 if self._clock.now() - renamed_s > SWEEP_S:
                     os.unlink(entry.path)

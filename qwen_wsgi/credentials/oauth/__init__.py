@@ -1,1 +1,1 @@
-"""The OAuth endpoints: device flow, refresh requests and what their answers prove."""
+"""Talks to the OAuth endpoints: device flow, refresh requests, and what their answers prove."""

@@ -1,6 +1,6 @@
-"""Login on another device (RFC 8628 with PKCE, RFC 7636), and the file that it leaves.
+"""Logs in on another device (RFC 8628 with PKCE, RFC 7636), and saves the login.
 
-No terminal and no clock of its own: `DeviceLogin` tells what happens through a callback.
+No terminal and no clock of its own: `DeviceLogin` reports what happens through a callback.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from qwen_wsgi.credentials.oauth.token_endpoint import (
 )
 from qwen_wsgi.errors import QwenProxyError
 
-#: Between two polls; the service names no interval, and its own client takes this one. Seconds.
+#: Between two polls; the service names no interval, and its own client uses this one. Seconds.
 INTERVAL_S: Final = 2.0
-#: What `slow_down` does to the interval, and how far.
+#: How `slow_down` multiplies the interval, and up to which length.
 SLOWER: Final = 1.5
 SLOWEST_S: Final = 10.0
-#: So many failures of the service in a row are no hiccup of a gateway any more.
+#: After so many failures of the service in a row the login ends.
 MOST_FAILURES: Final = 5
 
 _ACCOUNT: Final = re.compile(r"[a-z0-9-]{1,32}")
@@ -52,10 +52,10 @@ _VERIFIER_BYTES: Final = 32
 
 
 class LoginFailed(QwenProxyError):
-    """The end of a login without a token. `str()` says what happened, as a sentence.
+    """A login ended without a token. `str()` says what happened, as a sentence.
 
     Attributes:
-        event: a stable word for programs.
+        event: a stable name for programs.
         remedy: what to do, as a sentence.
     """
 
@@ -79,11 +79,11 @@ class LoginOffline(LoginFailed):
 
 
 class LoginBlocked(LoginFailed):
-    """A firewall's page came in place of an answer."""
+    """A firewall's page came instead of an answer."""
 
     event = "blocked"
     remedy = (
-        "Its firewall takes this machine for a robot, or a portal wants to be seen first: open the "
+        "Its firewall treats this machine as a robot, or this network has a login page: open the "
         "address in a browser on this network, or try from another network."
     )
 
@@ -95,7 +95,7 @@ class LoginNotSaved(LoginFailed):
 
 @dataclass(frozen=True)
 class CodeShown:
-    """The person's turn. `left_s` counts from now."""
+    """The person must confirm the code now; it is valid for another `left_s`."""
 
     code: DeviceCode
     left_s: float
@@ -103,11 +103,11 @@ class CodeShown:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A poll found nothing yet; the next one comes after `interval_s`.
+    """A poll brought no token yet; the next one comes after `interval_s`.
 
     Attributes:
-        why: `offline` and `server_error` are tried again until the code expires or the failures
-            are too many.
+        why: `offline` and `server_error` are retried until the code expires or there are too many
+            failures.
         detail: a clause about what went wrong, or empty.
     """
 
@@ -123,8 +123,8 @@ Event = CodeShown | Waiting
 class DeviceLogin:
     """One login, run once by one thread.
 
-    The interval never shrinks again after a `slow_down` (RFC 8628 §3.5). Nothing polls after the
-    code expired, by our clock or by the service's word.
+    The interval never shrinks again after a `slow_down` (RFC 8628 §3.5). Polling ends when the code
+    has expired, by our clock or by the service's answer.
     """
 
     def __init__(
@@ -133,31 +133,31 @@ class DeviceLogin:
         *,
         clock: Clock,
         sleep: Callable[[float], None],
-        tell: Callable[[Event], None],
+        report: Callable[[Event], None],
     ) -> None:
         self._endpoint = endpoint
         self._clock = clock
         self._sleep = sleep
-        self._tell = tell
+        self._report = report
         self._verifier = _base64url(secrets.token_bytes(_VERIFIER_BYTES))
         self._interval_s = INTERVAL_S
         self._deadline_s = 0.0
         self._failures = 0
-        #: Why the service could not be reached the last time; empty when it could.
+        #: Why the latest poll could not reach the service; empty when it did.
         self._offline = ""
-        #: An answer was lost on the way; it may have been the one with the tokens.
+        #: An answer was lost; it may have been the one with the tokens.
         self._lost = False
 
     def run(self) -> TokenAnswer:
         """Log in.
 
         Raises:
-            LoginFailed: one of its kinds.
+            LoginFailed: one of its subclasses.
         """
         code = self._begin()
         self._deadline_s = self._clock.monotonic() + code.expires_in_s
         self._interval_s = max(INTERVAL_S, code.interval_s or 0)
-        self._tell(CodeShown(code, code.expires_in_s))
+        self._report(CodeShown(code, code.expires_in_s))
         while True:
             self._sleep(max(0.0, min(self._interval_s, self._left_s())))
             if self._left_s() <= 0:
@@ -168,7 +168,7 @@ class DeviceLogin:
             if answer is not None:
                 if answer.refresh_token is None:
                     raise LoginFailed(
-                        f"{self._endpoint.host} gave no refresh token, so the login would end with "
+                        f"{self._endpoint.host} sent no refresh token, so the login would end with "
                         "its first access token."
                     )
                 return answer
@@ -181,7 +181,7 @@ class DeviceLogin:
         try:
             return self._endpoint.device_code(_base64url(digest))
         except NotSent as failure:
-            raise LoginOffline(f"No login was begun: {failure}.") from None
+            raise LoginOffline(f"The login could not begin: {failure}.") from None
         except OAuthFailure as failure:
             raise self._ended(failure) from None
 
@@ -196,7 +196,7 @@ class DeviceLogin:
             self._slow_down(failure.retry_after_s or 0)
         except Ambiguous as failure:
             self._failures += 1
-            if _is_wall(failure) or self._failures >= MOST_FAILURES:
+            if _is_firewall(failure) or self._failures >= MOST_FAILURES:
                 raise self._ended(failure) from None
             self._lost = True
             self._wait("server_error", str(failure))
@@ -220,7 +220,7 @@ class DeviceLogin:
     def _wait(
         self, why: Literal["pending", "slow_down", "offline", "server_error"], detail: str = ""
     ) -> None:
-        self._tell(Waiting(why, self._interval_s, max(0.0, self._left_s()), detail))
+        self._report(Waiting(why, self._interval_s, max(0.0, self._left_s()), detail))
 
     def _ended(self, failure: OAuthFailure) -> LoginFailed:
         host = self._endpoint.host
@@ -228,12 +228,12 @@ class DeviceLogin:
             return LoginDenied("The login was denied in the browser.")
         if isinstance(failure, Expired):
             return LoginExpired(f"The code has expired or was used{self._lost_hint()}.")
-        if _is_wall(failure):
-            return LoginBlocked(f"{host} sent a web page in place of an answer: {failure}.")
+        if _is_firewall(failure):
+            return LoginBlocked(f"{host} sent a web page instead of an answer: {failure}.")
         if isinstance(failure, Throttled):
             wait = f" for {failure.retry_after_s:.0f} s" if failure.retry_after_s else ""
-            return LoginFailed(f"{host} wants to be left alone{wait}: {failure}.")
-        return LoginFailed(f"{host} cannot log anybody in now: {failure}.")
+            return LoginFailed(f"{host} refuses further requests{wait}: {failure}.")
+        return LoginFailed(f"{host} cannot complete logins now: {failure}.")
 
     def _lost_hint(self) -> str:
         return "; an answer was lost before, perhaps the one with the tokens" if self._lost else ""
@@ -243,7 +243,7 @@ def credentials_name(account: str | None) -> str:
     """The name of an account's file in qwen-code's directory.
 
     Raises:
-        ValueError: why it is no name for an account.
+        ValueError: why the account cannot have this name.
     """
     if account is None:
         return "oauth_creds.json"
@@ -253,9 +253,9 @@ def credentials_name(account: str | None) -> str:
 
 
 def login_document(answer: TokenAnswer, old: Mapping[str, Any]) -> dict[str, Any]:
-    """The document of a new login, with the unknown keys of the old one and in its order.
+    """Make the document of a new login, with the unknown keys and the key order of the old one.
 
-    Nothing of the old login itself stays: it may have been another account's.
+    No value of the old login itself stays: it may have been another account's.
     """
     values = (
         answer.access_token,
@@ -270,10 +270,10 @@ def login_document(answer: TokenAnswer, old: Mapping[str, Any]) -> dict[str, Any
 
 
 def check_writable(path: Path) -> None:
-    """Find out that a login could not be saved before anybody goes through one.
+    """Check, before a person logs in, that the login can be saved.
 
     Raises:
-        LoginNotSaved: why.
+        LoginNotSaved: why it cannot.
     """
     try:
         durable.make_directory(path.parent)
@@ -284,13 +284,13 @@ def check_writable(path: Path) -> None:
 
 
 def write_login(path: Path, answer: TokenAnswer, *, clock: Clock) -> None:
-    """Save a login as qwen-code would, but durably and with what others put into the file.
+    """Save a login as qwen-code would, but durably and with the unknown keys of the file.
 
-    Limit: takes no lock, like qwen-code's own login. Who holds the locks of this file must not have
-    one of its refreshes in flight overwrite what is written here.
+    Limit: takes no lock, like qwen-code's own login. A refresh under way must not overwrite what is
+    written here.
 
     Raises:
-        LoginNotSaved: why; the file is as before.
+        LoginNotSaved: why; the file is unchanged.
     """
     try:
         durable.make_directory(path.parent)
@@ -302,7 +302,7 @@ def write_login(path: Path, answer: TokenAnswer, *, clock: Clock) -> None:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    """What is in the file; nothing if it is broken, which the new login repairs."""
+    """Read the file; a broken one counts as empty, because the new login replaces it."""
     with suppress(FileNotFoundError, ValueError):
         value = jsonc.loads(path.read_bytes().decode("utf-8-sig"), comments=False)
         return value if isinstance(value, dict) else {}
@@ -310,11 +310,11 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _render(document: Mapping[str, Any]) -> bytes:
-    """As JavaScript's `JSON.stringify(document, null, 2)`; no newline at the end."""
+    """Render as JavaScript's `JSON.stringify(document, null, 2)`; no newline at the end."""
     try:
         return json.dumps(document, indent=2, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        # A lone surrogate somewhere, which JSON can have and UTF-8 cannot.
+        # Half a surrogate pair, which JSON can contain and UTF-8 cannot.
         return json.dumps(document, indent=2).encode()
 
 
@@ -325,8 +325,8 @@ def _not_saved(path: Path, error: OSError) -> LoginNotSaved:
     return failed
 
 
-def _is_wall(failure: OAuthFailure) -> bool:
-    """A firewall's page; a gateway's page with a 5xx is an ordinary failure."""
+def _is_firewall(failure: OAuthFailure) -> bool:
+    """Whether it is a firewall's page; a gateway's page with a 5xx is an ordinary failure."""
     return failure.page and (failure.status or 0) < 500
 
 

@@ -1,4 +1,4 @@
-"""What a failed request to the login service proves: whether the token may have been spent."""
+"""Errors of the login service, by what they prove: whether the token may have been spent."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from qwen_wsgi.errors import QwenProxyError
 
 
 class OAuthFailure(QwenProxyError):
-    """No answer that can be used. `str()` says why, as a clause without a full stop or a secret.
+    """There is no usable answer. `str()` says why, as a clause without a full stop or a secret.
 
     Attributes:
         status: of the HTTP response; None when there was none.
-        page: a web page came in place of JSON: a firewall, a gateway, or a portal.
+        page: a web page came instead of JSON: from a firewall, a gateway, or a portal.
     """
 
     def __init__(self, reason: str, *, status: int | None = None, page: bool = False) -> None:
@@ -20,7 +20,7 @@ class OAuthFailure(QwenProxyError):
 
 
 class NotSent(OAuthFailure):
-    """Not one byte of the request left: the token is as good as before, try again freely."""
+    """No byte of the request was sent: the token is unspent, and can be sent again."""
 
 
 class Ambiguous(OAuthFailure):
@@ -28,10 +28,10 @@ class Ambiguous(OAuthFailure):
 
 
 class Rejected(OAuthFailure):
-    """The endpoint says that this token, or device code, is not good.
+    """The endpoint refuses this token, or device code.
 
     Attributes:
-        word: OAuth's error code, if it is a known one, else empty.
+        word: OAuth's error code; empty if it is unknown.
     """
 
     def __init__(self, reason: str, *, status: int | None = None, word: str = "") -> None:
@@ -40,18 +40,18 @@ class Rejected(OAuthFailure):
 
 
 class Denied(Rejected):
-    """The person said no."""
+    """The person denied the login."""
 
 
 class Expired(Rejected):
-    """The device code is too old, or was used."""
+    """The device code has expired, or was used."""
 
 
 class Throttled(OAuthFailure):
     """Too many requests; nothing was carried out.
 
     Attributes:
-        retry_after_s: how long to wait, if the endpoint said so.
+        retry_after_s: how long to wait; None if the endpoint does not say.
     """
 
     def __init__(self, reason: str, *, status: int, retry_after_s: float | None) -> None:
@@ -60,4 +60,4 @@ class Throttled(OAuthFailure):
 
 
 class Refused(OAuthFailure):
-    """Somebody on the way said no (firewall, wrong address); it says nothing about the token."""
+    """A firewall or a wrong server refused the request; it proves nothing about the token."""

@@ -1,4 +1,4 @@
-"""The login service's response to one request, and which failure it is."""
+"""Parses the login service's response to one request, and classifies failures."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from qwen_wsgi.credentials.oauth.errors import (
 )
 from qwen_wsgi.credentials.oauth.wire import Moment
 
-#: A clock that is wrong by more is worth a warning: tokens would be used too long. Seconds.
+#: A clock that differs by more is worth a warning: tokens would be used too long. Seconds.
 WRONG_CLOCK_S: Final = 60.0
-#: How much of a page in place of an answer is shown.
+#: How much of a page is shown that came instead of an answer.
 PREVIEW_CHARS: Final = 256
 
-#: What may be a token in a page: longer than any word that helps to understand it.
+#: What may be a token in a page: longer than ordinary words.
 _TOKEN_LIKE: Final = re.compile(r"[A-Za-z0-9._~+/=%-]{16,}")
 _SPACE: Final = re.compile(r"\s+")
 _NUMBER: Final = re.compile(r"\s*[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?\s*", re.ASCII)
-#: The error words of RFC 6749 §5.2 and RFC 8628 §3.5, and what the real service adds. Others are
-#: not shown: the word is the server's, and could be anything.
+#: The error codes of RFC 6749 §5.2 and RFC 8628 §3.5, and those that the real service adds. Others
+#: are not shown, because a server could put anything there.
 _WORDS: Final = frozenset(
     {
         "access_denied",
@@ -54,7 +54,7 @@ _TOO_OFTEN: Final = frozenset({"rate_limit_exceeded", "slow_down"})
 
 
 class Reply:
-    """A response, and which failure it is."""
+    """A response of the login service."""
 
     def __init__(
         self,
@@ -73,25 +73,25 @@ class Reply:
         self._secrets = secrets
         self._body = body
         self._is_json = False
-        #: Empty when the body is no JSON object.
+        #: Empty when the body is not a JSON object.
         self.json: Mapping[str, Any] = {}
         with suppress(ValueError, RecursionError):
             value = json.loads(body.decode("utf-8-sig"))
             self._is_json = True
             self.json = value if isinstance(value, dict) else {}
         error = self.json.get("error")
-        #: OAuth's error code, if it is a known one.
+        #: OAuth's error code; empty if it is unknown.
         self.word = error if isinstance(error, str) and error in _WORDS else ""
 
     @property
     def is_page(self) -> bool:
-        """Whether it is something to look at in a browser."""
+        """Whether it is a web page."""
         html = "html" in self._headers.get("content-type", "").lower()
         return not self._is_json and (html or self._body.lstrip()[:1] == b"<")
 
     @property
     def date_s(self) -> float | None:
-        """The server's clock."""
+        """The server's clock, seconds since the epoch."""
         return _http_date_s(self._headers.get("date", ""))
 
     @property
@@ -100,20 +100,20 @@ class Reply:
         return _skew(self.date_s, self.sent.wall_s, self.received_s)
 
     def text(self, name: str) -> str:
-        """A member of the JSON; empty when it is missing or no text."""
+        """A string member of the JSON; empty when it is missing or something else."""
         value = self.json.get(name)
         return value if isinstance(value, str) and value.strip() else ""
 
     def positive(self, name: str) -> float | None:
-        """A member of the JSON that is a number above zero, or a text that is one."""
+        """A member of the JSON that is a number above zero, or a string with one; else None."""
         return _positive(self.json.get(name))
 
     def unusable(self, what: str) -> OAuthFailure:
-        """What a success that is none means."""
+        """The error for a success without what it should contain."""
         return Ambiguous(f"{self._shown()} {what}", status=self.status, page=self.is_page)
 
     def failure(self) -> OAuthFailure:
-        """What a response other than 200 means."""
+        """The error for a response other than 200."""
         status, shown = self.status, self._shown()
         if status >= 500 or status < 300 or self.word in _PASSING:
             return Ambiguous(shown, status=status, page=self.is_page)
@@ -124,10 +124,10 @@ class Reply:
         return Refused(shown, status=status, page=self.is_page)
 
     def _is_rejection(self) -> bool:
-        """Only what the endpoint itself says about the token, which it says in JSON.
+        """Whether the endpoint itself refuses the token, which it does in JSON.
 
         A firewall uses 400 and 401, too, and a response cut in its headers may look like an empty
-        one. To take a good token for a bad one costs a login; the contrary costs a few requests.
+        one. To treat a good token as bad costs a login; the contrary costs a few requests.
         """
         if self.status == HTTPStatus.BAD_REQUEST:
             error = self.json.get("error")
@@ -141,12 +141,12 @@ class Reply:
         at_s = _http_date_s(raw)
         if at_s is None:
             return 0.0 if raw.strip() == "0" else None
-        # The server's date minus the server's clock: ours may be wrong.
+        # Relative to the server's clock: ours may be wrong.
         now_s = self.received_s if self.date_s is None else self.date_s
         return max(0.0, at_s - now_s)
 
     def _shown(self) -> str:
-        """The response for a log: status and error code, or a look at what is no JSON."""
+        """The response for a log: status and error code, or a preview of what is not JSON."""
         if self._is_json:
             return f"status {self.status}" + (f" {self.word}" if self.word else "")
         kind = _plain(self._headers.get("content-type", "no content type"), 64)
@@ -158,7 +158,7 @@ class Reply:
 
 
 def _positive(value: object) -> float | None:
-    """A number above zero, or a text that is one; None for everything else."""
+    """A number above zero, or a string with one; None for everything else."""
     if isinstance(value, str) and _NUMBER.fullmatch(value):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -176,7 +176,7 @@ def _http_date_s(raw: str) -> float | None:
 
 
 def _skew(date_s: float | None, sent_s: float, received_s: float) -> float | None:
-    """How far a date lies outside the time in which it was written, if that is much."""
+    """How far a date lies outside the time in which it was made; None up to WRONG_CLOCK_S."""
     if date_s is None:
         return None
     skew_s = date_s - min(max(date_s, sent_s), max(sent_s, received_s))

@@ -1,14 +1,13 @@
-"""The two OAuth endpoints of a Qwen login: one request each, and what its outcome proves.
+"""Sends requests to the two OAuth endpoints of a Qwen login.
 
-A refresh token is good for one use (RFC 6749 §6 with rotation), so the question that every failure
-must answer is whether the token may have been spent. Nothing here repeats a request, and nothing
-here is kept between two: a connection that died idle would make every failure ambiguous.
+A refresh token is good for one use (RFC 6749 §6 with rotation), so every failure must tell whether
+the token may have been spent. No request is repeated here, and no connection is kept: one that
+died idle would make every failure ambiguous.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,9 +18,8 @@ from urllib.parse import urlencode
 import requests
 from requests.structures import CaseInsensitiveDict
 
-from qwen_wsgi import __version__
-from qwen_wsgi.clock import Clock
-from qwen_wsgi.credentials import endpoint
+from qwen_wsgi import __version__, net
+from qwen_wsgi.clock import Clock, boottime
 from qwen_wsgi.credentials.files.document import MAX_DATE_MS
 from qwen_wsgi.credentials.oauth import wire as oauth_wire
 from qwen_wsgi.credentials.oauth.errors import (
@@ -35,34 +33,32 @@ from qwen_wsgi.credentials.oauth.reply import Reply
 from qwen_wsgi.credentials.oauth.wire import Adapter, Moment, Wire
 from qwen_wsgi.settings import mask
 
-#: Where the real endpoints are.
-DEFAULT_ORIGIN: Final = "https://chat.qwen.ai"
-#: qwen-code's, public; a login belongs to the client that it was made with.
+#: qwen-code's client id; it is public. A login belongs to the client that it was made with.
 CLIENT_ID: Final = "f0304373b74a44d2b584a3fb70ca9e56"
 SCOPE: Final = "openid profile email model.completion"
 DEVICE_GRANT: Final = "urn:ietf:params:oauth:grant-type:device_code"
-#: Life of an access token whose answer does not say. Seconds.
+#: The assumed life of an access token when the answer names none. Seconds.
 DEFAULT_LIFE_S: Final = 30 * 60.0
-#: Life of a device code whose answer does not say. Seconds.
+#: The assumed life of a device code when the answer names none. Seconds.
 DEFAULT_CODE_LIFE_S: Final = 15 * 60.0
 
-#: (connect, read); together the longest that a request takes. Seconds.
+#: (connect, read); a request takes no longer than both together. Seconds.
 Timeout = tuple[float, float]
 _TIMEOUT_S: Final[Timeout] = (3.05, 15.0)
 _USER_AGENT: Final = f"qwen-proxy/{__version__}"
-#: Fields of our requests that must not be seen in a preview of the answer.
+#: Fields of our requests that are removed from a preview of the answer.
 _SECRET_FIELDS: Final = frozenset({"refresh_token", "device_code", "code_verifier"})
 
 
 @dataclass(frozen=True, repr=False)
 class TokenAnswer:
-    """A new pair of tokens. `sent_` is just before the request left, so what is computed from it is
-    early rather than late.
+    """A new pair of tokens. `sent_` is the time right before the request was sent, so an expiry
+    computed from it is early rather than late.
 
     Attributes:
         refresh_token: None: the old one stays good.
         resource_url: None: as before.
-        expires_in_s: None when missing or no sensible number; see DEFAULT_LIFE_S.
+        expires_in_s: None when missing or unusable; see DEFAULT_LIFE_S.
         clock_skew_s: the server's clock minus ours; None unless they differ by over WRONG_CLOCK_S.
     """
 
@@ -96,10 +92,10 @@ class TokenAnswer:
 
 @dataclass(frozen=True, repr=False)
 class DeviceCode:
-    """What a person needs to confirm a login, and the secret to ask for it (RFC 8628 §3.2).
+    """What a person needs to confirm a login, and the secret to poll with (RFC 8628 §3.2).
 
     Attributes:
-        url: with the code in it, if the service gave such a one.
+        url: with the code in it, if the service sent such a URL.
         interval_s: the least time between two polls; None when the service does not say.
     """
 
@@ -124,11 +120,11 @@ class SlowDown:
 
 
 class TokenEndpoint:
-    """Asks for tokens. Holds no state and no connection; safe for any number of threads.
+    """Requests tokens. Holds no state and no connection; safe for any number of threads.
 
-    Every method makes one request on a connection of its own, follows no redirect, reads proxies
-    and CA bundle from the environment as `requests` does, and ends within the sum of its timeouts
-    (as far as the system's name resolution and TLS handshake do).
+    Every method makes one request on a connection of its own, follows no redirect, uses proxies
+    and CA bundle of the environment as `requests` does, and ends within the sum of its timeouts
+    (if the system's name resolution and TLS handshake do).
     """
 
     def __init__(
@@ -137,28 +133,30 @@ class TokenEndpoint:
         *,
         clock: Clock,
         session_factory: Callable[[], requests.Session] = requests.Session,
-        boottime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        boottime: Callable[[], float] = boottime,
     ) -> None:
         """
         Args:
-            origin: e.g. `https://chat.qwen.ai`; plain http towards this machine only.
-            session_factory: gives proxies and TLS settings; nothing is sent through the session.
+            origin: e.g. `https://chat.qwen.ai`; plain http only to this machine.
+            session_factory: its proxies and TLS settings are used; nothing is sent through it.
             boottime: seconds that never step and go on while the machine is suspended.
 
         Raises:
             ValueError: why the origin cannot be used.
         """
-        self._origin = endpoint.base_url(origin)
-        if self._origin.startswith("http:") and not endpoint.is_local(self._origin):
-            raise ValueError("it is plain http to another machine, which would show tokens to all")
+        self._origin = net.base_url(origin)
+        if self._origin.startswith("http:") and not net.is_local(self._origin):
+            raise ValueError(
+                "it is plain http to another machine, which would expose tokens on the network"
+            )
         self._clock = clock
         self._session_factory = session_factory
         self._boottime = boottime
 
     @property
     def host(self) -> str:
-        """Host and port, for people."""
-        return endpoint.host_of(self._origin)
+        """Host and port, for messages."""
+        return net.host_of(self._origin)
 
     def refresh(
         self,
@@ -170,8 +168,8 @@ class TokenEndpoint:
         """Spend a refresh token.
 
         Args:
-            before_send: called when the connection stands and before the first byte leaves; it may
-                raise `NotSent` to keep the token.
+            before_send: called when the connection is established and before the first byte is
+                sent; it may raise `NotSent` to keep the token.
 
         Raises:
             NotSent, Ambiguous, Rejected, Throttled, Refused: see there.
@@ -206,10 +204,10 @@ class TokenEndpoint:
             raise reply.failure()
         code, user_code = reply.text("device_code"), reply.text("user_code")
         url = reply.text("verification_uri_complete") or reply.text("verification_uri")
-        # They go to a terminal and to a browser: no control characters, and no other scheme.
+        # They go to a terminal and a browser: refuse control characters and other schemes.
         shown = user_code.isprintable() and url.isascii() and url.isprintable() and " " not in url
         if not (code and user_code and shown and url.startswith(("https://", "http://"))):
-            raise reply.unusable("without a code and an address that can be used")
+            raise reply.unusable("without a usable code and address")
         return DeviceCode(
             code,
             user_code,
@@ -241,7 +239,7 @@ class TokenEndpoint:
         if 400 <= reply.status < 500:
             if reply.word == "authorization_pending":
                 return Pending()
-            # 429 as the service has it, 400 as RFC 8628 §3.5 has it.
+            # The service sends 429, RFC 8628 §3.5 says 400.
             if reply.word == "slow_down":
                 return SlowDown()
             if reply.word == "access_denied":
@@ -294,13 +292,13 @@ class TokenEndpoint:
         except OAuthFailure:
             raise
         except Exception as error:
-            # Whatever it was: what counts is whether the token may have left, and only the wire
-            # knows. The exceptions do not: a time-out of the TLS handshake is a ReadTimeout.
+            # What counts is whether the token may have been sent, which only the wire knows. The
+            # exceptions do not: a timeout of the TLS handshake is a ReadTimeout.
             reason = "it took too long" if wire.ended else oauth_wire.reason(error)
         finally:
             timer.cancel()
             adapter.close()
-        # Not inside the handler: the exception of `requests` has the request in it, with the token.
+        # Not inside the handler: the exception of `requests` contains the request, with the token.
         if wire.watched and wire.sent is None:
             raise NotSent(f"{self.host} cannot be reached: {reason}")
         raise Ambiguous(f"{self.host} gave no answer: {reason}")
@@ -308,8 +306,8 @@ class TokenEndpoint:
     def _send(
         self, adapter: Adapter, path: str, fields: Mapping[str, str], timeout_s: Timeout
     ) -> requests.Response:
-        # Prepared by hand and sent through the adapter: a session would add what netrc says for
-        # the host, and cookies.
+        # Prepared by hand and sent through the adapter: a session would add cookies, and netrc's
+        # password for the host.
         request = requests.Request(
             "POST",
             self._origin + path,

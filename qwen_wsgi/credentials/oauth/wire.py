@@ -1,6 +1,6 @@
-"""One connection for one request: whether any of it may have left, and its end when it takes long.
+"""One connection for one request: knows whether bytes may have been sent, and ends slow requests.
 
-Only this module sees how `requests` makes its connections.
+Only this module depends on how `requests` makes its connections.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from urllib3.connection import HTTPConnection
 
 from qwen_wsgi.credentials.oauth.errors import NotSent
 
-#: No answer of these endpoints is ever longer.
+#: No answer of these endpoints is longer.
 MAX_BODY_BYTES: Final = 1024 * 1024
 
 
@@ -32,10 +32,10 @@ class Moment:
 
 
 class Wire:
-    """Knows whether the request may have left, and ends one that takes too long.
+    """Knows whether the request may have been sent, and ends one that takes too long.
 
-    A server that sends a byte now and then would otherwise hold the login's locks for ever: the
-    timeouts of sockets begin anew with each byte.
+    Otherwise a server that sends a byte now and then would keep the login locked for ever: the
+    timeouts of sockets restart with each byte.
     """
 
     def __init__(self, before_send: Callable[[], None], moment: Callable[[], Moment]) -> None:
@@ -43,8 +43,8 @@ class Wire:
         self._moment = moment
         self._lock = threading.Lock()
         self._sock: Any = None
-        #: The connection tells us what it sends. Otherwise (a `requests` that makes connections in
-        #: another way) `sent` being None proves nothing.
+        #: The connection reports what it sends. If not (a `requests` that makes connections in
+        #: another way), `sent` being None proves nothing.
         self.watched = False
         self.sent: Moment | None = None
         self.ended = False
@@ -53,7 +53,7 @@ class Wire:
         """Called before bytes of the request are written.
 
         Raises:
-            NotSent: nothing was written yet, and it is too late now.
+            NotSent: it took too long; nothing was written.
         """
         if self.sent is not None:
             return
@@ -65,18 +65,18 @@ class Wire:
             self.sent = self._moment()
 
     def end(self) -> None:
-        """Stop the exchange; the thread that waits for the answer sees its connection end."""
+        """Shut the connection down, so that the thread that waits for the answer gets an error."""
         with self._lock:
             self.ended = True
             sock = self._sock
-        # The plain socket's: that of TLS takes the socket's TLS state away under its reader, which
-        # then reads on without. TypeError: TLS inside TLS (an https proxy) is no socket.
+        # The plain socket's method: a TLS socket's drops the TLS state, and the reader would go
+        # on reading without it. TypeError: TLS inside TLS (an https proxy) is not a socket.
         with suppress(OSError, TypeError):
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 class _Watched(HTTPConnection):
-    """Mixed into whatever kind of connection is used, with `wire` as an attribute of the class."""
+    """Mixed into the class of the connection that is used, with `wire` as a class attribute."""
 
     wire: Wire
     _connecting = False
@@ -91,7 +91,7 @@ class _Watched(HTTPConnection):
     def send(self, data: Any) -> None:
         if self.sock is None:
             self.connect()
-        # While it connects, what is sent is CONNECT to a proxy.
+        # While it connects, it sends CONNECT to a proxy.
         if not self._connecting:
             self.wire.sending(self.sock)
         super().send(data)
@@ -107,15 +107,15 @@ class Adapter(HTTPAdapter):
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
         self._wire.watched = True
         pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
-        # Made of the pool's own class: that one knows TLS or SOCKS.
+        # Derived from the pool's own class, which handles TLS or SOCKS.
         pool.ConnectionCls = type("Watched", (_Watched, pool.ConnectionCls), {"wire": self._wire})
         return pool
 
 
 def read(raw: Any) -> bytes:
-    """The body, or as much of it as an answer can have."""
+    """Read the body, up to MAX_BODY_BYTES."""
     body = b""
-    # In pieces: only the read that finds the end of the connection tells that it came too early.
+    # In pieces: only the read at the end of the connection reports that it came too early.
     while len(body) < MAX_BODY_BYTES:
         part = raw.read(min(65_536, MAX_BODY_BYTES - len(body)), decode_content=True)
         if not part:
@@ -125,7 +125,7 @@ def read(raw: Any) -> bytes:
 
 
 def reason(error: BaseException) -> str:
-    """A failure of the transport in a few words; never its text, which may quote an address."""
+    """Describe a failure of the transport; never by its own text, which may quote an address."""
     chain = [error]
     while True:
         last: Any = chain[-1]
@@ -153,7 +153,7 @@ _REASONS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (urllib3.exceptions.NameResolutionError, "its name does not resolve"),
     (urllib3.exceptions.ProxyError, "the HTTP proxy on the way failed"),
 )
-#: Where the system has no words of its own.
+#: Where the system has no text for it.
 _REASONS_WITHOUT_WORDS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (urllib3.exceptions.SSLError, "the TLS connection failed"),
     (urllib3.exceptions.ConnectTimeoutError, "no connection in time"),
@@ -161,5 +161,5 @@ _REASONS_WITHOUT_WORDS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (TimeoutError, "no answer in time"),
     (ConnectionError, "the connection was closed"),
     (urllib3.exceptions.IncompleteRead, "the connection was closed"),
-    (http.client.HTTPException, "what came is no HTTP"),
+    (http.client.HTTPException, "the answer is not HTTP"),
 )

@@ -1,4 +1,4 @@
-"""One attempt to renew a login: what it carries along, and how it ends."""
+"""One attempt to refresh a login: its data, and how it ends."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ class Outcome(enum.Enum):
     """How an attempt ended; the names are those of the counters."""
 
     OK = "ok"
-    #: Somebody else's login or refresh is in use now.
+    #: A login or refresh of another program is in use now.
     ADOPTED = "adopted"
-    #: Nothing left this machine.
+    #: No request left this machine.
     NOT_SENT = "not_sent"
-    #: It may have been carried out, and its answer is lost.
+    #: The request may have been carried out, and its answer is lost.
     AMBIGUOUS = "ambiguous"
     #: The endpoint refused the refresh token.
     REJECTED = "rejected"
     THROTTLED = "throttled"
-    #: Something on the way refused the request.
+    #: A firewall or gateway refused the request.
     REFUSED = "refused"
     LOCK_TIMEOUT = "lock_timeout"
     #: The file cannot be replaced, so the token was not spent.
     READ_ONLY = "read_only"
-    #: It is not time for an attempt, or nothing to refresh with.
+    #: No attempt is due yet, or there is no refresh token.
     NOT_DUE = "not_due"
-    #: A fault of ours.
+    #: An error in this program.
     FAILED = "failed"
 
 
@@ -45,35 +45,43 @@ class Attempt:
 
 
 class Step:
-    """What one transaction carries along."""
+    """The data of one transaction.
+
+    Args:
+        id: stands in every log line of the attempt.
+        rejected: the access token that the API refused.
+        snapshot: what was on disk under both locks.
+        shared: reserved room for the next version of qwen-code's file.
+        ours: reserved room for the next version of our journal.
+    """
 
     def __init__(
         self,
-        number: str,
+        id: str,
         rejected: str | None,
-        sight: Snapshot,
+        snapshot: Snapshot,
         login: CredentialDocument,
         shared: durable.Reservation,
         ours: durable.Reservation,
     ) -> None:
-        self.number = number
+        self.id = id
         self.forced = rejected is not None and rejected == login.access_token
-        self.sight = sight
+        self.snapshot = snapshot
         self.login = login
         self.shared = shared
         self.ours = ours
         self.fp = fingerprint(login.refresh_token)
         self.sent = False
-        #: As it was under our lock, without a login that somebody else's has superseded: it must
-        #: not come back when that one is deleted some day.
-        self.journal = sight.journal
-        received = sight.journal.received
+        #: As it was under our lock, but without a login that another program's has superseded: it
+        #: must not come back when that one is deleted later.
+        self.journal = snapshot.journal
+        received = snapshot.journal.received
         if (
-            sight.newest.source == "shared"
+            snapshot.newest.source == "shared"
             and received is not None
             and fingerprint(received.login.refresh_token) != self.fp
         ):
             self.journal = replace(self.journal, received=None)
-        intent = sight.journal.intent
-        #: An earlier sending of the same token, whose answer nobody wrote down.
+        intent = snapshot.journal.intent
+        #: An earlier request with the same token whose answer was never recorded.
         self.earlier = intent if intent is not None and intent.fp == self.fp else None

@@ -1,4 +1,4 @@
-"""The transaction of one attempt: a refresh token is spent, and its successor kept.
+"""The transaction of one attempt: spends a refresh token and keeps its successor.
 
 A refresh token is taken to be single-use. So it is sent only by the holder of both locks, only
 after the room for its successor was reserved and the intent is on disk, and its successor goes into
@@ -11,17 +11,14 @@ from __future__ import annotations
 import datetime
 import logging
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
-from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.files import durable
 from qwen_wsgi.credentials.files.journal import Backoff, Intent
-from qwen_wsgi.credentials.files.login_store import LoginStore, Snapshot, render
+from qwen_wsgi.credentials.files.login_store import Snapshot, render
 from qwen_wsgi.credentials.files.watched import Unusable
-from qwen_wsgi.credentials.locks.cli_lock import CliLock
 from qwen_wsgi.credentials.oauth.errors import (
     Ambiguous,
     NotSent,
@@ -29,11 +26,11 @@ from qwen_wsgi.credentials.oauth.errors import (
     Rejected,
     Throttled,
 )
-from qwen_wsgi.credentials.oauth.token_endpoint import TokenAnswer, TokenEndpoint
+from qwen_wsgi.credentials.oauth.token_endpoint import TokenAnswer
 from qwen_wsgi.credentials.refresh.attempt import Outcome, Step
 from qwen_wsgi.credentials.refresh.commit import Committer
-from qwen_wsgi.credentials.refresh.judge import RefreshPolicy
-from qwen_wsgi.credentials.refresh.pace import RefreshTiming
+from qwen_wsgi.credentials.refresh.context import RefreshContext, RefreshState
+from qwen_wsgi.credentials.refresh.policy import RefreshPolicy
 
 log = logging.getLogger(__name__)
 
@@ -41,116 +38,96 @@ log = logging.getLogger(__name__)
 _DOUBLINGS: Final = 16
 
 
-class _Drained(NotSent):
-    """The process is going away: nothing was sent, and nothing will be."""
+class _Stopping(NotSent):
+    """The process is stopping: nothing was sent, and nothing will be."""
 
 
-class _Overtaken(NotSent):
-    """Somebody else renewed the login, or logged in, while we connected."""
+class _Superseded(NotSent):
+    """Another program refreshed the login, or a person logged in, while we connected."""
 
 
 class Transaction:
-    """What is done while both locks are held."""
+    """The work of an attempt while both locks are held."""
 
-    def __init__(
-        self,
-        store: LoginStore,
-        endpoint: TokenEndpoint,
-        judge: RefreshPolicy,
-        keeper: Committer,
-        cli_lock: CliLock,
-        clock: Clock,
-        pace: RefreshTiming,
-        *,
-        sleep: Callable[[float], None],
-        checkpoint: Callable[[str], None],
-        is_draining: Callable[[], bool],
-    ) -> None:
-        self._store = store
-        self._endpoint = endpoint
-        self._judge = judge
-        self._keeper = keeper
-        self._cli_lock = cli_lock
-        self._clock = clock
-        self._pace = pace
-        self._sleep = sleep
-        self._checkpoint = checkpoint
-        self._is_draining = is_draining
+    def __init__(self, context: RefreshContext, state: RefreshState, policy: RefreshPolicy) -> None:
+        self._context = context
+        self._state = state
+        self._policy = policy
+        self._committer = Committer(context, state, policy)
+        self._store = context.store
 
-    def run(self, number: str, rejected: str | None) -> tuple[Outcome, str]:
-        """Publish what a crash kept from the file, then renew the login if that is due.
+    def run(self, id: str, rejected: str | None) -> tuple[Outcome, str]:
+        """Publish a login that is in the journal alone, then refresh it if that is due.
 
         Args:
-            number: stands in every log line of the attempt.
+            id: stands in every log line of the attempt.
             rejected: the access token that the API refused.
 
         Raises:
-            OSError: nothing was sent, as something cannot be written.
+            OSError: a file cannot be written; nothing was sent.
         """
-        self._checkpoint("locked")
+        self._context.checkpoint("locked")
         for directory in {self._store.paths.document.parent, self._store.paths.journal.parent}:
-            durable.sweep(directory, now_s=self._clock.now())
+            durable.sweep(directory, now_s=self._context.clock.now())
         try:
-            sight = self._store.reload()
+            snapshot = self._store.reload()
         except Unusable as error:
             return Outcome.FAILED, f"the file {error}; nothing was sent"
-        if restored := sight.newest.unpublished:
-            sight = self._republish(number, sight)
-        if self._judge.settled(sight, rejected):
+        if restored := snapshot.newest.unpublished:
+            snapshot = self._republish(id, snapshot)
+        if self._policy.is_settled(snapshot, rejected):
             if restored:
-                return Outcome.OK, "a login that a crash had kept from the file was restored"
+                return Outcome.OK, "a login that was in the journal alone was written to the file"
             return Outcome.ADOPTED, "another process renewed it"
-        if not self._judge.due(sight, rejected):
+        if not self._policy.is_due(snapshot, rejected):
             return Outcome.NOT_DUE, "no attempt is due"
-        login = sight.newest.login
+        login = snapshot.newest.login
         assert login is not None  # due
         shared, ours = self._store.reserve(login)
-        self._judge.read_only = ""
-        self._checkpoint("reserved")
+        self._state.read_only = None
+        self._context.checkpoint("reserved")
         try:
-            return self._exchange(Step(number, rejected, sight, login, shared, ours))
+            return self._exchange(Step(id, rejected, snapshot, login, shared, ours))
         finally:
             shared.discard()
             ours.discard()
 
-    def _republish(self, number: str, sight: Snapshot) -> Snapshot:
-        """Write what a crash kept in the journal into the shared file, and look again."""
-        login, received = sight.newest.login, sight.journal.received
+    def _republish(self, id: str, snapshot: Snapshot) -> Snapshot:
+        """Write the journal's login, which a crash kept from the shared file, and read it again."""
+        login, received = snapshot.newest.login, snapshot.journal.received
         assert login is not None
         durable.replace_file(self._store.paths.document, render(login.raw))
-        self._judge.read_only = ""
-        self._checkpoint("published")
+        self._state.read_only = None
+        self._context.checkpoint("published")
         if received is not None:
             published = replace(received, published=True)
-            self._store.write_journal(replace(sight.journal, received=published))
-        log.warning(
-            "login restored from the journal login=%s attempt=%s", self._store.shown, number
-        )
+            self._store.write_journal(replace(snapshot.journal, received=published))
+        log.warning("login restored from the journal login=%s attempt=%s", self._store.shown, id)
         return self._store.reload()
 
     def _exchange(self, step: Step) -> tuple[Outcome, str]:
-        """Spend the refresh token; at most twice, and only if the first answer was lost."""
+        """Spend the refresh token. It is sent a second time only if the first answer was lost."""
         try:
-            answer = self._send(step, self._pace.first_timeout_s)
+            answer = self._send(step, self._context.timing.first_timeout_s)
         except Ambiguous as first:
-            self._checkpoint("ambiguous")
+            self._context.checkpoint("ambiguous")
             log.warning(
                 "login refresh: the answer was lost, sending once more attempt=%s: %s",
-                step.number,
+                step.id,
                 first,
             )
             try:
-                answer = self._send(step, self._pace.second_timeout_s)
-            except _Overtaken as second:
+                answer = self._send(step, self._context.timing.second_timeout_s)
+            except _Superseded as second:
                 return Outcome.ADOPTED, str(second)
             except Rejected as second:
                 return self._rejected(step, second, lost=True)
             except OAuthFailure as second:
-                # Whatever became of the second, the first may have been carried out.
+                # Whatever happened to the second request, the first may have been carried out.
                 return self._back_off(step, Outcome.AMBIGUOUS, f"{first}; then: {second}")
-        except _Overtaken as failure:
+        except _Superseded as failure:
             return Outcome.ADOPTED, str(failure)
-        except _Drained as failure:
+        except _Stopping as failure:
             return Outcome.NOT_SENT, str(failure)
         except NotSent as failure:
             return self._back_off(step, Outcome.NOT_SENT, str(failure))
@@ -162,32 +139,32 @@ class Transaction:
             )
         except OAuthFailure as failure:
             return self._back_off(step, Outcome.REFUSED, str(failure))
-        self._checkpoint("answered")
-        return self._keeper.keep(step, answer)
+        self._context.checkpoint("answered")
+        return self._committer.commit(step, answer)
 
     def _send(self, step: Step, timeout_s: tuple[float, float]) -> TokenAnswer:
-        return self._endpoint.refresh(
+        return self._context.endpoint.refresh(
             step.login.refresh_token,
             timeout_s=timeout_s,
             before_send=lambda: self._intend(step),
         )
 
     def _intend(self, step: Step) -> None:
-        """The last moment before the token leaves: is it still ours to spend? Say so on disk."""
-        if self._is_draining() and not step.sent:
-            raise _Drained("the process is stopping")
-        # Also before the repetition: whoever has the lock now is about to send the same token.
-        if not self._cli_lock.check():
+        """Check, right before the token is sent, that we may spend it, and record the intent."""
+        if self._state.draining and not step.sent:
+            raise _Stopping("the process is stopping")
+        # Also before the repetition: the lock's new owner is about to send the same token.
+        if not self._context.cli_lock.check():
             raise NotSent("qwen-code took its lock away")
         if self._replaced(step):
-            raise _Overtaken("somebody else renewed the login meanwhile")
-        intent = Intent(step.fp, os.getpid(), int(self._clock.now() * 1000), step.number)
+            raise _Superseded("another program renewed the login meanwhile")
+        intent = Intent(step.fp, os.getpid(), int(self._context.clock.now() * 1000), step.id)
         try:
             self._store.write_journal(replace(step.journal, intent=intent))
         except OSError as error:
             raise NotSent(f"the journal cannot be written ({error.strerror})") from error
         step.sent = True
-        self._checkpoint("intent")
+        self._context.checkpoint("intent")
 
     def _replaced(self, step: Step) -> bool:
         with suppress(OSError, Unusable):
@@ -195,27 +172,27 @@ class Transaction:
             return login is None or login.refresh_token != step.login.refresh_token
         return False
 
-    # --- when it did not work --------------------------------------------------------------------
+    # --- failures ---------------------------------------------------------------------------------
 
     def _rejected(self, step: Step, failure: Rejected, *, lost: bool) -> tuple[Outcome, str]:
-        """The token is not good any more; first of all because somebody else may have spent it."""
-        self._sleep(self._pace.rejected_pause_s)
+        """Handle a refused refresh token: another program may have spent it, else it is dead."""
+        self._context.sleep(self._context.timing.rejected_pause_s)
         current = step.journal
         with suppress(OSError, Unusable):
-            sight = self._store.reload()
-            there = sight.newest.login
+            snapshot = self._store.reload()
+            there = snapshot.newest.login
             if there is not None and there.refresh_token != step.login.refresh_token:
                 return Outcome.ADOPTED, "another process had renewed it"
-            current = sight.journal
-        self._judge.refused |= {step.fp}
-        now_ms = int(self._clock.now() * 1000)
+            current = snapshot.journal
+        self._state.refused |= {step.fp}
+        now_ms = int(self._context.clock.now() * 1000)
         with suppress(OSError):
             self._store.write_journal(
                 replace(current, intent=None, backoff=None).with_tombstone(step.fp, now_ms)
             )
         why = f"the endpoint refused the refresh token ({failure})"
         if lost:
-            why += "; the answer to the first sending was lost, and it was the login"
+            why += "; the answer to the first request was lost, and it was the login"
         elif (earlier := step.earlier) is not None:
             why += (
                 f"; it had been sent before, by process {earlier.pid} at {_utc(earlier.at_ms)} "
@@ -227,22 +204,22 @@ class Transaction:
     def _back_off(
         self, step: Step, outcome: Outcome, detail: str, *, pause_s: float | None = None
     ) -> tuple[Outcome, str]:
-        """Note for all workers until when no other attempt is to be made."""
-        longest_s = self._pace.longest_retry_s
+        """Record, for all workers, until when no other attempt is made."""
+        longest_s = self._context.timing.longest_retry_s
         before = step.journal.backoff
         failures = before.failures + 1 if before and before.fp == step.fp else 1
         if pause_s is None:
-            pause_s = self._judge.pause_s(step.sight) * 2 ** min(failures - 1, _DOUBLINGS)
-            if outcome is Outcome.NOT_SENT and self._judge.is_urgent(step.sight):
-                pause_s = min(pause_s, self._pace.urgent_retry_s)
+            pause_s = self._policy.pause_s(step.snapshot) * 2 ** min(failures - 1, _DOUBLINGS)
+            if outcome is Outcome.NOT_SENT and self._policy.is_urgent(step.snapshot):
+                pause_s = min(pause_s, self._context.timing.urgent_retry_s)
         pause_s = min(pause_s, longest_s)
-        self._judge.hold_off(step.fp, pause_s)
-        now_ms = int(self._clock.now() * 1000)
+        self._policy.hold_off(step.fp, pause_s)
+        now_ms = int(self._context.clock.now() * 1000)
         until_ms = now_ms + int(pause_s * 1000)
         backoff = Backoff(step.fp, failures, until_ms, outcome.value, now_ms)
         with suppress(OSError, Unusable):
             current = self._store.reload().journal
-            # An answer that was lost stays on record until the token is known to be good or bad.
+            # A lost answer stays on record until the token is known to be good or bad.
             intent = current.intent if outcome is Outcome.AMBIGUOUS else step.earlier
             self._store.write_journal(replace(current, backoff=backoff, intent=intent))
         return outcome, detail

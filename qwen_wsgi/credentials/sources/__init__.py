@@ -1,1 +1,1 @@
-"""Where accounts come from: environment, API keys, qwen-code's settings, login files."""
+"""Finds accounts in the environment, qwen-code's settings and login files."""

@@ -1,4 +1,4 @@
-"""Makes the list of accounts, best first, with one look at everything that may name one."""
+"""Builds the list of accounts, best first, from one reading of everything that may name one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
+from qwen_wsgi import net
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.credentials import endpoint
 from qwen_wsgi.credentials.account import Account, ProviderModel, family_for
 from qwen_wsgi.credentials.credential import StaticKey
 from qwen_wsgi.credentials.files.document import CredentialDocument
@@ -33,27 +33,27 @@ from qwen_wsgi.settings import Settings
 
 T = TypeVar("T")
 
-#: Where an administrator's settings for all users are; qwen-code's path on Linux.
+#: The administrator's settings for all users; qwen-code's path on Linux.
 SYSTEM_SETTINGS: Final = "/etc/qwen-code/settings.json"
 
 
 class Built(NamedTuple):
-    """The result of one look at everything, and the readings that it rests on."""
+    """The result of one build, and the readings that it is based on."""
 
     accounts: tuple[Account, ...]
     problems: tuple[str, ...]
     watched: tuple[tuple[WatchedFile[Any], Reading[Any]], ...]
-    #: Journals: a change counts, a fault of theirs is not the operator's to correct first.
+    #: Journals: a change causes a new build, a problem does not stop the server's start.
     journals: tuple[tuple[WatchedFile[Any], Reading[Any]], ...]
     #: qwen-code's directory and when something in it was last created, renamed or removed.
     directory: tuple[str, int]
     logins: tuple[OAuthLogin, ...]
-    #: Sentences on logins that are left out because another account has them.
-    twins: tuple[str, ...]
+    #: Sentences about logins that are left out because another account has the same one.
+    duplicates: tuple[str, ...]
 
 
 class Build:
-    """One look at everything: lives for one call, holds the readings and the growing result."""
+    """One build of the list: lives for one call, holds the readings and the growing result."""
 
     def __init__(
         self,
@@ -70,12 +70,12 @@ class Build:
         self._journals: list[tuple[WatchedFile[Any], Reading[Any]]] = []
         self._accounts: list[Account] = []
         self._problems: list[str] = []
-        self._twins: list[str] = []
+        self._duplicates: list[str] = []
 
     def run(self) -> Built:
-        """Look, and make the list."""
+        """Read everything, and build the list."""
         home = self.qwen_home()
-        # Before anything in it is looked at: what changes meanwhile is then looked at again.
+        # Before anything in it is read: what changes meanwhile is then read again.
         directory = (os.fspath(home), changed_at(os.fspath(home)))
         variables = self._variables(home)
         self._add_upstream()
@@ -86,18 +86,18 @@ class Build:
         broken = [f"{file.shown} {r.problem}. {r.remedy}" for file, r in watched if r.problem]
         return Built(
             tuple(self._accounts),
-            (*broken, *self._problems, *self._twins),
+            (*broken, *self._problems, *self._duplicates),
             watched,
             tuple(self._journals),
             directory,
             tuple(a.credential for a in self._accounts if isinstance(a.credential, OAuthLogin)),
-            tuple(self._twins),
+            tuple(self._duplicates),
         )
 
     # Files
 
     def _read(self, path: Path, parse: Callable[[bytes, FileIdentity], T]) -> T | None:
-        """A file's last good content; read once per build, so that the result is of one piece."""
+        """A file's last usable content; read once per build, so that the result is consistent."""
         if path not in self._readings:
             if path not in self._files:
                 self._files[path] = WatchedFile(path, parse, self._clock, self._shown(path))
@@ -130,7 +130,7 @@ class Build:
         in_home = named == "~" or named.startswith("~/")
         path = Path(os.path.normpath(home / named[2:]) if in_home else os.path.abspath(named))
         if not os.path.isdir(path):
-            self._problems.append(f"QWEN_HOME is {named}, which is no directory.")
+            self._problems.append(f"QWEN_HOME is {named}, which is not a directory.")
         return path
 
     def _variables(self, qwen_home: Path) -> Variables:
@@ -202,7 +202,7 @@ class Build:
     ) -> None:
         explicit = name == "upstream"
         try:
-            url = endpoint.base_url(raw_url)
+            url = net.base_url(raw_url)
         except ValueError as error:
             self._problems.append(f"{url_env} cannot be used: {error}. Its account is left out.")
             return
@@ -243,7 +243,7 @@ class Build:
 
     def _checked_url(self, raw: str, whose: str) -> str | None:
         try:
-            return endpoint.base_url(raw)
+            return net.base_url(raw)
         except ValueError as error:
             self._problems.append(f"{whose} base URL cannot be used: {error}.")
             return None
@@ -258,7 +258,7 @@ class Build:
         self._add(Account(name, "key", url, origin, False, family, key, _distinct(models)))
 
     def _hint_at_region(self, url: str, env_key: str | None, key: StaticKey) -> None:
-        """A key works in its own region only, so one of two regions must be wrong."""
+        """Report a key that is used in two regions: it works in its own region only."""
         provider = providers.by_key_env(env_key or "")
         if provider is None or url not in provider.base_urls or key.key is None:
             return
@@ -287,7 +287,7 @@ class Build:
         candidates = [each for each in found if each is not None]
         for each in candidates:
             if why := login_files.duplicate_of(each, candidates):
-                self._twins.append(f"{each.origin} holds {why}; it is left out.")
+                self._duplicates.append(f"{each.origin} holds {why}; it is not used.")
             else:
                 url = each.login.base_url()
                 family = family_for(each.name, "oauth", url, explicit=False)
@@ -306,17 +306,17 @@ class Build:
         return self._logins[path]
 
     def _candidate(self, name: str, login: OAuthLogin, origin: str) -> Candidate | None:
-        """A login that is there, or was; None when there never was one."""
+        """A login that exists, or did; None when there never was one."""
         shared, ours = login.store.watched()
         reading = shared.read()
         self._readings[shared.path] = (shared, reading)
         self._journals.append((ours, ours.read()))
-        sight = login.store.look()
-        document = sight.newest.login
+        snapshot = login.store.snapshot()
+        document = snapshot.newest.login
         if document is None and not reading.exists:
             return None
         fp = fingerprint(document.refresh_token) if document is not None else ""
-        return Candidate(name, login, origin, fp, sight.journal)
+        return Candidate(name, login, origin, fp, snapshot.journal)
 
 
 def _token_endpoint(settings: Settings, clock: Clock) -> TokenEndpoint:
@@ -347,7 +347,7 @@ def _short_name(url: str) -> str:
     provider = providers.by_base_url(url)
     if provider is not None:
         return provider.name
-    host = "".join(c if c.isalnum() else "-" for c in endpoint.host_of(url))
+    host = "".join(c if c.isalnum() else "-" for c in net.host_of(url))
     return host.strip("-")[:40].strip("-")
 
 

@@ -1,7 +1,7 @@
-"""Which key and which base URL qwen-code's settings mean.
+"""Resolves the keys and base URLs of qwen-code's settings.
 
-A key is only ever sent to the address that it was written next to. qwen-code itself goes further
-(a missing key falls through to `OPENAI_API_KEY` and `security.auth.apiKey`, whatever the address).
+A key is sent only to the address that it was configured with. qwen-code itself goes further: it
+replaces a missing key by `OPENAI_API_KEY` and `security.auth.apiKey`, whatever the address.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from qwen_wsgi.credentials import endpoint
+from qwen_wsgi import net
 from qwen_wsgi.credentials.account import ProviderModel
 from qwen_wsgi.credentials.credential import StaticKey, usable_secret
 from qwen_wsgi.credentials.sources import providers, qwen_settings
@@ -22,7 +22,7 @@ DEFAULT_AUTH_BASE_URL: Final = providers.PROVIDERS[0].base_urls[0]
 
 
 class Pair(NamedTuple):
-    """A key that stands beside a base URL outside `modelProviders`."""
+    """A key with its base URL, configured outside `modelProviders`."""
 
     base_url: str
     key: Value
@@ -30,7 +30,7 @@ class Pair(NamedTuple):
 
 
 def usable_key(secret: str, base_url: str, name: str, remedy: str) -> StaticKey:
-    """The key as a credential; without a key, but with a reason, when it cannot be sent."""
+    """Make a credential of a key; one without a key, but with a reason, when it cannot be sent."""
     if usable_secret(secret):
         return StaticKey(secret, base_url)
     fault = f"{name} has white space or other characters that no HTTP header can carry"
@@ -38,12 +38,12 @@ def usable_key(secret: str, base_url: str, name: str, remedy: str) -> StaticKey:
 
 
 class Keys:
-    """Resolves the keys of one state of the settings."""
+    """Resolves the keys of one version of the settings."""
 
     def __init__(self, qwen: QwenSettings, variables: Variables, shown_home: str) -> None:
         """
         Args:
-            shown_home: qwen-code's directory as people know it, for remedies.
+            shown_home: qwen-code's directory, for remedies.
         """
         self._qwen = qwen
         self._variables = variables
@@ -87,7 +87,7 @@ class Keys:
             yield Pair(qwen.auth_base_url or DEFAULT_AUTH_BASE_URL, where, models)
 
     def usable(self, base_url: str, found: Value) -> StaticKey:
-        """The key as a credential, or why it is none."""
+        """Make a credential of a key, or of the reason why it cannot be used."""
         name = qwen_settings.unresolved(found.text)
         if name is not None:
             return self._unset(name, base_url)
@@ -95,21 +95,21 @@ class Keys:
         return usable_key(found.text, base_url, "the API key", remedy)
 
     def _find(self, name: str) -> Value | None:
-        """Environment, `.env` files, then the `env` of the settings."""
+        """Search the environment, the `.env` files, then the `env` of the settings."""
         found = self._variables.find(name)
         if found is None and name not in qwen_settings.NEVER:
             found = self._qwen.env.get(name)
         return found
 
     def _without_env_key(self, base_url: str) -> tuple[StaticKey, str]:
-        """As in qwen-code the general key, but only towards the general base URL."""
+        """Use the general key, as qwen-code does, but only for the general base URL."""
         for found, meant_for in (
             (self._find("OPENAI_API_KEY"), self.base_url_for_all()),
             (self._qwen.auth_key, self._qwen.auth_base_url or DEFAULT_AUTH_BASE_URL),
         ):
             if found is not None and _same_place(base_url, meant_for):
                 return self.usable(base_url, found), f"no envKey, key from {found.place}"
-        if endpoint.is_local(base_url):
+        if net.is_local(base_url):
             return StaticKey("", base_url), "no envKey"
         remedy = f"Add envKey to its entries, and the key under that name to {self._files}."
         return StaticKey(None, base_url, "no API key is named for it", remedy), "no envKey"
@@ -129,6 +129,6 @@ def _models(name: str) -> tuple[ProviderModel, ...]:
 
 def _same_place(base_url: str, raw: str) -> bool:
     try:
-        return base_url == endpoint.base_url(raw)
+        return base_url == net.base_url(raw)
     except ValueError:
         return False

@@ -1,4 +1,4 @@
-"""Finds the accounts of this machine: environment, qwen-code's settings, qwen-code's login.
+"""Finds the accounts of this machine in the environment, qwen-code's settings and its logins.
 
 In this order of preference:
 
@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qwen_wsgi import net
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.credentials import endpoint
 from qwen_wsgi.credentials.account import Account as Account
 from qwen_wsgi.credentials.account import ProviderModel as ProviderModel
 from qwen_wsgi.credentials.files.watched import Unusable, WatchedFile
@@ -28,19 +28,19 @@ from qwen_wsgi.settings import Settings
 
 
 class Discovery:
-    """Knows the accounts now. Reads files; what writes is the renewal of a login alone.
+    """Lists the current accounts. It only reads files; the refresh of a login writes its own.
 
-    Invariant: `accounts()` returns the same object until a watched file changes, and what it
-    returns was built from one reading of each file. The state is one reference to an immutable
-    value, replaced in one step; greenlets or threads that race at worst build the same value
-    twice. Nothing is opened or locked between calls, so a fork at any time is safe.
+    Invariant: `accounts()` returns the same object until a watched file changes, built from one
+    reading of each file. The state is one reference to an immutable value, replaced in one step;
+    greenlets or threads that race at worst build the same value twice. Nothing is opened or locked
+    between calls, so a fork at any time is safe.
     """
 
     def __init__(self, settings: Settings, clock: Clock, *, look_every_s: float = 0.0) -> None:
         """
         Args:
-            look_every_s: for how long an answer is good without another look at the files. It does
-                not delay what changes in a login: each login looks at its own file for every call.
+            look_every_s: for how long an answer is reused without checking the files. It does not
+                delay changes of a login: each login checks its own file for every call.
         """
         self._settings = settings
         self._clock = clock
@@ -51,19 +51,19 @@ class Discovery:
         self._looked_at_s = -math.inf
 
     def accounts(self) -> tuple[Account, ...]:
-        """All accounts, best first. One look at each watched file while nothing changes."""
+        """All accounts, best first. One `stat` of each watched file while nothing changes."""
         return self._current().accounts
 
     def problems(self) -> tuple[str, ...]:
-        """Sentences for `qwen-proxy status`: files, entries and keys that cannot be used."""
+        """Sentences about files, entries and keys that cannot be used, for `qwen-proxy status`."""
         return self._current().problems
 
     def check(self) -> None:
-        """Refuse to start on what the operator must correct first.
+        """Raise an error for what the operator must correct before the server can start.
 
         Raises:
-            SettingsError: a file that exists cannot be read, a settings.json is no JSON object,
-                QWEN_CLI_AUTH is no login, or a variable holds an unusable base URL.
+            SettingsError: a file that exists cannot be read, a settings.json is not a JSON object,
+                QWEN_CLI_AUTH is not a login, or a variable holds an unusable base URL.
         """
         faults = list(_bad_urls(self._settings))
         try:
@@ -71,19 +71,19 @@ class Discovery:
         except Unusable as error:
             faults.append(f"QWEN_CLI_AUTH {error}: {login_files.AUTH_REMEDY}")
         for file, reading in self._current().watched:
-            # A login that says nothing usable is an account that is missing, no reason to stop.
+            # An unusable login is only a missing account, and does not stop the server.
             if reading.problem and (reading.unreadable or file.path not in self._logins):
                 faults.append(f"{file.shown} {reading.problem}. {reading.remedy}".rstrip("."))
         if faults:
             raise SettingsError("; ".join(faults))
 
     def logins(self) -> tuple[OAuthLogin, ...]:
-        """The logins among the accounts, for those who look after them."""
+        """The logins among the accounts, for maintenance and commands."""
         return self._current().logins
 
-    def twins(self) -> tuple[str, ...]:
-        """Sentences on logins that are left out because another account has them."""
-        return self._current().twins
+    def duplicates(self) -> tuple[str, ...]:
+        """Sentences about logins that are left out because another account has the same one."""
+        return self._current().duplicates
 
     def qwen_home(self) -> Path:
         """qwen-code's directory."""
@@ -103,14 +103,14 @@ class Discovery:
                 return built
         fresh = Build(self._settings, self._clock, self._files, self._logins).run()
         if built is not None and built.accounts == fresh.accounts:
-            # A change that changes nothing here, such as another theme.
+            # A change without effect here, such as another theme.
             fresh = fresh._replace(accounts=built.accounts)
         self._built = fresh
         return fresh
 
 
 def _bad_urls(settings: Settings) -> Iterator[str]:
-    """Variables of the operator that hold an unusable base URL."""
+    """Sentences about environment variables with an unusable base URL."""
     named = [("QWEN_UPSTREAM_BASE_URL", settings.upstream_base_url)]
     named.append(("OPENAI_BASE_URL", settings.openai_base_url))
     for provider in providers.PROVIDERS:
@@ -119,6 +119,6 @@ def _bad_urls(settings: Settings) -> Iterator[str]:
     for name, raw in named:
         if raw.strip():
             try:
-                endpoint.base_url(raw)
+                net.base_url(raw)
             except ValueError as error:
                 yield f"{name} cannot be used: {error}"

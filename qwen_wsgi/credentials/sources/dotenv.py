@@ -1,9 +1,9 @@
-"""`.env` files in the notation of the npm package dotenv, which qwen-code reads them with.
+"""Parses `.env` files in the notation of the npm package dotenv, which qwen-code uses.
 
 `NAME=value` or `NAME: value`, optionally after `export`. A value in single, double or back quotes
 may span lines and contain `#`; only double quotes turn `\\n` and `\\r` into control characters. An
-unquoted value ends at `#`. Lines that are no assignment are skipped. The last assignment wins.
-Unlike the original, a line's end is never white space between a name, its `=` and its value.
+unquoted value ends at `#`. Lines without an assignment are skipped. The last assignment wins.
+Unlike in the original, name, `=` and the start of the value must be on one line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ASSIGNMENT: Final = re.compile(
 
 
 def parse(text: str) -> dict[str, str]:
-    """Read the assignments; never fails, like the original."""
+    """Parse the assignments; never fails, like the original."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return {
         match["name"]: _unquoted(match["value"].strip()) for match in _ASSIGNMENT.finditer(text)

@@ -1,4 +1,4 @@
-"""Which logins this machine has by their files and variable, and which of them are the same one."""
+"""Finds the login files and QWEN_CLI_AUTH, and detects duplicate logins among them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from qwen_wsgi.credentials.files.login_store import LoginPaths, from_environment
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.settings import Settings
 
-#: Further logins beside qwen-code's one, made by `qwen-proxy login --account NAME`, and their
-#: journals, which outlive the file.
+#: Additional logins, made by `qwen-proxy login --account NAME`, and their journals, which are kept
+#: when the file is deleted.
 _LOGIN_FILE: Final = re.compile(r"oauth_creds(_[a-z0-9-]{1,32})\.json")
 _JOURNAL_FILE: Final = re.compile(r"journal(_[a-z0-9-]{1,32})\.json")
 
-#: What to do about a QWEN_CLI_AUTH that is no login.
+#: What to do about a QWEN_CLI_AUTH that is not a login.
 AUTH_REMEDY: Final = "set it to the whole content of an oauth_creds.json, or unset it"
 
 
@@ -30,23 +30,23 @@ class Candidate(NamedTuple):
     name: str
     login: OAuthLogin
     origin: str
-    #: Of its refresh token; empty without one.
+    #: Fingerprint of its refresh token; empty without one.
     fp: str
     journal: Journal
 
     def has_left_behind(self, fp: str) -> bool:
-        """Whether a refresh token is one that this login once had."""
+        """Whether a refresh token is an earlier one of this login."""
         received, journal = self.journal.received, self.journal
         was_spent = fp in journal.spent or (received is not None and received.spent == fp)
         return was_spent or fp in journal.tombstones
 
 
 def duplicate_of(one: Candidate, candidates: Sequence[Candidate]) -> str:
-    """Whose login this is as well, as the end of a sentence; empty when it is nobody else's.
+    """Which other account has this login, as the end of a sentence; empty when none has.
 
-    One refresh token can be spent once: whoever is second would lose the login for both. A copy
-    that was left behind by a refresh is worse than equal: to send its token is the very misuse
-    that a login service looks for.
+    A refresh token can be spent once: the second use would lose the login for both accounts. An
+    older copy is even worse: sending its spent token is the very misuse that a login service
+    watches for.
     """
     before = True
     for other in candidates if one.fp else ():
@@ -61,9 +61,9 @@ def duplicate_of(one: Candidate, candidates: Sequence[Candidate]) -> str:
 
 
 def login_files(qwen_home: Path) -> list[Path]:
-    """qwen-code's own file first, then those of further accounts by name.
+    """List qwen-code's own file first, then those of additional accounts by name.
 
-    A file that was taken away from a login that we renewed is among them: its journal counts.
+    Includes a deleted file whose journal still exists: its login counts.
     """
     names = {
         f"oauth_creds{match[1]}.json"
@@ -84,16 +84,16 @@ def _names(directory: Path) -> list[str]:
 
 
 def login_name(path: Path) -> str:
-    """The account's name, by that of its file."""
+    """The account's name, from that of its file."""
     suffix = path.stem.removeprefix("oauth_creds_")
     return "oauth" if path.stem == "oauth_creds" else f"oauth-{suffix}"
 
 
 def environment_login(settings: Settings) -> CredentialDocument | None:
-    """The login in QWEN_CLI_AUTH, if it is set.
+    """Parse the login in QWEN_CLI_AUTH; None when it is not set.
 
     Raises:
-        Unusable: it is set to something else.
+        Unusable: it is not a login.
     """
     text = settings.qwen_cli_auth.strip()
     return from_environment(text) if text else None

@@ -1,4 +1,4 @@
-"""The API-key providers that qwen-code knows, by the names that it gives their keys.
+"""The API-key providers that qwen-code knows, with its names for their keys.
 
 From the provider presets of qwen-code 0.24.4.
 """
@@ -14,8 +14,8 @@ class Provider(NamedTuple):
     Attributes:
         name: the account's name.
         key_env: the variable that holds the API key.
-        base_urls: what the key may be for; the first is the default. A key works with the host of
-            its own plan and region only.
+        base_urls: possible endpoints of the key; the first is the default. A key works with the
+            host of its own plan and region only.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Provider(NamedTuple):
 
     @property
     def base_url_env(self) -> str:
-        """The variable that names another base URL."""
+        """The variable that overrides the base URL."""
         return self.key_env.removesuffix("_API_KEY") + "_BASE_URL"
 
 
@@ -80,10 +80,10 @@ PROVIDERS: Final = (
 
 
 def by_key_env(name: str) -> Provider | None:
-    """The provider whose key has this name."""
+    """Find the provider whose key has this name."""
     return next((each for each in PROVIDERS if each.key_env == name), None)
 
 
 def by_base_url(url: str) -> Provider | None:
-    """The provider that has this base URL in any region."""
+    """Find the provider that has this base URL in any region."""
     return next((each for each in PROVIDERS if url in each.base_urls), None)

@@ -1,4 +1,4 @@
-"""What qwen-code's settings files say about endpoints, keys and models. Pure: no file is opened.
+"""Reads endpoints, keys and models from qwen-code's settings. Pure: no file is opened.
 
 The shapes are those of qwen-code 0.24.4's `settings.json`:
 
@@ -24,10 +24,10 @@ from qwen_wsgi.credentials.files.watched import FileIdentity, Unusable
 #: These names mean something else in this server's environment (OPENAI_API_KEY is a client key),
 #: so qwen-code's meaning is looked up in its files only.
 FILES_ONLY: Final = frozenset({"OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"})
-#: Secrets of this server that no settings file may ever pull in.
+#: Secrets of this server that no settings file may ever refer to.
 NEVER: Final = frozenset({"QWEN_PROXY_API_KEYS", "QWEN_CLI_AUTH"})
 
-#: What qwen-code calls its ways to talk to a server. We speak the first.
+#: qwen-code's names of protocols. We speak the first.
 PROTOCOLS: Final = (
     "openai",
     "openai-responses",
@@ -39,13 +39,13 @@ PROTOCOLS: Final = (
 
 _PLACEHOLDER: Final = re.compile(r"\$(?:(\w+)|\{([^}]+)\})", re.ASCII)
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-#: Flags of an entry that say it is for something that is no chat.
+#: Flags of an entry for models that do not chat.
 _NOT_CHAT: Final = ("imageOnly", "voiceOnly", "realtimeOnly")
 
 
 @dataclass(frozen=True)
 class Value:
-    """A text and where it was found, in words."""
+    """A string and where it was found, in words."""
 
     text: str = field(repr=False)
     place: str
@@ -53,7 +53,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Layer:
-    """One settings file: the path as people know it, and its content."""
+    """One settings file: the path for messages, and its content."""
 
     place: str
     content: Mapping[str, Any] = field(repr=False)
@@ -61,7 +61,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of `modelProviders`, still with unresolved key."""
+    """One model of `modelProviders`; its key is not resolved yet."""
 
     base_url: str | None
     env_key: str | None
@@ -70,7 +70,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class QwenSettings:
-    """All layers merged, `$VAR` expanded. Holds secrets: never shown."""
+    """All layers merged, `$VAR` expanded. Contains secrets: never show it."""
 
     entries: tuple[Entry, ...] = ()
     entries_place: str = ""
@@ -93,13 +93,13 @@ class Variables:
     ) -> None:
         """
         Args:
-            dotenvs: `(path as people know it, content)`, most important first.
+            dotenvs: `(path for messages, content)`, most important first.
         """
         self._environ = environ
         self._dotenvs = dotenvs
 
     def find(self, name: str) -> Value | None:
-        """The value of a name, from the environment or a `.env` file; None when unset."""
+        """Look a name up in the environment and the `.env` files; None when unset."""
         if name in NEVER:
             return None
         if name not in FILES_ONLY and (text := self._environ.get(name, "").strip()):
@@ -128,7 +128,7 @@ def parse(content: bytes, _identity: FileIdentity) -> Mapping[str, Any]:
     """Read one settings file.
 
     Raises:
-        Unusable: it is no JSON object.
+        Unusable: it is not a JSON object.
     """
     remedy = "Correct it; comments are allowed, commas before a closing bracket are not."
     try:
@@ -136,20 +136,20 @@ def parse(content: bytes, _identity: FileIdentity) -> Mapping[str, Any]:
     except UnicodeDecodeError:
         raise Unusable("is not UTF-8 text", remedy=remedy) from None
     except ValueError as error:
-        raise Unusable(f"is no JSON ({error})", remedy=remedy) from None
+        raise Unusable(f"is not JSON ({error})", remedy=remedy) from None
     if not isinstance(value, dict):
-        raise Unusable("is no JSON object", remedy="Its content must be { … }.")
+        raise Unusable("is not a JSON object", remedy="Its content must be { … }.")
     return value
 
 
 def unresolved(text: str) -> str | None:
-    """The name in a value that is nothing but a placeholder whose variable is unset."""
+    """The variable's name in a value that is only a placeholder; None for other values."""
     match = _PLACEHOLDER.fullmatch(text.strip())
     return (match[1] or match[2]) if match else None
 
 
 def is_variable_name(text: str) -> bool:
-    """Whether it can be shown: people paste the key itself where its name belongs."""
+    """Whether it is a variable's name and may be shown: some people paste the key there."""
     return bool(_NAME.fullmatch(text)) and (len(text) <= 24 or "_" in text)
 
 
@@ -213,12 +213,12 @@ def _entries(
     Identity is id and base URL over all providers; the first one wins.
     """
     if not isinstance(providers, dict):
-        return (), [f"{place}: modelProviders is no object and is ignored."]
+        return (), [f"{place}: modelProviders is not an object and is ignored."]
     entries: dict[tuple[str, str | None], Entry] = {}
     problems: list[str] = []
     for provider, value in providers.items():
         where = f"{place}: modelProviders.{provider}"
-        # {"protocol", "models"} is what a withdrawn version of the settings (5) wrote.
+        # {"protocol", "models"}: the form of a withdrawn version (5) of the settings.
         models = value.get("models", []) if isinstance(value, dict) else value
         protocol = protocols.get(provider, _member(value, "protocol") or provider)
         if problem := _left_out(protocol, models):
@@ -241,10 +241,10 @@ def _entries(
 def _left_out(protocol: Any, models: Any) -> str:
     """Why a provider cannot be used, as the end of a sentence; empty when it can be."""
     if not isinstance(models, list):
-        return "is no list of models and is skipped."
+        return "is not a list of models and is skipped."
     if protocol not in PROTOCOLS:
         return (
-            "is skipped: its protocol is not known. Name it in providerProtocol, e.g. "
+            "is skipped: its protocol is unknown. Name it in providerProtocol, e.g. "
             '"openai" for an OpenAI-compatible server.'
         )
     if protocol != "openai" and models:

@@ -58,6 +58,8 @@ def _of_model(payer: bytes, model: str) -> bytes:
 class SandboxKey:
     """The sandbox's credential. Its server is started by the first call that needs it."""
 
+    renewable = False
+
     def __init__(self, start: Callable[[], str]) -> None:
         self._start = start
 

@@ -166,7 +166,7 @@ def test_a_directory_is_no_file(watched: WatchedFile[str], path: Path) -> None:
 def test_a_named_pipe_does_not_block(watched: WatchedFile[str], path: Path) -> None:
     os.mkfifo(path)
 
-    assert watched.read().problem == "cannot be read (it is no regular file)"
+    assert watched.read().problem == "cannot be read (it is not a regular file)"
 
 
 def test_a_huge_file_is_a_mistake(watched: WatchedFile[str], path: Path) -> None:

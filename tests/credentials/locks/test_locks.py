@@ -515,15 +515,15 @@ def test_a_lock_that_vanishes_at_the_last_moment_is_still_a_timeout(scene: Scene
     scene.foreign()
     lock = scene.lock()
     looks: list[int] = []
-    look = lock._takeover.look
+    inspect = lock._stale.inspect
 
     def vanishing() -> Any:
         looks.append(1)
         if len(looks) == 2:
             scene.path.unlink()
-        return look()
+        return inspect()
 
-    lock._takeover.look = vanishing  # type: ignore[method-assign]  # another process
+    lock._stale.inspect = vanishing  # type: ignore[method-assign]
     assert not lock.acquire(0)
 
     assert scene.events == [("lock_timeout", {"path": str(scene.path), "waited_s": 0})]
@@ -532,13 +532,13 @@ def test_a_lock_that_vanishes_at_the_last_moment_is_still_a_timeout(scene: Scene
 def test_a_lock_that_vanishes_between_two_looks_is_no_error(scene: Scene) -> None:
     scene.foreign()
     lock = scene.lock()
-    look = lock._takeover.look
+    inspect = lock._stale.inspect
 
     def vanishing() -> Any:
         scene.path.unlink(missing_ok=True)
-        return look()
+        return inspect()
 
-    lock._takeover.look = vanishing  # type: ignore[method-assign]  # another process
+    lock._stale.inspect = vanishing  # type: ignore[method-assign]
     assert lock.acquire()
     assert len(scene.slept_s) == 1
 
@@ -898,7 +898,7 @@ def test_somebody_may_be_quicker_after_we_broke_a_lock(scene: Scene) -> None:
         if name == "foreign_lock_broken":
             scene.foreign()
 
-    lock._takeover._on_event = quicker
+    lock._stale._on_event = quicker
     assert not lock.acquire(0)
 
     assert scene.path.read_text() == UUID

@@ -62,7 +62,7 @@ def sandbox(clock: Time) -> Iterator[Sandbox]:
 
 
 class Run:
-    """One login, and what it told."""
+    """One login, and the events that it reported."""
 
     def __init__(
         self, origin: str, clock: Time, during: Callable[[Event, int], object] = lambda e, n: None
@@ -70,12 +70,12 @@ class Run:
         """Args: during: called with each event and the number of those before it."""
         self.events: list[Event] = []
 
-        def tell(event: Event) -> None:
+        def report(event: Event) -> None:
             during(event, len(self.events))
             self.events.append(event)
 
         endpoint = TokenEndpoint(origin, clock=clock)
-        self.login = DeviceLogin(endpoint, clock=clock, sleep=clock.sleep, tell=tell)
+        self.login = DeviceLogin(endpoint, clock=clock, sleep=clock.sleep, report=report)
 
     @property
     def told(self) -> list[str]:
@@ -243,7 +243,7 @@ def test_a_throttled_start_says_for_how_long(sandbox: Sandbox, clock: Time) -> N
     sandbox.control(faults={"device": "status=429, retry-after=30"})
 
     failure = Run(sandbox.origin, clock).fails(LoginFailed)
-    assert "wants to be left alone for 30 s" in str(failure)
+    assert "refuses further requests for 30 s" in str(failure)
 
 
 def test_a_code_that_died_after_a_lost_answer_says_so(clock: Time) -> None:

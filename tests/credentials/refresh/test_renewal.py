@@ -64,7 +64,7 @@ class TestStates:
         token = world.seed(LIFE_S)["access_token"]
         login = world.login()
         login.current()
-        settle(login)  # the login of somebody else is noted, once
+        settle(login)  # the login of another program is backed up, once
         first = login.current()
         touched: list[str] = []
         for name in ("stat", "access", "open", "listdir", "fstat"):
@@ -81,7 +81,7 @@ class TestStates:
         assert first.value == token
         assert again is first
         assert touched == ["stat", "stat"]  # the login and its journal
-        assert login.refresher._running is None
+        assert login.refresher._state.running is None
 
     def test_a_stale_token_is_used_at_once_and_renewed_beside(self, world: World) -> None:
         old = world.seed(600)["access_token"]
@@ -155,7 +155,7 @@ class TestStates:
         world.seed(LIFE_S)
         login = world.login()
         login.maintain()
-        assert login.refresher._running is None
+        assert login.refresher._state.running is None
 
         world.clock.advance(LIFE_S - 600)
         login.maintain()
@@ -167,27 +167,31 @@ class TestStates:
     def test_there_is_nothing_to_maintain_without_a_login(self, world: World) -> None:
         login = world.login()
         login.maintain()
-        assert login.refresher._running is None
+        assert login.refresher._state.running is None
         assert os.listdir(world.home.qwen) == []
 
     def test_the_cached_moment_is_the_states(self, world: World) -> None:
         """The fast path's limit is the one of `state`, to the millisecond, with any share."""
         for share in (0.0, 0.3, 1.0):
             world.seed(-5)
-            login = world.login(jitter=lambda share=share: share)
+            boot: dict[str, float] = {}
+            login = world.login(
+                jitter=lambda share=share: share,
+                boottime=lambda boot=boot: boot.get("at", world.clock.monotonic()),
+            )
             login.current()
-            sight = login.store.look()
-            until_s, until_boot_s = login.refresher.fresh_until(sight)
+            snapshot = login.store.snapshot()
+            until_s, until_boot_s = login.refresher.fresh_until(snapshot)
             now_s = world.clock.wall_s
             world.clock.wall_s = until_s - 0.01
-            assert login.refresher.state(sight) is TokenState.FRESH
+            assert login.refresher.token_state(snapshot) is TokenState.FRESH
             world.clock.wall_s = until_s + 0.01
-            assert login.refresher.state(sight) is TokenState.STALE
+            assert login.refresher.token_state(snapshot) is TokenState.STALE
             world.clock.wall_s = now_s
-            login.refresher.judge.boottime = lambda at=until_boot_s: at - 0.01  # type: ignore[misc]  # bound at once
-            assert login.refresher.state(sight) is TokenState.FRESH
-            login.refresher.judge.boottime = lambda at=until_boot_s: at + 0.01  # type: ignore[misc]  # bound at once
-            assert login.refresher.state(sight) is TokenState.STALE
+            boot["at"] = until_boot_s - 0.01
+            assert login.refresher.token_state(snapshot) is TokenState.FRESH
+            boot["at"] = until_boot_s + 0.01
+            assert login.refresher.token_state(snapshot) is TokenState.STALE
 
 
 def together(count: int, work: Callable[[], Any]) -> list[Any]:
@@ -308,7 +312,7 @@ class TestRejected:
 
         assert login.current().value == latest
         assert login.current() is login.current()
-        assert login.refresher._running is None, "a thread for nothing"
+        assert login.refresher._state.running is None, "a thread for nothing"
         assert login.refresher.counters.total() == 1
         assert login.status().state is TokenState.FRESH
         assert login.status().remedy == ""
@@ -350,7 +354,7 @@ class TestRejectedRefreshToken:
         assert world.slept_s == [1.0], "somebody else may have won a race: looked at again later"
         assert world.content() == refused, "never delete or change the file"
         for each in (one, two):
-            assert each.refresher.ability(each.store.look()) is Ability.REJECTED
+            assert each.refresher.ability(each.store.snapshot()) is Ability.REJECTED
 
     def test_the_access_token_is_served_to_its_end(
         self, world: World, refused: dict[str, Any]
@@ -375,7 +379,7 @@ class TestRejectedRefreshToken:
         attempt(login)
 
         world.seed(60)
-        assert login.refresher.ability(login.store.look()) is Ability.REFRESHABLE
+        assert login.refresher.ability(login.store.snapshot()) is Ability.REFRESHABLE
         assert attempt(login).outcome is Outcome.OK
 
     def test_somebody_else_was_faster(self, world: World, refused: dict[str, Any]) -> None:
@@ -516,7 +520,7 @@ class TestOutcomes:
         world.faults("cut-after-rotation")
         made = attempt(world.login())
 
-        assert "the answer to the first sending was lost, and it was the login" in made.detail
+        assert "the answer to the first request was lost, and it was the login" in made.detail
 
     def test_a_process_that_stops_sends_nothing(self, world: World) -> None:
         world.seed(-5)
@@ -553,7 +557,7 @@ class TestReadOnly:
                 made = attempt(login)
                 assert made.outcome is Outcome.READ_ONLY, made.detail
                 assert world.sent == 0
-                assert login.refresher.ability(login.store.look()) is Ability.READ_ONLY
+                assert login.refresher.ability(login.store.snapshot()) is Ability.READ_ONLY
                 assert login.current().value == content["access_token"]
                 assert "cannot be renewed (read_only)" in login.status().detail
                 assert "docs/credentials.md" in login.status().remedy
@@ -567,12 +571,12 @@ class TestReadOnly:
                 locked.chmod(0o700)
             world.clock.advance(61)
             assert login.current().value == world.content()["access_token"]
-            assert login.refresher.ability(login.store.look()) is Ability.REFRESHABLE
+            assert login.refresher.ability(login.store.snapshot()) is Ability.REFRESHABLE
 
     def test_a_change_of_the_file_is_seen(self, world: World) -> None:
         world.seed(60)
         login = world.login()
-        login.refresher.read_only = "as an earlier attempt found out"
+        login.refresher._state.read_only = durable.WriteProblem(None, "as an attempt found out")
 
         new = world.seed(LIFE_S)["access_token"]
 
@@ -667,10 +671,10 @@ class TestFile:
         content = world.seed(60)
         whole = world.path.read_text()
         login = world.login(sleep=lambda seconds: world.path.write_text(whole) and None)
-        login.store.look()
+        login.store.snapshot()
         world.path.write_text(whole[:40])
 
-        assert login.store.look().newest.login is not None, "the login as it was"
+        assert login.store.snapshot().newest.login is not None, "the login as it was"
         assert attempt(login).outcome is Outcome.OK
         assert world.oauth["refreshes"] == 1
         assert world.content()["access_token"] != content["access_token"]
@@ -678,7 +682,7 @@ class TestFile:
     def test_a_file_that_stays_torn_stops_the_refresh(self, world: World) -> None:
         content = world.seed(60)
         login = world.login()
-        login.store.look()
+        login.store.snapshot()
         world.path.write_text("{")
 
         made = attempt(login)
@@ -742,7 +746,7 @@ class TestFile:
             for _ in range(3):
                 assert login.current().value == token
                 settle(login)
-            assert not login.refresher.store.look().journal.received
+            assert not login.store.snapshot().journal.received
             world.path.parent.chmod(0o700)
 
     def test_a_rescue_that_ends_while_somebody_looks_hides_nothing(
@@ -764,7 +768,7 @@ class TestFile:
             return seen
 
         monkeypatch.setattr(store._journal, "read", read)
-        assert store.look().journal.received is held
+        assert store.snapshot().journal.received is held
 
     def test_a_file_that_a_crash_has_torn_is_mended_from_the_journal(self, world: World) -> None:
         world.seed(-5)

@@ -543,7 +543,7 @@ class TestQwenHome:
     def test_a_path_that_is_no_directory_is_pointed_out(self, home: Home) -> None:
         discovery = home.discovery(QWEN_HOME="~/nowhere")
 
-        assert discovery.problems() == ("QWEN_HOME is ~/nowhere, which is no directory.",)
+        assert discovery.problems() == ("QWEN_HOME is ~/nowhere, which is not a directory.",)
 
 
 class TestLogins:
@@ -604,12 +604,12 @@ class TestLogins:
         discovery.check()
         assert [account.name for account in discovery.accounts()] == ["oauth"]
         assert len(discovery.logins()) == 1, "only one of them is renewed"
-        assert discovery.twins() == (
+        assert discovery.duplicates() == (
             "~/.qwen/oauth_creds_work.json holds the same login as the account oauth; "
-            "it is left out.",
-            "environment QWEN_CLI_AUTH holds the same login as the account oauth; it is left out.",
+            "it is not used.",
+            "environment QWEN_CLI_AUTH holds the same login as the account oauth; it is not used.",
         )
-        assert discovery.problems() == discovery.twins()
+        assert discovery.problems() == discovery.duplicates()
 
         home.write(".qwen/oauth_creds_work.json", home.login_document(refresh_token="rt-work"))
         assert [account.name for account in discovery.accounts()] == ["oauth", "oauth-work"]
@@ -640,9 +640,9 @@ class TestLogins:
         name = "oauth-work" if renewed else "oauth"
         assert [account.name for account in discovery.accounts()] == [name]
         other = "oauth_creds.json" if renewed else "oauth_creds_work.json"
-        assert discovery.twins() == (
+        assert discovery.duplicates() == (
             f"~/.qwen/{other} holds an older copy of the login of the account {name}; "
-            "it is left out.",
+            "it is not used.",
         )
 
     def test_the_journal_of_a_deleted_file_is_an_account(self, home: Home) -> None:
@@ -743,7 +743,7 @@ class TestLive:
                 assert discovery.accounts() is first
         assert len(caplog.records) == 1
         assert "~/.qwen/settings.json" in caplog.text
-        assert discovery.problems()[0].startswith("~/.qwen/settings.json is no JSON")
+        assert discovery.problems()[0].startswith("~/.qwen/settings.json is not JSON")
 
         home.openai(entry("b"), env={"MY_KEY": KEY})
         assert model_ids(only(discovery)) == ["b"]
@@ -784,7 +784,7 @@ class TestCheck:
     def test_settings_that_are_no_json_object(self, home: Home, text: str) -> None:
         home.write(".qwen/settings.json", text)
 
-        with pytest.raises(SettingsError, match=r"^~/\.qwen/settings\.json is no JSON"):
+        with pytest.raises(SettingsError, match=r"^~/\.qwen/settings\.json is not (a )?JSON"):
             home.discovery().check()
 
     @pytest.mark.parametrize("name", ["settings.json", ".env", "oauth_creds.json"])
@@ -813,7 +813,7 @@ class TestCheck:
         with pytest.raises(SettingsError) as caught:
             home.discovery(QWEN_CLI_AUTH='{"access_token": "sk-0123456789"').check()
 
-        assert str(caught.value).startswith("QWEN_CLI_AUTH is no JSON")
+        assert str(caught.value).startswith("QWEN_CLI_AUTH is not JSON")
         assert "0123456789" not in str(caught.value)
 
     @pytest.mark.parametrize(

@@ -48,9 +48,9 @@ def write_login(home: Path, sandbox: Sandbox) -> str:
 def renew_often(home: Path, sandbox: Sandbox, times: int) -> None:
     for _ in range(times):
         login = logins(home, sandbox)["oauth"]
-        held = login.store.look().newest.login
+        held = login.store.snapshot().newest.login
         assert held is not None
-        journal = login.store.look().journal
+        journal = login.store.snapshot().journal
         # The pause between two forced renewals is not what is tested here.
         if journal.forced_at_ms is not None:
             path = login.store.paths.journal

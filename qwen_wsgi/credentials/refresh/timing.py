@@ -1,4 +1,4 @@
-"""All times of a renewal, and why they are what they are."""
+"""All times of a refresh, and why they are what they are."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from qwen_wsgi.credentials.locks import cli_lock, stale
 PROXY_LOCK_S: Final = 55.0
 #: qwen-code gives up waiting for its lock after 29 s.
 CLI_LOCK_S: Final = 25.0
-#: Connect and read timeouts of the first sending, and of the one repetition: together below 26 s.
+#: Connect and read timeouts of the first request, and of the one repetition: together below 26 s.
 FIRST_TIMEOUT_S: Final = (3.05, 15.0)
 SECOND_TIMEOUT_S: Final = (3.05, 5.0)
 
 #: Pause after a failed attempt; scaled down for short-lived tokens, doubled up to the longest.
 RETRY_S: Final = 60.0
 LONGEST_RETRY_S: Final = 600.0
-#: The pause while no valid token is at hand and the failure cost nothing.
+#: The pause while there is no valid token and the failure cost nothing.
 URGENT_RETRY_S: Final = 5.0
-#: A refused answer may be a race that somebody else won: their file is there by then.
+#: A refused refresh token may mean that another process won a race: its file is there by then.
 REJECTED_PAUSE_S: Final = 1.0
 #: A token that a forced refresh brought and that is refused within this time was never good.
 CLOSED_WITHIN_S: Final = 60.0
@@ -33,10 +33,10 @@ GONE_S: Final = 35.0
 
 @dataclass(frozen=True)
 class RefreshTiming:
-    """All times of a renewal, in seconds; the module's constants say why. Tests scale them.
+    """All times of a refresh, in seconds; the module's constants say why. Tests scale them.
 
     Attributes:
-        lifetime_s: what a token that somebody else fetched is taken to live; None: for hours.
+        lifetime_s: the assumed life of a token that another program fetched; None: hours.
     """
 
     proxy_lock_s: float = PROXY_LOCK_S

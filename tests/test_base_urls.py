@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_wsgi.credentials import endpoint
+from qwen_wsgi import net
 
 
 @pytest.mark.parametrize(
@@ -26,12 +26,13 @@ from qwen_wsgi.credentials import endpoint
         ("http://127.3.2.1:9", "http://127.3.2.1:9/v1"),
         ("http://localhost:9", "http://localhost:9/v1"),
         ("http://[::1]:9", "http://[::1]:9/v1"),
+        ("http://[::ffff:127.0.0.1]:9", "http://[::ffff:127.0.0.1]:9/v1"),
         ("https://[2001:db8::1]", "https://[2001:db8::1]/v1"),
         ("my_host.local", "https://my_host.local/v1"),
     ],
 )
 def test_a_resource_url_becomes_a_base_url(raw: str, expected: str) -> None:
-    assert endpoint.from_resource_url(raw) == expected
+    assert net.from_resource_url(raw) == expected
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,8 @@ def test_a_resource_url_becomes_a_base_url(raw: str, expected: str) -> None:
         ("http://portal.qwen.ai", "plain http"),
         ("http://127.0.0.1.evil.example/v1", "plain http"),
         ("http://localhost.evil.example", "plain http"),
+        ("http://evil.localhost", "plain http"),
+        ("http://localhost.", "plain http"),
         ("http://10.0.0.1", "plain http"),
         ("ftp://portal.qwen.ai", "http"),
         ("file:///etc/passwd", "http"),
@@ -58,10 +61,10 @@ def test_a_resource_url_becomes_a_base_url(raw: str, expected: str) -> None:
 )
 def test_a_dangerous_resource_url_is_refused(raw: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason.replace("?", r"\?")) as caught:
-        endpoint.from_resource_url(raw)
+        net.from_resource_url(raw)
 
     assert "pass@" not in str(caught.value)
 
 
 def test_an_operators_base_url_may_be_plain_http_and_gets_no_v1() -> None:
-    assert endpoint.base_url("http://10.0.0.5:8000/api/") == "http://10.0.0.5:8000/api"
+    assert net.base_url("http://10.0.0.5:8000/api/") == "http://10.0.0.5:8000/api"
