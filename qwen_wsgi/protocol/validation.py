@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from typing import Any, Final
 
@@ -11,7 +10,6 @@ from qwen_wsgi.protocol.json_access import Members
 
 #: Of a client's word so much is quoted in a refusal.
 _QUOTED_CHARS: Final = 60
-_NO_TOKEN: Final = re.compile(r"[^A-Za-z0-9_.\-]+")
 
 
 _JSON_TYPES: Final = {
@@ -56,11 +54,6 @@ def bad_value(param: str, value: object, supported: Collection[str]) -> BadReque
 def unsupported(param: str, message: str) -> BadRequest:
     """Something that OpenAI has and we have not."""
     return BadRequest(message, param=param, code="unsupported_parameter")
-
-
-def token(word: str) -> str:
-    """A client's word as it may stand in a header: printable ASCII without commas."""
-    return _NO_TOKEN.sub("_", word[:_QUOTED_CHARS])
 
 
 def text(holder: Members, name: str, path: str = "") -> str | None:

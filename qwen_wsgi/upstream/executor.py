@@ -4,7 +4,6 @@ who is asked, what is put together of the answers."""
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Final
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.protocol import chat, sse
+from qwen_wsgi.protocol.changes import header_token
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, Completion, functions
 from qwen_wsgi.protocol.chat.choices import combined
 from qwen_wsgi.protocol.chat.functions import LegacyChunkStream
@@ -30,9 +30,6 @@ _LEGACY: Final = "functions:as-tools"
 
 #: Seeds that Model Studio takes.
 _SEEDS: Final = 2**31
-
-#: What must not stand in an entry of a header's list.
-_NO_TOKEN: Final = re.compile(r"[^!-+\--~]")
 
 
 @dataclass
@@ -129,7 +126,7 @@ class Executor:
         adapted = self._adapted(call, route, stream=stream)
         renamed: tuple[str, ...] = ()
         if route.model != call.request.model:
-            renamed = (f"model:{_NO_TOKEN.sub('?', route.model)}",)
+            renamed = (f"model:{header_token(route.model)}",)
         call.course.changed = (*call.changed, *renamed, *adapted.changed)
         return chat.upstream_body(
             call.request,

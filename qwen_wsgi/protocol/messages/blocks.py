@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
-from qwen_wsgi.protocol.encoder import Changes
+from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.messages.validation import below, invalid, need, want, wrong
 
 #: A part of a chat message: `{"type": "text", "text"}` or `{"type": "image_url", "image_url"}`.
@@ -46,7 +46,7 @@ def blocks_of(content: Any, path: str) -> list[Block]:
     return blocks
 
 
-def parts_of(blocks: Iterable[Block], losses: Changes) -> Iterator[Part]:
+def parts_of(blocks: Iterable[Block], changes: Changes) -> Iterator[Part]:
     """What a user or a tool says, as parts; a mark for the cache stays where it was.
 
     Raises:
@@ -63,16 +63,16 @@ def parts_of(blocks: Iterable[Block], losses: Changes) -> Iterator[Part]:
                 **mark(value),
             }
         elif kind == "document":
-            yield from _document(value, path, losses)
+            yield from _document(value, path, changes)
         elif kind == "search_result":
             yield from _search_result(value, path)
         elif kind == "tool_reference":
             yield from _text(f"Tool: {need(value, 'tool_name', str, path)}", value)
         else:
-            pass_over(block, losses)
+            pass_over(block, changes)
 
 
-def pass_over(block: Block, losses: Changes) -> None:
+def pass_over(block: Block, changes: Changes) -> None:
     """Leave out a block that only Anthropic's servers understand.
 
     Raises:
@@ -80,9 +80,9 @@ def pass_over(block: Block, losses: Changes) -> None:
     """
     kind = block.kind
     if kind in _PAST or (kind.endswith("_tool_result") and kind != "tool_result"):
-        losses.note("messages", "server-tools-dropped")
+        changes.note("messages", "server-tools-dropped")
     elif kind in _ELSEWHERE:
-        losses.lose("messages", f"have a block '{kind}', which only Anthropic's servers can read")
+        changes.lose("messages", f"have a block '{kind}', which only Anthropic's servers can read")
     else:
         raise invalid(below(block.path, "type"), f"'{kind[:64]}' is not allowed or not known here")
 
@@ -119,7 +119,7 @@ def _image_url(block: dict[str, Any], path: str) -> str:
     raise invalid(path, f"images of the type '{kind[:64]}' are not stored here: send base64 or url")
 
 
-def _document(block: dict[str, Any], path: str, losses: Changes) -> Iterator[Part]:
+def _document(block: dict[str, Any], path: str, changes: Changes) -> Iterator[Part]:
     """A document as text. Chat models of Qwen take no files."""
     source = need(block, "source", dict, path)
     kind = need(source, "type", str, below(path, "source"))
@@ -134,7 +134,7 @@ def _document(block: dict[str, Any], path: str, losses: Changes) -> Iterator[Par
         for each in inner:
             if each.kind not in ("text", "image"):
                 raise invalid(each.path, "Input should be a text or an image")
-        yield from parts_of(inner, losses)
+        yield from parts_of(inner, changes)
     else:
         raise invalid(
             below(path, "source"),

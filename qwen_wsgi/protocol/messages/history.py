@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from qwen_wsgi.protocol.encoder import Changes
+from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.protocol.messages.blocks import (
     Block,
@@ -40,7 +40,7 @@ class _Turn(NamedTuple):
     blocks: list[Block]
 
 
-def system_of(system: Any, losses: Changes) -> Iterator[Message]:
+def system_of(system: Any, changes: Changes) -> Iterator[Message]:
     """The member `system` as a message, or none if it says nothing.
 
     Raises:
@@ -52,7 +52,7 @@ def system_of(system: Any, losses: Changes) -> Iterator[Message]:
             raise invalid(block.path, "Input should be a text")
         text = need(block.value, "text", str, block.path)
         if text.startswith(_BILLING):
-            losses.note("system", "billing-text-dropped")
+            changes.note("system", "billing-text-dropped")
             text = text.partition("\n")[2].lstrip()
         if text:
             parts.append({"type": "text", "text": text, **mark(block.value)})
@@ -60,7 +60,7 @@ def system_of(system: Any, losses: Changes) -> Iterator[Message]:
         yield {"role": "system", "content": _simplest(parts)}
 
 
-def messages_of(messages: list[Any], losses: Changes) -> Iterator[Message]:
+def messages_of(messages: list[Any], changes: Changes) -> Iterator[Message]:
     """The member `messages` as chat messages.
 
     Raises:
@@ -70,10 +70,10 @@ def messages_of(messages: list[Any], losses: Changes) -> Iterator[Message]:
     turns = _turns(messages)
     for turn in turns:
         if turn.role == "user":
-            yield from _user(turn, waiting, losses)
+            yield from _user(turn, waiting, changes)
             waiting = []
         else:
-            message, waiting = _assistant(turn, losses)
+            message, waiting = _assistant(turn, changes)
             if message is not None and turn is turns[-1] and not waiting:
                 message["partial"] = True  # it is to be gone on with (Model Studio's partial mode)
             if message is not None:
@@ -117,7 +117,7 @@ def _reminder(block: Block) -> Block:
 # --- the user -----------------------------------------------------------------------------------
 
 
-def _user(turn: _Turn, waiting: list[str], losses: Changes) -> Iterator[Message]:
+def _user(turn: _Turn, waiting: list[str], changes: Changes) -> Iterator[Message]:
     """The results of the calls that wait for them, then what the user says."""
     results: dict[str, Message] = {}
     shown: list[Part] = []
@@ -133,18 +133,18 @@ def _user(turn: _Turn, waiting: list[str], losses: Changes) -> Iterator[Message]
                 f"unexpected `tool_use_id` found in `tool_result` blocks: {id[:128]}. The message "
                 "before must have one `tool_use` of that id for each result",
             )
-        results[id], images = _result(id, block, losses)
+        results[id], images = _result(id, block, changes)
         shown += images
     for id in waiting:
         yield results.get(id) or _unanswered(id)
-    if parts := [*shown, *parts_of(said, losses)]:
+    if parts := [*shown, *parts_of(said, changes)]:
         yield {"role": "user", "content": _simplest(parts)}
 
 
-def _result(id: str, block: Block, losses: Changes) -> tuple[Message, list[Part]]:
+def _result(id: str, block: Block, changes: Changes) -> tuple[Message, list[Part]]:
     """The message of a result, and the images in it, which only the user can show in chat."""
     blocks = blocks_of(block.value.get("content"), below(block.path, "content"))
-    parts = list(parts_of(blocks, losses))
+    parts = list(parts_of(blocks, changes))
     images = [part for part in parts if part["type"] != "text"]
     text = text_of(parts, "\n")
     if want(block.value, "is_error", bool, block.path):
@@ -173,7 +173,7 @@ def _simplest(parts: list[Part]) -> Any:
 # --- the assistant ------------------------------------------------------------------------------
 
 
-def _assistant(turn: _Turn, losses: Changes) -> tuple[Message | None, list[str]]:
+def _assistant(turn: _Turn, changes: Changes) -> tuple[Message | None, list[str]]:
     """The message of a turn, or None if nothing is left of it, and the ids of its calls."""
     said: list[Block] = []
     thoughts: list[str] = []
@@ -184,15 +184,15 @@ def _assistant(turn: _Turn, losses: Changes) -> tuple[Message | None, list[str]]
         elif block.kind == "thinking":
             thoughts.append(need(block.value, "thinking", str, block.path))
         elif block.kind == "redacted_thinking":
-            losses.note("messages", "redacted_thinking-dropped")
+            changes.note("messages", "redacted_thinking-dropped")
         elif block.kind == "tool_use":
             calls.append(_call(block))
         else:
-            pass_over(block, losses)
+            pass_over(block, changes)
     ids = [call["id"] for call in calls]
     if len(set(ids)) < len(ids):
         raise invalid(turn.blocks[0].path, "`tool_use` ids must be unique")
-    parts = list(parts_of(said, losses))
+    parts = list(parts_of(said, changes))
     # Blocks of text are told apart by what stood between them, so nothing comes between them.
     message: Message = {
         "role": "assistant",

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import chat
+from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.chat import ChatRequest
-from qwen_wsgi.protocol.encoder import Changes
 from qwen_wsgi.protocol.json_access import Members
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError, compact
 from qwen_wsgi.protocol.messages.history import messages_of, system_of
@@ -111,18 +111,18 @@ def parse_request(body: JsonObject, *, strict: bool = False) -> MessagesRequest:
     Raises:
         BadRequest: a member is missing or of another form than it should, or is refused.
     """
-    losses = Changes(strict=strict)
-    members = _prompt(body, losses)
+    changes = Changes(strict=strict)
+    members = _prompt(body, changes)
     if model := want(body, "model", str):
         members["model"] = model
     stops = _stops(body)
     members |= _sampling(body, stops)
-    members |= _thinking(body, losses)
+    members |= _thinking(body, changes)
     silent = all(body.get(name) is None for name in ("thinking", *_KNOBS))
     members |= _format(body)
     if want(body, "stream", bool):
         members |= {"stream": True, "stream_options": {"include_usage": True}}
-    members |= _others(body, losses)
+    members |= _others(body, changes)
     try:
         request = chat.parse_request(
             JsonObject(compact(members).encode()), added=("enable_thinking",) if silent else ()
@@ -133,7 +133,7 @@ def parse_request(body: JsonObject, *, strict: bool = False) -> MessagesRequest:
         ) from None
     except RecursionError:
         raise _too_deep() from None
-    return MessagesRequest(request, losses.changed, tuple(stops))
+    return MessagesRequest(request, changes.entries, tuple(stops))
 
 
 def parse_prompt(body: Members) -> dict[str, Any]:
@@ -154,15 +154,15 @@ def _too_deep() -> BadRequest:
     return BadRequest("The request is nested too deep.", code="invalid_value")
 
 
-def _prompt(body: Members, losses: Changes) -> dict[str, Any]:
+def _prompt(body: Members, changes: Changes) -> dict[str, Any]:
     """The members `messages` and `tools`, and what belongs to the latter."""
     told = need(body, "messages", list)
-    history = list(messages_of(told, losses))
+    history = list(messages_of(told, changes))
     if not history:
         raise invalid("messages", "at least one message that says something is required")
     return {
-        "messages": [*system_of(body.get("system"), losses), *history],
-        **tools_of(body, losses),
+        "messages": [*system_of(body.get("system"), changes), *history],
+        **tools_of(body, changes),
     }
 
 
@@ -189,7 +189,7 @@ def _sampling(body: Members, stops: list[str]) -> dict[str, Any]:
     return members
 
 
-def _thinking(body: Members, losses: Changes) -> dict[str, Any]:
+def _thinking(body: Members, changes: Changes) -> dict[str, Any]:
     """The thinking that was asked for; none if nobody asked.
 
     Claude's models do not think unless they are told to, Qwen's do from 3.5 on. So who says nothing
@@ -202,13 +202,13 @@ def _thinking(body: Members, losses: Changes) -> dict[str, Any]:
             return {"reasoning_effort": effort}
         if any(body.get(name) is not None for name in _KNOBS):
             return {}
-        losses.note("thinking", "off-by-default")
+        changes.note("thinking", "off-by-default")
         return {"enable_thinking": False}
     kind = need(wish, "type", str, "thinking")
     if kind == "disabled":
         return {"enable_thinking": False}
     if wish.get("display") == "omitted":
-        losses.note("thinking.display", "shown")
+        changes.note("thinking.display", "shown")
     if kind in ("adaptive", "between_tools"):
         return {"enable_thinking": True} | ({"reasoning_effort": effort} if effort else {})
     if kind != "enabled":
@@ -217,7 +217,7 @@ def _thinking(body: Members, losses: Changes) -> dict[str, Any]:
     if budget < 1:
         raise invalid("thinking.budget_tokens", "Input should be greater than or equal to 1")
     if effort:
-        losses.note("output_config.effort", "budget-instead")
+        changes.note("output_config.effort", "budget-instead")
     return {"enable_thinking": True, "thinking_budget": budget}
 
 
@@ -243,7 +243,7 @@ def _format(body: Members) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": described}}
 
 
-def _others(body: JsonObject, losses: Changes) -> dict[str, Any]:
+def _others(body: JsonObject, changes: Changes) -> dict[str, Any]:
     """The members that go on as they are; the rest is noted."""
     kept = {}
     for name in body.names():
@@ -251,9 +251,9 @@ def _others(body: JsonObject, losses: Changes) -> dict[str, Any]:
         if name in _TRANSLATED or value is None:
             continue
         if name in _NO_MATTER:
-            losses.note(name, "dropped")
+            changes.note(name, "dropped")
         elif name in _LOST:
-            losses.lose(name, "has no counterpart in this translation")
+            changes.lose(name, "has no counterpart in this translation")
         else:
             kept[name] = value
     return kept

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import validation
-from qwen_wsgi.protocol.encoder import Changes
+from qwen_wsgi.protocol.changes import Changes, header_token
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.protocol.responses import content, items, sealed_reasoning
@@ -105,11 +105,11 @@ class Conversation:
 
     Args:
         names: what tools are called in chat.
-        losses: notes what is left out.
+        changes: notes what is left out.
     """
 
-    def __init__(self, names: Names, losses: Changes) -> None:
-        self._names, self._losses = names, losses
+    def __init__(self, names: Names, changes: Changes) -> None:
+        self._names, self._changes = names, changes
         self._told: list[dict[str, Any] | _Answer] = []
         #: Thinking that belongs to the next message of the assistant.
         self._thoughts: list[str] = []
@@ -193,8 +193,7 @@ class Conversation:
         calls = self._calls.get(id)
         if not calls:
             raise BadRequest(
-                f"No tool call found for {kind.replace('_', ' ')} with call_id "
-                f"{validation.token(id)}.",
+                f"No tool call found for {kind.replace('_', ' ')} with call_id {header_token(id)}.",
                 param="input",
             )
         # Some hosts use their ids again in every turn.
@@ -214,7 +213,7 @@ class Conversation:
             )
         if kind not in _DROPPED:
             raise validation.bad_value(path + "type", kind, _KNOWN)
-        self._losses.lose(
+        self._changes.lose(
             "input", f"has an item of type '{kind}', which chat cannot tell", what=f"{kind}-dropped"
         )
 
@@ -253,7 +252,7 @@ class Conversation:
         media: list[dict[str, Any]] = []
         for call in told.calls:
             if not call.answers:
-                self._losses.note("input", "interrupted-call-answered")
+                self._changes.note("input", "interrupted-call-answered")
             answer = "\n".join(call.answers) if call.answers else INTERRUPTED
             if call.media:
                 # A tool's message takes text only.

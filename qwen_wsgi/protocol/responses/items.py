@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import validation
+from qwen_wsgi.protocol.changes import header_token
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses.stored_form import stored_form
@@ -95,7 +96,7 @@ def _stored(id: str | None, path: str, stored: Mapping[str, Mapping[str, Any]]) 
         raise validation.missing(path + ".id")
     if id not in stored:
         raise BadRequest(
-            f"Item with id '{validation.token(id)}' not found. Items are kept only of responses "
+            f"Item with id '{header_token(id)}' not found. Items are kept only of responses "
             "with 'store' true, and not for ever. Send the item itself, or leave the "
             "reference out.",
             param=path + ".id",

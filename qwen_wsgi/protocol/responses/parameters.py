@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import validation
-from qwen_wsgi.protocol.encoder import Changes
+from qwen_wsgi.protocol.changes import Changes, header_token
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.validation import wrong_type
 
@@ -87,7 +87,7 @@ def include_of(body: JsonObject) -> list[str]:
     return include
 
 
-def members_of(body: JsonObject, include: list[str], losses: Changes) -> dict[str, Any]:
+def members_of(body: JsonObject, include: list[str], changes: Changes) -> dict[str, Any]:
     """The members of the chat request beside messages and tools.
 
     Raises:
@@ -102,31 +102,33 @@ def members_of(body: JsonObject, include: list[str], losses: Changes) -> dict[st
         "reasoning_effort": _effort(body),
         **_text(body),
         **_logprobs(body, include),
-        **_extras(body, losses),
+        **_extras(body, changes),
     }
     validation.mapping(body, "stream_options")  # `include_obfuscation`: we never do
     if validation.count(body, "max_tool_calls", least=1) is not None:
-        losses.note("max_tool_calls", "no-built-in-tools")
+        changes.note("max_tool_calls", "no-built-in-tools")
     if body.get("context_management"):
-        losses.lose("context_management", "is not done: the client has to shorten its own history")
+        changes.lose("context_management", "is not done: the client has to shorten its own history")
     truncation = validation.text(body, "truncation")
     if truncation == "auto":
-        losses.note("truncation", "not-done")
+        changes.note("truncation", "not-done")
     elif truncation not in (None, "disabled"):
         raise validation.bad_value("truncation", truncation, ("auto", "disabled"))
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _extras(body: JsonObject, losses: Changes) -> dict[str, Any]:
+def _extras(body: JsonObject, changes: Changes) -> dict[str, Any]:
     """Members that OpenAI's API has not: what Qwen knows goes on, the rest is noted."""
     extras = {}
     for name in body.names():
         if name in _EXTRAS:
             extras[name] = body[name]
         elif name in _QUIET:
-            losses.note(name, "dropped")
+            changes.note(name, "dropped")
         elif name not in _READ and body[name] is not None:
-            losses.lose(validation.token(name), "is not known to chat completions")
+            # A field of an entry ends at its first colon.
+            field = header_token(name.replace(":", " "))
+            changes.lose(field, "is not known to chat completions")
     return extras
 
 

@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import chat, validation
+from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.chat import ChatRequest
-from qwen_wsgi.protocol.encoder import Changes
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.responses import items, parameters
 from qwen_wsgi.protocol.responses.conversation import ADDITIONAL_TOOLS, Conversation
@@ -111,20 +111,20 @@ def _parsed(
     history: Sequence[Mapping[str, Any]],
     stored: Mapping[str, Mapping[str, Any]],
     seed: str,
-    losses: Changes,
+    changes: Changes,
 ) -> ResponsesRequest:
     previous = previous_of(body)
     _refuse(body)
     known = {id for item in history if isinstance(id := item.get("id"), str)}
     own = items.normalised(body, seed=seed, known=known, stored=stored)
-    tools = Tools(_all_tools(body, [*history, *own]), losses)
+    tools = Tools(_all_tools(body, [*history, *own]), changes)
     include = parameters.include_of(body)
     model = validation.text(body, "model") or ""
     stream = bool(validation.flag(body, "stream"))
     members: dict[str, Any] = {
-        "messages": _messages(body, history, own, tools.names, losses),
+        "messages": _messages(body, history, own, tools.names, changes),
         **tools.chosen(body.get("tool_choice")),
-        **parameters.members_of(body, include, losses),
+        **parameters.members_of(body, include, changes),
     }
     if "tools" not in members:
         members.pop("parallel_tool_calls", None)
@@ -135,7 +135,7 @@ def _parsed(
     echo = _echo(body, previous)
     return ResponsesRequest(
         chat=_chat(members, [echo, own]),
-        changed=losses.changed,
+        changed=changes.entries,
         model=model,
         stream=stream,
         store=previous.store,
@@ -153,10 +153,10 @@ def _messages(
     history: Sequence[Mapping[str, Any]],
     own: Sequence[Mapping[str, Any]],
     names: Names,
-    losses: Changes,
+    changes: Changes,
 ) -> list[dict[str, Any]]:
     """Instructions, what was said before, and what the client says now."""
-    conversation = Conversation(names, losses)
+    conversation = Conversation(names, changes)
     if instructions := validation.text(body, "instructions"):
         conversation.instruct(instructions)
     for index, item in enumerate(history):

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import validation
-from qwen_wsgi.protocol.encoder import Changes
+from qwen_wsgi.protocol.changes import Changes, header_token
 from qwen_wsgi.protocol.validation import wrong_type
 
 #: What chat takes as a function's name.
@@ -104,8 +104,8 @@ class Tools:
         BadRequest: the list, or a tool that we understand, is not as OpenAI has it.
     """
 
-    def __init__(self, given: list[dict[str, Any]], losses: Changes) -> None:
-        self._losses = losses
+    def __init__(self, given: list[dict[str, Any]], changes: Changes) -> None:
+        self._changes = changes
         self.names = Names(
             name
             for each in given
@@ -130,10 +130,10 @@ class Tools:
             self._search(given, kind)
         else:
             self._dropped.add(kind)
-            self._losses.lose(
+            self._changes.lose(
                 "tools",
-                f"of type '{validation.token(kind)}' cannot be had from Qwen's models",
-                what=f"{validation.token(kind)}-dropped",
+                f"of type '{header_token(kind)}' cannot be had from Qwen's models",
+                what=f"{header_token(kind)}-dropped",
             )
 
     def _offer(self, each: _Offered) -> None:
@@ -155,7 +155,7 @@ class Tools:
         else:
             parameters = validation.mapping(given, "parameters", path) or _NO_PARAMETERS
             if given.get("strict"):
-                self._losses.note("tools", "strict-dropped")
+                self._changes.note("tools", "strict-dropped")
         tool = Tool(name, namespace, custom)
         function: dict[str, Any] = {"name": self.names.add(tool)}
         if description := "\n\n".join(each for each in described if each):
@@ -169,7 +169,7 @@ class Tools:
         definition = validation.text(form, "definition", path + "format.")
         if form.get("type") != "grammar" or not definition:
             return ""
-        self._losses.note("tools", "grammar-as-text")
+        self._changes.note("tools", "grammar-as-text")
         syntax = validation.text(form, "syntax", path + "format.") or "given"
         return f"The input must match this {syntax} grammar:\n{definition}"
 
@@ -187,13 +187,13 @@ class Tools:
         if given.get("external_web_access") is False:
             # The host's own search is live, and costs by the call.
             self._dropped.add(kind)
-            self._losses.lose(
+            self._changes.lose(
                 "tools", "of type 'web_search' always reads the live web", what="web_search-dropped"
             )
             return
         self._searches = True
         if given.get("filters") or given.get("user_location"):
-            self._losses.lose(
+            self._changes.lose(
                 "tools",
                 "of type 'web_search' takes no filters and no location",
                 what="web_search-filters-dropped",
@@ -220,11 +220,11 @@ class Tools:
             chat = {"type": "function", "function": {"name": named.chat["function"]["name"]}}
             return self._members(self._offered, self._searches, chat)
         if kind.startswith("web_search") and self._searches:
-            self._losses.lose("tool_choice", "cannot force a web search", what="auto")
+            self._changes.lose("tool_choice", "cannot force a web search", what="auto")
             return self._members(self._offered, True, "auto")
         raise validation.unsupported(
             "tool_choice",
-            f"Qwen's models have no tools of type '{validation.token(kind)}', so none can be "
+            f"Qwen's models have no tools of type '{header_token(kind)}', so none can be "
             "forced. Choose 'auto' or a function.",
         )
 
@@ -246,7 +246,7 @@ class Tools:
         if not tools:
             return {}
         if choice == "required" and not offered:
-            self._losses.lose("tool_choice", "cannot force a web search", what="auto")
+            self._changes.lose("tool_choice", "cannot force a web search", what="auto")
             choice = "auto"
         return {"tools": tools} if choice is None else {"tools": tools, "tool_choice": choice}
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol.encoder import Changes
+from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.messages import parse_prompt
 from qwen_wsgi.protocol.messages.history import FAILED, UNANSWERED, messages_of
 
@@ -48,9 +48,9 @@ def chat(*messages: Any, **rest: Any) -> list[dict[str, Any]]:
 
 
 def changed(*messages: Any) -> tuple[str, ...]:
-    losses = Changes()
-    list(messages_of(list(messages), losses))
-    return losses.changed
+    changes = Changes()
+    list(messages_of(list(messages), changes))
+    return changes.entries
 
 
 def refused(*messages: Any) -> BadRequest:
