@@ -10,6 +10,7 @@ from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.protocol import embeddings as protocol
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.usage import parse as parse_usage
+from qwen_wsgi.protocol.validation import model_of
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.embed import embed
 from qwen_wsgi.upstream.retry import Course
@@ -26,7 +27,7 @@ def create() -> Response:
     live = lifecycle.live()
     services = live.services
     body = lifecycle.read_body(live)
-    live.call.model = protocol.model_of(body)
+    live.call.model = model_of(body)
     course = live.course = Course(client=live.call.client)
     plan = services.router.plan(live.call.model, pinned=live.environ.get("HTTP_X_QWEN_ACCOUNT", ""))
     headers = forwarded_headers(live.environ)

@@ -14,7 +14,7 @@ from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.changes import header_token
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, Completion, functions
-from qwen_wsgi.protocol.chat.choices import combined
+from qwen_wsgi.protocol.chat.completion import combined
 from qwen_wsgi.protocol.chat.functions import LegacyChunkStream
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError, compact
 from qwen_wsgi.protocol.usage import parse as parse_usage

@@ -16,11 +16,11 @@ from qwen_wsgi.errors import BadRequest, UpstreamError
 from qwen_wsgi.protocol.embeddings import (
     EmbeddingRequest,
     combine,
-    model_of,
     parse_request,
     upstream_bodies,
 )
 from qwen_wsgi.protocol.json_object import JsonObject
+from qwen_wsgi.protocol.validation import model_of
 
 
 def request_of(**members: Any) -> EmbeddingRequest:
@@ -76,6 +76,21 @@ def test_a_wrong_request_is_refused_with_openai_words(
     error = caught.value
     assert (error.status, error.type) == (400, "invalid_request_error")
     assert (error.param, error.code) == (param, code)
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        ([], "expected a string or a non-empty array of strings, but got an empty array instead."),
+        (5, "expected a string or a non-empty array of strings, but got an integer instead."),
+        (["a", None], "expected an array of strings, but got null instead."),
+    ],
+)
+def test_a_wrong_type_is_named(value: Any, got: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        request_of(input=value)
+
+    assert caught.value.message == f"Invalid type for 'input': {got}"
 
 
 def test_token_ids_are_refused_with_the_way_out() -> None:
