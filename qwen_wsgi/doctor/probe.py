@@ -119,7 +119,7 @@ class OneToken:
         if not stream:
             answer = self._client.whole(account, body, headers={})
             return answer.usage.total if answer.usage else None
-        chunks = chat.ChunkStream(hide_usage=False, mend=account.family.is_qwen)
+        chunks = chat.ChunkStream(hide_usage=False, normalize=account.family.is_qwen)
         opened = self._client.open_stream(account, body, headers={}, chunks=chunks)
         try:
             completion = self._client.aggregate(account, opened)

@@ -151,7 +151,7 @@ class Executor:
         kind = LegacyChunkStream if _LEGACY in call.course.changed else ChunkStream
         chunks = kind(
             hide_usage=hide_usage,
-            mend=route.account.family.is_qwen,
+            normalize=route.account.family.is_qwen,
             model=(route.model, name) if name != route.model else None,
         )
         stream = self._client.open_stream(route.account, body, headers=call.headers, chunks=chunks)
@@ -260,7 +260,7 @@ def _answer(answers: list[Answer]) -> Answer:
 def _streamed(answers: list[Answer], *, hide_usage: bool) -> OpenStream:
     """Whole answers as a stream that is complete already."""
     answer = _answer(answers)
-    chunks = ChunkStream(hide_usage=hide_usage, mend=False)
+    chunks = ChunkStream(hide_usage=hide_usage, normalize=False)
     events = b"".join(chat.chunks_of(answer.value, with_usage=True)) + sse.DONE
     return OpenStream(
         reader=None,

@@ -60,7 +60,9 @@ def fed(stream: ChunkStream, pieces: Sequence[bytes]) -> bytes:
     )
 
 
-def told(pieces: Sequence[bytes] | bytes, **arguments: Any) -> tuple[list[dict[str, Any]], bytes]:
+def forwarded(
+    pieces: Sequence[bytes] | bytes, **arguments: Any
+) -> tuple[list[dict[str, Any]], bytes]:
     """What a client gets of an upstream's bytes: the values of the events, and the bytes."""
     stream = ChunkStream(**{"hide_usage": False, **arguments})
     out = fed(stream, [pieces] if isinstance(pieces, bytes) else pieces)

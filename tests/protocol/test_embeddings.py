@@ -175,7 +175,7 @@ def test_half_a_surrogate_pair_in_a_row_does_no_harm() -> None:
     assert json.loads(upstream_bodies(request, model="m")[0])["input"] == ["\ud83d"]
 
 
-def asked(rows: list[str], **members: Any) -> dict[str, Any]:
+def answered(rows: list[str], **members: Any) -> dict[str, Any]:
     request = request_of(input=rows, **members)
     answers = [answer_to(body) for body in upstream_bodies(request, model="text-embedding-v4")]
     return combine(request, answers)
@@ -184,7 +184,7 @@ def asked(rows: list[str], **members: Any) -> dict[str, Any]:
 @settings(deadline=None, max_examples=60)
 @given(rows=st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=35))
 def test_rows_come_back_in_order_with_the_usage_of_all_calls(rows: list[str]) -> None:
-    assert asked(rows) == {
+    assert answered(rows) == {
         "object": "list",
         "data": [
             {"object": "embedding", "index": index, "embedding": vector_of(row)}
@@ -229,7 +229,7 @@ def test_base64_is_little_endian_float32_and_reads_back_exactly(vector: list[flo
 
 
 def test_base64_reads_back_as_the_official_sdk_reads_it() -> None:
-    text = asked(["hello"], encoding_format="base64")["data"][0]["embedding"]
+    text = answered(["hello"], encoding_format="base64")["data"][0]["embedding"]
 
     assert array.array("f", base64.b64decode(text)).tolist() == vector_of("hello")
 

@@ -106,10 +106,10 @@ def test_a_call_that_never_got_an_id_is_given_one_that_stays_the_same() -> None:
     assert all(id.startswith("call_") for id in ids[0])
 
 
-@pytest.mark.parametrize("told", [None, ""])
+@pytest.mark.parametrize("value", [None, ""])
 @pytest.mark.parametrize("name", ["id", "model"])
-def test_a_head_field_that_is_null_or_empty_is_filled(name: str, told: Any) -> None:
-    answer = rendered({name: told, **chunk({"content": "a"}, "stop")})
+def test_a_head_field_that_is_null_or_empty_is_filled(name: str, value: Any) -> None:
+    answer = rendered({name: value, **chunk({"content": "a"}, "stop")})
 
     assert answer[name] == f"{name}-of-ours"
 

@@ -16,8 +16,8 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 
 def unwrapped(pieces: list[str]) -> str:
     text = FreeText()
-    told = [text.feed(piece) for piece in pieces]
-    return "".join([*told, text.end()])
+    encoded = [text.feed(piece) for piece in pieces]
+    return "".join([*encoded, text.end()])
 
 
 def cut(text: str, places: list[int]) -> list[str]:
