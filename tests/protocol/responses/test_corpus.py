@@ -48,7 +48,7 @@ def test_what_holds_for_all(name: str) -> None:
     raw, its = read(name)
     encoded = messages(its)
     assert encoded[0] == {"role": "system", "content": raw["instructions"]}
-    assert its.chat.stream and its.chat.wants_usage and not its.store and its.seals_thinking
+    assert its.chat.stream and its.chat.wants_usage and not its.store and its.packs_thinking
     assert its.chat.body["reasoning_effort"] == "medium"
     assert its.chat.body["parallel_tool_calls"] is True
     assert its.chat.body["prompt_cache_key"] == raw["prompt_cache_key"]
@@ -151,7 +151,7 @@ def test_namespaces() -> None:
     ]
     assert called[:2] == ["mcp__harbour__list_gauges", "mcp__harbour__read_gauge"]
     # A tool that is not allowed in this turn had the same name in an earlier one.
-    pilot = its.names.meant(called[-1])
+    pilot = its.names.tool_of(called[-1])
     assert (pilot.name, pilot.namespace) == ("search", raw["tools"][-1]["name"])
     assert len(called[-1]) == 64
     assert set(its.changed) == {

@@ -21,7 +21,7 @@ from qwen_wsgi.errors import (
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.encoder import COMMENT
 from qwen_wsgi.protocol.responses import whole
-from qwen_wsgi.protocol.responses.sealed_reasoning import opened
+from qwen_wsgi.protocol.responses.content import unpack_thinking
 from tests.protocol.responses.support import (
     EVENTS,
     ID,
@@ -196,7 +196,7 @@ def test_what_does_more_than_add_a_text_is_looked_at() -> None:
 
 def test_thinking_is_packed_for_who_asks() -> None:
     events, response = answered(USUAL, request("hi", include=["reasoning.encrypted_content"]))
-    assert opened(response["output"][0]["encrypted_content"]) == "Let me think."
+    assert unpack_thinking(response["output"][0]["encrypted_content"]) == "Let me think."
     done = [event for event in events if event["type"] == "response.output_item.done"]
     assert done[0]["item"] == response["output"][0]
 

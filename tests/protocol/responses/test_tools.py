@@ -96,8 +96,8 @@ def test_names_that_chat_does_not_take_are_unique_and_come_back() -> None:
     assert len(set(result)) == 6
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) for name in result)
     assert result[4] == "a__b__c"
-    meant = [its.names.meant(name) for name in result]
-    assert [(tool.namespace, tool.name) for tool in meant] == [
+    known = [its.names.tool_of(name) for name in result]
+    assert [(tool.namespace, tool.name) for tool in known] == [
         ("n" * 60, "f"),
         ("n" * 60, "g"),
         ("a", "b__c"),

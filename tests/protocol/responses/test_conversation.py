@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.errors import BadRequest
+from qwen_wsgi.protocol.responses.content import pack_thinking
 from qwen_wsgi.protocol.responses.conversation import INTERRUPTED
-from qwen_wsgi.protocol.responses.sealed_reasoning import sealed
 from tests.protocol.responses.support import chat, messages, request
 
 
@@ -241,7 +241,7 @@ def test_thinking_without_a_message_is_forgotten() -> None:
 @pytest.mark.parametrize(
     ("item", "expected"),
     [
-        ({"summary": [], "encrypted_content": sealed("own")}, "own"),
+        ({"summary": [], "encrypted_content": pack_thinking("own")}, "own"),
         ({"summary": [{"text": "s"}, {"text": "t"}], "encrypted_content": "gAAAA"}, "s\n\nt"),
         ({"summary": [{"text": "s"}], "content": [{"text": "c"}]}, "c"),
         ({"summary": [{"text": "s"}], "content": None, "encrypted_content": 5}, "s"),
