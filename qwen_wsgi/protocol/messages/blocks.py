@@ -1,4 +1,4 @@
-"""Content blocks of what a model is to read, as parts of a chat message."""
+"""Translates content blocks of users and tools to parts of chat messages."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from qwen_wsgi.protocol.messages.validation import below, invalid, need, want, w
 #: A part of a chat message: `{"type": "text", "text"}` or `{"type": "image_url", "image_url"}`.
 Part = dict[str, Any]
 
-#: Blocks that Anthropic's servers make for themselves, in answers that come back as history.
+#: Blocks of Anthropic's server tools, in answers that come back as history.
 _PAST: Final = frozenset({"server_tool_use", "mcp_tool_use", "tool_addition", "tool_removal"})
-#: Blocks that name something that only Anthropic's servers have.
+#: Blocks that refer to something on Anthropic's servers.
 _ELSEWHERE: Final = frozenset({"container_upload", "compaction"})
 
 
 class Block(NamedTuple):
-    """A content block and where in the request it stands: `messages.0.content.2`."""
+    """A content block and its path in the request: `messages.0.content.2`."""
 
     path: str
     kind: str
@@ -26,7 +26,7 @@ class Block(NamedTuple):
 
 
 def blocks_of(content: Any, path: str) -> list[Block]:
-    """The blocks of some content; a string is one block of text, null is none.
+    """Split content into blocks; a string is one block of text, null is none.
 
     Raises:
         BadRequest: it is neither a string nor a list of blocks.
@@ -47,10 +47,10 @@ def blocks_of(content: Any, path: str) -> list[Block]:
 
 
 def parts_of(blocks: Iterable[Block], changes: Changes) -> Iterator[Part]:
-    """What a user or a tool says, as parts; a mark for the cache stays where it was.
+    """Translate the blocks of a user or a tool to parts; cache marks keep their places.
 
     Raises:
-        BadRequest: a block that a Qwen model cannot read, or of a form that is not known.
+        BadRequest: a block is invalid, or Qwen's models cannot read it.
     """
     for block in blocks:
         path, kind, value = block
@@ -69,14 +69,14 @@ def parts_of(blocks: Iterable[Block], changes: Changes) -> Iterator[Part]:
         elif kind == "tool_reference":
             yield from _text(f"Tool: {need(value, 'tool_name', str, path)}", value)
         else:
-            pass_over(block, changes)
+            drop_block(block, changes)
 
 
-def pass_over(block: Block, changes: Changes) -> None:
-    """Leave out a block that only Anthropic's servers understand.
+def drop_block(block: Block, changes: Changes) -> None:
+    """Drop a block that only Anthropic's servers understand, and list it.
 
     Raises:
-        BadRequest: it is of no such kind.
+        BadRequest: it is another block, which is not allowed here.
     """
     kind = block.kind
     if kind in _PAST or (kind.endswith("_tool_result") and kind != "tool_result"):
@@ -88,17 +88,17 @@ def pass_over(block: Block, changes: Changes) -> None:
 
 
 def mark(block: dict[str, Any]) -> dict[str, Any]:
-    """The member `cache_control` in the one form that Qwen's hosts take, or nothing."""
+    """The member `cache_control` in the form that Qwen's hosts take, or nothing."""
     return {"cache_control": {"type": "ephemeral"}} if block.get("cache_control") else {}
 
 
 def text_of(parts: Iterable[Part], between: str) -> str:
-    """The texts among some parts, joined."""
+    """Join the texts among parts."""
     return between.join(part["text"] for part in parts if part["type"] == "text")
 
 
 def is_marked(parts: Iterable[Part]) -> bool:
-    """Whether one of the parts has a mark for the cache."""
+    """Whether one of the parts has a cache mark."""
     return any("cache_control" in part for part in parts)
 
 
@@ -120,7 +120,7 @@ def _image_url(block: dict[str, Any], path: str) -> str:
 
 
 def _document(block: dict[str, Any], path: str, changes: Changes) -> Iterator[Part]:
-    """A document as text. Chat models of Qwen take no files."""
+    """Translate a document to text: Qwen's chat models do not take files."""
     source = need(block, "source", dict, path)
     kind = need(source, "type", str, below(path, "source"))
     head = [text for name in ("title", "context") if (text := want(block, name, str, path))]
@@ -129,7 +129,7 @@ def _document(block: dict[str, Any], path: str, changes: Changes) -> Iterator[Pa
         yield from _text("\n\n".join([*head, text]), block)
     elif kind == "content":
         yield from _text("\n\n".join(head), {})
-        # One level: a document inside a document is none of Anthropic's forms.
+        # One level: Anthropic has no documents inside documents.
         inner = blocks_of(source.get("content"), below(path, "source.content"))
         for each in inner:
             if each.kind not in ("text", "image"):
