@@ -131,7 +131,7 @@ class Draft:
         self._changes = Changes(
             strict=options.strict,
             added=request.added,
-            reason=f"cannot be sent as it is: {target.model} on this host ({target.family.value}) ",
+            reason=_reason(target) if options.strict else "",
         )
 
     def get(self, name: str) -> Any:
@@ -183,3 +183,7 @@ class Draft:
             fan_out=self.fan_out,
             legacy_functions=self.legacy_functions,
         )
+
+
+def _reason(target: Target) -> str:
+    return f"cannot be sent as it is: {target.model} on this host ({target.family.value}) "
