@@ -23,7 +23,7 @@ class Changes:
     Args:
         strict: refuse a request that would lose something that the client asked for.
         added: members that a translation added by itself; to lose one of those is not refused.
-        reason: what stands in a refusal between the member's name and `why`, for example
+        reason: text of a refusal between the member's name and `why`, for example
             `cannot be sent as it is: qwen-plus on this host (china) `.
     """
 

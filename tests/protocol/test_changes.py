@@ -1,4 +1,4 @@
-"""What was changed of a request: the entries of the header, and refusals in strict mode."""
+"""The changes of a request: entries for the header, refusals in strict mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Completions by way of chat, and in the upstream's own words."""
+"""Completions, translated to chat or sent to an upstream that has them."""
 
 from __future__ import annotations
 

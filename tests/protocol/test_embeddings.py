@@ -1,4 +1,4 @@
-"""Embeddings: OpenAI's request brought to Model Studio's limits, its answers put together."""
+"""Embeddings: requests split to Model Studio's limits, and their answers combined."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token counts are taken as told, and never made up."""
+"""Token counts are the upstream's, never estimated."""
 
 from __future__ import annotations
 

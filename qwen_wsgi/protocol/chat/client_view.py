@@ -62,7 +62,7 @@ class UsageView:
 
     Args:
         hide: the client did not request it.
-        normalize: usage in another place, or with other members, is brought to OpenAI's form.
+        normalize: usage in another place, or with other members, is changed to OpenAI's form.
     """
 
     def __init__(self, *, hide: bool, normalize: bool) -> None:

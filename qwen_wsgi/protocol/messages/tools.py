@@ -80,9 +80,9 @@ def _choice(
         # The host searches while it answers, without a call.
         changes.note("tool_choice", "as-web_search")
     elif kind == "any" and not names:
-        raise invalid("tool_choice", "there is no tool here that could be called")
+        raise invalid("tool_choice", "there is no tool that can be called")
     elif kind == "tool" and name not in names:
-        raise invalid("tool_choice.name", f"there is no tool '{name[:128]}' here to be called")
+        raise invalid("tool_choice.name", f"there is no tool '{name[:128]}' that can be called")
     elif kind == "tool":
         members["tool_choice"] = {"type": "function", "function": {"name": name}}
     elif names:

@@ -1,4 +1,4 @@
-"""A completion put together from chunks is what a stream's reader would have put together."""
+"""A completion aggregated from chunks is what a client would build from the stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client of the old `functions` gets its answer in the old form."""
+"""A client of the legacy `functions` gets its answer in the legacy form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers of Qwen's hosts are set right, and nobody's words are changed for it."""
+"""Chunks of Qwen's hosts are normalized, and their text is never changed."""
 
 from __future__ import annotations
 

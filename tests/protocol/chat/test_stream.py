@@ -1,4 +1,4 @@
-"""A stream of chunks is watched and carried, and never taken for what its content says."""
+"""A stream of chunks is forwarded; text is never mistaken for structure."""
 
 from __future__ import annotations
 

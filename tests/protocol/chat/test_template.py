@@ -1,4 +1,4 @@
-"""Chunks like the last one are carried by what surrounds their text, and no other chunk is."""
+"""Chunks that differ only in their text are forwarded without parsing, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the official SDK makes of a stream or a message; its typed models check every event."""
+"""Reads streams and messages with the official SDK, whose typed models check every event."""
 
 from __future__ import annotations
 

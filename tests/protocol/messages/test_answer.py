@@ -1,4 +1,4 @@
-"""Whole answers as messages."""
+"""Whole answers rendered as messages."""
 
 from __future__ import annotations
 

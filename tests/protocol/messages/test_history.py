@@ -1,4 +1,4 @@
-"""Conversations in Anthropic's form as chat messages."""
+"""Conversations of Anthropic's form translated to chat messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages requests as chat requests: parameters, thinking, tools."""
+"""Messages requests translated to chat: parameters, thinking, tools."""
 
 from __future__ import annotations
 

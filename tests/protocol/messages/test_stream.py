@@ -1,4 +1,4 @@
-"""Chat's stream told in Anthropic's events, as the official SDK reads them."""
+"""Chat's stream encoded as Anthropic's events, read with the official SDK."""
 
 from __future__ import annotations
 

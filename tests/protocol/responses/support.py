@@ -1,4 +1,4 @@
-"""Requests, chunks, and what a client makes of the events."""
+"""Builds requests and chunks, and reads events as a client does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Items become messages of a chat."""
+"""Items translated to messages of a chat."""
 
 from __future__ import annotations
 

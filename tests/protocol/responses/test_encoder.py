@@ -1,4 +1,4 @@
-"""Chunks of chat become events of a response."""
+"""Chunks of chat encoded as events of a response."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text of a custom tool's call, out of its JSON."""
+"""The plain text of a custom tool's call, extracted from JSON arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Input items are told as OpenAI stores them, and mean the same as those that were sent."""
+"""Input items take the form in which OpenAI stores them, and keep their meaning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for every answer and every request."""
+"""Properties of every answer and every request."""
 
 from __future__ import annotations
 

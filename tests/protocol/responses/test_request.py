@@ -1,4 +1,4 @@
-"""Parameters of a request: what chat gets, what is noted, what is refused."""
+"""Parameters of a request: translated, listed as lost, or refused."""
 
 from __future__ import annotations
 

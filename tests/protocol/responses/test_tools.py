@@ -1,4 +1,4 @@
-"""Tools of many kinds become functions, and their calls come back as what they were."""
+"""Tools of all kinds become functions, and their calls are translated back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tools in the old form, empty ones, the host's own search, and calls that are forced."""
+"""Legacy functions, empty lists of tools, the host's own web search, and forced calls."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_models_for_sound_need_a_strategy_named() -> None:
 
 @pytest.mark.parametrize("model", ["qwen3-coder-plus", "glm-5.1", "kimi-k3"])
 def test_a_model_without_it_answers_without_it(model: str) -> None:
-    """Codex and others list the tool whatever the model is."""
+    """Codex and others list the tool for every model."""
     asked: list[Json] = [{"tools": [WEB_SEARCH]}, {"web_search_options": {}}]
     for members in asked:
         made = adapted(members, target_of(model))
