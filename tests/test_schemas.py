@@ -296,7 +296,7 @@ def _compare(schema: Schema, file: str, model: type[pydantic.BaseModel]) -> None
 CORPUS = sorted((Path(__file__).parent / "corpus" / "sse").glob("*.sse"), key=lambda p: p.name)
 
 
-def mended(raw: bytes) -> bytes:
+def normalized(raw: bytes) -> bytes:
     """The events of an upstream's stream as they are told to encoders."""
     stream = ChunkStream(hide_usage=False)
     return stream.feed(sse.EventBlocks().push(raw)) + stream.end()
@@ -305,7 +305,7 @@ def mended(raw: bytes) -> bytes:
 @pytest.mark.parametrize("stream", CORPUS, ids=lambda path: path.stem)
 def test_chunks_and_what_is_put_together_of_them_obey(stream: Path) -> None:
     completion = Completion()
-    for event in sse.events(mended(stream.read_bytes())):
+    for event in sse.events(normalized(stream.read_bytes())):
         chunk = sse.parse(event)
         if "error" in chunk:
             check("error#envelope", chunk)
@@ -380,7 +380,7 @@ def told_events(events: bytes, *, failing: bool = False) -> list[dict[str, Any]]
 
 @pytest.mark.parametrize("stream", CORPUS, ids=lambda path: path.stem)
 def test_a_response_to_what_was_seen_obeys(stream: Path) -> None:
-    told = told_events(mended(stream.read_bytes()))
+    told = told_events(normalized(stream.read_bytes()))
 
     assert told
     for event in told:

@@ -8,6 +8,7 @@ from qwen_wsgi.api import generation, http, lifecycle
 from qwen_wsgi.protocol import embeddings as protocol
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.usage import parse as parse_usage
+from qwen_wsgi.protocol.validation import model_of
 from qwen_wsgi.upstream.executor import UnaryCall, UnaryRequests
 from qwen_wsgi.upstream.routing.router import Route
 
@@ -21,7 +22,7 @@ def create() -> Response:
     call = lifecycle.live()
     services, record = call.services, call.record
     body = call.read_body()
-    record.model = protocol.model_of(body)
+    record.model = model_of(body)
     plan = services.router.plan(record.model, pinned=generation.pinned_account(call.environ))
     headers = generation.forwarded_headers(call.environ)
     unary = UnaryCall("/embeddings", headers, record, lambda route: _requests(body, route))

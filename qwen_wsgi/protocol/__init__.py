@@ -1,1 +1,1 @@
-"""What the two sides say, as pure functions: no I/O, no clock, nothing but values in and out."""
+"""Translates between the dialects of clients and upstreams, as pure functions: no I/O, no clock."""

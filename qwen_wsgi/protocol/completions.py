@@ -1,9 +1,9 @@
-"""Completions, OpenAI's API before chat: a prompt and the text that follows it.
+"""Translates completions, OpenAI's API before chat: a prompt and the text that follows it.
 
-Qwen's models of today chat, so a prompt becomes a user message. Two kinds of upstream take such a
-request as it is, and are asked so: servers other than Qwen's own, and Model Studio's old coder
-models, which fill a gap between `prompt` and `suffix` (vendor's "Completions" page; the template is
-that of Qwen2.5-Coder).
+Qwen's current models are chat models, so a prompt becomes a user message. Two kinds of upstream get
+the request itself: servers other than Qwen's hosts, and Model Studio's old coder models, which fill
+a gap between `prompt` and `suffix` (vendor's "Completions" page; the template is that of
+Qwen2.5-Coder).
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from qwen_wsgi.errors import ApiError, BadRequest, UpstreamError
-from qwen_wsgi.protocol import chat, sse
+from qwen_wsgi.protocol import chat, sse, validation
 from qwen_wsgi.protocol.chat import ChatRequest
-from qwen_wsgi.protocol.chat.choices import combined
-from qwen_wsgi.protocol.embeddings import model_of
+from qwen_wsgi.protocol.chat.completion import combined
 from qwen_wsgi.protocol.encoder import COMMENT, error_event
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import JsonObject, compact
+from qwen_wsgi.protocol.validation import missing, unsupported, wrong_type
 
-#: Each is a call of its own.
+#: Each prompt is a call of its own.
 MAX_PROMPTS: Final = 64
 
 _OBJECT: Final = "text_completion"
 _FINISHES: Final = frozenset({"stop", "length", "content_filter"})
 
-#: Members that chat does not know, or knows as something else.
+#: Members that chat does not have, or that mean something else there.
 _NOT_OF_CHAT: Final = ("prompt", "suffix", "echo", "best_of", "logprobs")
-#: The ways in which clients ask for thinking, or for none.
+#: Members by which clients switch thinking on or off.
 _THINKING: Final = ("enable_thinking", "thinking_budget", "reasoning_effort", "reasoning")
 
 _FILLS_IN: Final = re.compile(r"(?:.*/)?(?:qwen2\.5-coder-|qwen-coder-turbo)", re.IGNORECASE)
@@ -39,10 +39,10 @@ _GAP: Final = "<|fim_prefix|>"
 
 @dataclass(frozen=True)
 class CompletionsRequest:
-    """A request as far as it must be understood whoever answers it.
+    """A request: the members that matter for every kind of upstream, and the whole object.
 
     Attributes:
-        suffix: what stands behind the gap that is to be filled; None if there is no gap.
+        suffix: the text after the gap that is to be filled; None if there is no gap.
         wants_usage: the client asked for `stream_options.include_usage`.
     """
 
@@ -54,8 +54,7 @@ class CompletionsRequest:
 
     @property
     def has_gap(self) -> bool:
-        """Whether text is to be filled in: between prompt and suffix, or in a template of the
-        client's own."""
+        """Whether a gap is to be filled: before the suffix, or in the client's own template."""
         given = self.body.get("prompt")
         prompts = given if isinstance(given, list) else [given]
         return self.suffix is not None or any(
@@ -64,17 +63,15 @@ class CompletionsRequest:
 
 
 def parse_request(body: JsonObject) -> CompletionsRequest:
-    """Check what must be understood whoever answers.
+    """Check the members that matter for every kind of upstream.
 
     Raises:
-        BadRequest: `model` or `suffix` is no string, or there is no `prompt`.
+        BadRequest: `model` or `suffix` is not a string, or `prompt` is missing.
     """
-    model = model_of(body)
+    model = validation.model_of(body)
     if body.get("prompt") is None:
-        raise _refused("prompt", "Missing required parameter: 'prompt'.", _MISSING)
-    suffix = body.get("suffix")
-    if not isinstance(suffix, str | None):
-        raise _refused("suffix", "Invalid type for 'suffix': expected a string.", _TYPE)
+        raise missing("prompt")
+    suffix = validation.text(body, "suffix")
     options = body.get("stream_options")
     return CompletionsRequest(
         body=body,
@@ -86,7 +83,7 @@ def parse_request(body: JsonObject) -> CompletionsRequest:
 
 
 def fills_in(model: str) -> bool:
-    """Whether Model Studio has this model behind `/completions`, where it fills gaps."""
+    """Whether Model Studio serves this model at `/completions`, where it fills gaps."""
     return _FILLS_IN.match(model) is not None
 
 
@@ -96,17 +93,17 @@ def fills_in(model: str) -> bool:
 def chat_requests(
     request: CompletionsRequest, *, thinking: bool
 ) -> tuple[list[ChatRequest], tuple[str, ...]]:
-    """A chat request for each prompt, and what was changed beyond that.
+    """Translate each prompt to a chat request; return them and the entries of the changes.
 
     Args:
-        thinking: leave it to the model whether it thinks. Else it is asked not to, unless the
-            client wants it: who completes text waits for the text.
+        thinking: leave thinking to the model. Else it is switched off unless the client sets it,
+            because a client that completes text waits for the text.
 
     Raises:
-        BadRequest: of what chat has no way to answer, or what makes no sense.
+        BadRequest: chat cannot answer the request, or it is invalid.
     """
     if request.suffix is not None:
-        raise _refused(
+        raise unsupported(
             "suffix",
             "'suffix' needs a model that fills gaps, which Qwen's chat models do not. Use "
             "qwen2.5-coder-7b-instruct, -14b-, -32b- or qwen-coder-turbo with a Model Studio key "
@@ -131,32 +128,35 @@ def chat_requests(
 
 
 def _plain_prompts(request: CompletionsRequest) -> list[str]:
-    """The prompts of a request that asks for nothing but what follows them."""
-    _refuse_what_only_text_models_do(request.body)
+    """The prompts of a request, as strings.
+
+    Raises:
+        BadRequest: they are not, or the request has options that only text models support.
+    """
+    _refuse_text_model_options(request.body)
     given = request.body["prompt"]
     prompts = [given] if isinstance(given, str) else given
     if not isinstance(prompts, list) or not prompts:
-        raise _refused(
-            "prompt", "Invalid 'prompt': expected a string or a non-empty array of strings.", _TYPE
-        )
+        raise wrong_type("prompt", "a string or a non-empty array of strings", prompts)
     if any(isinstance(prompt, int | list) for prompt in prompts):
-        raise _refused(
-            "prompt",
+        raise BadRequest(
             "Invalid 'prompt': token ids are not supported, because Qwen's tokens differ from "
             "OpenAI's. Send text.",
-            "token_input_unsupported",
+            param="prompt",
+            code="token_input_unsupported",
         )
-    if not all(isinstance(prompt, str) for prompt in prompts):
-        raise _refused("prompt", "Invalid 'prompt': every prompt must be a string.", _TYPE)
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise wrong_type("prompt", "an array of strings", prompt)
     if len(prompts) > MAX_PROMPTS:
-        raise _refused(
-            "prompt",
+        raise BadRequest(
             f"Invalid 'prompt': at most {MAX_PROMPTS} prompts are allowed, {len(prompts)} were "
             "sent. Send them in several requests.",
-            "array_above_max_length",
+            param="prompt",
+            code="array_above_max_length",
         )
     if len(prompts) > 1 and request.body.get("stream"):
-        raise _refused(
+        raise unsupported(
             "prompt",
             "Invalid 'prompt': several cannot be answered in one stream. Send one request for "
             "each, or leave out 'stream'.",
@@ -164,41 +164,40 @@ def _plain_prompts(request: CompletionsRequest) -> list[str]:
     return prompts
 
 
-def _refuse_what_only_text_models_do(body: JsonObject) -> None:
+def _refuse_text_model_options(body: JsonObject) -> None:
     if body.get("echo"):
-        raise _refused(
-            "echo",
-            "'echo' is not supported. Put the prompt in front of the text that comes back.",
+        raise unsupported(
+            "echo", "'echo' is not supported. Put the prompt in front of the text that comes back."
         )
     best_of = body.get("best_of")
     if best_of is not None and best_of != 1:
-        raise _refused(
+        raise unsupported(
             "best_of", "'best_of' is not supported: use 'n', and choose among the answers."
         )
     if body.get("logprobs") is not None and body["logprobs"] is not False:
-        raise _refused(
+        raise unsupported(
             "logprobs",
             "'logprobs' is not supported here. /v1/chat/completions has 'logprobs' and "
-            "'top_logprobs', for the models that tell them.",
+            "'top_logprobs', for the models that support them.",
         )
 
 
 def whole(
     completions: Sequence[Mapping[str, Any]], *, id: str, model: str, created: int
 ) -> dict[str, Any]:
-    """OpenAI's `text_completion` of one `chat.completion` for each prompt.
+    """Combine one `chat.completion` for each prompt into OpenAI's `text_completion`.
 
     Shape: `{"id", "object": "text_completion", "created", "model", "choices": [{"text", "index",
-    "logprobs": null, "finish_reason"}], "usage"?}`; usage is summed. Thinking is no text.
+    "logprobs": null, "finish_reason"}], "usage"?}`; usage is summed. Thinking is left out.
     """
     together = combined(
         [{**each, "choices": list(objects(each.get("choices")))} for each in completions]
     )
-    told: dict[str, Any] = {**_head(id, model, created), "choices": []}
+    answer: dict[str, Any] = {**_head(id, model, created), "choices": []}
     for choice in together["choices"]:
         message = choice.get("message")
         text = message.get("content") if isinstance(message, dict) else None
-        told["choices"].append(
+        answer["choices"].append(
             {
                 "text": text if isinstance(text, str) else "",
                 "index": choice["index"],
@@ -207,17 +206,16 @@ def whole(
             }
         )
     if together.get("usage") is not None:
-        told["usage"] = together["usage"]
-    return told
+        answer["usage"] = together["usage"]
+    return answer
 
 
 class CompletionsEncoder:
-    """Tells chat chunks as those of a completion.
+    """Encodes chat chunks as chunks of a completion.
 
     Args:
-        id, model, created: of the answer, whatever the chunks say.
-        with_usage: the client asked for it, so that every chunk has a `usage`, of null but for the
-            last one.
+        id, model, created: of the answer, whatever the chunks have.
+        with_usage: the client requested it, so every chunk has a `usage`: null except in the last.
     """
 
     ends_after_failure = False
@@ -231,15 +229,15 @@ class CompletionsEncoder:
         self._after += b',"usage":null}\n\n' if with_usage else b"}\n\n"
 
     def feed(self, events: bytes) -> bytes:
-        """The texts and finish reasons of some chunks, or their usage."""
-        return b"".join(self._told(event) for event in sse.events(events))
+        """Encode the texts, finish reasons and usage of some chunks."""
+        return b"".join(self._encoded(event) for event in sse.events(events))
 
-    def _told(self, event: bytes) -> bytes:
+    def _encoded(self, event: bytes) -> bytes:
         chunk = sse.parse(event)
         if not isinstance(chunk, dict):
             return b""
-        told, usage = chunk.get("choices"), chunk.get("usage")
-        choices = list(_choices(told))
+        usage = chunk.get("usage")
+        choices = list(_choices(chunk.get("choices")))
         if not usage and len(choices) == 1:
             text, index, finish = choices[0]
             if finish is None and index == 0:
@@ -261,21 +259,21 @@ class CompletionsEncoder:
         return sse.render(made)
 
     def end(self) -> bytes:
-        """OpenAI's last line."""
+        """Encode OpenAI's last line."""
         return sse.DONE
 
     def fail(self, error: ApiError) -> bytes:
-        """An error where a chunk should be, as the official SDKs raise it."""
+        """Encode an error in place of a chunk, as the official SDKs expect it."""
         return error_event(error)
 
     def keep_alive(self, kind: str) -> bytes:
-        """A comment, or a chunk without text."""
+        """Return a comment, or a chunk without text."""
         return COMMENT if kind == "comment" else self._before + b'""' + self._after
 
 
-def _choices(told: Any) -> Iterator[tuple[str, int, str | None]]:
-    """Text, index and finish reason of those choices of a chunk that have one of the two."""
-    for choice in objects(told):
+def _choices(choices: Any) -> Iterator[tuple[str, int, str | None]]:
+    """Text, index and finish reason of the choices of a chunk that have a text or a finish."""
+    for choice in objects(choices):
         delta, index = choice.get("delta"), choice.get("index")
         text = delta.get("content") if isinstance(delta, dict) else None
         text = text if isinstance(text, str) else ""
@@ -285,7 +283,7 @@ def _choices(told: Any) -> Iterator[tuple[str, int, str | None]]:
 
 
 def _finish(reason: Any) -> str | None:
-    """A finish reason in the words of completions; None while there is none."""
+    """Translate a finish reason to one that completions have; None before the finish."""
     if not reason or not isinstance(reason, str):
         return None
     return reason if reason in _FINISHES else "stop"
@@ -295,13 +293,12 @@ def _head(id: str, model: str, created: int) -> dict[str, Any]:
     return {"id": id, "object": _OBJECT, "created": created, "model": model}
 
 
-# --- to an upstream that knows completions itself -----------------------------------------------
+# --- for upstreams that have completions themselves ---------------------------------------------
 
 
 def native_body(request: CompletionsRequest, *, model: str) -> bytes:
-    """The request for a server that understands all of it; the answer is always asked as a whole.
-
-    The client's own bytes, but for the model's name and the streaming.
+    """Render the request for a server that supports all of it: the client's bytes, except for the
+    model's name. The answer is never streamed.
     """
     changes: dict[str, Any] = {} if request.body.get("model") == model else {"model": model}
     if request.stream:
@@ -310,14 +307,14 @@ def native_body(request: CompletionsRequest, *, model: str) -> bytes:
 
 
 def gap_body(request: CompletionsRequest, *, model: str) -> bytes:
-    """The request for a coder model of Model Studio, with the gap in the model's template.
+    """Render the request for a coder model of Model Studio, with the gap in the model's template.
 
     Raises:
-        BadRequest: of what such a model has no way to answer.
+        BadRequest: such a model cannot answer it.
     """
     prompts = _plain_prompts(request)
     if len(prompts) > 1:
-        raise _refused(
+        raise unsupported(
             "prompt",
             "Invalid 'prompt': several cannot have one 'suffix'. Send one request for each.",
         )
@@ -331,18 +328,19 @@ def gap_body(request: CompletionsRequest, *, model: str) -> bytes:
 
 
 def native_answer(value: Mapping[str, Any], *, model: str) -> dict[str, Any]:
-    """A server's own `text_completion` with all that OpenAI's schema requires of it.
+    """Complete a server's own `text_completion` with the members that OpenAI's schema requires.
 
     Args:
         model: the client's name for it.
 
     Raises:
-        UpstreamError: it has no choices.
+        UpstreamError: it has no list of choices.
     """
     choices = value.get("choices")
     if not isinstance(choices, list) or not all(isinstance(each, dict) for each in choices):
         raise UpstreamError(
-            "The upstream's answer is no completion: it has no choices.", code="upstream_bad_answer"
+            "The upstream's answer is not a completion: it has no choices.",
+            code="upstream_bad_answer",
         )
     return {
         **value,
@@ -356,22 +354,14 @@ def native_answer(value: Mapping[str, Any], *, model: str) -> dict[str, Any]:
 
 
 def events_of(answer: Mapping[str, Any], *, with_usage: bool) -> bytes:
-    """A whole `text_completion` as the events of a complete stream."""
+    """Render a whole `text_completion` as the events of a complete stream."""
     head = {name: value for name, value in answer.items() if name not in ("choices", "usage")}
     rest: dict[str, Any] = {"usage": None} if with_usage else {}
-    told = []
+    choices = []
     for choice in answer["choices"]:
-        told.append({**choice, "finish_reason": None})
-        told.append({**choice, "text": "", "logprobs": None})
-    events = [sse.render({**head, "choices": [choice], **rest}) for choice in told]
+        choices.append({**choice, "finish_reason": None})
+        choices.append({**choice, "text": "", "logprobs": None})
+    events = [sse.render({**head, "choices": [choice], **rest}) for choice in choices]
     if with_usage and answer.get("usage") is not None:
         events.append(sse.render({**head, "choices": [], "usage": answer["usage"]}))
     return b"".join(events) + sse.DONE
-
-
-_MISSING: Final = "missing_required_parameter"
-_TYPE: Final = "invalid_type"
-
-
-def _refused(param: str, message: str, code: str = "unsupported_parameter") -> BadRequest:
-    return BadRequest(message, param=param, code=code)

@@ -1,8 +1,8 @@
-"""Embeddings: OpenAI's request brought to what Model Studio takes, and its answers put together.
+"""Translates embeddings: OpenAI's request into Model Studio's calls, and their answers into one.
 
 Model Studio's text-embedding models take strings only, 10 rows a call (25 for v1 and v2), and
-answer floats only (vendor's synchronous embedding API). Both official SDKs ask for base64 unless
-told otherwise, and some clients send token ids.
+answer floats only (vendor's synchronous embedding API). Both official SDKs request base64 by
+default, and some clients send token ids.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest, UpstreamError
 from qwen_wsgi.protocol.json_object import JsonObject
+from qwen_wsgi.protocol.validation import bad_value, missing, model_of, wrong_type
 
 #: OpenAI's own limit for one request.
 MAX_ROWS: Final = 2048
@@ -34,53 +35,27 @@ class EmbeddingRequest:
     base64: bool
 
 
-def model_of(body: JsonObject) -> str:
-    """The model that a request names, "" if none.
-
-    Raises:
-        BadRequest: it is no string.
-    """
-    model = body.get("model")
-    if not isinstance(model, str | None):
-        raise BadRequest(
-            "Invalid type for 'model': expected a string.", param="model", code="invalid_type"
-        )
-    return model or ""
-
-
 def parse_request(body: JsonObject) -> EmbeddingRequest:
     """Check a request for a Model Studio host.
 
     Raises:
-        BadRequest: `input` is missing, empty, too long, of token ids, or of something else;
-            `encoding_format` is unknown.
+        BadRequest: `input` is missing, empty, too long, or of another type (token ids have their
+            own message); `encoding_format` is unknown.
     """
     rows = _rows(body)
     encoding = body.get("encoding_format") or "float"
     if encoding not in ("float", "base64"):
-        raise BadRequest(
-            "Invalid value for 'encoding_format': expected 'float' or 'base64'.",
-            param="encoding_format",
-            code="invalid_value",
-        )
+        raise bad_value("encoding_format", encoding, ("float", "base64"))
     return EmbeddingRequest(body, model_of(body), rows, encoding == "base64")
 
 
 def _rows(body: JsonObject) -> tuple[str, ...]:
     given = body.get("input")
     if given is None:
-        raise BadRequest(
-            "Missing required parameter: 'input'.",
-            param="input",
-            code="missing_required_parameter",
-        )
+        raise missing("input")
     rows = [given] if isinstance(given, str) else given
     if not isinstance(rows, list) or not rows:
-        raise BadRequest(
-            "Invalid 'input': expected a string or a non-empty array of strings.",
-            param="input",
-            code="invalid_type",
-        )
+        raise wrong_type("input", "a string or a non-empty array of strings", rows)
     if any(isinstance(row, int | list) for row in rows):
         raise BadRequest(
             "Invalid 'input': token ids are not supported, because Qwen's embedding models take "
@@ -90,11 +65,13 @@ def _rows(body: JsonObject) -> tuple[str, ...]:
             code="token_input_unsupported",
         )
     for row in rows:
-        if not isinstance(row, str) or not row:
+        if not isinstance(row, str):
+            raise wrong_type("input", "an array of strings", row)
+        if not row:
             raise BadRequest(
                 "Invalid 'input': every row must be a non-empty string.",
                 param="input",
-                code="invalid_type" if not isinstance(row, str) else "empty_string",
+                code="empty_string",
             )
     if len(rows) > MAX_ROWS:
         raise BadRequest(
@@ -106,7 +83,7 @@ def _rows(body: JsonObject) -> tuple[str, ...]:
 
 
 def upstream_bodies(request: EmbeddingRequest, *, model: str) -> list[bytes]:
-    """One body for each call that the rows need, in order."""
+    """Render one body for each call that the rows need, in order."""
     return [
         request.body.render({"model": model, "input": rows, "encoding_format": "float"})
         for rows in _batches(request, model)
@@ -121,17 +98,17 @@ def _batches(request: EmbeddingRequest, model: str) -> list[list[str]]:
 def combine(
     request: EmbeddingRequest, answers: Sequence[Mapping[str, Any]], *, model: str | None = None
 ) -> dict[str, Any]:
-    """One answer from those of all calls, rows in the order of the request, usage summed.
+    """Combine the answers of all calls: rows in the order of the request, usage summed.
 
     Args:
         answers: one for each of `upstream_bodies(request, model=model)`.
-        model: as it was asked upstream; None if it is the request's own.
+        model: the upstream's name for it; None if it is the request's own.
 
     Shape: `{"object": "list", "data": [{"object": "embedding", "index", "embedding"}], "model",
     "usage": {"prompt_tokens", "total_tokens"}}`.
 
     Raises:
-        UpstreamError: the upstream left rows out, or sent something that is no vector.
+        UpstreamError: the upstream left rows out, or sent something other than vectors.
     """
     vectors: list[tuple[list[Any], array.array[float]]] = []
     usage = {"prompt_tokens": 0, "total_tokens": 0}
@@ -143,9 +120,9 @@ def combine(
         if len(found) != len(rows):
             raise _bad_answer()
         vectors += found
-        told = answer.get("usage")
+        counts = answer.get("usage")
         for name in usage:
-            count = told.get(name) if isinstance(told, Mapping) else None
+            count = counts.get(name) if isinstance(counts, Mapping) else None
             usage[name] += count if isinstance(count, int) else 0
     return {
         "object": "list",
@@ -157,7 +134,7 @@ def combine(
             }
             for index, (vector, floats) in enumerate(vectors)
         ],
-        # Under another name than the client's it would look like another model's answer.
+        # The upstream's name only if it is the client's, else it looks like another model.
         "model": (answers[0].get("model") if model in (None, request.model) else None)
         or request.model
         or model,
@@ -166,7 +143,7 @@ def combine(
 
 
 def _vectors(answer: Mapping[str, Any]) -> list[tuple[list[Any], array.array[float]]]:
-    """The rows of one answer in order: the numbers as they came, and as float32."""
+    """The vectors of one answer in order: the numbers as they came, and as float32."""
     data = answer.get("data")
     if not isinstance(data, list):
         raise _bad_answer()

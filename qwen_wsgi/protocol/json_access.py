@@ -1,4 +1,4 @@
-"""Looks at JSON that others wrote, which may hold anything anywhere."""
+"""Reads values of JSON from outside, which may have any type anywhere."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import Any, Protocol
 
 
 class Members(Protocol):
-    """An object of JSON: a dict, or a `JsonObject`."""
+    """A JSON object: a dict or a `JsonObject`."""
 
     def get(self, name: str, /) -> Any:
         """The value of a member, or None."""
 
 
 def objects(value: Any) -> Iterator[dict[str, Any]]:
-    """The objects of what should be a list of them."""
+    """The objects in a list; nothing for other values."""
     for each in value if isinstance(value, list) else ():
         if isinstance(each, dict):
             yield each
 
 
 def items(value: Any) -> list[Any]:
-    """What should be a list; an empty one for anything else."""
+    """A list; an empty one for other values."""
     return value if isinstance(value, list) else []
 
 
 def text(value: Any) -> str:
-    """What should be a string; "" for anything else."""
+    """A string; "" for other values."""
     return value if isinstance(value, str) else ""
 
 
 def integer(value: Any) -> int | None:
-    """What should be an integer; None for anything else, such as true, which Python takes for 1."""
+    """An integer; None for other values, also for a boolean, which is an int in Python."""
     return value if isinstance(value, int) and not isinstance(value, bool) else None

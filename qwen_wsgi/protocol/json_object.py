@@ -1,8 +1,8 @@
-"""A JSON object whose members keep their own bytes.
+"""A JSON object whose members keep their bytes.
 
-Client requests go upstream with as little change as possible: `1.0` must not become `1`, an image
-of a megabyte must not be escaped anew. So a change replaces exactly the members that it names, and
-the values of all others keep their text.
+Client requests go upstream with as little change as possible: `1.0` must not become `1`, and an
+image of a megabyte must not be encoded again. So a change replaces exactly the members that it
+names; all others keep their text.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import msgspec
 
 
 class JsonObjectError(ValueError):
-    """The text is no JSON object. `str()` says where and why, and quotes none of it."""
+    """The text is not a JSON object. `str()` says where and why, without quoting it."""
 
 
 class Member(NamedTuple):
-    """One top-level member's value and where its text stands (indexes into the whole)."""
+    """A top-level member's value, and the start and end of its text."""
 
     value: Any
     start: int
@@ -45,9 +45,9 @@ _SPACES: Final = re.compile(r"[ \t\n\r]*")
 class JsonObject:
     """An immutable JSON object and the text it came from.
 
-    Read by msgspec, at up to seven times the speed of the standard library (docs/decisions/013).
-    What it refuses is read again by the latter, which says where the fault is, and takes halves of
-    surrogate pairs: clients that cut texts do send them.
+    Parsed by msgspec, up to seven times as fast as by the standard library (docs/decisions/013).
+    The latter parses what msgspec refuses: it reports the position of an error, and accepts
+    unpaired surrogates, which clients that cut texts send.
 
     Args:
         body: UTF-8; a byte order mark is tolerated.
@@ -61,7 +61,7 @@ class JsonObject:
     def __init__(self, body: bytes) -> None:
         # A byte order mark is tolerated from a client and not passed on (RFC 8259 §8.1).
         self._body = body.removeprefix(b"\xef\xbb\xbf")
-        #: The text of each member's value; looked up when it is needed.
+        #: The text of each member's value; read when it is needed.
         self._texts: Mapping[str, msgspec.Raw] | None = None
         values = _quickly(self._body)
         if values is None:
@@ -75,7 +75,7 @@ class JsonObject:
         return self._values[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of a member, or `default`; of repeated names the last counts."""
+        """The value of a member, or `default`; for a repeated name, the last value."""
         return self._values.get(name, default)
 
     def names(self) -> tuple[str, ...]:
@@ -85,10 +85,10 @@ class JsonObject:
     def render(
         self, changes: Mapping[str, Any] | None = None, *, drop: Collection[str] = ()
     ) -> bytes:
-        """The object as bytes, with some members replaced, added or left out.
+        """Render the object, with some members replaced, added or dropped.
 
-        Values that are not named keep their text to the letter. Without any effective change the
-        original bytes are returned, white space included.
+        All other values keep their exact text. Without any effective change the original bytes are
+        returned, including white space.
         """
         changes = changes or {}
         if not changes and not any(name in self._values for name in drop):
@@ -106,7 +106,7 @@ class JsonObject:
 
 
 def _rendered(members: Mapping[str, Any]) -> bytes:
-    """What msgspec refuses to write: halves of surrogate pairs, and integers of any size."""
+    """Render what msgspec cannot: unpaired surrogates, and integers of any size."""
     texts = (
         (compact(name), bytes(value) if isinstance(value, msgspec.Raw) else compact(value).encode())
         for name, value in members.items()
@@ -115,18 +115,18 @@ def _rendered(members: Mapping[str, Any]) -> bytes:
 
 
 def compact(value: Any) -> str:
-    """A value as JSON without white space, in a form that UTF-8 can carry."""
+    """Render a value as JSON without white space that can be encoded as UTF-8."""
     text = _encode(value)
     try:
         text.encode()
     except UnicodeEncodeError:
-        # Half a surrogate pair, which JSON can only write as an escape.
+        # An unpaired surrogate, which JSON can only write as an escape.
         return json.dumps(value, separators=(",", ":"))
     return text
 
 
 def loads(data: bytes) -> Any:
-    """Any JSON value; halves of surrogate pairs are taken.
+    """Parse any JSON value; unpaired surrogates are accepted.
 
     Raises:
         ValueError: it is not JSON, or not UTF-8.
@@ -139,7 +139,7 @@ def loads(data: bytes) -> Any:
 
 
 def _quickly(body: bytes) -> dict[str, Any] | None:
-    """The values of an object; None if msgspec refuses it."""
+    """Parse an object with msgspec; None if it refuses it."""
     try:
         return _OBJECT.decode(body)
     except (ValueError, RecursionError):  # its own errors are the former, as those of UTF-8
@@ -147,10 +147,10 @@ def _quickly(body: bytes) -> dict[str, Any] | None:
 
 
 def _carefully(body: bytes) -> tuple[dict[str, Any], dict[str, msgspec.Raw]]:
-    """The values of an object, and their texts.
+    """Parse an object with the standard library: its values, and their texts.
 
     Raises:
-        JsonObjectError: it is none.
+        JsonObjectError: the body is not a JSON object.
     """
     try:
         text = body.decode()
@@ -176,17 +176,17 @@ def _carefully(body: bytes) -> tuple[dict[str, Any], dict[str, msgspec.Raw]]:
 
 
 def _skip_space(text: str, index: int) -> int:
-    # Mostly there is none, and a match is dearer than this look.
+    # Mostly there is none, and a regex match costs more than this test.
     if text[index : index + 1] not in _SPACE:
         return index
     return _SPACES.match(text, index).end()  # type: ignore[union-attr]  # it always matches
 
 
 def _members(text: str) -> dict[str, Member]:
-    """Walk the top level by hand; every value is parsed by the standard library's C scanner."""
+    """Parse the top level here, and every value with the standard library's C scanner."""
     index = _skip_space(text, 0)
     if text[index : index + 1] != "{":
-        _DECODER.raw_decode(text, index)  # says what is wrong if it is no JSON at all
+        _DECODER.raw_decode(text, index)  # raises the error if it is not JSON
         raise JsonObjectError("not a JSON object")
     members: dict[str, Member] = {}
     index = _skip_space(text, index + 1)
@@ -200,7 +200,7 @@ def _members(text: str) -> dict[str, Member]:
             raise json.JSONDecodeError("Expecting ':'", text, index)
         start = _skip_space(text, index + 1)
         value, end = _DECODER.raw_decode(text, start)
-        # A repeated name moves to its last place: what other parsers take, too.
+        # A repeated name moves to its last place, as in other parsers.
         members.pop(name, None)
         members[name] = Member(value, start, end)
         index = _skip_space(text, end)

@@ -1,7 +1,7 @@
-"""Server-sent events as bytes (WHATWG HTML §9.2.6), without parsing what nobody asks for.
+"""Reads and renders server-sent events as bytes (WHATWG HTML §9.2.6), parsing only on demand.
 
-Upstream bytes arrive cut anywhere. `EventBlocks` hands on runs of *whole* events, so that a stream
-can be ended by an error event at any moment, and an event of ours can stand between two of theirs.
+Upstream bytes arrive cut anywhere. `EventBlocks` returns blocks of *whole* events, so that an error
+event can end a stream at any moment, and a keep-alive can be sent between two events.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from qwen_wsgi.protocol.json_object import compact, loads
 #: Ends a stream in OpenAI's dialect.
 DONE: Final = b"data: [DONE]\n\n"
 
-#: One event may hold a picture or a sound, hardly more: past this the upstream is broken.
+#: An event may hold an image or a sound; an upstream that sends a larger one is broken.
 MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -23,14 +23,14 @@ _MARK: Final = b"\xef\xbb\xbf"
 
 
 class EventTooLarge(ValueError):
-    """The upstream sends an event that does not end."""
+    """The upstream sent an event beyond `MAX_EVENT_BYTES`."""
 
 
 class EventBlocks:
     """Cuts a byte stream into blocks of whole events with LF line ends.
 
-    Not thread safe; one per stream. A block that already ends where an event ends, as nearly all
-    do, passes without a copy.
+    Not thread safe; one per stream. A block that ends where an event ends, as nearly all do, is
+    returned without a copy.
     """
 
     __slots__ = ("_after_cr", "_head", "_rest")
@@ -38,11 +38,11 @@ class EventBlocks:
     def __init__(self) -> None:
         self._rest = bytearray()
         self._after_cr = False
-        #: The first bytes while they may be a byte order mark; None once that is decided.
+        #: The first bytes while they may be part of a byte order mark; None afterwards.
         self._head: bytes | None = b""
 
     def push(self, data: bytes) -> bytes:
-        """Take what arrived; return the whole events that are complete now, or `b""`.
+        """Take received bytes; return the events that are complete now, or `b""`.
 
         Raises:
             EventTooLarge: an event passed `MAX_EVENT_BYTES`.
@@ -50,7 +50,7 @@ class EventBlocks:
         if self._head is not None:
             data = self._without_mark(self._head + data)
         if self._after_cr or b"\r" in data:
-            data = self._normalise(data)
+            data = self._with_lf(data)
         if not self._rest:
             end = data.rfind(b"\n\n")
             if end < 0:
@@ -61,7 +61,7 @@ class EventBlocks:
             self._rest += data[end + 2 :]
             return data[: end + 2]
         rest = self._rest
-        # Only the last byte of what is held can be half of a blank line.
+        # Only the last byte held back can be half of a blank line.
         seam = len(rest) - 1
         rest += data
         end = rest.rfind(b"\n\n", seam)
@@ -74,7 +74,7 @@ class EventBlocks:
         return block
 
     def rest(self) -> bytes:
-        """What is held back: the beginning of an event whose end has not come."""
+        """The bytes held back: the beginning of an incomplete event."""
         return bytes(self._rest)
 
     def _without_mark(self, data: bytes) -> bytes:
@@ -84,7 +84,7 @@ class EventBlocks:
         self._head = None
         return data.removeprefix(_MARK)
 
-    def _normalise(self, data: bytes) -> bytes:
+    def _with_lf(self, data: bytes) -> bytes:
         # A CR at the end of one read and a LF at the start of the next are one line end.
         if self._after_cr and data.startswith(b"\n"):
             data = data[1:]
@@ -95,7 +95,7 @@ class EventBlocks:
 
 
 def events(block: bytes) -> Iterator[bytes]:
-    """The events of a block, each without its blank line."""
+    """Split a block into its events, each without its blank line."""
     for event in block.split(b"\n\n"):
         if stripped := event.strip(b"\n"):
             yield stripped
@@ -114,7 +114,7 @@ def data(event: bytes) -> bytes | None:
 
 
 def parse(event: bytes) -> Any:
-    """The JSON value of an event's payload; None if it has none or is no JSON (`[DONE]`)."""
+    """Parse an event's payload as JSON; None if it has none or it is not JSON (`[DONE]`)."""
     payload = data(event)
     if payload is None:
         return None
@@ -130,5 +130,5 @@ def is_done(event: bytes) -> bool:
 
 
 def render(value: Any) -> bytes:
-    """One event whose payload is `value` as compact JSON."""
+    """Render one event whose payload is `value` as compact JSON."""
     return b"data: " + compact(value).encode() + b"\n\n"

@@ -1,14 +1,13 @@
-"""How many tokens a request has, roughly: counted here, without the model's own vocabulary.
+"""Estimates how many tokens a request has, without the model's vocabulary.
 
 Qwen's tokenizer cuts a text into words, single digits, runs of signs and white space, and then
-words that its vocabulary does not have into parts. The first is done here, the second stands in
-rates, which were fitted to the vocabulary that Alibaba's `dashscope` package brings along.
+splits words that are not in its vocabulary. The first step is done here; the second is estimated by
+rates, which were fitted to the vocabulary of Alibaba's `dashscope` package.
 
-The margin, as measured: English prose, code and JSON come out within 12 %, Chinese, Japanese and
-Korean within 15 %, other languages and encoded data within 30 %. Models from Qwen3.5 on have a
-larger vocabulary, for which this is rather too much. An image is counted as one of a million
-pixels, which is a guess. So the number shows a client when its context fills up; nothing is billed
-by it, and no usage is made of it.
+Measured errors: up to 12 % for English prose, code and JSON, 15 % for Chinese, Japanese and Korean,
+30 % for other languages and encoded data. Models from Qwen3.5 on have a larger vocabulary, for
+which the estimate is too high. An image counts as one of a million pixels, which is a guess. The
+estimate shows a client when its context fills up; it is never reported as usage or billed.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from typing import Any, Final
 from qwen_wsgi.protocol.json_access import Members, objects
 from qwen_wsgi.protocol.json_object import compact
 
-#: What is one token each, more or less: a word or a part of one, a digit, a run of signs, a line
+#: Strings that are about one token each: a word or a part of one, a digit, a run of signs, a line
 #: end with its indentation.
 _ASCII: Final = re.compile(
     r"[A-Z]?[a-z]{1,10}|[A-Z]{1,4}|[0-9]|[!-/:-@\[-`{-~]{1,4}|\n[ \t\n]*|[ \t]{2,}"
 )
 _OTHER: Final = re.compile(r"[^\x00-\x7f]+")
 
-#: Tokens for a character of other scripts: Han and its punctuation; kana; Hangul; Latin letters
+#: Tokens per character of other scripts: Han and its punctuation; kana; Hangul; Latin letters
 #: with accents, which also break their words; Greek and Cyrillic; Hebrew and Arabic; Indic and the
-#: rest of the plane; what is beyond it, such as emoji.
+#: rest of the plane; characters beyond it, such as emoji.
 _RATES: Final = (
     (re.compile(r"[\u2e80-\u303f\u3100-\u9fff\uf900-\ufaff\uff00-\uffef]"), 0.7),
     (re.compile(r"[\u3040-\u30ff]"), 0.55),
@@ -40,21 +39,21 @@ _RATES: Final = (
     (re.compile(r"[\U00010000-\U0010ffff]"), 1.7),
 )
 
-#: What the chat template adds: to each message, to each tool call and its answer, and once to a
-#: request with tools; and the beginning of the answer.
+#: Tokens that the chat template adds: for each message, for each tool call and its answer, once for
+#: a request with tools; and for the beginning of the answer.
 _MESSAGE, _CALL, _TOOLS, _ANSWER = 5, 20, 150, 3
 
 #: An image of 1024 × 1024 pixels; a token is 32 × 32 of them (Model Studio's page on vision).
 _IMAGE: Final = 1026
-#: Whatever else is no text: sound, video, a file.
+#: Other media: sound, video, a file.
 _MEDIUM: Final = 2048
 
 
 def estimate(request: Members) -> int:
-    """Tokens of the prompt that a chat request makes: its `messages` and `tools`, at least 1.
+    """Estimate the prompt tokens of a chat request: its `messages` and `tools`, at least 1.
 
-    Thinking in the history is not counted, because hosts leave it out of the prompt. What has
-    another form than it should counts as its JSON text, or as nothing; there is no error.
+    Thinking in the history is not counted, because hosts leave it out of the prompt. Invalid values
+    count as their JSON text, or as nothing; there is no error.
     """
     total = _ANSWER
     for message in objects(request.get("messages")):
@@ -69,7 +68,7 @@ def estimate(request: Members) -> int:
 
 
 def of_text(text: str) -> int:
-    """Tokens of a text; `""` has none."""
+    """Estimate the tokens of a text; 0 for `""`."""
     count = float(len(_ASCII.findall(text)))
     if not text.isascii():
         rest = "".join(_OTHER.findall(text))
@@ -91,7 +90,7 @@ def _of_part(part: dict[str, Any]) -> int:
 
 
 def _of_json(value: Any) -> int:
-    """Tokens of a value as the template writes it."""
+    """Estimate the tokens of a value, which the template writes as JSON."""
     try:
         return of_text(compact(value))
     except (TypeError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What a call used, as the upstream said it; never estimated."""
+"""The usage of a call, as the upstream reported it; never estimated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qwen_wsgi.protocol import json_access
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts of one call; a part that the upstream did not tell is None.
+    """Token counts of one call; a count that the upstream did not send is None.
 
     Attributes:
         cached: prompt tokens that were read from a cache.
@@ -27,18 +27,19 @@ class Usage:
 
 
 def parse(usage: Any) -> Usage | None:
-    """Read OpenAI's `usage` object, as DashScope fills it; None if it is none.
+    """Parse OpenAI's `usage` object, as DashScope fills it; None for any other value.
 
     Shape: `{"prompt_tokens", "completion_tokens", "total_tokens",
     "prompt_tokens_details": {"cached_tokens", "cache_write_tokens"}|null,
-    "completion_tokens_details": {"reasoning_tokens"}|null}`; `mended` tells what stands elsewhere.
+    "completion_tokens_details": {"reasoning_tokens"}|null}`. Counts in other places:
+    see `normalized`.
     """
     if not isinstance(usage, dict):  # as JSON has it; Mapping would cost ten times as much
         return None
     prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
     total = _count(usage, "total_tokens")
     if total and prompt == completion == 0:
-        prompt = completion = None  # told as a total only (qwen-code reads it so, too)
+        prompt = completion = None  # only the total was sent (qwen-code reads it so, too)
     return Usage(
         prompt=prompt,
         completion=completion,
@@ -49,12 +50,12 @@ def parse(usage: Any) -> Usage | None:
     )
 
 
-def mended(usage: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A `usage` object with the cache's counts where OpenAI has them, too.
+def normalized(usage: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Add the cache's counts to a `usage` object where OpenAI has them.
 
-    The same object if nothing is to be added. DashScope tells `cache_creation_input_tokens` or
-    `cache_creation: {"ephemeral_5m_input_tokens"}` inside `prompt_tokens_details`; some models
-    behind it tell `cached_tokens` at the top.
+    Returns the same object if there is nothing to add. DashScope sends
+    `cache_creation_input_tokens` or `cache_creation: {"ephemeral_5m_input_tokens"}` inside
+    `prompt_tokens_details`; some of its models send `cached_tokens` at the top.
     """
     details = usage.get("prompt_tokens_details")
     known = details if isinstance(details, dict) else {}

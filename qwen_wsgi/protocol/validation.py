@@ -1,18 +1,15 @@
-"""What a request may hold: members read with OpenAI's refusals."""
+"""Reads members of a request; what is wrong is refused in OpenAI's words."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol.json_access import Members
 
-#: Of a client's word so much is quoted in a refusal.
+#: Characters of a client's word that a refusal quotes.
 _QUOTED_CHARS: Final = 60
-_NO_TOKEN: Final = re.compile(r"[^A-Za-z0-9_.\-]+")
-
 
 _JSON_TYPES: Final = {
     bool: "a boolean",
@@ -26,8 +23,8 @@ _JSON_TYPES: Final = {
 
 
 def wrong_type(param: str, expected: str, value: object) -> BadRequest:
-    """A refusal, in OpenAI's words, of a value of another type than `expected`: `a string`."""
-    got = _JSON_TYPES.get(type(value), "something else")
+    """The refusal of a value that is not `expected`, for example `a string`."""
+    got = "an empty array" if value == [] else _JSON_TYPES.get(type(value), "something else")
     return BadRequest(
         f"Invalid type for '{param}': expected {expected}, but got {got} instead.",
         param=param,
@@ -36,14 +33,14 @@ def wrong_type(param: str, expected: str, value: object) -> BadRequest:
 
 
 def missing(param: str) -> BadRequest:
-    """A member that must be there."""
+    """The refusal of a request without a required member."""
     return BadRequest(
         f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
     )
 
 
 def bad_value(param: str, value: object, supported: Collection[str]) -> BadRequest:
-    """A word that is none of those that are known."""
+    """The refusal of a word that is not one of the supported ones."""
     return BadRequest(
         f"Invalid value: '{str(value)[:_QUOTED_CHARS]}'. Supported values are: "
         + ", ".join(f"'{word}'" for word in supported)
@@ -54,25 +51,25 @@ def bad_value(param: str, value: object, supported: Collection[str]) -> BadReque
 
 
 def unsupported(param: str, message: str) -> BadRequest:
-    """Something that OpenAI has and we have not."""
+    """The refusal of a parameter that OpenAI has and this proxy does not."""
     return BadRequest(message, param=param, code="unsupported_parameter")
 
 
-def token(word: str) -> str:
-    """A client's word as it may stand in a header: printable ASCII without commas."""
-    return _NO_TOKEN.sub("_", word[:_QUOTED_CHARS])
-
-
 def text(holder: Members, name: str, path: str = "") -> str | None:
-    """A string, None if it is missing or null. `path` is what the refusal puts before the name."""
+    """A string; None if it is missing or null. A refusal puts `path` before the name."""
     value = holder.get(name)
     if not isinstance(value, str | None):
         raise wrong_type(path + name, "a string", value)
     return value
 
 
+def model_of(body: Members) -> str:
+    """The model that a request names; "" if it names none."""
+    return text(body, "model") or ""
+
+
 def required_text(holder: Members, name: str, path: str = "") -> str:
-    """A string that must be there."""
+    """A required string."""
     value = text(holder, name, path)
     if value is None:
         raise missing(path + name)
@@ -80,7 +77,7 @@ def required_text(holder: Members, name: str, path: str = "") -> str:
 
 
 def required_name(holder: Members, path: str) -> str:
-    """A `name` that must be there, and not empty."""
+    """A required `name` that is not empty."""
     name = required_text(holder, "name", path)
     if not name:
         raise BadRequest(
@@ -90,7 +87,7 @@ def required_name(holder: Members, path: str) -> str:
 
 
 def flag(holder: Members, name: str) -> bool | None:
-    """A boolean, None if it is missing or null."""
+    """A boolean; None if it is missing or null."""
     value = holder.get(name)
     if not isinstance(value, bool | None):
         raise wrong_type(name, "a boolean", value)
@@ -98,7 +95,7 @@ def flag(holder: Members, name: str) -> bool | None:
 
 
 def number(holder: Members, name: str) -> float | None:
-    """A number, None if it is missing or null. Its range the host knows."""
+    """A number, of any range; None if it is missing or null."""
     value = holder.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float | None):
         raise wrong_type(name, "a number", value)
@@ -106,7 +103,7 @@ def number(holder: Members, name: str) -> float | None:
 
 
 def count(holder: Members, name: str, *, least: int) -> int | None:
-    """An integer from `least` on, None if it is missing or null."""
+    """An integer of at least `least`; None if it is missing or null."""
     value = holder.get(name)
     if isinstance(value, bool) or not isinstance(value, int | None):
         raise wrong_type(name, "an integer", value)
@@ -120,7 +117,7 @@ def count(holder: Members, name: str, *, least: int) -> int | None:
 
 
 def mapping(holder: Members, name: str, path: str = "") -> dict[str, Any] | None:
-    """An object, None if it is missing or null."""
+    """An object; None if it is missing or null."""
     value = holder.get(name)
     if not isinstance(value, dict | None):
         raise wrong_type(path + name, "an object", value)
@@ -128,7 +125,7 @@ def mapping(holder: Members, name: str, path: str = "") -> dict[str, Any] | None
 
 
 def objects(holder: Members, name: str, path: str = "") -> list[dict[str, Any]]:
-    """An array of objects, empty if it is missing or null."""
+    """An array of objects; empty if it is missing or null."""
     value = holder.get(name)
     if value is None:
         return []

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.protocol import chat
+from qwen_wsgi.protocol.changes import header_token
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, functions
 from qwen_wsgi.protocol.chat.functions import LegacyChunkStream
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError, compact
@@ -19,9 +19,6 @@ from qwen_wsgi.upstream.adapt import Adapted, Options, Target, adapt
 from qwen_wsgi.upstream.client import CHAT_PATH, UpstreamClient
 from qwen_wsgi.upstream.open_stream import OpenStream
 from qwen_wsgi.upstream.routing.router import Route
-
-#: What must not stand in an entry of a header's list.
-_NO_TOKEN: Final = re.compile(r"[^!-+\--~]")
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class ChatAttempt:
         kind = LegacyChunkStream if adapted.legacy_functions else ChunkStream
         chunks = kind(
             hide_usage=hide_usage,
-            mend=route.account.family.is_qwen,
+            normalize=route.account.family.is_qwen,
             model=(route.model, name) if name != route.model else None,
         )
         return self._client.open_stream(
@@ -147,7 +144,7 @@ class ChatAttempt:
         adapted = self._adapted(call, route, stream=stream)
         renamed: tuple[str, ...] = ()
         if route.model != call.request.model:
-            renamed = (f"model:{_NO_TOKEN.sub('?', route.model)}",)
+            renamed = (f"model:{header_token(route.model)}",)
         call.record.changed = (*call.changed, *renamed, *adapted.changed)
         body = chat.upstream_body(
             call.request,

@@ -14,7 +14,7 @@ from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream
-from qwen_wsgi.protocol.chat.choices import combined
+from qwen_wsgi.protocol.chat.completion import combined
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.settings import Settings
@@ -242,7 +242,7 @@ def _streamed(
     hide_usage: bool,
 ) -> OpenStream:
     """A whole answer as a stream that is complete already."""
-    chunks = ChunkStream(hide_usage=hide_usage, mend=False)
+    chunks = ChunkStream(hide_usage=hide_usage, normalize=False)
     stream = OpenStream(None, chunks, record, monotonic=monotonic)
     events = b"".join(chat.chunks_of(answer.value, with_usage=True)) + sse.DONE
     stream.begin(chunks.feed(events))

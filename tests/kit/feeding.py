@@ -1,4 +1,4 @@
-"""Ways to cut a byte stream, because the network cuts it anywhere."""
+"""Cuts a byte stream into pieces, as the network may do anywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the official SDK makes of a stream or a message; its typed models check every event."""
+"""Reads streams and messages with the official SDK, whose typed models check every event."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def encoder(**options: Any) -> MessagesEncoder:
 def encode(feeds: Sequence[Sequence[Chunk]], **options: Any) -> bytes:
     """The whole stream for chunks that come in groups."""
     made = encoder(**options)
-    told = [made.feed(b"".join(map(sse.render, chunks))) for chunks in feeds]
-    return b"".join([*told, made.end()])
+    encoded = [made.feed(b"".join(map(sse.render, chunks))) for chunks in feeds]
+    return b"".join([*encoded, made.end()])
 
 
 def events(stream: bytes) -> list[dict[str, Any]]:
@@ -56,18 +56,18 @@ def accumulated(stream: bytes) -> dict[str, Any]:
             json_bufs=buffers,
         )
     Message.model_validate(snapshot.to_dict())
-    told: dict[str, Any] = snapshot.to_dict(exclude_unset=True)
-    return told
+    encoded: dict[str, Any] = snapshot.to_dict(exclude_unset=True)
+    return encoded
 
 
-def check_order(told: Sequence[dict[str, Any]]) -> None:
+def check_order(encoded: Sequence[dict[str, Any]]) -> None:
     """One block at a time, numbered from 0, each begun and ended once, between start and end."""
-    kinds = [event["type"] for event in told]
+    kinds = [event["type"] for event in encoded]
     assert kinds[0] == "message_start"
     assert kinds.count("message_start") == 1
     open_block: int | None = None
     begun = 0
-    for event in told[1:]:
+    for event in encoded[1:]:
         kind = event["type"]
         if kind == "content_block_start":
             assert open_block is None
@@ -100,11 +100,11 @@ def call(index: int, arguments: str, id: str = "", name: str = "") -> Chunk:
 
 def usage(prompt: int = 10, completion: int = 4, **details: int) -> Chunk:
     """The last chunk of a stream."""
-    told: dict[str, Any] = {
+    encoded: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }
     if details:
-        told["prompt_tokens_details"] = details
-    return {"id": "c1", "choices": [], "usage": told}
+        encoded["prompt_tokens_details"] = details
+    return {"id": "c1", "choices": [], "usage": encoded}

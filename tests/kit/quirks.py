@@ -1,4 +1,4 @@
-"""Streams with the quirks of Qwen's hosts, and what a client makes of a stream."""
+"""Generates streams with the quirks of Qwen's hosts, and reads streams as a client does."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def calls_chunk(*fragments: Fragment, **delta: Any) -> dict[str, Any]:
 def fragment(
     index: int | None, id: str | None, name: str | None, arguments: str | None
 ) -> Fragment:
-    """A fragment; what is None is left out, but for arguments, which are null."""
+    """A fragment without the members that are None; arguments become null instead."""
     function: dict[str, Any] = {"arguments": arguments}
     if name is not None:
         function["name"] = name
@@ -53,22 +53,24 @@ def stream_of(*chunks: dict[str, Any] | bytes) -> bytes:
 
 
 def fed(stream: ChunkStream, pieces: Sequence[bytes]) -> bytes:
-    """All that a client gets when a stream's bytes come in these pieces."""
+    """The bytes that a client gets if the upstream's bytes come in these pieces."""
     blocks = sse.EventBlocks()
     return b"".join(stream.feed(block) for block in map(blocks.push, pieces) if block) + (
         stream.end()
     )
 
 
-def told(pieces: Sequence[bytes] | bytes, **arguments: Any) -> tuple[list[dict[str, Any]], bytes]:
-    """What a client gets of an upstream's bytes: the values of the events, and the bytes."""
+def forwarded(
+    pieces: Sequence[bytes] | bytes, **arguments: Any
+) -> tuple[list[dict[str, Any]], bytes]:
+    """The events that a client gets for an upstream's bytes: their values, and the bytes."""
     stream = ChunkStream(**{"hide_usage": False, **arguments})
     out = fed(stream, [pieces] if isinstance(pieces, bytes) else pieces)
     return [sse.parse(event) for event in sse.events(out)], out
 
 
 def summed(values: Sequence[dict[str, Any]]) -> list[Call]:
-    """The calls as a simple client puts them together: by index, adding up every text."""
+    """Assemble the calls as a simple client does: by index, concatenating every text."""
     calls: dict[int, list[str]] = {}
     for value in values:
         for choice in value["choices"]:

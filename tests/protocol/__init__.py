@@ -1,1 +1,1 @@
-"""Pure code: what goes in and what must come out."""
+"""Tests of the translation between dialects: pure functions."""

@@ -1,4 +1,4 @@
-"""Completions by way of chat, and in the upstream's own words."""
+"""Completions, translated to chat or sent to an upstream that has them."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def test_a_prompt_becomes_a_users_message_and_the_rest_stays_as_it_was() -> None
 
     (request,), changed = chat_requests(parse_request(JsonObject(body)), thinking=False)
 
-    told = request.body.render()
+    encoded = request.body.render()
     for member in (b'"temperature":1.0', b'"presence_penalty":0.50', b'"x_own":{"a": 1}'):
-        assert member in told
-    assert json.loads(told) == {
+        assert member in encoded
+    assert json.loads(encoded) == {
         "model": "m",
         "temperature": 1.0,
         "max_tokens": 5,
@@ -65,11 +65,11 @@ def test_a_prompt_becomes_a_users_message_and_the_rest_stays_as_it_was() -> None
 
 @pytest.mark.parametrize("usage", [True, False])
 def test_a_stream_is_asked_for_as_a_stream(usage: bool) -> None:
-    asked = parsed(stream=True, stream_options={"include_usage": usage})
+    parsed_request = parsed(stream=True, stream_options={"include_usage": usage})
 
-    (request,), _ = chat_requests(asked, thinking=False)
+    (request,), _ = chat_requests(parsed_request, thinking=False)
 
-    assert (asked.stream, asked.wants_usage) == (True, usage)
+    assert (parsed_request.stream, parsed_request.wants_usage) == (True, usage)
     assert (request.stream, request.wants_usage) == (True, usage)
 
 
@@ -85,10 +85,10 @@ def test_a_stream_is_asked_for_as_a_stream(usage: bool) -> None:
     ids=str,
 )
 def test_who_says_something_of_thinking_is_believed(wish: dict[str, Any]) -> None:
-    asked = parsed(wish)
+    parsed_request = parsed(wish)
 
-    assert chats(asked) == [{**wish, "messages": user("Once")}]
-    assert chat_requests(asked, thinking=False)[1] == ()
+    assert chats(parsed_request) == [{**wish, "messages": user("Once")}]
+    assert chat_requests(parsed_request, thinking=False)[1] == ()
 
 
 def test_others_than_qwens_hosts_get_nothing_that_the_client_did_not_send() -> None:
@@ -108,10 +108,10 @@ def test_each_prompt_becomes_a_chat_of_its_own() -> None:
 
 
 def test_what_asks_for_nothing_special_is_left_out() -> None:
-    asked = parsed(echo=False, best_of=1, logprobs=None, suffix="", messages=["mine"])
+    parsed_request = parsed(echo=False, best_of=1, logprobs=None, suffix="", messages=["mine"])
 
-    assert chats(asked, thinking=True) == [{"messages": user("Once")}]
-    assert not asked.has_gap
+    assert chats(parsed_request, thinking=True) == [{"messages": user("Once")}]
+    assert not parsed_request.has_gap
 
 
 @pytest.mark.parametrize(
@@ -162,15 +162,15 @@ MEMBERS = ("model", "prompt", "suffix", "echo", "best_of", "logprobs", "stream",
 @given(st.dictionaries(st.sampled_from(MEMBERS), JSON, max_size=5))
 def test_whatever_is_sent_is_taken_or_refused(body: dict[str, Any]) -> None:
     try:
-        asked = parse_request(JsonObject(compact(body).encode()))
-        made, _ = chat_requests(asked, thinking=False)
+        parsed_request = parse_request(JsonObject(compact(body).encode()))
+        made, _ = chat_requests(parsed_request, thinking=False)
     except BadRequest as error:
         assert error.param in MEMBERS
     else:
         assert [each.body["messages"][0]["content"] for each in made] == (
             [body["prompt"]] if isinstance(body["prompt"], str) else body["prompt"]
         )
-        assert all(each.stream is asked.stream for each in made)
+        assert all(each.stream is parsed_request.stream for each in made)
 
 
 # --- whole answers ------------------------------------------------------------------------------
@@ -219,16 +219,16 @@ def test_a_whole_answer_in_the_old_form() -> None:
 def test_choices_are_numbered_prompt_by_prompt_and_usage_is_summed() -> None:
     usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
 
-    told = whole(completion("a", "b", usage=usage), completion("c", "d", usage=usage))
+    encoded = whole(completion("a", "b", usage=usage), completion("c", "d", usage=usage))
 
-    assert [(each["index"], each["text"]) for each in told["choices"]] == [
+    assert [(each["index"], each["text"]) for each in encoded["choices"]] == [
         *((0, "a"), (1, "b"), (2, "c"), (3, "d"))
     ]
-    assert told["usage"] == {"prompt_tokens": 6, "completion_tokens": 8, "total_tokens": 14}
+    assert encoded["usage"] == {"prompt_tokens": 6, "completion_tokens": 8, "total_tokens": 14}
 
 
 @pytest.mark.parametrize(
-    ("reason", "told"),
+    ("reason", "encoded"),
     [
         ("length", "length"),
         ("content_filter", "content_filter"),
@@ -237,21 +237,21 @@ def test_choices_are_numbered_prompt_by_prompt_and_usage_is_summed() -> None:
         (7, "stop"),
     ],
 )
-def test_a_finish_is_told_in_the_words_of_completions(reason: Any, told: str) -> None:
+def test_a_finish_is_told_in_the_words_of_completions(reason: Any, encoded: str) -> None:
     made = completion("x")
     made["choices"][0]["finish_reason"] = reason
 
-    assert whole(made)["choices"][0]["finish_reason"] == told
+    assert whole(made)["choices"][0]["finish_reason"] == encoded
 
 
 @pytest.mark.parametrize(
     "choices", [None, 1, [None], [1, []], [{}], [{"message": 1}], [{"message": {"content": []}}]]
 )
 def test_an_answer_that_is_none_makes_no_fault(choices: Any) -> None:
-    told = whole(completion(usage=None, choices=choices))
+    encoded = whole(completion(usage=None, choices=choices))
 
-    assert all(each["text"] == "" for each in told["choices"])
-    assert "usage" not in told
+    assert all(each["text"] == "" for each in encoded["choices"])
+    assert "usage" not in encoded
 
 
 # --- streams ------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def chunk(delta: Any = None, finish: Any = None, index: int = 0, **members: Any)
     return sse.render({"id": "c", "model": "other", "choices": [choice], **members})
 
 
-def told(events: bytes) -> list[Any]:
+def encoded(events: bytes) -> list[Any]:
     assert events.endswith(b"\n\n") or not events
     return [sse.parse(event) for event in sse.events(events)]
 
@@ -289,7 +289,7 @@ def test_a_stream_in_the_old_form() -> None:
         chunk(finish="length"),
     ]
 
-    assert told(made.feed(b"".join(events))) == [
+    assert encoded(made.feed(b"".join(events))) == [
         text("Grüße, "),
         text('世界"\n'),
         text("", "length"),
@@ -306,7 +306,7 @@ def test_the_text_arrives_however_the_stream_is_cut(pieces: list[str], data: st.
         out += made.feed(b"".join(rest[:count]))
         rest = rest[count:]
 
-    assert "".join(each["choices"][0]["text"] for each in told(out)) == "".join(pieces)
+    assert "".join(each["choices"][0]["text"] for each in encoded(out)) == "".join(pieces)
 
 
 def test_a_stream_tells_usage_as_openai_does() -> None:
@@ -319,7 +319,7 @@ def test_a_stream_tells_usage_as_openai_does() -> None:
         + sse.render({"choices": [], "usage": usage})
     )
 
-    assert told(out) == [
+    assert encoded(out) == [
         {**text("a"), "usage": None},
         {**text("", "stop"), "usage": None},
         {**HEAD, "choices": [], "usage": usage},
@@ -333,14 +333,14 @@ def test_several_choices_keep_their_numbers() -> None:
         + chunk({"content": "c"}, "stop", index=1)
     )
 
-    assert told(out) == [text("a", index=1), text("b"), text("c", "stop", index=1)]
+    assert encoded(out) == [text("a", index=1), text("b"), text("c", "stop", index=1)]
 
 
 def test_a_failure_is_told_as_the_official_sdks_raise_it() -> None:
     made = encoder()
 
     assert made.ends_after_failure is False
-    assert told(made.fail(ApiError("broken", code="x"))) == [ApiError("broken", code="x").body()]
+    assert encoded(made.fail(ApiError("broken", code="x"))) == [ApiError("broken", code="x").body()]
 
 
 @pytest.mark.parametrize("with_usage", [True, False])
@@ -349,7 +349,7 @@ def test_a_keep_alive_says_nothing(with_usage: bool) -> None:
 
     assert made.keep_alive("comment").startswith(b":")
     expected = {**text(""), "usage": None} if with_usage else text("")
-    assert told(made.keep_alive("chunk")) == [expected]
+    assert encoded(made.keep_alive("chunk")) == [expected]
 
 
 @given(JSON)
@@ -363,7 +363,7 @@ def test_whatever_a_chunk_holds_makes_no_fault(value: Any) -> None:
         sse.render({"choices": [{"delta": {"content": value}, "finish_reason": value}]}),
         sse.render({"choices": [{"delta": {"content": "x"}, "index": value}]}),
     ):
-        assert all(isinstance(each, dict) for each in told(made.feed(event)))
+        assert all(isinstance(each, dict) for each in encoded(made.feed(event)))
 
 
 # --- natively -----------------------------------------------------------------------------------
@@ -402,11 +402,11 @@ def test_where_there_is_a_gap(members: dict[str, Any], gap: bool) -> None:
 
 
 def test_a_gap_is_told_in_the_models_template() -> None:
-    asked = parsed(
+    parsed_request = parsed(
         model="alias", prompt=["def f():"], suffix="return 1", max_tokens=9, stream=True, echo=False
     )
 
-    assert json.loads(completions.gap_body(asked, model="qwen-coder-turbo")) == {
+    assert json.loads(completions.gap_body(parsed_request, model="qwen-coder-turbo")) == {
         "model": "qwen-coder-turbo",
         "prompt": "<|fim_prefix|>def f():<|fim_suffix|>return 1<|fim_middle|>",
         "max_tokens": 9,
@@ -428,9 +428,9 @@ def test_what_a_model_for_gaps_cannot_do_is_refused(members: dict[str, Any]) -> 
 
 def test_a_server_that_knows_completions_gets_the_clients_own_bytes() -> None:
     body = b'{"model":"m", "prompt": [1, 2], "echo": true, "logprobs": 3, "best_of": 2}'
-    asked = parse_request(JsonObject(body))
+    parsed_request = parse_request(JsonObject(body))
 
-    assert completions.native_body(asked, model="m") == body
+    assert completions.native_body(parsed_request, model="m") == body
     streamed = parsed(model="m", stream=True, stream_options={"include_usage": True}, top_p=1.0)
     assert json.loads(completions.native_body(streamed, model="other")) == {
         "prompt": "Once",
@@ -477,5 +477,5 @@ def test_a_native_answer_as_a_stream(with_usage: bool) -> None:
     body, done = out[: -len(sse.DONE)], out[-len(sse.DONE) :]
     null = {"usage": None} if with_usage else {}
     last = [{**HEAD, "choices": [], "usage": usage}] if with_usage else []
-    assert told(body) == [{**text("a"), **null}, {**text("", "length"), **null}, *last]
+    assert encoded(body) == [{**text("a"), **null}, {**text("", "length"), **null}, *last]
     assert done == sse.DONE

@@ -1,4 +1,4 @@
-"""Embeddings: OpenAI's request brought to Model Studio's limits, its answers put together."""
+"""Embeddings: requests split to Model Studio's limits, and their answers combined."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from qwen_wsgi.errors import BadRequest, UpstreamError
 from qwen_wsgi.protocol.embeddings import (
     EmbeddingRequest,
     combine,
-    model_of,
     parse_request,
     upstream_bodies,
 )
 from qwen_wsgi.protocol.json_object import JsonObject
+from qwen_wsgi.protocol.validation import model_of
 
 
 def request_of(**members: Any) -> EmbeddingRequest:
@@ -76,6 +76,21 @@ def test_a_wrong_request_is_refused_with_openai_words(
     error = caught.value
     assert (error.status, error.type) == (400, "invalid_request_error")
     assert (error.param, error.code) == (param, code)
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        ([], "expected a string or a non-empty array of strings, but got an empty array instead."),
+        (5, "expected a string or a non-empty array of strings, but got an integer instead."),
+        (["a", None], "expected an array of strings, but got null instead."),
+    ],
+)
+def test_a_wrong_type_is_named(value: Any, got: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        request_of(input=value)
+
+    assert caught.value.message == f"Invalid type for 'input': {got}"
 
 
 def test_token_ids_are_refused_with_the_way_out() -> None:
@@ -160,7 +175,7 @@ def test_half_a_surrogate_pair_in_a_row_does_no_harm() -> None:
     assert json.loads(upstream_bodies(request, model="m")[0])["input"] == ["\ud83d"]
 
 
-def asked(rows: list[str], **members: Any) -> dict[str, Any]:
+def answered(rows: list[str], **members: Any) -> dict[str, Any]:
     request = request_of(input=rows, **members)
     answers = [answer_to(body) for body in upstream_bodies(request, model="text-embedding-v4")]
     return combine(request, answers)
@@ -169,7 +184,7 @@ def asked(rows: list[str], **members: Any) -> dict[str, Any]:
 @settings(deadline=None, max_examples=60)
 @given(rows=st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=35))
 def test_rows_come_back_in_order_with_the_usage_of_all_calls(rows: list[str]) -> None:
-    assert asked(rows) == {
+    assert answered(rows) == {
         "object": "list",
         "data": [
             {"object": "embedding", "index": index, "embedding": vector_of(row)}
@@ -214,7 +229,7 @@ def test_base64_is_little_endian_float32_and_reads_back_exactly(vector: list[flo
 
 
 def test_base64_reads_back_as_the_official_sdk_reads_it() -> None:
-    text = asked(["hello"], encoding_format="base64")["data"][0]["embedding"]
+    text = answered(["hello"], encoding_format="base64")["data"][0]["embedding"]
 
     assert array.array("f", base64.b64decode(text)).tolist() == vector_of("hello")
 

@@ -1,4 +1,4 @@
-"""A client's JSON object goes upstream to the letter, but for the members that are changed."""
+"""A client's JSON object keeps its exact bytes, except for changed members."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Server-sent events are found again however the bytes were cut."""
+"""Server-sent events are read the same however the bytes are cut."""
 
 from __future__ import annotations
 

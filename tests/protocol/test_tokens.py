@@ -1,4 +1,4 @@
-"""The estimate of tokens: near the truth for usual texts, and a number for anything."""
+"""The estimate of tokens: close for usual texts, and a number for any value."""
 
 from __future__ import annotations
 

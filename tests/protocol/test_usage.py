@@ -1,4 +1,4 @@
-"""Token counts are taken as told, and never made up."""
+"""Token counts are the upstream's, never estimated."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi.protocol.usage import Usage, mended, parse
+from qwen_wsgi.protocol.usage import Usage, normalized, parse
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("usage", "expected"),
     [
         ({}, Usage()),
         (
@@ -34,14 +34,14 @@ from qwen_wsgi.protocol.usage import Usage, mended, parse
     ids=str,
 )
 def test_counts_that_are_told_are_read_and_others_stay_unknown(
-    told: dict[str, Any], expected: Usage
+    usage: dict[str, Any], expected: Usage
 ) -> None:
-    assert parse(told) == expected
+    assert parse(usage) == expected
 
 
-@pytest.mark.parametrize("told", [None, 5, "usage", [], True])
-def test_what_is_no_object_is_no_usage(told: Any) -> None:
-    assert parse(told) is None
+@pytest.mark.parametrize("usage", [None, 5, "usage", [], True])
+def test_what_is_no_object_is_no_usage(usage: Any) -> None:
+    assert parse(usage) is None
 
 
 def test_cached_tokens_at_the_top_are_read_where_the_details_do_not_tell() -> None:
@@ -70,7 +70,7 @@ def test_a_total_without_its_parts_is_a_total() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "details"),
+    ("usage", "details"),
     [
         ({"cached_tokens": 3}, {"cached_tokens": 3}),
         ({"cached_tokens": 3, "prompt_tokens_details": None}, {"cached_tokens": 3}),
@@ -87,15 +87,15 @@ def test_a_total_without_its_parts_is_a_total() -> None:
     ids=str,
 )
 def test_counts_of_the_cache_are_added_where_openai_has_them(
-    told: dict[str, Any], details: dict[str, Any]
+    usage: dict[str, Any], details: dict[str, Any]
 ) -> None:
-    told["total_tokens"] = 9
+    usage["total_tokens"] = 9
 
-    assert mended(told) == {**told, "prompt_tokens_details": details}
+    assert normalized(usage) == {**usage, "prompt_tokens_details": details}
 
 
 @pytest.mark.parametrize(
-    "told",
+    "usage",
     [
         {},
         {"prompt_tokens_details": None},
@@ -106,5 +106,5 @@ def test_counts_of_the_cache_are_added_where_openai_has_them(
     ],
     ids=str,
 )
-def test_a_usage_that_lacks_nothing_stays_the_same_object(told: dict[str, Any]) -> None:
-    assert mended(told) is told
+def test_a_usage_that_lacks_nothing_stays_the_same_object(usage: dict[str, Any]) -> None:
+    assert normalized(usage) is usage

@@ -496,7 +496,7 @@ def test_the_call_is_recorded_with_its_usage(proxy: Proxy, client: anthropic.Ant
 
 
 def test_a_server_that_is_no_qwen_host(start_proxy: StartProxy, sandbox: Sandbox) -> None:
-    """Its chunks are not mended on the way, and its requests are not adapted."""
+    """Its chunks are not normalized, and its requests are not adapted."""
     proxy = start_proxy(
         QWEN_UPSTREAM_BASE_URL=sandbox.base_url,
         QWEN_UPSTREAM_API_KEY=UPSTREAM_KEY,

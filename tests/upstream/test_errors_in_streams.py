@@ -8,7 +8,7 @@ import pytest
 
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol.messages import errors
-from qwen_wsgi.protocol.responses import errors as failure
+from qwen_wsgi.protocol.responses import mapping
 from qwen_wsgi.upstream.failures import classify
 
 THROTTLED = "rate_limit_error", "rate_limit_exceeded"
@@ -47,7 +47,7 @@ def test_what_clients_of_the_other_dialects_are_told(
     understood = classify.from_frame(error, account="a", family=family)
 
     anthropic = errors.body(understood, request_id="req_1")
-    openai = failure.told(understood)
+    openai = mapping.error(understood)
 
     assert (anthropic["error"]["type"], openai["code"]) == expected
     assert anthropic["error"]["message"]
@@ -59,4 +59,4 @@ def test_throttling_as_the_text_of_an_answer(text: str) -> None:
     understood = classify.from_error_finish(text, account="a", family=Family.DASHSCOPE)
 
     assert errors.type_of(understood) == "rate_limit_error"
-    assert failure.told(understood)["code"] == "rate_limit_exceeded"
+    assert mapping.error(understood)["code"] == "rate_limit_exceeded"

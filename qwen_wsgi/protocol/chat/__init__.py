@@ -1,7 +1,7 @@
-"""Chat completions: the one internal language. Every dialect becomes it, every answer is of it.
+"""Chat completions: the one internal language, to and from which all dialects are translated.
 
-`request` reads a request, `stream` watches and repairs a stream of chunks (`normalize`,
-`tool_calls`, `template`, `client_view`), `completion` is a whole answer. Pure.
+`request` parses a request; `stream` forwards a stream of chunks (with `normalize`, `tool_calls`,
+`template`, `client_view`); `completion` is a whole answer.
 """
 
 from __future__ import annotations

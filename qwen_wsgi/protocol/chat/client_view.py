@@ -1,4 +1,4 @@
-"""What of a chunk depends on what its client asked for: the model's name, and usage."""
+"""Adapts chunks to what the client requested: the model's name, and usage."""
 
 from __future__ import annotations
 
@@ -7,91 +7,91 @@ import re
 from typing import Any, Final
 
 from qwen_wsgi.protocol.json_object import compact
-from qwen_wsgi.protocol.usage import mended
+from qwen_wsgi.protocol.usage import normalized
 
 _MODEL: Final = re.compile(rb'"model": ?("(?:[^"\\]|\\.)*")')
 
 
 class ModelName:
-    """Gives chunks the client's name for the model, however their upstream spells its own.
+    """Replaces the model's name in chunks by the client's name for it.
 
     Args:
-        names: the name upstream and the client's; where they are the same, or for None, nothing is
+        names: the upstream's name and the client's. If they are equal, or for None, nothing is
             changed, and the client sees the snapshot that some hosts name instead.
     """
 
     def __init__(self, names: tuple[str, str] | None) -> None:
         self._name = names[1] if names is not None and names[0] != names[1] else None
         #: The member as the upstream writes it, and as the client gets it.
-        self._member, self._told = b"", b""
+        self._member, self._sent = b"", b""
 
     def in_lines(self, lines: bytes, count: int = 1) -> bytes | None:
-        """So many chunks as the client gets them; None if they have to be parsed for that.
+        """Replace the name in `count` chunks; None if they have to be parsed for that.
 
-        A member with its bare quotes cannot occur inside a text. Where it occurs deeper in a chunk,
-        it names the same model.
+        A member with bare quotes cannot occur inside a text. If it occurs deeper in a chunk, it
+        names the same model.
         """
         if self._name is None:
             return lines
         if not self._member or lines.count(self._member) < count:
             return None
-        return lines.replace(self._member, self._told)
+        return lines.replace(self._member, self._sent)
 
     def in_chunk(self, chunk: dict[str, Any]) -> dict[str, Any]:
-        """The same for a chunk that was parsed."""
+        """Replace the name in a parsed chunk."""
         if self._name is None or "model" not in chunk:
             return chunk
         return {**chunk, "model": self._name}
 
     def learn(self, line: bytes, chunk: dict[str, Any]) -> None:
-        """Take over how the upstream writes the name: which snapshot, and with a space or not."""
+        """Learn how the upstream writes the member: which snapshot, with a space or without."""
         if self._name is None:
             return
         for found in _MODEL.finditer(line):
             if json.loads(found[1]) == chunk.get("model"):
                 self._member = found[0]
-                self._told = found[0].removesuffix(found[1]) + compact(self._name).encode()
+                self._sent = found[0].removesuffix(found[1]) + compact(self._name).encode()
                 return
 
 
 class UsageView:
-    """Shows usage as OpenAI does: once, in a last chunk without choices, to who asked for it.
+    """Sends usage as OpenAI does: once, in a last chunk without choices, if it was requested.
 
-    Some clients add up all that they are told, so what comes with a finish or with every chunk is
-    kept until the end.
+    Some clients add up all usage they get, so usage that comes with a finish or with every chunk is
+    held back until the end.
 
     Args:
-        hide: the client did not ask for it.
-        mend: usage that comes elsewhere, or with other members, is set right.
+        hide: the client did not request it.
+        normalize: usage in another place, or with other members, is changed to OpenAI's form.
     """
 
-    def __init__(self, *, hide: bool, mend: bool) -> None:
-        self._hide, self._mend = hide, mend
+    def __init__(self, *, hide: bool, normalize: bool) -> None:
+        self._hide, self._normalize = hide, normalize
         self._owed: dict[str, Any] | None = None
-        self._told = False
+        self._sent = False
 
     def of(self, chunk: dict[str, Any], *, finished: bool) -> dict[str, Any] | None:
-        """A chunk with usage as the client gets it; None if not at all.
+        """Change a chunk with usage to what the client gets; None for nothing.
 
         Args:
-            finished: a finish reason went by, so this may be the last chunk.
+            finished: a finish reason was received, so this may be the last chunk.
         """
         alone = not chunk.get("choices")
         if self._hide:
             return None if alone else {k: v for k, v in chunk.items() if k != "usage"}
-        if not self._mend:
+        if not self._normalize:
             return chunk
-        usage = mended(chunk["usage"])
+        usage = normalized(chunk["usage"])
         if not (alone and finished):
             self._owed = {**chunk, "choices": [], "usage": usage}
             return None if alone else {**chunk, "usage": None}
-        if self._told:
+        if self._sent:
             return None
-        self._told = True
+        self._sent = True
         return chunk if usage is chunk["usage"] else {**chunk, "usage": usage}
 
     def owed(self) -> dict[str, Any] | None:
-        """The chunk with usage that the client has not got, at the end of the stream."""
-        owed = None if self._told else self._owed
-        self._told = True
+        """The chunk with usage that is still to be sent at the end of the stream."""
+        owed = None if self._sent else self._owed
+        self._sent = True
         return owed

@@ -1,8 +1,8 @@
-"""The answer as a whole: put together from chunks, and taken apart into them."""
+"""The whole answer: aggregated from chunks, split into chunks, combined from several."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from qwen_wsgi.protocol import sse
@@ -12,26 +12,23 @@ from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 
-#: Delta fields whose fragments are joined; of every other field the last value counts.
+#: Members of a delta whose fragments are joined; of all others the last value is taken.
 _JOINED: Final = frozenset({"content", "reasoning_content", "reasoning", "refusal"})
 
 
 def joined_text(pieces: Iterable[str]) -> str:
-    """Pieces of a text as one; the halves of a character that came in two come together."""
+    """Join pieces of a text; the two halves of a surrogate pair become one character."""
     text = "".join(pieces)
     try:
         text.encode()
     except UnicodeEncodeError:
-        # Each half was an escape of its own; one that stays alone is replaced.
+        # Each half came as an escape of its own; an unpaired one is replaced.
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
 
 
 class Completion:
-    """A chat completion that grows from chunks.
-
-    What upstreams send where something else should be is passed over, never a fault of ours.
-    """
+    """Aggregates chunks to a chat completion. Values of the wrong type are ignored."""
 
     def __init__(self) -> None:
         self._head: dict[str, Any] = {}
@@ -39,7 +36,7 @@ class Completion:
         self._usage: Any = None
 
     def add(self, chunk: Mapping[str, Any]) -> None:
-        """Take the next chunk, parsed."""
+        """Add the next chunk, parsed."""
         for name, value in chunk.items():
             if name == "choices":
                 continue
@@ -54,18 +51,13 @@ class Completion:
 
     @property
     def usage(self) -> Usage | None:
-        """What the call used, if the upstream told."""
+        """The usage of the call, if the upstream sent it."""
         return parse_usage(self._usage)
 
-    def render(
-        self, *, id: str, model: str, created: int, client_model: str | None = None
-    ) -> dict[str, Any]:
-        """OpenAI's `chat.completion`; id, model and created stand in where no chunk told.
+    def render(self, *, id: str, model: str, created: int) -> dict[str, Any]:
+        """Render OpenAI's `chat.completion`; the arguments are used if no chunk had them.
 
         `refusal` and `logprobs` are there even when null: OpenAI's schema requires them.
-
-        Args:
-            client_model: the client's name for the model, whatever the chunks told.
         """
         head = self._head
         seed = f"{head.get('id') or id}/{head.get('created') or created}"
@@ -74,7 +66,7 @@ class Completion:
             "id": head.get("id") or id,
             "object": "chat.completion",
             "created": head.get("created") or created,
-            "model": client_model or head.get("model") or model,
+            "model": head.get("model") or model,
             "choices": [self._choices[index].render(seed) for index in sorted(self._choices)],
         }
         if self._usage is not None:
@@ -83,7 +75,7 @@ class Completion:
 
 
 class _Choice:
-    """One choice of a completion while it grows."""
+    """Aggregates one choice of a completion."""
 
     def __init__(self, index: int) -> None:
         self._index = index
@@ -154,7 +146,7 @@ class _Choice:
 
 def _join_function(call: dict[str, Any], fragment: Mapping[str, Any]) -> None:
     if name := fragment.get("name"):
-        # Some servers repeat the whole name with every fragment; none sends it in pieces.
+        # Some servers repeat the whole name in every fragment; none sends it in pieces.
         call["name"] = name
     if isinstance(arguments := fragment.get("arguments"), str):
         call["arguments"] += arguments
@@ -169,7 +161,7 @@ def _join_audio(audio: dict[str, Any], fragment: Mapping[str, Any]) -> None:
 
 
 def chunks_of(completion: Mapping[str, Any], *, with_usage: bool) -> list[bytes]:
-    """A whole completion as the events of a stream, for an upstream that does not stream."""
+    """Render a whole completion as the events of a stream."""
     head = {k: v for k, v in completion.items() if k not in ("choices", "usage")}
     head["object"] = "chat.completion.chunk"
     out = []
@@ -181,7 +173,7 @@ def chunks_of(completion: Mapping[str, Any], *, with_usage: bool) -> list[bytes]
         rest = {k: v for k, v in choice.items() if k not in ("message", "finish_reason")}
         rest.setdefault("index", 0)
         finish = choice.get("finish_reason") or "stop"
-        if finish == ERROR_FINISH:  # its content is the error's text, and no answer
+        if finish == ERROR_FINISH:  # its content is the error's text, not an answer
             out.append({**rest, "delta": delta, "finish_reason": finish})
             continue
         out.append({**rest, "delta": delta, "finish_reason": None})
@@ -190,3 +182,34 @@ def chunks_of(completion: Mapping[str, Any], *, with_usage: bool) -> list[bytes]
     if with_usage and completion.get("usage"):
         events.append(sse.render({**head, "choices": [], "usage": completion["usage"]}))
     return events
+
+
+def combined(completions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Combine completions to one with the choices of all, renumbered; usage is summed, as billed.
+
+    So `n` choices come from a model that gives one per call. The other members are the first's.
+    """
+    choices = [choice for each in completions for choice in each.get("choices") or ()]
+    whole = {
+        **completions[0],
+        "choices": [{**choice, "index": index} for index, choice in enumerate(choices)],
+    }
+    used = [each["usage"] for each in completions if isinstance(each.get("usage"), Mapping)]
+    if used:
+        whole["usage"] = _sum(used)
+    return whole
+
+
+def _sum(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sum numbers, objects member by member; of other values the last is taken."""
+    total: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            known = total.get(name)
+            if isinstance(known, Mapping) and isinstance(value, Mapping):
+                total[name] = _sum([known, value])
+            elif isinstance(known, int | float) and isinstance(value, int | float):
+                total[name] = known + value
+            elif value is not None or name not in total:
+                total[name] = value
+    return total

@@ -1,4 +1,4 @@
-"""Errors that stand where a chunk or a completion should be, as Qwen's hosts tell them."""
+"""Reads errors that Qwen's hosts send in place of a chunk or a completion."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ERROR_FINISH: Final = "error_finish"
 
 
 def error_of(chunk: Mapping[str, Any]) -> Any:
-    """The error that stands where a chunk or a completion should be, or None.
+    """The error that a host sent in place of a chunk or a completion, or None.
 
     Both forms of DashScope: `{"error": {...}}`, and natively `{"code", "message", "request_id"}`.
     """
@@ -24,10 +24,10 @@ def error_of(chunk: Mapping[str, Any]) -> Any:
 
 
 def error_finish_of(chunk: Mapping[str, Any]) -> str | None:
-    """The text of an error that a chunk tells by its finish reason; None if it tells none.
+    """The text of an error that a chunk reports by its finish reason, or None.
 
-    `{"choices": [{"delta": {"content": "Throttling…"}, "finish_reason": "error_finish"}]}`: the way
-    throttling reaches a stream that has begun (qwen-code reads it so).
+    `{"choices": [{"delta": {"content": "Throttling…"}, "finish_reason": "error_finish"}]}`: so
+    throttling is reported in a stream that has begun (qwen-code reads it so).
     """
     for choice in objects(chunk.get("choices")):
         if choice.get("finish_reason") == ERROR_FINISH:

@@ -1,7 +1,7 @@
-"""The answer to a client that asked with `functions`, OpenAI's form before `tools`.
+"""Turns the answer back for a client that sent `functions`, OpenAI's form before `tools`.
 
-Qwen hosts know tools only, so the request is brought to those (`upstream.adapt`), and here the
-answer comes back: the one call as `function_call`, and its finish reason. Pure.
+Qwen hosts know only tools, so `upstream.adapt` turns functions into those, and this module turns
+the tool call of the answer into a `function_call`, with its finish reason.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qwen_wsgi.protocol.json_access import objects
 
 
 class LegacyChunkStream(ChunkStream):
-    """A stream whose tool call leaves as `function_call`."""
+    """A stream that sends its tool call as `function_call`."""
 
     def feed(self, block: bytes) -> bytes:
         return _rewritten(super().feed(block))
@@ -39,7 +39,7 @@ def _event(event: bytes) -> bytes:
 
 
 def completion(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A whole `chat.completion` in the old form."""
+    """Turn a whole `chat.completion` into the legacy form."""
     choices = value.get("choices")
     if not isinstance(choices, list):
         return dict(value)
@@ -52,16 +52,16 @@ def _choice(choice: Any, part: str) -> Any:
     changed = dict(choice)
     if choice.get("finish_reason") == "tool_calls":
         changed["finish_reason"] = "function_call"
-    said = choice.get(part)
-    if isinstance(said, dict) and "tool_calls" in said:
-        rest = {name: each for name, each in said.items() if name != "tool_calls"}
-        call = _first_call(said["tool_calls"])
+    message = choice.get(part)
+    if isinstance(message, dict) and "tool_calls" in message:
+        rest = {name: each for name, each in message.items() if name != "tool_calls"}
+        call = _first_call(message["tool_calls"])
         changed[part] = rest if call is None else {**rest, "function_call": call}
     return changed
 
 
 def _first_call(calls: Any) -> dict[str, Any] | None:
-    """The old form has room for one call: fragments of another are left out."""
+    """The first call: the legacy form has room for one, so others are left out."""
     for call in objects(calls):
         if call.get("index", 0) == 0:
             function = call.get("function")

@@ -1,6 +1,6 @@
-"""Chunks of Qwen's hosts, set right for OpenAI's clients: docs/decisions/011-mending-answers.md.
+"""Normalizes chunks of Qwen's hosts to OpenAI's form: docs/decisions/011-mending-answers.md.
 
-What was seen, and where, is in the docstrings; text is never touched.
+What hosts were seen to send is in the docstrings. Text is never changed.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any, Final
 
 from qwen_wsgi.protocol.chat.tool_calls import Taken, ToolCalls, arguments_of, made_up_id
 
-#: OpenAI's whole list (openai.types.chat.chat_completion_chunk); clients check against it.
+#: OpenAI's list (openai.types.chat.chat_completion_chunk), against which clients check.
 _FINISHES: Final = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
 
-#: Others, by their vendors' documents. What was cut off is `length`: an answer that is not whole.
-_MEANINGS: Final = {
+#: Other vendors' reasons, from their documents. A truncated answer is `length`.
+_OTHER_FINISHES: Final = {
     "max_tokens": "length",
     "model_context_window_exceeded": "length",
     "insufficient_system_resource": "length",  # DeepSeek
@@ -25,26 +25,26 @@ _MEANINGS: Final = {
     "sensitive": "content_filter",  # GLM
 }
 
-#: Members of a delta that DashScope fills with null. They are left out where a delta is rewritten.
+#: Members of a delta that DashScope fills with null; left out when a delta is rewritten.
 _NULLS: Final = ("function_call", "refusal", "role", "tool_calls")
 
 
 @dataclass(slots=True)
 class _Choice:
-    """What is known of one choice."""
+    """The state of one choice."""
 
     index: int
     calls: ToolCalls = field(default_factory=ToolCalls)
-    role_told: bool = False
+    role_sent: bool = False
     finished: bool = False
 
 
 class ChunkNormalizer:
-    """Sets the chunks of one stream right, in order.
+    """Normalizes the chunks of one stream, in order.
 
     Attributes:
-        repeatable: the last chunk, with another text in its place, would be mended the same way.
-        growing: where the text of such a chunk belongs if it is a part of a tool call's arguments.
+        repeatable: the last chunk with another text would be normalized the same way.
+        growing: the list for the text of such a chunk if it is a part of a tool call's arguments.
     """
 
     def __init__(self) -> None:
@@ -52,8 +52,8 @@ class ChunkNormalizer:
         self.repeatable = False
         self.growing: list[str | bytes] | None = None
 
-    def mend(self, chunk: dict[str, Any]) -> dict[str, Any] | None:
-        """The chunk as a client expects it: itself if nothing is wrong, None if nothing is left."""
+    def normalize(self, chunk: dict[str, Any]) -> dict[str, Any] | None:
+        """Normalize a chunk: return itself if nothing changed, None if nothing is left to send."""
         choices = chunk.get("choices")
         if not isinstance(choices, list) or not choices:
             self.repeatable = False
@@ -61,31 +61,31 @@ class ChunkNormalizer:
         self.repeatable, self.growing = True, None
         kept, changed = [], False
         for choice in choices:
-            mended = self._choice(chunk, choice) if isinstance(choice, dict) else choice
-            changed = changed or mended is not choice
-            if mended is not None:
-                kept.append(mended)
+            normalized = self._choice(chunk, choice) if isinstance(choice, dict) else choice
+            changed = changed or normalized is not choice
+            if normalized is not None:
+                kept.append(normalized)
         if not changed:
             return chunk
         return {**chunk, "choices": kept} if kept else None
 
     def _choice(self, chunk: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any] | None:
-        """One finish for each choice: what a second one has to tell is the usage beside it."""
+        """Normalize one choice; a second finish is dropped (hosts repeat it to send usage)."""
         known = self._known(choice.get("index"))
         delta = choice.get("delta")
-        mended = self._delta(delta, known, chunk) if isinstance(delta, dict) else delta
-        told = choice.get("finish_reason")
-        finish = finish_reason(told, called=bool(known.calls))
+        normalized = self._delta(delta, known, chunk) if isinstance(delta, dict) else delta
+        reason = choice.get("finish_reason")
+        finish = finish_reason(reason, called=bool(known.calls))
         again = finish is not None and known.finished
         if finish is not None:
             self.repeatable, known.finished = False, True
-        if again or _lost(delta, mended):
+        if again or _lost(delta, normalized):
             finish = None if again else finish
-            if finish is None and not _says(mended):
+            if finish is None and not _has_content(normalized):
                 return None
-        if mended is delta and finish == told:
+        if normalized is delta and finish == reason:
             return choice
-        return {**choice, "delta": mended, "finish_reason": finish}
+        return {**choice, "delta": normalized, "finish_reason": finish}
 
     def _known(self, index: Any) -> _Choice:
         index = index if isinstance(index, int) else 0
@@ -97,86 +97,90 @@ class ChunkNormalizer:
     def _delta(
         self, delta: dict[str, Any], known: _Choice, chunk: Mapping[str, Any]
     ) -> dict[str, Any]:
-        mended = delta
+        normalized = delta
         if delta.get("role"):
-            if known.role_told:
-                mended = {**mended, "role": None}  # openai.lib.streaming adds up roles, too
+            if known.role_sent:
+                normalized = {
+                    **normalized,
+                    "role": None,
+                }  # openai.lib.streaming concatenates roles, too
             else:
-                known.role_told, self.repeatable = True, False
+                known.role_sent, self.repeatable = True, False
         if isinstance(delta.get("reasoning"), str) and not delta.get("reasoning_content"):
-            # The name of vLLM and OpenRouter; clients of Qwen models read the other one.
-            mended = {k: v for k, v in mended.items() if k != "reasoning"}
-            mended["reasoning_content"] = delta["reasoning"]
+            # The name of vLLM and OpenRouter; clients of Qwen models read reasoning_content.
+            normalized = {k: v for k, v in normalized.items() if k != "reasoning"}
+            normalized["reasoning_content"] = delta["reasoning"]
         fragments = delta.get("tool_calls")
         if isinstance(fragments, list):
             seed = f"{chunk.get('id')}/{chunk.get('created')}/{known.index}"
-            told = self._fragments(fragments, known.calls, seed)
-            if told != fragments or not told:
-                mended = {**mended, "tool_calls": told or None}
-        if mended is delta:
+            sent = self._fragments(fragments, known.calls, seed)
+            if sent != fragments or not sent:
+                normalized = {**normalized, "tool_calls": sent or None}
+        if normalized is delta:
             return delta
-        return {k: v for k, v in mended.items() if v is not None or k not in _NULLS}
+        return {k: v for k, v in normalized.items() if v is not None or k not in _NULLS}
 
     def _fragments(self, fragments: list[Any], calls: ToolCalls, seed: str) -> list[Any]:
-        told = []
+        sent = []
         for fragment in fragments:
             if not isinstance(fragment, dict):
                 continue
             taken = calls.take(fragment)
             if taken is not None:
-                told.append(_fragment(fragment, taken, seed))
+                sent.append(_fragment(fragment, taken, seed))
             if taken is not None and taken.goes_on:
                 self.growing = taken.call.pieces
             else:
                 self.repeatable = False
-        return told
+        return sent
 
 
 def _fragment(fragment: Mapping[str, Any], taken: Taken, seed: str) -> dict[str, Any]:
-    """A fragment as OpenAI sends it: id, type and name once, the arguments always a string.
+    """Render a fragment as OpenAI does: id, type and name once, the arguments always a string.
 
-    Clients add up what they get: a name or id that is repeated becomes part of the first
-    (openai.lib.streaming, LangChain), and JavaScript adds the text "null" for a null.
+    Clients concatenate what they get: a repeated name or id is appended to the first
+    (openai.lib.streaming, LangChain), and JavaScript appends the text "null" for a null.
     """
     call = taken.call
-    told: dict[str, Any] = {**fragment, "index": call.number}
-    told.pop("id", None)
+    sent: dict[str, Any] = {**fragment, "index": call.number}
+    sent.pop("id", None)
     if taken.begins:
-        told["id"] = call.id or made_up_id(seed, call.number)
-        told["type"] = call.type
-    elif not told.get("type"):
-        told.pop("type", None)
-    function = told.pop("function", None)
+        sent["id"] = call.id or made_up_id(seed, call.number)
+        sent["type"] = call.type
+    elif not sent.get("type"):
+        sent.pop("type", None)
+    function = sent.pop("function", None)
     if isinstance(function, dict) or taken.begins:
         function = dict(function) if isinstance(function, dict) else {}
         if not taken.names:
             function.pop("name", None)
         function["arguments"] = arguments_of(function)
-        told["function"] = function
-    return told
+        sent["function"] = function
+    return sent
 
 
-def finish_reason(told: Any, *, called: bool) -> str | None:
-    """OpenAI's word for why an answer ended; None if it has not.
+def finish_reason(reason: Any, *, called: bool) -> str | None:
+    """Translate the upstream's finish reason to OpenAI's; None if the answer goes on.
 
-    Some hosts say "" before the end, DashScope's native form says "null". A word that nobody knows
-    is `stop`. Agents run tools on `tool_calls` only, but some hosts say `stop` after a call.
+    Some hosts send "" before the end, DashScope's native form sends "null". An unknown word becomes
+    `stop`. Agents run tools on `tool_calls` only, but some hosts send `stop` after a call.
 
     Args:
-        told: the upstream's word.
-        called: tool calls went by.
+        called: the answer has tool calls.
     """
-    if not isinstance(told, str) or told in ("", "null"):
+    if not isinstance(reason, str) or reason in ("", "null"):
         return None
-    finish = told if told in _FINISHES else _MEANINGS.get(told, "stop")
+    finish = reason if reason in _FINISHES else _OTHER_FINISHES.get(reason, "stop")
     return "tool_calls" if called and finish in ("stop", "function_call") else finish
 
 
-def _lost(delta: Any, mended: Any) -> bool:
-    """Whether a delta had fragments of tool calls, and none of them is left."""
-    return isinstance(delta, dict) and bool(delta.get("tool_calls")) and "tool_calls" not in mended
+def _lost(delta: Any, normalized: Any) -> bool:
+    """Whether a delta had fragments of tool calls, and all were dropped."""
+    return (
+        isinstance(delta, dict) and bool(delta.get("tool_calls")) and "tool_calls" not in normalized
+    )
 
 
-def _says(delta: Any) -> bool:
-    """Whether a delta has more to tell than whose it is."""
+def _has_content(delta: Any) -> bool:
+    """Whether a delta has any member besides the role."""
     return isinstance(delta, dict) and any(v for name, v in delta.items() if name != "role")

@@ -1,4 +1,4 @@
-"""A chat request: what must be understood of it, and the bytes that go upstream."""
+"""Parses a chat request and renders the body for the upstream."""
 
 from __future__ import annotations
 
@@ -8,43 +8,38 @@ from types import MappingProxyType
 from typing import Any
 
 from qwen_wsgi.errors import BadRequest
+from qwen_wsgi.protocol import validation
 from qwen_wsgi.protocol.json_object import JsonObject
-from qwen_wsgi.protocol.validation import wrong_type
+from qwen_wsgi.protocol.validation import missing, wrong_type
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A client's request: what we understood, and the object with everything else untouched."""
+    """A client's request: the members that the proxy uses, and the whole object unchanged."""
 
     body: JsonObject
     model: str
     stream: bool
     #: The client asked for `stream_options.include_usage` itself.
     wants_usage: bool
-    #: Members that a translation added by itself: who did not ask for them does not lose them.
+    #: Members that a translation added; to drop one of them loses nothing the client asked for.
     added: frozenset[str] = frozenset()
 
 
 def parse_request(body: JsonObject, *, added: Collection[str] = ()) -> ChatRequest:
-    """Check what must be understood; leave the rest to the upstream.
+    """Check the members that the proxy uses; leave the rest to the upstream.
 
     Args:
-        added: members of which the client did not say anything.
+        added: see `ChatRequest.added`.
 
     Raises:
         BadRequest: with OpenAI's `param` and `code`, for a missing or ill-typed `model`,
             `messages`, `stream` or `stream_options`.
     """
-    model = body.get("model")
-    if not isinstance(model, str | None):
-        raise wrong_type("model", "a string", model)
+    model = validation.model_of(body)
     _check_messages(body)
-    stream = body.get("stream")
-    if not isinstance(stream, bool | None):
-        raise wrong_type("stream", "a boolean", stream)
-    options = body.get("stream_options")
-    if not isinstance(options, dict | None):
-        raise wrong_type("stream_options", "an object", options)
+    stream = validation.flag(body, "stream")
+    options = validation.mapping(body, "stream_options")
     if options is not None and not stream:
         raise BadRequest(
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
@@ -52,7 +47,7 @@ def parse_request(body: JsonObject, *, added: Collection[str] = ()) -> ChatReque
         )
     return ChatRequest(
         body=body,
-        model=model or "",
+        model=model,
         stream=bool(stream),
         wants_usage=bool(options and options.get("include_usage")),
         added=frozenset(added),
@@ -61,11 +56,7 @@ def parse_request(body: JsonObject, *, added: Collection[str] = ()) -> ChatReque
 
 def _check_messages(body: JsonObject) -> None:
     if "messages" not in body:
-        raise BadRequest(
-            "Missing required parameter: 'messages'.",
-            param="messages",
-            code="missing_required_parameter",
-        )
+        raise missing("messages")
     messages = body["messages"]
     if not isinstance(messages, list):
         raise wrong_type("messages", "an array of objects", messages)
@@ -81,11 +72,7 @@ def _check_messages(body: JsonObject) -> None:
             raise wrong_type(f"messages[{index}]", "an object", message)
         role = message.get("role")
         if role is None:
-            raise BadRequest(
-                f"Missing required parameter: 'messages[{index}].role'.",
-                param=f"messages[{index}].role",
-                code="missing_required_parameter",
-            )
+            raise missing(f"messages[{index}].role")
         if not isinstance(role, str):
             raise wrong_type(f"messages[{index}].role", "a string", role)
 
@@ -98,10 +85,10 @@ def upstream_body(
     changes: Mapping[str, Any] = MappingProxyType({}),
     drop: Collection[str] = (),
 ) -> bytes:
-    """The bytes for the upstream: the client's own, but for model, stream and usage option, and
-    for what the host needs changed or dropped.
+    """Render the body for the upstream: the client's bytes, except for the model, the streaming
+    and the `changes` and `drop` of the adaption.
 
-    Usage is always asked of a stream, because the ledger counts every call.
+    A stream always includes usage, because the ledger counts every call.
     """
     changes, drop = dict(changes), set(drop)
     body = request.body

@@ -1,4 +1,4 @@
-"""The answer as a stream of chunks: carried as bytes, looked at where something matters."""
+"""The answer as a stream of chunks: forwarded as bytes, parsed only where it matters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 
-#: Something that a reader would call an answer: text, thinking, or arguments of a tool call.
+#: A part of an answer: text, thinking, or a tool call.
 _CONTENT: Final = re.compile(
     rb'"(?:content|reasoning_content|reasoning|arguments|refusal|name)": ?"[^"]'
 )
@@ -25,21 +25,21 @@ _ROLE: Final = re.compile(rb'"role": ?"[a-z]')
 _CHOICES: Final = b'"choices"'
 _OBJECT: Final = "chat.completion.chunk"
 
-#: What makes a chunk worth parsing, whoever sent it. Every usage object has members whose names end
-#: so, and DashScope's `"usage":null` has none.
+#: Byte strings that make it necessary to parse a chunk of any host. Every usage object has members
+#: whose names end in `_tokens`; DashScope's `"usage":null` has none.
 _MARKS: Final = (b'"error"', b'_tokens"', b'"finish_reason":"', b'"finish_reason": "')
-#: And of a host that needs mending. Every chunk of DashScope has null for most of these.
-_MENDING_MARKS: Final = (
+#: The same for a host whose chunks are normalized. Most of these are null in DashScope's chunks.
+_NORMALIZED_MARKS: Final = (
     *_MARKS,
     *(b'"tool_calls":[', b'"tool_calls": [', b'"role":"', b'"role": "', b'"reasoning":'),
 )
 
-#: How often the rest of a block is tried with a new template: that may cost a look at all of it.
+#: How often a new template is tried on the rest of a block, which may cost a search of all of it.
 _TRIES: Final = 8
 
 
 class ChunkStream:
-    """Watches a stream of chunks go by, and changes what a client must not get as it is.
+    """Reads a stream of chunks and returns what the client gets.
 
     A chunk is parsed only if one of a few byte strings occurs in it, and chunks like the last one
     are not even searched for those (`template`). In JSON text a quote inside a string is escaped,
@@ -47,30 +47,30 @@ class ChunkStream:
 
     Args:
         hide_usage: the client did not ask for usage, so it gets none.
-        mend: the upstream is a Qwen host, whose chunks are set right (`mend`). The chunks of others
-            pass as they are, but for hidden usage and the model's name.
+        normalize: the upstream is a Qwen host, whose chunks are normalized (`normalize`). Other
+            hosts' chunks are not changed, except for hidden usage and the model's name.
         model: the model's name upstream and the client's name for it (`client_view`).
 
     Attributes:
-        usage: the last usage that went by, or None.
-        failed: the upstream told an error. It is not passed on, nor is what came after it.
-        error: the error that stood in a chunk's place, or None.
+        usage: the last usage, or None.
+        failed: the upstream sent an error. Neither it nor what follows is passed on.
+        error: the error that was sent in place of a chunk, or None.
         error_finish: the text of an error that came as a finish reason, or None.
-        frame: the event with the error, if it was in OpenAI's form; for who speaks it, too.
-        answered: text, thinking or a tool call went by.
-        finished: a finish reason went by, and no part of an answer after it.
-        done: `[DONE]` went by.
+        frame: the event with the error, if it has OpenAI's form.
+        answered: text, thinking or a tool call was received.
+        finished: a finish reason was received, and no part of an answer after it.
+        done: `[DONE]` was received.
     """
 
     def __init__(
-        self, *, hide_usage: bool, mend: bool = True, model: tuple[str, str] | None = None
+        self, *, hide_usage: bool, normalize: bool = True, model: tuple[str, str] | None = None
     ) -> None:
-        self._mender = ChunkNormalizer() if mend else None
-        self._opening = _Opening() if mend else None
-        self._marks = _MENDING_MARKS if mend else _MARKS
+        self._normalizer = ChunkNormalizer() if normalize else None
+        self._opening = _Opening() if normalize else None
+        self._marks = _NORMALIZED_MARKS if normalize else _MARKS
         self._carrier = Carrier()
         self._model = ModelName(model)
-        self._usage_view = UsageView(hide=hide_usage, mend=mend)
+        self._usage_view = UsageView(hide=hide_usage, normalize=normalize)
         self.usage: Usage | None = None
         self.failed = False
         self.error: Any = None
@@ -82,41 +82,41 @@ class ChunkStream:
 
     @property
     def complete(self) -> bool:
-        """Whether the end of the stream here would be an end that a client may believe."""
+        """Whether the answer would be complete if the stream ended here."""
         return not self.failed and (self.finished or (self.done and self.answered))
 
     def feed(self, block: bytes) -> bytes:
-        """Look at a block of whole events; return what the client gets of it.
+        """Take a block of whole events; return what the client gets of it.
 
-        That is data and nothing else: comments upset simple parsers (keep-alives are ours to send),
+        That is only data: comments break simple parsers (the proxy sends its own keep-alives),
         OpenAI's chat streams name no events, and `id:` and `retry:` lines make the official Python
-        SDK fail. `[DONE]` is taken out: the relay ends the stream, once it knows it is complete.
+        SDK fail. `[DONE]` is removed: the relay ends the stream when it knows it is complete.
         """
-        told, length = self._carrier.carry(block)
+        sent, length = self._carrier.carry(block)
         if length == len(block):
-            return told
+            return sent
         rest = block[length:] if length else block
         if (plain := self._plain(rest)) is not None:
-            self._opening = None  # none of these names the role
+            self._opening = None  # these have no role
             self._carrier.learn(_last_event(rest), _last_event(plain))
-            return told + plain
-        return told + b"".join(self._each(rest))
+            return sent + plain
+        return sent + b"".join(self._each(rest))
 
     def end(self) -> bytes:
-        """What the client is still to get now that the upstream ended. At `[DONE]`, `feed` asks."""
-        told = b""
+        """Return what the client must still get at the end; `feed` calls it at `[DONE]`."""
+        sent = b""
         if self._opening is not None:
-            told = b"".join(self._told(line, line) for line in self._opening.doubtful)
+            sent = b"".join(self._line(line, line) for line in self._opening.doubtful)
             self._opening = None
         if self.complete and (owed := self._usage_view.owed()) is not None:
-            told += sse.render(self._model.in_chunk(owed))
-        return told
+            sent += sse.render(self._model.in_chunk(owed))
+        return sent
 
     def _plain(self, block: bytes) -> bytes | None:
-        """What the client gets of a block in which no event needs a look; None if one does.
+        """Return what the client gets of a block without parsing; None if an event needs it.
 
-        If all line ends are accounted for by k-1 borders between `data:` lines and the last blank
-        line, there is nothing but k such lines.
+        If k-1 borders between `data:` lines and the last blank line account for all line ends, the
+        block consists of k such lines.
         """
         count = block.count(b"\n\ndata: {") + 1
         if (
@@ -126,57 +126,57 @@ class ChunkStream:
             or _any_in(self._marks, block)
         ):
             return None
-        told = self._model.in_lines(block, count)
-        if told is not None:
+        sent = self._model.in_lines(block, count)
+        if sent is not None:
             self._note(block)
-        return told
+        return sent
 
     def _each(self, block: bytes) -> Iterator[bytes]:
-        """Look at a block's events one by one."""
+        """Handle a block's events one by one."""
         at, tries = 0, _TRIES
         while at < len(block) and not (self.done or self.failed):
-            told, length = b"", 0
+            sent, length = b"", 0
             if self._carrier.fresh and tries:
                 tries -= 1
-                told, length = self._carrier.carry(block[at:])
+                sent, length = self._carrier.carry(block[at:])
             if not length:
                 end = block.find(b"\n\n", at)
                 length = (end + 2 if end >= 0 else len(block)) - at
-                told = self._event(block[at : at + length].strip(b"\n"))
+                sent = self._event(block[at : at + length].strip(b"\n"))
             at += length
-            if told:
-                yield told
+            if sent:
+                yield sent
 
     def _event(self, event: bytes) -> bytes:
-        """What the client gets of one event, which comes without its blank line."""
-        told, length = self._carrier.carry(event + b"\n\n")
+        """Return what the client gets of one event, given without its blank line."""
+        sent, length = self._carrier.carry(event + b"\n\n")
         if length:
-            return told
+            return sent
         payload = sse.data(event)
         if payload is None:
             return b""
         if payload.strip() == b"[DONE]":
             self.done = True
             return self.end()
-        # A line end can only be white space between the tokens of the JSON.
+        # A line end can only be white space between tokens of the JSON.
         line = b"data: " + payload.replace(b"\n", b" ") + b"\n\n"
         if self._opening is None:
-            return self._told(event + b"\n\n", line)
+            return self._line(event + b"\n\n", line)
         lines = self._opening.take(line)
         if self._opening.over:
             self._opening = None
-        return b"".join(self._told(each, each) for each in lines)
+        return b"".join(self._line(each, each) for each in lines)
 
-    def _told(self, event: bytes, line: bytes) -> bytes:
-        """What the client gets of an event, given with its data as one line."""
+    def _line(self, event: bytes, line: bytes) -> bytes:
+        """Return what the client gets of an event, given also as one line."""
         if (plain := self._plain(line)) is None:
-            return self._judged(event, line)
+            return self._parsed(event, line)
         self._carrier.learn(event, plain)
         return plain
 
-    def _judged(self, event: bytes, line: bytes) -> bytes:
-        """What the client gets of an event that has to be parsed; `b""` if nothing."""
-        self._carrier.forget()  # it may be another tool call that goes on from here
+    def _parsed(self, event: bytes, line: bytes) -> bytes:
+        """Parse an event; return what the client gets of it, `b""` for nothing."""
+        self._carrier.forget()  # another tool call may continue after this event
         chunk = sse.parse(line[:-2])
         if not isinstance(chunk, dict):
             return line
@@ -186,30 +186,30 @@ class ChunkStream:
         finishes = _finishes(chunk)
         self.finished = self.finished or finishes
         self._model.learn(line, chunk)
-        mended = self._mended(chunk)
-        if mended is None:
+        changed = self._for_client(chunk)
+        if changed is None:
             return b""
-        renamed = self._model.in_lines(line) if mended is chunk else None
-        told = renamed or sse.render(self._model.in_chunk(mended))
-        mender = self._mender
-        if mender is not None and mender.repeatable:
-            self._carrier.learn_mended(event, told, mender.growing)
-        elif mender is None and not finishes:
-            self._carrier.learn(event, told)
-        return told
+        renamed = self._model.in_lines(line) if changed is chunk else None
+        sent = renamed or sse.render(self._model.in_chunk(changed))
+        normalizer = self._normalizer
+        if normalizer is not None and normalizer.repeatable:
+            self._carrier.learn_normalized(event, sent, normalizer.growing)
+        elif normalizer is None and not finishes:
+            self._carrier.learn(event, sent)
+        return sent
 
-    def _mended(self, chunk: dict[str, Any]) -> dict[str, Any] | None:
-        """The chunk as this client gets it: itself if nothing is to change, None if not at all."""
-        mended: dict[str, Any] | None = chunk
+    def _for_client(self, chunk: dict[str, Any]) -> dict[str, Any] | None:
+        """Change a chunk for this client: itself if nothing changed, None if it gets nothing."""
+        changed: dict[str, Any] | None = chunk
         if (usage := parse_usage(chunk.get("usage"))) is not None:
             self.usage = usage
-            mended = self._usage_view.of(chunk, finished=self.finished)
-        if self._mender is not None and mended is not None:
-            mended = self._mender.mend(mended)
-        return mended
+            changed = self._usage_view.of(chunk, finished=self.finished)
+        if self._normalizer is not None and changed is not None:
+            changed = self._normalizer.normalize(changed)
+        return changed
 
     def _fails(self, chunk: dict[str, Any], line: bytes) -> bool:
-        """Whether a chunk is an error, which is noted."""
+        """Whether a chunk is an error; keep the error."""
         self.error_finish, self.error = error_finish_of(chunk), error_of(chunk)
         self.failed = self.error_finish is not None or self.error is not None
         if self.failed and "error" in chunk:
@@ -217,9 +217,9 @@ class ChunkStream:
         return self.failed
 
     def _note(self, data: bytes) -> None:
-        """Note whether there is a part of an answer in some chunks.
+        """Note whether chunks have a part of an answer.
 
-        After a finish it belongs to another choice, whose own finish is to come.
+        After a finish it belongs to another choice, whose own finish will follow.
         """
         if (self.finished or not self.answered) and _CONTENT.search(data):
             self.answered, self.finished = True, False
@@ -228,13 +228,13 @@ class ChunkStream:
 class _Opening:
     """Drops a first chunk that is sent twice.
 
-    Only whole chunks are compared, and only one that names the role can be known to be sent again:
-    without it, "1" after "1" is how "11" begins. GLM names the role in every chunk; whether this is
-    so, the third chunk tells.
+    Only whole chunks are compared, and only a chunk with a role can be recognized as repeated:
+    without it, "1" after "1" may be the start of "11". GLM sends the role in every chunk, which
+    shows in the third chunk.
 
     Attributes:
-        doubtful: the second line, if it was the first one over again.
-        over: the next lines are carried as they come.
+        doubtful: the second line, if it is equal to the first.
+        over: all further lines are forwarded.
     """
 
     def __init__(self) -> None:
@@ -243,7 +243,7 @@ class _Opening:
         self.over = False
 
     def take(self, line: bytes) -> list[bytes]:
-        """The lines that are to be carried now."""
+        """Take a line; return the lines to forward now."""
         named = _ROLE.search(line) is not None
         if named and self._first is None:
             self._first = line
@@ -275,10 +275,10 @@ def _finishes(chunk: dict[str, Any]) -> bool:
 
 
 class ChatEncoder:
-    """Tells a stream to a client that speaks chat: as it is.
+    """Encodes a stream for a client of chat: without any change.
 
     Args:
-        id, model, created: stand in keep-alive chunks, which come before the upstream's own.
+        id, model, created: for keep-alive chunks, which come before the upstream's chunks.
     """
 
     ends_after_failure = False
@@ -287,19 +287,19 @@ class ChatEncoder:
         self._head = {"id": id, "object": _OBJECT, "created": created, "model": model}
 
     def feed(self, events: bytes) -> bytes:
-        """The events themselves."""
+        """Return the events themselves."""
         return events
 
     def end(self) -> bytes:
-        """OpenAI's last line."""
+        """Encode OpenAI's last line."""
         return sse.DONE
 
     def fail(self, error: ApiError) -> bytes:
-        """An error where a chunk should be, as the official SDKs raise it."""
+        """Encode an error in place of a chunk, as the official SDKs expect it."""
         return error_event(error)
 
     def keep_alive(self, kind: str) -> bytes:
-        """A comment, or a chunk that says nothing, for clients whose timers count events."""
+        """Return a comment, or an empty chunk for clients whose timeouts count events."""
         if kind == "comment":
             return COMMENT
         choice = {"index": 0, "delta": {}, "finish_reason": None}

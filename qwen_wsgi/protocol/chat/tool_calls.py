@@ -1,9 +1,9 @@
-"""Tool calls put together from the fragments of a stream, whoever they belong to.
+"""Assembles tool calls from the fragments of a stream.
 
 A fragment is `{"index", "id", "type", "function": {"name", "arguments"}}`. OpenAI sends id, type
-and name once, and then arguments under the same index. Hosts of Qwen models also send: ids that are
-empty or repeated, names that are repeated, several calls under one index, no index at all, no id at
-all, an id that comes late, and a finished call once more (qwen-code has code for each).
+and name once, then arguments under the same index. Hosts of Qwen models also send: ids that are
+empty or repeated, repeated names, several calls under one index, no index, no id, an id that comes
+late, and a finished call once more (qwen-code has code for each).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class ToolCall:
     Attributes:
         number: how many calls began before it.
         place: the index that its upstream gave it, if no other call has that; else the number.
-        id: as the upstream told it, or "".
-        pieces: of its arguments; bytes are as they stood in JSON, between their quotes.
+        id: as the upstream sent it, or "".
+        pieces: of its arguments; bytes are the inside of a JSON string.
     """
 
     number: int
@@ -43,10 +43,10 @@ class ToolCall:
 
     @property
     def complete(self) -> bool:
-        """Whether the arguments so far are a whole JSON object: nothing can follow."""
+        """Whether the arguments so far are a complete JSON object."""
         ends = (text[-1] for piece in reversed(self.pieces) if (text := _decoded(piece).rstrip()))
         if next(ends, "") != "}":
-            return False  # spares parsing it all for every fragment
+            return False  # avoids parsing all of it for every fragment
         try:
             return isinstance(json.loads(self.arguments), dict)
         except (ValueError, RecursionError):
@@ -54,13 +54,13 @@ class ToolCall:
 
 
 class Taken(NamedTuple):
-    """What a fragment was.
+    """How a fragment was assigned.
 
     Attributes:
         call: the call it belongs to.
         begins: it is the first of its call.
-        names: it brought the call's name.
-        goes_on: it only brought arguments, and a next one like it belongs to the same call.
+        names: it has the call's name.
+        goes_on: it has only arguments, and another one like it belongs to the same call.
     """
 
     call: ToolCall
@@ -70,7 +70,7 @@ class Taken(NamedTuple):
 
 
 class ToolCalls:
-    """The calls of one choice."""
+    """Assembles the calls of one choice."""
 
     def __init__(self) -> None:
         self._calls: list[ToolCall] = []
@@ -82,7 +82,7 @@ class ToolCalls:
         return bool(self._calls)
 
     def take(self, fragment: Mapping[str, Any]) -> Taken | None:
-        """Add a fragment to its call; None if it only repeats a call that is whole already."""
+        """Add a fragment to its call; None if it only repeats a complete call."""
         index, function = fragment.get("index"), fragment.get("function")
         index = index if isinstance(index, int) else None
         function = function if isinstance(function, dict) else {}
@@ -107,7 +107,7 @@ class ToolCalls:
         return Taken(call, begins, names, goes_on)
 
     def _meant(self, index: int | None, id: str, name: str, arguments: str) -> ToolCall | None:
-        """The call that a fragment of no known id goes on with, or None if it begins one."""
+        """The call that a fragment without a known id belongs to; None if it begins a new one."""
         call = self._latest if index is None else self._by_index.get(index)
         if call is None and not id and not name:
             call = self._latest  # a call begins with an id or a name, whatever the index says
@@ -123,7 +123,7 @@ class ToolCalls:
         return call
 
     def _fill(self, call: ToolCall, id: str, name: str, type: str) -> None:
-        """Ids and names count the first time; some hosts make up a new id for every fragment."""
+        """Set id, name and type once; some hosts send a new id in every fragment."""
         call.name = call.name or name
         call.type = type or call.type
         if id and not call.id:
@@ -131,10 +131,10 @@ class ToolCalls:
             self._by_id[id] = call
 
     def render(self, seed: str) -> list[dict[str, Any]]:
-        """The calls as a whole message has them, in the order of their indexes.
+        """Render the calls as in a whole message, in the order of their indexes.
 
         Args:
-            seed: what the ids of calls that never got one are made from.
+            seed: for the ids of calls without one.
         """
         return [
             {
@@ -147,10 +147,10 @@ class ToolCalls:
 
 
 def _begins_another(call: ToolCall, id: str, name: str, arguments: str) -> bool:
-    """Whether a fragment under a call's index, with an id not met before or none, is not its part.
+    """Whether a fragment under a call's index, with a new id or none, begins another call.
 
-    A call is known to be over when its arguments are a whole object and more come. An id that comes
-    late fits a call that has none; one that is new without a name was made up for each fragment.
+    A call is over when its arguments are a complete object and more arguments come. A late id fits
+    a call without one; a new id without a name was generated for each fragment.
     """
     if name and call.name and (name != call.name or (id and call.id)):
         return True
@@ -158,7 +158,7 @@ def _begins_another(call: ToolCall, id: str, name: str, arguments: str) -> bool:
 
 
 def arguments_of(function: Mapping[str, Any]) -> str:
-    """The arguments in a fragment as text: "" for null, and JSON where an object stands for it."""
+    """The arguments of a fragment as text: "" for null, JSON for an object."""
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         return arguments
@@ -166,7 +166,7 @@ def arguments_of(function: Mapping[str, Any]) -> str:
 
 
 def made_up_id(seed: str, number: int) -> str:
-    """An id for a call that has none: the same for the same answer and call, and for no other."""
+    """Make an id for a call without one, always the same for the same answer and call."""
     return "call_" + hashlib.sha256(f"{seed}/{number}".encode(errors="replace")).hexdigest()[:24]
 
 
@@ -176,4 +176,4 @@ def _decoded(piece: str | bytes) -> str:
     try:
         return str(json.loads(b'"' + piece + b'"'))
     except ValueError:
-        return piece.decode(errors="replace")  # no JSON; nobody has looked at it before
+        return piece.decode(errors="replace")  # not JSON; it was not parsed before

@@ -1,8 +1,8 @@
-"""Anthropic's Messages API, as its SDKs and Claude Code speak it: requests into chat, answers back.
+"""Anthropic's Messages API: translates its requests to chat, and chat's answers to messages.
 
-`request` and below it `history`, `blocks` and `tools` make a chat request of a Messages request;
-`answer` (a whole) and `stream` tell chat's answer; `errors` and `models` have the other shapes.
-From Anthropic's API reference and the official Python SDK (2.12).
+`request` translates a request with `history`, `blocks` and `tools`; `answer` renders a whole answer
+and `stream` encodes a streamed one; `errors` and `models` render the other bodies. Sources:
+Anthropic's API reference, the official Python SDK (2.12) and Claude Code.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A whole answer as a message, and what whole and streamed answers have in common."""
+"""Renders a whole answer as a message, and the parts that streamed answers share."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from qwen_wsgi.protocol.messages.request import MessagesRequest
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 
-#: Stands where Anthropic's servers sign a thinking, which clients expect and keep. It says whose
-#: the thinking is and signs nothing; Anthropic's servers would refuse it.
+#: The signature of thinking blocks, which clients require and keep. It only marks the thinking as
+#: this proxy's; Anthropic's servers would refuse it.
 SIGNATURE: Final = "qwen-proxy"
 
 _REASONS: Final[Mapping[str, str]] = {
@@ -25,15 +25,15 @@ _REASONS: Final[Mapping[str, str]] = {
     "content_filter": "refusal",
 }
 
-#: Members of a delta or message with thinking: the name that Qwen has for it, and vLLM's.
+#: Members of a delta or message with thinking: Qwen's name, and vLLM's.
 THINKING: Final = ("reasoning_content", "reasoning")
 
 
 def whole(request: MessagesRequest, completion: Mapping[str, Any], *, id: str) -> dict[str, Any]:
-    """A `chat.completion` as Anthropic's message.
+    """Render a `chat.completion` as Anthropic's message.
 
     Shape: `{"id", "type": "message", "role": "assistant", "model", "content": [...],
-    "stop_reason", "stop_sequence", "usage"}`; without an answer in it, `content` is empty.
+    "stop_reason", "stop_sequence", "usage"}`; `content` is empty if the completion is.
     """
     choices = completion.get("choices")
     first = choices[0] if isinstance(choices, list) and choices else None
@@ -57,7 +57,7 @@ def whole(request: MessagesRequest, completion: Mapping[str, Any], *, id: str) -
 
 
 def head(id: str, model: str) -> dict[str, Any]:
-    """What a message begins with; `content` and `usage` are to follow."""
+    """The first members of a message; `content` and `usage` follow later."""
     return {
         "id": id,
         "type": "message",
@@ -75,9 +75,9 @@ def stop_of(
     """Why an answer ended: `{"stop_reason", "stop_sequence"}`.
 
     Args:
-        finish: chat's word for it.
-        matched: what stands beside it as `stop_reason`; vLLM tells the sequence that it met there.
-        stops: the sequences that the client wanted to stop at.
+        finish: chat's finish reason.
+        matched: the choice's `stop_reason`, in which vLLM reports the matched stop sequence.
+        stops: the client's stop sequences.
         called: the answer has tool calls.
     """
     if finish == "stop" and isinstance(matched, str) and matched in stops:
@@ -89,23 +89,23 @@ def stop_of(
 
 
 def usage_of(usage: Usage | None) -> dict[str, Any]:
-    """Anthropic's counts, as far as they are known; `output_tokens` is always there.
+    """Anthropic's counts that are known; `output_tokens` is always there.
 
     Shape: `{"input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens",
-    "output_tokens", "output_tokens_details": {"thinking_tokens"}}`. There, `input_tokens` are those
-    that came neither from a cache nor were written to one.
+    "output_tokens", "output_tokens_details": {"thinking_tokens"}}`. Tokens read
+    from or written to a cache are not part of `input_tokens`.
     """
     if usage is None:
         return {"output_tokens": 0}
-    told: dict[str, Any] = {"output_tokens": usage.completion or 0}
+    counts: dict[str, Any] = {"output_tokens": usage.completion or 0}
     if usage.prompt is not None:
         cached, written = usage.cached or 0, usage.cache_written or 0
-        told["input_tokens"] = max(0, usage.prompt - cached - written)
-        told["cache_creation_input_tokens"] = written
-        told["cache_read_input_tokens"] = cached
+        counts["input_tokens"] = max(0, usage.prompt - cached - written)
+        counts["cache_creation_input_tokens"] = written
+        counts["cache_read_input_tokens"] = cached
     if usage.reasoning:
-        told["output_tokens_details"] = {"thinking_tokens": usage.reasoning}
-    return told
+        counts["output_tokens_details"] = {"thinking_tokens": usage.reasoning}
+    return counts
 
 
 def _content(message: Mapping[str, Any], seed: str) -> Iterator[dict[str, Any]]:
@@ -128,13 +128,13 @@ def _content(message: Mapping[str, Any], seed: str) -> Iterator[dict[str, Any]]:
 
 
 def _input(arguments: str) -> dict[str, Any]:
-    """The arguments as an object. What is none is told as it is, so that the tool can say so."""
+    """Parse the arguments; anything but an object is wrapped, so that the tool can report it."""
     if not arguments.strip():
         return {}
     try:
         read = JsonObject(arguments.encode())
         value = {name: read[name] for name in read.names()}
-        compact(value)  # nested as deep as it may be to be read, it may be too deep to be told
+        compact(value)  # a value that is just shallow enough to parse may be too deep to render
     except (ValueError, RecursionError):
         return {"arguments": arguments}
     return value

@@ -1,24 +1,24 @@
-"""Content blocks of what a model is to read, as parts of a chat message."""
+"""Translates content blocks of users and tools to parts of chat messages."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
-from qwen_wsgi.protocol.encoder import Changes
+from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.messages.validation import below, invalid, need, want, wrong
 
 #: A part of a chat message: `{"type": "text", "text"}` or `{"type": "image_url", "image_url"}`.
 Part = dict[str, Any]
 
-#: Blocks that Anthropic's servers make for themselves, in answers that come back as history.
+#: Blocks of Anthropic's server tools, in answers that come back as history.
 _PAST: Final = frozenset({"server_tool_use", "mcp_tool_use", "tool_addition", "tool_removal"})
-#: Blocks that name something that only Anthropic's servers have.
+#: Blocks that refer to something on Anthropic's servers.
 _ELSEWHERE: Final = frozenset({"container_upload", "compaction"})
 
 
 class Block(NamedTuple):
-    """A content block and where in the request it stands: `messages.0.content.2`."""
+    """A content block and its path in the request: `messages.0.content.2`."""
 
     path: str
     kind: str
@@ -26,7 +26,7 @@ class Block(NamedTuple):
 
 
 def blocks_of(content: Any, path: str) -> list[Block]:
-    """The blocks of some content; a string is one block of text, null is none.
+    """Split content into blocks; a string is one block of text, null is none.
 
     Raises:
         BadRequest: it is neither a string nor a list of blocks.
@@ -46,11 +46,11 @@ def blocks_of(content: Any, path: str) -> list[Block]:
     return blocks
 
 
-def parts_of(blocks: Iterable[Block], losses: Changes) -> Iterator[Part]:
-    """What a user or a tool says, as parts; a mark for the cache stays where it was.
+def parts_of(blocks: Iterable[Block], changes: Changes) -> Iterator[Part]:
+    """Translate the blocks of a user or a tool to parts; cache marks keep their places.
 
     Raises:
-        BadRequest: a block that a Qwen model cannot read, or of a form that is not known.
+        BadRequest: a block is invalid, or Qwen's models cannot read it.
     """
     for block in blocks:
         path, kind, value = block
@@ -63,42 +63,42 @@ def parts_of(blocks: Iterable[Block], losses: Changes) -> Iterator[Part]:
                 **mark(value),
             }
         elif kind == "document":
-            yield from _document(value, path, losses)
+            yield from _document(value, path, changes)
         elif kind == "search_result":
             yield from _search_result(value, path)
         elif kind == "tool_reference":
             yield from _text(f"Tool: {need(value, 'tool_name', str, path)}", value)
         else:
-            pass_over(block, losses)
+            drop_block(block, changes)
 
 
-def pass_over(block: Block, losses: Changes) -> None:
-    """Leave out a block that only Anthropic's servers understand.
+def drop_block(block: Block, changes: Changes) -> None:
+    """Drop a block that only Anthropic's servers understand, and list it.
 
     Raises:
-        BadRequest: it is of no such kind.
+        BadRequest: it is another block, which is not allowed here.
     """
     kind = block.kind
     if kind in _PAST or (kind.endswith("_tool_result") and kind != "tool_result"):
-        losses.note("messages", "server-tools-dropped")
+        changes.note("messages", "server-tools-dropped")
     elif kind in _ELSEWHERE:
-        losses.lose("messages", f"have a block '{kind}', which only Anthropic's servers can read")
+        changes.lose("messages", f"have a block '{kind}', which only Anthropic's servers can read")
     else:
         raise invalid(below(block.path, "type"), f"'{kind[:64]}' is not allowed or not known here")
 
 
 def mark(block: dict[str, Any]) -> dict[str, Any]:
-    """The member `cache_control` in the one form that Qwen's hosts take, or nothing."""
+    """The member `cache_control` in the form that Qwen's hosts take, or nothing."""
     return {"cache_control": {"type": "ephemeral"}} if block.get("cache_control") else {}
 
 
 def text_of(parts: Iterable[Part], between: str) -> str:
-    """The texts among some parts, joined."""
+    """Join the texts among parts."""
     return between.join(part["text"] for part in parts if part["type"] == "text")
 
 
 def is_marked(parts: Iterable[Part]) -> bool:
-    """Whether one of the parts has a mark for the cache."""
+    """Whether one of the parts has a cache mark."""
     return any("cache_control" in part for part in parts)
 
 
@@ -119,8 +119,8 @@ def _image_url(block: dict[str, Any], path: str) -> str:
     raise invalid(path, f"images of the type '{kind[:64]}' are not stored here: send base64 or url")
 
 
-def _document(block: dict[str, Any], path: str, losses: Changes) -> Iterator[Part]:
-    """A document as text. Chat models of Qwen take no files."""
+def _document(block: dict[str, Any], path: str, changes: Changes) -> Iterator[Part]:
+    """Translate a document to text: Qwen's chat models do not take files."""
     source = need(block, "source", dict, path)
     kind = need(source, "type", str, below(path, "source"))
     head = [text for name in ("title", "context") if (text := want(block, name, str, path))]
@@ -129,12 +129,12 @@ def _document(block: dict[str, Any], path: str, losses: Changes) -> Iterator[Par
         yield from _text("\n\n".join([*head, text]), block)
     elif kind == "content":
         yield from _text("\n\n".join(head), {})
-        # One level: a document inside a document is none of Anthropic's forms.
+        # One level: Anthropic has no documents inside documents.
         inner = blocks_of(source.get("content"), below(path, "source.content"))
         for each in inner:
             if each.kind not in ("text", "image"):
                 raise invalid(each.path, "Input should be a text or an image")
-        yield from parts_of(inner, losses)
+        yield from parts_of(inner, changes)
     else:
         raise invalid(
             below(path, "source"),

@@ -1,4 +1,4 @@
-"""Errors in Anthropic's form: `{"type": "error", "error": {"type", "message"}, "request_id"}`."""
+"""Renders errors as Anthropic does: `{"type": "error", "error": {"type", "message"}, …}`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TYPES: Final[Mapping[int, str]] = {
     529: "overloaded_error",
 }
 
-#: What Claude Code knows a full context by, and compacts the conversation.
+#: The words by which Claude Code recognizes a full context; it then compacts the conversation.
 _TOO_LONG: Final = "prompt is too long: "
 _CONTEXT_CODE: Final = "context_length_exceeded"
 
@@ -34,7 +34,7 @@ def type_of(error: ApiError) -> str:
 
 
 def body(error: ApiError, *, request_id: str) -> dict[str, Any]:
-    """The envelope of an error."""
+    """Render the body: `{"type": "error", "error": {"type", "message"}, "request_id"}`."""
     message = error.message
     if error.code == _CONTEXT_CODE and not message.startswith(_TOO_LONG):
         message = _TOO_LONG + message

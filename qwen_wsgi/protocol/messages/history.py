@@ -1,8 +1,8 @@
-"""A conversation in Anthropic's form as chat messages.
+"""Translates a conversation of Anthropic's form to chat messages.
 
-There, a message of the user holds the results of tools beside what the user says, and messages of
-one role in a row are one turn. Here, each result is a message of its own and stands, in the order
-of the calls, right behind them.
+There, a user's message has the results of tools beside the user's text, and successive messages of
+one role are one turn. In chat, each result is a message of its own, directly after the calls and in
+their order.
 """
 
 from __future__ import annotations
@@ -10,28 +10,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from qwen_wsgi.protocol.encoder import Changes
+from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.protocol.messages.blocks import (
     Block,
     Part,
     blocks_of,
+    drop_block,
     is_marked,
     mark,
     parts_of,
-    pass_over,
     text_of,
 )
 from qwen_wsgi.protocol.messages.validation import below, invalid, need, want, wrong
 
 Message = dict[str, Any]
 
-#: The answer to a call that the client never answered: its user broke the turn off.
+#: The answer to a call without a result: the user interrupted the turn.
 UNANSWERED: Final = "[This call has no result: it was interrupted before it could be answered.]"
 FAILED: Final = "The tool failed:\n"
 
-#: How Claude Code begins the text by which Anthropic bills it. It changes with every call, so that
-#: nothing behind it could be had from a cache, and it says nothing to a model.
+#: The start of the text by which Anthropic bills Claude Code. It changes with every call, which
+#: would make a prompt cache useless, and models do not need it.
 _BILLING: Final = "x-anthropic-billing-header:"
 
 
@@ -40,8 +40,8 @@ class _Turn(NamedTuple):
     blocks: list[Block]
 
 
-def system_of(system: Any, losses: Changes) -> Iterator[Message]:
-    """The member `system` as a message, or none if it says nothing.
+def system_of(system: Any, changes: Changes) -> Iterator[Message]:
+    """Translate the member `system` to a message; to none if it is empty.
 
     Raises:
         BadRequest: it is neither a string nor a list of texts.
@@ -52,7 +52,7 @@ def system_of(system: Any, losses: Changes) -> Iterator[Message]:
             raise invalid(block.path, "Input should be a text")
         text = need(block.value, "text", str, block.path)
         if text.startswith(_BILLING):
-            losses.note("system", "billing-text-dropped")
+            changes.note("system", "billing-text-dropped")
             text = text.partition("\n")[2].lstrip()
         if text:
             parts.append({"type": "text", "text": text, **mark(block.value)})
@@ -60,22 +60,22 @@ def system_of(system: Any, losses: Changes) -> Iterator[Message]:
         yield {"role": "system", "content": _simplest(parts)}
 
 
-def messages_of(messages: list[Any], losses: Changes) -> Iterator[Message]:
-    """The member `messages` as chat messages.
+def messages_of(messages: list[Any], changes: Changes) -> Iterator[Message]:
+    """Translate the member `messages`.
 
     Raises:
-        BadRequest: something in it cannot be understood, or a result belongs to no call.
+        BadRequest: a message is invalid, or a result does not belong to a call.
     """
     waiting: list[str] = []
     turns = _turns(messages)
     for turn in turns:
         if turn.role == "user":
-            yield from _user(turn, waiting, losses)
+            yield from _user(turn, waiting, changes)
             waiting = []
         else:
-            message, waiting = _assistant(turn, losses)
+            message, waiting = _assistant(turn, changes)
             if message is not None and turn is turns[-1] and not waiting:
-                message["partial"] = True  # it is to be gone on with (Model Studio's partial mode)
+                message["partial"] = True  # to be continued (Model Studio's partial mode)
             if message is not None:
                 yield message
     yield from map(_unanswered, waiting)
@@ -103,9 +103,10 @@ def _turns(messages: list[Any]) -> list[_Turn]:
 
 
 def _reminder(block: Block) -> Block:
-    """A system's text in the middle: Qwen's templates have a place for one at the beginning only.
+    """Tag a system text inside the conversation, which becomes a part of a user's message.
 
-    The tag is the one by which Claude Code marks such texts in messages of the user.
+    Qwen's templates take a system message only at the beginning. Claude Code uses this tag for such
+    texts in messages of the user.
     """
     text = block.value.get("text")
     if block.kind != "text" or not isinstance(text, str) or text.startswith("<system-reminder>"):
@@ -117,14 +118,14 @@ def _reminder(block: Block) -> Block:
 # --- the user -----------------------------------------------------------------------------------
 
 
-def _user(turn: _Turn, waiting: list[str], losses: Changes) -> Iterator[Message]:
-    """The results of the calls that wait for them, then what the user says."""
+def _user(turn: _Turn, waiting: list[str], changes: Changes) -> Iterator[Message]:
+    """Translate a user's turn: the results of the waiting calls, then the user's message."""
     results: dict[str, Message] = {}
     shown: list[Part] = []
-    said: list[Block] = []
+    texts: list[Block] = []
     for block in turn.blocks:
         if block.kind != "tool_result":
-            said.append(block)
+            texts.append(block)
             continue
         id = need(block.value, "tool_use_id", str, block.path)
         if id not in waiting or id in results:
@@ -133,18 +134,18 @@ def _user(turn: _Turn, waiting: list[str], losses: Changes) -> Iterator[Message]
                 f"unexpected `tool_use_id` found in `tool_result` blocks: {id[:128]}. The message "
                 "before must have one `tool_use` of that id for each result",
             )
-        results[id], images = _result(id, block, losses)
+        results[id], images = _result(id, block, changes)
         shown += images
     for id in waiting:
         yield results.get(id) or _unanswered(id)
-    if parts := [*shown, *parts_of(said, losses)]:
+    if parts := [*shown, *parts_of(texts, changes)]:
         yield {"role": "user", "content": _simplest(parts)}
 
 
-def _result(id: str, block: Block, losses: Changes) -> tuple[Message, list[Part]]:
-    """The message of a result, and the images in it, which only the user can show in chat."""
+def _result(id: str, block: Block, changes: Changes) -> tuple[Message, list[Part]]:
+    """The message of a result, and its images, which chat takes only from the user."""
     blocks = blocks_of(block.value.get("content"), below(block.path, "content"))
-    parts = list(parts_of(blocks, losses))
+    parts = list(parts_of(blocks, changes))
     images = [part for part in parts if part["type"] != "text"]
     text = text_of(parts, "\n")
     if want(block.value, "is_error", bool, block.path):
@@ -164,7 +165,7 @@ def _unanswered(id: str) -> Message:
 
 
 def _simplest(parts: list[Part]) -> Any:
-    """A single text as a string, which every host and template takes."""
+    """Replace a single text by a string, which every host and template takes."""
     if len(parts) == 1 and parts[0].keys() == {"type", "text"}:
         return parts[0]["text"]
     return parts
@@ -173,27 +174,27 @@ def _simplest(parts: list[Part]) -> Any:
 # --- the assistant ------------------------------------------------------------------------------
 
 
-def _assistant(turn: _Turn, losses: Changes) -> tuple[Message | None, list[str]]:
-    """The message of a turn, or None if nothing is left of it, and the ids of its calls."""
-    said: list[Block] = []
+def _assistant(turn: _Turn, changes: Changes) -> tuple[Message | None, list[str]]:
+    """Translate an assistant's turn: the message, or None if it is empty, and its calls' ids."""
+    texts: list[Block] = []
     thoughts: list[str] = []
     calls: list[dict[str, Any]] = []
     for block in turn.blocks:
         if block.kind == "text":
-            said.append(block)
+            texts.append(block)
         elif block.kind == "thinking":
             thoughts.append(need(block.value, "thinking", str, block.path))
         elif block.kind == "redacted_thinking":
-            losses.note("messages", "redacted_thinking-dropped")
+            changes.note("messages", "redacted_thinking-dropped")
         elif block.kind == "tool_use":
             calls.append(_call(block))
         else:
-            pass_over(block, losses)
+            drop_block(block, changes)
     ids = [call["id"] for call in calls]
     if len(set(ids)) < len(ids):
         raise invalid(turn.blocks[0].path, "`tool_use` ids must be unique")
-    parts = list(parts_of(said, losses))
-    # Blocks of text are told apart by what stood between them, so nothing comes between them.
+    parts = list(parts_of(texts, changes))
+    # Text blocks are one text that other blocks divided, so they are joined without a separator.
     message: Message = {
         "role": "assistant",
         "content": parts if is_marked(parts) else text_of(parts, ""),

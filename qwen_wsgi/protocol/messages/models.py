@@ -1,4 +1,4 @@
-"""The list of models in Anthropic's form."""
+"""Renders the list of models as Anthropic does."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any, Final
 from qwen_wsgi.protocol import json_access
 from qwen_wsgi.protocol.messages.validation import invalid, wrong
 
-#: The most that a page may have (Anthropic's API). Without a limit all come at once, because many
-#: clients read the first page only.
+#: The largest page of Anthropic's API, and the default: many clients read only the first page.
 _MOST: Final = 1000
 
 
 def model(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """An OpenAI model object as Anthropic's.
+    """Render an OpenAI model object as Anthropic's.
 
     Shape: `{"type": "model", "id", "display_name", "created_at", "lifecycle": "active",
     "max_input_tokens": int|null, "max_tokens": int|null}`, the time in RFC 3339.
@@ -33,17 +32,22 @@ def model(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def page(entries: Sequence[Mapping[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
-    """A page of the list; `query` may have `limit`, `after_id` and `before_id`.
+    """Render a page of the list; `query` may have `limit`, `after_id` and `before_id`.
 
     Shape: `{"data": [...], "has_more", "first_id", "last_id"}`.
 
     Raises:
-        BadRequest: the limit is no number from 1 to 1000, or no model has such an id.
+        BadRequest: the limit is not a number from 1 to 1000, or no model has the id.
     """
-    told = query.get("limit", str(_MOST))
-    if not (told.isascii() and told.isdigit() and len(told) < 5 and 1 <= int(told) <= _MOST):
+    requested = query.get("limit", str(_MOST))
+    if not (
+        requested.isascii()
+        and requested.isdigit()
+        and len(requested) < 5
+        and 1 <= int(requested) <= _MOST
+    ):
         raise wrong("limit", f"a valid integer from 1 to {_MOST}")
-    limit = int(told)
+    limit = int(requested)
     data = [model(entry) for entry in entries]
     if before := query.get("before_id"):
         left = data[: _index(data, before, "before_id")]
@@ -68,7 +72,7 @@ def _index(data: Sequence[Mapping[str, Any]], id: str, param: str) -> int:
 
 
 def _time(epoch_s: Any) -> str:
-    """A time that a host told, or the epoch, which Anthropic's API says for one not known."""
+    """A host's time in RFC 3339; the epoch for an unknown one, as in Anthropic's API."""
     try:
         time = datetime.fromtimestamp(epoch_s, UTC)
     except (TypeError, ValueError, OverflowError, OSError):

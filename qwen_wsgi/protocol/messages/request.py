@@ -1,4 +1,4 @@
-"""A Messages request as a chat request."""
+"""Translates a Messages request to a chat request."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import chat
+from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.chat import ChatRequest
-from qwen_wsgi.protocol.encoder import Changes
 from qwen_wsgi.protocol.json_access import Members
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError, compact
 from qwen_wsgi.protocol.messages.history import messages_of, system_of
@@ -22,7 +22,7 @@ from qwen_wsgi.protocol.messages.validation import (
     wrong,
 )
 
-#: What is made into something else.
+#: Members that are translated.
 _TRANSLATED: Final = frozenset(
     {
         "model",
@@ -39,13 +39,13 @@ _TRANSLATED: Final = frozenset(
         "output_config",
         "output_format",
         "stream",
-        # Tells whose the conversation is, and is read for that from the request itself.
+        # Read from the request itself, for the affinity of the conversation.
         "metadata",
     }
 )
 
-#: What concerns Anthropic's accounts, prices, betas and servers, and not what is answered.
-_NO_MATTER: Final = frozenset(
+#: Members about Anthropic's accounts, prices, betas and servers, on which no answer depends.
+_IGNORED: Final = frozenset(
     {
         "anthropic_beta",
         "anthropic_version",
@@ -64,7 +64,7 @@ _NO_MATTER: Final = frozenset(
     }
 )
 
-#: What asks for more than a chat request can, and what this dialect could not tell the answer of.
+#: Members that chat does not have, and members of chat whose answers this dialect cannot encode.
 _LOST: Final = frozenset({"container", "inference_geo", "mcp_servers", "thread"}) | frozenset(
     {
         "audio",
@@ -81,17 +81,17 @@ _LOST: Final = frozenset({"container", "inference_geo", "mcp_servers", "thread"}
 )
 
 _EFFORTS: Final = ("low", "medium", "high", "xhigh", "max")
-#: Qwen's and chat's own words for thinking, which a client of Qwen may add.
+#: Qwen's and chat's members for thinking, which a client may add.
 _KNOBS: Final = ("enable_thinking", "thinking_budget", "reasoning_effort", "reasoning")
 
 
 @dataclass(frozen=True)
 class MessagesRequest:
-    """A request in chat's form, and what its answer needs to know.
+    """A translated request.
 
     Attributes:
-        changed: what the translation changed or dropped, as in `Losses.changed`.
-        stops: the stop sequences, one of which the answer may name.
+        changed: what the translation changed or dropped, as in `Changes.entries`.
+        stops: the stop sequences; the answer names the one that matched.
     """
 
     chat: ChatRequest
@@ -102,27 +102,26 @@ class MessagesRequest:
 def parse_request(body: JsonObject, *, strict: bool = False) -> MessagesRequest:
     """Translate a request of `POST /v1/messages`.
 
-    Members that neither Anthropic nor this translation knows, such as `enable_search` or `seed`, go
-    on as they are.
+    Members that Anthropic does not have, such as `enable_search` or `seed`, are passed on.
 
     Args:
-        strict: refuse what would lose something that the client asked for.
+        strict: refuse a request that would lose something the client asked for.
 
     Raises:
-        BadRequest: a member is missing or of another form than it should, or is refused.
+        BadRequest: a member is missing, invalid, or refused.
     """
-    losses = Changes(strict=strict)
-    members = _prompt(body, losses)
+    changes = Changes(strict=strict)
+    members = _prompt(body, changes)
     if model := want(body, "model", str):
         members["model"] = model
     stops = _stops(body)
     members |= _sampling(body, stops)
-    members |= _thinking(body, losses)
+    members |= _thinking(body, changes)
     silent = all(body.get(name) is None for name in ("thinking", *_KNOBS))
     members |= _format(body)
     if want(body, "stream", bool):
         members |= {"stream": True, "stream_options": {"include_usage": True}}
-    members |= _others(body, losses)
+    members |= _others(body, changes)
     try:
         request = chat.parse_request(
             JsonObject(compact(members).encode()), added=("enable_thinking",) if silent else ()
@@ -133,11 +132,11 @@ def parse_request(body: JsonObject, *, strict: bool = False) -> MessagesRequest:
         ) from None
     except RecursionError:
         raise _too_deep() from None
-    return MessagesRequest(request, losses.changed, tuple(stops))
+    return MessagesRequest(request, changes.entries, tuple(stops))
 
 
 def parse_prompt(body: Members) -> dict[str, Any]:
-    """What a request of `POST /v1/messages/count_tokens` has counted, as a chat request.
+    """Translate a request of `POST /v1/messages/count_tokens`: only what is counted.
 
     Shape: `{"messages": [...], "tools": [...]?, ...}`.
 
@@ -154,15 +153,15 @@ def _too_deep() -> BadRequest:
     return BadRequest("The request is nested too deep.", code="invalid_value")
 
 
-def _prompt(body: Members, losses: Changes) -> dict[str, Any]:
-    """The members `messages` and `tools`, and what belongs to the latter."""
-    told = need(body, "messages", list)
-    history = list(messages_of(told, losses))
+def _prompt(body: Members, changes: Changes) -> dict[str, Any]:
+    """Translate the messages, the tools and the choice of a tool."""
+    given = need(body, "messages", list)
+    history = list(messages_of(given, changes))
     if not history:
-        raise invalid("messages", "at least one message that says something is required")
+        raise invalid("messages", "at least one message with content is required")
     return {
-        "messages": [*system_of(body.get("system"), losses), *history],
-        **tools_of(body, losses),
+        "messages": [*system_of(body.get("system"), changes), *history],
+        **tools_of(body, changes),
     }
 
 
@@ -189,11 +188,11 @@ def _sampling(body: Members, stops: list[str]) -> dict[str, Any]:
     return members
 
 
-def _thinking(body: Members, losses: Changes) -> dict[str, Any]:
-    """The thinking that was asked for; none if nobody asked.
+def _thinking(body: Members, changes: Changes) -> dict[str, Any]:
+    """Translate the parameters for thinking; without any, thinking is switched off.
 
-    Claude's models do not think unless they are told to, Qwen's do from 3.5 on. So who says nothing
-    of it, here or in Qwen's words, gets answers as quick and as cheap as there.
+    Claude's models think only on request, Qwen's from 3.5 on by default. So a client that does not
+    set it, here or in Qwen's members, gets answers as fast and as cheap as at Anthropic.
     """
     effort = _effort(body)
     wish = want(body, "thinking", dict)
@@ -202,13 +201,13 @@ def _thinking(body: Members, losses: Changes) -> dict[str, Any]:
             return {"reasoning_effort": effort}
         if any(body.get(name) is not None for name in _KNOBS):
             return {}
-        losses.note("thinking", "off-by-default")
+        changes.note("thinking", "off-by-default")
         return {"enable_thinking": False}
     kind = need(wish, "type", str, "thinking")
     if kind == "disabled":
         return {"enable_thinking": False}
     if wish.get("display") == "omitted":
-        losses.note("thinking.display", "shown")
+        changes.note("thinking.display", "shown")
     if kind in ("adaptive", "between_tools"):
         return {"enable_thinking": True} | ({"reasoning_effort": effort} if effort else {})
     if kind != "enabled":
@@ -217,7 +216,7 @@ def _thinking(body: Members, losses: Changes) -> dict[str, Any]:
     if budget < 1:
         raise invalid("thinking.budget_tokens", "Input should be greater than or equal to 1")
     if effort:
-        losses.note("output_config.effort", "budget-instead")
+        changes.note("output_config.effort", "budget-instead")
     return {"enable_thinking": True, "thinking_budget": budget}
 
 
@@ -229,7 +228,7 @@ def _effort(body: Members) -> str | None:
 
 
 def _format(body: Members) -> dict[str, Any]:
-    """A schema for the answer: `output_config.format`, or `output_format` of the beta before it."""
+    """Translate the answer's schema: `output_config.format`, or the beta's `output_format`."""
     holder, path = want(body, "output_config", dict) or {}, "output_config.format"
     wanted = want(holder, "format", dict, "output_config")
     if wanted is None:
@@ -243,17 +242,17 @@ def _format(body: Members) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": described}}
 
 
-def _others(body: JsonObject, losses: Changes) -> dict[str, Any]:
-    """The members that go on as they are; the rest is noted."""
+def _others(body: JsonObject, changes: Changes) -> dict[str, Any]:
+    """Keep the members that are passed on; list the others as dropped."""
     kept = {}
     for name in body.names():
         value = body.get(name)
         if name in _TRANSLATED or value is None:
             continue
-        if name in _NO_MATTER:
-            losses.note(name, "dropped")
+        if name in _IGNORED:
+            changes.note(name, "dropped")
         elif name in _LOST:
-            losses.lose(name, "has no counterpart in this translation")
+            changes.lose(name, "has no counterpart in this translation")
         else:
             kept[name] = value
     return kept

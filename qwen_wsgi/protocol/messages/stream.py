@@ -1,4 +1,4 @@
-"""A stream of chunks as Anthropic's events."""
+"""Encodes a stream of chunks as Anthropic's events."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from qwen_wsgi.protocol.usage import parse as parse_usage
 _PING: Final = b'event: ping\ndata: {"type":"ping"}\n\n'
 _STOP: Final = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 
-#: A delta up to its text, and behind it.
+#: A delta before its text, and after it.
 _DELTA: Final = (
     "event: content_block_delta\n"
     'data: {"type":"content_block_delta","index":%d,"delta":{"type":"%s","%s":'
@@ -31,18 +31,18 @@ _DELTA: Final = (
 _DELTA_END: Final = b"}}\n\n"
 
 _TEXT, _THINKING = "text", "thinking"
-#: The type of a delta and the member that its text is in.
+#: The type of a delta and the member with its text.
 _DELTAS: Final = {_TEXT: ("text_delta", "text"), _THINKING: ("thinking_delta", "thinking")}
 _TOOL_DELTA: Final = ("input_json_delta", "partial_json")
 
 
 class _Block:
-    """A content block: a text, a thinking, or a tool call while it grows.
+    """A content block while it grows: a text, thinking, or a tool call.
 
     Attributes:
-        call: None for the first two.
-        held: what came of it and is not told yet.
-        before: its deltas up to their text; empty until it is begun.
+        call: None for text and thinking.
+        held: pieces that were not sent yet.
+        before: the bytes of its deltas before the text; empty until the block was begun.
     """
 
     __slots__ = ("before", "call", "held", "index", "kind")
@@ -56,30 +56,30 @@ class _Block:
 
     @property
     def ready(self) -> bool:
-        """Whether enough is known to begin it."""
+        """Whether the block can be begun: a call needs its id and name."""
         return self.call is None or bool(self.call.id and self.call.name)
 
     @property
     def over(self) -> bool:
-        """Whether nothing more can come that belongs to it."""
+        """Whether the block is complete once another one begins."""
         return self.call is None or self.call.complete
 
 
 class MessagesEncoder:
-    """Tells a stream to a client of Anthropic's API.
+    """Encodes a stream for a client of Anthropic's API.
 
-    There, blocks come one after the other. Chat may go on with a tool call after another one, or a
-    text, began: what belongs to a later block is held back until the call before it is a whole
-    object of JSON. What the upstream sends in another form than it should is passed over.
+    There, blocks follow one after the other. Chat may continue a tool call after another one, or a
+    text, began: pieces of a later block are held back until the call before it is a complete JSON
+    object. Values of the wrong type are ignored.
 
-    The truth about usage comes with the last chunk, so `message_start` says 0 and `message_delta`
-    corrects it, as SDKs expect. SDKs raise at an `error` event, so the stream may end behind it.
+    Usage comes with the last chunk, so `message_start` has 0 and `message_delta` corrects it, as
+    SDKs expect. SDKs raise at an `error` event, so the stream may end after it.
 
     Args:
-        id: of the message, as in `msg_…`.
-        model: as the client named it.
+        id: of the message: `msg_…`.
+        model: the client's name for it.
         stops: the client's stop sequences.
-        request_id: stands in errors.
+        request_id: for errors.
     """
 
     ends_after_failure = True
@@ -101,38 +101,38 @@ class MessagesEncoder:
         self._usage: Usage | None = None
 
     def feed(self, events: bytes) -> bytes:
-        """The blocks that grow by some chunks; the first time after the message's own beginning."""
+        """Encode some chunks; the first call also begins the message."""
         if not self._started:
             self._start()
         for event in sse.events(events):
             chunk = sse.parse(event)
             if isinstance(chunk, dict):
                 self._take(chunk)
-        return self._told()
+        return self._flush()
 
     def end(self) -> bytes:
-        """Why the answer ended and what it used."""
+        """Encode the end of the blocks, the stop reason and the usage."""
         if not self._started:
             self._start()
         self._close_all()
         stop = stop_of(self._finish, self._matched, stops=self._stops, called=self._called)
         self._event({"type": "message_delta", "delta": stop, "usage": usage_of(self._usage)})
         self._out.append(_STOP)
-        return self._told()
+        return self._flush()
 
     def fail(self, error: ApiError) -> bytes:
-        """An error event; blocks that are open stay so, because they are not whole."""
+        """Encode an error event; open blocks are not closed, because they are incomplete."""
         self._event(errors.body(error, request_id=self._request_id))
-        return self._told()
+        return self._flush()
 
     def keep_alive(self, kind: str) -> bytes:
-        """A ping, which SDKs pass over, wherever it comes."""
+        """Return a ping, which SDKs ignore everywhere."""
         return _PING
 
-    def _told(self) -> bytes:
-        told = b"".join(self._out)
+    def _flush(self) -> bytes:
+        sent = b"".join(self._out)
         self._out.clear()
-        return told
+        return sent
 
     def _event(self, value: dict[str, Any]) -> None:
         self._out.append(b"event: " + value["type"].encode() + b"\n" + sse.render(value))
@@ -208,7 +208,7 @@ class MessagesEncoder:
     # --- blocks ---------------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        """Tell what may be told now of the blocks, in their order."""
+        """Encode what can be sent of the blocks now, in their order."""
         blocks = self._blocks
         while blocks:
             block = blocks[0]
@@ -216,20 +216,20 @@ class MessagesEncoder:
                 if not block.ready:
                     return
                 self._begin(block)
-            self._tell(block)
+            self._send(block)
             if len(blocks) == 1 or not block.over:
                 return
             self._close(block)
 
     def _close_all(self) -> None:
-        """Nothing more comes: begin and end what is left. A call without a name cannot be made."""
+        """Begin and end all blocks at the end of the answer. A call without a name is dropped."""
         for block in tuple(self._blocks):
             if block.call is not None and not block.call.name:
                 self._blocks.remove(block)
                 continue
             if not block.before:
                 self._begin(block)
-            self._tell(block)
+            self._send(block)
             self._close(block)
 
     def _begin(self, block: _Block) -> None:
@@ -249,7 +249,7 @@ class MessagesEncoder:
         block.before = (_DELTA % (block.index, *kind)).encode()
         self._event({"type": "content_block_start", "index": block.index, "content_block": content})
 
-    def _tell(self, block: _Block) -> None:
+    def _send(self, block: _Block) -> None:
         for text in block.held:
             self._out.append(block.before + compact(text).encode() + _DELTA_END)
         block.held.clear()

@@ -1,59 +1,59 @@
-"""Tools and the choice among them, in chat's form."""
+"""Translates tools and the choice of a tool to chat."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from qwen_wsgi.protocol.encoder import Changes
+from qwen_wsgi.protocol.changes import Changes, header_token
 from qwen_wsgi.protocol.json_access import Members
 from qwen_wsgi.protocol.messages.blocks import mark
 from qwen_wsgi.protocol.messages.validation import below, invalid, need, want, wrong
 
-#: What a web search can be told besides to search; Qwen's hosts take none of it.
+#: Options of a web search, which Qwen's hosts do not have.
 _SEARCH_OPTIONS: Final = ("allowed_domains", "blocked_domains", "user_location")
 
 _SEARCH: Final = "web_search"
 
-#: What Claude Code sends to keep a feature of Anthropic's alive; a model that calls it goes astray.
+#: A tool that Claude Code sends only for a feature of Anthropic's; models must not call it.
 _PLACEHOLDER: Final = "DeferredToolPlaceholder"
 
 
-def tools_of(body: Members, losses: Changes) -> dict[str, Any]:
-    """The members `tools`, `tool_choice` and `parallel_tool_calls` of a chat request.
+def tools_of(body: Members, changes: Changes) -> dict[str, Any]:
+    """Translate to the members `tools`, `tool_choice` and `parallel_tool_calls` of chat.
 
-    Tools of Anthropic's own (`bash_…`, `text_editor_…`, `code_execution_…`) are known to its models
-    by their type, without a schema, so that a Qwen model cannot be told of them.
+    Anthropic's own tools (`bash_…`, `text_editor_…`, `code_execution_…`) have no schema, because
+    only its models know them; they are dropped.
 
     Raises:
-        BadRequest: a tool has another form than it should, or one that is left out is chosen.
+        BadRequest: a tool is invalid, or a tool that was dropped is chosen.
     """
     tools = []
     for index, tool in enumerate(want(body, "tools", list) or ()):
         if not isinstance(tool, dict):
             raise wrong(f"tools.{index}", "an object")
-        told = _tool(tool, below("tools", index), losses)
-        if told is not None and (told["type"] != _SEARCH or told not in tools):
-            tools.append(told)
+        translated = _tool(tool, below("tools", index), changes)
+        if translated is not None and (translated["type"] != _SEARCH or translated not in tools):
+            tools.append(translated)
     members: dict[str, Any] = {"tools": tools} if tools else {}
     choice = want(body, "tool_choice", dict)
-    return {**members, **_choice(choice, tools, losses)} if choice is not None else members
+    return {**members, **_choice(choice, tools, changes)} if choice is not None else members
 
 
-def _tool(tool: dict[str, Any], path: str, losses: Changes) -> dict[str, Any] | None:
+def _tool(tool: dict[str, Any], path: str, changes: Changes) -> dict[str, Any] | None:
     kind = want(tool, "type", str, path) or "custom"
     if kind == "custom":
         function = _function(tool, path)
         if tool.get("defer_loading") is True and function["function"]["name"] == _PLACEHOLDER:
-            losses.note("tools", "placeholder-dropped")
+            changes.note("tools", "placeholder-dropped")
             return None
-        # Others that could be loaded later are offered at once: there is no search for tools here.
+        # Other deferred tools are sent at once: there is no search for tools here.
         return function
     if kind.startswith(_SEARCH):
         for option in _SEARCH_OPTIONS:
             if tool.get(option):
-                losses.lose(f"tools.{option}", "limits a search in a way that Qwen's hosts cannot")
+                changes.lose(f"tools.{option}", "limits a search in a way that Qwen's hosts cannot")
         return {"type": _SEARCH}
-    losses.lose("tools", f"have '{_word(kind)}', which only Anthropic's models know")
+    changes.lose("tools", f"have '{header_token(kind)}', which only Anthropic's models know")
     return None
 
 
@@ -65,7 +65,9 @@ def _function(tool: dict[str, Any], path: str) -> dict[str, Any]:
     return {"type": "function", "function": function, **mark(tool)}
 
 
-def _choice(choice: dict[str, Any], tools: list[dict[str, Any]], losses: Changes) -> dict[str, Any]:
+def _choice(
+    choice: dict[str, Any], tools: list[dict[str, Any]], changes: Changes
+) -> dict[str, Any]:
     kind = need(choice, "type", str, "tool_choice")
     if kind not in ("auto", "any", "tool", "none"):
         raise wrong("tool_choice.type", "'auto', 'any', 'tool' or 'none'")
@@ -75,12 +77,12 @@ def _choice(choice: dict[str, Any], tools: list[dict[str, Any]], losses: Changes
     members: dict[str, Any] = {}
     searches = {"type": _SEARCH} in tools
     if searches and (name == _SEARCH not in names or (kind == "any" and not names)):
-        # A search is no call there: the host makes it while it answers.
-        losses.note("tool_choice", "as-web_search")
+        # The host searches while it answers, without a call.
+        changes.note("tool_choice", "as-web_search")
     elif kind == "any" and not names:
-        raise invalid("tool_choice", "there is no tool here that could be called")
+        raise invalid("tool_choice", "there is no tool that can be called")
     elif kind == "tool" and name not in names:
-        raise invalid("tool_choice.name", f"there is no tool '{name[:128]}' here to be called")
+        raise invalid("tool_choice.name", f"there is no tool '{name[:128]}' that can be called")
     elif kind == "tool":
         members["tool_choice"] = {"type": "function", "function": {"name": name}}
     elif names:
@@ -88,7 +90,3 @@ def _choice(choice: dict[str, Any], tools: list[dict[str, Any]], losses: Changes
     if single and names:
         members["parallel_tool_calls"] = False
     return members
-
-
-def _word(text: str) -> str:
-    return "".join(each for each in text if each.isalnum() or each in "_.-")[:64]

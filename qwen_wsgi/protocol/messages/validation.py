@@ -1,4 +1,4 @@
-"""Members of a request, with errors in the words that Anthropic's API has for them."""
+"""Reads members of a request; what is wrong is refused in the words of Anthropic's API."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _KINDS: Final[Mapping[type, str]] = {
 
 
 def wrong(path: str, expected: str) -> BadRequest:
-    """The error for a value of another form than `expected`, as in `a valid string`."""
+    """The refusal of a value that is not `expected`, for example `a valid string`."""
     return BadRequest(f"{path}: Input should be {expected}", param=path, code="invalid_type")
 
 
 def invalid(path: str, why: str) -> BadRequest:
-    """The error for a value that cannot be; `why` is a sentence without its end."""
+    """The refusal of an invalid value; `why` is a sentence without a full stop."""
     return BadRequest(f"{path}: {why}", param=path, code="invalid_value")
 
 
 def need(holder: Members, name: str, kind: type[_T], path: str = "") -> _T:
-    """A member that must be there.
+    """A required member.
 
     Args:
         path: of the holder, as in `messages.0.content`; "" for the request itself.
 
     Raises:
-        BadRequest: it is missing, null, or of another type.
+        BadRequest: it is missing, null, or of a wrong type.
     """
     value = want(holder, name, kind, path)
     if value is None:
@@ -46,7 +46,7 @@ def need(holder: Members, name: str, kind: type[_T], path: str = "") -> _T:
 
 
 def want(holder: Members, name: str, kind: type[_T], path: str = "") -> _T | None:
-    """A member that may be there; None if it is not, or is null.
+    """An optional member; None if it is missing or null.
 
     Raises:
         BadRequest: it is of another type.
@@ -60,7 +60,7 @@ def want(holder: Members, name: str, kind: type[_T], path: str = "") -> _T | Non
 
 
 def number(holder: Members, name: str) -> float | None:
-    """A number that may be there.
+    """An optional number; None if it is missing or null.
 
     Raises:
         BadRequest: it is something else.

@@ -1,7 +1,7 @@
-"""OpenAI's Responses API: its requests as chat requests, chat's answers as responses.
+"""OpenAI's Responses API: translates its requests to chat, and chat's answers to responses.
 
-`request` reads requests (`items`, `stored_form`, `conversation`, `content`, `tools`, `parameters`),
-`encoder` tells answers (`output`, `events`, `told`, `failure`).
+`request` translates a request with `items`, `conversation`, `content`, `tools` and `parameters`;
+`encoder` encodes the answer with `output`, `events`, `free_text` and `mapping`.
 """
 
 from __future__ import annotations

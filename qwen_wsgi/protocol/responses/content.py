@@ -1,26 +1,29 @@
-"""The content of items as content of chat messages."""
+"""Translates the content of items to chat, and packs thinking that a client keeps for the proxy."""
 
 from __future__ import annotations
 
+import base64
+import json
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import validation
+from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.protocol.validation import wrong_type
 
-#: Types of parts that hold a text. `text` is chat's own word, which clients mix up with these.
+#: Types of parts with a text. `text` is chat's own type, which clients confuse with these.
 TEXTS: Final = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 _PARTS: Final = ("input_text", "input_image", "input_audio", "output_text", "refusal")
 
-#: OpenAI's levels of detail but the default, `auto`, and what they are in chat.
+#: OpenAI's levels of detail, except the default `auto`, and those of chat.
 DETAILS: Final = {"low": "low", "high": "high", "original": "high"}
 
 
 def parts_of(holder: dict[str, Any], name: str, path: str) -> str | list[dict[str, Any]]:
-    """A member that is a string or an array of parts, as chat has it: a single text as string.
+    """Translate a member that is a string or an array of parts; a single text becomes a string.
 
     Raises:
-        BadRequest: it is missing, of another type, or has a part that Qwen's models cannot take.
+        BadRequest: it is missing, of another type, or has a part that Qwen's models do not take.
     """
     value = holder.get(name)
     if value is None:
@@ -39,14 +42,14 @@ def parts_of(holder: dict[str, Any], name: str, path: str) -> str | list[dict[st
 
 
 def text_of(parts: str | list[dict[str, Any]], between: str) -> str:
-    """The texts among some parts of chat as one."""
+    """Join the texts among parts of chat."""
     if isinstance(parts, str):
         return parts
     return between.join(part["text"] for part in parts if part["type"] == "text")
 
 
 def media_of(parts: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The parts of chat that are no texts."""
+    """The parts of chat that are not texts."""
     return [] if isinstance(parts, str) else [part for part in parts if part["type"] != "text"]
 
 
@@ -55,7 +58,7 @@ def _part(part: dict[str, Any], path: str) -> dict[str, Any]:
     if kind in TEXTS:
         return {"type": "text", "text": validation.required_text(part, "text", path)}
     if kind == "refusal":
-        # Chat's own part for it is unknown to Qwen's hosts; to the model it is what was said.
+        # Qwen's hosts do not know chat's part for refusals, so it is sent as text.
         return {"type": "text", "text": validation.required_text(part, "refusal", path)}
     if kind == "input_image":
         return _image(part, path)
@@ -66,7 +69,7 @@ def _part(part: dict[str, Any], path: str) -> dict[str, Any]:
         return {"type": "input_audio", "input_audio": audio}
     if kind == "input_file":
         raise BadRequest(
-            "Files cannot be given to Qwen's models here ('input_file'). Send their text as "
+            "Files ('input_file') are not supported for Qwen's models. Send their text as "
             "'input_text', or pages as 'input_image'.",
             param=path + "type",
             code="unsupported_value",
@@ -77,14 +80,13 @@ def _part(part: dict[str, Any], path: str) -> dict[str, Any]:
 def _image(part: dict[str, Any], path: str) -> dict[str, Any]:
     url = part.get("image_url")
     if isinstance(url, dict):
-        url = url.get("url")  # chat's form, which clients mix up with this one
+        url = url.get("url")  # chat's form, which clients confuse with this one
     if not isinstance(url, str | None):
         raise wrong_type(path + "image_url", "a string", url)
     if not url:
         if part.get("file_id"):
             raise BadRequest(
-                "Images cannot be given by 'file_id' here. Send a URL or a data URL as "
-                "'image_url'.",
+                "Images by 'file_id' are not supported. Send a URL or a data URL as 'image_url'.",
                 param=path + "file_id",
                 code="unsupported_value",
             )
@@ -94,3 +96,29 @@ def _image(part: dict[str, Any], path: str) -> dict[str, Any]:
     if detail in DETAILS:
         image["detail"] = DETAILS[detail]
     return {"type": "image_url", "image_url": image}
+
+
+# --- packed thinking ----------------------------------------------------------------------------
+
+#: Marks `encrypted_content` of this proxy: packed, not encrypted. A client that stores nothing here
+#: (`store: false`: Codex, the AI SDK) requests it by `include: ["reasoning.encrypted_content"]` and
+#: sends it back with the next turn; some drop thinking that has none. Other servers' content cannot
+#: be read and is ignored, because the conversation may have begun there.
+_PREFIX: Final = "qwen-proxy-unencrypted-1:"
+
+
+def pack_thinking(thinking: str) -> str:
+    """Pack thinking for the client: the prefix, and base64 of `{"thinking": "…"}`."""
+    return _PREFIX + base64.b64encode(compact({"thinking": thinking}).encode()).decode()
+
+
+def unpack_thinking(content: Any) -> str | None:
+    """Unpack the thinking that a client sends back; None if it is not from this proxy."""
+    if not isinstance(content, str) or not content.startswith(_PREFIX):
+        return None
+    try:
+        value = json.loads(base64.b64decode(content[len(_PREFIX) :], validate=True))
+    except (ValueError, RecursionError):
+        return None
+    thinking = value.get("thinking") if isinstance(value, dict) else None
+    return thinking if isinstance(thinking, str) else None

@@ -1,7 +1,7 @@
-"""Items as the messages of a chat.
+"""Translates items to the messages of a chat.
 
-OpenAI's items stand in a row: thinking, a text, each call, each output. A chat has an assistant's
-message with all of its calls, and directly behind it one answer for each.
+OpenAI's items are a flat list: thinking, a text, each call, each output. A chat has an assistant's
+message with all of its calls, and directly after it one answer for each.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import validation
-from qwen_wsgi.protocol.encoder import Changes
+from qwen_wsgi.protocol.changes import Changes, header_token
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import compact
-from qwen_wsgi.protocol.responses import content, items, sealed_reasoning
+from qwen_wsgi.protocol.responses import content, items
 from qwen_wsgi.protocol.responses.tools import Names
 
-#: An item that brings tools; they count for the whole request.
+#: An item with tools, which are added to those of the whole request.
 ADDITIONAL_TOOLS: Final = "additional_tools"
 
 _ROLES: Final = ("user", "assistant", "system", "developer")
 
-#: Calls of tools that run at the client but are no functions, and where their input stands. The
-#: model of this turn may not have them; in a history from elsewhere they are told as functions.
+#: Calls of client tools that are not functions, and the member with their input. They become
+#: function calls: the history may come from another model.
 _OTHER_CALLS: Final[Mapping[str, str]] = {
     "local_shell_call": "action",
     "shell_call": "action",
@@ -40,7 +40,7 @@ _OUTPUTS: Final = frozenset(
     }
 )
 
-#: Items that have no text for the model: nothing is lost.
+#: Items without text for the model: nothing is lost.
 _SILENT: Final = frozenset({"web_search_call", "mcp_list_tools", ADDITIONAL_TOOLS})
 _DROPPED: Final = frozenset(
     {
@@ -59,29 +59,29 @@ _DROPPED: Final = frozenset(
         "tool_search_output",
     }
 )
-#: Without these the conversation would be another one.
+#: Items without which the conversation would be another one.
 _REFUSED: Final[Mapping[str, str]] = {
     "compaction": "holds a summary that only OpenAI can read",
-    "compaction_trigger": "asks for a summary, which is not made here",
+    "compaction_trigger": "requests a summary, which this proxy does not make",
 }
 _KNOWN: Final = (
     *("message", "reasoning", "function_call", "custom_tool_call"),
     *("function_call_output", "custom_tool_call_output", items.REFERENCE),
 )
 
-#: The answer to a call that has none. The call stays, because the model made it and the tool may
-#: have run: to forget it would have it run again. A chat without an answer is refused by hosts.
+#: The answer to a call without one, because hosts refuse such a chat. The call itself stays: the
+#: tool may have run, and the model would call it again.
 INTERRUPTED: Final = "[The call was interrupted. It is not known whether it had an effect.]"
 
 
 @dataclass(eq=False)
 class _Call:
-    """One call, and what came of it."""
+    """One call and its outputs."""
 
     id: str
     name: str
     arguments: str
-    told_in: _Answer
+    message: _Answer
     answers: list[str] = field(default_factory=list)
     media: list[dict[str, Any]] = field(default_factory=list)
 
@@ -91,7 +91,7 @@ class _Answer:
     """A message of the assistant while it grows.
 
     Attributes:
-        over: an output of one of its calls is there, so what follows was said later.
+        over: one of its calls has an output, so further items belong to a later message.
     """
 
     content: str | None = None
@@ -101,32 +101,32 @@ class _Answer:
 
 
 class Conversation:
-    """Messages that grow from items.
+    """Builds messages from items.
 
     Args:
-        names: what tools are called in chat.
-        losses: notes what is left out.
+        names: the tools' names in chat.
+        changes: lists dropped items.
     """
 
-    def __init__(self, names: Names, losses: Changes) -> None:
-        self._names, self._losses = names, losses
-        self._told: list[dict[str, Any] | _Answer] = []
+    def __init__(self, names: Names, changes: Changes) -> None:
+        self._names, self._changes = names, changes
+        self._messages: list[dict[str, Any] | _Answer] = []
         #: Thinking that belongs to the next message of the assistant.
         self._thoughts: list[str] = []
         self._calls: dict[str, list[_Call]] = {}
 
     def instruct(self, text: str) -> None:
         """Add a system message."""
-        self._told.append({"role": "system", "content": text})
+        self._messages.append({"role": "system", "content": text})
 
     def add(self, item: Mapping[str, Any], path: str) -> None:
-        """Add the next item, as `items.normalised` gives it.
+        """Add the next item, as `items.normalized` returns it.
 
         Args:
             path: of the item in the request, for refusals: `input[3].`.
 
         Raises:
-            BadRequest: it is not as OpenAI has it, or Qwen's models cannot have it.
+            BadRequest: it is invalid, or Qwen's models do not support it.
         """
         item = dict(item)
         kind = items.kind_of(item, path)
@@ -148,8 +148,8 @@ class Conversation:
             raise validation.bad_value(path + "role", role, _ROLES)
         parts = content.parts_of(item, "content", path)
         if role != "assistant":
-            self._thoughts.clear()  # of a turn that was broken off before it said anything
-            self._told.append({"role": role, "content": parts})
+            self._thoughts.clear()  # of a turn that was interrupted before its message
+            self._messages.append({"role": role, "content": parts})
             return
         answer = self._growing()
         if answer is None or answer.content is not None:
@@ -193,11 +193,10 @@ class Conversation:
         calls = self._calls.get(id)
         if not calls:
             raise BadRequest(
-                f"No tool call found for {kind.replace('_', ' ')} with call_id "
-                f"{validation.token(id)}.",
+                f"No tool call found for {kind.replace('_', ' ')} with call_id {header_token(id)}.",
                 param="input",
             )
-        # Some hosts use their ids again in every turn.
+        # Some hosts reuse ids in every turn.
         call = next((each for each in reversed(calls) if not each.answers), calls[-1])
         if kind in ("shell_call_output", "apply_patch_call_output"):
             parts: str | list[dict[str, Any]] = compact(item.get("output"))
@@ -205,7 +204,7 @@ class Conversation:
             parts = content.parts_of(item, "output", path)
         call.answers.append(content.text_of(parts, "\n"))
         call.media += content.media_of(parts)
-        call.told_in.over = True
+        call.message.over = True
 
     def _other(self, kind: str, path: str) -> None:
         if kind in _REFUSED:
@@ -214,18 +213,20 @@ class Conversation:
             )
         if kind not in _DROPPED:
             raise validation.bad_value(path + "type", kind, _KNOWN)
-        self._losses.lose(
-            "input", f"has an item of type '{kind}', which chat cannot tell", what=f"{kind}-dropped"
+        self._changes.lose(
+            "input",
+            f"has an item of type '{kind}', which chat does not have",
+            what=f"{kind}-dropped",
         )
 
     def _growing(self) -> _Answer | None:
-        """The assistant's message that the next item of the assistant may belong to."""
-        last = self._told[-1] if self._told else None
+        """The assistant's message to which the next item of the assistant belongs, or None."""
+        last = self._messages[-1] if self._messages else None
         return last if isinstance(last, _Answer) and not last.over else None
 
     def _begin(self) -> _Answer:
         answer = _Answer()
-        self._told.append(answer)
+        self._messages.append(answer)
         self._think(answer)
         return answer
 
@@ -234,33 +235,33 @@ class Conversation:
         self._thoughts.clear()
 
     def messages(self) -> list[dict[str, Any]]:
-        """The messages, each call answered directly behind it.
+        """The messages, with the answers to calls directly after them.
 
-        A message that stood between a call and its output stands behind the output.
+        A message between a call and its output is moved after the output.
         """
-        return [message for told in self._told for message in self._rendered(told)]
+        return [message for each in self._messages for message in self._rendered(each)]
 
-    def _rendered(self, told: dict[str, Any] | _Answer) -> Iterator[dict[str, Any]]:
-        if isinstance(told, dict):
-            yield told
+    def _rendered(self, answer: dict[str, Any] | _Answer) -> Iterator[dict[str, Any]]:
+        if isinstance(answer, dict):
+            yield answer
             return
-        message: dict[str, Any] = {"role": "assistant", "content": told.content}
-        if told.thoughts:
-            message["reasoning_content"] = "\n\n".join(told.thoughts)
-        if told.calls:
-            message["tool_calls"] = [_tool_call(call) for call in told.calls]
+        message: dict[str, Any] = {"role": "assistant", "content": answer.content}
+        if answer.thoughts:
+            message["reasoning_content"] = "\n\n".join(answer.thoughts)
+        if answer.calls:
+            message["tool_calls"] = [_tool_call(call) for call in answer.calls]
         yield message
         media: list[dict[str, Any]] = []
-        for call in told.calls:
+        for call in answer.calls:
             if not call.answers:
-                self._losses.note("input", "interrupted-call-answered")
-            answer = "\n".join(call.answers) if call.answers else INTERRUPTED
+                self._changes.note("input", "interrupted-call-answered")
+            output = "\n".join(call.answers) if call.answers else INTERRUPTED
             if call.media:
-                # A tool's message takes text only.
-                answer = answer or "[See the next message.]"
+                # A tool's message takes only text.
+                output = output or "[See the next message.]"
                 media.append({"type": "text", "text": f"[Output of {call.name}, call {call.id}]"})
                 media += call.media
-            yield {"role": "tool", "tool_call_id": call.id, "content": answer}
+            yield {"role": "tool", "tool_call_id": call.id, "content": output}
         if media:
             yield {"role": "user", "content": media}
 
@@ -271,8 +272,8 @@ def _tool_call(call: _Call) -> dict[str, Any]:
 
 
 def _thought(item: Mapping[str, Any]) -> str:
-    """The thinking in a reasoning item: what we packed, else its content, else its summary."""
-    if (packed := sealed_reasoning.opened(item.get("encrypted_content"))) is not None:
+    """The thinking of a reasoning item: the packed one, else its content, else its summary."""
+    if (packed := content.unpack_thinking(item.get("encrypted_content"))) is not None:
         return packed
     for name in ("content", "summary"):
         parts = objects(item.get(name))

@@ -1,4 +1,4 @@
-"""An answer of chat as a response: as a stream of events, or as a whole."""
+"""Encodes an answer of chat as a response: as a stream of events, or as a whole."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qwen_wsgi.protocol.chat.tool_calls import ToolCalls, arguments_of, made_up_
 from qwen_wsgi.protocol.encoder import COMMENT
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import compact, loads
-from qwen_wsgi.protocol.responses import errors, mapping
+from qwen_wsgi.protocol.responses import mapping
 from qwen_wsgi.protocol.responses.events import Events
 from qwen_wsgi.protocol.responses.output import (
     COMPLETED,
@@ -31,18 +31,18 @@ from qwen_wsgi.protocol.responses.request import ResponsesRequest
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 
-#: Finish reasons of an answer that is not whole, and OpenAI's words for why.
+#: Finish reasons of an incomplete answer, and the reasons that a response has for it.
 _REASONS: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
 class ResponseEncoder:
-    """Tells a stream of chat chunks as events of a response.
+    """Encodes a stream of chat chunks as events of a response.
 
     Thinking and text end where the other, or a call, begins; calls stay open until the finish,
-    because some hosts tell several at once. Items stand in the order in which they began.
+    because some hosts send several at once. Items are in the order in which they began.
 
     Args:
-        request: what is answered.
+        request: the request that is answered.
         id: of the response, `resp_…`; the ids of its items are made from it.
         created: seconds since 1970.
         model: the client's name for the model.
@@ -56,52 +56,52 @@ class ResponseEncoder:
         self._model = model
         self._stem = id.removeprefix("resp_")
         self._events = Events()
-        #: The response as it was when it began, as a member in JSON; "" before that was told.
+        #: The response at its beginning, as a member in JSON; "" before it was sent.
         self._begun = ""
         self._items: list[Item] = []
-        #: The item that thinking or text adds to.
-        self._speaking: Reasoning | Message | None = None
+        #: The open item of thinking or text.
+        self._open_text: Reasoning | Message | None = None
         self._tool_calls = ToolCalls()
         self._calls: dict[int, Call] = {}
         self._finish: str | None = None
         self._usage: Usage | None = None
-        #: Reads chunks that add to the same text as the last one did, and do nothing else.
-        self._like = TextReader()
-        #: Whether the chunk that was read last is such a one.
-        self._plain = False
+        #: Reads chunks that only add to the same text as the last one.
+        self._reader = TextReader()
+        #: Whether the last chunk only adds text.
+        self._only_text = False
         self._response: dict[str, Any] | None = None
 
     @property
     def response(self) -> dict[str, Any] | None:
-        """The whole response object, once the stream has ended; None before."""
+        """The whole response object after the end of the stream; None before."""
         return self._response
 
     def feed(self, events: bytes) -> bytes:
-        """Tell some whole events of chat; after the end nothing more."""
+        """Encode some whole events of chat; nothing after the end."""
         if self._response is not None:
             return b""
-        if (texts := self._like.texts(events)) and (mapping := self._more(texts)):
-            return mapping
+        if (texts := self._reader.texts(events)) and (more := self._more(texts)):
+            return more
         last: bytes | None = None
         out = [] if self._begun else [self._begin()]
         for event in events.split(b"\n\n"):
             if event and isinstance(chunk := sse.parse(event), dict):
                 self._chunk(chunk, out)
-                last = event + b"\n\n" if self._plain else None
-        self._like.learn(last)
+                last = event + b"\n\n" if self._only_text else None
+        self._reader.learn(last)
         return b"".join(out)
 
     def _more(self, texts: list[bytes]) -> bytes:
-        """Tell chunks that are like the last one, by their texts; nothing if one is no text."""
+        """Encode chunks like the last one by their texts; nothing if one is not valid JSON."""
         try:
             pieces = [loads(b'"%b"' % text) for text in texts]
         except ValueError:
             return b""
-        more = self._speaking.more if self._speaking is not None else None
+        more = self._open_text.more if self._open_text is not None else None
         return b"".join(map(more, pieces, texts)) if more is not None else b""
 
     def end(self) -> bytes:
-        """Tell the whole response."""
+        """Encode the end of the open items, and the whole response."""
         if self._response is not None:
             return b""
         out = [] if self._begun else [self._begin()]
@@ -113,14 +113,14 @@ class ResponseEncoder:
         return b"".join(out)
 
     def fail(self, error: ApiError) -> bytes:
-        """Tell why there is no more."""
+        """Encode the failed response."""
         if self._response is not None:
             return b""
         begun = b"" if self._begun else self._begin()
-        return begun + self._last("failed", error=errors.told(error))
+        return begun + self._last("failed", error=mapping.error(error))
 
     def keep_alive(self, kind: str) -> bytes:
-        """A comment, or once more that the response is in progress: Codex counts events only."""
+        """Return a comment, or an `in_progress` event: Codex counts only events."""
         if kind == "comment":
             return COMMENT
         if self._response is not None:
@@ -170,7 +170,7 @@ class ResponseEncoder:
     # --- chunks -----------------------------------------------------------------------------
 
     def _chunk(self, chunk: dict[str, Any], out: list[bytes]) -> None:
-        self._plain = False
+        self._only_text = False
         if (usage := chunk.get("usage")) is not None:
             self._usage = parse_usage(usage) or self._usage
         for choice in objects(chunk.get("choices")):
@@ -182,7 +182,7 @@ class ResponseEncoder:
         if isinstance(delta, dict):
             self._delta(chunk, choice, delta, out)
         if finish:
-            self._plain = False
+            self._only_text = False
         if finish and (why := finish_reason(finish, called=bool(self._tool_calls))):
             self._finish = self._finish or why
             self._close(out)
@@ -198,66 +198,70 @@ class ResponseEncoder:
             self._search(mapping.found_urls(chunk, delta), out)
         thought = delta.get("reasoning_content") or delta.get("reasoning")
         if thought and isinstance(thought, str):
-            if type(self._speaking) is not Reasoning:
-                self._speak(Reasoning(*self._next("rs"), seals=self._request.seals_thinking), out)
-            assert isinstance(self._speaking, Reasoning)
-            out.append(self._speaking.think(thought))
+            if type(self._open_text) is not Reasoning:
+                self._begin_text(
+                    Reasoning(*self._next("rs"), packed=self._request.packs_thinking), out
+                )
+            assert isinstance(self._open_text, Reasoning)
+            out.append(self._open_text.add(thought))
         text = delta.get("content")
         if text and isinstance(text, str):
             logprobs = choice.get("logprobs")
-            out.append(self._message(out).say(text, mapping.logprobs(logprobs) if logprobs else []))
+            out.append(
+                self._message(out).add_text(text, mapping.logprobs(logprobs) if logprobs else [])
+            )
         refusal = delta.get("refusal")
         if refusal and isinstance(refusal, str):
-            out.append(self._message(out).refuse(refusal))
+            out.append(self._message(out).add_refusal(refusal))
         if "annotations" in delta:
             for annotation in mapping.sources(delta["annotations"]):
-                out.append(self._message(out).annotate(annotation))
+                out.append(self._message(out).add_annotation(annotation))
         fragments = delta.get("tool_calls")
         for fragment in objects(fragments):
             self._fragment(fragment, out)
         others = (refusal, fragments, choice.get("logprobs"), chunk.get("usage"))
         annotated = "annotations" in delta or "search_info" in delta or "search_info" in chunk
         if bool(text) is not bool(thought) and not (any(others) or annotated):
-            self._plain = len(chunk["choices"]) == 1
+            self._only_text = len(chunk["choices"]) == 1
 
     # --- items ------------------------------------------------------------------------------
 
     def _next(self, prefix: str) -> tuple[Events, str, int]:
-        """What the next item needs: events, its id, its place."""
+        """The arguments of the next item: events, its id, its index."""
         index = len(self._items)
         return self._events, f"{prefix}_{self._stem}_{index}", index
 
-    def _speak(self, item: Reasoning | Message, out: list[bytes]) -> None:
-        """Begin an item that speaks, behind the one that spoke so far."""
-        self._hush(out)
-        self._speaking = item
+    def _begin_text(self, item: Reasoning | Message, out: list[bytes]) -> None:
+        """Close the open item of thinking or text, and begin another."""
+        self._close_text(out)
+        self._open_text = item
         self._add(item, out)
 
     def _add(self, item: Item, out: list[bytes]) -> None:
         self._items.append(item)
         out.append(item.begin())
 
-    def _hush(self, out: list[bytes], status: str = COMPLETED) -> None:
-        if self._speaking is not None:
-            out.append(self._speaking.finish(status))
-            self._speaking = None
+    def _close_text(self, out: list[bytes], status: str = COMPLETED) -> None:
+        if self._open_text is not None:
+            out.append(self._open_text.finish(status))
+            self._open_text = None
 
     def _message(self, out: list[bytes]) -> Message:
-        if not isinstance(self._speaking, Message):
-            self._speak(Message(*self._next("msg")), out)
-        assert isinstance(self._speaking, Message)
-        return self._speaking
+        if not isinstance(self._open_text, Message):
+            self._begin_text(Message(*self._next("msg")), out)
+        assert isinstance(self._open_text, Message)
+        return self._open_text
 
     def _search(self, urls: list[str] | None, out: list[bytes]) -> None:
         if urls is None or any(isinstance(item, Search) for item in self._items):
             return
-        self._hush(out)
-        item = Search(*self._next("ws"), urls=urls if self._request.tells_sources else [])
+        self._close_text(out)
+        item = Search(*self._next("ws"), urls=urls if self._request.sends_sources else [])
         self._add(item, out)
         out.append(item.finish(COMPLETED))
 
     def _fragment(self, fragment: dict[str, Any], out: list[bytes]) -> None:
-        """Tell a part of a call. Until its name is known, it waits: clients need that first."""
+        """Encode a part of a call; arguments wait for the name, which clients need first."""
         taken = self._tool_calls.take(fragment)
         if taken is None:
             return
@@ -268,8 +272,8 @@ class ResponseEncoder:
             if isinstance(function, dict) and not item.finished:
                 out.append(item.grow(arguments_of(function)))
         elif call.name:
-            self._hush(out)
-            tool = self._request.names.meant(call.name)
+            self._close_text(out)
+            tool = self._request.names.tool_of(call.name)
             kind, prefix = (CustomCall, "ctc") if tool.custom else (Call, "fc")
             call_id = call.id or made_up_id(self._stem, call.number)
             item = kind(*self._next(prefix), call_id=call_id, tool=tool)
@@ -278,9 +282,9 @@ class ResponseEncoder:
             out.append(item.grow(call.arguments))
 
     def _close(self, out: list[bytes]) -> None:
-        """Finish the items that are open; those are cut if the answer was."""
+        """Finish the open items; incomplete if the answer was truncated."""
         status = INCOMPLETE if self._finish in _REASONS else COMPLETED
-        self._hush(out, status)
+        self._close_text(out, status)
         for item in self._calls.values():
             if not item.finished:
                 out.append(item.finish(status))
@@ -294,7 +298,7 @@ def whole(
     created: int,
     model: str,
 ) -> dict[str, Any]:
-    """A whole `chat.completion` as a response object."""
+    """Encode a whole `chat.completion` as a response object."""
     encoder = ResponseEncoder(request, id=id, created=created, model=model)
     encoder.feed(b"".join(chunks_of(completion, with_usage=True)))
     encoder.end()

@@ -1,4 +1,4 @@
-"""Events of a response's stream, numbered and rendered."""
+"""Numbers and renders the events of a response's stream."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from qwen_wsgi.protocol.json_object import compact
 
 
 class Events:
-    """Renders events; each gets the next number."""
+    """Renders events; each one gets the next number."""
 
     def __init__(self) -> None:
         self._number = -1
 
     def next_number(self) -> int:
-        """The number of the event that is being rendered."""
+        """Take the number for the next event."""
         self._number += 1
         return self._number
 
     def render(self, type: str, **members: Any) -> bytes:
-        """One event. The SDKs go by `type` in the data, some other parsers by the `event:` line."""
+        """Render an event. SDKs read `type` in the data, some other parsers the `event:` line."""
         return self.render_json(type, compact(members)[1:-1])
 
     def render_json(self, type: str, members: str) -> bytes:
-        """One event whose members are JSON already, without braces."""
+        """Render an event whose members are JSON already, without braces."""
         number = self.next_number()
         data = f'{{"type":"{type}",{members},"sequence_number":{number}}}'
         return f"event: {type}\ndata: {data}\n\n".encode()
 
 
 class Deltas:
-    """The events by which one text grows: all the same but for the piece and the number.
+    """Renders the events that add to one text: they differ only in the piece and the number.
 
     Args:
-        type: `response.output_text.delta`.
-        places: where the text stands, e.g. its item's id and index.
+        type: for example `response.output_text.delta`.
+        places: the place of the text: its item's id and index and so on.
     """
 
     __slots__ = ("_after", "_around", "_before", "_events")
@@ -43,15 +43,15 @@ class Deltas:
         self._events = events
         self._before = f'event: {type}\ndata: {{"type":"{type}",{compact(places)[1:-1]},"delta":'
         self._after = after + ',"sequence_number":'
-        #: The same around a piece that is JSON already.
+        #: The bytes around a piece that is JSON already.
         self._around = (self._before + '"').encode(), ('"' + self._after).encode()
 
     def render(self, piece: str) -> bytes:
-        """The event that adds a piece."""
+        """Render the event that adds a piece."""
         number = self._events.next_number()
         return f"{self._before}{compact(piece)}{self._after}{number}}}\n\n".encode()
 
     def render_json(self, piece: bytes) -> bytes:
-        """The same for a piece as it stands in JSON, without its quotes."""
+        """The same for the inside of a JSON string."""
         before, after = self._around
         return b"%b%b%b%d}\n\n" % (before, piece, after, self._events.next_number())

@@ -1,7 +1,7 @@
-"""The input of a custom tool, out of the function that stands for it in chat.
+"""Extracts the input of a custom tool from the arguments of the function that replaces it in chat.
 
-Chat knows functions only, so the model writes `{"input": "…"}` where the client's tool takes a bare
-text. The text is told while it grows; its escapes may be cut anywhere.
+Chat knows only functions, so the model writes `{"input": "…"}` where the client's tool takes plain
+text. The text is streamed while it grows; escapes may be cut anywhere.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import json
 import re
 from typing import Final
 
-#: What stands before the text; white space may stand between.
+#: The tokens before the text; white space may be between them.
 _OPENING: Final = ("{", '"input"', ":", '"')
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 
-#: The plain characters of a string. Line ends have no place in one, but models write them.
+#: The plain characters of a string. Line ends are invalid there, but models write them.
 _PLAIN: Final = re.compile(r'[^"\\]*')
 _SHORT: Final = {
     **{'"': '"', "\\": "\\", "/": "/"},
@@ -24,19 +24,19 @@ _HEX: Final = re.compile(r"[0-9a-fA-F]{4}")
 
 
 class FreeText:
-    """Unwraps one input. What is no `{"input": "…"}` is told as it is.
+    """Unwraps one input. Arguments of another form than `{"input": "…"}` are returned unchanged.
 
-    The pieces that `feed` and `end` return are the same text however the arguments were cut.
+    The pieces that `feed` and `end` return join to the same text however the arguments were cut.
     """
 
     def __init__(self) -> None:
         self._state = "opening"
-        #: What was not told yet: the opening, half an escape, or all that has to be seen whole.
+        #: Arguments that were not returned yet: the opening, or half an escape.
         self._held = ""
         self._pieces: list[str] = []
 
     def feed(self, arguments: str) -> str:
-        """Take a piece of the arguments; return what it adds to the text."""
+        """Take a piece of the arguments; return the text that it adds."""
         if self._state == "opening":
             self._held += arguments
             self._open()
@@ -55,7 +55,7 @@ class FreeText:
         return ""
 
     def end(self) -> str:
-        """What is still to be told now that no more arguments come."""
+        """Return the rest of the text after the last arguments."""
         state, self._state = self._state, "closed"
         if state == "whole":
             return _whole("".join(self._pieces))
@@ -66,20 +66,20 @@ class FreeText:
         return ""
 
     def _open(self) -> None:
-        """See whether the opening is there, and go behind it."""
+        """Look for the opening, and skip it."""
         at, text = 0, self._held
         for each in _OPENING:
             at = _end_of_space(text, at)
             if not text.startswith(each, at):
                 if each.startswith(text[at:]):
                     return  # more has to come
-                self._give_up(text)
+                self._open_otherwise(text)
                 return
             at += len(each)
         self._state, self._held = "inside", text[at:]
 
-    def _give_up(self, text: str) -> None:
-        """An object may have the text elsewhere; what begins otherwise is bare text."""
+    def _open_otherwise(self, text: str) -> None:
+        """Handle another opening: an object is kept until its end, anything else is plain text."""
         if text[_end_of_space(text, 0)] == "{":
             self._state, self._held = "whole", ""
             self._pieces.append(text)
@@ -88,12 +88,12 @@ class FreeText:
 
     def _inside(self, arguments: str) -> str:
         text, self._held = self._held + arguments, ""
-        told: list[str] = []
+        pieces: list[str] = []
         at = 0
         while at < len(text):
             plain = _PLAIN.match(text, at)
             if plain is not None and plain.end() > at:
-                told.append(plain[0])
+                pieces.append(plain[0])
                 at = plain.end()
             elif text[at] == '"':
                 self._state = "closed"
@@ -103,13 +103,13 @@ class FreeText:
                 if escape is None:
                     self._held = text[at:]
                     break
-                told.append(escape[0])
+                pieces.append(escape[0])
                 at = escape[1]
-        return "".join(told)
+        return "".join(pieces)
 
 
 def _escape(text: str, at: int) -> tuple[str, int] | None:
-    """The character of the escape that begins there, and its end; None if more has to come."""
+    """The character of the escape that begins at `at`, and its end; None if it is incomplete."""
     kind = text[at + 1 : at + 2]
     if kind != "u":
         return (_SHORT.get(kind, "\\" + kind), at + 2) if kind else None
@@ -130,12 +130,12 @@ def _escape(text: str, at: int) -> tuple[str, int] | None:
 
 
 def _begins_escape(text: str) -> bool:
-    """Whether a text may become `\\uXXXX`."""
+    """Whether a text is the beginning of `\\uXXXX`."""
     return "\\u".startswith(text[:2]) and all(each in "0123456789abcdefABCDEF" for each in text[2:])
 
 
 def _surrogate(text: str) -> int | None:
-    """The code of half a character at the start of a text, written as an escape."""
+    """The code of an escaped surrogate at the start of a text, or None."""
     if not text.startswith("\\u") or _HEX.fullmatch(text, 2, 6) is None:
         return None
     code = int(text[2:6], 16)

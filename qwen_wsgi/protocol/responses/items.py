@@ -1,20 +1,25 @@
-"""The input of a request as items: each as OpenAI stores it, references replaced."""
+"""Reads the input of a request as items, each in the form in which OpenAI stores it.
+
+Requests may leave members out or send another form: a text for a list of parts, no status, null for
+a missing member. Only the form is changed here; invalid items are refused where they are read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol import validation
+from qwen_wsgi.protocol import json_access, validation
+from qwen_wsgi.protocol.changes import header_token
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import JsonObject
-from qwen_wsgi.protocol.responses.stored_form import stored_form
+from qwen_wsgi.protocol.responses import content
 from qwen_wsgi.protocol.validation import wrong_type
 
 REFERENCE: Final = "item_reference"
 
-#: How OpenAI's ids of items begin.
+#: Prefixes of OpenAI's ids of items.
 _PREFIXES: Final = {
     "message": "msg",
     "reasoning": "rs",
@@ -25,12 +30,16 @@ _PREFIXES: Final = {
     "web_search_call": "ws",
 }
 
+_COMPLETED: Final = "completed"
+_STATUSES: Final = ("in_progress", _COMPLETED, "incomplete")
+_SEARCH_STATUSES: Final = (*_STATUSES, "searching", "failed")
+
 
 def kind_of(item: Mapping[str, Any], path: str) -> str:
-    """An item's type; two kinds may be told without it.
+    """An item's type; messages and references may leave it out.
 
     Raises:
-        BadRequest: it has none, or no string for one.
+        BadRequest: it is missing or not a string.
     """
     kind = validation.text(item, "type", path)
     if kind is not None:
@@ -43,7 +52,7 @@ def kind_of(item: Mapping[str, Any], path: str) -> str:
 
 
 def references(body: JsonObject) -> Iterator[str]:
-    """The ids of items that the input only refers to; what is wrong with it is told later."""
+    """The ids of items that the input only refers to; invalid items are ignored here."""
     for item in objects(body.get("input")):
         if not isinstance(id := item.get("id"), str):
             continue
@@ -51,19 +60,19 @@ def references(body: JsonObject) -> Iterator[str]:
             yield id
 
 
-def normalised(
+def normalized(
     body: JsonObject, *, seed: str, known: set[str], stored: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The items of a request's `input`, in the form in which OpenAI stores them.
+    """Read the items of a request's `input`, in the form in which OpenAI stores them.
 
     Args:
-        seed: what the ids are made from of items that have none.
-        known: ids of items that stand in the conversation before: a reference to one says nothing.
-        stored: items, by their ids, that a reference may stand for.
+        seed: for the ids of items without one.
+        known: ids of items earlier in the conversation: a reference to one adds nothing.
+        stored: items by their ids, for references.
 
     Raises:
         BadRequest: `input` is missing, neither string nor array of objects, has an item without a
-            type, or refers to an item that nobody has.
+            type, or refers to an item that is not stored.
     """
     given = body.get("input")
     if given is None:
@@ -95,10 +104,126 @@ def _stored(id: str | None, path: str, stored: Mapping[str, Mapping[str, Any]]) 
         raise validation.missing(path + ".id")
     if id not in stored:
         raise BadRequest(
-            f"Item with id '{validation.token(id)}' not found. Items are kept only of responses "
+            f"Item with id '{header_token(id)}' not found. Items are stored only for responses "
             "with 'store' true, and not for ever. Send the item itself, or leave the "
             "reference out.",
             param=path + ".id",
             code="item_not_found",
         )
     return stored_form(stored[id], str(stored[id].get("type") or "message"), id)
+
+
+# --- the stored form ----------------------------------------------------------------------------
+
+
+def stored_form(item: Mapping[str, Any], kind: str, id: str) -> dict[str, Any]:
+    """An item with its type and id, as OpenAI stores it; unknown types are not changed."""
+    named = {**item, "type": kind, "id": id}
+    complete = _FORMS.get(kind)
+    if complete is None:
+        return named
+    return complete({name: value for name, value in named.items() if value is not None})
+
+
+def _message(item: dict[str, Any]) -> dict[str, Any]:
+    form = _output_part if item.get("role") == "assistant" else _input_part
+    given = item.get("content")
+    if isinstance(given, str):
+        given = [{"type": "text", "text": given}]
+    if isinstance(given, list):
+        item["content"] = [form(part) for part in given]
+    return _with_status(item)
+
+
+def _call(item: dict[str, Any]) -> dict[str, Any]:
+    item["call_id"] = item.get("call_id") or item["id"]
+    return _with_status(item)
+
+
+def _output(item: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(given := item.get("output"), list):
+        item["output"] = [_input_part(part) for part in given]
+    return _with_status(item)
+
+
+def _with_status(item: dict[str, Any], statuses: tuple[str, ...] = _STATUSES) -> dict[str, Any]:
+    """Set the status to completed unless it is one that OpenAI has."""
+    if item.get("status") not in statuses:
+        item["status"] = _COMPLETED
+    return item
+
+
+def _reasoning(item: dict[str, Any]) -> dict[str, Any]:
+    item["summary"] = _thoughts(item.get("summary"), "summary_text")
+    if "content" in item:
+        item["content"] = _thoughts(item["content"], "reasoning_text")
+    if not isinstance(item.get("encrypted_content", ""), str):
+        del item["encrypted_content"]
+    return _with_status(item) if "status" in item else item
+
+
+def _thoughts(given: Any, kind: str) -> list[dict[str, Any]]:
+    return [
+        {"type": kind, "text": part["text"]}
+        for part in json_access.objects(given)
+        if isinstance(part.get("text"), str)
+    ]
+
+
+def _search(item: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(item.get("action"), dict):
+        item["action"] = {"type": "search", "query": ""}
+    return _with_status(item, _SEARCH_STATUSES)
+
+
+_FORMS: Final[Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
+    "message": _message,
+    "reasoning": _reasoning,
+    "function_call": _call,
+    "function_call_output": _output,
+    "custom_tool_call": _call,
+    "custom_tool_call_output": _output,
+    "web_search_call": _search,
+}
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def _input_part(part: Any) -> Any:
+    """A part of the model's input."""
+    if (text := _text_of(part)) is not None:
+        return {"type": "input_text", "text": text}
+    if isinstance(part, dict) and part.get("type") == "input_image":
+        return _image(part)
+    return part
+
+
+def _output_part(part: Any) -> Any:
+    """A part of the model's output."""
+    text = _text_of(part)
+    if text is None or part["type"] == "refusal":
+        return part
+    lists = {name: json_access.items(part.get(name)) for name in ("annotations", "logprobs")}
+    return {"type": "output_text", "text": text, **lists}
+
+
+def _text_of(part: Any) -> str | None:
+    """The text of a part; None if it has none."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "refusal":
+        text = part.get("refusal")
+    else:
+        text = part.get("text") if kind in content.TEXTS else None
+    return text if isinstance(text, str) else None
+
+
+def _image(part: dict[str, Any]) -> dict[str, Any]:
+    shown = {name: value for name, value in part.items() if value is not None}
+    url = shown.get("image_url")
+    if isinstance(url, dict) and isinstance(url.get("url"), str):
+        shown["image_url"] = url["url"]  # chat's form
+    detail = shown.setdefault("detail", "auto")
+    if isinstance(detail, str) and detail not in content.DETAILS:
+        shown["detail"] = "auto"
+    return shown

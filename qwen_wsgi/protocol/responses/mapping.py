@@ -1,23 +1,32 @@
-"""What chunks tell beside text and calls, in the form that a response has: sources and numbers."""
+"""Translates usage, sources, log probabilities and errors of chat to the form of a response."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import json_access
 from qwen_wsgi.protocol.usage import Usage
 
-#: The logarithm of no probability at all, which JSON cannot write; the number that vLLM writes.
+#: Stands for the logarithm of probability 0, which JSON cannot write, as in vLLM.
 _NEVER: Final = -9999.0
+
+_CONTEXT: Final = "context_length_exceeded"
+_QUOTA: Final = "insufficient_quota"
+_RATE: Final = "rate_limit_exceeded"
+_PROMPT: Final = "invalid_prompt"
+_SERVER: Final = "server_error"
+
+_HINT: Final = re.compile(r"try again in\s*\d", re.IGNORECASE)
 
 
 def usage(used: Usage | None) -> dict[str, Any] | None:
-    """The `usage` of a response; None if its main numbers are not known.
+    """Render the `usage` of a response; None if its main counts are unknown.
 
-    OpenAI's schema requires every part. What a host does not mention (its details may be null) did
-    not happen: 0.
+    OpenAI's schema requires every count; details that a host does not send are 0.
     """
     if used is None or used.prompt is None or used.completion is None:
         return None
@@ -34,7 +43,7 @@ def usage(used: Usage | None) -> dict[str, Any] | None:
 
 
 def sources(given: Any) -> Iterator[dict[str, Any]]:
-    """Sources of a text.
+    """Translate the sources of a text.
 
     Chat has `{"type": "url_citation", "url_citation": {"start_index", "end_index", "title",
     "url"}}`, a response the same without the inner object.
@@ -43,9 +52,9 @@ def sources(given: Any) -> Iterator[dict[str, Any]]:
         if each.get("type") != "url_citation":
             continue
         inner = each.get("url_citation")
-        told = inner if isinstance(inner, dict) else each
-        start, end, title = (told.get(name) for name in ("start_index", "end_index", "title"))
-        if isinstance(url := told.get("url"), str) and url:
+        source = inner if isinstance(inner, dict) else each
+        start, end, title = (source.get(name) for name in ("start_index", "end_index", "title"))
+        if isinstance(url := source.get("url"), str) and url:
             yield {
                 "type": "url_citation",
                 "start_index": start if type(start) is int else 0,
@@ -56,7 +65,7 @@ def sources(given: Any) -> Iterator[dict[str, Any]]:
 
 
 def found_urls(chunk: Mapping[str, Any], delta: Mapping[str, Any]) -> list[str] | None:
-    """The pages that a search found; None if none is told.
+    """The URLs that a web search found; None if the chunk reports no search.
 
     DashScope's form: `search_info: {"search_results": [{"index", "title", "url", …}]}`.
     """
@@ -69,14 +78,14 @@ def found_urls(chunk: Mapping[str, Any], delta: Mapping[str, Any]) -> list[str] 
 
 
 def logprobs(given: Any) -> list[dict[str, Any]]:
-    """Log probabilities of a choice's text: chat's list, with bytes where chat may have null."""
+    """Translate a choice's log probabilities: chat's list, with bytes where chat has null."""
     content = given.get("content") if isinstance(given, dict) else None
-    told = []
+    entries = []
     for each in json_access.items(content):
         if (entry := _logprob(each)) is not None:
             others = map(_logprob, json_access.items(each.get("top_logprobs")))
-            told.append({**entry, "top_logprobs": [other for other in others if other]})
-    return told
+            entries.append({**entry, "top_logprobs": [other for other in others if other]})
+    return entries
 
 
 def _logprob(each: Any) -> dict[str, Any] | None:
@@ -90,3 +99,26 @@ def _logprob(each: Any) -> dict[str, Any] | None:
     if not isinstance(octets, list) or not all(type(octet) is int for octet in octets):
         octets = list(token.encode(errors="replace"))
     return {"token": token, "logprob": logprob, "bytes": octets}
+
+
+def error(failure: ApiError) -> dict[str, Any]:
+    """Render why a response failed: `{"code", "message"}`.
+
+    OpenAI's list of codes is short (openai.types.responses.response_error). Codex retries after
+    most of them; not after `context_length_exceeded`, `insufficient_quota` and `invalid_prompt`,
+    and after `rate_limit_exceeded` it waits as long as a text "try again in 5s" says.
+    """
+    if failure.code in (_CONTEXT, _QUOTA, _RATE):
+        code = failure.code
+    elif failure.type == _QUOTA:
+        code = _QUOTA
+    elif failure.status == 429:
+        code = _RATE
+    elif failure.code == "content_filter" or failure.status in (400, 404, 413, 422):
+        code = _PROMPT
+    else:
+        code = _SERVER
+    message = failure.message
+    if failure.retry_after_s is not None and not _HINT.search(message):
+        message += f" Please try again in {max(1, math.ceil(failure.retry_after_s))}s."
+    return {"code": code, "message": message}

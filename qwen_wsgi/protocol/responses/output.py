@@ -1,11 +1,11 @@
-"""The items of a response while they grow, each telling its own events."""
+"""The output items of a response while they grow; each renders its own events."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from qwen_wsgi.protocol.chat.completion import joined_text
-from qwen_wsgi.protocol.responses import sealed_reasoning
+from qwen_wsgi.protocol.responses import content
 from qwen_wsgi.protocol.responses.events import Deltas, Events
 from qwen_wsgi.protocol.responses.free_text import FreeText
 from qwen_wsgi.protocol.responses.tools import Tool
@@ -16,10 +16,10 @@ INCOMPLETE = "incomplete"
 
 
 class Item:
-    """One item of the output.
+    """One output item.
 
     Attributes:
-        index: its place in the output.
+        index: its position in the output.
     """
 
     def __init__(self, events: Events, id: str, index: int) -> None:
@@ -33,37 +33,37 @@ class Item:
         return {"item_id": self._id, "output_index": self.index}
 
     def begin(self) -> bytes:
-        """Tell that there is such an item."""
+        """Render the event that adds the item."""
         return self._events.render(
-            "response.output_item.added", output_index=self.index, item=self._shown(IN_PROGRESS)
+            "response.output_item.added", output_index=self.index, item=self._render(IN_PROGRESS)
         )
 
     def finish(self, status: str) -> bytes:
-        """Tell the whole item, once."""
-        told = self._last(status)
-        self._done = self._shown(status)
-        return told + self._events.render(
+        """Render the events of the item's end; called once."""
+        events = self._last(status)
+        self._done = self._render(status)
+        return events + self._events.render(
             "response.output_item.done", output_index=self.index, item=self._done
         )
 
     def object(self) -> dict[str, Any]:
-        """The item as a response object has it; incomplete if it was not finished."""
-        return self._shown(INCOMPLETE) if self._done is None else self._done
+        """The item for the response object; incomplete if it was not finished."""
+        return self._render(INCOMPLETE) if self._done is None else self._done
 
     @property
     def finished(self) -> bool:
-        """Whether the whole item was told."""
+        """Whether `finish` was called."""
         return self._done is not None
 
     def _last(self, status: str) -> bytes:
-        """The events of its end that come before the whole item."""
+        """Render the events of the end that come before the whole item."""
         raise NotImplementedError
 
-    def _shown(self, status: str) -> dict[str, Any]:
+    def _render(self, status: str) -> dict[str, Any]:
         raise NotImplementedError
 
 
-class Spoken(Item):
+class TextItem(Item):
     """An item that grows by pieces of text."""
 
     def __init__(self, events: Events, id: str, index: int) -> None:
@@ -72,27 +72,27 @@ class Spoken(Item):
         self._deltas = Deltas(events, "", {})
 
     def more(self, piece: str, as_json: bytes) -> bytes:
-        """Add to the text that was added to last.
+        """Add to the same text as the last call did.
 
         Args:
-            as_json: the piece as it stands in JSON, without its quotes.
+            as_json: the piece as the inside of a JSON string.
         """
         self._pieces.append(piece)
         return self._deltas.render_json(as_json)
 
 
-class Reasoning(Spoken):
-    """Thinking, told as a summary of one part: that is what clients show, and where they take it.
+class Reasoning(TextItem):
+    """Thinking, sent as a summary of one part, which is what clients show.
 
     Args:
-        seals: pack it for a client that carries it for us (`envelope`).
+        packed: add the packed thinking, for a client that keeps it (`content.pack_thinking`).
     """
 
-    def __init__(self, events: Events, id: str, index: int, *, seals: bool) -> None:
+    def __init__(self, events: Events, id: str, index: int, *, packed: bool) -> None:
         super().__init__(events, id, index)
-        self._seals = seals
+        self._packed = packed
 
-    def think(self, piece: str) -> bytes:
+    def add(self, piece: str) -> bytes:
         """Add to the thinking."""
         begun = b""
         if not self._pieces:
@@ -112,29 +112,29 @@ class Reasoning(Spoken):
 
     def _last(self, status: str) -> bytes:
         text = joined_text(self._pieces)
-        told = self._events.render(
+        events = self._events.render(
             "response.reasoning_summary_text.done", **self._places, summary_index=0, text=text
         )
-        return told + self._part("done", text)
+        return events + self._part("done", text)
 
-    def _shown(self, status: str) -> dict[str, Any]:
+    def _render(self, status: str) -> dict[str, Any]:
         text = joined_text(self._pieces)
         summary = [{"type": "summary_text", "text": text}] if text else []
         shown = {"id": self._id, "type": "reasoning", "summary": summary, "status": status}
-        if self._seals and status != IN_PROGRESS:
-            shown["encrypted_content"] = sealed_reasoning.sealed(text)
+        if self._packed and status != IN_PROGRESS:
+            shown["encrypted_content"] = content.pack_thinking(text)
         return shown
 
 
-class Message(Spoken):
-    """What the model says: parts of text and of refusal, one after the other."""
+class Message(TextItem):
+    """The model's message: parts of text and of refusal, one after the other."""
 
     def __init__(self, events: Events, id: str, index: int) -> None:
         super().__init__(events, id, index)
         self._parts: list[dict[str, Any]] = []
         self._kind = ""
 
-    def say(self, piece: str, logprobs: list[dict[str, Any]]) -> bytes:
+    def add_text(self, piece: str, logprobs: list[dict[str, Any]]) -> bytes:
         """Add to the text."""
         begun = self._open("output_text")
         self._pieces.append(piece)
@@ -145,13 +145,13 @@ class Message(Spoken):
             "response.output_text.delta", **self._places, delta=piece, logprobs=logprobs
         )
 
-    def refuse(self, piece: str) -> bytes:
+    def add_refusal(self, piece: str) -> bytes:
         """Add to a refusal."""
         begun = self._open("refusal")
         self._pieces.append(piece)
         return begun + self._deltas.render(piece)
 
-    def annotate(self, annotation: dict[str, Any]) -> bytes:
+    def add_annotation(self, annotation: dict[str, Any]) -> bytes:
         """Add a source to the text."""
         begun = self._open("output_text")
         annotations = self._parts[-1]["annotations"]
@@ -168,10 +168,10 @@ class Message(Spoken):
         return {**super()._places, "content_index": len(self._parts) - 1}
 
     def _open(self, kind: str) -> bytes:
-        """Begin a part of this kind, if the last one is of the other."""
+        """Begin a part of this kind unless the last one is of it."""
         if kind == self._kind:
             return b""
-        told = self._close()
+        events = self._close()
         self._kind = kind
         if kind == "refusal":
             self._parts.append({"type": "refusal", "refusal": ""})
@@ -182,33 +182,33 @@ class Message(Spoken):
             self._deltas = Deltas(
                 self._events, "response.output_text.delta", self._places, ',"logprobs":[]'
             )
-        return told + self._part("added")
+        return events + self._part("added")
 
     def _close(self) -> bytes:
         if not self._kind:
             return b""
-        part = self._settle()
+        part = self._update()
         if self._kind == "refusal":
-            told = self._events.render(
+            events = self._events.render(
                 "response.refusal.done", **self._places, refusal=part["refusal"]
             )
         else:
-            told = self._events.render(
+            events = self._events.render(
                 "response.output_text.done",
                 **self._places,
                 text=part["text"],
                 logprobs=part["logprobs"],
             )
         self._pieces, self._kind = [], ""
-        return told + self._part("done")
+        return events + self._part("done")
 
     def _part(self, what: str) -> bytes:
         return self._events.render(
             f"response.content_part.{what}", **self._places, part=self._parts[-1]
         )
 
-    def _settle(self) -> dict[str, Any]:
-        """The part that grows, with its text so far."""
+    def _update(self) -> dict[str, Any]:
+        """Set the text of the open part to what was added so far; return the part."""
         part = self._parts[-1]
         part["refusal" if self._kind == "refusal" else "text"] = joined_text(self._pieces)
         return part
@@ -216,9 +216,9 @@ class Message(Spoken):
     def _last(self, status: str) -> bytes:
         return self._close()
 
-    def _shown(self, status: str) -> dict[str, Any]:
+    def _render(self, status: str) -> dict[str, Any]:
         if self._kind:
-            self._settle()
+            self._update()
         return {
             "id": self._id,
             "type": "message",
@@ -241,25 +241,25 @@ class Call(Item):
 
     def grow(self, arguments: str) -> bytes:
         """Add to the arguments."""
-        return self._tell(arguments)
+        return self._add(arguments)
 
-    def _tell(self, piece: str) -> bytes:
+    def _add(self, piece: str) -> bytes:
         if not piece:
             return b""
         self._pieces.append(piece)
         return self._deltas.render(piece)
 
     def _last(self, status: str) -> bytes:
-        # Clients parse the arguments; OpenAI's models write an empty object where there are none.
-        told = b"" if self._pieces or status != COMPLETED else self._tell("{}")
-        return told + self._events.render(
+        # Clients parse the arguments; OpenAI's models write an empty object if there are none.
+        events = b"" if self._pieces or status != COMPLETED else self._add("{}")
+        return events + self._events.render(
             f"{self._EVENT}.done",
             **self._places,
             name=self._tool.name,
             arguments=joined_text(self._pieces),
         )
 
-    def _shown(self, status: str) -> dict[str, Any]:
+    def _render(self, status: str) -> dict[str, Any]:
         return {
             "id": self._id,
             "type": "function_call",
@@ -276,7 +276,7 @@ class Call(Item):
 
 
 class CustomCall(Call):
-    """A call of a tool that takes a free text."""
+    """A call of a tool that takes a plain text."""
 
     _EVENT = "response.custom_tool_call_input"
 
@@ -285,15 +285,15 @@ class CustomCall(Call):
         self._input = FreeText()
 
     def grow(self, arguments: str) -> bytes:
-        return self._tell(self._input.feed(arguments))
+        return self._add(self._input.feed(arguments))
 
     def _last(self, status: str) -> bytes:
-        told = self._tell(self._input.end())
-        return told + self._events.render(
+        events = self._add(self._input.end())
+        return events + self._events.render(
             f"{self._EVENT}.done", **self._places, input=joined_text(self._pieces)
         )
 
-    def _shown(self, status: str) -> dict[str, Any]:
+    def _render(self, status: str) -> dict[str, Any]:
         return {
             "id": self._id,
             "type": "custom_tool_call",
@@ -304,10 +304,10 @@ class CustomCall(Call):
 
 
 class Search(Item):
-    """A search of the web that the host did by itself; of it only what was found is known.
+    """A web search by the host; only its results are known.
 
     Args:
-        urls: the pages, if the client wants to know.
+        urls: the results, if the client requested them.
     """
 
     def __init__(self, events: Events, id: str, index: int, *, urls: list[str]) -> None:
@@ -320,7 +320,7 @@ class Search(Item):
             for step in ("in_progress", "searching", "completed")
         )
 
-    def _shown(self, status: str) -> dict[str, Any]:
+    def _render(self, status: str) -> dict[str, Any]:
         action: dict[str, Any] = {"type": "search", "query": ""}
         if self._urls:
             action["sources"] = [{"type": "url", "url": url} for url in self._urls]

@@ -1,4 +1,4 @@
-"""The parameters of a request: in chat's words, noted as lost, or refused."""
+"""Translates the parameters of a request to chat; others are listed as lost, or refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import validation
-from qwen_wsgi.protocol.encoder import Changes
+from qwen_wsgi.protocol.changes import Changes, header_token
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.validation import wrong_type
 
@@ -14,7 +14,7 @@ _EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _VERBOSITIES: Final = ("low", "medium", "high")
 _FORMATS: Final = ("text", "json_object", "json_schema")
 
-#: `include` of OpenAI that we can meet; the others ask for parts of tools that we have not.
+#: The values of `include` that are supported; others request parts of tools that are not.
 ENCRYPTED: Final = "reasoning.encrypted_content"
 SOURCES: Final = "web_search_call.action.sources"
 LOGPROBS: Final = "message.output_text.logprobs"
@@ -26,8 +26,8 @@ _TEXTS: Final = (
 )
 _NUMBERS: Final = ("temperature", "top_p")
 
-#: Members of chat that OpenAI's Responses API has not and that SDKs send by `extra_body`: Qwen's
-#: own and those of sampling. They go on as they are.
+#: Members of chat that the Responses API does not have and that SDKs send by `extra_body`: Qwen's
+#: own and those of sampling. They are passed on unchanged.
 _EXTRAS: Final = frozenset(
     {
         "chat_template_kwargs",
@@ -48,10 +48,10 @@ _EXTRAS: Final = frozenset(
     }
 )
 
-#: Members that no client misses: what Codex says of itself, and how OpenAI's cache is to be used.
+#: Members that can be dropped without a loss: data about Codex, options for OpenAI's cache.
 _QUIET: Final = frozenset({"client_metadata", "prompt_cache_options"})
 
-#: Members that are understood, here or in other modules.
+#: Members that this or another module reads.
 _READ: Final = frozenset(
     {
         *_TEXTS,
@@ -71,10 +71,10 @@ _MOST_LOGPROBS: Final = 20
 
 
 def include_of(body: JsonObject) -> list[str]:
-    """What the client wants besides; words that are not known ask for nothing.
+    """Read `include`; unknown values are ignored later.
 
     Raises:
-        BadRequest: it is no array of strings.
+        BadRequest: it is not an array of strings.
     """
     include = body.get("include")
     if include is None:
@@ -87,11 +87,11 @@ def include_of(body: JsonObject) -> list[str]:
     return include
 
 
-def members_of(body: JsonObject, include: list[str], losses: Changes) -> dict[str, Any]:
-    """The members of the chat request beside messages and tools.
+def members_of(body: JsonObject, include: list[str], changes: Changes) -> dict[str, Any]:
+    """Translate all members of the request except messages and tools.
 
     Raises:
-        BadRequest: a parameter is of another type or range than OpenAI has it.
+        BadRequest: a parameter has a wrong type or value.
     """
     found: dict[str, Any] = {
         **{name: validation.text(body, name) for name in _TEXTS},
@@ -102,31 +102,35 @@ def members_of(body: JsonObject, include: list[str], losses: Changes) -> dict[st
         "reasoning_effort": _effort(body),
         **_text(body),
         **_logprobs(body, include),
-        **_extras(body, losses),
+        **_extras(body, changes),
     }
-    validation.mapping(body, "stream_options")  # `include_obfuscation`: we never do
+    validation.mapping(body, "stream_options")  # `include_obfuscation` is ignored
     if validation.count(body, "max_tool_calls", least=1) is not None:
-        losses.note("max_tool_calls", "no-built-in-tools")
+        changes.note("max_tool_calls", "no-built-in-tools")
     if body.get("context_management"):
-        losses.lose("context_management", "is not done: the client has to shorten its own history")
+        changes.lose(
+            "context_management", "is not supported: the client has to shorten its own history"
+        )
     truncation = validation.text(body, "truncation")
     if truncation == "auto":
-        losses.note("truncation", "not-done")
+        changes.note("truncation", "not-done")
     elif truncation not in (None, "disabled"):
         raise validation.bad_value("truncation", truncation, ("auto", "disabled"))
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _extras(body: JsonObject, losses: Changes) -> dict[str, Any]:
-    """Members that OpenAI's API has not: what Qwen knows goes on, the rest is noted."""
+def _extras(body: JsonObject, changes: Changes) -> dict[str, Any]:
+    """Keep extra members that Qwen's hosts know; list all others as dropped."""
     extras = {}
     for name in body.names():
         if name in _EXTRAS:
             extras[name] = body[name]
         elif name in _QUIET:
-            losses.note(name, "dropped")
+            changes.note(name, "dropped")
         elif name not in _READ and body[name] is not None:
-            losses.lose(validation.token(name), "is not known to chat completions")
+            # A field of an entry ends at its first colon.
+            field = header_token(name.replace(":", " "))
+            changes.lose(field, "is not known to chat completions")
     return extras
 
 
@@ -152,7 +156,7 @@ def _metadata(body: JsonObject) -> dict[str, str]:
 
 
 def _effort(body: JsonObject) -> str | None:
-    """`reasoning.effort`; its summary is always told, because there is the whole text."""
+    """Read `reasoning.effort`; a summary is always sent, because the whole text is available."""
     reasoning = validation.mapping(body, "reasoning") or {}
     effort = validation.text(reasoning, "effort", "reasoning.")
     if effort is not None and effort not in _EFFORTS:
@@ -162,7 +166,7 @@ def _effort(body: JsonObject) -> str | None:
 
 
 def _text(body: JsonObject) -> dict[str, Any]:
-    """`text: {"format", "verbosity"}`."""
+    """Translate `text: {"format", "verbosity"}`."""
     text = validation.mapping(body, "text") or {}
     verbosity = validation.text(text, "verbosity", "text.")
     if verbosity is not None and verbosity not in _VERBOSITIES:

@@ -1,4 +1,4 @@
-"""A request of the Responses API as a chat request, and what its answer has to say of it."""
+"""Translates a request of the Responses API to chat; keeps what its answer needs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import chat, validation
+from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.chat import ChatRequest
-from qwen_wsgi.protocol.encoder import Changes
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.responses import items, parameters
 from qwen_wsgi.protocol.responses.conversation import ADDITIONAL_TOOLS, Conversation
@@ -19,17 +19,17 @@ from qwen_wsgi.protocol.responses.tools import Names, Tools
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
-#: So many levels less than Python can write: an answer is told from a deeper stack.
+#: Levels of nesting that are reserved, because answers are rendered from a deeper stack.
 _SPARE_LEVELS: Final = 100
 
 
 class Previous(NamedTuple):
-    """What a request needs of earlier ones, and leaves for later ones.
+    """What a request needs from the store of responses.
 
     Attributes:
-        id: of the response whose conversation goes on, or None.
-        store: this response is to be kept.
-        references: ids of items that the input names instead of having them.
+        id: of the response whose conversation is continued, or None.
+        store: store this response.
+        references: ids of stored items to which the input refers.
     """
 
     id: str | None
@@ -42,14 +42,14 @@ class ResponsesRequest:
     """A checked request.
 
     Attributes:
-        chat: the same in chat's words.
-        changed: what of it was changed or lost, as `Losses` has it.
-        model: the client's name for the model, "" if it gave none.
+        chat: the chat request.
+        changed: what was changed or lost, as in `Changes.entries`.
+        model: the client's name for the model, "" if it sent none.
         input_items: the request's own input, each item as OpenAI stores it, with its type and id.
         echo: the members of a response object that repeat the request.
-        names: what the tools are called in chat.
-        seals_thinking: the client wants its thinking packed (`envelope`).
-        tells_sources: the client wants to know the pages that a search found.
+        names: the tools' names in chat.
+        packs_thinking: the client requested packed thinking (`content.pack_thinking`).
+        sends_sources: the client requested the pages that a search found.
     """
 
     chat: ChatRequest
@@ -61,15 +61,15 @@ class ResponsesRequest:
     input_items: list[dict[str, Any]]
     echo: Mapping[str, Any]
     names: Names
-    seals_thinking: bool
-    tells_sources: bool
+    packs_thinking: bool
+    sends_sources: bool
 
 
 def previous_of(body: JsonObject) -> Previous:
-    """Read what has to be looked up before `parse_request` can be called.
+    """Read what must be looked up before `parse_request` is called.
 
     Raises:
-        BadRequest: `previous_response_id` or `store` is of another type.
+        BadRequest: `previous_response_id` or `store` has a wrong type.
     """
     store = validation.flag(body, "store")
     return Previous(
@@ -90,12 +90,12 @@ def parse_request(
     """Check a request and translate it.
 
     Args:
-        history: input and output items of the responses that `previous_response_id` stands for, in
-            order. Their instructions do not count any more (OpenAI's rule).
-        stored: items that `Previous.references` may stand for, by their ids.
-        seed: what the ids of input items without one are made from: `fc_<seed>_in3`. The id of the
-            response is a good one; its `resp_` is left out.
-        strict: refuse what would lose something.
+        history: input and output items of the conversation up to `previous_response_id`, in order.
+            Their instructions no longer apply (OpenAI's rule).
+        stored: the items of `Previous.references`, by their ids.
+        seed: for the ids of input items without one, `fc_<seed>_in3`: the response's id, without
+            `resp_`.
+        strict: refuse a request that would lose something.
 
     Raises:
         BadRequest: with OpenAI's `param` and `code`.
@@ -111,20 +111,20 @@ def _parsed(
     history: Sequence[Mapping[str, Any]],
     stored: Mapping[str, Mapping[str, Any]],
     seed: str,
-    losses: Changes,
+    changes: Changes,
 ) -> ResponsesRequest:
     previous = previous_of(body)
     _refuse(body)
     known = {id for item in history if isinstance(id := item.get("id"), str)}
-    own = items.normalised(body, seed=seed, known=known, stored=stored)
-    tools = Tools(_all_tools(body, [*history, *own]), losses)
+    own = items.normalized(body, seed=seed, known=known, stored=stored)
+    tools = Tools(_all_tools(body, [*history, *own]), changes)
     include = parameters.include_of(body)
     model = validation.text(body, "model") or ""
     stream = bool(validation.flag(body, "stream"))
     members: dict[str, Any] = {
-        "messages": _messages(body, history, own, tools.names, losses),
-        **tools.chosen(body.get("tool_choice")),
-        **parameters.members_of(body, include, losses),
+        "messages": _messages(body, history, own, tools.names, changes),
+        **tools.members(body.get("tool_choice")),
+        **parameters.members_of(body, include, changes),
     }
     if "tools" not in members:
         members.pop("parallel_tool_calls", None)
@@ -135,7 +135,7 @@ def _parsed(
     echo = _echo(body, previous)
     return ResponsesRequest(
         chat=_chat(members, [echo, own]),
-        changed=losses.changed,
+        changed=changes.entries,
         model=model,
         stream=stream,
         store=previous.store,
@@ -143,8 +143,8 @@ def _parsed(
         input_items=own,
         echo=echo,
         names=tools.names,
-        seals_thinking=parameters.ENCRYPTED in include,
-        tells_sources=parameters.SOURCES in include,
+        packs_thinking=parameters.ENCRYPTED in include,
+        sends_sources=parameters.SOURCES in include,
     )
 
 
@@ -153,10 +153,10 @@ def _messages(
     history: Sequence[Mapping[str, Any]],
     own: Sequence[Mapping[str, Any]],
     names: Names,
-    losses: Changes,
+    changes: Changes,
 ) -> list[dict[str, Any]]:
-    """Instructions, what was said before, and what the client says now."""
-    conversation = Conversation(names, losses)
+    """Translate the instructions, the history and the input to messages."""
+    conversation = Conversation(names, changes)
     if instructions := validation.text(body, "instructions"):
         conversation.instruct(instructions)
     for index, item in enumerate(history):
@@ -166,26 +166,26 @@ def _messages(
     messages = conversation.messages()
     if not messages:
         raise BadRequest(
-            "Invalid 'input': there is nothing in it that the model could answer.",
+            "Invalid 'input': it has no message that the model could answer.",
             param="input",
             code="empty_array",
         )
     return messages
 
 
-def _chat(members: dict[str, Any], told_again: list[Any]) -> ChatRequest:
-    """The chat request, if it and what the client is told again can be written as JSON."""
+def _chat(members: dict[str, Any], echoed: list[Any]) -> ChatRequest:
+    """Parse the chat request; refuse it if it or the echo cannot be written as JSON."""
     for _ in range(_SPARE_LEVELS):
-        told_again = [told_again]
+        echoed = [echoed]
     try:
-        json.dumps(told_again, allow_nan=False)
+        json.dumps(echoed, allow_nan=False)
         return chat.parse_request(JsonObject(compact(members).encode()))
     except ValueError:
         raise _unwritable() from None
 
 
 def _unwritable() -> BadRequest:
-    """Python reads 1e999 as infinity, and a few levels more than it writes."""
+    """The refusal: Python reads 1e999 as infinity, and a few levels more than it writes."""
     return BadRequest(
         "The request is nested too deep, or has a number beyond the range of doubles.",
         code="invalid_json",
@@ -193,7 +193,7 @@ def _unwritable() -> BadRequest:
 
 
 def _refuse(body: JsonObject) -> None:
-    """Refuse what would make the answer another one than the client waits for."""
+    """Refuse what would need another kind of answer."""
     if validation.flag(body, "background"):
         raise validation.unsupported(
             "background", "Background responses are not supported here. Use 'stream': true."
@@ -201,19 +201,18 @@ def _refuse(body: JsonObject) -> None:
     if body.get("conversation") is not None:
         raise validation.unsupported(
             "conversation",
-            "Conversations are not supported here. Go on with 'previous_response_id', or send the "
+            "Conversations are not supported here. Use 'previous_response_id', or send the "
             "items of the conversation as 'input'.",
         )
     if body.get("prompt") is not None:
         raise validation.unsupported(
             "prompt",
-            "Prompt templates live at OpenAI and are not supported here. Send 'instructions' and "
-            "'input'.",
+            "Prompt templates of OpenAI are not supported here. Send 'instructions' and 'input'.",
         )
 
 
 def _all_tools(body: JsonObject, all_items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The request's tools, and those that items brought."""
+    """The request's tools, and those of items."""
     tools = list(validation.objects(body, "tools"))
     for item in all_items:
         if item.get("type") == ADDITIONAL_TOOLS:
@@ -221,13 +220,13 @@ def _all_tools(body: JsonObject, all_items: Sequence[Mapping[str, Any]]) -> list
     return tools
 
 
-# --- what a response repeats --------------------------------------------------------------------
+# --- members that the response repeats ----------------------------------------------------------
 
 
 def _echo(body: JsonObject, previous: Previous) -> dict[str, Any]:
     """The members of a response object that repeat the request, with OpenAI's defaults.
 
-    What the host's default is, nobody told: temperature and top_p stay null.
+    The host's defaults for temperature and top_p are unknown, so those stay null.
     """
     reasoning = body.get("reasoning") or {}
     text = body.get("text") or {}
@@ -249,7 +248,7 @@ def _echo(body: JsonObject, previous: Previous) -> dict[str, Any]:
         "temperature": body.get("temperature"),
         "text": {**text, "format": text.get("format") or {"type": "text"}},
         "tool_choice": "auto" if choice is None else choice,
-        "tools": [_told_tool(tool) for tool in body.get("tools") or ()],
+        "tools": [_echoed_tool(tool) for tool in body.get("tools") or ()],
         "top_logprobs": body.get("top_logprobs") or 0,
         "top_p": body.get("top_p"),
         "truncation": "disabled",
@@ -258,8 +257,8 @@ def _echo(body: JsonObject, previous: Previous) -> dict[str, Any]:
     return {name: value for name, value in echo.items() if value is not None or name in _NULLABLE}
 
 
-def _told_tool(tool: dict[str, Any]) -> dict[str, Any]:
-    """A tool as a response has it: of a function OpenAI requires these, if only null."""
+def _echoed_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool for the response; OpenAI requires these members of a function, even null."""
     if tool.get("type") != "function":
         return tool
     return {**tool, "parameters": tool.get("parameters"), "strict": tool.get("strict")}

@@ -1,4 +1,4 @@
-"""Tools: OpenAI's many kinds as the functions that chat knows, and their names there and back."""
+"""Translates tools: OpenAI's many kinds to functions of chat, and the names of calls back."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import validation
-from qwen_wsgi.protocol.encoder import Changes
+from qwen_wsgi.protocol.changes import Changes, header_token
 from qwen_wsgi.protocol.validation import wrong_type
 
-#: What chat takes as a function's name.
+#: A function's name that chat takes.
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NO_NAME: Final = re.compile(r"[^A-Za-z0-9_-]")
 _LONGEST: Final = 64
@@ -42,13 +42,13 @@ class Tool:
 
 
 class Names:
-    """What the tools of one request are called in chat, and what such a name means to the client.
+    """Maps the tools of one request to their names in chat, and back.
 
-    A tool of a namespace is called `namespace__name`. A name that chat does not take, or that
+    A tool in a namespace is named `namespace__name`. A name that chat does not take, or that
     another tool has, is cut and ends in a hash, the same in every request.
 
     Args:
-        plain: names that are taken as they are, because the client gave them so.
+        plain: names of tools without a namespace, which stay unchanged.
     """
 
     def __init__(self, plain: Iterable[str] = ()) -> None:
@@ -57,7 +57,7 @@ class Names:
         self._names: dict[tuple[str | None, str], str] = {}
 
     def add(self, tool: Tool) -> str:
-        """Note a tool; return its name in chat."""
+        """Add a tool; return its name in chat."""
         key = (tool.namespace, tool.name)
         name = self.in_chat(tool.name, tool.namespace)
         if key not in self._names and name in self._tools:
@@ -67,20 +67,20 @@ class Names:
         return name
 
     def in_chat(self, name: str, namespace: str | None = None) -> str:
-        """The name in chat of a tool, which an earlier turn may have had and this one has not."""
+        """The name in chat of a tool, which may be one of an earlier turn only."""
         namespace = namespace or None
         if (known := self._names.get((namespace, name))) is not None:
             return known
         if namespace is None:
             return name if _NAME.fullmatch(name) else _fitting(name, name)
-        # Codex ends its namespaces so itself: `mcp__server__`.
+        # Codex's namespaces end so already: `mcp__server__`.
         full = namespace + ("" if namespace.endswith("__") else "__") + name
         if _NAME.fullmatch(full) and full not in self._plain:
             return full
         return _fitting(full, f"{namespace}\0{name}")
 
-    def meant(self, name: str) -> Tool:
-        """The tool that the model calls by this name; one of this name if there is none."""
+    def tool_of(self, name: str) -> Tool:
+        """The tool with this name in chat; a plain tool of that name if there is none."""
         return self._tools.get(name) or Tool(name)
 
 
@@ -91,7 +91,7 @@ def _fitting(name: str, seed: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Offered:
-    """A tool that the model gets: as the client knows it, and as chat has it."""
+    """A tool for the model: as the client knows it, and as chat has it."""
 
     tool: Tool
     chat: dict[str, Any]
@@ -101,11 +101,11 @@ class Tools:
     """The tools of one request.
 
     Raises:
-        BadRequest: the list, or a tool that we understand, is not as OpenAI has it.
+        BadRequest: the list, or a supported tool, is invalid.
     """
 
-    def __init__(self, given: list[dict[str, Any]], losses: Changes) -> None:
-        self._losses = losses
+    def __init__(self, given: list[dict[str, Any]], changes: Changes) -> None:
+        self._changes = changes
         self.names = Names(
             name
             for each in given
@@ -130,14 +130,14 @@ class Tools:
             self._search(given, kind)
         else:
             self._dropped.add(kind)
-            self._losses.lose(
+            self._changes.lose(
                 "tools",
-                f"of type '{validation.token(kind)}' cannot be had from Qwen's models",
-                what=f"{validation.token(kind)}-dropped",
+                f"of type '{header_token(kind)}' are not available for Qwen's models",
+                what=f"{header_token(kind)}-dropped",
             )
 
     def _offer(self, each: _Offered) -> None:
-        """Add a tool; one that was there already, items of a conversation may bring again."""
+        """Add a tool, unless items of the conversation repeat it."""
         name = each.chat["function"]["name"]
         if name not in self._taken:
             self._taken.add(name)
@@ -155,7 +155,7 @@ class Tools:
         else:
             parameters = validation.mapping(given, "parameters", path) or _NO_PARAMETERS
             if given.get("strict"):
-                self._losses.note("tools", "strict-dropped")
+                self._changes.note("tools", "strict-dropped")
         tool = Tool(name, namespace, custom)
         function: dict[str, Any] = {"name": self.names.add(tool)}
         if description := "\n\n".join(each for each in described if each):
@@ -164,12 +164,12 @@ class Tools:
         return _Offered(tool, {"type": "function", "function": function})
 
     def _format(self, given: dict[str, Any], path: str) -> str:
-        """The grammar of a free text in words: Qwen's hosts cannot hold a model to one."""
+        """The grammar of a plain text as a description: Qwen's hosts cannot enforce one."""
         form = validation.mapping(given, "format", path) or {}
         definition = validation.text(form, "definition", path + "format.")
         if form.get("type") != "grammar" or not definition:
             return ""
-        self._losses.note("tools", "grammar-as-text")
+        self._changes.note("tools", "grammar-as-text")
         syntax = validation.text(form, "syntax", path + "format.") or "given"
         return f"The input must match this {syntax} grammar:\n{definition}"
 
@@ -180,31 +180,31 @@ class Tools:
             where = f"{path}tools[{index}]."
             if validation.required_text(each, "type", where) not in _CALLED:
                 raise validation.bad_value(where + "type", each["type"], _CALLED)
-            # The words on the whole are said once; a namespace may hold a hundred tools.
+            # Only the first tool gets the namespace's description: there may be a hundred.
             yield self._function(each, where, name, "" if index else about)
 
     def _search(self, given: dict[str, Any], kind: str) -> None:
         if given.get("external_web_access") is False:
-            # The host's own search is live, and costs by the call.
+            # The host's own search is always live, and billed per call.
             self._dropped.add(kind)
-            self._losses.lose(
+            self._changes.lose(
                 "tools", "of type 'web_search' always reads the live web", what="web_search-dropped"
             )
             return
         self._searches = True
         if given.get("filters") or given.get("user_location"):
-            self._losses.lose(
+            self._changes.lose(
                 "tools",
                 "of type 'web_search' takes no filters and no location",
                 what="web_search-filters-dropped",
             )
 
-    def chosen(self, choice: Any) -> dict[str, Any]:
-        """The members `tools` and `tool_choice` of a chat request, as far as they are needed.
+    def members(self, choice: Any) -> dict[str, Any]:
+        """The members `tools` and `tool_choice` of a chat request, if needed.
 
         Raises:
-            BadRequest: the choice is not as OpenAI has it, names no tool of the request, or forces
-                one that cannot be had.
+            BadRequest: the choice is invalid, does not name a tool of the request, or forces one
+                that is not available.
         """
         if choice is None or isinstance(choice, str):
             if choice is not None and choice not in _MODES:
@@ -220,12 +220,12 @@ class Tools:
             chat = {"type": "function", "function": {"name": named.chat["function"]["name"]}}
             return self._members(self._offered, self._searches, chat)
         if kind.startswith("web_search") and self._searches:
-            self._losses.lose("tool_choice", "cannot force a web search", what="auto")
+            self._changes.lose("tool_choice", "cannot force a web search", what="auto")
             return self._members(self._offered, True, "auto")
         raise validation.unsupported(
             "tool_choice",
-            f"Qwen's models have no tools of type '{validation.token(kind)}', so none can be "
-            "forced. Choose 'auto' or a function.",
+            f"Tools of type '{header_token(kind)}' are not available for Qwen's models, so "
+            "none can be forced. Choose 'auto' or a function.",
         )
 
     def _members(
@@ -238,7 +238,7 @@ class Tools:
             raise BadRequest(
                 "Tool choice 'required' must be specified with the 'tools' parameter."
                 if not self._dropped
-                else "Tool choice 'required' cannot be met: none of the tools can be had from "
+                else "Tool choice 'required' cannot be met: none of the tools is available for "
                 "Qwen's models.",
                 param="tool_choice",
                 code="invalid_value",
@@ -246,7 +246,7 @@ class Tools:
         if not tools:
             return {}
         if choice == "required" and not offered:
-            self._losses.lose("tool_choice", "cannot force a web search", what="auto")
+            self._changes.lose("tool_choice", "cannot force a web search", what="auto")
             choice = "auto"
         return {"tools": tools} if choice is None else {"tools": tools, "tool_choice": choice}
 
@@ -285,7 +285,7 @@ class Tools:
 
 
 def _free_text() -> dict[str, Any]:
-    """Parameters of a function that stands for a tool with a free text."""
+    """Parameters of a function that replaces a tool with a plain text."""
     text = {"type": "string", "description": "The whole input of the tool, as plain text."}
     return {
         "type": "object",

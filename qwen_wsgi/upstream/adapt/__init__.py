@@ -1,4 +1,4 @@
-"""What Qwen's hosts need changed in a chat request; everything else stays to the letter."""
+"""Adapts a chat request to a Qwen host; everything the host accepts stays unchanged."""
 
 from __future__ import annotations
 

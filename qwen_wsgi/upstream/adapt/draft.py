@@ -1,4 +1,4 @@
-"""The sheet on which the rules write what they change; the request itself stays as it is."""
+"""Collects what the rules change of one request; the request itself stays as it is."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.hosts import Family
+from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.upstream.routing.model_profiles import ModelProfile, profile_of
 
 
 @dataclass(frozen=True)
 class Target:
-    """Who is to answer.
+    """The upstream and model that a request is adapted to.
 
     Attributes:
-        model: the upstream's name.
-        explicit: the operator named the server by its address, so it is spoken to as the client
-            did, whatever it is.
-        search: the model's name asked for a web search.
-        thinking: the model's name asked for thinking (True) or for none (False).
+        model: the upstream's name for it.
+        explicit: the operator configured the server by its URL, so requests go to it unchanged,
+            whatever it is.
+        search: the model's name has the suffix for a web search.
+        thinking: the model's name switches thinking on (True) or off (False).
     """
 
     family: Family
@@ -34,10 +34,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Options:
-    """What the operator wants.
+    """The operator's settings for adapting requests.
 
     Attributes:
-        strict: refuse what would lose something that the client asked for.
+        strict: refuse a request that would lose something the client asked for.
         cache_control: mark what the host should cache, as qwen-code does.
     """
 
@@ -47,13 +47,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Adapted:
-    """What becomes of a request; `changes` and `drop` are for `JsonObject.render`.
+    """The changes to a request; `changes` and `drop` are for `JsonObject.render`.
 
     Attributes:
-        changed: an entry `field:what` for each change, printable ASCII without commas.
+        changed: `Changes.entries`, for the header.
         fan_out: how many calls make up the choices that the client asked for.
-        legacy_functions: the request has `functions`, OpenAI's form before tools, and the answer
-            has to be changed back to that form.
+        legacy_functions: `functions` became tools, so the answer's tool calls must be turned back
+            into a `function_call`.
     """
 
     changes: Mapping[str, Any]
@@ -63,15 +63,15 @@ class Adapted:
     legacy_functions: bool = False
 
 
-NOTHING: Final = Adapted(MappingProxyType({}), frozenset(), ())
+_UNCHANGED: Final = Adapted(MappingProxyType({}), frozenset(), ())
 
 
 @dataclass
 class ThinkingRequest:
-    """What is wanted of the model's thinking.
+    """What a request wants of the model's thinking.
 
     Attributes:
-        on: it is to think, or not; None if nobody said.
+        on: switched on or off; None if the request leaves it open.
         effort: one of OpenAI's levels, or None.
         budget: tokens to think with, or None.
     """
@@ -81,27 +81,26 @@ class ThinkingRequest:
     budget: int | None = None
 
     @property
-    def asks(self) -> bool:
-        """Whether thinking was asked for; who sets a budget for it wants it, too."""
+    def wants_thinking(self) -> bool:
+        """Whether thinking was requested; a budget alone requests it, too."""
         return self.on or (self.on is None and self.budget is not None)
 
 
 class Draft:
-    """One request on its way to one target.
+    """One request while it is adapted to one target.
 
     Attributes:
         names: the members that the client sent.
-        traits: how the model takes them, or None if that is not known.
-        wish: what is wanted of the thinking; rules may change it before it is sent.
-        notes: what is to be added to the system message.
-        fan_out: see `Adapted`.
+        profile: which of them the model supports, or None for an unknown model.
+        thinking: what is wanted of the thinking; rules may change it before `thinking.adapt`.
+        notes: texts to add to the system message.
+        fan_out, legacy_functions: see `Adapted`.
     """
 
     __slots__ = (
-        "_added",
-        "_changed",
         "_changes",
         "_drop",
+        "_values",
         "body",
         "fan_out",
         "legacy_functions",
@@ -110,8 +109,8 @@ class Draft:
         "options",
         "stream",
         "target",
-        "traits",
-        "wish",
+        "profile",
+        "thinking",
     )
 
     def __init__(
@@ -122,69 +121,69 @@ class Draft:
         self.target = target
         self.options = options
         self.stream = stream
-        self.traits: ModelProfile | None = profile_of(target.model)
-        self.wish = ThinkingRequest()
+        self.profile: ModelProfile | None = profile_of(target.model)
+        self.thinking = ThinkingRequest()
         self.notes: list[str] = []
         self.fan_out = 1
         self.legacy_functions = False
-        self._added = request.added
-        self._changes: dict[str, Any] = {}
+        self._values: dict[str, Any] = {}
         self._drop: set[str] = set()
-        self._changed: list[str] = []
+        self._changes = Changes(
+            strict=options.strict,
+            added=request.added,
+            reason=_reason(target) if options.strict else "",
+        )
 
     def get(self, name: str) -> Any:
-        """A member's value as it stands now; None if there is none."""
-        if name in self._changes:
-            return self._changes[name]
+        """A member's value after the changes so far; None if it is missing."""
+        if name in self._values:
+            return self._values[name]
         return None if name in self._drop else self.body.get(name)
 
     def has(self, name: str) -> bool:
-        """Whether a member stands there now, if only with null."""
-        return name in self._changes or (name in self.names and name not in self._drop)
+        """Whether a member is there after the changes so far; null counts."""
+        return name in self._values or (name in self.names and name not in self._drop)
 
     def put(self, name: str, value: Any, what: str) -> None:
-        """Replace or add a member; `what` says why or how."""
+        """Replace or add a member; `what` names the change in the header."""
         self._drop.discard(name)
-        self._changes[name] = value
-        self._changed.append(f"{name}:{what}")
+        self._values[name] = value
+        self._changes.note(name, what)
 
     def leave_out(self, name: str, what: str = "dropped") -> None:
         """Drop a member, if it is there."""
         if not self.has(name):
             return
-        self._changes.pop(name, None)
+        self._values.pop(name, None)
         if name in self.names:
             self._drop.add(name)
-        self._changed.append(f"{name}:{what}")
+        self._changes.note(name, what)
 
     def lose(self, param: str, why: str) -> None:
-        """Say that what the client asked for with `param` will not be had.
+        """Refuse, in strict mode, to lose what the client asked for with `param`.
 
-        What a translation added of itself nobody misses.
+        The change itself is listed by `put` or `leave_out`.
 
         Args:
             why: a verb and what follows it, about the model: `takes no frequency_penalty`.
 
         Raises:
-            BadRequest: the operator wants such requests refused.
+            BadRequest: in strict mode.
         """
-        if self.options.strict and param not in self._added:
-            raise BadRequest(
-                f"'{param}' cannot be sent as it is: {self.target.model} on this host "
-                f"({self.target.family.value}) {why}. With QWEN_PROXY_STRICT=1 such a request is "
-                "refused instead of changed.",
-                param=param,
-                code="unsupported_parameter",
-            )
+        self._changes.allow_loss(param, why)
 
     def finish(self) -> Adapted:
-        """What came of it."""
-        if not self._changed:
-            return NOTHING
+        """The changes of all rules together."""
+        if not (entries := self._changes.entries):
+            return _UNCHANGED
         return Adapted(
-            self._changes,
+            self._values,
             frozenset(self._drop),
-            tuple(self._changed),
+            entries,
             fan_out=self.fan_out,
             legacy_functions=self.legacy_functions,
         )
+
+
+def _reason(target: Target) -> str:
+    return f"cannot be sent as it is: {target.model} on this host ({target.family.value}) "

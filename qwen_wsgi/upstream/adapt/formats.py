@@ -1,4 +1,4 @@
-"""`response_format`: a schema where the model takes one, else JSON and the schema in words."""
+"""Adapts `response_format`: a schema if the model takes one, else JSON mode and a prompt."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ _FORMAT: Final = "response_format"
 _WORD: Final = re.compile("json", re.IGNORECASE)
 
 
-def settle(draft: Draft) -> None:
-    """Bring the format to what the model takes.
+def adapt(draft: Draft) -> None:
+    """Change the format to what the model takes.
 
     From Model Studio's structured output page (2026-11): only some models take a schema, and none
     does with images, sound or video. `json_object` needs the word "json" in the prompt, and older
-    models answer no JSON, or refuse, while they think.
+    models answer without JSON, or refuse, while they think.
     """
     wanted = draft.body.get(_FORMAT)
     kind = wanted.get("type") if isinstance(wanted, dict) else None
     if kind == "json_schema" and not _takes_schema(draft):
         draft.lose(_FORMAT, "takes no json_schema for this request")
         draft.put(_FORMAT, {"type": "json_object"}, "json_object")
-        draft.notes.append(_in_words(wanted.get("json_schema")))
+        draft.notes.append(_schema_prompt(wanted.get("json_schema")))
     elif kind != "json_object":
         return
-    elif not _says_json(draft.body["messages"]):
+    elif not _mentions_json(draft.body["messages"]):
         draft.notes.append("Answer in JSON.")
     _without_thinking(draft)
 
 
 def _takes_schema(draft: Draft) -> bool:
-    if draft.traits is None:
-        return True  # not known: the host will say
-    return draft.traits.json_schema and not _has_media(draft.body["messages"])
+    if draft.profile is None:
+        return True  # unknown model: the host decides
+    return draft.profile.json_schema and not _has_media(draft.body["messages"])
 
 
-def _in_words(described: Any) -> str:
+def _schema_prompt(described: Any) -> str:
     schema = described.get("schema") if isinstance(described, dict) else None
     if not isinstance(schema, dict):
         return "Answer in JSON."
@@ -49,16 +49,19 @@ def _in_words(described: Any) -> str:
 
 
 def _without_thinking(draft: Draft) -> None:
-    """Switch off thinking that would spoil the JSON: the remedy of Model Studio's error page."""
-    traits = draft.traits
-    if traits is None or traits.json_thinking or not traits.switch or not thinking.thinks(draft):
+    """Switch thinking off if the model cannot write JSON while it thinks.
+
+    This is the remedy of Model Studio's error page.
+    """
+    profile = draft.profile
+    if profile is None or profile.json_thinking or not profile.switch or not thinking.thinks(draft):
         return
-    if draft.wish.asks:
+    if draft.thinking.wants_thinking:
         draft.lose(_FORMAT, "answers no JSON while it thinks")
-    draft.wish = ThinkingRequest(on=False)
+    draft.thinking = ThinkingRequest(on=False)
 
 
-def _says_json(messages: list[dict[str, Any]]) -> bool:
+def _mentions_json(messages: list[dict[str, Any]]) -> bool:
     return any(
         _WORD.search(text)
         for message in messages

@@ -1,7 +1,7 @@
-"""Messages: where the system stands, what hosts want of parts; `calls` has how tools are called.
+"""Adapts messages: the place of system messages, parts, cache marks, tool calls.
 
-Every step returns the very list that it got if there is nothing to do, and else a new one that
-shares with it what stays as it is.
+Each step returns the same list object if there is nothing to change, else a new list that shares
+the unchanged messages.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _Step = Callable[[list[Message]], list[Message]]
 
 
 class _Roles:
-    """Which roles there are, found in one pass: a long conversation has thousands of messages."""
+    """The roles of all messages, found in one pass: a conversation may have thousands."""
 
     __slots__ = ("all", "late")
 
@@ -29,13 +29,13 @@ class _Roles:
         self.all = {messages[0]["role"], *self.late}
 
 
-def settle(draft: Draft) -> None:
-    """Bring the messages to what a Qwen host takes."""
+def adapt(draft: Draft) -> None:
+    """Change the messages to what a Qwen host takes."""
     _apply(draft, _steps(draft, _Roles(draft.body["messages"])))
 
 
 def systems_first(draft: Draft) -> None:
-    """Only what the chat templates of Qwen models need on any server."""
+    """Change only what the chat templates of Qwen models need on any server."""
     _apply(draft, _system_steps(draft, _Roles(draft.body["messages"])))
 
 
@@ -47,7 +47,7 @@ def _apply(draft: Draft, steps: Iterator[tuple[_Step, str]]) -> None:
 
 
 def _steps(draft: Draft, roles: _Roles) -> Iterator[tuple[_Step, str]]:
-    """The steps that may have something to do, and what to call it."""
+    """The steps that may change something, and their names in the header."""
     if "function" in roles.all or "functions" in draft.names:
         yield tool_history.as_tool_calls, "function_call-as-tool_calls"
     if "assistant" in roles.all:
@@ -72,7 +72,7 @@ def _steps(draft: Draft, roles: _Roles) -> Iterator[tuple[_Step, str]]:
 def _system_steps(draft: Draft, roles: _Roles) -> Iterator[tuple[_Step, str]]:
     if "developer" in roles.all:
         yield _rename_developer, "developer-as-system"
-    many = draft.traits is not None and draft.traits.many_systems
+    many = draft.profile is not None and draft.profile.many_systems
     if not many and not roles.late.isdisjoint(("system", "developer")):
         yield _merge_systems, "system-merged"
 
@@ -85,17 +85,17 @@ def _rename_developer(messages: list[Message]) -> list[Message]:
 
 
 def _merge_systems(messages: list[Message]) -> list[Message]:
-    """All of them as the first message: the templates of Qwen3.5 and later take no other place."""
+    """Merge all into the first message: templates of Qwen3.5 and later take no other place."""
     systems = [message for message in messages if message["role"] == "system"]
     contents = [message.get("content") for message in systems]
     if not all(isinstance(content, str | list | None) for content in contents):
-        return messages  # the host will say what it thinks of that
+        return messages  # invalid: left to the host
     rest = [message for message in messages if message["role"] != "system"]
     return [{**systems[0], "content": _joined(contents)}, *rest]
 
 
 def _joined(contents: list[Any]) -> Any:
-    """Texts as one text; as soon as there are parts, parts."""
+    """Join texts to one text; if one of them is a list of parts, to a list."""
     kept = [content for content in contents if content]
     if len(kept) < 2:
         return kept[0] if kept else contents[0]
@@ -122,7 +122,10 @@ def _add_to_system(text: str, messages: list[Message]) -> list[Message]:
 
 
 def _loses_arrays(draft: Draft, roles: _Roles) -> bool:
-    """Model Studio's gateway drops arrays of parts sent to GLM without tools (qwen-code 0.24.4)."""
+    """Whether the host drops arrays of parts: Model Studio does for GLM without tools.
+
+    Source: qwen-code 0.24.4.
+    """
     glm = draft.target.model.rsplit("/", 1)[-1].lower().startswith("glm-")
     if not glm or draft.target.family is Family.PORTAL:
         return False
@@ -147,7 +150,7 @@ def _flat(message: Message) -> Message:
 
 
 def _mark_for_portal(messages: list[Message]) -> list[Message]:
-    """The portal refuses what does not begin with a system message that has a marked text part."""
+    """Add what the portal requires: a first system message with a marked text part."""
     first = messages[0]
     if first["role"] != "system":
         blank = {"role": "system", "content": [_marked(_text(""))]}
@@ -170,8 +173,8 @@ def _mark_for_portal(messages: list[Message]) -> list[Message]:
 
 
 def _wants_marks(draft: Draft) -> bool:
-    """Whether marks have an effect, and the client set none itself."""
-    if draft.traits is not None and not draft.traits.cache:
+    """Whether the model has a cache, and the client set no marks itself."""
+    if draft.profile is not None and not draft.profile.cache:
         return False
     tools = draft.get("tools")
     if isinstance(tools, list) and any(map(_is_marked, tools)):
@@ -180,7 +183,7 @@ def _wants_marks(draft: Draft) -> bool:
 
 
 def _mark(messages: list[Message], *, stream: bool) -> list[Message]:
-    """Where qwen-code 0.24.4 puts them: the system message, and of a stream the last message."""
+    """Mark what qwen-code 0.24.4 marks: the system message, and for a stream the last message."""
     places = [0] if messages[0]["role"] == "system" else []
     if stream and len(messages) - 1 not in places:
         places.append(len(messages) - 1)

@@ -1,4 +1,4 @@
-"""Single parameters: what no Qwen host takes, ranges, lengths, and the number of choices."""
+"""Adapts single parameters: unsupported ones, ranges, lengths, the number of choices."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from qwen_wsgi.upstream.adapt import thinking
 from qwen_wsgi.upstream.adapt.draft import Draft
 from qwen_wsgi.upstream.routing import model_profiles
 
-#: What Model Studio's chat completions page does not list, and the values that ask for nothing.
-#: To leave out one of those, or null, is no loss.
+#: Parameters that Model Studio's chat completions page does not list, with their neutral values:
+#: to drop one of those, or null, loses nothing.
 _UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
     "frequency_penalty": (0,),
     "logit_bias": ({},),
@@ -22,8 +22,8 @@ _UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
     "webhook_config": (),
 }
 
-#: What it does not list either, and no answer depends on: who asks, how it is filed and cached. To
-#: leave it out is no loss, whatever it says.
+#: Not listed there either, but no answer depends on them: who the user is, how the request is
+#: stored and cached. To drop them loses nothing, whatever their value.
 _HINTS: Final = frozenset(
     {"prompt_cache_key", "prompt_cache_retention", "safety_identifier", "store", "user"}
 )
@@ -49,12 +49,12 @@ def _top_logprobs(value: float) -> float:
 
 
 def _seed(value: float) -> float:
-    # Folded, not cut off: two seeds are meant to be two.
+    # Masked, not clamped, so that two seeds stay different.
     return value & _SEED_BITS if isinstance(value, int) else value
 
 
-#: Ranges of the same page that are narrower than what clients send: the value that goes instead,
-#: and what is taken. What makes no sense anywhere (a negative temperature) the host may refuse.
+#: Ranges of the same page that are narrower than what clients send: the function that clamps a
+#: value, and the reason. Values invalid everywhere (a negative temperature) are left to the host.
 _RANGES: Final[Mapping[str, tuple[Callable[[float], float], str]]] = {
     "temperature": (_temperature, "takes a temperature below 2"),
     "top_p": (_top_p, "takes a top_p above 0 and up to 1"),
@@ -69,8 +69,8 @@ _CHOICES: Final = 4
 _FIELDS: Final = frozenset({*_UNSUPPORTED, *_HINTS, *_RANGES, *_LENGTHS, "n", "metadata"})
 
 
-def settle(draft: Draft) -> None:
-    """Apply the rules to the members of the request that have one."""
+def adapt(draft: Draft) -> None:
+    """Apply the rules to the parameters of the request."""
     mentioned = draft.names & _FIELDS
     if not mentioned:
         return
@@ -82,7 +82,7 @@ def settle(draft: Draft) -> None:
         elif name in _UNSUPPORTED:
             _drop(draft, name, _UNSUPPORTED[name])
     if "metadata" in mentioned and not thinking.is_qwen(draft.target.model):
-        # Other vendors' back ends refuse an object there (qwen-code 0.24.4). A hint as well.
+        # Other vendors' back ends refuse an object there (qwen-code 0.24.4). Also only a hint.
         draft.leave_out("metadata")
     for name in _LENGTHS:
         if name in mentioned:
@@ -102,17 +102,20 @@ def _drop(draft: Draft, name: str, neutral: tuple[Any, ...]) -> None:
 
 def _into_range(draft: Draft, name: str) -> None:
     value = draft.get(name)
-    fit, why = _RANGES[name]
-    if _is_number(value) and (fitting := fit(value)) != value:
+    clamp, why = _RANGES[name]
+    if _is_number(value) and (clamped := clamp(value)) != value:
         draft.lose(name, why)
-        draft.put(name, fitting, "clamped")
+        draft.put(name, clamped, "clamped")
 
 
 def _old_limit(draft: Draft) -> None:
-    """Older models know `max_tokens` only, which does not count the thinking."""
+    """Replace `max_completion_tokens` for older models.
+
+    They know only `max_tokens`, which does not count the thinking.
+    """
     total, limit = draft.get("max_completion_tokens"), draft.get("max_tokens")
-    traits = draft.traits
-    if traits is None or traits.total_limit or not _is_number(total):
+    profile = draft.profile
+    if profile is None or profile.total_limit or not _is_number(total):
         return
     if thinking.thinks(draft):
         draft.lose("max_completion_tokens", "limits only what follows the thinking")
@@ -123,7 +126,7 @@ def _old_limit(draft: Draft) -> None:
 
 def _into_limit(draft: Draft, name: str) -> None:
     value = draft.get(name)
-    known = model_profiles.facts_of(draft.target.model) if draft.traits is not None else None
+    known = model_profiles.facts_of(draft.target.model) if draft.profile is not None else None
     most = known and known.max_output
     if most and _is_number(value) and value > most:
         draft.lose(name, f"takes {name} up to {most}")
@@ -131,13 +134,13 @@ def _into_limit(draft: Draft, name: str) -> None:
 
 
 def _choices(draft: Draft) -> None:
-    """Several choices come of several calls, unless the model gives them in one."""
+    """Split several choices into several calls, unless the model gives them in one."""
     count = draft.get("n")
     if type(count) is not int or not 1 < count <= _CHOICES:
         return
-    traits = draft.traits
-    alone = traits is not None and traits.several and thinking.thinks(draft) is False
-    if not alone or draft.get("tools"):
+    profile = draft.profile
+    in_one = profile is not None and profile.several and thinking.thinks(draft) is False
+    if not in_one or draft.get("tools"):
         draft.leave_out("n", "fanned-out")
         draft.fan_out = count
 

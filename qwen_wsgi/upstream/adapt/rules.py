@@ -1,4 +1,4 @@
-"""The rules in their order."""
+"""Applies the rules in their order."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.upstream.adapt import formats, messages, parameters, thinking, tools
 from qwen_wsgi.upstream.adapt.draft import Adapted, Draft, Options, Target
 
-#: Each leaves alone what does not concern it. What wants the thinking off comes before it is
-#: settled, what depends on it or adds to the prompt comes after the rule that decides it.
+#: Rules that may switch thinking off run before `thinking.adapt` sends the switch; rules that
+#: depend on the thinking, or use notes for the prompt, run after those that decide them.
 _RULES: Final = (
     thinking.read,
-    tools.settle,
-    formats.settle,
-    tools.force,
-    thinking.settle,
-    parameters.settle,
-    messages.settle,
+    tools.adapt,
+    formats.adapt,
+    tools.adapt_choice,
+    thinking.adapt,
+    parameters.adapt,
+    messages.adapt,
 )
 
 
 def adapt(request: ChatRequest, target: Target, options: Options, *, stream: bool) -> Adapted:
-    """What must be changed for this target; the request's own values are never touched.
+    """Return the changes that this target needs; the request's own values are never modified.
 
-    A server that is no Qwen host, or that the operator named by its address, gets what the client
-    sent, but for the place of system messages if the model is a Qwen.
+    A host that is not Qwen's, or that the operator configured by its URL, gets what the client
+    sent, except that system messages move to the front if the model is a Qwen.
 
     Args:
-        stream: whether the upstream is asked for a stream.
+        stream: whether the upstream will be asked for a stream.
 
     Raises:
-        BadRequest: something that the client asked for would be lost, and `options` are strict.
+        BadRequest: in strict mode, if something that the client asked for would be lost.
     """
     draft = Draft(request, target, options, stream=stream)
     if target.explicit or not target.family.is_qwen:

@@ -1,8 +1,8 @@
-"""Thinking: the many ways to ask for it, brought to the one that the model takes.
+"""Adapts the parameters for thinking: of the many that clients send to the one the model takes.
 
-Clients say `reasoning_effort` (OpenAI), `reasoning: {effort, enabled, max_tokens}` (OpenRouter) or
+Clients send `reasoning_effort` (OpenAI), `reasoning: {effort, enabled, max_tokens}` (OpenRouter) or
 Model Studio's own `enable_thinking` and `thinking_budget`. Model Studio refuses an effort beside a
-budget, and qwen-code 0.24.4 sends one knob only; so the effort goes before the others.
+budget, and qwen-code 0.24.4 sends only one of them; so the effort has precedence.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ KNOBS: Final = frozenset({EFFORT, NESTED, SWITCH, BUDGET})
 
 _LEVELS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
-#: What an effort means to models that know budgets only: Model Studio's own numbers for Qwen3.8.
-#: From `high` on the model's own limit holds, which is the host's default.
+#: Budgets that stand for an effort at models that know only budgets: Model Studio's numbers for
+#: Qwen3.8.
+#: From `high` on the model's own limit applies, which is the host's default.
 _BUDGETS: Final = {"minimal": 4096, "low": 4096, "medium": 16384}
 
-#: Of a model that is not known only the rules of the hosts hold: an effort, if any, goes alone.
+#: For an unknown model only the hosts' rules apply: an effort is sent without a budget.
 _UNKNOWN: Final = ModelProfile(thinks=None, efforts={level: level for level in _LEVELS})
 _UNKNOWN_QWEN: Final = ModelProfile(thinks=None, switch=True, budget=True, efforts=_UNKNOWN.efforts)
 
 
 def read(draft: Draft) -> None:
-    """Note what the request, or the model's name before it, asks for."""
+    """Read what the request wants of the thinking; the model's name has precedence."""
     flag = draft.target.thinking
     if draft.names.isdisjoint(KNOBS):
-        draft.wish = ThinkingRequest(on=flag)
+        draft.thinking = ThinkingRequest(on=flag)
         return
     nested = draft.get(NESTED)
     nested = nested if isinstance(nested, dict) else {}
@@ -47,51 +48,51 @@ def read(draft: Draft) -> None:
         on = flag
         if flag == (effort == "none"):
             effort = None
-    draft.wish = ThinkingRequest(on, effort, budget)
+    draft.thinking = ThinkingRequest(on, effort, budget)
 
 
 def _first(outer: Any, inner: Any, known: tuple[Any, ...]) -> Any:
-    """The first of two values that is one of those that are known, or None."""
+    """The first of two values that is one of the known ones, or None."""
     kind = type(known[0])
     return next((each for each in (outer, inner) if type(each) is kind and each in known), None)
 
 
-def traits_of(draft: Draft) -> ModelProfile:
-    """The model's traits as far as thinking goes."""
-    if draft.traits is not None:
-        return draft.traits
+def thinking_profile(draft: Draft) -> ModelProfile:
+    """The model's profile for thinking; a cautious one for an unknown model."""
+    if draft.profile is not None:
+        return draft.profile
     return _UNKNOWN_QWEN if is_qwen(draft.target.model) else _UNKNOWN
 
 
 def is_qwen(model: str) -> bool:
-    """Whether a model takes what only Qwen takes: qwen-code's test, `qwen*` and `coder-model`."""
+    """Whether a model takes Qwen's own parameters: qwen-code's test, `qwen*` and `coder-model`."""
     name = model.rsplit("/", 1)[-1].lower()
     return name.startswith("qwen") or name == "coder-model"
 
 
 def thinks(draft: Draft) -> bool | None:
-    """Whether the model will think, as things stand; None if that is not known."""
-    traits = traits_of(draft)
-    if draft.wish.on is None or not traits.switch:
-        return traits.thinks
-    return draft.wish.on
+    """Whether the model will think after the changes so far; None if that is unknown."""
+    profile = thinking_profile(draft)
+    if draft.thinking.on is None or not profile.switch:
+        return profile.thinks
+    return draft.thinking.on
 
 
-def settle(draft: Draft) -> None:
-    """Send the wish in the model's own words; a request without one stays as it is."""
-    wish = draft.wish
-    if wish.on is None and draft.names.isdisjoint(KNOBS):
+def adapt(draft: Draft) -> None:
+    """Set the parameters that the model takes; a request without any of them is not changed."""
+    wanted = draft.thinking
+    if wanted.on is None and draft.names.isdisjoint(KNOBS):
         return
-    traits = traits_of(draft)
-    if wish.on is True and traits.thinks is False and not traits.switch:
+    profile = thinking_profile(draft)
+    if wanted.on is True and profile.thinks is False and not profile.switch:
         draft.lose(_param(draft), "does not think")
-    if wish.on is False and traits.thinks is True and not traits.switch:
+    if wanted.on is False and profile.thinks is True and not profile.switch:
         draft.lose(_param(draft), "cannot answer without thinking")
-    knobs = _knobs(draft, wish, traits)
+    knobs = _knobs(draft, wanted, profile)
     if isinstance(draft.get(NESTED), dict):
         knobs[NESTED] = None
-        if wish.budget is not None and traits.budget:
-            knobs.setdefault(BUDGET, wish.budget)
+        if wanted.budget is not None and profile.budget:
+            knobs.setdefault(BUDGET, wanted.budget)
     for name, value in knobs.items():
         if value is None:
             draft.leave_out(name)
@@ -99,38 +100,38 @@ def settle(draft: Draft) -> None:
             draft.put(name, value, str(value).lower())
 
 
-def _knobs(draft: Draft, wish: ThinkingRequest, traits: ModelProfile) -> dict[str, Any]:
-    """The knobs that must be set, or with None not be sent; those that are missing may stay."""
-    level = None if wish.effort is None else traits.efforts.get(wish.effort)
+def _knobs(draft: Draft, wanted: ThinkingRequest, profile: ModelProfile) -> dict[str, Any]:
+    """The parameters to set, or with None to drop; all others may stay as they are."""
+    level = None if wanted.effort is None else profile.efforts.get(wanted.effort)
     if level is not None:
-        if wish.budget is not None and level != "none":
+        if wanted.budget is not None and level != "none":
             draft.lose(
                 BUDGET if BUDGET in draft.names else NESTED, f"takes either {EFFORT} or {BUDGET}"
             )
         return {EFFORT: level, SWITCH: None, BUDGET: None}
-    if wish.on is None:
+    if wanted.on is None:
         return {}
-    if traits.switch:
-        return _switched(wish, traits)
+    if profile.switch:
+        return _switched(wanted, profile)
     knobs: dict[str, Any] = {}
-    if wish.effort is not None:
+    if wanted.effort is not None:
         knobs[EFFORT] = None
-    if traits.thinks is not None and draft.get(SWITCH) is (not traits.thinks):
+    if profile.thinks is not None and draft.get(SWITCH) is (not profile.thinks):
         knobs[SWITCH] = None
     return knobs
 
 
-def _switched(wish: ThinkingRequest, traits: ModelProfile) -> dict[str, Any]:
-    if wish.on is False:
+def _switched(wanted: ThinkingRequest, profile: ModelProfile) -> dict[str, Any]:
+    if wanted.on is False:
         return {SWITCH: False, EFFORT: None, BUDGET: None}
     knobs: dict[str, Any] = {SWITCH: True, EFFORT: None}
-    budget = _BUDGETS.get(wish.effort or "") if traits.budget else None
-    if wish.budget is None and budget is not None:
+    budget = _BUDGETS.get(wanted.effort or "") if profile.budget else None
+    if wanted.budget is None and budget is not None:
         knobs[BUDGET] = budget
     return knobs
 
 
 def _param(draft: Draft) -> str:
-    """The member that asks for thinking; the model's name may do so as well."""
+    """The member that requests thinking, or `model` if the model's name does."""
     names = (EFFORT, NESTED, SWITCH)
     return next((name for name in names if draft.body.get(name) is not None), "model")

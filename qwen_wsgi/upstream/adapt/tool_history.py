@@ -1,6 +1,6 @@
-"""Calls of tools in a history: their old form, and arguments that hosts refuse.
+"""Adapts tool calls in the history: the legacy form, and arguments that hosts refuse.
 
-As in `messages`, a step returns the very list that it got if there is nothing to do.
+As in `messages`, a step returns the same list object if there is nothing to change.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from qwen_wsgi.protocol.json_object import compact, loads
 
 Message = dict[str, Any]
 
-#: The member of the object that stands in the place of arguments that are none. The model reads it.
+#: The member that holds arguments which are not a JSON object. The model reads this name.
 UNPARSED: Final = "arguments_that_are_no_json_object"
 
 
-# --- the old form of tool calls -----------------------------------------------------------------
+# --- the legacy form of tool calls --------------------------------------------------------------
 
 
 def as_tool_calls(messages: list[Message]) -> list[Message]:
-    """`function_call` and its answers, which had no ids, with ids.
+    """Convert `function_call` and its answers, which have no ids, into tool calls with ids.
 
-    The same history gets the same ids, so that it stays the same prefix for a cache.
+    The same history gets the same ids, so that the host's prompt cache still matches.
     """
     changed = []
     waiting: dict[str, str] = {}
@@ -54,11 +54,11 @@ def _without(message: Message, name: str) -> Message:
 
 
 def with_json_arguments(messages: list[Message]) -> list[Message]:
-    """Arguments that are no JSON object, because the call was cut or the model slipped, in one.
+    """Wrap arguments that are not a JSON object (a truncated or malformed call) into one.
 
     Model Studio refuses every request with such a call (`The "function.arguments" parameter of the
     code model must be in JSON format`, as users of several clients reported in 2025 and 2026), so
-    the conversation could not go on. The text is kept, for the model to see what became of it.
+    the conversation could not go on. The text is kept, so that the model sees what it wrote.
     """
     changed = messages
     for at in [at for at, message in enumerate(messages) if message.get("tool_calls")]:
@@ -69,13 +69,13 @@ def with_json_arguments(messages: list[Message]) -> list[Message]:
         if any(map(_has_no_object, calls)):
             if changed is messages:
                 changed = list(messages)
-            mended = [_with_object(call) if _has_no_object(call) else call for call in calls]
-            changed[at] = {**message, "tool_calls": mended}
+            wrapped = [_with_object(call) if _has_no_object(call) else call for call in calls]
+            changed[at] = {**message, "tool_calls": wrapped}
     return changed
 
 
 def _has_no_object(call: Any) -> bool:
-    """Whether it is a function's call with arguments that are missing or no JSON object."""
+    """Whether a function call's arguments are missing or not a JSON object."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict):
         return False

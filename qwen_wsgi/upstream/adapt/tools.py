@@ -1,4 +1,4 @@
-"""Tools: the old form, those that the host has itself, and whether one can be forced."""
+"""Adapts tools: legacy functions, the host's own web search, and the choice of a tool."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from qwen_wsgi.upstream.adapt.draft import Draft, ThinkingRequest
 _FIELDS: Final = frozenset({"tools", "functions", "function_call", "web_search_options"})
 
 
-def settle(draft: Draft) -> None:
-    """Bring `functions`, an empty list and a web search to what the host takes as tools."""
+def adapt(draft: Draft) -> None:
+    """Change `functions`, an empty list and a web search to what the host takes as tools."""
     names = draft.names
     if names.isdisjoint(_FIELDS) and not draft.target.search:
         return
@@ -40,12 +40,12 @@ def settle(draft: Draft) -> None:
         draft.put("parallel_tool_calls", True, "default")
 
 
-def force(draft: Draft) -> None:
-    """See to a `tool_choice` that forces a call.
+def adapt_choice(draft: Draft) -> None:
+    """Change a `tool_choice` that forces a call to what the host takes.
 
-    Model Studio takes a named function only while the model does not think, and `required` of no
-    Qwen model (chat completions page). So the only tool is named, and thinking that nobody asked
-    for is switched off; thinking that was asked for stays, as in qwen-code 0.24.4.
+    Model Studio takes a named function only while the model does not think, and `required` for no
+    Qwen model (chat completions page). So `required` becomes the name of the only tool, and
+    thinking is switched off unless it was requested: then it stays, as in qwen-code 0.24.4.
     """
     choice = draft.get("tool_choice")
     required = choice == "required"
@@ -57,7 +57,7 @@ def force(draft: Draft) -> None:
     only = _name_of(tools[0]) if len(tools) == 1 else None
     thinks = thinking.thinks(draft)
     if (only is not None or not required) and thinks is not False and _may_stop(draft):
-        draft.wish = ThinkingRequest(on=False)
+        draft.thinking = ThinkingRequest(on=False)
         thinks = False
     if required and only is not None and thinks is False:
         draft.put("tool_choice", {"type": "function", "function": {"name": only}}, "named")
@@ -70,13 +70,14 @@ def force(draft: Draft) -> None:
 
 
 def _from_functions(draft: Draft) -> None:
-    """`functions` and `function_call`, which OpenAI replaced in 2023, as tools."""
+    """Turn `functions` and `function_call`, which OpenAI replaced in 2023, into tools."""
     functions = json_access.items(draft.get("functions"))
     if functions and not draft.get("tools"):
         tools = [{"type": "function", "function": function} for function in functions]
         draft.put("tools", tools, "from-functions")
+        draft.legacy_functions = True
         if not draft.has("parallel_tool_calls"):
-            # Who speaks the old form can be told of one call only.
+            # The legacy form has room for one call only.
             draft.put("parallel_tool_calls", False, "from-functions")
     elif functions:
         draft.lose("functions", "takes tools, and no functions beside them")
@@ -89,13 +90,12 @@ def _from_functions(draft: Draft) -> None:
             choice if name is None else {"type": "function", "function": {"name": name}},
             "from-function_call",
         )
-    draft.legacy_functions = draft.has("functions")
-    draft.leave_out("functions", "as-tools")
+    draft.leave_out("functions", "as-tools" if draft.legacy_functions else "dropped")
     draft.leave_out("function_call", "as-tool_choice")
 
 
 def _no_tools(draft: Draft, what: str) -> None:
-    """Drop the list of tools, and what says how to use them."""
+    """Drop the list of tools, and the parameters that say how to use it."""
     draft.leave_out("tools", what)
     draft.leave_out("parallel_tool_calls", "no-tools")
     if draft.get("tool_choice") in ("auto", "none"):
@@ -104,8 +104,8 @@ def _no_tools(draft: Draft, what: str) -> None:
 
 def _search(draft: Draft) -> None:
     """Switch the host's own web search on; it needs no tool (Model Studio's web search page)."""
-    traits = draft.traits
-    strategy = "" if traits is None else traits.search
+    profile = draft.profile
+    strategy = "" if profile is None else profile.search
     if strategy is None:
         draft.lose(_search_param(draft), "does not search the web")
         if not draft.target.search:
@@ -125,14 +125,15 @@ def _search_param(draft: Draft) -> str:
 
 
 def _is_search(tool: Any) -> bool:
-    """OpenAI's tool in its many versions: `web_search`, `web_search_preview_2025_03_11`, …"""
+    """Whether it is OpenAI's tool in any version: `web_search_preview_2025_03_11`, …"""
     kind = tool.get("type") if isinstance(tool, dict) else None
     return isinstance(kind, str) and kind.startswith("web_search")
 
 
 def _may_stop(draft: Draft) -> bool:
-    """Whether the thinking can be switched off, and nobody said anything of it."""
-    return draft.wish == ThinkingRequest() and draft.traits is not None and draft.traits.switch
+    """Whether the thinking can be switched off, and the request leaves it open."""
+    profile = draft.profile
+    return draft.thinking == ThinkingRequest() and profile is not None and profile.switch
 
 
 def _is_named(choice: Any) -> bool:

@@ -14,8 +14,7 @@ from typing import Final
 
 from qwen_wsgi.hosts import Family
 
-#: The day this table was last compared with the vendor's pages.
-AS_OF: Final = "2026-11-20"
+#: When this table was last compared with the vendor's pages: 2026-11-20.
 AS_OF_EPOCH: Final = 1_795_132_800
 
 

@@ -1,4 +1,4 @@
-"""A completion put together from chunks is what a stream's reader would have put together."""
+"""A completion aggregated from chunks is what a client would build from the stream."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chat import Completion, chunks_of
+from qwen_wsgi.protocol.chat.completion import combined
 from qwen_wsgi.protocol.usage import Usage
 
 EXAMPLES = settings(deadline=None, max_examples=150)
@@ -87,14 +88,6 @@ def test_what_the_chunks_tell_comes_before_our_own() -> None:
     }
 
 
-def test_the_clients_name_for_the_model_comes_before_what_the_chunks_tell() -> None:
-    completion = grown({"model": "qwen3.7-plus", **chunk({"content": "a"}, "stop")})
-
-    rendered_ = completion.render(id="", model="qwen3.7", created=0, client_model="mine")
-
-    assert rendered_["model"] == "mine"
-
-
 def test_a_call_that_never_got_an_id_is_given_one_that_stays_the_same() -> None:
     completion = grown(chunk({"tool_calls": [call(None, "f", "{}", index=i) for i in (0, 1)]}))
 
@@ -113,10 +106,10 @@ def test_a_call_that_never_got_an_id_is_given_one_that_stays_the_same() -> None:
     assert all(id.startswith("call_") for id in ids[0])
 
 
-@pytest.mark.parametrize("told", [None, ""])
+@pytest.mark.parametrize("value", [None, ""])
 @pytest.mark.parametrize("name", ["id", "model"])
-def test_a_head_field_that_is_null_or_empty_is_filled(name: str, told: Any) -> None:
-    answer = rendered({name: told, **chunk({"content": "a"}, "stop")})
+def test_a_head_field_that_is_null_or_empty_is_filled(name: str, value: Any) -> None:
+    answer = rendered({name: value, **chunk({"content": "a"}, "stop")})
 
     assert answer[name] == f"{name}-of-ours"
 
@@ -611,3 +604,40 @@ def test_usage_is_left_out_of_the_stream_unless_wanted() -> None:
 def test_junk_of_an_upstream_that_does_not_stream_does_no_harm(completion: dict[str, Any]) -> None:
     for event in chunks_of(completion, with_usage=True):
         assert sse.parse(event.strip())["object"] == "chat.completion.chunk"
+
+
+# --- several completions as one ------------------------------------------------------------------
+
+
+def single(text: str, **usage: Any) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text}
+    return {
+        "id": f"id-{text}",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        **({"usage": usage} if usage else {}),
+    }
+
+
+def test_choices_are_numbered_and_usage_is_summed() -> None:
+    first = single("a", prompt_tokens=5, completion_tokens=1, prompt_tokens_details=None)
+    second = single("b", prompt_tokens=5, prompt_tokens_details={"cached_tokens": 4})
+    third = single("c", prompt_tokens=5, prompt_tokens_details={"cached_tokens": 2})
+
+    whole = combined([first, second, third])
+
+    assert whole["id"] == "id-a"
+    assert [(c["index"], c["message"]["content"]) for c in whole["choices"]] == [
+        (0, "a"),
+        (1, "b"),
+        (2, "c"),
+    ]
+    assert whole["usage"] == {
+        "prompt_tokens": 15,
+        "completion_tokens": 1,
+        "prompt_tokens_details": {"cached_tokens": 6},
+    }
+    assert first["choices"][0]["index"] == 0
+
+
+def test_unknown_usage_stays_unknown() -> None:
+    assert "usage" not in combined([single("a"), single("b")])

@@ -99,8 +99,8 @@ def test_openais_own_client_puts_together_the_same(path: Path) -> None:
         message = theirs["message"]
         for call in message.get("tool_calls") or ():
             del call["index"]  # its own mark
-        told = {name: value for name, value in ours["message"].items() if value is not None}
-        assert {name: message.get(name) for name in told} == told
+        fields = {name: value for name, value in ours["message"].items() if value is not None}
+        assert {name: message.get(name) for name in fields} == fields
         assert theirs["finish_reason"] == ours["finish_reason"]
     if usage := expected.get("usage"):
         assert summed["usage"]["total_tokens"] == usage["total_tokens"]
@@ -121,11 +121,11 @@ def test_the_model_has_the_clients_name_at_every_cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", cases_with("completion"), ids=lambda path: path.stem)
-def test_of_a_host_that_is_not_mended_nothing_is_rewritten(path: Path) -> None:
+def test_of_a_host_that_is_not_normalized_nothing_is_rewritten(path: Path) -> None:
     """Every payload that a client gets stands in the upstream's bytes, to the letter."""
     upstream = path.read_bytes()
     for how, pieces in ways_to_cut(upstream):
-        out, _ = relayed(pieces, hide_usage=False, mend=False)
+        out, _ = relayed(pieces, hide_usage=False, normalize=False)
         rest = upstream
         for event in sse.events(out):
             _, found, rest = rest.partition(sse.data(event) or b"-")

@@ -1,4 +1,4 @@
-"""A client of the old `functions` gets its answer in the old form."""
+"""A client of the legacy `functions` gets its answer in the legacy form."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def test_a_streamed_call_is_a_function_call() -> None:
         chunk(call("1}")),
         chunk({}, "tool_calls"),
     ]
-    told = b"".join(stream.feed(sse.render(each)) for each in chunks)
-    told += stream.feed(sse.DONE) + stream.end()
+    sent = b"".join(stream.feed(sse.render(each)) for each in chunks)
+    sent += stream.feed(sse.DONE) + stream.end()
 
-    seen = [ChatCompletionChunk.model_validate(sse.parse(event)) for event in sse.events(told)]
+    seen = [ChatCompletionChunk.model_validate(sse.parse(event)) for event in sse.events(sent)]
     calls = [each.choices[0].delta.function_call for each in seen]
     assert "".join(each.arguments or "" for each in calls if each) == '{"a":1}'
     assert [each.name for each in calls if each and each.name] == ["f"]
@@ -46,10 +46,10 @@ def test_a_streamed_call_is_a_function_call() -> None:
 
 
 def test_text_that_speaks_of_tool_calls_is_left_alone() -> None:
-    stream = LegacyChunkStream(hide_usage=True, mend=False)
-    said = chunk({"content": 'he said "tool_calls"'})
-    told = stream.feed(sse.render(said))
-    assert [sse.parse(event) for event in sse.events(told)] == [said]
+    stream = LegacyChunkStream(hide_usage=True, normalize=False)
+    value = chunk({"content": 'he said "tool_calls"'})
+    sent = stream.feed(sse.render(value))
+    assert [sse.parse(event) for event in sse.events(sent)] == [value]
 
 
 def test_a_whole_call_is_a_function_call() -> None:

@@ -1,4 +1,4 @@
-"""Answers of Qwen's hosts are set right, and nobody's words are changed for it."""
+"""Chunks of Qwen's hosts are normalized, and their text is never changed."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tests.kit.quirks import (
     calls_chunk,
     chunk,
     fed,
+    forwarded,
     fragment,
     quirky_calls,
     stream_of,
     summed,
-    told,
 )
 
 EXAMPLES = settings(deadline=None, max_examples=80)
@@ -65,9 +65,9 @@ def test_the_calls_are_the_same_however_a_host_sends_them(
 ) -> None:
     upstream = stream_of(*data.draw(quirky_calls(calls, style)), sse.DONE)
 
-    values, out = told(data.draw(random_cuts(upstream)))
+    values, out = forwarded(data.draw(random_cuts(upstream)))
 
-    assert told(upstream)[1] == out
+    assert forwarded(upstream)[1] == out
     found = summed(values)
     assert [call[1:] for call in found] == [call[1:] for call in calls]
     if STYLES[style][1]:
@@ -96,7 +96,7 @@ def whole_calls(values: list[dict[str, Any]]) -> list[Call]:
 @pytest.mark.parametrize("style", STYLES)
 @EXAMPLES
 @given(calls=CALLS, data=st.data())
-def test_a_whole_answer_needs_no_mended_chunks_for_that(
+def test_a_whole_answer_needs_no_normalized_chunks_for_that(
     style: str, calls: list[Call], data: st.DataObject
 ) -> None:
     found = whole_calls(data.draw(quirky_calls(calls, style)))
@@ -119,7 +119,7 @@ def test_a_fragment_whose_id_is_made_up_anew_is_looked_at_each_time(paced: bool)
         )
     ]
 
-    values, _ = told(events if paced else b"".join(events))
+    values, _ = forwarded(events if paced else b"".join(events))
 
     assert summed(values) == [("call_a", "f", "{}"), ("call_b", "", '{"a":1}')]
 
@@ -134,13 +134,15 @@ def test_what_openai_would_send_passes_to_the_letter() -> None:
         LAST,
     )
 
-    assert told(upstream)[1] == upstream
+    assert forwarded(upstream)[1] == upstream
 
 
 def test_a_made_up_id_is_the_same_for_the_same_answer_and_for_no_other() -> None:
     def ids(**head: Any) -> list[str]:
         chunks = [calls_chunk(fragment(i, None, "f", "{}")) for i in range(2)]
-        return [call[0] for call in summed(told(stream_of(*({**c, **head} for c in chunks)))[0])]
+        return [
+            call[0] for call in summed(forwarded(stream_of(*({**c, **head} for c in chunks)))[0])
+        ]
 
     assert ids() == ids()
     assert len({*ids(), *ids(id="chatcmpl-2"), *ids(id="", created=8), *ids(id=None)}) == 8
@@ -155,7 +157,7 @@ def test_the_calls_of_two_choices_are_kept_apart() -> None:
         delta = {"tool_calls": [fragment(0, "", None, f"{index}}}")]}
         chunks.append(chunk(delta, index=index))
 
-    values, _ = told(stream_of(*chunks))
+    values, _ = forwarded(stream_of(*chunks))
 
     for index in (0, 1):
         own = [
@@ -171,7 +173,7 @@ def test_words_beside_a_call_and_members_that_nobody_knows_are_kept() -> None:
     odd = {**fragment(0, "", "f", None), "x": {"y": 1}}
     untyped = {**fragment(0, "", None, "{}"), "type": ""}
 
-    values, _ = told(
+    values, _ = forwarded(
         stream_of(
             calls_chunk(odd, content="Hm.", role=None, refusal=None, z=2), calls_chunk(untyped)
         )
@@ -189,7 +191,7 @@ def test_words_beside_a_call_and_members_that_nobody_knows_are_kept() -> None:
 def test_words_beside_an_empty_fragment_are_no_arguments() -> None:
     beside = [calls_chunk(fragment(0, "", None, ""), content=text) for text in "xyz"]
 
-    values, _ = told(
+    values, _ = forwarded(
         stream_of(
             calls_chunk(fragment(0, "", "f", "{}")),
             *beside,
@@ -205,7 +207,7 @@ def test_arguments_that_are_no_text_are_written_as_such() -> None:
     odd = fragment(0, "call_a", "f", None)
     odd["function"]["arguments"] = {"a": "é"}
 
-    assert summed(told(stream_of(calls_chunk(odd)))[0]) == [("call_a", "f", '{"a":"é"}')]
+    assert summed(forwarded(stream_of(calls_chunk(odd)))[0]) == [("call_a", "f", '{"a":"é"}')]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +216,7 @@ def test_arguments_that_are_no_text_are_written_as_such() -> None:
 def test_junk_among_the_calls_does_no_harm(junk: list[Any]) -> None:
     good = fragment(0, "call_a", "f", "{}")
 
-    values, _ = told(stream_of(calls_chunk(good), calls_chunk(*junk), TEXT, FINISH))
+    values, _ = forwarded(stream_of(calls_chunk(good), calls_chunk(*junk), TEXT, FINISH))
 
     assert summed(values) == [("call_a", "f", "{}")]
     assert (text_of(values), finishes_of(values)) == ("hi", ["tool_calls"])
@@ -226,7 +228,7 @@ def test_junk_among_the_calls_does_no_harm(junk: list[Any]) -> None:
 def test_calls_that_are_no_list_are_left_alone(junk: Any) -> None:
     odd = chunk({"content": "x", "tool_calls": junk})
 
-    assert told(stream_of(odd, FINISH))[0] == [odd, FINISH]
+    assert forwarded(stream_of(odd, FINISH))[0] == [odd, FINISH]
 
 
 # --- finish --------------------------------------------------------------------------------------
@@ -250,7 +252,7 @@ def test_calls_that_are_no_list_are_left_alone(junk: Any) -> None:
     ],
 )
 def test_a_finish_is_one_of_openais(upstream: str, client: str) -> None:
-    values, _ = told(stream_of(TEXT, chunk({}, upstream)))
+    values, _ = forwarded(stream_of(TEXT, chunk({}, upstream)))
 
     assert finishes_of(values) == [client]
 
@@ -267,24 +269,24 @@ def test_a_finish_is_one_of_openais(upstream: str, client: str) -> None:
     ],
 )
 def test_after_a_call_the_finish_says_so(upstream: str, client: str) -> None:
-    values, _ = told(stream_of(calls_chunk(fragment(0, "a", "f", "{}")), chunk({}, upstream)))
+    values, _ = forwarded(stream_of(calls_chunk(fragment(0, "a", "f", "{}")), chunk({}, upstream)))
 
     assert finishes_of(values) == [client]
 
 
 @pytest.mark.parametrize("finish", ["", "null"])
-@pytest.mark.parametrize("mend", [True, False])
-def test_a_finish_that_says_nothing_is_none(finish: str, mend: bool) -> None:
-    stream = ChunkStream(hide_usage=True, mend=mend)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_finish_that_says_nothing_is_none(finish: str, normalize: bool) -> None:
+    stream = ChunkStream(hide_usage=True, normalize=normalize)
 
     out = stream.feed(stream_of(chunk({"role": "assistant", "content": "a"}, finish)))
 
     assert not stream.finished
-    assert sse.parse(out.strip())["choices"][0]["finish_reason"] == (None if mend else finish)
+    assert sse.parse(out.strip())["choices"][0]["finish_reason"] == (None if normalize else finish)
 
 
 def test_words_after_a_finish_are_kept_and_a_second_finish_is_not() -> None:
-    values, _ = told(stream_of(TEXT, FINISH, chunk({"content": "!"}, "stop"), FINISH))
+    values, _ = forwarded(stream_of(TEXT, FINISH, chunk({"content": "!"}, "stop"), FINISH))
 
     assert text_of(values) == "hi!"
     assert finishes_of(values) == ["stop"]
@@ -292,14 +294,14 @@ def test_words_after_a_finish_are_kept_and_a_second_finish_is_not() -> None:
 
 
 def test_a_second_finish_with_other_words_is_no_finish_either() -> None:
-    values, _ = told(stream_of(TEXT, *(chunk({"content": text}, "stop") for text in "abc")))
+    values, _ = forwarded(stream_of(TEXT, *(chunk({"content": text}, "stop") for text in "abc")))
 
     assert text_of(values) == "hiabc"
     assert finishes_of(values) == ["stop"]
 
 
 def test_each_choice_has_a_finish_of_its_own() -> None:
-    values, _ = told(
+    values, _ = forwarded(
         stream_of(*(chunk({"content": "x"}, index=i) for i in (0, 1)))
         + stream_of(*(chunk({}, "stop", index=i) for i in (1, 0, 1)))
     )
@@ -321,9 +323,9 @@ def test_a_stream_is_not_finished_while_another_choice_goes_on() -> None:
     assert stream.complete
 
 
-@pytest.mark.parametrize("mend", [True, False])
-def test_a_finish_is_seen_however_much_it_is_like_one_before(mend: bool) -> None:
-    stream = ChunkStream(hide_usage=True, mend=mend)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_finish_is_seen_however_much_it_is_like_one_before(normalize: bool) -> None:
+    stream = ChunkStream(hide_usage=True, normalize=normalize)
 
     for delta, finish in (({"content": "a"}, "stop"), ({"refusal": "no"}, None)) * 2:
         stream.feed(stream_of(chunk(delta, finish)))
@@ -335,13 +337,13 @@ def test_a_finish_is_seen_however_much_it_is_like_one_before(mend: bool) -> None
 THROTTLED = 'Throttling.RateQuota: {"code":"Throttling.RateQuota","message":"slow down"}'
 
 
-@pytest.mark.parametrize("mend", [True, False])
+@pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("before", [[ROLE], [ROLE, TEXT]], ids=["at once", "after text"])
 def test_an_error_finish_is_an_error(
-    before: list[dict[str, Any]], together: bool, mend: bool
+    before: list[dict[str, Any]], together: bool, normalize: bool
 ) -> None:
-    stream = ChunkStream(hide_usage=True, mend=mend)
+    stream = ChunkStream(hide_usage=True, normalize=normalize)
     blocks = [stream_of(each) for each in (*before, chunk({"content": THROTTLED}, "error_finish"))]
 
     out = [stream.feed(block) for block in ([b"".join(blocks)] if together else blocks)]
@@ -404,13 +406,13 @@ def test_usage_is_told_once_and_by_itself_to_who_asked(
 ) -> None:
     events = [stream_of(each) for each in chunks] + [end]
 
-    values, _ = told(events if paced else [b"".join(events)])
+    values, _ = forwarded(events if paced else [b"".join(events)])
 
     assert usages_of(values) == [USAGE]
     assert values[-1]["choices"] == [] and values[-1]["usage"] == USAGE
     assert values[-1].items() >= HEAD.items()
     assert finishes_of(values) == ["stop"]
-    hidden, out = told(b"".join(events), hide_usage=True)
+    hidden, out = forwarded(b"".join(events), hide_usage=True)
     assert usages_of(hidden) == [] and b"_tokens" not in out
     assert hidden == [
         {name: member for name, member in value.items() if name in hidden[0] or name != "usage"}
@@ -439,11 +441,11 @@ def test_cache_counts_stand_where_openai_has_them_and_where_they_were() -> None:
     details = {"cache_creation_input_tokens": 7, "text_tokens": 1}
     usage = {**USAGE, "cached_tokens": 8, "prompt_tokens_details": details}
 
-    values, _ = told(stream_of(TEXT, FINISH, {**LAST, "usage": usage}))
+    values, _ = forwarded(stream_of(TEXT, FINISH, {**LAST, "usage": usage}))
 
     more = {"cached_tokens": 8, "cache_write_tokens": 7}
     assert usages_of(values) == [{**usage, "prompt_tokens_details": {**details, **more}}]
-    as_it_is, _ = told(stream_of(TEXT, FINISH, {**LAST, "usage": usage}), mend=False)
+    as_it_is, _ = forwarded(stream_of(TEXT, FINISH, {**LAST, "usage": usage}), normalize=False)
     assert usages_of(as_it_is) == [usage]
 
 
@@ -483,7 +485,7 @@ TEXTS = st.lists(
 @given(
     field=st.sampled_from(["content", "reasoning_content", "reasoning"]),
     texts=TEXTS,
-    mend=st.booleans(),
+    normalize=st.booleans(),
     hide_usage=st.booleans(),
     model=st.sampled_from([None, ("qwen", "mine"), ("qwen", 'm "é"')]),
     data=st.data(),
@@ -491,22 +493,22 @@ TEXTS = st.lists(
 def test_text_is_never_changed(
     field: str,
     texts: list[str],
-    mend: bool,
+    normalize: bool,
     hide_usage: bool,
     model: tuple[str, str] | None,
     data: st.DataObject,
 ) -> None:
     upstream = data.draw(quirky_text(field, texts))
-    view: dict[str, Any] = {"mend": mend, "hide_usage": hide_usage, "model": model}
+    view: dict[str, Any] = {"normalize": normalize, "hide_usage": hide_usage, "model": model}
 
-    values, out = told(data.draw(random_cuts(upstream)), **view)
+    values, out = forwarded(data.draw(random_cuts(upstream)), **view)
 
-    assert told(upstream, **view)[1] == out
-    name = "reasoning_content" if mend and field == "reasoning" else field
+    assert forwarded(upstream, **view)[1] == out
+    name = "reasoning_content" if normalize and field == "reasoning" else field
     assert text_of(values, name) == "".join(texts)
     assert finishes_of(values)[-1:] == ["stop"]
     assert {value["model"] for value in values} == {model[1] if model else HEAD["model"]}
-    if mend:
+    if normalize:
         for value in values:
             ChatCompletionChunk.model_validate(value)
 
@@ -542,29 +544,29 @@ def test_only_a_first_chunk_that_names_the_role_is_known_to_come_twice(
 ) -> None:
     events = [*(stream_of(each) for each in chunks), done]
 
-    values, _ = told(events if paced else b"".join(events))
+    values, _ = forwarded(events if paced else b"".join(events))
 
     assert text_of(values) == text
     roles = [choice["delta"].get("role") for value in values for choice in value["choices"]]
     assert [role for role in roles if role] == ["assistant"] * ("role" in str(chunks))
 
 
-def test_a_first_chunk_twice_is_left_alone_if_the_host_is_not_mended() -> None:
+def test_a_first_chunk_twice_is_left_alone_if_the_host_is_not_normalized() -> None:
     upstream = stream_of(FIRST, FIRST, FINISH)
 
-    assert told(upstream, mend=False)[1] == upstream
+    assert forwarded(upstream, normalize=False)[1] == upstream
 
 
 def test_reasoning_under_both_names_is_left_alone() -> None:
     both = chunk({"reasoning": "hm", "reasoning_content": "hm"})
 
-    assert told(stream_of(both))[0] == [both]
+    assert forwarded(stream_of(both))[0] == [both]
 
 
 def test_nulls_of_a_chunk_that_needs_nothing_else_are_left_alone() -> None:
     upstream = stream_of(ROLE, *(chunk({"content": text, **NULLS}) for text in "abc"), FINISH)
 
-    assert told(upstream)[1] == upstream
+    assert forwarded(upstream)[1] == upstream
 
 
 # --- everything at once --------------------------------------------------------------------------
@@ -612,7 +614,7 @@ class NoCarrier:
         return b"", 0
 
     def learn(self, *_: Any) -> None: ...
-    def learn_mended(self, *_: Any) -> None: ...
+    def learn_normalized(self, *_: Any) -> None: ...
     def forget(self) -> None: ...
 
 
@@ -622,7 +624,7 @@ class NoCarrier:
     escaped=st.booleans(),
     view=st.fixed_dictionaries(
         {
-            "mend": st.sampled_from([True, True, False]),
+            "normalize": st.sampled_from([True, True, False]),
             "hide_usage": st.booleans(),
             "model": st.sampled_from([None, ("qwen", "mine")]),
         }
@@ -661,15 +663,15 @@ def test_what_a_client_gets_depends_neither_on_cuts_nor_on_shortcuts(
 @pytest.mark.parametrize("client", ["mine", 'a "b" \\ é', "qwen3.7-plus"])
 @pytest.mark.parametrize("spaced", [True, False])
 def test_the_name_of_the_model_is_replaced_and_no_word_about_it(client: str, spaced: bool) -> None:
-    said = '"model":"qwen3.7-plus-2026-05-26" "model": "qwen3.7-plus"'
+    quoted = '"model":"qwen3.7-plus-2026-05-26" "model": "qwen3.7-plus"'
     chunks = [
         {**each, "model": "qwen3.7-plus-2026-05-26"}
-        for each in (ROLE, *(chunk({"content": said}) for _ in range(4)), FINISH, LAST)
+        for each in (ROLE, *(chunk({"content": quoted}) for _ in range(4)), FINISH, LAST)
     ]
     separators = (", ", ": ") if spaced else (",", ":")
     upstream = "".join(f"data: {json.dumps(c, separators=separators)}\n\n" for c in chunks)
 
-    values, out = told(upstream.encode(), model=("qwen3.7-plus", client))
+    values, out = forwarded(upstream.encode(), model=("qwen3.7-plus", client))
 
     named = "qwen3.7-plus-2026-05-26" if client == "qwen3.7-plus" else client
     assert values == [{**each, "model": named} for each in chunks]
@@ -680,7 +682,7 @@ def test_the_name_of_the_model_is_replaced_and_no_word_about_it(client: str, spa
 def test_a_name_deeper_in_a_chunk_is_not_taken_for_the_models() -> None:
     deep = {"x": [{"model": "other"}], **chunk({"content": "x"}), "model": "qwen3.7-plus"}
 
-    values, _ = told(stream_of(deep, deep, deep), model=("qwen3.7-plus", "mine"))
+    values, _ = forwarded(stream_of(deep, deep, deep), model=("qwen3.7-plus", "mine"))
 
     assert values == [{**deep, "model": "mine"}] * 3
 
@@ -690,7 +692,7 @@ def test_a_spelling_that_changes_within_a_stream_is_followed() -> None:
     chunks = [chunk({"content": "x"}, model=name) for name in names]
     upstream = stream_of(*chunks, chunk({"content": "y"}), {"choices": []})
 
-    values, _ = told(upstream, model=("qwen3.7-plus", "mine"))
+    values, _ = forwarded(upstream, model=("qwen3.7-plus", "mine"))
 
     assert [value.get("model") for value in values] == ["mine"] * 7 + [None]
 
@@ -699,6 +701,8 @@ def test_every_chunk_of_a_read_is_named_however_the_others_spell_it() -> None:
     names = ["qwen3.7-plus", "qwen3.7-plus", "snapshot", "qwen3.7-plus"]
     chunks = [chunk({"content": "x"}, index=i, model=name) for i, name in enumerate(names)]
 
-    values, _ = told([stream_of(chunks[0]), stream_of(*chunks[1:])], model=("qwen3.7-plus", "mine"))
+    values, _ = forwarded(
+        [stream_of(chunks[0]), stream_of(*chunks[1:])], model=("qwen3.7-plus", "mine")
+    )
 
     assert [value["model"] for value in values] == ["mine"] * 4

@@ -1,4 +1,4 @@
-"""What is understood of a chat request, what is refused, and what goes upstream."""
+"""Chat requests: what is read, what is refused, and the body for the upstream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stream of chunks is watched and carried, and never taken for what its content says."""
+"""A stream of chunks is forwarded; text is never mistaken for structure."""
 
 from __future__ import annotations
 
@@ -27,25 +27,27 @@ FINISH = chunk({}, "stop")
 USAGE_CHUNK = sse.render({"id": "c", "choices": [], "usage": USAGE})
 
 
-def watch(*blocks: bytes, hide_usage: bool = True, mend: bool = True) -> tuple[bytes, ChunkStream]:
-    stream = ChunkStream(hide_usage=hide_usage, mend=mend)
+def watch(
+    *blocks: bytes, hide_usage: bool = True, normalize: bool = True
+) -> tuple[bytes, ChunkStream]:
+    stream = ChunkStream(hide_usage=hide_usage, normalize=normalize)
     return b"".join(stream.feed(block) for block in blocks), stream
 
 
-#: For what is the same whether the host is one that needs mending or not.
-EITHER = pytest.mark.parametrize("mend", [True, False], ids=["mended", "as it is"])
+#: For behaviour that is the same for normalized and other hosts.
+EITHER = pytest.mark.parametrize("normalize", [True, False], ids=["normalized", "as it is"])
 
 
 @EITHER
 @pytest.mark.parametrize("hide_usage", [True, False])
 @pytest.mark.parametrize("together", [True, False])
 def test_the_usage_chunk_is_hidden_from_who_did_not_ask(
-    hide_usage: bool, together: bool, mend: bool
+    hide_usage: bool, together: bool, normalize: bool
 ) -> None:
     blocks = [TEXT, FINISH, USAGE_CHUNK, sse.DONE]
 
     out, stream = watch(
-        *([b"".join(blocks)] if together else blocks), hide_usage=hide_usage, mend=mend
+        *([b"".join(blocks)] if together else blocks), hide_usage=hide_usage, normalize=normalize
     )
 
     assert out == TEXT + FINISH + (b"" if hide_usage else USAGE_CHUNK)
@@ -65,17 +67,17 @@ def test_usage_is_seen_with_and_without_a_space(text: str) -> None:
 
 
 @EITHER
-def test_usage_beside_a_finish_is_taken_from_who_did_not_ask(mend: bool) -> None:
-    out, stream = watch(TEXT, chunk({}, "stop", usage=USAGE), sse.DONE, mend=mend)
+def test_usage_beside_a_finish_is_taken_from_who_did_not_ask(normalize: bool) -> None:
+    out, stream = watch(TEXT, chunk({}, "stop", usage=USAGE), sse.DONE, normalize=normalize)
 
     assert out == TEXT + FINISH
     assert stream.usage == Usage(prompt=3, completion=2, total=5)
 
 
-def test_usage_beside_a_finish_is_left_there_if_the_host_is_not_mended() -> None:
+def test_usage_beside_a_finish_is_left_there_if_the_host_is_not_normalized() -> None:
     both = chunk({}, "stop", usage=USAGE)
 
-    assert watch(TEXT, both, sse.DONE, hide_usage=False, mend=False)[0] == TEXT + both
+    assert watch(TEXT, both, sse.DONE, hide_usage=False, normalize=False)[0] == TEXT + both
 
 
 def test_a_null_usage_is_no_usage() -> None:
@@ -261,7 +263,7 @@ def test_arguments_of_a_tool_call_are_never_taken_for_protocol(text: str) -> Non
 def test_a_key_or_value_called_error_inside_a_chunk_is_no_error() -> None:
     event = chunk({"content": "x", "annotations": [{"error": "e", "usage": {"a": 1}}]}, "error")
 
-    out, stream = watch(event, mend=False)
+    out, stream = watch(event, normalize=False)
 
     assert out == event
     assert stream.error is None
@@ -376,7 +378,7 @@ def test_what_a_client_gets_does_not_depend_on_how_the_bytes_came(
     expected = b"".join(event for event in events if event not in hidden)
     for pieces in (data.draw(random_cuts(upstream)), [upstream]):
         blocks = sse.EventBlocks()
-        stream = ChunkStream(hide_usage=hide_usage, mend=False)
+        stream = ChunkStream(hide_usage=hide_usage, normalize=False)
 
         out = b"".join(stream.feed(block) for block in map(blocks.push, pieces) if block)
 

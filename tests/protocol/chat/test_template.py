@@ -1,4 +1,4 @@
-"""Chunks like the last one are carried by what surrounds their text, and no other chunk is."""
+"""Chunks that differ only in their text are forwarded without parsing, and no others."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def event(text: str, **more: object) -> bytes:
     return sse.render({"choices": [{"delta": {"content": text, "x": None}}], "id": "c", **more})
 
 
-def learned(event_: bytes, told: bytes | None = None) -> Template:
-    template = Template.learn(event_, event_ if told is None else told)
+def learned(event_: bytes, sent: bytes | None = None) -> Template:
+    template = Template.learn(event_, event_ if sent is None else sent)
     assert template is not None
     return template
 
@@ -48,12 +48,12 @@ def test_chunks_that_differ_in_their_text_are_carried_as_they_are(
 @EXAMPLES
 @given(texts=TEXTS)
 def test_what_the_client_got_for_one_it_gets_for_all(texts: list[str]) -> None:
-    told = [event(text, id="d", more=["data"]) for text in texts]
+    sent = [event(text, id="d", more=["data"]) for text in texts]
     block = b"".join(map(event, texts))
 
     carried = learned(event("x"), event("x", id="d", more=["data"])).carry(block)
 
-    assert carried == (b"".join(told), len(block), len(texts))
+    assert carried == (b"".join(sent), len(block), len(texts))
 
 
 OTHERS = [
@@ -144,8 +144,8 @@ def test_where_chunks_change_now_and_then_learning_goes_on() -> None:
     carried = 0
     for i in range(100):
         one = event("x", index=i // 5)
-        told, length = carrier.carry(one)
-        assert told == (one if length else b"")
+        sent, length = carrier.carry(one)
+        assert sent == (one if length else b"")
         carried += bool(length)
         if not length:
             carrier.learn(one, one)
@@ -153,9 +153,9 @@ def test_where_chunks_change_now_and_then_learning_goes_on() -> None:
     assert carried == 80
 
 
-def test_after_a_chunk_that_needs_nothing_what_was_mended_is_forgotten() -> None:
+def test_after_a_chunk_that_needs_nothing_what_was_normalized_is_forgotten() -> None:
     carrier = Carrier()
-    carrier.learn_mended(event("x"), event("x", more=1), None)
+    carrier.learn_normalized(event("x"), event("x", more=1), None)
     assert carrier.carry(event("y"))[0] == event("y", more=1)
 
     carrier.learn(b"data: {}\n\n", b"data: {}\n\n")

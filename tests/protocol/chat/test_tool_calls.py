@@ -1,4 +1,4 @@
-"""Which call a fragment belongs to, and when a call is over."""
+"""Which call a fragment belongs to, and when a call is complete."""
 
 from __future__ import annotations
 

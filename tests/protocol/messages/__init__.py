@@ -1,1 +1,1 @@
-"""The Messages API: requests into chat, answers back."""
+"""Tests of the Messages API."""

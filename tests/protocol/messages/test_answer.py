@@ -1,4 +1,4 @@
-"""Whole answers as messages."""
+"""Whole answers rendered as messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def request(**members: Any) -> MessagesRequest:
     return parse_request(JsonObject(json.dumps(body).encode()))
 
 
-def told(message: Any, finish: Any = "stop", **rest: Any) -> dict[str, Any]:
+def encoded(message: Any, finish: Any = "stop", **rest: Any) -> dict[str, Any]:
     completion = {"model": "up", "choices": [{"message": message, "finish_reason": finish}], **rest}
     value = whole(request(), completion, id="msg_1")
     Message.model_validate(value)
@@ -38,7 +38,7 @@ def test_a_text() -> None:
     details = {"cached_tokens": 3}
     used = {"prompt_tokens": 10, "completion_tokens": 2, "prompt_tokens_details": details}
 
-    assert told({"role": "assistant", "content": "hi"}, usage=used) == {
+    assert encoded({"role": "assistant", "content": "hi"}, usage=used) == {
         "id": "msg_1",
         "type": "message",
         "role": "assistant",
@@ -76,7 +76,7 @@ def test_without_a_model_in_the_request_the_answers_own_is_told() -> None:
 )
 def test_arguments_are_an_object_whatever_came(arguments: Any, input: Any) -> None:
     function = {"name": "f", "arguments": arguments}
-    (block,) = told({"tool_calls": [{"id": "c", "function": function}]}, "tool_calls")["content"]
+    (block,) = encoded({"tool_calls": [{"id": "c", "function": function}]}, "tool_calls")["content"]
 
     assert block == {"type": "tool_use", "id": "c", "name": "f", "input": input}
 
@@ -121,11 +121,11 @@ def test_whole_and_streamed_are_the_same_message(chunks: list[Chunk]) -> None:
     assert value["stop_reason"] == streamed["stop_reason"]
     assert value["usage"] == streamed["usage"]
     for kind in ("text", "thinking"):
-        said = [
+        answers = [
             "".join(b[kind] for b in each["content"] if b["type"] == kind)
             for each in (value, streamed)
         ]
-        assert said[0] == said[1]
+        assert answers[0] == answers[1]
     calls = [
         {b["id"]: b["input"] for b in each["content"] if b["type"] == "tool_use"}
         for each in (value, streamed)

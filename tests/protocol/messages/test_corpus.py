@@ -101,7 +101,7 @@ def test_the_outline_of_a_conversation(path: Path) -> None:
 def test_every_text_of_the_client_arrives_but_for_the_billing(path: Path) -> None:
     request, sent = json.loads(path.read_text()), json.dumps(translated(path), ensure_ascii=False)
     gone = 0
-    for text in said(request):
+    for text in texts_of(request):
         if text.startswith("x-anthropic-billing-header"):
             gone += 1
         else:
@@ -111,16 +111,16 @@ def test_every_text_of_the_client_arrives_but_for_the_billing(path: Path) -> Non
     assert "encrypted_content" not in sent
 
 
-def said(value: Any) -> Iterator[str]:
+def texts_of(value: Any) -> Iterator[str]:
     """What is told to a model in some value, wherever it stands."""
     for each in value if isinstance(value, list) else ():
-        yield from said(each)
+        yield from texts_of(each)
     if isinstance(value, dict):
         for name, each in value.items():
             if name in ("text", "thinking", "description") and isinstance(each, str):
                 yield each
             elif name != "properties":
-                yield from said(each)
+                yield from texts_of(each)
 
 
 def test_what_an_agent_should_know_is_told() -> None:

@@ -1,4 +1,4 @@
-"""Conversations in Anthropic's form as chat messages."""
+"""Conversations of Anthropic's form translated to chat messages."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol.encoder import Changes
+from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.messages import parse_prompt
 from qwen_wsgi.protocol.messages.history import FAILED, UNANSWERED, messages_of
 
 MARK = {"cache_control": {"type": "ephemeral"}}
 
 
-def text(said: str, **rest: Any) -> dict[str, Any]:
-    return {"type": "text", "text": said, **rest}
+def text(words: str, **rest: Any) -> dict[str, Any]:
+    return {"type": "text", "text": words, **rest}
 
 
 def use(id: str, name: str = "read", **input: Any) -> dict[str, Any]:
@@ -43,14 +43,16 @@ def assistant(*content: Any) -> dict[str, Any]:
 
 
 def chat(*messages: Any, **rest: Any) -> list[dict[str, Any]]:
-    told: list[dict[str, Any]] = parse_prompt({"messages": list(messages), **rest})["messages"]
-    return told
+    translated: list[dict[str, Any]] = parse_prompt({"messages": list(messages), **rest})[
+        "messages"
+    ]
+    return translated
 
 
 def changed(*messages: Any) -> tuple[str, ...]:
-    losses = Changes()
-    list(messages_of(list(messages), losses))
-    return losses.changed
+    changes = Changes()
+    list(messages_of(list(messages), changes))
+    return changes.entries
 
 
 def refused(*messages: Any) -> BadRequest:
@@ -75,9 +77,9 @@ def test_without_one_there_is_none(system: Any) -> None:
 
 def test_marks_for_the_cache_stay_in_qwens_form() -> None:
     mark = {"cache_control": {"type": "ephemeral", "ttl": "1h", "scope": "global"}}
-    told = chat(user(text("a")), system=[text("one"), text("two", **mark)])
+    translated = chat(user(text("a")), system=[text("one"), text("two", **mark)])
 
-    assert told[0]["content"] == [text("one"), text("two", **MARK)]
+    assert translated[0]["content"] == [text("one"), text("two", **MARK)]
 
 
 BILLING = "x-anthropic-billing-header: cc_version=2.1.99.abc; cc_entrypoint=cli; cch=1f2e3;"
@@ -100,14 +102,14 @@ def test_of_a_request_with_nothing_but_that_text_no_system_is_left() -> None:
 
 
 def test_a_system_text_in_the_middle_is_a_reminder_to_the_user() -> None:
-    told = chat(
+    translated = chat(
         user(text("a")),
         assistant(text("b")),
         {"role": "system", "content": "Stay in /src."},
         user(text("c")),
     )
 
-    assert told[2] == {
+    assert translated[2] == {
         "role": "user",
         "content": [
             text("<system-reminder>\nStay in /src.\n</system-reminder>"),
@@ -117,15 +119,15 @@ def test_a_system_text_in_the_middle_is_a_reminder_to_the_user() -> None:
 
 
 def test_a_reminder_before_results_does_not_part_them_from_their_calls() -> None:
-    told = chat(
+    translated = chat(
         user(text("a")),
         assistant(use("t1")),
         {"role": "system", "content": [text("<system-reminder>x</system-reminder>")]},
         user(result("t1")),
     )
 
-    assert [each["role"] for each in told] == ["user", "assistant", "tool", "user"]
-    assert told[3]["content"] == "<system-reminder>x</system-reminder>"
+    assert [each["role"] for each in translated] == ["user", "assistant", "tool", "user"]
+    assert translated[3]["content"] == "<system-reminder>x</system-reminder>"
 
 
 # --- what the user says -------------------------------------------------------------------------
@@ -137,9 +139,9 @@ def test_strings_and_single_texts_are_strings() -> None:
 
 
 def test_messages_of_one_role_are_one_turn() -> None:
-    told = chat(user(text("a")), user(text("b")), assistant(text("c")), assistant(text("d")))
+    translated = chat(user(text("a")), user(text("b")), assistant(text("c")), assistant(text("d")))
 
-    assert [each["content"] for each in told] == [[text("a"), text("b")], "cd"]
+    assert [each["content"] for each in translated] == [[text("a"), text("b")], "cd"]
 
 
 @pytest.mark.parametrize(
@@ -153,19 +155,19 @@ def test_messages_of_one_role_are_one_turn() -> None:
     ],
 )
 def test_images(source: Any, url: str) -> None:
-    told = chat(user(text("what?"), {"type": "image", "source": source, **MARK}))
+    translated = chat(user(text("what?"), {"type": "image", "source": source, **MARK}))
 
-    assert told[0]["content"][1] == {"type": "image_url", "image_url": {"url": url}, **MARK}
+    assert translated[0]["content"][1] == {"type": "image_url", "image_url": {"url": url}, **MARK}
 
 
 def test_documents_as_far_as_they_are_text() -> None:
     plain = {"type": "text", "media_type": "text/plain", "data": "Once upon"}
-    told = chat(user({"type": "document", "source": plain, "title": "Tale"}, text("?")))
-    assert told[0]["content"][0] == text("Tale\n\nOnce upon")
+    translated = chat(user({"type": "document", "source": plain, "title": "Tale"}, text("?")))
+    assert translated[0]["content"][0] == text("Tale\n\nOnce upon")
 
     parts = {"type": "content", "content": [text("page"), image()]}
-    told = chat(user({"type": "document", "source": parts}))
-    assert [part["type"] for part in told[0]["content"]] == ["text", "image_url"]
+    translated = chat(user({"type": "document", "source": parts}))
+    assert [part["type"] for part in translated[0]["content"]] == ["text", "image_url"]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +200,7 @@ def test_search_results_are_texts() -> None:
 
 
 def test_thinking_of_whoever_goes_with_its_message() -> None:
-    told = chat(
+    translated = chat(
         user(text("a")),
         assistant(
             {"type": "thinking", "thinking": "Hm.", "signature": "EqQBCgIYAhIM1gbcDa9GJwZA2b3h"},
@@ -208,14 +210,14 @@ def test_thinking_of_whoever_goes_with_its_message() -> None:
         user(text("c")),
     )
 
-    assert told[1] == {"role": "assistant", "content": "b", "reasoning_content": "Hm."}
+    assert translated[1] == {"role": "assistant", "content": "b", "reasoning_content": "Hm."}
 
 
 def test_calls_have_their_input_as_json() -> None:
-    told = chat(user(text("a")), assistant(text("I read."), use("t1", path="ä.py", n=1)))
+    translated = chat(user(text("a")), assistant(text("I read."), use("t1", path="ä.py", n=1)))
 
-    assert told[1]["content"] == "I read."
-    (call,) = told[1]["tool_calls"]
+    assert translated[1]["content"] == "I read."
+    (call,) = translated[1]["tool_calls"]
     assert (call["id"], call["type"], call["function"]["name"]) == ("t1", "function", "read")
     assert json.loads(call["function"]["arguments"]) == {"path": "ä.py", "n": 1}
 
@@ -230,10 +232,10 @@ def test_an_answer_that_is_to_be_gone_on_with_is_partial() -> None:
 
 
 def test_marks_on_answers_stay() -> None:
-    told = chat(user(text("a")), assistant(text("b", **MARK)), user(text("c", **MARK)))
+    translated = chat(user(text("a")), assistant(text("b", **MARK)), user(text("c", **MARK)))
 
-    assert told[1]["content"] == [text("b", **MARK)]
-    assert told[2]["content"] == [text("c", **MARK)]
+    assert translated[1]["content"] == [text("b", **MARK)]
+    assert translated[2]["content"] == [text("c", **MARK)]
 
 
 @pytest.mark.parametrize(
@@ -262,13 +264,13 @@ def test_a_message_of_which_nothing_is_left_is_left_out() -> None:
 
 
 def test_results_come_in_the_order_of_the_calls_before_what_the_user_says() -> None:
-    told = chat(
+    translated = chat(
         user(text("a")),
         assistant(use("t1"), use("t2"), use("t3")),
         user(text("and now?"), result("t3", "three"), result("t1", "one"), result("t2", "two")),
     )
 
-    assert [(m["role"], m.get("tool_call_id"), m["content"]) for m in told[2:]] == [
+    assert [(m["role"], m.get("tool_call_id"), m["content"]) for m in translated[2:]] == [
         ("tool", "t1", "one"),
         ("tool", "t2", "two"),
         ("tool", "t3", "three"),
@@ -277,31 +279,31 @@ def test_results_come_in_the_order_of_the_calls_before_what_the_user_says() -> N
 
 
 def test_results_may_come_in_several_messages() -> None:
-    told = chat(
+    translated = chat(
         user(text("a")), assistant(use("t1"), use("t2")), user(result("t2")), user(result("t1"))
     )
 
-    assert [each.get("tool_call_id") for each in told[2:]] == ["t1", "t2"]
+    assert [each.get("tool_call_id") for each in translated[2:]] == ["t1", "t2"]
 
 
 def test_an_interrupted_turn_says_so() -> None:
-    told = chat(
+    translated = chat(
         user(text("a")), assistant(use("t1"), use("t2")), user(result("t1"), text("Stop that."))
     )
 
-    assert told[3] == {"role": "tool", "tool_call_id": "t2", "content": UNANSWERED}
-    assert told[4]["content"] == "Stop that."
+    assert translated[3] == {"role": "tool", "tool_call_id": "t2", "content": UNANSWERED}
+    assert translated[4]["content"] == "Stop that."
 
 
 def test_calls_at_the_end_are_answered_too() -> None:
-    told = chat(user(text("a")), assistant(use("t1")))
+    translated = chat(user(text("a")), assistant(use("t1")))
 
-    assert told[-1] == {"role": "tool", "tool_call_id": "t1", "content": UNANSWERED}
-    assert "partial" not in told[1]
+    assert translated[-1] == {"role": "tool", "tool_call_id": "t1", "content": UNANSWERED}
+    assert "partial" not in translated[1]
 
 
 def test_the_same_ids_in_two_turns_are_kept_apart() -> None:
-    told = chat(
+    translated = chat(
         user(text("a")),
         assistant(use("t1")),
         user(result("t1", "one")),
@@ -309,17 +311,19 @@ def test_the_same_ids_in_two_turns_are_kept_apart() -> None:
         user(result("t1", "two")),
     )
 
-    assert [each["content"] for each in told if each["role"] == "tool"] == ["one", "two"]
+    assert [each["content"] for each in translated if each["role"] == "tool"] == ["one", "two"]
 
 
 def test_a_failed_tool_is_told_in_words() -> None:
-    told = chat(user(text("a")), assistant(use("t1")), user(result("t1", "no", is_error=True)))
+    translated = chat(
+        user(text("a")), assistant(use("t1")), user(result("t1", "no", is_error=True))
+    )
 
-    assert told[2]["content"] == FAILED + "no"
+    assert translated[2]["content"] == FAILED + "no"
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "words"),
     [
         (None, ""),
         ("", ""),
@@ -328,34 +332,34 @@ def test_a_failed_tool_is_told_in_words() -> None:
         ([{"type": "tool_reference", "tool_name": "grep"}], "Tool: grep"),
     ],
 )
-def test_the_text_of_a_result(content: Any, said: str) -> None:
+def test_the_text_of_a_result(content: Any, words: str) -> None:
     assert chat(user(text("a")), assistant(use("t")), user(result("t", content)))[2] == {
         "role": "tool",
         "tool_call_id": "t",
-        "content": said,
+        "content": words,
     }
 
 
 @pytest.mark.parametrize("marked", [result("t1", [text("a", **MARK)]), result("t1", "a", **MARK)])
 def test_a_mark_on_a_result_stays(marked: Any) -> None:
-    told = chat(user(text("a")), assistant(use("t1")), user(marked))
+    translated = chat(user(text("a")), assistant(use("t1")), user(marked))
 
-    assert told[2]["content"] == [text("a", **MARK)]
+    assert translated[2]["content"] == [text("a", **MARK)]
 
 
 def test_images_in_results_are_shown_by_the_user() -> None:
-    told = chat(
+    translated = chat(
         user(text("a")),
         assistant(use("t1"), use("t2")),
         user(result("t1", [text("shot"), image("QQ==")]), result("t2", [image()]), text("look")),
     )
 
-    assert told[2]["content"].startswith("shot\n[1 image")
-    assert told[3]["content"].startswith("[1 image")
-    kinds = [part["type"] for part in told[4]["content"]]
+    assert translated[2]["content"].startswith("shot\n[1 image")
+    assert translated[3]["content"].startswith("[1 image")
+    kinds = [part["type"] for part in translated[4]["content"]]
     assert kinds == ["text", "image_url", "text", "image_url", "text"]
-    assert "t1" in told[4]["content"][0]["text"]
-    assert told[4]["content"][1]["image_url"]["url"] == "data:image/png;base64,QQ=="
+    assert "t1" in translated[4]["content"][0]["text"]
+    assert translated[4]["content"][1]["image_url"]["url"] == "data:image/png;base64,QQ=="
 
 
 @pytest.mark.parametrize(

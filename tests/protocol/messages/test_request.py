@@ -1,4 +1,4 @@
-"""Messages requests as chat requests: parameters, thinking, tools."""
+"""Messages requests translated to chat: parameters, thinking, tools."""
 
 from __future__ import annotations
 
@@ -203,10 +203,10 @@ def test_tools() -> None:
 )
 @pytest.mark.parametrize("single", [None, False, True])
 def test_tool_choice(choice: dict[str, Any], sent: Any, single: bool | None) -> None:
-    told = chat(tools=[WEATHER], tool_choice={**choice, "disable_parallel_tool_use": single})
+    translated = chat(tools=[WEATHER], tool_choice={**choice, "disable_parallel_tool_use": single})
 
-    assert told["tool_choice"] == sent
-    assert told.get("parallel_tool_calls") == (False if single else None)
+    assert translated["tool_choice"] == sent
+    assert translated.get("parallel_tool_calls") == (False if single else None)
 
 
 def test_a_web_search_is_told_as_one() -> None:
@@ -311,10 +311,10 @@ def test_what_cannot_be_understood_is_refused_with_its_place(
 
 
 def test_a_prompt_to_be_counted_needs_nothing_but_messages() -> None:
-    told = parse_prompt({"messages": [USER], "system": "Be brief.", "tools": [WEATHER]})
+    translated = parse_prompt({"messages": [USER], "system": "Be brief.", "tools": [WEATHER]})
 
-    assert told["messages"] == [{"role": "system", "content": "Be brief."}, USER]
-    assert [tool["function"]["name"] for tool in told["tools"]] == ["get_weather"]
+    assert translated["messages"] == [{"role": "system", "content": "Be brief."}, USER]
+    assert [tool["function"]["name"] for tool in translated["tools"]] == ["get_weather"]
     with pytest.raises(BadRequest):
         parse_prompt({})
 

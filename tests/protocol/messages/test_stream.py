@@ -1,4 +1,4 @@
-"""Chat's stream told in Anthropic's events, as the official SDK reads them."""
+"""Chat's stream encoded as Anthropic's events, read with the official SDK."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def one_by_one(chunks: list[Chunk]) -> list[list[Chunk]]:
 
 
 def test_a_text() -> None:
-    told = events(encode(one_by_one(HELLO)))
+    encoded = events(encode(one_by_one(HELLO)))
 
-    check_order(told)
-    assert [event["type"] for event in told] == [
+    check_order(encoded)
+    assert [event["type"] for event in encoded] == [
         "message_start",
         "content_block_start",
         "content_block_delta",
@@ -45,7 +45,7 @@ def test_a_text() -> None:
         "message_delta",
         "message_stop",
     ]
-    assert told[0]["message"] == {
+    assert encoded[0]["message"] == {
         "id": "msg_1",
         "type": "message",
         "role": "assistant",
@@ -60,16 +60,16 @@ def test_a_text() -> None:
             "output_tokens": 0,
         },
     }
-    assert told[1]["content_block"] == {"type": "text", "text": ""}
-    assert told[2]["delta"] == {"type": "text_delta", "text": "Hel"}
-    assert told[-2]["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
+    assert encoded[1]["content_block"] == {"type": "text", "text": ""}
+    assert encoded[2]["delta"] == {"type": "text_delta", "text": "Hel"}
+    assert encoded[-2]["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
 
 
 def test_the_first_feed_says_that_a_message_begins_and_a_ping_follows() -> None:
-    told = encoder().feed(sse.render(HELLO[0]))
+    encoded = encoder().feed(sse.render(HELLO[0]))
 
-    assert told.startswith(b"event: message_start\n")
-    assert told.endswith(b'event: ping\ndata: {"type":"ping"}\n\n')
+    assert encoded.startswith(b"event: message_start\n")
+    assert encoded.endswith(b'event: ping\ndata: {"type":"ping"}\n\n')
 
 
 def test_what_a_chunk_says_is_told_in_the_same_feed() -> None:
@@ -77,8 +77,8 @@ def test_what_a_chunk_says_is_told_in_the_same_feed() -> None:
     made.feed(sse.render(HELLO[0]))
 
     for text in ("eins", " zwei", "\n\n", "三", '"\\'):
-        told = events(made.feed(sse.render(chunk({"content": text}))))
-        assert told[-1]["delta"]["text"] == text
+        encoded = events(made.feed(sse.render(chunk({"content": text}))))
+        assert encoded[-1]["delta"]["text"] == text
 
 
 def test_thinking_comes_first_and_is_signed_as_our_own() -> None:
@@ -136,8 +136,8 @@ def test_arguments_are_told_as_they_come() -> None:
     made.feed(sse.render(call(0, "", "call_a", "read")))
 
     for piece in ('{"path"', ': "', "a.py", '"}'):
-        told = events(made.feed(sse.render(call(0, piece))))
-        assert [event["delta"] for event in told] == [
+        encoded = events(made.feed(sse.render(call(0, piece))))
+        assert [event["delta"] for event in encoded] == [
             {"type": "input_json_delta", "partial_json": piece}
         ]
 
@@ -164,9 +164,9 @@ def test_calls_that_take_turns_are_told_one_after_the_other() -> None:
 def test_a_call_that_is_whole_is_ended_when_the_next_begins() -> None:
     made = encoder()
     made.feed(sse.render(call(0, '{"a":1}', "call_a", "read")))
-    told = events(made.feed(sse.render(call(1, "", "call_b", "list"))))
+    encoded = events(made.feed(sse.render(call(1, "", "call_b", "list"))))
 
-    assert [(event["type"], event["index"]) for event in told] == [
+    assert [(event["type"], event["index"]) for event in encoded] == [
         ("content_block_stop", 0),
         ("content_block_start", 1),
     ]
@@ -285,9 +285,9 @@ def test_a_failure_is_an_error_event(error: ApiError, kind: str, feeds: int) -> 
     made = encoder()
     for each in HELLO[:feeds]:
         made.feed(sse.render(each))
-    (told,) = events(made.fail(error))
+    (encoded,) = events(made.fail(error))
 
-    assert told == {
+    assert encoded == {
         "type": "error",
         "error": {"type": kind, "message": "no"},
         "request_id": "req_1",
@@ -323,13 +323,13 @@ def test_the_message_does_not_depend_on_how_the_chunks_come(data: st.DataObject)
     groups = data.draw(st.composite(cut)(chunks))
     stream = encode(groups)
 
-    told = events(stream)
-    check_order(told)
+    encoded = events(stream)
+    check_order(encoded)
     assert accumulated(stream) == accumulated(encode([chunks]))
     content = accumulated(stream)["content"]
     for kind, member in (("thinking", "reasoning_content"), ("text", "content")):
-        said = "".join(c["choices"][0]["delta"].get(member, "") for c in chunks if c["choices"])
-        assert "".join(b[kind] for b in content if b["type"] == kind) == said
+        expected = "".join(c["choices"][0]["delta"].get(member, "") for c in chunks if c["choices"])
+        assert "".join(b[kind] for b in content if b["type"] == kind) == expected
 
 
 @settings(deadline=None)

@@ -1,4 +1,4 @@
-"""Requests, chunks, and what a client makes of the events."""
+"""Builds requests and chunks, and reads events as a client does."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def call(arguments: str, index: int = 0, **more: Any) -> dict[str, Any]:
     return {"tool_calls": [{**fragment, **more}]}
 
 
-def read(told: bytes, *, typed: bool = True) -> list[Event]:
+def read(encoded: bytes, *, typed: bool = True) -> list[Event]:
     """The events as a client reads them; each is checked against OpenAI's model of it."""
     events = []
-    for block in told.split(b"\n\n"):
+    for block in encoded.split(b"\n\n"):
         if not block:
             continue
         first, second = block.decode().split("\n")
@@ -96,10 +96,10 @@ def answered(
 ) -> tuple[list[Event], dict[str, Any]]:
     """The events of an answer from its chunks, and the response at its end."""
     speaks = encoder(its)
-    told = b"".join([speaks.feed(each) for each in chunks]) + speaks.end()
+    encoded = b"".join([speaks.feed(each) for each in chunks]) + speaks.end()
     assert speaks.response is not None
     Response.model_validate(speaks.response)
-    return read(told), speaks.response
+    return read(encoded), speaks.response
 
 
 def types(events: Iterable[Event]) -> list[str]:

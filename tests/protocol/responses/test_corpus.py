@@ -46,22 +46,22 @@ def test_the_corpus_is_there() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_holds_for_all(name: str) -> None:
     raw, its = read(name)
-    told = messages(its)
-    assert told[0] == {"role": "system", "content": raw["instructions"]}
-    assert its.chat.stream and its.chat.wants_usage and not its.store and its.seals_thinking
+    encoded = messages(its)
+    assert encoded[0] == {"role": "system", "content": raw["instructions"]}
+    assert its.chat.stream and its.chat.wants_usage and not its.store and its.packs_thinking
     assert its.chat.body["reasoning_effort"] == "medium"
     assert its.chat.body["parallel_tool_calls"] is True
     assert its.chat.body["prompt_cache_key"] == raw["prompt_cache_key"]
     assert "client_metadata:dropped" in its.changed
     waiting: list[str] = []
-    for each in told:
+    for each in encoded:
         if each["role"] == "tool":
             assert each["tool_call_id"] == waiting.pop(0)
             assert isinstance(each["content"], str)
         else:
             assert waiting == []  # every answer stands directly behind its call
             waiting = [one["id"] for one in each.get("tool_calls", ())]
-    calls = [one for each in told for one in each.get("tool_calls", ())]
+    calls = [one for each in encoded for one in each.get("tool_calls", ())]
     assert all(isinstance(json.loads(one["function"]["arguments"]), dict) for one in calls)
     assert len({item["id"] for item in its.input_items}) == len(raw["input"])
 
@@ -92,8 +92,8 @@ def test_every_one_can_be_answered(name: str) -> None:
 def test_a_patch_and_parallel_calls() -> None:
     raw, its = read("001-a-patch-and-parallel-calls")
     assert roles(its) == "s d u u a2 t t a1 t a1 t a1 t a1 t a u"
-    told = messages(its)
-    first, second, third = told[4], told[7], told[9]
+    encoded = messages(its)
+    first, second, third = encoded[4], encoded[7], encoded[9]
     assert first["content"] == "I look for where Dunmore is read."
     assert first["reasoning_content"].startswith("**Looking for the reader**")
     assert second["reasoning_content"] == "Three steps will do: a test, the reader, the tables."
@@ -112,27 +112,27 @@ def test_a_patch_and_parallel_calls() -> None:
 def test_an_interrupted_turn() -> None:
     _, its = read("002-an-interrupted-turn")
     assert roles(its) == "s u u a3 t t t u u u a1 t u a1 t a u"
-    told = messages(its)
-    assert [each["content"] == INTERRUPTED for each in told[4:7]] == [True, False, True]
-    assert told[7]["content"].startswith("<turn_aborted>")
+    encoded = messages(its)
+    assert [each["content"] == INTERRUPTED for each in encoded[4:7]] == [True, False, True]
+    assert encoded[7]["content"].startswith("<turn_aborted>")
     # The thinking of the turn that said nothing is gone.
-    assert told[10]["reasoning_content"] == "Only the tests of Marl Basin, no mypy."
-    assert told[12]["content"] == "(still there?)"
+    assert encoded[10]["reasoning_content"] == "Only the tests of Marl Basin, no mypy."
+    assert encoded[12]["content"] == "(still there?)"
     assert "input:interrupted-call-answered" in its.changed
 
 
 def test_images() -> None:
     raw, its = read("003-images")
     assert roles(its) == "s u u a1 t a2 t t u a u"
-    told = messages(its)
+    encoded = messages(its)
     image = raw["input"][1]["content"][1]["image_url"]
-    assert [part["type"] for part in told[2]["content"]] == ["text", "image_url", "text", "text"]
-    assert told[2]["content"][1] == {"type": "image_url", "image_url": {"url": image}}
-    assert told[3]["tool_calls"][0]["function"]["name"] == "local_shell"
-    assert told[3]["reasoning_content"].endswith("The step is at noon.")
-    assert told[6]["content"] == "[See the next message.]"
-    assert told[7]["content"].endswith("\n(exit code 0)")
-    shown = told[8]["content"]
+    assert [part["type"] for part in encoded[2]["content"]] == ["text", "image_url", "text", "text"]
+    assert encoded[2]["content"][1] == {"type": "image_url", "image_url": {"url": image}}
+    assert encoded[3]["tool_calls"][0]["function"]["name"] == "local_shell"
+    assert encoded[3]["reasoning_content"].endswith("The step is at noon.")
+    assert encoded[6]["content"] == "[See the next message.]"
+    assert encoded[7]["content"].endswith("\n(exit code 0)")
+    shown = encoded[8]["content"]
     assert shown[0]["text"] == "[Output of view_image, call call_c2]"
     assert shown[1]["image_url"]["detail"] == "high"
     assert shown[1]["image_url"]["url"].startswith("data:image/png;base64,")
@@ -151,7 +151,7 @@ def test_namespaces() -> None:
     ]
     assert called[:2] == ["mcp__harbour__list_gauges", "mcp__harbour__read_gauge"]
     # A tool that is not allowed in this turn had the same name in an earlier one.
-    pilot = its.names.meant(called[-1])
+    pilot = its.names.tool_of(called[-1])
     assert (pilot.name, pilot.namespace) == ("search", raw["tools"][-1]["name"])
     assert len(called[-1]) == 64
     assert set(its.changed) == {

@@ -1,4 +1,4 @@
-"""Chunks of chat become events of a response."""
+"""Chunks of chat encoded as events of a response."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qwen_wsgi.errors import (
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.encoder import COMMENT
 from qwen_wsgi.protocol.responses import whole
-from qwen_wsgi.protocol.responses.sealed_reasoning import opened
+from qwen_wsgi.protocol.responses.content import unpack_thinking
 from tests.protocol.responses.support import (
     EVENTS,
     ID,
@@ -116,9 +116,11 @@ def test_the_whole_response() -> None:
 def test_the_official_sdk_puts_the_same_together() -> None:
     speaks = encoder(request("hi", tools=[FUNCTION, CUSTOM]))
     more = [chunk(call('{"input":"x\\ny"}', 1, id="call_b", name="apply_patch"))]
-    told = b"".join(speaks.feed(each) for each in [*USUAL[:-2], *more, *USUAL[-2:]]) + speaks.end()
+    encoded = (
+        b"".join(speaks.feed(each) for each in [*USUAL[:-2], *more, *USUAL[-2:]]) + speaks.end()
+    )
     reader: Any = ResponseStreamState(text_format=omit, input_tools=[FUNCTION, CUSTOM])
-    for event in read(told):
+    for event in read(encoded):
         reader.handle_event(EVENTS.validate_python(event))
     assert speaks.response is not None
     assert reader._completed_response.output_text == "I look."
@@ -131,8 +133,8 @@ def test_events_come_with_the_chunk_that_tells_them() -> None:
     speaks = encoder()
     assert types(read(speaks.feed(USUAL[0]))) == ["created", "in_progress"]
     assert types(read(speaks.feed(USUAL[1])))[-1] == "reasoning_summary_text.delta"
-    told = speaks.feed(USUAL[2])
-    assert json.loads(told.split(b"data: ")[1])["delta"] == "think."
+    encoded = speaks.feed(USUAL[2])
+    assert json.loads(encoded.split(b"data: ")[1])["delta"] == "think."
     assert speaks.response is None
 
 
@@ -152,15 +154,15 @@ def test_chunks_that_differ_in_their_text_only(template: bytes, together: bool) 
     texts = (rb"a\n", "é\\u00e9".encode(), rb"\"q\"", rb"\ud83d", rb"\ude00", rb"\\", b"}]}", b"z")
     chunks = like(template, b"first", *texts, b"last")
     speaks = encoder()
-    told = speaks.feed(chunks[0])
-    told += (
+    encoded = speaks.feed(chunks[0])
+    encoded += (
         speaks.feed(b"".join(chunks[1:])) if together else b"".join(map(speaks.feed, chunks[1:]))
     )
-    told += speaks.end()
+    encoded += speaks.end()
 
-    events = read(told, typed=False)
-    said = [event["delta"] for event in events if event["type"].endswith("_text.delta")]
-    assert said == ["first", "a\n", "éé", '"q"', "\ud83d", "\ude00", "\\", "}]}", "z", "last"]
+    events = read(encoded, typed=False)
+    deltas = [event["delta"] for event in events if event["type"].endswith("_text.delta")]
+    assert deltas == ["first", "a\n", "éé", '"q"', "\ud83d", "\ude00", "\\", "}]}", "z", "last"]
     done = next(event for event in events if event["type"].endswith("_text.done"))
     assert done["text"] == 'firsta\néé"q"😀\\}]}zlast'
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
@@ -194,7 +196,7 @@ def test_what_does_more_than_add_a_text_is_looked_at() -> None:
 
 def test_thinking_is_packed_for_who_asks() -> None:
     events, response = answered(USUAL, request("hi", include=["reasoning.encrypted_content"]))
-    assert opened(response["output"][0]["encrypted_content"]) == "Let me think."
+    assert unpack_thinking(response["output"][0]["encrypted_content"]) == "Let me think."
     done = [event for event in events if event["type"] == "response.output_item.done"]
     assert done[0]["item"] == response["output"][0]
 
@@ -267,9 +269,9 @@ def test_a_call_waits_for_its_name() -> None:
     speaks = encoder()
     speaks.feed(chunk({}))
     assert speaks.feed(chunk(call('{"a"', id="a"))) == b""
-    told = read(speaks.feed(chunk(call(":1}", name="f"))))
-    assert told[0]["item"]["name"] == "f"
-    assert told[1]["delta"] == '{"a":1}'
+    encoded = read(speaks.feed(chunk(call(":1}", name="f"))))
+    assert encoded[0]["item"]["name"] == "f"
+    assert encoded[1]["delta"] == '{"a":1}'
 
 
 def test_a_call_without_an_id_gets_one() -> None:
@@ -343,8 +345,8 @@ def test_log_probabilities() -> None:
     events, response = answered([sse.render({"choices": [choice]}), chunk({"content": "!"})])
     expected = [{**entry, "bytes": [104, 195, 169], "top_logprobs": [top]}]
     assert response["output"][0]["content"][0]["logprobs"] == expected
-    told = [e["logprobs"] for e in events if e["type"] == "response.output_text.delta"]
-    assert told == [expected, []]
+    encoded = [e["logprobs"] for e in events if e["type"] == "response.output_text.delta"]
+    assert encoded == [expected, []]
 
 
 def test_an_impossible_token_is_told_as_json_can() -> None:
@@ -374,17 +376,17 @@ def test_an_impossible_token_is_told_as_json_can() -> None:
 )
 def test_usage(usage: Any, expected: list[int] | None) -> None:
     _, response = answered([chunk({"content": "a"}, "stop", usage=usage)])
-    told = response["usage"]
+    encoded = response["usage"]
     if expected is None:
-        assert told is None
+        assert encoded is None
         return
     assert [
-        told["input_tokens"],
-        told["input_tokens_details"]["cached_tokens"],
-        told["input_tokens_details"]["cache_write_tokens"],
-        told["output_tokens"],
-        told["output_tokens_details"]["reasoning_tokens"],
-        told["total_tokens"],
+        encoded["input_tokens"],
+        encoded["input_tokens_details"]["cached_tokens"],
+        encoded["input_tokens_details"]["cache_write_tokens"],
+        encoded["output_tokens"],
+        encoded["output_tokens_details"]["reasoning_tokens"],
+        encoded["total_tokens"],
     ] == expected
 
 
@@ -393,11 +395,11 @@ def test_usage(usage: Any, expected: list[int] | None) -> None:
 
 def failed(error: ApiError, *chunks: bytes) -> tuple[list[Event], dict[str, Any]]:
     speaks = encoder(request("hi", tools=[FUNCTION]))
-    told = b"".join(speaks.feed(each) for each in chunks) + speaks.fail(error)
+    encoded = b"".join(speaks.feed(each) for each in chunks) + speaks.fail(error)
     assert speaks.response is not None
     assert speaks.feed(chunk({"content": "x"})) == speaks.end() == speaks.fail(error) == b""
     assert speaks.keep_alive("chunk") == b""
-    events = read(told, typed=False)
+    events = read(encoded, typed=False)
     assert events[-1]["response"] == speaks.response
     return events, speaks.response
 
@@ -450,10 +452,10 @@ def test_when_to_try_again_is_in_the_text() -> None:
 def test_keep_alives() -> None:
     speaks = encoder()
     assert speaks.keep_alive("comment") == COMMENT
-    told = speaks.keep_alive("chunk")
-    told += speaks.keep_alive("chunk") + speaks.keep_alive("comment")
-    told += speaks.feed(chunk({"content": "a"})) + speaks.keep_alive("chunk") + speaks.end()
-    events = read(told.replace(COMMENT, b""))
+    encoded = speaks.keep_alive("chunk")
+    encoded += speaks.keep_alive("chunk") + speaks.keep_alive("comment")
+    encoded += speaks.feed(chunk({"content": "a"})) + speaks.keep_alive("chunk") + speaks.end()
+    events = read(encoded.replace(COMMENT, b""))
     assert [event["type"].removeprefix("response.") for event in events] == [
         *("created", "in_progress", "in_progress"),
         *("output_item.added", "content_part.added", "output_text.delta", "in_progress"),

@@ -1,4 +1,4 @@
-"""The text of a custom tool's call, out of its JSON."""
+"""The plain text of a custom tool's call, extracted from JSON arguments."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 
 def unwrapped(pieces: list[str]) -> str:
     text = FreeText()
-    told = [text.feed(piece) for piece in pieces]
-    return "".join([*told, text.end()])
+    encoded = [text.feed(piece) for piece in pieces]
+    return "".join([*encoded, text.end()])
 
 
 def cut(text: str, places: list[int]) -> list[str]:

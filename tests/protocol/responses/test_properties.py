@@ -1,4 +1,4 @@
-"""What holds for every answer and every request."""
+"""Properties of every answer and every request."""
 
 from __future__ import annotations
 
@@ -148,13 +148,13 @@ def test_the_output_is_the_same_message_in_the_next_turn(completion: dict[str, A
         if "call_id" in item
     ]
     again = request([*outputs, {"role": "user", "content": "on"}], history=response["output"])
-    told = again.chat.body["messages"]
-    assert told[-1] == {"role": "user", "content": "on"}
+    encoded = again.chat.body["messages"]
+    assert encoded[-1] == {"role": "user", "content": "on"}
     if message["content"] is None and "tool_calls" not in message:
-        assert len(told) == 1  # thinking alone is no message
+        assert len(encoded) == 1  # thinking alone is no message
         return
-    assert told[0] == message
-    assert [each["tool_call_id"] for each in told[1:-1]] == [
+    assert encoded[0] == message
+    assert [each["tool_call_id"] for each in encoded[1:-1]] == [
         each["id"] for each in message.get("tool_calls", ())
     ]
 
@@ -228,11 +228,11 @@ def test_any_request_is_refused_or_translated(
 )
 def test_any_chunks_are_told_or_passed_over(chunks: list[bytes], last: str) -> None:
     speaks = encoder(ITS)
-    told = b"".join(speaks.feed(each) for each in chunks)
+    encoded = b"".join(speaks.feed(each) for each in chunks)
     if last == "beat":
-        told += speaks.keep_alive("chunk") + speaks.keep_alive("comment")
-    told += speaks.fail(UpstreamError("Gone.")) if last == "fail" else speaks.end()
-    events = read(told.replace(COMMENT, b""), typed=False)
+        encoded += speaks.keep_alive("chunk") + speaks.keep_alive("comment")
+    encoded += speaks.fail(UpstreamError("Gone.")) if last == "fail" else speaks.end()
+    events = read(encoded.replace(COMMENT, b""), typed=False)
     assert events[0]["type"] == "response.created"
     assert sum("response" in e and e["response"]["status"] != "in_progress" for e in events) == 1
     assert events[-1]["response"] == json.loads(compact(speaks.response))

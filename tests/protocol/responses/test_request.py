@@ -1,4 +1,4 @@
-"""Parameters of a request: what chat gets, what is noted, what is refused."""
+"""Parameters of a request: translated, listed as lost, or refused."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_stream_asks_for_usage() -> None:
 
 
 def test_parameters_by_chats_names() -> None:
-    told = chat(
+    result = chat(
         "hi",
         max_output_tokens=100,
         temperature=0.5,
@@ -65,8 +65,8 @@ def test_parameters_by_chats_names() -> None:
         enable_thinking=True,
         seed=5,
     )
-    del told["messages"]
-    assert told == {
+    del result["messages"]
+    assert result == {
         "max_completion_tokens": 100,
         "temperature": 0.5,
         "top_p": 1,
@@ -235,25 +235,29 @@ def test_a_response_repeats_the_request() -> None:
         "store": False,
         "previous_response_id": "resp_0",
     }
-    told = whole(request("hi", **members), COMPLETION, id=ID, created=7, model=MODEL)
-    Response.model_validate(told, strict=True)
-    assert told["text"] == {"verbosity": "low", "format": {"type": "text"}}
-    assert told["truncation"] == "disabled"
-    assert {name: told[name] for name in members if name != "text"} == {
+    result = whole(request("hi", **members), COMPLETION, id=ID, created=7, model=MODEL)
+    Response.model_validate(result, strict=True)
+    assert result["text"] == {"verbosity": "low", "format": {"type": "text"}}
+    assert result["truncation"] == "disabled"
+    assert {name: result[name] for name in members if name != "text"} == {
         name: value for name, value in members.items() if name != "text"
     }
 
 
 def test_a_response_has_openais_defaults() -> None:
-    told = whole(request("hi"), COMPLETION, id=ID, created=7, model=MODEL)
-    Response.model_validate(told, strict=True)
+    result = whole(request("hi"), COMPLETION, id=ID, created=7, model=MODEL)
+    Response.model_validate(result, strict=True)
     required = {
         *("id", "object", "created_at", "access_programs", "error", "incomplete_details"),
         *("instructions", "metadata", "model", "output", "parallel_tool_calls", "temperature"),
         *("tool_choice", "tools", "top_p"),
     }
-    assert required <= set(told)
-    assert (told["tool_choice"], told["parallel_tool_calls"], told["tools"]) == ("auto", True, [])
+    assert required <= set(result)
+    assert (result["tool_choice"], result["parallel_tool_calls"], result["tools"]) == (
+        "auto",
+        True,
+        [],
+    )
 
 
 def test_a_response_shows_what_openai_requires_of_functions() -> None:

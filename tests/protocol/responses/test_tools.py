@@ -1,4 +1,4 @@
-"""Tools of many kinds become functions, and their calls come back as what they were."""
+"""Tools of all kinds become functions, and their calls are translated back."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PATCH = {
 SEARCH = {"type": "web_search"}
 
 
-def names(told: dict[str, Any]) -> list[str]:
-    return [each["function"]["name"] for each in told.get("tools", ())]
+def names(result: dict[str, Any]) -> list[str]:
+    return [each["function"]["name"] for each in result.get("tools", ())]
 
 
 def refusal(**members: Any) -> BadRequest:
@@ -92,12 +92,12 @@ def test_names_that_chat_does_not_take_are_unique_and_come_back() -> None:
     plain = {**FUNCTION, "name": "a__b__c"}
     odd = {**FUNCTION, "name": "mail.send ü"}
     its = request("hi", tools=[long, clash, again, plain, odd])
-    told = [each["function"]["name"] for each in its.chat.body["tools"]]
-    assert len(set(told)) == 6
-    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) for name in told)
-    assert told[4] == "a__b__c"
-    meant = [its.names.meant(name) for name in told]
-    assert [(tool.namespace, tool.name) for tool in meant] == [
+    result = [each["function"]["name"] for each in its.chat.body["tools"]]
+    assert len(set(result)) == 6
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) for name in result)
+    assert result[4] == "a__b__c"
+    known = [its.names.tool_of(name) for name in result]
+    assert [(tool.namespace, tool.name) for tool in known] == [
         ("n" * 60, "f"),
         ("n" * 60, "g"),
         ("a", "b__c"),
@@ -112,8 +112,8 @@ def test_a_call_of_a_namespace_in_the_history_has_the_same_name() -> None:
     item = {"type": "function_call", "call_id": "a", "arguments": "{}", "name": "send"}
     given = [{"role": "user", "content": "x"}, {**item, "namespace": "mail"}]
     for tools in ([space], []):
-        told = chat(given, tools=tools)["messages"][1]["tool_calls"][0]
-        assert told["function"]["name"] == "mail__send"
+        result = chat(given, tools=tools)["messages"][1]["tool_calls"][0]
+        assert result["function"]["name"] == "mail__send"
 
 
 def test_a_name_that_nobody_gave_is_told_as_it_is() -> None:
@@ -161,7 +161,7 @@ def test_a_type_is_noted_as_a_header_may_have_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "told"),
+    ("choice", "result"),
     [
         (None, None),
         ("auto", "auto"),
@@ -174,9 +174,9 @@ def test_a_type_is_noted_as_a_header_may_have_it() -> None:
         ),
     ],
 )
-def test_choices(choice: Any, told: Any) -> None:
+def test_choices(choice: Any, result: Any) -> None:
     sent = chat("hi", tools=[FUNCTION, PATCH], tool_choice=choice, parallel_tool_calls=True)
-    assert sent.get("tool_choice") == told
+    assert sent.get("tool_choice") == result
     assert names(sent) == ["f", "apply_patch"]
     assert sent["parallel_tool_calls"] is True
 
@@ -199,10 +199,10 @@ def test_allowed_tools_of_a_namespace_and_a_search() -> None:
     space = {"type": "namespace", "name": "mail", "tools": [{**FUNCTION, "name": "send"}]}
     allowed = [{"type": "namespace", "name": "mail"}, {"type": "web_search"}]
     choice = {"type": "allowed_tools", "mode": "auto", "tools": allowed}
-    told = chat("hi", tools=[FUNCTION, space, SEARCH], tool_choice=choice)
-    assert told["tools"][0]["function"]["name"] == "mail__send"
-    assert told["tools"][1] == {"type": "web_search"}
-    assert len(told["tools"]) == 2
+    result = chat("hi", tools=[FUNCTION, space, SEARCH], tool_choice=choice)
+    assert result["tools"][0]["function"]["name"] == "mail__send"
+    assert result["tools"][1] == {"type": "web_search"}
+    assert len(result["tools"]) == 2
 
 
 def test_a_search_cannot_be_forced() -> None:

@@ -1,4 +1,4 @@
-"""Requests in, and what would be sent of them."""
+"""Builds requests, and renders what would be sent for them."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def adapted(
 
 
 def sent(members: Json, made: Adapted) -> Json:
-    """The body that goes upstream."""
+    """The body for the upstream."""
     body: Json = json.loads(request_of(**members).body.render(made.changes, drop=made.drop))
     return body
 
 
 def difference(members: Json, made: Adapted) -> Json:
-    """The members that go upstream otherwise than they came; dropped ones as `...`."""
+    """The members that differ in the body for the upstream; dropped ones as `...`."""
     before = {"messages": HELLO, **members}
     after = sent(members, made)
     changed = {name: value for name, value in after.items() if before.get(name, ...) != value}

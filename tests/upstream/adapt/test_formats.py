@@ -1,4 +1,4 @@
-"""JSON: by a schema where the model takes one, else in words, and not while an old model thinks."""
+"""JSON formats: a schema if the model takes one, else a prompt; without thinking on old models."""
 
 from __future__ import annotations
 

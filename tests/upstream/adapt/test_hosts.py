@@ -1,4 +1,4 @@
-"""Whose requests are adapted, and whose are left alone."""
+"""Which hosts and models get adapted requests."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_an_ordinary_request_stays_as_it_is(family: Family, model: str) -> None:
 
 
 def test_of_a_model_that_is_not_known_no_limits_are_assumed() -> None:
-    """What every model of the hosts has in common still holds."""
+    """The rules for all models of the hosts still apply."""
     members: Json = {
         "max_tokens": 10**9,
         "max_completion_tokens": 10**9,

@@ -1,4 +1,4 @@
-"""Messages: the system's place, the old tool calls, and what hosts want of parts."""
+"""Messages: the place of system messages, legacy tool calls, parts, cache marks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def messages_of(
     stream: bool = True,
     **members: Any,
 ) -> Any:
-    """What is sent of the messages; checks that they are re-written only if they change."""
+    """The messages that are sent; checks that they are rewritten only if they change."""
     members = {"messages": messages, **members}
     made = adapted(members, target_of(model, family), options, stream=stream)
     after = sent(members, made)["messages"]

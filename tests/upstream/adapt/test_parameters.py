@@ -1,4 +1,4 @@
-"""Ranges, fields that no Qwen host takes, lengths and the number of choices."""
+"""Unsupported parameters, ranges, lengths and the number of choices."""
 
 from __future__ import annotations
 

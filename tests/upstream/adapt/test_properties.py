@@ -1,4 +1,4 @@
-"""Whatever a request looks like: no fault of ours, nothing touched, nothing changed unnamed."""
+"""For any request: no exception, the request is not modified, every change is listed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""However a client asks for thinking, the model is asked in its own words, and in one way only."""
+"""All ways to switch thinking are translated to the one that the model takes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OFF: Json = {"enable_thinking": False}
 
 
 def knobs(members: Json, model: str, *, thinking: bool | None = None) -> Json:
-    """What is sent of the knobs."""
+    """The parameters for thinking that are sent."""
     made = adapted(members, target_of(model, thinking=thinking))
     return {name: value for name, value in sent(members, made).items() if name in BOTH_WAYS}
 
@@ -211,7 +211,7 @@ def test_a_name_that_asks_in_vain_is_refused_when_strict() -> None:
 
 @pytest.mark.parametrize("nulls", [{}, {"reasoning_effort": None, "reasoning": None}], ids=str)
 def test_what_a_translation_asked_for_of_itself_is_not_missed(nulls: Json) -> None:
-    """Completions ask for no thinking if their clients say nothing of it."""
+    """Completions switch thinking off unless the client sets it."""
     members: Json = {"messages": HELLO, "enable_thinking": False, **nulls}
     body = JsonObject(json.dumps(members).encode())
     asked = parse_request(body)

@@ -1,4 +1,4 @@
-"""Calls in a history whose arguments are no JSON object: cut by the length limit, or a slip."""
+"""Tool calls in the history whose arguments are not a JSON object."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ANSWER: Json = {"role": "tool", "tool_call_id": "1", "content": "42"}
 
 
 def called(*arguments: Any, **rest: Any) -> Json:
-    """A message of the assistant with a call for each of some arguments."""
+    """An assistant's message with one call for each of the arguments."""
     calls = [
         {"id": str(at), "type": "function", "function": {"name": "look", "arguments": each}}
         for at, each in enumerate(arguments, 1)
@@ -39,7 +39,7 @@ def called(*arguments: Any, **rest: Any) -> Json:
 
 
 def arguments_of(messages: list[Json]) -> list[Any]:
-    """What is sent of the arguments."""
+    """The arguments that are sent."""
     members: Json = {"messages": messages}
     after = sent(members, adapted(members, options=STRICT))["messages"]
     return [

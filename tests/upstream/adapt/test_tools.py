@@ -1,4 +1,4 @@
-"""Tools in the old form, empty ones, the host's own search, and calls that are forced."""
+"""Legacy functions, empty lists of tools, the host's own web search, and forced calls."""
 
 from __future__ import annotations
 
@@ -96,6 +96,8 @@ def test_functions_are_tools(call: Json, choice: Json) -> None:
         "parallel_tool_calls": False,
         **choice,
     }
+    assert made.legacy_functions
+    assert "functions:as-tools" in made.changed
 
 
 def test_functions_beside_tools_are_not_taken() -> None:
@@ -109,14 +111,29 @@ def test_functions_beside_tools_are_not_taken() -> None:
         "tool_choice": "none",
         **PARALLEL,
     }
+    assert not made.legacy_functions
+    assert "functions:dropped" in made.changed
     with pytest.raises(BadRequest) as caught:
         adapted(members, options=STRICT)
     assert caught.value.param == "functions"
 
 
+@pytest.mark.parametrize("functions", [None, []])
+def test_empty_functions_beside_tools_leave_the_answer_in_the_form_of_tools(
+    functions: list[Json] | None,
+) -> None:
+    made = adapted({"functions": functions, "tools": [TOOL]}, options=STRICT)
+
+    assert not made.legacy_functions
+    assert "functions:dropped" in made.changed
+
+
 @pytest.mark.parametrize("members", [{"functions": []}, {"function_call": "auto"}], ids=str)
 def test_no_functions_are_nothing(members: Json) -> None:
-    assert sent(members, adapted(members, options=STRICT)) == {"messages": HELLO}
+    made = adapted(members, options=STRICT)
+
+    assert sent(members, made) == {"messages": HELLO}
+    assert not made.legacy_functions
 
 
 # --- the host's own search ----------------------------------------------------------------------
@@ -168,7 +185,7 @@ def test_models_for_sound_need_a_strategy_named() -> None:
 
 @pytest.mark.parametrize("model", ["qwen3-coder-plus", "glm-5.1", "kimi-k3"])
 def test_a_model_without_it_answers_without_it(model: str) -> None:
-    """Codex and others list the tool whatever the model is."""
+    """Codex and others list the tool for every model."""
     asked: list[Json] = [{"tools": [WEB_SEARCH]}, {"web_search_options": {}}]
     for members in asked:
         made = adapted(members, target_of(model))

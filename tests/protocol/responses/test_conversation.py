@@ -1,4 +1,4 @@
-"""Items become messages of a chat."""
+"""Items translated to messages of a chat."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.errors import BadRequest
+from qwen_wsgi.protocol.responses.content import pack_thinking
 from qwen_wsgi.protocol.responses.conversation import INTERRUPTED
-from qwen_wsgi.protocol.responses.sealed_reasoning import sealed
 from tests.protocol.responses.support import chat, messages, request
 
 
@@ -16,7 +16,7 @@ def user(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
-def said(text: str) -> dict[str, Any]:
+def assistant(text: str) -> dict[str, Any]:
     part = {"type": "output_text", "text": text, "annotations": []}
     return {"type": "message", "role": "assistant", "id": "msg_1", "content": [part]}
 
@@ -100,12 +100,12 @@ def test_what_the_assistant_refused_was_said() -> None:
 def test_calls_in_a_row_are_one_message_with_the_text_before_them() -> None:
     given = [
         user("go"),
-        said("I look."),
+        assistant("I look."),
         function_call("a"),
         function_call("b", "read", '{"p":1}'),
         output("b", "B"),
         output("a", "A"),
-        said("Done."),
+        assistant("Done."),
     ]
     assert messages(given) == [
         user("go"),
@@ -129,9 +129,9 @@ def test_calls_one_after_the_other_are_two_messages() -> None:
 
 def test_what_stands_between_a_call_and_its_output_comes_behind() -> None:
     given = [user("go"), function_call("a"), user("hurry"), output("a")]
-    told = messages(given)
-    assert told[1]["tool_calls"] == [tool_call("a")]
-    assert told[2:] == [tool("a"), user("hurry")]
+    translated = messages(given)
+    assert translated[1]["tool_calls"] == [tool_call("a")]
+    assert translated[2:] == [tool("a"), user("hurry")]
 
 
 def test_a_call_that_was_never_answered_is_said_to_be_interrupted() -> None:
@@ -169,11 +169,15 @@ def test_outputs_of_parts_give_their_images_to_the_user_behind_all_outputs() -> 
         *(user("go"), function_call("a"), function_call("b"), function_call("c")),
         *(output("a", parts), output("b", [image]), output("c", [])),
     ]
-    told = messages(given)
-    assert told[2:5] == [tool("a", "a\nb"), tool("b", "[See the next message.]"), tool("c", "")]
-    assert told[5]["role"] == "user"
-    assert [part["type"] for part in told[5]["content"]] == ["text", "image_url"] * 2
-    assert told[5]["content"][2]["text"] == "[Output of shell, call b]"
+    translated = messages(given)
+    assert translated[2:5] == [
+        tool("a", "a\nb"),
+        tool("b", "[See the next message.]"),
+        tool("c", ""),
+    ]
+    assert translated[5]["role"] == "user"
+    assert [part["type"] for part in translated[5]["content"]] == ["text", "image_url"] * 2
+    assert translated[5]["content"][2]["text"] == "[Output of shell, call b]"
 
 
 def test_custom_calls_are_functions_with_an_input() -> None:
@@ -202,50 +206,59 @@ def test_shell_calls_of_another_history_are_told_as_functions() -> None:
         {"type": "apply_patch_call", "call_id": "b", "operation": operation, "status": "completed"},
         {"type": "apply_patch_call_output", "call_id": "b", "status": "completed", "output": "k"},
     ]
-    told = messages(given)
-    assert told[1]["tool_calls"][0]["function"] == {
+    translated = messages(given)
+    assert translated[1]["tool_calls"][0]["function"] == {
         "name": "local_shell",
         "arguments": '{"type":"exec","command":["ls"],"env":{}}',
     }
-    assert told[2] == tool("a", "{}")
-    assert told[3]["tool_calls"][0]["function"]["name"] == "apply_patch"
-    assert told[4] == tool("b", '"k"')
+    assert translated[2] == tool("a", "{}")
+    assert translated[3]["tool_calls"][0]["function"]["name"] == "apply_patch"
+    assert translated[4] == tool("b", '"k"')
 
 
 def test_thinking_belongs_to_the_message_behind_it() -> None:
     given = [
-        *(user("go"), thought("first"), said("I look."), thought("second"), function_call("a")),
-        *(output("a"), thought("third"), said("Done."), user("thanks")),
+        *(
+            user("go"),
+            thought("first"),
+            assistant("I look."),
+            thought("second"),
+            function_call("a"),
+        ),
+        *(output("a"), thought("third"), assistant("Done."), user("thanks")),
     ]
-    told = messages(given)
-    assert told[1]["reasoning_content"] == "first\n\nsecond"
-    assert told[1]["content"] == "I look."
-    assert told[3] == {"role": "assistant", "content": "Done.", "reasoning_content": "third"}
+    translated = messages(given)
+    assert translated[1]["reasoning_content"] == "first\n\nsecond"
+    assert translated[1]["content"] == "I look."
+    assert translated[3] == {"role": "assistant", "content": "Done.", "reasoning_content": "third"}
 
 
 def test_thinking_without_a_message_is_forgotten() -> None:
-    told = messages([user("go"), thought("lost"), user("again"), said("ok"), user("x")])
-    assert all("reasoning_content" not in each for each in told)
+    translated = messages([user("go"), thought("lost"), user("again"), assistant("ok"), user("x")])
+    assert all("reasoning_content" not in each for each in translated)
 
 
 @pytest.mark.parametrize(
     ("item", "expected"),
     [
-        ({"summary": [], "encrypted_content": sealed("own")}, "own"),
+        ({"summary": [], "encrypted_content": pack_thinking("own")}, "own"),
         ({"summary": [{"text": "s"}, {"text": "t"}], "encrypted_content": "gAAAA"}, "s\n\nt"),
         ({"summary": [{"text": "s"}], "content": [{"text": "c"}]}, "c"),
         ({"summary": [{"text": "s"}], "content": None, "encrypted_content": 5}, "s"),
     ],
 )
 def test_where_thinking_is_found(item: dict[str, Any], expected: str) -> None:
-    told = messages([user("go"), {"type": "reasoning", **item}, said("ok")])
-    assert told[1]["reasoning_content"] == expected
+    translated = messages([user("go"), {"type": "reasoning", **item}, assistant("ok")])
+    assert translated[1]["reasoning_content"] == expected
 
 
 @pytest.mark.parametrize("content", ["gAAAA==", "qwen-proxy-unencrypted-1:%%%", "", None, {}, 1])
 def test_what_others_packed_is_passed_over(content: Any) -> None:
     item = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": content}
-    assert messages([user("go"), item, said("ok")])[1] == {"role": "assistant", "content": "ok"}
+    assert messages([user("go"), item, assistant("ok")])[1] == {
+        "role": "assistant",
+        "content": "ok",
+    }
 
 
 def test_items_that_chat_cannot_tell_are_dropped_and_noted() -> None:
@@ -262,7 +275,7 @@ def test_items_that_chat_cannot_tell_are_dropped_and_noted() -> None:
 
 
 def test_history_stands_between_the_instructions_and_the_input() -> None:
-    history = [{"type": "message", "id": "m1", **user("old")}, {**said("yes"), "id": "m2"}]
+    history = [{"type": "message", "id": "m1", **user("old")}, {**assistant("yes"), "id": "m2"}]
     its = request("new", history=history, instructions="sys", previous_response_id="resp_1")
     assert [each["content"] for each in its.chat.body["messages"]] == ["sys", "old", "yes", "new"]
     assert [item["content"] for item in its.input_items] == [
@@ -272,12 +285,12 @@ def test_history_stands_between_the_instructions_and_the_input() -> None:
 
 
 def test_an_output_finds_its_call_in_the_history() -> None:
-    told = messages([output("a")], history=[user("go"), function_call("a")])
-    assert told[-1] == tool("a")
+    translated = messages([output("a")], history=[user("go"), function_call("a")])
+    assert translated[-1] == tool("a")
 
 
 def test_references_stand_for_stored_items() -> None:
-    stored = {"msg_7": {**said("kept"), "id": "msg_7"}}
+    stored = {"msg_7": {**assistant("kept"), "id": "msg_7"}}
     given = [user("go"), {"type": "item_reference", "id": "msg_7"}, {"id": "msg_7"}, user("on")]
     its = request(given, stored=stored)
     assert [each["content"] for each in its.chat.body["messages"]] == ["go", "kept", "on"]

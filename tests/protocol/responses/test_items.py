@@ -1,4 +1,4 @@
-"""Input items are told as OpenAI stores them, and mean the same as those that were sent."""
+"""Input items take the form in which OpenAI stores them, and keep their meaning."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_what_the_model_said_is_output() -> None:
     ],
 )
 def test_an_image_has_a_detail(image: dict[str, Any], expected: dict[str, Any]) -> None:
-    told = stored({"role": "user", "content": [{"type": "input_image", **image}]})
-    assert told["content"] == [{"type": "input_image", **expected}]
+    result = stored({"role": "user", "content": [{"type": "input_image", **image}]})
+    assert result["content"] == [{"type": "input_image", **expected}]
 
 
 def test_calls_and_outputs_are_complete() -> None:
@@ -110,14 +110,14 @@ def test_thinking_is_a_summary_and_nulls_are_left_out() -> None:
         "type": "reasoning",
         "summary": [{"type": "summary_text", "text": "s"}],
     }
-    told = stored({**item, "content": [{"text": "c"}], "encrypted_content": 5}, USER)
-    assert (told["summary"], told["content"]) == ([], [{"type": "reasoning_text", "text": "c"}])
-    assert "encrypted_content" not in told
+    result = stored({**item, "content": [{"text": "c"}], "encrypted_content": 5}, USER)
+    assert (result["summary"], result["content"]) == ([], [{"type": "reasoning_text", "text": "c"}])
+    assert "encrypted_content" not in result
 
 
 def test_a_search_is_told_with_what_openai_requires() -> None:
-    told = stored({"type": "web_search_call"}, USER)
-    assert (told["status"], told["action"]) == ("completed", {"type": "search", "query": ""})
+    result = stored({"type": "web_search_call"}, USER)
+    assert (result["status"], result["action"]) == ("completed", {"type": "search", "query": ""})
 
 
 def test_what_is_not_read_stays_as_it_is() -> None:
