@@ -523,7 +523,7 @@ def test_a_lock_that_vanishes_at_the_last_moment_is_still_a_timeout(scene: Scene
             scene.path.unlink()
         return inspect()
 
-    lock._stale.inspect = vanishing  # type: ignore[method-assign]
+    lock._stale.inspect = vanishing  # type: ignore[method-assign]  # another process
     assert not lock.acquire(0)
 
     assert scene.events == [("lock_timeout", {"path": str(scene.path), "waited_s": 0})]
@@ -538,7 +538,7 @@ def test_a_lock_that_vanishes_between_two_looks_is_no_error(scene: Scene) -> Non
         scene.path.unlink(missing_ok=True)
         return inspect()
 
-    lock._stale.inspect = vanishing  # type: ignore[method-assign]
+    lock._stale.inspect = vanishing  # type: ignore[method-assign]  # another process
     assert lock.acquire()
     assert len(scene.slept_s) == 1
 
