@@ -100,10 +100,8 @@ class ChunkNormalizer:
         normalized = delta
         if delta.get("role"):
             if known.role_sent:
-                normalized = {
-                    **normalized,
-                    "role": None,
-                }  # openai.lib.streaming concatenates roles, too
+                # openai.lib.streaming concatenates roles, too.
+                normalized = {**normalized, "role": None}
             else:
                 known.role_sent, self.repeatable = True, False
         if isinstance(delta.get("reasoning"), str) and not delta.get("reasoning_content"):
