@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.accounting.ledger import CallRecord, Ledger, fields
-from qwen_wsgi.logs import Formatter, Redaction, configure
+from qwen_wsgi.logs import Formatter, configure
 from qwen_wsgi.protocol.usage import Usage
+from qwen_wsgi.redaction import Redaction
 
 # Known to no run-wide search: these do go into records, which is what is tested.
 SECRET = "client-key-0123456789-abcdef-WXYZ"

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 from qwen_wsgi.errors import ApiError, BadRequest, Forbidden, Unauthorized
 from qwen_wsgi.hosts import is_loopback
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError
-from qwen_wsgi.settings import Settings, mask
+from qwen_wsgi.redaction import mask
+from qwen_wsgi.settings import Settings
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 

@@ -164,7 +164,7 @@ def test_with_files_that_cannot_be_read_there_is_one_too(
 
     assert status == 0
     assert 'model = "qwen3-coder-plus"\n' in out
-    assert "note: No account can be read" in out
+    assert "note: The accounts cannot be read" in out
 
 
 def test_a_host_that_does_not_answer_is_named_and_no_key_is_shown(
@@ -179,7 +179,7 @@ def test_a_host_that_does_not_answer_is_named_and_no_key_is_shown(
 
     assert status == 0
     assert "export ANTHROPIC_MODEL=qwen3-coder-plus\n" in out
-    assert "note: dashscope did not list its models" in out
+    assert "note: The models of account dashscope cannot be listed" in out
     assert all(core(value) not in out + err for value in keys.values())
 
 

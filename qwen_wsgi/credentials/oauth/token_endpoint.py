@@ -33,7 +33,7 @@ from qwen_wsgi.credentials.oauth.errors import (
 )
 from qwen_wsgi.credentials.oauth.reply import Reply
 from qwen_wsgi.credentials.oauth.wire import Adapter, Moment, Wire
-from qwen_wsgi.settings import mask
+from qwen_wsgi.redaction import mask
 
 #: Where the real endpoints are.
 DEFAULT_ORIGIN: Final = "https://chat.qwen.ai"

@@ -274,9 +274,7 @@ def _unreachable(error: requests.ConnectionError) -> UpstreamError:
         what, code = "The upstream closed the connection without an answer", "upstream_closed"
     else:
         what, code = "The upstream cannot be reached", "upstream_unreachable"
-    return UpstreamError(
-        f"{what} ({_reason(error)}). The operator of this proxy must look at it.", code=code
-    )
+    return UpstreamError(f"{what} ({_reason(error)}).", code=code)
 
 
 def _reason(error: BaseException) -> str:
