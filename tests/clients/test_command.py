@@ -68,8 +68,8 @@ def test_without_a_network_it_is_this_machine_and_that_is_said(bind: str) -> Non
 def test_who_is_served_without_keys_is_said_to_others(host: str, keys: str) -> None:
     notes = shown(HOST=host, QWEN_PROXY_API_KEYS=keys)["notes"]
 
-    told = any("own machine only" in note for note in notes)
-    assert told == (host != "127.0.0.1" and not keys)
+    noted = any("only programs on its own machine" in note for note in notes)
+    assert noted == (host != "127.0.0.1" and not keys)
 
 
 def test_what_the_user_says_counts() -> None:
@@ -86,10 +86,10 @@ def test_what_is_to_be_said_about_the_models_is_said() -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"name": "claude"}, "no recipe for 'claude'; there is: claude-code"),
-        ({"name": "zzzzzzzzzz"}, "`qwen-proxy clients` lists them"),
-        ({"url": "box"}, "no address like"),
-        ({"model": "a b"}, "no model's name"),
+        ({"name": "claude"}, "there is no recipe for 'claude'; similar names: claude-code"),
+        ({"name": "zzzzzzzzzz"}, "`qwen-proxy clients` lists all"),
+        ({"url": "box"}, "not an address like"),
+        ({"model": "a b"}, "not the name of a model"),
         ({"QWEN_PROXY_BIND": "nonsense"}, "neither unix:PATH nor HOST:PORT"),
     ],
     ids=str,
@@ -103,11 +103,11 @@ def test_a_wish_that_cannot_be_met_is_one_line(wrong: dict[str, str], words: str
 def test_this_machines_address_is_found_without_sending_anything(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(command, "_NOWHERE", ("127.0.0.1", 9))
+    monkeypatch.setattr(command, "_OUTSIDE", ("127.0.0.1", 9))
     assert command.lan_address() == "127.0.0.1"
 
     # No way there, as on a machine without a network.
-    monkeypatch.setattr(command, "_NOWHERE", ("127.0.0.1", 0x10000 - 1))
+    monkeypatch.setattr(command, "_OUTSIDE", ("127.0.0.1", 0x10000 - 1))
     monkeypatch.setattr(command.socket.socket, "connect", unreachable)
     assert command.lan_address() == ""
 
@@ -140,7 +140,7 @@ def test_an_unknown_name_ends_with_status_2(capsys: pytest.CaptureFixture[str]) 
     status, out, err = run(capsys, "clients", "codecs")
 
     assert (status, out) == (2, "")
-    assert err.startswith("qwen-proxy: no recipe for 'codecs'; there is: codex")
+    assert err.startswith("qwen-proxy: there is no recipe for 'codecs'; similar names: codex")
     assert len(err.splitlines()) == 1
 
 

@@ -412,7 +412,7 @@ def test_an_address_may_be_written_with_v1(written: str, origin: str) -> None:
     ["", "box:8080", "ftp://box", "http://", 'http://box/"', "http://a b", "http://u:p@box", "$X"],
 )
 def test_what_is_no_address_is_refused(written: str) -> None:
-    with pytest.raises(ValueError, match="no address like"):
+    with pytest.raises(ValueError, match="not an address like"):
         origin_of(written)
 
 

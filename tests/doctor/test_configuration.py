@@ -74,7 +74,7 @@ def test_a_lan_with_client_keys_is_fine(load: Load) -> None:
             "note",
             "not sent to another",
         ),
-        ({"QWEN_PROXY_RETRY_BUDGET": "900"}, "QWEN_PROXY_RETRY_BUDGET", "warn", "give up earlier"),
+        ({"QWEN_PROXY_RETRY_BUDGET": "900"}, "QWEN_PROXY_RETRY_BUDGET", "warn", "give up sooner"),
         ({"QWEN_PROXY_STRICT": "1"}, "QWEN_PROXY_STRICT", "note", "get a 400"),
         ({"QWEN_HOME": "/no/such"}, "account sources", "warn", "is no directory"),
         ({"QWEN_UPSTREAM_API_KEY": KEY}, "account sources", "warn", "is ignored"),
