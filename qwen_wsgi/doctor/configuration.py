@@ -219,8 +219,8 @@ def limits(settings: Settings) -> Iterator[Finding]:
     if settings.client_keepalive_s <= _NGINX_IDLE_S:
         yield TELL.warn(
             "QWEN_PROXY_CLIENT_KEEPALIVE",
-            f"{settings.client_keepalive_s} s is not above nginx's {_NGINX_IDLE_S} s: nginx may use "
-            "a connection that is just being closed (502)",
+            f"{settings.client_keepalive_s} s is not above nginx's {_NGINX_IDLE_S} s: nginx may "
+            "use a connection that is just being closed (502)",
             f"Set it above {_NGINX_IDLE_S}; the default is 75.",
         )
     if settings.retry_budget_s == 0:
