@@ -1,4 +1,4 @@
-"""`qwen-proxy clients`: which address, which models, and what is said when something is missing."""
+"""`qwen-proxy clients`: which address, which models, and the notes when something is missing."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def test_the_address_is_where_the_server_listens(env: dict[str, str], url: str) 
     value = shown(**env)
 
     assert value["url"] == url
-    # Which of its addresses it is, is said where there are several.
-    told = [note for note in value["notes"] if "address" in note]
-    assert bool(told) == (LAN in url)
+    # A server with several addresses notes which of them this is.
+    notes = [note for note in value["notes"] if "address" in note]
+    assert bool(notes) == (LAN in url)
 
 
 @pytest.mark.parametrize("bind", ["0.0.0.0:8080", "unix:/run/x.sock"])

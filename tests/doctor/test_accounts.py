@@ -59,11 +59,11 @@ class FakeLogin(OAuthLogin):
     """A login whose status a test sets, with a file of its own."""
 
     def __init__(self, status: CredentialStatus, document: Path) -> None:
-        self.told = status
+        self.reported = status
         self.store = SimpleNamespace(paths=SimpleNamespace(document=document))  # type: ignore[assignment]  # all that is used
 
     def status(self) -> CredentialStatus:
-        return self.told
+        return self.reported
 
 
 Make = Callable[..., Account]

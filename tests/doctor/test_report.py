@@ -41,16 +41,16 @@ def test_the_last_line_counts() -> None:
 
 
 def test_programs_get_all_of_it() -> None:
-    told = json.loads(report.as_json(FINDINGS))
+    value = json.loads(report.as_json(FINDINGS))
 
-    assert told["findings"][4] == {
+    assert value["findings"][4] == {
         "check": "files",
         "subject": "e",
         "level": "fail",
         "what": "is broken",
         "remedy": "Mend it.",
     }
-    assert told["counts"] == {"ok": 1, "note": 1, "skipped": 1, "warn": 1, "fail": 1}
+    assert value["counts"] == {"ok": 1, "note": 1, "skipped": 1, "warn": 1, "fail": 1}
 
 
 def test_nothing_secret_and_nothing_that_controls_a_terminal_gets_through() -> None:
