@@ -1,13 +1,13 @@
 #!/bin/sh
-# `make install`: the proxy as a systemd service behind nginx. Run it again to upgrade.
+# `make install`: installs the proxy as a systemd service behind nginx. Run it again to upgrade.
 #
 #   PREFIX=/opt/qwen-proxy   where the virtual environment goes (PREFIX/venv)
-#   DESTDIR=/some/where      put every file below it instead, as for a package: then nothing else of
-#                            the system is touched, and root is not needed
+#   DESTDIR=/some/where      put every file below it, as for a package: then nothing else of the
+#                            system changes, and root is not needed
 #   PYTHON=/usr/bin/python3  the Python for the virtual environment
 #
-# It starts nothing, and leaves alone what the operator changed: the environment file, an edited
-# nginx site, a link in sites-enabled that was removed.
+# It starts nothing, and keeps the operator's changes: the environment file, an edited nginx site, a
+# removed link in sites-enabled.
 set -eu
 umask 022
 
@@ -18,7 +18,7 @@ unit=$root/etc/systemd/system/qwen-proxy.service
 settings=$root/etc/qwen-proxy/qwen-proxy.env
 site=$root/etc/nginx/sites-available/qwen-proxy.conf
 link=$root/etc/nginx/sites-enabled/qwen-proxy.conf
-# What we installed last time, to see whether the operator edited the site since.
+# The site as it was installed last time, to detect the operator's edits.
 pristine=$root$prefix/nginx-site.installed
 
 say() { printf '%s\n' "$*"; }
@@ -33,13 +33,13 @@ case $prefix in
 *) fail "PREFIX must be an absolute path, not '$prefix'." ;;
 esac
 case $prefix in
-*[!A-Za-z0-9/._+-]*) fail "PREFIX may hold letters, digits and / . _ + - only: '$prefix'." ;;
+*[!A-Za-z0-9/._+-]*) fail "PREFIX may contain only letters, digits and / . _ + -, not '$prefix'." ;;
 esac
 if [ -z "$root" ]; then
     [ "$(id -u)" = 0 ] || fail "installing needs root: sudo make install"
     command -v systemctl >/dev/null 2>&1 || fail \
-        "there is no systemd here. Install it: sudo apt-get install systemd" \
-        "or serve without it: make run"
+        "systemd is missing. Install it: sudo apt-get install systemd" \
+        "or run the proxy without it: make run"
     python=$(sh install/python.sh --system)
 else
     python=$(sh install/python.sh)
@@ -60,7 +60,7 @@ if [ "$(cat "$venv/qwen-proxy-python" 2>/dev/null)" != "$made_by" ] ||
     printf '%s\n' "$made_by" >"$venv/qwen-proxy-python"
 fi
 
-# Built from a copy: building as root must leave nothing of root's in the checkout.
+# Built from a copy, so that a build as root leaves no file of root in the checkout.
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 for item in setup.cfg pyproject.toml README.md LICENSE gunicorn.conf.py wsgi.py qwen_wsgi; do
@@ -69,11 +69,11 @@ done
 pip() {
     PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore "$venv/bin/python" -m pip "$@"
 }
-# setuptools goes into the environment, so that an upgrade needs no network when the dependencies
-# are there already.
+# setuptools is installed into the environment, so that an upgrade with unchanged dependencies needs
+# no network.
 if ! { pip install --quiet 'setuptools >= 70.1' &&
     pip install --quiet --no-build-isolation "$build"; }; then
-    fail "pip could not install the packages (its reason is above); it needs PyPI or a mirror." \
+    fail "pip could not install the packages (see its message above); it needs PyPI or a mirror." \
         "nothing else was changed."
 fi
 
@@ -88,7 +88,7 @@ if [ -z "$root" ]; then
     getent passwd "$user" >/dev/null || useradd --system --gid "$user" --no-create-home \
         --home-dir /var/lib/qwen-proxy --shell /usr/sbin/nologin "$user"
     if [ -n "$has_nginx" ]; then
-        # The socket is open to its group, and nginx' workers must be in it.
+        # The socket is for its group, so nginx's workers must be in it.
         web=$(awk '$1 == "user" { sub(";", "", $2); print $2; exit }' /etc/nginx/nginx.conf) || web=
         web=${web:-www-data}
         if getent passwd "$web" >/dev/null; then
@@ -101,7 +101,7 @@ mkdir -p "$root/etc/qwen-proxy" "$root/etc/systemd/system"
 if [ -e "$settings" ]; then
     say "Kept $settings"
 else
-    # root only: systemd reads it before it drops root, and nginx is in the service's group.
+    # For root only: systemd reads it as root, and nginx is in the service's group.
     install -m 0600 systemd/qwen-proxy.env.example "$settings"
 fi
 install -m 0644 systemd/qwen-proxy.env.example "$root/etc/qwen-proxy/qwen-proxy.env.example"
@@ -117,8 +117,8 @@ fi
 nginx_reload=
 failed=
 if [ -z "$has_nginx" ]; then
-    say "nginx is not installed: left its site out. For it: sudo apt-get install nginx-light, then"
-    say "  sudo make install once more."
+    say "nginx is not installed, so no site was installed. To add it:"
+    say "  sudo apt-get install nginx-light && sudo make install"
 else
     mkdir -p "$(dirname "$site")" "$(dirname "$link")"
     if [ ! -e "$site" ]; then
@@ -134,23 +134,23 @@ else
         nginx_reload=1
     else
         install -m 0644 nginx/qwen-proxy.conf "$site.new"
-        say "Kept $site, which was edited; the new one is beside it: $site.new"
+        say "Kept $site, which was edited; the new version is $site.new"
     fi
     install -m 0644 nginx/qwen-proxy.conf "$pristine"
     if [ -z "$root" ] && [ -n "$nginx_reload" ] && ! nginx -t -q; then
         failed=1
         nginx_reload=
-        say "nginx refuses its configuration (see above)."
+        say "nginx rejects its configuration (see above)."
         if [ -n "${linked-}" ]; then
-            # nginx would not come up after the next boot.
+            # With it nginx would not start at the next boot.
             rm -f "$link"
-            say "The site was not switched on. Put it right, then:"
+            say "The site was not enabled. Correct the configuration, then:"
             say "  sudo ln -s ../sites-available/qwen-proxy.conf $link && sudo nginx -t"
         fi
     fi
 fi
 
-# --- what now ----------------------------------------------------------------------------------
+# --- next steps --------------------------------------------------------------------------------
 
 say
 if [ -n "$upgrade" ]; then
@@ -158,7 +158,7 @@ if [ -n "$upgrade" ]; then
     say "  sudo systemctl restart qwen-proxy"
 else
     say "Installed; nothing was started. Next:"
-    say "  1. Put a Qwen API key, and client keys for the LAN, into /etc/qwen-proxy/qwen-proxy.env"
+    say "  1. Add a Qwen API key, and client keys for the LAN, to /etc/qwen-proxy/qwen-proxy.env"
     say "     (or share your ~/.qwen: /etc/qwen-proxy/owner.conf.example)."
     say "  2. sudo systemctl enable --now qwen-proxy"
     say "  3. sudo journalctl -u qwen-proxy -f"
@@ -167,7 +167,7 @@ if [ -n "$nginx_reload" ]; then
     say "nginx has a new site:"
     say "  sudo systemctl reload nginx"
     if [ -e "$root/etc/nginx/sites-enabled/default" ]; then
-        say "Debian's default site answers on port 80 before ours. To let ours answer:"
+        say "Debian's default site takes precedence on port 80. To disable it:"
         say "  sudo rm /etc/nginx/sites-enabled/default"
     fi
 fi

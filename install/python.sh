@@ -1,16 +1,16 @@
 #!/bin/sh
-# Print the newest Python on PATH that can run the proxy and make a virtual environment.
+# Print the newest Python on PATH that can run the proxy and create a virtual environment.
 #
 #   install/python.sh [--system]
 #
-# --system leaves out a Python that a hardened system service cannot reach (below a home directory
-# or /tmp, as pyenv's are). PYTHON=/path/to/python takes that one, or says why it cannot be used.
+# --system skips a Python that a hardened system service cannot read (in a home directory or /tmp,
+# such as pyenv's). PYTHON=/path/to/python selects one; if it is unusable, the message says why.
 set -eu
 
 system=
 [ "${1-}" = --system ] && system=1
 
-# One word about a Python: ok, old, novenv or private; then its version and its path.
+# Print one word about a Python (ok, old, novenv or private), its version and its path.
 probe() {
     "$1" -I - "$system" 2>/dev/null <<'PY'
 import os, sys
@@ -25,7 +25,7 @@ else:
     home = os.path.realpath(sys.base_prefix) + "/"
     if sys.argv[1] and home.startswith(("/home/", "/root/", "/tmp/", "/run/user/")):
         verdict = "private"
-# In an active virtual environment, the Python below it: .venv itself may be about to be replaced.
+# In an active virtual environment, its base Python: .venv itself may be replaced soon.
 path = getattr(sys, "_base_executable", None) or sys.executable
 print(verdict, "%d.%d" % sys.version_info[:2], path)
 PY
@@ -39,16 +39,16 @@ fail() {
 if [ -n "${PYTHON-}" ]; then
     set -- "$PYTHON"
 else
-    # Newest first. No further than the newest that the dependencies have wheels for.
+    # Newest first, up to the newest for which the dependencies have wheels.
     set -- python3.14 python3.13 python3.12 python3.11 python3
-    # root's PATH may begin with a Python of its own, which the service cannot reach.
+    # root's PATH may begin with a private Python, which the service cannot read.
     [ -z "$system" ] || set -- "$@" /usr/local/bin/python3 /usr/bin/python3
 fi
 
 old='' novenv='' private=''
 for name; do
     command -v "$name" >/dev/null 2>&1 || continue
-    # A pyenv shim is on PATH for versions that are not switched on: it answers with an error.
+    # A pyenv shim of a version that is not selected only prints an error.
     found=$(probe "$name") || continue
     case $found in
     ok\ *)
@@ -63,16 +63,16 @@ done
 
 if [ -n "$novenv" ]; then
     package=python3-venv
-    # Python 3.13 beside Debian's own 3.11 has its own package.
+    # A Python 3.13 beside Debian's own 3.11 has a package of its own.
     default=$(probe python3 || true)
     case $default in
     *" ${novenv%% *} "*) ;;
     *) [ -z "${default}" ] || package=python${novenv%% *}-venv ;;
     esac
-    fail "Python ${novenv%% *} (${novenv#* }) cannot make a virtual environment." \
+    fail "Python ${novenv%% *} (${novenv#* }) cannot create a virtual environment." \
         "install the missing part: sudo apt-get install $package"
 elif [ -n "$private" ]; then
-    fail "Python ${private%% *} (${private#* }) is in a directory that the service cannot reach." \
+    fail "Python ${private%% *} (${private#* }) is in a directory that the service cannot read." \
         "install the system's own: sudo apt-get install python3 python3-venv" \
         "or name another one: sudo make install PYTHON=/usr/local/bin/python3.12"
 elif [ -n "$old" ]; then

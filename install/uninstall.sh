@@ -1,7 +1,7 @@
 #!/bin/sh
-# `make uninstall`: remove what `make install` made. Takes the same PREFIX and DESTDIR.
+# `make uninstall`: removes what `make install` installed. Takes the same PREFIX and DESTDIR.
 #
-# Settings, state, an edited nginx site and the user stay; PURGE=1 removes them as well.
+# Settings, state, an edited nginx site and the user are kept; PURGE=1 removes them, too.
 set -eu
 
 prefix=${PREFIX:-/opt/qwen-proxy}
@@ -35,16 +35,16 @@ if [ -z "$root" ] && [ -d /run/systemd/system ]; then
 fi
 
 if [ -z "$root" ] && [ -L /etc/nginx/sites-enabled/qwen-proxy.conf ]; then
-    say "nginx serves the site until: sudo systemctl reload nginx"
+    say "nginx serves the site until you run: sudo systemctl reload nginx"
 fi
 rm -f "$root/etc/nginx/sites-enabled/qwen-proxy.conf" "$site.new"
 if [ -e "$site" ] && [ "${PURGE-}" != 1 ] && ! cmp -s "$pristine" "$site"; then
-    say "Kept $site, which was edited (it is switched off)."
+    say "Kept $site, which was edited (it is disabled)."
 else
     rm -f "$site"
 fi
 
-# Only what is surely ours: a wrong PREFIX must not cost anybody a directory.
+# Only if it is certainly ours: a wrong PREFIX must not delete another directory.
 if [ -e "$root$prefix/venv/qwen-proxy-python" ]; then
     rm -rf "$root$prefix/venv"
 fi
@@ -56,13 +56,13 @@ if [ "${PURGE-}" = 1 ]; then
     rm -rf "$root/etc/qwen-proxy" "$root/etc/systemd/system/qwen-proxy.service.d" \
         "$root/var/lib/qwen-proxy"
     if [ -z "$root" ]; then
-        # userdel would complain that nginx' user is still in the group, which goes right after.
+        # userdel warns that nginx's user is still in the group, which is removed next.
         if getent passwd "$user" >/dev/null; then
             userdel "$user" 2>/dev/null || say "The user $user could not be removed."
         fi
         if getent group "$user" >/dev/null; then groupdel "$user"; fi
     fi
-    say "Removed, with settings, state and user."
+    say "Removed, including settings, state and user."
 else
     rmdir "$root/etc/qwen-proxy" 2>/dev/null || true
     say "Removed. Kept: /etc/qwen-proxy, /var/lib/qwen-proxy and the user $user" \

@@ -1,16 +1,16 @@
 #!/bin/sh
-# Make .venv in the checkout, with the proxy installed editable, and keep it up to date.
+# Create or update .venv in the checkout, with the proxy installed editable.
 #
-#   install/venv.sh run     what `make run` needs
-#   install/venv.sh dev     and the tools of `make test`
+#   install/venv.sh run     for `make run`
+#   install/venv.sh dev     with the tools of `make test`
 #
-# Costs nothing, and needs no network, unless setup.cfg, pyproject.toml, the place of the checkout
-# or PYTHON changed since the last time.
+# It does nothing, and needs no network, unless setup.cfg, pyproject.toml, the path of the checkout or
+# PYTHON changed since the last run.
 set -eu
 what=$1
 cd "$(dirname "$0")/.."
 
-# The place is a part of it: the scripts in a virtual environment hold its absolute path.
+# Includes the path: the scripts of a virtual environment contain it.
 wanted=$(cat setup.cfg pyproject.toml | cksum)" ${PYTHON-} $(pwd -P)"
 stamp=.venv/qwen-proxy-$what
 
@@ -28,11 +28,11 @@ if [ -d .venv ] && [ ! -w .venv ]; then
     echo "qwen-proxy: .venv belongs to another user; remove it: sudo rm -r .venv" >&2
     exit 1
 fi
-# Same Python and same place: keep it, and only bring the packages up to date.
+# With the same Python and path, keep it and only update the packages.
 made_by="$("$python" -c 'import sys; print(sys.version, sys.base_prefix)') $(pwd -P)"
 if [ "$(cat .venv/qwen-proxy-python 2>/dev/null)" != "$made_by" ] ||
     ! .venv/bin/python -c 'import pip' 2>/dev/null; then
-    echo "Making .venv with $("$python" -V) ..." >&2
+    echo "Creating .venv with $("$python" -V) ..." >&2
     rm -rf .venv
     "$python" -m venv .venv
     printf '%s\n' "$made_by" >.venv/qwen-proxy-python
@@ -40,14 +40,14 @@ fi
 
 package=.
 [ "$what" = dev ] && package='.[dev]'
-echo "Installing the packages that setup.cfg names into .venv ..." >&2
+echo "Installing the packages of setup.cfg into .venv ..." >&2
 pip() {
     PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore .venv/bin/python -m pip "$@"
 }
-# setuptools goes into .venv itself, so that a later run needs no network to build the package.
+# setuptools is installed into .venv, so that a later run needs no network to build the package.
 if ! { pip install --quiet 'setuptools >= 70.1' &&
     pip install --quiet --no-build-isolation --editable "$package"; }; then
-    echo "qwen-proxy: pip could not install them (its reason is above); it needs PyPI or a mirror." >&2
+    echo "qwen-proxy: pip could not install them (see its message above); it needs PyPI or a mirror." >&2
     exit 1
 fi
 printf '%s\n' "$wanted" >"$stamp"

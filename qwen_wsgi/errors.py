@@ -212,7 +212,9 @@ class UpstreamError(ApiError):
     """The upstream answered with a failure, or with something that is no answer.
 
     Args:
-        failure: what it means for the calls to come, where that was found out.
+        failure: what it means for later calls, where that is known.
+        upstream_message: the upstream's own words, or what its answer was instead of words (`HTTP
+            502 Bad Gateway with an empty body`); "" when no answer came.
     """
 
     status = 502
@@ -223,10 +225,12 @@ class UpstreamError(ApiError):
         message: str,
         *,
         failure: Failure | None = None,
+        upstream_message: str = "",
         **details: Unpack[ErrorDetails],
     ) -> None:
         super().__init__(message, **details)
         self.failure = failure
+        self.upstream_message = upstream_message
         #: The event with which the upstream told it inside a stream, if it was in OpenAI's form.
         self.frame = b""
 

@@ -49,9 +49,9 @@ def family_of(base_url: str) -> Family:
     return Family.OTHER
 
 
-#: Names of models on Alibaba's gateways that neither chat nor embed text: images, video, speech,
-#: ranking. This proxy lacks the routes that call them (Model Studio's model list).
-_NO_CHAT: Final = re.compile(
+#: Names of models on Alibaba's gateways that neither chat nor embed text: pictures, films, speech,
+#: ranking. They are called by routes that this proxy does not have (Model Studio's model list).
+_UNROUTED: Final = re.compile(
     r"(?:qwen-image|wan[x2-9]|z-image|happyhorse|flux|stable-diffusion|cosyvoice|sambert|paraformer"
     r"|fun-asr|gummy|qwen-audio-[3-9]|speech-|multimodal-embedding|tongyi-embedding-vision"
     r"|gte-rerank|text-embedding-async)"
@@ -60,7 +60,20 @@ _NO_CHAT: Final = re.compile(
 )
 
 
+#: Names of models, on any host, that do something else than chat in text.
+_NOT_CHAT: Final = re.compile(
+    r"embed|rerank|image|wanx|wan\d|video|tts|asr|audio|speech|voice|realtime|livetranslate"
+    r"|omni|ocr|-mt-|^bge|whisper|moderation"
+)
+
+
 def can_be_called(family: Family, model: str) -> bool:
-    """Whether a listed model serves chat completions or embeddings; only Alibaba's hosts list
-    others."""
-    return not family.is_qwen or _NO_CHAT.search(model.lower()) is None
+    """Whether a model that a host lists is one for chat completions or embeddings; other hosts than
+    Alibaba's are believed."""
+    return not family.is_qwen or _UNROUTED.search(model.lower()) is None
+
+
+def is_chat_model(model: str) -> bool:
+    """Whether a model chats in text, as far as its name shows: for choosing one of a list."""
+    name = model.lower()
+    return _NOT_CHAT.search(name) is None and _UNROUTED.search(name) is None

@@ -1,46 +1,15 @@
-"""Log lines for people or for programs, with every known secret taken out."""
+"""Log lines for people or for programs, with every known secret masked."""
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 import time
 from collections.abc import Iterable
-from typing import Any, Final, TextIO
+from typing import Any, TextIO
 
-from qwen_wsgi.settings import mask
-
-#: What looks like a secret even if we never saw it: bearer tokens and vendor keys.
-_LOOKS_SECRET: Final = re.compile(r"(?i)(\bbearer\s+|\bsk-)([A-Za-z0-9._~+/=-]{8,})")
-
-
-class Redaction(logging.Filter):
-    """Masks secrets in messages and tracebacks: the last line of defence, not the first.
-
-    Args:
-        secrets: values known at start. Tokens that are read later are caught by their look, or
-            never reach a log because their types mask themselves.
-    """
-
-    def __init__(self, secrets: Iterable[str] = ()) -> None:
-        super().__init__()
-        known = {s for s in secrets if len(s) >= 6}
-        # As JSON writes them, too: fields are escaped before the line is searched.
-        known |= {json.dumps(s)[1:-1] for s in known}
-        self._secrets = sorted(known, key=len, reverse=True)
-
-    def redact(self, text: str) -> str:
-        """The text with each secret replaced by its mask."""
-        for secret in self._secrets:
-            if secret in text:
-                text = text.replace(secret, mask(secret))
-        # The two searches cost a tenth of the pattern, and most lines have neither word.
-        lower = text.lower()
-        if "sk-" not in lower and "bearer" not in lower:
-            return text
-        return _LOOKS_SECRET.sub(lambda m: m.group(1) + mask(m.group(2)), text)
+from qwen_wsgi.redaction import Redaction
 
 
 class Formatter(logging.Formatter):
@@ -50,7 +19,7 @@ class Formatter(logging.Formatter):
         super().__init__()
         self._json = style == "json"
         self._redaction = redaction
-        #: The latest second and how it is written: one call in a hundred needs a new one.
+        #: The latest second and its text, so that most lines need not format the date again.
         self._second = (-1, "")
 
     def format(self, record: logging.LogRecord) -> str:
@@ -65,32 +34,31 @@ class Formatter(logging.Formatter):
             line = {"time": stamp, "level": record.levelname, "logger": record.name}
             line |= {"event": message, **fields} | ({"trace": trace} if trace else {})
             return self._redaction.redact(json.dumps(line, ensure_ascii=False, default=str))
-        # Messages quote what others wrote, and must stay one line.
-        told = message if message.isprintable() else json.dumps(message)[1:-1]
-        parts = [stamp, f"{record.levelname:<7}", told]
+        # A message may quote text from outside, and must stay one line.
+        shown = message if message.isprintable() else json.dumps(message)[1:-1]
+        parts = [stamp, f"{record.levelname:<7}", shown]
         parts += [f"{name}={_value(value)}" for name, value in fields.items()]
         return self._redaction.redact(" ".join(parts) + (f"\n{trace}" if trace else ""))
 
 
 def _value(value: object) -> str:
     text = str(value)
-    if isinstance(value, (int, float)):  # noqa: UP038  # a union is made anew each time
+    if isinstance(value, (int, float)):  # noqa: UP038  # a union would be built at each call
         return text
-    # Client-made text (a model name) must not break or forge a line.
+    # Text from a client (a model name) must not break or forge a line.
     if text.isprintable() and " " not in text and '"' not in text and text:
         return text
     return json.dumps(text)
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes and flushes a line with the lock that it holds already, which the original takes a
-    second time."""
+    """Writes and flushes a line under the lock that `handle` holds; the original takes it twice."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self.stream.write(self.format(record) + self.terminator)
             self.stream.flush()
-        except Exception:  # as the original: logging must not fail who logs
+        except Exception:  # as in the original: a failing log must not fail the caller
             self.handleError(record)
 
 

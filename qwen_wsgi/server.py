@@ -20,7 +20,8 @@ from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker
 from gunicorn.workers.ggevent import GeventWorker
 
-from qwen_wsgi import logs, text
+from qwen_wsgi import logs
+from qwen_wsgi.redaction import Redaction
 from qwen_wsgi.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def log_class(settings: Settings) -> type[Logger]:
     class ServerLog(Logger):
         def setup(self, cfg: Any) -> None:
             super().setup(cfg)
-            redaction = logs.Redaction((*settings.all_client_keys, settings.upstream_api_key))
+            redaction = Redaction((*settings.all_client_keys, settings.upstream_api_key))
             for handler in self.error_log.handlers:
                 handler.setFormatter(logs.Formatter(settings.log_format, redaction))
 
@@ -178,7 +179,8 @@ def announce(services: Services) -> None:
 
 
 def _print_banner(services: Services) -> None:
-    # Not imported before: the master loads this module, and a reload must find new code.
+    # Imported here, in the worker: the master loads this module, and a reload must find new code.
+    from qwen_wsgi import text
 
     accounts = services.pool.accounts()
     models = services.catalogue.models()

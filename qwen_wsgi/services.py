@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,7 @@ from qwen_wsgi.access.admission import Admission
 from qwen_wsgi.access.guard import Guard
 from qwen_wsgi.accounting.ledger import Ledger
 from qwen_wsgi.clock import Clock, SystemClock
+from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
@@ -31,7 +33,7 @@ log = logging.getLogger(__name__)
 
 #: How often logins are looked at while nobody calls; two `stat`s each.
 MAINTENANCE_S: Final = 5.0
-#: A renewal that was sent ends within its timeouts: 18 s, and 8 s for the repetition.
+#: A token refresh that was sent ends within its timeouts: 18 s, and 8 s for its one retry.
 DRAIN_S: Final = 27.0
 #: How soon a change of qwen-code's settings is seen. A look costs 12 µs, which a call need not pay.
 LOOK_EVERY_S: Final = 0.25
@@ -109,26 +111,39 @@ class Services:
     maintenance: Maintenance
 
     def close(self) -> None:
-        """The worker is going away: finish a renewal that was sent, free the rest."""
+        """Finish the token refreshes that were sent, and free the rest."""
         self.maintenance.stop()
-        logins = self.discovery.logins()
-        for login in logins:
-            login.refresher.drain(0)  # none of them starts anything more
-        deadline = self.clock.monotonic() + DRAIN_S
-        for login in logins:
-            if not login.refresher.drain(max(0, deadline - self.clock.monotonic())):
-                log.error("stopped in the middle of renewing the login %s", login.shown)
+        drain_logins(self.discovery.logins(), self.clock)
         self.transport.close()
         self.responses.close()
         self.sandbox.close()
 
 
+def drain_logins(logins: Iterable[OAuthLogin], clock: Clock, timeout_s: float = DRAIN_S) -> None:
+    """Start no further token refresh, and wait for those that were sent.
+
+    A refresh spends the old token: its answer must be written down before the process ends.
+    """
+    logins = tuple(logins)
+    for login in logins:
+        login.refresher.drain(0)
+    deadline_s = clock.monotonic() + timeout_s
+    for login in logins:
+        if not login.refresher.drain(max(0.0, deadline_s - clock.monotonic())):
+            log.error("stopped while refreshing the login %s", login.shown)
+
+
 def build_services(
-    settings: Settings, clock: Clock | None = None, *, state_dir: Path | None = None
+    settings: Settings,
+    clock: Clock | None = None,
+    *,
+    transport: Transport | None = None,
+    state_dir: Path | None = None,
 ) -> Services:
     """Wire everything together; opens no connection and starts no thread.
 
     Args:
+        transport: None makes the ordinary one.
         state_dir: where workers share what they know and store responses; None keeps both in this
             process, for commands that must leave no file behind.
     """
@@ -137,7 +152,7 @@ def build_services(
     discovery = Discovery(settings, clock, look_every_s=LOOK_EVERY_S)
     cooldowns, affinity = Cooldowns(state_dir), Affinity(state_dir)
     pool = AccountPool(settings, discovery, cooldowns, start_sandbox=sandbox.base_url)
-    transport = Transport(settings)
+    transport = transport or Transport(settings)
     catalogue = Catalogue(settings, pool, transport, clock)
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)

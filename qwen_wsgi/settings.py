@@ -1,7 +1,7 @@
-"""Every setting once: environment name, parser, default, unit and description.
+"""Declares every setting once: environment name, parser, default, unit and description.
 
-The only module that reads `os.environ`. `qwen-proxy settings` prints the table that is declared
-here, and the gunicorn configuration and the application read the same object.
+The only module that reads `os.environ`. `qwen-proxy settings`, the gunicorn configuration and the
+application all read the table that is declared here.
 """
 
 from __future__ import annotations
@@ -17,20 +17,14 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.net import Address
+from qwen_wsgi.redaction import mask
 
-#: How much of a secret may ever be shown.
-SHOWN_SECRET_CHARS: Final = 4
+#: Shown for a value that is not set.
+UNSET: Final = "–"
 
-#: Of a worker, above its calls; and files of the process itself.
+#: Connections of a worker beyond its calls, and files of the process itself.
 _SPARE_CONNECTIONS: Final = 256
 _SPARE_FILES: Final = 64
-
-
-def mask(secret: str) -> str:
-    """Show which secret it is, by its last four characters; a short one is not shown at all."""
-    if len(secret) < 4 * SHOWN_SECRET_CHARS:
-        return "****"
-    return "…" + secret[-SHOWN_SECRET_CHARS:]
 
 
 def _text(raw: str) -> str:
@@ -136,7 +130,7 @@ def setting(
     secret: bool = False,
     shown_default: str | None = None,
 ) -> Any:
-    """Declare one setting; the metadata is what `describe()` and the loader read."""
+    """Declare one setting; `load` and `describe` read its metadata."""
     return field(
         default=default,
         repr=not secret,
@@ -153,7 +147,7 @@ def setting(
 
 @dataclass(frozen=True)
 class Settings:
-    """What the operator configured. Durations are seconds, sizes are bytes."""
+    """The operator's settings. Durations are seconds, sizes are bytes."""
 
     host: str = setting("HOST", "Address to listen on.", default="127.0.0.1")
     port: int = setting("PORT", "Port to listen on.", default=8080, parse=_integer(0, 65535))
@@ -171,7 +165,7 @@ class Settings:
     )
     max_in_flight: int = setting(
         "QWEN_PROXY_MAX_IN_FLIGHT",
-        "Calls that one worker serves at a time; above it clients get 503 with Retry-After.",
+        "Calls that one worker serves at a time; further ones get 503 with Retry-After.",
         default=1000,
         parse=_integer(1),
     )
@@ -184,7 +178,7 @@ class Settings:
     )
     graceful_timeout_s: int = setting(
         "QWEN_PROXY_GRACEFUL_TIMEOUT",
-        "How long open streams may go on after a stop or reload.",
+        "How long open streams may continue after a stop or reload.",
         default=60,
         parse=_integer(1),
         unit="s",
@@ -199,7 +193,7 @@ class Settings:
 
     client_keys: tuple[str, ...] = setting(
         "QWEN_PROXY_API_KEYS",
-        "Client keys, comma separated. With none at all, only this machine is served.",
+        "Client keys, comma separated. Without any client key, only this machine is served.",
         default=(),
         parse=_keys,
         secret=True,
@@ -213,19 +207,19 @@ class Settings:
     )
     allowed_hosts: tuple[str, ...] = setting(
         "QWEN_PROXY_ALLOWED_HOSTS",
-        "Further names accepted in the Host header while no client key is set.",
+        "Further host names that the Host header may have while no client key is set.",
         default=(),
         parse=_words,
     )
     trusted_proxies: tuple[str, ...] = setting(
         "QWEN_PROXY_TRUSTED_PROXIES",
-        "Peers whose X-Forwarded-For is believed: networks, or `unix` for the unix socket.",
+        "Peers whose X-Forwarded-For is trusted: networks, or `unix` for the unix socket.",
         default=("127.0.0.0/8", "::1/128", "unix"),
         parse=_trusted_proxies,
     )
     cors_origins: tuple[str, ...] | None = setting(
         "QWEN_PROXY_CORS_ORIGINS",
-        "Origins whose pages may call, comma separated, or `*`.",
+        "Origins of web pages that may call, comma separated, or `*`.",
         default=None,
         parse=_words,
         shown_default="* when client keys are set, none otherwise",
@@ -246,7 +240,7 @@ class Settings:
     )
     upstream_stream: str = setting(
         "QWEN_PROXY_UPSTREAM_STREAM",
-        "Whether non-stream calls are streamed upstream: auto (Qwen hosts only), always, as-asked.",
+        "Whether non-stream calls are streamed upstream: auto (Qwen hosts), always, as-asked.",
         default="auto",
         parse=_choice("auto", "always", "as-asked"),
     )
@@ -258,7 +252,7 @@ class Settings:
     )
     qwen_cli_auth: str = setting(
         "QWEN_CLI_AUTH",
-        "Credentials JSON as in oauth_creds.json, instead of the file.",
+        "Credentials JSON as in oauth_creds.json, used instead of that file.",
         default="",
         secret=True,
     )
@@ -270,62 +264,62 @@ class Settings:
     )
     openai_base_url: str = setting(
         "OPENAI_BASE_URL",
-        "Base URL for logins whose credentials name none.",
+        "Base URL of logins whose credentials contain none.",
         default="",
         parse=_base_url,
     )
     openai_model: str = setting(
         "OPENAI_MODEL",
-        "Model used when the client names none, or one that nobody serves.",
+        "Model used when the client names none, or one that no account serves.",
         default="",
         shown_default="off",
     )
     model_aliases: tuple[tuple[str, str], ...] = setting(
         "QWEN_PROXY_MODEL_ALIASES",
-        "Names for models: `gpt-4o=qwen3.7-plus,claude-*=qwen3.8-max`.",
+        "Other names for models: `gpt-4o=qwen3.7-plus,claude-*=qwen3.8-max`.",
         default=(),
         parse=_aliases,
     )
     account_order: tuple[str, ...] = setting(
         "QWEN_PROXY_ACCOUNT_ORDER",
-        "Accounts to be asked first, by name, comma separated; the others follow as found.",
+        "Names of the accounts to use first, comma separated; the others follow as found.",
         default=(),
         parse=_words,
     )
     same_account: tuple[str, ...] = setting(
         "QWEN_PROXY_SAME_ACCOUNT",
-        "Accounts that one Alibaba account pays for and that share its limits: `a+b,c+d`.",
+        "Accounts of the same Alibaba account, which share its limits: `a+b,c+d`.",
         default=(),
         parse=_words,
     )
     account_in_flight: int = setting(
         "QWEN_PROXY_ACCOUNT_IN_FLIGHT",
-        "Calls at a time at one account, in all workers together; 0 is no limit.",
+        "Calls that one account serves at a time, in all workers together; 0 is no limit.",
         default=0,
         parse=_integer(0),
     )
     account_queue: int = setting(
         "QWEN_PROXY_ACCOUNT_QUEUE",
-        "Calls of one worker that may wait for a place at an account; above it clients get 503.",
+        "Calls of one worker that may wait for an account; further ones get 503.",
         default=100,
         parse=_integer(0),
     )
     retry_budget_s: float = setting(
         "QWEN_PROXY_RETRY_BUDGET",
-        "How long a call may look for an account that answers, before its first byte.",
+        "How long a call may be retried, at any account, before its first byte.",
         default=30.0,
         parse=_seconds(zero=True),
         unit="s",
     )
     strict: bool = setting(
         "QWEN_PROXY_STRICT",
-        "1 refuses a request that cannot be served as asked, instead of changing it.",
+        "1 refuses a request that must be changed for its upstream, instead of changing it.",
         default=False,
         parse=_flag,
     )
     cache_control: bool = setting(
         "QWEN_PROXY_CACHE_CONTROL",
-        "1 marks what Qwen hosts should cache, as qwen-code does.",
+        "1 adds cache markers for Qwen hosts to requests, as qwen-code does.",
         default=False,
         parse=_flag,
     )
@@ -353,27 +347,27 @@ class Settings:
     )
     first_byte_timeout_s: float = setting(
         "QWEN_PROXY_FIRST_BYTE_TIMEOUT",
-        "Longest wait for the first event, a whole answer, or a next event behind signs of life.",
+        "Longest wait for the first event or a whole answer, or while only keep-alives arrive.",
         default=600.0,
         parse=_seconds(),
         unit="s",
     )
     idle_timeout_s: float = setting(
         "QWEN_PROXY_IDLE_TIMEOUT",
-        "Longest silence inside an upstream stream.",
+        "Longest silence in an upstream stream.",
         default=240.0,
         parse=_seconds(),
         unit="s",
     )
     keepalive: str = setting(
         "QWEN_PROXY_KEEPALIVE",
-        "What keeps a silent stream open: comment, chunk (an empty delta), or off.",
+        "Sent to keep a silent stream open: comment, chunk (an empty delta), or off.",
         default="comment",
         parse=_choice("comment", "chunk", "off"),
     )
     keepalive_interval_s: float = setting(
         "QWEN_PROXY_KEEPALIVE_INTERVAL",
-        "Silence before the first keep-alive, and between two.",
+        "Silence before each keep-alive.",
         default=15.0,
         parse=_seconds(),
         unit="s",
@@ -381,36 +375,38 @@ class Settings:
 
     responses_ttl_s: float = setting(
         "QWEN_PROXY_RESPONSES_TTL",
-        "How long responses that clients store are kept after their last use; 0 keeps nothing.",
+        "How long stored responses are kept after their last use; 0 stores none.",
         default=604800.0,
         parse=_seconds(zero=True),
         unit="s",
     )
     responses_max_bytes: int = setting(
         "QWEN_PROXY_RESPONSES_MAX_BYTES",
-        "What stored responses may take together; those not used for longest go first.",
+        "Total size of the stored responses; the least recently used are removed first.",
         default=256 * 1024 * 1024,
         parse=_integer(1024 * 1024),
         unit="bytes",
     )
 
-    log_level: str = setting("LOG_LEVEL", "Lowest level logged.", default="INFO", parse=_log_level)
+    log_level: str = setting(
+        "LOG_LEVEL", "Lowest level that is logged.", default="INFO", parse=_log_level
+    )
     log_format: str = setting(
         "QWEN_PROXY_LOG_FORMAT",
-        "Log lines for people or for programs: human or json.",
+        "Format of log lines: human or json.",
         default="human",
         parse=_choice("human", "json"),
     )
     state_dir: str = setting(
         "QWEN_PROXY_STATE_DIR",
-        "Directory for what the proxy keeps.",
+        "Directory of the proxy's own files.",
         default="",
         shown_default="$STATE_DIRECTORY, else ~/.local/state/qwen-proxy",
     )
 
-    #: The process environment as it was at start: API keys by qwen-code's names are looked up here.
+    #: The process environment at start, which holds API keys by qwen-code's names.
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
-    #: The home directory, `~` in paths.
+    #: The home directory.
     home: Path = field(default_factory=Path)
 
     @property
@@ -421,13 +417,13 @@ class Settings:
 
     @property
     def worker_connections(self) -> int:
-        """Connections that a worker takes: above the limit of calls there are health checks, model
-        lists, idle clients, and the 503s."""
+        """Connections that a worker accepts: its calls, and also health checks, model lists, idle
+        clients, and the calls that get a 503."""
         return self.max_in_flight + _SPARE_CONNECTIONS
 
     @property
     def worker_files(self) -> int:
-        """Open files of a full worker. A stream holds two: the client's connection and the
+        """Open files of a full worker. A stream needs two: the client's connection and the
         upstream's."""
         return 2 * self.worker_connections + _SPARE_FILES
 
@@ -442,10 +438,10 @@ class Settings:
 def load(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the settings from the environment (`os.environ` when None).
 
-    An empty value counts as unset, as systemd's `NAME=` lines mean it.
+    An empty value counts as unset, as in systemd's `NAME=` lines.
 
     Raises:
-        SettingsError: a value cannot be used; every bad one is named, secrets are not quoted.
+        SettingsError: a value is invalid; all invalid ones are named, secrets are not quoted.
     """
     env = dict(os.environ if environ is None else environ)
     values: dict[str, Any] = {}
@@ -463,7 +459,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         raise SettingsError("bad setting: " + "; ".join(problems))
     values.setdefault("workers", os.cpu_count() or 1)
     if not values.get("state_dir"):
-        # systemd's StateDirectory= exports a colon separated list; ours is the first.
+        # systemd's StateDirectory= exports a colon-separated list; ours is the first.
         values["state_dir"] = env.get("STATE_DIRECTORY", "").split(":")[0]
     home = Path(env.get("HOME") or os.path.expanduser("~"))
     values["state_dir"] = values["state_dir"] or str(home / ".local/state/qwen-proxy")
@@ -492,7 +488,7 @@ def describe(settings: Settings) -> list[dict[str, str]]:
 
 def _shown(value: object, *, secret: bool = False) -> str:
     if value is None or value == "" or value == ():
-        return "–"
+        return UNSET
     if isinstance(value, bool):
         return str(int(value))
     parts = value if isinstance(value, tuple) else (value,)
@@ -508,5 +504,5 @@ def _plain(value: object) -> str:
 
 
 def _without_password(url: str) -> str:
-    """A URL as it may be shown: some people put a password into one, where it is refused."""
+    """Mask a password in a URL: it is not accepted there, but must not be shown either."""
     return re.sub(r"//[^/@]*@", "//****@", url)

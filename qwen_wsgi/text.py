@@ -1,4 +1,4 @@
-"""What people read in a terminal: the accounts, the models, the start-up banner. Pure text."""
+"""Renders text for terminals: the accounts, an example call, the start-up banner. Pure."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from typing import Any
 
 from qwen_wsgi import __version__
 from qwen_wsgi.credentials.account import Account
-from qwen_wsgi.settings import Settings
+from qwen_wsgi.hosts import is_chat_model
+from qwen_wsgi.settings import UNSET, Settings
 
 _SANDBOX_NOTE = (
     "No Qwen account was found, so a built-in fake upstream (the sandbox) answers.\n"
-    "            Log in (`qwen-proxy login`, or qwen-code), and this server uses it at once; or\n"
-    "            set an API key such as DASHSCOPE_API_KEY and start it again."
+    "            Log in (`qwen-proxy login`, or qwen-code): the server uses it at once. Or set\n"
+    "            an API key such as DASHSCOPE_API_KEY and restart the server."
 )
-_SANDBOX_ASKED = "QWEN_PROXY_SANDBOX=1: a built-in fake upstream (the sandbox) answers."
+_SANDBOX_ON = "QWEN_PROXY_SANDBOX=1: a built-in fake upstream (the sandbox) answers."
 
 
 def account_row(account: Account) -> dict[str, str]:
-    """One account as `{"name", "kind", "origin", "endpoint", "state", "detail", "credential",
-    "remedy"}`; the credential shows its last four characters at most."""
+    """Render one account as `{"name", "kind", "origin", "endpoint", "state", "detail",
+    "credential", "remedy"}`, with the credential masked."""
     status = account.credential.status()
     return {
         "name": account.name,
         "kind": account.kind,
         "origin": account.origin,
-        "endpoint": account.base_url or "–",
+        "endpoint": account.base_url or UNSET,
         "state": status.state.value,
         "detail": status.detail,
         "credential": status.shown,
@@ -36,7 +37,7 @@ def account_row(account: Account) -> dict[str, str]:
 
 
 def accounts_text(accounts: Iterable[Account], problems: Sequence[str]) -> str:
-    """The accounts, each with where it comes from, its endpoint, its state and what to do."""
+    """Render the accounts, each with its source, endpoint, state and remedy."""
     blocks = []
     for row in map(account_row, accounts):
         lines = [
@@ -50,7 +51,7 @@ def accounts_text(accounts: Iterable[Account], problems: Sequence[str]) -> str:
         blocks.append("\n".join(lines))
     if not blocks:
         blocks.append(
-            "No account was found. Put an API key such as DASHSCOPE_API_KEY into the environment,\n"
+            "No account was found. Set an API key such as DASHSCOPE_API_KEY in the environment,\n"
             "log in (`qwen-proxy login`, or qwen-code), or set QWEN_UPSTREAM_BASE_URL."
         )
     blocks += [f"note: {problem}" for problem in problems]
@@ -58,7 +59,7 @@ def accounts_text(accounts: Iterable[Account], problems: Sequence[str]) -> str:
 
 
 def base_url(settings: Settings) -> str:
-    """The address for clients, as far as the settings tell it."""
+    """The base URL for clients on this machine, from the settings."""
     if settings.bind_address.startswith("unix:"):
         return "http://localhost/v1"
     host, _, port = settings.bind_address.rpartition(":")
@@ -68,7 +69,7 @@ def base_url(settings: Settings) -> str:
 
 
 def curl(settings: Settings, model: str) -> str:
-    """A command line to paste, that streams an answer."""
+    """A curl command that streams an answer."""
     body = json.dumps(
         {
             "model": model,
@@ -87,9 +88,9 @@ def curl(settings: Settings, model: str) -> str:
 
 
 def chat_model(models: Iterable[Mapping[str, Any]]) -> str:
-    """A model for the example: the first that is no embedding model."""
-    ids = [str(model["id"]) for model in models]
-    return next((id for id in ids if "embedding" not in id), "qwen3.7-plus")
+    """A model for an example: the first chat model."""
+    ids = (str(model["id"]) for model in models)
+    return next(filter(is_chat_model, ids), "qwen3.7-plus")
 
 
 def banner(
@@ -98,17 +99,17 @@ def banner(
     models: Sequence[Mapping[str, Any]],
     problems: Sequence[str],
 ) -> str:
-    """What the first worker prints once it serves."""
+    """Render what the first worker prints when it is ready."""
     lines = [
         "",
         f"  qwen-proxy {__version__} is ready",
         "",
         f"  URL       {base_url(settings)}",
-        f"  clients   {_who(settings)}",
+        f"  clients   {_clients(settings)}",
     ]
     if any(account.kind == "sandbox" for account in accounts):
-        asked = settings.sandbox == "on"
-        lines.append(f"  SANDBOX   {_SANDBOX_ASKED if asked else _SANDBOX_NOTE}")
+        note = _SANDBOX_ON if settings.sandbox == "on" else _SANDBOX_NOTE
+        lines.append(f"  SANDBOX   {note}")
     label = "accounts"
     for row in map(account_row, accounts):
         lines.append(f"  {label:<9} {row['name']}: {row['state']}, {row['detail']}")
@@ -117,18 +118,18 @@ def banner(
             lines.append(f"            to do: {row['remedy']}")
         label = ""
     if not accounts:
-        lines.append("  accounts  none: every call is answered 503 until there is one")
+        lines.append("  accounts  none: every call gets a 503 until there is one")
     lines += [f"  note      {problem}" for problem in problems]
     names = [str(model["id"]) for model in models]
-    # Names come from elsewhere, and must not control the terminal.
+    # Names come from upstreams, and must not control the terminal.
     shown = [name if name.isprintable() else repr(name) for name in names[:8]]
-    more = f", … ({len(models)} in all)" if len(models) > len(shown) else ""
+    more = f", … ({len(models)} in total)" if len(models) > len(shown) else ""
     lines.append(f"  models    {', '.join(shown) or 'none'}{more}")
     lines += ["", "  Try it:", f"  {curl(settings, chat_model(models))}", ""]
     return "\n".join(lines)
 
 
-def _who(settings: Settings) -> str:
+def _clients(settings: Settings) -> str:
     if settings.all_client_keys:
-        return f"anybody with one of {len(settings.all_client_keys)} client key(s)"
-    return "this machine only (set QWEN_PROXY_API_KEYS to let others in)"
+        return f"all that have one of {len(settings.all_client_keys)} client key(s)"
+    return "this machine only (set QWEN_PROXY_API_KEYS to serve others)"

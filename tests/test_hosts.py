@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_wsgi.hosts import Family, can_be_called, family_of
+from qwen_wsgi.hosts import Family, can_be_called, family_of, is_chat_model
 from qwen_wsgi.net import is_loopback
 
 
@@ -129,3 +129,23 @@ def test_models_for_text_can_be_called(model: str) -> None:
 def test_models_for_other_things_cannot_be_called_at_alibabas_hosts(model: str) -> None:
     assert not can_be_called(Family.DASHSCOPE, model)
     assert can_be_called(Family.OTHER, model)
+
+
+@pytest.mark.parametrize(
+    ("model", "chats"),
+    [
+        ("qwen3.7-plus", True),
+        ("qwen3-vl-plus", True),
+        ("my-model", True),
+        ("text-embedding-v4", False),
+        ("GTE-Rerank", False),
+        ("bge-m3", False),
+        ("whisper-1", False),
+        ("qwen3-omni-flash", False),
+        ("qwen-mt-plus", False),
+        ("z-image-turbo", False),
+        ("happyhorse-1", False),
+    ],
+)
+def test_models_that_chat_in_text_by_their_names(model: str, chats: bool) -> None:
+    assert is_chat_model(model) is chats

@@ -12,8 +12,9 @@ import pytest
 
 from qwen_wsgi.accounting.ledger import Ledger, fields
 from qwen_wsgi.accounting.record import CallRecord
-from qwen_wsgi.logs import Formatter, Redaction, configure
+from qwen_wsgi.logs import Formatter, configure
 from qwen_wsgi.protocol.usage import Usage
+from qwen_wsgi.redaction import Redaction
 
 # Known to no run-wide search: these do go into records, which is what is tested.
 SECRET = "client-key-0123456789-abcdef-WXYZ"
@@ -298,7 +299,7 @@ def test_a_call_tells_what_is_known_and_leaves_out_what_is_not() -> None:
 
 
 def test_a_call_tells_times_in_milliseconds_and_tokens_as_told() -> None:
-    told = fields(
+    record = fields(
         call_of(
             status=200,
             outcome="complete",
@@ -314,11 +315,11 @@ def test_a_call_tells_times_in_milliseconds_and_tokens_as_told() -> None:
         )
     )
 
-    assert (told["first_byte_ms"], told["total_ms"]) == (123.4, 2500.0)
-    assert (told["prompt_tokens"], told["completion_tokens"]) == (3, 0)
-    assert (told["cached_tokens"], told["cache_written_tokens"]) == (1, 2)
-    assert "reasoning_tokens" not in told
-    assert (told["attempts"], told["error"], told["upstream_request_id"]) == (2, "e", "u")
+    assert (record["first_byte_ms"], record["total_ms"]) == (123.4, 2500.0)
+    assert (record["prompt_tokens"], record["completion_tokens"]) == (3, 0)
+    assert (record["cached_tokens"], record["cache_written_tokens"]) == (1, 2)
+    assert "reasoning_tokens" not in record
+    assert (record["attempts"], record["error"], record["upstream_request_id"]) == (2, "e", "u")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.errors import SettingsError
-from qwen_wsgi.settings import SHOWN_SECRET_CHARS, Settings, describe, load, mask
+from qwen_wsgi.redaction import SHOWN_SECRET_CHARS
+from qwen_wsgi.settings import Settings, describe, load
 from tests.kit.secrets import core, secret
 
 FIELDS = {item.metadata["env"]: item for item in dataclasses.fields(Settings) if item.metadata}
@@ -292,22 +293,6 @@ def test_a_bad_secret_is_not_quoted(name: str, bad: str) -> None:
         assert name in str(error)
         assert "notforlogs" not in str(error)
         assert bad not in str(error)
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        ("", "****"),
-        ("a", "****"),
-        ("123456789012345", "****"),
-        ("1234567890123456", "…3456"),
-        ("x" * 100 + "tail", "…tail"),
-    ],
-)
-def test_a_mask_shows_four_characters_of_a_long_secret_and_none_of_a_short_one(
-    value: str, shown: str
-) -> None:
-    assert mask(value) == shown
 
 
 # --- the table that `qwen-proxy settings` prints -------------------------------------------------

@@ -88,14 +88,14 @@ def test_the_banner_says_plainly_that_a_sandbox_answers(asked: str, words: str) 
 def test_the_banner_says_so_when_there_is_no_account_at_all() -> None:
     text = banner(listed=[])
 
-    assert "none: every call is answered 503" in text
+    assert "none: every call gets a 503" in text
     assert "models    none" in text
 
 
 def test_many_models_are_counted_and_the_first_are_named() -> None:
     text = banner(keyed(), listed=models(*(f"model-{n}" for n in range(20))))
 
-    assert "model-7, … (20 in all)" in text
+    assert "model-7, … (20 in total)" in text
     assert "model-8" not in text
 
 
@@ -119,7 +119,7 @@ def test_no_secret_is_shown(render: str) -> None:
 def test_with_client_keys_the_example_has_a_place_for_one() -> None:
     text = banner(keyed(), QWEN_PROXY_API_KEYS=f"{CLIENT_KEY},other")
 
-    assert "anybody with one of 2 client key(s)" in text
+    assert "all that have one of 2 client key(s)" in text
     assert "-H 'Authorization: Bearer YOUR_CLIENT_KEY'" in text
 
 

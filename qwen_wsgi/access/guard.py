@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from qwen_wsgi.errors import Forbidden, Unauthorized
 from qwen_wsgi.net import ip_address, is_loopback, is_loopback_address
-from qwen_wsgi.settings import Settings, mask
+from qwen_wsgi.redaction import mask
+from qwen_wsgi.settings import Settings
 
 _NO_KEY_YET: Final = (
     "This qwen-proxy has no client keys, so it serves its own machine only. To let others in, its "

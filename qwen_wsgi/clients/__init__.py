@@ -1,1 +1,1 @@
-"""What a client has to be told to use this server: `qwen-proxy clients`."""
+"""How clients are set up to use this server: `qwen-proxy clients`."""

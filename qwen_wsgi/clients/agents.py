@@ -1,6 +1,6 @@
-"""Coding agents and chat programs: what goes into their configuration files. Pure.
+"""Recipes for coding agents and chat programs: their configuration files. Pure.
 
-The keys are those of the versions that docs/clients.md names.
+The keys are those of the versions in docs/clients.md.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from qwen_wsgi.clients.recipe import (
 )
 from qwen_wsgi.net import is_loopback
 
-#: The name under which this server stands in the files of clients that know several providers.
+#: This server's name in the files of clients with several providers.
 _PROVIDER: Final = "qwen"
 
 
 def codex(target: Target) -> Recipe:
-    """Codex reads its provider from a file of its own, and the key from the environment."""
+    """Codex: the provider in its own file, the key in the environment."""
     lines = [f'model = "{target.model}"', f'model_provider = "{_PROVIDER}"']
     if target.model.context:
         lines.append(f"model_context_window = {target.model.context}")
@@ -45,15 +45,15 @@ def codex(target: Target) -> Recipe:
         ),
         command=f'codex exec --skip-git-repo-check "{PROMPT}"',
         notes=(
-            "The lines before the first [table] belong before every table of a file that you have.",
-            "It must be your own file, not a project's. Codex says that it has no metadata for the "
-            "model, and goes on.",
+            "If you have this file already, put the lines before the first [table] at its top.",
+            "It must be your own file, not a project's. Codex warns that it has no metadata for "
+            "the model, and continues.",
         ),
     )
 
 
 def claude_code(target: Target) -> Recipe:
-    """Claude Code is told by variables alone; it adds `/v1/messages` to the address itself."""
+    """Claude Code: environment variables only; it adds `/v1/messages` to the address itself."""
     variables = {
         "ANTHROPIC_BASE_URL": f'"{target.origin}"',
         "ANTHROPIC_AUTH_TOKEN": f'"${KEY_VARIABLE}"',
@@ -72,17 +72,17 @@ def claude_code(target: Target) -> Recipe:
         snippets=(key_in_shell("unset ANTHROPIC_API_KEY", *exports),),
         command=f'claude -p "{PROMPT}"',
         notes=(
-            "Claude Code says that it does not recognize the model, and goes on. The costs that it "
-            "shows are a guess from Anthropic's prices.",
+            "Claude Code warns that it does not know the model, and continues. The costs that it "
+            "shows are computed from Anthropic's prices.",
             "The older name of ANTHROPIC_DEFAULT_HAIKU_MODEL is ANTHROPIC_SMALL_FAST_MODEL.",
-            "Instead of the variables for models, the server can translate Claude's names: "
+            "Instead of setting the model variables, the server can map Claude's names: "
             f"`QWEN_PROXY_MODEL_ALIASES=claude-haiku-*={target.fast},claude-*={target.model}`.",
         ),
     )
 
 
 def opencode(target: Target) -> Recipe:
-    """opencode takes a provider through one of the AI SDK's packages."""
+    """opencode: a provider of one of the AI SDK's packages."""
     text = _json(
         {
             "$schema": "https://opencode.ai/config.json",
@@ -101,7 +101,7 @@ def opencode(target: Target) -> Recipe:
     return Recipe(
         snippets=(key_in_shell(), Snippet("~/.config/opencode/opencode.json", "json", text)),
         command=f'opencode run --model {_PROVIDER}/{target.model} "{PROMPT}"',
-        notes=("opencode 2 reads this form of the file, too.",),
+        notes=("opencode 2 reads this format, too.",),
     )
 
 
@@ -116,7 +116,7 @@ def _for_opencode(model: Model) -> dict[str, Any]:
 
 
 def aider(target: Target) -> Recipe:
-    """aider goes through LiteLLM, where `openai/` means any OpenAI-compatible server."""
+    """aider: uses LiteLLM, where `openai/` means any OpenAI-compatible server."""
     config = (
         f'model: "openai/{target.model}"\n'
         f'weak-model: "openai/{target.fast}"\n'
@@ -146,7 +146,7 @@ def aider(target: Target) -> Recipe:
 
 
 def qwen_code(target: Target) -> Recipe:
-    """qwen-code, with this server as one more OpenAI-compatible provider."""
+    """qwen-code: this server as an additional OpenAI-compatible provider."""
     model: dict[str, Any] = {
         "id": target.model.name,
         "name": f"{target.model} by qwen-proxy",
@@ -166,14 +166,14 @@ def qwen_code(target: Target) -> Recipe:
         snippets=(key_in_shell(), Snippet(".qwen/settings.json in your project", "json", text)),
         command=f'qwen -p "{PROMPT}"',
         notes=(
-            "It may also be ~/.qwen/settings.json, but not on the server's own machine: the server "
-            "reads that file to find its accounts, and would find itself.",
+            "~/.qwen/settings.json works, too, except on the server's machine: the server reads "
+            "its accounts from that file, and would find itself.",
         ),
     )
 
 
 def open_webui(target: Target) -> Recipe:
-    """Open WebUI in a container; the host's loopback is reached through the host's network."""
+    """Open WebUI: in a container, with the host's network if the server is on its loopback."""
     here = is_loopback(urlsplit(target.origin).hostname or "")
     network = "--network=host -e PORT=3000" if here else "-p 3000:8080"
     lines = [
@@ -189,15 +189,15 @@ def open_webui(target: Target) -> Recipe:
         snippets=(key_in_shell(" \\\n".join(lines)),),
         command="xdg-open http://localhost:3000",
         notes=(
-            "The variables count at the first start with an empty volume. Later: Admin Panel, "
-            "Settings, Connections.",
-            "It offers every model of GET /v1/models, and asks for no limits.",
+            "The variables have an effect only at the first start with an empty volume. Later: "
+            "Admin Panel, Settings, Connections.",
+            "It offers every model of GET /v1/models, and does not set limits.",
         ),
     )
 
 
 def continue_(target: Target) -> Recipe:
-    """Continue, in an editor or as `cn`."""
+    """Continue: in an editor, or as `cn`."""
     lines = [
         "name: qwen-proxy",
         "version: 1.0.0",
@@ -230,7 +230,7 @@ def continue_(target: Target) -> Recipe:
 
 
 def cline(target: Target) -> Recipe:
-    """Cline keeps its settings itself; its command line can fill them in."""
+    """Cline: keeps its settings itself; its command line can set them."""
     auth = (
         f'cline auth --provider openai-compatible --apikey "${KEY_VARIABLE}" \\\n'
         f'  --modelid {target.model} --baseurl "{target.base_url}"'
@@ -249,7 +249,7 @@ def cline(target: Target) -> Recipe:
 
 
 def _models(target: Target) -> tuple[Model, ...]:
-    """The one or two that are used."""
+    """The one or two models of a recipe."""
     return tuple(dict.fromkeys((target.model, target.fast)))
 
 

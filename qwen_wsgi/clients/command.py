@@ -1,4 +1,4 @@
-"""`qwen-proxy clients`: finds out address and models, and prints a recipe."""
+"""`qwen-proxy clients`: finds the server's address and models, and prints a recipe."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.net import is_loopback
 from qwen_wsgi.settings import Settings
 
-#: An address that nobody has (RFC 5737): the way to it is the way out of this machine.
-_NOWHERE: Final = ("192.0.2.1", 9)
+#: An address for documentation (RFC 5737): the route to it is the route out of this machine.
+_OUTSIDE: Final = ("192.0.2.1", 9)
 
 _NO_KEYS: Final = (
-    "No client keys are set here. A server without QWEN_PROXY_API_KEYS answers programs on its own "
-    "machine only."
+    "No client keys are set here. A server without QWEN_PROXY_API_KEYS serves only programs on its "
+    "own machine."
 )
 
 
 def lan_address() -> str:
-    """This machine's own address on the way out of it, "" without one; nothing is sent."""
+    """This machine's address in the LAN, or "" without one; nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(_NOWHERE)
+            probe.connect(_OUTSIDE)
         except OSError:
             return ""
         host: str = probe.getsockname()[0]
@@ -37,7 +37,7 @@ def lan_address() -> str:
 
 
 def show_list(*, json_output: bool, out: TextIO) -> None:
-    """Print every client: its name, what it speaks, what it is."""
+    """Print every client: its name, dialect and title."""
     if json_output:
         rows = [
             {"name": client.name, "speaks": client.speaks, "title": client.title}
@@ -64,20 +64,21 @@ def show(
     """Print the recipe for one client.
 
     Args:
-        url: the server's address, "" for what the settings say.
-        model: the model's name, "" for one that suits.
-        models: asks the catalogue: its entries, and what is to be noted about them.
-        lan: finds this machine's address in the LAN, or "".
+        url: the server's address; "" takes it from the settings.
+        model: the model's name; "" chooses one that suits the client.
+        models: returns the catalogue's entries, and notes about them.
+        lan: returns this machine's address in the LAN, or "".
 
     Raises:
-        SettingsError: there is no such client, or `url` or `model` cannot be used.
+        SettingsError: there is no such client, or `url` or `model` is invalid.
     """
     client = CLIENTS.get(name)
     if client is None:
-        near = ", ".join(nearest(name)) or "`qwen-proxy clients` lists them"
-        raise SettingsError(f"no recipe for {name!r}; there is: {near}")
+        near = ", ".join(nearest(name))
+        hint = f"similar names: {near}" if near else "`qwen-proxy clients` lists all"
+        raise SettingsError(f"there is no recipe for {name!r}; {hint}")
     if model and not is_model_name(model):
-        raise SettingsError(f"{model!r} is no model's name; `qwen-proxy models` lists them")
+        raise SettingsError(f"{model!r} is not the name of a model; `qwen-proxy models` lists them")
     origin, notes = _origin(settings, url, lan)
     if not settings.all_client_keys and not is_loopback(urlsplit(origin).hostname or ""):
         notes += (_NO_KEYS,)
@@ -92,10 +93,10 @@ def show(
 
 
 def _origin(settings: Settings, url: str, lan: Callable[[], str]) -> tuple[str, tuple[str, ...]]:
-    """The address for clients, and what is to be said about it.
+    """The address for clients, and notes about it.
 
     Raises:
-        SettingsError: `url`, or the address to listen on, is none.
+        SettingsError: `url`, or the address to listen on, is invalid.
     """
     try:
         if url:
@@ -106,15 +107,15 @@ def _origin(settings: Settings, url: str, lan: Callable[[], str]) -> tuple[str, 
     if where.path:
         return f"http://{lan() or 'localhost'}", (
             "The server listens on a unix socket; the address is that of the web server in front "
-            "of it. If clients know it by another, give --url.",
+            "of it. If clients use another address, pass --url.",
         )
     if where.here == where.host:
         return f"http://{where}", ()
     found = lan()
     if not found:
         return f"http://{where._replace(host=where.here)}", (
-            "The server listens on every address, but none of this machine's in a LAN was found; "
-            "give --url for clients on other machines.",
+            "The server listens on every address, but this machine's address in the LAN is "
+            "unknown; pass --url for clients on other machines.",
         )
     return f"http://{where._replace(host=found)}", (
         f"The server listens on every address; {found} is this machine's in the LAN. Programs on "

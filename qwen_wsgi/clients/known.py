@@ -1,4 +1,4 @@
-"""The clients that there are recipes for, and the choice of models for them. Pure."""
+"""The list of clients with recipes, and the choice of models for them. Pure."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _CLIENTS: Final = (
     Client("curl", "curl", CHAT, False, programs.curl),
 )
 
-#: All of them by name, in the order in which they are listed.
+#: All clients by name, in listing order.
 CLIENTS: Final[Mapping[str, Client]] = {client.name: client for client in _CLIENTS}
 
-#: For agents, when no list of models is to be had.
+#: For agents, if no list of models is available.
 _AGENT_MODEL: Final = "qwen3-coder-plus"
 
 
 def nearest(name: str) -> list[str]:
-    """Names of clients that somebody may have meant, the likeliest first; three at most."""
+    """Up to three names of clients that may have been meant, the likeliest first."""
     lowered = name.lower()
-    holding = [known for known in CLIENTS if lowered and lowered in known]
+    containing = [known for known in CLIENTS if lowered and lowered in known]
     alike = difflib.get_close_matches(lowered, CLIENTS, n=3, cutoff=0.5)
-    return list(dict.fromkeys(holding + alike))[:3]
+    return list(dict.fromkeys(containing + alike))[:3]
 
 
 def target_for(
@@ -52,13 +52,13 @@ def target_for(
     model: str = "",
     default: str = "",
 ) -> Target:
-    """What the recipe of a client connects to.
+    """Choose what the recipe of a client connects to.
 
     Args:
         models: the catalogue's entries: `{"id", "context_length"?, "max_output_tokens"?,
             "input_modalities"?}`.
-        model: what the user asked for.
-        default: the operator's choice for clients that name none.
+        model: the user's choice.
+        default: the operator's choice for clients that name no model.
     """
     listed = {str(each["id"]): each for each in models if is_model_name(str(each["id"]))}
     chosen = model or default or (_for_code(listed) if client.agent else "")
@@ -68,7 +68,7 @@ def target_for(
 
 
 def _model(name: str, listed: Mapping[str, Mapping[str, Any]]) -> Model:
-    """What the catalogue tells of a model; of one that it does not list, what is known of it."""
+    """Describe a model from the catalogue, or from built-in data if it is not listed."""
     entry = listed.get(name, {})
     facts = model_profiles.facts_of(name) or model_profiles.ModelFacts(None, None)
     inputs = entry.get("input_modalities")
@@ -85,13 +85,13 @@ def _for_code(ids: Iterable[str]) -> str:
 
 
 def _fast(model: str, ids: Iterable[str]) -> str:
-    """The quick sibling of a model: of all that are called flash, the one most like it."""
-    quick = [id for id in ids if "flash" in id and not any(w in id for w in ("vl", "omni", "mt"))]
-    return max(quick, key=lambda id: len(commonprefix((id, model))), default=model)
+    """The fast sibling of a model: the flash model with the most similar name."""
+    fast = [id for id in ids if "flash" in id and not any(w in id for w in ("vl", "omni", "mt"))]
+    return max(fast, key=lambda id: len(commonprefix((id, model))), default=model)
 
 
 def _tokens(value: object) -> int | None:
-    """A limit of a model list; hosts send what they like."""
+    """A limit from a model list, if it is valid."""
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     return None

@@ -1,4 +1,4 @@
-"""Libraries, and curl: a whole program each, to be saved and run. Pure."""
+"""Recipes for libraries and curl: a complete program each. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qwen_wsgi.clients.recipe import KEY_VARIABLE, PROMPT, Recipe, Snippet, Targ
 
 
 def curl(target: Target) -> Recipe:
-    """One streamed answer, as it comes over the wire."""
+    """curl: one streamed answer, as sent over the wire."""
     body = {
         "model": target.model.name,
         "stream": True,
@@ -69,7 +69,7 @@ print()
 
 
 def langchain(target: Target) -> Recipe:
-    """LangChain by its OpenAI package."""
+    """LangChain, with its OpenAI package."""
     text = f'''\
 import os
 
@@ -90,9 +90,9 @@ print()
         "python",
         text,
         "pip install langchain-openai && python hello.py",
-        "Embeddings: OpenAIEmbeddings(check_embedding_ctx_length=False), for Qwen's models take "
-        "text and no token ids.",
-        "A model that thinks for two minutes without a word ends async streams: set "
+        "Embeddings: use OpenAIEmbeddings(check_embedding_ctx_length=False), because Qwen's models "
+        "accept text, not token ids.",
+        "Async streams time out if a model thinks silently for two minutes: set "
         "QWEN_PROXY_KEEPALIVE=chunk on the server, or stream_chunk_timeout here.",
     )
 
@@ -120,7 +120,7 @@ console.log();
 
 
 def vercel_ai_sdk(target: Target) -> Recipe:
-    """Vercel's AI SDK by its package for OpenAI-compatible servers."""
+    """Vercel's AI SDK, with its package for OpenAI-compatible servers."""
     text = f"""\
 import {{ createOpenAICompatible }} from "@ai-sdk/openai-compatible";
 import {{ streamText }} from "ai";

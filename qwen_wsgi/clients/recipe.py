@@ -1,4 +1,4 @@
-"""What a recipe is made of, and how it is printed. Pure: no settings, no network."""
+"""The parts of a recipe, and how it is printed. Pure: no settings, no network."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ CHAT: Final = "chat"
 RESPONSES: Final = "responses"
 MESSAGES: Final = "messages"
 
-#: The environment variable that holds the client key; the key itself is in no recipe.
+#: The environment variable with the client key; no recipe contains the key itself.
 KEY_VARIABLE: Final = "QWEN_PROXY_KEY"
 
-#: What every recipe asks for when it is tried.
+#: The prompt of every recipe's test command.
 PROMPT: Final = "Say hello in three languages."
 
-# Names and addresses of these forms mean nothing special to a shell (in quotes), TOML, JSON, YAML,
-# Python or JavaScript, so that recipes are plain text with holes.
+# These forms need no escaping in a shell (in quotes), TOML, JSON, YAML, Python or JavaScript, so
+# recipes are plain text templates.
 _MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*")
 _URL: Final = re.compile(
     r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d+)?(/[A-Za-z0-9._~-]+)*"
@@ -28,12 +28,12 @@ _URL: Final = re.compile(
 
 @dataclass(frozen=True)
 class Model:
-    """A model and what clients want to know of it.
+    """A model, with what clients need to know about it.
 
     Attributes:
         name: as in `GET /v1/models`; see `is_model_name`.
-        context: tokens that it reads and writes together, None if unknown.
-        max_output: tokens that it writes at most, None if unknown.
+        context: tokens of input and output together, None if unknown.
+        max_output: most tokens of output, None if unknown.
         images: whether it takes images.
     """
 
@@ -53,7 +53,7 @@ class Target:
     Attributes:
         origin: the server without `/v1`, such as `http://127.0.0.1:8080`.
         model: the model to use.
-        fast: a quick one for titles, summaries and the like; may be the same.
+        fast: a fast model for titles and summaries; may be the same.
     """
 
     origin: str
@@ -62,7 +62,7 @@ class Target:
 
     @property
     def base_url(self) -> str:
-        """The base URL of OpenAI's clients; Anthropic's add `/v1` themselves."""
+        """The base URL for OpenAI clients; Anthropic's add `/v1` themselves."""
         return f"{self.origin}/v1"
 
 
@@ -71,8 +71,8 @@ class Snippet:
     """A piece to paste.
 
     Attributes:
-        place: the file that it belongs into, or "your shell".
-        language: of the text, as Markdown's fences name it.
+        place: the file that it belongs in, or "your shell".
+        language: of the text, as in Markdown's code fences.
         text: ends with a line feed.
     """
 
@@ -86,9 +86,9 @@ class Recipe:
     """Everything that one client needs.
 
     Attributes:
-        snippets: in the order in which they are needed, the key first.
-        command: one command line to try it.
-        notes: what one should know, a sentence or two each.
+        snippets: in the order of use, the key first.
+        command: one command to test it.
+        notes: a sentence or two each.
     """
 
     snippets: tuple[Snippet, ...]
@@ -102,10 +102,10 @@ class Client:
 
     Attributes:
         name: for the command line.
-        title: as its makers call it.
+        title: its official name.
         speaks: the dialect, one of `CHAT`, `RESPONSES`, `MESSAGES`.
-        agent: writes code, so that a model for code suits it.
-        recipe: renders what it needs.
+        agent: whether it writes code, so that a coding model suits it.
+        recipe: renders its setup.
     """
 
     name: str
@@ -116,38 +116,38 @@ class Client:
 
 
 def is_model_name(name: str) -> bool:
-    """Whether a model's name can stand in a recipe as it is."""
+    """Whether a model's name needs no escaping in a recipe."""
     return _MODEL.fullmatch(name) is not None
 
 
 def origin_of(url: str) -> str:
-    """A server's address as a person writes it, without `/v1` and slashes at its end.
+    """Normalize a server's address: without `/v1` and slashes at its end.
 
     Raises:
-        ValueError: it is no http(s) URL of plain characters.
+        ValueError: it is not an http(s) URL of plain characters.
     """
     bare = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
     if not _URL.fullmatch(bare):
-        raise ValueError(f"{url!r} is no address like http://192.168.1.5:8080")
+        raise ValueError(f"{url!r} is not an address like http://192.168.1.5:8080")
     return bare
 
 
 def shell(text: str) -> Snippet:
-    """Something for the shell, or for its profile."""
+    """A snippet for the shell or its profile."""
     return Snippet("your shell", "sh", text)
 
 
 def key_in_shell(*more: str) -> Snippet:
-    """Sets the key's variable, then does `more`, line by line.
+    """A shell snippet that sets the key's variable, then runs the lines of `more`.
 
-    The placeholder is a word: a server without client keys takes any.
+    The placeholder is a valid word: a server without client keys accepts any.
     """
     key = f"export {KEY_VARIABLE}=YOUR_CLIENT_KEY  # one of QWEN_PROXY_API_KEYS"
     return shell("".join(line + "\n" for line in (key, *more)))
 
 
 def as_text(client: Client, target: Target, recipe: Recipe) -> str:
-    """For a terminal; the pieces stand at the margin, so that they can be copied."""
+    """Render for a terminal; snippets are not indented, so that they can be copied."""
     lines = [
         f"{client.title} speaks {client.speaks}",
         f"server {target.origin}, model {target.model} ({_limits(target.model)})",
@@ -161,7 +161,7 @@ def as_text(client: Client, target: Target, recipe: Recipe) -> str:
 
 
 def as_json(client: Client, target: Target, recipe: Recipe) -> dict[str, Any]:
-    """For programs: `{"name", "speaks", "url", "model", "context_length", "max_output_tokens",
+    """Render as JSON: `{"name", "speaks", "url", "model", "context_length", "max_output_tokens",
     "key_variable", "snippets": [{"place", "language", "text"}], "command", "notes": […]}`."""
     return {
         "name": client.name,

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from qwen_wsgi import net
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import CredentialError
-from qwen_wsgi.settings import mask
+from qwen_wsgi.redaction import mask
 
 #: Shown in place of a secret that is not there.
 NO_SECRET: Final = "–"

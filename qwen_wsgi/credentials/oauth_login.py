@@ -27,7 +27,7 @@ from qwen_wsgi.credentials.refresh.refresher import Refresher
 from qwen_wsgi.credentials.refresh.timing import CLOSED_WITHIN_S
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import CredentialError
-from qwen_wsgi.settings import mask
+from qwen_wsgi.redaction import mask
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qwen_wsgi.settings import mask
+from qwen_wsgi.redaction import mask
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,4 +1,4 @@
-"""The accounts: what their credentials are worth, and whether a real call goes through."""
+"""Checks the accounts: the state of each credential, and whether a real call succeeds."""
 
 from __future__ import annotations
 
@@ -22,79 +22,80 @@ from qwen_wsgi.upstream.routing.catalogue import Listing
 
 TELL: Final = Teller("accounts")
 
-#: A model may be closed to an account without the account being to blame; so many are tried.
+#: An account may lack access to a single model, so several are tried.
 _MODELS: Final = 3
 _OF_THE_MODEL: Final = ("model_not_found", "model_denied", "free_tier_spent", "denied", "not_found")
 
-#: A login that has to be renewed first, a model list, and three calls that end by themselves.
+#: Covers a token refresh, a model list and three calls, each with its own timeout.
 _PATIENCE_S: Final = 150.0
 
 _NO_ACCOUNT: Final = (
     "Put an API key such as DASHSCOPE_API_KEY into the server's environment, log in (`qwen-proxy "
-    "login`, or qwen-code), or set QWEN_UPSTREAM_BASE_URL. To try things out without: "
-    "QWEN_PROXY_SANDBOX=auto."
+    "login`, or qwen-code), or set QWEN_UPSTREAM_BASE_URL. To try the server "
+    "without an account: QWEN_PROXY_SANDBOX=auto."
 )
-_READ_STATUS: Final = "`qwen-proxy creds status` tells more."
+_READ_STATUS: Final = "`qwen-proxy creds status` shows more."
 
 
-class Asker(Protocol):
-    """What the check needs of `call.OneToken`."""
+class Probe(Protocol):
+    """What the check needs of `probe.TokenProbe`."""
 
-    def ask(self, account: Account, model: str) -> int | None:
-        """Ask for one token; see there."""
+    def request(self, account: Account, model: str) -> int | None:
+        """Request one token; see there."""
 
 
 class Calls(NamedTuple):
-    """How accounts are asked."""
+    """How upstreams are called."""
 
-    asker: Asker
+    probe: Probe
     listing: Callable[[Account], Listing]
 
 
 def check(accounts: Sequence[Account], calls: Calls | None, machine: Machine) -> Iterator[Finding]:
     """
     Args:
-        calls: None makes none.
+        calls: None makes no call.
     """
     if not accounts:
         yield TELL.fail("accounts", "no account was found", _NO_ACCOUNT)
         return
-    asked = _asked(accounts, calls, machine) if calls is not None else {}
-    # Looked at after the calls: one may have had a login renewed, or found that its tier is closed.
+    probed = _probe_all(accounts, calls, machine) if calls is not None else {}
+    # Read after the calls: one may have refreshed a login, or found that its tier is closed.
     states = {account.name: account.credential.status() for account in accounts}
-    tried = {
-        account.name: calls is not None and not not_to_be_asked(account, machine)
+    called = {
+        account.name: calls is not None and not why_not_called(account, machine)
         for account in accounts
     }
     usable = any(
-        _is_usable(status) or (_is_renewable(status) and not tried[name])
+        _is_usable(status) or (_is_refreshable(status) and not called[name])
         for name, status in states.items()
     )
     for account in accounts:
         status = states[account.name]
-        yield from state(account, status, others=usable, tried=tried[account.name])
+        yield from state(account, status, others=usable, called=called[account.name])
         if calls is None:
             yield TELL.skipped(account.name, "no call was made (--no-calls)")
         elif status.ability is not Ability.TIER_CLOSED:
-            yield from asked[account.name]
+            yield from probed[account.name]
     if not usable:
-        yield TELL.fail("accounts", "none of them can be used now", "See the lines above.")
+        yield TELL.fail("accounts", "none of them is usable now", "See the lines above.")
 
 
 def state(
-    account: Account, status: CredentialStatus, *, others: bool, tried: bool
+    account: Account, status: CredentialStatus, *, others: bool, called: bool
 ) -> Iterator[Finding]:
-    """What a credential is worth.
+    """Judge a credential by its state.
 
     Args:
-        others: some account is usable, so that one that never was is no failure.
-        tried: a call was made, which would have had a login renewed.
+        others: some account is usable, so a missing credential is only a warning.
+        called: a call was made, which refreshes an expired login.
     """
-    told = f"{status.detail} ({account.origin}, {status.shown})"
+    what = f"{status.detail} ({account.origin}, {status.shown})"
     remedy = status.remedy or _READ_STATUS
     if account.kind == "sandbox":
         yield TELL.note(
-            account.name, "the built-in fake upstream: needs no account, and is no Qwen"
+            account.name,
+            "the built-in fake upstream: it needs no account, and no Qwen model answers",
         )
     elif status.ability is Ability.TIER_CLOSED:
         closed = probe.tier_closed()
@@ -107,49 +108,49 @@ def state(
         )
     elif status.state is TokenState.MISSING:
         missing = TELL.warn if others else TELL.fail
-        yield missing(account.name, told, remedy)
-    elif _is_renewable(status) and not tried:
-        yield TELL.warn(account.name, f"{told}; the next call has it renewed", remedy)
+        yield missing(account.name, what, remedy)
+    elif _is_refreshable(status) and not called:
+        yield TELL.warn(account.name, f"{what}; the next call refreshes it", remedy)
     elif status.state is TokenState.EXPIRED:
-        yield TELL.fail(account.name, told, remedy)
+        yield TELL.fail(account.name, what, remedy)
     elif status.ability not in (None, Ability.REFRESHABLE) or status.remedy:
-        # A token that is good for now, and for no longer.
-        yield TELL.warn(account.name, told, remedy)
+        # The token works now, and cannot be refreshed.
+        yield TELL.warn(account.name, what, remedy)
     else:
-        yield TELL.ok(account.name, told)
+        yield TELL.ok(account.name, what)
 
 
 def _is_usable(status: CredentialStatus) -> bool:
     return status.state.is_usable and status.ability is not Ability.TIER_CLOSED
 
 
-def _is_renewable(status: CredentialStatus) -> bool:
+def _is_refreshable(status: CredentialStatus) -> bool:
     return status.state is TokenState.EXPIRED and status.ability is Ability.REFRESHABLE
 
 
-def _asked(
+def _probe_all(
     accounts: Sequence[Account], calls: Calls, machine: Machine
 ) -> Mapping[str, list[Finding]]:
-    """The findings of all calls, made at the same time; by account."""
+    """Call all accounts at the same time; the findings by account name."""
 
-    def otherwise(place: int, error: Exception | None) -> list[Finding]:
+    def failed(place: int, error: Exception | None) -> list[Finding]:
         name = accounts[place].name
         if error is not None:
-            return [TELL.skipped(name, f"a fault of the check ({error!r})")]
+            return [TELL.skipped(name, f"the check itself failed ({error!r})")]
         return [
             TELL.fail(
                 name, f"no answer within {_PATIENCE_S:.0f} s", "Try again; check the network."
             )
         ]
 
-    works = [partial(ask, account, calls, machine) for account in accounts]
-    found = run_parallel(works, timeout_s=_PATIENCE_S, otherwise=otherwise)
+    works = [partial(probe_account, account, calls, machine) for account in accounts]
+    found = run_parallel(works, timeout_s=_PATIENCE_S, failed=failed)
     return {account.name: list(each) for account, each in zip(accounts, found, strict=True)}
 
 
-def ask(account: Account, calls: Calls, machine: Machine) -> list[Finding]:
-    """Ask one account for one token, of its cheapest model."""
-    if why := not_to_be_asked(account, machine):
+def probe_account(account: Account, calls: Calls, machine: Machine) -> list[Finding]:
+    """Request one token from an account, of its cheapest model."""
+    if why := why_not_called(account, machine):
         return [TELL.skipped(account.name, why)]
     listing = calls.listing(account)
     models = probe.chat_models(listing.models)
@@ -158,34 +159,39 @@ def ask(account: Account, calls: Calls, machine: Machine) -> list[Finding]:
         if listing.error:
             why += f" ({probe.quoted(listing.error)})"
         return [TELL.skipped(account.name, f"no call was made: {why}")]
-    told: list[Finding] = []
+    findings: list[Finding] = []
     for model in models[:_MODELS]:
-        finding, of_the_model = _one(account, model, calls.asker, machine)
-        told.append(finding)
-        if not of_the_model:
+        finding, try_another = _probe_model(account, model, calls.probe, machine)
+        findings.append(finding)
+        if not try_another:
             break
-    # The account is good if one model answers; that others are closed to it is worth a word.
-    answered = told[-1].level in (Level.OK, Level.WARN)
-    return [replace(each, level=Level.WARN) for each in told[:-1]] + told[-1:] if answered else told
+    # The account works if one model answers; no access to the others is a warning.
+    if findings[-1].level in (Level.OK, Level.WARN):
+        findings[:-1] = [replace(each, level=Level.WARN) for each in findings[:-1]]
+    return findings
 
 
-def _one(account: Account, model: str, asker: Asker, machine: Machine) -> tuple[Finding, bool]:
-    """One call; and whether another model may fare better."""
+def _probe_model(
+    account: Account, model: str, probe_: Probe, machine: Machine
+) -> tuple[Finding, bool]:
+    """Make one call; also say whether another model may succeed."""
     begun_s = machine.monotonic()
     try:
-        tokens = asker.ask(account, model)
+        tokens = probe_.request(account, model)
     except ApiError as error:
-        told = probe.meaning(error)
+        diagnosis = probe.meaning(error)
         took = f"{model}, after {machine.monotonic() - begun_s:.2f} s: "
-        found = Finding(TELL.check, account.name, told.level, took + told.what, told.remedy)
-        return found, told.cause in _OF_THE_MODEL
+        found = Finding(
+            TELL.check, account.name, diagnosis.level, took + diagnosis.what, diagnosis.remedy
+        )
+        return found, diagnosis.cause in _OF_THE_MODEL
     used = "" if tokens is None else f", {tokens} tokens used"
     took = f"{model} answered in {machine.monotonic() - begun_s:.2f} s{used}"
     return TELL.ok(account.name, took), False
 
 
-def not_to_be_asked(account: Account, machine: Machine) -> str:
-    """Why no call is made; empty if one is."""
+def why_not_called(account: Account, machine: Machine) -> str:
+    """Why no call is made to an account; empty if one is made."""
     status = account.credential.status()
     if status.ability is Ability.TIER_CLOSED:
         return "no call was made: the tier is closed"
@@ -194,13 +200,13 @@ def not_to_be_asked(account: Account, machine: Machine) -> str:
     login = account.credential
     if not isinstance(login, OAuthLogin):
         return ""
-    # A call may have the login renewed, and what is written then must be its owner's.
+    # A call may refresh the login; a file written by another user would lock its owner out.
     owner = _owner(login.store.paths.document)
     if owner == machine.uid:
         return ""
     return (
         f"no call was made: the login belongs to {machine.user(owner)}, this is run as "
-        f"{machine.user(machine.uid)}, and a call might renew it"
+        f"{machine.user(machine.uid)}, and a call might refresh it"
     )
 
 

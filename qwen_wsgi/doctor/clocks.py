@@ -1,4 +1,4 @@
-"""The clock: is the date plausible, did it step back, and what do the upstreams say."""
+"""Checks the clock: is the date plausible, was it set back, do the upstreams agree."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from qwen_wsgi.upstream.routing.model_profiles import AS_OF_EPOCH
 TELL: Final = Teller("clock")
 
 _DAY_S: Final = 86_400.0
-#: A date before that of our own tables cannot be right; a month for those who build the past.
+#: A date before that of the built-in model tables is wrong; with a month of tolerance.
 _EARLIEST_S: Final = AS_OF_EPOCH - 31 * _DAY_S
 _LATEST_S: Final = 4_102_444_800.0  # 2100-01-01
-#: Logins are renewed two minutes before they expire; `Date` has whole seconds.
+#: Logins are refreshed two minutes before they expire; `Date` has whole seconds.
 _FAR_S: Final = 60.0
-#: Files are dated a little ahead by a renewal that must be seen.
+#: A refresh may date its file slightly ahead, so that others notice the change.
 _AHEAD_S: Final = 60.0
 
 _SET: Final = "Set the clock: sudo timedatectl set-ntp true"
 
 
 class Sighting(NamedTuple):
-    """An upstream's `Date` and our own time when it came, both seconds since 1970."""
+    """An upstream's `Date` and our own time at its arrival, both in seconds since 1970."""
 
     theirs_s: float
     ours_s: float
@@ -47,8 +47,8 @@ def check(
 ) -> Iterator[Finding]:
     """
     Args:
-        files: none of them should be dated later than now.
-        sightings: by host; empty if nobody was asked.
+        files: none of them should have a date in the future.
+        sightings: by host; empty if no upstream was called.
     """
     yield from date(machine)
     yield from files_ahead(machine, files)
@@ -56,20 +56,20 @@ def check(
 
 
 def date(machine: Machine) -> Iterator[Finding]:
-    """Whether the date, and that of the latest start, can be right."""
+    """Whether the current date and the date of the last boot are plausible."""
     now_s = machine.now()
     if not _EARLIEST_S <= now_s <= _LATEST_S:
-        yield TELL.fail("date", f"{_day(now_s)} cannot be right", _SET)
+        yield TELL.fail("date", f"{_day(now_s)} is not plausible", _SET)
         return
     started_s = now_s - machine.boottime()
     if started_s < 0:
-        yield TELL.fail("date", f"the machine would have started on {_day(started_s)}", _SET)
+        yield TELL.fail("date", f"the machine would have booted on {_day(started_s)}", _SET)
     else:
-        yield TELL.ok("date", f"{_day(now_s)}; the machine runs since {_day(started_s)}")
+        yield TELL.ok("date", f"{_day(now_s)}; the machine has been up since {_day(started_s)}")
 
 
 def files_ahead(machine: Machine, files: Iterable[Path]) -> Iterator[Finding]:
-    """Files from the future: the clock was set back since."""
+    """Files with a date in the future: the clock was set back since they were written."""
     for path in files:
         try:
             ahead_s = os.stat(path).st_mtime - machine.now()
@@ -84,9 +84,9 @@ def files_ahead(machine: Machine, files: Iterable[Path]) -> Iterator[Finding]:
 
 
 def compared(sightings: Mapping[str, Sighting]) -> Iterator[Finding]:
-    """Our time beside that of the upstreams."""
+    """Compare our time with the upstreams'."""
     if not sightings:
-        yield TELL.skipped("upstreams", "no upstream has told its time")
+        yield TELL.skipped("upstreams", "no upstream has sent its time")
     for host, seen in sightings.items():
         off_s = seen.ours_s - seen.theirs_s
         if abs(off_s) > _FAR_S:
@@ -94,7 +94,7 @@ def compared(sightings: Mapping[str, Sighting]) -> Iterator[Finding]:
             yield TELL.warn(
                 host,
                 f"this machine's clock is {abs(off_s):.0f} s {which} the upstream's: logins are "
-                "renewed too late or too early",
+                "refreshed too late or too early",
                 _SET,
             )
         else:

@@ -1,4 +1,4 @@
-"""The settings: what cannot be used, and what does not go together. Asks nobody."""
+"""Checks the settings: values that cannot work, alone or together. Makes no call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from qwen_wsgi.credentials.credential import StaticKey
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.errors import SettingsError
-from qwen_wsgi.settings import Settings, mask
+from qwen_wsgi.redaction import mask
+from qwen_wsgi.settings import Settings
 
 TELL: Final = Teller("settings")
 
@@ -21,7 +22,7 @@ TELL: Final = Teller("settings")
 _KEY_CHARS: Final = 16
 #: nginx closes an idle connection to the proxy after 60 s.
 _NGINX_IDLE_S: Final = 60
-#: Clients give up sooner than this; what is still tried then is for nobody.
+#: Most clients give up earlier than this.
 _LONG_BUDGET_S: Final = 300
 
 _NEW_KEY: Final = "Make one with `openssl rand -hex 24`, and restart the server."
@@ -30,8 +31,8 @@ _NEW_KEY: Final = "Make one with `openssl rand -hex 24`, and restart the server.
 def check(
     settings: Settings, discovery: Discovery, accounts: Sequence[Account]
 ) -> Iterator[Finding]:
-    """Everything that can be told from the settings and from qwen-code's files."""
-    yield TELL.ok("environment", "every setting can be read")
+    """Check everything that the settings and qwen-code's files show."""
+    yield TELL.ok("environment", "every setting is valid")
     yield from unknown_names(settings)
     yield from sources(discovery)
     yield from reach(settings)
@@ -43,17 +44,19 @@ def check(
 
 
 def unknown_names(settings: Settings) -> Iterator[Finding]:
-    """Variables that look like ours and are none: a slip of the pen has no effect."""
+    """Find misspelled settings: variables with our prefix that do not exist."""
     known = {field.metadata.get("env") for field in dataclasses.fields(settings)}
     for name in sorted(settings.environ):
         if name.startswith("QWEN_PROXY_") and name not in known:
             yield TELL.warn(
-                name, "there is no such setting", "See `qwen-proxy settings` for the names."
+                name,
+                "there is no such setting, so it has no effect",
+                "See `qwen-proxy settings` for the names.",
             )
 
 
 def sources(discovery: Discovery) -> Iterator[Finding]:
-    """What was found to be wrong with the files and variables that name accounts."""
+    """Report problems of the files and variables that name accounts."""
     fatal = ""
     try:
         discovery.check()
@@ -62,7 +65,7 @@ def sources(discovery: Discovery) -> Iterator[Finding]:
         yield TELL.fail(
             "account sources",
             f"the server does not start: {fatal}",
-            "Correct this first; `qwen-proxy serve` ends with status 2 until then.",
+            "Correct this first; until then `qwen-proxy serve` exits with status 2.",
         )
     duplicates = discovery.duplicates()
     problems = [
@@ -71,19 +74,19 @@ def sources(discovery: Discovery) -> Iterator[Finding]:
     for problem in problems:
         if problem in duplicates:
             yield TELL.warn(
-                "logins", problem.rstrip("."), "Remove the copy, or log in anew on one of the two."
+                "logins",
+                problem.rstrip("."),
+                "Remove the copy, or log in again with one of the two.",
             )
             continue
         what, _, remedy = problem.partition(". ")
-        yield TELL.warn(
-            "account sources", what.rstrip("."), remedy or "Correct it, or take it out."
-        )
+        yield TELL.warn("account sources", what.rstrip("."), remedy or "Correct or remove it.")
     if not fatal and not problems:
-        yield TELL.ok("account sources", "the files and variables that name accounts can be used")
+        yield TELL.ok("account sources", "the files and variables that name accounts are valid")
 
 
 def reach(settings: Settings) -> Iterator[Finding]:
-    """Who can reach the server, and whether only those whom it means get in."""
+    """Check who can reach the server, and whether strangers get in."""
     try:
         bind = net.parse(settings.bind_address)
     except ValueError as error:
@@ -101,12 +104,14 @@ def reach(settings: Settings) -> Iterator[Finding]:
             f"Set QWEN_PROXY_API_KEYS for the LAN. {_NEW_KEY} Or listen on 127.0.0.1.",
         )
     else:
-        yield TELL.ok("address", f"{bind}: without client keys, so for this machine only")
+        yield TELL.ok(
+            "address", f"{bind}: no client keys are set, so the server answers this machine only"
+        )
     yield from impostors(settings, bind)
 
 
 def impostors(settings: Settings, bind: net.Address) -> Iterator[Finding]:
-    """Without client keys the address of the caller decides; who can forge it is let in."""
+    """Find callers that can forge their address: it decides who gets in without client keys."""
     networks = [
         ipaddress.ip_network(word, strict=False)
         for word in settings.trusted_proxies
@@ -116,25 +121,25 @@ def impostors(settings: Settings, bind: net.Address) -> Iterator[Finding]:
     if wide and bind.open_to_lan:
         yield TELL.fail(
             "QWEN_PROXY_TRUSTED_PROXIES",
-            f"everybody in {', '.join(wide)} can pass for this machine, and gets in without a key",
+            f"everybody in {', '.join(wide)} can pose as this machine, and gets in without a key",
             f"Set QWEN_PROXY_API_KEYS, or trust the proxy's own address only. {_NEW_KEY}",
         )
     if bind.path and "unix" not in settings.trusted_proxies:
         yield TELL.fail(
             "QWEN_PROXY_TRUSTED_PROXIES",
-            "`unix` is not in it, so every client of nginx passes for this machine, without a key",
+            "`unix` is missing, so every client of nginx counts as this machine and needs no key",
             f"Add `unix`, and set QWEN_PROXY_API_KEYS. {_NEW_KEY}",
         )
     elif not bind.path and not any(network.is_loopback for network in networks):
         yield TELL.warn(
             "QWEN_PROXY_TRUSTED_PROXIES",
-            "this machine is not in it, so every client of an nginx on it passes for this machine",
+            "this machine is missing, so every client of an nginx on it counts as this machine",
             f"Add 127.0.0.0/8, or set QWEN_PROXY_API_KEYS. {_NEW_KEY}",
         )
 
 
 def client_keys(settings: Settings, accounts: Sequence[Account]) -> Iterator[Finding]:
-    """Keys that can be guessed, and keys that should not be with clients."""
+    """Find client keys that can be guessed, or that are also keys of accounts."""
     ours = {
         account.credential.key
         for account in accounts
@@ -145,8 +150,8 @@ def client_keys(settings: Settings, accounts: Sequence[Account]) -> Iterator[Fin
         if key in ours:
             yield TELL.warn(
                 name,
-                f"the client key {mask(key)} is also the key of an account: every client knows it",
-                f"Give the clients another one. {_NEW_KEY}",
+                f"the client key {mask(key)} is also an account's key, so every client knows it",
+                f"Give the clients another key. {_NEW_KEY}",
             )
         elif len(key) < _KEY_CHARS:
             yield TELL.warn(
@@ -155,23 +160,23 @@ def client_keys(settings: Settings, accounts: Sequence[Account]) -> Iterator[Fin
     if settings.openai_api_key:
         yield TELL.note(
             "OPENAI_API_KEY",
-            "counts as a client key; it is never sent upstream",
-            "Unset it if it was meant for something else.",
+            "is used as a client key; it is never sent upstream",
+            "Unset it if you set it for another purpose.",
         )
 
 
 def web_pages(settings: Settings) -> Iterator[Finding]:
-    """Whether any page in a browser may call."""
+    """Check whether any web page in a browser may call."""
     if "*" in (settings.cors_origins or ()) and not settings.all_client_keys:
         yield TELL.warn(
             "QWEN_PROXY_CORS_ORIGINS",
-            "every web page that is open on this machine may call, without a key",
-            "Name the origins, or set QWEN_PROXY_API_KEYS.",
+            "every web page that is open in a browser on this machine may call without a key",
+            "List the origins, or set QWEN_PROXY_API_KEYS.",
         )
 
 
 def account_names(settings: Settings, names: Collection[str]) -> Iterator[Finding]:
-    """Accounts that settings name and nobody has."""
+    """Find names in settings that are not accounts."""
     groups = tuple(name for group in settings.same_account for name in group.split("+"))
     for setting, named in (
         ("QWEN_PROXY_ACCOUNT_ORDER", settings.account_order),
@@ -180,57 +185,57 @@ def account_names(settings: Settings, names: Collection[str]) -> Iterator[Findin
         if unknown := [name for name in dict.fromkeys(named) if name not in names]:
             yield TELL.warn(
                 setting,
-                f"there is no account {', '.join(unknown)}",
-                f"There is: {', '.join(sorted(names)) or 'none'}.",
+                f"there is no account named {', '.join(unknown)}",
+                f"The accounts are: {', '.join(sorted(names)) or 'none'}.",
             )
 
 
 def sandbox(settings: Settings, discovery: Discovery) -> Iterator[Finding]:
-    """Whether a fake upstream answers."""
+    """Check whether the fake upstream answers."""
     found = discovery.accounts()
     if settings.sandbox == "on" and found:
         yield TELL.warn(
             "QWEN_PROXY_SANDBOX",
-            f"the built-in fake upstream answers everything; {len(found)} account(s) are unused",
+            f"the built-in fake upstream answers every call; {len(found)} account(s) are unused",
             "Unset QWEN_PROXY_SANDBOX to use them.",
         )
     elif settings.sandbox == "on" or (settings.sandbox == "auto" and not found):
         yield TELL.note(
             "QWEN_PROXY_SANDBOX",
-            "the built-in fake upstream answers: fine for trying things out, and no Qwen",
+            "the built-in fake upstream answers: good for trials, but no Qwen model answers",
         )
 
 
 def limits(settings: Settings) -> Iterator[Finding]:
-    """Numbers that do less, or more, than they seem to."""
-    places, workers = settings.account_in_flight, settings.workers
-    total = -(-places // workers) * workers
-    if places and total != places:
+    """Find limits that act differently than they seem to."""
+    limit, workers = settings.account_in_flight, settings.workers
+    total = -(-limit // workers) * workers
+    if limit and total != limit:
         yield TELL.note(
             "QWEN_PROXY_ACCOUNT_IN_FLIGHT",
-            f"each of {workers} workers has a whole share, so up to {total} calls are let through",
-            f"Set QWEN_PROXY_WORKERS so that it divides {places}, if the limit is strict.",
+            f"each of {workers} workers rounds its share up, so {total} calls may run at a time",
+            f"If the limit is strict, set QWEN_PROXY_WORKERS to a divisor of {limit}.",
         )
     if settings.client_keepalive_s <= _NGINX_IDLE_S:
         yield TELL.warn(
             "QWEN_PROXY_CLIENT_KEEPALIVE",
-            f"{settings.client_keepalive_s} s is no more than nginx's {_NGINX_IDLE_S} s: a request "
-            "may meet a connection that is just being closed (502)",
+            f"{settings.client_keepalive_s} s is not above nginx's {_NGINX_IDLE_S} s: nginx may "
+            "use a connection that is just being closed (502)",
             f"Set it above {_NGINX_IDLE_S}; the default is 75.",
         )
     if settings.retry_budget_s == 0:
         yield TELL.note(
-            "QWEN_PROXY_RETRY_BUDGET", "0: what fails at one account is not tried at another"
+            "QWEN_PROXY_RETRY_BUDGET",
+            "0: a call that fails at one account is not sent to another",
         )
     elif settings.retry_budget_s > _LONG_BUDGET_S:
         yield TELL.warn(
             "QWEN_PROXY_RETRY_BUDGET",
-            f"a call may look for an account for {settings.retry_budget_s:g} s; most clients give "
-            "up before",
-            "Set it to a minute or less; the default is 30.",
+            f"a call may be retried for {settings.retry_budget_s:g} s; most clients give up sooner",
+            "Set it to 60 or less; the default is 30.",
         )
     if settings.strict:
         yield TELL.note(
             "QWEN_PROXY_STRICT",
-            "requests that a host does not take as they are get a 400, instead of being adapted",
+            "requests that a host does not accept unchanged get a 400 instead of being adapted",
         )

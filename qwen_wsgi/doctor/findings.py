@@ -1,4 +1,4 @@
-"""What a check has found, and how much it matters."""
+"""The result of a check, and its level."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class Level(enum.Enum):
-    """How much a finding matters, the worst last. What could not be looked at is never ok."""
+    """How serious a finding is, the worst last. What could not be checked is never ok."""
 
     OK = "ok"
     NOTE = "note"
@@ -21,10 +21,10 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        check: the group that it stands in.
-        subject: what was looked at: a file, an account, a host, a setting.
-        what: what was found, as half a sentence.
-        remedy: what to do about it, as a sentence or a command; never empty for WARN and FAIL.
+        check: the group that it belongs to.
+        subject: what was checked: a file, an account, a host, a setting.
+        what: what was found, as a clause.
+        remedy: what to do, as a sentence or a command; never empty for WARN and FAIL.
     """
 
     check: str
@@ -45,15 +45,15 @@ class Teller:
         return Finding(self.check, subject, Level.OK, what)
 
     def note(self, subject: str, what: str, remedy: str = "") -> Finding:
-        """Worth knowing, and no fault."""
+        """Worth knowing, and not a fault."""
         return Finding(self.check, subject, Level.NOTE, what, remedy)
 
     def skipped(self, subject: str, why: str, remedy: str = "") -> Finding:
-        """It could not be looked at, or there is nothing to look at."""
+        """It could not be checked, or there is nothing to check."""
         return Finding(self.check, subject, Level.SKIPPED, why, remedy)
 
     def warn(self, subject: str, what: str, remedy: str) -> Finding:
-        """It works, and may not for long or not for everybody."""
+        """It works, but perhaps not for long or not for everybody."""
         return Finding(self.check, subject, Level.WARN, what, remedy)
 
     def fail(self, subject: str, what: str, remedy: str) -> Finding:

@@ -1,4 +1,4 @@
-"""The locks of the logins: who has them, and what was left behind. Takes none."""
+"""Checks the locks of the logins: who holds them, and what a crash left behind. Takes no lock."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ TELL: Final = Teller("locks")
 
 
 def check(logins: Mapping[str, OAuthLogin], machine: Machine) -> Iterator[Finding]:
-    """Look at the locks of each login, by account."""
+    """Check the locks of each login, by account name."""
     if not logins:
-        yield TELL.skipped("logins", "there is no Qwen login, and keys need no locks")
+        yield TELL.skipped("logins", "there is no Qwen login, and API keys need no locks")
         return
     directories: dict[Path, None] = {}
     for name, login in logins.items():
@@ -36,7 +36,7 @@ def check(logins: Mapping[str, OAuthLogin], machine: Machine) -> Iterator[Findin
 
 
 def proxy_lock(name: str, login: OAuthLogin, machine: Machine) -> Iterator[Finding]:
-    """Ours. The kernel frees it, so it is never stale; but its holder may hang."""
+    """Check our lock. The kernel frees it, so it is never stale; but its holder may hang."""
     path = login.store.paths.proxy_lock
     try:
         holder = login.refresher.context.proxy_lock.holder()
@@ -51,49 +51,53 @@ def proxy_lock(name: str, login: OAuthLogin, machine: Machine) -> Iterator[Findi
     if held_s is not None and held_s > PROXY_LOCK_S:
         yield TELL.warn(
             name,
-            f"{who} has held qwen-proxy's lock for {held_s:.0f} s; a renewal takes less than "
-            f"{PROXY_LOCK_S:.0f}",
-            f"See what it does: ps -fp {holder.pid}. If it hangs, restart the server.",
+            f"{who} has held qwen-proxy's lock for {held_s:.0f} s; a token refresh takes less "
+            f"than {PROXY_LOCK_S:.0f} s",
+            f"Look at it: ps -fp {holder.pid}. If it hangs, restart the server.",
         )
     else:
-        yield TELL.note(name, f"{who} is renewing this login right now")
+        yield TELL.note(name, f"{who} is refreshing this login now")
 
 
 def cli_lock(name: str, login: OAuthLogin) -> Iterator[Finding]:
-    """qwen-code's: a file."""
+    """Check qwen-code's lock, a file."""
     path = login.store.paths.cli_lock
     try:
         lock = login.refresher.context.cli_lock.observed()
     except IsADirectoryError:
-        yield TELL.fail(name, f"{path} is a directory; nobody can lock the login", f"rmdir {path}")
+        yield TELL.fail(
+            name, f"{path} is a directory, so no process can lock the login", f"rmdir {path}"
+        )
         return
     except OSError as error:
-        yield TELL.fail(name, f"{path} cannot be looked at ({error.strerror})", _give(path))
+        yield TELL.fail(name, f"{path} cannot be checked ({error.strerror})", _give(path))
         return
     if lock is None:
         yield TELL.ok(name, "nobody holds qwen-code's lock")
         return
-    whose = f"qwen-proxy (process {lock.pid})" if lock.ours else "a qwen-code"
+    whose = f"qwen-proxy (process {lock.pid})" if lock.ours else "qwen-code"
     if lock.symlink:
-        yield TELL.warn(name, f"{path} is a symbolic link, which no qwen-code makes", f"rm {path}")
+        yield TELL.warn(
+            name, f"{path} is a symbolic link, which qwen-code never makes", f"rm {path}"
+        )
     elif lock.in_future:
         yield TELL.warn(
             name,
             f"{path} is dated {-lock.age_s:.0f} s in the future: the clock was set back",
-            f"If no qwen-code runs: rm {path}",
+            f"If qwen-code is not running: rm {path}",
         )
     elif lock.alive is False or lock.age_s > STALE_S:
         yield TELL.warn(
             name,
             f"{path} was left behind by {whose}, {lock.age_s:.0f} s ago",
-            f"The next renewal removes it. At once, if no qwen-code runs: rm {path}",
+            f"The next token refresh removes it. Sooner, if qwen-code is not running: rm {path}",
         )
     else:
-        yield TELL.note(name, f"{whose} is renewing this login, since {lock.age_s:.0f} s")
+        yield TELL.note(name, f"{whose} has been refreshing this login for {lock.age_s:.0f} s")
 
 
 def journal(name: str, login: OAuthLogin) -> Iterator[Finding]:
-    """The journal of the renewals, and what it says of the latest."""
+    """Check the journal of a login, and how its latest refresh ended."""
     file = login.store.watched()[1]
     reading = file.read()
     if reading.problem:
@@ -103,43 +107,43 @@ def journal(name: str, login: OAuthLogin) -> Iterator[Finding]:
     if snapshot.newest.unpublished:
         yield TELL.warn(
             name,
-            "the newest login is in the journal alone, not in qwen-code's file",
-            "Run `qwen-proxy creds refresh` as the owner of the file.",
+            "the newest login is only in the journal, not in qwen-code's file",
+            "As the owner of the file, run `qwen-proxy creds refresh`.",
         )
     backoff, newest = snapshot.journal.backoff, snapshot.newest.login
     if backoff is not None and newest and backoff.fp == fingerprint(newest.refresh_token):
         yield TELL.note(
             name,
-            f"the latest {backoff.failures} renewal(s) failed ({backoff.outcome})",
-            "`qwen-proxy creds status` tells more.",
+            f"the last {backoff.failures} token refresh(es) failed ({backoff.outcome})",
+            "`qwen-proxy creds status` shows more.",
         )
 
 
 def left_behind(directory: Path, machine: Machine) -> Iterator[Finding]:
-    """Files that a crash left; a renewal that goes on would be younger."""
+    """Find files that a crash left: those of a running refresh are younger."""
     try:
         entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
     except FileNotFoundError:
         return
     except OSError as error:
-        yield TELL.skipped(str(directory), f"it cannot be listed ({error.strerror})")
+        yield TELL.skipped(str(directory), f"cannot be listed ({error.strerror})")
         return
     old = []
     for entry in entries:
         if not (entry.name.startswith(durable.PREFIX) or ".lock.break." in entry.name):
             continue
-        with suppress(FileNotFoundError):  # its owner was quicker
-            # ctime, as those who sweep look at: a mtime may have been pushed into the future.
+        with suppress(FileNotFoundError):  # its owner removed it meanwhile
+            # ctime, as the cleanup uses: an mtime may have been set to the future.
             age_s = machine.now() - entry.stat(follow_symlinks=False).st_ctime
             if age_s > max(SWEEP_S, durable.LEFT_OVER_S):
                 old.append(entry.name)
     if old:
         yield TELL.note(
             str(directory),
-            f"{len(old)} file(s) of a crash were left behind: {', '.join(old[:3])}",
-            "The next renewal sweeps them away.",
+            f"a crash left {len(old)} file(s) behind: {', '.join(old[:3])}",
+            "The next token refresh removes them.",
         )
 
 
 def _give(path: Path) -> str:
-    return f"Give it to the user who runs the server: sudo chown USER {path}"
+    return f"Make the server's user its owner: sudo chown USER {path}"

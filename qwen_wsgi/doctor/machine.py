@@ -1,6 +1,6 @@
-"""The machine that the checks look at: files' surroundings, programs, sockets, clocks.
+"""What the checks need of the machine: file systems, programs, sockets, clocks.
 
-Everything here looks and changes nothing. Tests put a machine of their own in its place.
+Nothing here changes anything. Tests replace it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import certifi
 from qwen_wsgi import clock
 from qwen_wsgi.net import Address
 
-#: Where Debian keeps nginx and systemctl; an ordinary user's PATH lacks the half of them.
+#: Where Debian keeps nginx and systemctl; an ordinary user's PATH lacks some of them.
 _SYSTEM_PATHS: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin")
 
 #: An answer of /health is a few hundred bytes.
@@ -32,7 +32,7 @@ _ANSWER_BYTES: Final = 64 * 1024
 
 
 class Ran(NamedTuple):
-    """How a program ended: its exit status, and what it printed on both outputs."""
+    """A finished program: its exit status and both outputs."""
 
     status: int
     out: str
@@ -40,7 +40,7 @@ class Ran(NamedTuple):
 
 
 class Room(NamedTuple):
-    """What is left of a file system for this user."""
+    """The free space of a file system for this user."""
 
     bytes: int
     #: Inodes; None where the file system does not count them.
@@ -80,7 +80,7 @@ class Machine:
         return time.time()
 
     def monotonic(self) -> float:
-        """Seconds that never step."""
+        """Seconds of a clock that never jumps."""
         return time.monotonic()
 
     def boottime(self) -> float:
@@ -90,7 +90,7 @@ class Machine:
     # --- users -------------------------------------------------------------------------------
 
     def user(self, uid: int) -> str:
-        """A user's name; the number where it has none."""
+        """A user's name, or the number if it has none."""
         try:
             return pwd.getpwuid(uid).pw_name
         except KeyError:
@@ -111,16 +111,16 @@ class Machine:
         return os.access(path, how, effective_ids=True)
 
     def room(self, path: Path) -> Room:
-        """What is left where a path is.
+        """The free space of the file system of a path.
 
         Raises:
-            OSError: it cannot be told.
+            OSError: it is unknown.
         """
         status = os.statvfs(path)
         return Room(status.f_bavail * status.f_frsize, status.f_favail if status.f_files else None)
 
     def filesystem(self, path: Path) -> str:
-        """The kind of file system that a path is on, e.g. `ext4`; "" if that cannot be told."""
+        """The kind of file system that a path is on, e.g. `ext4`; "" if unknown."""
         try:
             lines = (self.root / "proc/self/mounts").read_text(errors="replace").splitlines()
         except OSError:
@@ -136,7 +136,7 @@ class Machine:
         return best[1]
 
     def open_files(self) -> tuple[int, int]:
-        """This process's limits of open files, soft and hard; -1 is none."""
+        """This process's limits of open files, soft and hard; -1 is unlimited."""
         return resource.getrlimit(resource.RLIMIT_NOFILE)
 
     # --- programs ----------------------------------------------------------------------------
@@ -147,7 +147,7 @@ class Machine:
         return shutil.which(name, path=path)
 
     def run(self, command: list[str], *, timeout_s: float) -> Ran:
-        """Run a program to its end, without the secrets of our environment.
+        """Run a program and wait for it; it does not get our environment.
 
         Raises:
             OSError: it cannot be run.
@@ -182,7 +182,7 @@ class Machine:
         return tuple(dict.fromkeys(str(each[4][0]) for each in found))
 
     def connect(self, host: str, port: int, *, timeout_s: float) -> None:
-        """Open a connection, and close it.
+        """Open a connection and close it again.
 
         Raises:
             OSError: it cannot be opened.
@@ -190,9 +190,9 @@ class Machine:
         socket.create_connection((host, port), timeout_s).close()
 
     def certificate_end(self, host: str, port: int, *, timeout_s: float) -> float:
-        """Make a TLS connection; when the server's certificate ends, seconds since 1970.
+        """Make a TLS connection; the end of the server's certificate, in seconds since 1970.
 
-        The certificates that are trusted are those that upstream calls trust.
+        It trusts the same certificates as upstream calls do.
 
         Raises:
             OSError: no connection, no TLS, or a certificate that is not trusted.
@@ -211,11 +211,11 @@ class Machine:
         return float(ssl.cert_time_to_seconds(str(found["notAfter"])))
 
     def get(self, address: Address, path: str, *, timeout_s: float) -> tuple[int, bytes]:
-        """GET from a server of this machine: the status and the body.
+        """GET from a server on this machine: status and body.
 
         Raises:
-            OSError: nobody listens there, or nobody answers.
-            http.client.HTTPException: the answer is no HTTP.
+            OSError: no connection, or no answer.
+            http.client.HTTPException: the answer is not HTTP.
         """
         client: http.client.HTTPConnection
         if address.path:
@@ -223,7 +223,7 @@ class Machine:
         else:
             client = http.client.HTTPConnection(address.here, address.port, timeout=timeout_s)
         try:
-            # A name of this machine: without client keys the server wants one.
+            # Without client keys the server accepts only this machine's names.
             client.request("GET", path, headers={"Host": "localhost", "Connection": "close"})
             response = client.getresponse()
             return response.status, response.read(_ANSWER_BYTES)

@@ -1,4 +1,4 @@
-"""The models: does each account list some, and do the settings name any that nobody has."""
+"""Checks the models: does each account list some, and do the models in settings exist."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ TELL: Final = Teller("models")
 def check(settings: Settings, listings: Mapping[str, Listing] | None) -> Iterator[Finding]:
     """
     Args:
-        listings: by account; None if nobody was asked.
+        listings: by account; None if no upstream was called.
     """
     if listings is None:
-        yield TELL.skipped("lists", "no host was asked (--no-calls)")
+        yield TELL.skipped("lists", "no upstream was called (--no-calls)")
         return
     if not listings:
-        yield TELL.skipped("lists", "no account could be asked")
+        yield TELL.skipped("lists", "no account could be called")
     for name, listing in listings.items():
         if listing.live:
             yield TELL.ok(name, f"lists {len(listing.models)} models")
         else:
             yield TELL.note(
                 name,
-                f"has no live list ({quoted(listing.error)}); {len(listing.models)} models are "
-                "known from elsewhere",
+                f"its live list cannot be read ({quoted(listing.error)}); {len(listing.models)} "
+                "models are known from other sources",
             )
     yield from named(settings, listings)
 
 
 def named(settings: Settings, listings: Mapping[str, Listing]) -> Iterator[Finding]:
-    """Models that settings name."""
+    """Check the models that settings name."""
     wanted = [("QWEN_PROXY_MODEL_ALIASES", alias, model) for alias, model in settings.model_aliases]
     if settings.openai_model:
         wanted.append(("OPENAI_MODEL", "", settings.openai_model))
@@ -46,11 +46,11 @@ def named(settings: Settings, listings: Mapping[str, Listing]) -> Iterator[Findi
     for setting, alias, model in wanted:
         shown = f"{alias}={model}" if alias else model
         aliases = {} if alias else dict(settings.model_aliases)
-        wishes = interpretations(model, aliases=aliases, accounts=tuple(listings))
+        refs = interpretations(model, aliases=aliases, accounts=tuple(listings))
         if any(
-            wish.model in listings[name].models
-            for wish in wishes
-            for name in ([wish.account] if wish.account else listings)
+            ref.model in listings[name].models
+            for ref in refs
+            for name in ([ref.account] if ref.account else listings)
         ):
             yield TELL.ok(setting, f"{shown}: an account lists it")
         elif complete:
@@ -59,5 +59,5 @@ def named(settings: Settings, listings: Mapping[str, Listing]) -> Iterator[Findi
             )
         else:
             yield TELL.note(
-                setting, f"{shown}: no account lists it, but not every account has a list"
+                setting, f"{shown}: no account lists it, but some accounts have no live list"
             )

@@ -1,4 +1,4 @@
-"""The way to each upstream host: its name, a connection, TLS, and proxies in between."""
+"""Checks the network path to each upstream host: DNS, connection, TLS, and HTTP proxies."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from qwen_wsgi.net import is_loopback
 TELL: Final = Teller("network")
 
 _TIMEOUT_S: Final = 10.0
-#: A resolver may take 30 s by itself, and cannot be told to hurry.
-_PATIENCE_S: Final = 25.0
+#: A resolver may take 30 s, and takes no timeout.
+_TOTAL_S: Final = 25.0
 _SOON_S: Final = 14 * 86_400.0
 
 _PORTS: Final = {"http": 80, "https": 443}
 
 
 class Target(NamedTuple):
-    """One host, and whose it is: the names of accounts."""
+    """One host, and the names of the accounts that use it."""
 
     scheme: str
     host: str
     port: int
     users: tuple[str, ...]
-    #: A secret is sent to it.
+    #: Whether a secret is sent to it.
     secret: bool
 
     def __str__(self) -> str:
@@ -57,35 +57,35 @@ def targets(used: Iterable[tuple[str, str, bool]]) -> tuple[Target, ...]:
 def check(
     hosts: tuple[Target, ...], environ: Mapping[str, str], machine: Machine
 ) -> Iterator[Finding]:
-    """Try the way to each host, all at a time."""
+    """Try to reach each host, all at the same time."""
     if not hosts:
         yield TELL.skipped("upstreams", "there is no upstream host")
-    works = [partial(way_to, host, environ, machine) for host in hosts]
+    works = [partial(check_host, host, environ, machine) for host in hosts]
 
-    def otherwise(place: int, error: Exception | None) -> list[Finding]:
+    def failed(place: int, error: Exception | None) -> list[Finding]:
         if error is not None:
-            return [TELL.skipped(str(hosts[place]), f"a fault of the check ({error!r})")]
+            return [TELL.skipped(str(hosts[place]), f"the check itself failed ({error!r})")]
         return [
             TELL.fail(
                 str(hosts[place]),
-                f"neither its name nor a connection within {_PATIENCE_S:.0f} s",
+                f"no name resolution and no connection within {_TOTAL_S:.0f} s",
                 "Check the resolver (/etc/resolv.conf) and the network.",
             )
         ]
 
-    for findings in run_parallel(works, timeout_s=_PATIENCE_S, otherwise=otherwise):
+    for findings in run_parallel(works, timeout_s=_TOTAL_S, failed=failed):
         yield from findings
 
 
-def way_to(target: Target, environ: Mapping[str, str], machine: Machine) -> list[Finding]:
-    """All that can be told of one host."""
+def check_host(target: Target, environ: Mapping[str, str], machine: Machine) -> list[Finding]:
+    """Check one host."""
     findings = []
     if target.scheme == "http" and target.secret and not is_loopback(target.host):
         findings.append(
             TELL.warn(
                 str(target),
-                f"the key of {', '.join(target.users)} crosses the network in clear (http)",
-                "Use https, or put the server and the proxy on one machine.",
+                f"the key of {', '.join(target.users)} crosses the network unencrypted (http)",
+                "Use https, or run that server on this machine.",
             )
         )
     name, proxy = proxy_for(target, environ)
@@ -96,7 +96,7 @@ def way_to(target: Target, environ: Mapping[str, str], machine: Machine) -> list
 
 def proxy_for(target: Target, environ: Mapping[str, str]) -> tuple[str, str | None]:
     """The variable that names a proxy for a host, and the proxy's URL or None; as in requests."""
-    # The lower-case name counts more.
+    # The lower-case name wins.
     named = {name.lower(): (name, environ[name]) for name in sorted(environ) if environ[name]}
     if _is_exempt(target, named.get("no_proxy", ("", ""))[1]):
         return "", None
@@ -107,7 +107,7 @@ def proxy_for(target: Target, environ: Mapping[str, str]) -> tuple[str, str | No
 
 
 def _is_exempt(target: Target, no_proxy: str) -> bool:
-    """Whether `no_proxy` names a host: `*`, names and their ends, ranges of addresses."""
+    """Whether `no_proxy` matches a host: `*`, names, domains, and networks."""
     for word in no_proxy.lower().replace(" ", "").split(","):
         bare = word.lstrip(".")
         if word == "*" or (bare and bare in (target.host, str(target))):
@@ -123,16 +123,18 @@ def _is_exempt(target: Target, no_proxy: str) -> bool:
 
 
 def _through(target: Target, name: str, proxy: str, machine: Machine) -> Iterator[Finding]:
-    """The way by a proxy; only the proxy itself is tried."""
+    """Check the path through a proxy: only the proxy itself is contacted."""
     try:
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
         host, port = parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 1080)
     except ValueError:
-        yield TELL.fail(str(target), f"{name} names no proxy", f"Correct or unset {name}.")
+        yield TELL.fail(
+            str(target), f"{name} is not the URL of a proxy", f"Correct or unset {name}."
+        )
         return
-    # Not the whole URL: some hold a password.
+    # Not the whole URL: it may hold a password.
     shown = f"{host}:{port}"
-    yield TELL.note(str(target), f"goes through the proxy {shown}, which {name} names")
+    yield TELL.note(str(target), f"is reached through the proxy {shown} ({name})")
     try:
         machine.connect(host, port, timeout_s=_TIMEOUT_S)
     except OSError as error:
@@ -140,11 +142,11 @@ def _through(target: Target, name: str, proxy: str, machine: Machine) -> Iterato
             shown, f"the proxy cannot be reached ({_reason(error)})", f"Correct or unset {name}."
         )
     else:
-        yield TELL.ok(shown, "the proxy can be reached")
+        yield TELL.ok(shown, "the proxy is reachable")
 
 
 def _straight(target: Target, machine: Machine) -> Finding:
-    """The way without a proxy."""
+    """Check the path without a proxy."""
     subject = str(target)
     try:
         addresses = machine.resolve(target.host, target.port)
@@ -161,17 +163,18 @@ def _straight(target: Target, machine: Machine) -> Finding:
         return TELL.fail(
             subject,
             f"no connection to {_first(addresses)} ({_reason(error)})",
-            "Check that the server runs."
+            "Check that the server is running."
             if is_loopback(target.host)
-            else "Check the network and its firewall; behind a proxy set HTTPS_PROXY.",
+            else "Check the network and the firewall; if there is an HTTP proxy, set HTTPS_PROXY.",
         )
-    told = f"resolves to {_first(addresses)}, connects in {machine.monotonic() - begun_s:.2f} s"
+    what = f"resolves to {_first(addresses)}, connects in {machine.monotonic() - begun_s:.2f} s"
     if target.scheme == "http":
-        return TELL.ok(subject, f"{told}; plain http")
-    return _secured(target, told, machine)
+        return TELL.ok(subject, f"{what}; plain http")
+    return _secured(target, what, machine)
 
 
-def _secured(target: Target, told: str, machine: Machine) -> Finding:
+def _secured(target: Target, what: str, machine: Machine) -> Finding:
+    """Check TLS; `what` says what was found before."""
     subject = str(target)
     try:
         end_s = machine.certificate_end(target.host, target.port, timeout_s=_TIMEOUT_S)
@@ -179,8 +182,8 @@ def _secured(target: Target, told: str, machine: Machine) -> Finding:
         return TELL.fail(
             subject,
             f"its certificate is not trusted ({error.verify_message})",
-            "Check the base URL and the clock. Where a firewall opens TLS, name its certificate "
-            "in REQUESTS_CA_BUNDLE.",
+            "Check the base URL and the clock. If a firewall intercepts TLS, set "
+            "REQUESTS_CA_BUNDLE to its certificate.",
         )
     except (OSError, KeyError, ValueError) as error:
         return TELL.fail(
@@ -189,14 +192,14 @@ def _secured(target: Target, told: str, machine: Machine) -> Finding:
             "Check the base URL (https or http, port), the clock and REQUESTS_CA_BUNDLE.",
         )
     left_s = end_s - machine.now()
-    until = f"its certificate is good until {_day(end_s)}"
+    until = f"its certificate is valid until {_day(end_s)}"
     if left_s < _SOON_S:
         return TELL.warn(
             subject,
             f"{until}, {left_s / 86_400:.0f} days from now",
-            "Its operator has to renew it; check this machine's clock, too.",
+            "The host's operator must renew it; check this machine's clock, too.",
         )
-    return TELL.ok(subject, f"{told}, {until}")
+    return TELL.ok(subject, f"{what}, {until}")
 
 
 def _first(addresses: tuple[str, ...]) -> str:

@@ -1,5 +1,4 @@
-"""nginx in front of the server: is our site on, does it lead to the server, does it let streams
-through."""
+"""Checks nginx: is our site enabled, does it lead to the server, does it pass streams through."""
 
 from __future__ import annotations
 
@@ -19,8 +18,8 @@ TELL: Final = Teller("nginx")
 
 _SITE: Final = "qwen-proxy.conf"
 _AVAILABLE: Final = f"etc/nginx/sites-available/{_SITE}"
-#: Where Debian and others look for sites.
-_PLACES: Final = ("etc/nginx/sites-enabled", "etc/nginx/conf.d")
+#: Where Debian and others enable sites.
+_ENABLED: Final = ("etc/nginx/sites-enabled", "etc/nginx/conf.d")
 _DEFAULT_SITE: Final = "etc/nginx/sites-enabled/default"
 
 _TIMEOUT_S: Final = 15.0
@@ -35,17 +34,20 @@ _RELOAD: Final = "then: sudo nginx -t && sudo systemctl reload nginx"
 
 
 class NotHere(Exception):
-    """There is no nginx or no site of ours; says why."""
+    """There is no nginx, or no site of ours is enabled; the message says why."""
+
+
+class NotEnabled(NotHere):
+    """Our site is installed, and not enabled."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """Our site as nginx reads it, comments left out.
+    """Our site as nginx reads it.
 
     Attributes:
-        path: where it is switched on.
-        upstreams: where it leads to.
-        listens: what it listens on, as it is written.
+        path: the file that enables it.
+        text: its content without comments.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class Site:
 
     @property
     def upstreams(self) -> tuple[Address, ...]:
+        """The servers that requests are passed to."""
         groups = dict(re.findall(r"upstream\s+(\S+)\s*\{([^}]*)\}", self.text))
         found = []
         for url in self.values("proxy_pass"):
@@ -67,7 +70,7 @@ class Site:
 
     @property
     def open_at(self) -> tuple[str, ...]:
-        """The addresses of it that other machines reach."""
+        """The addresses at which other machines reach it."""
         found = []
         for value in self.values("listen"):
             word = value.split()[0]
@@ -78,15 +81,16 @@ class Site:
 
 
 def look(machine: Machine) -> Site:
-    """Find the site that leads to a qwen-proxy, where it is switched on.
+    """Find the enabled site that leads to a qwen-proxy.
 
     Raises:
-        NotHere: there is no nginx, or no such site is switched on.
+        NotHere: there is no nginx, or no such site.
+        NotEnabled: there is such a site, and it is not enabled.
     """
     if machine.program("nginx") is None:
         raise NotHere("there is no nginx here")
     unread = []
-    for place in _PLACES:
+    for place in _ENABLED:
         directory = machine.root / place
         for path in sorted(directory.iterdir()) if directory.is_dir() else []:
             try:
@@ -99,13 +103,13 @@ def look(machine: Machine) -> Site:
     if unread:
         raise NotHere(f"{unread[0]} cannot be read")
     if (machine.root / _AVAILABLE).exists():
-        raise NotHere("our site is installed, and not switched on")
-    raise NotHere("our site is not installed")
+        raise NotEnabled("the site is installed, but not enabled")
+    raise NotHere("the site of qwen-proxy is not installed")
 
 
 def check(
     settings: Settings,
-    found: Site | str,
+    found: Site | NotHere,
     bind: Address | None,
     machine: Machine,
     *,
@@ -114,20 +118,20 @@ def check(
     """
     Args:
         found: the site, or why there is none.
-        bind: where the server listens, if that is known.
-        group: that the server's socket is open to; "" if that is not known.
+        bind: where the server listens, if known.
+        group: the group that may use the server's socket; "" if unknown.
     """
-    if isinstance(found, str):
-        if "not switched on" in found:
-            yield TELL.warn(
-                _SITE,
-                found,
-                f"sudo ln -s ../sites-available/{_SITE} /etc/nginx/sites-enabled/, {_RELOAD}",
-            )
-        else:
-            yield TELL.skipped("site", found)
+    if isinstance(found, NotEnabled):
+        yield TELL.warn(
+            _SITE,
+            str(found),
+            f"sudo ln -s ../sites-available/{_SITE} /etc/nginx/sites-enabled/, {_RELOAD}",
+        )
+    if isinstance(found, NotHere):
+        if not isinstance(found, NotEnabled):
+            yield TELL.skipped("site", str(found))
         return
-    yield TELL.ok("site", f"{found.path} is switched on")
+    yield TELL.ok("site", f"{found.path} is enabled")
     yield from running(machine)
     yield from tested(machine)
     yield from target(found, bind)
@@ -138,7 +142,7 @@ def check(
 
 
 def running(machine: Machine) -> Iterator[Finding]:
-    """Whether it runs."""
+    """Check that nginx runs."""
     try:
         pid = (machine.root / "run/nginx.pid").read_text().strip()
     except FileNotFoundError:
@@ -147,51 +151,55 @@ def running(machine: Machine) -> Iterator[Finding]:
         yield TELL.skipped("process", f"its pid file cannot be read ({error.strerror})")
         return
     if pid.isdigit() and (machine.root / f"proc/{pid}").exists():
-        yield TELL.ok("process", f"runs as process {pid}")
+        yield TELL.ok("process", f"nginx runs as process {pid}")
     else:
-        yield TELL.fail("process", "it does not run", "sudo systemctl enable --now nginx")
+        yield TELL.fail("process", "nginx is not running", "sudo systemctl enable --now nginx")
 
 
 def tested(machine: Machine) -> Iterator[Finding]:
-    """What nginx says of its configuration."""
+    """Let nginx test its configuration."""
     if machine.uid != 0:
-        yield TELL.skipped("nginx -t", "only root may test the configuration", "sudo nginx -t")
+        yield TELL.skipped("nginx -t", "only root can test the configuration", "sudo nginx -t")
         return
     try:
         done = machine.run([machine.program("nginx") or "nginx", "-t"], timeout_s=_TIMEOUT_S)
     except OSError as error:
-        yield TELL.skipped("nginx -t", f"it cannot be run ({error})")
+        yield TELL.skipped("nginx -t", f"nginx cannot be run ({error})")
         return
     if done.status:
         lines = (done.err or done.out).strip().splitlines()
         yield TELL.fail(
-            "nginx -t", lines[0] if lines else f"status {done.status}", "Correct it. sudo nginx -t"
+            "nginx -t",
+            lines[0] if lines else f"status {done.status}",
+            "Correct it, then: sudo nginx -t",
         )
     else:
-        yield TELL.ok("nginx -t", "the configuration can be used")
+        yield TELL.ok("nginx -t", "the configuration is valid")
 
 
 def target(site: Site, bind: Address | None) -> Iterator[Finding]:
-    """Whether the site leads to the server."""
+    """Check that the site leads to the server."""
     shown = ", ".join(map(str, site.upstreams))
     if bind is None:
-        yield TELL.skipped("upstream", "where the server listens is not known here")
+        yield TELL.skipped("upstream", "it is not known where the server listens")
     elif not site.upstreams:
-        yield TELL.warn("upstream", "the site has no proxy_pass", "Install it anew: make install")
+        yield TELL.warn("upstream", "the site has no proxy_pass", "Install it again: make install")
     elif any(bind.is_same(each) for each in site.upstreams):
         yield TELL.ok("upstream", f"leads to {shown}, where the server listens")
     else:
         yield TELL.fail(
             "upstream",
-            f"leads to {shown}, and the server listens at {bind}: every call gets a 502",
+            f"leads to {shown}, but the server listens at {bind}: every call gets a 502",
             f"Correct `server` in {site.path}, or QWEN_PROXY_BIND; {_RELOAD}",
         )
 
 
 def streaming(settings: Settings, site: Site) -> Iterator[Finding]:
-    """Whether chunks pass at once, silence is borne, and large bodies pass."""
+    """Check buffering, timeouts and the largest body."""
     faults = list(_streaming_faults(settings, site))
-    yield from faults or [TELL.ok("streams", "nothing is buffered, and silence is borne")]
+    yield from faults or [
+        TELL.ok("streams", "answers are not buffered, and the timeouts are long enough")
+    ]
 
 
 def _streaming_faults(settings: Settings, site: Site) -> Iterator[Finding]:
@@ -199,14 +207,14 @@ def _streaming_faults(settings: Settings, site: Site) -> Iterator[Finding]:
     buffering = site.values("proxy_buffering")
     if "off" not in buffering or "on" in buffering:
         yield TELL.warn(
-            "proxy_buffering", "is on, so answers may come in one piece at the end", correct
+            "proxy_buffering", "is on, so an answer may arrive in one piece at its end", correct
         )
     read_s = min(map(_seconds, site.values("proxy_read_timeout")), default=_READ_S)
     if read_s < settings.first_byte_timeout_s:
         yield TELL.warn(
             "proxy_read_timeout",
-            f"{read_s:g} s is less than the server waits for a model "
-            f"({settings.first_byte_timeout_s:g} s): slow calls get a 504",
+            f"{read_s:g} s is less than the server's own limit of "
+            f"{settings.first_byte_timeout_s:g} s: slow calls get a 504",
             correct,
         )
     body = min(map(_bytes, site.values("client_max_body_size")), default=_BODY_BYTES)
@@ -219,12 +227,12 @@ def _streaming_faults(settings: Settings, site: Site) -> Iterator[Finding]:
 
 
 def others(site: Site, machine: Machine) -> Iterator[Finding]:
-    """Other files that stand in the way."""
+    """Find other files that interfere."""
     fresh = machine.root / f"{_AVAILABLE}.new"
     if fresh.exists():
         yield TELL.note(
             str(fresh),
-            "an upgrade brought a new site, and yours was edited",
+            "an upgrade installed a newer site beside yours, which you edited",
             f"diff {fresh} {site.path}",
         )
     listens = " ".join(site.values("listen"))
@@ -233,13 +241,13 @@ def others(site: Site, machine: Machine) -> Iterator[Finding]:
         names = " ".join(site.values("server_name")) or "none"
         yield TELL.note(
             str(default),
-            f"Debian's default site answers every name but {names}, its address among them",
+            f"Debian's default site answers every name except {names}, and the bare IP address",
             f"sudo rm {default}, {_RELOAD}",
         )
 
 
 def socket_group(group: str, machine: Machine) -> Iterator[Finding]:
-    """Whether nginx may use the socket: it is open to a group."""
+    """Check that nginx's user is in the group that may use the socket."""
     try:
         text = (machine.root / "etc/nginx/nginx.conf").read_text(errors="replace")
     except OSError as error:
@@ -253,7 +261,7 @@ def socket_group(group: str, machine: Machine) -> Iterator[Finding]:
     if member is None:
         yield TELL.skipped("socket", f"there is no user {user} or no group {group}")
     elif member:
-        yield TELL.ok("socket", f"{user} is in the group {group}, which the socket is open to")
+        yield TELL.ok("socket", f"{user} is in the group {group}, which may use the socket")
     else:
         yield TELL.fail(
             "socket",
@@ -270,7 +278,7 @@ def _address(text: str) -> Address | None:
 
 
 def _seconds(value: str) -> float:
-    """A time of nginx's, e.g. `3600s` or `1h 30m`."""
+    """Parse a time of nginx, e.g. `3600s` or `1h 30m`."""
     parts: Sequence[tuple[str, str]] = re.findall(r"(\d+)(ms|s|m|h|d|)", value)
     return sum(float(number) * _UNITS[unit] for number, unit in parts)
 

@@ -1,4 +1,4 @@
-"""Things that wait for others, done at the same time."""
+"""Runs slow checks at the same time, within one time limit."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ def run_parallel(
     works: Sequence[Callable[[], T]],
     *,
     timeout_s: float,
-    otherwise: Callable[[int, Exception | None], T],
+    failed: Callable[[int, Exception | None], T],
 ) -> list[T]:
-    """What each of them returns, in their order.
+    """Call all functions in threads of their own and return their results, in order.
 
-    One that is late goes on in its thread, which does not keep the process.
+    A late one continues in its daemon thread, which does not keep the process alive.
 
     Args:
-        otherwise: the result in place of one that raised this, or (None) was not there in time;
-            is given the place among `works`.
+        failed: makes the result for a function that raised an exception, or (None) was too late;
+            the first argument is its index in `works`.
     """
     results: dict[int, T] = {}
     done = threading.Event()
@@ -29,8 +29,8 @@ def run_parallel(
     def work(place: int) -> None:
         try:
             result = works[place]()
-        except Exception as error:  # the thread's top
-            result = otherwise(place, error)
+        except Exception as error:  # reported as a finding
+            result = failed(place, error)
         results[place] = result
         if len(results) == len(works):
             done.set()
@@ -39,6 +39,6 @@ def run_parallel(
         threading.Thread(target=work, args=(place,), name="doctor", daemon=True).start()
     if works:
         done.wait(timeout_s)
-    told = dict(results)  # a late one must not come in between
+    finished = dict(results)  # a copy: a late result must not appear between two reads
     places = range(len(works))
-    return [told[place] if place in told else otherwise(place, None) for place in places]
+    return [finished[place] if place in finished else failed(place, None) for place in places]

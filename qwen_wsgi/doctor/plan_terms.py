@@ -1,4 +1,4 @@
-"""The terms of plans: what they forbid, beside what this server is open to."""
+"""Checks the terms of plans: what they forbid, and who can use this server."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ def check(accounts: Sequence[Account], shared: Sequence[str]) -> Iterator[Findin
     """
     plans = [account for account in accounts if account.family in _PLANS]
     if not plans:
-        yield TELL.ok("plans", "no account is of a plan that forbids sharing")
+        yield TELL.ok("plans", "no account belongs to a plan that forbids sharing")
     for account in plans:
         plan = _PLANS[account.family]
         if shared:
             yield TELL.warn(
                 account.name,
-                f"{plan} is for the interactive coding tools of one person, and forbids shared "
-                f"keys, scripts and back ends; but {' and '.join(shared)}",
+                f"the terms of the {plan} allow interactive coding tools of one person, and forbid "
+                f"shared keys, scripts and back ends; but {' and '.join(shared)}",
                 "Use a pay-as-you-go key for the LAN (DASHSCOPE_API_KEY), or serve this machine "
-                "only. The vendor suspends keys for it.",
+                "only. The vendor suspends shared keys.",
             )
         else:
             yield TELL.note(
                 account.name,
-                f"{plan} is for the interactive coding tools of one person: do not share it",
+                f"the {plan} is for interactive coding tools of one person: do not share it",
             )
 
 
 def shared_by(settings: Settings, open_at: Sequence[str]) -> tuple[str, ...]:
-    """Why more than one person may use the accounts, each as half a sentence.
+    """Why more than one person may use the accounts, each as a clause.
 
     Args:
         open_at: addresses that other machines reach.

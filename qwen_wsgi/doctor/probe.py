@@ -1,9 +1,8 @@
-"""A real call for one token, as the product makes it, and what its failure means."""
+"""One real call for one token, made as a client's call is made, and what its failure means."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
@@ -24,57 +23,49 @@ from qwen_wsgi.errors import (
     Scope,
     UpstreamError,
 )
+from qwen_wsgi.hosts import is_chat_model
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.chat_attempt import ChatAttempt, ChatCall
 from qwen_wsgi.upstream.client import UpstreamClient
-from qwen_wsgi.upstream.failures.causes import CAUSES, Cause
+from qwen_wsgi.upstream.failures.causes import CAUSES
 from qwen_wsgi.upstream.http.transport import Transport
 from qwen_wsgi.upstream.routing.router import Route
 
-#: A model that needs longer for one token is of no use to anybody who waits.
+#: A model that needs longer for one token is of no use to a person who waits.
 FIRST_BYTE_S: Final = 60.0
 IDLE_S: Final = 30.0
 
-#: Cheap and quick, the best first: found anywhere in a model's name.
+#: Parts of the names of cheap, fast models, the best first.
 _CHEAP: Final = ("qwen-flash", "qwen-turbo", "flash", "turbo", "lite", "mini", "small", "plus")
-#: No chat models, by their names.
-_NO_CHAT: Final = re.compile(
-    r"embed|rerank|image|wanx|wan\d|video|tts|asr|audio|speech|voice|realtime|livetranslate"
-    r"|omni|ocr|-mt-|^bge|whisper|moderation",
-    re.IGNORECASE,
-)
-
-#: How much of an upstream's own words is quoted.
+#: How much of an upstream's message is quoted.
 _QUOTED_CHARS: Final = 300
 
 _TIER_CLOSED: Final = (
-    "Qwen closed the free OAuth tier on 2026-04-15: logging in still seems to work, but every "
+    "Qwen closed the free OAuth tier on 2026-04-15: a login still seems to succeed, but every "
     "call is refused"
 )
 _KEY_INSTEAD: Final = (
     "Use an API key of Model Studio: put DASHSCOPE_API_KEY into the server's environment or into "
-    "~/.qwen/settings.json. To be rid of the login: remove ~/.qwen/oauth_creds.json, then "
+    "~/.qwen/settings.json. To remove the login: delete ~/.qwen/oauth_creds.json, then "
     "`qwen-proxy creds forget`."
 )
-#: What a client is told of a failed connection, at the end; who reads this is that operator.
-_TO_CLIENTS: Final = " The operator of this proxy must look at it."
-_PASSES: Final = "It passes by itself: wait some minutes and run this again."
-_OURS: Final = "Ask this account for another model; if none works, report it with these words."
+_TEMPORARY: Final = "This passes by itself: wait a few minutes and run doctor again."
+_REPORT: Final = "Try another model of this account; if none works, report this line."
 
 
 class Diagnosis(NamedTuple):
-    """What a failure means for whoever runs the box."""
+    """What a failure means to the operator."""
 
     level: Level
     what: str
     remedy: str
-    #: A stable word, "" where there is none.
+    #: A stable word; "" where the cause is unknown.
     cause: str = ""
 
 
 class NotingTransport(Transport):
-    """The product's transport, that remembers what time the upstreams said it was."""
+    """The ordinary transport, which also records the upstreams' `Date` headers."""
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         super().__init__(settings)
@@ -98,8 +89,8 @@ class NotingTransport(Transport):
         return response
 
 
-class OneToken:
-    """Asks accounts for one token. Thread-safe."""
+class TokenProbe:
+    """Requests one token from an account. Thread-safe."""
 
     def __init__(self, settings: Settings, transport: Transport, clock: Clock) -> None:
         settings = replace(
@@ -110,8 +101,8 @@ class OneToken:
         client = UpstreamClient(settings, transport, clock)
         self._attempt = ChatAttempt(settings, client, clock)
 
-    def ask(self, account: Account, model: str) -> int | None:
-        """Make the call; the tokens that it used, None where the upstream does not tell.
+    def request(self, account: Account, model: str) -> int | None:
+        """Make the call and return the tokens that it used, None if the upstream reports none.
 
         Raises:
             ApiError: it failed.
@@ -128,13 +119,13 @@ class OneToken:
 
 
 def chat_models(ids: Iterable[str]) -> list[str]:
-    """The chat models among these, the cheapest first, as far as names tell."""
+    """The chat models among these, the cheapest first, as far as names show."""
 
-    def dear(id: str) -> int:
+    def price_rank(id: str) -> int:
         name = id.lower()
         return next((n for n, word in enumerate(_CHEAP) if word in name), len(_CHEAP))
 
-    return sorted((id for id in ids if not _NO_CHAT.search(id)), key=dear)
+    return sorted(filter(is_chat_model, ids), key=price_rank)
 
 
 def meaning(error: ApiError) -> Diagnosis:
@@ -144,39 +135,28 @@ def meaning(error: ApiError) -> Diagnosis:
     failure = error.failure if isinstance(error, UpstreamError) else None
     cause = CAUSES.get(failure.cause) if failure is not None else None
     if failure is None or cause is None:
-        return Diagnosis(Level.FAIL, quoted(error.message), _OURS)
-    said = quoted(said_in(error.message, cause).removesuffix(_TO_CLIENTS))
+        return Diagnosis(Level.FAIL, quoted(error.message), _REPORT)
     what = f"{cause.meaning} ({cause.name}; clients get HTTP {error.status})"
-    if said and said.rstrip(".") != cause.meaning:
-        what += f": {said}"
+    # Without an answer from the upstream, our own message says what happened on the way to it.
+    detail = quoted(isinstance(error, UpstreamError) and error.upstream_message or error.message)
+    if detail.rstrip(".") != cause.meaning:
+        what += f": {detail}"
     if _passes(failure):
-        return Diagnosis(Level.WARN, what, cause.remedy or _PASSES, cause.name)
+        return Diagnosis(Level.WARN, what, cause.remedy or _TEMPORARY, cause.name)
     if cause.name == "agents_only":
-        # Another program's User-Agent is let in, and the key is good.
+        # The key works: the upstream refuses doctor's User-Agent, and accepts a coding agent's.
         return Diagnosis(Level.WARN, what, cause.remedy, cause.name)
     return Diagnosis(Level.FAIL, what, cause.remedy or _remedy(failure), cause.name)
 
 
-def said_in(message: str, cause: Cause) -> str:
-    """What the upstream itself said, out of the message that a client would get."""
-    pattern = re.escape(cause.says)
-    for name in ("said", "why", "account"):
-        group = f"(?P<{name}>.*?)" if name != "account" else ".*?"
-        pattern = pattern.replace(re.escape("{" + name + "}"), group, 1)
-        pattern = pattern.replace(re.escape("{" + name + "}"), ".*?")
-    found = re.fullmatch(pattern, message, re.DOTALL)
-    told = found.groupdict() if found else {}
-    return str(told.get("said") or told.get("why") or ("" if found else message)).strip()
-
-
 def quoted(text: str) -> str:
-    """Somebody's words on one line, and not too many of them."""
+    """Text from outside, on one line and cut to a readable length."""
     text = " ".join(text.split())
     return text if len(text) <= _QUOTED_CHARS else text[: _QUOTED_CHARS - 1] + "…"
 
 
 def tier_closed() -> Diagnosis:
-    """What it means that a login's tier is closed."""
+    """The diagnosis for a login whose tier is closed."""
     return Diagnosis(Level.FAIL, _TIER_CLOSED, _KEY_INSTEAD, "oauth_tier_closed")
 
 
@@ -185,17 +165,17 @@ def _of_credential(error: AccountUnavailable) -> Diagnosis:
         return tier_closed()
     cause = error.__cause__
     if isinstance(cause, CredentialError):
-        remedy = cause.remedy or "`qwen-proxy status` tells more."
+        remedy = cause.remedy or "`qwen-proxy status` shows more."
         return Diagnosis(Level.FAIL, quoted(str(cause)), remedy, cause.code)
-    return Diagnosis(Level.FAIL, quoted(error.message), "`qwen-proxy status` tells more.")
+    return Diagnosis(Level.FAIL, quoted(error.message), "`qwen-proxy status` shows more.")
 
 
 def _passes(failure: Failure) -> bool:
-    """A throttle: the account is good, and busy."""
+    """Whether it is only a throttle: the account works, and is busy."""
     return failure.retry and failure.scope in (Scope.ACCOUNT, Scope.ACCOUNT_MODEL)
 
 
 def _remedy(failure: Failure) -> str:
     if failure.scope is Scope.UPSTREAM:
-        return "It is the upstream's own trouble, or the way to it: try again in some minutes."
-    return _OURS
+        return "The upstream or the network in between has failed: try again in a few minutes."
+    return _REPORT

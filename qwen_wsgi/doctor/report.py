@@ -1,4 +1,4 @@
-"""The findings as text for people, or as JSON for programs. No secret gets through."""
+"""Renders findings as text for people, or as JSON for programs; secrets are masked."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import replace
 from typing import Any, Final
 
 from qwen_wsgi.doctor.findings import Finding, Level
-from qwen_wsgi.logs import Redaction
+from qwen_wsgi.redaction import Redaction
 
 _WIDTH: Final = max(len(level.value) for level in Level)
 _REMEDY: Final = " " * (_WIDTH + 4) + "to do: "
 
 
 def clean(finding: Finding, redaction: Redaction) -> Finding:
-    """The finding without secrets, and without what would control a terminal."""
+    """Mask secrets in a finding, and remove terminal control characters."""
 
     def safe(text: str) -> str:
         text = redaction.redact(" ".join(text.split()))
@@ -30,28 +30,28 @@ def clean(finding: Finding, redaction: Redaction) -> Finding:
 
 
 def lines(finding: Finding) -> Iterable[str]:
-    """One finding: a line, and what to do about it."""
+    """Render one finding: a line, and a second one with the remedy."""
     yield f"  {finding.level.value:<{_WIDTH}}  {finding.subject}: {finding.what}"
     if finding.remedy:
         yield _REMEDY + finding.remedy
 
 
 def counts(findings: Sequence[Finding]) -> dict[str, int]:
-    """How many there are of each level."""
+    """Count the findings of each level."""
     levels = [finding.level for finding in findings]
     return {level.value: levels.count(level) for level in Level}
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """The last line."""
-    told = counts(findings)
-    parts = ", ".join(f"{number} {name}" for name, number in told.items() if number)
-    if told["fail"]:
-        verdict = "Something does not work: see what says fail."
-    elif told["warn"]:
-        verdict = "It works; see what says warn."
+    """Render the last line: the counts and a verdict."""
+    by_level = counts(findings)
+    parts = ", ".join(f"{number} {name}" for name, number in by_level.items() if number)
+    if by_level["fail"]:
+        verdict = "Something does not work: see the lines marked fail."
+    elif by_level["warn"]:
+        verdict = "It works; see the lines marked warn."
     else:
-        verdict = "Nothing is wrong, as far as was looked."
+        verdict = "No problem was found in what was checked."
     return f"{parts}. {verdict}"
 
 

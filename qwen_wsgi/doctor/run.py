@@ -1,16 +1,15 @@
-"""The whole examination: which checks there are, in which order, and what they are given."""
+"""Runs all checks of doctor: their order, and what each of them is given."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, TextIO
 
 from qwen_wsgi import net
 from qwen_wsgi.credentials.account import Account
-from qwen_wsgi.credentials.credential import StaticKey
+from qwen_wsgi.credentials.credential import StaticKey, TokenState
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
-from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.doctor import (
     accounts,
     clocks,
@@ -25,35 +24,30 @@ from qwen_wsgi.doctor import (
     server,
     systemd,
 )
-from qwen_wsgi.doctor import service as services
+from qwen_wsgi.doctor import service as units
 from qwen_wsgi.doctor.accounts import Calls
 from qwen_wsgi.doctor.findings import Finding, Level, Teller
 from qwen_wsgi.doctor.machine import Machine
-from qwen_wsgi.doctor.probe import NotingTransport, OneToken
+from qwen_wsgi.doctor.probe import NotingTransport, TokenProbe
 from qwen_wsgi.errors import SettingsError
-from qwen_wsgi.logs import Redaction
 from qwen_wsgi.net import Address
+from qwen_wsgi.redaction import Redaction, names_secret
+from qwen_wsgi.services import build_services
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream.routing.accounts import AccountPool
-from qwen_wsgi.upstream.routing.catalogue import Catalogue, Listing
-from qwen_wsgi.upstream.routing.cooldown import Cooldowns
+from qwen_wsgi.upstream.routing.catalogue import Listing
 
-#: A list of models is asked for once.
+#: A run requests each list of models once.
 _LIST_AGE_S: Final = 3600.0
-#: A renewal that was sent ends within this: 18 s, and 8 s for the repetition.
-_DRAIN_S: Final = 27.0
-#: A secret that is shorter is also a word.
+#: A shorter secret may also be a word.
 _SECRET_CHARS: Final = 8
-_SECRET_NAMES: Final = ("_API_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
 
 
-class Run:
-    """One run over everything.
+class DoctorRun:
+    """One run of all checks.
 
     Args:
-        only: the account to be looked at; None for all.
-        calls: whether upstreams may be contacted at all.
-        start_sandbox: starts the built-in fake upstream and returns its base URL.
+        only: the account to check; None for all.
+        calls: whether upstreams may be contacted.
 
     Raises:
         SettingsError: there is no such account.
@@ -66,23 +60,21 @@ class Run:
         *,
         only: str | None,
         calls: bool,
-        start_sandbox: Callable[[], str],
     ) -> None:
         self._settings = settings
         self._machine = machine
-        self._discovery = Discovery(settings, machine)
-        pool = AccountPool(settings, self._discovery, Cooldowns(None), start_sandbox=start_sandbox)
-        self._all = pool.accounts()
-        self._accounts = _chosen(self._all, only)
         self._transport = NotingTransport(settings, machine)
-        self._catalogue = Catalogue(settings, pool, self._transport, machine)
+        self._services = build_services(settings, machine, transport=self._transport)
+        self._discovery = self._services.discovery
+        self._all = self._services.pool.accounts()
+        self._accounts = _chosen(self._all, only)
         self._listings: dict[str, Listing] = {}
         self._calls = (
-            Calls(OneToken(settings, self._transport, machine), self._listing) if calls else None
+            Calls(TokenProbe(settings, self._transport, machine), self._listing) if calls else None
         )
 
     def groups(self) -> Iterator[list[Finding]]:
-        """The findings of each check in turn, ready to be shown."""
+        """Run one check after another; the findings of each, with secrets masked."""
         unit, site = self._unit(), self._site()
         bind = self._bind(unit)
         checks = (
@@ -100,20 +92,14 @@ class Run:
         )
         for name, findings in checks:
             found = _guarded(name, findings)
-            # Made anew each time: a call may have had a login renewed.
+            # Built for each group: a call may have refreshed a login.
             redaction = Redaction(self._secrets())
             if found:
                 yield [report.clean(each, redaction) for each in found]
 
     def close(self) -> None:
-        """Let a renewal that was sent be written down; close the rest."""
-        logins = self._discovery.logins()
-        for login in logins:
-            login.refresher.drain(0)  # none of them starts anything more
-        deadline_s = self._machine.monotonic() + _DRAIN_S
-        for login in logins:
-            login.refresher.drain(max(0.0, deadline_s - self._machine.monotonic()))
-        self._transport.close()
+        """Finish the token refreshes that were sent, and free the rest."""
+        self._services.close()
 
     # --- what the checks are given -----------------------------------------------------------
 
@@ -126,10 +112,10 @@ class Run:
 
     def _network(self) -> Iterator[Finding]:
         if self._calls is None:
-            yield network.TELL.skipped("upstreams", "none was contacted (--no-calls)")
+            yield network.TELL.skipped("upstreams", "no upstream was contacted (--no-calls)")
             return
         used = [
-            (each.name, each.base_url, each.credential.status().shown != "–")
+            (each.name, each.base_url, _sends_secret(each))
             for each in self._accounts
             if each.base_url
         ]
@@ -147,21 +133,21 @@ class Run:
         yield from clocks.check(self._machine, dated, self._transport.sightings)
 
     def _terms(
-        self, unit: services.Service | str, site: nginx.Site | str, bind: Address | None
+        self, unit: units.Service | str, site: nginx.Site | nginx.NotHere, bind: Address | None
     ) -> Iterator[Finding]:
         open_at = [str(bind)] if bind is not None and bind.open_to_lan else []
         if isinstance(site, nginx.Site) and _leads_to(site, bind):
             open_at += site.open_at
-        known = unit.settings if isinstance(unit, services.Service) else None
+        known = unit.settings if isinstance(unit, units.Service) else None
         shared = plan_terms.shared_by(known or self._settings, open_at)
         yield from plan_terms.check(self._accounts, shared)
 
-    def _server(self, unit: services.Service | str, bind: Address | None) -> Iterator[Finding]:
+    def _server(self, unit: units.Service | str, bind: Address | None) -> Iterator[Finding]:
         if bind is None:
-            yield server.TELL.skipped("address", "where it listens is not known")
+            yield server.TELL.skipped("address", "it is not known where the server listens")
             return
-        known = isinstance(unit, services.Service)
-        same = isinstance(unit, str) or not services.differing(self._settings, unit)
+        known = isinstance(unit, units.Service)
+        same = isinstance(unit, str) or not units.differing(self._settings, unit)
         yield from server.check(
             self._settings,
             bind,
@@ -172,38 +158,40 @@ class Run:
         )
 
     def _nginx(
-        self, unit: services.Service | str, site: nginx.Site | str, bind: Address | None
+        self, unit: units.Service | str, site: nginx.Site | nginx.NotHere, bind: Address | None
     ) -> Iterator[Finding]:
-        known = unit if isinstance(unit, services.Service) else None
+        known = unit if isinstance(unit, units.Service) else None
         settings = (known.settings if known else None) or self._settings
         group = known["Group"] if known else ""
         yield from nginx.check(settings, site, bind, self._machine, group=group)
 
-    def _unit(self) -> services.Service | str:
+    def _unit(self) -> units.Service | str:
         try:
-            return services.look(self._machine)
-        except services.NotHere as error:
+            return units.look(self._machine)
+        except units.NotHere as error:
             return str(error)
 
-    def _site(self) -> nginx.Site | str:
+    def _site(self) -> nginx.Site | nginx.NotHere:
         try:
             return nginx.look(self._machine)
-        except (nginx.NotHere, OSError) as error:
-            return str(error)
+        except nginx.NotHere as error:
+            return error
+        except OSError as error:
+            return nginx.NotHere(str(error))
 
-    def _bind(self, unit: services.Service | str) -> Address | None:
-        """Where the server listens: the service, if it runs or nothing else is known."""
+    def _bind(self, unit: units.Service | str) -> Address | None:
+        """Where the server listens: as the service is set, else as our own settings say."""
         mine = self._settings.bind_address
-        if isinstance(unit, services.Service):
+        if isinstance(unit, units.Service):
             same_user = self._machine.user(self._machine.uid) == unit.user
             if unit.settings is None and same_user:
-                # Only root may read its environment file: this command was given it.
+                # Only root may read the environment file, so this command was started with it.
                 return _parsed(mine)
             return _parsed(unit.bind)
         return _parsed(mine)
 
     def _listing(self, account: Account) -> Listing:
-        found = self._catalogue.listing(account, max_age_s=_LIST_AGE_S)
+        found = self._services.catalogue.listing(account, max_age_s=_LIST_AGE_S)
         self._listings[account.name] = found
         return found
 
@@ -215,10 +203,10 @@ class Run:
         }
 
     def _secrets(self) -> tuple[str, ...]:
-        """Every secret that this run knows: none is shown, whoever quotes it."""
+        """Every secret that this run knows, to be masked in all findings."""
         settings = self._settings
         found = [*settings.all_client_keys, settings.upstream_api_key, settings.qwen_cli_auth]
-        found += [v for name, v in settings.environ.items() if name.endswith(_SECRET_NAMES)]
+        found += [v for name, v in settings.environ.items() if names_secret(name)]
         for account in self._all:
             credential = account.credential
             if isinstance(credential, StaticKey):
@@ -235,47 +223,40 @@ def run(
     account: str | None,
     calls: bool,
     json_output: bool,
-    start_sandbox: Callable[[], str],
     out: TextIO,
     machine: Machine | None = None,
 ) -> int:
-    """Examine everything and tell; 1 if something does not work, else 0.
+    """Run all checks and print the findings; 1 if something does not work, else 0.
 
     Raises:
         SettingsError: there is no such account.
     """
-    examination = Run(
-        settings,
-        machine or Machine(settings.environ),
-        only=account,
-        calls=calls,
-        start_sandbox=start_sandbox,
-    )
+    checks = DoctorRun(settings, machine or Machine(settings.environ), only=account, calls=calls)
     findings: list[Finding] = []
-    # A call may have a login renewed, and what was sent must have its answer written down.
+    # A call may refresh a login; on SIGTERM its answer must still be written down.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        for group in examination.groups():
+        for group in checks.groups():
             findings += group
             if not json_output:
-                told = (line for finding in group for line in report.lines(finding))
-                print(group[0].check, *told, sep="\n", file=out, flush=True)
+                lines = (line for finding in group for line in report.lines(finding))
+                print(group[0].check, *lines, sep="\n", file=out, flush=True)
     finally:
-        examination.close()
+        checks.close()
         signal.signal(signal.SIGTERM, before)
     print(report.as_json(findings) if json_output else report.summary(findings), file=out)
     return 1 if any(finding.level is Level.FAIL for finding in findings) else 0
 
 
 def _guarded(name: str, findings: Iterable[Finding]) -> list[Finding]:
-    """The findings of a check; a fault of the check itself is told, and not taken for an ok."""
+    """The findings of a check; an exception of the check itself becomes one, too."""
     found = []
     try:
         for finding in findings:
             found.append(finding)
-    except Exception as error:  # one check must not cost the others
-        why = f"a fault of the check itself ({type(error).__name__}: {error})"
-        found.append(Teller(name).skipped("check", why, "Report it, with this line."))
+    except Exception as error:  # a broken check must not stop the others
+        why = f"the check itself failed ({type(error).__name__}: {error})"
+        found.append(Teller(name).skipped("check", why, "Report this line as a bug."))
     return found
 
 
@@ -285,8 +266,15 @@ def _chosen(found: tuple[Account, ...], only: str | None) -> tuple[Account, ...]
     chosen = tuple(each for each in found if each.name in (only, f"oauth-{only}"))
     if not chosen:
         known = ", ".join(each.name for each in found) or "none"
-        raise SettingsError(f"there is no account {only!r}; there is: {known}")
+        raise SettingsError(f"there is no account {only!r}; the accounts are: {known}")
     return chosen[:1]
+
+
+def _sends_secret(account: Account) -> bool:
+    """Whether calls to an account carry a key or token."""
+    if isinstance(account.credential, StaticKey):
+        return bool(account.credential.key)
+    return account.credential.status().state is not TokenState.MISSING
 
 
 def _parsed(bind: str) -> Address | None:

@@ -1,4 +1,4 @@
-"""The service as systemd knows it: its properties, and the settings that it gets."""
+"""The installed systemd service: its properties, and the settings that it gets."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _PROPERTIES: Final = (
 
 _TIMEOUT_S: Final = 10.0
 
-#: Settings that may be repeated on a command line: they hold no secret.
+#: Settings that may be shown on a command line: they hold no secret.
 _SHOWN: Final = ("QWEN_PROXY_BIND", "QWEN_PROXY_SANDBOX", "QWEN_HOME")
 
 _SPAN_S: Final = {
@@ -58,15 +58,15 @@ _SPAN_S: Final = {
 
 
 class NotHere(Exception):
-    """There is no service to look at; says why."""
+    """There is no service to check; the message says why."""
 
 
 @dataclass(frozen=True)
 class EnvironmentFile:
-    """A file that the unit reads.
+    """An environment file of the unit.
 
     Attributes:
-        text: None if it is there and this user may not read it; "" if it is not there.
+        text: None if this user may not read it; "" if it does not exist.
     """
 
     path: Path
@@ -78,9 +78,9 @@ class Service:
     """The installed unit.
 
     Attributes:
-        environ: what the service gets, as far as this user may read it.
-        settings: made of it; None if it is not wholly known, or cannot be used.
-        problem: why it cannot be used.
+        environ: the service's environment, as far as this user may read it.
+        settings: parsed from it; None if it is not fully known, or invalid.
+        problem: why it is invalid.
     """
 
     properties: Mapping[str, str]
@@ -94,12 +94,12 @@ class Service:
 
     @property
     def user(self) -> str:
-        """Whom it runs as."""
+        """The user that it runs as."""
         return self["User"] or "root"
 
     @property
     def runs(self) -> bool:
-        """Whether it is up."""
+        """Whether it is active."""
         return self["ActiveState"] == "active"
 
     @property
@@ -109,13 +109,13 @@ class Service:
 
     @property
     def bind(self) -> str:
-        """Where it listens, in gunicorn's notation, as far as is known."""
+        """Where it listens, in gunicorn's notation; "" if unknown."""
         if self.settings is not None:
             return self.settings.bind_address
         return self.environ.get("QWEN_PROXY_BIND", "")
 
     def paths(self, name: str) -> tuple[str, ...]:
-        """A property that lists paths; of `source:target:options` the target."""
+        """The paths that a property lists; of `source:target:options` the target."""
         targets = []
         for word in self[name].split():
             source, _, rest = word.lstrip("-+").partition(":")
@@ -123,12 +123,12 @@ class Service:
         return tuple(targets)
 
     def as_service(self, command: str) -> str:
-        """A command line that runs `qwen-proxy COMMAND` with the service's user and settings."""
+        """A command line for `qwen-proxy COMMAND` with the service's user and settings."""
         found = re.search(r"path=(\S+)", self["ExecStart"])
         program = found[1] if found else "qwen-proxy"
         words = ["sudo systemd-run -qP --wait", f"-p User={self.user}"]
         words += [f"-p EnvironmentFile=-{file.path}" for file in self.files]
-        # systemd lets its files win over these, as in the unit.
+        # The environment files override these, as in the unit.
         words += [
             f"-E {name}={shlex.quote(self.environ[name])}"
             for name in _SHOWN
@@ -140,7 +140,7 @@ class Service:
 
 
 def look(machine: Machine) -> Service:
-    """Ask systemd.
+    """Read the service from systemd.
 
     Raises:
         NotHere: there is no systemd, or it does not know the service.
@@ -156,11 +156,11 @@ def look(machine: Machine) -> Service:
     except OSError as error:
         raise NotHere(f"systemctl cannot be run ({error})") from None
     if done.status:
-        said = (done.err or done.out).strip().splitlines()
-        raise NotHere(f"systemctl says: {said[0] if said else f'status {done.status}'}")
+        lines = (done.err or done.out).strip().splitlines()
+        raise NotHere(f"systemctl says: {lines[0] if lines else f'status {done.status}'}")
     properties = _properties(done.out)
     if properties.get("LoadState") in (None, "", "not-found"):
-        raise NotHere("not installed here")
+        raise NotHere("the service is not installed")
     files = tuple(_environment_files(properties.get("EnvironmentFiles", ""), machine))
     environ = _environment(properties.get("Environment", ""))
     for file in files:
@@ -175,7 +175,7 @@ def look(machine: Machine) -> Service:
 
 
 def _properties(text: str) -> dict[str, str]:
-    """`NAME=VALUE` lines; a name that comes again adds a word."""
+    """Parse `NAME=VALUE` lines; a repeated name appends its value."""
     found: dict[str, str] = {}
     for line in text.splitlines():
         name, equals, value = line.partition("=")
@@ -184,8 +184,8 @@ def _properties(text: str) -> dict[str, str]:
     return found
 
 
-def _environment_files(told: str, machine: Machine) -> Iterator[EnvironmentFile]:
-    for word in re.findall(r"(/\S*) \(ignore_errors=\w+\)", told):
+def _environment_files(listed: str, machine: Machine) -> Iterator[EnvironmentFile]:
+    for word in re.findall(r"(/\S*) \(ignore_errors=\w+\)", listed):
         path = Path(word)
         try:
             text = (machine.root / word.lstrip("/")).read_text(errors="replace")
@@ -196,18 +196,18 @@ def _environment_files(told: str, machine: Machine) -> Iterator[EnvironmentFile]
         yield EnvironmentFile(path, text)
 
 
-def _environment(told: str) -> dict[str, str]:
+def _environment(assignments: str) -> dict[str, str]:
     try:
-        words = shlex.split(told)
+        words = shlex.split(assignments)
     except ValueError:
-        words = told.split()
+        words = assignments.split()
     pairs = (word.partition("=") for word in words)
     return {name: value for name, equals, value in pairs if equals}
 
 
 def parse_environment(text: str) -> dict[str, str]:
-    """The variables of an environment file, read as systemd does: quotes, and `\\` at the end of a
-    line. What systemd passes over is passed over."""
+    """Parse an environment file as systemd does: quotes, and `\\` at the end of a line. Lines that
+    systemd ignores are ignored."""
     found = {}
     for line in text.replace("\\\n", "").splitlines():
         name, equals, value = line.strip().partition("=")
@@ -219,8 +219,8 @@ def parse_environment(text: str) -> dict[str, str]:
     return found
 
 
-def passed_over(text: str) -> tuple[int, ...]:
-    """The numbers of lines that set nothing although they look as if: blanks around `=`."""
+def ignored_lines(text: str) -> tuple[int, ...]:
+    """The numbers of lines that look like settings and are ignored: blanks around `=`, `export`."""
     return tuple(
         number
         for number, line in enumerate(text.splitlines(), 1)
@@ -229,18 +229,18 @@ def passed_over(text: str) -> tuple[int, ...]:
 
 
 def seconds(span: str) -> float | None:
-    """A span of systemd's, e.g. `1min 40s`; None for `infinity` and for what is none."""
+    """Parse a time span of systemd, e.g. `1min 40s`; None for `infinity` and anything else."""
     parts: Sequence[tuple[str, str]] = re.findall(r"([0-9.]+)\s*(us|ms|min|s|h|d|w)\b", span)
     return sum(float(number) * _SPAN_S[unit] for number, unit in parts) if parts else None
 
 
 def open_variables(unit: Service) -> tuple[str, ...]:
-    """The variables that stand in the unit itself, which every user can read."""
+    """The variables that are set in the unit itself, which every user can read."""
     return tuple(sorted(_environment(unit["Environment"])))
 
 
 def differing(settings: Settings, unit: Service) -> tuple[str, ...]:
-    """The variables that the service has and that have another value, or none, here."""
+    """The variables of the service that have another value, or none, in these settings."""
     return tuple(
         sorted(
             name

@@ -1,4 +1,4 @@
-"""The systemd unit: its state, and whether it lets the server do what it must."""
+"""Checks the systemd unit: its state, and whether its limits and protection fit the server."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from qwen_wsgi.doctor import service as services
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.doctor.machine import Machine
 from qwen_wsgi.doctor.service import Service
+from qwen_wsgi.redaction import names_secret
 from qwen_wsgi.settings import Settings
 
 TELL: Final = Teller("systemd")
 
-#: What a stop takes above the time for the streams: the exit of the workers, and some room.
+#: What a stop takes beyond the time for open streams: the exit of the workers, and a reserve.
 _STOP_S: Final = 35
 _MANY_RESTARTS: Final = 3
 
@@ -24,12 +25,12 @@ _STATUSES: Final = {
     "1": ("gunicorn could not start", "journalctl -u qwen-proxy -n 50"),
     "2": ("a setting is wrong, or the address is taken", "journalctl -u qwen-proxy -n 5"),
     "3": ("a worker could not start", "journalctl -u qwen-proxy -n 50"),
-    "4": ("the application could not be loaded", "journalctl -u qwen-proxy -n 50"),
-    "200": ("its working directory is missing", "systemctl cat qwen-proxy"),
-    "203": ("its program is missing: was it removed?", "sudo make install"),
-    "217": ("there is no such user as User= names", "systemctl cat qwen-proxy"),
-    "226": ("a directory that BindPaths= names is missing", "systemctl cat qwen-proxy"),
-    "238": ("its state directory cannot be made", "ls -ld /var/lib/qwen-proxy"),
+    "4": ("the application could not be imported", "journalctl -u qwen-proxy -n 50"),
+    "200": ("its working directory does not exist", "systemctl cat qwen-proxy"),
+    "203": ("its program does not exist: was it removed?", "sudo make install"),
+    "217": ("the user of User= does not exist", "systemctl cat qwen-proxy"),
+    "226": ("a directory of BindPaths= does not exist", "systemctl cat qwen-proxy"),
+    "238": ("its state directory cannot be created", "ls -ld /var/lib/qwen-proxy"),
 }
 
 
@@ -49,7 +50,7 @@ def check(settings: Settings, found: Service | str, machine: Machine) -> Iterato
 
 
 def state(unit: Service) -> Iterator[Finding]:
-    """Whether it runs, and will after the next boot."""
+    """Check that it runs, and that it starts at boot."""
     active, sub = unit["ActiveState"], unit["SubState"]
     if unit.runs:
         yield TELL.ok("state", f"{active} ({sub})")
@@ -58,20 +59,20 @@ def state(unit: Service) -> Iterator[Finding]:
         yield TELL.fail("state", f"{active} ({sub}): {why}", where)
     else:
         yield TELL.fail(
-            "state", f"{active} ({sub}): it is not started", "sudo systemctl start qwen-proxy"
+            "state", f"{active} ({sub}): it is not running", "sudo systemctl start qwen-proxy"
         )
     if unit["UnitFileState"] == "disabled":
         yield TELL.warn(
-            "start at boot", "it is not started at boot", "sudo systemctl enable qwen-proxy"
+            "start at boot", "it does not start at boot", "sudo systemctl enable qwen-proxy"
         )
     if (restarts := _number(unit["NRestarts"])) > 0:
-        tell = TELL.warn if restarts >= _MANY_RESTARTS else TELL.note
-        what = f"systemd has restarted it {restarts} time(s) since it was started"
-        yield tell("restarts", what, "journalctl -u qwen-proxy")
+        report = TELL.warn if restarts >= _MANY_RESTARTS else TELL.note
+        what = f"systemd has restarted it {restarts} time(s) since its start"
+        yield report("restarts", what, "journalctl -u qwen-proxy")
     if unit["NeedDaemonReload"] == "yes":
         yield TELL.warn(
             "unit file",
-            "it was changed, and systemd has not read it since",
+            "it has changed since systemd read it",
             "sudo systemctl daemon-reload && sudo systemctl restart qwen-proxy",
         )
     for path in unit["DropInPaths"].split():
@@ -79,36 +80,36 @@ def state(unit: Service) -> Iterator[Finding]:
 
 
 def _why(unit: Service) -> tuple[str, str]:
-    """Why it does not run, and where to look."""
+    """Why it does not run, and the command that shows more."""
     if unit["Result"] == "start-limit-hit":
         why = "systemd gave up after six starts in two minutes"
-        return why, "sudo systemctl reset-failed qwen-proxy, after: journalctl -u qwen-proxy -n 50"
+        return why, "journalctl -u qwen-proxy -n 50, then: sudo systemctl reset-failed qwen-proxy"
     status = unit["ExecMainStatus"]
     why, where = _STATUSES.get(status, (f"status {status}", "journalctl -u qwen-proxy -n 50"))
     return f"{why} (result {unit['Result']}, status {status})", where
 
 
 def environment(unit: Service) -> Iterator[Finding]:
-    """What the service gets as settings."""
+    """Check the service's environment."""
     if unit.problem:
         yield TELL.fail(
-            "settings", f"the service's settings: {unit.problem}", "Correct the environment file."
+            "settings",
+            f"the service's settings are invalid: {unit.problem}",
+            "Correct the environment file.",
         )
     for file in unit.files:
         if file.text is None:
             yield TELL.skipped(
-                str(file.path), "this user may not read it; what is in it is not known here"
+                str(file.path), "this user may not read it, so its settings are unknown"
             )
-        elif lines := services.passed_over(file.text):
+        elif lines := services.ignored_lines(file.text):
             numbers = ", ".join(map(str, lines[:5]))
             yield TELL.warn(
                 str(file.path),
-                f"line {numbers}: with blanks around `=`, or with `export`, a line sets nothing",
+                f"line {numbers} is ignored: systemd takes no blanks around `=`, and no `export`",
                 "Write NAME=value.",
             )
-    secrets = [
-        name for name in services.open_variables(unit) if name.endswith(("_API_KEY", "_API_KEYS"))
-    ]
+    secrets = list(filter(names_secret, services.open_variables(unit)))
     if secrets:
         yield TELL.warn(
             "Environment=",
@@ -118,18 +119,18 @@ def environment(unit: Service) -> Iterator[Finding]:
 
 
 def compared(settings: Settings, unit: Service, machine: Machine) -> Iterator[Finding]:
-    """Whether this command has the settings and the user of the service."""
+    """Check that this command has the settings and the user of the service."""
     mine = machine.user(machine.uid)
     others = services.differing(settings, unit)
     what = []
     if mine != unit.user:
-        what.append(f"this is run as {mine}, the service as {unit.user}")
+        what.append(f"doctor runs as {mine}, the service as {unit.user}")
     if others:
-        what.append(f"other values than the service's are set here: {', '.join(others)}")
+        what.append(f"these settings differ from the service's: {', '.join(others)}")
     if what:
         yield TELL.warn(
             "this command",
-            f"{'; '.join(what)}. What is said of settings, files and accounts is said of here",
+            f"{'; '.join(what)}. The findings about settings, files and accounts are doctor's",
             f"To see what the service sees: {unit.as_service('doctor')}",
         )
     elif unit.is_known:
@@ -137,17 +138,17 @@ def compared(settings: Settings, unit: Service, machine: Machine) -> Iterator[Fi
 
 
 def homes(unit: Service, machine: Machine) -> Iterator[Finding]:
-    """Whether the service can see, and write to, qwen-code's directory."""
+    """Check that the service can read, and write to, qwen-code's directory."""
     named = unit.environ.get("QWEN_HOME", "")
     if not named:
         if unit.is_known:
-            yield TELL.note("QWEN_HOME", "is not set: the service has its own keys and logins only")
+            yield TELL.note("QWEN_HOME", "is not set: the service has only its own keys and logins")
         return
     path = Path(named)
     try:
         owner = machine.user(os.stat(machine.root / named.lstrip("/")).st_uid)
     except PermissionError:
-        yield TELL.skipped(named, "this user may not look at it")
+        yield TELL.skipped(named, "this user may not read it")
         return
     except OSError as error:
         yield TELL.fail(named, f"{error.strerror}", "Correct QWEN_HOME in the drop-in.")
@@ -155,14 +156,14 @@ def homes(unit: Service, machine: Machine) -> Iterator[Finding]:
     if owner != unit.user:
         yield TELL.fail(
             named,
-            f"belongs to {owner}, and the service runs as {unit.user}",
+            f"belongs to {owner}, but the service runs as {unit.user}",
             f"Set User={owner} in a drop-in: /etc/qwen-proxy/owner.conf.example",
         )
     yield from _visible(unit, path, logins=_has_logins(machine.root / named.lstrip("/")))
 
 
 def _visible(unit: Service, path: Path, *, logins: bool) -> Iterator[Finding]:
-    """Whether the unit's protection leaves the directory open."""
+    """Check that the unit's protection does not hide the directory."""
     hidden = unit["ProtectHome"] in ("yes", "tmpfs") and _below(
         path, ("/home", "/root", "/run/user")
     )
@@ -176,26 +177,26 @@ def _visible(unit: Service, path: Path, *, logins: bool) -> Iterator[Finding]:
             f"Add BindPaths={path} to a drop-in: /etc/qwen-proxy/owner.conf.example",
         )
     elif (hidden or locked) and not writable:
-        what = "the service can read it, and not write to it"
+        what = "the service can read it, but not write to it"
         if logins:
             yield TELL.fail(
                 str(path),
-                f"{what}: no login is renewed",
+                f"{what}, so no login is refreshed",
                 f"Add BindPaths={path} to a drop-in: /etc/qwen-proxy/owner.conf.example",
             )
         else:
-            yield TELL.ok(str(path), f"{what}: enough for API keys, not for a login")
+            yield TELL.ok(str(path), f"{what}: enough for API keys, but not for a login")
     else:
         yield TELL.ok(str(path), "the service can read it and write to it")
 
 
 def limits(settings: Settings, unit: Service) -> Iterator[Finding]:
-    """Open files, and the time for a stop."""
+    """Check the limit of open files, and the time for a stop."""
     needed, allowed = settings.worker_files, unit["LimitNOFILE"]
     if allowed.isdigit() and int(allowed) < needed:
         yield TELL.warn(
             "LimitNOFILE",
-            f"{allowed} open files are allowed, and a full worker needs {needed}",
+            f"{allowed} open files are allowed, but a full worker needs {needed}",
             f"sudo systemctl edit qwen-proxy: LimitNOFILE={needed}",
         )
     stop_s = services.seconds(unit["TimeoutStopUSec"])
@@ -203,14 +204,14 @@ def limits(settings: Settings, unit: Service) -> Iterator[Finding]:
     if stop_s is not None and stop_s < least_s:
         yield TELL.warn(
             "TimeoutStopSec",
-            f"a stop is cut after {stop_s:g} s, and may take {least_s} s "
-            "(QWEN_PROXY_GRACEFUL_TIMEOUT and 35)",
+            f"systemd kills it {stop_s:g} s after a stop, which may take {least_s} s "
+            f"(QWEN_PROXY_GRACEFUL_TIMEOUT + {_STOP_S})",
             f"sudo systemctl edit qwen-proxy: TimeoutStopSec={least_s}",
         )
 
 
 def _has_logins(directory: Path) -> bool:
-    """Whether there are logins, as far as this user may look."""
+    """Whether there are logins, as far as this user may read."""
     try:
         return any(name.startswith("oauth_creds") for name in os.listdir(directory))
     except OSError:

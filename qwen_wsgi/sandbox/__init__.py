@@ -1,7 +1,7 @@
-"""A Qwen look-alike on loopback: the routes and known faults of the real services.
+"""A fake Qwen service on loopback, with the routes and known faults of the real ones.
 
-It is a test double of the outside world. It therefore shares no code with the product (a mistake in
-the product's own protocol code must not cancel itself out here) and listens on loopback only.
+It shares no code with the product, so that a mistake in the product's protocol code is not repeated
+here, and it listens only on loopback.
 """
 
 from __future__ import annotations

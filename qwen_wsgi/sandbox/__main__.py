@@ -1,4 +1,4 @@
-"""`python -m qwen_wsgi.sandbox`: serve until SIGTERM, SIGINT or, if asked, the end of stdin."""
+"""`python -m qwen_wsgi.sandbox`: serve until SIGTERM, SIGINT or, as an option, the end of stdin."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    # Blocked before any thread starts, so that only the sigwait below takes them.
+    # Blocked before any thread starts, so that only the sigwait below receives them.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         sandbox.start()
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         "--host", default="127.0.0.1", help="loopback address (default %(default)s)"
     )
     parser.add_argument(
-        "--port", type=int, default=0, help="0, the default, lets the system choose"
+        "--port", type=int, default=0, help="port; 0, the default, lets the system choose"
     )
     parser.add_argument(
         "--interval", type=float, default=0.0, metavar="SECONDS", help="pause between events"
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _signal_at_eof() -> None:
-    """Read stdin to its end and then ask the main thread to stop."""
+    """Read stdin to its end, then stop the main thread."""
     # The descriptor, not sys.stdin: a buffered reader must not be locked by a thread when the
     # process ends.
     while os.read(0, 4096):

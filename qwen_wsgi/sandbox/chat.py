@@ -1,8 +1,8 @@
-"""What the look-alike answers to a chat request, as a completion or as chunks. Pure, no I/O.
+"""Builds answers to chat requests, as a completion or as chunks. Pure, no I/O.
 
-Shapes as DashScope's OpenAI-compatible mode sends them: the role comes in a first chunk with empty
-content, later deltas carry nulls, fragments of a tool call after the first have an empty id, and
-usage comes in a last chunk without choices, only when it was asked for.
+The format is that of DashScope's OpenAI-compatible mode: the first chunk has the role and empty
+content, later deltas contain nulls, later fragments of a tool call have an empty id, and the last
+chunk has usage and no choices, only if it was requested.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ Json = dict[str, Any]
 _PIECE: Final = re.compile(r"\S+\s*|\s+")
 _CJK: Final = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uff00-\uffef]")
 _ECHO_CHARS: Final = 4000
-# Shortest prompt that DashScope's implicit context cache keeps, and the size of its blocks, in
-# tokens.
+# Shortest prompt in DashScope's implicit context cache, and the size of its blocks, in tokens.
 _CACHE_MIN_TOKENS: Final = 256
 _CACHE_BLOCK_TOKENS: Final = 64
 # Shortest prompt that an explicit cache_control mark caches, in tokens.
@@ -51,7 +50,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The whole answer to one request, independent of whether it will be streamed."""
+    """The answer to one request, whether it will be streamed or not."""
 
     id: str
     created: int
@@ -61,11 +60,11 @@ class Answer:
 
 
 def answer(body: Json, spec: Spec, *, now_s: float) -> Answer:
-    """Make up the answer to a chat request.
+    """Build the answer to a chat request.
 
     Args:
         body: the request, already checked.
-        spec: the behaviours chosen for it.
+        spec: the behaviours selected for it.
         now_s: epoch seconds for `created`.
     """
     count = body.get("n")
@@ -78,9 +77,9 @@ def answer(body: Json, spec: Spec, *, now_s: float) -> Answer:
 
 
 def estimate_tokens(text: str) -> int:
-    """Guess a token count: one per CJK sign, one per four other characters."""
-    signs = len(_CJK.findall(text))
-    return signs + (len(text) - signs + 3) // 4
+    """Estimate a token count: one per CJK character, one per four others."""
+    cjk = len(_CJK.findall(text))
+    return cjk + (len(text) - cjk + 3) // 4
 
 
 def completion(made: Answer, spec: Spec) -> Json:
@@ -115,7 +114,7 @@ def chunks(made: Answer, spec: Spec, *, include_usage: bool) -> Iterator[Json]:
         yield _chunk(made, [], made.usage, True)
 
 
-def asks_for_usage(body: Json) -> bool:
+def wants_usage(body: Json) -> bool:
     options = body.get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True
 
@@ -140,7 +139,7 @@ def _text_of(message: Json) -> str:
     return content if isinstance(content, str) else ""
 
 
-# --- what to say ----------------------------------------------------------------------------------
+# --- the text -------------------------------------------------------------------------------------
 
 
 def _choice(body: Json, spec: Spec, number: int) -> Choice:
@@ -166,12 +165,12 @@ def _text(body: Json, spec: Spec, number: int) -> str:
     structured = _structured(body)
     if structured is not None:
         return structured
-    said = without_magic(last_user_text(body))[:_ECHO_CHARS]
+    prompt = without_magic(last_user_text(body))[:_ECHO_CHARS]
     messages = _messages(body)
     if messages and messages[-1].get("role") == "tool":
         text = f"[sandbox] The tool answered: {_text_of(messages[-1])[:_ECHO_CHARS]}"
     else:
-        text = f"[sandbox] You said: {said}" + _media_remark(messages)
+        text = f"[sandbox] You said: {prompt}" + _media_remark(messages)
     if number:
         text += f" (choice {number})"
     if "chunks" in spec:
@@ -186,12 +185,12 @@ def _text(body: Json, spec: Spec, number: int) -> str:
 
 
 def _structured(body: Json) -> str | None:
-    """Return JSON text when the request asks for it, else None."""
+    """Return JSON text if the request wants it, else None."""
     wanted = body.get("response_format")
     kind = wanted.get("type") if isinstance(wanted, dict) else None
     if kind == "json_object":
-        said = {"sandbox": "[sandbox]", "you_said": last_user_text(body)[:_ECHO_CHARS]}
-        return json.dumps(said, ensure_ascii=False)
+        echo = {"sandbox": "[sandbox]", "you_said": last_user_text(body)[:_ECHO_CHARS]}
+        return json.dumps(echo, ensure_ascii=False)
     if kind == "json_schema" and isinstance(wanted, dict):
         described = wanted.get("json_schema")
         schema = described.get("schema", {}) if isinstance(described, dict) else {}
@@ -212,8 +211,8 @@ def _media_remark(messages: list[Json]) -> str:
 
 
 def _thoughts(body: Json) -> str:
-    said = without_magic(last_user_text(body))[:80]
-    return f"The user wrote {said!r}. I am a sandbox, so I will repeat it."
+    prompt = without_magic(last_user_text(body))[:80]
+    return f"The user wrote {prompt!r}. I am a sandbox, so I will repeat it."
 
 
 def _pieces(text: str) -> tuple[str, ...]:
@@ -285,7 +284,7 @@ def _xml_text(calls: tuple[ToolCall, ...]) -> str:
         lines.append(f'<invoke name="{call.name}">')
         try:
             members = json.loads(call.arguments or "{}")
-        except ValueError:  # broken by another fault: as it is, between the tags
+        except ValueError:  # broken by another fault: put unchanged between the tags
             lines.append(call.arguments)
             members = {}
         for name, value in members.items():
@@ -345,7 +344,7 @@ def _prompt_details(body: Json, prompt: int, spec: Spec) -> Json:
     return details
 
 
-# --- shapes ---------------------------------------------------------------------------------------
+# --- format ---------------------------------------------------------------------------------------
 
 
 def _complete_choice(choice: Choice, index: int, spec: Spec) -> Json:
@@ -390,7 +389,7 @@ def _entry(index: int, delta: Json, finish: str | None = None) -> Json:
 
 
 def _delta(**given: Any) -> Json:
-    """Return a delta as DashScope fills it up: with nulls."""
+    """Return a delta with nulls for all absent fields, as DashScope does."""
     empty = {
         "content": None,
         "function_call": None,

@@ -1,4 +1,4 @@
-"""`/completions` as Model Studio has it: old coder models that fill a gap. Pure, no I/O."""
+"""`/completions` as in Model Studio: old coder models that fill a gap. Pure, no I/O."""
 
 from __future__ import annotations
 
@@ -18,26 +18,30 @@ _TEMPLATE: Final = re.compile(
 
 
 def complete(body: Json, *, now_s: float) -> Json | Refusal:
-    """Return the answer to a request, or the refusal that it deserves.
+    """Return the answer to a request, or a refusal.
 
-    The text of an answer tells the length of what stands around the gap, in characters.
+    The answer's text is the length of the code around the gap, in characters.
     """
     model, prompt = str(body.get("model")), body.get("prompt")
     if not _MODELS.match(model.partition("/sandbox/")[0]):
         row = find("model_not_found")
         return Refusal(row.status, row.code, row.message.replace("{model}", model), row.type)
     if not isinstance(prompt, str) or body.get("suffix") is not None or body.get("stream"):
-        text = "prompt should be a string; the look-alike knows neither suffix nor stream here."
+        text = "prompt should be a string; the sandbox supports neither suffix nor stream here."
         return Refusal(400, "InvalidParameter", text, "InvalidParameter")
     gap = _TEMPLATE.match(prompt)
     around = f"{len(gap[1])} before, {len(gap[2])} behind" if gap else f"{len(prompt)} before"
     text = f"[sandbox] {around}"
-    asked, told = estimate_tokens(prompt), estimate_tokens(text)
+    read, written = estimate_tokens(prompt), estimate_tokens(text)
     return {
         "id": f"cmpl-{uuid.uuid4()}",
         "object": "text_completion",
         "created": int(now_s),
         "model": model,
         "choices": [{"text": text, "index": 0, "logprobs": None, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told},
+        "usage": {
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            "total_tokens": read + written,
+        },
     }

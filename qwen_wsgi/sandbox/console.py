@@ -1,4 +1,4 @@
-"""The sandbox's own routes: control, state, the table of faults, and the page of the login."""
+"""The sandbox's own routes: control, state, the table of faults, and the login page."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def own_route(world: World, request: Request) -> Iterator[Step]:
     if request.path == "/authorize":
         return _login_page(world, request)
     if path == ("GET", "/"):
-        return whole(200, b"[sandbox] a Qwen look-alike; see /_sandbox/faults\n", "text/plain")
+        return whole(200, b"[sandbox] a fake Qwen service; see /_sandbox/faults\n", "text/plain")
     return whole_json(404, {"error": f"[sandbox] no such route: {request.method} {request.path}"})
 
 
@@ -48,7 +48,7 @@ def _control(world: World, request: Request) -> Iterator[Step]:
 
 
 def _login_page(world: World, request: Request) -> Iterator[Step]:
-    """Show the page that a person approves a device login on, or take the approval."""
+    """Show the page on which a person approves a device login, or process the approval."""
     code = parse_qs(request.query).get("user_code", [""])[0]
     if request.method == "POST":
         done = world.oauth.decide(code, "approved") if code != "*" else 0
@@ -78,6 +78,6 @@ def state(world: World) -> Json:
 
 
 def reset(world: World) -> None:
-    """Return to the state after the start; what is in progress goes on."""
+    """Return to the initial state; requests in progress continue."""
     world.control.reset()
     world.journal.reset()

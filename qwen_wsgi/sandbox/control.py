@@ -1,4 +1,4 @@
-"""What control calls change: behaviours per route, rules for the next requests, keys and models."""
+"""Applies control calls: behaviours per route, rules for the next requests, keys and models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BadControl(ValueError):
 
 @dataclass(slots=True)
 class Rule:
-    """A spec for the next `count` requests that match; None means any, or without end."""
+    """A spec for the next `count` requests that match; None means any, or unlimited."""
 
     spec: Spec
     count: int | None = 1
@@ -42,7 +42,7 @@ class Rule:
 
 @dataclass(slots=True)
 class Knobs:
-    """Settings besides those of the login. Keys are kept to compare with, never shown."""
+    """Settings except those of the login. Keys are only compared, never shown."""
 
     models: tuple[str, ...] = DEFAULT_MODELS
     strict_models: bool = False
@@ -61,7 +61,7 @@ class Control:
     """Applies control calls. Thread-safe."""
 
     def __init__(self, oauth: OAuth, knobs: Callable[[], Knobs]) -> None:
-        """Args: knobs: makes the knobs that a reset returns to."""
+        """Args: knobs: returns the knobs after a reset."""
         self._oauth = oauth
         self._fresh = knobs
         self._lock = threading.Lock()
@@ -73,7 +73,7 @@ class Control:
         self._oauth.reset()
 
     def spec_for(self, route: str, model: str, key: str) -> Spec:
-        """Return the lasting spec of a route merged with that of the first rule that matches."""
+        """Return the permanent spec of a route, merged with that of the first matching rule."""
         with self._lock:
             spec = self.knobs.faults.get(route, Spec())
             for rule in self.knobs.rules:
@@ -91,13 +91,13 @@ class Control:
         return unknown or key in knobs.invalid_keys
 
     def apply(self, payload: object) -> Json:
-        """Apply a control call as a whole, or not at all; return what its actions answer.
+        """Apply a control call completely, or not at all; return the results of its actions.
 
         Raises:
-            BadControl: a key or a value is not understood.
+            BadControl: a key or a value is invalid.
         """
         if not isinstance(payload, Mapping):
-            raise BadControl("a control call is a JSON object")
+            raise BadControl("a control call must be a JSON object")
         changes: list[tuple[str, Change]] = []
         for key, value in payload.items():
             changes.append((key, self._change(key, value)))
@@ -110,7 +110,7 @@ class Control:
         return results
 
     def describe(self) -> Json:
-        """Return the settings as a JSON object; keys by their number only."""
+        """Return the settings as a JSON object, with only the number of keys."""
         with self._lock:
             knobs = self.knobs
             described: Json = {
@@ -127,7 +127,7 @@ class Control:
         return described
 
     def _change(self, key: str, value: Any) -> Change:
-        """Check one item of a control call and return what carries it out."""
+        """Check one item of a control call and return the function that applies it."""
         if key in _KNOB_READERS:
             ready = _KNOB_READERS[key](key, value)
             return lambda: setattr(self.knobs, key, ready)
@@ -175,7 +175,7 @@ def _faults(value: Any) -> dict[str, Spec]:
     if isinstance(value, str):
         value = {"chat": value}
     if not isinstance(value, Mapping):
-        raise BadControl("faults is a spec, or an object of route and spec")
+        raise BadControl("faults must be a spec, or an object of route and spec")
     for route in value:
         if route not in ROUTES:
             raise BadControl(f"unknown route {route!r}; known: {', '.join(ROUTES)}")
@@ -191,7 +191,9 @@ def _rule(entry: Any) -> Rule:
     if isinstance(entry, str):
         return Rule(_spec(entry))
     if not isinstance(entry, Mapping) or "spec" not in entry:
-        raise BadControl("a rule is a spec, or an object with spec, count, route, model, key_ends")
+        raise BadControl(
+            "a rule must be a spec, or an object with spec, count, route, model, key_ends"
+        )
     unknown = set(entry) - {"spec", "count", "route", "model", "key_ends"}
     if unknown:
         raise BadControl(f"unknown key in a rule: {', '.join(sorted(unknown))}")
@@ -210,7 +212,7 @@ def _rule(entry: Any) -> Rule:
 def _spec(value: Any) -> Spec:
     try:
         spec = parse_spec(_text("spec", value))
-        # An unknown error code must be refused here, not when the next request comes.
+        # Refuse an unknown error code here, not at the next request.
         errors.chosen(spec)
         errors.in_stream(spec)
         return spec
@@ -220,7 +222,7 @@ def _spec(value: Any) -> Spec:
 
 def _text(key: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise BadControl(f"{key} is a text")
+        raise BadControl(f"{key} must be a text")
     return value
 
 
@@ -230,13 +232,13 @@ def _optional_text(key: str, value: Any) -> str | None:
 
 def _flag(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise BadControl(f"{key} is true or false")
+        raise BadControl(f"{key} must be true or false")
     return value
 
 
 def _number(key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise BadControl(f"{key} is a number")
+        raise BadControl(f"{key} must be a number")
     return float(value)
 
 
@@ -244,20 +246,20 @@ def _optional_count(key: str, value: Any) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise BadControl(f"{key} is a count or null")
+        raise BadControl(f"{key} must be a count or null")
     return value
 
 
 def _count(key: str, value: Any) -> int:
     count = _optional_count(key, value)
     if count is None:
-        raise BadControl(f"{key} is a count")
+        raise BadControl(f"{key} must be a count")
     return count
 
 
 def _names(key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple, set, frozenset)):
-        raise BadControl(f"{key} is a list of texts")
+        raise BadControl(f"{key} must be a list of texts")
     return tuple(_text(key, one) for one in value)
 
 

@@ -1,7 +1,7 @@
-"""Embeddings as DashScope's OpenAI-compatible mode answers them. Pure, no I/O.
+"""Embeddings as in DashScope's OpenAI-compatible mode. Pure, no I/O.
 
-Vectors are derived from a hash of the text: the same text has the same vector in every run,
-different texts are almost orthogonal.
+A vector is derived from a hash of the text: equal texts have equal vectors in every run, different
+ones are almost orthogonal.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MODELS: Final = {
 
 
 def embed(body: Json) -> Json | Refusal:
-    """Return the answer to an embeddings request, or the refusal that it deserves."""
+    """Return the answer to an embeddings request, or a refusal."""
     model = str(body.get("model"))
     limits = _MODELS.get(model.partition("/sandbox/")[0])
     if limits is None:
@@ -80,7 +80,7 @@ def _complaint(body: Json, texts: object, dimensions: object, limits: _Limits) -
 
 @lru_cache(maxsize=1024)
 def vector(text: str, dimensions: int) -> tuple[float, ...]:
-    """Return a vector of length 1 that depends on nothing but its arguments."""
+    """Return a vector of length 1 that depends only on the arguments."""
     digest = hashlib.shake_256(text.encode("utf-8", "surrogatepass")).digest(4 * dimensions)
     raw = [number / 2**31 for number in struct.unpack(f"<{dimensions}i", digest)]
     norm = math.sqrt(math.fsum(number * number for number in raw)) or 1.0

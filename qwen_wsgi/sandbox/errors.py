@@ -1,7 +1,7 @@
-"""Refusals of the real services: their codes, statuses, texts and body shapes. Pure, no I/O.
+"""Refusals of the real services: codes, statuses, texts and body formats. Pure, no I/O.
 
-Facts from DashScope's error documentation, and from logs where noted. Rows are looked up by code,
-by `code@status` where one code has several meanings, and by the short names of the behaviour table.
+From DashScope's error documentation, and from logs where noted. Rows are found by code, by
+`code@status` where a code has several meanings, and by the short names of the behaviour table.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ BAD_BODY: Final = Refusal(
     _INVALID,
 )
 
-# The first row with a code is the one that the bare code means.
+# A bare code means the first row with that code.
 _TABLE: Final[tuple[Refusal, ...]] = (
     Refusal(400, "invalid_parameter_error", "The parameter is invalid.", _INVALID),
     Refusal(400, "InvalidParameter", "The parameter is invalid.", form="native"),
@@ -217,7 +217,7 @@ def find(code: str) -> Refusal:
 
 
 def codes() -> list[dict[str, Any]]:
-    """List the table as JSON objects, for `GET /_sandbox/faults`."""
+    """Return the table as JSON objects, for `GET /_sandbox/faults`."""
     rows = [*_TABLE, *(replace(row, code=prefix + "*") for prefix, row in _FAMILIES)]
     return [
         {"code": row.code, "status": row.status, "message": row.message, "form": row.form}
@@ -226,11 +226,11 @@ def codes() -> list[dict[str, Any]]:
 
 
 def chosen(spec: Spec, model: str = "", reset_at: str = "") -> Refusal | None:
-    """Return the refusal that a spec asks for, or None.
+    """Return the refusal that a spec selects, or None.
 
     Args:
-        model: put into the texts that name the model.
-        reset_at: when a spent plan window ends, as text.
+        model: inserted into texts that contain a model.
+        reset_at: the end of a used-up plan window, as text.
 
     Raises:
         BadSpec: the spec names an error code that does not exist.
@@ -246,7 +246,7 @@ def chosen(spec: Spec, model: str = "", reset_at: str = "") -> Refusal | None:
     if "form" in spec:
         form = spec.text("form")
         if form not in ("compat", "native", "sse"):
-            raise BadSpec("form is compat, native or sse")
+            raise BadSpec("form must be compat, native or sse")
         changes["form"] = form
     return replace(refusal, **changes)
 

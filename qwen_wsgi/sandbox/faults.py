@@ -1,8 +1,7 @@
-"""What the sandbox can be told to do: the table of behaviours, and their short notation.
+"""The table of behaviours that the sandbox can simulate, and their short notation. Pure, no I/O.
 
-A spec is a list like `slow-first=2.5, cut-after=3`: names of the table, some with a value,
-separated by comma or semicolon. Values may be percent-encoded, so that they can hold a comma. Pure,
-no I/O.
+A spec is a list like `slow-first=2.5, cut-after=3`: names from the table, some with a value,
+separated by comma or semicolon. Values may be percent-encoded, so that they can contain a comma.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from urllib.parse import unquote
 Takes = Literal["nothing", "number", "count", "text"]
 _TAKES: Final[tuple[Takes, ...]] = ("nothing", "number", "count", "text")
 
-# A request that asks for more than this is a slip of the pen, and would only exhaust the memory.
+# A larger number is probably a typing error, and would only exhaust the memory.
 _LARGEST_COUNT: Final = 100_000_000
 
 
 class BadSpec(ValueError):
-    """A spec names something unknown or gives a value that its behaviour does not take."""
+    """A spec has an unknown name, or a value that its behaviour does not accept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """One thing the outside world does; `default` is its value when it is written without one."""
+    """One behaviour of the real services; `default` is its value if the spec has none."""
 
     name: str
     topic: str
@@ -40,10 +39,10 @@ class Behaviour:
 _SSE: Final = "server-sent events as the WHATWG standard allows them"
 _SEEN: Final = "seen in logs of DashScope's OpenAI-compatible mode"
 _DOC: Final = "DashScope's documentation"
-_CLI: Final = "quirk that the qwen-code client has code for"
+_CLI: Final = "quirk that qwen-code handles"
 _NET: Final = "what networks, gateways and load balancers do"
-_OAUTH: Final = "the login service and its portal, as qwen-code and others met them"
-_TEST: Final = "handle for tests"
+_OAUTH: Final = "the login service and its portal, as observed by qwen-code and others"
+_TEST: Final = "for tests"
 
 # Name, value (kind and default; empty if it takes none), source, meaning; by topic.
 # fmt: off
@@ -53,7 +52,7 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
         ("stall-after", "count 3", _NET,
             "silence after that many events; the connection stays open"),
         ("stall-for", "number 1", _NET,
-            "a stall ends after that many seconds, and the answer goes on"),
+            "a stall ends after that many seconds, and the answer continues"),
         ("hang", "", _NET, "never answers; the connection stays open"),
         ("slow-first", "number 1", _DOC,
             "headers at once, first event or body that many seconds later"),
@@ -73,8 +72,8 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
             "a non-stream call hit its time limit: half of the text, as success"),
     ),
     "connection": (
-        ("drop", "", _NET, "closes the connection without one byte of an answer"),
-        ("reset", "", _NET, "resets the connection (RST) without one byte of an answer"),
+        ("drop", "", _NET, "closes the connection without any byte of an answer"),
+        ("reset", "", _NET, "resets the connection (RST) without any byte of an answer"),
         ("garbage", "", _NET, "answers with bytes that are not HTTP"),
         ("half-headers", "", _NET, "closes in the middle of the response headers"),
         ("cut-after", "count 3", _NET, "closes after that many events, inside the chunked body"),
@@ -93,7 +92,7 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
         ("redirect", "", _NET, "302 to another place"),
         ("html-200", "", _OAUTH, "a firewall's HTML page (captcha wall) with status 200"),
         ("empty-200", "", _OAUTH, "status 200, no body"),
-        ("not-json", "", _OAUTH, "status 200 and JSON content type, but the body is no JSON"),
+        ("not-json", "", _OAUTH, "status 200 and JSON content type, but the body is not JSON"),
         ("empty-404", "", _DOC, "status 404, no body, as for a wrong path"),
         ("json-error-200", "", _DOC, "status 200 with a native {code, message} body"),
         ("non-stream-json", "", _CLI, "answers a stream request with one JSON completion"),
@@ -113,7 +112,7 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
         ("arrearage", "", _DOC, "400 Arrearage: the account is overdue"),
         ("invalid-key", "", _DOC, "401 invalid_api_key"),
         ("denied", "", _DOC, "403 access_denied"),
-        ("agents-only", "", _DOC, "405, the plan refuses clients that are no coding agents"),
+        ("agents-only", "", _DOC, "405, the plan refuses clients that are not coding agents"),
         ("model-not-found", "", _DOC, "404 model_not_found"),
         ("context-length", "count 30720", _DOC, "400, the prompt is longer than that many tokens"),
         ("inspection", "", _DOC, "400 data_inspection_failed: content filter on the input"),
@@ -154,9 +153,9 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
         ("multi-data", "", _SSE, "the JSON of an event spread over two data: lines"),
         ("bom", "", _SSE, "a byte order mark before the first event"),
         ("no-blank-end", "", _SSE, "the last event is not ended by a blank line"),
-        ("bad-json-event", "count 2", _SSE, "an event that is no JSON after that many events"),
+        ("bad-json-event", "count 2", _SSE, "an event that is not JSON after that many events"),
         ("huge-event", "count 1000000", _SSE, "one event with that many characters of content"),
-        ("empty-stream", "", _OAUTH, "200, an event stream without one event"),
+        ("empty-stream", "", _OAUTH, "200, an event stream without any event"),
         ("done-only", "", _OAUTH, "200, only [DONE]"),
         ("finish-only", "", _OAUTH, "finish_reason stop and no content: an empty success"),
         ("dup-first", "", _OAUTH, "the first content chunk is sent twice"),
@@ -184,8 +183,8 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
         ("xml-tools", "", _CLI, "the tool call is written as XML into the text"),
     ),
     "usage": (
-        ("no-usage", "", _SEEN, "no usage, although it was asked for"),
-        ("usage-null", "", _SEEN, "usage: null in each chunk, although it was not asked for"),
+        ("no-usage", "", _SEEN, "no usage, although it was requested"),
+        ("usage-null", "", _SEEN, "usage: null in each chunk, although it was not requested"),
         ("usage-with-finish", "", _CLI, "usage in the finish chunk instead of a chunk of its own"),
         ("usage-each", "", _CLI, "usage in every chunk"),
         ("usage-totals-only", "", _CLI, "total_tokens only, the parts are 0"),
@@ -202,12 +201,12 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
         ("slow-after", "number 1", _OAUTH,
             "spends the refresh token, then waits before it answers"),
         ("after-rotation", "", _OAUTH,
-            "the failure chosen beside it comes after the refresh token was spent"),
+            "the other failure of the spec comes after the refresh token was spent"),
         ("token-error", "text invalid_request", _OAUTH,
             "the token endpoint's own error form with that word"),
         ("expires-in", "text missing", _OAUTH,
             "expires_in is missing, string, zero, null, or that value"),
-        ("no-refresh-token", "", _OAUTH, "no refresh_token in the answer; the old one stays good"),
+        ("no-refresh-token", "", _OAUTH, "no refresh_token in the answer; the old one stays valid"),
         ("no-resource-url", "", _OAUTH, "no resource_url in the answer"),
         ("no-access-token", "", _OAUTH, "no access_token in the answer"),
         ("resource-url", "text portal.qwen.ai", _OAUTH, "this resource_url in the answer"),
@@ -231,7 +230,7 @@ BEHAVIOURS: Final[Mapping[str, Behaviour]] = {
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """The behaviours chosen for one request, checked against the table."""
+    """The behaviours selected for one request, checked against the table."""
 
     items: Mapping[str, str] = field(default_factory=dict)
 
@@ -245,7 +244,7 @@ class Spec:
         return ", ".join(f"{name}={value}" if value else name for name, value in self.items.items())
 
     def merged(self, other: Spec) -> Spec:
-        """Return both sets of items; where both have a name, the value of `other`."""
+        """Return the items of both; `other` wins where both have a name."""
         return Spec({**self.items, **other.items})
 
     def number(self, name: str, absent: float = 0.0) -> float:
@@ -255,7 +254,7 @@ class Spec:
         return int(self.items.get(name, absent))
 
     def position(self, name: str) -> int | None:
-        """Return the count of an `…-after` behaviour, or None when it was not chosen."""
+        """Return the count of an `…-after` behaviour, or None if it was not selected."""
         return int(self.items[name]) if name in self.items else None
 
     def text(self, name: str, absent: str = "") -> str:
@@ -263,10 +262,10 @@ class Spec:
 
 
 def parse_spec(text: str) -> Spec:
-    """Read the short notation.
+    """Parse the short notation.
 
     Raises:
-        BadSpec: a name is unknown or its value is of the wrong kind; the text says which.
+        BadSpec: a name is unknown, or its value is invalid; the message says which.
     """
     items: dict[str, str] = {}
     for part in re.split(r"[,;]", text):
@@ -323,7 +322,7 @@ def merged_specs(texts: Iterable[str]) -> Spec:
     """Parse and merge several specs; later ones win.
 
     Raises:
-        BadSpec: one of them is not readable.
+        BadSpec: one of them is invalid.
     """
     spec = Spec()
     for text in texts:

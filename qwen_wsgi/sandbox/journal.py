@@ -1,7 +1,7 @@
-"""What the sandbox saw: one record per request, counters, and waiting for something to happen.
+"""The log of the sandbox: one record per request, counters, and waiting for a condition.
 
-The log holds request bodies (tests prove with them what reached the upstream) but never a
-credential: headers that carry one are reduced to their last four characters, bodies of the OAuth
+The log contains request bodies, with which tests check what reached the upstream, but never a
+credential: headers with one are reduced to their last four characters, and bodies of the OAuth
 routes are not kept.
 """
 
@@ -18,7 +18,7 @@ from typing import Any, Final
 from qwen_wsgi.sandbox.wire import Request
 
 MAX_RECORDS: Final = 1000
-# All bodies together; beyond that the oldest ones are forgotten (their size stays in the record).
+# Of all bodies together; then the oldest are dropped (the record keeps their size).
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 
 _SECRET_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "x-api-key", "cookie"})
@@ -26,12 +26,12 @@ _SECRET_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "x-a
 
 @dataclass(slots=True)
 class Record:
-    """One request and what became of it. Times are time.monotonic() seconds.
+    """One request and its outcome. Times are time.monotonic() seconds.
 
     `outcome`: open (in progress), complete (the whole intended answer was sent), error (an error
-    status was answered), cut or reset (the sandbox broke the connection on purpose), client_gone
-    (the client left first; `gone_s` says when that was noticed), stopped (the sandbox was stopped),
-    failed (a mistake of the sandbox itself; the state shows it as `last_failure`).
+    status was sent), cut or reset (the sandbox broke the connection deliberately), client_gone (the
+    client disconnected first; `gone_s` is when this was noticed), stopped (the sandbox was
+    stopped), failed (an error of the sandbox itself; the state shows it as `last_failure`).
     """
 
     seq: int
@@ -110,7 +110,7 @@ class Journal:
         return record
 
     def begin_chat(self, record: Record) -> int:
-        """Count a chat as in progress; return how many are, with this one."""
+        """Count a chat as in progress; return the number of those, including this one."""
         with self._changed:
             self.counters.open_chats += 1
             self.counters.open_streams += record.stream
@@ -143,7 +143,7 @@ class Journal:
             self.counters.connections += 1
 
     def failed(self, text: str) -> None:
-        """Note a mistake of the sandbox itself; it is shown in the state instead of on stderr."""
+        """Note an error of the sandbox itself; the state shows it, not stderr."""
         with self._changed:
             self.counters.internal_errors += 1
             self.last_failure = text
@@ -153,7 +153,7 @@ class Journal:
             return tuple(self._records)
 
     def reset(self) -> None:
-        """Forget the log and the numbers, except what is still in progress."""
+        """Clear the log and the counters, except those of requests in progress."""
         with self._changed:
             open_chats, open_streams = self.counters.open_chats, self.counters.open_streams
             self.counters = Counters(open_chats=open_chats, open_streams=open_streams)
@@ -163,14 +163,14 @@ class Journal:
             self._changed.notify_all()
 
     def wait_until(self, reached: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait until `reached()` is true, looking at least every 10 ms; False when time is up."""
+        """Wait until `reached()` is true, checked at least every 10 ms; False after the timeout."""
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
             while not reached():
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
                     return False
-                # Not every change notifies (sent events, token counters): look again before long.
+                # Some changes do not notify (sent events, token counters): check again soon.
                 self._changed.wait(min(left_s, 0.01))
         return True
 
@@ -204,7 +204,7 @@ class Journal:
 
 
 def bearer(request: Request) -> str | None:
-    """Return the credential of a request, or None when it has none."""
+    """Return the credential of a request, or None."""
     scheme, _, credential = (request.header("authorization") or "").partition(" ")
     if scheme.lower() == "bearer" and credential.strip():
         return credential.strip()
@@ -212,7 +212,7 @@ def bearer(request: Request) -> str | None:
 
 
 def ending(credential: str) -> str:
-    """Return the last four characters, which is all that is ever kept of a credential."""
+    """Return the last four characters: nothing else of a credential is ever kept."""
     return credential[-4:]
 
 

@@ -1,4 +1,4 @@
-"""The routes of the login: device codes, tokens, and failures around the rotation of a token."""
+"""The login routes: device codes, tokens, and failures before and after a token's rotation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def token(world: World, request: Request, record: Record) -> Reply:
 
 
 def _refresh(world: World, form: dict[str, str], spec: Spec) -> Iterator[Step]:
-    """Return the script of a refresh; the failure comes before or after the token is spent."""
+    """Return the script of a refresh, with a failure before or after the token is spent."""
     late = "after-rotation" in spec
 
     def rotate() -> Iterator[Step]:
@@ -65,7 +65,7 @@ def _refresh(world: World, form: dict[str, str], spec: Spec) -> Iterator[Step]:
 
 
 def _oauth_faulty(world: World, spec: Spec, main: Callable[[], Iterator[Step]]) -> Iterator[Step]:
-    """Do what `_faulty` does; a failure given by its status is answered in the OAuth form."""
+    """Like `faulty`, but a failure that is given by its status has the OAuth error format."""
     if not {"token-error", "status"}.intersection(spec.items):
         return faulty(world, spec, main, wanted_refusal(world, spec))
     status = spec.count("status", 400)
@@ -77,7 +77,7 @@ def _oauth_faulty(world: World, spec: Spec, main: Callable[[], Iterator[Step]]) 
 
 
 def _shaped(body: Json, spec: Spec) -> Json:
-    """Bend a token answer as the spec says."""
+    """Change a token answer as the spec says."""
     shaped = dict(body)
     for name, key in (
         ("no-refresh-token", "refresh_token"),

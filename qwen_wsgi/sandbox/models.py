@@ -1,11 +1,11 @@
-"""The model list of the look-alike. Pure, no I/O."""
+"""The model list of the sandbox. Pure, no I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any, Final
 
-# Ids that exist at the real service (late 2026), so that limits and quirks known by id apply.
+# Real ids (late 2026), so that limits and quirks that depend on the id apply.
 DEFAULT_MODELS: Final = (
     "qwen3.8-max",
     "qwen3.8-flash",

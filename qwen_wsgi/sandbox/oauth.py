@@ -1,9 +1,9 @@
-"""Device login and rotating tokens: the state behind the two OAuth endpoints of the look-alike.
+"""Device login and rotating tokens: the state of the sandbox's two OAuth endpoints.
 
-Shapes as qwen-code meets them at chat.qwen.ai: form-encoded requests (RFC 8628 with PKCE, RFC
-7636), no `interval` in the device answer, `authorization_pending` as 400, `slow_down` as 429, a
-dead device code as 401. Refresh tokens are single use: each refresh gives a new one, and a second
-use is refused and counted.
+The format is that of chat.qwen.ai as qwen-code expects it: form-encoded requests (RFC 8628 with
+PKCE, RFC 7636), no `interval` in the device answer, `authorization_pending` as 400, `slow_down` as
+429, an expired device code as 401. Refresh tokens are single use: each refresh returns a new one,
+and a second use is refused and counted.
 """
 
 from __future__ import annotations
@@ -161,26 +161,26 @@ class OAuth:
             return 200, self._issue(family)
 
     def issue(self, client_id: str) -> Json:
-        """Return a fresh token answer, as after a login; for tests that start with credentials."""
+        """Return a new token answer, as after a login; for tests that start with credentials."""
         with self._lock:
             return self._issue(_Family(client_id))
 
     def keep_alive(self, refresh_token: str) -> None:
-        """Make a spent refresh token good again (the answer with its successor was withheld)."""
+        """Make a spent refresh token valid again (the answer with its successor was not sent)."""
         with self._lock:
             family = self._tokens.spent.pop(refresh_token, None)
             if family is not None:
                 self._tokens.live[refresh_token] = family
 
     def accepts(self, access_token: str) -> bool:
-        """Tell whether an access token issued here is neither expired nor revoked."""
+        """Whether an access token issued here is neither expired nor revoked."""
         with self._lock:
             expires_s, family = self._tokens.access.get(access_token, (0.0, None))
             good = family is not None and not family.revoked and self._clock() < expires_s
             return good and not self.knobs.closed_tier
 
     def decide(self, user_code: str, verdict: str) -> int:
-        """Approve, deny or expire pending logins; `*` means all. Return how many."""
+        """Approve, deny or expire pending logins; `*` means all. Return their number."""
         with self._lock:
             chosen = [
                 device
@@ -196,12 +196,12 @@ class OAuth:
             return [d.user_code for d in self._devices.values() if d.verdict == "pending"]
 
     def revoke_access_tokens(self) -> None:
-        """Make all access tokens issued so far invalid; refresh tokens stay good."""
+        """Make all access tokens issued so far invalid; refresh tokens stay valid."""
         with self._lock:
             self._tokens.access.clear()
 
     def revoke_all(self) -> None:
-        """Make all tokens issued so far invalid, as when the user withdrew the login."""
+        """Make all tokens issued so far invalid, as if the user had revoked the login."""
         with self._lock:
             for family in (*self._tokens.live.values(), *self._tokens.spent.values()):
                 family.revoked = True
@@ -211,7 +211,7 @@ class OAuth:
             return len(self._tokens.live)
 
     def reset(self) -> None:
-        """Forget all logins and tokens, the counters and the knobs."""
+        """Clear all logins, tokens, counters and knobs."""
         with self._lock:
             self._devices.clear()
             self._tokens = _Tokens()
@@ -251,7 +251,7 @@ class OAuth:
             family.revoked = True
 
     def _issue(self, family: _Family, refresh_token: str | None = None) -> Json:
-        """Make the next pair. Both end with the same number, so that a torn read is visible."""
+        """Issue the next pair. Both end with the same number, so that a torn read is visible."""
         tokens = self._tokens
         now_s = self._clock()
         tokens.access = {key: entry for key, entry in tokens.access.items() if entry[0] > now_s}

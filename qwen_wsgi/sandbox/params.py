@@ -1,4 +1,4 @@
-"""Which chat parameters DashScope's OpenAI-compatible mode refuses, and how. Pure, no I/O."""
+"""Refuses chat parameters as DashScope's OpenAI-compatible mode does. Pure, no I/O."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from qwen_wsgi.sandbox.errors import Refusal
 
 _ROLES: Final = ("system", "assistant", "user", "tool", "function")
 _TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
-# Open-weight models of the first Qwen3 family think in streams only.
+# Open-weight models of the first Qwen3 family think only in streams.
 _STREAM_ONLY_THINKING: Final = re.compile(r"qwen3-\d+(\.\d+)?b")
-# The chat templates of these models take one system message, as the first one.
+# The chat templates of these models accept one system message, the first one.
 _SYSTEM_FIRST: Final = re.compile(r"qwen3\.[5-9]|coder-model")
 _MAX_OUTPUT: Final = (
     ("qwen3.8-max", 131_072),
@@ -27,7 +27,7 @@ _DEFAULT_MAX_OUTPUT: Final = 65_536
 
 
 def refusal_for(body: dict[str, Any]) -> Refusal | None:
-    """Return the refusal that DashScope would answer to this chat request, or None."""
+    """Return DashScope's refusal of a chat request, or None."""
     for check in _CHECKS:
         for complaint in check(body):
             return Refusal(400, "invalid_parameter_error", complaint, "invalid_request_error")
@@ -35,7 +35,7 @@ def refusal_for(body: dict[str, Any]) -> Refusal | None:
 
 
 def portal_refusal(body: dict[str, Any]) -> Refusal | None:
-    """Return the bare refusal of the login portal unless the first message is what it wants.
+    """Return the refusal of the login portal unless the first message has the required form.
 
     Since April 2026 the portal answers `bad request` unless the first message is a system message
     whose content is a list of parts, one of them marked with cache_control.
@@ -72,7 +72,7 @@ def _messages(body: dict[str, Any]) -> Iterator[str]:
 
 
 def _history(body: dict[str, Any]) -> Iterator[str]:
-    """Calls whose arguments cannot be parsed, as users of several clients reported."""
+    """Refuse calls with unparsable arguments, as users of several clients reported."""
     for message in body["messages"]:
         calls = message.get("tool_calls") if message["role"] == "assistant" else None
         for call in calls if isinstance(calls, list) else ():

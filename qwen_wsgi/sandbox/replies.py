@@ -1,4 +1,4 @@
-"""Answers that a spec puts in place of the real one or changes, and what all answers carry."""
+"""Answers that a spec replaces or changes, and the headers of all answers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _PAGE_WALL: Final = (
 
 
 def wanted_refusal(world: World, spec: Spec, model: str = "") -> Refusal | None:
-    """Return the refusal that the spec wants, or None.
+    """Return the refusal that the spec selects, or None.
 
     Raises:
         BadSpec: the spec names an error code that does not exist.
@@ -55,7 +55,7 @@ def wanted_refusal(world: World, spec: Spec, model: str = "") -> Refusal | None:
 def faulty(
     world: World, spec: Spec, main: Callable[[], Iterator[Step]], refusal: Refusal | None
 ) -> Iterator[Step]:
-    """Do what the spec wants before or instead of the main answer."""
+    """Apply what the spec selects before or instead of the main answer."""
     if "slow-headers" in spec:
         yield Pause(spec.number("slow-headers"))
     if "hang" in spec:
@@ -70,7 +70,7 @@ def faulty(
 
 
 def _canned(world: World, spec: Spec) -> Iterator[Step] | None:
-    """Return the script of a behaviour that has nothing to do with the request, or None."""
+    """Return the script of a behaviour that does not depend on the request, or None."""
     elsewhere = (("location", world.origin() + "/elsewhere"),)
     native = {
         "request_id": str(uuid.uuid4()),
@@ -95,7 +95,7 @@ def _canned(world: World, spec: Spec) -> Iterator[Step] | None:
 
 
 def refused(refusal: Refusal, spec: Spec) -> Iterator[Step]:
-    """Answer with an error body in the refusal's form."""
+    """Answer with an error body in the refusal's format."""
     body = encode_json(refusal.body())
     if refusal.form == "sse":
         return whole(refusal.status, b"data: " + body + b"\n\n", SSE_TYPE, retry_headers(spec))
@@ -121,7 +121,7 @@ def then(steps: Iterator[Step], last: Step) -> Iterator[Step]:
 
 
 def late_or_broken(body: bytes, spec: Spec) -> Iterator[Step]:
-    """Answer with a JSON body, with the delays and breaks that also make sense for a whole body."""
+    """Answer with a JSON body, with the delays and faults that also apply to a whole body."""
     yield Head(200, JSON_TYPE, len(body))
     if spec.number("slow-first"):
         yield Pause(spec.number("slow-first"))
@@ -139,7 +139,7 @@ def late_or_broken(body: bytes, spec: Spec) -> Iterator[Step]:
 
 
 def vendor_headers(record: Record) -> Headers:
-    """Return the headers that the real gateway sends and the number of the request."""
+    """Return the headers that the real gateway sends, and the number of the request."""
     now_ms = int(time.time() * 1000)
     return (
         ("vary", "Origin,Access-Control-Request-Method,Access-Control-Request-Headers"),

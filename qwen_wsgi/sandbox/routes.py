@@ -1,4 +1,4 @@
-"""Which answer a request gets: chat, completions, embeddings, models; the way to other routes."""
+"""Dispatches requests to routes, and answers chat, completions, embeddings and models."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PREFIXES: Final = ("/compatible-mode/v1/", "/v1/")
 
 
 def route_of(request: Request) -> str:
-    """Name the route of a request: a name of `ROUTES`, or control, page, or unknown."""
+    """Return the name of a request's route: one of `ROUTES`, or control, page, or unknown."""
     path = request.path
     if path.startswith("/_sandbox/"):
         return "control"
@@ -55,7 +55,7 @@ def _api_route(method: str, rest: str) -> str:
 
 
 def respond(world: World, request: Request, record: Record | None) -> Reply:
-    """Make the answer to a request. `record` is None for the sandbox's own routes."""
+    """Answer a request. `record` is None for the sandbox's own routes."""
     if record is None:
         return Reply(own_route(world, request))
     handlers = {
@@ -68,7 +68,7 @@ def respond(world: World, request: Request, record: Record | None) -> Reply:
     }
     handler = handlers.get(record.route)
     if handler is None:
-        # A wrong path is answered with nothing at all.
+        # The real service answers a wrong path with an empty body.
         return Reply(whole(404, b"", None), headers=vendor_headers(record))
     try:
         reply = handler(world, request, record)
@@ -93,7 +93,7 @@ def _chat(world: World, request: Request, record: Record) -> Reply:
     record.stream = body is not None and body.get("stream") is True
     texts = [faults.spec_in_model(model), faults.spec_in_text(chat.last_user_text(body or {}))]
     spec = spec_for(world, request, record, texts)
-    errors.in_stream(spec)  # raises BadSpec now, while a 400 can still be answered
+    errors.in_stream(spec)  # raises BadSpec now, while a 400 is still possible
     queued_s = _queue_time(request, spec)
     refusal = key_refusal(world, request)
     if refusal is not None:
@@ -111,8 +111,7 @@ def _chat(world: World, request: Request, record: Record) -> Reply:
 def _queue_time(request: Request, spec: Spec) -> float | None:
     """Return how long a burst is queued instead of refused, or None.
 
-    DashScope queues a request that came in a burst if X-DashScope-Wait-Timeout allows that many
-    seconds.
+    DashScope queues it if X-DashScope-Wait-Timeout allows that many seconds.
     """
     if "burst" not in spec:
         return None
@@ -124,7 +123,7 @@ def _queue_time(request: Request, spec: Spec) -> float | None:
 
 
 def _counted(world: World, record: Record, steps: Iterator[Step]) -> Iterator[Step]:
-    """Count a chat as open while it is answered, and refuse it if too many are."""
+    """Count a chat as open while it is answered, and refuse it if too many are open."""
     most = world.control.knobs.max_concurrent
     running = world.journal.begin_chat(record)
     try:
@@ -146,7 +145,7 @@ def _chat_answer(world: World, record: Record, body: Json | None, spec: Spec) ->
     made = chat.answer(body, spec, now_s=world.clock())
     streamed = record.stream and "non-stream-json" not in spec
     if streamed or "stream-anyway" in spec:
-        chunks = chat.chunks(made, spec, include_usage=chat.asks_for_usage(body))
+        chunks = chat.chunks(made, spec, include_usage=chat.wants_usage(body))
         events = stream.payloads(chunks, spec)
         return stream.script(events, spec, world.control.knobs.interval_s)
     return late_or_broken(encode_json(chat.completion(made, spec)), spec)
@@ -175,7 +174,7 @@ def _embeddings(world: World, request: Request, record: Record) -> Reply:
 def _whole(
     world: World, request: Request, record: Record, make: Callable[[Json], Json | Refusal]
 ) -> Reply:
-    """Answer a route that knows no streams."""
+    """Answer a route that does not stream."""
     body = json_object(request)
     record.model = str(body.get("model", "")) if body else ""
     spec = spec_for(world, request, record, [faults.spec_in_model(record.model)])

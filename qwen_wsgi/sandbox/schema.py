@@ -1,4 +1,4 @@
-"""A plausible instance of a JSON schema, for tool arguments and JSON answers. Pure, no I/O."""
+"""Builds an instance of a JSON schema, for tool arguments and JSON answers. Pure, no I/O."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FORMATS: Final = {
 
 
 def instance_of(schema: object, name: str = "value") -> Any:
-    """Return a small value that the schema plausibly accepts; of properties the required ones."""
+    """Return a small value that the schema probably accepts, with only required properties."""
     return _instance(schema, name, schema, 0)
 
 

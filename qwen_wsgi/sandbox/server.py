@@ -1,7 +1,7 @@
-"""The sandbox as a running server: one accept thread, one thread per connection, loopback only.
+"""The sandbox's server: one accept thread, one thread per connection, loopback only.
 
-Plain blocking sockets and threads, so that it also runs inside a gevent-patched process, where each
-thread is a greenlet. No selectors, no asyncio.
+It uses only blocking sockets and threads, so that it also runs in a gevent-patched process, where
+each thread is a greenlet.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from qwen_wsgi.sandbox.world import World
 
 _BACKLOG: Final = 1024
 _STOP_TIMEOUT_S: Final = 5.0
-# Bodies of the OAuth routes hold refresh tokens; those of the other routes hold nothing secret.
+# Bodies of these routes contain no secret; those of the OAuth routes contain refresh tokens.
 _KEPT_BODIES: Final = frozenset({"chat", "completions", "embeddings"})
 # client_id of the qwen-code CLI, which is public.
 _CLI_CLIENT_ID: Final = "f0304373b74a44d2b584a3fb70ca9e56"
@@ -37,10 +37,10 @@ _Held = TypeVar("_Held", Connection, socket.socket)
 
 
 class Sandbox:
-    """A Qwen look-alike on a loopback port.
+    """A fake Qwen service on a loopback port.
 
-    Thread-safe. `start` binds; after `stop` a further `start` binds the same port again, so that an
-    outage can be played. Usable as a context manager, which starts and stops it.
+    Thread-safe. `start` binds; after `stop` another `start` binds the same port again, which
+    simulates an outage. As a context manager it starts and stops itself.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class Sandbox:
 
         Args:
             port: 0 lets the system choose.
-            clock: epoch seconds, for the life of tokens and `created`; delays always use real time.
-            chunk_interval_s: pause between the events of a stream, for people who watch.
+            clock: epoch seconds, for token lifetimes and `created`; delays always use real time.
+            chunk_interval_s: pause between the events of a stream, for human viewers.
             models: ids that `GET models` lists; None means a default list of real ids.
             keep_alive_s: an idle connection is closed after that many seconds.
 
@@ -85,7 +85,7 @@ class Sandbox:
 
     @property
     def base_url(self) -> str:
-        """The OpenAI base of the look-alike."""
+        """The base URL for OpenAI clients."""
         return self.origin + "/compatible-mode/v1"
 
     @property
@@ -95,14 +95,14 @@ class Sandbox:
 
     @property
     def chats(self) -> tuple[Record, ...]:
-        """Those of the last requests that were chat completions."""
+        """The chat completions among the last requests."""
         return tuple(record for record in self.requests if record.route == "chat")
 
     def start(self) -> Sandbox:
         """Bind and serve in background daemon threads; return self.
 
         Raises:
-            OSError: the port is taken.
+            OSError: the port is in use.
         """
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -126,7 +126,7 @@ class Sandbox:
             return
         self._stopping.set()
         deadline_s = time.monotonic() + _STOP_TIMEOUT_S
-        # Closing a socket does not wake a thread that accepts on it. A last connection does.
+        # Closing a socket does not wake a thread in its accept(); a last connection does.
         with suppress(OSError):
             socket.create_connection((self._host, self._port), timeout=1.0).close()
         self._join(listener, deadline_s)
@@ -149,31 +149,30 @@ class Sandbox:
         """Do what `POST /_sandbox/control` does.
 
         Raises:
-            BadControl: a key or value is not understood; nothing was changed.
+            BadControl: a key or value is invalid; nothing was changed.
         """
         return self._world.control.apply({**(payload or {}), **changes})
 
     def reset(self) -> None:
-        """Do what `POST /_sandbox/reset` does: forget settings, tokens, counters and log."""
+        """Do what `POST /_sandbox/reset` does: clear settings, tokens, counters and log."""
         console.reset(self._world)
 
     def state(self) -> dict[str, Any]:
-        """Return what `GET /_sandbox/state` answers."""
+        """Return the answer of `GET /_sandbox/state`."""
         return console.state(self._world)
 
     def issue(self, client_id: str = _CLI_CLIENT_ID) -> dict[str, Any]:
-        """Return a fresh token answer, as after a login, without going through one."""
+        """Return a new token answer, as after a login."""
         return self._world.oauth.issue(client_id)
 
     def wait_until(self, reached: Callable[[], bool], timeout_s: float = 5.0) -> bool:
-        """Wait until `reached()` is true; False when the time is up."""
+        """Wait until `reached()` is true; False after the timeout."""
         return self._world.journal.wait_until(reached, timeout_s)
 
     def settle(self, timeout_s: float = 5.0) -> tuple[Record, ...]:
         """Wait until no request is in progress and return the log.
 
-        A client has its answer a moment before the record of the request is closed; this closes the
-        gap.
+        A client gets its answer a moment before the request's record is closed.
         """
         self.wait_until(lambda: all(r.outcome != "open" for r in self.requests), timeout_s)
         return self.requests
@@ -181,7 +180,7 @@ class Sandbox:
     # --- threads ----------------------------------------------------------------------------------
 
     def _spawn(self, work: Callable[[_Held], None], held: _Held) -> None:
-        """Run `work(held)` in a thread of its own."""
+        """Run `work(held)` in a new thread."""
         thread = threading.Thread(target=self._run, args=(work, held), name="sandbox", daemon=True)
         with self._lock:
             self._threads[thread] = held
@@ -198,7 +197,7 @@ class Sandbox:
         try:
             work(held)
         except Exception:
-            # The top of a thread: a mistake here must not print into the log of the product.
+            # Noted here: a thread's exception would be printed into the product's log.
             self._world.journal.failed(traceback.format_exc())
         finally:
             with self._lock:
@@ -211,7 +210,7 @@ class Sandbox:
             except OSError:
                 if self._stopping.is_set():
                     return
-                time.sleep(0.05)  # out of file descriptors, most likely: let some connections end
+                time.sleep(0.05)  # probably out of file descriptors: let some connections end
                 continue
             connection = Connection(sock)
             if self._stopping.is_set():
@@ -220,7 +219,7 @@ class Sandbox:
             self._world.journal.connected()
             try:
                 self._spawn(self._serve, connection)
-            except RuntimeError:  # no more threads to be had
+            except RuntimeError:  # no more threads are available
                 connection.close()
 
     def _serve(self, connection: Connection) -> None:
@@ -233,7 +232,7 @@ class Sandbox:
             connection.close()
 
     def _serve_one(self, connection: Connection) -> bool:
-        """Answer the next request of a connection; tell whether there may be another one."""
+        """Answer the next request of a connection; whether another one may follow."""
         try:
             request = connection.read_request(self._keep_alive_s)
         except Malformed as error:
@@ -272,7 +271,7 @@ class Sandbox:
                 outcome = player.outcome
             finally:
                 if isinstance(reply.steps, Generator):
-                    reply.steps.close()  # given up half-way: it still counts itself as ended
+                    reply.steps.close()  # if it was abandoned, it must still count itself as ended
         except PeerGone as gone:
             outcome, gone_s = (
                 ("stopped", None) if self._stopping.is_set() else ("client_gone", gone.at_s)
@@ -285,7 +284,7 @@ class Sandbox:
 
 
 def _loopback(host: str) -> str:
-    """Return the address to bind; refuse everything that other machines could reach."""
+    """Return the address to bind; refuse any that other machines could reach."""
     address = "127.0.0.1" if host == "localhost" else host
     try:
         is_loopback = ipaddress.ip_address(address).is_loopback
@@ -293,7 +292,7 @@ def _loopback(host: str) -> str:
         is_loopback = False
     if not is_loopback:
         raise ValueError(
-            f"the sandbox listens on loopback only, not on {host!r}: it accepts any key and can be "
-            "controlled by anybody who reaches it; use 127.0.0.1"
+            f"the sandbox listens only on loopback, not on {host!r}: it accepts any key, and "
+            "anybody who reaches it can control it; use 127.0.0.1"
         )
     return address

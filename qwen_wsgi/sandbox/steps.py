@@ -1,8 +1,7 @@
-"""An answer as a script of steps (status line, bytes, waits, cuts), and the player of such scripts.
+"""An answer as a script of steps (status line, bytes, waits, cuts), and the player of scripts.
 
-Scripts are made by pure code and performed lazily, so a side effect inside a generator (for
-instance the rotation of a refresh token) happens exactly when the steps before it have been
-performed.
+Scripts are generators that are run lazily: a side effect in one, such as the rotation of a refresh
+token, happens when the steps before it have been performed.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """Bytes put on the wire as they are, outside the HTTP framing."""
+    """Bytes sent unchanged, outside the HTTP framing."""
 
     payload: bytes
 
@@ -57,17 +56,17 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Close the connection now, without the end that the framing promised."""
+    """Close the connection now, without the end that the HTTP framing requires."""
 
     reset: bool = False
-    silent: bool = False  # the answer was whole; only the keep-alive promise is broken
+    silent: bool = False  # the answer was complete; only keep-alive is violated
 
 
 Step = Head | Data | Raw | Pause | Close
 
 
 class Meter(Protocol):
-    """Takes note of what was sent, readable by other threads while the player plays."""
+    """Counts what was sent; other threads may read it meanwhile."""
 
     status: int
     events: int
@@ -108,11 +107,11 @@ def encode_json(body: Any) -> bytes:
 
 
 def gzipped(steps: Iterable[Step]) -> Iterator[Step]:
-    """Compress a script; it is flushed after each step, so that events still come one by one."""
+    """Compress a script, flushed after each step, so that events still arrive one by one."""
     packer = zlib.compressobj(wbits=31)
     for step in steps:
         if isinstance(step, Head):
-            # The compressed length is not known yet; a body that ended at a length is chunked now.
+            # The compressed length is unknown yet, so a body with a length becomes chunked.
             headers = (*step.headers, ("content-encoding", "gzip"))
             yield replace(step, length=None, headers=headers)
         elif isinstance(step, Data):
@@ -126,8 +125,8 @@ def gzipped(steps: Iterable[Step]) -> Iterator[Step]:
 class Player:
     """Performs one script on one connection.
 
-    Afterwards `outcome` is one of the words of `Record.outcome`, and `keep_alive` tells whether the
-    connection may carry another request.
+    Afterwards `outcome` is a value of `Record.outcome`, and `keep_alive` says whether the
+    connection can be used for another request.
     """
 
     def __init__(
@@ -156,7 +155,7 @@ class Player:
         """Perform all steps.
 
         Raises:
-            PeerGone: the client left before the end.
+            PeerGone: the client disconnected before the end.
         """
         for step in steps:
             if isinstance(step, Close):
@@ -201,7 +200,7 @@ class Player:
 
     def _body(self, step: Data) -> None:
         if step.event:
-            # A send into a closed connection succeeds once; a look costs little and tells at once.
+            # The first send to a closed connection succeeds, so check first.
             self._connection.check_peer()
         size = self._split_bytes or len(step.payload) or 1
         for start in range(0, len(step.payload), size):

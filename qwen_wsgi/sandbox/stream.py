@@ -1,4 +1,4 @@
-"""Chunks as server-sent events, and all that can go wrong on the way. Pure: scripts, no I/O."""
+"""Renders chunks as server-sent events, with all stream faults. Pure: scripts, no I/O."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BOM: Final = b"\xef\xbb\xbf"
 
 
 class EventWriter:
-    """Renders events in the style that a spec asks for."""
+    """Renders events in the style that a spec selects."""
 
     def __init__(self, spec: Spec) -> None:
         self._eol = "\r\n" if "crlf" in spec else "\r" if "cr" in spec else "\n"
@@ -26,12 +26,12 @@ class EventWriter:
         self._number = 0
 
     def event(self, payload: str) -> bytes:
-        """Return one event; `payload` must not contain line ends."""
+        """Return one event; `payload` must not contain line breaks."""
         lines = [_COMMENT, ""] if self._comments else []
         self._number += 1
         if self._ids:
             lines += [f"id: {self._number}", "event: message", "retry: 3000"]
-        # A line end is white space for JSON there, but would not be inside a string.
+        # There a line break is white space for JSON; inside a string it would not be.
         parts = payload.split('","', 1) if self._multi and payload.startswith("{") else [payload]
         if len(parts) == 2:
             parts = [parts[0] + '",', '"' + parts[1]]
@@ -39,7 +39,7 @@ class EventWriter:
         return self._join([*lines, "", ""])
 
     def native_error(self, refusal: Refusal) -> bytes:
-        """Return an error event as DashScope's own (not OpenAI-like) protocol sends it."""
+        """Return an error event of DashScope's native (not OpenAI-like) protocol."""
         self._number += 1
         body = json.dumps(Refusal(0, refusal.code, refusal.message, form="native").body())
         status = f":HTTP_STATUS/{refusal.status}"
@@ -53,7 +53,7 @@ class EventWriter:
 
 
 def payloads(chunks: Iterable[dict[str, Any]], spec: Spec) -> Iterator[str]:
-    """Yield the data of the events, with the end mark unless the spec leaves it out."""
+    """Yield the data of the events, with `[DONE]` unless the spec omits it."""
     if "empty-stream" in spec:
         return
     if "done-only" not in spec:
@@ -66,8 +66,7 @@ def payloads(chunks: Iterable[dict[str, Any]], spec: Spec) -> Iterator[str]:
 def script(events: Iterable[str], spec: Spec, interval_s: float) -> Iterator[Step]:
     """Turn event payloads into the steps of a streamed answer.
 
-    A fault `…-after=N` happens when N events have been sent; if there are fewer, then after the
-    last one.
+    A fault `…-after=N` happens after N events, or after the last one if there are fewer.
 
     Args:
         interval_s: pause between events, unless the spec has its own.
@@ -111,7 +110,7 @@ def script(events: Iterable[str], spec: Spec, interval_s: float) -> Iterator[Ste
 def _unreached(
     sent: int, spec: Spec, writer: EventWriter, failure: tuple[int, Refusal] | None
 ) -> Iterator[Step]:
-    """Do at the end what should have happened after more events than there were."""
+    """Apply the faults that were due after more events than there were."""
     if failure is not None:
         yield _error_event(failure[1], spec, writer)
     for name in ("stall-after", "bad-json-event"):
@@ -125,7 +124,7 @@ def _unreached(
 
 
 def _before(sent: int, spec: Spec, writer: EventWriter) -> Iterator[Step]:
-    """Yield what happens after `sent` events and does not end the stream."""
+    """Yield the faults after `sent` events that do not end the stream."""
     if spec.position("stall-after") == sent:
         yield from _waiting(spec.number("stall-for", FOREVER_S), spec, writer)
     if spec.position("bad-json-event") == sent:
@@ -133,7 +132,7 @@ def _before(sent: int, spec: Spec, writer: EventWriter) -> Iterator[Step]:
 
 
 def _ending(sent: int, spec: Spec, rendered: bytes) -> list[Step] | None:
-    """Return the violent end that comes after `sent` events, in place of `rendered`; or None."""
+    """Return the fault that ends the stream after `sent` events, instead of `rendered`; or None."""
     if spec.position("cut-after") == sent:
         return [Close()]
     if spec.position("reset-after") == sent:
@@ -153,7 +152,7 @@ def _error_event(refusal: Refusal, spec: Spec, writer: EventWriter) -> Data:
 
 
 def _waiting(seconds: float, spec: Spec, writer: EventWriter) -> Iterator[Step]:
-    """Wait, with a comment every now and then if the spec wants a heartbeat."""
+    """Wait, with regular comments if the spec has a heartbeat."""
     beat_s = spec.number("heartbeat")
     if beat_s > 0:
         while seconds > beat_s:

@@ -1,7 +1,7 @@
-"""HTTP/1.1 on a raw socket: reading requests, and noticing that the peer has gone.
+"""HTTP/1.1 on a raw socket: reads requests, and notices when the peer disconnects.
 
-Modules are imported whole (`socket.socket`, not `from socket import socket`), so that a gevent
-patch that is applied after this module was imported still takes effect.
+Modules are imported whole (`socket.socket`, not `from socket import socket`), so that a later
+gevent patch still takes effect.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from urllib.parse import unquote, urlsplit
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
-# Time for the rest of a request once its first byte is there; long enough for a debugger, short
-# enough that half a request does not hold a thread for ever.
+# Time for the rest of a request after its first byte: long enough for a debugger, and limited, so
+# that half a request does not block a thread for ever.
 REQUEST_TIMEOUT_S: Final = 30.0
 SEND_TIMEOUT_S: Final = 120.0
-# One recv() never waits longer than this, as some platforms refuse huge timeouts.
+# The longest wait of one recv(): some platforms refuse huge timeouts.
 _LONGEST_WAIT_S: Final = 3600.0
 _RECV_BYTES: Final = 65536
 
 
 class PeerGone(Exception):
-    """The client closed or reset the connection; `at_s` is the monotonic time of noticing it."""
+    """The client closed or reset the connection; noticed at the monotonic time `at_s`."""
 
     def __init__(self) -> None:
         super().__init__("the client has gone")
@@ -34,7 +34,7 @@ class PeerGone(Exception):
 
 
 class Malformed(Exception):
-    """The bytes received are no acceptable HTTP request; `status` is the answer they deserve."""
+    """The bytes received are not a valid HTTP request; `status` is the status to answer with."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -43,7 +43,7 @@ class Malformed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One HTTP request; `body` holds the exact bytes received, with any transfer coding removed."""
+    """One HTTP request; `body` is exactly as received, without the transfer coding."""
 
     method: str
     target: str
@@ -60,7 +60,7 @@ class Request:
         return urlsplit(self.target).query
 
     def header(self, name: str) -> str | None:
-        """Return the values of a header joined by a comma, or None when it was not sent."""
+        """Return the values of a header joined by a comma, or None if it was not sent."""
         values = [value for key, value in self.headers if key.lower() == name]
         return ", ".join(values) if values else None
 
@@ -85,7 +85,7 @@ class Connection:
         """Return the next request, or None if the peer closed or was silent for `idle_s` seconds.
 
         Raises:
-            Malformed: what arrived cannot be read as a request.
+            Malformed: it is not a valid request.
         """
         if not self._buffer and not self._fill(time.monotonic() + idle_s):
             return None
@@ -121,7 +121,7 @@ class Connection:
         """Write all of `data`.
 
         Raises:
-            PeerGone: the peer is not there to take it.
+            PeerGone: the peer has closed the connection.
         """
         try:
             self._sock.settimeout(SEND_TIMEOUT_S)
@@ -140,12 +140,12 @@ class Connection:
             self._sock.close()
 
     def abort(self) -> None:
-        """Wake the owner thread: its current or next wait, read or send ends with the peer gone."""
+        """Wake the owner thread: its current or next wait, read or send raises PeerGone."""
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def _receive(self, timeout_s: float) -> None:
-        """Move what the peer sent into the buffer, waiting at most `timeout_s` seconds for it."""
+        """Receive into the buffer, waiting at most `timeout_s` seconds."""
         try:
             self._sock.settimeout(timeout_s)
             data = self._sock.recv(_RECV_BYTES)

@@ -1,4 +1,4 @@
-"""What all routes share: the state they work on, and what they read from a request."""
+"""What all routes share: their state, and how they read a request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Headers = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Everything that the routes work on."""
+    """The state of the sandbox."""
 
     clock: Callable[[], float]
     origin: Callable[[], str]
@@ -34,7 +34,7 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A script, with what the player must know of the chosen behaviours."""
+    """A script, with the selected behaviours that the player needs."""
 
     steps: Iterator[Step]
     spec: Spec = Spec()
@@ -42,10 +42,10 @@ class Reply:
 
 
 def spec_for(world: World, request: Request, record: Record, texts: list[str]) -> Spec:
-    """Merge what control calls, model name, message text and header want; the later ones win.
+    """Merge the specs of control calls, model name, message text and header; later ones win.
 
     Raises:
-        BadSpec: one of them is not readable.
+        BadSpec: one of them is invalid.
     """
     spec = world.control.spec_for(record.route, record.model, bearer(request) or "")
     return spec.merged(faults.merged_specs([*texts, request.header("x-sandbox") or ""]))

@@ -13,7 +13,8 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from qwen_wsgi.app import create_app
-from qwen_wsgi.logs import Formatter, Redaction
+from qwen_wsgi.logs import Formatter
+from qwen_wsgi.redaction import Redaction
 from qwen_wsgi.services import Services, build_services
 from tests.fakes.clock import FakeClock
 from tests.fakes.raw_server import Answer, RawServer

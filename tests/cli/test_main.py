@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from qwen_wsgi import __version__
-from qwen_wsgi.cli import main
+from qwen_wsgi.cli import main, serve
 from qwen_wsgi.sandbox import Sandbox
 from tests.fakes.raw_server import RawServer, whole
 from tests.kit.secrets import core, secret
@@ -69,6 +69,43 @@ def test_help_names_every_command(run: Any) -> None:
     assert status == 0
     for command in ("serve", "status", "doctor", "models", "settings"):
         assert command in out
+
+
+#: What makes a start slow, or shows that a layer was loaded which the command does not need.
+HEAVY = (
+    "flask",
+    "gevent",
+    "gunicorn",
+    "requests",
+    "urllib3",
+    "segno",
+    "sqlite3",
+    "asyncio",
+    "qwen_wsgi.services",
+    "qwen_wsgi.credentials",
+    "qwen_wsgi.upstream",
+    "qwen_wsgi.sandbox",
+    "qwen_wsgi.doctor",
+    "qwen_wsgi.clients",
+)
+
+
+@pytest.mark.parametrize("argument", ["--version", "--help", "settings"])
+def test_what_needs_no_account_starts_without_the_server_s_modules(argument: str) -> None:
+    program = f"""
+import sys
+from qwen_wsgi.cli.main import main
+try:
+    status = main([{argument!r}])
+except SystemExit as end:
+    status = end.code
+loaded = [name for name in {HEAVY!r} if name in sys.modules]
+sys.exit(f"loaded: {{loaded}}" if loaded else status)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
 
 
 # --- settings ------------------------------------------------------------------------------------
@@ -289,7 +326,7 @@ def test_what_cannot_be_served_is_one_line_and_status_2(
 
 
 def test_the_servers_own_files_are_found() -> None:
-    place = main.server_files()
+    directory = serve.server_files()
 
-    assert (place / "gunicorn.conf.py").is_file()
-    assert (place / "wsgi.py").is_file()
+    assert (directory / "gunicorn.conf.py").is_file()
+    assert (directory / "wsgi.py").is_file()

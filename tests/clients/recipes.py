@@ -38,7 +38,7 @@ def shown(name: str) -> Target:
 
 
 def recipe(name: str, target: Target | None = None) -> Recipe:
-    """A client's recipe, as the documents show it if nothing else is asked for."""
+    """A client's recipe, by default as the documents show it."""
     return CLIENTS[name].recipe(target or shown(name))
 
 

@@ -1,4 +1,4 @@
-"""`qwen-proxy clients`: which address, which models, and what is said when something is missing."""
+"""`qwen-proxy clients`: which address, which models, and the notes when something is missing."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def test_the_address_is_where_the_server_listens(env: dict[str, str], url: str) 
     value = shown(**env)
 
     assert value["url"] == url
-    # Which of its addresses it is, is said where there are several.
-    told = [note for note in value["notes"] if "address" in note]
-    assert bool(told) == (LAN in url)
+    # A server with several addresses notes which of them this is.
+    notes = [note for note in value["notes"] if "address" in note]
+    assert bool(notes) == (LAN in url)
 
 
 @pytest.mark.parametrize("bind", ["0.0.0.0:8080", "unix:/run/x.sock"])
@@ -69,8 +69,8 @@ def test_without_a_network_it_is_this_machine_and_that_is_said(bind: str) -> Non
 def test_who_is_served_without_keys_is_said_to_others(host: str, keys: str) -> None:
     notes = shown(HOST=host, QWEN_PROXY_API_KEYS=keys)["notes"]
 
-    told = any("own machine only" in note for note in notes)
-    assert told == (host != "127.0.0.1" and not keys)
+    noted = any("only programs on its own machine" in note for note in notes)
+    assert noted == (host != "127.0.0.1" and not keys)
 
 
 def test_what_the_user_says_counts() -> None:
@@ -87,10 +87,10 @@ def test_what_is_to_be_said_about_the_models_is_said() -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"name": "claude"}, "no recipe for 'claude'; there is: claude-code"),
-        ({"name": "zzzzzzzzzz"}, "`qwen-proxy clients` lists them"),
-        ({"url": "box"}, "no address like"),
-        ({"model": "a b"}, "no model's name"),
+        ({"name": "claude"}, "there is no recipe for 'claude'; similar names: claude-code"),
+        ({"name": "zzzzzzzzzz"}, "`qwen-proxy clients` lists all"),
+        ({"url": "box"}, "not an address like"),
+        ({"model": "a b"}, "not the name of a model"),
         ({"QWEN_PROXY_BIND": "nonsense"}, "neither unix:PATH nor HOST:PORT"),
     ],
     ids=str,
@@ -104,11 +104,11 @@ def test_a_wish_that_cannot_be_met_is_one_line(wrong: dict[str, str], words: str
 def test_this_machines_address_is_found_without_sending_anything(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(command, "_NOWHERE", ("127.0.0.1", 9))
+    monkeypatch.setattr(command, "_OUTSIDE", ("127.0.0.1", 9))
     assert command.lan_address() == "127.0.0.1"
 
     # No way there, as on a machine without a network.
-    monkeypatch.setattr(command, "_NOWHERE", ("127.0.0.1", 0x10000 - 1))
+    monkeypatch.setattr(command, "_OUTSIDE", ("127.0.0.1", 0x10000 - 1))
     monkeypatch.setattr(socket.socket, "connect", unreachable)
     assert command.lan_address() == ""
 
@@ -141,7 +141,7 @@ def test_an_unknown_name_ends_with_status_2(capsys: pytest.CaptureFixture[str]) 
     status, out, err = run(capsys, "clients", "codecs")
 
     assert (status, out) == (2, "")
-    assert err.startswith("qwen-proxy: no recipe for 'codecs'; there is: codex")
+    assert err.startswith("qwen-proxy: there is no recipe for 'codecs'; similar names: codex")
     assert len(err.splitlines()) == 1
 
 
@@ -165,7 +165,7 @@ def test_with_files_that_cannot_be_read_there_is_one_too(
 
     assert status == 0
     assert 'model = "qwen3-coder-plus"\n' in out
-    assert "note: No account can be read" in out
+    assert "note: The accounts cannot be read" in out
 
 
 def test_a_host_that_does_not_answer_is_named_and_no_key_is_shown(
@@ -180,7 +180,7 @@ def test_a_host_that_does_not_answer_is_named_and_no_key_is_shown(
 
     assert status == 0
     assert "export ANTHROPIC_MODEL=qwen3-coder-plus\n" in out
-    assert "note: dashscope did not list its models" in out
+    assert "note: The models of account dashscope cannot be listed" in out
     assert all(core(value) not in out + err for value in keys.values())
 
 

@@ -412,7 +412,7 @@ def test_an_address_may_be_written_with_v1(written: str, origin: str) -> None:
     ["", "box:8080", "ftp://box", "http://", 'http://box/"', "http://a b", "http://u:p@box", "$X"],
 )
 def test_what_is_no_address_is_refused(written: str) -> None:
-    with pytest.raises(ValueError, match="no address like"):
+    with pytest.raises(ValueError, match="not an address like"):
         origin_of(written)
 
 
@@ -471,9 +471,9 @@ def test_a_name_that_does_not_fit_into_a_recipe_is_passed_over() -> None:
 
 def test_limits_come_from_the_catalogue_and_else_from_what_is_known() -> None:
     client = CLIENTS["codex"]
-    told = entries("qwen3-coder-plus", context_length=5000, max_output_tokens=True)
+    listed = entries("qwen3-coder-plus", context_length=5000, max_output_tokens=True)
 
-    assert target_for(client, "http://box", told).model == Model("qwen3-coder-plus", 5000, 65_536)
+    assert target_for(client, "http://box", listed).model == Model("qwen3-coder-plus", 5000, 65_536)
     assert target_for(client, "http://box", [], model="qwen3.8-max").model == Model(
         "qwen3.8-max", 1_000_000, 131_072, images=True
     )

@@ -153,7 +153,7 @@ def test_an_upgrade_keeps_what_the_operator_changed_and_replaces_the_rest(
     assert site.read_text() == "# mine\n"
     new = site.with_name(site.name + ".new")
     assert new.read_bytes() == shipped.read_bytes()
-    assert f"the new one is beside it: {new}" in printed
+    assert f"the new version is {new}" in printed
 
     # The operator took the new one over.
     new.rename(site)
@@ -161,7 +161,7 @@ def test_an_upgrade_keeps_what_the_operator_changed_and_replaces_the_rest(
     assert not new.exists()
 
 
-def test_uninstalling_keeps_settings_and_state_unless_told_otherwise(
+def test_uninstalling_keeps_settings_and_state_by_default(
     system: Installation,
 ) -> None:
     state = system.at("/var/lib/qwen-proxy/ledger")

@@ -109,7 +109,7 @@ def test_an_old_python(make: Make, tools: Path) -> None:
 def test_a_python_without_venv(make: Make, tools: Path) -> None:
     fake_python(tools / "python3", NO_VENV)
     done = make("run")
-    assert "cannot make a virtual environment" in done.stderr
+    assert "cannot create a virtual environment" in done.stderr
     assert "sudo apt-get install python3-venv\n" in done.stderr
 
 
@@ -159,7 +159,7 @@ def test_the_service_cannot_use_a_python_in_a_home(make: Make, tools: Path) -> N
     mine = fake_python(tools / "mine", "sys.base_prefix = '/home/alice/.pyenv/versions/3.12.1'")
     done = make("install", f"PYTHON={mine}")
     assert done.returncode != 0
-    assert "a directory that the service cannot reach" in done.stderr
+    assert "a directory that the service cannot read" in done.stderr
     assert "sudo apt-get install python3 python3-venv" in done.stderr
 
 

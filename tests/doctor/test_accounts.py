@@ -26,24 +26,24 @@ from tests.fakes.machine import FakeMachine, faults, of, one
 from tests.fakes.upstream import account_of
 
 
-class FakeAsker:
+class FakeProbe:
     """Answers by model: tokens, or an error."""
 
     def __init__(self, **answers: int | None | Exception) -> None:
         self.answers = answers
-        self.asked: list[tuple[str, str]] = []
+        self.requests: list[tuple[str, str]] = []
 
-    def ask(self, account: Account, model: str) -> int | None:
-        self.asked.append((account.name, model))
+    def request(self, account: Account, model: str) -> int | None:
+        self.requests.append((account.name, model))
         answer = self.answers.get(model, 9)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
 
-def calls(asker: FakeAsker, *models: str, error: str = "") -> Calls:
+def calls(probe: FakeProbe, *models: str, error: str = "") -> Calls:
     listing = Listing({model: {} for model in models or ("flash",)}, not error, error)
-    return Calls(asker, lambda account: listing)
+    return Calls(probe, lambda account: listing)
 
 
 def refused(name: str) -> UpstreamError:
@@ -51,19 +51,19 @@ def refused(name: str) -> UpstreamError:
 
 
 def status_of(state: TokenState, **more: Any) -> CredentialStatus:
-    told = CredentialStatus(state, "…0000", "as it is", "", None)
-    return replace(told, **more)
+    status = CredentialStatus(state, "…0000", "as it is", "", None)
+    return replace(status, **more)
 
 
 class FakeLogin(OAuthLogin):
     """A login whose status a test sets, with a file of its own."""
 
     def __init__(self, status: CredentialStatus, document: Path) -> None:
-        self.told = status
+        self.reported = status
         self.store = SimpleNamespace(paths=SimpleNamespace(document=document))  # type: ignore[assignment]  # all that is used
 
     def status(self) -> CredentialStatus:
-        return self.told
+        return self.reported
 
 
 Make = Callable[..., Account]
@@ -79,9 +79,9 @@ def login_of(tmp_path: Path) -> Make:
 
 
 def found_of(
-    *listed: Account, machine: FakeMachine, asker: FakeAsker | None = None
+    *listed: Account, machine: FakeMachine, probe: FakeProbe | None = None
 ) -> list[Finding]:
-    return list(accounts.check(listed, calls(asker or FakeAsker()), machine))
+    return list(accounts.check(listed, calls(probe or FakeProbe()), machine))
 
 
 def test_a_good_account(machine: FakeMachine) -> None:
@@ -106,29 +106,29 @@ def test_without_calls_nobody_is_asked_and_nothing_is_ok_for_it(machine: FakeMac
 
 
 def test_a_key_that_is_refused_fails(machine: FakeMachine) -> None:
-    asker = FakeAsker(flash=refused("key_refused"))
+    probe = FakeProbe(flash=refused("key_refused"))
 
-    fault = one(faults(found_of(account_of(), machine=machine, asker=asker)))
+    fault = one(faults(found_of(account_of(), machine=machine, probe=probe)))
 
     assert (fault.level, fault.subject) == (Level.FAIL, "dashscope")
     assert "Check the key" in fault.remedy
-    assert len(asker.asked) == 1, "another model does not help"
+    assert len(probe.requests) == 1, "another model does not help"
 
 
 def test_another_model_is_tried_where_one_is_closed(machine: FakeMachine) -> None:
-    asker = FakeAsker(a=refused("model_denied"), b=refused("free_tier_spent"))
+    probe = FakeProbe(a=refused("model_denied"), b=refused("free_tier_spent"))
 
-    found = list(accounts.check((account_of(),), calls(asker, "a", "b", "c"), machine))
+    found = list(accounts.check((account_of(),), calls(probe, "a", "b", "c"), machine))
 
     assert [each.level for each in found] == [Level.OK, Level.WARN, Level.WARN, Level.OK]
 
 
 def test_only_so_many_are_tried(machine: FakeMachine) -> None:
-    asker = FakeAsker(**{name: refused("model_denied") for name in "abcd"})
+    probe = FakeProbe(**{name: refused("model_denied") for name in "abcd"})
 
-    found = list(accounts.check((account_of(),), calls(asker, *"abcd"), machine))
+    found = list(accounts.check((account_of(),), calls(probe, *"abcd"), machine))
 
-    assert len(asker.asked) == 3
+    assert len(probe.requests) == 3
     assert {each.level for each in faults(found)} == {Level.FAIL}
 
 
@@ -145,14 +145,14 @@ def test_nothing_to_ask_for_is_no_ok(
     listing = Listing({model: {} for model in models}, not error, error)
 
     found = list(
-        accounts.check((account_of(),), Calls(FakeAsker(), lambda account: listing), machine)
+        accounts.check((account_of(),), Calls(FakeProbe(), lambda account: listing), machine)
     )
 
     assert words in one(of(found, Level.SKIPPED)).what
 
 
 def test_a_fault_of_the_check_is_no_ok(machine: FakeMachine) -> None:
-    found = found_of(account_of(), machine=machine, asker=FakeAsker(flash=RuntimeError("oops")))
+    found = found_of(account_of(), machine=machine, probe=FakeProbe(flash=RuntimeError("oops")))
 
     assert "oops" in one(of(found, Level.SKIPPED)).what
 
@@ -167,18 +167,18 @@ class TestMissing:
     """Settings often name providers whose key nobody ever had."""
 
     def test_it_is_no_failure_beside_another_account(self, machine: FakeMachine) -> None:
-        asker = FakeAsker()
+        probe = FakeProbe()
 
-        found = found_of(account_of("a"), account_of("b", token=None), machine=machine, asker=asker)
+        found = found_of(account_of("a"), account_of("b", token=None), machine=machine, probe=probe)
 
         assert one(faults(found)).level is Level.WARN
-        assert asker.asked == [("a", "flash")]
+        assert probe.requests == [("a", "flash")]
 
     def test_alone_it_is_one(self, machine: FakeMachine) -> None:
         found = faults(found_of(account_of(token=None), machine=machine))
 
         assert [each.level for each in found] == [Level.FAIL, Level.FAIL]
-        assert found[1].what == "none of them can be used now"
+        assert found[1].what == "none of them is usable now"
 
 
 class TestLogins:
@@ -197,27 +197,27 @@ class TestLogins:
         assert one(faults(found)).level is Level.WARN
 
     def test_one_that_has_ended(self, machine: FakeMachine, login_of: Make) -> None:
-        asker = FakeAsker(flash=ApiError("no", status=503))
+        probe = FakeProbe(flash=ApiError("no", status=503))
 
-        found = faults(found_of(login_of(TokenState.EXPIRED), machine=machine, asker=asker))
+        found = faults(found_of(login_of(TokenState.EXPIRED), machine=machine, probe=probe))
 
         assert {each.level for each in found} == {Level.FAIL}
 
-    def test_one_that_the_next_call_renews(self, machine: FakeMachine, login_of: Make) -> None:
+    def test_one_that_the_next_call_refreshes(self, machine: FakeMachine, login_of: Make) -> None:
         found = list(accounts.check((login_of(TokenState.EXPIRED),), None, machine))
 
         assert one(faults(found)).level is Level.WARN
-        assert "the next call has it renewed" in one(faults(found)).what
+        assert "the next call refreshes it" in one(faults(found)).what
 
     def test_a_closed_tier_alone(self, machine: FakeMachine, login_of: Make) -> None:
-        asker = FakeAsker()
+        probe = FakeProbe()
 
         found = found_of(
-            login_of(TokenState.EXPIRED, Ability.TIER_CLOSED), machine=machine, asker=asker
+            login_of(TokenState.EXPIRED, Ability.TIER_CLOSED), machine=machine, probe=probe
         )
 
         first = faults(found)[0]
-        assert (first.level, asker.asked) == (Level.FAIL, [])
+        assert (first.level, probe.requests) == (Level.FAIL, [])
         assert "2026-04-15" in first.what
         assert "DASHSCOPE_API_KEY" in first.remedy
 
@@ -231,11 +231,11 @@ class TestLogins:
     def test_somebody_else_s_is_left_alone(self, machine: FakeMachine, login_of: Make) -> None:
         """A renewal by root would leave files of root's in the owner's home."""
         machine.uid = os.geteuid() + 1
-        asker = FakeAsker()
+        probe = FakeProbe()
 
-        found = found_of(login_of(TokenState.EXPIRED), machine=machine, asker=asker)
+        found = found_of(login_of(TokenState.EXPIRED), machine=machine, probe=probe)
 
-        assert asker.asked == []
+        assert probe.requests == []
         assert "belongs to server" in one(of(found, Level.SKIPPED)).what
         assert of(found, Level.FAIL) == []
 

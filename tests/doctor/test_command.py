@@ -131,7 +131,7 @@ def test_a_good_machine(home: Path, sandbox: Sandbox, proxy: Proxy) -> None:
     assert f"  ok       127.0.0.1:{proxy.port}: version " in out
     assert "  fail" not in out
     assert "  warn" not in out
-    assert out.splitlines()[-1].endswith("Nothing is wrong, as far as was looked.")
+    assert out.splitlines()[-1].endswith("No problem was found in what was checked.")
     (chat,) = (each for each in sandbox.settle() if each.route == "chat")
     assert json.loads(chat.body or b"")["max_tokens"] == 1
 
@@ -196,7 +196,9 @@ def test_one_account_only(home: Path, sandbox: Sandbox) -> None:
     assert {each["subject"] for each in one.of("accounts")} == {"upstream"}
     assert len(sandbox.chats) == 1
     assert (nobody.status, nobody.out) == (2, "")
-    assert nobody.err == ("qwen-proxy: there is no account 'nope'; there is: upstream, dashscope\n")
+    assert nobody.err == (
+        "qwen-proxy: there is no account 'nope'; the accounts are: upstream, dashscope\n"
+    )
 
 
 def test_without_calls_nobody_is_contacted(home: Path) -> None:
@@ -229,7 +231,7 @@ def test_nobody_serves(home: Path, sandbox: Sandbox) -> None:
 
     (found,) = ended.of("server", "127.0.0.1:9")
     assert (ended.status, found["level"]) == (1, "fail")
-    assert "nobody listens" in found["what"]
+    assert "no server listens" in found["what"]
 
 
 def test_a_login_that_works(home: Path, sandbox: Sandbox) -> None:

@@ -51,17 +51,17 @@ def test_a_lan_with_client_keys_is_fine(load: Load) -> None:
         ({"QWEN_PROXY_BIND": "nonsense"}, "address", "fail", "neither unix:PATH nor HOST:PORT"),
         ({"QWEN_PROXY_WORKER": "3"}, "QWEN_PROXY_WORKER", "warn", "no such setting"),
         ({"QWEN_PROXY_API_KEYS": "abc"}, "QWEN_PROXY_API_KEYS", "warn", "can be guessed"),
-        ({"OPENAI_API_KEY": CLIENT_KEY}, "OPENAI_API_KEY", "note", "counts as a client key"),
+        ({"OPENAI_API_KEY": CLIENT_KEY}, "OPENAI_API_KEY", "note", "is used as a client key"),
         ({"QWEN_PROXY_CORS_ORIGINS": "*"}, "QWEN_PROXY_CORS_ORIGINS", "warn", "every web page"),
         ({"QWEN_PROXY_ACCOUNT_ORDER": "nope"}, "QWEN_PROXY_ACCOUNT_ORDER", "warn", "no account"),
         ({"QWEN_PROXY_SAME_ACCOUNT": "a+b"}, "QWEN_PROXY_SAME_ACCOUNT", "warn", "a, b"),
-        ({"QWEN_PROXY_SANDBOX": "1"}, "QWEN_PROXY_SANDBOX", "note", "fine for trying"),
-        ({"QWEN_PROXY_SANDBOX": "auto"}, "QWEN_PROXY_SANDBOX", "note", "fine for trying"),
+        ({"QWEN_PROXY_SANDBOX": "1"}, "QWEN_PROXY_SANDBOX", "note", "good for trials"),
+        ({"QWEN_PROXY_SANDBOX": "auto"}, "QWEN_PROXY_SANDBOX", "note", "good for trials"),
         (
             {"QWEN_PROXY_ACCOUNT_IN_FLIGHT": "3", "QWEN_PROXY_WORKERS": "8"},
             "QWEN_PROXY_ACCOUNT_IN_FLIGHT",
             "note",
-            "up to 8 calls",
+            "8 calls may run",
         ),
         (
             {"QWEN_PROXY_CLIENT_KEEPALIVE": "60"},
@@ -69,8 +69,13 @@ def test_a_lan_with_client_keys_is_fine(load: Load) -> None:
             "warn",
             "being closed (502)",
         ),
-        ({"QWEN_PROXY_RETRY_BUDGET": "0"}, "QWEN_PROXY_RETRY_BUDGET", "note", "not tried"),
-        ({"QWEN_PROXY_RETRY_BUDGET": "900"}, "QWEN_PROXY_RETRY_BUDGET", "warn", "give up before"),
+        (
+            {"QWEN_PROXY_RETRY_BUDGET": "0"},
+            "QWEN_PROXY_RETRY_BUDGET",
+            "note",
+            "not sent to another",
+        ),
+        ({"QWEN_PROXY_RETRY_BUDGET": "900"}, "QWEN_PROXY_RETRY_BUDGET", "warn", "give up sooner"),
         ({"QWEN_PROXY_STRICT": "1"}, "QWEN_PROXY_STRICT", "note", "get a 400"),
         ({"QWEN_HOME": "/no/such"}, "account sources", "warn", "is not a directory"),
         ({"QWEN_UPSTREAM_API_KEY": KEY}, "account sources", "warn", "is ignored"),
@@ -125,7 +130,7 @@ def test_a_client_key_that_is_an_account_s_key_is_told(load: Load) -> None:
 
     (fault,) = faults(found)
     assert fault.subject == "OPENAI_API_KEY"
-    assert "also the key of an account" in fault.what
+    assert "also an account's key" in fault.what
     assert core(KEY) not in str(found)
 
 

@@ -74,7 +74,7 @@ def test_a_home_that_may_not_be_looked_into(
 
     (fault,) = (each for each in faults(found_in(settings, qwen_home, machine)))
     assert fault.subject == str(qwen_home)
-    assert "server may not look into it" in fault.what
+    assert "server may not read it" in fault.what
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660])
@@ -138,7 +138,7 @@ def test_a_home_that_cannot_be_written_is_a_fault_if_there_is_a_login(
 
     fault = one(faults(found_in(settings, qwen_home, machine)))
     assert fault.level is Level.FAIL
-    assert "no login can be renewed" in fault.what
+    assert "no login can be refreshed" in fault.what
     assert "BindPaths" in fault.remedy
 
 
@@ -221,7 +221,7 @@ class TestStateDirectory:
     def test_it_may_come_later(self, tmp_path: Path, machine: FakeMachine) -> None:
         found = one(files.state_directory(tmp_path / "a/b", machine))
 
-        assert (found.level, found.what) == (Level.OK, "does not exist yet, and can be made")
+        assert (found.level, found.what) == (Level.OK, "does not exist yet, and can be created")
 
     def test_nobody_may_make_it(self, tmp_path: Path, machine: FakeMachine) -> None:
         machine.denied.add((tmp_path, os.W_OK))
@@ -249,4 +249,4 @@ def test_root_s_view_of_somebody_else_s_home(qwen_home: Path, machine: FakeMachi
 
     note = one(files.home(qwen_home, machine))
 
-    assert (note.level, note.remedy) == (Level.NOTE, "The server has to run as alice.")
+    assert (note.level, note.remedy) == (Level.NOTE, "Run the server as alice.")

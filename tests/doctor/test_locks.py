@@ -74,7 +74,7 @@ def test_a_renewal_that_goes_on_is_no_fault(login: OAuthLogin, machine: FakeMach
         found = found_at(login, machine)
 
     assert faults(found) == []
-    assert f"process {os.getpid()} is renewing" in of(found, Level.NOTE)[0].what
+    assert f"process {os.getpid()} is refreshing" in of(found, Level.NOTE)[0].what
 
 
 def test_a_renewal_that_hangs_is_one(login: OAuthLogin, machine: FakeMachine) -> None:
@@ -101,11 +101,11 @@ def test_a_fresh_lock_of_qwen_code_is_no_fault(login: OAuthLogin, machine: FakeM
     found = found_at(login, machine)
 
     assert faults(found) == []
-    assert "a qwen-code is renewing this login, since 5 s" in of(found, Level.NOTE)[0].what
+    assert "qwen-code has been refreshing this login for 5 s" in of(found, Level.NOTE)[0].what
 
 
 @pytest.mark.parametrize(
-    ("age_s", "words"), [(300, "left behind by a qwen-code, 300 s ago"), (-300, "in the future")]
+    ("age_s", "words"), [(300, "left behind by qwen-code, 300 s ago"), (-300, "in the future")]
 )
 def test_a_lock_of_qwen_code_that_is_in_the_way(
     login: OAuthLogin, machine: FakeMachine, age_s: float, words: str
@@ -164,7 +164,7 @@ def test_what_a_crash_left_is_noted_once_it_is_old(login: OAuthLogin, machine: F
     found = one(locks.left_behind(home, machine))
     assert (found.level, found.what.split(":")[0]) == (
         Level.NOTE,
-        "2 file(s) of a crash were left behind",
+        "a crash left 2 file(s) behind",
     )
 
 
@@ -177,7 +177,7 @@ def test_a_renewal_that_failed_is_noted(login: OAuthLogin, machine: FakeMachine)
 
     note = one(of(found_at(login, machine), Level.NOTE))
 
-    assert "the latest 3 renewal(s) failed (rejected)" in note.what
+    assert "the last 3 token refresh(es) failed (rejected)" in note.what
 
 
 def test_a_login_that_is_in_the_journal_alone(login: OAuthLogin, machine: FakeMachine) -> None:
@@ -190,4 +190,4 @@ def test_a_login_that_is_in_the_journal_alone(login: OAuthLogin, machine: FakeMa
     login.store.paths.journal.parent.mkdir()
     login.store.write_journal(Journal(received=received))
 
-    assert "in the journal alone" in one(faults(found_at(login, machine))).what
+    assert "only in the journal" in one(faults(found_at(login, machine))).what

@@ -25,7 +25,7 @@ def test_a_good_way(machine: FakeMachine) -> None:
 
     assert found.level is Level.OK
     assert "resolves to 192.0.2.1, connects in" in found.what
-    assert "good until 2027-02-19" in found.what
+    assert "valid until 2027-02-19" in found.what
 
 
 def test_hosts_are_looked_at_once() -> None:
@@ -52,7 +52,7 @@ def test_plain_http_on_this_machine_is_fine(machine: FakeMachine) -> None:
 def test_a_key_in_clear_is_told(machine: FakeMachine) -> None:
     target = LOCAL._replace(host="192.0.2.7")
 
-    assert "crosses the network in clear" in one(faults(way(target, machine))).what
+    assert "crosses the network unencrypted" in one(faults(way(target, machine))).what
     assert faults(way(target._replace(secret=False), machine)) == []
 
 
@@ -87,7 +87,7 @@ def test_a_host_that_takes_no_connection(machine: FakeMachine, error: OSError, w
 
     assert (found.level, words in found.what) == (Level.FAIL, True)
     assert "HTTPS_PROXY" in found.remedy
-    assert "Check that the server runs" in one(way(LOCAL, machine)).remedy
+    assert "Check that the server is running" in one(way(LOCAL, machine)).remedy
 
 
 def _untrusted() -> ssl.SSLCertVerificationError:
@@ -99,7 +99,7 @@ def _untrusted() -> ssl.SSLCertVerificationError:
 @pytest.mark.parametrize(
     ("certificate", "level", "words"),
     [
-        (NOON_S + 15 * 86_400, "ok", "good until"),
+        (NOON_S + 15 * 86_400, "ok", "valid until"),
         (NOON_S + 13 * 86_400, "warn", "13 days from now"),
         (_untrusted(), "fail", "not trusted (self-signed certificate)"),
         (ssl.SSLError(1, "wrong version number"), "fail", "wrong version number"),

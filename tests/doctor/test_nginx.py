@@ -38,19 +38,19 @@ def test_without_nginx(machine: FakeMachine, load: Load) -> None:
     with pytest.raises(nginx.NotHere, match="no nginx here") as raised:
         nginx.look(machine)
 
-    found = one(nginx.check(load(), str(raised.value), BIND, machine, group=""))
+    found = one(nginx.check(load(), raised.value, BIND, machine, group=""))
     assert found.level is Level.SKIPPED
 
 
 def test_without_our_site(installed: FakeMachine, load: Load) -> None:
     (installed.root / "etc/nginx/sites-enabled/qwen-proxy.conf").unlink()
-    with pytest.raises(nginx.NotHere, match="not switched on") as raised:
+    with pytest.raises(nginx.NotHere, match="not enabled") as raised:
         nginx.look(installed)
-    found = one(nginx.check(load(), str(raised.value), BIND, installed, group=""))
+    found = one(nginx.check(load(), raised.value, BIND, installed, group=""))
     assert (found.level, "sudo ln -s" in found.remedy) == (Level.WARN, True)
 
     (installed.root / "etc/nginx/sites-available/qwen-proxy.conf").unlink()
-    with pytest.raises(nginx.NotHere, match="our site is not installed"):
+    with pytest.raises(nginx.NotHere, match="site of qwen-proxy is not installed"):
         nginx.look(installed)
 
 
@@ -170,7 +170,7 @@ def test_other_files_in_the_way(installed: FakeMachine, load: Load) -> None:
     notes = of(found_of(installed, load), Level.NOTE)
 
     assert len(notes) == 2
-    assert "every name but qwen-proxy" in notes[1].what
+    assert "every name except qwen-proxy" in notes[1].what
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,13 @@ def test_they_run_at_the_same_time_and_are_told_in_order() -> None:
     found = run_parallel(
         [lambda name=name: meet(name) for name in "abc"],  # type: ignore[misc]  # bound now
         timeout_s=5,
-        otherwise=lambda place, error: f"{place}: {error}",
+        failed=lambda place, error: f"{place}: {error}",
     )
 
     assert found == ["a", "b", "c"]
 
 
-def test_what_is_late_or_raises_is_told_otherwise() -> None:
+def test_what_is_late_or_raises_gets_a_result_in_its_place() -> None:
     stop = threading.Event()
 
     def broken() -> str:
@@ -38,7 +38,7 @@ def test_what_is_late_or_raises_is_told_otherwise() -> None:
     found = run_parallel(
         [late, broken, lambda: "good"],
         timeout_s=0.2,
-        otherwise=lambda place, error: f"{place}: {error}",
+        failed=lambda place, error: f"{place}: {error}",
     )
     stop.set()
 
@@ -47,4 +47,4 @@ def test_what_is_late_or_raises_is_told_otherwise() -> None:
 
 
 def test_nothing_to_do() -> None:
-    assert run_parallel([], timeout_s=1, otherwise=lambda place, error: place) == []
+    assert run_parallel([], timeout_s=1, failed=lambda place, error: place) == []

@@ -13,11 +13,10 @@ from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.doctor.findings import Level
 from qwen_wsgi.doctor.probe import (
     NotingTransport,
-    OneToken,
+    TokenProbe,
     chat_models,
     meaning,
     quoted,
-    said_in,
 )
 from qwen_wsgi.errors import (
     AccountUnavailable,
@@ -29,6 +28,7 @@ from qwen_wsgi.errors import (
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.upstream.failures.causes import CAUSES
+from qwen_wsgi.upstream.failures.classify import connection_error
 from qwen_wsgi.upstream.routing.accounts import token_of
 from tests.fakes.upstream import account_of, settings_of
 from tests.kit.secrets import core, secret
@@ -37,11 +37,11 @@ KEY = secret("doctor-call")
 
 
 @contextmanager
-def asking() -> Iterator[tuple[Sandbox, OneToken, NotingTransport]]:
+def probing() -> Iterator[tuple[Sandbox, TokenProbe, NotingTransport]]:
     settings = settings_of()
     transport = NotingTransport(settings, SystemClock())
     with Sandbox() as sandbox:
-        yield sandbox, OneToken(settings, transport, SystemClock()), transport
+        yield sandbox, TokenProbe(settings, transport, SystemClock()), transport
     transport.close()
 
 
@@ -53,17 +53,18 @@ def asking() -> Iterator[tuple[Sandbox, OneToken, NotingTransport]]:
         (Family.OTHER, False, False),
     ],
 )
-def test_one_token_is_asked_for_as_the_product_asks(
+def test_one_token_is_requested_as_for_a_client(
     family: Family, explicit: bool, streamed: bool
 ) -> None:
-    with asking() as (sandbox, asker, transport):
+    with probing() as (sandbox, probe, transport):
         account = account_of(token=KEY, base_url=sandbox.base_url, family=family, explicit=explicit)
 
-        tokens = asker.ask(account, "qwen-flash")
+        tokens = probe.request(account, "qwen-flash")
 
         (record,) = sandbox.settle()
     body = json.loads(record.body or b"")
-    assert (body["model"], body["max_tokens"], body["stream"]) == ("qwen-flash", 1, streamed)
+    assert (body["model"], body["max_tokens"]) == ("qwen-flash", 1)
+    assert body.get("stream", False) is streamed
     assert tokens is not None
     assert tokens > 0
     (seen,) = transport.sightings.values()
@@ -80,85 +81,89 @@ def test_one_token_is_asked_for_as_the_product_asks(
         ("throttle", "warn", "too many requests", "Send fewer requests"),
         ("quota", "warn", "tokens per minute", "limit raised"),
         ("plan-quota=month", "fail", "until its window", "Wait until the window ends"),
-        ("overload", "warn", "no capacity left", "passes by itself"),
+        ("overload", "warn", "no capacity left", "This passes by itself"),
         ("agents-only", "warn", "coding agents only", "forbid shared keys"),
-        ("internal", "fail", "the upstream failed inside", "the upstream's own trouble"),
+        ("internal", "fail", "the upstream failed inside", "The upstream or the network"),
         ("html-200", "fail", "captcha", "never evaded"),
         ("empty-200", "fail", "", ""),
-        ("drop", "fail", "closed the connection", "the upstream's own trouble"),
-        ("bad-request", "fail", "", "Ask this account for another model"),
+        ("drop", "fail", "closed the connection", "The upstream or the network"),
+        ("bad-request", "fail", "", "Try another model of this account"),
     ],
 )
 def test_failures_are_explained(fault: str, level: str, words: str, remedy: str) -> None:
-    with asking() as (sandbox, asker, _):
+    with probing() as (sandbox, probe, _):
         sandbox.control(faults=fault)
         account = account_of(token=KEY, base_url=sandbox.base_url)
         with pytest.raises(ApiError) as raised:
-            asker.ask(account, "qwen-flash")
+            probe.request(account, "qwen-flash")
 
-    told = meaning(raised.value)
+    found = meaning(raised.value)
 
-    assert (told.level.value, words in told.what, remedy in told.remedy) == (level, True, True)
-    assert told.remedy
-    assert "operator of this proxy" not in told.what + told.remedy
-    assert core(KEY) not in told.what
+    assert (found.level.value, words in found.what, remedy in found.remedy) == (level, True, True)
+    assert found.remedy
+    assert "operator of this proxy" not in found.what + found.remedy
+    assert core(KEY) not in found.what
 
 
 def test_nobody_listens() -> None:
-    with asking() as (sandbox, asker, _):
+    with probing() as (sandbox, probe, _):
         account = account_of(token=KEY, base_url=sandbox.base_url)
         sandbox.stop()
         with pytest.raises(ApiError) as raised:
-            asker.ask(account, "qwen-flash")
+            probe.request(account, "qwen-flash")
 
     assert "cannot be reached" in meaning(raised.value).what
 
 
 @pytest.mark.parametrize("name", sorted(CAUSES))
-def test_the_upstream_s_own_words_are_found_in_what_clients_get(name: str) -> None:
-    cause = CAUSES[name]
-    message = cause.says.format(said="Its words, as {they} are.", why="its words", account="a(b)")
+def test_the_upstream_s_own_message_is_shown_without_ours(name: str) -> None:
+    error = UpstreamError(
+        "Its words. Our words for a client.",
+        failure=CAUSES[name].failure(),
+        upstream_message="Its words.",
+    )
 
-    said = said_in(message, cause)
+    found = meaning(error)
 
-    if "{said}" in cause.says:
-        assert said == "Its words, as {they} are."
-    elif "{why}" in cause.says:
-        assert said == "its words"
-    else:
-        assert said == ""
+    assert found.what.endswith(": Its words.")
+    assert "Our words" not in found.what
+
+
+def test_without_an_answer_our_own_message_is_shown() -> None:
+    error = connection_error("unreachable", "The upstream cannot be reached (No route).")
+
+    assert meaning(error).what.endswith(": The upstream cannot be reached (No route).")
 
 
 @pytest.mark.parametrize("name", sorted(CAUSES))
 def test_every_cause_has_a_level_and_a_remedy(name: str) -> None:
     error = UpstreamError("Its words.", failure=CAUSES[name].failure())
 
-    told = meaning(error)
+    found = meaning(error)
 
-    assert told.level in (Level.WARN, Level.FAIL)
-    assert told.what.startswith(CAUSES[name].meaning)
-    assert told.remedy
+    assert found.level in (Level.WARN, Level.FAIL)
+    assert found.what.startswith(CAUSES[name].meaning)
+    assert found.remedy
 
 
-def test_what_cannot_be_recognised_is_quoted() -> None:
-    assert said_in("Something else.", CAUSES["key_refused"]) == "Something else."
+def test_a_failure_that_is_not_the_upstream_s_is_quoted() -> None:
     assert meaning(BadRequest("Strictly no.")).what == "Strictly no."
 
 
 def test_a_closed_tier_is_explained_with_the_way_that_works() -> None:
-    told = meaning(AccountUnavailable("long words", code="oauth_tier_closed"))
+    found = meaning(AccountUnavailable("long words", code="oauth_tier_closed"))
 
-    assert "2026-04-15" in told.what
-    assert "DASHSCOPE_API_KEY" in told.remedy
+    assert "2026-04-15" in found.what
+    assert "DASHSCOPE_API_KEY" in found.remedy
 
 
 def test_a_credential_says_itself_what_to_do() -> None:
     with pytest.raises(AccountUnavailable) as raised:
         token_of(account_of(token=None))
 
-    told = meaning(raised.value)
+    found = meaning(raised.value)
 
-    assert (told.what, told.remedy) == ("The key is not set.", "Set SOME_KEY.")
+    assert (found.what, found.remedy) == ("The key is not set.", "Set SOME_KEY.")
 
 
 def test_a_credential_that_says_nothing() -> None:

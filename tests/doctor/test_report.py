@@ -6,7 +6,7 @@ import json
 
 from qwen_wsgi.doctor import report
 from qwen_wsgi.doctor.findings import Level, Teller
-from qwen_wsgi.logs import Redaction
+from qwen_wsgi.redaction import Redaction
 from tests.kit.secrets import core, secret
 
 TELL = Teller("files")
@@ -35,22 +35,22 @@ def test_a_finding_is_a_line_and_its_remedy_stands_beneath() -> None:
 
 def test_the_last_line_counts() -> None:
     assert report.summary(FINDINGS).startswith("1 ok, 1 note, 1 skipped, 1 warn, 1 fail. ")
-    assert report.summary(FINDINGS).endswith("see what says fail.")
-    assert report.summary(FINDINGS[:4]).endswith("see what says warn.")
-    assert report.summary(FINDINGS[:3]).endswith("Nothing is wrong, as far as was looked.")
+    assert report.summary(FINDINGS).endswith("see the lines marked fail.")
+    assert report.summary(FINDINGS[:4]).endswith("see the lines marked warn.")
+    assert report.summary(FINDINGS[:3]).endswith("No problem was found in what was checked.")
 
 
 def test_programs_get_all_of_it() -> None:
-    told = json.loads(report.as_json(FINDINGS))
+    value = json.loads(report.as_json(FINDINGS))
 
-    assert told["findings"][4] == {
+    assert value["findings"][4] == {
         "check": "files",
         "subject": "e",
         "level": "fail",
         "what": "is broken",
         "remedy": "Mend it.",
     }
-    assert told["counts"] == {"ok": 1, "note": 1, "skipped": 1, "warn": 1, "fail": 1}
+    assert value["counts"] == {"ok": 1, "note": 1, "skipped": 1, "warn": 1, "fail": 1}
 
 
 def test_nothing_secret_and_nothing_that_controls_a_terminal_gets_through() -> None:

@@ -13,7 +13,7 @@ from qwen_wsgi import __version__
 from qwen_wsgi.doctor import configuration, run
 from qwen_wsgi.doctor.findings import Finding
 from qwen_wsgi.doctor.machine import Ran
-from qwen_wsgi.doctor.run import Run
+from qwen_wsgi.doctor.run import DoctorRun
 from qwen_wsgi.settings import Settings
 from tests.fakes.machine import FakeMachine, levels, one
 from tests.kit.installed_machine import (
@@ -29,9 +29,7 @@ KEY = secret("doctor-whole")
 
 
 def groups(settings: Settings, machine: FakeMachine) -> dict[str, list[Finding]]:
-    found = Run(
-        settings, machine, only=None, calls=False, start_sandbox=lambda: "http://127.0.0.1:9/v1"
-    )
+    found = DoctorRun(settings, machine, only=None, calls=False)
     try:
         return {group[0].check: group for group in found.groups()}
     finally:
@@ -130,7 +128,6 @@ def test_it_is_written_as_it_goes_on(load: Load, served: FakeMachine) -> None:
         account="dashscope",
         calls=False,
         json_output=False,
-        start_sandbox=lambda: "",
         out=out,
         machine=served,
     )
@@ -138,7 +135,7 @@ def test_it_is_written_as_it_goes_on(load: Load, served: FakeMachine) -> None:
     lines = out.getvalue().splitlines()
     assert status == 0
     assert lines[0] == "settings"
-    assert lines[-1].endswith("Nothing is wrong, as far as was looked.")
+    assert lines[-1].endswith("No problem was found in what was checked.")
 
 
 def test_an_nginx_that_cannot_be_looked_at(load: Load, machine: FakeMachine) -> None:

@@ -48,10 +48,10 @@ def test_a_good_server(machine: FakeMachine) -> None:
 @pytest.mark.parametrize(
     ("error", "level", "words"),
     [
-        (ConnectionRefusedError(111, "Connection refused"), "fail", "nobody listens"),
+        (ConnectionRefusedError(111, "Connection refused"), "fail", "no server listens"),
         (FileNotFoundError(2, "No such file"), "fail", "there is no socket"),
         (PermissionError(13, "denied"), "skipped", "may not connect"),
-        (TimeoutError("timed out"), "fail", "not answered within 5 s"),
+        (TimeoutError("timed out"), "fail", "no answer to GET /health within 5 s"),
         (http.client.BadStatusLine("SSH-2.0"), "fail", "another program listens there"),
     ],
 )
@@ -113,8 +113,8 @@ def test_the_server_sees_other_accounts(machine: FakeMachine) -> None:
 
     found = found_at(machine, "oauth")
 
-    assert "does not have the account(s) oauth" in one(faults(found)).what
-    assert "not found here: dashscope" in one(of(found, Level.NOTE)).what
+    assert "lacks the account(s) oauth" in one(faults(found)).what
+    assert "this command did not find: dashscope" in one(of(found, Level.NOTE)).what
     assert faults(found_at(machine, "oauth", same=False)) == []
 
 

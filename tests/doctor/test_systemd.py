@@ -54,7 +54,7 @@ def test_a_good_service(machine: FakeMachine, load: Load) -> None:
         (None, "there is no systemd here"),
         (Ran(1, "", "System has not been booted with systemd…\nCan't.\n"), "not been booted"),
         (Ran(1, "", ""), "status 1"),
-        (Ran(0, "LoadState=not-found\n", ""), "not installed here"),
+        (Ran(0, "LoadState=not-found\n", ""), "the service is not installed"),
         (PermissionError(13, "denied"), "cannot be run"),
         (TimeoutError("systemctl took longer"), "cannot be run"),
     ],
@@ -85,7 +85,7 @@ def test_no_service_is_no_ok(machine: FakeMachine, load: Load, answer: Any, word
             {"ActiveState": "activating", "SubState": "auto-restart", "ExecMainStatus": "217"},
             "state",
             "fail",
-            "no such user",
+            "the user of User= does not exist",
             "systemctl cat",
         ),
         (
@@ -106,16 +106,22 @@ def test_no_service_is_no_ok(machine: FakeMachine, load: Load, answer: Any, word
             {"ActiveState": "inactive", "SubState": "dead"},
             "state",
             "fail",
-            "it is not started",
+            "it is not running",
             "systemctl start",
         ),
-        ({"UnitFileState": "disabled"}, "start at boot", "warn", "not started", "enable"),
+        ({"UnitFileState": "disabled"}, "start at boot", "warn", "does not start", "enable"),
         ({"NRestarts": "1"}, "restarts", "note", "restarted it 1 time(s)", "journalctl"),
         ({"NRestarts": "7"}, "restarts", "warn", "restarted it 7 time(s)", "journalctl"),
-        ({"NeedDaemonReload": "yes"}, "unit file", "warn", "not read it since", "daemon-reload"),
+        (
+            {"NeedDaemonReload": "yes"},
+            "unit file",
+            "warn",
+            "since systemd read it",
+            "daemon-reload",
+        ),
         ({"DropInPaths": "/etc/x/owner.conf"}, "drop-in", "note", "/etc/x/owner.conf", ""),
         ({"LimitNOFILE": "1024"}, "LimitNOFILE", "warn", "needs 2576", "LimitNOFILE=2576"),
-        ({"TimeoutStopUSec": "1min 30s"}, "TimeoutStopSec", "warn", "after 90 s", "Sec=95"),
+        ({"TimeoutStopUSec": "1min 30s"}, "TimeoutStopSec", "warn", "90 s after a stop", "Sec=95"),
         (
             {"Environment": f"DASHSCOPE_API_KEY={KEY}"},
             "Environment=",
@@ -197,7 +203,7 @@ class TestEnvironment:
     def test_the_shipped_example_has_no_line_that_sets_nothing(self) -> None:
         text = (REPO / "systemd/qwen-proxy.env.example").read_text()
 
-        assert services.passed_over(text) == ()
+        assert services.ignored_lines(text) == ()
         assert services.parse_environment(text) == {}
 
 
@@ -210,7 +216,7 @@ class TestThisCommand:
 
         fault = one(systemd.compared(load(), unit, machine))
 
-        assert "run as server, the service as qwen-proxy" in fault.what
+        assert "runs as server, the service as qwen-proxy" in fault.what
         assert "DASHSCOPE_API_KEY, QWEN_PROXY_BIND" in fault.what
         assert core(KEY) not in fault.what + fault.remedy
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 from qwen_wsgi.credentials.files import jsonc
 from qwen_wsgi.credentials.files.watched import FileIdentity as FileIdentity
 from qwen_wsgi.credentials.files.watched import Unusable
-from qwen_wsgi.settings import mask
+from qwen_wsgi.redaction import mask
 
 #: The latest date that JavaScript can represent; a later one in a file becomes this. Milliseconds.
 MAX_DATE_MS: Final = 8_640_000_000_000_000

@@ -31,7 +31,7 @@ from qwen_wsgi.credentials.oauth.errors import (
 )
 from qwen_wsgi.credentials.oauth.reply import Reply
 from qwen_wsgi.credentials.oauth.wire import Adapter, Moment, Wire
-from qwen_wsgi.settings import mask
+from qwen_wsgi.redaction import mask
 
 #: qwen-code's client id; it is public. A login belongs to the client that it was made with.
 CLIENT_ID: Final = "f0304373b74a44d2b584a3fb70ca9e56"

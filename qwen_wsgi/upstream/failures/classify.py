@@ -20,17 +20,10 @@ from typing import Any, Final
 from qwen_wsgi.errors import AccountUnavailable, ApiError, Scope, UpstreamError, UpstreamTimeout
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol import sse
-from qwen_wsgi.settings import mask
+from qwen_wsgi.redaction import mask_lookalikes
 from qwen_wsgi.upstream.failures import retry_after
 from qwen_wsgi.upstream.failures.causes import CAUSES, Cause
 from qwen_wsgi.upstream.failures.patterns import ErrorReport, cause_of
-
-#: Keys as the vendors shape them, JSON web tokens, and whatever follows the word Bearer.
-_KEY_LIKE: Final = re.compile(
-    r"(?<![A-Za-z0-9])sk-[A-Za-z0-9._-]{8,}|(?<![A-Za-z0-9])eyJ[A-Za-z0-9_.-]{20,}"
-    r"|(?<=bearer )[^\s\"'<>]{12,}",
-    re.IGNORECASE,
-)
 
 #: OpenAI's types by the client's status, where neither cause nor upstream names one.
 _TYPES: Final = {
@@ -336,6 +329,7 @@ def _told_to_client(
         retry_after_s=None if cause.should_retry is False else client_wait_s,
         should_retry=cause.should_retry,
         failure=cause.failure(wait_s),
+        upstream_message=_masked(told.message or why),
     )
 
 
@@ -346,4 +340,4 @@ def _sentence(text: str) -> str:
 
 def _masked(text: str) -> str:
     """Some gateways quote the key that they refuse. It is the operator's, not the client's."""
-    return _KEY_LIKE.sub(lambda found: mask(found[0]), text)
+    return mask_lookalikes(text)

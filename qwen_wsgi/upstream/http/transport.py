@@ -270,11 +270,7 @@ def _unreachable(error: requests.ConnectionError) -> UpstreamError:
         what, cause = "The upstream closed the connection without an answer", "closed"
     else:
         what, cause = "The upstream cannot be reached", "unreachable"
-    return connection_error(
-        cause,
-        f"{what} ({_reason(error)}). The operator of this proxy can find the cause with "
-        "`qwen-proxy doctor`.",
-    )
+    return connection_error(cause, f"{what} ({_reason(error)}).")
 
 
 def _reason(error: BaseException) -> str:

@@ -226,6 +226,20 @@ def test_a_key_that_the_upstream_quotes_is_masked(status: int) -> None:
     error = classified(status, compat(code, f"Received API Key = {SECRET}, which is not valid"))
 
     assert SECRET not in error.message
+    assert SECRET not in error.upstream_message
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 429, 500])
+def test_the_upstream_s_own_message_is_kept_apart_from_ours(status: int) -> None:
+    error = classified(status, compat("invalid_api_key", "Its own\n words."))
+
+    assert error.upstream_message == "Its own words."
+
+
+def test_an_answer_without_a_message_is_described_instead() -> None:
+    error = classified(401, b"")
+
+    assert error.upstream_message == "HTTP 401 Unauthorized with an empty body"
 
 
 HTML = b"<!DOCTYPE html><html><body><h1>502 Bad Gateway</h1></body></html>"

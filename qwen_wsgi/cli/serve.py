@@ -1,0 +1,102 @@
+"""`qwen-proxy serve`: checks what can be checked before the start, then becomes gunicorn."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Final, NoReturn
+
+from qwen_wsgi.clock import SystemClock
+from qwen_wsgi.credentials.sources.discovery import Discovery
+from qwen_wsgi.errors import SettingsError
+from qwen_wsgi.settings import Settings
+
+#: By default glibc returns large blocks to the system at once, and every megabyte of a body costs
+#: page faults. With these the worker keeps some memory, which saves 0.5 to 0.9 ms per megabyte.
+_ALLOCATOR: Final = {
+    "MALLOC_MMAP_THRESHOLD_": "16777216",
+    "MALLOC_TRIM_THRESHOLD_": "33554432",
+    "MALLOC_TOP_PAD_": "4194304",
+}
+
+
+def serve(settings: Settings) -> NoReturn:
+    """Check the accounts and the address, then replace this process by gunicorn.
+
+    Raises:
+        SettingsError: the operator must correct something first.
+    """
+    Discovery(settings, SystemClock()).check()
+    check_bind(settings)
+    home = server_files()
+    # This interpreter's own gunicorn, not another one on PATH.
+    command = [
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "-c",
+        str(home / "gunicorn.conf.py"),
+        "--chdir",
+        str(home),
+        "wsgi:application",
+    ]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(command[0], command, {**_ALLOCATOR, **settings.environ})
+
+
+def check_bind(settings: Settings) -> None:
+    """Try the address, to report in one line what gunicorn reports in twelve after five tries.
+
+    Raises:
+        SettingsError: the address cannot be listened on.
+    """
+    address = settings.bind_address
+    if address.startswith("unix:"):
+        directory = Path(address.removeprefix("unix:")).parent
+        if not os.access(directory, os.W_OK):
+            raise SettingsError(
+                f"cannot create the socket {address}: {directory} is missing or not writable; "
+                "create it, or change QWEN_PROXY_BIND"
+            )
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        addresses = socket.getaddrinfo(
+            host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, kind, proto, _, where = addresses[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"cannot listen on {address}: {_bind_reason(error)}") from None
+
+
+def _bind_reason(error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    if number == errno.EADDRINUSE:
+        return "another program listens there already; stop it, or choose another PORT"
+    if number == errno.EACCES:
+        return "ports below 1024 need privileges; choose another PORT and let nginx listen there"
+    if number == errno.EADDRNOTAVAIL:
+        return "this machine has no such address; correct HOST"
+    return f"{error}; correct HOST, PORT or QWEN_PROXY_BIND"
+
+
+def server_files() -> Path:
+    """The directory of `gunicorn.conf.py` and `wsgi.py`: the checkout, or the installed data.
+
+    Raises:
+        SettingsError: they are in neither.
+    """
+    candidates = (Path(__file__).resolve().parents[2], Path(sys.prefix) / "share/qwen-proxy")
+    for directory in candidates:
+        if (directory / "gunicorn.conf.py").is_file() and (directory / "wsgi.py").is_file():
+            return directory
+    raise SettingsError(
+        f"gunicorn.conf.py and wsgi.py are missing from {candidates[1]}; install the package again"
+    )
