@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qwen_wsgi import __version__, text
 from qwen_wsgi import settings as settings_module
+from qwen_wsgi.cli import interrupts
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import SettingsError
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("qwen_wsgi").addHandler(logging.NullHandler())
     command: Callable[[Settings, argparse.Namespace], int] = arguments.command
     try:
-        return command(settings_module.load(), arguments)
+        with interrupts.sent_again():
+            return command(settings_module.load(), arguments)
     except SettingsError as error:
         print(f"qwen-proxy: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION
