@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("qwen_wsgi").addHandler(logging.NullHandler())
     command: Callable[[Settings, argparse.Namespace], int] = arguments.command
     try:
-        with interrupts.sent_again():
+        with interrupts.repeated():
             return command(settings_module.load(), arguments)
     except SettingsError as error:
         print(f"qwen-proxy: {error}", file=sys.stderr)

@@ -60,7 +60,7 @@ PROGRAM = textwrap.dedent(
     from qwen_wsgi import settings
     from qwen_wsgi.cli import interrupts, login
     from tests.fakes.clock import FastClock, fast_sleep
-    with interrupts.sent_again():
+    with interrupts.repeated():
         sys.exit(login.run(
             settings.load(), account=None, json_output="--json" in sys.argv, browser=False,
             out=sys.stdout, err=sys.stderr, clock=FastClock(), sleep=fast_sleep,
