@@ -27,20 +27,20 @@ def version(root: Path = ROOT) -> str:
     if top is None or Path(top).resolve() != root.resolve():
         # An unpacked archive, maybe inside a repository of somebody else.
         return _assigned(root / "qwen_wsgi/_version.py", "version") or release
-    told = _git(root, "describe", "--tags", "--match", "v[0-9]*", "--long", "--dirty") or ""
-    if tagged := re.fullmatch(r"v(\d+(?:\.\d+)*)-(\d+)-(g[0-9a-f]+)(-dirty)?", told):
-        tag, count, commit, dirty = tagged.groups()
+    # Not by `describe --dirty`, which writes the index.
+    dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+    told = _git(root, "describe", "--tags", "--match", "v[0-9]*", "--long") or ""
+    if tagged := re.fullmatch(r"v(\d+(?:\.\d+)*)-(\d+)-(g[0-9a-f]+)", told):
+        tag, count, commit = tagged.groups()
         if count == "0":
             return f"{tag}+{commit}.dirty" if dirty else tag
         first, _, last = tag.rpartition(".")
         following = f"{first}.{int(last) + 1}" if first else str(int(last) + 1)
         found = f"{following}.dev{count}+{commit}"
     else:
-        told = _git(root, "describe", "--always", "--exclude", "*", "--dirty") or ""
-        untagged = re.fullmatch(r"([0-9a-f]+)(-dirty)?", told)
-        if not untagged:  # a repository without a commit
+        commit = _git(root, "rev-parse", "--short", "HEAD")
+        if not commit:
             return release
-        commit, dirty = untagged.groups()
         found = f"{release}+g{commit}"
     return f"{found}.dirty" if dirty else found
 
