@@ -1,4 +1,4 @@
-"""What `make lint` and the pre-commit hooks check of files, and the lowest versions of setup.cfg."""
+"""What `make lint` and the hooks check of files; the lowest versions that setup.cfg allows."""
 
 from __future__ import annotations
 
