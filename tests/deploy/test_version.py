@@ -169,7 +169,8 @@ def test_a_source_distribution_knows_it_without_git(checkout: Checkout, tmp_path
 def told_by(directory: Path) -> str:
     """What the package in a directory says."""
     done = subprocess.run(
-        [sys.executable, "-B", "-c", "import qwen_wsgi; print(qwen_wsgi.__version__)"],
+        # -S: what is installed editable would add its modules to this package.
+        [sys.executable, "-SB", "-c", "import qwen_wsgi; print(qwen_wsgi.__version__)"],
         cwd=directory,
         capture_output=True,
         text=True,
