@@ -1,18 +1,21 @@
 # Everything that one does with a checkout. `make` alone shows the targets.
 #
-#   PYTHON=/path/to/python3   take this Python, not the newest on PATH
+#   PYTHON=/path/to/python3   take this Python, not the newest that is found
 #   HOST= PORT= ...           settings for `make run`: any that `qwen-proxy settings` lists
 #   DESTDIR= PREFIX=          where `make install` puts the files, see docs/operations.md
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test fast lint fix bench install uninstall clean
+.PHONY: help run test fast pythons lowest lint fix bench install uninstall clean
 
 # Relative, so that the path of the checkout may contain spaces.
 python := .venv/bin/python
 # Four processes, also on two cores: most of the time is spent waiting for servers. Files stay
 # together, so that each server is started once.
-pytest = $(python) -m pytest -n 4 --dist loadfile $(ARGS)
+parallel = -n 4 --dist loadfile
+pytest = $(python) -m pytest $(parallel) $(ARGS)
+# Of the tests without servers, as a whole: for a part of them it says nothing.
+floor = $(if $(ARGS),,--cov=qwen_wsgi --cov-report= --cov-fail-under=95)
 
 export PYTHON DESTDIR PREFIX PURGE
 
@@ -23,18 +26,27 @@ run: ## serve on 127.0.0.1:8080; with no Qwen account yet, a built-in fake one a
 	@sh install/venv.sh run
 	@QWEN_PROXY_SANDBOX="$${QWEN_PROXY_SANDBOX:-auto}" exec $(python) -m qwen_wsgi.cli serve
 
-test: lint ## format, lint, types and all tests: what CI runs
-	@$(pytest)
+test: lint ## format, lint, types and all tests
+	@$(pytest) -m server
+	@$(pytest) -m "not server" $(floor)
 
 fast: ## the tests that start no servers (ARGS="-k name -x" goes to pytest)
 	@sh install/venv.sh dev
-	@$(pytest) -m "not server"
+	@$(pytest) -m "not server" $(floor)
 
-lint: ## format check, ruff, mypy
+pythons: ## the same on every other Python that this machine has
+	@sh install/venv.sh dev
+	@sh install/pythons.sh $(parallel) $(ARGS)
+
+lowest: ## the same with the lowest versions that setup.cfg allows
+	@sh install/lowest.sh $(parallel) $(ARGS)
+
+lint: ## format check, ruff, mypy, and what .ci/check_files.py checks
 	@sh install/venv.sh dev
 	@$(python) -m ruff format --check .
 	@$(python) -m ruff check .
 	@$(python) -m mypy
+	@$(python) .ci/check_files.py
 
 fix: ## format the code and repair what ruff can
 	@sh install/venv.sh dev
@@ -51,6 +63,6 @@ install: ## as root: service, nginx site and /etc/qwen-proxy; starts nothing
 uninstall: ## as root: undo `make install`; PURGE=1 also removes settings and state
 	@sh install/uninstall.sh
 
-clean: ## remove .venv, caches and build products
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
+clean: ## remove .venv, .venv-*, caches and build products
+	rm -rf .venv .venv-* qwen_wsgi/_version.py build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -63,9 +63,12 @@ fi
 # Built from a copy, so that a build as root leaves no file of root in the checkout.
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
-for item in setup.cfg pyproject.toml README.md LICENSE gunicorn.conf.py wsgi.py qwen_wsgi; do
+for item in setup.py setup.cfg pyproject.toml README.md LICENSE gunicorn.conf.py wsgi.py qwen_wsgi \
+    install; do
     [ ! -e "$item" ] || cp -R "$item" "$build/"
 done
+# The copy has no git: it gets the version as a file.
+"$venv/bin/python" -B install/version.py "$build/qwen_wsgi/_version.py"
 pip() {
     PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore "$venv/bin/python" -m pip "$@"
 }

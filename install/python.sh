@@ -1,14 +1,20 @@
 #!/bin/sh
-# Print the newest Python on PATH that can run the proxy and create a virtual environment.
+# Print the newest Python of this machine that can run the proxy and make a virtual environment.
 #
-#   install/python.sh [--system]
+#   install/python.sh [--system | --all]
 #
-# --system skips a Python that a hardened system service cannot read (in a home directory or /tmp,
-# such as pyenv's). PYTHON=/path/to/python selects one; if it is unusable, the message says why.
+# Looked at are PATH, Debian's directories and pyenv's versions (PYTHON_PLACES: others than these).
+# --all prints one of each version, the newest first.
+# --system leaves out a Python that a hardened system service cannot reach (below a home directory
+# or /tmp, as pyenv's are). PYTHON=/path/to/python takes that one, or says why it cannot be used.
 set -eu
 
-system=
-[ "${1-}" = --system ] && system=1
+system='' all=''
+case ${1-} in
+--system) system=1 ;;
+--all) all=1 ;;
+esac
+places=${PYTHON_PLACES-/usr/local/bin /usr/bin ${PYENV_ROOT:-${HOME-}/.pyenv}/versions/*/bin}
 
 # Print one word about a Python (ok, old, novenv or private), its version and its path.
 probe() {
@@ -39,27 +45,37 @@ fail() {
 if [ -n "${PYTHON-}" ]; then
     set -- "$PYTHON"
 else
-    # Newest first, up to the newest for which the dependencies have wheels.
-    set -- python3.14 python3.13 python3.12 python3.11 python3
-    # root's PATH may begin with a private Python, which the service cannot read.
-    [ -z "$system" ] || set -- "$@" /usr/local/bin/python3 /usr/bin/python3
+    # Newest first. No further than the newest that the dependencies have wheels for.
+    set --
+    for name in python3.14 python3.13 python3.12 python3.11 python3; do
+        # root's PATH may begin with a Python of its own, which the service cannot reach.
+        set -- "$@" "$name"
+        for place in $places; do
+            set -- "$@" "$place/$name"
+        done
+    done
 fi
 
-old='' novenv='' private=''
+old='' novenv='' private='' seen=' '
 for name; do
     command -v "$name" >/dev/null 2>&1 || continue
     # A pyenv shim of a version that is not selected only prints an error.
     found=$(probe "$name") || continue
     case $found in
     ok\ *)
+        version=${found#ok }
+        version=${version%% *}
+        case $seen in *" $version "*) continue ;; esac
+        seen="$seen$version "
         printf '%s\n' "${found#ok * }"
-        exit 0
+        [ -n "$all" ] || exit 0
         ;;
     old\ *) old=${old:-${found#old }} ;;
     novenv\ *) novenv=${novenv:-${found#novenv }} ;;
     private\ *) private=${private:-${found#private }} ;;
     esac
 done
+[ "$seen" = ' ' ] || exit 0
 
 if [ -n "$novenv" ]; then
     package=python3-venv

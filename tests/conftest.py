@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,13 @@ def _no_secret_in_any_log() -> Iterator[None]:
         if any(secrets.core(value) in text for text in texts)
     }
     assert not leaked, f"secrets in the logs of this run: {sorted(leaked)}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_reaches_the_programs_under_test() -> None:
+    """A shell lets what it runs in the background ignore Ctrl-C, and all children inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

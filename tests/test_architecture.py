@@ -85,7 +85,8 @@ def layer_of(name: str) -> str:
 #: What a layer may import besides itself. `""` is the package: its version.
 #: docs/architecture.md draws the same: api -> upstream -> protocol and credentials.
 ALLOWED: dict[str, set[str]] = {
-    "__init__": set(),
+    "__init__": {"_version"},
+    "_version": set(),
     "errors": set(),
     "clock": set(),
     "hosts": set(),

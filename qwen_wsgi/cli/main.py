@@ -16,6 +16,7 @@ from typing import Final
 
 from qwen_wsgi import __version__
 from qwen_wsgi import settings as settings_module
+from qwen_wsgi.cli import interrupts
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings
 
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("qwen_wsgi").addHandler(logging.NullHandler())
     command: Command = arguments.command
     try:
-        return command(settings_module.load(), arguments)
+        with interrupts.repeated():
+            return command(settings_module.load(), arguments)
     except SettingsError as error:
         print(f"qwen-proxy: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION

@@ -15,7 +15,7 @@ import pytest
 from tests.kit.servers import REPO
 
 #: What the scripts use, apart from the things whose absence is tested.
-TOOLS = ("make", "sh", "awk", "cat", "cksum", "dirname", "env", "grep", "id", "pwd", "rm")
+TOOLS = ("make", "sh", "awk", "cat", "cksum", "dirname", "env", "grep", "id", "pwd", "rm", "tail")
 
 Make = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -45,7 +45,8 @@ def make(tmp_path: Path, tools: Path) -> Make:
         return subprocess.run(
             [str(tools / "make"), *arguments],
             cwd=checkout,
-            env={"PATH": str(tools), "HOME": str(tmp_path), **(env or {})},
+            # Debian's directories and pyenv's are looked at only where a test says so.
+            env={"PATH": str(tools), "HOME": str(tmp_path), "PYTHON_PLACES": "", **(env or {})},
             capture_output=True,
             text=True,
             timeout=30,
@@ -71,9 +72,11 @@ OLD = "sys.version_info = (3, 9, 2)"
 NO_VENV = "sys.modules['ensurepip'] = None"
 
 
-def found_python(make: Make, tools: Path, **env: str) -> subprocess.CompletedProcess[str]:
+def found_python(
+    make: Make, tools: Path, option: str = "", **env: str
+) -> subprocess.CompletedProcess[str]:
     """What `install/python.sh` says in the copy of the checkout."""
-    (tools / "probe.mk").write_text("all: ; @sh install/python.sh\n")
+    (tools / "probe.mk").write_text(f"all: ; @sh install/python.sh {option}\n")
     return make("-s", "-f", str(tools / "probe.mk"), env=env)
 
 
@@ -133,6 +136,28 @@ def test_the_newest_usable_python_is_taken(make: Make, tools: Path) -> None:
     assert found_python(make, tools, PYTHON="python3.11").stdout == "/the/3.11\n"
 
 
+def test_pyenvs_and_debians_pythons_are_found_beside_path(
+    make: Make, tools: Path, tmp_path: Path
+) -> None:
+    fake_python(tools / "python3.11", "sys.version_info = (3, 11); sys._base_executable = '/11'")
+    for place, name, change in (
+        ("debian", "python3.12", "sys.version_info = (3, 12); sys._base_executable = '/12'"),
+        ("debian", "python3.11", "sys.version_info = (3, 11); sys._base_executable = '/again'"),
+        ("pyenv/versions/3.13.0/bin", "python3.13", NO_VENV),
+        ("pyenv/versions/3.14.1/bin", "python3.14", "sys.version_info = (3, 14)"),
+    ):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        fake_python(tmp_path / place / name, change)
+    places = f"{tmp_path}/debian {tmp_path}/pyenv/versions/*/bin"
+
+    newest = found_python(make, tools, PYTHON_PLACES=places).stdout
+    every = found_python(make, tools, "--all", PYTHON_PLACES=places).stdout
+
+    assert every.splitlines()[0] == newest.strip()
+    assert every.splitlines()[1:] == ["/12", "/11"]
+    assert found_python(make, tools, "--all", PYTHON="python3.11").stdout == "/11\n"
+
+
 def test_a_python_that_was_asked_for_is_not_replaced_by_another(make: Make, tools: Path) -> None:
     fake_python(tools / "python3", "sys._base_executable = '/the/3'")
     old = fake_python(tools / "my old python", OLD)
@@ -167,7 +192,14 @@ def test_clean_removes_what_the_targets_make(make: Make, tmp_path: Path, tools: 
     for name in ("find",):
         (tools / name).symlink_to(shutil.which(name) or "/usr/bin/find")
     checkout = tmp_path / "check out"
-    for path in (".venv/bin", "build", "a.egg-info", ".mypy_cache", "package/__pycache__"):
+    for path in (
+        ".venv/bin",
+        ".venv-3.12/bin",
+        "build",
+        "a.egg-info",
+        ".mypy_cache",
+        "package/__pycache__",
+    ):
         (checkout / path).mkdir(parents=True)
     before = {"install", "Makefile", "setup.cfg", "pyproject.toml", "package"}
     assert make("clean").returncode == 0

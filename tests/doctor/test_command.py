@@ -16,6 +16,7 @@ import pytest
 
 from qwen_wsgi.sandbox import Sandbox
 from tests.fakes.raw_server import RawServer, whole
+from tests.kit.processes import free_port
 from tests.kit.proxy import Proxy, start
 from tests.kit.secrets import core, secret
 
@@ -53,6 +54,8 @@ def environ_of(home: Path, **environ: Any) -> dict[str, str]:
         "HOME": str(home),
         "PYTHONPATH": str(REPO),
         "PYTHONDONTWRITEBYTECODE": "1",
+        # Whatever this machine has on port 8080 is not to be found.
+        "PORT": str(free_port()),
         # Nobody listens there: a test that renews logins names the sandbox.
         "QWEN_OAUTH_BASE_URL": "http://127.0.0.1:9",
         **{name: str(value) for name, value in environ.items()},
@@ -322,10 +325,14 @@ def test_a_wrong_command_line_is_status_2(home: Path) -> None:
 
 
 def test_a_key_that_an_upstream_quotes_is_not_shown(home: Path) -> None:
-    body = json.dumps({"error": {"message": f"Your key {KEY} is no good", "code": "x"}}).encode()
-    head = b"HTTP/1.1 401 No\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    with RawServer(head % len(body) + body) as server:
-        ended = doctor(home, QWEN_UPSTREAM_BASE_URL=server.url, QWEN_UPSTREAM_API_KEY=KEY)
+    models = whole(json.dumps({"object": "list", "data": [{"id": "m"}]}).encode())
+    refusal = {"error": {"message": f"Your key {KEY} is no good", "code": "x"}}
+    refused = whole(json.dumps(refusal).encode(), "401 No")
+    with RawServer(models, refused) as server:
+        ended = doctor(home, "--json", QWEN_UPSTREAM_BASE_URL=server.url, QWEN_UPSTREAM_API_KEY=KEY)
+        assert any(request.startswith(b"POST") for request in server.requests)
 
     assert ended.status == 1
+    (told,) = [each for each in ended.of("accounts") if each["level"] == "fail"]
+    assert "is no good" in told["what"] + told["remedy"], told
     assert "…0000" in ended.out

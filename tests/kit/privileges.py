@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 from collections.abc import Iterator
@@ -9,6 +10,9 @@ from pathlib import Path
 
 #: `nobody` on every Linux.
 _NOBODY = 65534
+#: What the product decodes with. Python reads a codec when it is first used, which `nobody` may not
+#: if Python is below /root, and does not try again.
+_CODECS = ("utf-8-sig", "ascii", "latin-1", "idna")
 
 
 @contextlib.contextmanager
@@ -17,6 +21,8 @@ def as_ordinary_user(tree: Path) -> Iterator[None]:
     if os.geteuid() != 0:
         yield
         return
+    for codec in _CODECS:
+        codecs.lookup(codec)
     for directory in tree.parents:
         # pytest's directories are closed to others; being passed through is all that is needed.
         if directory.stat().st_mode & 0o077 == 0:

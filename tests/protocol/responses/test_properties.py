@@ -6,6 +6,7 @@ import contextlib
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -196,6 +197,7 @@ MEMBERS = st.sampled_from(
 ITEMS = st.lists(st.dictionaries(FIELDS, JUNK, max_size=6), max_size=5)
 
 
+@pytest.mark.timeout(300)
 @settings(deadline=None, max_examples=400)
 @given(st.dictionaries(MEMBERS, JUNK, max_size=4), ITEMS | JUNK, ITEMS, st.booleans())
 def test_any_request_is_refused_or_translated(
@@ -214,6 +216,7 @@ def test_any_request_is_refused_or_translated(
         assert all("," not in text for text in its.changed)
 
 
+@pytest.mark.timeout(300)
 @settings(deadline=None, max_examples=400)
 @given(
     st.lists(

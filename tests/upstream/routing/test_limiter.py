@@ -9,6 +9,7 @@ import pytest
 
 from qwen_wsgi.errors import Overloaded
 from qwen_wsgi.upstream.routing.limiter import Limiter, Slot
+from tests.kit.servers import wait_until
 
 
 class Waiter:
@@ -84,7 +85,8 @@ def test_who_waits_too_long_gives_up_its_turn() -> None:
     long = Waiter(gate, "b", served)
     short.thread.join()
     assert isinstance(short.error, Overloaded)
-    assert gate.waiting == 1
+    # The other one may have come only now.
+    wait_until(lambda: gate.waiting == 1, "one waits")
     place.release()
     long.thread.join()
     assert served == ["b"]
