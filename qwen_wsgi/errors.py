@@ -70,7 +70,7 @@ def forget_frames(error: BaseException) -> None:
 
 
 class ErrorDetails(TypedDict, total=False):
-    """What `ApiError` takes besides its message, for those who pass it on."""
+    """The arguments of `ApiError` besides its message, for subclasses that pass them on."""
 
     status: int | None
     type: str | None
@@ -193,7 +193,7 @@ class Failure:
 
     Attributes:
         cause: a stable word, of `upstream.causes.CAUSES`.
-        scope: who is affected.
+        scope: what is affected.
         retry: whether the same request may succeed later on the same account.
         elsewhere: whether another account may succeed now.
         wait_s: for how long the affected one is left alone; None leaves it to the policy.
@@ -231,7 +231,7 @@ class UpstreamError(ApiError):
         super().__init__(message, **details)
         self.failure = failure
         self.upstream_message = upstream_message
-        #: The event with which the upstream told it inside a stream, if it was in OpenAI's form.
+        #: The event by which the upstream reported it inside a stream, if it has OpenAI's form.
         self.frame = b""
 
 

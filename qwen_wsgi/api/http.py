@@ -24,7 +24,7 @@ def json_value(value: Any, status: int = 200) -> Response:
 
 
 def event_stream(events: Iterable[bytes]) -> Response:
-    """A stream of server-sent events; nginx is told not to buffer it."""
+    """A stream of server-sent events; a header keeps nginx from buffering it."""
     response = FinishedResponse(events, content_type="text/event-stream; charset=utf-8")
     response.headers.add("cache-control", "no-cache")
     response.headers.add("x-accel-buffering", "no")

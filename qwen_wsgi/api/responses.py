@@ -118,12 +118,12 @@ def input_items(id: str) -> Response:
 
 
 def _limit() -> int:
-    asked = request.args.get("limit", str(_PAGE))
-    if not (asked.isdecimal() and len(asked) <= 4 and 1 <= int(asked) <= _LARGEST_PAGE):
+    limit = request.args.get("limit", str(_PAGE))
+    if not (limit.isdecimal() and len(limit) <= 4 and 1 <= int(limit) <= _LARGEST_PAGE):
         raise BadRequest(
             f"'limit' is a number from 1 to {_LARGEST_PAGE}.", param="limit", code="invalid_value"
         )
-    return int(asked)
+    return int(limit)
 
 
 def _request(call: LiveCall, body: JsonObject, id: str) -> ResponsesRequest:

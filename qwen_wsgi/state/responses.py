@@ -107,10 +107,10 @@ class ResponseStore:
     What was not used for the longest goes first, when there is too much. Using a response counts as
     using all that it continues, so that a living conversation does not lose its beginning.
 
-    Ages are told by the wall clock, because the file outlives the machine's uptime. A clock that is
-    put back makes nothing expire; what was used in its future counts as used at the next write, so
-    that it is not kept for longer either. A clock that is put forward by the whole `ttl_s` cannot
-    be told from a machine that was off for so long: everything expires.
+    Ages are measured by the wall clock, because the file outlives the machine's uptime. A clock
+    that is put back makes nothing expire; what was used in its future counts as used at the next
+    write, so that it is not kept for longer either. A clock that is put forward by the whole
+    `ttl_s` cannot be distinguished from a machine that was off for so long: everything expires.
 
     Args:
         directory: created when it is needed, for this store alone. None keeps it all in memory.
@@ -332,12 +332,12 @@ def _unavailable(error: DatabaseUnavailable) -> StoreUnavailable:
     )
 
 
-def _missing(asked: str, missing: str) -> ResponseMissing:
-    why = "" if missing == asked else f" It continues '{missing}', which is gone."
+def _missing(id: str, missing: str) -> ResponseMissing:
+    why = "" if missing == id else f" It continues '{missing}', which is gone."
     return ResponseMissing(
-        f"Previous response with id '{asked[:100]}' not found.{why} Responses are kept for a "
-        "limited time, unless they were asked for with store=false, and only for the key that "
-        "asked for them. Send the whole conversation as `input` instead.",
+        f"Previous response with id '{id[:100]}' not found.{why} Responses are kept for a "
+        "limited time, unless they were created with store=false, and only for the key that "
+        "created them. Send the whole conversation as `input` instead.",
         param="previous_response_id",
         code="previous_response_not_found",
     )

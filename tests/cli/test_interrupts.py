@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi.cli import interrupts, main
+from qwen_wsgi.cli import interrupts, main, settings
 
 
 class Thing:
@@ -96,6 +96,6 @@ def test_every_command_ends_with_status_130(monkeypatch: pytest.MonkeyPatch) -> 
         time.sleep(20)
         return 0
 
-    monkeypatch.setattr(main, "show_settings", wait)
+    monkeypatch.setattr(settings, "show", wait)
 
     assert main.main(["settings"]) == 130

@@ -1,5 +1,7 @@
-"""Why upstreams fail, and what follows: who is affected, whether another attempt helps, what the
-client is told, what the operator can do. Pure data; `signs.py` says how each cause is recognised.
+"""The causes of upstream failures and what follows from each. Pure data.
+
+A row says what is affected, whether another attempt helps, what the client gets and what the
+operator can do. `patterns.py` recognises the causes.
 """
 
 from __future__ import annotations
@@ -21,15 +23,15 @@ class Cause:
 
     Attributes:
         name: a stable word of at most 20 characters.
-        meaning: what is the matter, as half a sentence.
+        meaning: what is wrong, as half a sentence.
         scope, retry, elsewhere, wait_s, remedy: as in `errors.Failure`.
         status: the client's status.
         keeps_status: the upstream's own status is passed on instead, where a client understands it.
         type, code, param: the client's; None passes the upstream's own on.
         should_retry: the client's `x-should-retry`.
         retry_after_s: the client's `Retry-After` where the upstream names no time.
-        says: the client's message. `{said}` is what the upstream said, as a sentence; `{why}` the
-            same for parentheses; `{account}` the account's name.
+        template: the client's message. `{message}` is what the upstream reported, as a sentence;
+            `{why}` the same for parentheses; `{account}` the account's name.
     """
 
     name: str
@@ -45,7 +47,7 @@ class Cause:
     wait_s: float | None = None
     should_retry: bool | None = None
     retry_after_s: float | None = None
-    says: str = "{said}"
+    template: str = "{message}"
     remedy: str = ""
 
     def failure(self, wait_s: float | None = None) -> Failure:
@@ -60,11 +62,11 @@ class Cause:
             wait_s = self.wait_s
         return Failure(self.name, self.scope, self.retry, self.elsewhere, wait_s, self.remedy)
 
-    def status_for(self, told: int | None) -> int:
-        """The client's status when the upstream's was `told`."""
-        same_kind = told is not None and told // 100 == self.status // 100
-        if self.keeps_status and same_kind and told in _UNDERSTOOD:
-            return told
+    def status_for(self, upstream_status: int | None) -> int:
+        """The client's status for a status of the upstream."""
+        same_kind = upstream_status is not None and upstream_status // 100 == self.status // 100
+        if self.keeps_status and same_kind and upstream_status in _UNDERSTOOD:
+            return upstream_status
         return self.status
 
 
@@ -75,9 +77,9 @@ def _request(
     *,
     code: str | None = None,
     param: str | None = None,
-    says: str = "{said}",
+    template: str = "{message}",
 ) -> Cause:
-    """A fault of the request: nobody else will take it."""
+    """A fault of the request: no other account will take it."""
     return Cause(
         name,
         meaning,
@@ -89,21 +91,21 @@ def _request(
         type="invalid_request_error" if code else None,
         code=code,
         param=param,
-        says=says,
+        template=template,
     )
 
 
 def _throttle(
     name: str,
     meaning: str,
-    says: str,
+    template: str,
     remedy: str,
     *,
     retry_after_s: float | None,
     scope: Scope = Scope.ACCOUNT_MODEL,
     wait_s: float | None = None,
 ) -> Cause:
-    """Too much at once: it passes. Without `retry_after_s` not soon enough for a client's SDK."""
+    """A rate limit: it passes. Without `retry_after_s` not soon enough for a client's SDK."""
     return Cause(
         name,
         meaning,
@@ -116,7 +118,7 @@ def _throttle(
         wait_s=wait_s,
         should_retry=False if retry_after_s is None else None,
         retry_after_s=retry_after_s,
-        says="{said} " + says,
+        template="{message} " + template,
         remedy=remedy,
     )
 
@@ -124,7 +126,7 @@ def _throttle(
 def _spent(
     name: str,
     meaning: str,
-    says: str,
+    template: str,
     remedy: str,
     *,
     scope: Scope = Scope.ACCOUNT,
@@ -132,7 +134,7 @@ def _spent(
 ) -> Cause:
     """Money or quota is used up: more attempts do not help.
 
-    The client is told OpenAI's `insufficient_quota`, at which SDKs and agents stop.
+    The client gets OpenAI's `insufficient_quota`, at which SDKs and agents stop.
     """
     return Cause(
         name,
@@ -145,13 +147,13 @@ def _spent(
         code="insufficient_quota",
         wait_s=wait_s,
         should_retry=False,
-        says="{said} " + says,
+        template="{message} " + template,
         remedy=remedy,
     )
 
 
 def _refused(name: str, meaning: str, remedy: str) -> Cause:
-    """The account is not let in: never the client's key (docs/decisions/003)."""
+    """The account's credential is refused; it is never the client's key (docs/decisions/003)."""
     return Cause(
         name,
         meaning,
@@ -162,8 +164,8 @@ def _refused(name: str, meaning: str, remedy: str) -> Cause:
         type="upstream_error",
         code="upstream_account_refused",
         should_retry=False,
-        says="The upstream refused the credential of the proxy's account '{account}' ({why}). "
-        "Your own key is fine: the operator of this proxy must look at `qwen-proxy status`.",
+        template="The upstream refused the credential of the proxy's account '{account}' ({why}). "
+        "Your own key is fine: the operator of this proxy can see more with `qwen-proxy status`.",
         remedy=remedy,
     )
 
@@ -181,7 +183,7 @@ def _model(name: str, meaning: str, status: int, says: str, remedy: str) -> Caus
         code="model_not_found",
         param="model",
         wait_s=300.0,
-        says="{said} " + says,
+        template="{message} " + says,
         remedy=remedy,
     )
 
@@ -189,7 +191,7 @@ def _model(name: str, meaning: str, status: int, says: str, remedy: str) -> Caus
 def _upstream(
     name: str, meaning: str, status: int = 502, *, keeps_status: bool = False, remedy: str = ""
 ) -> Cause:
-    """A trouble of the upstream's own, or of the road to it."""
+    """A failure of the upstream itself, or of the way to it."""
     return Cause(
         name,
         meaning,
@@ -211,14 +213,15 @@ _LIST: Final[tuple[Cause, ...]] = (
         code="context_length_exceeded",  # agents compact their history when they see it
         param="messages",
         # OpenAI's words: some agents know the case by them.
-        says="{said} The prompt exceeds this model's maximum context length: shorten or compact "
-        "the conversation.",
+        template="{message} The prompt exceeds this model's maximum context length: shorten or "
+        "compact the conversation.",
     ),
     _request(
         "content_filter",
         "the upstream's content inspection refused it",
         code="content_filter",
-        says="{said} The upstream's content inspection refused this; it will refuse it again.",
+        template="{message} The upstream's content inspection refused this, and will refuse it "
+        "again.",
     ),
     _request("too_large", "the request is larger than the upstream takes", 413),
     Cause(
@@ -231,7 +234,7 @@ _LIST: Final[tuple[Cause, ...]] = (
         type="rate_limit_error",
         code="rate_limit_exceeded",
         should_retry=False,
-        says="{said} Waiting does not help: send less at once.",
+        template="{message} Waiting does not help: send less at once.",
         remedy="Have the account's limit of tokens per minute raised.",
     ),
     Cause(
@@ -243,7 +246,7 @@ _LIST: Final[tuple[Cause, ...]] = (
         status=409,
     ),
     Cause(
-        # Of the request and not of the account: another client's User-Agent is let in.
+        # Of the request and not of the account: another client's User-Agent is accepted.
         "agents_only",
         "the plan serves coding agents only",
         Scope.REQUEST,
@@ -253,9 +256,9 @@ _LIST: Final[tuple[Cause, ...]] = (
         type="permission_error",
         code="coding_agents_only",
         should_retry=False,
-        says="{said} The terms of the plan behind account '{account}' allow coding agents only, "
-        "which it knows by their User-Agent; this proxy passes yours on as it is. Use a coding "
-        "agent, or ask the operator of this proxy for an account without that rule.",
+        template="{message} The terms of the plan behind account '{account}' allow coding agents "
+        "only, which it knows by their User-Agent; this proxy passes yours on as it is. Use a "
+        "coding agent, or ask the operator of this proxy for an account without that rule.",
         remedy="The plan's terms allow interactive coding agents only and forbid shared keys; give "
         "other clients a pay-as-you-go key.",
     ),
@@ -355,7 +358,7 @@ _LIST: Final[tuple[Cause, ...]] = (
         status=502,
         wait_s=60.0,
         should_retry=False,
-        says="{said} The account's base URL is probably wrong.",
+        template="{message} The account's base URL is probably wrong.",
         remedy="Check the account's base URL; `qwen-proxy status` shows it.",
     ),
     # --- an account --------------------------------------------------------------------------
@@ -445,8 +448,9 @@ _LIST: Final[tuple[Cause, ...]] = (
         code="upstream_challenge",
         wait_s=900.0,
         should_retry=False,
-        says="{said} It is the upstream's firewall, which wants proof of a human. This proxy "
-        "neither solves nor evades that; the operator of this proxy must look at it.",
+        template="{message} It is the upstream's firewall, which wants proof of a human. This "
+        "proxy neither solves nor evades that; the operator of this proxy can see more with "
+        "`qwen-proxy doctor`.",
         remedy="Wait, send less, and see whether the address that this machine calls from is "
         "blocked. A challenge is never evaded.",
     ),

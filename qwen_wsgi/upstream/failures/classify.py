@@ -1,6 +1,6 @@
 """What an upstream's failure means: for the client, and for the calls to come.
 
-Pure, from status, headers and body. `signs.py` recognises the cause and `causes.py` says what
+Pure, from status, headers and body. `patterns.py` recognises the cause and `causes.py` says what
 follows from it; here the shapes are read and the client's error is put together.
 
 Shapes seen: OpenAI's `{"error": {"message", "type", "param", "code"}}`, DashScope's native
@@ -36,10 +36,10 @@ _TYPES: Final = {
     429: "rate_limit_error",
 }
 
-#: Signs are looked for in so much of a text.
+#: Patterns are looked for in so much of a text.
 _READ_CHARS: Final = 4096
-#: An answer that is the text of an error says no more than this to the client.
-_TOLD_CHARS: Final = 2048
+#: So much of an answer that is the text of an error is sent to the client.
+_SENT_CHARS: Final = 2048
 
 #: A status in a text: DashScope's comment in native events, and its prefix "<429> …".
 _STATUS: Final = re.compile(r"HTTP_STATUS/([45]\d\d)\b|^\s*<([45]\d\d)>")
@@ -74,8 +74,8 @@ def from_response(
     if error is None:
         return _bare(status, headers, body, account=account, family=family, wait_s=wait_s)
     # An error inside a success has no status.
-    told = _told(error, family, status if status >= 300 else None)
-    return _error(told, error, account=account, wait_s=wait_s, now=now)
+    report = _report(error, family, status if status >= 300 else None)
+    return _error(report, error, account=account, wait_s=wait_s, now=now)
 
 
 def from_frame(
@@ -88,7 +88,7 @@ def from_frame(
         account, family, now: as for `from_response`.
     """
     fields = _unwrapped(error) if isinstance(error, dict) else {"message": str(error)}
-    return _error(_told(fields, family, None), fields, account=account, wait_s=None, now=now)
+    return _error(_report(fields, family, None), fields, account=account, wait_s=None, now=now)
 
 
 def from_error_finish(
@@ -102,13 +102,13 @@ def from_error_finish(
         text: the content.
         account, family, now: as for `from_response`.
     """
-    error = {"message": text.strip()[:_TOLD_CHARS], **_embedded(text)}
+    error = {"message": text.strip()[:_SENT_CHARS], **_embedded(text)}
     if found := _CODE.match(text):
         error.setdefault("code", found[1])
     if found := _STATUS.search(text):
         error.setdefault("status", found[1] or found[2])
     error.setdefault("code", "error_finish")
-    return _error(_told(error, family, None), error, account=account, wait_s=None, now=now)
+    return _error(_report(error, family, None), error, account=account, wait_s=None, now=now)
 
 
 def no_answer(
@@ -147,7 +147,7 @@ def cooling_down(cause: str, *, model: str, wait_s: float) -> ApiError:
     row = CAUSES.get(cause, CAUSES["internal_error"])
     busy = row.scope is Scope.UPSTREAM or row.code is None
     return AccountUnavailable(
-        f"No account of this proxy can be asked for `{model}` now: {row.meaning}. The next attempt "
+        f"No account of this proxy can serve `{model}` now: {row.meaning}. The next attempt "
         f"is possible in {max(1.0, wait_s):.0f} s.",
         status=503 if busy else row.status,
         type="server_error" if busy else row.type,
@@ -183,8 +183,10 @@ def _error_object(value: Any) -> dict[str, Any] | None:
     if isinstance(value.get("detail"), list):
         # FastAPI's list of faults: [{"loc": [...], "msg": "..."}]
         faults = [fault for fault in value["detail"] if isinstance(fault, dict)]
-        said = [f"{_place(fault.get('loc'))}{fault['msg']}" for fault in faults if "msg" in fault]
-        return {"message": "; ".join(said)} if said else None
+        reasons = [
+            f"{_place(fault.get('loc'))}{fault['msg']}" for fault in faults if "msg" in fault
+        ]
+        return {"message": "; ".join(reasons)} if reasons else None
     return None
 
 
@@ -224,7 +226,7 @@ def _place(loc: object) -> str:
     return ".".join(map(str, loc)) + ": " if isinstance(loc, list) else ""
 
 
-def _told(error: Mapping[str, Any], family: Family, status: int | None) -> ErrorReport:
+def _report(error: Mapping[str, Any], family: Family, status: int | None) -> ErrorReport:
     kind = error.get("type")
     message = " ".join(str(error.get("message") or "")[:_READ_CHARS].split())
     return ErrorReport(
@@ -246,27 +248,27 @@ def _status_in(error: Mapping[str, Any], message: str) -> int | None:
     return None
 
 
-# --- telling -------------------------------------------------------------------------------------
+# --- rendering -----------------------------------------------------------------------------------
 
 
 def _error(
-    told: ErrorReport,
+    report: ErrorReport,
     error: Mapping[str, Any],
     *,
     account: str,
     wait_s: float | None,
     now: float | None,
 ) -> UpstreamError:
-    said = str(error.get("message") or "")
+    text = str(error.get("message") or "")
     if wait_s is None:
-        wait_s = retry_after.named_s(told.message, now=now)
+        wait_s = retry_after.named_s(report.message, now=now)
     param = error.get("param")
-    return _told_to_client(
-        cause_of(told),
-        told,
-        said=said or "The upstream gave an error without a message.",
-        why=said.strip().rstrip(".") or "no reason given",
-        code=None if error.get("code") is None else told.code,
+    return _client_error(
+        cause_of(report),
+        report,
+        text=text or "The upstream gave an error without a message.",
+        why=text.strip().rstrip(".") or "no reason given",
+        code=None if error.get("code") is None else report.code,
         param=param if isinstance(param, str) else None,
         account=account,
         wait_s=wait_s,
@@ -291,11 +293,11 @@ def _bare(
         phrase = f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
         phrase = str(status)
-    told = ErrorReport(family, status, page=body[: 2 * _READ_CHARS].decode(errors="replace"))
-    return _told_to_client(
-        cause_of(told),
-        told,
-        said=f"The upstream of account '{account}' answered HTTP {phrase} with {what}.",
+    report = ErrorReport(family, status, page=body[: 2 * _READ_CHARS].decode(errors="replace"))
+    return _client_error(
+        cause_of(report),
+        report,
+        text=f"The upstream of account '{account}' answered HTTP {phrase} with {what}.",
         why=f"HTTP {phrase} with {what}",
         code=f"upstream_http_{status}",
         param=None,
@@ -304,32 +306,32 @@ def _bare(
     )
 
 
-def _told_to_client(
+def _client_error(
     cause: Cause,
-    told: ErrorReport,
+    report: ErrorReport,
     *,
-    said: str,
+    text: str,
     why: str,
     code: str | None,
     param: str | None,
     account: str,
     wait_s: float | None,
 ) -> UpstreamError:
-    status = cause.status_for(told.status)
-    message = said
-    if cause.says != "{said}":
-        message = cause.says.format(said=_sentence(said), why=why, account=account)
+    status = cause.status_for(report.status)
+    message = text
+    if cause.template != "{message}":
+        message = cause.template.format(message=_sentence(text), why=why, account=account)
     client_wait_s = cause.retry_after_s if wait_s is None else wait_s
     return UpstreamError(
         _masked(message),
         status=status,
-        type=cause.type or _masked(told.type) or _TYPES.get(status, "server_error"),
+        type=cause.type or _masked(report.type) or _TYPES.get(status, "server_error"),
         code=cause.code or (None if code is None else _masked(code)),
         param=None if (param or cause.param) is None else _masked(param or cause.param or ""),
         retry_after_s=None if cause.should_retry is False else client_wait_s,
         should_retry=cause.should_retry,
         failure=cause.failure(wait_s),
-        upstream_message=_masked(told.message or why),
+        upstream_message=_masked(report.message or why),
     )
 
 

@@ -1,7 +1,7 @@
-"""By what signs a cause is recognised in an upstream's answer.
+"""Recognises the cause of a failure in an upstream's answer, by one table of patterns.
 
-One table, to be read from the top: the first row whose signs are all there counts, and the last one
-matches everything. Pure data.
+It is read from the top: the first row whose patterns all match counts, and the last one matches
+everything. Pure data.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from qwen_wsgi.upstream.failures.causes import CAUSES, Cause
 
 @dataclass(frozen=True, slots=True)
 class ErrorReport:
-    """What an upstream's answer tells, as far as the signs look at it.
+    """An upstream's error, as far as the patterns look at it.
 
     Attributes:
-        status: None where none was told (an error inside a 200).
+        status: None where there is none (an error inside a 200).
         code, type, message: of the error object; empty where there is none.
         page: a body that is no error object.
     """
@@ -35,7 +35,7 @@ class ErrorReport:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """Signs of a cause; all that are given must be there.
+    """Patterns of a cause; all that are given must match.
 
     Attributes:
         families: what kind of host answered.
@@ -54,20 +54,20 @@ class Pattern:
     page: re.Pattern[str] | None = None
     bare: bool | None = None
 
-    def matches(self, told: ErrorReport) -> bool:
-        """Whether an answer has all these signs."""
+    def matches(self, report: ErrorReport) -> bool:
+        """Whether an error has all that this row asks for."""
         return (
-            (self.families is None or told.family in self.families)
-            and (self.statuses is None or told.status in self.statuses)
-            and (self.bare is None or self.bare == (told.page is not None))
-            and (self.codes is None or self._has_code(told))
-            and (self.text is None or self.text.search(told.message) is not None)
-            and (self.page is None or self.page.search(told.page or "") is not None)
+            (self.families is None or report.family in self.families)
+            and (self.statuses is None or report.status in self.statuses)
+            and (self.bare is None or self.bare == (report.page is not None))
+            and (self.codes is None or self._has_code(report))
+            and (self.text is None or self.text.search(report.message) is not None)
+            and (self.page is None or self.page.search(report.page or "") is not None)
         )
 
-    def _has_code(self, told: ErrorReport) -> bool:
+    def _has_code(self, report: ErrorReport) -> bool:
         assert self.codes is not None
-        return any(self.codes.fullmatch(word) for word in (told.code, told.type) if word)
+        return any(self.codes.fullmatch(word) for word in (report.code, report.type) if word)
 
 
 def _row(
@@ -229,7 +229,7 @@ ROWS: Final[tuple[Pattern, ...]] = (
     ),
     # Told in a stream without a code.
     _row("rate_limited", statuses=frozenset({None}), text=r"\btoo many requests\b"),
-    # --- who is let in ------------------------------------------------------------------------
+    # --- credentials ---------------------------------------------------------------------------
     # [D] The last one comes inside a 200.
     _row(
         "workspace_refused",
@@ -267,7 +267,7 @@ ROWS: Final[tuple[Pattern, ...]] = (
         r"|\bmodel [`'\"\[]?[^\s`'\"\]]{1,100}[`'\"\]]?,? (?:does not exist|is not supported"
         r"|(?:is |was )?not found)",
     ),
-    # [D] AccessDenied is also said of a call of the wrong kind, which is a fault of the request.
+    # [D] AccessDenied also answers a call of the wrong kind, which is a fault of the request.
     _row("bad_request", text=r"does not support (?:a?synchronous|http) calls?"),
     _row(
         "model_denied",
@@ -329,6 +329,6 @@ ROWS: Final[tuple[Pattern, ...]] = (
 )
 
 
-def cause_of(told: ErrorReport) -> Cause:
+def cause_of(report: ErrorReport) -> Cause:
     """The cause that an answer tells of; the last row matches everything."""
-    return CAUSES[next(row.cause for row in ROWS if row.matches(told))]
+    return CAUSES[next(row.cause for row in ROWS if row.matches(report))]

@@ -1,6 +1,6 @@
 """Times that upstreams name: for how long to wait, from headers and from the text of an error.
 
-Pure: who wants a time of day counted from now passes it in, as seconds since 1970.
+Pure: the current time is an argument, in seconds since 1970.
 """
 
 from __future__ import annotations

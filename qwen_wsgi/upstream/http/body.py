@@ -2,7 +2,7 @@
 
 `requests` can hand on a body only in pieces of a fixed size, or chunk by chunk with a parse each,
 and after a read timeout the response is dead. This reader takes what one `recv` gives, undoes the
-chunked coding itself, and can be asked again after a timeout: that is what makes one write per
+chunked coding itself, and can be read again after a timeout: that is what makes one write per
 read, keep-alives and idle timeouts possible without a second greenlet.
 """
 
@@ -45,7 +45,7 @@ class BodyBroken(Exception):
 
 
 class ReadTimeout(Exception):
-    """Nothing arrived in time. The reader may be asked again."""
+    """Nothing arrived in time; the reader may be read again."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -92,7 +92,7 @@ class ChunkedDecoder:
         self.ended = False
 
     def feed(self, data: bytes) -> bytes:
-        """The payload in `data`. Bytes after the end are dropped: nothing was asked for them.
+        """The payload in `data`. Bytes after the end are dropped: they answer no request.
 
         Raises:
             BodyBroken: this is not chunked coding.

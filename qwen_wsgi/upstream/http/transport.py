@@ -201,7 +201,7 @@ class Transport:
             ) from error
 
     def _route(self, url: str) -> tuple[dict[str, str], bool | str]:
-        """Proxies and CA bundle for a host, by the usual environment variables; asked once each."""
+        """Proxies and CA bundle for a host, by the usual environment variables; cached."""
         origin = _origin(url)
         route = self._routes.get(origin)
         if route is None:

@@ -78,7 +78,7 @@ def conversation_key(body: JsonObject, environ: Mapping[str, Any], *, client: st
     """A short name for the call's conversation, different for each client key."""
     named = _named(body, environ)
     if named is not None:
-        return key_of("told", client, named)
+        return key_of("named", client, named)
     return key_of("begins", client, *_beginning(body.get("messages")))
 
 

@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 #: A list is a small answer; a host that needs longer is as good as one without a list.
 _TIMEOUT_S: Final = 8.0
 
-#: After a failure the host is left alone for this long.
+#: After a failure the host is not asked again for this long.
 _RETRY_S: Final = 60.0
 
 #: A call never fetches a list that is younger than this, whatever MODEL_CACHE_DURATION says: a
-#: model that nobody knows must not cost one upstream request each time it is asked for.
+#: model that no list has must not cost one upstream request for each call that names it.
 _CALL_MIN_AGE_S: Final = 60.0
 
 
@@ -43,7 +43,7 @@ class Listing:
 
     Attributes:
         models: OpenAI model objects by id.
-        live: the host itself told them; then a model that is missing does not exist there.
+        live: the host itself listed them; then a model that is missing does not exist there.
         error: why there is no live list, in words, or "".
     """
 
@@ -54,7 +54,7 @@ class Listing:
 
 @dataclass
 class _Cached:
-    """One account's list and when it was asked for; guarded by its own lock."""
+    """One account's list and when it was fetched; guarded by its own lock."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     live: dict[str, dict[str, Any]] | None = None
@@ -91,7 +91,7 @@ class Catalogue:
         """The union over all accounts, for `GET /v1/models`; the first account's entry counts.
 
         Args:
-            refresh: ask the hosts now, unless they were asked within this second.
+            refresh: fetch the lists now, unless they are younger than a second.
         """
         max_age_s = _REFRESH_MIN_AGE_S if refresh else self._max_age_s
         union: dict[str, dict[str, Any]] = {}
@@ -177,7 +177,7 @@ def _parse(status: int, body: bytes) -> dict[str, dict[str, Any]]:
 def _listing(account: Account, cached: _Cached) -> Listing:
     """Settings' models first, then the live list or, without one, the built-in list.
 
-    Made once for each change: it is asked for on every call, and a host may list 165 models.
+    Made once for each change: every call needs it, and a host may list 165 models.
     """
     made = cached.made
     if (
@@ -206,14 +206,14 @@ def _listing(account: Account, cached: _Cached) -> Listing:
 
 
 def _entry(
-    account: Account, id: str, told: Mapping[str, Any], known: Mapping[str, Any]
+    account: Account, id: str, listed: Mapping[str, Any], known: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """One OpenAI model object: what the host told, then what is known of the model."""
+    """One OpenAI model object: what the host lists, then what is known of the model."""
     entry: dict[str, Any] = {
         "id": id,
         "object": "model",
-        "created": told.get("created") or model_profiles.AS_OF_EPOCH,
-        "owned_by": told.get("owned_by") or account.name,
+        "created": listed.get("created") or model_profiles.AS_OF_EPOCH,
+        "owned_by": listed.get("owned_by") or account.name,
     }
     facts = model_profiles.facts_of(id)
     if facts is not None:
@@ -225,18 +225,18 @@ def _entry(
     # What the operator wrote into the settings counts more than what is known in general.
     own = ("id", "object")
     entry.update({k: v for k, v in known.items() if k not in (*own, "created", "owned_by")})
-    entry.update({k: v for k, v in told.items() if v is not None and k not in own})
+    entry.update({k: v for k, v in listed.items() if v is not None and k not in own})
     return entry
 
 
 def _from_settings(account: Account, model: ProviderModel) -> dict[str, Any]:
-    told: dict[str, Any] = {}
+    listed: dict[str, Any] = {}
     if model.name:
-        told["name"] = model.name
+        listed["name"] = model.name
     if model.description:
-        told["description"] = model.description
+        listed["description"] = model.description
     if model.context_length:
-        told["context_length"] = model.context_length
+        listed["context_length"] = model.context_length
     if model.modalities:
-        told["input_modalities"] = list(model.modalities)
-    return _entry(account, model.id, told, {})
+        listed["input_modalities"] = list(model.modalities)
+    return _entry(account, model.id, listed, {})

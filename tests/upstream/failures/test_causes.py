@@ -689,7 +689,7 @@ class TestCauses:
         assert cause.meaning and not cause.meaning.endswith(".")
         assert 400 <= cause.status < 600 and cause.status != 401
         assert cause.remedy == "" or cause.remedy.endswith(".")
-        assert cause.says.format(said="Said.", why="why", account="a").endswith((".", "!"))
+        assert cause.template.format(message="Said.", why="why", account="a").endswith((".", "!"))
         if cause.scope is Scope.REQUEST:
             assert cause.wait_s is None
         if cause.scope is Scope.UPSTREAM:
@@ -711,8 +711,8 @@ class TestCauses:
         assert len(refused) == 6
         for cause in refused:
             assert (cause.status, cause.should_retry, cause.scope) == (502, False, Scope.ACCOUNT)
-            assert "Your own key is fine" in cause.says
-            assert "the operator of this proxy" in cause.says
+            assert "Your own key is fine" in cause.template
+            assert "the operator of this proxy" in cause.template
 
     def test_a_status_is_passed_on_only_where_it_means_the_same(self) -> None:
         bad, internal = CAUSES["bad_request"], CAUSES["internal_error"]
