@@ -41,6 +41,21 @@ _ALLOCATOR: Final = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the value is the exit status."""
+    try:
+        try:
+            return _run(argv)
+        finally:
+            if sys.stdout is not None:
+                # Not when Python exits, which would complain of a closed pipe.
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # `qwen-proxy models | head`: nobody reads on.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     # Until logs are configured, what goes wrong is told by the command's one line and not twice.
     logging.getLogger("qwen_wsgi").addHandler(logging.NullHandler())
@@ -51,11 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"qwen-proxy: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION
-    except BrokenPipeError:
-        # `qwen-proxy models | head`: nobody reads on. Python would complain while it exits.
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         return 130
 
