@@ -28,6 +28,21 @@ Command = Callable[[Settings, argparse.Namespace], int]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
+    try:
+        try:
+            return _run(argv)
+        finally:
+            if sys.stdout is not None:
+                # Here and not at exit, where Python would complain of a closed pipe.
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # `qwen-proxy models | head`: the reader has gone.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     # Until logs are configured, the command's own line reports a failure, not the log as well.
     logging.getLogger("qwen_wsgi").addHandler(logging.NullHandler())
@@ -38,11 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"qwen-proxy: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION
-    except BrokenPipeError:
-        # `qwen-proxy models | head`: the reader has gone. Python would complain at exit.
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         return 130
 

@@ -91,7 +91,7 @@ def test_other_exceptions_of_finalizers_are_shown_as_before(
 
 
 def test_every_command_ends_with_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wait(*_: object) -> int:
+    def wait(*_: object, **__: object) -> int:
         press_ctrl_c_in_a_finalizer()
         time.sleep(20)
         return 0

@@ -274,9 +274,18 @@ def test_models_are_listed_in_the_order_of_the_accounts(run: Any) -> None:
     assert out == "first\nsecond\n"
 
 
-def test_models_may_be_piped_to_somebody_who_stops_reading() -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    # More than a pipe's buffer, less, and what argparse prints.
+    [("settings", "--json"), ("status",), ("clients",), ("--version",), ("clients", "--help")],
+    ids=" ".join,
+)
+def test_a_command_may_be_piped_to_somebody_who_stops_reading(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     process = subprocess.Popen(
-        [sys.executable, "-m", "qwen_wsgi.cli", "settings", "--json"],
+        [sys.executable, "-m", "qwen_wsgi.cli", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
