@@ -218,7 +218,33 @@ ROOMS: dict[str, list[list[str]]] = {
         ["oauth", "credential"],
         ["files", "locks", "token"],
     ],
+    "upstream": [
+        ["executor"],
+        ["retry", "chat_attempt"],
+        ["client", "relay"],
+        ["open_stream", "adapt"],
+        ["routing"],
+        ["http"],
+        ["failures"],
+    ],
 }
+
+#: Rooms with more files than the others: one per family of endpoints; one per group of checks; one
+#: per part of the fake upstream.
+LARGE_ROOMS = {"api": 15, "doctor": 20, "sandbox": 22}
+MOST_FILES = 12
+
+
+def test_a_room_has_about_ten_files() -> None:
+    counts: dict[str, int] = {}
+    for path in SOURCES:
+        if not path.name.startswith("__"):
+            room = str(path.parent.relative_to(PACKAGE))
+            counts[room] = counts.get(room, 0) + 1
+    # The top floor is one more than a room: it has what all rooms use.
+    del counts["."]
+
+    assert {r: n for r, n in counts.items() if n > LARGE_ROOMS.get(r, MOST_FILES)} == {}
 
 
 def room_of(name: str) -> str:
@@ -299,11 +325,11 @@ PLACES = {
     "flask": ("qwen_wsgi/api/", "qwen_wsgi/app.py"),
     "werkzeug": ("qwen_wsgi/api/", "qwen_wsgi/app.py"),
     "requests": (
-        "qwen_wsgi/upstream/",
+        "qwen_wsgi/upstream/http/",
         "qwen_wsgi/credentials/oauth/token_endpoint.py",
         "qwen_wsgi/credentials/oauth/wire.py",
     ),
-    "urllib3": ("qwen_wsgi/upstream/", "qwen_wsgi/credentials/oauth/wire.py"),
+    "urllib3": ("qwen_wsgi/upstream/http/", "qwen_wsgi/credentials/oauth/wire.py"),
     "gevent": ("qwen_wsgi/greenlets.py", "qwen_wsgi/server.py"),
     "msgspec": ("qwen_wsgi/protocol/json_object.py",),
     "segno": ("qwen_wsgi/cli/login.py",),

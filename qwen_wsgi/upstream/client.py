@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-import requests
-
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.account import Account
@@ -22,6 +20,7 @@ from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
 from qwen_wsgi.upstream.http.transport import (
     ANSWER_BYTES,
     ERROR_BODY_BYTES,
+    Response,
     Transport,
     read_all,
 )
@@ -121,7 +120,7 @@ class UpstreamClient:
 
     def _post(
         self, account: Account, path: str, body: bytes, headers: Mapping[str, str]
-    ) -> requests.Response:
+    ) -> Response:
         """Send; a response is returned only with status 200.
 
         Raises:
@@ -152,7 +151,7 @@ class UpstreamClient:
 
     def _send(
         self, token: AccessToken, path: str, body: bytes, headers: Mapping[str, str]
-    ) -> requests.Response:
+    ) -> Response:
         return self._transport.post(
             token,
             path,
@@ -161,7 +160,7 @@ class UpstreamClient:
             read_timeout_s=self._settings.first_byte_timeout_s,
         )
 
-    def _error_body(self, response: requests.Response) -> bytes:
+    def _error_body(self, response: Response) -> bytes:
         """The body of a refusal, as far as it comes."""
         reader = BodyReader(response)
         try:
@@ -181,9 +180,7 @@ class UpstreamClient:
         error.frame = chunks.frame
         return error
 
-    def _unstreamed(
-        self, account: Account, stream: OpenStream, response: requests.Response
-    ) -> bytes:
+    def _unstreamed(self, account: Account, stream: OpenStream, response: Response) -> bytes:
         """The events of an upstream that answered a stream request with a whole completion."""
         assert stream.reader is not None
         data = read_all(stream.reader, self._settings.idle_timeout_s, ANSWER_BYTES)
@@ -196,7 +193,7 @@ class UpstreamClient:
         return first
 
 
-def _json_answer(response: requests.Response, data: bytes, account: Account) -> dict[str, Any]:
+def _json_answer(response: Response, data: bytes, account: Account) -> dict[str, Any]:
     """The JSON object of a 200 answer.
 
     Raises:

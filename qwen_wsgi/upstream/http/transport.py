@@ -26,6 +26,9 @@ ERROR_BODY_BYTES: Final = 64 * 1024
 #: A whole JSON answer; embeddings of many rows are the longest.
 ANSWER_BYTES: Final = 64 * 1024 * 1024
 
+#: What a request is answered with; `requests` itself is known to this room alone.
+Response = requests.Response
+
 USER_AGENT: Final = f"qwen-proxy/{__version__}"
 
 
