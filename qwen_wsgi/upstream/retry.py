@@ -163,7 +163,8 @@ class Retrier:
             record.account, record.upstream_model = account.name, route.model
         attempts.count += 1
         record.attempts += 1
-        self._cooldowns.begin_probe(self._pool.keys(account).host)
+        if not self._cooldowns.is_clear:
+            self._cooldowns.begin_probe(self._pool.keys(account).host)
         return slot
 
     def _failed(self, error: ApiError, route: Route, attempts: _Attempts) -> None:
@@ -231,12 +232,14 @@ class Retrier:
             )
 
     def _succeeded(self, plan: Plan, route: Route) -> None:
-        keys, cooldowns = self._pool.keys(route.account), self._cooldowns
-        if not cooldowns.is_clear:
-            for key in (keys.payer, keys.of_model(route.model), keys.host):
-                cooldowns.clear(key)
-        if plan.conversation is not None:
-            self._affinity.remember(plan.conversation, keys.own)
+        cooldowns, conversation = self._cooldowns, plan.conversation
+        if conversation is None and cooldowns.is_clear:
+            return  # as mostly
+        keys = self._pool.keys(route.account)
+        for key in (keys.payer, keys.of_model(route.model), keys.host):
+            cooldowns.clear(key)
+        if conversation is not None:
+            self._affinity.remember(conversation, keys.own)
 
     def _cooling_down(self, plan: Plan, candidate: Candidate) -> ApiError:
         """The error where every account cools down for longer than the call may wait."""

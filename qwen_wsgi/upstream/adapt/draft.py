@@ -63,7 +63,7 @@ class Adapted:
     legacy_functions: bool = False
 
 
-_UNCHANGED: Final = Adapted(MappingProxyType({}), frozenset(), ())
+UNCHANGED: Final = Adapted(MappingProxyType({}), frozenset(), ())
 
 
 @dataclass
@@ -175,7 +175,7 @@ class Draft:
     def finish(self) -> Adapted:
         """The changes of all rules together."""
         if not (entries := self._changes.entries):
-            return _UNCHANGED
+            return UNCHANGED
         return Adapted(
             self._values,
             frozenset(self._drop),

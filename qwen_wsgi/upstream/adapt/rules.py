@@ -6,7 +6,7 @@ from typing import Final
 
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.upstream.adapt import formats, messages, parameters, thinking, tools
-from qwen_wsgi.upstream.adapt.draft import Adapted, Draft, Options, Target
+from qwen_wsgi.upstream.adapt.draft import UNCHANGED, Adapted, Draft, Options, Target
 
 #: Rules that may switch thinking off run before `thinking.adapt` sends the switch; rules that
 #: depend on the thinking, or use notes for the prompt, run after those that decide them.
@@ -33,10 +33,12 @@ def adapt(request: ChatRequest, target: Target, options: Options, *, stream: boo
     Raises:
         BadRequest: in strict mode, if something that the client asked for would be lost.
     """
+    foreign = target.explicit or not target.family.is_qwen
+    if foreign and "qwen" not in target.model.lower():
+        return UNCHANGED
     draft = Draft(request, target, options, stream=stream)
-    if target.explicit or not target.family.is_qwen:
-        if "qwen" in target.model.lower():
-            messages.systems_first(draft)
+    if foreign:
+        messages.systems_first(draft)
         return draft.finish()
     for rule in _RULES:
         rule(draft)
