@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qwen_wsgi import __version__
+from qwen_wsgi import __version__, net
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.hosts import is_chat_model
 from qwen_wsgi.settings import UNSET, Settings
@@ -60,12 +60,12 @@ def accounts_text(accounts: Iterable[Account], problems: Sequence[str]) -> str:
 
 def base_url(settings: Settings) -> str:
     """The base URL for clients on this machine, from the settings."""
-    if settings.bind_address.startswith("unix:"):
+    address = net.parse(settings.bind_address)
+    if address.path:
         return "http://localhost/v1"
-    host, _, port = settings.bind_address.rpartition(":")
-    if host in ("0.0.0.0", "[::]", ""):
-        host = "127.0.0.1"
-    return f"http://{host}:{port}/v1"
+    if address.here != address.host:  # every interface, where IPv4 is understood by more clients
+        address = address._replace(host="127.0.0.1")
+    return f"http://{address}/v1"
 
 
 def curl(settings: Settings, model: str) -> str:
@@ -78,8 +78,8 @@ def curl(settings: Settings, model: str) -> str:
         }
     )
     socket = ""
-    if settings.bind_address.startswith("unix:"):
-        socket = f"--unix-socket {settings.bind_address.removeprefix('unix:')} "
+    if path := net.parse(settings.bind_address).path:
+        socket = f"--unix-socket {path} "
     key = "-H 'Authorization: Bearer YOUR_CLIENT_KEY' " if settings.all_client_keys else ""
     return (
         f"curl -N {socket}{base_url(settings)}/chat/completions {key}"

@@ -156,6 +156,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "cli": {
         "",
+        "net",
         "services",
         "text",
         "clients",

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Final, NoReturn
 
+from qwen_wsgi import net
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import SettingsError
@@ -54,26 +55,32 @@ def check_bind(settings: Settings) -> None:
     Raises:
         SettingsError: the address cannot be listened on.
     """
-    address = settings.bind_address
-    if address.startswith("unix:"):
-        directory = Path(address.removeprefix("unix:")).parent
+    try:
+        address = net.parse(settings.bind_address)
+    except ValueError as error:
+        raise _cannot_listen(settings, error) from None
+    if address.path:
+        directory = Path(address.path).parent
         if not os.access(directory, os.W_OK):
             raise SettingsError(
                 f"cannot create the socket {address}: {directory} is missing or not writable; "
                 "create it, or change QWEN_PROXY_BIND"
             )
         return
-    host, _, port = address.rpartition(":")
     try:
         addresses = socket.getaddrinfo(
-            host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         family, kind, proto, _, where = addresses[0]
         with socket.socket(family, kind, proto) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"cannot listen on {address}: {_bind_reason(error)}") from None
+    except (OSError, OverflowError) as error:
+        raise _cannot_listen(settings, error) from None
+
+
+def _cannot_listen(settings: Settings, error: Exception) -> SettingsError:
+    return SettingsError(f"cannot listen on {settings.bind_address}: {_bind_reason(error)}")
 
 
 def _bind_reason(error: Exception) -> str:

@@ -32,7 +32,7 @@ class Application:
     def __init__(self) -> None:
         services: Any = SimpleNamespace(
             settings=settings.load(),
-            book=SimpleNamespace(accounts=lambda: []),
+            pool=SimpleNamespace(accounts=lambda: []),
             catalogue=SimpleNamespace(models=lambda: []),
             discovery=SimpleNamespace(problems=lambda: []),
             admission=SimpleNamespace(draining=False),
