@@ -55,6 +55,11 @@ class CallRecord:
     upstream_request_id: str = ""
     quiet: bool = False
 
+    @property
+    def completion_id(self) -> str:
+        """The id of the answer where the upstream gives none, and of chunks that come before it."""
+        return "chatcmpl-" + self.request_id
+
     def fail(self, error: BaseException) -> None:
         """Record why the call failed."""
         if isinstance(error, ApiError):

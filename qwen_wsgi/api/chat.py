@@ -22,7 +22,7 @@ def create() -> Response:
     if not request.stream:
         return http.json_bytes(executor.complete(chat, plan).body)
     encoder = ChatEncoder(
-        id="chatcmpl-" + call.record.request_id,
+        id=call.record.completion_id,
         model=plan.model,
         created=int(call.services.clock.now()),
     )

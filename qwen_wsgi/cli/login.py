@@ -10,7 +10,6 @@ import datetime
 import io
 import json
 import os
-import time
 import webbrowser
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,7 +18,7 @@ from typing import Any, Final, Protocol, TextIO
 
 import segno
 
-from qwen_wsgi.clock import Clock, SystemClock
+from qwen_wsgi.clock import Clock, SystemClock, sleep
 from qwen_wsgi.credentials.files import durable
 from qwen_wsgi.credentials.files.login_store import LoginPaths
 from qwen_wsgi.credentials.locks.proxy_lock import ProxyLock
@@ -96,7 +95,7 @@ def run(
     out: TextIO,
     err: TextIO,
     clock: Clock | None = None,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], None] = sleep,
     open_browser: Callable[[str], bool] = webbrowser.open,
 ) -> int:
     """Log in, save the login, and return the exit status.

@@ -93,7 +93,7 @@ class ChatAttempt:
         finally:
             stream.close()
         value = completion.render(
-            id="chatcmpl-" + (call.record.upstream_request_id or "0"),
+            id=call.record.completion_id,
             model=call.request.model or route.model,
             created=int(self._clock.now()),
         )
