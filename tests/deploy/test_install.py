@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen_wsgi import RELEASE
 from tests.kit.servers import REPO
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(240)]
@@ -62,6 +63,15 @@ class Installation:
         }
 
 
+def commit(checkout: Path) -> None:
+    """Make it a repository with one commit, where git is installed."""
+    if shutil.which("git") is None:
+        return
+    names = ("-c", "user.name=A Test", "-c", "user.email=test@example.invalid")
+    for command in (("init",), ("add", "--all"), ("commit", "--message", "All")):
+        subprocess.run(["git", *names, *command], cwd=checkout, check=True, capture_output=True)
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Installation, str]]:
     """After the first `make install`; and what that printed."""
@@ -70,8 +80,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Instal
     checkout.mkdir()
     for name in ("qwen_wsgi", "install", "systemd", "nginx"):
         shutil.copytree(REPO / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Makefile", "setup.cfg", "pyproject.toml", "gunicorn.conf.py", "wsgi.py"):
+    for name in ("Makefile", "setup.py", "setup.cfg", "pyproject.toml", "gunicorn.conf.py"):
         shutil.copy(REPO / name, checkout)
+    for name in ("wsgi.py", "README.md", "LICENSE", ".gitignore"):
+        shutil.copy(REPO / name, checkout)
+    commit(checkout)
     before = sorted(checkout.rglob("*"))
     installation = Installation(checkout, base / "root")
     printed = installation.make("install")
@@ -108,6 +121,17 @@ def test_the_package_is_installed_and_not_linked(system: Installation) -> None:
     assert os.access(venv / "bin/qwen-proxy", os.X_OK)
     for name in ("gunicorn.conf.py", "wsgi.py"):
         assert (venv / "share/qwen-proxy" / name).read_bytes() == (REPO / name).read_bytes()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_version_is_that_of_the_commit(system: Installation) -> None:
+    log = ["git", "rev-parse", "--short", "HEAD"]
+    hash = subprocess.run(log, cwd=system.checkout, capture_output=True, text=True).stdout.strip()
+    # Its dependencies are not installed: only what needs none.
+    code = "import qwen_wsgi; print(qwen_wsgi.__version__)"
+    python = system.at(PREFIX + "/venv/bin/python")
+    done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{RELEASE}+g{hash}\n", "")
 
 
 def test_the_unit_starts_the_program_where_it_was_put(system: Installation) -> None:

@@ -203,7 +203,12 @@ def wait() -> None:
         token = error.code
     ticker.kill()
     last = login.refresher.last
-    tell(token=token, gap_s=max(gaps), ticks=len(gaps), outcome=last and last.outcome.value)
+    tell(
+        token=token,
+        gap_s=max(gaps, default=0.0),
+        ticks=len(gaps),
+        outcome=last and last.outcome.value,
+    )
     login.refresher.drain(30)
 
 

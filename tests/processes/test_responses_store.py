@@ -107,7 +107,8 @@ def test_a_conversation_of_a_process_that_was_killed_goes_on_in_another(users: U
     first = users.start("put", "p")
     last = [*wait_for(first, 20), *killed(first)][-1]
 
-    history = store_at(users.directory).history("a", last)
+    with closing(store_at(users.directory)) as store:
+        history = store.history("a", last)
 
     count = int(last.removeprefix("p-")) + 1
     assert [item["id"] for item in history if "id" in item] == [f"p-{i}" for i in range(count)]
