@@ -24,8 +24,8 @@ _RULES: Final = (
 def adapt(request: ChatRequest, target: Target, options: Options, *, stream: bool) -> Adapted:
     """Return the changes that this target needs; the request's own values are never modified.
 
-    A host that is not Qwen's, or that the operator configured by its URL, gets what the client
-    sent, except that system messages move to the front if the model is a Qwen.
+    A host that is not Qwen's gets what the client sent, except that system messages move to the
+    front if the model is a Qwen.
 
     Args:
         stream: whether the upstream will be asked for a stream.
@@ -34,7 +34,7 @@ def adapt(request: ChatRequest, target: Target, options: Options, *, stream: boo
         BadRequest: in strict mode, if something that the client asked for would be lost.
     """
     draft = Draft(request, target, options, stream=stream)
-    if target.explicit or not target.family.is_qwen:
+    if not target.family.is_qwen:
         if "qwen" in target.model.lower():
             messages.systems_first(draft)
         return draft.finish()
