@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -28,25 +29,78 @@ class Family(enum.Enum):
         return self is not Family.OTHER
 
 
+#: Domains of Alibaba's gateways; below them are hosts of regions, workspaces, batches, trials and
+#: plans. The last two are Qwen Cloud and its Chinese twin, since September 2026.
+_DOMAINS: Final = (
+    "dashscope.aliyuncs.com",
+    "dashscope-intl.aliyuncs.com",
+    "dashscope-us.aliyuncs.com",
+    "maas.aliyuncs.com",
+    "maas.qwencloudapi.com",
+    "maas.qianwenaiapi.com",
+)
+#: Below these every host is a gateway, but they are none themselves.
+_INTERNAL: Final = (".alibaba-inc.com", ".aliyun-inc.com")
+
+#: The first label of a plan's host; the others of these domains are pay as you go.
+_PLAN_LABELS: Final = {
+    "coding": Family.CODING_PLAN,
+    "coding-intl": Family.CODING_PLAN,
+    "token-plan": Family.TOKEN_PLAN,
+}
+
+#: Paths under which the same hosts speak other protocols than OpenAI's, e.g. in the settings of the
+#: `dashscope` package, which share a variable's name with ours.
+_OTHER_PATHS: Final = frozenset({"", "/api/v1", "/apps/anthropic", "/compatible-mode"})
+
+
 def family_of(base_url: str) -> Family:
     """The family of a base URL's host (Model Studio's "Base URL overview", 2026-10)."""
     host = (urlsplit(base_url).hostname or "").lower()
-    if host.startswith(("coding.", "coding-intl.")) and host.endswith(".aliyuncs.com"):
-        return Family.CODING_PLAN
-    if host.startswith("token-plan.") and host.endswith(".maas.aliyuncs.com"):
-        return Family.TOKEN_PLAN
     if host == "portal.qwen.ai":
         return Family.PORTAL
-    if host.endswith((".maas.aliyuncs.com", ".alibaba-inc.com", ".aliyun-inc.com")) or any(
-        host == name or host.endswith("." + name)
-        for name in (
-            "dashscope.aliyuncs.com",
-            "dashscope-intl.aliyuncs.com",
-            "dashscope-us.aliyuncs.com",
-        )
-    ):
+    if host.endswith(_INTERNAL):
         return Family.DASHSCOPE
+    if any(host == domain or host.endswith("." + domain) for domain in _DOMAINS):
+        return _PLAN_LABELS.get(host.partition(".")[0], Family.DASHSCOPE)
     return Family.OTHER
+
+
+def named_family(base_url: str, named: Mapping[str, Family]) -> Family | None:
+    """The family that the operator names for a base URL's host (QWEN_PROXY_HOST_FAMILIES), if any.
+
+    Args:
+        named: by host; `*.example.com` is every host below example.com. The closest one counts.
+    """
+    host = (urlsplit(base_url).hostname or "").lower()
+    if host in named:
+        return named[host]
+    while "." in host:
+        host = host.partition(".")[2]
+        if (found := named.get("*." + host)) is not None:
+            return found
+    return None
+
+
+def openai_base_url(base_url: str) -> str:
+    """The base URL for OpenAI's protocol at a gateway of Alibaba, given one of another protocol.
+
+    Other URLs are returned as they are: what the operator wrote is believed.
+    """
+    try:
+        parts = urlsplit(base_url)
+        family = family_of(base_url)
+    except ValueError:  # whoever uses it says what is wrong with it
+        return base_url
+    if parts.path.rstrip("/") not in _OTHER_PATHS:
+        return base_url
+    if family in (Family.DASHSCOPE, Family.TOKEN_PLAN) and not (parts.hostname or "").endswith(
+        _INTERNAL
+    ):
+        return f"{parts.scheme}://{parts.netloc}/compatible-mode/v1"
+    if family is Family.CODING_PLAN:
+        return f"{parts.scheme}://{parts.netloc}/v1"
+    return base_url
 
 
 #: Names of models on Alibaba's gateways that neither chat nor embed text: pictures, films, speech,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qwen_wsgi.errors import SettingsError
+from qwen_wsgi.hosts import Family
 from qwen_wsgi.net import Address
 from qwen_wsgi.redaction import mask
 
@@ -90,6 +91,19 @@ def _aliases(raw: str) -> tuple[tuple[str, str], ...]:
             raise ValueError("a * may only end a name")
         aliases[name] = model
     return tuple(aliases.items())
+
+
+def _host_families(raw: str) -> tuple[tuple[str, str], ...]:
+    allowed = tuple(each.value for each in Family if each is not Family.SANDBOX)
+    families = {}
+    for word in _words(raw):
+        host, equals, family = (part.strip().lower() for part in word.partition("="))
+        if not equals or not re.fullmatch(r"(\*\.)?[a-z0-9_]([a-z0-9._-]*[a-z0-9])?", host):
+            raise ValueError("must be pairs of HOST=FAMILY, the host without scheme, port and path")
+        if family not in allowed:
+            raise ValueError("the family must be one of " + ", ".join(allowed))
+        families[host] = family
+    return tuple(families.items())
 
 
 def _log_level(raw: str) -> str:
@@ -237,6 +251,14 @@ class Settings:
         default="",
         parse=_key,
         secret=True,
+    )
+    host_families: tuple[tuple[str, str], ...] = setting(
+        "QWEN_PROXY_HOST_FAMILIES",
+        "What kind of host a host is, where its name does not show it: "
+        "`gateway.example=dashscope,*.plan.example=token-plan`; or other, to send requests as "
+        "they are.",
+        default=(),
+        parse=_host_families,
     )
     upstream_stream: str = setting(
         "QWEN_PROXY_UPSTREAM_STREAM",

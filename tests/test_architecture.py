@@ -93,7 +93,7 @@ ALLOWED: dict[str, set[str]] = {
     "net": set(),
     "text": {"", "settings", "hosts", "net", "credentials"},
     "redaction": set(),
-    "settings": {"errors", "net", "redaction"},
+    "settings": {"errors", "hosts", "net", "redaction"},
     "logs": {"redaction"},
     "greenlets": {"errors"},
     "protocol": {"errors"},

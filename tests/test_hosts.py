@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_wsgi.hosts import Family, can_be_called, family_of, is_chat_model
+from qwen_wsgi.hosts import (
+    Family,
+    can_be_called,
+    family_of,
+    is_chat_model,
+    named_family,
+    openai_base_url,
+)
 from qwen_wsgi.net import is_loopback
 
 
@@ -24,6 +31,22 @@ from qwen_wsgi.net import is_loopback
         ("https://coding-intl.dashscope.aliyuncs.com/v1", Family.CODING_PLAN),
         ("https://token-plan.cn-beijing.maas.aliyuncs.com/compatible-mode/v1", Family.TOKEN_PLAN),
         ("https://token-plan.ap-southeast-1.maas.aliyuncs.com/v1", Family.TOKEN_PLAN),
+        ("https://maas.qwencloudapi.com/compatible-mode/v1", Family.DASHSCOPE),
+        ("https://maas.qianwenaiapi.com/compatible-mode/v1", Family.DASHSCOPE),
+        ("https://ws-1.ap-southeast-1.maas.qwencloudapi.com/v1", Family.DASHSCOPE),
+        ("https://token-plan.maas.qwencloudapi.com/compatible-mode/v1", Family.TOKEN_PLAN),
+        ("https://token-plan.maas.qianwenaiapi.com/compatible-mode/v1", Family.TOKEN_PLAN),
+        ("https://coding.maas.qwencloudapi.com/v1", Family.CODING_PLAN),
+        *(
+            (f"https://llm-1.{region}.maas.aliyuncs.com/compatible-mode/v1", Family.DASHSCOPE)
+            for region in (
+                "ap-southeast-1",
+                "ap-northeast-1",
+                "eu-central-1",
+                "us-east-1",
+                "cn-hongkong",
+            )
+        ),
         ("https://portal.qwen.ai/v1", Family.PORTAL),
         ("https://api.openai.com/v1", Family.OTHER),
         ("http://127.0.0.1:8000/v1", Family.OTHER),
@@ -40,11 +63,63 @@ from qwen_wsgi.net import is_loopback
         ("https://coding.evil.example/v1", Family.OTHER),
         ("https://token-plan.maas.aliyuncs.com.evil.example/v1", Family.OTHER),
         ("https://portal.qwen.ai.evil.example/v1", Family.OTHER),
+        ("https://maas.qwencloudapi.com.evil.example/v1", Family.OTHER),
+        ("https://evilmaas.qwencloudapi.com/v1", Family.OTHER),
+        ("https://www.qwencloudapi.com/v1", Family.OTHER),
         ("", Family.OTHER),
     ],
 )
 def test_the_family_of_a_base_url(url: str, expected: Family) -> None:
     assert family_of(url) is expected
+
+
+NAMED = {
+    "gateway.example": Family.DASHSCOPE,
+    "*.example": Family.TOKEN_PLAN,
+    "*.mine.example": Family.OTHER,
+}
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("Gateway.Example:8443", Family.DASHSCOPE),
+        ("other.example", Family.TOKEN_PLAN),
+        ("a.b.example", Family.TOKEN_PLAN),
+        ("a.mine.example", Family.OTHER),
+        ("example", None),
+        ("gateway.example.org", None),
+        ("dashscope.aliyuncs.com", None),
+    ],
+)
+def test_the_operator_names_the_family_of_a_host(host: str, expected: Family | None) -> None:
+    assert named_family(f"https://{host}/v1", NAMED) is expected
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://maas.qwencloudapi.com", "https://maas.qwencloudapi.com/compatible-mode/v1"),
+        (
+            "https://dashscope-intl.aliyuncs.com/api/v1/",
+            "https://dashscope-intl.aliyuncs.com/compatible-mode/v1",
+        ),
+        (
+            "https://token-plan.maas.qianwenaiapi.com/apps/anthropic",
+            "https://token-plan.maas.qianwenaiapi.com/compatible-mode/v1",
+        ),
+        (
+            "https://coding.dashscope.aliyuncs.com/apps/anthropic",
+            "https://coding.dashscope.aliyuncs.com/v1",
+        ),
+        ("https://dashscope.aliyuncs.com/v9", "https://dashscope.aliyuncs.com/v9"),
+        ("https://gateway.example/api/v1", "https://gateway.example/api/v1"),
+        ("https://x.alibaba-inc.com", "https://x.alibaba-inc.com"),
+        ("https://[::1", "https://[::1"),
+    ],
+)
+def test_a_base_url_of_another_protocol_at_alibabas_hosts(url: str, expected: str) -> None:
+    assert openai_base_url(url) == expected
 
 
 def test_every_host_but_a_strange_one_is_a_qwen_host() -> None:

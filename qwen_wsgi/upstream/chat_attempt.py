@@ -133,7 +133,6 @@ class ChatAttempt:
         target = Target(
             family=account.family,
             model=route.model,
-            explicit=account.explicit,
             search=route.search,
             thinking=route.thinking,
         )

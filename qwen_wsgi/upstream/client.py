@@ -115,7 +115,7 @@ class UpstreamClient:
         """Whether a whole answer is read as a stream: Model Studio cuts other calls at 300 s and
         returns the part as a success."""
         if self._settings.upstream_stream == "auto":
-            return account.family.is_qwen and not account.explicit
+            return account.family.is_qwen
         return self._settings.upstream_stream == "always"
 
     def _post(

@@ -49,7 +49,7 @@ def probing() -> Iterator[tuple[Sandbox, TokenProbe, NotingTransport]]:
     ("family", "explicit", "streamed"),
     [
         (Family.DASHSCOPE, False, True),
-        (Family.DASHSCOPE, True, False),
+        (Family.DASHSCOPE, True, True),
         (Family.OTHER, False, False),
     ],
 )

@@ -24,11 +24,18 @@ from qwen_wsgi.credentials.files.watched import (
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenEndpoint
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.refresh.refresher import Refresher
-from qwen_wsgi.credentials.sources import dotenv, login_files, providers, qwen_settings
+from qwen_wsgi.credentials.sources import (
+    dashscope_files,
+    dotenv,
+    login_files,
+    providers,
+    qwen_settings,
+)
 from qwen_wsgi.credentials.sources.api_keys import Keys, usable_key
 from qwen_wsgi.credentials.sources.login_files import Candidate
 from qwen_wsgi.credentials.sources.qwen_settings import QwenSettings, Variables
 from qwen_wsgi.errors import SettingsError
+from qwen_wsgi.hosts import Family, openai_base_url
 from qwen_wsgi.settings import Settings
 
 T = TypeVar("T")
@@ -43,7 +50,8 @@ class Built(NamedTuple):
     accounts: tuple[Account, ...]
     problems: tuple[str, ...]
     watched: tuple[tuple[WatchedFile[Any], Reading[Any]], ...]
-    #: Journals: a change causes a new build, a problem does not stop the server's start.
+    #: Journals, and files of other programs: a change causes a new build, a problem does not stop
+    #: the server's start.
     journals: tuple[tuple[WatchedFile[Any], Reading[Any]], ...]
     #: qwen-code's directory and when something in it was last created, renamed or removed.
     directory: tuple[str, int]
@@ -68,6 +76,7 @@ class Build:
         self._logins = logins
         self._readings: dict[Path, tuple[WatchedFile[Any], Reading[Any]]] = {}
         self._journals: list[tuple[WatchedFile[Any], Reading[Any]]] = []
+        self._host_families = {host: Family(each) for host, each in settings.host_families}
         self._accounts: list[Account] = []
         self._problems: list[str] = []
         self._duplicates: list[str] = []
@@ -81,6 +90,7 @@ class Build:
         self._add_upstream()
         self._add_environment_keys()
         self._add_settings(home, variables)
+        self._add_dashscope_files()
         self._add_logins(home)
         watched = tuple(self._readings.values())
         broken = [f"{file.shown} {r.problem}. {r.remedy}" for file, r in watched if r.problem]
@@ -104,6 +114,15 @@ class Build:
             file = self._files[path]
             self._readings[path] = (file, file.read())
         value: T | None = self._readings[path][1].value
+        return value
+
+    def _read_foreign(self, path: Path, parse: Callable[[bytes, FileIdentity], T]) -> T | None:
+        """As `_read`, for a file whose problem must not stop the server."""
+        value = self._read(path, parse)
+        file, reading = self._readings.pop(path)
+        self._journals.append((file, reading))
+        if reading.problem:
+            self._problems.append(f"{file.shown} {reading.problem}. {reading.remedy}")
         return value
 
     def _shown(self, path: Path) -> str:
@@ -194,7 +213,8 @@ class Build:
         environ = self._settings.environ
         for each in providers.PROVIDERS:
             if secret := environ.get(each.key_env, "").strip():
-                url = environ.get(each.base_url_env, "").strip() or each.base_urls[0]
+                named = environ.get(each.base_url_env, "").strip()
+                url = openai_base_url(named) if named else each.base_urls[0]
                 self._add_from_environment(each.name, each.base_url_env, url, each.key_env, secret)
 
     def _add_from_environment(
@@ -217,10 +237,39 @@ class Build:
                 url,
                 origin,
                 explicit,
-                family_for(name, "key", url, explicit=explicit),
+                self._family(name, url, explicit=explicit),
                 key,
             )
         )
+
+    def _add_dashscope_files(self) -> None:
+        """Add the key in the `dashscope` package's files, where its variable is not set."""
+        environ = self._settings.environ
+        if environ.get(dashscope_files.KEY_ENV, "").strip():
+            return
+        where = dashscope_files.paths(environ, self._settings.home)
+        config = self._read_foreign(where.config, dashscope_files.parse_config) or {}
+        key = self._read_foreign(where.key, dashscope_files.parse_key) or ""
+        found = dashscope_files.find(environ, config, key, where)
+        if found is None:
+            return
+        shown = self._shown(found.path)
+        url = self._checked_url(openai_base_url(found.base_url), f"{shown}: its")
+        if url is not None:
+            remedy = f"Correct the key in {shown}."
+            static = usable_key(found.key, url, "the API key", remedy)
+            if static.key is None:
+                self._problems.append(f"{shown}: {static.fault}. {static.remedy}")
+            self._add(
+                Account(
+                    "dashscope", "key", url, shown, False, self._family("dashscope", url), static
+                )
+            )
+
+    def _family(
+        self, name: str, url: str | None, kind: str = "key", *, explicit: bool = False
+    ) -> Family:
+        return family_for(name, kind, url, explicit=explicit, named=self._host_families)
 
     def _add_settings(self, qwen_home: Path, variables: Variables) -> None:
         qwen = self._qwen_settings(qwen_home, variables)
@@ -254,7 +303,7 @@ class Build:
         if key.key is None:
             self._problems.append(f"{origin}: {key.fault}. {key.remedy}")
         name = f"settings-{_short_name(url)}"
-        family = family_for(name, "key", url, explicit=False)
+        family = self._family(name, url)
         self._add(Account(name, "key", url, origin, False, family, key, _distinct(models)))
 
     def _hint_at_region(self, url: str, env_key: str | None, key: StaticKey) -> None:
@@ -290,7 +339,7 @@ class Build:
                 self._duplicates.append(f"{each.origin} holds {why}; it is not used.")
             else:
                 url = each.login.base_url()
-                family = family_for(each.name, "oauth", url, explicit=False)
+                family = self._family(each.name, url, "oauth")
                 self._add(Account(each.name, "oauth", url, each.origin, False, family, each.login))
 
     def _login(

@@ -3,9 +3,10 @@
 In this order of preference:
 
 1. `QWEN_UPSTREAM_BASE_URL`, an explicit OpenAI-compatible server;
-2. API keys in the environment by qwen-code's names (`providers`);
+2. API keys in the environment by the names of qwen-code and others (`providers`);
 3. qwen-code's settings files, with keys resolved as qwen-code does (`qwen_settings`);
-4. qwen-code's login `oauth_creds.json`, further ones (`oauth_creds_<name>.json`), `QWEN_CLI_AUTH`.
+4. the key in the files of the `dashscope` package (`dashscope_files`);
+5. qwen-code's login `oauth_creds.json`, further ones (`oauth_creds_<name>.json`), `QWEN_CLI_AUTH`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,23 @@
-"""The API-key providers that qwen-code knows, with its names for their keys.
+"""The API-key providers, with the names that other programs give to their keys.
 
-From the provider presets of qwen-code 0.24.4.
+From the provider presets of qwen-code 0.24.4; the names for Qwen Cloud, its Chinese twin and Model
+Studio are those of LiteLLM 1.110.2 and of public projects.
 """
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
+
+#: Hosts of the new brands; paths and keys are those of the old ones.
+_QWEN_CLOUD: Final = "https://maas.qwencloudapi.com/compatible-mode/v1"
+_QIANWEN: Final = "https://maas.qianwenaiapi.com/compatible-mode/v1"
+_QWEN_CLOUD_PLAN: Final = "https://token-plan.maas.qwencloudapi.com/compatible-mode/v1"
+_QIANWEN_PLAN: Final = "https://token-plan.maas.qianwenaiapi.com/compatible-mode/v1"
+#: The only hosts of the Coding Plan: it has none under the new domains.
+_CODING_INTL: Final = "https://coding-intl.dashscope.aliyuncs.com/v1"
+_CODING: Final = "https://coding.dashscope.aliyuncs.com/v1"
+_TOKEN_PLAN_INTL: Final = "https://token-plan.ap-southeast-1.maas.aliyuncs.com/compatible-mode/v1"
+_TOKEN_PLAN: Final = "https://token-plan.cn-beijing.maas.aliyuncs.com/compatible-mode/v1"
 
 
 class Provider(NamedTuple):
@@ -43,18 +55,56 @@ PROVIDERS: Final = (
         "coding-plan",
         "BAILIAN_CODING_PLAN_API_KEY",
         (
-            "https://coding.dashscope.aliyuncs.com/v1",
-            "https://coding-intl.dashscope.aliyuncs.com/v1",
+            _CODING,
+            _CODING_INTL,
         ),
     ),
     Provider(
         "token-plan",
         "BAILIAN_TOKEN_PLAN_API_KEY",
         (
-            "https://token-plan.cn-beijing.maas.aliyuncs.com/compatible-mode/v1",
-            "https://token-plan.ap-southeast-1.maas.aliyuncs.com/compatible-mode/v1",
+            _TOKEN_PLAN,
+            _TOKEN_PLAN_INTL,
         ),
     ),
+    Provider(
+        "modelstudio",
+        "MODELSTUDIO_API_KEY",
+        (
+            "https://dashscope-intl.aliyuncs.com/compatible-mode/v1",
+            "https://dashscope.aliyuncs.com/compatible-mode/v1",
+        ),
+    ),
+    Provider("modelstudio-coding-plan", "MODELSTUDIO_CODING_PLAN_API_KEY", (_CODING_INTL, _CODING)),
+    Provider(
+        "modelstudio-token-plan",
+        "MODELSTUDIO_TOKEN_PLAN_API_KEY",
+        (_TOKEN_PLAN_INTL, _TOKEN_PLAN),
+    ),
+    Provider("qwencloud", "QWENCLOUD_API_KEY", (_QWEN_CLOUD, _QIANWEN)),
+    Provider("qwencloud-coding-plan", "QWENCLOUD_CODING_PLAN_API_KEY", (_CODING_INTL, _CODING)),
+    Provider(
+        "qwencloud-token-plan", "QWENCLOUD_TOKEN_PLAN_API_KEY", (_QWEN_CLOUD_PLAN, _QIANWEN_PLAN)
+    ),
+    Provider("qianwen", "QIANWEN_API_KEY", (_QIANWEN, _QWEN_CLOUD)),
+    Provider("qianwen-coding-plan", "QIANWEN_CODING_PLAN_API_KEY", (_CODING, _CODING_INTL)),
+    Provider("qianwen-token-plan", "QIANWEN_TOKEN_PLAN_API_KEY", (_QIANWEN_PLAN, _QWEN_CLOUD_PLAN)),
+    Provider("qwen-ai-platform", "QWEN_AI_PLATFORM_API_KEY", (_QIANWEN, _QWEN_CLOUD)),
+    Provider(
+        "qwen-ai-platform-coding-plan",
+        "QWEN_AI_PLATFORM_CODING_PLAN_API_KEY",
+        (_CODING, _CODING_INTL),
+    ),
+    Provider(
+        "qwen-ai-platform-token-plan",
+        "QWEN_AI_PLATFORM_TOKEN_PLAN_API_KEY",
+        (_QIANWEN_PLAN, _QWEN_CLOUD_PLAN),
+    ),
+    Provider("qwen", "QWEN_API_KEY", (_QIANWEN, _QWEN_CLOUD)),
+    Provider("qwen-coding-plan", "QWEN_CODING_PLAN_API_KEY", (_CODING, _CODING_INTL)),
+    # pi and its kin: without CN it is the international host, on the older domain.
+    Provider("qwen-token-plan", "QWEN_TOKEN_PLAN_API_KEY", (_TOKEN_PLAN_INTL, _QWEN_CLOUD_PLAN)),
+    Provider("qwen-token-plan-cn", "QWEN_TOKEN_PLAN_CN_API_KEY", (_TOKEN_PLAN, _QIANWEN_PLAN)),
     Provider("deepseek", "DEEPSEEK_API_KEY", ("https://api.deepseek.com",)),
     Provider("grok", "XAI_API_KEY", ("https://api.x.ai/v1",)),
     Provider(

@@ -19,15 +19,12 @@ class Target:
 
     Attributes:
         model: the upstream's name for it.
-        explicit: the operator configured the server by its URL, so requests go to it unchanged,
-            whatever it is.
         search: the model's name has the suffix for a web search.
         thinking: the model's name switches thinking on (True) or off (False).
     """
 
     family: Family
     model: str
-    explicit: bool = False
     search: bool = False
     thinking: bool | None = None
 

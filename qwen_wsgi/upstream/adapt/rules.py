@@ -24,8 +24,8 @@ _RULES: Final = (
 def adapt(request: ChatRequest, target: Target, options: Options, *, stream: bool) -> Adapted:
     """Return the changes that this target needs; the request's own values are never modified.
 
-    A host that is not Qwen's, or that the operator configured by its URL, gets what the client
-    sent, except that system messages move to the front if the model is a Qwen.
+    A host that is not Qwen's gets what the client sent, except that system messages move to the
+    front if the model is a Qwen.
 
     Args:
         stream: whether the upstream will be asked for a stream.
@@ -33,7 +33,7 @@ def adapt(request: ChatRequest, target: Target, options: Options, *, stream: boo
     Raises:
         BadRequest: in strict mode, if something that the client asked for would be lost.
     """
-    foreign = target.explicit or not target.family.is_qwen
+    foreign = not target.family.is_qwen
     if foreign and "qwen" not in target.model.lower():
         return UNCHANGED
     draft = Draft(request, target, options, stream=stream)

@@ -15,12 +15,14 @@ from qwen_wsgi.credentials.files.journal import fingerprint
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.credentials.sources.providers import PROVIDERS
 from qwen_wsgi.errors import SettingsError
+from qwen_wsgi.hosts import Family, family_of
 from tests.fakes.clock import FakeClock
 from tests.kit.privileges import as_ordinary_user
 from tests.kit.qwen_home import Home
 
 BEIJING = "https://dashscope.aliyuncs.com/compatible-mode/v1"
 SINGAPORE = "https://dashscope-intl.aliyuncs.com/compatible-mode/v1"
+NEW_HOST = "https://maas.qwencloudapi.com/compatible-mode/v1"
 HOST = "https://models.example.test/v1"
 KEY = "sk-0123456789-0123456789"
 OTHER_KEY = "sk-9876543210-9876543210"
@@ -114,6 +116,72 @@ class TestEnvironment:
         assert (token.value, token.base_url) == (KEY, provider.base_urls[0])
         assert account.base_url == token.base_url
 
+    @pytest.mark.parametrize("provider", PROVIDERS, ids=lambda provider: provider.name)
+    def test_a_key_by_its_name_has_its_family_behind_a_gateway_too(
+        self, home: Home, provider: Any
+    ) -> None:
+        own = family_of(provider.base_urls[0])
+        if provider.name == "idealab":  # a gateway itself: its name says nothing of another one
+            own = Family.OTHER
+        gateway = {provider.base_url_env: "https://gateway.example/v1"}
+
+        account = only(home.discovery(**{provider.key_env: KEY}, **gateway))
+
+        assert account.family is own
+
+    @pytest.mark.parametrize(
+        ("name", "url"),
+        [
+            ("QWENCLOUD_API_KEY", "https://maas.qwencloudapi.com/compatible-mode/v1"),
+            ("QIANWEN_API_KEY", "https://maas.qianwenaiapi.com/compatible-mode/v1"),
+            ("QWEN_AI_PLATFORM_API_KEY", "https://maas.qianwenaiapi.com/compatible-mode/v1"),
+            ("QWEN_API_KEY", "https://maas.qianwenaiapi.com/compatible-mode/v1"),
+            ("MODELSTUDIO_API_KEY", SINGAPORE),
+            (
+                "QWENCLOUD_TOKEN_PLAN_API_KEY",
+                "https://token-plan.maas.qwencloudapi.com/compatible-mode/v1",
+            ),
+            (
+                "QIANWEN_TOKEN_PLAN_API_KEY",
+                "https://token-plan.maas.qianwenaiapi.com/compatible-mode/v1",
+            ),
+            ("QWENCLOUD_CODING_PLAN_API_KEY", "https://coding-intl.dashscope.aliyuncs.com/v1"),
+        ],
+    )
+    def test_the_names_of_other_programs(self, home: Home, name: str, url: str) -> None:
+        account = only(home.discovery(**{name: KEY}))
+
+        assert account.base_url == url
+        assert account.family.value == (
+            "token-plan" if "TOKEN" in name else "coding-plan" if "CODING" in name else "dashscope"
+        )
+
+    def test_a_base_url_of_the_native_protocol(self, home: Home) -> None:
+        """The `dashscope` package reads DASHSCOPE_BASE_URL as well, and means its own protocol."""
+        discovery = home.discovery(
+            DASHSCOPE_API_KEY=KEY, DASHSCOPE_BASE_URL="https://dashscope-intl.aliyuncs.com/api/v1"
+        )
+
+        assert only(discovery).base_url == SINGAPORE
+
+    def test_the_operator_says_what_a_host_is(self, home: Home) -> None:
+        home.openai(entry(), env={"MY_KEY": KEY})
+
+        accounts = by_name(
+            home.discovery(
+                QWEN_UPSTREAM_BASE_URL="https://gateway.example/v1",
+                DASHSCOPE_API_KEY=KEY,
+                QWEN_PROXY_HOST_FAMILIES="gateway.example=token-plan,*.example.test=dashscope,"
+                "dashscope.aliyuncs.com=other",
+            )
+        )
+
+        assert {name: account.family.value for name, account in accounts.items()} == {
+            "upstream": "token-plan",
+            "dashscope": "other",
+            "settings-models-example-test": "dashscope",
+        }
+
     def test_another_region_by_its_variable(self, home: Home) -> None:
         discovery = home.discovery(
             BAILIAN_CODING_PLAN_API_KEY=KEY,
@@ -134,6 +202,74 @@ class TestEnvironment:
         assert only(discovery).credential.status().state is TokenState.MISSING
         assert "DASHSCOPE_API_KEY has white space" in discovery.problems()[0]
         assert "Evil" not in str(discovery.problems())
+
+
+class TestFilesOfTheDashScopePackage:
+    def test_the_key_file(self, home: Home) -> None:
+        home.write(".dashscope/api_key", f"{KEY}\n")
+
+        account = only(home.discovery())
+
+        assert (account.name, account.base_url) == ("dashscope", BEIJING)
+        assert account.origin == "~/.dashscope/api_key"
+        assert account.family is Family.DASHSCOPE
+        assert account.credential.current().value == KEY
+
+    @pytest.mark.parametrize(
+        ("config", "url"),
+        [
+            ('region = "ap-southeast-1"', SINGAPORE),
+            ('region = "us-east-1"', "https://dashscope-us.aliyuncs.com/compatible-mode/v1"),
+            (
+                'workspace = "llm-1"\nregion = "eu-central-1"\ntimeout = 3.5',
+                "https://llm-1.eu-central-1.maas.aliyuncs.com/compatible-mode/v1",
+            ),
+            ('workspace = "evil.example/"', BEIJING),
+            ('base_url = "https://maas.qwencloudapi.com/api/v1"', NEW_HOST),
+        ],
+    )
+    def test_the_configuration_of_2_x(self, home: Home, config: str, url: str) -> None:
+        home.write(".dashscope/config.toml", f'api_key = "{KEY}"\n{config}\n')
+        home.write(".dashscope/api_key", OTHER_KEY)
+
+        account = only(home.discovery())
+
+        assert (account.credential.current().value, account.base_url) == (KEY, url)
+
+    def test_the_files_may_be_elsewhere(self, home: Home) -> None:
+        home.write("elsewhere/key", KEY)
+
+        account = only(
+            home.discovery(
+                DASHSCOPE_API_KEY_FILE_PATH="~/elsewhere/key", DASHSCOPE_REGION="ap-southeast-1"
+            )
+        )
+
+        assert (account.origin, account.base_url) == ("~/elsewhere/key", SINGAPORE)
+
+    def test_a_key_in_the_environment_replaces_them(self, home: Home) -> None:
+        home.write(".dashscope/api_key", OTHER_KEY)
+
+        assert only(home.discovery(DASHSCOPE_API_KEY=KEY)).credential.current().value == KEY
+
+    def test_a_change_is_seen(self, home: Home) -> None:
+        discovery = home.discovery()
+        assert discovery.accounts() == ()
+
+        home.write(".dashscope/api_key", KEY)
+        assert only(discovery).credential.current().value == KEY
+        home.write(".dashscope/api_key", OTHER_KEY)
+        assert only(discovery).credential.current().value == OTHER_KEY
+
+    def test_a_broken_file_is_told_and_stops_nothing(self, home: Home) -> None:
+        home.write(".dashscope/config.toml", "api_key = ")
+        home.write(".dashscope/api_key", KEY)
+
+        discovery = home.discovery()
+
+        discovery.check()
+        assert only(discovery).credential.current().value == KEY
+        assert discovery.problems()[0].startswith("~/.dashscope/config.toml is not TOML")
 
 
 class TestSettingsFile:

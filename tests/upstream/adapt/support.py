@@ -39,11 +39,10 @@ def target_of(
     model: str = MODEL,
     family: Family = Family.DASHSCOPE,
     *,
-    explicit: bool = False,
     search: bool = False,
     thinking: bool | None = None,
 ) -> Target:
-    return Target(family, model, explicit=explicit, search=search, thinking=thinking)
+    return Target(family, model, search=search, thinking=thinking)
 
 
 def adapted(

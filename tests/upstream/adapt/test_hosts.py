@@ -47,8 +47,8 @@ MERGED: list[Json] = [{"role": "system", "content": "Be kind.\n\nBe brief."}, US
 
 LEFT_ALONE = [
     Target(Family.OTHER, "llama-4"),
-    Target(Family.DASHSCOPE, "deepseek-v4-pro", explicit=True),
-    Target(Family.OTHER, "gpt-5", explicit=True),
+    Target(Family.OTHER, "deepseek-v4-pro"),
+    Target(Family.OTHER, "gpt-5"),
 ]
 
 
@@ -66,7 +66,7 @@ def test_a_server_that_is_no_qwen_host_gets_what_the_client_sent(target: Target)
     [
         Target(Family.OTHER, "Qwen/Qwen3.6-27B"),
         Target(Family.OTHER, "qwen3:8b"),
-        Target(Family.DASHSCOPE, MODEL, explicit=True),
+        Target(Family.OTHER, MODEL),
     ],
     ids=lambda target: target.model,
 )

@@ -147,7 +147,6 @@ TARGETS = st.builds(
     Target,
     family=FAMILIES,
     model=MODELS,
-    explicit=st.sampled_from([False, False, False, True]),
     search=st.booleans(),
     thinking=st.none() | st.booleans(),
 )
