@@ -1,4 +1,4 @@
-"""GET /v1/models and GET /v1/models/{id}, in OpenAI's form or Anthropic's."""
+"""GET /v1/models and GET /v1/models/{id}, in the form of OpenAI, Anthropic or Codex."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from qwen_wsgi.api import http, lifecycle
 from qwen_wsgi.errors import NotFound
 from qwen_wsgi.hosts import is_chat_model
 from qwen_wsgi.protocol.messages import models as anthropic
+from qwen_wsgi.protocol.responses import catalogue
 from qwen_wsgi.upstream.routing.model_names import ANTHROPIC
+from qwen_wsgi.upstream.routing.model_profiles import effort_levels
 
 blueprint = Blueprint("models", __name__)
 blueprint.before_request(lifecycle.check_caller)
@@ -20,14 +22,19 @@ blueprint.before_request(lifecycle.check_caller)
 def list_models() -> Response:
     """All models of all accounts; `?refresh=1` asks the hosts now.
 
-    A client of Anthropic's API also gets each chat model as `anthropic/<id>`.
+    A client of Anthropic's API also gets each chat model as `anthropic/<id>`; Codex, which sends
+    its `client_version`, gets the chat models in its own form as `models`.
     """
     refresh = request.args.get("refresh", "") not in ("", "0", "false")
     data = lifecycle.live().services.catalogue.models(refresh=refresh)
     if lifecycle.live().is_anthropic:
         data += [_in_namespace(entry) for entry in data if _needs_namespace(entry["id"])]
         return http.json_value(anthropic.page(data, request.args))
-    return http.json_value({"object": "list", "data": data})
+    body = {"object": "list", "data": data}
+    if "client_version" in request.args:
+        chat = (entry for entry in data if is_chat_model(entry["id"]))
+        body["models"] = catalogue.models(chat, effort_levels)
+    return http.json_value(body)
 
 
 @blueprint.get("/v1/models/<path:id>")

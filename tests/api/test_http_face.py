@@ -81,6 +81,22 @@ def test_the_models_are_listed_under_every_spelling(path: str) -> None:
     assert one["id"] == "Qwen/Qwen3-8B"
 
 
+def test_codex_gets_the_models_in_its_own_form_beside_openais() -> None:
+    """Codex 0.171: `GET <model_catalog_url>?client_version=…`, and it expects `models`."""
+    listed = [{"id": "qwen3-coder-plus"}, {"id": "text-embedding-v4"}, {"id": "qwen3.7-plus"}]
+    with in_front_of(whole(json.dumps({"data": listed}).encode())) as (app, _):
+        theirs = json.loads(app.get("/v1/models?client_version=0.171.0").data)
+        ours = json.loads(app.get("/v1/models").data)
+
+    assert {**theirs, "models": ...} == {**ours, "models": ...}
+    assert "models" not in ours
+    coder, plus = theirs["models"]
+    assert (coder["slug"], coder["context_window"]) == ("qwen3-coder-plus", 1_000_000)
+    assert coder["supported_reasoning_levels"] == []
+    assert plus["input_modalities"] == ["text", "image"]
+    assert plus["default_reasoning_level"] == "medium"
+
+
 def test_a_path_that_is_not_below_v1_is_recognised() -> None:
     with running(QWEN_PROXY_API_KEYS=KEY) as app:
         told = error_of(app.get("/v1/health"))
