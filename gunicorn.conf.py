@@ -77,7 +77,7 @@ def post_worker_init(worker: Worker) -> None:
     if (services := _server.services_of(worker)) is not None:
         services.maintenance.start()
         if worker.age == 1:
-            _server.announce(services)
+            _server.announce(worker)
 
 
 def worker_exit(server: object, worker: Worker) -> None:

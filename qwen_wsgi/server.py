@@ -170,19 +170,24 @@ def services_of(worker: Worker) -> Services | None:
     return found
 
 
-def announce(services: Services) -> None:
+def announce(worker: Worker) -> None:
     """Print the start-up banner from a thread, once the model lists are known.
 
-    Fetching them here also spares the first call that wait.
+    Fetching them here also spares the first call that wait. Nothing is printed for a worker that
+    failed before it had loaded the application.
     """
-    threading.Thread(target=_print_banner, args=(services,), daemon=True).start()
+    if (services := services_of(worker)) is not None:
+        application: Any = worker.wsgi
+        args = (services, application.endpoints())
+        threading.Thread(target=_print_banner, args=args, daemon=True).start()
 
 
-def _print_banner(services: Services) -> None:
+def _print_banner(services: Services, endpoints: list[str]) -> None:
     # Imported here, in the worker: the master loads this module, and a reload must find new code.
     from qwen_wsgi import text
 
     accounts = services.pool.accounts()
     models = services.catalogue.models()
     problems = services.discovery.problems()
-    print(text.banner(services.settings, accounts, models, problems), file=sys.stderr, flush=True)
+    banner = text.banner(services.settings, accounts, models, problems, endpoints)
+    print(banner, file=sys.stderr, flush=True)

@@ -109,6 +109,8 @@ class Services:
     responses: ResponseStore
     sandbox: SandboxHost
     maintenance: Maintenance
+    #: The worker's start, by the clock's monotonic time.
+    started_at: float
 
     def close(self) -> None:
         """Finish the token refreshes that were sent, and free the rest."""
@@ -179,6 +181,7 @@ def build_services(
         ),
         sandbox=sandbox,
         maintenance=Maintenance(discovery),
+        started_at=clock.monotonic(),
     )
 
 

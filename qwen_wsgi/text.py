@@ -98,8 +98,13 @@ def banner(
     accounts: Sequence[Account],
     models: Sequence[Mapping[str, Any]],
     problems: Sequence[str],
+    endpoints: Iterable[str] = (),
 ) -> str:
-    """Render what the first worker prints when it is ready."""
+    """Render what the first worker prints when it is ready.
+
+    Args:
+        endpoints: each as `POST /v1/responses`.
+    """
     lines = [
         "",
         f"  qwen-proxy {__version__} is ready",
@@ -125,8 +130,21 @@ def banner(
     shown = [name if name.isprintable() else repr(name) for name in names[:8]]
     more = f", … ({len(models)} in total)" if len(models) > len(shown) else ""
     lines.append(f"  models    {', '.join(shown) or 'none'}{more}")
+    label = "endpoints"
+    for methods, path in _by_path(endpoints):
+        lines.append(f"  {label:<9} {methods:<11} {path}")
+        label = ""
     lines += ["", "  Try it:", f"  {curl(settings, chat_model(models))}", ""]
     return "\n".join(lines)
+
+
+def _by_path(endpoints: Iterable[str]) -> list[tuple[str, str]]:
+    """The methods of each path: `("GET, DELETE", "/v1/responses/{id}")`."""
+    methods: dict[str, list[str]] = {}
+    for endpoint in endpoints:
+        method, _, path = endpoint.partition(" ")
+        methods.setdefault(path, []).append(method)
+    return [(", ".join(sorted(found, reverse=True)), path) for path, found in methods.items()]
 
 
 def _clients(settings: Settings) -> str:

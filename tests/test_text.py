@@ -51,7 +51,8 @@ def models(*ids: str) -> list[dict[str, Any]]:
 def banner(*accounts: Account, listed: list[dict[str, Any]] | None = None, **environ: Any) -> str:
     problems = ("~/.qwen/settings.json is broken.",)
     listed = models("m1") if listed is None else listed
-    return report.banner(settings_of(**environ), accounts, listed, problems)
+    endpoints = ["POST /v1/responses", "DELETE /v1/responses/{id}", "GET /v1/responses/{id}"]
+    return report.banner(settings_of(**environ), accounts, listed, problems, endpoints)
 
 
 def test_the_banner_has_all_that_a_newcomer_needs() -> None:
@@ -67,6 +68,9 @@ def test_the_banner_has_all_that_a_newcomer_needs() -> None:
     assert "note      ~/.qwen/settings.json is broken." in text
     assert "text-embedding-v4, qwen3.7-plus" in text
     assert "SANDBOX" not in text
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "endpoints POST /v1/responses" in lines
+    assert "GET, DELETE /v1/responses/{id}" in lines
     (line,) = [line for line in text.splitlines() if "curl" in line]
     command = shlex.split(line)
     assert command[:3] == ["curl", "-N", "http://127.0.0.1:8080/v1/chat/completions"]

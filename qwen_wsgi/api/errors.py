@@ -8,6 +8,7 @@ from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from qwen_wsgi.api import http, lifecycle, messages
+from qwen_wsgi.api.flask_app import ROUTE_PATH
 from qwen_wsgi.errors import ApiError, InternalError, NotFound
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ def _api_error(error: ApiError) -> Response:
 def _http_error(error: HTTPException) -> Response:
     """Unknown routes and methods, and what Flask itself finds wrong with a request."""
     if isinstance(error, MethodNotAllowed):
+        if _is_websocket():
+            return _api_error(_no_websocket())
         response = _api_error(
             ApiError(
                 f"Not allowed to {request.method} on {request.path}.",
@@ -52,16 +55,32 @@ def _http_error(error: HTTPException) -> Response:
     return _api_error(ApiError(error.description or error.name, status=status, type=kind))
 
 
+def _is_websocket() -> bool:
+    """Whether the request begins a WebSocket. nginx takes `Upgrade` out, but not the key."""
+    return (
+        "HTTP_SEC_WEBSOCKET_KEY" in request.environ
+        or request.environ.get("HTTP_UPGRADE", "").lower() == "websocket"
+    )
+
+
+def _no_websocket() -> ApiError:
+    """Codex 0.171 tries a WebSocket first. Upon 426 it uses HTTP at once; upon 404, 405 or 501 it
+    tries seven times, which takes 6 to 8 seconds, and warns; upon 400 the turn fails (measured)."""
+    return ApiError(
+        "WebSockets are not supported here. Send the request by HTTP POST instead.",
+        status=426,
+        type="invalid_request_error",
+        code="websocket_not_supported",
+        should_retry=False,
+    )
+
+
 def _suggestion() -> str:
-    """What the caller of an unknown URL may have meant: base URLs with and without `/v1` are easily
-    mixed up."""
+    """What the caller of an unknown URL may have meant."""
     routes = current_app.url_map.bind("")
-    for path in ("/v1" + request.path, request.path.removeprefix("/v1")):
-        if len(path) > 1 and routes.test(path, request.method):
-            return (
-                f"Did you mean {path}? OpenAI's clients want the address of this server + /v1 as "
-                "their base URL, Anthropic's the address alone."
-            )
+    path = request.environ[ROUTE_PATH].removeprefix("/v1")
+    if len(path) > 1 and routes.test(path, request.method):
+        return f"Did you mean {path}? It is not below /v1."
     return "GET / lists the endpoints."
 
 

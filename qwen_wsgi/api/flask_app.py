@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from flask import Flask, Request, Response
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
 
 _SLASHES: Final = re.compile("//+")
+_V1: Final = "/v1"
+_REPEATED: Final = re.compile("(?:/v1)+(?=/v1/)")
+
+#: The member of the WSGI environment with the path of the route, as `Application.route_path` spells
+#: it; the client's own spelling stays in PATH_INFO.
+ROUTE_PATH: Final = "qwen_wsgi.route_path"
+
+#: An argument in a rule of Flask's: `<id>`, `<path:id>`.
+_ARGUMENT: Final = re.compile(r"<(?:\w+:)?(\w+)>")
 
 
 class _NoSessions(SessionInterface):
@@ -36,17 +46,47 @@ class Application(Flask):
         return func
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        """Routes are the same under every host.
-
-        A base URL with a slash at its end makes `/v1//chat/completions`. It is understood, and not
-        redirected: not every client sends its body again.
-        """
+        """Routes are the same under every host, and for every spelling of their paths."""
         if request is None:
             return super().create_url_adapter(None)
-        path = request.path
+        path = request.environ[ROUTE_PATH] = self.route_path(request.path)
+        return MapAdapter(self.url_map, "", "/", "", "http", path, request.method)
+
+    def route_path(self, path: str) -> str:
+        """The path as the routes spell it.
+
+        A base URL with a slash at its end makes `/v1//chat/completions`; one with or without `/v1`
+        where a client wants the other makes `/v1/v1/messages` or `/chat/completions`; some clients
+        end each path with a slash. All are understood, and none is redirected: not every client
+        sends its body again.
+        """
         if "//" in path:
             path = _SLASHES.sub("/", path)
-        return MapAdapter(self.url_map, "", "/", "", "http", path, request.method)
+        if path.endswith("/") and len(path) > 1:
+            path = path[:-1]
+        if path.startswith("/v1/v1/"):
+            path = _REPEATED.sub("", path)
+        if not path.startswith("/v1/") and path.split("/", 2)[1] in self._below_v1:
+            path = _V1 + path
+        return path
+
+    @cached_property
+    def _below_v1(self) -> frozenset[str]:
+        """First segments of paths that exist only below `/v1`: `chat`, `models`, …"""
+        segments = [rule.rule.split("/") for rule in self.url_map.iter_rules()]
+        return frozenset(each[2] for each in segments if each[1] == "v1") - {
+            each[1] for each in segments
+        }
+
+    def endpoints(self) -> list[str]:
+        """The endpoints by path: `POST /v1/responses`, `GET /v1/responses/{id}`, …"""
+        found = {
+            (_ARGUMENT.sub(r"{\1}", rule.rule), method)
+            for rule in self.url_map.iter_rules()
+            for method in rule.methods or ()
+            if method not in ("HEAD", "OPTIONS")
+        }
+        return [f"{method} {path}" for path, method in sorted(found)]
 
 
 class FinishedResponse(Response):

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from typing import Final
+from typing import cast
 
 from flask import Blueprint, Response, current_app
 
 from qwen_wsgi import __version__
 from qwen_wsgi.api import http, lifecycle
+from qwen_wsgi.api.flask_app import Application
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.credential import CredentialStatus
 
 blueprint = Blueprint("health", __name__)
-
-#: An argument in a rule of Flask's: `<id>`, `<path:id>`.
-_ARGUMENT: Final = re.compile(r"<(?:\w+:)?(\w+)>")
 
 #: With these calls are served.
 _READY = ("ok", "login_unsaved")
@@ -23,8 +20,8 @@ _READY = ("ok", "login_unsaved")
 
 @blueprint.get("/health")
 def health() -> Response:
-    """The worker's state: `{"status", "ready", "version", "sandbox", "in_flight", "accounts":
-    [{"name", "kind", "state", "ability"?, "left_alone_s"?, "cause"?}]}`.
+    """The worker's state: `{"status", "ready", "version", "sandbox", "uptime_s",
+    "in_flight", "accounts": [{"name", "kind", "state", "ability"?, "left_alone_s"?, "cause"?}]}`.
 
     200 while calls can be served; 503 when no account is usable or the worker is draining.
     """
@@ -36,6 +33,7 @@ def health() -> Response:
         "ready": status in _READY,
         "version": __version__,
         "sandbox": any(account.kind == "sandbox" for account in accounts),
+        "uptime_s": round(services.clock.monotonic() - services.started_at, 1),
         "in_flight": services.admission.in_flight,
         "accounts": [
             {
@@ -104,17 +102,6 @@ def index() -> Response:
             "version": __version__,
             "what": "Qwen models behind OpenAI's and Anthropic's APIs. OpenAI's clients want this "
             "address + /v1 as their base URL, Anthropic's the address alone.",
-            "endpoints": _endpoints(),
+            "endpoints": cast(Application, current_app).endpoints(),
         }
     )
-
-
-def _endpoints() -> list[str]:
-    """The endpoints by path: `POST /v1/responses`, `GET /v1/responses/{id}`, …"""
-    found = {
-        (_ARGUMENT.sub(r"{\1}", rule.rule), method)
-        for rule in current_app.url_map.iter_rules()
-        for method in rule.methods or ()
-        if method not in ("HEAD", "OPTIONS")
-    }
-    return [f"{method} {path}" for path, method in sorted(found)]

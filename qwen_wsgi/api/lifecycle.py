@@ -14,6 +14,7 @@ from flask import Request, Response, request
 from qwen_wsgi.access.guard import Client
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api import body
+from qwen_wsgi.api.flask_app import ROUTE_PATH
 from qwen_wsgi.greenlets import Watch, watch_client
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.services import Services
@@ -53,7 +54,9 @@ class LiveCall:
     @property
     def is_anthropic(self) -> bool:
         """Whether the client speaks Anthropic's API; its SDKs always name the version."""
-        return "HTTP_ANTHROPIC_VERSION" in self.environ or self.record.path.startswith(_MESSAGES)
+        return "HTTP_ANTHROPIC_VERSION" in self.environ or self.environ[ROUTE_PATH].startswith(
+            _MESSAGES
+        )
 
     @property
     def owner(self) -> str:

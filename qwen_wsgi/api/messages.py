@@ -1,4 +1,4 @@
-"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API."""
+"""POST /v1/messages, /v1/messages/count_tokens and …/cache_touch: Anthropic's API."""
 
 from __future__ import annotations
 
@@ -57,6 +57,17 @@ def count_tokens() -> Response:
     """Count the tokens of a prompt, roughly: no upstream is asked."""
     body = lifecycle.live().read_body()
     return http.json_value({"input_tokens": tokens.estimate(messages.parse_prompt(body))})
+
+
+@blueprint.post("/v1/messages/cache_touch")
+def touch_cache() -> Response:
+    """Say that no cache was kept alive, with status 200, so that Claude Code does not try again.
+
+    Its beta `cache-keepalive-2026-09-03` calls this between two turns. At Qwen's hosts only a call
+    of a model, which is billed, keeps a cache alive. Anthropic documents no form of the answer.
+    """
+    lifecycle.live().read_body()
+    return http.json_value({"type": "cache_touch", "touched": False})
 
 
 def error(call: LiveCall, failure: ApiError) -> Response:

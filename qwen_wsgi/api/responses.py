@@ -10,11 +10,11 @@ from flask import Blueprint, Response, request
 
 from qwen_wsgi.api import generation, http, lifecycle
 from qwen_wsgi.api.lifecycle import LiveCall
-from qwen_wsgi.errors import BadRequest, NotFound
+from qwen_wsgi.errors import BadRequest, NotFound, UpstreamError
 from qwen_wsgi.protocol import responses as protocol
 from qwen_wsgi.protocol import tokens
 from qwen_wsgi.protocol.json_object import JsonObject
-from qwen_wsgi.protocol.responses import ResponseEncoder, ResponsesRequest
+from qwen_wsgi.protocol.responses import ResponseEncoder, ResponsesRequest, compaction
 from qwen_wsgi.state.responses import ResponseStore, Stored
 
 blueprint = Blueprint("responses", __name__)
@@ -58,6 +58,29 @@ def count_tokens() -> Response:
     counted = _request(call, call.read_body(), "")
     count = tokens.estimate(counted.chat.body)
     return http.json_value({"object": "response.input_tokens", "input_tokens": count})
+
+
+@blueprint.post("/v1/responses/compact")
+def compact() -> Response:
+    """Shorten a conversation to the user's messages and a summary by the model; not stored.
+
+    `{"id", "object": "response.compaction", "created_at", "output", "usage"}`.
+    """
+    call = lifecycle.live()
+    services = call.services
+    id = _PREFIX + os.urandom(_ID_BYTES).hex()
+    body = compaction.triggered(call.read_body())
+    request = _request(call, body, id)
+    chat = generation.chat_call(call, request.chat, request.changed)
+    plan = services.executor.plan(chat)
+    answer = services.executor.complete(chat, plan)
+    created, model = int(services.clock.now()), request.model or plan.model
+    response = protocol.whole(request, answer.value, id=id, created=created, model=model)
+    if not compaction.has_summary(response):
+        raise UpstreamError(f"The model '{model}' wrote no summary of the conversation.")
+    before = request.previous_response_id
+    history = services.responses.history(call.owner, before) if before else []
+    return http.json_value(compaction.compaction(response, [*history, *request.input_items]))
 
 
 @blueprint.get("/v1/responses/<id>")

@@ -35,6 +35,7 @@ def codex(target: Target) -> Recipe:
         f"[model_providers.{_PROVIDER}]",
         'name = "qwen-proxy"',
         f'base_url = "{target.base_url}"',
+        f'model_catalog_url = "{target.base_url}/models"',
         'wire_api = "responses"',
         f'env_key = "{KEY_VARIABLE}"',
     ]
@@ -46,8 +47,8 @@ def codex(target: Target) -> Recipe:
         command=f'codex exec --skip-git-repo-check "{PROMPT}"',
         notes=(
             "If you have this file already, put the lines before the first [table] at its top.",
-            "It must be your own file, not a project's. Codex warns that it has no metadata for "
-            "the model, and continues.",
+            "It must be your own file, not a project's. Codex before 0.171 has no "
+            "model_catalog_url; it warns that it has no metadata for the model, and continues.",
         ),
     )
 

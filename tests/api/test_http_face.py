@@ -35,20 +35,97 @@ ANSWER = {
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "meant"),
+    ("method", "path"),
     [
-        ("POST", "/chat/completions", "/v1/chat/completions"),
-        ("GET", "/models/a/b", "/v1/models/a/b"),
-        ("POST", "/v1/v1/messages", "/v1/messages"),
+        ("POST", "/chat/completions"),
+        ("POST", "/v1/chat/completions/"),
+        ("POST", "/chat/completions/"),
+        ("POST", "/v1/v1/chat/completions"),
+        ("POST", "//v1///v1/chat/completions//"),
+        ("POST", "/completions"),
+        ("POST", "/embeddings"),
+        ("POST", "/responses"),
+        ("POST", "/responses/input_tokens"),
+        ("POST", "/messages"),
+        ("POST", "/v1/v1/messages"),
+        ("POST", "/v1/messages/count_tokens/"),
     ],
 )
-def test_a_base_url_with_too_much_or_too_little_is_recognised(
-    method: str, path: str, meant: str
-) -> None:
+def test_a_base_url_with_too_much_or_too_little_works(method: str, path: str) -> None:
+    """And is no redirect: some clients send no body to where they are redirected."""
     with running(QWEN_PROXY_API_KEYS=KEY) as app:
-        told = error_of(app.client.open(path, method=method))
+        response = app.client.open(
+            "/", method=method, environ_overrides={"PATH_INFO": path}, data=b"{", headers=AUTH
+        )
+        without_key = app.client.open("/", method=method, environ_overrides={"PATH_INFO": path})
+        paths = [call["path"] for call in app.calls]
 
-    assert f"Did you mean {meant}?" in told["message"]
+    assert (response.status_code, without_key.status_code) == (400, 401)
+    assert "JSON" in json.loads(response.data)["error"]["message"]
+    assert paths == ["/" + path.lstrip("/")] * 2
+    # The dialect of the answer is that of the route, however its path is spelled.
+    is_anthropic = "messages" in path
+    assert (json.loads(response.data).get("type") == "error") == is_anthropic
+    assert ("request-id" in response.headers) == is_anthropic
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/models", "/models/", "/v1/models/", "/v1/v1/models", "/v1//models"]
+)
+def test_the_models_are_listed_under_every_spelling(path: str) -> None:
+    with in_front_of(MODELS) as (app, _):
+        listed = json.loads(app.get(path).data)
+        one = json.loads(app.get(path.rstrip("/") + "/Qwen/Qwen3-8B/").data)
+
+    assert [each["id"] for each in listed["data"]] == ["m", "Qwen/Qwen3-8B"]
+    assert one["id"] == "Qwen/Qwen3-8B"
+
+
+def test_codex_gets_the_models_in_its_own_form_beside_openais() -> None:
+    """Codex 0.171: `GET <model_catalog_url>?client_version=…`, and it expects `models`."""
+    listed = [{"id": "qwen3-coder-plus"}, {"id": "text-embedding-v4"}, {"id": "qwen3.7-plus"}]
+    with in_front_of(whole(json.dumps({"data": listed}).encode())) as (app, _):
+        theirs = json.loads(app.get("/v1/models?client_version=0.171.0").data)
+        ours = json.loads(app.get("/v1/models").data)
+
+    assert {**theirs, "models": ...} == {**ours, "models": ...}
+    assert "models" not in ours
+    coder, plus = theirs["models"]
+    assert (coder["slug"], coder["context_window"]) == ("qwen3-coder-plus", 1_000_000)
+    assert coder["supported_reasoning_levels"] == []
+    assert plus["input_modalities"] == ["text", "image"]
+    assert plus["default_reasoning_level"] == "medium"
+
+
+def test_a_path_that_is_not_below_v1_is_recognised() -> None:
+    with running(QWEN_PROXY_API_KEYS=KEY) as app:
+        told = error_of(app.get("/v1/health"))
+
+    assert "Did you mean /health?" in told["message"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": "x"},
+        {"Upgrade": "WebSocket", "Connection": "Upgrade"},
+        {"Sec-WebSocket-Key": "x", "Sec-WebSocket-Version": "13"},
+    ],
+    ids=["direct", "only Upgrade", "behind nginx"],
+)
+@pytest.mark.parametrize("path", ["/v1/responses", "/responses"])
+def test_a_websocket_is_refused_so_that_codex_uses_http_at_once(
+    path: str, headers: dict[str, str]
+) -> None:
+    """Codex 0.171 tries 404, 405 and 501 seven times, and ends the turn at 400."""
+    beta = {"OpenAI-Beta": "responses_websockets=2026-02-06"}
+    with running(QWEN_PROXY_API_KEYS=KEY) as app:
+        response = app.get(path, headers={**AUTH, **beta, **headers})
+        plain = app.get(path, headers=AUTH)
+
+    assert response.status_code == 426
+    assert error_of(response)["code"] == "websocket_not_supported"
+    assert plain.status_code == 405
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/", "/nowhere", "/v2/models"])
@@ -59,26 +136,15 @@ def test_nothing_is_guessed_of_other_unknown_urls(path: str) -> None:
     assert told["message"].endswith("GET / lists the endpoints.")
 
 
-@pytest.mark.parametrize("path", ["//v1/chat/completions", "/v1//chat///completions"])
-def test_a_slash_too_many_does_no_harm(path: str) -> None:
-    """No redirect: some clients send no body to where they are redirected."""
-    with running(QWEN_PROXY_API_KEYS=KEY) as app:
-        response = app.client.post(
-            "/", environ_overrides={"PATH_INFO": path}, data=b"{", headers=AUTH
-        )
-
-    assert response.status_code == 400
-    assert "JSON" in error_of(response)["message"]
-
-
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
         ("GET", "/nowhere", 404, "unknown_url"),
         ("POST", "/v1/nowhere", 404, "unknown_url"),
         ("GET", "/v1", 404, "unknown_url"),
-        ("GET", "/v1/models/", 404, "unknown_url"),
-        ("POST", "/chat/completions", 404, "unknown_url"),
+        ("GET", "/v1/chat", 404, "unknown_url"),
+        ("POST", "/chat", 404, "unknown_url"),
+        ("GET", "/chat/completions", 405, "method_not_allowed"),
         ("GET", "/favicon.ico", 404, "unknown_url"),
         ("GET", "/static/x", 404, "unknown_url"),
         ("GET", "/%00", 404, "unknown_url"),
@@ -368,6 +434,7 @@ def health_of(app: App) -> tuple[int, dict[str, Any]]:
 
 def test_health_tells_the_accounts_and_no_more() -> None:
     with in_front_of(MODELS) as (app, server):
+        app.clock.advance(90)
         status, body = health_of(app)
         assert server.requests == []
 
@@ -377,6 +444,7 @@ def test_health_tells_the_accounts_and_no_more() -> None:
         "ready": True,
         "version": __version__,
         "sandbox": False,
+        "uptime_s": 90.0,
         "in_flight": 0,
         "accounts": [{"name": "upstream", "kind": "key", "state": "fresh"}],
     }
@@ -512,7 +580,7 @@ def test_models_are_listed() -> None:
     assert [model["id"] for model in body["data"]] == ["m", "Qwen/Qwen3-8B"]
 
 
-@pytest.mark.parametrize("id", ["gone", "Qwen", "Qwen/", "M", "m/", "%F0%9F%98%80"])
+@pytest.mark.parametrize("id", ["gone", "Qwen", "Qwen/", "M", "%F0%9F%98%80"])
 def test_a_model_that_is_not_listed_is_a_404(id: str) -> None:
     with in_front_of(MODELS) as (app, _):
         response = app.get(f"/v1/models/{id}")

@@ -110,6 +110,7 @@ def test_the_form_follows_the_header() -> None:
         one = app.get("/v1/models/m3", headers=VERSION)
 
     assert ids(json.loads(theirs.data)) == ["m1", "m2"]
+    assert json.loads(theirs.data)["has_more"]
     assert theirs.headers["request-id"] == theirs.headers["x-request-id"]
     assert json.loads(ours.data)["object"] == "list"
     assert len(json.loads(ours.data)["data"]) == 5
@@ -133,3 +134,56 @@ def test_a_model_that_is_not_there() -> None:
         ("refused", "model_not_found"),
         ("refused", "model_not_found"),
     ]
+
+
+def test_claude_code_finds_models_by_ids_in_anthropics_namespace() -> None:
+    """Claude Code 2.1.332 shows what matches /claude|anthropic/i of the first 1000."""
+    listed = [{"id": "qwen3.8-max", "name": "Qwen"}, {"id": "m"}, {"id": "text-embedding-v4"}]
+    with in_front_of(whole(json.dumps({"data": listed}).encode())) as (app, _):
+        theirs = json.loads(app.get("/v1/models?limit=1000", headers=VERSION).data)
+        ours = json.loads(app.get("/v1/models").data)
+        one = json.loads(app.get("/v1/models/anthropic%2Fqwen3.8-max", headers=VERSION).data)
+        last = json.loads(
+            app.get("/v1/models?after_id=anthropic/qwen3.8-max", headers=VERSION).data
+        )
+        gone = app.get("/v1/models/anthropic/gone", headers=VERSION)
+
+    plain = ["qwen3.8-max", "m", "text-embedding-v4"]
+    assert ids(ours) == plain
+    assert ids(theirs) == [*plain, "anthropic/qwen3.8-max", "anthropic/m"]
+    assert [each["display_name"] for each in theirs["data"][-2:]] == ["Qwen", "m"]
+    assert ModelInfo.model_validate(one).id == "anthropic/qwen3.8-max"
+    assert ids(last) == ["anthropic/m"]
+    assert gone.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {}),
+        ("/v1/messages", {"max_tokens": 9}),
+        ("/v1/responses", {"input": "hi"}),
+        ("/v1/completions", {"prompt": "hi"}),
+        ("/v1/embeddings", {"input": "hi"}),
+    ],
+)
+def test_ids_of_the_namespace_are_understood_in_every_dialect(
+    path: str, body: dict[str, Any]
+) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    if "input" not in body and "prompt" not in body:
+        body = {**body, "messages": messages}
+    with in_front_of(MODELS, whole(b"", "400 X")) as (app, server):
+        app.client.post(path, json={**body, "model": "anthropic/m3"})
+
+    assert json.loads(server.requests[-1].partition(b"\r\n\r\n")[2])["model"] == "m3"
+
+
+def test_a_cache_that_cannot_be_kept_alive_costs_no_call() -> None:
+    with in_front_of(MODELS) as (app, server):
+        response = app.client.post("/v1/messages/cache_touch", json={"model": "m1"})
+        bad = app.client.post("/v1/messages/cache_touch", data=b"{")
+
+    assert (response.status_code, bad.status_code) == (200, 400)
+    assert json.loads(response.data) == {"type": "cache_touch", "touched": False}
+    assert server.requests == []

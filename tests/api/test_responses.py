@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai.types.responses import CompactedResponse
 from werkzeug.test import TestResponse
 
 from tests.api.apps import App, error_of, in_front_of
@@ -303,3 +304,50 @@ def test_what_only_responses_in_the_background_can(places: dict[str, str]) -> No
         assert cancelled.status_code == 400
         assert "synchronous" in error_of(cancelled)["message"]
         assert app.client.post("/v1/responses/resp_nothing/cancel").status_code == 404
+
+
+# --- shortened conversations ---------------------------------------------------------------------
+
+
+def compacted(app: App, **members: Any) -> TestResponse:
+    return app.client.post("/v1/responses/compact", json={"model": "m", **members})
+
+
+def test_a_conversation_is_shortened(places: dict[str, str]) -> None:
+    with in_front_of(MODELS, answer("yes"), answer("A summary."), answer("on"), **places) as (
+        app,
+        server,
+    ):
+        first = made(app)
+        response = compacted(app, previous_response_id=first["id"], input="And?")
+        body = response.get_json()
+        made(app, input=[*body["output"], {"role": "user", "content": "Go on"}], store=False)
+        gone = app.get(f"/v1/responses/{body['id']}")
+        sent = chats(server)
+
+    assert response.status_code == 200
+    # The package's type has no messages of the user, which OpenAI documents all the same.
+    CompactedResponse.model_validate({**body, "output": body["output"][-1:]})
+    assert body["object"] == "response.compaction"
+    assert [item["type"] for item in body["output"]] == ["message", "message", "compaction"]
+    assert body["usage"]["input_tokens"] == 3
+    assert [each["content"] for each in sent[1]["messages"][:3]] == ["Hello", "yes", "And?"]
+    assert [each["role"] for each in sent[2]["messages"]] == ["user"] * 4
+    assert sent[2]["messages"][2]["content"].endswith("A summary.")
+    assert gone.status_code == 404
+
+
+def test_a_summary_that_was_not_written_is_a_failure(places: dict[str, str]) -> None:
+    with in_front_of(MODELS, answer(""), **places) as (app, _):
+        response = compacted(app, input="Hello")
+
+    assert response.status_code == 502
+
+
+@pytest.mark.parametrize("members", [{}, {"input": 5}, {"input": []}])
+def test_nothing_can_be_shortened_of_nothing(members: Any, places: dict[str, str]) -> None:
+    with in_front_of(MODELS, **places) as (app, server):
+        response = compacted(app, **members)
+
+        assert error_of(response)["param"] == "input"
+        assert chats(server) == []

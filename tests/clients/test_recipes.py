@@ -140,6 +140,7 @@ def test_codex() -> None:
             "qwen": {
                 "name": "qwen-proxy",
                 "base_url": "http://127.0.0.1:8080/v1",
+                "model_catalog_url": "http://127.0.0.1:8080/v1/models",
                 "wire_api": "responses",
                 "env_key": KEY_VARIABLE,
             }

@@ -1,6 +1,7 @@
 """OpenAI's Responses API: translates its requests to chat, and chat's answers to responses.
 
 `request` translates a request with `items`, `conversation`, `content`, `tools` and `parameters`;
+`compaction` is about summaries of long conversations, `catalogue` about the list of models.
 `encoder` encodes the answer with `output`, `events`, `free_text` and `mapping`.
 """
 

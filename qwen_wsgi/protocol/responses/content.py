@@ -109,16 +109,26 @@ _PREFIX: Final = "qwen-proxy-unencrypted-1:"
 
 def pack_thinking(thinking: str) -> str:
     """Pack thinking for the client: the prefix, and base64 of `{"thinking": "…"}`."""
-    return _PREFIX + base64.b64encode(compact({"thinking": thinking}).encode()).decode()
+    return pack({"thinking": thinking})
 
 
 def unpack_thinking(content: Any) -> str | None:
     """Unpack the thinking that a client sends back; None if it is not from this proxy."""
+    return unpack(content, "thinking")
+
+
+def pack(value: dict[str, str]) -> str:
+    """Pack a text for the client, which sends it back."""
+    return _PREFIX + base64.b64encode(compact(value).encode()).decode()
+
+
+def unpack(content: Any, name: str) -> str | None:
+    """The text of this name that `pack` packed; None if the content is not from this proxy."""
     if not isinstance(content, str) or not content.startswith(_PREFIX):
         return None
     try:
         value = json.loads(base64.b64decode(content[len(_PREFIX) :], validate=True))
     except (ValueError, RecursionError):
         return None
-    thinking = value.get("thinking") if isinstance(value, dict) else None
-    return thinking if isinstance(thinking, str) else None
+    text = value.get(name) if isinstance(value, dict) else None
+    return text if isinstance(text, str) else None

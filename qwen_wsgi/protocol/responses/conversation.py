@@ -15,7 +15,7 @@ from qwen_wsgi.protocol import validation
 from qwen_wsgi.protocol.changes import Changes, header_token
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import compact
-from qwen_wsgi.protocol.responses import content, items
+from qwen_wsgi.protocol.responses import compaction, content, items
 from qwen_wsgi.protocol.responses.tools import Names
 
 #: An item with tools, which are added to those of the whole request.
@@ -41,7 +41,11 @@ _OUTPUTS: Final = frozenset(
 )
 
 #: Items without text for the model: nothing is lost.
-_SILENT: Final = frozenset({"web_search_call", "mcp_list_tools", ADDITIONAL_TOOLS})
+_SILENT: Final = frozenset(
+    # A trigger of the latest request is a message of its own (`request`); of others there is the
+    # summary.
+    {"web_search_call", "mcp_list_tools", ADDITIONAL_TOOLS, compaction.TRIGGER}
+)
 _DROPPED: Final = frozenset(
     {
         "code_interpreter_call",
@@ -59,11 +63,6 @@ _DROPPED: Final = frozenset(
         "tool_search_output",
     }
 )
-#: Items without which the conversation would be another one.
-_REFUSED: Final[Mapping[str, str]] = {
-    "compaction": "holds a summary that only OpenAI can read",
-    "compaction_trigger": "requests a summary, which this proxy does not make",
-}
 _KNOWN: Final = (
     *("message", "reasoning", "function_call", "custom_tool_call"),
     *("function_call_output", "custom_tool_call_output", items.REFERENCE),
@@ -139,6 +138,8 @@ class Conversation:
             self._call(item, kind, path)
         elif kind in _OUTPUTS:
             self._output(item, kind, path)
+        elif kind in compaction.SUMMARIES:
+            self._summary(item, kind, path)
         elif kind not in _SILENT:
             self._other(kind, path)
 
@@ -206,11 +207,23 @@ class Conversation:
         call.media += content.media_of(parts)
         call.message.over = True
 
-    def _other(self, kind: str, path: str) -> None:
-        if kind in _REFUSED:
+    def _summary(self, item: dict[str, Any], kind: str, path: str) -> None:
+        """Add a summary as a message of the user: without it, the conversation is another one."""
+        text = compaction.message_of(item)
+        if text is None:
             raise validation.unsupported(
-                path + "type", f"An item of type '{kind}' {_REFUSED[kind]}. Send the items instead."
+                path + "encrypted_content",
+                f"This item of type '{kind}' holds a summary that only the server that made it can "
+                "read. Send the items instead.",
             )
+        self.say(text)
+
+    def say(self, text: str) -> None:
+        """Add a message of the user."""
+        self._thoughts.clear()
+        self._messages.append({"role": "user", "content": text})
+
+    def _other(self, kind: str, path: str) -> None:
         if kind not in _DROPPED:
             raise validation.bad_value(path + "type", kind, _KNOWN)
         self._changes.lose(

@@ -21,6 +21,7 @@ from qwen_wsgi.protocol.responses.output import (
     IN_PROGRESS,
     INCOMPLETE,
     Call,
+    Compaction,
     CustomCall,
     Item,
     Message,
@@ -61,6 +62,7 @@ class ResponseEncoder:
         self._items: list[Item] = []
         #: The open item of thinking or text.
         self._open_text: Reasoning | Message | None = None
+        self._summary: Compaction | None = None
         self._tool_calls = ToolCalls()
         self._calls: dict[int, Call] = {}
         self._finish: str | None = None
@@ -196,6 +198,9 @@ class ResponseEncoder:
     ) -> None:
         if "search_info" in chunk or "search_info" in delta:
             self._search(mapping.found_urls(chunk, delta), out)
+        if self._request.summarizes:
+            self._summarize(delta.get("content"), out)
+            return
         thought = delta.get("reasoning_content") or delta.get("reasoning")
         if thought and isinstance(thought, str):
             if type(self._open_text) is not Reasoning:
@@ -223,6 +228,14 @@ class ResponseEncoder:
         annotated = "annotations" in delta or "search_info" in delta or "search_info" in chunk
         if bool(text) is not bool(thought) and not (any(others) or annotated):
             self._only_text = len(chunk["choices"]) == 1
+
+    def _summarize(self, text: Any, out: list[bytes]) -> None:
+        """Collect a summary; the thinking before it is none of the client's items."""
+        if text and isinstance(text, str):
+            if self._summary is None:
+                self._summary = Compaction(*self._next("cmp"))
+                self._add(self._summary, out)
+            self._summary.add(text)
 
     # --- items ------------------------------------------------------------------------------
 
@@ -285,6 +298,8 @@ class ResponseEncoder:
         """Finish the open items; incomplete if the answer was truncated."""
         status = INCOMPLETE if self._finish in _REASONS else COMPLETED
         self._close_text(out, status)
+        if self._summary is not None and not self._summary.finished:
+            out.append(self._summary.finish(status))
         for item in self._calls.values():
             if not item.finished:
                 out.append(item.finish(status))

@@ -28,6 +28,7 @@ _PREFIXES: Final = {
     "custom_tool_call": "ctc",
     "custom_tool_call_output": "ctco",
     "web_search_call": "ws",
+    "compaction": "cmp",
 }
 
 _COMPLETED: Final = "completed"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qwen_wsgi.protocol.chat.completion import joined_text
-from qwen_wsgi.protocol.responses import content
+from qwen_wsgi.protocol.responses import compaction, content
 from qwen_wsgi.protocol.responses.events import Deltas, Events
 from qwen_wsgi.protocol.responses.free_text import FreeText
 from qwen_wsgi.protocol.responses.tools import Tool
@@ -226,6 +226,25 @@ class Message(TextItem):
             "role": "assistant",
             "content": list(self._parts),
         }
+
+
+class Compaction(Item):
+    """A summary of the conversation, which the client sends back instead of it; without deltas."""
+
+    def __init__(self, events: Events, id: str, index: int) -> None:
+        super().__init__(events, id, index)
+        self._pieces: list[str] = []
+
+    def add(self, piece: str) -> None:
+        """Add to the summary."""
+        self._pieces.append(piece)
+
+    def _last(self, status: str) -> bytes:
+        return b""
+
+    def _render(self, status: str) -> dict[str, Any]:
+        packed = compaction.packed(joined_text(self._pieces))
+        return {"id": self._id, "type": "compaction", "encrypted_content": packed}
 
 
 class Call(Item):

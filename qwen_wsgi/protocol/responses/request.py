@@ -13,7 +13,7 @@ from qwen_wsgi.protocol import chat, validation
 from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.json_object import JsonObject, compact
-from qwen_wsgi.protocol.responses import items, parameters
+from qwen_wsgi.protocol.responses import compaction, items, parameters
 from qwen_wsgi.protocol.responses.conversation import ADDITIONAL_TOOLS, Conversation
 from qwen_wsgi.protocol.responses.tools import Names, Tools
 
@@ -50,6 +50,7 @@ class ResponsesRequest:
         names: the tools' names in chat.
         packs_thinking: the client requested packed thinking (`content.pack_thinking`).
         sends_sources: the client requested the pages that a search found.
+        summarizes: the answer is to be a summary of the conversation (`compaction`).
     """
 
     chat: ChatRequest
@@ -63,6 +64,7 @@ class ResponsesRequest:
     names: Names
     packs_thinking: bool
     sends_sources: bool
+    summarizes: bool = False
 
 
 def previous_of(body: JsonObject) -> Previous:
@@ -115,17 +117,22 @@ def _parsed(
 ) -> ResponsesRequest:
     previous = previous_of(body)
     _refuse(body)
+    history = compaction.shortened(history)
     known = {id for item in history if isinstance(id := item.get("id"), str)}
     own = items.normalized(body, seed=seed, known=known, stored=stored)
     tools = Tools(_all_tools(body, [*history, *own]), changes)
     include = parameters.include_of(body)
     model = validation.text(body, "model") or ""
     stream = bool(validation.flag(body, "stream"))
+    summarizes = compaction.requests_summary(own)
     members: dict[str, Any] = {
         "messages": _messages(body, history, own, tools.names, changes),
         **tools.members(body.get("tool_choice")),
         **parameters.members_of(body, include, changes),
     }
+    if summarizes:
+        for name in ("tools", "tool_choice", "response_format"):
+            members.pop(name, None)
     if "tools" not in members:
         members.pop("parallel_tool_calls", None)
     if model:
@@ -145,6 +152,7 @@ def _parsed(
         names=tools.names,
         packs_thinking=parameters.ENCRYPTED in include,
         sends_sources=parameters.SOURCES in include,
+        summarizes=summarizes,
     )
 
 
@@ -163,6 +171,8 @@ def _messages(
         conversation.add(item, f"history[{index}].")
     for index, item in enumerate(own):
         conversation.add(item, f"input[{index}].")
+    if compaction.requests_summary(own) and (history or len(own) > 1):
+        conversation.say(compaction.PROMPT)
     messages = conversation.messages()
     if not messages:
         raise BadRequest(

@@ -13,6 +13,10 @@ from typing import Final
 #: Suffixes that switch something on, as Open WebUI users know them.
 _SUFFIXES: Final = ("-search", "-thinking")
 
+#: Begins ids for Claude Code, which shows only those of a gateway's models that have `claude` or
+#: `anthropic` in them (2.1.332).
+ANTHROPIC: Final = "anthropic/"
+
 #: Models that Qwen's OAuth portal once served by these names. Today it has one, whatever is asked.
 PORTAL_MODEL: Final = "coder-model"
 _PORTAL_NAMES: Final = frozenset(
@@ -53,13 +57,25 @@ def interpretations(
         aliases: names, or beginnings of names followed by `*`, and what they stand for.
         accounts: the names of the accounts: `dashscope:qwen3.7-plus` pins one of them.
     """
-    aliased = alias_of(name, aliases)
     seen = set()
-    for wish in _pinned(name if aliased is None else aliased, accounts):
-        for each in _suffixed(wish):
-            if each not in seen:
-                seen.add(each)
-                yield each
+    for read in _without_namespace(name, aliases):
+        aliased = alias_of(read, aliases)
+        for wish in _pinned(read if aliased is None else aliased, accounts):
+            for each in _suffixed(wish):
+                if each not in seen:
+                    seen.add(each)
+                    yield each
+
+
+def _without_namespace(name: str, aliases: Mapping[str, str]) -> Iterator[str]:
+    """The name, and what is in Anthropic's namespace: it may be an alias or pin an account, too.
+
+    An alias of the whole name is the operator's decision.
+    """
+    yield name
+    model = name.removeprefix(ANTHROPIC)
+    if model and model != name and alias_of(name, aliases) is None:
+        yield model
 
 
 def alias_of(name: str, aliases: Mapping[str, str]) -> str | None:

@@ -290,3 +290,18 @@ def profile_of(model: str) -> ModelProfile | None:
     """
     name = model.lower()
     return next((known for pattern, known in _TRAITS if re.fullmatch(pattern, name)), None)
+
+
+def effort_levels(model: str) -> tuple[str, ...]:
+    """OpenAI's levels of `reasoning_effort` that make a difference at a model, the lowest first.
+
+    A model that only takes budgets has those for which there is one, and `high`, its own limit.
+    """
+    profile = profile_of(model)
+    if profile is None:
+        return ()
+    if profile.efforts:
+        return tuple(name for name, sent in profile.efforts.items() if name == sent)
+    if not profile.switch:
+        return ()
+    return ("low", "medium", "high") if profile.budget else ("high",)

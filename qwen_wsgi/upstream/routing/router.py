@@ -15,7 +15,12 @@ from qwen_wsgi.upstream.routing import model_profiles
 from qwen_wsgi.upstream.routing.accounts import AccountPool
 from qwen_wsgi.upstream.routing.affinity import Affinity
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
-from qwen_wsgi.upstream.routing.model_names import ModelRef, at_portal, interpretations
+from qwen_wsgi.upstream.routing.model_names import (
+    ANTHROPIC,
+    ModelRef,
+    at_portal,
+    interpretations,
+)
 
 
 class Route(NamedTuple):
@@ -142,7 +147,12 @@ class Router:
                 return (*listed, *self._unlisted(ref, accounts))
         # No account lists it. A model that is known from elsewhere is the best interpretation.
         best = max(
-            refs, key=lambda ref: (bool(model_profiles.facts_of(ref.model)), bool(ref.account))
+            refs,
+            key=lambda ref: (
+                not ref.model.startswith(ANTHROPIC),
+                bool(model_profiles.facts_of(ref.model)),
+                bool(ref.account),
+            ),
         )
         if (model := at_portal(best.model)) is not None:
             portals = tuple(each for each in accounts if each.family is Family.PORTAL)

@@ -350,8 +350,8 @@ def test_tools_that_an_item_brings_count() -> None:
         ({"type": "function_call", "call_id": "a", "name": "f"}, "input[0].arguments", None),
         ({"type": "function_call", "name": "f", "arguments": ""}, None, None),
         ({"type": "function_call_output", "output": ""}, "input[0].call_id", None),
-        ({"type": "compaction", "encrypted_content": "x"}, "input[0].type", None),
-        ({"type": "compaction_trigger"}, "input[0].type", "unsupported_parameter"),
+        ({"type": "compaction", "encrypted_content": "x"}, "input[0].encrypted_content", None),
+        ({"type": "compaction_trigger"}, "input", "empty_array"),
     ],
 )
 def test_items_that_are_refused(item: Any, param: str | None, code: str | None) -> None:

@@ -80,3 +80,26 @@ def test_every_name_can_be_read_and_first_of_all_as_it_is(name: str) -> None:
 def test_the_portal_has_one_model() -> None:
     assert at_portal("qwen3-coder-plus") == "coder-model"
     assert at_portal("gpt-4o") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("anthropic/m", ModelRef("m")),
+        ("anthropic/Qwen/Qwen3-8B", ModelRef("Qwen/Qwen3-8B")),
+        ("anthropic/a:m", ModelRef("m", account="a")),
+        ("anthropic/m-thinking", ModelRef("m", thinking=True)),
+        ("anthropic/claude-x", ModelRef("m2")),
+    ],
+)
+def test_anthropics_namespace_is_no_part_of_the_name(name: str, last: ModelRef) -> None:
+    found = list(interpretations(name, aliases={"claude-*": "m2"}, accounts=("a",)))
+
+    assert found[0] == ModelRef(name)
+    assert last in found
+
+
+def test_an_alias_in_the_namespace_is_the_operators() -> None:
+    found = list(interpretations("anthropic/x", aliases={"anthropic/*": "m"}, accounts=()))
+
+    assert found == [ModelRef("m")]

@@ -135,3 +135,18 @@ def test_no_row_stands_behind_another_that_takes_all_its_names(index: int) -> No
     assert find(
         st.from_regex(patterns[index], fullmatch=True), reaches, settings=settings(database=None)
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "levels"),
+    [
+        ("qwen3.7-plus", ("low", "medium", "high")),
+        ("deepseek-v4-pro", ("high", "max")),
+        ("deepseek-v3.2", ("high",)),
+        ("qwen3-coder-plus", ()),
+        ("kimi-k2.7-code", ()),
+        ("nobody-knows", ()),
+    ],
+)
+def test_the_levels_that_make_a_difference(model: str, levels: tuple[str, ...]) -> None:
+    assert model_profiles.effort_levels(model) == levels
