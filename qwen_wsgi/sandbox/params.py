@@ -62,6 +62,8 @@ def _messages(body: dict[str, Any]) -> Iterator[str]:
             yield f"{message!r} is not of type 'object' - 'messages.{number}'"
         elif message.get("role") not in _ROLES:
             yield f"{message.get('role')} is not one of {list(_ROLES)} - 'messages.[{number}].role'"
+        elif message["role"] == "assistant" and "content" not in message:
+            yield f"'content' is a required property - 'messages.{number}'"
         elif not isinstance(message.get("content"), (str, list, type(None))):
             yield f"Invalid type for 'messages.[{number}].content'"
     if not any(message.get("role") in ("user", "tool", "function") for message in messages):

@@ -204,7 +204,7 @@ def called(arguments: str) -> list[dict[str, Any]]:
     function = {"name": "get_weather", "arguments": arguments}
     return [
         {"role": "user", "content": "Weather?"},
-        {"role": "assistant", "tool_calls": [{"id": "1", "function": function}]},
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "function": function}]},
         {"role": "tool", "tool_call_id": "1", "content": "sunny"},
     ]
 

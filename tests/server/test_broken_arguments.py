@@ -9,8 +9,8 @@ from typing import Any
 import openai
 import pytest
 
+from qwen_wsgi.protocol.arguments import UNPARSED
 from qwen_wsgi.sandbox import Sandbox
-from qwen_wsgi.upstream.adapt.tool_history import UNPARSED
 from tests.kit.proxy import CLIENT_KEY, Proxy
 
 pytestmark = pytest.mark.server

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
+from qwen_wsgi.protocol.arguments import as_object_text
 from qwen_wsgi.protocol.changes import Changes
-from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.protocol.messages.blocks import (
     Block,
     Part,
@@ -187,7 +187,7 @@ def _assistant(turn: _Turn, changes: Changes) -> tuple[Message | None, list[str]
         elif block.kind == "redacted_thinking":
             changes.note("messages", "redacted_thinking-dropped")
         elif block.kind == "tool_use":
-            calls.append(_call(block))
+            calls.append(_call(block, changes))
         else:
             drop_block(block, changes)
     ids = [call["id"] for call in calls]
@@ -206,11 +206,13 @@ def _assistant(turn: _Turn, changes: Changes) -> tuple[Message | None, list[str]
     return (message if parts or thinking or calls else None), ids
 
 
-def _call(block: Block) -> dict[str, Any]:
+def _call(block: Block, changes: Changes) -> dict[str, Any]:
     name = need(block.value, "name", str, block.path)
-    arguments = compact(need(block.value, "input", dict, block.path))
+    given = block.value.get("input")
+    if not isinstance(given, dict):
+        changes.note("messages", "input-made-object")
     return {
         "id": need(block.value, "id", str, block.path),
         "type": "function",
-        "function": {"name": name, "arguments": arguments},
+        "function": {"name": name, "arguments": as_object_text(given)},
     }

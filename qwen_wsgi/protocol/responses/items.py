@@ -11,9 +11,10 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import json_access, validation
+from qwen_wsgi.protocol.arguments import as_object_text
 from qwen_wsgi.protocol.changes import header_token
 from qwen_wsgi.protocol.json_access import objects
-from qwen_wsgi.protocol.json_object import JsonObject
+from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.responses import content
 from qwen_wsgi.protocol.validation import wrong_type
 
@@ -137,7 +138,12 @@ def _message(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _call(item: dict[str, Any]) -> dict[str, Any]:
+    """A call; arguments that are no text, which some clients send, are rendered as one."""
     item["call_id"] = item.get("call_id") or item["id"]
+    if item["type"] == "function_call" and not isinstance(item.get("arguments"), str):
+        item["arguments"] = as_object_text(item.get("arguments"))
+    elif item["type"] == "custom_tool_call" and not isinstance(item.get("input"), str):
+        item["input"] = compact(item["input"]) if "input" in item else ""
     return _with_status(item)
 
 

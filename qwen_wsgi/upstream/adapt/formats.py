@@ -38,7 +38,7 @@ def adapt(draft: Draft) -> None:
 def _takes_schema(draft: Draft) -> bool:
     if draft.profile is None:
         return True  # unknown model: the host decides
-    return draft.profile.json_schema and not _has_media(draft.body["messages"])
+    return draft.profile.json_schema and not _has_media(draft.get("messages"))
 
 
 def _schema_prompt(described: Any) -> str:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.upstream.adapt import tool_history
 from qwen_wsgi.upstream.adapt.draft import Draft
 
 Message = dict[str, Any]
+#: What a user says in a chat that has only texts of the assistant.
+_GO_ON: Final = "Continue."
+
 _Step = Callable[[list[Message]], list[Message]]
 
 
@@ -51,8 +54,12 @@ def _steps(draft: Draft, roles: _Roles) -> Iterator[tuple[_Step, str]]:
     if "function" in roles.all or "functions" in draft.names:
         yield tool_history.as_tool_calls, "function_call-as-tool_calls"
     if "assistant" in roles.all:
+        yield tool_history.custom_as_functions, "custom-as-function"
         yield tool_history.with_json_arguments, "arguments-made-json"
+        yield tool_history.with_content, "content-added"
     yield from _system_steps(draft, roles)
+    if roles.all.isdisjoint(("user", "tool", "function")):
+        yield _with_user, "user-added"
     if draft.notes:
         yield functools.partial(_add_to_system, "\n\n".join(draft.notes)), "json-asked-for"
     arrays_are_lost = _loses_arrays(draft, roles)
@@ -106,6 +113,18 @@ def _joined(contents: list[Any]) -> Any:
         for content in kept
         for part in ([_text(content)] if isinstance(content, str) else content)
     ]
+
+
+def _with_user(messages: list[Message]) -> list[Message]:
+    """Make the last system message the user's, or add a message of the user.
+
+    OpenAI answers a chat without a user, hosts of Qwen do not (`The input messages do not contain
+    elements with the role of user`).
+    """
+    last = max((at for at, each in enumerate(messages) if each["role"] == "system"), default=None)
+    if last is None:
+        return [{"role": "user", "content": _GO_ON}, *messages]
+    return [*messages[:last], {**messages[last], "role": "user"}, *messages[last + 1 :]]
 
 
 def _add_to_system(text: str, messages: list[Message]) -> list[Message]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 from qwen_wsgi.protocol.chat import ChatRequest
-from qwen_wsgi.upstream.adapt import formats, messages, parameters, thinking, tools
+from qwen_wsgi.upstream.adapt import formats, media, messages, parameters, thinking, tools
 from qwen_wsgi.upstream.adapt.draft import UNCHANGED, Adapted, Draft, Options, Target
 
 #: Rules that may switch thinking off run before `thinking.adapt` sends the switch; rules that
 #: depend on the thinking, or use notes for the prompt, run after those that decide them.
 _RULES: Final = (
+    media.adapt,
     thinking.read,
     tools.adapt,
     formats.adapt,

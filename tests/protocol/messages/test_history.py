@@ -314,6 +314,23 @@ def test_the_same_ids_in_two_turns_are_kept_apart() -> None:
     assert [each["content"] for each in translated if each["role"] == "tool"] == ["one", "two"]
 
 
+@pytest.mark.parametrize(
+    ("input", "arguments"),
+    [
+        ('{"path": "a.py"}', '{"path": "a.py"}'),
+        ("", "{}"),
+        (None, "{}"),
+        (["a"], '{"arguments_that_are_no_json_object":"[\\"a\\"]"}'),
+        ("a.py", '{"arguments_that_are_no_json_object":"a.py"}'),
+    ],
+)
+def test_an_input_that_is_no_object_is_made_one(input: Any, arguments: str) -> None:
+    messages = [user(text("a")), assistant({**use("t1"), "input": input}), user(result("t1"))]
+
+    assert chat(*messages)[1]["tool_calls"][0]["function"]["arguments"] == arguments
+    assert changed(*messages) == ("messages:input-made-object",)
+
+
 def test_a_failed_tool_is_told_in_words() -> None:
     translated = chat(
         user(text("a")), assistant(use("t1")), user(result("t1", "no", is_error=True))
@@ -405,7 +422,6 @@ def test_a_result_without_its_call_is_refused(messages: list[Any]) -> None:
         ([assistant(image())], "messages.0.content.0.type"),
         ([assistant({"type": "thinking"})], "messages.0.content.0.thinking"),
         ([assistant({"type": "tool_use"})], "messages.0.content.0.name"),
-        ([assistant({**use("t"), "input": "x"})], "messages.0.content.0.input"),
         ([assistant(use("t"), use("t"))], "messages.0.content.0"),
         ([user(text(""))], "messages"),
     ],

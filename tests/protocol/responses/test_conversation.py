@@ -347,7 +347,6 @@ def test_tools_that_an_item_brings_count() -> None:
             "invalid_value",
         ),
         ({"type": "function_call", "call_id": "a", "arguments": ""}, "input[0].name", None),
-        ({"type": "function_call", "call_id": "a", "name": "f"}, "input[0].arguments", None),
         ({"type": "function_call", "name": "f", "arguments": ""}, None, None),
         ({"type": "function_call_output", "output": ""}, "input[0].call_id", None),
         ({"type": "compaction", "encrypted_content": "x"}, "input[0].encrypted_content", None),
@@ -376,3 +375,27 @@ def test_input_items_have_ids_that_are_the_same_every_time() -> None:
     stem = "0123456789abcdef"
     assert ids == [f"msg_{stem}_in0", "rs_1", f"fc_{stem}_in2", f"fco_{stem}_in3"]
     assert [item["id"] for item in request(given).input_items] == ids
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sent"),
+    [
+        ({"at": 1}, '{"at":1}'),
+        (None, "{}"),
+        ([1], '{"arguments_that_are_no_json_object":"[1]"}'),
+    ],
+)
+def test_arguments_that_are_no_text_are_made_an_object(arguments: Any, sent: str) -> None:
+    item = {**function_call("a"), "arguments": arguments}
+    its = request([item])
+
+    call = its.chat.body["messages"][0]["tool_calls"][0]
+    assert call["function"]["arguments"] == sent
+    assert its.input_items[0]["arguments"] == sent
+
+
+def test_an_input_of_a_custom_call_that_is_no_text_is_made_one() -> None:
+    item = {"type": "custom_tool_call", "call_id": "a", "name": "patch", "input": {"at": 1}}
+
+    (call,) = messages([item])[0]["tool_calls"]
+    assert call["function"]["arguments"] == '{"input":"{\\"at\\":1}"}'

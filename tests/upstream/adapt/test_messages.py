@@ -57,7 +57,6 @@ def developer(content: Any) -> Json:
     ("messages", "expected"),
     [
         ([USER], [USER]),
-        ([SYSTEM], [SYSTEM]),
         (HELLO, HELLO),
         ([developer("a"), USER], [system("a"), USER]),
         ([USER, SYSTEM], [SYSTEM, USER]),
@@ -71,7 +70,7 @@ def developer(content: Any) -> Json:
             [system([part("a", marked=True), part("b"), part("c")]), USER],
         ),
         ([system("a"), system([]), USER], [system("a"), USER]),
-        ([system("a"), system([part("b")])], [system([part("a"), part("b")])]),
+        ([system("a"), system([part("b")]), USER], [system([part("a"), part("b")]), USER]),
         # What else the first of them has is kept.
         ([USER, system("a", name="x"), system("b", name="y")], [system("a\n\nb", name="x"), USER]),
     ],
@@ -83,6 +82,27 @@ def test_there_is_one_system_message_and_it_is_the_first(
     assert messages_of(messages) == expected
     assert messages_of(messages, "glm-5.1", tools=[TOOL]) == expected
     assert messages_of(messages, options=STRICT) == expected
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([SYSTEM], [{**SYSTEM, "role": "user"}]),
+        ([system("a"), developer("b")], [{"role": "user", "content": "a\n\nb"}]),
+        (
+            [SYSTEM, {"role": "assistant", "content": "Hi"}],
+            [{**SYSTEM, "role": "user"}, {"role": "assistant", "content": "Hi"}],
+        ),
+        (
+            [{"role": "assistant", "content": "Hi"}],
+            [{"role": "user", "content": "Continue."}, {"role": "assistant", "content": "Hi"}],
+        ),
+    ],
+    ids=str,
+)
+def test_a_chat_without_a_user_gets_one(messages: list[Json], expected: list[Json]) -> None:
+    assert messages_of(messages) == expected
+    assert "messages:user-added" in adapted({"messages": messages}, options=STRICT).changed
 
 
 @pytest.mark.parametrize("content", [5, {"text": "x"}, True], ids=str)
@@ -184,7 +204,7 @@ def test_a_call_whose_answer_is_still_to_come() -> None:
 IMAGE: Json = {"type": "image_url", "image_url": {"url": "data:,"}}
 
 
-@pytest.mark.parametrize("model", ["glm-5.1", "glm-4.7", "ZHIPU/GLM-5.3", "glm-new"])
+@pytest.mark.parametrize("model", ["glm-4.6", "ZHIPU/GLM-5.3", "glm-new"])
 def test_texts_in_parts_for_glm_without_tools_are_joined(model: str) -> None:
     messages = [
         system([part("a"), part("b")]),
@@ -268,7 +288,7 @@ def test_the_portal_gets_the_marked_system_part_that_it_insists_on(
 # --- marks for the cache ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["qwen3.7-plus", "qwen3-coder-plus", "a-new-model"])
+@pytest.mark.parametrize("model", ["qwen3.7-plus", "qwen3.6-plus", "a-new-model"])
 def test_marks_are_where_the_cli_puts_them(model: str) -> None:
     last = {"role": "user", "content": [part("x"), IMAGE]}
     messages = [SYSTEM, USER, last]
@@ -324,7 +344,8 @@ def test_a_tools_answer_is_marked_like_any_last_message() -> None:
 
 
 def test_a_lone_system_message_is_marked_once() -> None:
-    assert messages_of([SYSTEM], options=CACHING) == [system([part("Be brief.", marked=True)])]
+    marked = {"role": "user", "content": [part("Be brief.", marked=True)]}
+    assert messages_of([SYSTEM], options=CACHING) == [marked]
 
 
 @pytest.mark.parametrize(

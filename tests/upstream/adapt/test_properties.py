@@ -336,7 +336,7 @@ def test_what_openai_takes_the_host_takes_then(members: Json, model: str, option
 
 @pytest.mark.parametrize("role", ["user", "assistant", "tool"])
 def test_a_long_conversation_is_not_copied(role: str) -> None:
-    messages = [{"role": "system", "content": "x"}, *[{"role": role, "content": "y"}] * 1000]
+    messages = [{"role": "user", "content": "x"}, *[{"role": role, "content": "y"}] * 1000]
     request = request_of({"messages": messages})
 
     made = adapt(request, Target(Family.DASHSCOPE, "qwen3.7-plus"), LAX, stream=True)

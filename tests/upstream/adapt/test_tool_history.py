@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_wsgi.hosts import Family
+from qwen_wsgi.protocol.arguments import UNPARSED
 from qwen_wsgi.sandbox import params as sandbox
 from qwen_wsgi.upstream.adapt import adapt
-from qwen_wsgi.upstream.adapt.tool_history import UNPARSED
 from tests.upstream.adapt.support import (
     HELLO,
     LAX,
@@ -20,6 +20,7 @@ from tests.upstream.adapt.support import (
     USER,
     Json,
     adapted,
+    part,
     request_of,
     sent,
     target_of,
@@ -36,6 +37,10 @@ def called(*arguments: Any, **rest: Any) -> Json:
         for at, each in enumerate(arguments, 1)
     ]
     return {"role": "assistant", "content": None, "tool_calls": calls, **rest}
+
+
+def wrapped(text: str) -> str:
+    return json.dumps({UNPARSED: text}, ensure_ascii=False, separators=(",", ":"))
 
 
 def arguments_of(messages: list[Json]) -> list[Any]:
@@ -79,6 +84,26 @@ def test_arguments_that_are_missing_are_an_empty_object() -> None:
     del message["tool_calls"][0]["function"]["arguments"]
 
     assert arguments_of([USER, message, ANSWER]) == ["{}"]
+
+
+@pytest.mark.parametrize(
+    ("given", "sent_on"),
+    [
+        ({"at": 1}, '{"at":1}'),
+        ('"{\\"at\\": 1}"', '{"at": 1}'),
+        (json.dumps(json.dumps('{"at": 1}')), '{"at": 1}'),
+        ('""', "{}"),
+        ([1, "é"], wrapped('[1,"é"]')),
+        (5, wrapped("5")),
+        (False, wrapped("false")),
+        ('"plain"', wrapped('"plain"')),
+    ],
+    ids=str,
+)
+def test_an_object_is_unwrapped_and_anything_else_is_kept_as_a_text(
+    given: Any, sent_on: str
+) -> None:
+    assert arguments_of([USER, called(given), ANSWER]) == [sent_on]
 
 
 def test_calls_that_are_well_keep_every_character_and_their_message() -> None:
@@ -128,15 +153,49 @@ def test_calls_of_the_old_form_as_well() -> None:
         {"a": 1},
         ["x", None, {}],
         [{"function": None}, {"function": "x"}],
-        [{"function": {"name": "look", "arguments": {"at": 1}}}],
-        [{"type": "custom", "custom": {"name": "look", "input": "x"}}],
+        [{"type": "custom", "custom": {"input": "x"}}],
     ],
     ids=str,
 )
 def test_what_is_no_call_is_left_to_the_host(calls: Any) -> None:
-    messages = [USER, {"role": "assistant", "tool_calls": calls}]
+    messages = [USER, {"role": "assistant", "content": None, "tool_calls": calls}]
 
     assert adapted({"messages": messages}).changed == ()
+
+
+def test_a_call_with_a_plain_text_is_one_of_a_function() -> None:
+    custom = {"id": "1", "type": "custom", "custom": {"name": "look", "input": "x"}}
+    messages = [USER, {"role": "assistant", "content": "", "tool_calls": [custom]}, ANSWER]
+    members: Json = {"messages": messages}
+
+    made = adapted(members, options=STRICT)
+
+    assert made.changed == ("messages:custom-as-function",)
+    assert sent(members, made)["messages"][1]["tool_calls"] == [
+        {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"input":"x"}'}}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("message", "content"),
+    [
+        ({"tool_calls": called("{}")["tool_calls"]}, ""),
+        ({"content": None, "refusal": "No."}, "No."),
+        ({"refusal": "No."}, "No."),
+        ({"content": [{"type": "refusal", "refusal": "No."}]}, [part("No.")]),
+    ],
+    ids=str,
+)
+def test_the_assistant_has_the_content_that_hosts_require(message: Json, content: Any) -> None:
+    members: Json = {"model": "x", "messages": [USER, {"role": "assistant", **message}, ANSWER]}
+
+    made = adapted(members, options=STRICT)
+
+    after = sent(members, made)
+    assert after["messages"][1]["content"] == content
+    assert "refusal" not in after["messages"][1]
+    assert made.changed == ("messages:content-added",)
+    assert sandbox.refusal_for(after) is None
 
 
 def test_only_calls_of_the_assistant_are_looked_at() -> None:
@@ -172,4 +231,6 @@ def test_the_host_takes_whatever_a_model_wrote(arguments: list[str]) -> None:
     assert made.changed or before is None
     for text, call in zip(arguments, body["messages"][1]["tool_calls"], strict=True):
         held = json.loads(call["function"]["arguments"])
-        assert call["function"]["arguments"] == text or held in ({}, {UNPARSED: text})
+        kept = call["function"]["arguments"]
+        unwrapped = text == json.dumps(kept) or kept in text
+        assert kept == text or unwrapped or held in ({}, {UNPARSED: text})

@@ -1,0 +1,77 @@
+"""Replaces pictures, sound and video by a text where the model is known not to read them."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any, Final
+
+from qwen_wsgi.upstream.adapt.draft import Draft
+from qwen_wsgi.upstream.routing.model_profiles import facts_of
+
+Message = dict[str, Any]
+
+#: Chat's types of parts, the input they need (`ModelFacts.inputs`), and a word for it.
+_KINDS: Final = {
+    "image_url": ("image", "picture"),
+    "video_url": ("video", "video"),
+    "video": ("video", "video"),
+    "input_audio": ("audio", "sound"),
+}
+
+#: What a snapshot or a region adds to the name of a model, which does not change its inputs.
+_SUFFIX: Final = re.compile(r"-(?:20\d\d-\d\d-\d\d|latest|us)$")
+
+
+def adapt(draft: Draft) -> None:
+    """Replace the parts that the model does not read.
+
+    A host answers each request with such a part by 400, so a conversation in which a tool showed a
+    picture (Claude Code's Read, for one) could not go on.
+    """
+    inputs = _inputs_of(draft.target.model)
+    if inputs is None:
+        return  # unknown model: the host decides
+    messages = draft.get("messages")
+    unread = {kind for kind, (needed, _) in _KINDS.items() if needed not in inputs}
+    changed = [_without(message, unread, draft.target.model) for message in messages]
+    lost = sorted(
+        {
+            _KINDS[part["type"]][0]
+            for old, new in zip(messages, changed, strict=True)
+            if new is not old
+            for part in old["content"]
+            if _is_unread(part, unread)
+        }
+    )
+    for kind in lost:
+        draft.lose("messages", f"reads no {kind}")
+    if lost:
+        draft.put("messages", changed, "-".join([*lost, "left-out"]))
+
+
+@functools.lru_cache(maxsize=1024)
+def _inputs_of(model: str) -> tuple[str, ...] | None:
+    known = facts_of(model) or facts_of(_SUFFIX.sub("", model))
+    return None if known is None else known.inputs
+
+
+def _without(message: Message, unread: set[str], model: str) -> Message:
+    content = message.get("content")
+    if not isinstance(content, list) or not any(_is_unread(part, unread) for part in content):
+        return message
+    parts = [_placeholder(part, model) if _is_unread(part, unread) else part for part in content]
+    return {**message, "content": parts}
+
+
+def _is_unread(part: Any, unread: set[str]) -> bool:
+    kind = part.get("type") if isinstance(part, dict) else None
+    return isinstance(kind, str) and kind in unread
+
+
+def _placeholder(part: dict[str, Any], model: str) -> dict[str, Any]:
+    word = _KINDS[part["type"]][1]
+    article = "Sound" if word == "sound" else f"A {word}"
+    text = f"[{article} was left out here, because the model {model} cannot read it.]"
+    mark = {"cache_control": part["cache_control"]} if "cache_control" in part else {}
+    return {"type": "text", "text": text, **mark}

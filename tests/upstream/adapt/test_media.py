@@ -1,0 +1,107 @@
+"""Pictures, sound and video for models that are known not to read them."""
+
+from __future__ import annotations
+
+import pytest
+
+from qwen_wsgi.errors import BadRequest
+from qwen_wsgi.hosts import Family
+from tests.upstream.adapt.support import (
+    MARK,
+    STRICT,
+    USER,
+    Json,
+    adapted,
+    difference,
+    part,
+    sent,
+    target_of,
+)
+
+PICTURE: Json = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+SOUND: Json = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
+VIDEO: Json = {"type": "video_url", "video_url": {"url": "https://example.com/a.mp4"}}
+FRAMES: Json = {"type": "video", "video": ["https://example.com/1.png"]}
+
+
+def asked(*parts: Json) -> Json:
+    return {"messages": [USER, {"role": "user", "content": list(parts)}]}
+
+
+@pytest.mark.parametrize(
+    ("media", "words", "what"),
+    [
+        (PICTURE, "A picture", "image"),
+        (SOUND, "Sound", "audio"),
+        (VIDEO, "A video", "video"),
+        (FRAMES, "A video", "video"),
+    ],
+)
+@pytest.mark.parametrize("model", ["qwen3-coder-plus", "qwen3-coder-plus-2025-09-23", "glm-5.1"])
+def test_a_text_stands_for_what_the_model_cannot_read(
+    model: str, media: Json, words: str, what: str
+) -> None:
+    members = asked(part("Look:"), media)
+
+    made = adapted(members, target_of(model))
+
+    text = f"[{words} was left out here, because the model {model} cannot read it.]"
+    content = sent(members, made)["messages"][1]["content"]
+    if model.startswith("glm"):  # gets a list as one text
+        assert content == f"Look:\n\n{text}"
+    else:
+        assert content == [part("Look:"), part(text)]
+    assert made.changed[0] == f"messages:{what}-left-out"
+    with pytest.raises(BadRequest) as caught:
+        adapted(members, target_of(model), STRICT)
+    assert caught.value.param == "messages"
+    assert f"reads no {what}" in caught.value.message
+
+
+def test_all_that_is_left_out_is_named_at_once_and_marks_stay() -> None:
+    members = asked({**PICTURE, "cache_control": MARK}, SOUND, PICTURE)
+
+    made = adapted(members, target_of("qwen3-coder-plus"))
+
+    assert made.changed == ("messages:audio-image-left-out",)
+    first, *rest = sent(members, made)["messages"][1]["content"]
+    assert first["cache_control"] == MARK
+    assert ["cache_control" in each for each in rest] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("model", "parts"),
+    [
+        ("qwen3.7-plus", [PICTURE, VIDEO, FRAMES]),
+        ("qwen3.5-omni-plus", [PICTURE, SOUND, VIDEO]),
+        ("kimi-k3", [PICTURE]),
+        ("some-new-model", [PICTURE, SOUND, VIDEO]),
+        ("qwen3-coder-plus", [part("a"), {"type": "other"}]),
+    ],
+    ids=str,
+)
+def test_what_the_model_reads_or_nobody_knows_stays(model: str, parts: list[Json]) -> None:
+    assert adapted(asked(*parts), target_of(model), STRICT).changed == ()
+
+
+def test_a_model_that_sees_may_be_deaf() -> None:
+    members = asked(PICTURE, SOUND)
+
+    made = adapted(members, target_of("qwen3.7-plus"))
+
+    content = sent(members, made)["messages"][1]["content"]
+    assert [each["type"] for each in content] == ["image_url", "text"]
+    assert made.changed == ("messages:audio-left-out",)
+
+
+def test_a_model_with_json_schemas_can_have_one_once_the_picture_is_gone() -> None:
+    schema: Json = {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}
+    members = {**asked(PICTURE), "response_format": schema}
+
+    assert set(difference(members, adapted(members, target_of("qwen3.7-max")))) == {"messages"}
+
+
+def test_another_server_gets_what_the_client_sent() -> None:
+    target = target_of("qwen3-coder-plus", Family.OTHER)
+
+    assert adapted(asked(PICTURE), target).changed == ()
