@@ -1,7 +1,7 @@
 """Reads the key that the `dashscope` package keeps: `~/.dashscope/config.toml` and `api_key`.
 
-As version 2.0.2 of the package does. The file `api_key` is that of 1.x, which 2.x still reads. A key
-in the environment has precedence there, so these files count only without `DASHSCOPE_API_KEY`.
+As version 2.0.2 of the package does. The file `api_key` is that of 1.x, which 2.x still reads. A
+key in the environment has precedence there: these files count only without `DASHSCOPE_API_KEY`.
 """
 
 from __future__ import annotations
