@@ -254,9 +254,7 @@ class Settings:
     )
     host_families: tuple[tuple[str, str], ...] = setting(
         "QWEN_PROXY_HOST_FAMILIES",
-        "What kind of host a host is, where its name does not show it: "
-        "`gateway.example=dashscope,*.plan.example=token-plan`; or other, to send requests as "
-        "they are.",
+        "Kinds of hosts whose names do not show it: `gateway.example=dashscope,*.b.example=other`.",
         default=(),
         parse=_host_families,
     )

@@ -91,6 +91,29 @@ def test_an_explicit_upstream_is_asked_as_the_client_asked(
     assert json.loads(answer)["choices"][0]["message"]["content"].startswith("[sandbox]")
 
 
+def test_an_explicit_upstream_at_a_qwen_host_is_adapted_and_streamed(
+    start_proxy: StartProxy, sandbox: Sandbox
+) -> None:
+    """As Codex needs it: its `developer` messages and parameters are refused there otherwise."""
+    proxy = start_proxy(
+        QWEN_UPSTREAM_BASE_URL=sandbox.base_url,
+        QWEN_UPSTREAM_API_KEY=UPSTREAM_KEY,
+        QWEN_PROXY_HOST_FAMILIES="127.0.0.1=dashscope",
+    )
+    body = (
+        b'{"model":"qwen3.7-plus","temperature":2,"messages":[{"role":"user","content":"hi"},'
+        b'{"role":"developer","content":"Be kind."}]}'
+    )
+    with Exchange(proxy.port, body) as exchange:
+        answer = exchange.body()
+    sandbox.settle()
+
+    sent = json.loads(sandbox.chats[-1].body or b"")
+    assert (sent["stream"], sent["temperature"]) == (True, 1.99)
+    assert [each["role"] for each in sent["messages"]] == ["system", "user"]
+    assert json.loads(answer)["choices"][0]["message"]["content"].startswith("[sandbox]")
+
+
 JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 CHOICES = (
     b'[ {"index":0,"message":{"role":"assistant","content":"\\u00e9 \\"model\\": 1.0"},'

@@ -260,11 +260,8 @@ class Build:
             static = usable_key(found.key, url, "the API key", remedy)
             if static.key is None:
                 self._problems.append(f"{shown}: {static.fault}. {static.remedy}")
-            self._add(
-                Account(
-                    "dashscope", "key", url, shown, False, self._family("dashscope", url), static
-                )
-            )
+            family = self._family("dashscope", url)
+            self._add(Account("dashscope", "key", url, shown, False, family, static))
 
     def _family(
         self, name: str, url: str | None, kind: str = "key", *, explicit: bool = False

@@ -95,6 +95,61 @@ _REFUSALS: Final = frozenset({400, 403, 404, 413, 422, None})
 _KEY: Final = r"invalid[ _-]?api[ _-]?key|authentication_error"
 _SPAN: Final = r"hourly|daily|weekly|monthly|\d+[- ](?:hour|day|week|month)"
 
+#: How servers say that a prompt is longer than the model's context, with the source of each; the
+#: letters are explained below. A limit of the answer alone (`max_tokens`) is no such thing, and
+#: neither are limits per minute.
+_TOO_LONG: Final = (
+    (
+        "[D] Model Studio; [P] also as `<400> InternalError.Algo…` in a 500",
+        "range of input length should be",
+    ),
+    ("[D] Model Studio, qwen-long", r"token length exceeds? model limit"),
+    (
+        "[O] OpenAI; [S] vLLM to 2025, SGLang; [P] DeepSeek, OpenRouter, Mistral, Fireworks",
+        "maximum context length",
+    ),
+    (
+        "[S] vLLM 2026, of tokens and of characters; [P] Claude Code's users",
+        "model.{0,2}s context length is only",
+    ),
+    (
+        "[S] vLLM, a prompt that is too long without any answer",
+        "longer than the maximum model length|too long to fit into the model",
+    ),
+    ("[S] SGLang; [P] Together", "longer than the model.{0,2}s context length"),
+    ("[S] SGLang without truncation", r"input length .{0,40}exceeds? the maximum allowed length"),
+    ("[S] TGI; [P] Together, Zhipu's GLM-4V", r"inputs?`? tokens \+ `?max_new_tokens`? must be"),
+    (
+        "[S] TensorRT-LLM",
+        r"prompt length .{0,100}should not exceed max_(?:num_tokens|seq_len|input_len)",
+    ),
+    ("[P] SiliconFlow", "prompt_tokens .{0,40}must be less than max_seq_len"),
+    (
+        "[S] llama.cpp, Ollama; [P] OpenAI's Responses",
+        r"exceeds? (?:the )?(?:available |maximum |model.{0,2}s )?context (?:size|length|window)",
+    ),
+    ("[S] llama.cpp in the middle of an answer", "context size has been exceeded"),
+    ("[S] llama.cpp, a prompt above its batch", "is too large to process"),
+    ("[S] Ollama's runners", "prompt too long; exceeded"),
+    ("[P] LM Studio", "greater than the context length|with (?:a )?context length of only"),
+    ("[P] Anthropic, Fireworks", "prompt is too long"),
+    ("[P] Anthropic, Bedrock: prompt and answer together", "exceed context limit"),
+    ("[P] Bedrock", "input is too long for (?:the )?requested model"),
+    ("[P] Azure, newer models of OpenAI", "input tokens exceed the configured limit"),
+    ("[P] Gemini", "input token count .{0,40}exceeds the maximum"),
+    ("[P] Moonshot (Kimi)", "exceeded model token limit|input token length too long"),
+    ("[Z] Zhipu in both languages", "prompt exceeds max length|prompt ?超长"),
+    ("[P] MiniMax", "context window exceeds limit"),
+    ("[P] xAI", r"maximum prompt length is \d"),
+    ("[P] Groq, Cerebras", "reduce the length of the (?:messages|input|prompt)"),
+    ("[P] GitHub Copilot", r"prompt token count of \d+ exceeds the limit"),
+    ("[P] Volcengine (Doubao)", "exceeds? max message tokens"),
+    ("[P] Poolside by OpenRouter", "exceeds (?:the )?maximum allowed input length"),
+    ("[P] Cohere", "tokens in the prompt cannot exceed"),
+    ("[P] DS4", "but the configured context size is"),
+    ("[P] LiteLLM", "ContextWindowExceededError"),
+)
+
 # Where a row comes from: [D] the vendor's error page; [P] bodies that public projects quote from
 # their logs; [Q] qwen-code's own rules; [Z] z.ai's error page (GLM); [O] OpenAI's error guide;
 # [S] the sources of other OpenAI-compatible servers.
@@ -107,19 +162,13 @@ ROWS: Final[tuple[Pattern, ...]] = (
         r"|_____tmd_____|errors\.aliyun\.com|cf-chl-|challenge-platform",
     ),
     # --- faults of the request that hide behind other codes -----------------------------------
-    # [D] "Range of input length should be [1, N]", [P] also as "<400> InternalError.Algo…" in a
-    # 500; [D] qwen-long's "Total message token length exceed model limit"; [O] also vLLM; [S]
-    # SGLang, llama.cpp; [P] Anthropic, Gemini, Kimi; [Z] 1261.
-    _row("context_length", codes="context_length_exceeded|1261"),
+    # [Z] 1261; [S] llama.cpp's exceed_context_size_error; [P] GitHub Copilot, Volcengine.
     _row(
         "context_length",
-        statuses=_REFUSALS | {500},
-        text=r"range of input length should be|maximum context length|prompt is too long"
-        r"|token length exceeds? model limit|longer than the (?:maximum )?model('s context)? length"
-        r"|exceeds? the (?:available |maximum |model's )?context (?:size|length|window)"
-        r"|input token count .{0,40}exceeds the maximum|exceeded model token limit"
-        r"|prompt exceeds max length|too long to fit into the model",
+        codes="context_length_exceeded|1261|exceed_context_size_error"
+        "|model_max_prompt_tokens_exceeded|model_context_window_exceeded|OutofContextError",
     ),
+    *(_row("context_length", statuses=_REFUSALS | {500}, text=text) for _whose, text in _TOO_LONG),
     # [D] Not `InvalidParameter.DataInspection`: there a picture could not be fetched. [Z] 1301.
     _row(
         "content_filter",

@@ -122,6 +122,244 @@ CASES: list[tuple[Family, int | None, Any, str, int, str | None]] = [
             (OTHER, None, None, "This model's maximum context length is 4096 tokens."),
         ]
     ),
+    *(
+        (OTHER, status, {"error": error}, "context_length", 400, "context_length_exceeded")
+        for status, error in (
+            # vLLM of 2026
+            (
+                400,
+                {
+                    "message": "You passed 99073 input tokens and requested 32000 output tokens. "
+                    "However, the model's context length is only 131072 tokens, resulting in a "
+                    "maximum input length of 99072 tokens. Please reduce the length of the input "
+                    "prompt. (parameter=input_tokens, value=99073)",
+                    "type": "BadRequestError",
+                    "param": "input_tokens",
+                    "code": 400,
+                },
+            ),
+            (
+                400,
+                {
+                    "message": "You passed 999999 input characters. However, the model's context "
+                    "length is only 2048 tokens (at most 9 characters).",
+                    "code": 400,
+                },
+            ),
+            # vLLM of 2025
+            (
+                400,
+                {
+                    "message": "'max_tokens' or 'max_completion_tokens' is too large: 32000. This "
+                    "model's maximum context length is 131072 tokens and your request has 99073 "
+                    "input tokens (32000 > 131072 - 99073).",
+                    "type": "BadRequestError",
+                    "code": 400,
+                },
+            ),
+            (
+                400,
+                {
+                    "message": "The decoder prompt (length 40000) is longer than the maximum model "
+                    "length of 32768. Make sure that `max_model_len` is no smaller than it."
+                },
+            ),
+            # SGLang
+            (
+                400,
+                {
+                    "message": "Requested token count exceeds the model's maximum context length "
+                    "of 64000 tokens. You requested a total of 71897 tokens."
+                },
+            ),
+            (
+                400,
+                {"message": "Input length (9 tokens) exceeds the maximum allowed length (8)."},
+            ),
+            # llama.cpp
+            (
+                400,
+                {
+                    "code": 400,
+                    "message": "request (9412 tokens) exceeds the available context size (8192 "
+                    "tokens), try increasing it",
+                    "type": "exceed_context_size_error",
+                    "n_prompt_tokens": 9412,
+                    "n_ctx": 8192,
+                },
+            ),
+            (
+                500,
+                {"code": 500, "message": "Context size has been exceeded.", "type": "server_error"},
+            ),
+            (
+                500,
+                {
+                    "message": "input (9000 tokens) is too large to process. increase the physical "
+                    "batch size (current batch size: 512)",
+                    "type": "server_error",
+                },
+            ),
+            # Ollama
+            (400, {"message": "prompt too long; exceeded max context length by 100918 tokens"}),
+            (400, {"message": "the input length exceeds the context length"}),
+            (500, {"message": "input length exceeds maximum context length"}),
+            # LM Studio
+            (
+                400,
+                {
+                    "message": "The number of tokens to keep from the initial prompt is greater "
+                    "than the context length. Try to load the model with a larger context length."
+                },
+            ),
+            (
+                400,
+                {
+                    "message": "Trying to keep the first 9000 tokens when context the overflows. "
+                    "However, the model is loaded with context length of only 4096 tokens."
+                },
+            ),
+            # OpenAI, chat and Responses
+            (
+                400,
+                {
+                    "message": "Your input exceeds the context window of this model. Please adjust "
+                    "your input and try again.",
+                    "type": BAD,
+                },
+            ),
+            (
+                400,
+                {
+                    "message": "Input tokens exceed the configured limit of 272000 tokens. Your "
+                    "messages resulted in 428548 tokens.",
+                    "type": BAD,
+                },
+            ),
+            # DeepSeek, OpenRouter, Mistral, Fireworks
+            (
+                400,
+                {
+                    "message": "This model's maximum context length is 131072 tokens. However, you "
+                    "requested 140000 tokens (130000 in the messages, 10000 in the completion).",
+                    "type": BAD,
+                    "code": BAD,
+                },
+            ),
+            (
+                400,
+                {
+                    "message": "This endpoint's maximum context length is 131072 tokens. However, "
+                    "you requested about 140000 tokens (139000 of text input).",
+                    "code": 400,
+                },
+            ),
+            (
+                400,
+                {
+                    "message": "Prompt contains 140000 tokens and 0 draft tokens, too large for "
+                    "model with 131072 maximum context length"
+                },
+            ),
+            (
+                400,
+                {"message": "The prompt is too long: 200000, model maximum context length: 131071"},
+            ),
+            # Moonshot, Zhipu, MiniMax, Volcengine, SiliconFlow
+            (
+                400,
+                {
+                    "message": "Invalid request: Your request exceeded model token limit: 262144 "
+                    "(requested: 300000)",
+                    "type": BAD,
+                },
+            ),
+            (400, {"message": "Invalid request: Input token length too long", "type": BAD}),
+            (400, {"code": "1261", "message": "whatever"}),
+            (400, {"code": "400", "message": "Prompt 超长"}),
+            (400, {"message": "Messages exceed max message tokens: 12345"}),
+            (
+                400,
+                {"message": "Prompt has 140,000 tokens, but the configured context size is 9"},
+            ),
+            (400, {"message": "invalid params, context window exceeds limit (2013)"}),
+            (
+                400,
+                {
+                    "code": "OutofContextError",
+                    "message": "Total tokens of image and text exceed max message tokens.",
+                    "type": "BadRequest",
+                },
+            ),
+            (
+                400,
+                {"message": "length of prompt_tokens (140000) must be less than max_seq_len (9)."},
+            ),
+            # others
+            (
+                400,
+                {
+                    "message": "This model's maximum prompt length is 131072 but the request "
+                    "contains 537812 tokens."
+                },
+            ),
+            (
+                413,
+                {
+                    "message": "Please reduce the length of the messages or completion.",
+                    "param": "m",
+                },
+            ),
+            (400, {"message": "prompt token count of 130000 exceeds the limit of 128000"}),
+            (400, {"message": "Input is too long for requested model."}),
+            (
+                400,
+                {"message": "input length and `max_tokens` exceed context limit: 18 + 21 > 9"},
+            ),
+            (
+                422,
+                {
+                    "message": "Input validation error: `inputs` tokens + `max_new_tokens` must be "
+                    "<= 1512. Given: 1584 `inputs` tokens and 512 `max_new_tokens`"
+                },
+            ),
+            (
+                400,
+                {"message": "too many tokens: number of tokens in the prompt cannot exceed 9"},
+            ),
+            (
+                400,
+                {
+                    "message": "The sum of prompt length (40000.0), query length (0) should not "
+                    "exceed max_num_tokens (8192)"
+                },
+            ),
+            (400, {"message": "Input exceeds the maximum allowed input length of 262,144 tokens"}),
+            (
+                400,
+                {
+                    "message": "litellm.ContextWindowExceededError: OpenAIException "
+                    '- {"error":{"message":"too much"}}'
+                },
+            ),
+        )
+    ),
+    # Limits of the answer, and of the minute: a shorter history would not help.
+    *(
+        (OTHER, status, {"error": {"message": message, "type": BAD}}, cause, client, None)
+        for status, message, cause, client in (
+            (
+                400,
+                "max_tokens is too large: 200000. This model supports at most 128000 completion "
+                "tokens, whereas you provided 200000.",
+                "bad_request",
+                400,
+            ),
+            (400, "Range of max_tokens should be [1, 8192]", "bad_request", 400),
+            (400, "max_new_tokens must be <= 1024", "bad_request", 400),
+            (429, "Too many tokens, please wait before trying again.", "rate_limited", 429),
+        )
+    ),
     # content inspection
     (
         DASHSCOPE,
