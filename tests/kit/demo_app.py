@@ -41,6 +41,9 @@ class Application:
         )
         self.extensions = {"qwen_wsgi": services}
 
+    def endpoints(self) -> list[str]:
+        return ["GET /environ", "GET /process", "GET /slow", "GET /stream"]
+
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         query = dict(parse_qsl(environ.get("QUERY_STRING", "")))
         route = environ["PATH_INFO"].strip("/")
