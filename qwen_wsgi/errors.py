@@ -231,8 +231,8 @@ class UpstreamError(ApiError):
         super().__init__(message, **details)
         self.failure = failure
         self.upstream_message = upstream_message
-        #: The event by which the upstream reported it inside a stream, if it has OpenAI's form.
-        self.frame = b""
+        #: The upstream's own id of the request, or "".
+        self.upstream_request_id = ""
 
 
 class UpstreamTimeout(UpstreamError):

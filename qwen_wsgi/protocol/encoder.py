@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from qwen_wsgi.errors import ApiError, UpstreamError
+from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import sse
 
 
@@ -49,10 +49,9 @@ class Encoder(Protocol):
 def error_event(error: ApiError) -> bytes:
     """Render an error in place of a chunk, as the official SDKs expect it.
 
-    An upstream's error event of that form stays as it came.
+    Its type and code are OpenAI's, as those of an error before the first byte are.
     """
-    frame = error.frame if isinstance(error, UpstreamError) else b""
-    return frame or sse.render(error.body())
+    return sse.render(error.body())
 
 
 #: A comment (WHATWG Server-sent events, 9.2.6), which parsers skip.

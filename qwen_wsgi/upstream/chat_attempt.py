@@ -11,6 +11,7 @@ from qwen_wsgi.clock import Clock
 from qwen_wsgi.protocol import chat
 from qwen_wsgi.protocol.changes import header_token
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, functions
+from qwen_wsgi.protocol.chat.completion import mended
 from qwen_wsgi.protocol.chat.functions import LegacyChunkStream
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError, compact
 from qwen_wsgi.protocol.usage import parse as parse_usage
@@ -102,7 +103,7 @@ class ChatAttempt:
         return ChatAnswer(compact(value).encode(), value)
 
     def ask_whole(self, call: ChatCall, route: Route) -> ChatAnswer:
-        """Ask for a whole answer; it stays as it came, but for the model's name.
+        """Ask for a whole answer; only what clients cannot use is changed, and the model's name.
 
         Raises:
             ApiError: the account did not answer.
@@ -111,7 +112,9 @@ class ChatAttempt:
         answer = self._client.post_json(route.account, CHAT_PATH, body, headers=call.headers)
         call.record.usage = parse_usage(answer.value.get("usage"))
         call.record.upstream_request_id = answer.upstream_request_id
-        data, value = answer.body, answer.value
+        data, value = answer.body, mended(answer.value)
+        if value is not answer.value:
+            data = compact(value).encode()
         if adapted.legacy_functions:
             value = functions.completion(value)
             data = compact(value).encode()

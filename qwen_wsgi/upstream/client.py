@@ -176,9 +176,7 @@ class UpstreamClient:
         now = self._clock.now()
         if text is not None:
             return classify.from_error_finish(text, account=name, family=family, now=now)
-        error = classify.from_frame(chunks.error, account=name, family=family, now=now)
-        error.frame = chunks.frame
-        return error
+        return classify.from_frame(chunks.error, account=name, family=family, now=now)
 
     def _unstreamed(self, account: Account, stream: OpenStream, response: Response) -> bytes:
         """The events of an upstream that answered a stream request with a whole completion."""

@@ -62,7 +62,8 @@ class UsageView:
 
     Args:
         hide: the client did not request it.
-        normalize: usage in another place, or with other members, is changed to OpenAI's form.
+        normalize: usage in another place, or with other members, is changed to OpenAI's form. Else
+            only usage that comes before a finish is held back.
     """
 
     def __init__(self, *, hide: bool, normalize: bool) -> None:
@@ -74,14 +75,14 @@ class UsageView:
         """Change a chunk with usage to what the client gets; None for nothing.
 
         Args:
-            finished: a finish reason was received, so this may be the last chunk.
+            finished: every choice has its finish, so this may be the last chunk.
         """
         alone = not chunk.get("choices")
         if self._hide:
             return None if alone else {k: v for k, v in chunk.items() if k != "usage"}
-        if not self._normalize:
+        if not self._normalize and not alone:
             return chunk
-        usage = normalized(chunk["usage"])
+        usage = normalized(chunk["usage"]) if self._normalize else chunk["usage"]
         if not (alone and finished):
             self._owed = {**chunk, "choices": [], "usage": usage}
             return None if alone else {**chunk, "usage": None}

@@ -7,7 +7,12 @@ from typing import Any, Final
 
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chat.errors import ERROR_FINISH
-from qwen_wsgi.protocol.chat.tool_calls import ToolCalls
+from qwen_wsgi.protocol.chat.normalize import TRUNCATED, finish_reason
+from qwen_wsgi.protocol.chat.tool_calls import (
+    NO_ARGUMENTS,
+    ToolCalls,
+    arguments_of,
+)
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
@@ -124,7 +129,8 @@ class _Choice:
     def render(self, seed: str) -> dict[str, Any]:
         joined = {name: joined_text(parts) for name, parts in self._joined.items()}
         content, refusal = joined.pop("content", None), joined.pop("refusal", None)
-        calls = self._tool_calls.render(f"{seed}/{self._index}")
+        truncated = finish_reason(self._finish, called=False) in TRUNCATED
+        calls = self._tool_calls.render(f"{seed}/{self._index}", truncated=truncated)
         message: dict[str, Any] = {
             "role": self._message.get("role") or "assistant",
             "content": None if calls and not content else content,
@@ -134,6 +140,9 @@ class _Choice:
         }
         if calls:
             message["tool_calls"] = calls
+        function = self._message.get("function_call")
+        if function is not None and not truncated:
+            message["function_call"] = _with_arguments(function)
         logprobs = {"content": None, "refusal": None, **self._logprobs} if self._logprobs else None
         return {
             "index": self._index,
@@ -150,6 +159,13 @@ def _join_function(call: dict[str, Any], fragment: Mapping[str, Any]) -> None:
         call["name"] = name
     if isinstance(arguments := fragment.get("arguments"), str):
         call["arguments"] += arguments
+
+
+def _with_arguments(function: Any) -> Any:
+    """A call in the legacy form; one without arguments has an empty object."""
+    if not isinstance(function, dict) or arguments_of(function).strip():
+        return function
+    return {**function, "arguments": NO_ARGUMENTS}
 
 
 def _join_audio(audio: dict[str, Any], fragment: Mapping[str, Any]) -> None:
@@ -172,7 +188,7 @@ def chunks_of(completion: Mapping[str, Any], *, with_usage: bool) -> list[bytes]
             delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(calls)]
         rest = {k: v for k, v in choice.items() if k not in ("message", "finish_reason")}
         rest.setdefault("index", 0)
-        finish = choice.get("finish_reason") or "stop"
+        finish = choice.get("finish_reason") or ("tool_calls" if calls else "stop")
         if finish == ERROR_FINISH:  # its content is the error's text, not an answer
             out.append({**rest, "delta": delta, "finish_reason": finish})
             continue
@@ -182,6 +198,72 @@ def chunks_of(completion: Mapping[str, Any], *, with_usage: bool) -> list[bytes]
     if with_usage and completion.get("usage"):
         events.append(sse.render({**head, "choices": [], "usage": completion["usage"]}))
     return events
+
+
+def mended(completion: dict[str, Any]) -> dict[str, Any]:
+    """Mend a whole answer as a stream is: tool calls and finishes. Itself if nothing changed.
+
+    Two calls with one id become two ids, a call without arguments gets an empty object, and each
+    choice has one of OpenAI's finish reasons.
+    """
+    choices = completion.get("choices")
+    if not isinstance(choices, list):
+        return completion
+    seed = f"{completion.get('id')}/{completion.get('created')}"
+    changed = [_mended(each, seed) if isinstance(each, dict) else each for each in choices]
+    if all(new is old for new, old in zip(changed, choices, strict=True)):
+        return completion
+    return {**completion, "choices": changed}
+
+
+def _mended(choice: dict[str, Any], seed: str) -> dict[str, Any]:
+    message = choice.get("message")
+    message = message if isinstance(message, dict) else {}
+    calls, function = message.get("tool_calls"), message.get("function_call")
+    fragments = list(objects(calls))
+    reason = choice.get("finish_reason")
+    if reason == ERROR_FINISH:
+        return choice
+    finish = finish_reason(reason, called=bool(fragments))
+    if finish is None:
+        finish = "tool_calls" if fragments else "function_call" if function else "stop"
+    truncated = finish in TRUNCATED
+    changes: dict[str, Any] = {}
+    if calls is not None:
+        changes["tool_calls"] = _mended_calls(
+            fragments, f"{seed}/{choice.get('index') or 0}", truncated=truncated
+        )
+    if function is not None and not truncated:
+        changes["function_call"] = _with_arguments(function)
+    if all(message[name] == value for name, value in changes.items()):
+        changes = {}
+    if not changes and finish == reason:
+        return choice
+    changed = {**choice, "finish_reason": finish}
+    if changes:
+        kept = {name: value for name, value in {**message, **changes}.items() if value != []}
+        changed["message"] = {"role": "assistant", "content": None, **kept}
+    return changed
+
+
+def _mended_calls(
+    calls: list[dict[str, Any]], seed: str, *, truncated: bool
+) -> list[dict[str, Any]]:
+    """Mend the calls of a whole answer; members that nobody knows are kept."""
+    assembled, sources = ToolCalls(), []
+    for place, call in enumerate(calls):
+        taken = assembled.take({**call, "index": place})
+        if taken is not None and taken.begins:
+            sources.append(call)
+    rendered = assembled.render(seed, truncated=truncated)
+    return [
+        {**source, **call, "function": {**_object(source.get("function")), **call["function"]}}
+        for source, call in zip(sources, rendered, strict=True)
+    ]
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def combined(completions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chat.client_view import ModelName, UsageView
 from qwen_wsgi.protocol.chat.errors import error_finish_of, error_of
-from qwen_wsgi.protocol.chat.normalize import ChunkNormalizer, finish_reason
+from qwen_wsgi.protocol.chat.normalize import ChunkNormalizer
 from qwen_wsgi.protocol.chat.template import Carrier
+from qwen_wsgi.protocol.chat.types import ODD, typed
 from qwen_wsgi.protocol.encoder import COMMENT, error_event
-from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 
@@ -27,12 +27,18 @@ _OBJECT: Final = "chat.completion.chunk"
 
 #: Byte strings that make it necessary to parse a chunk of any host. Every usage object has members
 #: whose names end in `_tokens`; DashScope's `"usage":null` has none.
-_MARKS: Final = (b'"error"', b'_tokens"', b'"finish_reason":"', b'"finish_reason": "')
-#: The same for a host whose chunks are normalized. Most of these are null in DashScope's chunks.
-_NORMALIZED_MARKS: Final = (
-    *_MARKS,
-    *(b'"tool_calls":[', b'"tool_calls": [', b'"role":"', b'"role": "', b'"reasoning":'),
+_MARKS: Final = (
+    *(b'"error"', b'_tokens"', b'"finish_reason":"', b'"finish_reason": "'),
+    *(b'"tool_calls":[', b'"tool_calls": [', b'"function_call":{', b'"function_call": {'),
 )
+#: The same for a Qwen host. Most of these are null in DashScope's chunks.
+_QWEN_MARKS: Final = (*_MARKS, b'"role":"', b'"role": "', b'"reasoning":')
+
+_INDEX: Final = re.compile(rb'"index": ?([0-9]+)')
+#: The name of an event that is an error whatever its data are.
+_ERROR_NAME: Final = re.compile(rb"^event: ?error\s*$", re.MULTILINE)
+#: Members of a chunk that all chunks of a stream have.
+_HEAD: Final = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
 
 #: How often a new template is tried on the rest of a block, which may cost a search of all of it.
 _TRIES: Final = 8
@@ -47,8 +53,9 @@ class ChunkStream:
 
     Args:
         hide_usage: the client did not ask for usage, so it gets none.
-        normalize: the upstream is a Qwen host, whose chunks are normalized (`normalize`). Other
-            hosts' chunks are not changed, except for hidden usage and the model's name.
+        normalize: the upstream is a Qwen host, whose chunks are normalized in full. Of other hosts'
+            only what clients cannot use is changed: values of a wrong type (`types`), tool calls
+            and finishes (`normalize`), hidden usage and the model's name.
         model: the model's name upstream and the client's name for it (`client_view`).
 
     Attributes:
@@ -56,18 +63,22 @@ class ChunkStream:
         failed: the upstream sent an error. Neither it nor what follows is passed on.
         error: the error that was sent in place of a chunk, or None.
         error_finish: the text of an error that came as a finish reason, or None.
-        frame: the event with the error, if it has OpenAI's form.
         answered: text, thinking or a tool call was received.
-        finished: a finish reason was received, and no part of an answer after it.
+        finished: a finish reason was received, and no part of an answer after it. At `[DONE]` each
+            choice gets the one that it lacks.
         done: `[DONE]` was received.
     """
 
     def __init__(
         self, *, hide_usage: bool, normalize: bool = True, model: tuple[str, str] | None = None
     ) -> None:
-        self._normalizer = ChunkNormalizer() if normalize else None
+        self._normalizer = ChunkNormalizer(qwen=normalize)
         self._opening = _Opening() if normalize else None
-        self._marks = _NORMALIZED_MARKS if normalize else _MARKS
+        self._marks = _QWEN_MARKS if normalize else _MARKS
+        #: The first event if it was not parsed.
+        self._first = b""
+        #: The last parsed chunk with choices.
+        self._last: dict[str, Any] = {}
         self._carrier = Carrier()
         self._model = ModelName(model)
         self._usage_view = UsageView(hide=hide_usage, normalize=normalize)
@@ -75,7 +86,6 @@ class ChunkStream:
         self.failed = False
         self.error: Any = None
         self.error_finish: str | None = None
-        self.frame = b""
         self.answered = False
         self.finished = False
         self.done = False
@@ -83,7 +93,11 @@ class ChunkStream:
     @property
     def complete(self) -> bool:
         """Whether the answer would be complete if the stream ended here."""
-        return not self.failed and (self.finished or (self.done and self.answered))
+        if self.failed:
+            return False
+        if self.done:
+            return self.finished or self.answered
+        return self.finished and not self._normalizer.unfinished
 
     def feed(self, block: bytes) -> bytes:
         """Take a block of whole events; return what the client gets of it.
@@ -108,7 +122,15 @@ class ChunkStream:
         if self._opening is not None:
             sent = b"".join(self._line(line, line) for line in self._opening.doubtful)
             self._opening = None
-        if self.complete and (owed := self._usage_view.owed()) is not None:
+        if not self.complete:
+            return sent
+        if self._normalizer.unfinished:
+            last = self._last or sse.parse(self._first) or {}
+            head: dict[str, Any] = {name: last[name] for name in _HEAD if name in last}
+            for choice in self._normalizer.endings():
+                sent += sse.render(self._model.in_chunk({**head, "choices": [choice]}))
+            self.finished = True
+        if (owed := self._usage_view.owed()) is not None:
             sent += sse.render(self._model.in_chunk(owed))
         return sent
 
@@ -123,13 +145,29 @@ class ChunkStream:
             block.count(b"\n") != 2 * count
             or not block.startswith(b"data: {")
             or block.count(_CHOICES) != count
+            or (block.count(b'"choices":[{') != count and block.count(b'"choices": [{') != count)
+            or block.count(b'"delta":') < count
             or _any_in(self._marks, block)
+            or ODD.search(block) is not None
         ):
+            return None
+        if not self._of_known_choices(block, count):
             return None
         sent = self._model.in_lines(block, count)
         if sent is not None:
             self._note(block)
         return sent
+
+    def _of_known_choices(self, block: bytes, count: int) -> bool:
+        """Whether `count` chunks are of choices that the normalizer knows, or of the first one."""
+        known, found = self._normalizer.indexes, _INDEX.findall(block)
+        if known:
+            return known.issuperset(found) and (len(found) >= count or b"0" in known)
+        if found.count(b"0") < len(found):
+            return False
+        self._normalizer.begin(0)
+        self._first = block[: block.find(b"\n\n")]
+        return True
 
     def _each(self, block: bytes) -> Iterator[bytes]:
         """Handle a block's events one by one."""
@@ -158,6 +196,8 @@ class ChunkStream:
         if payload.strip() == b"[DONE]":
             self.done = True
             return self.end()
+        if not event.startswith(b"data:") and _ERROR_NAME.search(event):
+            return self._error_event(payload)
         # A line end can only be white space between tokens of the JSON.
         line = b"data: " + payload.replace(b"\n", b" ") + b"\n\n"
         if self._opening is None:
@@ -166,6 +206,14 @@ class ChunkStream:
         if self._opening.over:
             self._opening = None
         return b"".join(self._line(each, each) for each in lines)
+
+    def _error_event(self, payload: bytes) -> bytes:
+        """Keep the error of an event that is one by its name; nothing is sent for it."""
+        value = sse.parse(b"data: " + payload)
+        text = payload.decode(errors="replace").strip()
+        error = error_of(value) if isinstance(value, dict) else None
+        self.failed, self.error = True, error or value or text
+        return b""
 
     def _line(self, event: bytes, line: bytes) -> bytes:
         """Return what the client gets of an event, given also as one line."""
@@ -178,42 +226,42 @@ class ChunkStream:
         """Parse an event; return what the client gets of it, `b""` for nothing."""
         self._carrier.forget()  # another tool call may continue after this event
         chunk = sse.parse(line[:-2])
-        if not isinstance(chunk, dict):
-            return line
-        if self._fails(chunk, line):
+        if not isinstance(chunk, dict) or self._fails(chunk, line):
             return b""
-        self._note(line)
-        finishes = _finishes(chunk)
-        self.finished = self.finished or finishes
         self._model.learn(line, chunk)
+        self._note(line)
         changed = self._for_client(chunk)
         if changed is None:
             return b""
         renamed = self._model.in_lines(line) if changed is chunk else None
         sent = renamed or sse.render(self._model.in_chunk(changed))
-        normalizer = self._normalizer
-        if normalizer is not None and normalizer.repeatable:
-            self._carrier.learn_normalized(event, sent, normalizer.growing)
-        elif normalizer is None and not finishes:
-            self._carrier.learn(event, sent)
+        if self._normalizer.repeatable:
+            self._carrier.learn_normalized(event, sent, self._normalizer.growing)
         return sent
 
     def _for_client(self, chunk: dict[str, Any]) -> dict[str, Any] | None:
         """Change a chunk for this client: itself if nothing changed, None if it gets nothing."""
-        changed: dict[str, Any] | None = chunk
-        if (usage := parse_usage(chunk.get("usage"))) is not None:
+        changed = typed(chunk)
+        if changed is None:
+            return None
+        if changed["choices"]:
+            self._last = changed
+        if (usage := parse_usage(changed.get("usage"))) is not None:
             self.usage = usage
-            changed = self._usage_view.of(chunk, finished=self.finished)
-        if self._normalizer is not None and changed is not None:
+            finished = self.finished and not self._normalizer.unfinished
+            changed = self._usage_view.of(changed, finished=finished)
+        if changed is not None:
             changed = self._normalizer.normalize(changed)
+            self.finished = self.finished or self._normalizer.finishes
         return changed
 
     def _fails(self, chunk: dict[str, Any], line: bytes) -> bool:
         """Whether a chunk is an error; keep the error."""
-        self.error_finish, self.error = error_finish_of(chunk), error_of(chunk)
+        if b"error_finish" in line:
+            self.error_finish = error_finish_of(chunk)
+        if b'"error"' in line or "choices" not in chunk:
+            self.error = error_of(chunk)
         self.failed = self.error_finish is not None or self.error is not None
-        if self.failed and "error" in chunk:
-            self.frame = line
         return self.failed
 
     def _note(self, data: bytes) -> None:
@@ -264,14 +312,6 @@ def _any_in(marks: tuple[bytes, ...], data: bytes) -> bool:
         if mark in data:
             return True
     return False
-
-
-def _finishes(chunk: dict[str, Any]) -> bool:
-    """Whether a chunk has a finish reason."""
-    return any(
-        finish_reason(choice.get("finish_reason"), called=False)
-        for choice in objects(chunk.get("choices"))
-    )
 
 
 class ChatEncoder:

@@ -3,7 +3,8 @@
 A fragment is `{"index", "id", "type", "function": {"name", "arguments"}}`. OpenAI sends id, type
 and name once, then arguments under the same index. Hosts of Qwen models also send: ids that are
 empty or repeated, repeated names, several calls under one index, no index, no id, an id that comes
-late, and a finished call once more (qwen-code has code for each).
+late, and a finished call once more (qwen-code has code for each). DeepSeek and GLM also give one id
+to several calls.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from qwen_wsgi.protocol import json_access
 from qwen_wsgi.protocol.json_object import compact
+
+#: The arguments of a call that has none: clients parse them, and OpenAI's models write this.
+NO_ARGUMENTS: Final = "{}"
 
 
 @dataclass(slots=True, eq=False)
@@ -25,7 +29,9 @@ class ToolCall:
     Attributes:
         number: how many calls began before it.
         place: the index that its upstream gave it, if no other call has that; else the number.
-        id: as the upstream sent it, or "".
+        id: as the upstream sent it, or "". If another call has it already, one of its own.
+        given: the id as the upstream sent it, or "".
+        index: the index that its upstream gave it, or None.
         pieces: of its arguments; bytes are the inside of a JSON string.
     """
 
@@ -34,12 +40,19 @@ class ToolCall:
     id: str = ""
     type: str = "function"
     name: str = ""
+    given: str = ""
+    index: int | None = None
     pieces: list[str | bytes] = field(default_factory=list)
 
     @property
     def arguments(self) -> str:
         """The arguments so far."""
         return "".join(map(_decoded, self.pieces))
+
+    @property
+    def empty(self) -> bool:
+        """Whether there are no arguments so far, not even an empty object."""
+        return all(not _decoded(piece).strip() for piece in self.pieces)
 
     @property
     def complete(self) -> bool:
@@ -49,6 +62,16 @@ class ToolCall:
             return False  # avoids parsing all of it for every fragment
         try:
             return isinstance(json.loads(self.arguments), dict)
+        except (ValueError, RecursionError):
+            return False
+
+    def has(self, arguments: str) -> bool:
+        """Whether these are the arguments of the call, perhaps written in another way."""
+        own = self.arguments
+        if own.strip() == arguments.strip():
+            return True
+        try:
+            return bool(json.loads(own) == json.loads(arguments))
         except (ValueError, RecursionError):
             return False
 
@@ -88,11 +111,13 @@ class ToolCalls:
         function = function if isinstance(function, dict) else {}
         id, name = json_access.text(fragment.get("id")), json_access.text(function.get("name"))
         arguments = arguments_of(function)
-        call = self._by_id.get(id) if id else None
-        if call is not None and name and arguments.strip() and call.complete:
-            return None
+        call = self._same(index, id, name) if id else None
         if call is None:
             call = self._meant(index, id, name, arguments)
+        elif name and arguments.strip() and call.complete:
+            if call.has(arguments):
+                return None
+            call = None
         begins = call is None
         if call is None:
             call = self._begin(index)
@@ -103,8 +128,22 @@ class ToolCalls:
         if index is not None:
             self._by_index[index] = call
         self._latest = call
-        goes_on = bool(arguments) and not begins and not name and id in ("", call.id)
+        goes_on = bool(arguments) and not begins and not name and id in ("", call.given)
         return Taken(call, begins, names, goes_on)
+
+    def _same(self, index: int | None, id: str, name: str) -> ToolCall | None:
+        """The call with this id; None if there is none, or a second one begins that shares it.
+
+        A name begins a call, so with another name, or under another index, it is another call.
+        """
+        call = self._by_index.get(index) if index is not None else None
+        if call is None or call.given != id:
+            call = self._by_id.get(id)
+        if call is None or not name:
+            return call
+        if call.name and name != call.name:
+            return None
+        return None if None not in (index, call.index) and index != call.index else call
 
     def _meant(self, index: int | None, id: str, name: str, arguments: str) -> ToolCall | None:
         """The call that a fragment without a known id belongs to; None if it begins a new one."""
@@ -118,29 +157,42 @@ class ToolCalls:
     def _begin(self, index: int | None) -> ToolCall:
         number = len(self._calls)
         free = index is not None and all(call.place != index for call in self._calls)
-        call = ToolCall(number, index if index is not None and free else number)
+        call = ToolCall(number, index if index is not None and free else number, index=index)
         self._calls.append(call)
         return call
 
     def _fill(self, call: ToolCall, id: str, name: str, type: str) -> None:
-        """Set id, name and type once; some hosts send a new id in every fragment."""
+        """Set id, name and type once; some hosts send a new id in every fragment.
+
+        A call that shares the id of another one gets its own, made of that: so it is the same one
+        in a stream, in a whole answer and in every dialect.
+        """
         call.name = call.name or name
         call.type = type or call.type
         if id and not call.id:
-            call.id = id
+            call.given = id
+            call.id = made_up_id(id, call.number) if id in self._by_id else id
             self._by_id[id] = call
 
-    def render(self, seed: str) -> list[dict[str, Any]]:
+    def empty(self) -> list[ToolCall]:
+        """The calls that have no arguments so far."""
+        return [call for call in self._calls if call.empty]
+
+    def render(self, seed: str, *, truncated: bool = False) -> list[dict[str, Any]]:
         """Render the calls as in a whole message, in the order of their indexes.
 
         Args:
             seed: for the ids of calls without one.
+            truncated: the answer was cut; else a call without arguments has an empty object.
         """
         return [
             {
                 "id": call.id or made_up_id(seed, call.number),
                 "type": call.type,
-                "function": {"name": call.name, "arguments": call.arguments},
+                "function": {
+                    "name": call.name,
+                    "arguments": NO_ARGUMENTS if call.empty and not truncated else call.arguments,
+                },
             }
             for call in sorted(self._calls, key=lambda call: (call.place, call.number))
         ]

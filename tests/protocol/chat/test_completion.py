@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chat import Completion, chunks_of
-from qwen_wsgi.protocol.chat.completion import combined
+from qwen_wsgi.protocol.chat.completion import combined, mended
 from qwen_wsgi.protocol.usage import Usage
 
 EXAMPLES = settings(deadline=None, max_examples=150)
@@ -273,7 +273,9 @@ def test_content_is_an_empty_text_if_one_was_told_and_null_if_none_was() -> None
             [whole("a", "f", "{}"), whole("b", "g", "{}")],
             id="a fragment without index goes on with the last call",
         ),
-        pytest.param([[call("a", "f", "", index=0)]], [whole("a", "f", "")], id="empty arguments"),
+        pytest.param(
+            [[call("a", "f", "", index=0)]], [whole("a", "f", "{}")], id="empty arguments"
+        ),
         pytest.param(
             [["junk", None, call("a", "f", "{}", index=0)]],
             [whole("a", "f", "{}")],
@@ -335,7 +337,9 @@ def test_tool_calls_are_the_same_however_their_arguments_were_split(
         chunks.append(chunk({"tool_calls": [queue.pop(0)]}))
         queues = [q for q in queues if q]
 
-    assert message_of(*chunks)["tool_calls"] == [whole(*each) for each in calls]
+    assert message_of(*chunks)["tool_calls"] == [
+        whole(id, name, arguments if arguments.strip() else "{}") for id, name, arguments in calls
+    ]
 
 
 def test_words_before_a_tool_call_are_kept() -> None:
@@ -641,3 +645,66 @@ def test_choices_are_numbered_and_usage_is_summed() -> None:
 
 def test_unknown_usage_stays_unknown() -> None:
     assert "usage" not in combined([single("a"), single("b")])
+
+
+# --- a whole answer of an upstream ----------------------------------------------------------------
+
+
+def answer_of(message: dict[str, Any], finish: Any = "stop") -> dict[str, Any]:
+    choice = {"index": 0, "message": message, "finish_reason": finish}
+    return {"id": "c", "created": 7, "x": 1, "choices": [choice]}
+
+
+def test_what_openai_would_answer_is_not_touched() -> None:
+    calls = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    for value in (
+        answer_of({"role": "assistant", "content": "hi"}),
+        answer_of({"role": "assistant", "content": None, "tool_calls": calls}, "tool_calls"),
+        {"choices": "none"},
+        {},
+    ):
+        assert mended(value) is value
+
+
+def test_the_calls_of_a_whole_answer_are_mended_as_those_of_a_stream() -> None:
+    def call_of(arguments: Any, **more: Any) -> dict[str, Any]:
+        return {"id": "call_a", "function": {"name": "f", "arguments": arguments, "y": 2}, **more}
+
+    calls = [call_of('{"x":1}', z=3), call_of(None), call_of("")]
+    message = mended(answer_of({"tool_calls": calls}))["choices"][0]["message"]
+    streamed = Completion()
+    for event in chunks_of(answer_of({"tool_calls": calls}), with_usage=True):
+        streamed.add(sse.parse(event))
+    choice = streamed.render(id="", model="", created=0)["choices"][0]
+
+    found = message["tool_calls"]
+    assert message["content"] is None
+    assert [each["function"]["arguments"] for each in found] == ['{"x":1}', "{}", "{}"]
+    assert (found[0]["id"], found[0]["z"], found[0]["function"]["y"]) == ("call_a", 3, 2)
+    assert len({each["id"] for each in found}) == 3
+    assert [each["id"] for each in found] == [
+        each["id"] for each in choice["message"]["tool_calls"]
+    ]
+
+
+@pytest.mark.parametrize("arguments", ["", None, " "])
+def test_a_legacy_call_without_arguments_has_an_empty_object(arguments: Any) -> None:
+    function = {"name": "f", "arguments": arguments}
+    message = {"role": "assistant", "content": None, "function_call": function}
+
+    whole_choice = mended(answer_of(message, None))["choices"][0]
+    summed = message_of(chunk({"function_call": function}))
+
+    assert whole_choice["message"]["function_call"] == {"name": "f", "arguments": "{}"}
+    assert whole_choice["finish_reason"] == "function_call"
+    assert summed["function_call"]["arguments"] == "{}"
+
+
+@pytest.mark.parametrize(
+    ("finish", "expected"),
+    [(None, "stop"), ("", "stop"), ("eos", "stop"), ("max_tokens", "length"), (0, "stop")],
+)
+def test_a_whole_answer_has_one_of_openais_finish_reasons(finish: Any, expected: str) -> None:
+    value = mended(answer_of({"role": "assistant", "content": "x"}, finish))
+
+    assert value["choices"][0]["finish_reason"] == expected

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from qwen_wsgi.protocol import sse
+from qwen_wsgi.protocol.chat import ChunkStream
 from qwen_wsgi.protocol.chat.functions import LegacyChunkStream, completion
 
 
@@ -43,6 +45,33 @@ def test_a_streamed_call_is_a_function_call() -> None:
     assert all(each.choices[0].delta.tool_calls is None for each in seen)
     assert seen[-1].choices[0].finish_reason == "function_call"
     assert stream.complete
+
+
+@pytest.mark.parametrize("arguments", ["", None])
+@pytest.mark.parametrize("last", [chunk({}, "stop"), chunk({"content": ""}, "tool_calls"), None])
+def test_a_streamed_call_without_arguments_has_an_empty_object(
+    arguments: Any, last: dict[str, Any] | None
+) -> None:
+    stream = LegacyChunkStream(hide_usage=True)
+    first = {"id": "x", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    chunks = [chunk({"content": None, "tool_calls": [{"index": 0, **first}]}), last]
+    sent = b"".join(stream.feed(sse.render(each)) for each in chunks if each)
+    sent += stream.feed(sse.DONE)
+
+    seen = [ChatCompletionChunk.model_validate(sse.parse(event)) for event in sse.events(sent)]
+    calls = [each.choices[0].delta.function_call for each in seen]
+    assert "".join(each.arguments or "" for each in calls if each) == "{}"
+    assert [each.choices[0].finish_reason for each in seen] == [None, "function_call"]
+
+
+def test_another_hosts_own_function_call_without_arguments_has_an_empty_object() -> None:
+    stream = ChunkStream(hide_usage=True, normalize=False)
+    chunks = [chunk({"function_call": {"name": "f", "arguments": ""}}), chunk({}, "function_call")]
+    sent = b"".join(stream.feed(sse.render(each)) for each in chunks)
+
+    values = [sse.parse(event)["choices"][0] for event in sse.events(sent)]
+    assert values[1]["delta"]["function_call"] == {"arguments": "{}"}
+    assert values[1]["finish_reason"] == "function_call"
 
 
 def test_text_that_speaks_of_tool_calls_is_left_alone() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai.types.chat import ChatCompletionChunk
 
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChunkStream
@@ -99,17 +100,17 @@ def test_the_last_usage_counts() -> None:
 
 
 def test_done_is_taken_out_and_ends_what_is_listened_to() -> None:
-    out, stream = watch(TEXT + sse.DONE + TEXT)
+    out, stream = watch(TEXT + FINISH + sse.DONE + TEXT)
 
-    assert out == TEXT
+    assert out == TEXT + FINISH
     assert stream.done
 
 
 @pytest.mark.parametrize("done", [b"data: [DONE]\n\n", b"data:[DONE]\n\n", b"data: [DONE] \n\n"])
 def test_done_is_understood_as_servers_write_it(done: bytes) -> None:
-    out, stream = watch(TEXT, done)
+    out, stream = watch(TEXT, FINISH, done)
 
-    assert (out, stream.done) == (TEXT, True)
+    assert (out, stream.done) == (TEXT + FINISH, True)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_done_is_understood_as_servers_write_it(done: bytes) -> None:
         # finish reason, answer, [DONE] -> finished, answered, done, complete
         ([TEXT, FINISH, sse.DONE], (True, True, True, True)),
         ([TEXT, FINISH], (True, True, False, True)),
-        ([TEXT, sse.DONE], (False, True, True, True)),
+        ([TEXT, sse.DONE], (True, True, True, True)),
         ([TEXT], (False, True, False, False)),
         ([FINISH], (True, False, False, True)),
         ([sse.DONE], (False, False, True, False)),
@@ -171,12 +172,10 @@ def test_what_went_by_tells_whether_the_end_may_be_believed(
     ids=str,
 )
 def test_an_error_frame_is_noted_and_ends_the_stream(frame: dict[str, Any]) -> None:
-    event = sse.render(frame)
-
-    out, stream = watch(TEXT, FINISH, event + TEXT)
+    out, stream = watch(TEXT, FINISH, sse.render(frame) + TEXT)
 
     assert out == TEXT + FINISH
-    assert (stream.failed, stream.error, stream.frame) == (True, frame["error"], event)
+    assert (stream.failed, stream.error) == (True, frame["error"])
     assert not stream.complete
 
 
@@ -201,19 +200,17 @@ NATIVE = b'{"code":"InvalidParameter","message":"no","request_id":"r"}'
         b"data: " + NATIVE + b"\n\n",
     ],
 )
-def test_a_native_error_is_an_error_that_no_client_understands(event: bytes) -> None:
+def test_a_native_error_is_an_error(event: bytes) -> None:
     out, stream = watch(TEXT, event)
 
     assert out == TEXT
     assert stream.error == {"code": "InvalidParameter", "message": "no"}
-    assert stream.frame == b""
     assert not stream.complete
 
 
 def test_an_openai_error_under_an_event_name_is_one_without_it() -> None:
     _, stream = watch(b'event: error\ndata: {"error":{"message":"m"}}\n\n')
 
-    assert stream.frame == b'data: {"error":{"message":"m"}}\n\n'
     assert stream.error == {"message": "m"}
 
 
@@ -261,7 +258,7 @@ def test_arguments_of_a_tool_call_are_never_taken_for_protocol(text: str) -> Non
 
 
 def test_a_key_or_value_called_error_inside_a_chunk_is_no_error() -> None:
-    event = chunk({"content": "x", "annotations": [{"error": "e", "usage": {"a": 1}}]}, "error")
+    event = chunk({"content": "x", "annotations": [{"error": "e", "usage": {"a": 1}}]}, "stop")
 
     out, stream = watch(event, normalize=False)
 
@@ -293,7 +290,7 @@ BARE = b'data: {"id":"1","choices":[{"delta":{"content":"hi"}}]}'
         (b": keep-alive\n\n", b""),
         (b"id: 7\nevent: x\n:HTTP_STATUS/200\n" + BARE + b"\nretry: 1\n\n", BARE + b"\n\n"),
         (b"status: 200\n\n" + BARE + b"\n\n", BARE + b"\n\n"),
-        (b"data: 1\ndata: 2\nid: 3\n\n", b"data: 1 2\n\n"),
+        (b"data: 1\ndata: 2\nid: 3\n\n", b""),
         (b"", b""),
     ],
 )
@@ -341,7 +338,6 @@ def test_fields_between_events_never_change_the_data(texts: list[str], data: st.
     [
         b": comment\n\n",
         sse.DONE,
-        b"data: x\n\n",
     ],
 )
 def test_a_chunk_that_says_choices_twice_does_not_hide_what_is_beside_it(beside: bytes) -> None:
@@ -349,7 +345,7 @@ def test_a_chunk_that_says_choices_twice_does_not_hide_what_is_beside_it(beside:
 
     out, stream = watch(event + beside)
 
-    assert out == event + (beside if beside == b"data: x\n\n" else b"")
+    assert out == event + (FINISH if beside == sse.DONE else b"")
     assert stream.done == (beside == sse.DONE)
 
 
@@ -374,30 +370,247 @@ def test_what_a_client_gets_does_not_depend_on_how_the_bytes_came(
     upstream = b"".join(events) + sse.DONE
     if crlf:
         upstream = upstream.replace(b"\n", b"\r\n")
-    hidden = {USAGE_CHUNK, b": comment\n\n"} if hide_usage else {b": comment\n\n"}
-    expected = b"".join(event for event in events if event not in hidden)
-    for pieces in (data.draw(random_cuts(upstream)), [upstream]):
-        blocks = sse.EventBlocks()
-        stream = ChunkStream(hide_usage=hide_usage, normalize=False)
+    whole = ChunkStream(hide_usage=hide_usage, normalize=False)
+    expected = whole.feed(upstream.replace(b"\r\n", b"\n"))
+    assert_whole(expected, events, usage=not hide_usage)
+    pieces = data.draw(random_cuts(upstream))
+    blocks = sse.EventBlocks()
+    stream = ChunkStream(hide_usage=hide_usage, normalize=False)
 
-        out = b"".join(stream.feed(block) for block in map(blocks.push, pieces) if block)
+    out = b"".join(stream.feed(block) for block in map(blocks.push, pieces) if block)
 
-        assert out == expected
-        assert stream.done
-        assert (stream.usage is not None) == (USAGE_CHUNK in events)
+    assert out == expected
+    assert stream.done
+    assert (stream.usage is not None) == (USAGE_CHUNK in events)
+
+
+def assert_whole(out: bytes, events: list[bytes], *, usage: bool) -> None:
+    """All text in its order, then one finish, then the usage."""
+    values = [sse.parse(event) for event in sse.events(out)]
+    choices = [value["choices"][0] for value in values if value["choices"]]
+    sent = [value["choices"][0] for value in map(sse.parse, events) if value and value["choices"]]
+    for field in ("content", "reasoning_content", "x"):
+        texts = ["".join(each["delta"].get(field, "") for each in part) for part in (choices, sent)]
+        assert texts[0] == texts[1]
+    finishes = [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
+    theirs = [choice["finish_reason"] for choice in sent if choice["finish_reason"]]
+    answered = any(choice["delta"].get(field) for choice in sent for field in TEXTS)
+    assert finishes == (theirs or ["stop"] * answered)[:1]
+    if values and USAGE_CHUNK in events and usage and finishes:
+        assert USAGE in [value.get("usage") for value in values]
+
+
+TEXTS = ("content", "reasoning_content")
 
 
 @pytest.mark.parametrize(
     "payload",
-    ["{bad json", "[1,2]", '"text"', "5", "null", '{"usage":{', '"error"', '[DONE]x"error"'],
+    [
+        *("", " ", "ping", "{bad json", "[1,2]", '"text"', "5", "null", "{}", '{"usage":{'),
+        *('"error"', '[DONE]x"error"', '{"type":"ping"}', '{"id":"c","usage":null}'),
+        *('{"choices":null}', '{"choices":[]}', '{"choices": []}', '{"id":"c","choices":[]}'),
+        *('{"choices":[null]}', '{"choices":[{}]}', '{"choices":[{"index":0,"delta":null}]}'),
+        *('{"choices":[],"usage":{}}', '{"choices":[],"usage":"none"}', '{"choices":{}}'),
+    ],
 )
-def test_an_event_that_is_no_chunk_passes_and_harms_nothing(payload: str) -> None:
-    event = f"data: {payload}\n\n".encode()
+@pytest.mark.parametrize("name", ["", "event: ping\n", "event: heartbeat\nid: 4\n"])
+@EITHER
+@pytest.mark.parametrize("together", [True, False])
+def test_an_event_that_is_no_chunk_is_swallowed(
+    payload: str, name: str, normalize: bool, together: bool
+) -> None:
+    """openai-python and opencode end the answer at one."""
+    noise = f"{name}data: {payload}\n\n".encode()
+    blocks = [noise, TEXT, noise, TEXT, noise, FINISH, noise, USAGE_CHUNK, noise, sse.DONE]
 
-    out, stream = watch(TEXT, event, FINISH)
+    out, stream = watch(
+        *([b"".join(blocks)] if together else blocks), hide_usage=False, normalize=normalize
+    )
 
-    assert out == TEXT + event + FINISH
-    assert stream.error is None
+    assert out == TEXT + TEXT + FINISH + USAGE_CHUNK
+    assert (stream.error, stream.usage) == (None, Usage(prompt=3, completion=2, total=5))
+
+
+@pytest.mark.parametrize(
+    ("payload", "error"),
+    [
+        ("Internal server error", "Internal server error"),
+        ('{"message":"no","detail":1}', {"message": "no", "detail": 1}),
+        ('{"error":{"message":"m"}}', {"message": "m"}),
+    ],
+)
+def test_an_event_that_is_called_an_error_is_one(payload: str, error: Any) -> None:
+    out, stream = watch(TEXT, f"event: error\ndata: {payload}\n\n".encode(), FINISH, sse.DONE)
+
+    assert out == TEXT
+    assert (stream.failed, stream.error, stream.complete) == (True, error, False)
+
+
+# --- every choice has one finish -----------------------------------------------------------------
+
+CALL = chunk(
+    {
+        "tool_calls": [
+            {
+                "index": 0,
+                "id": "c",
+                "type": "function",
+                "function": {"name": "f", "arguments": "{}"},
+            }
+        ]
+    }
+)
+CALLED = chunk({}, "tool_calls")
+
+
+@EITHER
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize(
+    ("blocks", "expected"),
+    [
+        ([TEXT, sse.DONE], [TEXT, FINISH]),
+        ([TEXT, USAGE_CHUNK, sse.DONE], [TEXT, FINISH, USAGE_CHUNK]),
+        ([TEXT, CALL, sse.DONE], [TEXT, CALL, CALLED]),
+        ([TEXT, CALL, USAGE_CHUNK, sse.DONE], [TEXT, CALL, CALLED, USAGE_CHUNK]),
+        ([TEXT, FINISH, FINISH, USAGE_CHUNK, sse.DONE], [TEXT, FINISH, USAGE_CHUNK]),
+        ([TEXT] * 9 + [sse.DONE], [TEXT] * 9 + [FINISH]),
+    ],
+    ids=range(6),
+)
+def test_a_stream_without_a_finish_gets_it_before_the_usage(
+    blocks: list[bytes], expected: list[bytes], normalize: bool, together: bool
+) -> None:
+    """opencode repeats such a turn without end, qwen-code gives up."""
+    out, stream = watch(
+        *([b"".join(blocks)] if together else blocks), hide_usage=False, normalize=normalize
+    )
+
+    assert out == b"".join(expected)
+    assert stream.complete
+
+
+def of_choice(index: int, delta: dict[str, Any], finish: str | None = None) -> bytes:
+    choice = {"index": index, "delta": delta, "finish_reason": finish}
+    return sse.render({"id": "c", "choices": [choice]})
+
+
+@EITHER
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("finished", [[], [0], [1], [2, 0]])
+def test_each_choice_without_a_finish_gets_one(
+    finished: list[int], normalize: bool, together: bool
+) -> None:
+    fragment = {"index": 0, "id": "c", "type": "function", "function": {"name": "f"}}
+    blocks = [of_choice(i, {"role": "assistant", "content": "x"}) for i in range(3)]
+    blocks += [of_choice(i, {"content": "y"}) for i in (0, 1, 2, 0, 1, 2)]
+    blocks += [of_choice(1, {"tool_calls": [fragment]})]
+    blocks += [of_choice(i, {}, "length") for i in finished]
+    blocks += [USAGE_CHUNK, sse.DONE]
+
+    out, _ = watch(
+        *([b"".join(blocks)] if together else blocks), hide_usage=False, normalize=normalize
+    )
+
+    values = [sse.parse(event) for event in sse.events(out)]
+    assert values[-1]["usage"] == USAGE
+    ends = [
+        (choice["index"], choice["finish_reason"])
+        for value in values
+        for choice in value["choices"]
+        if choice["finish_reason"]
+    ]
+    owed = {0: "stop", 1: "tool_calls", 2: "stop"}
+    assert dict(ends) == {**owed, **dict.fromkeys(finished, "length")}
+    assert len(ends) == 3
+
+
+def test_a_stream_that_breaks_off_gets_no_finish() -> None:
+    for blocks in (
+        [TEXT],
+        [of_choice(0, {"content": "x"}), of_choice(1, {"content": "x"}, "stop")],
+    ):
+        out, stream = watch(*blocks)
+
+        assert (out + stream.end(), stream.complete) == (b"".join(blocks), False)
+
+
+# --- values that strictly typed clients refuse ---------------------------------------------------
+
+
+@EITHER
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"id": None},
+        {"created": "7"},
+        {"created": 7.5},
+        {"created": None},
+        {"model": None},
+        {"object": 5},
+        {"usage": "none"},
+        {"usage": []},
+        {"choices": [{"index": "0", "delta": {"content": "x"}, "finish_reason": None}]},
+        {"choices": [{"index": None, "delta": {"content": "x"}, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": False}]},
+        {"choices": [{"index": 0, "delta": {"content": "x"}, "logprobs": []}]},
+        {"choices": [{"index": 0, "delta": {"content": "x", "role": ""}}]},
+        {"choices": [{"index": 0, "delta": {"content": "x", "role": "model"}}]},
+        {"choices": [{"index": 0, "delta": {"content": "x", "refusal": False}}]},
+        {"choices": [{"index": 0, "delta": {"content": "x", "tool_calls": {}}}]},
+        {"choices": [{"index": 0, "delta": {"content": [{"type": "text", "text": "x"}]}}]},
+        {"choices": [{"index": 0, "delta": {"content": ["x"]}}, None, {"index": 0}]},
+    ],
+    ids=str,
+)
+def test_a_value_of_another_type_is_brought_to_the_clients(
+    odd: dict[str, Any], place: int, together: bool, normalize: bool
+) -> None:
+    good = {
+        **{"id": "c", "object": "chat.completion.chunk", "created": 7, "model": "m"},
+        "choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}],
+    }
+    chunks: list[dict[str, Any]] = [good, good, good]
+    chunks[place] = {**good, **odd}
+    blocks = [sse.render(each) for each in chunks]
+
+    out, _ = watch(
+        *([b"".join(blocks)] if together else blocks), hide_usage=False, normalize=normalize
+    )
+
+    values = [sse.parse(event) for event in sse.events(out)]
+    texts = [strict(value) for value in values]
+    assert "".join(texts) == "xxx"
+
+
+def strict(value: dict[str, Any]) -> str:
+    """Check a chunk as the AI SDK does, and the openai package's types; return its text."""
+    ChatCompletionChunk.model_validate({**value, "object": value["object"] or None} | OBJECT)
+    assert isinstance(value["id"], str)
+    assert type(value["created"]) is int
+    assert value.get("usage") is None
+    (choice,) = value["choices"]
+    assert type(choice["index"]) is int
+    assert choice.get("finish_reason") is None
+    delta = choice["delta"]
+    assert delta.get("role") in (None, "assistant")
+    assert delta.get("tool_calls") is None
+    return str(delta["content"])
+
+
+OBJECT = {"object": "chat.completion.chunk"}
+
+
+def test_thinking_among_the_parts_of_a_content_is_thinking() -> None:
+    """Mistral's reasoning models."""
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}]
+
+    out, _ = watch(chunk({"content": parts}), chunk({"content": "Hi"}), normalize=False)
+
+    first, second = [sse.parse(event)["choices"][0]["delta"] for event in sse.events(out)]
+    assert first == {"content": None, "reasoning_content": "Hm."}
+    assert second == {"content": "Hi"}
 
 
 SPREAD = (
@@ -464,7 +677,7 @@ def test_watching_keeps_up_with_a_block_of_many_events() -> None:
 
     out, stream = watch(block)
 
-    assert len(out) == len(TEXT) * 20_000
+    assert out == TEXT * 20_000 + FINISH
     assert stream.done
     assert stream.usage is not None
 
