@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import AccountUnavailable, BadRequest, NotFound
-from qwen_wsgi.hosts import Family
+from qwen_wsgi.hosts import Family, may_have
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.routing import model_profiles
 from qwen_wsgi.upstream.routing.accounts import AccountPool
@@ -85,7 +85,8 @@ class Router:
         """The accounts that may serve `model`.
 
         One that lists the model comes before one that has no live list and may know it; then its
-        own answer decides.
+        own answer decides. A model that no list names is asked for on the chance where its name
+        begins like the host's models, or the account is pinned; a refusal is remembered.
 
         Args:
             pinned: the only account that may answer, by name (`x-qwen-account`).
@@ -105,7 +106,11 @@ class Router:
                     code="account_not_found",
                 )
         for name in (model, self._default):
-            if name and (routes := self._routes(name, accounts)):
+            # The operator's default is for the names that nobody lists: it is no chance.
+            chance = bool(pinned) or not self._default
+            if name and (
+                routes := self._routes(name, accounts, pinned=bool(pinned), chance=chance)
+            ):
                 several = len(routes) > 1 and conversation is not None
                 return Plan(name, routes, conversation() if several and conversation else None)
         if not model:
@@ -133,7 +138,9 @@ class Router:
             )
         return accounts
 
-    def _routes(self, name: str, accounts: tuple[Account, ...]) -> tuple[Route, ...]:
+    def _routes(
+        self, name: str, accounts: tuple[Account, ...], *, pinned: bool, chance: bool
+    ) -> tuple[Route, ...]:
         refs: tuple[ModelRef, ...] = self._interpretations(
             name, tuple(each.name for each in accounts)
         )
@@ -149,7 +156,26 @@ class Router:
             if routes := self._listed(replace(best, model=model), portals):
                 others = tuple(each for each in accounts if each not in portals)
                 return (*self._unlisted(best, others), *routes)
-        return self._unlisted(best, accounts)
+        unlisted = self._unlisted(best, accounts)
+        asked = {route.account.name for route in unlisted}
+        for ref in (best, *refs):
+            for account in accounts:
+                if account.name not in asked and self._has_chance(ref, account, pinned, chance):
+                    asked.add(account.name)
+                    route = Route(account, ref.model, False, ref.search, ref.thinking)
+                    unlisted = (*unlisted, route)
+        return unlisted
+
+    def _has_chance(self, ref: ModelRef, account: Account, pinned: bool, chance: bool) -> bool:
+        """Whether an account is asked for a model that its live list misses."""
+        if ref.account == account.name or (pinned and ref.account is None):
+            return not self._pool.has_refused(account, ref.model)
+        return (
+            chance
+            and ref.account is None
+            and may_have(account.family, ref.model)
+            and not self._pool.has_refused(account, ref.model)
+        )
 
     def _listed(self, ref: ModelRef, accounts: tuple[Account, ...]) -> tuple[Route, ...]:
         return tuple(
