@@ -80,6 +80,7 @@ class Router:
         model: str,
         *,
         pinned: str = "",
+        literal: bool = False,
         conversation: Callable[[], bytes] | None = None,
     ) -> Plan:
         """The accounts that may serve `model`.
@@ -90,6 +91,7 @@ class Router:
 
         Args:
             pinned: the only account that may answer, by name (`x-qwen-account`).
+            literal: no other model may stand in for an old name.
             conversation: computes the call's key; used only where there is a choice.
 
         Raises:
@@ -108,9 +110,10 @@ class Router:
         for name in (model, self._default):
             # The operator's default is for the names that nobody lists: it is no chance.
             chance = bool(pinned) or not self._default
-            if name and (
-                routes := self._routes(name, accounts, pinned=bool(pinned), chance=chance)
-            ):
+            routes = name and self._routes(
+                name, accounts, pinned=bool(pinned), chance=chance, literal=literal
+            )
+            if routes:
                 several = len(routes) > 1 and conversation is not None
                 return Plan(name, routes, conversation() if several and conversation else None)
         if not model:
@@ -139,26 +142,34 @@ class Router:
         return accounts
 
     def _routes(
-        self, name: str, accounts: tuple[Account, ...], *, pinned: bool, chance: bool
+        self,
+        name: str,
+        accounts: tuple[Account, ...],
+        *,
+        pinned: bool,
+        chance: bool,
+        literal: bool,
     ) -> tuple[Route, ...]:
         refs: tuple[ModelRef, ...] = self._interpretations(
             name, tuple(each.name for each in accounts)
         )
-        for ref in refs:
+        plain = tuple(ref for ref in refs if not ref.renamed)
+        for ref in plain if literal else refs:
             if listed := self._listed(ref, accounts):
                 return (*listed, *self._unlisted(ref, accounts))
         # No account lists it. A model that is known from elsewhere is the best interpretation.
         best = max(
-            refs, key=lambda ref: (bool(model_profiles.facts_of(ref.model)), bool(ref.account))
+            plain, key=lambda ref: (bool(model_profiles.facts_of(ref.model)), bool(ref.account))
         )
-        if (model := at_portal(best.model)) is not None:
+        models = (at_portal(ref.model) for ref in (best, *refs[len(plain) :]))
+        if (model := next(filter(None, models), None)) is not None:
             portals = tuple(each for each in accounts if each.family is Family.PORTAL)
             if routes := self._listed(replace(best, model=model), portals):
                 others = tuple(each for each in accounts if each not in portals)
                 return (*self._unlisted(best, others), *routes)
         unlisted = self._unlisted(best, accounts)
         asked = {route.account.name for route in unlisted}
-        for ref in (best, *refs):
+        for ref in (best, *plain):
             for account in accounts:
                 if account.name not in asked and self._has_chance(ref, account, pinned, chance):
                     asked.add(account.name)

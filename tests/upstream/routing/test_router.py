@@ -239,6 +239,29 @@ class TestNames:
         switched = router.plan("m-thinking-search").routes
         assert [(r.model, r.search, r.thinking) for r in switched] == [("m", True, True)] * 2
 
+    def test_an_old_name_means_todays_model_unless_it_is_listed(self) -> None:
+        router = router_of(
+            ("a", live("qwen3.7-max", "qwen3-coder-plus")), ("b", live("qwen-flash"))
+        )
+        (route,) = router.plan("qwen-max-latest").routes
+        assert (route.account.name, route.model, route.listed) == ("a", "qwen3.7-max", True)
+        (route,) = router.plan("qwen-turbo-thinking").routes
+        assert (route.account.name, route.model, route.thinking) == ("b", "qwen-flash", True)
+        (route,) = router.plan("a:qwen-coder-plus").routes
+        assert (route.account.name, route.model) == ("a", "qwen3-coder-plus")
+        both = router_of(("a", live("qwen-flash")), ("b", live("qwen-turbo")))
+        (route,) = both.plan("qwen-turbo").routes
+        assert (route.account.name, route.model) == ("b", "qwen-turbo")
+
+    def test_nothing_stands_in_for_a_name_that_is_meant_literally(self) -> None:
+        router = router_of(("a", live("qwen3-coder-flash")))
+        (route,) = router.plan("qwen-coder-turbo", literal=True).routes
+        assert (route.model, route.listed) == ("qwen-coder-turbo", False)
+
+    def test_a_server_without_a_list_is_asked_for_the_name_itself(self) -> None:
+        (route,) = router_of(("a", guessed("x"))).plan("qwen-coder-plus").routes
+        assert route.model == "qwen-coder-plus"
+
     def test_aliases(self) -> None:
         router = router_of(*THREE, QWEN_PROXY_MODEL_ALIASES="gpt-4o=m, claude-*=b:m,gpt-*=nothing")
         assert names_of(router.plan("gpt-4o")) == ["a", "b", "c"]
