@@ -121,6 +121,22 @@ _NOT_CHAT: Final = re.compile(
 )
 
 
+#: How the names of models on Alibaba's gateways begin, theirs and those of others that they serve.
+_OF_THE_HOSTS: Final = re.compile(
+    r"(?:qwen|qwq|qvq|wan[x\d]|deepseek|glm-|kimi|minimax|text-embedding|multimodal-embedding|tongyi"
+    r"|gte-|coder-model|vision-model|z-image|happyhorse|cosyvoice|paraformer|fun-asr)"
+)
+
+
+def may_have(family: Family, model: str) -> bool:
+    """Whether a host may have a model that it does not list and that this proxy can call.
+
+    The vendor's lists miss some (August 2026: deepseek-v4-pro-0813 with a Token Plan).
+    """
+    known = family.is_qwen and _OF_THE_HOSTS.match(model.lower()) is not None
+    return known and can_be_called(family, model)
+
+
 def can_be_called(family: Family, model: str) -> bool:
     """Whether a model that a host lists is one for chat completions or embeddings; other hosts than
     Alibaba's are believed."""

@@ -9,6 +9,7 @@ from qwen_wsgi.hosts import (
     can_be_called,
     family_of,
     is_chat_model,
+    may_have,
     named_family,
     openai_base_url,
 )
@@ -78,6 +79,21 @@ NAMED = {
     "*.example": Family.TOKEN_PLAN,
     "*.mine.example": Family.OTHER,
 }
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["qwen9-max", "qwq-64b", "qvq-max", "deepseek-v5", "glm-6", "kimi-k9", "MiniMax-M9"]
+    + ["text-embedding-v9", "coder-model"],
+)
+def test_a_host_of_alibabas_may_have_a_model_that_no_list_names(model: str) -> None:
+    assert may_have(Family.TOKEN_PLAN, model)
+    assert not may_have(Family.OTHER, model)
+
+
+@pytest.mark.parametrize("model", ["gpt-5", "claude-9", "llama-9", "qwen-image-9", "wan9-t2v", ""])
+def test_but_none_of_other_vendors_and_none_that_cannot_be_called(model: str) -> None:
+    assert not may_have(Family.DASHSCOPE, model)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,12 @@ def create() -> Response:
     call = lifecycle.live()
     request = protocol.parse_request(call.read_body())
     call.record.stream, call.record.model = request.stream, request.model
-    plan = call.services.router.plan(request.model, pinned=generation.pinned_account(call.environ))
+    plan = call.services.router.plan(
+        request.model,
+        pinned=generation.pinned_account(call.environ),
+        # Only old models fill gaps: today's cannot stand in for them.
+        literal=request.has_gap,
+    )
     native = _native_plan(request, plan)
     if native is None or (answer := _ask_natively(call, request, native)) is None:
         return _by_chat(call, request, plan)

@@ -20,6 +20,7 @@ from qwen_wsgi.protocol.chat.completion import combined
 from qwen_wsgi.protocol.encoder import COMMENT, error_event
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import JsonObject, compact
+from qwen_wsgi.protocol.thinking import ALL as THINKING
 from qwen_wsgi.protocol.validation import missing, unsupported, wrong_type
 
 #: Each prompt is a call of its own.
@@ -30,8 +31,6 @@ _FINISHES: Final = frozenset({"stop", "length", "content_filter"})
 
 #: Members that chat does not have, or that mean something else there.
 _NOT_OF_CHAT: Final = ("prompt", "suffix", "echo", "best_of", "logprobs")
-#: Members by which clients switch thinking on or off.
-_THINKING: Final = ("enable_thinking", "thinking_budget", "reasoning_effort", "reasoning")
 
 _FILLS_IN: Final = re.compile(r"(?:.*/)?(?:qwen2\.5-coder-|qwen-coder-turbo)", re.IGNORECASE)
 _GAP: Final = "<|fim_prefix|>"
@@ -110,7 +109,7 @@ def chat_requests(
             "of Beijing, or leave out 'suffix' and say in the prompt what is to be written.",
         )
     prompts = _plain_prompts(request)
-    quiet = not thinking and all(request.body.get(name) is None for name in _THINKING)
+    quiet = not thinking and all(request.body.get(name) is None for name in THINKING)
     changes = {"enable_thinking": False} if quiet else {}
     made = [
         chat.parse_request(

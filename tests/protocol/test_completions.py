@@ -78,6 +78,8 @@ def test_a_stream_is_asked_for_as_a_stream(usage: bool) -> None:
     [
         {"enable_thinking": True},
         {"enable_thinking": False},
+        {"think": True},
+        {"chat_template_kwargs": {"enable_thinking": True}},
         {"thinking_budget": 100},
         {"reasoning_effort": "low"},
         {"reasoning": {"effort": "low"}},

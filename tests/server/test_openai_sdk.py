@@ -215,6 +215,12 @@ def test_models(client: openai.OpenAI) -> None:
     assert one.id == MODEL and one.object == "model"
     assert one.context_length == 1_000_000  # type: ignore[attr-defined]  # an addition of ours
 
+    old = client.models.retrieve("qwen-turbo-latest")
+    assert old.id in [model.id for model in models]
+    assert old.alias_of == "qwen-flash"  # type: ignore[attr-defined]  # an addition of ours
+    answer = client.chat.completions.create(model=old.id, messages=user("x"))
+    assert answer.model == old.id
+
 
 def test_a_wrong_key_is_an_authentication_error(proxy: Proxy) -> None:
     with (

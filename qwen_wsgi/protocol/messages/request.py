@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol import chat
+from qwen_wsgi.protocol import chat, thinking
 from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.json_access import Members
@@ -80,9 +80,10 @@ _LOST: Final = frozenset({"container", "inference_geo", "mcp_servers", "thread"}
     }
 )
 
-_EFFORTS: Final = ("low", "medium", "high", "xhigh", "max")
-#: Qwen's and chat's members for thinking, which a client may add.
-_KNOBS: Final = ("enable_thinking", "thinking_budget", "reasoning_effort", "reasoning")
+#: Anthropic has no `none` and `minimal`, but Qwen's models do.
+_EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+#: Members of chat for thinking, which a client may add; `thinking` is Messages' own.
+_KNOBS: Final = thinking.ALL - {"thinking"}
 
 
 @dataclass(frozen=True)

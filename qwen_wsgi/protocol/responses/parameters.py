@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol import validation
+from qwen_wsgi.protocol import thinking, validation
 from qwen_wsgi.protocol.changes import Changes, header_token
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.validation import wrong_type
@@ -27,12 +27,10 @@ _TEXTS: Final = (
 _NUMBERS: Final = ("temperature", "top_p")
 
 #: Members of chat that the Responses API does not have and that SDKs send by `extra_body`: Qwen's
-#: own and those of sampling. They are passed on unchanged.
-_EXTRAS: Final = frozenset(
+#: own, those of sampling and of thinking. They are passed on unchanged.
+_EXTRAS: Final = thinking.ALL - {thinking.NESTED, thinking.EFFORT} | frozenset(
     {
-        "chat_template_kwargs",
         "enable_search",
-        "enable_thinking",
         "frequency_penalty",
         "logit_bias",
         "min_p",
@@ -42,7 +40,6 @@ _EXTRAS: Final = frozenset(
         "search_options",
         "seed",
         "stop",
-        "thinking_budget",
         "top_k",
         "vl_high_resolution_images",
     }
@@ -60,6 +57,7 @@ _READ: Final = frozenset(
         *("background", "context_management", "conversation", "include", "input", "instructions"),
         *("max_output_tokens", "max_tool_calls", "metadata", "model", "parallel_tool_calls"),
         *("previous_response_id", "prompt", "reasoning", "store", "stream", "stream_options"),
+        thinking.EFFORT,
         *("text", "tool_choice", "tools", "top_logprobs", "truncation"),
     }
 )
@@ -156,11 +154,16 @@ def _metadata(body: JsonObject) -> dict[str, str]:
 
 
 def _effort(body: JsonObject) -> str | None:
-    """Read `reasoning.effort`; a summary is always sent, because the whole text is available."""
+    """Read `reasoning.effort`, or chat's name for it, which some clients send here too.
+
+    A summary is always sent, because the whole text is available.
+    """
     reasoning = validation.mapping(body, "reasoning") or {}
-    effort = validation.text(reasoning, "effort", "reasoning.")
+    effort, name = validation.text(reasoning, "effort", "reasoning."), "reasoning.effort"
+    if effort is None:
+        effort, name = validation.text(body, thinking.EFFORT), thinking.EFFORT
     if effort is not None and effort not in _EFFORTS:
-        raise validation.bad_value("reasoning.effort", effort, _EFFORTS)
+        raise validation.bad_value(name, effort, _EFFORTS)
     validation.text(reasoning, "summary", "reasoning.")
     return effort
 

@@ -2,21 +2,33 @@
 
 Clients send `reasoning_effort` (OpenAI), `reasoning: {effort, enabled, max_tokens}` (OpenRouter) or
 Model Studio's own `enable_thinking` and `thinking_budget`. Model Studio refuses an effort beside a
-budget, and qwen-code 0.24.4 sends only one of them; so the effort has precedence.
+budget, and qwen-code 0.24.4 sends only one of them; so the effort has precedence. Names that other
+servers have for the same come last; the hosts here ignore those, so they are never sent.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
+from qwen_wsgi.protocol.thinking import (
+    ALL,
+    BUDGET,
+    EFFORT,
+    NESTED,
+    OTHER_BUDGETS,
+    OTHER_SWITCHES,
+    SWITCH,
+    TEMPLATE,
+)
 from qwen_wsgi.upstream.adapt.draft import Draft, ThinkingRequest
 from qwen_wsgi.upstream.routing.model_profiles import ModelProfile
 
-EFFORT: Final = "reasoning_effort"
-NESTED: Final = "reasoning"
-SWITCH: Final = "enable_thinking"
-BUDGET: Final = "thinking_budget"
-KNOBS: Final = frozenset({EFFORT, NESTED, SWITCH, BUDGET})
+#: Where the thinking is shown, not whether there is any: OpenRouter, SGLang, Groq and llama.cpp.
+_SHOWN: Final = frozenset(
+    {"include_reasoning", "separate_reasoning", "stream_reasoning", "reasoning_format"}
+)
+FOREIGN: Final = frozenset({TEMPLATE, *OTHER_SWITCHES, *OTHER_BUDGETS, *_SHOWN})
+KNOBS: Final = ALL | FOREIGN
 
 _LEVELS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
@@ -24,6 +36,9 @@ _LEVELS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 #: Qwen3.8.
 #: From `high` on the model's own limit applies, which is the host's default.
 _BUDGETS: Final = {"minimal": 4096, "low": 4096, "medium": 16384}
+
+#: Members of `chat_template_kwargs` that are translated.
+_UNDERSTOOD: Final = frozenset({SWITCH, "thinking", EFFORT, BUDGET})
 
 #: For an unknown model only the hosts' rules apply: an effort is sent without a budget.
 _UNKNOWN: Final = ModelProfile(thinks=None, efforts={level: level for level in _LEVELS})
@@ -43,12 +58,48 @@ def read(draft: Draft) -> None:
     budget = draft.get(BUDGET)
     if budget is None and type(nested.get("max_tokens")) is int:
         budget = nested["max_tokens"]
+    if not draft.names.isdisjoint(FOREIGN):
+        other = _foreign(draft)
+        if effort is None and switch is None:
+            effort, switch = other.effort, other.on
+        budget = other.budget if budget is None else budget
     on = switch if effort is None else effort != "none"
     if flag is not None:
         on = flag
         if flag == (effort == "none"):
             effort = None
     draft.thinking = ThinkingRequest(on, effort, budget)
+
+
+def _foreign(draft: Draft) -> ThinkingRequest:
+    """Read the switches that other servers have."""
+    wanted = ThinkingRequest()
+    template = draft.get(TEMPLATE)
+    if isinstance(template, dict):
+        # Qwen's templates have the first, DeepSeek's and Kimi's the second, gpt-oss the third.
+        wanted.on = _first(template.get(SWITCH), template.get("thinking"), (True, False))
+        wanted.effort = _first(template.get(EFFORT), None, _LEVELS)
+        wanted.budget = _first_count(template.get(BUDGET))
+    for name in OTHER_SWITCHES:
+        value = draft.get(name)
+        if isinstance(value, dict):
+            kind = value.get("type")
+            value = {"enabled": True, "adaptive": True, "disabled": False}.get(str(kind))
+            wanted.budget = _first_count(wanted.budget, draft.get(name).get("budget_tokens"))
+        if isinstance(value, bool) and wanted.on is None:
+            wanted.on = value
+        elif value in _LEVELS and wanted.effort is None:
+            wanted.effort = value
+    for name in OTHER_BUDGETS:
+        budget = draft.get(name)
+        if type(budget) is int and budget == 0 and wanted.on is None:
+            wanted.on = False
+        wanted.budget = _first_count(wanted.budget, budget)
+    return wanted
+
+
+def _first_count(*values: Any) -> int | None:
+    return next((each for each in values if type(each) is int and each > 0), None)
 
 
 def _first(outer: Any, inner: Any, known: tuple[Any, ...]) -> Any:
@@ -89,8 +140,14 @@ def adapt(draft: Draft) -> None:
     if wanted.on is False and profile.thinks is True and not profile.switch:
         draft.lose(_param(draft), "cannot answer without thinking")
     knobs = _knobs(draft, wanted, profile)
+    foreign = [] if draft.names.isdisjoint(FOREIGN) else _not_sent(draft)
+    unknown = profile.thinks is None and not profile.switch and wanted.effort is None
+    if wanted.on is not None and unknown and _param(draft) in foreign:
+        draft.lose(_param(draft), "is not known to have a switch for its thinking")
     if isinstance(draft.get(NESTED), dict):
-        knobs[NESTED] = None
+        foreign.append(NESTED)
+    if foreign:
+        knobs |= dict.fromkeys(foreign)
         if wanted.budget is not None and profile.budget:
             knobs.setdefault(BUDGET, wanted.budget)
     for name, value in knobs.items():
@@ -98,6 +155,19 @@ def adapt(draft: Draft) -> None:
             draft.leave_out(name)
         elif type(draft.get(name)) is not type(value) or draft.get(name) != value:
             draft.put(name, value, str(value).lower())
+
+
+def _not_sent(draft: Draft) -> list[str]:
+    """The members of other servers that are in the request."""
+    names = [name for name in draft.body.names() if name in FOREIGN]
+    if "thinking" in names and draft.target.model.lower().startswith("minimax-m3"):
+        names.remove("thinking")  # it has this switch on Model Studio, too
+    template = draft.get(TEMPLATE)
+    if isinstance(template, dict) and not template.keys() <= _UNDERSTOOD:
+        draft.lose(TEMPLATE, f"takes no {TEMPLATE}")
+    if draft.get("include_reasoning") is False:
+        draft.lose("include_reasoning", "does not hide its thinking")
+    return names
 
 
 def _knobs(draft: Draft, wanted: ThinkingRequest, profile: ModelProfile) -> dict[str, Any]:
@@ -133,5 +203,5 @@ def _switched(wanted: ThinkingRequest, profile: ModelProfile) -> dict[str, Any]:
 
 def _param(draft: Draft) -> str:
     """The member that requests thinking, or `model` if the model's name does."""
-    names = (EFFORT, NESTED, SWITCH)
+    names = (EFFORT, NESTED, SWITCH, TEMPLATE, *OTHER_SWITCHES, *OTHER_BUDGETS)
     return next((name for name in names if draft.body.get(name) is not None), "model")

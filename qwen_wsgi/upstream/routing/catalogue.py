@@ -19,6 +19,7 @@ from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.http.transport import Transport
 from qwen_wsgi.upstream.routing import model_profiles
 from qwen_wsgi.upstream.routing.accounts import AccountPool, token_of
+from qwen_wsgi.upstream.routing.model_names import listed_aliases
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class Catalogue:
         clock: Clock,
     ) -> None:
         self._max_age_s = settings.model_cache_s
+        self._aliases = dict(settings.model_aliases)
         self._pool = pool
         self._transport = transport
         self._clock = clock
@@ -89,6 +91,8 @@ class Catalogue:
 
     def models(self, *, refresh: bool = False) -> list[dict[str, Any]]:
         """The union over all accounts, for `GET /v1/models`; the first account's entry counts.
+
+        Other names of these models follow, each with its model in `alias_of`.
 
         Args:
             refresh: fetch the lists now, unless they are younger than a second.
@@ -103,6 +107,9 @@ class Catalogue:
             for id, entry in listing.models.items():
                 if id not in union and not self._pool.has_refused(account, id):
                     union[id] = entry
+        names = [account.name for account in accounts]
+        for alias, id in listed_aliases(self._aliases, union, accounts=names).items():
+            union[alias] = {**union[id], "id": alias, "alias_of": id}
         return list(union.values())
 
     def listing(self, account: Account, *, max_age_s: float) -> Listing:

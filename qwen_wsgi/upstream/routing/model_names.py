@@ -31,6 +31,28 @@ _PORTAL_NAMES: Final = frozenset(
 )
 
 
+#: Names of earlier years, which programs and their documentation still have, and today's models in
+#: their place, the nearest first. As of 2026-11-28; a host that still lists a name serves it.
+OLD_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "qwen-max": ("qwen3.8-max", "qwen3.7-max", "qwen3-max"),
+    "qwen-max-latest": ("qwen3.8-max", "qwen3.7-max", "qwen3-max"),
+    "qwen-plus": ("qwen3.7-plus", "qwen3.6-plus", "qwen3.5-plus"),
+    "qwen-plus-latest": ("qwen3.7-plus", "qwen3.6-plus", "qwen-plus"),
+    "qwen-turbo": ("qwen-flash", "qwen3.8-flash", "qwen3.6-flash"),
+    "qwen-turbo-latest": ("qwen-flash", "qwen3.8-flash", "qwen3.6-flash"),
+    # Its files by id are another matter; what remains is a long context.
+    "qwen-long": ("qwen3.7-plus", "qwen3.6-plus", "qwen-plus"),
+    "qwen-coder-plus": ("qwen3-coder-plus", "qwen3-coder-next"),
+    "qwen-coder-plus-latest": ("qwen3-coder-plus", "qwen3-coder-next"),
+    "qwen-coder-turbo": ("qwen3-coder-flash", "qwen3-coder-plus"),
+    "qwen-coder-turbo-latest": ("qwen3-coder-flash", "qwen3-coder-plus"),
+    "qwen-vl-max": ("qwen3-vl-plus", "qwen3.7-plus", "qwen3.6-plus"),
+    "qwen-vl-max-latest": ("qwen3-vl-plus", "qwen3.7-plus", "qwen3.6-plus"),
+    "qwen-vl-plus": ("qwen3-vl-flash", "qwen3-vl-plus", "qwen3.6-flash"),
+    "qwen-vl-plus-latest": ("qwen3-vl-flash", "qwen3-vl-plus", "qwen3.6-flash"),
+}
+
+
 @dataclass(frozen=True)
 class ModelRef:
     """One way to read a model name.
@@ -40,12 +62,14 @@ class ModelRef:
         account: the only account that may answer; None for any.
         search: the model is to search the web.
         thinking: the model is to think; None leaves it as it is.
+        renamed: `model` stands for an old name (`OLD_NAMES`).
     """
 
     model: str
     account: str | None = None
     search: bool = False
     thinking: bool | None = None
+    renamed: bool = False
 
 
 def interpretations(
@@ -57,14 +81,21 @@ def interpretations(
         aliases: names, or beginnings of names followed by `*`, and what they stand for.
         accounts: the names of the accounts: `dashscope:qwen3.7-plus` pins one of them.
     """
-    seen = set()
-    for read in _without_namespace(name, aliases):
-        aliased = alias_of(read, aliases)
-        for wish in _pinned(read if aliased is None else aliased, accounts):
-            for each in _suffixed(wish):
-                if each not in seen:
-                    seen.add(each)
-                    yield each
+    seen = dict.fromkeys(
+        each
+        for literal in _without_namespace(name, aliases)
+        for ref in _pinned(_aliased(literal, aliases), accounts)
+        for each in _suffixed(ref)
+    )
+    yield from seen
+    for each in seen:
+        for model in OLD_NAMES.get(each.model, ()):
+            yield replace(each, model=model, renamed=True)
+
+
+def _aliased(name: str, aliases: Mapping[str, str]) -> str:
+    found = alias_of(name, aliases)
+    return name if found is None else found
 
 
 def _without_namespace(name: str, aliases: Mapping[str, str]) -> Iterator[str]:
@@ -76,6 +107,24 @@ def _without_namespace(name: str, aliases: Mapping[str, str]) -> Iterator[str]:
     model = name.removeprefix(ANTHROPIC)
     if model and model != name and alias_of(name, aliases) is None:
         yield model
+
+
+def listed_aliases(
+    aliases: Mapping[str, str], models: Collection[str], *, accounts: Collection[str]
+) -> dict[str, str]:
+    """The aliases that a list of models can show, and the listed model behind each.
+
+    Those of the operator without `*`, and old names; none that is the name of a listed model.
+    """
+    found = {}
+    for name in dict.fromkeys([*aliases, *OLD_NAMES]):
+        if name in models or name.endswith("*"):
+            continue
+        for ref in interpretations(name, aliases=aliases, accounts=accounts):
+            if ref.model in models:
+                found[name] = ref.model
+                break
+    return found
 
 
 def alias_of(name: str, aliases: Mapping[str, str]) -> str | None:

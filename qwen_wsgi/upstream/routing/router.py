@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import AccountUnavailable, BadRequest, NotFound
-from qwen_wsgi.hosts import Family
+from qwen_wsgi.hosts import Family, may_have
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.routing import model_profiles
 from qwen_wsgi.upstream.routing.accounts import AccountPool
@@ -85,15 +85,18 @@ class Router:
         model: str,
         *,
         pinned: str = "",
+        literal: bool = False,
         conversation: Callable[[], bytes] | None = None,
     ) -> Plan:
         """The accounts that may serve `model`.
 
         One that lists the model comes before one that has no live list and may know it; then its
-        own answer decides.
+        own answer decides. A model that no list names is asked for on the chance where its name
+        begins like the host's models, or the account is pinned; a refusal is remembered.
 
         Args:
             pinned: the only account that may answer, by name (`x-qwen-account`).
+            literal: no other model may stand in for an old name.
             conversation: computes the call's key; used only where there is a choice.
 
         Raises:
@@ -110,7 +113,12 @@ class Router:
                     code="account_not_found",
                 )
         for name in (model, self._default):
-            if name and (routes := self._routes(name, accounts)):
+            # The operator's default is for the names that nobody lists: it is no chance.
+            chance = bool(pinned) or not self._default
+            routes = name and self._routes(
+                name, accounts, pinned=bool(pinned), chance=chance, literal=literal
+            )
+            if routes:
                 several = len(routes) > 1 and conversation is not None
                 return Plan(name, routes, conversation() if several and conversation else None)
         if not model:
@@ -138,28 +146,57 @@ class Router:
             )
         return accounts
 
-    def _routes(self, name: str, accounts: tuple[Account, ...]) -> tuple[Route, ...]:
+    def _routes(
+        self,
+        name: str,
+        accounts: tuple[Account, ...],
+        *,
+        pinned: bool,
+        chance: bool,
+        literal: bool,
+    ) -> tuple[Route, ...]:
         refs: tuple[ModelRef, ...] = self._interpretations(
             name, tuple(each.name for each in accounts)
         )
-        for ref in refs:
+        plain = tuple(ref for ref in refs if not ref.renamed)
+        for ref in plain if literal else refs:
             if listed := self._listed(ref, accounts):
                 return (*listed, *self._unlisted(ref, accounts))
         # No account lists it. A model that is known from elsewhere is the best interpretation.
         best = max(
-            refs,
+            plain,
             key=lambda ref: (
                 not ref.model.startswith(ANTHROPIC),
                 bool(model_profiles.facts_of(ref.model)),
                 bool(ref.account),
             ),
         )
-        if (model := at_portal(best.model)) is not None:
+        models = (at_portal(ref.model) for ref in (best, *refs[len(plain) :]))
+        if (model := next(filter(None, models), None)) is not None:
             portals = tuple(each for each in accounts if each.family is Family.PORTAL)
             if routes := self._listed(replace(best, model=model), portals):
                 others = tuple(each for each in accounts if each not in portals)
                 return (*self._unlisted(best, others), *routes)
-        return self._unlisted(best, accounts)
+        unlisted = self._unlisted(best, accounts)
+        asked = {route.account.name for route in unlisted}
+        for ref in (best, *plain):
+            for account in accounts:
+                if account.name not in asked and self._has_chance(ref, account, pinned, chance):
+                    asked.add(account.name)
+                    route = Route(account, ref.model, False, ref.search, ref.thinking)
+                    unlisted = (*unlisted, route)
+        return unlisted
+
+    def _has_chance(self, ref: ModelRef, account: Account, pinned: bool, chance: bool) -> bool:
+        """Whether an account is asked for a model that its live list misses."""
+        if ref.account == account.name or (pinned and ref.account is None):
+            return not self._pool.has_refused(account, ref.model)
+        return (
+            chance
+            and ref.account is None
+            and may_have(account.family, ref.model)
+            and not self._pool.has_refused(account, ref.model)
+        )
 
     def _listed(self, ref: ModelRef, accounts: tuple[Account, ...]) -> tuple[Route, ...]:
         return tuple(

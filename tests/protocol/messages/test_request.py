@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.errors import BadRequest
+from qwen_wsgi.protocol import thinking as thinking_names
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.messages import MessagesRequest, parse_prompt, parse_request
 
@@ -105,6 +106,16 @@ def test_thinking_in_qwens_words(thinking: Any, sent: Any) -> None:
 )
 def test_effort_and_thinking(thinking: Any, sent: Any) -> None:
     assert chat(thinking=thinking, output_config={"effort": "high"}) == sent
+
+
+@pytest.mark.parametrize("effort", ["none", "minimal", "low", "medium", "high", "xhigh", "max"])
+def test_every_effort_of_qwens_models(effort: str) -> None:
+    assert chat(output_config={"effort": effort}) == {"reasoning_effort": effort}
+
+
+@pytest.mark.parametrize("name", sorted(thinking_names.ALL - {"thinking", "enable_thinking"}))
+def test_who_speaks_of_thinking_in_another_servers_words_is_not_overruled(name: str) -> None:
+    assert "enable_thinking" not in chat(**{name: "x"})
 
 
 def test_who_speaks_of_thinking_in_qwens_words_is_heard() -> None:

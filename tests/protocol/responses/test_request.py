@@ -43,6 +43,18 @@ def test_a_stream_asks_for_usage() -> None:
     assert its.chat.body["stream_options"] == {"include_usage": True}
 
 
+def test_thinking_in_the_words_of_chat_and_of_other_servers() -> None:
+    result = chat("hi", reasoning_effort="low", think=False, thinking={"type": "disabled"})
+    del result["messages"]
+    assert result == {
+        "reasoning_effort": "low",
+        "think": False,
+        "thinking": {"type": "disabled"},
+    }
+    both = chat("hi", reasoning={"effort": "high"}, reasoning_effort="low")
+    assert both["reasoning_effort"] == "high"
+
+
 def test_parameters_by_chats_names() -> None:
     result = chat(
         "hi",
@@ -142,6 +154,7 @@ def test_a_strict_operator_has_losses_refused() -> None:
         ({"truncation": "some"}, "truncation", "invalid_value"),
         ({"reasoning": "high"}, "reasoning", "invalid_type"),
         ({"reasoning": {"effort": "huge"}}, "reasoning.effort", "invalid_value"),
+        ({"reasoning_effort": "huge"}, "reasoning_effort", "invalid_value"),
         ({"text": {"verbosity": "loud"}}, "text.verbosity", "invalid_value"),
         ({"metadata": {"a": 1}}, "metadata.a", "invalid_type"),
         ({"metadata": {"a": "x" * 513}}, "metadata", "string_above_max_length"),

@@ -164,6 +164,78 @@ def test_the_nested_object_is_never_sent(model: str, expected: Json) -> None:
     assert knobs({"reasoning": {}}, model) == {}
 
 
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ({"chat_template_kwargs": {"enable_thinking": False}}, OFF),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, ON),
+        ({"chat_template_kwargs": {"thinking": True}}, ON),
+        (
+            {"chat_template_kwargs": {"reasoning_effort": "low"}},
+            {**ON, "thinking_budget": 4096},
+        ),
+        ({"think": True}, ON),
+        ({"think": False}, OFF),
+        ({"think": "low"}, {**ON, "thinking_budget": 4096}),
+        ({"thinking": {"type": "disabled"}}, OFF),
+        ({"thinking": {"type": "enabled"}}, ON),
+        (
+            {"thinking": {"type": "enabled", "budget_tokens": 77}},
+            {**ON, "thinking_budget": 77},
+        ),
+        ({"enable_reasoning": False}, OFF),
+        ({"reasoning_budget": 0}, OFF),
+        ({"reasoning_budget": -1}, {}),
+        ({"thinking_token_budget": 88}, {"thinking_budget": 88}),
+        # What the host itself understands goes first.
+        ({"think": True, **OFF}, OFF),
+        ({"think": False, "reasoning_effort": "high"}, ON),
+        ({"include_reasoning": True, "separate_reasoning": True}, {}),
+        ({"think": [1], "thinking": "x", "chat_template_kwargs": 5, "reasoning_budget": "z"}, {}),
+    ],
+    ids=str,
+)
+def test_the_switches_of_other_servers_are_honoured_and_not_sent(
+    members: Json, expected: Json
+) -> None:
+    made = adapted(members, target_of("qwen3.7-plus"))
+
+    after = sent(members, made)
+    assert {name: after[name] for name in BOTH_WAYS & after.keys()} == expected
+    foreign = [name for name in members if name not in BOTH_WAYS]
+    assert not after.keys() & set(foreign)
+    assert {f"{name}:dropped" for name in foreign} <= set(made.changed)
+
+
+@pytest.mark.parametrize(
+    ("model", "members", "param"),
+    [
+        ("qwen3-coder-plus", {"think": True}, "think"),
+        ("qwq-plus", {"thinking": {"type": "disabled"}}, "thinking"),
+        ("llama-5", {"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
+        ("qwen3.7-plus", {"chat_template_kwargs": {"documents": []}}, "chat_template_kwargs"),
+        ("qwen3.7-plus", {"include_reasoning": False}, "include_reasoning"),
+    ],
+)
+def test_a_switch_that_cannot_be_honoured_is_named_and_refused_when_strict(
+    model: str, members: Json, param: str
+) -> None:
+    assert f"{param}:dropped" in adapted(members, target_of(model)).changed
+    with pytest.raises(BadRequest) as caught:
+        adapted(members, target_of(model), STRICT)
+    assert caught.value.param == param
+
+
+def test_minimax_has_a_switch_of_that_name() -> None:
+    target = target_of("MiniMax-M3")
+    assert adapted({"thinking": {"type": "disabled"}}, target, STRICT).changed == ()
+
+
+def test_another_server_gets_its_own_switch() -> None:
+    members: Json = {"chat_template_kwargs": {"enable_thinking": False}, "think": False}
+    assert adapted(members, target_of("qwen3-8b", Family.OTHER)).changed == ()
+
+
 @pytest.mark.parametrize("model", ["qwen4-max", "llama-5"])
 def test_an_effort_for_a_model_that_is_not_known_goes_as_it_is(model: str) -> None:
     assert adapted({"reasoning_effort": "medium"}, target_of(model), STRICT).changed == ()

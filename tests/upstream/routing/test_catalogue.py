@@ -50,12 +50,14 @@ def listing(*ids: str, **more: Any) -> tuple[int, bytes]:
 class World:
     """A catalogue with everything around it."""
 
-    def __init__(self, *accounts: Account, max_age_s: float = 3600, **replies: Reply) -> None:
+    def __init__(
+        self, *accounts: Account, max_age_s: float = 3600, aliases: str = "", **replies: Reply
+    ) -> None:
         self.clock = FakeClock()
         self.transport = FakeTransport(**replies)
         self.accounts = accounts or (up(),)
         self.catalogue = Catalogue(
-            settings_of(MODEL_CACHE_DURATION=max_age_s),
+            settings_of(MODEL_CACHE_DURATION=max_age_s, QWEN_PROXY_MODEL_ALIASES=aliases),
             pool_of(*self.accounts),
             self.transport,  # type: ignore[arg-type]  # all that it uses of a transport
             self.clock,
@@ -93,11 +95,25 @@ def test_a_live_list_is_told_with_the_fields_that_openai_requires() -> None:
     ]
 
 
+def test_other_names_are_listed_with_what_they_stand_for() -> None:
+    world = World(up=listing("qwen3-max", "qwen-flash", "qwen-turbo"), aliases="a=up:qwen-flash")
+
+    models = {model["id"]: model for model in world.catalogue.models()}
+
+    assert list(models) == ["qwen3-max", "qwen-flash", "qwen-turbo", "a", "qwen-max"] + [
+        "qwen-max-latest",
+        "qwen-turbo-latest",
+    ]
+    assert models["a"] == {**models["qwen-flash"], "id": "a", "alias_of": "qwen-flash"}
+    assert models["qwen-max"]["alias_of"] == "qwen3-max"
+    assert "alias_of" not in models["qwen-turbo"], "the host has it itself"
+
+
 def test_what_the_host_tells_of_a_model_counts_and_what_is_known_is_added() -> None:
     told = {"created": 5, "owned_by": "alibaba", "context_length": 77, "x": [1], "y": None}
     world = World(up=listing("qwen3-max", **told))
 
-    (model,) = world.catalogue.models()
+    model, *_old_names = world.catalogue.models()
 
     assert model == {
         "id": "qwen3-max",
@@ -245,7 +261,7 @@ SETTINGS_MODEL = ProviderModel(id="qwen3-max", name="Max", description="d", cont
 def test_models_of_the_settings_are_told_without_a_live_list() -> None:
     world = World(up(models=[SETTINGS_MODEL, ProviderModel(id="mine")]), up=BROKEN)
 
-    first, second = world.catalogue.models()
+    first, second, *_old_names = world.catalogue.models()
 
     assert first == {
         "id": "qwen3-max",

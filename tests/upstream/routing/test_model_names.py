@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.upstream.routing.model_names import (
+    OLD_NAMES,
     ModelRef,
     alias_of,
     at_portal,
     interpretations,
+    listed_aliases,
 )
 
 ACCOUNTS = ("dashscope", "coding-plan")
@@ -103,3 +105,26 @@ def test_an_alias_in_the_namespace_is_the_operators() -> None:
     found = list(interpretations("anthropic/x", aliases={"anthropic/*": "m"}, accounts=()))
 
     assert found == [ModelRef("m")]
+
+
+def test_no_old_name_leads_to_another_one_first() -> None:
+    """Else the same name would mean different models by different ways."""
+    for name, models in OLD_NAMES.items():
+        assert name not in models
+        assert models[0] not in OLD_NAMES
+
+
+def test_aliases_that_a_list_shows() -> None:
+    aliases = {"gpt-4o": "qwen3.8-max", "mine": "b:qwen-flash-search", "claude-*": "qwen3.8-max"}
+    aliases |= {"lost": "nothing", "qwen-flash": "qwen3.8-max"}
+
+    found = listed_aliases(aliases, {"qwen3.8-max": 1, "qwen-flash": 2}, accounts=["b"])
+
+    assert found == {
+        "gpt-4o": "qwen3.8-max",
+        "mine": "qwen-flash",
+        "qwen-max": "qwen3.8-max",
+        "qwen-max-latest": "qwen3.8-max",
+        "qwen-turbo": "qwen-flash",
+        "qwen-turbo-latest": "qwen-flash",
+    }

@@ -10,6 +10,7 @@ from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import AccountUnavailable, BadRequest, NotFound
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.state.shared_memory import key_of
+from qwen_wsgi.upstream.routing.accounts import MODEL_NOT_FOUND
 from qwen_wsgi.upstream.routing.affinity import Affinity
 from qwen_wsgi.upstream.routing.catalogue import Listing
 from qwen_wsgi.upstream.routing.cooldown import BREAKS_AT, Cooldowns
@@ -159,6 +160,59 @@ class TestOrder:
         assert chosen(world.router, plan) == "c"
 
 
+class TestChance:
+    """Models that no live list names, because the vendor's lists miss some."""
+
+    def test_a_name_like_a_hosts_models_is_asked_for(self) -> None:
+        plan = router_of(("a", live("m")), ("b", live("x"))).plan("deepseek-v4-pro-0813")
+        assert [(r.account.name, r.model, r.listed) for r in plan.routes] == [
+            ("a", "deepseek-v4-pro-0813", False),
+            ("b", "deepseek-v4-pro-0813", False),
+        ]
+
+    def test_a_vendors_prefix_is_left_out(self) -> None:
+        (route,) = router_of(("a", live("m"))).plan("openai/qwen9-max").routes
+        assert route.model == "qwen9-max"
+
+    def test_another_name_is_not(self) -> None:
+        with pytest.raises(NotFound):
+            router_of(("a", live("m"))).plan("gpt-9")
+
+    @pytest.mark.parametrize("model", ["b:gpt-9", "b/gpt-9"])
+    def test_whatever_the_name_where_the_account_is_pinned(self, model: str) -> None:
+        (route,) = router_of(*THREE).plan(model).routes
+        assert (route.account.name, route.model, route.listed) == ("b", "gpt-9", False)
+
+    def test_and_by_the_header(self) -> None:
+        (route,) = router_of(*THREE, OPENAI_MODEL="m").plan("gpt-9", pinned="b").routes
+        assert (route.account.name, route.model) == ("b", "gpt-9")
+
+    def test_another_server_is_believed(self) -> None:
+        account = account_of("up", family=Family.OTHER)
+        settings = settings_of()
+        pool = pool_of(account, settings=settings, cooldowns=Cooldowns(None))
+        catalogue: Any = FakeCatalogue({"up": live("m")})
+        with pytest.raises(NotFound):
+            Router(settings, pool, catalogue, Affinity(None)).plan("qwen9-max")
+
+    def test_a_refusal_is_remembered(self) -> None:
+        world = World(("a", live("m")), ("b", live("m")))
+        for model in ("qwen9-max", "a:gpt-9"):
+            routes = world.plan(model).routes
+            for route in routes:
+                keys = world.pool.keys(route.account)
+                world.cooldowns.set_cooldown(keys.of_model(route.model), 300, MODEL_NOT_FOUND)
+            with pytest.raises(NotFound):
+                world.plan(model)
+
+    def test_a_list_that_names_it_is_enough(self) -> None:
+        assert names_of(router_of(("a", live("x")), ("b", live("qwen9"))).plan("qwen9")) == ["b"]
+
+    def test_the_operators_default_comes_first(self) -> None:
+        plan = router_of(("a", live("m")), OPENAI_MODEL="m").plan("qwen9-max")
+        assert [(plan.model, route.model) for route in plan.routes] == [("m", "m")]
+
+
 class TestNames:
     def test_an_account_is_pinned_by_prefix_or_header(self) -> None:
         router = router_of(*THREE)
@@ -184,6 +238,29 @@ class TestNames:
         assert (slashed.account.name, slashed.model) == ("b", "a/m")
         switched = router.plan("m-thinking-search").routes
         assert [(r.model, r.search, r.thinking) for r in switched] == [("m", True, True)] * 2
+
+    def test_an_old_name_means_todays_model_unless_it_is_listed(self) -> None:
+        router = router_of(
+            ("a", live("qwen3.7-max", "qwen3-coder-plus")), ("b", live("qwen-flash"))
+        )
+        (route,) = router.plan("qwen-max-latest").routes
+        assert (route.account.name, route.model, route.listed) == ("a", "qwen3.7-max", True)
+        (route,) = router.plan("qwen-turbo-thinking").routes
+        assert (route.account.name, route.model, route.thinking) == ("b", "qwen-flash", True)
+        (route,) = router.plan("a:qwen-coder-plus").routes
+        assert (route.account.name, route.model) == ("a", "qwen3-coder-plus")
+        both = router_of(("a", live("qwen-flash")), ("b", live("qwen-turbo")))
+        (route,) = both.plan("qwen-turbo").routes
+        assert (route.account.name, route.model) == ("b", "qwen-turbo")
+
+    def test_nothing_stands_in_for_a_name_that_is_meant_literally(self) -> None:
+        router = router_of(("a", live("qwen3-coder-flash")))
+        (route,) = router.plan("qwen-coder-turbo", literal=True).routes
+        assert (route.model, route.listed) == ("qwen-coder-turbo", False)
+
+    def test_a_server_without_a_list_is_asked_for_the_name_itself(self) -> None:
+        (route,) = router_of(("a", guessed("x"))).plan("qwen-coder-plus").routes
+        assert route.model == "qwen-coder-plus"
 
     def test_aliases(self) -> None:
         router = router_of(*THREE, QWEN_PROXY_MODEL_ALIASES="gpt-4o=m, claude-*=b:m,gpt-*=nothing")
