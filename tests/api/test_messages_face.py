@@ -194,3 +194,24 @@ def test_what_the_user_is_called_stays_here() -> None:
 
     assert bodies
     assert all(b"user_secret" not in body for body in bodies)
+
+
+def test_counts_begin_at_what_the_upstream_counted() -> None:
+    """Claude Code counts the next prompt after each turn."""
+    usage = {"prompt_tokens": 1000, "completion_tokens": 1, "total_tokens": 1001}
+    said = BODY["messages"]
+    answered = {"role": "assistant", "content": [{"type": "text", "text": "hi"}]}
+    with in_front_of(MODELS, whole(json.dumps({**ANSWER, "usage": usage}).encode())) as (app, _):
+        found = []
+        for messages in (said, None, said, [*said, answered, *said]):
+            if messages is None:
+                assert post(app).status_code == 200
+                continue
+            response = post(app, {**BODY, "messages": messages}, "/v1/messages/count_tokens")
+            count = json.loads(response.data)["input_tokens"]
+            found.append((response.headers["x-qwen-proxy-tokens"], count))
+
+    assert found[0][0] == "estimated"
+    assert found[1] == ("exact", 1000)
+    assert found[2][0] == "calibrated"
+    assert 1000 < found[2][1] < 1030
