@@ -199,7 +199,7 @@ def test_what_the_user_is_called_stays_here() -> None:
 def test_counts_begin_at_what_the_upstream_counted() -> None:
     """Claude Code counts the next prompt after each turn."""
     usage = {"prompt_tokens": 1000, "completion_tokens": 1, "total_tokens": 1001}
-    said = BODY["messages"]
+    said: list[Any] = [{"role": "user", "content": "hello"}]
     answered = {"role": "assistant", "content": [{"type": "text", "text": "hi"}]}
     with in_front_of(MODELS, whole(json.dumps({**ANSWER, "usage": usage}).encode())) as (app, _):
         found = []
