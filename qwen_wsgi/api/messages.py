@@ -49,6 +49,7 @@ def create() -> Response:
         model=request.chat.model or plan.model,
         stops=request.stops,
         request_id=record.request_id,
+        searches=request.searches,
     )
     return generation.stream(call, chat, plan, encoder)
 
