@@ -19,6 +19,7 @@ from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.responses import ResponseStore
+from qwen_wsgi.state.token_counts import TokenCounts
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.executor import Executor
 from qwen_wsgi.upstream.http.transport import Transport
@@ -107,6 +108,7 @@ class Services:
     transport: Transport
     ledger: Ledger
     responses: ResponseStore
+    token_counts: TokenCounts
     sandbox: SandboxHost
     maintenance: Maintenance
     #: The worker's start, by the clock's monotonic time.
@@ -179,6 +181,7 @@ def build_services(
             ttl_s=settings.responses_ttl_s,
             max_bytes=settings.responses_max_bytes,
         ),
+        token_counts=TokenCounts(state_dir),
         sandbox=sandbox,
         maintenance=Maintenance(discovery),
         started_at=clock.monotonic(),

@@ -29,7 +29,7 @@ def allow_origin(response: Response) -> Response:
     headers["access-control-allow-origin"] = allowed
     headers["access-control-expose-headers"] = (
         "x-request-id, x-upstream-request-id, x-qwen-proxy-account, x-qwen-proxy-attempts, "
-        "x-qwen-proxy-changed, server-timing, retry-after"
+        "x-qwen-proxy-changed, x-qwen-proxy-tokens, server-timing, retry-after"
     )
     if call.record.method == "OPTIONS":
         headers["access-control-allow-methods"] = "GET, POST, DELETE, OPTIONS"

@@ -50,6 +50,8 @@ class LiveCall:
     watch: Watch | None = None
     relay: Relay | None = None
     closed: bool = False
+    #: The key in `TokenCounts` under which the prompt's exact tokens are remembered, or None.
+    count_as: bytes | None = None
 
     @property
     def is_anthropic(self) -> bool:
@@ -91,8 +93,14 @@ class LiveCall:
         finally:
             if self.admitted:
                 self.services.admission.leave()
+            self._remember_tokens()
             self.record.end(self.services.clock.monotonic())
             self.services.ledger.write(self.record)
+
+    def _remember_tokens(self) -> None:
+        usage = self.record.usage
+        if self.count_as is not None and usage is not None and usage.prompt:
+            self.services.token_counts.remember(self.count_as, usage.prompt)
 
 
 def live() -> LiveCall:

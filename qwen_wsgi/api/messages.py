@@ -7,11 +7,11 @@ from typing import Final
 
 from flask import Blueprint, Response
 
-from qwen_wsgi.api import generation, http, lifecycle
+from qwen_wsgi.api import counting, generation, http, lifecycle
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError
-from qwen_wsgi.protocol import messages, tokens
-from qwen_wsgi.protocol.messages import errors
+from qwen_wsgi.protocol import messages
+from qwen_wsgi.protocol.messages import errors, validation
 from qwen_wsgi.upstream.routing.affinity import conversation_key
 
 blueprint = Blueprint("messages", __name__)
@@ -31,6 +31,7 @@ def create() -> Response:
     services, record = call.services, call.record
     body = call.read_body()
     request = messages.parse_request(body, strict=services.settings.strict)
+    counting.watch(call, request.chat.body, request.chat.model)
     chat = generation.chat_call(call, request.chat, request.changed)
     if body.get("metadata") is not None:
         # `metadata.user_id` names account, machine and session: read here, and not sent upstream.
@@ -48,15 +49,19 @@ def create() -> Response:
         model=request.chat.model or plan.model,
         stops=request.stops,
         request_id=record.request_id,
+        searches=request.searches,
     )
     return generation.stream(call, chat, plan, encoder)
 
 
 @blueprint.post("/v1/messages/count_tokens")
 def count_tokens() -> Response:
-    """Count the tokens of a prompt, roughly: no upstream is asked."""
-    body = lifecycle.live().read_body()
-    return http.json_value({"input_tokens": tokens.estimate(messages.parse_prompt(body))})
+    """Count the tokens of a prompt without a call of an upstream (`counting`)."""
+    call = lifecycle.live()
+    body = call.read_body()
+    model = validation.want(body, "model", str) or ""
+    count, how = counting.count(call, messages.parse_prompt(body), model)
+    return counting.answer({"input_tokens": count}, how)
 
 
 @blueprint.post("/v1/messages/cache_touch")

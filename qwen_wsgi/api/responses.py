@@ -8,11 +8,10 @@ from typing import Any, Final
 
 from flask import Blueprint, Response, request
 
-from qwen_wsgi.api import generation, http, lifecycle
+from qwen_wsgi.api import counting, generation, http, lifecycle
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import BadRequest, NotFound, UpstreamError
 from qwen_wsgi.protocol import responses as protocol
-from qwen_wsgi.protocol import tokens
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import ResponseEncoder, ResponsesRequest, compaction
 from qwen_wsgi.state.responses import ResponseStore, Stored
@@ -35,6 +34,7 @@ def create() -> Response:
     services = call.services
     id = _PREFIX + os.urandom(_ID_BYTES).hex()
     request = _request(call, call.read_body(), id)
+    counting.watch(call, request.chat.body, request.model)
     chat = generation.chat_call(call, request.chat, request.changed)
     plan = services.executor.plan(chat)
     created, model = int(services.clock.now()), request.model or plan.model
@@ -52,12 +52,12 @@ def create() -> Response:
 def count_tokens() -> Response:
     """How many tokens a request would be: `{"object": "response.input_tokens", "input_tokens"}`.
 
-    An estimate (`protocol/tokens`): Qwen's hosts count only what they answer.
+    Without a call of an upstream (`counting`).
     """
     call = lifecycle.live()
     counted = _request(call, call.read_body(), "")
-    count = tokens.estimate(counted.chat.body)
-    return http.json_value({"object": "response.input_tokens", "input_tokens": count})
+    count, how = counting.count(call, counted.chat.body, counted.model)
+    return counting.answer({"object": "response.input_tokens", "input_tokens": count}, how)
 
 
 @blueprint.post("/v1/responses/compact")

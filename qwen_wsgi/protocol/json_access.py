@@ -25,6 +25,11 @@ def items(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def mapping(value: Any) -> dict[str, Any]:
+    """An object; an empty one for other values."""
+    return value if isinstance(value, dict) else {}
+
+
 def text(value: Any) -> str:
     """A string; "" for other values."""
     return value if isinstance(value, str) else ""

@@ -13,10 +13,16 @@ estimate shows a client when its context fills up; it is never reported as usage
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from hashlib import blake2b
+from itertools import islice
 from typing import Any, Final
 
 from qwen_wsgi.protocol.json_access import Members, objects
 from qwen_wsgi.protocol.json_object import compact
+
+#: Length of a conversation's key.
+KEY_BYTES: Final = 8
 
 #: Strings that are about one token each: a word or a part of one, a digit, a run of signs, a line
 #: end with its indentation.
@@ -55,16 +61,63 @@ def estimate(request: Members) -> int:
     Thinking in the history is not counted, because hosts leave it out of the prompt. Invalid values
     count as their JSON text, or as nothing; there is no error.
     """
-    total = _ANSWER
-    for message in objects(request.get("messages")):
-        total += _MESSAGE + _of_content(message.get("content"))
-        total += _CALL * (message.get("role") == "tool")
-        for call in objects(message.get("tool_calls")):
-            total += _CALL + _of_json(call.get("function"))
+    total = _ANSWER + sum(map(_of_message, objects(request.get("messages"))))
     tools = list(objects(request.get("tools")))
     if tools:
         total += _TOOLS + sum(map(_of_json, tools))
     return total
+
+
+def estimate_added(request: Members, counted: int) -> int:
+    """Estimate the tokens of the messages behind the first `counted`, whose number is known."""
+    return sum(map(_of_message, islice(objects(request.get("messages")), counted, None)))
+
+
+def beginnings(request: Members, *seed: str) -> list[bytes]:
+    """Keys of the beginnings of a chat request: of its first message, its first two, and so on.
+
+    The tools are part of each. Thinking, and marks for a cache, are part of none: clients send them
+    in one turn and not in the next, and hosts do not count them.
+
+    Args:
+        seed: what else makes a difference, such as the model.
+    """
+    state = blake2b(digest_size=KEY_BYTES)
+    _add(state, seed, _json(request.get("tools")))
+    keys = []
+    for message in objects(request.get("messages")):
+        _add(state, str(message.get("role")), *_said(message))
+        keys.append(state.digest())
+    return keys
+
+
+def _add(state: Any, *values: Any) -> None:
+    """Add values, each with its end: "a", "b" is not "ab"."""
+    for value in values:
+        text = value if isinstance(value, str) else repr(value)
+        state.update(text.encode(errors="replace") + b"\0")
+
+
+def _said(message: dict[str, Any]) -> Iterator[str]:
+    """What a message adds to the prompt."""
+    content = message.get("content")
+    if isinstance(content, str):
+        yield content
+    for part in objects(content):
+        text = part.get("text")
+        if not isinstance(text, str):
+            text = _json({name: part[name] for name in part if name != "cache_control"})
+        yield text
+    for call in objects(message.get("tool_calls")):
+        yield _json(call.get("function"))
+
+
+def _of_message(message: dict[str, Any]) -> int:
+    count = _MESSAGE + _of_content(message.get("content"))
+    count += _CALL * (message.get("role") == "tool")
+    for call in objects(message.get("tool_calls")):
+        count += _CALL + _of_json(call.get("function"))
+    return count
 
 
 def of_text(text: str) -> int:
@@ -91,7 +144,12 @@ def _of_part(part: dict[str, Any]) -> int:
 
 def _of_json(value: Any) -> int:
     """Estimate the tokens of a value, which the template writes as JSON."""
+    return of_text(_json(value))
+
+
+def _json(value: Any) -> str:
+    """A value as JSON; "" for one that cannot be written."""
     try:
-        return of_text(compact(value))
+        return compact(value)
     except (TypeError, ValueError, RecursionError):
-        return 0
+        return ""

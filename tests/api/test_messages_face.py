@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from anthropic.types import Message
+from anthropic.types import Message, ServerToolUseBlock, WebSearchToolResultBlock
 from anthropic.types.shared import ErrorResponse
 from werkzeug.test import TestResponse
 
@@ -15,6 +15,7 @@ from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.messages import errors
 from tests.api.apps import App, in_front_of, running
 from tests.fakes.raw_server import stream, whole
+from tests.fakes.raw_server import stream as streamed
 from tests.kit.secrets import secret
 
 KEY = secret("client-of-messages")
@@ -194,3 +195,93 @@ def test_what_the_user_is_called_stays_here() -> None:
 
     assert bodies
     assert all(b"user_secret" not in body for body in bodies)
+
+
+def test_counts_begin_at_what_the_upstream_counted() -> None:
+    """Claude Code counts the next prompt after each turn."""
+    usage = {"prompt_tokens": 1000, "completion_tokens": 1, "total_tokens": 1001}
+    said: list[Any] = [{"role": "user", "content": "hello"}]
+    answered = {"role": "assistant", "content": [{"type": "text", "text": "hi"}]}
+    with in_front_of(MODELS, whole(json.dumps({**ANSWER, "usage": usage}).encode())) as (app, _):
+        found = []
+        for messages in (said, None, said, [*said, answered, *said]):
+            if messages is None:
+                assert post(app).status_code == 200
+                continue
+            response = post(app, {**BODY, "messages": messages}, "/v1/messages/count_tokens")
+            count = json.loads(response.data)["input_tokens"]
+            found.append((response.headers["x-qwen-proxy-tokens"], count))
+
+    assert found[0][0] == "estimated"
+    assert found[1] == ("exact", 1000)
+    assert found[2][0] == "calibrated"
+    assert 1000 < found[2][1] < 1030
+
+
+FOUND = {"search_results": [{"index": 1, "title": "A", "url": "https://a.example/"}, {"url": 5}, 6]}
+SEARCH_TOOL = {"type": "web_search_20250305", "name": "web_search"}
+
+
+def searched(found: Any, *, stream: bool) -> bytes:
+    """An upstream's answer with what its search found."""
+    if not stream:
+        return whole(json.dumps({**ANSWER, "search_info": found}).encode())
+    chunks = [{"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}]
+    chunks += [
+        {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]}
+        for text in ("h", "i")
+    ]
+    chunks += [{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}]
+    events = [sse.render({**each, "search_info": found}) for each in chunks]
+    return streamed(*events, sse.DONE)
+
+
+def content_of(response: TestResponse, *, stream: bool) -> tuple[list[Any], dict[str, Any]]:
+    """The blocks and the usage."""
+    with response:
+        if not stream:
+            body = json.loads(response.data)
+            Message.model_validate(body)
+            return body["content"], body["usage"]
+        blocks: list[Any] = []
+        for event in map(sse.parse, sse.events(response.data)):
+            assert isinstance(event, dict)
+            if event["type"] == "content_block_start":
+                assert event["index"] == len(blocks)
+                blocks.append(event["content_block"])
+            if event["type"] == "content_block_delta":
+                blocks[event["index"]]["text"] += event["delta"]["text"]
+            if event["type"] == "message_delta":
+                used = event["usage"]
+        return blocks, used
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_search_of_the_host_is_shown_with_its_pages(stream: bool) -> None:
+    body = {**BODY, "stream": stream, "tools": [SEARCH_TOOL]}
+    with in_front_of(MODELS, searched(FOUND, stream=stream)) as (app, _):
+        (use, result, text), used = content_of(post(app, body), stream=stream)
+
+    ServerToolUseBlock.model_validate(use)
+    WebSearchToolResultBlock.model_validate(result)
+    assert (use["name"], result["tool_use_id"]) == ("web_search", use["id"])
+    assert [(each["url"], each["title"]) for each in result["content"]] == [
+        ("https://a.example/", "A")
+    ]
+    assert text["text"] == "hi"
+    assert used["server_tool_use"]["web_search_requests"] == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("found", "tools"),
+    [(FOUND, []), ({"search_results": []}, [SEARCH_TOOL]), (None, [SEARCH_TOOL])],
+    ids=["no tool", "nothing found", "nothing said"],
+)
+def test_no_search_is_made_up(found: Any, tools: list[Any], stream: bool) -> None:
+    body = {**BODY, "stream": stream, "tools": tools}
+    with in_front_of(MODELS, searched(found, stream=stream)) as (app, _):
+        blocks, used = content_of(post(app, body), stream=stream)
+
+    assert [each["type"] for each in blocks] == ["text"]
+    assert "server_tool_use" not in used

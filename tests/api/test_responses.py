@@ -171,12 +171,50 @@ def test_a_request_that_cannot_be_read_is_refused_and_nobody_is_asked(
 
 def test_tokens_are_counted_without_the_upstream(places: dict[str, str]) -> None:
     with in_front_of(MODELS, **places) as (app, server):
-        counted = app.client.post("/v1/responses/input_tokens", json={"model": "m", "input": "Hi"})
+        response = app.client.post("/v1/responses/input_tokens", json={"model": "m", "input": "Hi"})
 
-        body = counted.get_json()
+        body = response.get_json()
         assert body["object"] == "response.input_tokens"
         assert 0 < body["input_tokens"] < 50
         assert chats(server) == []
+
+
+def counted(app: App, key: str = "", **members: Any) -> tuple[int, str]:
+    response = app.client.post(
+        "/v1/responses/input_tokens",
+        json={"model": "m", **members},
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+    )
+    return response.get_json()["input_tokens"], response.headers["x-qwen-proxy-tokens"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_counts_begin_at_what_the_upstream_counted(stream: bool, places: dict[str, str]) -> None:
+    said = {"role": "user", "content": "Hello " * 50}
+    upstreams = GOOD_STREAM if stream else answer("Good morning")
+    keys = {"QWEN_PROXY_API_KEYS": f"{ADA},{BOB}"}
+    with in_front_of(MODELS, upstreams, **places, **keys) as (app, server):
+        number, how = counted(app, ADA, input=[said])
+        post(app, key=ADA, input=[said], stream=stream).close()
+        more = [said, {"role": "assistant", "content": "Good morning"}, said]
+        exact = counted(app, ADA, input=[said])
+        calibrated, by = counted(app, ADA, input=more)
+        others = counted(app, BOB, input=[said])
+        elsewhere = counted(app, ADA, input=[said], model="m2")
+        assert len(chats(server)) == 1
+
+    assert (how, number > 3) == ("estimated", True)
+    assert exact == (3, "exact")
+    assert by == "calibrated"
+    assert number < calibrated < 3 + 2 * number
+    assert others == elsewhere == (number, "estimated")
+
+
+def test_a_client_that_counts_nothing_has_nothing_remembered(places: dict[str, str]) -> None:
+    with in_front_of(MODELS, answer("yes"), **places) as (app, _):
+        made(app, input="Hello")
+
+        assert counted(app, input="Hello")[1] == "estimated"
 
 
 # --- what is kept --------------------------------------------------------------------------------

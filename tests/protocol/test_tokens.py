@@ -109,6 +109,55 @@ def test_thinking_of_the_past_is_not_counted() -> None:
     assert tokens.estimate({"messages": [plain]}) == tokens.estimate({"messages": [thought]})
 
 
+USER = {"role": "user", "content": "Hello"}
+YES = {"role": "assistant", "content": "Yes."}
+
+
+def keys(*messages: Any, seed: str = "m", **more: Any) -> list[bytes]:
+    return tokens.beginnings({"messages": list(messages), **more}, seed)
+
+
+def test_a_conversation_is_known_by_each_of_its_beginnings() -> None:
+    assert keys(USER, YES, USER)[:2] == keys(USER, YES)
+    assert len(set(keys(USER, USER, USER))) == 3
+    assert keys() == []
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        {**YES, "reasoning_content": "Hm."},
+        {**YES, "content": [{"type": "text", "text": "Yes.", "cache_control": {}}]},
+    ],
+)
+def test_thinking_and_marks_make_no_difference(same: Any) -> None:
+    assert keys(same) == keys(YES)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {**YES, "role": "user"},
+        {**YES, "content": "Yes"},
+        {**YES, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+        {**YES, "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+        {**YES, "content": "Yes.\ud800"},
+    ],
+)
+def test_all_that_the_model_sees_makes_a_difference(other: Any) -> None:
+    assert keys(other) != keys(YES)
+    assert keys(YES, tools=[{"type": "function"}]) != keys(YES)
+    assert keys(YES, seed="n") != keys(YES)
+
+
+def test_only_what_was_added_is_estimated() -> None:
+    whole = tokens.estimate({"messages": [USER, YES, USER]})
+
+    assert tokens.estimate({"messages": [USER]}) + tokens.estimate_added(
+        {"messages": [USER, YES, USER]}, 1
+    ) == (whole)
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: (
@@ -125,6 +174,8 @@ VALUES = st.recursive(
 @given(VALUES, VALUES)
 def test_anything_has_a_number(messages: Any, tools: Any) -> None:
     assert tokens.estimate({"messages": messages, "tools": tools}) >= 1
+    found = tokens.beginnings({"messages": messages, "tools": tools})
+    assert {len(key) for key in found} <= {tokens.KEY_BYTES}
 
 
 @settings(deadline=None)

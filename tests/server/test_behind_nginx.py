@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -151,3 +152,14 @@ def test_a_broken_stream_does_not_look_complete(front: int, sandbox: Sandbox) ->
 
     assert found[-1]["error"]["code"] == "upstream_broken"
     assert not received.endswith(b"\r\n0\r\n\r\n")
+
+
+def test_a_websocket_gets_426_through_nginx_too(front: int) -> None:
+    """nginx takes `Upgrade` and `Connection` out of the request."""
+    with socket.create_connection(("127.0.0.1", front), timeout=10) as client:
+        client.sendall(
+            b"GET /v1/responses HTTP/1.1\r\nHost: qwen-proxy\r\nUpgrade: websocket\r\n"
+            b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        assert client.recv(65536).startswith(b"HTTP/1.1 426 ")

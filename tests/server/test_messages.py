@@ -510,3 +510,20 @@ def test_a_server_that_is_no_qwen_host(start_proxy: StartProxy, sandbox: Sandbox
                 assert len(calls) == 2, quirk
                 assert all(isinstance(call.input["city"], str) for call in calls)
                 assert message.stop_reason == "tool_use"
+
+
+def test_models_are_listed_page_by_page_and_again_in_anthropics_namespace(proxy: Proxy) -> None:
+    with anthropic.Anthropic(
+        base_url=proxy.origin, api_key=CLIENT_KEY, max_retries=0, timeout=15
+    ) as client:
+        ids = [model.id for model in client.models.list(limit=3)]
+        message = client.messages.create(
+            model=f"anthropic/{MODEL}",
+            max_tokens=50,
+            messages=[{"role": "user", "content": "[[sandbox: text=found]]"}],
+        )
+
+    assert len(ids) == len(set(ids)) > 6
+    assert {MODEL, f"anthropic/{MODEL}"} <= set(ids)
+    assert message.model == f"anthropic/{MODEL}"
+    assert "found" in str(message.content)

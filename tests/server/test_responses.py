@@ -368,3 +368,25 @@ def test_keep_alives_flow_while_the_upstream_thinks(proxy: Proxy, sandbox: Sandb
     assert text.count(": keep-alive") >= 1
     assert text.index(": keep-alive") < text.index("response.output_text.delta")
     assert text.rstrip().split("\n")[-2] == "event: response.completed"
+
+
+def test_a_conversation_is_shortened_and_goes_on(client: openai.OpenAI) -> None:
+    """By one more call of the model, whose summary the next turn reads."""
+    told = "[[sandbox: text=the-summary]]"
+    short = client.responses.compact(model=MODEL, input=[{"role": "user", "content": told}])
+    # The package's type of the output has no messages of the user.
+    items: Any = [item.model_dump(exclude_none=True, warnings=False) for item in short.output]
+    after: Any = {"role": "user", "content": "[[sandbox: text=going-on]]"}
+    answer = client.responses.create(model=MODEL, input=[*items, after], store=False)
+
+    assert [item["type"] for item in items] == ["message", "compaction"]
+    assert items[0]["content"][0]["text"] == told
+    assert short.usage.total_tokens > 0
+    assert answer.output_text == "going-on"
+
+
+def test_a_base_url_without_v1_and_with_a_slash_works(proxy: Proxy, sandbox: Sandbox) -> None:
+    for base_url in (proxy.origin, proxy.origin + "/", proxy.base_url + "/"):
+        with openai.OpenAI(base_url=base_url, api_key=CLIENT_KEY, max_retries=0) as client:
+            assert client.responses.create(model=MODEL, input="hi").status == "completed"
+            assert MODEL in [model.id for model in client.models.list()]

@@ -99,6 +99,7 @@ def test_the_banner_tells_what_there_is(start_proxy: StartProxy, sandbox: Sandbo
         sandbox.base_url,
         "fresh",
         "qwen3.7-plus",
+        "POST        /v1/responses/compact",
         f"curl -N {proxy.base_url}/chat/completions",
     ):
         assert part in banner

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from qwen_wsgi.protocol import json_access
+from qwen_wsgi.protocol import json_access, search
 from qwen_wsgi.protocol.chat.normalize import finish_reason
 from qwen_wsgi.protocol.chat.tool_calls import arguments_of, made_up_id
 from qwen_wsgi.protocol.json_object import JsonObject, compact
@@ -25,6 +25,9 @@ _REASONS: Final[Mapping[str, str]] = {
     "content_filter": "refusal",
 }
 
+#: Of the usage of an answer for which the host searched.
+ONE_SEARCH: Final = {"server_tool_use": {"web_search_requests": 1, "web_fetch_requests": 0}}
+
 #: Members of a delta or message with thinking: Qwen's name, and vLLM's.
 THINKING: Final = ("reasoning_content", "reasoning")
 
@@ -40,6 +43,8 @@ def whole(request: MessagesRequest, completion: Mapping[str, Any], *, id: str) -
     choice = first if isinstance(first, dict) else {}
     message = choice.get("message")
     content = list(_content(message, id)) if isinstance(message, dict) else []
+    found = search_blocks(completion, json_access.mapping(message), id) if request.searches else []
+    content = found + content
     called = any(block["type"] == "tool_use" for block in content)
     finish = finish_reason(choice.get("finish_reason"), called=called)
     model = request.chat.model or completion.get("model")
@@ -52,8 +57,40 @@ def whole(request: MessagesRequest, completion: Mapping[str, Any], *, id: str) -
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": 0,
             **usage_of(parse_usage(completion.get("usage"))),
+            **(ONE_SEARCH if found else {}),
         },
     }
+
+
+def search_blocks(
+    holder: Mapping[str, Any], inner: Mapping[str, Any], id: str
+) -> list[dict[str, Any]]:
+    """Render a search by the host as Anthropic's two blocks; none if nothing is said of one.
+
+    Its query is not known.
+
+    Args:
+        holder, inner: as for `search.pages_of`.
+        id: of the message.
+    """
+    pages = search.pages_of(holder, inner)
+    if pages is None:
+        return []
+    call = "srvtoolu_" + id.removeprefix("msg_")
+    results = [
+        {
+            "type": "web_search_result",
+            "url": page.url,
+            "title": page.title,
+            "encrypted_content": "",
+            "page_age": None,
+        }
+        for page in pages
+    ]
+    return [
+        {"type": "server_tool_use", "id": call, "name": "web_search", "input": {"query": ""}},
+        {"type": "web_search_tool_result", "tool_use_id": call, "content": results},
+    ]
 
 
 def head(id: str, model: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.json_access import Members
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError, compact
 from qwen_wsgi.protocol.messages.history import messages_of, system_of
-from qwen_wsgi.protocol.messages.tools import tools_of
+from qwen_wsgi.protocol.messages.tools import SEARCH, tools_of
 from qwen_wsgi.protocol.messages.validation import (
     below,
     invalid,
@@ -93,11 +93,13 @@ class MessagesRequest:
     Attributes:
         changed: what the translation changed or dropped, as in `Changes.entries`.
         stops: the stop sequences; the answer names the one that matched.
+        searches: the client has a tool for web searches, and is shown what the host found.
     """
 
     chat: ChatRequest
     changed: tuple[str, ...]
     stops: tuple[str, ...]
+    searches: bool = False
 
 
 def parse_request(body: JsonObject, *, strict: bool = False) -> MessagesRequest:
@@ -133,7 +135,8 @@ def parse_request(body: JsonObject, *, strict: bool = False) -> MessagesRequest:
         ) from None
     except RecursionError:
         raise _too_deep() from None
-    return MessagesRequest(request, changes.entries, tuple(stops))
+    searches = {"type": SEARCH} in members.get("tools", ())
+    return MessagesRequest(request, changes.entries, tuple(stops), searches)
 
 
 def parse_prompt(body: Members) -> dict[str, Any]:

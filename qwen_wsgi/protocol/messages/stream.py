@@ -16,7 +16,15 @@ from qwen_wsgi.protocol.chat.tool_calls import (
 )
 from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.protocol.messages import errors
-from qwen_wsgi.protocol.messages.answer import SIGNATURE, THINKING, head, stop_of, usage_of
+from qwen_wsgi.protocol.messages.answer import (
+    ONE_SEARCH,
+    SIGNATURE,
+    THINKING,
+    head,
+    search_blocks,
+    stop_of,
+    usage_of,
+)
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 
@@ -30,26 +38,30 @@ _DELTA: Final = (
 )
 _DELTA_END: Final = b"}}\n\n"
 
-_TEXT, _THINKING = "text", "thinking"
+_TEXT, _THINKING, _WHOLE = "text", "thinking", "whole"
 #: The type of a delta and the member with its text.
 _DELTAS: Final = {_TEXT: ("text_delta", "text"), _THINKING: ("thinking_delta", "thinking")}
 _TOOL_DELTA: Final = ("input_json_delta", "partial_json")
 
 
 class _Block:
-    """A content block while it grows: a text, thinking, or a tool call.
+    """A content block while it grows: a text, thinking, or a tool call; or one that is whole.
 
     Attributes:
-        call: None for text and thinking.
+        call: None for all but tool calls.
+        whole: the block, if it does not grow.
         held: pieces that were not sent yet.
         before: the bytes of its deltas before the text; empty until the block was begun.
     """
 
-    __slots__ = ("before", "call", "held", "index", "kind")
+    __slots__ = ("before", "call", "held", "index", "kind", "whole")
 
-    def __init__(self, kind: str, call: ToolCall | None = None) -> None:
+    def __init__(
+        self, kind: str, call: ToolCall | None = None, whole: dict[str, Any] | None = None
+    ) -> None:
         self.kind = kind
         self.call = call
+        self.whole = whole
         self.held: list[str] = []
         self.before = b""
         self.index = 0
@@ -80,12 +92,19 @@ class MessagesEncoder:
         model: the client's name for it.
         stops: the client's stop sequences.
         request_id: for errors.
+        searches: show what a web search of the host found.
     """
 
     ends_after_failure = True
 
     def __init__(
-        self, *, id: str, model: str, stops: Sequence[str] = (), request_id: str = ""
+        self,
+        *,
+        id: str,
+        model: str,
+        stops: Sequence[str] = (),
+        request_id: str = "",
+        searches: bool = False,
     ) -> None:
         self._id, self._model, self._stops, self._request_id = id, model, stops, request_id
         self._out: list[bytes] = []
@@ -99,6 +118,9 @@ class MessagesEncoder:
         self._finish: str | None = None
         self._matched: Any = None
         self._usage: Usage | None = None
+        #: A search may still be reported; hosts may repeat it in every chunk.
+        self._searches = searches
+        self._searched = False
 
     def feed(self, events: bytes) -> bytes:
         """Encode some chunks; the first call also begins the message."""
@@ -116,7 +138,8 @@ class MessagesEncoder:
             self._start()
         self._close_all()
         stop = stop_of(self._finish, self._matched, stops=self._stops, called=self._called)
-        self._event({"type": "message_delta", "delta": stop, "usage": usage_of(self._usage)})
+        usage = {**usage_of(self._usage), **(ONE_SEARCH if self._searched else {})}
+        self._event({"type": "message_delta", "delta": stop, "usage": usage})
         self._out.append(_STOP)
         return self._flush()
 
@@ -158,6 +181,8 @@ class MessagesEncoder:
             if choice.__class__ is dict and not choice.get("index"):
                 delta = choice.get("delta")
                 if delta.__class__ is dict:
+                    if self._searches:
+                        self._search(chunk, delta)
                     self._grow(delta)
                 if choice.get("finish_reason"):
                     self._end_choice(choice)
@@ -169,6 +194,13 @@ class MessagesEncoder:
         if finish is not None:
             self._finish, self._matched = finish, choice.get("stop_reason")
             self._close_all()
+
+    def _search(self, chunk: dict[str, Any], delta: dict[str, Any]) -> None:
+        for whole in search_blocks(chunk, delta, self._id):
+            self._searches, self._searched = False, True
+            self._blocks.append(_Block(_WHOLE, whole=whole))
+        if self._searched:
+            self._advance()
 
     def _grow(self, delta: dict[str, Any]) -> None:
         for name in THINKING:
@@ -212,6 +244,9 @@ class MessagesEncoder:
         blocks = self._blocks
         while blocks:
             block = blocks[0]
+            if block.whole is not None:
+                self._send_whole(block)
+                continue
             if not block.before:
                 if not block.ready:
                     return
@@ -226,6 +261,9 @@ class MessagesEncoder:
         for block in tuple(self._blocks):
             if block.call is not None and not block.call.name:
                 self._blocks.remove(block)
+                continue
+            if block.whole is not None:
+                self._send_whole(block)
                 continue
             if not block.before:
                 self._begin(block)
@@ -248,6 +286,18 @@ class MessagesEncoder:
         kind = _DELTAS.get(block.kind, _TOOL_DELTA)
         block.before = (_DELTA % (block.index, *kind)).encode()
         self._event({"type": "content_block_start", "index": block.index, "content_block": content})
+
+    def _send_whole(self, block: _Block) -> None:
+        self._event(
+            {
+                "type": "content_block_start",
+                "index": self._count,
+                "content_block": block.whole,
+            }
+        )
+        self._event({"type": "content_block_stop", "index": self._count})
+        self._count += 1
+        self._blocks.remove(block)
 
     def _send(self, block: _Block) -> None:
         for text in block.held:

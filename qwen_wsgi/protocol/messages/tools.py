@@ -12,7 +12,7 @@ from qwen_wsgi.protocol.messages.validation import below, invalid, need, want, w
 #: Options of a web search, which Qwen's hosts do not have.
 _SEARCH_OPTIONS: Final = ("allowed_domains", "blocked_domains", "user_location")
 
-_SEARCH: Final = "web_search"
+SEARCH: Final = "web_search"
 
 #: A tool that Claude Code sends only for a feature of Anthropic's; models must not call it.
 _PLACEHOLDER: Final = "DeferredToolPlaceholder"
@@ -32,7 +32,7 @@ def tools_of(body: Members, changes: Changes) -> dict[str, Any]:
         if not isinstance(tool, dict):
             raise wrong(f"tools.{index}", "an object")
         translated = _tool(tool, below("tools", index), changes)
-        if translated is not None and (translated["type"] != _SEARCH or translated not in tools):
+        if translated is not None and (translated["type"] != SEARCH or translated not in tools):
             tools.append(translated)
     members: dict[str, Any] = {"tools": tools} if tools else {}
     choice = want(body, "tool_choice", dict)
@@ -48,11 +48,11 @@ def _tool(tool: dict[str, Any], path: str, changes: Changes) -> dict[str, Any] |
             return None
         # Other deferred tools are sent at once: there is no search for tools here.
         return function
-    if kind.startswith(_SEARCH):
+    if kind.startswith(SEARCH):
         for option in _SEARCH_OPTIONS:
             if tool.get(option):
                 changes.lose(f"tools.{option}", "limits a search in a way that Qwen's hosts cannot")
-        return {"type": _SEARCH}
+        return {"type": SEARCH}
     changes.lose("tools", f"have '{header_token(kind)}', which only Anthropic's models know")
     return None
 
@@ -75,8 +75,8 @@ def _choice(
     single = want(choice, "disable_parallel_tool_use", bool, "tool_choice")
     names = [tool["function"]["name"] for tool in tools if tool["type"] == "function"]
     members: dict[str, Any] = {}
-    searches = {"type": _SEARCH} in tools
-    if searches and (name == _SEARCH not in names or (kind == "any" and not names)):
+    searches = {"type": SEARCH} in tools
+    if searches and (name == SEARCH not in names or (kind == "any" and not names)):
         # The host searches while it answers, without a call.
         changes.note("tool_choice", "as-web_search")
     elif kind == "any" and not names:

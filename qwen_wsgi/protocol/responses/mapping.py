@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from qwen_wsgi.errors import ApiError
-from qwen_wsgi.protocol import json_access
+from qwen_wsgi.protocol import json_access, search
 from qwen_wsgi.protocol.usage import Usage
 
 #: Stands for the logarithm of probability 0, which JSON cannot write, as in vLLM.
@@ -65,16 +65,9 @@ def sources(given: Any) -> Iterator[dict[str, Any]]:
 
 
 def found_urls(chunk: Mapping[str, Any], delta: Mapping[str, Any]) -> list[str] | None:
-    """The URLs that a web search found; None if the chunk reports no search.
-
-    DashScope's form: `search_info: {"search_results": [{"index", "title", "url", …}]}`.
-    """
-    info = chunk.get("search_info") or delta.get("search_info")
-    results = info.get("search_results") if isinstance(info, dict) else None
-    if not isinstance(results, list) or not results:
-        return None
-    urls = (each.get("url") for each in results if isinstance(each, dict))
-    return [url for url in urls if isinstance(url, str)]
+    """The URLs that a web search found; None if the chunk reports no search."""
+    pages = search.pages_of(chunk, delta)
+    return None if pages is None else [page.url for page in pages]
 
 
 def logprobs(given: Any) -> list[dict[str, Any]]:

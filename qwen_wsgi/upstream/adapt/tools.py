@@ -20,6 +20,7 @@ def adapt(draft: Draft) -> None:
         _from_functions(draft)
     searches = draft.target.search or draft.get("web_search_options") is not None
     tools = draft.get("tools")
+    found: list[Any] = []
     if isinstance(tools, list):
         found = [tool for tool in tools if _is_search(tool)]
         if found:
@@ -32,7 +33,7 @@ def adapt(draft: Draft) -> None:
         elif not tools:
             _no_tools(draft, "empty")
     if searches:
-        _search(draft)
+        _search(draft, sources=bool(found) or draft.get("web_search_options") is not None)
     searched = draft.get("enable_search") is True
     draft.leave_out("web_search_options", "as-enable_search" if searched else "dropped")
     if json_access.items(draft.get("tools")) and not draft.has("parallel_tool_calls"):
@@ -102,8 +103,12 @@ def _no_tools(draft: Draft, what: str) -> None:
         draft.leave_out("tool_choice", "no-tools")
 
 
-def _search(draft: Draft) -> None:
-    """Switch the host's own web search on; it needs no tool (Model Studio's web search page)."""
+def _search(draft: Draft, *, sources: bool) -> None:
+    """Switch the host's own web search on; it needs no tool (Model Studio's web search page).
+
+    Args:
+        sources: the client can be shown the pages that it finds.
+    """
     profile = draft.profile
     strategy = "" if profile is None else profile.search
     if strategy is None:
@@ -114,8 +119,11 @@ def _search(draft: Draft) -> None:
         draft.lose("web_search_options", "searches, but takes no such options")
     if draft.get("enable_search") is not True:
         draft.put("enable_search", True, "true")
-    if strategy and not draft.has("search_options"):
-        draft.put("search_options", {"search_strategy": strategy}, strategy)
+    options: dict[str, Any] = {"search_strategy": strategy} if strategy else {}
+    if sources:
+        options["enable_source"] = True
+    if options and not draft.has("search_options"):
+        draft.put("search_options", options, strategy or "enable_source")
 
 
 def _search_param(draft: Draft) -> str:

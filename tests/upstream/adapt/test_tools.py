@@ -139,6 +139,10 @@ def test_no_functions_are_nothing(members: Json) -> None:
 # --- the host's own search ----------------------------------------------------------------------
 
 
+#: The host's own search, with the pages that it finds.
+SEARCHES: Json = {"enable_search": True, "search_options": {"enable_source": True}}
+
+
 @pytest.mark.parametrize("model", ["qwen3.8-max", "qwen3.7-plus", "deepseek-v4-pro", "unknown"])
 @pytest.mark.parametrize(
     "members",
@@ -153,7 +157,7 @@ def test_no_functions_are_nothing(members: Json) -> None:
 def test_a_web_search_is_the_hosts_own(model: str, members: Json) -> None:
     made = adapted(members, target_of(model), STRICT)
 
-    assert sent(members, made) == {"messages": HELLO, "enable_search": True}
+    assert sent(members, made) == {"messages": HELLO, **SEARCHES}
 
 
 def test_other_tools_stay_beside_it() -> None:
@@ -163,7 +167,7 @@ def test_other_tools_stay_beside_it() -> None:
 
     assert difference(members, made) == {
         "tools": [TOOL, OTHER_TOOL],
-        "enable_search": True,
+        **SEARCHES,
         **PARALLEL,
     }
 
@@ -207,7 +211,7 @@ def test_but_who_asked_by_the_models_name_hears_the_host_refuse() -> None:
 def test_options_of_a_search_are_lost() -> None:
     members: Json = {"web_search_options": {"search_context_size": "high"}}
 
-    assert sent(members, adapted(members)) == {"messages": HELLO, "enable_search": True}
+    assert sent(members, adapted(members)) == {"messages": HELLO, **SEARCHES}
     with pytest.raises(BadRequest):
         adapted(members, options=STRICT)
 

@@ -1,0 +1,47 @@
+"""Counts the tokens of prompts: what an upstream counted of a conversation, and an estimate of what
+was added since.
+
+Qwen's hosts count only what they answer. So each answer to a client that counts tokens is
+remembered by its conversation, and the next count begins there.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from flask import Response
+
+from qwen_wsgi.api import http
+from qwen_wsgi.api.lifecycle import LiveCall
+from qwen_wsgi.protocol import tokens
+from qwen_wsgi.protocol.json_access import Members
+
+#: How a number was found: `exact`, `calibrated` or `estimated`.
+HEADER: Final = "x-qwen-proxy-tokens"
+
+
+def watch(call: LiveCall, chat: Members, model: str) -> None:
+    """Have the prompt's exact tokens remembered when the call ends, if its client counts tokens."""
+    if call.services.token_counts.wanted(call.owner):
+        keys = tokens.beginnings(chat, call.owner, model)
+        call.count_as = keys[-1] if keys else None
+
+
+def count(call: LiveCall, chat: Members, model: str) -> tuple[int, str]:
+    """The tokens of a prompt, and how they were found."""
+    counts = call.services.token_counts
+    counts.want(call.owner)
+    keys = tokens.beginnings(chat, call.owner, model)
+    known = counts.longest(keys)
+    if known is None:
+        return tokens.estimate(chat), "estimated"
+    if known.messages == len(keys):
+        return known.tokens, "exact"
+    return known.tokens + tokens.estimate_added(chat, known.messages), "calibrated"
+
+
+def answer(body: dict[str, object], how: str) -> Response:
+    """The response with a number, and how it was found."""
+    response = http.json_value(body)
+    response.headers[HEADER] = how
+    return response

@@ -1,0 +1,78 @@
+"""How many tokens upstreams counted for conversations, shared by all workers.
+
+Only for clients that count tokens themselves: for the others nothing is looked at or written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from struct import Struct
+from typing import Final, NamedTuple
+
+from qwen_wsgi.clock import boottime
+from qwen_wsgi.state.shared_memory import Table, key_of, map_shared
+
+_VERSION: Final = "1"
+#: Conversation (or client), its tokens, when they were counted.
+_ROW: Final = Struct("=8sQd")
+_ROWS: Final = 4096
+#: After this time a client counts as one that does not count tokens.
+_WANTED_S: Final = 86_400.0
+
+
+class Counted(NamedTuple):
+    """A beginning of a conversation that an upstream counted.
+
+    Attributes:
+        messages: how many of the conversation's messages were in it.
+    """
+
+    messages: int
+    tokens: int
+
+
+class TokenCounts:
+    """Remembers the exact counts of conversations.
+
+    Args:
+        directory, boottime, boot_id: as for `cooldown.Cooldowns`.
+    """
+
+    def __init__(
+        self,
+        directory: Path | None,
+        *,
+        boottime: Callable[[], float] = boottime,
+        boot_id: str | None = None,
+    ) -> None:
+        self._now = boottime
+        memory = map_shared(
+            directory, "tokens", version=_VERSION, size=_ROWS * _ROW.size, boot_id=boot_id
+        )
+        self._table = Table(memory, _ROW, start=0, rows=_ROWS, age=2)
+
+    def want(self, client: str) -> None:
+        """Note that a client counts tokens: its next calls are remembered."""
+        self.remember(key_of("wants", client), 0)
+
+    def wanted(self, client: str) -> bool:
+        """Whether a client counted tokens lately."""
+        at = self._table.find(key_of("wants", client))
+        return at is not None and 0 <= self._now() - self._table.read(at)[2] < _WANTED_S
+
+    def remember(self, conversation: bytes, tokens: int) -> None:
+        """Record what an upstream counted."""
+        at, _ = self._table.find_or_oldest(conversation)
+        self._table.write(at, conversation, tokens, self._now())
+
+    def longest(self, beginnings: Sequence[bytes]) -> Counted | None:
+        """The longest beginning of a conversation that was counted.
+
+        Args:
+            beginnings: the keys of its first message, its first two, and so on.
+        """
+        for messages in range(len(beginnings), 0, -1):
+            if (at := self._table.find(beginnings[messages - 1])) is not None:
+                return Counted(messages, self._table.read(at)[1])
+        return None
