@@ -81,6 +81,15 @@ _LOST: Final = frozenset({"container", "inference_geo", "mcp_servers", "thread"}
 )
 
 _EFFORTS: Final = ("low", "medium", "high", "xhigh", "max")
+#: The members of chat that others of this dialect are translated to.
+_ORIGINS: Final = {
+    "enable_thinking": "thinking",
+    "max_completion_tokens": "max_tokens",
+    "reasoning_effort": "output_config.effort",
+    "response_format": "output_config.format",
+    "stop": "stop_sequences",
+    "thinking_budget": "thinking.budget_tokens",
+}
 #: Qwen's and chat's members for thinking, which a client may add.
 _KNOBS: Final = ("enable_thinking", "thinking_budget", "reasoning_effort", "reasoning")
 
@@ -124,7 +133,9 @@ def parse_request(body: JsonObject, *, strict: bool = False) -> MessagesRequest:
     members |= _others(body, changes)
     try:
         request = chat.parse_request(
-            JsonObject(compact(members).encode()), added=("enable_thinking",) if silent else ()
+            JsonObject(compact(members).encode()),
+            added=("enable_thinking",) if silent else (),
+            origins=_ORIGINS,
         )
     except JsonObjectError as error:  # a number such as 1e999, which JSON has and Python has not
         raise BadRequest(

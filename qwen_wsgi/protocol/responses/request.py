@@ -19,6 +19,15 @@ from qwen_wsgi.protocol.responses.tools import Names, Tools
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
+#: The members of chat that others of this dialect are translated to.
+_ORIGINS: Final = {
+    "max_completion_tokens": "max_output_tokens",
+    "messages": "input",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+    "verbosity": "text.verbosity",
+}
+
 #: Levels of nesting that are reserved, because answers are rendered from a deeper stack.
 _SPARE_LEVELS: Final = 100
 
@@ -179,7 +188,7 @@ def _chat(members: dict[str, Any], echoed: list[Any]) -> ChatRequest:
         echoed = [echoed]
     try:
         json.dumps(echoed, allow_nan=False)
-        return chat.parse_request(JsonObject(compact(members).encode()))
+        return chat.parse_request(JsonObject(compact(members).encode()), origins=_ORIGINS)
     except ValueError:
         raise _unwritable() from None
 

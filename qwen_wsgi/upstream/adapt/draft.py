@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -54,6 +54,7 @@ class Adapted:
         fan_out: how many calls make up the choices that the client asked for.
         legacy_functions: `functions` became tools, so the answer's tool calls must be turned back
             into a `function_call`.
+        renamed: the client's names of tools by those that are sent.
     """
 
     changes: Mapping[str, Any]
@@ -61,6 +62,7 @@ class Adapted:
     changed: tuple[str, ...]
     fan_out: int = 1
     legacy_functions: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 _UNCHANGED: Final = Adapted(MappingProxyType({}), frozenset(), ())
@@ -94,7 +96,8 @@ class Draft:
         profile: which of them the model supports, or None for an unknown model.
         thinking: what is wanted of the thinking; rules may change it before `thinking.adapt`.
         notes: texts to add to the system message.
-        fan_out, legacy_functions: see `Adapted`.
+        translated: the client did not send chat.
+        fan_out, legacy_functions, renamed: see `Adapted`.
     """
 
     __slots__ = (
@@ -110,7 +113,9 @@ class Draft:
         "stream",
         "target",
         "profile",
+        "renamed",
         "thinking",
+        "translated",
     )
 
     def __init__(
@@ -126,11 +131,14 @@ class Draft:
         self.notes: list[str] = []
         self.fan_out = 1
         self.legacy_functions = False
+        self.renamed: Mapping[str, str] = {}
+        self.translated = request.origins is not None
         self._values: dict[str, Any] = {}
         self._drop: set[str] = set()
         self._changes = Changes(
             strict=options.strict,
             added=request.added,
+            names=request.origins or {},
             reason=_reason(target) if options.strict else "",
         )
 
@@ -182,6 +190,7 @@ class Draft:
             entries,
             fan_out=self.fan_out,
             legacy_functions=self.legacy_functions,
+            renamed=self.renamed,
         )
 
 

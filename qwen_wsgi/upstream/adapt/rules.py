@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Final
 
 from qwen_wsgi.protocol.chat import ChatRequest
-from qwen_wsgi.upstream.adapt import formats, media, messages, parameters, thinking, tools
+from qwen_wsgi.upstream.adapt import (
+    formats,
+    media,
+    messages,
+    parameters,
+    thinking,
+    tool_names,
+    tools,
+)
 from qwen_wsgi.upstream.adapt.draft import Adapted, Draft, Options, Target
 
 #: Rules that may switch thinking off run before `thinking.adapt` sends the switch; rules that
@@ -19,6 +27,7 @@ _RULES: Final = (
     thinking.adapt,
     parameters.adapt,
     messages.adapt,
+    tool_names.adapt,
 )
 
 
@@ -38,6 +47,7 @@ def adapt(request: ChatRequest, target: Target, options: Options, *, stream: boo
     if target.explicit or not target.family.is_qwen:
         if "qwen" in target.model.lower():
             messages.systems_first(draft)
+        tool_names.adapt_translated(draft)
         return draft.finish()
     for rule in _RULES:
         rule(draft)
