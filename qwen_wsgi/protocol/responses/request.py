@@ -28,6 +28,10 @@ _ORIGINS: Final = {
     "verbosity": "text.verbosity",
 }
 
+#: Members of other dialects that change what an answer means: refused, because nothing here can
+#: honour them.
+_REFUSED: Final = ("container", "prediction", "suffix", "thread")
+
 #: Levels of nesting that are reserved, because answers are rendered from a deeper stack.
 _SPARE_LEVELS: Final = 100
 
@@ -213,6 +217,11 @@ def _refuse(body: JsonObject) -> None:
             "Conversations are not supported here. Use 'previous_response_id', or send the "
             "items of the conversation as 'input'.",
         )
+    for name in _REFUSED:
+        if body.get(name) is not None:
+            raise validation.unsupported(
+                name, f"'{name}' is not supported here: the answer would be another one without it."
+            )
     if body.get("prompt") is not None:
         raise validation.unsupported(
             "prompt",

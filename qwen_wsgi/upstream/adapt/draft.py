@@ -96,7 +96,7 @@ class Draft:
         profile: which of them the model supports, or None for an unknown model.
         thinking: what is wanted of the thinking; rules may change it before `thinking.adapt`.
         notes: texts to add to the system message.
-        translated: the client did not send chat.
+        translated, origins: whether the client did not send chat; see `ChatRequest.origins`.
         fan_out, legacy_functions, renamed: see `Adapted`.
     """
 
@@ -110,6 +110,7 @@ class Draft:
         "names",
         "notes",
         "options",
+        "origins",
         "stream",
         "target",
         "profile",
@@ -132,13 +133,14 @@ class Draft:
         self.fan_out = 1
         self.legacy_functions = False
         self.renamed: Mapping[str, str] = {}
-        self.translated = request.origins is not None
         self._values: dict[str, Any] = {}
         self._drop: set[str] = set()
+        self.translated = request.origins is not None
+        self.origins: Mapping[str, str] = request.origins or {}
         self._changes = Changes(
             strict=options.strict,
             added=request.added,
-            names=request.origins or {},
+            names=self.origins,
             reason=_reason(target) if options.strict else "",
         )
 

@@ -9,6 +9,7 @@ from qwen_wsgi.upstream.adapt import (
     formats,
     media,
     messages,
+    other_hosts,
     parameters,
     thinking,
     tool_names,
@@ -35,7 +36,8 @@ def adapt(request: ChatRequest, target: Target, options: Options, *, stream: boo
     """Return the changes that this target needs; the request's own values are never modified.
 
     A host that is not Qwen's, or that the operator configured by its URL, gets what the client
-    sent, except that system messages move to the front if the model is a Qwen.
+    sent, except that system messages move to the front if the model is a Qwen, and that a translated
+    request is made a plain one.
 
     Args:
         stream: whether the upstream will be asked for a stream.
@@ -47,6 +49,7 @@ def adapt(request: ChatRequest, target: Target, options: Options, *, stream: boo
     if target.explicit or not target.family.is_qwen:
         if "qwen" in target.model.lower():
             messages.systems_first(draft)
+        other_hosts.adapt(draft)
         tool_names.adapt_translated(draft)
         return draft.finish()
     for rule in _RULES:
