@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import enum
 import errno
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 
 class QwenProxyError(Exception):
@@ -78,6 +79,7 @@ class ErrorDetails(TypedDict, total=False):
     param: str | None
     retry_after_s: float | None
     should_retry: bool | None
+    details: Mapping[str, Any] | None
 
 
 class ApiError(QwenProxyError):
@@ -91,6 +93,7 @@ class ApiError(QwenProxyError):
         param: the request field at fault, or None.
         retry_after_s: seconds for `Retry-After`, or None.
         should_retry: value of `x-should-retry`, which the official SDKs obey; None leaves it out.
+        details: Anthropic's `error.details`, or None.
     """
 
     status = 500
@@ -106,6 +109,7 @@ class ApiError(QwenProxyError):
         param: str | None = None,
         retry_after_s: float | None = None,
         should_retry: bool | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -115,6 +119,7 @@ class ApiError(QwenProxyError):
         self.param = param
         self.retry_after_s = retry_after_s
         self.should_retry = should_retry
+        self.details = details
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """OpenAI's envelope: `{"error": {"message", "type", "param", "code"}}`."""

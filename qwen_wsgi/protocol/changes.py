@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from qwen_wsgi.errors import BadRequest
@@ -23,15 +24,22 @@ class Changes:
     Args:
         strict: refuse a request that would lose something that the client asked for.
         added: members that a translation added by itself; to lose one of those is not refused.
+        names: the client's names for members that a translation renamed.
         reason: text of a refusal between the member's name and `why`, for example
             `cannot be sent as it is: qwen-plus on this host (china) `.
     """
 
-    __slots__ = ("_added", "_entries", "_reason", "_strict")
+    __slots__ = ("_added", "_entries", "_names", "_reason", "_strict")
 
     def __init__(
-        self, *, strict: bool = False, added: Collection[str] = (), reason: str = ""
+        self,
+        *,
+        strict: bool = False,
+        added: Collection[str] = (),
+        reason: str = "",
+        names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        self._names = names
         self._strict = strict
         self._added = added
         self._reason = reason
@@ -44,7 +52,10 @@ class Changes:
 
     def note(self, field: str, what: str) -> None:
         """List a change that loses nothing the client would miss, or that was allowed before."""
-        entry = f"{field}:{what}"
+        own = self._names.get(field, field)
+        if what == f"as-{own}" or (what.startswith("from-") and what[5:] in self._names):
+            return  # undoes the translation: the client's own member
+        entry = f"{own}:{what}"
         if entry not in self._entries:
             self._entries.append(entry)
 
@@ -70,6 +81,7 @@ class Changes:
             BadRequest: in strict mode.
         """
         if self._strict and field not in self._added:
+            field = self._names.get(field, field)
             raise BadRequest(
                 f"'{field}' {self._reason}{why}. With QWEN_PROXY_STRICT=1 such a request is "
                 "refused instead of changed.",

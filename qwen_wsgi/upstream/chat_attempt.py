@@ -10,9 +10,13 @@ from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.protocol import chat
 from qwen_wsgi.protocol.changes import header_token
-from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, functions
+from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, functions, renamed_tools
 from qwen_wsgi.protocol.chat.completion import mended
 from qwen_wsgi.protocol.chat.functions import LegacyChunkStream
+from qwen_wsgi.protocol.chat.renamed_tools import (
+    RenamedChunkStream,
+    RenamedLegacyChunkStream,
+)
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError, compact
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.settings import Settings
@@ -73,8 +77,8 @@ class ChatAttempt:
         """
         body, adapted = self._prepared(call, route, stream=True)
         name = call.request.model or route.model
-        kind = LegacyChunkStream if adapted.legacy_functions else ChunkStream
-        chunks = kind(
+        chunks = _chunks(
+            adapted,
             hide_usage=hide_usage,
             normalize=route.account.family.is_qwen,
             model=(route.model, name) if name != route.model else None,
@@ -113,6 +117,8 @@ class ChatAttempt:
         call.record.usage = parse_usage(answer.value.get("usage"))
         call.record.upstream_request_id = answer.upstream_request_id
         data, value = answer.body, mended(answer.value)
+        if adapted.renamed:
+            value = renamed_tools.completion(value, adapted.renamed)
         if value is not answer.value:
             data = compact(value).encode()
         if adapted.legacy_functions:
@@ -156,6 +162,19 @@ class ChatAttempt:
             drop=adapted.drop,
         )
         return body, adapted
+
+
+def _chunks(
+    adapted: Adapted, *, hide_usage: bool, normalize: bool, model: tuple[str, str] | None
+) -> ChunkStream:
+    """The stream that turns back what was adapted."""
+    if adapted.renamed:
+        renamed = RenamedLegacyChunkStream if adapted.legacy_functions else RenamedChunkStream
+        return renamed(
+            names=adapted.renamed, hide_usage=hide_usage, normalize=normalize, model=model
+        )
+    kind = LegacyChunkStream if adapted.legacy_functions else ChunkStream
+    return kind(hide_usage=hide_usage, normalize=normalize, model=model)
 
 
 def _named(data: bytes, value: dict[str, Any], name: str) -> ChatAnswer:

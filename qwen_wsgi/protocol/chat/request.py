@@ -24,13 +24,17 @@ class ChatRequest:
     wants_usage: bool
     #: Members that a translation added; to drop one of them loses nothing the client asked for.
     added: frozenset[str] = frozenset()
+    #: The client's names for members that a translation renamed; None if the client sent chat.
+    origins: Mapping[str, str] | None = None
 
 
-def parse_request(body: JsonObject, *, added: Collection[str] = ()) -> ChatRequest:
+def parse_request(
+    body: JsonObject, *, added: Collection[str] = (), origins: Mapping[str, str] | None = None
+) -> ChatRequest:
     """Check the members that the proxy uses; leave the rest to the upstream.
 
     Args:
-        added: see `ChatRequest.added`.
+        added, origins: see `ChatRequest`.
 
     Raises:
         BadRequest: with OpenAI's `param` and `code`, for a missing or ill-typed `model`,
@@ -51,6 +55,7 @@ def parse_request(body: JsonObject, *, added: Collection[str] = ()) -> ChatReque
         stream=bool(stream),
         wants_usage=bool(options and options.get("include_usage")),
         added=frozenset(added),
+        origins=origins,
     )
 
 

@@ -34,12 +34,16 @@ def type_of(error: ApiError) -> str:
 
 
 def body(error: ApiError, *, request_id: str) -> dict[str, Any]:
-    """Render the body: `{"type": "error", "error": {"type", "message"}, "request_id"}`."""
+    """Render the body: `{"type": "error", "error": {"type", "message", "details"?},
+    "request_id"}`."""
     message = error.message
     if error.code == _CONTEXT_CODE and not message.startswith(_TOO_LONG):
         message = _TOO_LONG + message
+    described: dict[str, Any] = {"type": type_of(error), "message": message}
+    if error.details is not None:
+        described["details"] = dict(error.details)
     return {
         "type": "error",
-        "error": {"type": type_of(error), "message": message},
+        "error": described,
         "request_id": request_id,
     }

@@ -65,7 +65,7 @@ _IGNORED: Final = frozenset(
 )
 
 #: Members that chat does not have, and members of chat whose answers this dialect cannot encode.
-_LOST: Final = frozenset({"container", "inference_geo", "mcp_servers", "thread"}) | frozenset(
+_LOST: Final = frozenset({"inference_geo", "mcp_servers"}) | frozenset(
     {
         "audio",
         "function_call",
@@ -80,8 +80,22 @@ _LOST: Final = frozenset({"container", "inference_geo", "mcp_servers", "thread"}
     }
 )
 
+#: Members that change what an answer means, and that nothing here can honour.
+_REFUSED: Final = (
+    *("container", "conversation", "prediction", "previous_response_id", "suffix", "thread"),
+)
+
 #: Anthropic has no `none` and `minimal`, but Qwen's models do.
 _EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+#: The members of chat that others of this dialect are translated to.
+_ORIGINS: Final = {
+    "enable_thinking": "thinking",
+    "max_completion_tokens": "max_tokens",
+    "reasoning_effort": "output_config.effort",
+    "response_format": "output_config.format",
+    "stop": "stop_sequences",
+    "thinking_budget": "thinking.budget_tokens",
+}
 #: Members of chat for thinking, which a client may add; `thinking` is Messages' own.
 _KNOBS: Final = thinking.ALL - {"thinking"}
 
@@ -114,6 +128,7 @@ def parse_request(body: JsonObject, *, strict: bool = False) -> MessagesRequest:
         BadRequest: a member is missing, invalid, or refused.
     """
     changes = Changes(strict=strict)
+    _refuse(body)
     members = _prompt(body, changes)
     if model := want(body, "model", str):
         members["model"] = model
@@ -127,7 +142,9 @@ def parse_request(body: JsonObject, *, strict: bool = False) -> MessagesRequest:
     members |= _others(body, changes)
     try:
         request = chat.parse_request(
-            JsonObject(compact(members).encode()), added=("enable_thinking",) if silent else ()
+            JsonObject(compact(members).encode()),
+            added=("enable_thinking",) if silent else (),
+            origins={name: own for name, own in _ORIGINS.items() if body.get(name) is None},
         )
     except JsonObjectError as error:  # a number such as 1e999, which JSON has and Python has not
         raise BadRequest(
@@ -151,6 +168,21 @@ def parse_prompt(body: Members) -> dict[str, Any]:
         return _prompt(body, Changes())
     except RecursionError:
         raise _too_deep() from None
+
+
+def _refuse(body: Members) -> None:
+    """Refuse what refers to something that is kept elsewhere, or means another kind of answer."""
+    for name in _REFUSED:
+        if body.get(name) is None:
+            continue
+        # Anthropic's SDK then sends the whole conversation (anthropic 2.14, `tool_runner`).
+        details = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+        raise BadRequest(
+            f"{name}: not supported here. Send the whole conversation as 'messages', without it.",
+            param=name,
+            code="unsupported_parameter",
+            details=details if name == "thread" else None,
+        )
 
 
 def _too_deep() -> BadRequest:

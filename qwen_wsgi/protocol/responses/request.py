@@ -19,6 +19,19 @@ from qwen_wsgi.protocol.responses.tools import Names, Tools
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
+#: The members of chat that others of this dialect are translated to.
+_ORIGINS: Final = {
+    "max_completion_tokens": "max_output_tokens",
+    "messages": "input",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+    "verbosity": "text.verbosity",
+}
+
+#: Members of other dialects that change what an answer means: refused, because nothing here can
+#: honour them.
+_REFUSED: Final = ("container", "prediction", "suffix", "thread")
+
 #: Levels of nesting that are reserved, because answers are rendered from a deeper stack.
 _SPARE_LEVELS: Final = 100
 
@@ -189,7 +202,7 @@ def _chat(members: dict[str, Any], echoed: list[Any]) -> ChatRequest:
         echoed = [echoed]
     try:
         json.dumps(echoed, allow_nan=False)
-        return chat.parse_request(JsonObject(compact(members).encode()))
+        return chat.parse_request(JsonObject(compact(members).encode()), origins=_ORIGINS)
     except ValueError:
         raise _unwritable() from None
 
@@ -214,6 +227,11 @@ def _refuse(body: JsonObject) -> None:
             "Conversations are not supported here. Use 'previous_response_id', or send the "
             "items of the conversation as 'input'.",
         )
+    for name in _REFUSED:
+        if body.get(name) is not None:
+            raise validation.unsupported(
+                name, f"'{name}' is not supported here: the answer would be another one without it."
+            )
     if body.get("prompt") is not None:
         raise validation.unsupported(
             "prompt",

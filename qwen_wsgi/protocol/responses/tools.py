@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,12 +9,8 @@ from typing import Any, Final
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import validation
 from qwen_wsgi.protocol.changes import Changes, header_token
+from qwen_wsgi.protocol.tool_names import LONGEST, fits, fitting
 from qwen_wsgi.protocol.validation import wrong_type
-
-#: A function's name that chat takes.
-_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_NO_NAME: Final = re.compile(r"[^A-Za-z0-9_-]")
-_LONGEST: Final = 64
 
 _NO_PARAMETERS: Final[Mapping[str, Any]] = {"type": "object", "properties": {}}
 
@@ -61,7 +55,7 @@ class Names:
         key = (tool.namespace, tool.name)
         name = self.in_chat(tool.name, tool.namespace)
         if key not in self._names and name in self._tools:
-            name = _fitting(name, f"{tool.namespace}\0{tool.name}")
+            name = fitting(name, f"{tool.namespace}\0{tool.name}")
         self._names[key] = name
         self._tools.setdefault(name, tool)
         return name
@@ -72,21 +66,16 @@ class Names:
         if (known := self._names.get((namespace, name))) is not None:
             return known
         if namespace is None:
-            return name if _NAME.fullmatch(name) else _fitting(name, name)
+            return name if fits(name) else fitting(name, name)
         # Codex's namespaces end so already: `mcp__server__`.
         full = namespace + ("" if namespace.endswith("__") else "__") + name
-        if _NAME.fullmatch(full) and full not in self._plain:
+        if fits(full) and full not in self._plain:
             return full
-        return _fitting(full, f"{namespace}\0{name}")
+        return fitting(full, f"{namespace}\0{name}")
 
     def tool_of(self, name: str) -> Tool:
         """The tool with this name in chat; a plain tool of that name if there is none."""
         return self._tools.get(name) or Tool(name)
-
-
-def _fitting(name: str, seed: str) -> str:
-    mark = "_" + hashlib.sha256(seed.encode(errors="replace")).hexdigest()[:8]
-    return _NO_NAME.sub("_", name)[: _LONGEST - len(mark)] + mark
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,7 +267,7 @@ class Tools:
             if tool.name == name and tool.custom == custom and namespace in (None, tool.namespace):
                 return each
         raise BadRequest(
-            f"Tool choice '{name[:_LONGEST]}' not found in 'tools' parameter.",
+            f"Tool choice '{name[:LONGEST]}' not found in 'tools' parameter.",
             param="tool_choice",
             code="invalid_value",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -51,6 +51,7 @@ class Adapted:
         fan_out: how many calls make up the choices that the client asked for.
         legacy_functions: `functions` became tools, so the answer's tool calls must be turned back
             into a `function_call`.
+        renamed: the client's names of tools by those that are sent.
     """
 
     changes: Mapping[str, Any]
@@ -58,6 +59,7 @@ class Adapted:
     changed: tuple[str, ...]
     fan_out: int = 1
     legacy_functions: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 UNCHANGED: Final = Adapted(MappingProxyType({}), frozenset(), ())
@@ -91,7 +93,8 @@ class Draft:
         profile: which of them the model supports, or None for an unknown model.
         thinking: what is wanted of the thinking; rules may change it before `thinking.adapt`.
         notes: texts to add to the system message.
-        fan_out, legacy_functions: see `Adapted`.
+        translated, origins: whether the client did not send chat; see `ChatRequest.origins`.
+        fan_out, legacy_functions, renamed: see `Adapted`.
     """
 
     __slots__ = (
@@ -104,10 +107,13 @@ class Draft:
         "names",
         "notes",
         "options",
+        "origins",
         "stream",
         "target",
         "profile",
+        "renamed",
         "thinking",
+        "translated",
     )
 
     def __init__(
@@ -123,11 +129,15 @@ class Draft:
         self.notes: list[str] = []
         self.fan_out = 1
         self.legacy_functions = False
+        self.renamed: Mapping[str, str] = {}
         self._values: dict[str, Any] = {}
         self._drop: set[str] = set()
+        self.translated = request.origins is not None
+        self.origins: Mapping[str, str] = request.origins or {}
         self._changes = Changes(
             strict=options.strict,
             added=request.added,
+            names=self.origins,
             reason=_reason(target) if options.strict else "",
         )
 
@@ -179,6 +189,7 @@ class Draft:
             entries,
             fan_out=self.fan_out,
             legacy_functions=self.legacy_functions,
+            renamed=self.renamed,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeGuard
 
+from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.upstream.adapt import thinking
 from qwen_wsgi.upstream.adapt.draft import Draft
 from qwen_wsgi.upstream.routing import model_profiles
@@ -15,12 +16,16 @@ _UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
     "frequency_penalty": (0,),
     "logit_bias": ({},),
     "service_tier": ("auto", "default"),
-    "prediction": (),
     "verbosity": ("medium",),
     "moderation": (),
     "background": (False,),
     "webhook_config": (),
 }
+
+#: Members that change what an answer means, and that no Qwen host can honour in chat.
+_REFUSED: Final = frozenset(
+    {"container", "conversation", "prediction", "previous_response_id", "suffix", "thread"}
+)
 
 #: Not listed there either, but no answer depends on them: who the user is, how the request is
 #: stored and cached. To drop them loses nothing, whatever their value.
@@ -66,7 +71,9 @@ _RANGES: Final[Mapping[str, tuple[Callable[[float], float], str]]] = {
 _LENGTHS: Final = ("max_tokens", "max_completion_tokens")
 _CHOICES: Final = 4
 
-_FIELDS: Final = frozenset({*_UNSUPPORTED, *_HINTS, *_RANGES, *_LENGTHS, "n", "metadata"})
+_FIELDS: Final = frozenset(
+    {*_UNSUPPORTED, *_REFUSED, *_HINTS, *_RANGES, *_LENGTHS, "n", "metadata"}
+)
 
 
 def adapt(draft: Draft) -> None:
@@ -77,6 +84,8 @@ def adapt(draft: Draft) -> None:
     for name in draft.body.names():
         if name in _RANGES:
             _into_range(draft, name)
+        elif name in _REFUSED:
+            _refuse(draft, name)
         elif name in _HINTS:
             draft.leave_out(name)
         elif name in _UNSUPPORTED:
@@ -91,6 +100,17 @@ def adapt(draft: Draft) -> None:
         _old_limit(draft)
     if "n" in mentioned:
         _choices(draft)
+
+
+def _refuse(draft: Draft, name: str) -> None:
+    if draft.get(name) is not None:
+        raise BadRequest(
+            f"'{name}' is not supported by {draft.target.model} on this host, and the answer would "
+            "be another one without it.",
+            param=name,
+            code="unsupported_parameter",
+        )
+    draft.leave_out(name)
 
 
 def _drop(draft: Draft, name: str, neutral: tuple[Any, ...]) -> None:

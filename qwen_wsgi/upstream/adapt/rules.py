@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 from qwen_wsgi.protocol.chat import ChatRequest
-from qwen_wsgi.upstream.adapt import formats, media, messages, parameters, thinking, tools
+from qwen_wsgi.upstream.adapt import (
+    formats,
+    media,
+    messages,
+    other_hosts,
+    parameters,
+    thinking,
+    tool_names,
+    tools,
+)
 from qwen_wsgi.upstream.adapt.draft import UNCHANGED, Adapted, Draft, Options, Target
 
 #: Rules that may switch thinking off run before `thinking.adapt` sends the switch; rules that
@@ -19,6 +28,7 @@ _RULES: Final = (
     thinking.adapt,
     parameters.adapt,
     messages.adapt,
+    tool_names.adapt,
 )
 
 
@@ -26,7 +36,7 @@ def adapt(request: ChatRequest, target: Target, options: Options, *, stream: boo
     """Return the changes that this target needs; the request's own values are never modified.
 
     A host that is not Qwen's gets what the client sent, except that system messages move to the
-    front if the model is a Qwen.
+    front if the model is a Qwen, and that a translated request is made a plain one.
 
     Args:
         stream: whether the upstream will be asked for a stream.
@@ -35,11 +45,15 @@ def adapt(request: ChatRequest, target: Target, options: Options, *, stream: boo
         BadRequest: in strict mode, if something that the client asked for would be lost.
     """
     foreign = not target.family.is_qwen
-    if foreign and "qwen" not in target.model.lower():
+    is_qwen_model = "qwen" in target.model.lower()
+    if foreign and not is_qwen_model and request.origins is None:
         return UNCHANGED
     draft = Draft(request, target, options, stream=stream)
     if foreign:
-        messages.systems_first(draft)
+        if is_qwen_model:
+            messages.systems_first(draft)
+        other_hosts.adapt(draft)
+        tool_names.adapt_translated(draft)
         return draft.finish()
     for rule in _RULES:
         rule(draft)

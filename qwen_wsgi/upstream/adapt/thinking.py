@@ -135,7 +135,7 @@ def adapt(draft: Draft) -> None:
     if wanted.on is None and draft.names.isdisjoint(KNOBS):
         return
     profile = thinking_profile(draft)
-    if wanted.on is True and profile.thinks is False and not profile.switch:
+    if wanted.wants_thinking and profile.thinks is False and not profile.switch:
         draft.lose(_param(draft), "does not think")
     if wanted.on is False and profile.thinks is True and not profile.switch:
         draft.lose(_param(draft), "cannot answer without thinking")
@@ -172,6 +172,10 @@ def _not_sent(draft: Draft) -> list[str]:
 
 def _knobs(draft: Draft, wanted: ThinkingRequest, profile: ModelProfile) -> dict[str, Any]:
     """The parameters to set, or with None to drop; all others may stay as they are."""
+    if profile.thinks is False and not profile.switch and not profile.efforts:
+        # Nothing is left of thinking at a model that cannot; to switch it off is harmless there.
+        off = draft.get(SWITCH) is False
+        return {EFFORT: None, BUDGET: None, **({} if off else {SWITCH: None})}
     level = None if wanted.effort is None else profile.efforts.get(wanted.effort)
     if level is not None:
         if wanted.budget is not None and level != "none":
@@ -203,5 +207,5 @@ def _switched(wanted: ThinkingRequest, profile: ModelProfile) -> dict[str, Any]:
 
 def _param(draft: Draft) -> str:
     """The member that requests thinking, or `model` if the model's name does."""
-    names = (EFFORT, NESTED, SWITCH, TEMPLATE, *OTHER_SWITCHES, *OTHER_BUDGETS)
+    names = (EFFORT, NESTED, SWITCH, BUDGET, TEMPLATE, *OTHER_SWITCHES, *OTHER_BUDGETS)
     return next((name for name in names if draft.body.get(name) is not None), "model")

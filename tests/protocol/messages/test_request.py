@@ -10,7 +10,7 @@ import pytest
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import thinking as thinking_names
 from qwen_wsgi.protocol.json_object import JsonObject
-from qwen_wsgi.protocol.messages import MessagesRequest, parse_prompt, parse_request
+from qwen_wsgi.protocol.messages import MessagesRequest, errors, parse_prompt, parse_request
 
 USER = {"role": "user", "content": "Hello"}
 WEATHER = {
@@ -159,13 +159,34 @@ def test_what_concerns_anthropics_servers_is_left_out_and_noted() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["container", "mcp_servers", "n", "logprobs"])
+@pytest.mark.parametrize("name", ["inference_geo", "mcp_servers", "n", "logprobs"])
 def test_what_would_be_missed_is_refused_by_the_strict(name: str) -> None:
     members: dict[str, Any] = {name: 2}
     assert name not in chat(**members)
     assert f"{name}:dropped" in parse(**members).changed
     error = refused(strict=True, **members)
     assert (error.param, error.code) == (name, "unsupported_parameter")
+
+
+@pytest.mark.parametrize(
+    "name", ["container", "conversation", "prediction", "previous_response_id", "suffix"]
+)
+def test_what_changes_the_meaning_of_an_answer_is_refused(name: str) -> None:
+    assert refused(**{name: "x"}).param == name
+    assert name not in chat(**{name: None})
+
+
+@pytest.mark.parametrize(
+    "thread", [{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}]
+)
+def test_a_thread_is_refused_so_that_the_sdk_sends_the_whole_history(thread: Any) -> None:
+    error = errors.body(refused(thread=thread), request_id="req_1")["error"]
+
+    assert error["type"] == "invalid_request_error"
+    assert error["details"] == {
+        "error_code": "thread_unsupported_request",
+        "unsupported": ["thread"],
+    }
 
 
 def test_what_nobody_here_knows_goes_on_untouched() -> None:

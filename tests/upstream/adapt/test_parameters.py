@@ -78,7 +78,6 @@ def test_what_is_in_range_or_nonsense_is_left_to_the_host(name: str, value: Any)
         ("frequency_penalty", 0.5),
         ("logit_bias", {"1": 2}),
         ("service_tier", "flex"),
-        ("prediction", {"type": "content", "content": "x"}),
         ("verbosity", "low"),
         ("moderation", {"model": "x"}),
         ("background", True),
@@ -92,6 +91,18 @@ def test_a_field_that_no_qwen_host_takes_is_dropped(name: str, value: Any) -> No
     assert made.changed == (f"{name}:dropped",)
     with pytest.raises(BadRequest):
         adapted({name: value}, options=STRICT)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["prediction", "previous_response_id", "conversation", "container", "suffix", "thread"],
+)
+def test_what_changes_the_meaning_of_an_answer_is_refused(name: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        adapted({name: "x"})
+
+    assert (caught.value.param, caught.value.code) == (name, "unsupported_parameter")
+    assert adapted({name: None}).drop == {name}
 
 
 @pytest.mark.parametrize(

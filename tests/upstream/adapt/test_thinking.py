@@ -142,7 +142,10 @@ def test_a_model_that_does_not_think_is_not_asked_to(model: str) -> None:
             adapted(members, target_of(model), STRICT)
         assert caught.value.param == next(iter(members))
     assert knobs({"reasoning_effort": "none"}, model) == {}
+    assert knobs({**ON, "thinking_budget": 9}, model) == {}
+    assert knobs({"thinking_budget": 9}, model) == {}
     assert knobs(OFF, model) == OFF
+    assert knobs({**OFF, "thinking_budget": 9}, model) == OFF
     adapted({"reasoning_effort": "none", **OFF}, target_of(model), STRICT)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qwen_wsgi.errors import BadRequest
+from qwen_wsgi.hosts import Family
+from qwen_wsgi.sandbox import params as sandbox
 from tests.upstream.adapt.support import (
     HELLO,
     NAMED,
@@ -62,10 +64,44 @@ def test_tools_that_are_no_list_are_left_to_the_host(tools: object) -> None:
     assert adapted({"tools": tools, "tool_choice": "required"}, options=STRICT).changed == ()
 
 
-def test_a_tool_with_a_name_that_the_host_refuses_is_left_to_it() -> None:
-    search: Json = {"type": "function", "function": {"name": "search"}}
+LONG = "mcp__a_server_with_a_long_name__" + "x" * 90
 
-    assert difference({"tools": [search]}, adapted({"tools": [search]})) == PARALLEL
+
+@pytest.mark.parametrize("name", ["search", LONG, "files.read", "読む"])
+def test_a_name_that_the_host_refuses_is_another_one_everywhere(name: str) -> None:
+    function: Json = {"name": name, "arguments": "{}"}
+    members: Json = {
+        "model": "qwen3-coder-plus",
+        "messages": [
+            *HELLO,
+            {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "function": function}]},
+            {"role": "tool", "tool_call_id": "1", "name": name, "content": "x"},
+        ],
+        "tools": [{"type": "function", "function": {"name": name}}, TOOL],
+        "tool_choice": {"type": "function", "function": {"name": name}},
+        **PARALLEL,
+    }
+
+    made = adapted(members, target_of("qwen3-coder-plus"), STRICT)
+
+    after = sent(members, made)
+    (new,) = made.renamed
+    assert made.renamed == {new: name}
+    assert after["tools"][0]["function"]["name"] == new
+    assert after["tools"][1] == TOOL
+    assert after["tool_choice"]["function"]["name"] == new
+    assert after["messages"][2]["tool_calls"][0]["function"]["name"] == new
+    assert after["messages"][3]["name"] == new
+    assert made.changed == ("tools:renamed", "messages:tools-renamed", "tool_choice:renamed")
+    assert sandbox.refusal_for({**after, "stream": True}) is None
+    assert sandbox.refusal_for({**members, "stream": True}) is not None
+    assert adapted(members, target_of("qwen3-coder-plus")).renamed == made.renamed
+
+
+def test_another_server_gets_the_names_of_a_chat_as_they_are() -> None:
+    members: Json = {"tools": [{"type": "function", "function": {"name": LONG}}]}
+
+    assert adapted(members, target_of("llama-4", Family.OTHER)).changed == ()
 
 
 # --- the form of 2023 ---------------------------------------------------------------------------
