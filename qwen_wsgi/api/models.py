@@ -28,11 +28,11 @@ def list_models() -> Response:
     refresh = request.args.get("refresh", "") not in ("", "0", "false")
     data = lifecycle.live().services.catalogue.models(refresh=refresh)
     if lifecycle.live().is_anthropic:
-        data += [_in_namespace(entry) for entry in data if _needs_namespace(entry["id"])]
+        data += [_in_namespace(entry) for entry in data if _is_offered(entry)]
         return http.json_value(anthropic.page(data, request.args))
     body = {"object": "list", "data": data}
     if "client_version" in request.args:
-        chat = (entry for entry in data if is_chat_model(entry["id"]))
+        chat = (entry for entry in data if is_chat_model(entry["id"]) and "alias_of" not in entry)
         body["models"] = catalogue.models(chat, effort_levels)
     return http.json_value(body)
 
@@ -54,8 +54,10 @@ def get_model(id: str) -> Response:
     return http.json_value(shown)
 
 
-def _needs_namespace(id: str) -> bool:
-    return is_chat_model(id) and not id.startswith(ANTHROPIC)
+def _is_offered(entry: dict[str, Any]) -> bool:
+    """Whether a client's choice of models needs the entry in Anthropic's namespace: once each."""
+    id = entry["id"]
+    return is_chat_model(id) and not id.startswith(ANTHROPIC) and "alias_of" not in entry
 
 
 def _in_namespace(entry: dict[str, Any]) -> dict[str, Any]:
