@@ -117,6 +117,20 @@ def test_a_throttled_account_is_left_alone_by_all_workers(town: Town) -> None:
     assert another[1]["x-qwen-proxy-account"] == "upstream", "another model has another limit"
 
 
+def test_a_model_that_no_list_names_is_asked_for_on_the_chance_and_a_refusal_is_remembered(
+    town: Town,
+) -> None:
+    status, headers, _ = town.ask(model="deepseek-v4-pro-0813")
+    assert (status, headers["x-qwen-proxy-account"]) == (200, "dashscope")
+    assert town.asked() == (0, 1), "the other server is none of Alibaba's: its list is believed"
+
+    town.other.control(faults={"chat": "model-not-found"})
+    for _ in range(4):
+        status, _, told = town.ask(model="qwen9-max")
+        assert (status, told["error"]["code"]) == (404, "model_not_found")
+    assert town.asked() == (0, 2), "one of the four"
+
+
 def test_a_fault_of_the_request_is_told_at_once(town: Town) -> None:
     town.preferred.control(faults={"chat": "context-length"})
     status, headers, told = town.ask()
