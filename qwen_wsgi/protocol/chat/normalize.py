@@ -237,7 +237,7 @@ def _completed(delta: dict[str, Any], known: _Choice) -> dict[str, Any]:
     for call in empty:
         call.pieces.append(NO_ARGUMENTS)
         place = places.get(call.number, len(sent))
-        old = sent[place] if place < len(sent) else {"index": call.number}
+        old: dict[str, Any] = sent[place] if place < len(sent) else {"index": call.number}
         function = {**(old.get("function") or {}), "arguments": NO_ARGUMENTS}
         sent[place : place + 1] = [{**old, "function": function}]
     return {**delta, "tool_calls": sent}
