@@ -65,6 +65,7 @@ class CallRecord:
         if isinstance(error, ApiError):
             if isinstance(error, UpstreamError):
                 self.outcome = "upstream_error"
+                self.upstream_request_id = error.upstream_request_id or self.upstream_request_id
             else:
                 self.outcome = "failed" if isinstance(error, InternalError) else "refused"
             self.error_code = error.code or error.type

@@ -71,7 +71,10 @@ class UpstreamClient:
             ApiError: no usable credential, no answer, or a refusal; nothing was sent to the client.
         """
         sent_at = self._clock.monotonic()
+        record.upstream_request_id = ""
         response = self._post(account, CHAT_PATH, body, {**headers, "Accept": "text/event-stream"})
+        # Also of an answer that fails.
+        record.upstream_request_id = response.headers.get("x-request-id", "")
         stream = OpenStream(
             BodyReader(response),
             chunks,
@@ -90,7 +93,6 @@ class UpstreamClient:
         except BaseException:
             stream.close()
             raise
-        record.upstream_request_id = response.headers.get("x-request-id", "")
         record.connect_s = getattr(response.raw, "connect_s", 0.0)
         return stream
 
@@ -206,7 +208,9 @@ def _json_answer(response: Response, data: bytes, account: Account) -> dict[str,
             response.headers, data, account=account.name, family=account.family
         )
     if (error := chat.error_of(value)) is not None:
-        raise classify.from_frame(error, account=account.name, family=account.family)
+        made = classify.from_frame(error, account=account.name, family=account.family)
+        made.upstream_request_id = classify.request_id(response.headers, data)
+        raise made
     if "ret" in value and "choices" not in value:
         # A captcha, for one, may come as JSON.
         raise classify.no_answer(

@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterator
 
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.errors import ApiError, ClientGone, InternalError, StreamBroken, forget_frames
+from qwen_wsgi.errors import (
+    ApiError,
+    ClientGone,
+    InternalError,
+    StreamBroken,
+    UpstreamError,
+    forget_frames,
+)
 from qwen_wsgi.greenlets import Task
 from qwen_wsgi.protocol.encoder import Encoder
 from qwen_wsgi.settings import Settings
@@ -100,7 +107,10 @@ class Relay:
 
     def _failed(self, error: ApiError) -> bytes:
         """Record the failure; the bytes that report it to the client."""
-        self._record.error_code = error.code or error.type
+        record = self._record
+        record.error_code = error.code or error.type
+        if isinstance(error, UpstreamError):
+            record.upstream_request_id = error.upstream_request_id or record.upstream_request_id
         return self._encoder.fail(error)
 
     def _carry(self, stream: OpenStream) -> Iterator[bytes]:

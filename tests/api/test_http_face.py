@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 from qwen_wsgi import __version__
 from qwen_wsgi.app import create_app
 from qwen_wsgi.credentials.credential import Ability
+from qwen_wsgi.errors import StreamBroken
+from qwen_wsgi.protocol import sse
 from qwen_wsgi.upstream.routing.accounts import AccountPool
 from tests.api.apps import HELLO, App, error_of, in_front_of, running
 from tests.fakes.raw_server import whole
@@ -382,6 +385,75 @@ def test_each_call_is_logged_once_with_its_outcome() -> None:
     assert call["upstream_request_id"] == "up-1"
     assert call["attempts"] == 1
     assert call["total_ms"] >= 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        whole(b'{"error":{"message":"m","code":"x"}}', "400 X", x_request_id="up-1"),
+        whole(b'{"code":"x","message":"m","request_id":"up-1"}', "400 X"),
+        whole(b'{"error":{"message":"m","code":"x"}}', x_request_id="up-1"),
+        whole(
+            b'data: {"error":{"message":"m","code":"x"}}\n\n',
+            content_type="text/event-stream",
+            x_request_id="up-1",
+        ),
+    ],
+    ids=["refused", "refused natively", "refused in a success", "refused in a stream"],
+)
+def test_the_upstreams_request_id_of_a_failure_is_in_the_header_and_the_log(
+    answer: bytes, stream: bool
+) -> None:
+    with in_front_of(MODELS, answer) as (app, _):
+        response = app.chat({**HELLO, "stream": stream})
+        response.close()
+        (call,) = app.calls
+
+    assert response.status_code >= 400
+    assert response.headers["x-upstream-request-id"] == "up-1"
+    assert call["upstream_request_id"] == "up-1"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "code"),
+    [
+        ("data_inspection_failed", "invalid_request_error", "content_filter"),
+        ("insufficient_quota", "insufficient_quota", "insufficient_quota"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_an_error_within_a_stream_has_openais_type_and_code(
+    path: str, error: str, kind: str, code: str
+) -> None:
+    text = {"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": None}]}
+    events = [
+        sse.render(text),
+        sse.render({"error": {"code": error, "message": "m", "type": "BadRequest"}}),
+    ]
+    if path == "/v1/completions":
+        # The upstream has no such path, so it is asked for a chat.
+        replies = [whole(b'{"error":{"message":"m"}}', "404 X"), chat_stream(*events)]
+    else:
+        replies = [chat_stream(*events)]
+    with in_front_of(MODELS, *replies) as (app, _):
+        body = HELLO if path != "/v1/completions" else {"model": "m", "prompt": "hi"}
+        response = app.client.post(path, json={**body, "stream": True})
+        out = b""
+        with contextlib.suppress(StreamBroken):
+            for piece in response.response:
+                out += piece if isinstance(piece, bytes) else piece.encode()
+        response.close()
+        (call,) = app.calls
+
+    told = [sse.parse(event) for event in sse.events(out)][-1]["error"]
+    assert (told["type"], told["code"]) == (kind, code)
+    assert call["upstream_request_id"] == "up-1"
+    assert response.headers["x-upstream-request-id"] == "up-1"
+
+
+def chat_stream(*events: bytes) -> bytes:
+    return whole(b"".join(events), content_type="text/event-stream", x_request_id="up-1")
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -95,6 +95,7 @@ STYLES = {
     "indexes from 1": (True, True),
     "one index": (False, True),
     "no index": (False, True),
+    "one id": (True, False),
     "no id": (True, False),
     "no id and one index": (False, False),
     "the id late": (True, False),
@@ -124,6 +125,8 @@ def in_style(style: str, number: int, call: Call, pieces: list[str]) -> list[Fra
             index = 0
         case "no index":
             index, later = None, (None, None)
+        case "one id":
+            id, later = "call_same", (None, None)
         case "no id":
             later = (None, None)
         case "no id and one index":

@@ -231,14 +231,15 @@ def _completed(delta: dict[str, Any], known: _Choice) -> dict[str, Any]:
     empty = known.calls.empty() if known.calls else ()
     if not empty:
         return delta
+    # openai.lib.streaming wants at most one fragment of a call in a chunk.
     sent = list(delta.get("tool_calls") or ())
+    places = {each["index"]: place for place, each in enumerate(sent)}
     for call in empty:
         call.pieces.append(NO_ARGUMENTS)
-        # openai.lib.streaming wants at most one fragment of a call in a chunk.
-        at = next((i for i, each in enumerate(sent) if each["index"] == call.number), len(sent))
-        old: dict[str, Any] = sent[at] if at < len(sent) else {"index": call.number}
+        place = places.get(call.number, len(sent))
+        old: dict[str, Any] = sent[place] if place < len(sent) else {"index": call.number}
         function = {**(old.get("function") or {}), "arguments": NO_ARGUMENTS}
-        sent[at : at + 1] = [{**old, "function": function}]
+        sent[place : place + 1] = [{**old, "function": function}]
     return {**delta, "tool_calls": sent}
 
 

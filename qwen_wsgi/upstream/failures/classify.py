@@ -36,6 +36,9 @@ _TYPES: Final = {
     429: "rate_limit_error",
 }
 
+#: An id that fits into a header and a log line.
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
 #: Patterns are looked for in so much of a text.
 _READ_CHARS: Final = 4096
 #: So much of an answer that is the text of an error is sent to the client.
@@ -72,10 +75,13 @@ def from_response(
     wait_s = retry_after.retry_after_s(headers, now=now)
     error = _envelope(body)
     if error is None:
-        return _bare(status, headers, body, account=account, family=family, wait_s=wait_s)
-    # An error inside a success has no status.
-    report = _report(error, family, status if status >= 300 else None)
-    return _error(report, error, account=account, wait_s=wait_s, now=now)
+        made = _bare(status, headers, body, account=account, family=family, wait_s=wait_s)
+    else:
+        # An error inside a success has no status.
+        report = _report(error, family, status if status >= 300 else None)
+        made = _error(report, error, account=account, wait_s=wait_s, now=now)
+    made.upstream_request_id = request_id(headers, body)
+    return made
 
 
 def from_frame(
@@ -121,7 +127,9 @@ def no_answer(
 ) -> UpstreamError:
     """The client's error for an HTTP 200 whose body is neither a stream nor a JSON object."""
     wait_s = retry_after.retry_after_s(headers, now=now)
-    return _bare(200, headers, body, account=account, family=family, wait_s=wait_s)
+    error = _bare(200, headers, body, account=account, family=family, wait_s=wait_s)
+    error.upstream_request_id = request_id(headers, body)
+    return error
 
 
 def connection_error(cause: str, message: str) -> UpstreamError:
@@ -159,6 +167,15 @@ def cooling_down(cause: str, *, model: str, wait_s: float) -> ApiError:
 
 
 # --- reading -------------------------------------------------------------------------------------
+
+
+def request_id(headers: Mapping[str, str], body: bytes) -> str:
+    """The upstream's id of the request, of its headers or of DashScope's error; "" if none fits
+    into a header."""
+    value = _json_of(body) if "x-request-id" not in headers else None
+    named = value.get("request_id") if isinstance(value, dict) else None
+    id = headers.get("x-request-id") or (named if isinstance(named, str) else "")
+    return id if _REQUEST_ID.fullmatch(id) else ""
 
 
 def _envelope(body: bytes) -> dict[str, Any] | None:
@@ -325,7 +342,7 @@ def _client_error(
     return UpstreamError(
         _masked(message),
         status=status,
-        type=cause.type or _masked(report.type) or _TYPES.get(status, "server_error"),
+        type=cause.type or _type(report.type, status),
         code=cause.code or (None if code is None else _masked(code)),
         param=None if (param or cause.param) is None else _masked(param or cause.param or ""),
         retry_after_s=None if cause.should_retry is False else client_wait_s,
@@ -333,6 +350,12 @@ def _client_error(
         failure=cause.failure(wait_s),
         upstream_message=_masked(report.message or why),
     )
+
+
+def _type(upstream: str, status: int) -> str:
+    """The client's type of an error: that of a 400 is OpenAI's, which clients compare."""
+    known = _TYPES.get(status, "server_error")
+    return known if status == 400 else _masked(upstream) or known
 
 
 def _sentence(text: str) -> str:

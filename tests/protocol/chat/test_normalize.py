@@ -203,6 +203,30 @@ def test_words_beside_an_empty_fragment_are_no_arguments() -> None:
     assert text_of(values) == "xyz"
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("arguments", ["", None, " "])
+def test_calls_without_arguments_that_come_with_the_finish_are_whole(
+    arguments: str | None, normalize: bool
+) -> None:
+    """Some hosts send calls and finish in one chunk, which keeps one fragment for each call."""
+    fragments = [fragment(0, "a", "f", arguments), fragment(1, "b", "g", '{"x":1}')]
+    last = chunk({"tool_calls": [*fragments, fragment(2, "c", "h", arguments)]}, "stop")
+
+    values, _ = forwarded(stream_of(last, sse.DONE), normalize=normalize)
+
+    (choice,) = values[0]["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert [each["index"] for each in choice["delta"]["tool_calls"]] == [0, 1, 2]
+    assert summed(values) == [("a", "f", "{}"), ("b", "g", '{"x":1}'), ("c", "h", "{}")]
+
+
+@pytest.mark.parametrize("finish", ["length", "content_filter"])
+def test_a_call_that_was_cut_before_its_arguments_gets_none(finish: str) -> None:
+    values, _ = forwarded(stream_of(calls_chunk(fragment(0, "a", "f", "")), chunk({}, finish)))
+
+    assert summed(values) == [("a", "f", "")]
+
+
 def test_arguments_that_are_no_text_are_written_as_such() -> None:
     odd = fragment(0, "call_a", "f", None)
     odd["function"]["arguments"] = {"a": "é"}

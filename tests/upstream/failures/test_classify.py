@@ -75,10 +75,36 @@ def test_a_compatible_error_keeps_its_words_and_its_status_where_that_means_the_
     error = classified(status, compat(code, "why it failed", type="some_type"))
 
     assert error.status == expected
+    kind = "invalid_request_error" if expected == 400 else "some_type"
     assert error.body() == {
-        "error": {"message": "why it failed", "type": "some_type", "param": None, "code": code}
+        "error": {"message": "why it failed", "type": kind, "param": None, "code": code}
     }
     assert error.should_retry is (False if code == "teapot" else None)
+
+
+#: The type of every 400.
+OURS = "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "expected"),
+    [
+        ({"x-request-id": "up-1"}, b"{}", "up-1"),
+        ({"x-request-id": "up-1"}, b'{"code":"C","message":"m","request_id":"up-2"}', "up-1"),
+        ({}, b'{"code":"C","message":"m","request_id":"up-2"}', "up-2"),
+        ({}, b'{"error":{"message":"m"},"request_id":"up-2"}', "up-2"),
+        ({}, b'{"error":{"message":"m"},"request_id":"up 2\\n"}', ""),
+        ({}, b'{"error":{"message":"m"},"request_id":2}', ""),
+        ({"x-request-id": "up\n1"}, b"<html>", ""),
+        ({}, b"", ""),
+    ],
+)
+def test_the_upstreams_id_of_a_refused_request_is_kept(
+    headers: dict[str, str], body: bytes, expected: str
+) -> None:
+    error = classify.from_response(400, headers, body, account="a")
+
+    assert error.upstream_request_id == expected
 
 
 @pytest.mark.parametrize(("status", "code", "expected"), TABLE)
@@ -152,11 +178,11 @@ BAD = "invalid_request_error"
         ({"error": "invalid_grant", "error_description": "d"}, "d", "invalid_grant", BAD),
         ({"error": "it broke"}, "it broke", "it broke", BAD),
         ({"detail": "Not Found"}, "Not Found", None, BAD),
-        ({"object": "error", "message": "m", "type": "Bad", "code": 400}, "m", "400", "Bad"),
+        ({"object": "error", "message": "m", "type": "Bad", "code": 400}, "m", "400", OURS),
         ({"msg": "m", "code": 7}, "m", "7", BAD),
         ([{"error": {"message": "m", "code": 400}}], "m", "400", BAD),
-        (compat("c", '{"error": {"message": "m", "code": "d"}}', "t"), "m", "d", "t"),
-        (compat("c", "{not json", "t"), "{not json", "c", "t"),
+        (compat("c", '{"error": {"message": "m", "code": "d"}}', "t"), "m", "d", OURS),
+        (compat("c", "{not json", "t"), "{not json", "c", OURS),
     ],
     ids=str,
 )
