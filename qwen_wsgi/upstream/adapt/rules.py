@@ -36,8 +36,8 @@ def adapt(request: ChatRequest, target: Target, options: Options, *, stream: boo
     """Return the changes that this target needs; the request's own values are never modified.
 
     A host that is not Qwen's, or that the operator configured by its URL, gets what the client
-    sent, except that system messages move to the front if the model is a Qwen, and that a translated
-    request is made a plain one.
+    sent, except that system messages move to the front if the model is a Qwen, and that a
+    translated request is made a plain one.
 
     Args:
         stream: whether the upstream will be asked for a stream.
