@@ -197,9 +197,7 @@ def test_a_document_that_cannot_be_read_is_told_in_words(source: Any, kind: str)
         list(messages_of([user(document)], Changes(strict=True)))
 
 
-@pytest.mark.parametrize(
-    "media", ["text/markdown", "text/plain; charset=utf-8", "application/json"]
-)
+@pytest.mark.parametrize("media", ["text/html", "text/plain; charset=utf-8", "application/json"])
 def test_a_document_of_plain_text_is_read(media: str) -> None:
     data = base64.b64encode("Es war größer.".encode()).decode()
     source = {"type": "base64", "media_type": media, "data": data}
