@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -11,13 +12,22 @@ from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError
 #: A body is read in pieces of this size, which stay in the processor's cache.
 _PIECE_BYTES: Final = 64 * 1024
 
+#: The names of gzip (RFC 9110 §8.4.1.3), and zlib's number for its format.
+_GZIP: Final = ("gzip", "x-gzip")
+_GZIP_WINDOW: Final = 31
+
+#: How many times its size a body may grow: texts of people stay below 20, a bomb is at 1000.
+_RATIO: Final = 100
+
 
 def read_json(environ: Mapping[str, Any], max_bytes: int) -> JsonObject:
     """Read and parse the body of a request.
 
     Raises:
-        ApiError: 413 above the limit; 400 if it is incomplete or no JSON object.
+        ApiError: 413 above the limit; 415 for a content coding other than gzip; 400 if it is
+            incomplete or no JSON object.
     """
+    coding = _coding(environ)
     declared = environ.get("CONTENT_LENGTH")
     if declared and int(declared) > max_bytes:
         raise _too_large(max_bytes)
@@ -30,6 +40,8 @@ def read_json(environ: Mapping[str, Any], max_bytes: int) -> JsonObject:
         raise BadRequest("The request body ended before its Content-Length.")
     if len(body) > max_bytes:
         raise _too_large(max_bytes)
+    if coding is not None:
+        body = _decoded(body, max_bytes)
     try:
         return JsonObject(body)
     except JsonObjectError as error:
@@ -38,6 +50,56 @@ def read_json(environ: Mapping[str, Any], max_bytes: int) -> JsonObject:
             "aren't using your HTTP library correctly. The API expects a JSON payload, but "
             f"what was sent was not valid JSON: {error}.)"
         ) from None
+
+
+def _coding(environ: Mapping[str, Any]) -> str | None:
+    """The content coding of the body; None for none.
+
+    Raises:
+        ApiError: 415: it is not gzip.
+    """
+    given: str = environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
+    if given in ("", "identity"):
+        return None
+    if given in _GZIP:
+        return given
+    raise ApiError(
+        f"The Content-Encoding '{given[:64]}' is not supported. Send the body as it is, or with "
+        "gzip.",
+        status=415,
+        type="invalid_request_error",
+        code="unsupported_content_encoding",
+    )
+
+
+def _decoded(body: bytes, max_bytes: int) -> bytes:
+    """Decode gzip, within the limit of a body and a ratio that no text of people has.
+
+    Raises:
+        ApiError: 413 above those; 400 if it is no gzip, incomplete, or followed by something.
+    """
+    most = min(max_bytes, max(_RATIO * len(body), _PIECE_BYTES))
+    decoder = zlib.decompressobj(wbits=_GZIP_WINDOW)
+    try:
+        decoded = decoder.decompress(body, most + 1)
+    except zlib.error as error:
+        raise BadRequest("The request body is not what its Content-Encoding says: gzip.") from error
+    if len(decoded) > most:
+        if most < max_bytes:
+            raise _too_dense()
+        raise _too_large(max_bytes)
+    if not decoder.eof or decoder.unused_data:
+        raise BadRequest("The gzip of the request body is incomplete, or more than one.")
+    return decoded
+
+
+def _too_dense() -> ApiError:
+    return ApiError(
+        f"The request body grows to more than {_RATIO} times its size when decoded.",
+        status=413,
+        type="invalid_request_error",
+        code="request_too_large",
+    )
 
 
 def _too_large(max_bytes: int) -> ApiError:

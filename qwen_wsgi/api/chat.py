@@ -6,6 +6,7 @@ from flask import Blueprint, Response
 
 from qwen_wsgi.api import generation, http, lifecycle
 from qwen_wsgi.protocol.chat import ChatEncoder, parse_request
+from qwen_wsgi.protocol.responses import in_chat
 
 blueprint = Blueprint("chat", __name__)
 blueprint.before_request(lifecycle.check_caller)
@@ -16,8 +17,13 @@ def create() -> Response:
     """Answer a chat request, as a stream or as a whole."""
     call = lifecycle.live()
     executor = call.services.executor
-    request = parse_request(call.read_body())
-    chat = generation.chat_call(call, request)
+    body = call.read_body()
+    changed: tuple[str, ...] = ()
+    if in_chat.is_meant(body):
+        request, changed = in_chat.chat_request(body, strict=call.services.settings.strict)
+    else:
+        request = parse_request(body)
+    chat = generation.chat_call(call, request, changed)
     plan = executor.plan(chat)
     if not request.stream:
         return http.json_bytes(executor.complete(chat, plan).body)

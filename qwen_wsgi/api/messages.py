@@ -9,10 +9,12 @@ from flask import Blueprint, Response
 
 from qwen_wsgi.api import counting, generation, http, lifecycle
 from qwen_wsgi.api.lifecycle import LiveCall
-from qwen_wsgi.errors import ApiError
+from qwen_wsgi.errors import ApiError, BadRequest
 from qwen_wsgi.protocol import messages
-from qwen_wsgi.protocol.messages import errors, validation
+from qwen_wsgi.protocol.messages import MessagesRequest, errors, search, validation
+from qwen_wsgi.upstream.chat_attempt import ChatCall
 from qwen_wsgi.upstream.routing.affinity import conversation_key
+from qwen_wsgi.upstream.routing.router import Plan
 
 blueprint = Blueprint("messages", __name__)
 blueprint.before_request(lifecycle.check_caller)
@@ -40,7 +42,29 @@ def create() -> Response:
             conversation=lambda: conversation_key(body, call.environ, client=record.client),
         )
     plan = services.executor.plan(chat)
-    id = "msg_" + record.request_id.removeprefix("req_")
+    try:
+        return _answer(call, request, chat, plan)
+    except BadRequest as error:
+        if error.code != search.UNAVAILABLE:
+            raise
+        record.fail(error)
+        return _no_search(request, plan, _id(call))
+
+
+def _id(call: LiveCall) -> str:
+    return "msg_" + call.record.request_id.removeprefix("req_")
+
+
+def _no_search(request: MessagesRequest, plan: Plan, id: str) -> Response:
+    """The message for a forced search that the model does not have."""
+    model = request.chat.model or plan.model
+    if request.chat.stream:
+        return http.event_stream([search.events(id=id, model=model)])
+    return http.json_value(search.whole(id=id, model=model))
+
+
+def _answer(call: LiveCall, request: MessagesRequest, chat: ChatCall, plan: Plan) -> Response:
+    services, record, id = call.services, call.record, _id(call)
     if not request.chat.stream:
         answer = services.executor.complete(chat, plan)
         return http.json_value(messages.whole(request, answer.value, id=id))

@@ -6,7 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from anthropic.types import Message, ServerToolUseBlock, WebSearchToolResultBlock
+from anthropic.types import (
+    Message,
+    ServerToolUseBlock,
+    WebSearchToolResultBlock,
+    WebSearchToolResultError,
+)
 from anthropic.types.shared import ErrorResponse
 from werkzeug.test import TestResponse
 
@@ -112,6 +117,50 @@ def test_an_answer() -> None:
     message = Message.model_validate(json.loads(response.data))
     assert message.content[0].to_dict() == {"type": "text", "text": "hi"}
     assert response.headers["request-id"].removeprefix("req_") == message.id.removeprefix("msg_")
+
+
+FORCED = {
+    **BODY,
+    "tools": [{"type": "web_search_20250305", "name": "web_search"}],
+    "tool_choice": {"type": "tool", "name": "web_search"},
+}
+
+
+def check_failed_search(message: Message) -> None:
+    use, result = message.content
+    assert use.type == "server_tool_use"
+    assert result.type == "web_search_tool_result"
+    assert result.tool_use_id == use.id
+    assert result.content == WebSearchToolResultError(
+        type="web_search_tool_result_error", error_code="unavailable"
+    )
+    assert message.stop_reason == "end_turn"
+
+
+def test_a_forced_search_that_nobody_can_make_is_no_invented_answer() -> None:
+    with in_front_of(MODELS) as (app, upstream):
+        response = post(app, FORCED)
+
+    assert response.status_code == 200
+    check_failed_search(Message.model_validate(json.loads(response.data)))
+    assert all(b"chat/completions" not in each for each in upstream.requests)
+
+
+def test_nor_is_it_in_a_stream() -> None:
+    with in_front_of(MODELS) as (app, _):
+        response = post(app, {**FORCED, "stream": True})
+
+    assert response.content_type.startswith("text/event-stream")
+    message: Any = None
+    for event in sse.events(response.data):
+        value = sse.parse(event)
+        if value["type"] == "message_start":
+            message = value["message"]
+        elif value["type"] == "content_block_start":
+            message["content"].append(value["content_block"])
+        elif value["type"] == "message_delta":
+            message.update(value["delta"])
+    check_failed_search(Message.model_validate(message))
 
 
 def test_a_fault_of_ours_is_told_and_logged(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,7 @@ def parse_request(
     """
     model = validation.model_of(body)
     _check_messages(body)
+    body = _with_nested_tools(body)
     stream = validation.flag(body, "stream")
     options = validation.mapping(body, "stream_options")
     if options is not None and not stream:
@@ -57,6 +58,33 @@ def parse_request(
         added=frozenset(added),
         origins=origins,
     )
+
+
+def _with_nested_tools(body: JsonObject) -> JsonObject:
+    """Turn the flat tools of the Responses API, which Cursor sends, into those of chat."""
+    changes: dict[str, Any] = {}
+    tools = body.get("tools")
+    if isinstance(tools, list) and any(map(_is_flat, tools)):
+        changes["tools"] = [_nested(tool) if _is_flat(tool) else tool for tool in tools]
+    if _is_flat(choice := body.get("tool_choice")):
+        changes["tool_choice"] = {"type": "function", "function": {"name": choice["name"]}}
+    return JsonObject(body.render(changes)) if changes else body
+
+
+def _is_flat(tool: Any) -> bool:
+    return (
+        isinstance(tool, dict)
+        and tool.get("type") == "function"
+        and "function" not in tool
+        and isinstance(tool.get("name"), str)
+    )
+
+
+def _nested(tool: dict[str, Any]) -> dict[str, Any]:
+    members = ("name", "description", "parameters", "strict")
+    function = {name: tool[name] for name in members if tool.get(name) is not None}
+    others = {name: value for name, value in tool.items() if name not in members}
+    return {**others, "function": function}
 
 
 def _check_messages(body: JsonObject) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
+from qwen_wsgi.protocol import documents
 from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.messages.validation import below, invalid, need, want, wrong
 
@@ -136,11 +137,15 @@ def _document(block: dict[str, Any], path: str, changes: Changes) -> Iterator[Pa
                 raise invalid(each.path, "Input should be a text or an image")
         yield from parts_of(inner, changes)
     else:
-        raise invalid(
-            below(path, "source"),
-            f"documents of the type '{kind[:64]}' cannot be read by Qwen's chat models: send the "
-            "document's text (source.type text) or its pages as images",
-        )
+        media = want(source, "media_type", str, below(path, "source")) or kind
+        data = want(source, "data", str, below(path, "source"))
+        text = documents.text_of(media, data) if kind == "base64" and data else None
+        if text is None:
+            changes.lose(
+                "messages", "have a document that cannot be read", what="document-left-out"
+            )
+            text = documents.placeholder(want(block, "title", str, path) or "", media)
+        yield from _text("\n\n".join([*head, text]), block)
 
 
 def _search_result(block: dict[str, Any], path: str) -> Iterator[Part]:

@@ -78,7 +78,7 @@ def _choice(
     searches = {"type": SEARCH} in tools
     if searches and (name == SEARCH not in names or (kind == "any" and not names)):
         # The host searches while it answers, without a call.
-        changes.note("tool_choice", "as-web_search")
+        members["tool_choice"] = {"type": SEARCH}
     elif kind == "any" and not names:
         raise invalid("tool_choice", "there is no tool that can be called")
     elif kind == "tool" and name not in names:

@@ -7,7 +7,8 @@ import json
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol import validation
+from qwen_wsgi.protocol import documents, validation
+from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.protocol.validation import wrong_type
 
@@ -19,7 +20,9 @@ _PARTS: Final = ("input_text", "input_image", "input_audio", "output_text", "ref
 DETAILS: Final = {"low": "low", "high": "high", "original": "high"}
 
 
-def parts_of(holder: dict[str, Any], name: str, path: str) -> str | list[dict[str, Any]]:
+def parts_of(
+    holder: dict[str, Any], name: str, path: str, changes: Changes
+) -> str | list[dict[str, Any]]:
     """Translate a member that is a string or an array of parts; a single text becomes a string.
 
     Raises:
@@ -33,7 +36,7 @@ def parts_of(holder: dict[str, Any], name: str, path: str) -> str | list[dict[st
     if not isinstance(value, list):
         raise wrong_type(path + name, "a string or an array of objects", value)
     given = validation.objects(holder, name, path)
-    parts = [_part(part, f"{path}{name}[{index}].") for index, part in enumerate(given)]
+    parts = [_part(part, f"{path}{name}[{index}].", changes) for index, part in enumerate(given)]
     if not parts:
         return ""
     if len(parts) == 1 and parts[0]["type"] == "text":
@@ -53,7 +56,7 @@ def media_of(parts: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [] if isinstance(parts, str) else [part for part in parts if part["type"] != "text"]
 
 
-def _part(part: dict[str, Any], path: str) -> dict[str, Any]:
+def _part(part: dict[str, Any], path: str, changes: Changes) -> dict[str, Any]:
     kind = validation.required_text(part, "type", path)
     if kind in TEXTS:
         return {"type": "text", "text": validation.required_text(part, "text", path)}
@@ -68,13 +71,20 @@ def _part(part: dict[str, Any], path: str) -> dict[str, Any]:
             raise validation.missing(path + "input_audio")
         return {"type": "input_audio", "input_audio": audio}
     if kind == "input_file":
-        raise BadRequest(
-            "Files ('input_file') are not supported for Qwen's models. Send their text as "
-            "'input_text', or pages as 'input_image'.",
-            param=path + "type",
-            code="unsupported_value",
-        )
+        return {"type": "text", "text": _file(part, path, changes)}
     raise validation.bad_value(path + "type", kind, _PARTS)
+
+
+def _file(part: dict[str, Any], path: str, changes: Changes) -> str:
+    """The text of a file; if it has none, a sentence that says so."""
+    name = validation.text(part, "filename", path) or ""
+    data = validation.text(part, "file_data", path) or ""
+    text = documents.text_of_url(data)
+    if text is not None:
+        return f"{name}\n\n{text}" if name else text
+    changes.lose("input", "has a file that cannot be read", what="file-left-out")
+    media = data.partition(",")[0].removeprefix("data:") if data.startswith("data:") else "a file"
+    return documents.placeholder(name, media.partition(";")[0])
 
 
 def _image(part: dict[str, Any], path: str) -> dict[str, Any]:

@@ -147,7 +147,7 @@ class Conversation:
         role = validation.required_text(item, "role", path)
         if role not in _ROLES:
             raise validation.bad_value(path + "role", role, _ROLES)
-        parts = content.parts_of(item, "content", path)
+        parts = content.parts_of(item, "content", path, self._changes)
         if role != "assistant":
             self._thoughts.clear()  # of a turn that was interrupted before its message
             self._messages.append({"role": role, "content": parts})
@@ -202,7 +202,7 @@ class Conversation:
         if kind in ("shell_call_output", "apply_patch_call_output"):
             parts: str | list[dict[str, Any]] = compact(item.get("output"))
         else:
-            parts = content.parts_of(item, "output", path)
+            parts = content.parts_of(item, "output", path, self._changes)
         call.answers.append(content.text_of(parts, "\n"))
         call.media += content.media_of(parts)
         call.message.over = True

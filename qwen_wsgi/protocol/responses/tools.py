@@ -209,8 +209,7 @@ class Tools:
             chat = {"type": "function", "function": {"name": named.chat["function"]["name"]}}
             return self._members(self._offered, self._searches, chat)
         if kind.startswith("web_search") and self._searches:
-            self._changes.lose("tool_choice", "cannot force a web search", what="auto")
-            return self._members(self._offered, True, "auto")
+            return self._members(self._offered, True, {"type": "web_search"})
         raise validation.unsupported(
             "tool_choice",
             f"Tools of type '{header_token(kind)}' are not available for Qwen's models, so "
@@ -235,8 +234,7 @@ class Tools:
         if not tools:
             return {}
         if choice == "required" and not offered:
-            self._changes.lose("tool_choice", "cannot force a web search", what="auto")
-            choice = "auto"
+            choice = {"type": "web_search"}
         return {"tools": tools} if choice is None else {"tools": tools, "tool_choice": choice}
 
     def _allowed(self, choice: dict[str, Any]) -> dict[str, Any]:

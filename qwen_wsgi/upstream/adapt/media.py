@@ -6,6 +6,7 @@ import functools
 import re
 from typing import Any, Final
 
+from qwen_wsgi.protocol import documents, json_access
 from qwen_wsgi.upstream.adapt.draft import Draft
 from qwen_wsgi.upstream.routing.model_profiles import facts_of
 
@@ -32,6 +33,7 @@ def adapt(draft: Draft) -> None:
     inputs = _inputs_of(draft.target.model)
     if inputs is None:
         return  # unknown model: the host decides
+    _files(draft)
     messages = draft.get("messages")
     unread = {kind for kind, (needed, _) in _KINDS.items() if needed not in inputs}
     changed = [_without(message, unread, draft.target.model) for message in messages]
@@ -48,6 +50,39 @@ def adapt(draft: Draft) -> None:
         draft.lose("messages", f"reads no {kind}")
     if lost:
         draft.put("messages", changed, "-".join([*lost, "left-out"]))
+
+
+def _files(draft: Draft) -> None:
+    """Replace files, OpenAI's `{"type": "file", "file": {"filename", "file_data"}}`: hosts of Qwen
+    take none in chat."""
+    messages = draft.get("messages")
+    changed = [_with_texts(draft, message) for message in messages]
+    if any(new is not old for new, old in zip(changed, messages, strict=True)):
+        draft.put("messages", changed, "file-as-text")
+
+
+def _with_texts(draft: Draft, message: Message) -> Message:
+    content = message.get("content")
+    if not isinstance(content, list) or not any(map(_is_file, content)):
+        return message
+    parts = [_text_of(draft, part) if _is_file(part) else part for part in content]
+    return {**message, "content": parts}
+
+
+def _text_of(draft: Draft, part: dict[str, Any]) -> dict[str, Any]:
+    file = part["file"]
+    name, data = json_access.text(file.get("filename")), json_access.text(file.get("file_data"))
+    text = documents.text_of_url(data)
+    if text is None:
+        draft.lose("messages", "reads no files")
+        text = documents.placeholder(name, "a file")
+    return {"type": "text", "text": text}
+
+
+def _is_file(part: Any) -> bool:
+    return (
+        isinstance(part, dict) and part.get("type") == "file" and isinstance(part.get("file"), dict)
+    )
 
 
 @functools.lru_cache(maxsize=1024)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from qwen_wsgi.protocol import json_access
+from qwen_wsgi.upstream.adapt import tools
 from qwen_wsgi.upstream.adapt.draft import Draft
 
 Message = dict[str, Any]
@@ -26,6 +27,7 @@ def adapt(draft: Draft) -> None:
             draft.lose(name, f"has no standard parameter for {draft.origins[name]}")
             draft.leave_out(name)
     _messages(draft)
+    tools.refuse_forced_search(draft)
     _tools(draft)
 
 
@@ -48,13 +50,13 @@ def _plain(message: Message) -> Message:
 
 
 def _tools(draft: Draft) -> None:
-    tools = json_access.items(draft.get("tools"))
-    kept = [_unmarked(tool) for tool in tools if tool["type"] == "function"]
-    if kept == tools:
+    given = json_access.items(draft.get("tools"))
+    kept = [_unmarked(tool) for tool in given if tool["type"] == "function"]
+    if kept == given:
         return
-    if len(kept) < len(tools):
+    if len(kept) < len(given):
         draft.lose("tools", "has no built-in web search")
-    what = "built-in-dropped" if len(kept) < len(tools) else "cache_control-dropped"
+    what = "built-in-dropped" if len(kept) < len(given) else "cache_control-dropped"
     if kept:
         draft.put("tools", kept, what)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import json_access
 from qwen_wsgi.upstream.adapt import thinking
 from qwen_wsgi.upstream.adapt.draft import Draft, ThinkingRequest
@@ -16,6 +17,9 @@ def adapt(draft: Draft) -> None:
     names = draft.names
     if names.isdisjoint(_FIELDS) and not draft.target.search:
         return
+    forced = _forces_search(draft)
+    if forced:
+        draft.leave_out("tool_choice", "as-forced_search")
     if "functions" in names or "function_call" in names:
         _from_functions(draft)
     searches = draft.target.search or draft.get("web_search_options") is not None
@@ -32,8 +36,9 @@ def adapt(draft: Draft) -> None:
                 _no_tools(draft, "web_search-taken-out")
         elif not tools:
             _no_tools(draft, "empty")
-    if searches:
-        _search(draft, sources=bool(found) or draft.get("web_search_options") is not None)
+    if searches or forced:
+        sources = bool(found) or draft.get("web_search_options") is not None
+        _search(draft, sources=sources, forced=forced)
     searched = draft.get("enable_search") is True
     draft.leave_out("web_search_options", "as-enable_search" if searched else "dropped")
     if json_access.items(draft.get("tools")) and not draft.has("parallel_tool_calls"):
@@ -103,14 +108,45 @@ def _no_tools(draft: Draft, what: str) -> None:
         draft.leave_out("tool_choice", "no-tools")
 
 
-def _search(draft: Draft, *, sources: bool) -> None:
+def _forces_search(draft: Draft) -> bool:
+    """Whether the choice forces the built-in web search."""
+    choice = draft.get("tool_choice")
+    if choice == "required":
+        tools = json_access.items(draft.get("tools"))
+        return bool(tools) and all(map(_is_search, tools))
+    return _is_search(choice)
+
+
+def refuse_forced_search(draft: Draft) -> None:
+    """Refuse a forced search that cannot be made: an answer without it would be invented.
+
+    Raises:
+        BadRequest: the choice forces a built-in web search.
+    """
+    if _forces_search(draft):
+        raise _unavailable(draft)
+
+
+def _unavailable(draft: Draft) -> BadRequest:
+    return BadRequest(
+        f"{draft.target.model} on this host ({draft.target.family.value}) has no web search, and "
+        "the request forces one. Choose a model with a search, or a tool of your own.",
+        param="tool_choice",
+        code="web_search_unavailable",
+    )
+
+
+def _search(draft: Draft, *, sources: bool, forced: bool) -> None:
     """Switch the host's own web search on; it needs no tool (Model Studio's web search page).
 
     Args:
         sources: the client can be shown the pages that it finds.
+        forced: the model has to search.
     """
     profile = draft.profile
     strategy = "" if profile is None else profile.search
+    if strategy is None and forced:
+        raise _unavailable(draft)
     if strategy is None:
         draft.lose(_search_param(draft), "does not search the web")
         if not draft.target.search:
@@ -119,10 +155,14 @@ def _search(draft: Draft, *, sources: bool) -> None:
         draft.lose("web_search_options", "searches, but takes no such options")
     if draft.get("enable_search") is not True:
         draft.put("enable_search", True, "true")
+    own = draft.get("search_options")
     options: dict[str, Any] = {"search_strategy": strategy} if strategy else {}
     if sources:
         options["enable_source"] = True
-    if options and not draft.has("search_options"):
+    if forced:
+        options |= own if isinstance(own, dict) else {}
+        draft.put("search_options", {**options, "forced_search": True}, "forced_search")
+    elif options and not draft.has("search_options"):
         draft.put("search_options", options, strategy or "enable_source")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -171,18 +172,38 @@ def test_documents_as_far_as_they_are_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "source",
+    ("source", "kind"),
     [
-        {"type": "base64", "media_type": "application/pdf", "data": "aGk="},
-        {"type": "url", "url": "https://example.com/a.pdf"},
-        {"type": "file", "file_id": "file_1"},
+        (
+            {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="},
+            "application/pdf",
+        ),
+        ({"type": "base64", "media_type": "text/plain", "data": "///"}, "text/plain"),
+        ({"type": "url", "url": "https://example.com/a.pdf"}, "url"),
+        ({"type": "file", "file_id": "file_1"}, "file"),
     ],
+    ids=str,
 )
-def test_other_documents_are_refused_with_the_way_out(source: Any) -> None:
-    error = refused(user({"type": "document", "source": source}))
+def test_a_document_that_cannot_be_read_is_told_in_words(source: Any, kind: str) -> None:
+    document = {"type": "document", "source": source, "title": "Tale"}
+    words = f"[A document 'Tale' ({kind}) was left out here"
 
-    assert error.param == "messages.0.content.0.source"
-    assert "text" in error.message
+    direct = chat(user(document, text("?")))
+    assert words in direct[0]["content"][0]["text"]
+    in_result = chat(user(text("a")), assistant(use("t1")), user(result("t1", [document])))
+    assert words in in_result[2]["content"]
+    assert changed(user(document)) == ("messages:document-left-out",)
+    with pytest.raises(BadRequest):
+        list(messages_of([user(document)], Changes(strict=True)))
+
+
+@pytest.mark.parametrize("media", ["text/html", "text/plain; charset=utf-8", "application/json"])
+def test_a_document_of_plain_text_is_read(media: str) -> None:
+    data = base64.b64encode("Es war größer.".encode()).decode()
+    source = {"type": "base64", "media_type": media, "data": data}
+
+    assert chat(user({"type": "document", "source": source}))[0]["content"] == "Es war größer."
+    assert changed(user({"type": "document", "source": source})) == ()
 
 
 def test_search_results_are_texts() -> None:

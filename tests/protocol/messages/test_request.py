@@ -253,9 +253,8 @@ def test_a_web_search_is_told_as_one() -> None:
         ([SEARCH, WEATHER], {"type": "tool", "name": "web_search"}),
     ],
 )
-def test_a_forced_web_search_is_no_call(tools: list[Any], choice: Any) -> None:
-    assert "tool_choice" not in chat(tools=tools, tool_choice=choice)
-    assert "tool_choice:as-web_search" in parse(tools=tools, tool_choice=choice).changed
+def test_a_forced_web_search_stays_forced(tools: list[Any], choice: Any) -> None:
+    assert chat(tools=tools, tool_choice=choice)["tool_choice"] == {"type": "web_search"}
 
 
 def test_limits_of_a_search_are_lost() -> None:

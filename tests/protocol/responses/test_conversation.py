@@ -337,11 +337,6 @@ def test_tools_that_an_item_brings_count() -> None:
             "unsupported_value",
         ),
         (
-            {"role": "user", "content": [{"type": "input_file", "file_data": "x"}]},
-            "input[0].content[0].type",
-            "unsupported_value",
-        ),
-        (
             {"role": "assistant", "content": [{"type": "input_image", "image_url": "x"}]},
             "input[0].content",
             "invalid_value",
@@ -399,3 +394,32 @@ def test_an_input_of_a_custom_call_that_is_no_text_is_made_one() -> None:
 
     (call,) = messages([item])[0]["tool_calls"]
     assert call["function"]["arguments"] == '{"input":"{\\"at\\":1}"}'
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        {"filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBERi0="},
+        {"filename": "a.pdf", "file_url": "https://example.com/a.pdf"},
+        {"file_id": "file_1"},
+    ],
+    ids=str,
+)
+def test_a_file_that_cannot_be_read_is_told_in_words(file: dict[str, Any]) -> None:
+    given = [{"role": "user", "content": [{"type": "input_file", **file}]}]
+    its = request(given)
+
+    content = its.chat.body["messages"][0]["content"]
+    assert content.startswith("[A document") and "was left out here" in content
+    assert ("'a.pdf'" in content) == ("filename" in file)
+    assert its.changed == ("input:file-left-out",)
+    assert refusal(given, strict=True).param == "input"
+
+
+def test_a_file_of_plain_text_is_read() -> None:
+    file = {"type": "input_file", "filename": "a.md", "file_data": "data:text/markdown;base64,aGk="}
+
+    its = request([{"role": "user", "content": [file]}])
+
+    assert its.chat.body["messages"][0]["content"] == "a.md\n\nhi"
+    assert its.changed == ()

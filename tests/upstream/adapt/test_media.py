@@ -105,3 +105,18 @@ def test_another_server_gets_what_the_client_sent() -> None:
     target = target_of("qwen3-coder-plus", Family.OTHER)
 
     assert adapted(asked(PICTURE), target).changed == ()
+
+
+def test_files_are_texts_as_far_as_they_can_be_read() -> None:
+    file: Json = {"filename": "a.txt", "file_data": "data:text/plain;base64,aGk="}
+    readable = asked({"type": "file", "file": file})
+    unreadable = asked({"type": "file", "file": {"file_id": "file_1"}})
+
+    after = sent(readable, adapted(readable, options=STRICT))
+    assert after["messages"][1]["content"] == [part("hi")]
+    after = sent(unreadable, adapted(unreadable))
+    assert "was left out here" in after["messages"][1]["content"][0]["text"]
+    assert adapted(unreadable).changed == ("messages:file-as-text",)
+    with pytest.raises(BadRequest):
+        adapted(unreadable, options=STRICT)
+    assert adapted(unreadable, target_of("some-new-model")).changed == ()

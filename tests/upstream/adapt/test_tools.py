@@ -244,6 +244,31 @@ def test_but_who_asked_by_the_models_name_hears_the_host_refuse() -> None:
     assert caught.value.param == "model"
 
 
+@pytest.mark.parametrize(
+    ("tools", "choice"),
+    [
+        ([WEB_SEARCH], {"type": "web_search"}),
+        ([WEB_SEARCH], "required"),
+        ([WEB_SEARCH, TOOL], {"type": "web_search_preview"}),
+    ],
+    ids=str,
+)
+def test_a_forced_search_is_forced_or_refused(tools: list[Json], choice: Json | str) -> None:
+    members: Json = {"tools": tools, "tool_choice": choice, **PARALLEL}
+
+    after = sent(members, adapted(members, options=STRICT))
+
+    assert after["enable_search"] is True
+    assert after["search_options"] == {"enable_source": True, "forced_search": True}
+    assert "tool_choice" not in after
+    omni = sent(members, adapted(members, target_of("qwen3.5-omni-plus")))
+    expected = {"search_strategy": "agent", "enable_source": True, "forced_search": True}
+    assert omni["search_options"] == expected
+    with pytest.raises(BadRequest) as caught:
+        adapted(members, target_of("qwen3-coder-plus"))
+    assert (caught.value.param, caught.value.code) == ("tool_choice", "web_search_unavailable")
+
+
 def test_options_of_a_search_are_lost() -> None:
     members: Json = {"web_search_options": {"search_context_size": "high"}}
 

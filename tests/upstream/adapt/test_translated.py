@@ -83,6 +83,26 @@ def test_a_built_in_tool_is_no_tool_of_chat(request_: ChatRequest) -> None:
         made_of(request_, options=STRICT)
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        of_messages(
+            tools=[{"type": "web_search_20250305", "name": "web_search"}],
+            tool_choice={"type": "tool", "name": "web_search"},
+        ),
+        of_responses(tools=[{"type": "web_search"}], tool_choice={"type": "web_search"}),
+        of_responses(tools=[{"type": "web_search"}], tool_choice="required"),
+    ],
+)
+@pytest.mark.parametrize("target", [OTHER, target_of("qwen3-coder-plus")])
+def test_a_search_that_is_forced_and_not_there_is_refused(
+    request_: ChatRequest, target: Any
+) -> None:
+    with pytest.raises(BadRequest) as caught:
+        made_of(request_, target)
+    assert caught.value.code == "web_search_unavailable"
+
+
 def test_other_tools_stay_beside_one_that_is_dropped() -> None:
     function = {"type": "function", "name": "look", "parameters": {"type": "object"}}
     body, _ = made_of(of_responses(tools=[{"type": "web_search"}, function]))
