@@ -20,7 +20,7 @@ from qwen_wsgi.protocol.chat.completion import combined
 from qwen_wsgi.protocol.encoder import COMMENT, error_event
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import JsonObject, compact
-from qwen_wsgi.protocol.thinking import ALL as THINKING
+from qwen_wsgi.protocol.translation.thinking import ALL as THINKING
 from qwen_wsgi.protocol.validation import missing, unsupported, wrong_type
 
 #: Each prompt is a call of its own.

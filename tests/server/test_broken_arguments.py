@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from qwen_wsgi.protocol.arguments import UNPARSED
+from qwen_wsgi.protocol.translation.arguments import UNPARSED
 from qwen_wsgi.sandbox import Sandbox
 from tests.kit.proxy import CLIENT_KEY, Proxy
 

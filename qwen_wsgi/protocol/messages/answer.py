@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from qwen_wsgi.protocol import json_access, search
+from qwen_wsgi.protocol import json_access
 from qwen_wsgi.protocol.chat.normalize import finish_reason
 from qwen_wsgi.protocol.chat.tool_calls import arguments_of, made_up_id
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.messages.request import MessagesRequest
+from qwen_wsgi.protocol.translation import search
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
-from qwen_wsgi.protocol import documents
 from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.messages.validation import below, invalid, need, want, wrong
+from qwen_wsgi.protocol.translation import documents
 
 #: A part of a chat message: `{"type": "text", "text"}` or `{"type": "image_url", "image_url"}`.
 Part = dict[str, Any]

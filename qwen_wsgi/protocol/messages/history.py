@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from qwen_wsgi.protocol.arguments import as_object_text
 from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.messages.blocks import (
     Block,
@@ -23,6 +22,7 @@ from qwen_wsgi.protocol.messages.blocks import (
     text_of,
 )
 from qwen_wsgi.protocol.messages.validation import below, invalid, need, want, wrong
+from qwen_wsgi.protocol.translation.arguments import as_object_text
 
 Message = dict[str, Any]
 

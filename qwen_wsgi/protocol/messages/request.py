@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol import chat, thinking
+from qwen_wsgi.protocol import chat
 from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.json_access import Members
@@ -21,6 +21,7 @@ from qwen_wsgi.protocol.messages.validation import (
     want,
     wrong,
 )
+from qwen_wsgi.protocol.translation import thinking
 
 #: Members that are translated.
 _TRANSLATED: Final = frozenset(

@@ -7,9 +7,10 @@ import json
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol import documents, validation
+from qwen_wsgi.protocol import validation
 from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol.translation import documents
 from qwen_wsgi.protocol.validation import wrong_type
 
 #: Types of parts with a text. `text` is chat's own type, which clients confuse with these.

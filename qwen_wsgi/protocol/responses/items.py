@@ -11,11 +11,11 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import json_access, validation
-from qwen_wsgi.protocol.arguments import as_object_text
 from qwen_wsgi.protocol.changes import header_token
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.responses import content
+from qwen_wsgi.protocol.translation.arguments import as_object_text
 from qwen_wsgi.protocol.validation import wrong_type
 
 REFERENCE: Final = "item_reference"

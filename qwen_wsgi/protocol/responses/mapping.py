@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from qwen_wsgi.errors import ApiError
-from qwen_wsgi.protocol import json_access, search
+from qwen_wsgi.protocol import json_access
+from qwen_wsgi.protocol.translation import search
 from qwen_wsgi.protocol.usage import Usage
 
 #: Stands for the logarithm of probability 0, which JSON cannot write, as in vLLM.

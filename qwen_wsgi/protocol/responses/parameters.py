@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol import thinking, validation
+from qwen_wsgi.protocol import validation
 from qwen_wsgi.protocol.changes import Changes, header_token
 from qwen_wsgi.protocol.json_object import JsonObject
+from qwen_wsgi.protocol.translation import thinking
 from qwen_wsgi.protocol.validation import wrong_type
 
 _EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")

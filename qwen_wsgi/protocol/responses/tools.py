@@ -9,7 +9,7 @@ from typing import Any, Final
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import validation
 from qwen_wsgi.protocol.changes import Changes, header_token
-from qwen_wsgi.protocol.tool_names import LONGEST, fits, fitting
+from qwen_wsgi.protocol.translation.tool_names import LONGEST, fits, fitting
 from qwen_wsgi.protocol.validation import wrong_type
 
 _NO_PARAMETERS: Final[Mapping[str, Any]] = {"type": "object", "properties": {}}

@@ -6,7 +6,8 @@ import functools
 import re
 from typing import Any, Final
 
-from qwen_wsgi.protocol import documents, json_access
+from qwen_wsgi.protocol import json_access
+from qwen_wsgi.protocol.translation import documents
 from qwen_wsgi.upstream.adapt.draft import Draft
 from qwen_wsgi.upstream.routing.model_profiles import facts_of
 

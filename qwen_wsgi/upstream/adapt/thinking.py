@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from qwen_wsgi.protocol.thinking import (
+from qwen_wsgi.protocol.translation.thinking import (
     ALL,
     BUDGET,
     EFFORT,

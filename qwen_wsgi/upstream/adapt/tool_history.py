@@ -9,8 +9,8 @@ import operator
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
-from qwen_wsgi.protocol import arguments
 from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol.translation import arguments
 
 Message = dict[str, Any]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from qwen_wsgi.protocol import json_access
-from qwen_wsgi.protocol.tool_names import fits, fitting
+from qwen_wsgi.protocol.translation.tool_names import fits, fitting
 from qwen_wsgi.upstream.adapt.draft import Draft
 
 Message = dict[str, Any]

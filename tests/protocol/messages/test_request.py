@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol import thinking as thinking_names
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.messages import MessagesRequest, errors, parse_prompt, parse_request
+from qwen_wsgi.protocol.translation import thinking as thinking_names
 
 USER = {"role": "user", "content": "Hello"}
 WEATHER = {

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_wsgi.hosts import Family
-from qwen_wsgi.protocol.arguments import UNPARSED
+from qwen_wsgi.protocol.translation.arguments import UNPARSED
 from qwen_wsgi.sandbox import params as sandbox
 from qwen_wsgi.upstream.adapt import adapt
 from tests.upstream.adapt.support import (

@@ -1,0 +1,1 @@
+"""What the translations of several dialects into chat share. Pure."""
