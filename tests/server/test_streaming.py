@@ -126,12 +126,13 @@ def test_a_broken_stream_ends_with_an_error_event_and_a_closed_connection(
     assert proxy.wait_for_call(headers["x-request-id"])["outcome"] == "upstream_error"
 
 
-def test_an_error_frame_of_the_upstream_is_passed_on(proxy: Proxy, sandbox: Sandbox) -> None:
+def test_an_error_frame_of_the_upstream_has_openais_code(proxy: Proxy, sandbox: Sandbox) -> None:
     with ask(proxy, "interval=0.02, chunks=20, inspection-mid-stream") as exchange:
         exchange.read_to_end()
         found = events(b"".join(exchange.chunks()))
 
-    assert found[-1]["error"]["code"] == "data_inspection_failed"
+    error = found[-1]["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "content_filter")
     assert "[DONE]" not in found
 
 
