@@ -27,7 +27,7 @@ def read_json(environ: Mapping[str, Any], max_bytes: int) -> JsonObject:
         ApiError: 413 above the limit; 415 for a content coding other than gzip; 400 if it is
             incomplete or no JSON object.
     """
-    coding = _coding(environ)
+    coding = _coding(environ) if "HTTP_CONTENT_ENCODING" in environ else None
     declared = environ.get("CONTENT_LENGTH")
     if declared and int(declared) > max_bytes:
         raise _too_large(max_bytes)
@@ -58,7 +58,7 @@ def _coding(environ: Mapping[str, Any]) -> str | None:
     Raises:
         ApiError: 415: it is not gzip.
     """
-    given: str = environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
+    given: str = environ["HTTP_CONTENT_ENCODING"].strip().lower()
     if given in ("", "identity"):
         return None
     if given in _GZIP:

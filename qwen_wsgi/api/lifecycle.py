@@ -93,14 +93,15 @@ class LiveCall:
         finally:
             if self.admitted:
                 self.services.admission.leave()
-            self._remember_tokens()
+            if self.count_as is not None:
+                self._remember_tokens(self.count_as)
             self.record.end(self.services.clock.monotonic())
             self.services.ledger.write(self.record)
 
-    def _remember_tokens(self) -> None:
+    def _remember_tokens(self, key: bytes) -> None:
         usage = self.record.usage
-        if self.count_as is not None and usage is not None and usage.prompt:
-            self.services.token_counts.remember(self.count_as, usage.prompt)
+        if usage is not None and usage.prompt:
+            self.services.token_counts.remember(key, usage.prompt)
 
 
 def live() -> LiveCall:

@@ -10,7 +10,6 @@ from typing import Any, Final, NamedTuple
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.account import Account
-from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChunkStream
@@ -129,14 +128,16 @@ class UpstreamClient:
             ApiError: no usable credential, no answer, or a refusal.
         """
         token = token_of(account)
-        response = self._send(token, path, body, headers)
+        wait_s = self._settings.first_byte_timeout_s
+        post = self._transport.post
+        response = post(token, path, body, headers=headers, read_timeout_s=wait_s)
         renewable = account.credential.renewable
         if response.status_code == 401 and renewable:
             # The access token may have been revoked, or refreshed by another process. Once, and
             # with another token: a second 401 is no expiry.
             self._error_body(response)
             token = token_of(account, rejected=token.value)
-            response = self._send(token, path, body, headers)
+            response = post(token, path, body, headers=headers, read_timeout_s=wait_s)
         if response.status_code == 200:
             return response
         error = classify.from_response(
@@ -150,17 +151,6 @@ class UpstreamClient:
         if response.status_code == 401 and renewable:
             token_of(account, rejected=token.value)  # raises what it means, and remembers it
         raise error
-
-    def _send(
-        self, token: AccessToken, path: str, body: bytes, headers: Mapping[str, str]
-    ) -> Response:
-        return self._transport.post(
-            token,
-            path,
-            body,
-            headers=headers,
-            read_timeout_s=self._settings.first_byte_timeout_s,
-        )
 
     def _error_body(self, response: Response) -> bytes:
         """The body of a refusal, as far as it comes."""

@@ -97,15 +97,17 @@ class OpenStream:
         idle_s, self._idle_s = self._idle_s, self._patience_s
         sent_at = self._content_at
         chunks, held = self.chunks, b""
+        self._left_s = max(sent_at + self._patience_s - self._monotonic(), 0.001)
         while True:
-            self._content_at = sent_at
-            self._limit(self._monotonic())
             events = self.read(math.inf)
             if events and (held or chunks.answered or chunks.complete):
                 break
             if events is None or (chunks.done and not chunks.complete):
                 raise empty()
             held += events
+            # What says nothing yet does not extend the time for the first event.
+            self._content_at = sent_at
+            self._limit(self._monotonic())
         self._idle_s = idle_s
         self.begin(held + events)
 

@@ -66,7 +66,8 @@ def _with_nested_tools(body: JsonObject) -> JsonObject:
     tools = body.get("tools")
     if isinstance(tools, list) and any(map(_is_flat, tools)):
         changes["tools"] = [_nested(tool) if _is_flat(tool) else tool for tool in tools]
-    if _is_flat(choice := body.get("tool_choice")):
+    choice = body.get("tool_choice")
+    if choice is not None and _is_flat(choice):
         changes["tool_choice"] = {"type": "function", "function": {"name": choice["name"]}}
     return JsonObject(body.render(changes)) if changes else body
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.upstream.adapt import (
     formats,
@@ -44,7 +45,7 @@ def adapt(request: ChatRequest, target: Target, options: Options, *, stream: boo
     Raises:
         BadRequest: in strict mode, if something that the client asked for would be lost.
     """
-    foreign = not target.family.is_qwen
+    foreign = target.family is Family.OTHER  # `not is_qwen`, without a call
     is_qwen_model = "qwen" in target.model.lower()
     if foreign and not is_qwen_model and request.origins is None:
         return UNCHANGED

@@ -158,10 +158,12 @@ class Router:
         refs: tuple[ModelRef, ...] = self._interpretations(
             name, tuple(each.name for each in accounts)
         )
-        plain = tuple(ref for ref in refs if not ref.renamed)
-        for ref in plain if literal else refs:
+        for ref in refs:
+            if literal and ref.renamed:
+                continue
             if listed := self._listed(ref, accounts):
                 return (*listed, *self._unlisted(ref, accounts))
+        plain = tuple(ref for ref in refs if not ref.renamed)
         # No account lists it. A model that is known from elsewhere is the best interpretation.
         best = max(
             plain,
