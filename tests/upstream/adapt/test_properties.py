@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given, reject, settings
 from hypothesis import strategies as st
 
 from qwen_wsgi.errors import BadRequest
@@ -15,7 +15,8 @@ from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol.chat import ChatRequest, parse_request
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.sandbox import params as sandbox
-from qwen_wsgi.upstream.adapt import Adapted, Options, Target, adapt
+from qwen_wsgi.upstream import adapt as rules
+from qwen_wsgi.upstream.adapt import Adapted, Options, Target
 from qwen_wsgi.upstream.routing import model_profiles
 from tests.upstream.adapt.support import LAX, STRICT, Json
 
@@ -165,6 +166,16 @@ def request_of(members: Json) -> ChatRequest:
 
 def again(request: ChatRequest, made: Adapted) -> ChatRequest:
     return parsed(request.body.render(made.changes, drop=made.drop))
+
+
+def adapt(request: ChatRequest, target: Target, options: Options, *, stream: bool) -> Adapted:
+    """Adapt a request, unless it is refused whatever the options (a forced search, for one)."""
+    try:
+        return rules.adapt(request, target, options, stream=stream)
+    except BadRequest as error:
+        if error.code == "web_search_unavailable":
+            reject()
+        raise
 
 
 @EXAMPLES
