@@ -165,7 +165,7 @@ class Sandbox:
         """Return a new token answer, as after a login."""
         return self._world.oauth.issue(client_id)
 
-    def wait_until(self, reached: Callable[[], bool], timeout_s: float = 5.0) -> bool:
+    def wait_until(self, reached: Callable[[], bool], timeout_s: float = 20.0) -> bool:
         """Wait until `reached()` is true; False after the timeout."""
         return self._world.journal.wait_until(reached, timeout_s)
 

@@ -122,6 +122,8 @@ def _with_user(messages: list[Message]) -> list[Message]:
     elements with the role of user`).
     """
     last = max((at for at, each in enumerate(messages) if each["role"] == "system"), default=None)
+    if last is not None and not isinstance(messages[last].get("content"), str | list | None):
+        return messages  # invalid: left to the host
     if last is None:
         return [{"role": "user", "content": _GO_ON}, *messages]
     return [*messages[:last], {**messages[last], "role": "user"}, *messages[last + 1 :]]
