@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from flask import Blueprint, Response, request
 
-from qwen_wsgi.api import counting, generation, http, lifecycle
+from qwen_wsgi.api import attachments, counting, generation, http, lifecycle
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import BadRequest, NotFound, UpstreamError
 from qwen_wsgi.protocol import responses as protocol
@@ -33,9 +33,10 @@ def create() -> Response:
     call = lifecycle.live()
     services = call.services
     id = _PREFIX + os.urandom(_ID_BYTES).hex()
-    request = _request(call, call.read_body(), id)
+    body, read = attachments.with_texts(call, call.read_body(), "input")
+    request = _request(call, body, id)
     counting.watch(call, request.chat.body, request.model)
-    chat = generation.chat_call(call, request.chat, request.changed)
+    chat = generation.chat_call(call, request.chat, (*read, *request.changed))
     plan = services.executor.plan(chat)
     created, model = int(services.clock.now()), request.model or plan.model
     storing = _Storing(services.responses, call.owner, request)
@@ -55,7 +56,8 @@ def count_tokens() -> Response:
     Without a call of an upstream (`counting`).
     """
     call = lifecycle.live()
-    counted = _request(call, call.read_body(), "")
+    body, _ = attachments.with_texts(call, call.read_body(), "input")
+    counted = _request(call, body, "")
     count, how = counting.count(call, counted.chat.body, counted.model)
     return counting.answer({"object": "response.input_tokens", "input_tokens": count}, how)
 
@@ -69,9 +71,9 @@ def compact() -> Response:
     call = lifecycle.live()
     services = call.services
     id = _PREFIX + os.urandom(_ID_BYTES).hex()
-    body = compaction.triggered(call.read_body())
+    body, read = attachments.with_texts(call, compaction.triggered(call.read_body()), "input")
     request = _request(call, body, id)
-    chat = generation.chat_call(call, request.chat, request.changed)
+    chat = generation.chat_call(call, request.chat, (*read, *request.changed))
     plan = services.executor.plan(chat)
     answer = services.executor.complete(chat, plan)
     created, model = int(services.clock.now()), request.model or plan.model
