@@ -5,8 +5,10 @@ from __future__ import annotations
 from flask import Blueprint, Response
 
 from qwen_wsgi.api import generation, http, lifecycle
-from qwen_wsgi.protocol.chat import ChatEncoder, parse_request
+from qwen_wsgi.protocol.chat import ChatEncoder, cited, parse_request
+from qwen_wsgi.protocol.chat.cited import CitingEncoder
 from qwen_wsgi.protocol.responses import in_chat
+from qwen_wsgi.protocol.translation import search
 
 blueprint = Blueprint("chat", __name__)
 blueprint.before_request(lifecycle.check_caller)
@@ -25,9 +27,13 @@ def create() -> Response:
         request = parse_request(body)
     chat = generation.chat_call(call, request, changed)
     plan = executor.plan(chat)
+    searches = search.is_requested(request.body)
     if not request.stream:
-        return http.json_bytes(executor.complete(chat, plan).body)
-    encoder = ChatEncoder(
+        answer = executor.complete(chat, plan)
+        if searches and (value := cited.completion(answer.value)) is not answer.value:
+            return http.json_value(value)
+        return http.json_bytes(answer.body)
+    encoder = (CitingEncoder if searches else ChatEncoder)(
         id=call.record.completion_id,
         model=plan.model,
         created=int(call.services.clock.now()),
