@@ -125,7 +125,7 @@ class Executor:
 
         def ask(route: Route, slot: Slot) -> tuple[Route, OpenStream | ChatAnswer]:
             if self._attempt.asks_stream(route):
-                return route, self._open(call, route, slot, hide_usage=False)
+                return route, self._open(call, route, slot, hide_usage=False, whole=True)
             return route, self._attempt.ask_whole(call, route)
 
         route, answer = self._retrier.run(plan, ask, call.record)
@@ -157,9 +157,11 @@ class Executor:
             record.join([each.record for each in calls], complete=len(answers))
         return answers
 
-    def _open(self, call: ChatCall, route: Route, slot: Slot, *, hide_usage: bool) -> OpenStream:
+    def _open(
+        self, call: ChatCall, route: Route, slot: Slot, *, hide_usage: bool, whole: bool = False
+    ) -> OpenStream:
         """Open a stream, which keeps the slot."""
-        stream = self._attempt.open(call, route, hide_usage=hide_usage)
+        stream = self._attempt.open(call, route, hide_usage=hide_usage, whole=whole)
         stream.slot = slot.keep()
         stream.on_failure = partial(self._retrier.failed_late, route)
         return stream

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import validation
@@ -26,6 +26,8 @@ class ChatRequest:
     added: frozenset[str] = frozenset()
     #: The client's names for members that a translation renamed; None if the client sent chat.
     origins: Mapping[str, str] | None = None
+    #: Names of functions that a translation made of custom tools; their calls are turned back.
+    customs: frozenset[str] = frozenset()
 
 
 def parse_request(
@@ -68,24 +70,33 @@ def _with_nested_tools(body: JsonObject) -> JsonObject:
         changes["tools"] = [_nested(tool) if _is_flat(tool) else tool for tool in tools]
     choice = body.get("tool_choice")
     if choice is not None and _is_flat(choice):
-        changes["tool_choice"] = {"type": "function", "function": {"name": choice["name"]}}
+        changes["tool_choice"] = _nested(choice)
     return JsonObject(body.render(changes)) if changes else body
 
 
+#: The types of tools that are flat in the Responses API, and what chat has in an inner object.
+_INNER: Final[Mapping[str, tuple[str, ...]]] = {
+    "function": ("name", "description", "parameters", "strict"),
+    "custom": ("name", "description", "format"),
+}
+
+
 def _is_flat(tool: Any) -> bool:
-    return (
-        isinstance(tool, dict)
-        and tool.get("type") == "function"
-        and "function" not in tool
-        and isinstance(tool.get("name"), str)
-    )
+    if not isinstance(tool, dict) or (kind := tool.get("type")).__class__ is not str:
+        return False
+    return kind in _INNER and kind not in tool and isinstance(tool.get("name"), str)
 
 
 def _nested(tool: dict[str, Any]) -> dict[str, Any]:
-    members = ("name", "description", "parameters", "strict")
-    function = {name: tool[name] for name in members if tool.get(name) is not None}
+    kind: str = tool["type"]
+    members = _INNER[kind]
+    inner = {name: tool[name] for name in members if tool.get(name) is not None}
+    form = inner.get("format")
+    if isinstance(form, dict) and form.get("type") == "grammar" and "grammar" not in form:
+        grammar = {name: value for name, value in form.items() if name != "type"}
+        inner["format"] = {"type": "grammar", "grammar": grammar}
     others = {name: value for name, value in tool.items() if name not in members}
-    return {**others, "function": function}
+    return {**others, kind: inner}
 
 
 def _check_messages(body: JsonObject) -> None:

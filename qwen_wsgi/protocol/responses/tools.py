@@ -74,6 +74,10 @@ class Names:
             return full
         return fitting(full, f"{namespace}\0{name}")
 
+    def customs(self) -> frozenset[str]:
+        """The names in chat of the tools that take one free text."""
+        return frozenset(name for name, tool in self._tools.items() if tool.custom)
+
     def tool_of(self, name: str) -> Tool:
         """The tool with this name in chat; a plain tool of that name if there is none."""
         return self._tools.get(name) or Tool(name)

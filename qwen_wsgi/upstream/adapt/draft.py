@@ -52,6 +52,7 @@ class Adapted:
         legacy_functions: `functions` became tools, so the answer's tool calls must be turned back
             into a `function_call`.
         renamed: the client's names of tools by those that are sent.
+        customs: names, as they are sent, of functions that stand for custom tools.
     """
 
     changes: Mapping[str, Any]
@@ -60,6 +61,7 @@ class Adapted:
     fan_out: int = 1
     legacy_functions: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict)
+    customs: frozenset[str] = frozenset()
 
 
 UNCHANGED: Final = Adapted(MappingProxyType({}), frozenset(), ())
@@ -94,7 +96,7 @@ class Draft:
         thinking: what is wanted of the thinking; rules may change it before `thinking.adapt`.
         notes: texts to add to the system message.
         translated, origins: whether the client did not send chat; see `ChatRequest.origins`.
-        fan_out, legacy_functions, renamed: see `Adapted`.
+        fan_out, legacy_functions, renamed, customs: see `Adapted`.
     """
 
     __slots__ = (
@@ -102,6 +104,7 @@ class Draft:
         "_drop",
         "_values",
         "body",
+        "customs",
         "fan_out",
         "legacy_functions",
         "names",
@@ -130,6 +133,7 @@ class Draft:
         self.fan_out = 1
         self.legacy_functions = False
         self.renamed: Mapping[str, str] = {}
+        self.customs = request.customs
         self._values: dict[str, Any] = {}
         self._drop: set[str] = set()
         self.translated = request.origins is not None
@@ -166,6 +170,10 @@ class Draft:
             self._drop.add(name)
         self._changes.note(name, what)
 
+    def note(self, name: str, what: str) -> None:
+        """List what a change of a member is, beside the change itself."""
+        self._changes.note(name, what)
+
     def lose(self, param: str, why: str) -> None:
         """Refuse, in strict mode, to lose what the client asked for with `param`.
 
@@ -181,7 +189,8 @@ class Draft:
 
     def finish(self) -> Adapted:
         """The changes of all rules together."""
-        if not (entries := self._changes.entries):
+        entries = self._changes.entries
+        if not entries and not self.customs:
             return UNCHANGED
         return Adapted(
             self._values,
@@ -190,6 +199,7 @@ class Draft:
             fan_out=self.fan_out,
             legacy_functions=self.legacy_functions,
             renamed=self.renamed,
+            customs=self.customs,
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import json_access
 from qwen_wsgi.protocol.translation import search
-from qwen_wsgi.upstream.adapt import thinking
+from qwen_wsgi.upstream.adapt import custom_tools, thinking
 from qwen_wsgi.upstream.adapt.draft import Draft, ThinkingRequest
 
 #: Asks for the pages that a search finds, and for marks in the text that name them, which
@@ -27,6 +27,8 @@ def adapt(draft: Draft) -> None:
     names = draft.names
     if names.isdisjoint(_FIELDS) and not draft.target.search:
         return
+    if "tools" in names:
+        custom_tools.adapt(draft)
     forced = _forces_search(draft)
     if forced:
         draft.leave_out("tool_choice", "as-forced_search")

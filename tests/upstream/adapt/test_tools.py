@@ -369,7 +369,7 @@ def test_of_a_model_that_is_not_known_only_the_hosts_rule_is_sure(model: str) ->
 
 
 @pytest.mark.parametrize(
-    "choice", ["auto", "none", "always", None, 5, {"type": "allowed_tools"}, {"type": "custom"}, {}]
+    "choice", ["auto", "none", "always", None, 5, {"type": "mcp"}, {"type": 5}, {}]
 )
 def test_any_other_choice_is_left_to_the_host(choice: object) -> None:
     assert forced({"tool_choice": choice}, "qwen3.7-plus") == {}
