@@ -9,7 +9,7 @@ from flask import Blueprint, Response
 
 from qwen_wsgi.api import counting, generation, http, lifecycle
 from qwen_wsgi.api.lifecycle import LiveCall
-from qwen_wsgi.errors import ApiError, BadRequest
+from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import messages
 from qwen_wsgi.protocol.messages import MessagesRequest, errors, search, validation
 from qwen_wsgi.upstream.chat_attempt import ChatCall
@@ -44,8 +44,8 @@ def create() -> Response:
     plan = services.executor.plan(chat)
     try:
         return _answer(call, request, chat, plan)
-    except BadRequest as error:
-        if error.code != search.UNAVAILABLE:
+    except ApiError as error:
+        if error.code != search.UNAVAILABLE or not request.forces_search:
             raise
         record.fail(error)
         return _no_search(request, plan, _id(call))

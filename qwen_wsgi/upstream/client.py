@@ -109,7 +109,7 @@ class UpstreamClient:
             data = read_all(reader, self._settings.first_byte_timeout_s, ANSWER_BYTES)
         finally:
             reader.close()
-        value = _json_answer(response, data, account)
+        value = _json_answer(response, data, account, self._clock.now())
         return JsonAnswer(data, value, response.headers.get("x-request-id", ""))
 
     def asks_stream(self, account: Account) -> bool:
@@ -174,7 +174,7 @@ class UpstreamClient:
         """The events of an upstream that answered a stream request with a whole completion."""
         assert stream.reader is not None
         data = read_all(stream.reader, self._settings.idle_timeout_s, ANSWER_BYTES)
-        completion = _json_answer(response, data, account)
+        completion = _json_answer(response, data, account, self._clock.now())
         events = b"".join(chat.chunks_of(completion, with_usage=True)) + sse.DONE
         first = stream.chunks.feed(events)
         stream.fail_if_reported()
@@ -183,8 +183,11 @@ class UpstreamClient:
         return first
 
 
-def _json_answer(response: Response, data: bytes, account: Account) -> dict[str, Any]:
+def _json_answer(response: Response, data: bytes, account: Account, now: float) -> dict[str, Any]:
     """The JSON object of a 200 answer.
+
+    Args:
+        now: seconds since 1970.
 
     Raises:
         UpstreamError: it is no JSON object, or an error in disguise.
@@ -197,8 +200,13 @@ def _json_answer(response: Response, data: bytes, account: Account) -> dict[str,
         raise classify.no_answer(
             response.headers, data, account=account.name, family=account.family
         )
-    if (error := chat.error_of(value)) is not None:
-        made = classify.from_frame(error, account=account.name, family=account.family)
+    text, error = chat.error_finish_of(value), chat.error_of(value)
+    if text is not None or error is not None:
+        name, family = account.name, account.family
+        if text is not None:
+            made = classify.from_error_finish(text, account=name, family=family, now=now)
+        else:
+            made = classify.from_frame(error, account=name, family=family, now=now)
         made.upstream_request_id = classify.request_id(response.headers, data)
         raise made
     if "ret" in value and "choices" not in value:

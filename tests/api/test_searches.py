@@ -110,3 +110,49 @@ def test_a_request_without_a_search_is_sent_and_answered_as_ever() -> None:
 
     assert value["choices"][0]["message"]["content"] == "So they say"
     assert not sent.keys() & {"enable_search", "search_options"}
+
+
+# --- a search that must be made -------------------------------------------------------------------
+
+#: A model that nothing is known of: its host is asked, and says what it has.
+UNKNOWN = "qwen9-unheard-of"
+FORCED = [
+    ("/v1/chat/completions", {**CHAT, "tools": [{"type": "web_search"}]}, {"type": "web_search"}),
+    ("/v1/responses", RESPONSES, {"type": "web_search"}),
+    ("/v1/messages", MESSAGES, {"type": "tool", "name": "web_search"}),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "body", "choice"), FORCED, ids=[each[0] for each in FORCED])
+def test_a_host_that_refuses_a_forced_search_gives_no_invented_answer(
+    path: str, body: dict[str, Any], choice: Any, stream: bool
+) -> None:
+    forced = {**body, "model": UNKNOWN, "tool_choice": choice, "stream": stream}
+    with sandboxed() as (app, sandbox):
+        sandbox.control(models=[UNKNOWN], faults={"chat": "no-search"})
+        with post(app, path, forced) as response:
+            data = response.data
+        sent = json.loads(sandbox.settle()[-1].body or b"")
+        (call,) = app.calls
+
+    assert sent["search_options"]["forced_search"] is True
+    assert call["outcome"] == "upstream_error"
+    if path == "/v1/messages":
+        assert response.status_code == 200
+        assert b'"web_search_tool_result_error"' in data
+        assert b"So they say" not in data
+        return
+    assert response.status_code == 400
+    error = json.loads(data)["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "web_search_unavailable")
+    assert error["message"].startswith("This model does not support enable_search.")
+
+
+def test_one_that_is_only_offered_is_refused_as_it_is() -> None:
+    with sandboxed() as (app, sandbox):
+        sandbox.control(models=[UNKNOWN], faults={"chat": "no-search"})
+        response = post(app, "/v1/messages", {**MESSAGES, "model": UNKNOWN})
+
+    assert response.status_code == 400
+    assert "leave the search out" in json.loads(response.data)["error"]["message"]

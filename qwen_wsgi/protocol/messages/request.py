@@ -82,9 +82,7 @@ _LOST: Final = frozenset({"inference_geo", "mcp_servers"}) | frozenset(
 )
 
 #: Members that change what an answer means, and that nothing here can honour.
-_REFUSED: Final = (
-    *("container", "conversation", "prediction", "previous_response_id", "suffix", "thread"),
-)
+_REFUSED: Final = (*("container", "conversation", "previous_response_id", "suffix", "thread"),)
 
 #: Anthropic has no `none` and `minimal`, but Qwen's models do.
 _EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -109,12 +107,14 @@ class MessagesRequest:
         changed: what the translation changed or dropped, as in `Changes.entries`.
         stops: the stop sequences; the answer names the one that matched.
         searches: the client has a tool for web searches, and is shown what the host found.
+        forces_search: an answer without a search would be an invented one.
     """
 
     chat: ChatRequest
     changed: tuple[str, ...]
     stops: tuple[str, ...]
     searches: bool = False
+    forces_search: bool = False
 
 
 def parse_request(body: JsonObject, *, strict: bool = False) -> MessagesRequest:
@@ -153,8 +153,14 @@ def parse_request(body: JsonObject, *, strict: bool = False) -> MessagesRequest:
         ) from None
     except RecursionError:
         raise _too_deep() from None
-    searches = {"type": SEARCH} in members.get("tools", ())
-    return MessagesRequest(request, changes.entries, tuple(stops), searches)
+    search = {"type": SEARCH}
+    return MessagesRequest(
+        request,
+        changes.entries,
+        tuple(stops),
+        searches=search in members.get("tools", ()),
+        forces_search=members.get("tool_choice") == search,
+    )
 
 
 def parse_prompt(body: Members) -> dict[str, Any]:
