@@ -95,8 +95,6 @@ _ORIGINS: Final = {
     "stop": "stop_sequences",
     "thinking_budget": "thinking.budget_tokens",
 }
-#: Members of chat for thinking, which a client may add; `thinking` is Messages' own.
-_KNOBS: Final = thinking.ALL - {"thinking"}
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def parse_request(body: JsonObject, *, strict: bool = False) -> MessagesRequest:
     stops = _stops(body)
     members |= _sampling(body, stops)
     members |= _thinking(body, changes)
-    silent = all(body.get(name) is None for name in ("thinking", *_KNOBS))
+    silent = not thinking.is_set(body)
     members |= _format(body)
     if want(body, "stream", bool):
         members |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -242,7 +240,7 @@ def _thinking(body: Members, changes: Changes) -> dict[str, Any]:
     if wish is None:
         if effort:
             return {"reasoning_effort": effort}
-        if any(body.get(name) is not None for name in _KNOBS):
+        if thinking.is_set(body, but=("thinking",)):  # by members of chat that the client added
             return {}
         changes.note("thinking", "off-by-default")
         return {"enable_thinking": False}

@@ -31,6 +31,7 @@ _NUMBERS: Final = ("temperature", "top_p")
 #: own, those of sampling and of thinking. They are passed on unchanged.
 _EXTRAS: Final = thinking.ALL - {thinking.NESTED, thinking.EFFORT} | frozenset(
     {
+        *thinking.HOLDERS,
         "enable_search",
         "frequency_penalty",
         "logit_bias",
