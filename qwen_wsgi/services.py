@@ -29,6 +29,7 @@ from qwen_wsgi.upstream.routing.affinity import Affinity
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
 from qwen_wsgi.upstream.routing.cooldown import Cooldowns
 from qwen_wsgi.upstream.routing.router import Router
+from qwen_wsgi.upstream.tokenizer import HostTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ class Services:
     ledger: Ledger
     responses: ResponseStore
     token_counts: TokenCounts
+    tokenizer: HostTokenizer
     sandbox: SandboxHost
     maintenance: Maintenance
     #: The worker's start, by the clock's monotonic time.
@@ -161,6 +163,7 @@ def build_services(
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
     retrier = Retrier(settings, router, pool, cooldowns, affinity, clock)
+    executor = Executor(settings, router, retrier, client, clock)
     return Services(
         settings=settings,
         clock=clock,
@@ -172,7 +175,7 @@ def build_services(
         catalogue=catalogue,
         router=router,
         client=client,
-        executor=Executor(settings, router, retrier, client, clock),
+        executor=executor,
         transport=transport,
         ledger=Ledger(),
         responses=ResponseStore(
@@ -182,6 +185,7 @@ def build_services(
             max_bytes=settings.responses_max_bytes,
         ),
         token_counts=TokenCounts(state_dir),
+        tokenizer=HostTokenizer(settings, router, executor, clock),
         sandbox=sandbox,
         maintenance=Maintenance(discovery),
         started_at=clock.monotonic(),

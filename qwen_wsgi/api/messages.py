@@ -80,7 +80,7 @@ def _answer(call: LiveCall, request: MessagesRequest, chat: ChatCall, plan: Plan
 
 @blueprint.post("/v1/messages/count_tokens")
 def count_tokens() -> Response:
-    """Count the tokens of a prompt without a call of an upstream (`counting`)."""
+    """Count the tokens of a prompt without a call of a model (`counting`)."""
     call = lifecycle.live()
     body = call.read_body()
     model = validation.want(body, "model", str) or ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -11,6 +12,7 @@ from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import UpstreamError
+from qwen_wsgi.hosts import origin_of
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChunkStream
 from qwen_wsgi.settings import Settings
@@ -96,14 +98,24 @@ class UpstreamClient:
         return stream
 
     def post_json(
-        self, account: Account, path: str, body: bytes, *, headers: Mapping[str, str]
+        self,
+        account: Account,
+        path: str,
+        body: bytes,
+        *,
+        headers: Mapping[str, str],
+        at_origin: bool = False,
     ) -> JsonAnswer:
         """POST, and read a whole JSON answer.
+
+        Args:
+            at_origin: the path is behind the host's name, not behind the base URL.
 
         Raises:
             ApiError: no usable credential, no answer, a refusal, or no JSON object.
         """
-        response = self._post(account, path, body, {**headers, "Accept": "application/json"})
+        accepting = {**headers, "Accept": "application/json"}
+        response = self._post(account, path, body, accepting, at_origin=at_origin)
         reader = BodyReader(response)
         try:
             data = read_all(reader, self._settings.first_byte_timeout_s, ANSWER_BYTES)
@@ -120,7 +132,13 @@ class UpstreamClient:
         return self._settings.upstream_stream == "always"
 
     def _post(
-        self, account: Account, path: str, body: bytes, headers: Mapping[str, str]
+        self,
+        account: Account,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        at_origin: bool = False,
     ) -> Response:
         """Send; a response is returned only with status 200.
 
@@ -128,6 +146,8 @@ class UpstreamClient:
             ApiError: no usable credential, no answer, or a refusal.
         """
         token = token_of(account)
+        if at_origin:
+            token = replace(token, base_url=origin_of(token.base_url))
         wait_s = self._settings.first_byte_timeout_s
         post = self._transport.post
         response = post(token, path, body, headers=headers, read_timeout_s=wait_s)
@@ -137,6 +157,8 @@ class UpstreamClient:
             # with another token: a second 401 is no expiry.
             self._error_body(response)
             token = token_of(account, rejected=token.value)
+            if at_origin:
+                token = replace(token, base_url=origin_of(token.base_url))
             response = post(token, path, body, headers=headers, read_timeout_s=wait_s)
         if response.status_code == 200:
             return response

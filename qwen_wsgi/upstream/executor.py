@@ -38,12 +38,13 @@ class UnaryCall:
     """A call that is answered by whole JSON answers of one account.
 
     Attributes:
-        path: behind the account's base URL.
+        path: behind the account's base URL, or behind the host's name (`at_origin`).
         headers: of the client, for the upstream.
         record: filled in as the call goes on.
         requests: makes the bodies to be sent to an account: all at this one, or all at another one.
         absent: causes of a failure that mean that the account has no such path. They end the call
             without an answer, and do not count against the account.
+        on_absent: called with such a failure.
     """
 
     path: str
@@ -51,6 +52,8 @@ class UnaryCall:
     record: CallRecord
     requests: Callable[[Route], UnaryRequests]
     absent: Container[str] = ()
+    on_absent: Callable[[UpstreamError], None] = lambda error: None
+    at_origin: bool = False
 
 
 class UnaryRequests(NamedTuple):
@@ -200,7 +203,7 @@ class Executor:
 
         def ask(route: Route, slot: Slot) -> UnaryAnswer | None:
             bodies, call.record.changed = call.requests(route)
-            post = partial(self._post, call.record, route, call.path, headers=call.headers)
+            post = partial(self._post, call, route)
             works = [partial(post, body) for body in bodies]
             try:
                 if len(works) == 1:
@@ -209,16 +212,17 @@ class Executor:
             except UpstreamError as error:
                 if error.failure is None or error.failure.cause not in call.absent:
                     raise
+                call.on_absent(error)
                 return None
 
         return self._retrier.run(plan, ask, call.record)
 
-    def _post(
-        self, record: CallRecord, route: Route, path: str, body: bytes, headers: Mapping[str, str]
-    ) -> JsonAnswer:
-        answer = self._client.post_json(route.account, path, body, headers=headers)
-        record.usage = parse_usage(answer.value.get("usage"))
-        record.upstream_request_id = answer.upstream_request_id
+    def _post(self, call: UnaryCall, route: Route, body: bytes) -> JsonAnswer:
+        answer = self._client.post_json(
+            route.account, call.path, body, headers=call.headers, at_origin=call.at_origin
+        )
+        call.record.usage = parse_usage(answer.value.get("usage"))
+        call.record.upstream_request_id = answer.upstream_request_id
         return answer
 
 
