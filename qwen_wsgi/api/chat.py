@@ -8,7 +8,6 @@ from qwen_wsgi.api import generation, http, lifecycle
 from qwen_wsgi.protocol.chat import ChatEncoder, cited, parse_request
 from qwen_wsgi.protocol.chat.cited import CitingEncoder
 from qwen_wsgi.protocol.responses import in_chat
-from qwen_wsgi.protocol.translation import search
 
 blueprint = Blueprint("chat", __name__)
 blueprint.before_request(lifecycle.check_caller)
@@ -27,13 +26,12 @@ def create() -> Response:
         request = parse_request(body)
     chat = generation.chat_call(call, request, changed)
     plan = executor.plan(chat)
-    searches = search.is_requested(request.body)
     if not request.stream:
         answer = executor.complete(chat, plan)
-        if searches and (value := cited.completion(answer.value)) is not answer.value:
+        if request.searches and (value := cited.completion(answer.value)) is not answer.value:
             return http.json_value(value)
         return http.json_bytes(answer.body)
-    encoder = (CitingEncoder if searches else ChatEncoder)(
+    encoder = (CitingEncoder if request.searches else ChatEncoder)(
         id=call.record.completion_id,
         model=plan.model,
         created=int(call.services.clock.now()),

@@ -10,6 +10,7 @@ from typing import Any, Final
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import validation
 from qwen_wsgi.protocol.json_object import JsonObject
+from qwen_wsgi.protocol.translation import search
 from qwen_wsgi.protocol.validation import missing, wrong_type
 
 
@@ -28,6 +29,12 @@ class ChatRequest:
     origins: Mapping[str, str] | None = None
     #: Names of functions that a translation made of custom tools; their calls are turned back.
     customs: frozenset[str] = frozenset()
+    #: The host may search the web, so that the answer may name pages.
+    searches: bool = False
+
+
+#: Members without which a request wants no search (`search.is_requested`).
+_SEARCHING: Final = frozenset({"enable_search", "tools", "web_search_options"})
 
 
 def parse_request(
@@ -44,7 +51,9 @@ def parse_request(
     """
     model = validation.model_of(body)
     _check_messages(body)
-    body = _with_nested_tools(body)
+    names = body.names()
+    if "tools" in names or "tool_choice" in names:
+        body = _with_nested_tools(body)
     stream = validation.flag(body, "stream")
     options = validation.mapping(body, "stream_options")
     if options is not None and not stream:
@@ -59,6 +68,7 @@ def parse_request(
         wants_usage=bool(options and options.get("include_usage")),
         added=frozenset(added),
         origins=origins,
+        searches=not _SEARCHING.isdisjoint(names) and search.is_requested(body),
     )
 
 

@@ -69,7 +69,7 @@ class ResponseEncoder:
         self._finish: str | None = None
         self._usage: Usage | None = None
         #: What a search by the host found; None if the client requested none.
-        self._sources = citations.Sources() if request.searches else None
+        self._sources = citations.Sources() if request.chat.searches else None
         #: Reads chunks that only add to the same text as the last one.
         self._reader = TextReader()
         #: Whether the last chunk only adds text.

@@ -16,7 +16,6 @@ from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.responses import compaction, items, parameters
 from qwen_wsgi.protocol.responses.conversation import ADDITIONAL_TOOLS, Conversation
 from qwen_wsgi.protocol.responses.tools import Names, Tools
-from qwen_wsgi.protocol.translation import search
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
@@ -63,7 +62,6 @@ class ResponsesRequest:
         echo: the members of a response object that repeat the request.
         names: the tools' names in chat.
         packs_thinking: the client requested packed thinking (`content.pack_thinking`).
-        searches: the host may search the web, so that the answer may name pages.
         sends_sources: the client requested the pages that a search found.
         summarizes: the answer is to be a summary of the conversation (`compaction`).
     """
@@ -79,7 +77,6 @@ class ResponsesRequest:
     names: Names
     packs_thinking: bool
     sends_sources: bool
-    searches: bool = False
     summarizes: bool = False
 
 
@@ -168,7 +165,6 @@ def _parsed(
         names=tools.names,
         packs_thinking=parameters.ENCRYPTED in include,
         sends_sources=parameters.SOURCES in include,
-        searches=search.is_requested(members),
         summarizes=summarizes,
     )
 
