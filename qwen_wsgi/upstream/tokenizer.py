@@ -28,6 +28,10 @@ _PATH: Final = "/api/v1/tokenizer"
 #: A client that counts tokens shows a number to a person, or decides how to go on.
 _TIMEOUT_S: Final = 3.0
 
+#: Longer prompts are not sent: the answer names every token, a dozen bytes for each, and to read it
+#: would hold up the other calls.
+_MOST_CHARACTERS: Final = 1_000_000
+
 #: Causes of a failure (`failures.causes`) which mean that the host has no tokenizer, and for how
 #: long it is not asked then, and after any other failure. Seconds.
 _NO_SUCH_PATH: Final = frozenset({"wrong_address", "not_found"})
@@ -73,13 +77,16 @@ class HostTokenizer:
         record: CallRecord,
         pinned: str = "",
     ) -> int | None:
-        """The tokens of some messages whose contents are texts; None if no host says it.
+        """The tokens of some messages whose contents are texts; None if no host says it, or the
+        texts are too long to ask one.
 
         Args:
             headers: of the client, for the upstream.
             record: of the client's call.
             pinned: the account that the client named, or "".
         """
+        if sum(len(each["content"]) for each in messages) > _MOST_CHARACTERS:
+            return None
         try:
             plan = self._router.plan(model, pinned=pinned)
         except ApiError:

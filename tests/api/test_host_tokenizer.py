@@ -132,6 +132,13 @@ def test_hosts_without_one_are_not_asked(family: str) -> None:
         assert all(b"tokenizer" not in request for request in server.requests)
 
 
+def test_a_very_long_prompt_is_estimated() -> None:
+    with sandboxed(**HOST) as (app, sandbox):
+        said = [{"role": "user", "content": "word " * 250_000}]
+        assert counted(app, messages=said)[0] == "estimated"
+        assert sandbox.settle() == ()
+
+
 def test_a_model_that_nobody_has_is_estimated() -> None:
     with sandboxed(**HOST) as (app, sandbox):
         assert counted(app, model="gpt-5")[0] == "estimated"

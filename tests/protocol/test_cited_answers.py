@@ -22,6 +22,7 @@ from qwen_wsgi.protocol.json_object import JsonObject, compact
 from tests.kit import messages_sdk
 from tests.kit.feeding import ways_to_cut
 from tests.kit.quirks import chunk, fed, stream_of
+from tests.schemas import check_but_for_nulls, check_event
 
 CORPUS = Path(__file__).parents[1] / "corpus/sse"
 TIDES, FERRY = (
@@ -123,6 +124,8 @@ def test_openais_own_clients_read_them(name: str) -> None:
     for each in encoded_in_chat([stream(name)]):
         state.handle_chunk(ChatCompletionChunk.model_validate(each))
 
+        check_but_for_nulls("chat#chunk", each)
+
     message = state.get_final_completion().choices[0].message
 
     assert message.content
@@ -135,6 +138,7 @@ def test_a_whole_chat_answer_has_the_same(name: str) -> None:
     value = cited.completion(completion_of(stream(name)))
 
     ChatCompletion.model_validate(value, strict=True)
+    check_but_for_nulls("chat#completion", value)
     message = value["choices"][0]["message"]
     assert places(message["content"], message["annotations"]) == CITED[name]
     assert cited.completion(value) is value
@@ -238,6 +242,7 @@ def encoded_in_responses(pieces: list[bytes]) -> tuple[list[dict[str, Any]], dic
     events = [sse.parse(event) for event in sse.events(out)]
     for event in events:
         _EVENT.validate_python(event)
+        check_event(event)
     return events, encoder.response
 
 

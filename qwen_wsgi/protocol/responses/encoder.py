@@ -21,6 +21,7 @@ from qwen_wsgi.protocol.responses.output import (
     IN_PROGRESS,
     INCOMPLETE,
     Call,
+    CitingMessage,
     Compaction,
     CustomCall,
     Item,
@@ -266,7 +267,8 @@ class ResponseEncoder:
 
     def _message(self, out: list[bytes]) -> Message:
         if not isinstance(self._open_text, Message):
-            self._begin_text(Message(*self._next("msg"), sources=self._sources), out)
+            kind = Message if self._sources is None else CitingMessage
+            self._begin_text(kind(*self._next("msg"), sources=self._sources), out)
         assert isinstance(self._open_text, Message)
         return self._open_text
 

@@ -160,10 +160,6 @@ class Message(TextItem):
             return begun + delta
         return begun + delta + self._annotated(self._cited.feed(piece))
 
-    def more(self, piece: str, as_json: bytes) -> bytes:
-        delta = super().more(piece, as_json)
-        return delta if self._cited is None else delta + self._annotated(self._cited.feed(piece))
-
     def add_refusal(self, piece: str) -> bytes:
         """Add to a refusal."""
         begun = self._open("refusal")
@@ -260,6 +256,14 @@ class Message(TextItem):
             "role": "assistant",
             "content": list(self._parts),
         }
+
+
+class CitingMessage(Message):
+    """A message for which the host may search the web; the others do not look at each piece."""
+
+    def more(self, piece: str, as_json: bytes) -> bytes:
+        delta = super().more(piece, as_json)
+        return delta if self._cited is None else delta + self._annotated(self._cited.feed(piece))
 
 
 class Compaction(Item):
