@@ -156,3 +156,23 @@ def test_one_that_is_only_offered_is_refused_as_it_is() -> None:
 
     assert response.status_code == 400
     assert "leave the search out" in json.loads(response.data)["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_each_of_several_choices_has_its_own_pages(stream: bool) -> None:
+    """Each is a call of its own, with a search of its own."""
+    with sandboxed() as (app, sandbox):
+        response = post(app, "/v1/chat/completions", {**CHAT, "n": 2, "stream": stream})
+        if stream:
+            choices = [each["choices"][0] for each in events_of(response)]
+            found = [c for c in choices if c["delta"].get("annotations")]
+            titles = {c["index"]: c["delta"]["annotations"] for c in found}
+        else:
+            choices = json.loads(response.data)["choices"]
+            titles = {c["index"]: c["message"]["annotations"] for c in choices}
+        asked = [record for record in sandbox.settle() if record.route == "chat"]
+
+    assert len(asked) == 2
+    assert {
+        index: [each["url_citation"]["title"] for each in given] for index, given in titles.items()
+    } == {0: TITLES, 1: TITLES}
