@@ -343,6 +343,12 @@ class Settings:
         default=False,
         parse=_flag,
     )
+    tokenizer: str = setting(
+        "QWEN_PROXY_TOKENIZER",
+        "Who counts tokens for clients: local (an estimate), or host (Model Studio's tokenizer).",
+        default="local",
+        parse=_choice("local", "host"),
+    )
     sandbox: str = setting(
         "QWEN_PROXY_SANDBOX",
         "Built-in fake upstream: 1, 0, or auto (only while no account is found).",
