@@ -192,16 +192,14 @@ class Settings:
     )
     body_timeout_s: float = setting(
         "QWEN_PROXY_BODY_TIMEOUT",
-        "How long a request's body may pause. In all it has this time and one second more for each "
-        "64 kB. nginx has limits of its own.",
+        "How long a request's body may pause; in all it has a second more for each 64 kB.",
         default=30,
         parse=_seconds(),
         unit="s",
     )
     max_body_bytes_in_flight: int = setting(
         "QWEN_PROXY_MAX_BODY_BYTES_IN_FLIGHT",
-        "Request bodies of one worker's calls together; further calls get 503 with Retry-After. "
-        "A call takes up to three times its body of memory.",
+        "All request bodies of one worker together; further calls get 503 with Retry-After.",
         default=512 * 1024 * 1024,
         parse=_integer(1024),
         unit="bytes",
