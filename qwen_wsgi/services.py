@@ -171,7 +171,7 @@ def build_services(
         settings=settings,
         clock=clock,
         guard=Guard(settings),
-        admission=Admission(settings.max_in_flight),
+        admission=Admission(settings.max_in_flight, settings.max_body_bytes_in_flight),
         discovery=discovery,
         cooldowns=cooldowns,
         pool=pool,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import UpstreamError
+from qwen_wsgi.greenlets import LONG_BYTES, long_work
 from qwen_wsgi.protocol import chat
 from qwen_wsgi.protocol.changes import header_token
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, functions, renamed_tools
@@ -211,14 +212,17 @@ class ChatAttempt:
         if route.model != call.request.model:
             renamed = (f"model:{header_token(route.model)}",)
         call.record.changed = (*call.changed, *renamed, *adapted.changed)
-        body = chat.upstream_body(
-            call.request,
-            model=route.model,
-            stream=stream,
-            changes=adapted.changes,
-            drop=adapted.drop,
-        )
-        return body, adapted
+        request = call.request
+        rendered: Any = {
+            "model": route.model,
+            "stream": stream,
+            "changes": adapted.changes,
+            "drop": adapted.drop,
+        }
+        if (size := len(request.body.source)) < LONG_BYTES:  # as mostly
+            return chat.upstream_body(request, **rendered), adapted
+        with long_work(size):
+            return chat.upstream_body(request, **rendered), adapted
 
 
 def _chunks(
