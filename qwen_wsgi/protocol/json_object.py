@@ -102,9 +102,12 @@ class JsonObject:
         if length + 4 * len(texts) + 1 == len(self.source):
             return None
         source = self.source
-        looks_so = (name in texts and source.count(b'"%b"' % name.encode()) > 1 for name in names)
-        if not any(looks_so) and _ESCAPED_LETTER.search(source) is None:
-            return None
+        for name in names:
+            if name in texts and source.count(b'"%b"' % name.encode()) > 1:
+                break
+        else:
+            if _ESCAPED_LETTER.search(source) is None:
+                return None
         found: list[str] = []
         _members(source.decode(errors="surrogatepass"), found)
         return next((each for each in found if each in names), None)
