@@ -190,6 +190,7 @@ def build_services(
             clock,
             ttl_s=settings.responses_ttl_s,
             max_bytes=settings.responses_max_bytes,
+            largest_history=settings.max_body_bytes,
         ),
         token_counts=TokenCounts(state_dir),
         pdf_reader=PdfReader(clock),

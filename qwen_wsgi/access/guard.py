@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -94,7 +95,9 @@ class Guard:
                 code="host_not_allowed",
             )
         origin = environ.get("HTTP_ORIGIN")
-        if origin and self.allowed_origin(origin) is None:
+        # Pages may leave `Origin` out of some requests; browsers never leave out this one.
+        cross = environ.get("HTTP_SEC_FETCH_SITE") in ("cross-site", "same-site") and not origin
+        if cross or (origin and self.allowed_origin(origin) is None):
             # A browser sends a simple cross-origin POST even though it may not read the answer.
             raise Forbidden(
                 "Web pages may not call this server while it has no client keys. Set "
@@ -137,8 +140,14 @@ class Guard:
         return origin if origin in self._origins else None
 
 
+#: A name or an address, and perhaps a port (RFC 9110 §7.2): no user, path, or other tricks.
+_HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253})(?::\d{1,5})?")
+
+
 def _host_name(header: str) -> str:
     """The name in a Host header, without its port; "" if it cannot be one."""
+    if not _HOST.fullmatch(header):
+        return ""
     try:
         return urlsplit("//" + header).hostname or ""
     except ValueError:

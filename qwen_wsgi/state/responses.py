@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +65,20 @@ CREATE TABLE IF NOT EXISTS bodies (
 );
 CREATE TABLE IF NOT EXISTS totals (rows INTEGER NOT NULL, bytes INTEGER NOT NULL);
 INSERT INTO totals SELECT 0, 0 WHERE NOT EXISTS (SELECT * FROM totals);
+CREATE INDEX IF NOT EXISTS by_owner ON responses (owner, used_at, key);
+CREATE TABLE IF NOT EXISTS owners (
+    owner TEXT PRIMARY KEY, rows INTEGER NOT NULL, bytes INTEGER NOT NULL
+) WITHOUT ROWID;
+INSERT INTO owners SELECT owner, count(*), sum(bytes) FROM responses
+    WHERE NOT EXISTS (SELECT * FROM owners) GROUP BY owner;
+CREATE TRIGGER IF NOT EXISTS added_of_owner AFTER INSERT ON responses BEGIN
+    INSERT INTO owners VALUES (NEW.owner, 1, NEW.bytes) ON CONFLICT (owner)
+        DO UPDATE SET rows = rows + 1, bytes = bytes + NEW.bytes;
+END;
+CREATE TRIGGER IF NOT EXISTS removed_of_owner AFTER DELETE ON responses BEGIN
+    UPDATE owners SET rows = rows - 1, bytes = bytes - OLD.bytes WHERE owner = OLD.owner;
+    DELETE FROM owners WHERE owner = OLD.owner AND rows <= 0;
+END;
 CREATE TRIGGER IF NOT EXISTS added AFTER INSERT ON responses BEGIN
     UPDATE totals SET rows = rows + 1, bytes = bytes + NEW.bytes;
 END;
@@ -104,7 +118,8 @@ class Stored:
 class ResponseStore:
     """The stored responses of all clients. Shared by all greenlets and threads of a worker.
 
-    What was not used for the longest goes first, when there is too much. Using a response counts as
+    When there is too much, the client that has most of it loses what it did not use for the
+    longest: nobody can drive out what others have stored. Using a response counts as
     using all that it continues, so that a living conversation does not lose its beginning.
 
     Ages are measured by the wall clock, because the file outlives the machine's uptime. A clock
@@ -118,6 +133,7 @@ class ResponseStore:
         max_bytes: of all bodies together. The file never shrinks; SQLite's log beside it may take
             16 MiB and more.
         max_rows: of responses.
+        largest_history: bytes of a conversation that a request may continue.
     """
 
     def __init__(
@@ -128,17 +144,19 @@ class ResponseStore:
         ttl_s: float,
         max_bytes: int,
         max_rows: int = MAX_ROWS,
+        largest_history: int = 64 * 1024 * 1024,
         sleep: Callable[[float], None] = sleep,
     ) -> None:
         self._clock = clock
         self._ttl_s = ttl_s
         self._max_bytes = max_bytes
         self._max_rows = max_rows
+        self._largest_history = largest_history
         self._database = Database(
             directory,
             _FILE,
             schema=_SCHEMA,
-            has_schema="SELECT 1 FROM sqlite_master WHERE name = 'removed'",
+            has_schema="SELECT 1 FROM sqlite_master WHERE name = 'removed_of_owner'",
             keep_damaged_s=ttl_s,
             damage=_DAMAGE,
             clock=clock,
@@ -199,6 +217,7 @@ class ResponseStore:
 
         Raises:
             ResponseMissing: the response, or one that it continues, is not there.
+            ApiError: 413: it is larger than a request may be.
             StoreUnavailable: it cannot be read now.
         """
         found = self._read(owner, id, whole=True)
@@ -228,7 +247,10 @@ class ResponseStore:
             return there
 
         try:
-            return self._database.run(remove, write=True)
+            there = self._database.run(remove, write=True)
+            # What was deleted is in the log still, until it is emptied.
+            self._database.empty_log()
+            return there
         except DatabaseUnavailable as error:
             raise _unavailable(error) from error
 
@@ -245,6 +267,8 @@ class ResponseStore:
 
         def read(database: sqlite3.Connection) -> list[Stored]:
             chain = _chain(database, owner, id, self._oldest())
+            if whole:
+                self._check_size(database, chain)
             return [_stored(database, *row) for row in (chain if whole else chain[:1])]
 
         try:
@@ -261,6 +285,25 @@ class ResponseStore:
         found.reverse()
         return found
 
+    def _check_size(
+        self, database: sqlite3.Connection, chain: Sequence[tuple[int, str | None]]
+    ) -> None:
+        """Refuse a conversation that is larger than a request's body may be, before it is read."""
+        size = 0
+        for key, _ in chain:
+            row = database.execute("SELECT bytes FROM responses WHERE key = ?", (key,)).fetchone()
+            size += row[0] - _OVERHEAD
+        if size > self._largest_history:
+            raise ApiError(
+                f"The conversation that 'previous_response_id' continues has {size} bytes, more "
+                f"than a request may have ({self._largest_history}, QWEN_PROXY_MAX_BODY on the "
+                "server). Send what is needed of it as `input`, or compact it.",
+                status=413,
+                type="invalid_request_error",
+                code="request_too_large",
+                param="previous_response_id",
+            )
+
     def _insert(
         self,
         database: sqlite3.Connection,
@@ -273,7 +316,7 @@ class ResponseStore:
         if previous is not None:
             self._touch(database, owner, previous)
         self._tidy(database)
-        self._make_room(database, size)
+        self._make_room(database, owner, size)
         key = database.execute(
             "INSERT INTO responses (owner, id, previous, bytes, used_at) VALUES (?, ?, ?, ?, ?)",
             (*row, self._clock.now()),
@@ -298,14 +341,35 @@ class ResponseStore:
             (self._oldest(), _EXPIRED_AT_A_TIME),
         )
 
-    def _make_room(self, database: sqlite3.Connection, size: int) -> None:
-        """Remove the oldest until there is room for one more, of so many bytes."""
+    def _make_room(self, database: sqlite3.Connection, owner: str, size: int) -> None:
+        """Remove responses of those who have most, the oldest first, until there is room for one
+        more of this owner, of so many bytes."""
         rows, total = database.execute("SELECT rows + 1, bytes + ? FROM totals", (size,)).fetchone()
+        if rows <= self._max_rows and total <= self._max_bytes:
+            return
+        used = {
+            name: [count, held]
+            for name, count, held in database.execute("SELECT owner, rows, bytes FROM owners")
+        }
+        own = used.setdefault(owner, [0, 0])
+        own[0], own[1] = own[0] + 1, own[1] + size
+        oldest: dict[str, Iterator[tuple[int, int]]] = {}
         gone = []
-        for key, its in database.execute("SELECT key, bytes FROM responses ORDER BY used_at, key"):
-            if rows <= self._max_rows and total <= self._max_bytes:
-                break
+        while used and (rows > self._max_rows or total > self._max_bytes):
+            by_bytes = total > self._max_bytes
+            most = max(used, key=lambda name: used[name][by_bytes])
+            if most not in oldest:
+                oldest[most] = database.execute(
+                    "SELECT key, bytes FROM responses WHERE owner = ? ORDER BY used_at, key",
+                    (most,),
+                )
+            if (found := next(oldest[most], None)) is None:
+                del used[most]  # what is left of it is what is to be stored
+                continue
+            key, its = found
             gone.append((key,))
+            used[most][0] -= 1
+            used[most][1] -= its
             rows, total = rows - 1, total - its
         database.executemany("DELETE FROM responses WHERE key = ?", gone)
 

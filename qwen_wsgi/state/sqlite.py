@@ -134,6 +134,23 @@ class Database:
                 raise self._unavailable(error) from error
             self._sleep(_PAUSE_S)
 
+    def empty_log(self) -> bool:
+        """Write the log into the database and empty it, so that what was deleted is in neither.
+
+        Best effort: another process that reads at this moment keeps the log as it is; the next
+        write that empties it takes care of the rest.
+
+        Returns:
+            Whether it is empty.
+        """
+        for _ in range(TRIES):
+            with self._lock, suppress(sqlite3.Error, OSError):
+                busy, *_rest = self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                if not busy:
+                    return True
+            self._sleep(_PAUSE_S)
+        return False
+
     def close(self) -> None:
         """Close the file; the next use opens it again."""
         with self._lock:

@@ -318,3 +318,34 @@ def test_which_pages_may_read_answers(guard: Guard, origin: str, allowed: str | 
 
 
 # --- bodies --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost@evil.example",
+        "user:pass@localhost",
+        "localhost/evil",
+        "localhost:80:80",
+        "localhost#x",
+        "localhost, evil.example",
+        " localhost",
+        "[::1",
+        "localhost:999999",
+    ],
+)
+def test_a_host_header_that_is_no_name_is_refused(host: str) -> None:
+    with pytest.raises(Forbidden):
+        without_keys().identify({"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": host})
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_browser_that_comes_from_another_site_is_refused(site: str) -> None:
+    environ = {"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": "localhost", "HTTP_SEC_FETCH_SITE": site}
+
+    with pytest.raises(Forbidden):
+        without_keys().identify(environ)
+    for harmless in ("same-origin", "none"):
+        without_keys().identify({**environ, "HTTP_SEC_FETCH_SITE": harmless})
+    allowed = without_keys(QWEN_PROXY_CORS_ORIGINS="https://app.example")
+    allowed.identify({**environ, "HTTP_ORIGIN": "https://app.example"})

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen_wsgi.errors import ApiError
 from qwen_wsgi.state.responses import (
     LARGEST,
     ResponseMissing,
@@ -737,3 +738,85 @@ def test_threads_share_a_store(store: ResponseStore) -> None:
         thread.join()
 
     assert done == [True] * 40
+
+
+# --- whose responses go first --------------------------------------------------------------------
+
+
+def test_who_has_most_loses_first(open_store: OpenStore, clock: FakeClock) -> None:
+    """A client that stores without end drives out its own responses, and nobody else's."""
+    store = open_store(max_rows=10)
+    for index in range(3):
+        put(store, f"resp_modest{index}", owner="modest")
+        clock.advance(1)
+    for index in range(100):
+        assert put(store, f"resp_greedy{index}", owner="greedy")
+        clock.advance(1)
+
+    assert all(store.get("modest", f"resp_modest{index}") for index in range(3))
+    kept = [index for index in range(100) if store.get("greedy", f"resp_greedy{index}")]
+    assert kept == list(range(93, 100))
+    # The modest one may have more, and then the greedy one makes room.
+    put(store, "resp_modest3", owner="modest")
+    assert store.get("modest", "resp_modest3")
+    assert store.get("greedy", "resp_greedy93") is None
+
+
+def test_who_has_most_bytes_loses_first(open_store: OpenStore, clock: FakeClock) -> None:
+    store = open_store(max_bytes=100_000)
+    for owner, size in (("small", 1), ("small", 1), ("large", 40_000), ("large", 40_000)):
+        clock.advance(1)
+        id = f"resp_{clock.now()}"
+        store.put(owner, {"id": id, "output": ["x" * size]}, [], None)
+    before = clock.now()
+    clock.advance(1)
+
+    assert store.put("small", {"id": "resp_new", "output": ["x" * 30_000]}, [], None)
+
+    assert store.get("small", "resp_new")
+    assert store.get("large", f"resp_{before - 1}") is None
+    assert store.get("large", f"resp_{before}")
+    assert store.get("small", f"resp_{before - 3}")
+
+
+def test_a_file_of_before_counts_its_owners(directory: Path, open_store: OpenStore) -> None:
+    store = open_store()
+    put(store, "resp_1", owner="a")
+    put(store, "resp_2", owner="b")
+    store.close()
+    (file,) = directory.rglob("*.sqlite3")
+    with closing(sqlite3.connect(file)) as database, database:
+        for name in ("added_of_owner", "removed_of_owner"):
+            database.execute(f"DROP TRIGGER {name}")
+        database.execute("DROP TABLE owners")
+
+    again = open_store()
+    put(again, "resp_3", owner="b")
+    again.close()
+
+    with closing(sqlite3.connect(file)) as database:
+        rows = database.execute("SELECT owner, rows FROM owners ORDER BY owner").fetchall()
+    assert rows == [("a", 1), ("b", 2)]
+
+
+def test_a_conversation_that_is_too_large_is_not_read(open_store: OpenStore) -> None:
+    store = open_store(largest_history=10_000)
+    previous = None
+    for index in range(6):
+        store.put("a", {"id": f"resp_{index}", "output": ["x" * 2000]}, [], previous)
+        previous = f"resp_{index}"
+
+    assert store.history("a", "resp_2")
+    with pytest.raises(ApiError, match="more than a request may have") as caught:
+        store.history("a", "resp_5")
+    assert caught.value.status == 413
+
+
+def test_what_is_deleted_is_in_no_file(store: ResponseStore, directory: Path) -> None:
+    """Nor in the log beside the database, at once."""
+    store.put("a", {"id": "resp_1", "output": ["a very private text"]}, [], None)
+    assert any(b"very private" in path.read_bytes() for path in directory.rglob("*responses*"))
+
+    assert store.delete("a", "resp_1")
+
+    assert not any(b"very private" in path.read_bytes() for path in directory.rglob("*responses*"))
