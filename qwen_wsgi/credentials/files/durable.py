@@ -185,14 +185,44 @@ def make_directory(path: Path) -> None:
     """Create a directory for secrets if it is missing; as root, for its parent's owner.
 
     Raises:
-        OSError: it cannot be created.
+        OSError: it cannot be created; or, as root, it is a symbolic link of somebody else, who
+            could have root write anywhere.
     """
-    with suppress(FileExistsError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(_DIRECTORY_MODE)
-        parent = path.parent.stat()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        made = True
+        try:
+            os.mkdir(path.name, _DIRECTORY_MODE, dir_fd=parent)
+        except FileExistsError:
+            made = False
         if os.geteuid() == 0:
-            os.chown(path, parent.st_uid, parent.st_gid)
+            _give_directory(parent, path, made=made)
+    finally:
+        os.close(parent)
+
+
+def _give_directory(parent: int, path: Path, *, made: bool) -> None:
+    """As root: give a new directory to its parent's owner, by a descriptor, since the owner may put
+    a link in its place at any moment; and refuse a link that is there already."""
+    status = os.stat(path.name, dir_fd=parent, follow_symlinks=False)
+    if stat.S_ISLNK(status.st_mode):
+        if status.st_uid != 0:
+            raise OSError(
+                errno.ELOOP,
+                "it is a symbolic link of another user, which root does not follow",
+                path,
+            )
+        return
+    if not made:
+        return
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(path.name, flags, dir_fd=parent)
+    try:
+        owner = os.fstat(parent)
+        os.fchown(fd, owner.st_uid, owner.st_gid)
+    finally:
+        os.close(fd)
 
 
 def sweep(directory: Path, *, now_s: float) -> int:

@@ -425,6 +425,23 @@ def test_root_gives_a_new_file_to_the_owner_of_the_directory(directory: Path) ->
     assert (directory / "inner").stat().st_uid == 65534
 
 
+@only_as_root
+def test_root_follows_no_link_of_somebody_else(directory: Path, tmp_path: Path) -> None:
+    """Its owner could have root create and give away files anywhere."""
+    target = tmp_path / "target"
+    target.mkdir(0o755)
+    link = directory / "link"
+    link.symlink_to(target)
+    os.chown(link, 65534, 65534, follow_symlinks=False)
+
+    with pytest.raises(OSError, match="symbolic link of another user"):
+        durable.make_directory(link)
+
+    assert target.stat().st_uid == 0
+    os.chown(link, 0, 0, follow_symlinks=False)
+    durable.make_directory(link)  # root's own
+
+
 def test_a_directory_for_secrets_is_closed(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b"
     durable.make_directory(path)
