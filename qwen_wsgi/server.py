@@ -133,6 +133,7 @@ class StreamWorker(GeventWorker):
         super().handle_exit(sig, frame)
         if (services := services_of(self)) is not None:
             services.admission.draining = True
+            gevent.spawn(services.connections.stop)
         # In a greenlet, as in gunicorn's handle_quit: a signal handler must not touch the sockets.
         gevent.spawn(self._shut_idle)
 

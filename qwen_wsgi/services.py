@@ -11,6 +11,7 @@ from typing import Final
 
 from qwen_wsgi import logs
 from qwen_wsgi.access.admission import Admission
+from qwen_wsgi.access.connections import Connections
 from qwen_wsgi.access.guard import Guard
 from qwen_wsgi.accounting.ledger import Ledger
 from qwen_wsgi.clock import Clock, SystemClock
@@ -18,6 +19,7 @@ from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.responses import ResponseStore
 from qwen_wsgi.state.token_counts import TokenCounts
 from qwen_wsgi.upstream.client import UpstreamClient
@@ -98,6 +100,8 @@ class Services:
     clock: Clock
     guard: Guard
     admission: Admission
+    connections: Connections
+    connection_memory: ConnectionMemory
     discovery: Discovery
     cooldowns: Cooldowns
     pool: AccountPool
@@ -166,6 +170,11 @@ def build_services(
         clock=clock,
         guard=Guard(settings),
         admission=Admission(settings.max_in_flight),
+        connections=Connections(settings.websockets, settings.websockets_per_key),
+        connection_memory=ConnectionMemory(
+            # One request of the largest size must fit.
+            max(settings.websocket_memory_bytes, settings.max_body_bytes)
+        ),
         discovery=discovery,
         cooldowns=cooldowns,
         pool=pool,

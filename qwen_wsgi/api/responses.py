@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from flask import Blueprint, Response, request
@@ -32,8 +32,8 @@ def create() -> Response:
     """Answer a request, as a stream of events or as a whole, and store it if the client wants."""
     call = lifecycle.live()
     services = call.services
-    id = _PREFIX + os.urandom(_ID_BYTES).hex()
-    request = _request(call, call.read_body(), id)
+    id = new_id()
+    request = request_of(call, call.read_body(), id)
     counting.watch(call, request.chat.body, request.model)
     chat = generation.chat_call(call, request.chat, request.changed)
     plan = services.executor.plan(chat)
@@ -41,7 +41,7 @@ def create() -> Response:
     storing = _Storing(services.responses, call.owner, request)
     if request.stream:
         encoder = ResponseEncoder(request, id=id, created=created, model=model)
-        return generation.stream(call, chat, plan, _StoringEncoder(encoder, storing))
+        return generation.stream(call, chat, plan, StoringEncoder(encoder, storing.put))
     answer = services.executor.complete(chat, plan)
     response = protocol.whole(request, answer.value, id=id, created=created, model=model)
     storing.put(response)
@@ -55,7 +55,7 @@ def count_tokens() -> Response:
     Without a call of an upstream (`counting`).
     """
     call = lifecycle.live()
-    counted = _request(call, call.read_body(), "")
+    counted = request_of(call, call.read_body(), "")
     count, how = counting.count(call, counted.chat.body, counted.model)
     return counting.answer({"object": "response.input_tokens", "input_tokens": count}, how)
 
@@ -68,9 +68,9 @@ def compact() -> Response:
     """
     call = lifecycle.live()
     services = call.services
-    id = _PREFIX + os.urandom(_ID_BYTES).hex()
+    id = new_id()
     body = compaction.triggered(call.read_body())
-    request = _request(call, body, id)
+    request = request_of(call, body, id)
     chat = generation.chat_call(call, request.chat, request.changed)
     plan = services.executor.plan(chat)
     answer = services.executor.complete(chat, plan)
@@ -149,14 +149,30 @@ def _limit() -> int:
     return int(limit)
 
 
-def _request(call: LiveCall, body: JsonObject, id: str) -> ResponsesRequest:
+def new_id() -> str:
+    """A new id of a response."""
+    return _PREFIX + os.urandom(_ID_BYTES).hex()
+
+
+def request_of(
+    call: LiveCall,
+    body: JsonObject,
+    id: str,
+    history: Sequence[Mapping[str, Any]] | None = None,
+) -> ResponsesRequest:
     """The request, with the conversation that it continues; the ids of its items contain that of
-    the response."""
+    the response.
+
+    Args:
+        history: the conversation's items; None takes them from the store.
+    """
     services, owner = call.services, call.owner
     before = protocol.previous_of(body)
+    if history is None:
+        history = services.responses.history(owner, before.id) if before.id else ()
     return protocol.parse_request(
         body,
-        history=services.responses.history(owner, before.id) if before.id else (),
+        history=history,
         stored=_named(services.responses, owner, before.references),
         seed=id,
         strict=services.settings.strict,
@@ -203,13 +219,15 @@ class _Storing:
             )
 
 
-class _StoringEncoder:
+class StoringEncoder:
     """An encoder whose response is stored before its last event is sent: a client that has that
     event may ask for the response at once."""
 
-    def __init__(self, encoder: ResponseEncoder, storing: _Storing) -> None:
+    def __init__(
+        self, encoder: ResponseEncoder, store: Callable[[dict[str, Any] | None], None]
+    ) -> None:
         self._encoder = encoder
-        self._storing = storing
+        self._store = store
         self.ends_after_failure = encoder.ends_after_failure
         self.feed = encoder.feed
         self.fail = encoder.fail
@@ -217,5 +235,5 @@ class _StoringEncoder:
 
     def end(self) -> bytes:
         last = self._encoder.end()
-        self._storing.put(self._encoder.response)
+        self._store(self._encoder.response)
         return last
