@@ -47,25 +47,16 @@ def stream(call: LiveCall, chat: ChatCall, plan: Plan, encoder: Encoder) -> Resp
     Raises:
         ApiError: no account answered, and nothing was sent to the client yet.
     """
-    return http.event_stream(relay(call, chat, plan, encoder))
-
-
-def relay(call: LiveCall, chat: ChatCall, plan: Plan, encoder: Encoder) -> Relay:
-    """Open a stream, which the call closes; its events are rendered by `encoder`.
-
-    Raises:
-        ApiError: no account answered.
-    """
     services = call.services
-    opened = call.relay = Relay(
+    relay = call.relay = Relay(
         lambda: services.executor.stream(chat, plan),
         settings=services.settings,
         clock=services.clock,
         encoder=encoder,
         record=call.record,
     )
-    opened.wait_first()
-    return opened
+    relay.wait_first()
+    return http.event_stream(relay)
 
 
 def pinned_account(environ: Mapping[str, Any]) -> str:

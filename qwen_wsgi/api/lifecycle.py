@@ -66,24 +66,6 @@ class LiveCall:
         assert self.client is not None, "check_caller comes first"
         return self.client.id
 
-    def identify(self) -> None:
-        """Check the caller's key.
-
-        Raises:
-            ApiError: 401 or 403.
-        """
-        self.client = self.services.guard.identify(self.environ)
-        self.record.client = self.client.name
-
-    def admit(self) -> None:
-        """Take a place among the calls in flight, until the call is closed.
-
-        Raises:
-            Overloaded: there is none.
-        """
-        self.services.admission.enter()
-        self.admitted = True
-
     def read_body(self) -> JsonObject:
         """Admit the call, read its JSON body, and from then on watch whether the client stays.
 
@@ -92,7 +74,8 @@ class LiveCall:
         Raises:
             ApiError: 400, 413 or 503.
         """
-        self.admit()
+        self.services.admission.enter()
+        self.admitted = True
         parsed = body.read_json(self.environ, self.services.settings.max_body_bytes)
         self.watch = watch_client(self.environ)
         return parsed
@@ -160,7 +143,9 @@ def check_caller() -> None:
     Raises:
         ApiError: 401 or 403.
     """
-    live().identify()
+    call = live()
+    call.client = call.services.guard.identify(call.environ)
+    call.record.client = call.client.name
 
 
 def finish_response(response: Response) -> Response:

@@ -15,6 +15,7 @@ from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.api.responses import StoringEncoder
 from qwen_wsgi.errors import ApiError, ClientGone, InternalError, forget_frames
 from qwen_wsgi.protocol import responses as protocol
+from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import ResponseEncoder, ResponsesRequest
 from qwen_wsgi.protocol.websocket import events
 from qwen_wsgi.protocol.websocket.events import ClientEvent
@@ -73,7 +74,8 @@ class Turn:
         """Create the response, and tell whatever comes of it. Raises nothing."""
         record = self.call.record
         try:
-            self._create()
+            generates = events.generates(self._event.body)
+            self._create(events.request_of(self._event), generates=generates)
         except ApiError as error:
             record.fail(error)
             self._refuse(error)
@@ -100,11 +102,9 @@ class Turn:
         with suppress(ClientGone):
             self.connection.refuse(error, self.stream_id, self.call.record.request_id)
 
-    def _create(self) -> None:
+    def _create(self, body: JsonObject, *, generates: bool) -> None:
         call = self.call
-        call.identify()
-        call.admit()
-        body = events.request_of(self._event)
+        self._enter()
         id = responses.new_id()
         before = self._conversation(protocol.previous_of(body).id)
         request = responses.request_of(call, body, id, before.items())
@@ -116,11 +116,12 @@ class Turn:
             plan = call.services.executor.plan(chat)
             model = request.model or plan.model
             encoder = ResponseEncoder(request, id=id, created=created, model=model)
-            if not events.generates(self._event.body):
+            if not generates:
                 call.record.status = 200
                 self._send([StoringEncoder(encoder, keep).end()])
                 return
-            relay = generation.relay(call, chat, plan, _MessageEncoder(encoder, keep))
+            # What it returns would be the answer to a POST.
+            generation.stream(call, chat, plan, _MessageEncoder(encoder, keep))
         except ApiError as error:
             if not _fails_the_response(error):
                 raise
@@ -130,7 +131,20 @@ class Turn:
             self._send([encoder.fail(error)])
             return
         call.record.status = 200
-        self._send(relay)
+        assert call.relay is not None, "it was opened just now"
+        self._send(call.relay)
+
+    def _enter(self) -> None:
+        """Check the client's key, which may not be valid any more, and take a place among the
+        calls in flight; `LiveCall.close` gives it back.
+
+        Raises:
+            ApiError: 401, 403 or 503.
+        """
+        call = self.call
+        call.client = call.services.guard.identify(call.environ)
+        call.services.admission.enter()
+        call.admitted = True
 
     def _conversation(self, id: str | None) -> Conversation:
         """The conversation up to a response; the empty one for None.
