@@ -189,8 +189,9 @@ class Session:
                 if isinstance(event, Ping):
                     channel.pong(event)
                 else:
+                    self._arrived(channel.held)
                     self._message(event)
-            if not self._has_room(channel.held):
+            if not self._arrived(channel.held):
                 return Close(TRY_AGAIN_LATER, "the server has no room for this message now")
             now = self.services.clock.monotonic()
             if self._is_idle(now):
@@ -199,7 +200,7 @@ class Session:
             if now - self._began_at >= LONGEST_S:
                 self._end_soon(_End(Close(GOING_AWAY, "an hour is over"), _too_old(), told=True))
 
-    def _has_room(self, arriving: int) -> bool:
+    def _arrived(self, arriving: int) -> bool:
         """Account for the message that is not complete yet; whether there is room for it."""
         memory, more = self.services.connection_memory, arriving - self._arriving
         if more > 0 and not memory.take(more):
