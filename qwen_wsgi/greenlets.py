@@ -333,9 +333,10 @@ class Strand:
         error = _ClientGoneExit("the client closed the connection")
         self._greenlet.kill(error if client_gone else gevent.GreenletExit(), block=False)
 
-    def wait(self, timeout_s: float) -> None:
-        """Wait for its end, at most for so long."""
-        self._greenlet.join(timeout_s)
+    @staticmethod
+    def wait_for(strands: Iterable[Strand], timeout_s: float) -> None:
+        """Wait for the end of several, at most for so long."""
+        gevent.joinall([strand._greenlet for strand in strands], timeout=timeout_s)
 
 
 class _Woken(Exception):
@@ -374,6 +375,11 @@ class Listener:
         reader, self._reader = self._reader, None
         if reader is not None:
             reader.throw(_Woken())
+
+
+def give_way() -> None:
+    """Let all others run that can: for a loop that might find work at each step."""
+    gevent.sleep(0)
 
 
 def lock() -> contextlib.AbstractContextManager[Any]:

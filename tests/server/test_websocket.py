@@ -234,7 +234,10 @@ def test_an_event_that_cannot_be_served_is_refused_and_the_connection_goes_on(
         refusal = client.receive()
         assert (refusal["type"], refusal["error"]["code"]) == ("error", code)
         assert refusal["status"] in (400, 404)
-        assert refusal["headers"]["x-request-id"].startswith(client.request_id)
+        request_id = f"{client.request_id}-1"
+        assert refusal["headers"]["x-request-id"] == request_id
+        line = proxy.wait_for_call(request_id)
+        assert (line["outcome"], line["error"], line["method"]) == ("refused", code, "WS")
 
         assert client.ask("Hello", store=False)
 

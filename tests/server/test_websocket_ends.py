@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -77,7 +78,7 @@ def test_a_handshake_that_is_none(proxy: Proxy) -> None:
     for headers, expected in (
         ({}, 405),
         ({"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}, 426),
-        ({"Upgrade": "websocket"}, 400),
+        ({"Upgrade": "websocket"}, 426),
         ({"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}, 400),
     ):
         with Exchange(
@@ -322,7 +323,7 @@ def test_a_client_that_answers_no_ping_is_given_up(
 def test_a_client_that_does_not_read_holds_up_nobody(
     open_proxy: StartProxy, sandbox: Sandbox
 ) -> None:
-    proxy = open_proxy(QWEN_PROXY_KEEPALIVE_INTERVAL="0.3")
+    proxy = open_proxy()
     with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.sendall(HANDSHAKE + b"\r\n")
@@ -336,6 +337,48 @@ def test_a_client_that_does_not_read_holds_up_nobody(
         # The upstream waits for the client, too.
         assert sandbox.chats[0].outcome == "open"
     assert sandbox.wait_until(lambda: sandbox.chats[0].outcome == "client_gone", 5)
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        pytest.param(b"\x89\x80\0\0\0\0" * 2000, id="pings"),
+        pytest.param(b"\x81\x80\0\0\0\0" * 2000, id="empty-messages"),
+        pytest.param(b"\x01\x80\0\0\0\0" + b"\0\x80\0\0\0\0" * 2000, id="empty-fragments"),
+    ],
+)
+def test_a_client_that_floods_holds_up_nobody(
+    open_proxy: StartProxy, sandbox: Sandbox, flood: bytes
+) -> None:
+    proxy = open_proxy()
+    over = threading.Event()
+
+    def pour(client: socket.socket) -> None:
+        while not over.is_set():
+            try:
+                client.sendall(flood)
+                # What comes back is taken, so that it does not end by itself.
+                client.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    while client.recv(1 << 20):
+                        pass
+                client.settimeout(5)
+            except OSError:
+                return
+
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as client:
+        client.sendall(HANDSHAKE + b"\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 101 ")
+        pourer = threading.Thread(target=pour, args=(client,))
+        pourer.start()
+        try:
+            time.sleep(0.3)
+            for _ in range(3):
+                with Exchange(proxy.port, chat(), timeout_s=20) as exchange:
+                    assert exchange.head()[0] == 200
+        finally:
+            over.set()
+            pourer.join()
 
 
 # --- stops ----------------------------------------------------------------------------------------
@@ -378,7 +421,7 @@ def test_a_stop_lets_a_running_response_complete(stopped: Proxy, sandbox: Sandbo
     assert close.code == 1001
     assert len(sandbox.chats) == 1
     outcomes = [line["outcome"] for line in stopped.call_lines() if line["method"] == "WS"]
-    assert outcomes == ["complete"]
+    assert outcomes == ["refused", "complete"]
 
 
 @pytest.mark.parametrize("spec", ["slow-first=30", "chunks=99, interval=0.02, stall-after=5"])

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from qwen_wsgi import greenlets
 from qwen_wsgi.access import connections
 from qwen_wsgi.access.guard import Client
+from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api.websocket.channel import Channel
 from qwen_wsgi.api.websocket.turn import Turn
 from qwen_wsgi.errors import ApiError, BadRequest, ClientGone
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
 
 log = logging.getLogger(__name__)
+
+#: The method of turns in the log: their path is that of a POST.
+METHOD: Final = "WS"
 
 _RESTART: Final = "the server is being stopped or restarted"
 
@@ -142,8 +146,7 @@ class Session:
         """End the responses, which tell their client, and the connection."""
         strands = list(self._strands.values())
         self._break_off(client_gone=False)
-        for strand in strands:
-            strand.wait(_CUT_S)
+        greenlets.Strand.wait_for(strands, _CUT_S)
         channel.close(Close(GOING_AWAY, _RESTART))
 
     def _break_off(self, *, client_gone: bool) -> None:
@@ -178,19 +181,23 @@ class Session:
         while True:
             if self._end is not None:
                 for stream_id in self._drop_waiting():
-                    self.refuse(self._end.refusal, stream_id)
+                    self._refuse(self._end.refusal, stream_id)
                 if not self._lanes.busy:
                     if self._end.told:
                         self.refuse(self._end.refusal, None)
                     return self._end.close
+            ping: Ping | None = None
             for event in channel.receive():
                 if isinstance(event, Close):
                     return event
                 if isinstance(event, Ping):
-                    channel.pong(event)
+                    ping = event
                 else:
                     self._arrived(channel.held)
                     self._message(event)
+            if ping is not None:
+                # Of several the last: RFC 6455, section 5.5.3.
+                channel.pong(ping)
             if not self._arrived(channel.held):
                 return Close(TRY_AGAIN_LATER, "the server has no room for this message now")
             now = self.services.clock.monotonic()
@@ -253,7 +260,15 @@ class Session:
             elif event.type != events.PROCESSED:
                 raise events.unknown(event.type)
         except ApiError as error:
-            self.refuse(error, stream_id)
+            self._refuse(error, stream_id)
+
+    def _refuse(self, error: ApiError, stream_id: str | None) -> None:
+        """Refuse an event for which no turn is begun; the log has a line of it as of a turn."""
+        record = self.new_record()
+        record.fail(error)
+        record.end(record.started_at)
+        self.services.ledger.write(record)
+        self.refuse(error, stream_id, record.request_id)
 
     def _create(self, request: _Request, stream_id: str | None) -> None:
         """Queue a request; create its response at once if its lane is free.
@@ -279,14 +294,13 @@ class Session:
         while self._end is None and (ready := self._lanes.next()) is not None:
             stream_id, request = ready
             self.services.connection_memory.give(len(request.message))
-            request_id = f"{self.request_id}-{next(self._turns)}"
-            work = partial(self._turn, request.read(), request_id)
+            work = partial(self._turn, request.read())
             self._strands[stream_id] = greenlets.Strand(work)
 
-    def _turn(self, event: ClientEvent, request_id: str) -> None:
+    def _turn(self, event: ClientEvent) -> None:
         """Create a response, and then begin the next one of its lane."""
         try:
-            Turn(self, event, request_id).run()
+            Turn(self, event).run()
         finally:
             self._strands.pop(event.stream_id, None)
             self._lanes.done(event.stream_id)
@@ -296,6 +310,16 @@ class Session:
                 self._channel.wake()
 
     # --- for turns --------------------------------------------------------------------------------
+
+    def new_record(self) -> CallRecord:
+        """The record of the next turn: the same facts as of a POST, with a method of its own."""
+        return CallRecord(
+            request_id=f"{self.request_id}-{next(self._turns)}",
+            method=METHOD,
+            path=self.environ["PATH_INFO"],
+            client=self.client.name,
+            started_at=self.services.clock.monotonic(),
+        )
 
     def send(self, messages: Iterable[bytes]) -> None:
         """Send messages.

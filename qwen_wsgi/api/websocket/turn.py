@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qwen_wsgi.access import connections
-from qwen_wsgi.access.guard import Client
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api import counting, generation, responses
 from qwen_wsgi.api.lifecycle import LiveCall
@@ -27,17 +26,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: The method of such calls in the log: their path is that of a POST.
-METHOD: Final = "WS"
-
 
 class Connection(Protocol):
     """What a turn needs of its connection; `Session` is one."""
 
     services: Services
     environ: WSGIEnvironment
-    client: Client
 
+    def new_record(self) -> CallRecord: ...
     def send(self, messages: Iterable[bytes]) -> None: ...
     def refuse(self, error: ApiError, stream_id: str | None, request_id: str = "") -> None: ...
     def recall(self, id: str) -> Conversation | None: ...
@@ -52,22 +48,14 @@ class Turn:
     conversation, becomes a failed response, because agents try again after that.
     """
 
-    def __init__(self, connection: Connection, event: ClientEvent, request_id: str) -> None:
+    def __init__(self, connection: Connection, event: ClientEvent) -> None:
         self.connection = connection
         self.stream_id = event.stream_id
         self._event = event
-        services, environ = connection.services, connection.environ
         self.call = LiveCall(
-            record=CallRecord(
-                request_id=request_id,
-                method=METHOD,
-                path=environ["PATH_INFO"],
-                client=connection.client.name,
-                started_at=services.clock.monotonic(),
-                stream=True,
-            ),
-            services=services,
-            environ=environ,
+            record=connection.new_record(),
+            services=connection.services,
+            environ=connection.environ,
         )
 
     def run(self) -> None:

@@ -37,14 +37,17 @@ def accepted(environ: Mapping[str, Any]) -> str:
     """Check the request; return the value of `Sec-WebSocket-Accept`.
 
     Raises:
-        ApiError: 426: another version of the protocol or of the events.
-        BadRequest: it is not what RFC 6455 says.
+        ApiError: 426: another version of the protocol or of the events; a proxy in between that
+            lets no WebSocket pass.
+        BadRequest: the key is not what RFC 6455 says.
     """
     connection: str = environ.get("HTTP_CONNECTION", "")
-    if "upgrade" not in [word.strip().lower() for word in connection.split(",")]:
-        raise BadRequest("A WebSocket needs the header 'Connection: Upgrade'.")
-    if environ.get("SERVER_PROTOCOL") != "HTTP/1.1":
-        raise BadRequest("A WebSocket begins with a request of HTTP/1.1.")
+    words = [word.strip().lower() for word in connection.split(",")]
+    if "upgrade" not in words or environ.get("SERVER_PROTOCOL") != "HTTP/1.1":
+        raise refused(
+            "A WebSocket needs 'Connection: Upgrade' and HTTP/1.1, and a proxy in front of this "
+            "server seems to have changed the request."
+        )
     if environ.get("HTTP_SEC_WEBSOCKET_VERSION") != VERSION:
         raise refused(f"The only version of the WebSocket protocol is {VERSION}.")
     for entry in environ.get("HTTP_OPENAI_BETA", "").split(","):
