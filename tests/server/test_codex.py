@@ -105,12 +105,7 @@ def test_it_uses_one_websocket_and_sends_only_what_is_new(
 def test_it_survives_a_connection_that_was_closed(
     start_proxy: StartProxy, sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    proxy = start(
-        start_proxy,
-        sandbox,
-        QWEN_PROXY_WEBSOCKET_IDLE="0.01",
-        QWEN_PROXY_KEEPALIVE_INTERVAL="0.01",
-    )
+    proxy = start(start_proxy, sandbox, QWEN_PROXY_WEBSOCKET_IDLE="0.05")
 
     shown = say(proxy, tmp_path / "codex", "Say hello [[sandbox: tools=1]]")
 

@@ -283,7 +283,7 @@ def test_the_upstream_is_closed_when_the_client_leaves(
 
 
 def test_an_idle_connection_is_closed(open_proxy: StartProxy, sandbox: Sandbox) -> None:
-    proxy = open_proxy(QWEN_PROXY_WEBSOCKET_IDLE="0.8", QWEN_PROXY_KEEPALIVE_INTERVAL="0.2")
+    proxy = open_proxy(QWEN_PROXY_WEBSOCKET_IDLE="1")
     with Socket(proxy.port) as client:
         began = time.monotonic()
         client.create("[[sandbox: slow-first=1.5]]", store=False)
@@ -294,13 +294,13 @@ def test_an_idle_connection_is_closed(open_proxy: StartProxy, sandbox: Sandbox) 
 
     assert close is not None
     assert close.code == 1001
-    assert time.monotonic() - began >= 2.3
+    assert time.monotonic() - began >= 2.5
 
 
 def test_a_client_that_answers_pings_stays(open_proxy: StartProxy, sandbox: Sandbox) -> None:
-    proxy = open_proxy(QWEN_PROXY_KEEPALIVE_INTERVAL="0.1")
+    proxy = open_proxy(QWEN_PROXY_KEEPALIVE_INTERVAL="0.5")
     with Socket(proxy.port, ping_interval=None) as client:
-        time.sleep(1.5)
+        time.sleep(4)
         assert client.ask("Hello", store=False)
 
 
