@@ -181,7 +181,7 @@ class Session:
         while True:
             if self._end is not None:
                 for stream_id in self._drop_waiting():
-                    self._refuse(self._end.refusal, stream_id)
+                    self._refuse_event(self._end.refusal, stream_id)
                 if not self._lanes.busy:
                     if self._end.told:
                         self.refuse(self._end.refusal, None)
@@ -260,9 +260,9 @@ class Session:
             elif event.type != events.PROCESSED:
                 raise events.unknown(event.type)
         except ApiError as error:
-            self._refuse(error, stream_id)
+            self._refuse_event(error, stream_id)
 
-    def _refuse(self, error: ApiError, stream_id: str | None) -> None:
+    def _refuse_event(self, error: ApiError, stream_id: str | None) -> None:
         """Refuse an event for which no turn is begun; the log has a line of it as of a turn."""
         record = self.new_record()
         record.fail(error)
