@@ -48,7 +48,7 @@ fi
 
 constraints=$venv/constraints.txt
 : >"$constraints"
-package=.
+package='.[pdf]'
 [ "$what" = run ] || package='.[dev]'
 [ "$what" != lowest ] || "$python" -B install/lowest.py >"$constraints"
 echo "Installing the packages that setup.cfg names into $venv ..." >&2

@@ -23,10 +23,10 @@ class Family(enum.Enum):
     #: Any other OpenAI-compatible server.
     OTHER = "other"
 
-    @property
-    def is_qwen(self) -> bool:
-        """Whether it is Alibaba's own gateway; those have limits and are always sent `stream`."""
-        return self is not Family.OTHER
+    def __init__(self, name: str) -> None:
+        #: Whether it is Alibaba's own gateway; those have limits and are always sent `stream`.
+        #: An attribute: a property is a call, and each request asks.
+        self.is_qwen = name != "other"
 
 
 #: Domains of Alibaba's gateways; below them are hosts of regions, workspaces, batches, trials and

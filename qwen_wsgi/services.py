@@ -17,6 +17,7 @@ from qwen_wsgi.accounting.ledger import Ledger
 from qwen_wsgi.clock import Clock, SystemClock
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.sources.discovery import Discovery
+from qwen_wsgi.documents.pdf import PdfReader
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.connection_memory import ConnectionMemory
@@ -30,6 +31,7 @@ from qwen_wsgi.upstream.routing.accounts import AccountPool
 from qwen_wsgi.upstream.routing.affinity import Affinity
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
 from qwen_wsgi.upstream.routing.cooldown import Cooldowns
+from qwen_wsgi.upstream.routing.refused_inputs import RefusedInputs
 from qwen_wsgi.upstream.routing.router import Router
 
 log = logging.getLogger(__name__)
@@ -113,6 +115,7 @@ class Services:
     ledger: Ledger
     responses: ResponseStore
     token_counts: TokenCounts
+    pdf_reader: PdfReader
     sandbox: SandboxHost
     maintenance: Maintenance
     #: The worker's start, by the clock's monotonic time.
@@ -181,7 +184,7 @@ def build_services(
         catalogue=catalogue,
         router=router,
         client=client,
-        executor=Executor(settings, router, retrier, client, clock),
+        executor=Executor(settings, router, retrier, client, clock, RefusedInputs(state_dir)),
         transport=transport,
         ledger=Ledger(),
         responses=ResponseStore(
@@ -191,6 +194,7 @@ def build_services(
             max_bytes=settings.responses_max_bytes,
         ),
         token_counts=TokenCounts(state_dir),
+        pdf_reader=PdfReader(clock),
         sandbox=sandbox,
         maintenance=Maintenance(discovery),
         started_at=clock.monotonic(),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from flask import Blueprint, Response
 
-from qwen_wsgi.api import generation, http, lifecycle
+from qwen_wsgi.api import attachments, generation, http, lifecycle
 from qwen_wsgi.protocol.chat import ChatEncoder, parse_request
 from qwen_wsgi.protocol.responses import in_chat
 
@@ -19,10 +21,15 @@ def create() -> Response:
     executor = call.services.executor
     body = call.read_body()
     changed: tuple[str, ...] = ()
-    if in_chat.is_meant(body):
+    if "input" in body and in_chat.is_meant(body):
+        body, read = attachments.with_texts(call, body, "input")
         request, changed = in_chat.chat_request(body, strict=call.services.settings.strict)
+        changed = (*read, *changed)
     else:
         request = parse_request(body)
+        if attachments.MARK in body.source:
+            texts = attachments.texts_of(call, body, "messages")
+            request = replace(request, documents=texts)
     chat = generation.chat_call(call, request, changed)
     plan = executor.plan(chat)
     if not request.stream:

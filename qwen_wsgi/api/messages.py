@@ -7,7 +7,7 @@ from typing import Final
 
 from flask import Blueprint, Response
 
-from qwen_wsgi.api import counting, generation, http, lifecycle
+from qwen_wsgi.api import attachments, counting, generation, http, lifecycle
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError, BadRequest
 from qwen_wsgi.protocol import messages
@@ -31,10 +31,10 @@ def create() -> Response:
     """Answer a request, as a stream or as a whole."""
     call = lifecycle.live()
     services, record = call.services, call.record
-    body = call.read_body()
+    body, read = attachments.with_texts(call, call.read_body(), "messages")
     request = messages.parse_request(body, strict=services.settings.strict)
     counting.watch(call, request.chat.body, request.chat.model)
-    chat = generation.chat_call(call, request.chat, request.changed)
+    chat = generation.chat_call(call, request.chat, (*read, *request.changed))
     if body.get("metadata") is not None:
         # `metadata.user_id` names account, machine and session: read here, and not sent upstream.
         chat = replace(
@@ -82,7 +82,7 @@ def _answer(call: LiveCall, request: MessagesRequest, chat: ChatCall, plan: Plan
 def count_tokens() -> Response:
     """Count the tokens of a prompt without a call of an upstream (`counting`)."""
     call = lifecycle.live()
-    body = call.read_body()
+    body, _ = attachments.with_texts(call, call.read_body(), "messages")
     model = validation.want(body, "model", str) or ""
     count, how = counting.count(call, messages.parse_prompt(body), model)
     return counting.answer({"input_tokens": count}, how)

@@ -8,13 +8,14 @@ from typing import Any, Final
 
 from flask import Blueprint, Response, request
 
-from qwen_wsgi.api import counting, generation, http, lifecycle
+from qwen_wsgi.api import attachments, counting, generation, http, lifecycle
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import BadRequest, NotFound, UpstreamError
 from qwen_wsgi.protocol import responses as protocol
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import ResponseEncoder, ResponsesRequest, compaction
 from qwen_wsgi.state.responses import ResponseStore, Stored
+from qwen_wsgi.upstream.chat_attempt import ChatCall
 
 blueprint = Blueprint("responses", __name__)
 blueprint.before_request(lifecycle.check_caller)
@@ -33,9 +34,7 @@ def create() -> Response:
     call = lifecycle.live()
     services = call.services
     id = new_id()
-    request = request_of(call, call.read_body(), id)
-    counting.watch(call, request.chat.body, request.model)
-    chat = generation.chat_call(call, request.chat, request.changed)
+    request, chat = chat_of(call, call.read_body(), id)
     plan = services.executor.plan(chat)
     created, model = int(services.clock.now()), request.model or plan.model
     storing = _Storing(services.responses, call.owner, request)
@@ -55,7 +54,8 @@ def count_tokens() -> Response:
     Without a call of an upstream (`counting`).
     """
     call = lifecycle.live()
-    counted = request_of(call, call.read_body(), "")
+    body, _ = attachments.with_texts(call, call.read_body(), "input")
+    counted = _request(call, body, "")
     count, how = counting.count(call, counted.chat.body, counted.model)
     return counting.answer({"object": "response.input_tokens", "input_tokens": count}, how)
 
@@ -69,9 +69,9 @@ def compact() -> Response:
     call = lifecycle.live()
     services = call.services
     id = new_id()
-    body = compaction.triggered(call.read_body())
-    request = request_of(call, body, id)
-    chat = generation.chat_call(call, request.chat, request.changed)
+    body, read = attachments.with_texts(call, compaction.triggered(call.read_body()), "input")
+    request = _request(call, body, id)
+    chat = generation.chat_call(call, request.chat, (*read, *request.changed))
     plan = services.executor.plan(chat)
     answer = services.executor.complete(chat, plan)
     created, model = int(services.clock.now()), request.model or plan.model
@@ -154,7 +154,20 @@ def new_id() -> str:
     return _PREFIX + os.urandom(_ID_BYTES).hex()
 
 
-def request_of(
+def chat_of(
+    call: LiveCall,
+    body: JsonObject,
+    id: str,
+    history: Sequence[Mapping[str, Any]] | None = None,
+) -> tuple[ResponsesRequest, ChatCall]:
+    """A request for the response `id`, and the chat call that it becomes; `history` as below."""
+    body, read = attachments.with_texts(call, body, "input")
+    request = _request(call, body, id, history)
+    counting.watch(call, request.chat.body, request.model)
+    return request, generation.chat_call(call, request.chat, (*read, *request.changed))
+
+
+def _request(
     call: LiveCall,
     body: JsonObject,
     id: str,

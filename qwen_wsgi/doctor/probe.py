@@ -30,6 +30,7 @@ from qwen_wsgi.upstream.chat_attempt import ChatAttempt, ChatCall
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.failures.causes import CAUSES
 from qwen_wsgi.upstream.http.transport import Transport
+from qwen_wsgi.upstream.routing.refused_inputs import RefusedInputs
 from qwen_wsgi.upstream.routing.router import Route
 
 #: A model that needs longer for one token is of no use to a person who waits.
@@ -99,7 +100,7 @@ class TokenProbe:
             idle_timeout_s=min(settings.idle_timeout_s, IDLE_S),
         )
         client = UpstreamClient(settings, transport, clock)
-        self._attempt = ChatAttempt(settings, client, clock)
+        self._attempt = ChatAttempt(settings, client, clock, RefusedInputs(None))
 
     def request(self, account: Account, model: str) -> int | None:
         """Make the call and return the tokens that it used, None if the upstream reports none.

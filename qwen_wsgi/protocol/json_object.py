@@ -49,6 +49,9 @@ class JsonObject:
     The latter parses what msgspec refuses: it reports the position of an error, and accepts
     unpaired surrogates, which clients that cut texts send.
 
+    Attributes:
+        source: the text, as UTF-8 without a byte order mark.
+
     Args:
         body: UTF-8; a byte order mark is tolerated.
 
@@ -56,16 +59,16 @@ class JsonObject:
         JsonObjectError: not UTF-8, not JSON, nested too deep, or not an object.
     """
 
-    __slots__ = ("_body", "_texts", "_values")
+    __slots__ = ("_texts", "_values", "source")
 
     def __init__(self, body: bytes) -> None:
         # A byte order mark is tolerated from a client and not passed on (RFC 8259 §8.1).
-        self._body = body.removeprefix(b"\xef\xbb\xbf")
+        self.source = body.removeprefix(b"\xef\xbb\xbf")
         #: The text of each member's value; read when it is needed.
         self._texts: Mapping[str, msgspec.Raw] | None = None
-        values = _quickly(self._body)
+        values = _quickly(self.source)
         if values is None:
-            values, self._texts = _carefully(self._body)
+            values, self._texts = _carefully(self.source)
         self._values = values
 
     def __contains__(self, name: str) -> bool:
@@ -92,9 +95,9 @@ class JsonObject:
         """
         changes = changes or {}
         if not changes and not any(name in self._values for name in drop):
-            return self._body
+            return self.source
         if self._texts is None:
-            self._texts = _RAW.decode(self._body)
+            self._texts = _RAW.decode(self.source)
         members: dict[str, Any] = {
             name: text for name, text in self._texts.items() if name not in drop
         }

@@ -65,6 +65,8 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
         ("long", "count 100000", _TEST, "the answer has at least that many characters"),
         ("size", "count 1000", _TEST, "each content delta has that many characters"),
         ("lax", "", _TEST, "parameters are not checked"),
+        ("text-only", "", _SEEN,
+            "the model reads text only: 400 to a picture, sound or video in a message"),
         ("think", "", _DOC, "reasoning_content first, although enable_thinking was not sent"),
         ("no-tools", "", _DOC, "answers with text although tools were offered"),
         ("finish", "text length", _DOC, "the finish_reason is this word"),

@@ -23,6 +23,10 @@ _MAX_OUTPUT: Final = (
     ("qwen-turbo", 16_384),
     ("qwen3-vl", 32_768),
 )
+_MEDIA: Final = (
+    "<400> InternalError.Algo.InvalidParameter: The provided messages input is invalid. "
+    "The error info is [Unexpected item type in content.]"
+)
 _DEFAULT_MAX_OUTPUT: Final = 65_536
 
 
@@ -48,6 +52,17 @@ def portal_refusal(body: dict[str, Any]) -> Refusal | None:
     if isinstance(parts, list) and any(isinstance(p, dict) and "cache_control" in p for p in parts):
         return None
     return Refusal(400, "invalid_parameter_error", "bad request", "invalid_request_error")
+
+
+def media_refusal(body: dict[str, Any]) -> Refusal | None:
+    """Return a text model's refusal of a picture, sound or video in any message, or None."""
+    messages = body.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, dict) and part.get("type") != "text":
+                return Refusal(400, "invalid_parameter_error", _MEDIA, "invalid_request_error")
+    return None
 
 
 def _messages(body: dict[str, Any]) -> Iterator[str]:

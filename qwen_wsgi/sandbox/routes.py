@@ -154,6 +154,8 @@ def _chat_answer(world: World, record: Record, body: Json | None, spec: Spec) ->
 def _chat_refusal(world: World, body: Json, spec: Spec) -> Refusal | None:
     if "strict-portal" in spec and (refusal := params.portal_refusal(body)) is not None:
         return refusal
+    if "text-only" in spec and (refusal := params.media_refusal(body)) is not None:
+        return refusal
     if "lax" not in spec and (refusal := params.refusal_for(body)) is not None:
         return refusal
     base = str(body.get("model")).partition("/sandbox/")[0]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
+from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.protocol import chat
 from qwen_wsgi.protocol.changes import header_token
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, functions, renamed_tools
@@ -20,9 +21,11 @@ from qwen_wsgi.protocol.chat.renamed_tools import (
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError, compact
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream.adapt import Adapted, Options, Target, adapt
+from qwen_wsgi.upstream.adapt import Adapted, Options, Target, adapt, media
 from qwen_wsgi.upstream.client import CHAT_PATH, UpstreamClient
+from qwen_wsgi.upstream.failures.causes import INPUT_REFUSED
 from qwen_wsgi.upstream.open_stream import OpenStream
+from qwen_wsgi.upstream.routing.refused_inputs import PROVED_S, SUSPECTED_S, RefusedInputs
 from qwen_wsgi.upstream.routing.router import Route
 
 
@@ -54,12 +57,23 @@ class ChatAnswer(NamedTuple):
 
 
 class ChatAttempt:
-    """Makes single attempts; shared by all greenlets of a worker, keeps no state."""
+    """Makes single attempts; shared by all greenlets of a worker.
 
-    def __init__(self, settings: Settings, client: UpstreamClient, clock: Clock) -> None:
+    Args:
+        refused_inputs: what models refused to read; the attempts add to it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: UpstreamClient,
+        clock: Clock,
+        refused_inputs: RefusedInputs,
+    ) -> None:
         self._options = Options(strict=settings.strict, cache_control=settings.cache_control)
         self._client = client
         self._clock = clock
+        self._refused_inputs = refused_inputs
 
     def asks_stream(self, route: Route) -> bool:
         """Whether a whole answer is put together from a stream at this account."""
@@ -83,9 +97,16 @@ class ChatAttempt:
             normalize=route.account.family.is_qwen,
             model=(route.model, name) if name != route.model else None,
         )
-        return self._client.open_stream(
-            route.account, body, headers=call.headers, chunks=chunks, record=call.record
-        )
+        try:
+            stream = self._client.open_stream(
+                route.account, body, headers=call.headers, chunks=chunks, record=call.record
+            )
+        except UpstreamError as error:
+            self._learn(error, call, route)
+            raise
+        if adapted.left_out:
+            self._prove(route, adapted.left_out)
+        return stream
 
     def read_whole(self, call: ChatCall, route: Route, stream: OpenStream) -> ChatAnswer:
         """Read an open stream to its end, close it, and put the whole answer together.
@@ -113,7 +134,13 @@ class ChatAttempt:
             ApiError: the account did not answer.
         """
         body, adapted = self._prepared(call, route, stream=False)
-        answer = self._client.post_json(route.account, CHAT_PATH, body, headers=call.headers)
+        try:
+            answer = self._client.post_json(route.account, CHAT_PATH, body, headers=call.headers)
+        except UpstreamError as error:
+            self._learn(error, call, route)
+            raise
+        if adapted.left_out:
+            self._prove(route, adapted.left_out)
         call.record.usage = parse_usage(answer.value.get("usage"))
         call.record.upstream_request_id = answer.upstream_request_id
         data, value = answer.body, mended(answer.value)
@@ -137,6 +164,24 @@ class ChatAttempt:
             return self.ask_whole(call, route)
         return self.read_whole(call, route, self.open(call, route, hide_usage=False))
 
+    def _learn(self, error: UpstreamError, call: ChatCall, route: Route) -> None:
+        """Note that the model reads no pictures, sound or video, if its host says so, and let the
+        request be repeated without them. In strict mode the refusal stands."""
+        failure = error.failure
+        if failure is None or failure.cause != INPUT_REFUSED or self._options.strict:
+            return
+        inputs = media.inputs_in(call.request.body.get("messages"))
+        inputs -= self._refused_inputs.of(route.account, route.model)
+        if not inputs:
+            return
+        refused = media.refused_by(error.upstream_message, inputs)
+        self._refused_inputs.remember(route.account, route.model, refused, believed_s=SUSPECTED_S)
+        error.failure = replace(failure, retry=True)
+
+    def _prove(self, route: Route, inputs: frozenset[str]) -> None:
+        """The request succeeded without them: the refusal spoke of them, and is remembered."""
+        self._refused_inputs.remember(route.account, route.model, inputs, believed_s=PROVED_S)
+
     def _adapted(self, call: ChatCall, route: Route, *, stream: bool) -> Adapted:
         account = route.account
         target = Target(
@@ -144,6 +189,7 @@ class ChatAttempt:
             model=route.model,
             search=route.search,
             thinking=route.thinking,
+            refused=self._refused_inputs.of(account, route.model),
         )
         return adapt(call.request, target, self._options, stream=stream)
 

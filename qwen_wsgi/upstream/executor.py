@@ -23,6 +23,7 @@ from qwen_wsgi.upstream.client import JsonAnswer, UpstreamClient
 from qwen_wsgi.upstream.open_stream import OpenStream
 from qwen_wsgi.upstream.retry import Retrier
 from qwen_wsgi.upstream.routing.limiter import Slot
+from qwen_wsgi.upstream.routing.refused_inputs import RefusedInputs
 from qwen_wsgi.upstream.routing.router import Plan, Route, Router
 
 #: Seeds that Model Studio takes.
@@ -77,12 +78,13 @@ class Executor:
         retrier: Retrier,
         client: UpstreamClient,
         clock: Clock,
+        refused_inputs: RefusedInputs,
     ) -> None:
         self._router = router
         self._retrier = retrier
         self._client = client
         self._clock = clock
-        self._attempt = ChatAttempt(settings, client, clock)
+        self._attempt = ChatAttempt(settings, client, clock, refused_inputs)
 
     # --- chat --------------------------------------------------------------------------------
 

@@ -189,7 +189,9 @@ class Retrier:
             attempts.error = error
         if not (failure.retry or failure.elsewhere):
             raise error
-        if attempts.count >= MOST_ATTEMPTS or self._clock.monotonic() >= attempts.end_s:
+        # A request that was repaired costs no wait, so the budget does not matter.
+        is_late = failure.scope is not Scope.REQUEST and self._clock.monotonic() >= attempts.end_s
+        if attempts.count >= MOST_ATTEMPTS or is_late:
             raise attempts.error
         if not failure.retry:
             attempts.excluded.add(name)
@@ -199,6 +201,8 @@ class Retrier:
             attempts.excluded.add(name)  # the others first; after a throttle its cooldown says so
 
     def _back_off(self, failure: Failure, attempts: _Attempts) -> None:
+        if failure.scope is Scope.REQUEST:
+            return  # the next one differs
         if failure.scope in (Scope.ACCOUNT_MODEL, Scope.ACCOUNT):
             return  # the cooldown says for how long
         pause_s = _BACKOFF_S * 2.0 ** (attempts.count - 1) * (0.75 + 0.5 * self._jitter())

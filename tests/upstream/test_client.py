@@ -24,6 +24,7 @@ from qwen_wsgi.upstream.chat_attempt import ChatAnswer, ChatAttempt, ChatCall
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.http.transport import Transport
 from qwen_wsgi.upstream.open_stream import OpenStream
+from qwen_wsgi.upstream.routing.refused_inputs import RefusedInputs
 from qwen_wsgi.upstream.routing.router import Route
 from tests.fakes.raw_server import Answer as Reply
 from tests.fakes.raw_server import Peer, RawServer, chunked, head, stream, whole
@@ -90,7 +91,7 @@ class World:
 
     def complete(self, **members: Any) -> ChatAnswer:
         settings = settings_of()
-        attempt = ChatAttempt(settings, self.client, SystemClock())
+        attempt = ChatAttempt(settings, self.client, SystemClock(), RefusedInputs(None))
         call = ChatCall(request_of(**members), {}, self.record)
         return attempt.complete(call, Route(self.account, "m"))
 

@@ -12,6 +12,7 @@ from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import Scope, UpstreamError
 from qwen_wsgi.upstream.client import JsonAnswer
 from qwen_wsgi.upstream.executor import Executor, UnaryCall, UnaryRequests
+from qwen_wsgi.upstream.routing.refused_inputs import RefusedInputs
 from tests.fakes.upstream import settings_of
 from tests.upstream.retry_world import World, failure
 
@@ -53,7 +54,9 @@ def asked(client: FakeClient, *bodies: bytes) -> list[bytes]:
 def answered(world: World, client: FakeClient, *bodies: bytes) -> list[bytes]:
     settings = settings_of()
     upstream: Any = client
-    executor = Executor(settings, world.router, world.retrier, upstream, world.clock)
+    executor = Executor(
+        settings, world.router, world.retrier, upstream, world.clock, RefusedInputs(None)
+    )
     call = UnaryCall(
         "/embeddings", {"User-Agent": "x"}, world.record, lambda route: UnaryRequests(bodies)
     )
@@ -141,7 +144,9 @@ class Refusing(FakeClient):
 def test_an_account_without_the_path_is_no_failure_where_the_caller_says_so(cause: str) -> None:
     world = World("a")
     client: Any = Refusing(failure(Scope.ACCOUNT_MODEL, retry=False, cause=cause))
-    executor = Executor(settings_of(), world.router, world.retrier, client, world.clock)
+    executor = Executor(
+        settings_of(), world.router, world.retrier, client, world.clock, RefusedInputs(None)
+    )
 
     def ask(*absent: str) -> object:
         bodies = UnaryRequests([b"a@0"], ("stream:whole",))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qwen_wsgi.access import connections
 from qwen_wsgi.accounting.record import CallRecord
-from qwen_wsgi.api import counting, generation, responses
+from qwen_wsgi.api import generation, responses
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.api.responses import StoringEncoder
 from qwen_wsgi.errors import ApiError, ClientGone, InternalError, forget_frames
@@ -95,9 +95,7 @@ class Turn:
         self._enter()
         id = responses.new_id()
         before = self._conversation(protocol.previous_of(body).id)
-        request = responses.request_of(call, body, id, before.items())
-        counting.watch(call, request.chat.body, request.model)
-        chat = generation.chat_call(call, request.chat, request.changed)
+        request, chat = responses.chat_of(call, body, id, before.items())
         created = int(call.services.clock.now())
         keep = _Keeping(self, request, id, before).put
         try:

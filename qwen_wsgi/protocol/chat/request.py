@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +26,8 @@ class ChatRequest:
     added: frozenset[str] = frozenset()
     #: The client's names for members that a translation renamed; None if the client sent chat.
     origins: Mapping[str, str] | None = None
+    #: The texts of attached PDFs by their base64, for hosts that take no files.
+    documents: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_request(

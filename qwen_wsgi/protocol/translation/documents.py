@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 #: Media types of plain text besides `text/*`.
 _TEXTS: Final = ("application/json", "application/xml", "application/yaml", "application/x-yaml")
@@ -50,3 +51,65 @@ def placeholder(name: str, kind: str) -> str:
         f"[A document{which} ({kind[:_LONGEST_NAME]}) was left out here, because it cannot be "
         "read. Ask for its text, or for its pages as pictures.]"
     )
+
+
+# --- PDFs: found here, read elsewhere -----------------------------------------------------------
+
+PDF: Final = "application/pdf"
+PDF_URL: Final = f"data:{PDF};base64,"
+
+#: How deep in a request a document may be: in the content of a result in a message's content.
+_DEEPEST: Final = 10
+
+
+def pdfs_in(value: Any, depth: int = 0) -> Iterator[str]:
+    """The base64 of the PDFs in a request's member, in the forms of all dialects.
+
+    Those are `{"type": "base64", "media_type": "application/pdf", "data"}` (Messages) and
+    `{"file_data": "data:application/pdf;base64,…"}` (Responses, chat).
+    """
+    if depth > _DEEPEST:
+        return
+    if isinstance(value, dict):
+        if (document := _pdf(value)) is not None:
+            yield document
+            return
+        value = value.values()
+    elif not isinstance(value, list):
+        return
+    for each in value:
+        if isinstance(each, dict | list):
+            yield from pdfs_in(each, depth + 1)
+
+
+def with_texts(value: Any, texts: Mapping[str, str], depth: int = 0) -> Any:
+    """The member with texts in the place of PDFs, in the dialect's form for a document of text.
+
+    Args:
+        texts: by base64; a PDF that is missing here stays.
+    """
+    if depth > _DEEPEST:
+        return value
+    if isinstance(value, list):
+        return [with_texts(each, texts, depth + 1) for each in value]
+    if not isinstance(value, dict):
+        return value
+    document = _pdf(value)
+    if document is None:
+        return {name: with_texts(each, texts, depth + 1) for name, each in value.items()}
+    if (text := texts.get(document)) is None:
+        return value
+    if "file_data" in value:
+        data = base64.b64encode(text.encode(errors="replace")).decode()
+        return {**value, "file_data": f"data:text/plain;base64,{data}"}
+    return {"type": "text", "media_type": "text/plain", "data": text}
+
+
+def _pdf(value: dict[str, Any]) -> str | None:
+    """The base64 of a PDF, if this object holds one."""
+    url = value.get("file_data")
+    if isinstance(url, str) and url.startswith(PDF_URL):
+        return url[len(PDF_URL) :]
+    if value.get("media_type") == PDF and isinstance(data := value.get("data"), str):
+        return data
+    return None

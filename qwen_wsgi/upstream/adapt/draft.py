@@ -21,12 +21,14 @@ class Target:
         model: the upstream's name for it.
         search: the model's name has the suffix for a web search.
         thinking: the model's name switches thinking on (True) or off (False).
+        refused: inputs that the model refused to read before: of `image`, `audio`, `video`.
     """
 
     family: Family
     model: str
     search: bool = False
     thinking: bool | None = None
+    refused: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Adapted:
         legacy_functions: `functions` became tools, so the answer's tool calls must be turned back
             into a `function_call`.
         renamed: the client's names of tools by those that are sent.
+        left_out: inputs that were left out because the model refused them before.
     """
 
     changes: Mapping[str, Any]
@@ -60,6 +63,7 @@ class Adapted:
     fan_out: int = 1
     legacy_functions: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict)
+    left_out: frozenset[str] = frozenset()
 
 
 UNCHANGED: Final = Adapted(MappingProxyType({}), frozenset(), ())
@@ -90,11 +94,12 @@ class Draft:
 
     Attributes:
         names: the members that the client sent.
+        documents: see `ChatRequest.documents`.
         profile: which of them the model supports, or None for an unknown model.
         thinking: what is wanted of the thinking; rules may change it before `thinking.adapt`.
         notes: texts to add to the system message.
         translated, origins: whether the client did not send chat; see `ChatRequest.origins`.
-        fan_out, legacy_functions, renamed: see `Adapted`.
+        fan_out, legacy_functions, renamed, left_out: see `Adapted`.
     """
 
     __slots__ = (
@@ -102,7 +107,9 @@ class Draft:
         "_drop",
         "_values",
         "body",
+        "documents",
         "fan_out",
+        "left_out",
         "legacy_functions",
         "names",
         "notes",
@@ -120,6 +127,7 @@ class Draft:
         self, request: ChatRequest, target: Target, options: Options, *, stream: bool
     ) -> None:
         self.body = request.body
+        self.documents = request.documents
         self.names = frozenset(request.body.names())
         self.target = target
         self.options = options
@@ -130,6 +138,7 @@ class Draft:
         self.fan_out = 1
         self.legacy_functions = False
         self.renamed: Mapping[str, str] = {}
+        self.left_out: frozenset[str] = frozenset()
         self._values: dict[str, Any] = {}
         self._drop: set[str] = set()
         self.translated = request.origins is not None
@@ -190,6 +199,7 @@ class Draft:
             fan_out=self.fan_out,
             legacy_functions=self.legacy_functions,
             renamed=self.renamed,
+            left_out=self.left_out,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Collection, Container
 from typing import Any, Final
 
 from qwen_wsgi.protocol import json_access
@@ -21,22 +22,56 @@ _KINDS: Final = {
     "input_audio": ("audio", "sound"),
 }
 
+#: How a refusal names an input.
+_NAMED: Final = {
+    "image": re.compile(r"image|picture|vision|visual|图", re.IGNORECASE),
+    "audio": re.compile(r"audio|sound|speech|音频", re.IGNORECASE),
+    "video": re.compile(r"video|视频", re.IGNORECASE),
+}
+
 #: What a snapshot or a region adds to the name of a model, which does not change its inputs.
 _SUFFIX: Final = re.compile(r"-(?:20\d\d-\d\d-\d\d|latest|us)$")
 
 
 def adapt(draft: Draft) -> None:
-    """Replace the parts that the model does not read.
+    """Replace the parts that the model does not read, as its profile or a refusal says.
 
     A host answers each request with such a part by 400, so a conversation in which a tool showed a
     picture (Claude Code's Read, for one) could not go on.
     """
-    inputs = _inputs_of(draft.target.model)
-    if inputs is None:
-        return  # unknown model: the host decides
     _files(draft)
+    inputs = _inputs_of(draft.target.model)
+    if inputs is not None:  # of an unknown model the host decides, once
+        _leave_out(draft, {needed for needed, _ in _KINDS.values()}.difference(inputs))
+    leave_out_refused(draft)
+
+
+def leave_out_refused(draft: Draft) -> None:
+    """Replace the parts that this model refused before; of any host."""
+    if draft.target.refused:
+        draft.left_out = _leave_out(draft, draft.target.refused)
+
+
+def inputs_in(messages: Any) -> frozenset[str]:
+    """Which inputs besides text a request's messages have: of `image`, `audio`, `video`."""
+    return frozenset(
+        _KINDS[part["type"]][0]
+        for message in json_access.objects(messages)
+        for part in json_access.objects(message.get("content"))
+        if _is_unread(part, _KINDS)
+    )
+
+
+def refused_by(text: str, inputs: Collection[str]) -> frozenset[str]:
+    """Which of a request's inputs the host's refusal speaks of: all, if it names none of them."""
+    named = frozenset(kind for kind in inputs if _NAMED[kind].search(text))
+    return named or frozenset(inputs)
+
+
+def _leave_out(draft: Draft, inputs: Collection[str]) -> frozenset[str]:
+    """Replace the parts of these inputs; returns which of them there were."""
     messages = draft.get("messages")
-    unread = {kind for kind, (needed, _) in _KINDS.items() if needed not in inputs}
+    unread = {kind for kind, (needed, _) in _KINDS.items() if needed in inputs}
     changed = [_without(message, unread, draft.target.model) for message in messages]
     lost = sorted(
         {
@@ -51,6 +86,7 @@ def adapt(draft: Draft) -> None:
         draft.lose("messages", f"reads no {kind}")
     if lost:
         draft.put("messages", changed, "-".join([*lost, "left-out"]))
+    return frozenset(lost)
 
 
 def _files(draft: Draft) -> None:
@@ -75,6 +111,8 @@ def _text_of(draft: Draft, part: dict[str, Any]) -> dict[str, Any]:
     name, data = json_access.text(file.get("filename")), json_access.text(file.get("file_data"))
     text = documents.text_of_url(data)
     if text is None:
+        text = draft.documents.get(data.removeprefix(documents.PDF_URL))
+    if text is None:
         draft.lose("messages", "reads no files")
         text = documents.placeholder(name, "a file")
     return {"type": "text", "text": text}
@@ -92,7 +130,7 @@ def _inputs_of(model: str) -> tuple[str, ...] | None:
     return None if known is None else known.inputs
 
 
-def _without(message: Message, unread: set[str], model: str) -> Message:
+def _without(message: Message, unread: Container[str], model: str) -> Message:
     content = message.get("content")
     if not isinstance(content, list) or not any(_is_unread(part, unread) for part in content):
         return message
@@ -100,7 +138,7 @@ def _without(message: Message, unread: set[str], model: str) -> Message:
     return {**message, "content": parts}
 
 
-def _is_unread(part: Any, unread: set[str]) -> bool:
+def _is_unread(part: Any, unread: Container[str]) -> bool:
     kind = part.get("type") if isinstance(part, dict) else None
     return isinstance(kind, str) and kind in unread
 

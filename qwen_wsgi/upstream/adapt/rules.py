@@ -37,7 +37,8 @@ def adapt(request: ChatRequest, target: Target, options: Options, *, stream: boo
     """Return the changes that this target needs; the request's own values are never modified.
 
     A host that is not Qwen's gets what the client sent, except that system messages move to the
-    front if the model is a Qwen, and that a translated request is made a plain one.
+    front if the model is a Qwen, that a translated request is made a plain one, and that pictures
+    which the model refused are left out.
 
     Args:
         stream: whether the upstream will be asked for a stream.
@@ -47,12 +48,13 @@ def adapt(request: ChatRequest, target: Target, options: Options, *, stream: boo
     """
     foreign = target.family is Family.OTHER  # `not is_qwen`, without a call
     is_qwen_model = "qwen" in target.model.lower()
-    if foreign and not is_qwen_model and request.origins is None:
+    if foreign and not is_qwen_model and request.origins is None and not target.refused:
         return UNCHANGED
     draft = Draft(request, target, options, stream=stream)
     if foreign:
         if is_qwen_model:
             messages.systems_first(draft)
+        media.leave_out_refused(draft)
         other_hosts.adapt(draft)
         tool_names.adapt_translated(draft)
         return draft.finish()

@@ -12,6 +12,9 @@ from typing import Final
 
 from qwen_wsgi.errors import Failure, Scope
 
+#: The cause on which `chat_attempt` repeats a request without its pictures, sound and video.
+INPUT_REFUSED: Final = "input_refused"
+
 #: Statuses that mean to our client what the upstream meant by them. 401 is not among them: it is
 #: the proxy's account that was refused, and a client would look for the fault in its own key.
 _UNDERSTOOD: Final = frozenset({400, 403, 404, 409, 413, 422, 500, 502, 503, 504})
@@ -224,6 +227,7 @@ _LIST: Final[tuple[Cause, ...]] = (
         "again.",
     ),
     _request("too_large", "the request is larger than the upstream takes", 413),
+    _request(INPUT_REFUSED, "the model reads no pictures, sound or video", param="messages"),
     Cause(
         "over_token_limit",
         "the request alone is more than the account's tokens per minute",

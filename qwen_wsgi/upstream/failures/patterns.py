@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from qwen_wsgi.hosts import Family
-from qwen_wsgi.upstream.failures.causes import CAUSES, Cause
+from qwen_wsgi.upstream.failures.causes import CAUSES, INPUT_REFUSED, Cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,10 @@ _REFUSALS: Final = frozenset({400, 403, 404, 413, 422, None})
 _KEY: Final = r"invalid[ _-]?api[ _-]?key|authentication_error"
 _SPAN: Final = r"hourly|daily|weekly|monthly|\d+[- ](?:hour|day|week|month)"
 
+_MEDIA: Final = r"(?:images?|pictures?|vision|visual|audio|videos?|multi-?modal(?:ity)?)"
+#: As an input at all: not one of its formats, sizes or sources.
+_ANY: Final = rf"(?:any |the )?{_MEDIA}\b(?! (?:format|type|url|size|file|codec|output|generat))"
+
 #: How servers say that a prompt is longer than the model's context, with the source of each; the
 #: letters are explained below. A limit of the answer alone (`max_tokens`) is no such thing, and
 #: neither are limits per minute.
@@ -150,6 +154,35 @@ _TOO_LONG: Final = (
     ("[P] LiteLLM", "ContextWindowExceededError"),
 )
 
+#: How servers say that a model does not read pictures, sound or video, with the source of each.
+#: That one of them could not be fetched, is broken or too large says nothing about the model.
+_NOT_READ: Final = (
+    ("[P] Model Studio", r"unexpected item type in content"),
+    (
+        "[P] Volcengine, opencode, Copilot, Hermes; [S] LM Studio",
+        rf"\bdo(?:es)?(?: not|n.?t) (?:currently )?(?:support|accept|take) {_ANY}",
+    ),
+    (
+        "[P] llama.cpp, also with a hint at the mmproj",
+        rf"{_MEDIA} inputs? (?:is|are) not supported",
+    ),
+    (
+        "[P] llama.cpp's templates, FreeToken",
+        r"unsupported content (?:part )?type\b.{0,60}(?:image|audio|video)",
+    ),
+    ("[P] vLLM", r"\bis not a multimodal model\b"),
+    ("[S] vLLM, none of a kind allowed", r"\bat most 0 (?:image|audio|video)"),
+    ("[P] OpenRouter, Xiaomi", rf"no endpoints found that support {_ANY}"),
+    ("[P] OpenAI", r"\b(?:image_url|input_audio) is only supported by certain models"),
+    (
+        "[P] DeepSeek",
+        r"unknown variant `?(?:image|input_audio|video)\w*`?, expected `?text\b"
+        r"|did not match any variant of untagged enum ChatCompletionRequestContent",
+    ),
+    ("[S] Ollama", r"missing data required for (?:image|audio|video) input"),
+    ("[P] Zhipu, its models of text", r"messages\.content\.type\b.{0,20}\['text'\]"),
+)
+
 # Where a row comes from: [D] the vendor's error page; [P] bodies that public projects quote from
 # their logs; [Q] qwen-code's own rules; [Z] z.ai's error page (GLM); [O] OpenAI's error guide;
 # [S] the sources of other OpenAI-compatible servers.
@@ -169,6 +202,10 @@ ROWS: Final[tuple[Pattern, ...]] = (
         "|model_max_prompt_tokens_exceeded|model_context_window_exceeded|OutofContextError",
     ),
     *(_row("context_length", statuses=_REFUSALS | {500}, text=text) for _whose, text in _TOO_LONG),
+    *(
+        _row(INPUT_REFUSED, statuses=_REFUSALS | {500, 501}, text=text)
+        for _whose, text in _NOT_READ
+    ),
     # [D] Not `InvalidParameter.DataInspection`: there a picture could not be fetched. [Z] 1301.
     _row(
         "content_filter",

@@ -41,8 +41,9 @@ def target_of(
     *,
     search: bool = False,
     thinking: bool | None = None,
+    refused: frozenset[str] = frozenset(),
 ) -> Target:
-    return Target(family, model, search=search, thinking=thinking)
+    return Target(family, model, search=search, thinking=thinking, refused=refused)
 
 
 def adapted(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.hosts import Family
+from qwen_wsgi.upstream.adapt import adapt, media
 from tests.upstream.adapt.support import (
+    LAX,
     MARK,
     STRICT,
     USER,
@@ -14,6 +18,7 @@ from tests.upstream.adapt.support import (
     adapted,
     difference,
     part,
+    request_of,
     sent,
     target_of,
 )
@@ -119,4 +124,56 @@ def test_files_are_texts_as_far_as_they_can_be_read() -> None:
     assert adapted(unreadable).changed == ("messages:file-as-text",)
     with pytest.raises(BadRequest):
         adapted(unreadable, options=STRICT)
-    assert adapted(unreadable, target_of("some-new-model")).changed == ()
+    # Whatever the model is: the hosts take none.
+    assert adapted(unreadable, target_of("some-new-model")).changed == ("messages:file-as-text",)
+
+
+@pytest.mark.parametrize("family", [Family.DASHSCOPE, Family.OTHER])
+@pytest.mark.parametrize("model", ["some-new-model", "qwen9-new"])
+def test_what_a_model_refused_is_left_out(family: Family, model: str) -> None:
+    members = asked(part("Look:"), PICTURE, SOUND)
+
+    made = adapted(members, target_of(model, family, refused=frozenset({"image"})))
+
+    content = sent(members, made)["messages"][1]["content"]
+    assert content[1]["text"].startswith("[A picture was left out here")
+    assert content[2] == SOUND
+    assert made.left_out == {"image"}
+    assert "messages:image-left-out" in made.changed
+
+
+def test_a_refused_input_that_is_not_there_changes_nothing() -> None:
+    members = asked(part("Look:"))
+
+    made = adapted(members, target_of("m", Family.OTHER, refused=frozenset({"image"})))
+
+    assert made.left_out == frozenset()
+    assert made.changed == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ("No endpoints found that support image input", {"image"}),
+        ("This model does not support audio.", {"audio"}),
+        ("Unexpected item type in content.", {"image", "audio"}),
+        ("does not support video", {"image", "audio"}),  # which was not sent
+    ],
+)
+def test_which_inputs_a_refusal_means(words: str, refused: set[str]) -> None:
+    inputs = media.inputs_in(asked(part("a"), PICTURE, SOUND)["messages"])
+
+    assert inputs == {"image", "audio"}
+    assert media.refused_by(words, inputs) == refused
+
+
+def test_a_file_with_a_known_text_is_sent_as_text() -> None:
+    file: Json = {"filename": "a.pdf", "file_data": "data:application/pdf;base64,AAAA"}
+    members = asked({"type": "file", "file": file})
+    request = replace(request_of(**members), documents={"AAAA": "[Page 1]\nHello"})
+
+    made = adapt(request, target_of("some-new-model"), LAX, stream=True)
+
+    content = sent(members, made)["messages"][1]["content"]
+    assert content == [part("[Page 1]\nHello")]
+    assert made.changed == ("messages:file-as-text",)

@@ -11,6 +11,7 @@ from requests.structures import CaseInsensitiveDict
 from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.upstream.failures import classify
+from qwen_wsgi.upstream.failures.causes import INPUT_REFUSED
 from tests.fakes.upstream import SECRET
 
 
@@ -464,3 +465,23 @@ class TestAnErrorAsAnAnswer:
         error = classify.from_error_finish("x" * 100_000, account="dashscope")
 
         assert len(error.message) < 3000
+
+
+#: About a picture, and not about the model.
+OTHER_REFUSALS = [
+    (400, "Failed to download the image from https://example.com/a.png"),
+    (400, "The image length and width do not meet the model restrictions."),
+    (400, "Unsupported image format: image/tiff"),
+    (400, "This model does not support image size above 10 MB."),
+    (400, "The model does not support video generation."),
+]
+
+
+@pytest.mark.parametrize(("status", "message"), OTHER_REFUSALS)
+def test_what_is_wrong_with_one_picture_says_nothing_of_the_model(
+    status: int, message: str
+) -> None:
+    error = classified(status, {"error": {"message": message, "code": "x"}})
+
+    assert error.failure is not None
+    assert error.failure.cause != INPUT_REFUSED

@@ -1,0 +1,1 @@
+"""Reads documents that clients attach, in processes of their own."""
