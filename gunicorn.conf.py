@@ -95,6 +95,7 @@ proc_name = "qwen-proxy"
 
 workers = _settings.workers
 worker_class = _server.StreamWorker
+_server.StreamWorker.body_timeout_s = _settings.body_timeout_s
 worker_connections = _settings.worker_connections
 _raise_open_files_limit(_settings.worker_files)
 # The heartbeat file must not wait for a disk.

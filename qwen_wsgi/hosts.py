@@ -103,6 +103,18 @@ def openai_base_url(base_url: str) -> str:
     return base_url
 
 
+def has_tokenizer(family: Family) -> bool:
+    """Whether hosts of a family may have Model Studio's native tokenizer: those of plans and the
+    portal have none."""
+    return family in (Family.DASHSCOPE, Family.SANDBOX)
+
+
+def origin_of(base_url: str) -> str:
+    """Scheme and host of a base URL, behind which a host's native API is."""
+    parts = urlsplit(base_url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
 #: Names of models on Alibaba's gateways that neither chat nor embed text: pictures, films, speech,
 #: ranking. They are called by routes that this proxy does not have (Model Studio's model list).
 _UNROUTED: Final = re.compile(

@@ -6,17 +6,20 @@ Imported by `gunicorn.conf.py` alone, after gevent has patched the standard libr
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
 import socket
 import sys
 import threading
 import time
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import gevent
 from gevent import monkey
 from gunicorn.glogging import Logger
+from gunicorn.http.body import ChunkedReader
 from gunicorn.workers.base import Worker
 from gunicorn.workers.ggevent import GeventWorker
 
@@ -32,6 +35,22 @@ _MIN_IDLE_S: Final = 0.1
 
 #: Read of a client's socket at a time: a large body goes through memory that is in the cache.
 _RECV_BYTES: Final = 64 * 1024
+
+#: A request's body takes at most the time that it may pause (a setting), and its size at this rate:
+#: a laptop that sleeps while it sends must not hold a place for hours. nginx reads bodies itself,
+#: so this is for clients without one.
+_SLOWEST_BYTES_PER_S: Final = 64_000
+
+#: A client that reads nothing for so long is gone: what is written for it holds a place, too.
+_WRITE_S: Final = 60.0
+
+#: How long, and how much of, an unread body is taken from the network before the connection closes:
+#: closed at once, the kernel would reset it, and the client might never see the answer.
+_LINGER_S: Final = 2.0
+_LINGER_BYTES: Final = 64 << 20
+
+#: The limit of connections is told so often.
+_TELL_S: Final = 60.0
 
 #: The socket class without gevent's waiting.
 _blocking_socket: Final = monkey.get_original("socket", "socket")
@@ -56,19 +75,69 @@ class ClientSocket:
     A write goes to the kernel directly, and to gevent only when the kernel's buffer is full:
     gevent's `sendall` asks for the socket's options each time. The head of a 2xx answer waits for
     the first piece of the body, so that both leave in one packet.
+
+    Attributes:
+        request: gunicorn's, while it is served; reads of its body are limited in time.
+        answered: whether anything of its answer was sent.
+        is_unread: its body was not read, and will not be.
+        is_stopping: the server stops, and the rest of a body is not waited for.
+
+    Args:
+        body_timeout_s: how long a request's body may pause.
     """
 
-    __slots__ = ("_head", "_send", "_sock")
+    __slots__ = (
+        "_body_timeout_s",
+        "_head",
+        "_send",
+        "_sock",
+        "answered",
+        "deadline_s",
+        "is_stopping",
+        "is_unread",
+        "request",
+    )
 
-    def __init__(self, sock: Any) -> None:
+    def __init__(self, sock: Any, body_timeout_s: float) -> None:
         self._sock = sock
         self._send = sock._sock.send
         self._head = b""
+        self._body_timeout_s = body_timeout_s
+        self.is_stopping = False
+        self.request: Any = None
+        self.answered = self.is_unread = False
+        #: Monotonic time by which the body has to be there; None before it is waited for.
+        self.deadline_s: float | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
 
+    def take_over(self) -> Any:
+        """Give gevent's socket to a connection that is no HTTP any more; nothing is written here
+        from now on."""
+        self.answered = True
+        return self._sock
+
+    def begin(self, request: Any) -> None:
+        """A request is served from now on; None after it."""
+        self.request, self.deadline_s = request, None
+        self.answered = self.is_unread = False
+
+    @property
+    def waits_for_body(self) -> bool:
+        """Whether the call waits for the rest of its body."""
+        if self.request is None or self.deadline_s is None:
+            return False
+        reader = self.request.body.reader
+        missing = reader.parser if isinstance(reader, ChunkedReader) else reader.length
+        return bool(missing)
+
+    def leave_unread(self) -> None:
+        """Answer without having read the body: announce `Connection: close`, and close."""
+        self.is_unread = self.request.must_close = True
+
     def sendall(self, data: bytes) -> None:
+        self.answered = True
         if self._head:
             data, self._head = self._head + data, b""
         elif data.startswith((b"HTTP/1.1 20", b"HTTP/1.0 20")):
@@ -79,11 +148,52 @@ class ClientSocket:
         except BlockingIOError:
             sent = 0
         if sent < len(data):
-            self._sock.sendall(memoryview(data)[sent:])
+            self._send_slowly(memoryview(data)[sent:])
+
+    def _send_slowly(self, data: memoryview) -> None:
+        """Send to a client that reads slower than we write.
+
+        Raises:
+            OSError: it took nothing for `_WRITE_S` seconds.
+        """
+        self._sock.settimeout(_WRITE_S)
+        try:
+            while data:
+                data = data[self._sock.send(data) :]
+        except TimeoutError:
+            raise ConnectionResetError(
+                errno.ECONNRESET, "the client reads nothing of its answer"
+            ) from None
+        finally:
+            self._sock.settimeout(None)
 
     def recv(self, size: int, *flags: int) -> bytes:
-        """gunicorn asks for all that is missing of a body, and the allocator for as much memory."""
-        return self._sock.recv(min(size, _RECV_BYTES), *flags)  # type: ignore[no-any-return]
+        """gunicorn asks for all that is missing of a body, and the allocator for as much memory.
+
+        Raises:
+            TimeoutError: the body of a request does not come in time.
+            ConnectionAbortedError: the server stops before the body is there.
+        """
+        size = min(size, _RECV_BYTES)
+        if self.request is None:
+            return self._sock.recv(size, *flags)  # type: ignore[no-any-return]
+        now_s = time.monotonic()
+        if self.deadline_s is None:
+            seconds = _length_of(self.request) / _SLOWEST_BYTES_PER_S
+            self.deadline_s = now_s + self._body_timeout_s + seconds
+        left_s = min(self._body_timeout_s, self.deadline_s - now_s)
+        if left_s <= 0:
+            raise TimeoutError("the body is too slow")
+        self._sock.settimeout(left_s)
+        try:
+            data: bytes = self._sock.recv(size, *flags)
+        finally:
+            self._sock.settimeout(None)
+        if not data and self.is_stopping:
+            raise ConnectionAbortedError("the server is stopping")
+        if self.request.body.reader.__class__ is ChunkedReader:
+            self.deadline_s += len(data) / _SLOWEST_BYTES_PER_S  # its size is known at its end
+        return data
 
     def flush(self) -> None:
         """Send a head that no body followed; a client that is gone will be noticed elsewhere."""
@@ -91,6 +201,23 @@ class ClientSocket:
             data, self._head = self._head, b""
             with contextlib.suppress(OSError):
                 self._sock.sendall(data)
+
+    def linger(self) -> None:
+        """Take what the client still sends, for a while, so that it sees its answer."""
+        left, end_s = _LINGER_BYTES, time.monotonic() + _LINGER_S
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+            while left > 0 and (left_s := end_s - time.monotonic()) > 0:
+                self._sock.settimeout(left_s)
+                data = self._sock.recv(_RECV_BYTES)
+                if not data:
+                    return
+                left -= len(data)
+
+
+def _length_of(request: Any) -> int:
+    """The declared length of a request's body; 0 where there is none."""
+    return next((int(v) for name, v in request.headers if name == "CONTENT-LENGTH"), 0)
 
 
 class StreamWorker(GeventWorker):
@@ -102,32 +229,68 @@ class StreamWorker(GeventWorker):
     is there already is answered. A head of which a part is there is lost; they come in one piece.
     """
 
+    #: How long a request's body may pause; gunicorn.conf.py sets what the settings say.
+    body_timeout_s: ClassVar[float] = 30.0
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         #: Connections that wait for a request, each with the time since when.
-        self._waiting: dict[socket.socket, float] = {}
+        self._waiting: dict[Any, float] = {}
+        self._clients: set[ClientSocket] = set()
+        self._told_s = -_TELL_S
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         # A TLS socket (only if somebody configures gunicorn so) must encrypt what it sends.
-        client = client if hasattr(client, "pending") else ClientSocket(client)
+        if not hasattr(client, "pending"):
+            client = ClientSocket(client, self.body_timeout_s)
+            self._clients.add(client)
+            if len(self._clients) >= self.worker_connections:
+                self._tell_limit()
         self._waiting[client] = time.monotonic()
         try:
             super().handle(listener, client, addr)
         finally:
+            self._clients.discard(client)
             self._waiting.pop(client, None)
+
+    def _tell_limit(self) -> None:
+        """Log that further connections wait, once a minute."""
+        now_s = time.monotonic()
+        if now_s - self._told_s >= _TELL_S:
+            self._told_s = now_s
+            self.log.warning(
+                "this worker has %d connections, which is its limit: further clients wait. "
+                "QWEN_PROXY_WORKERS or QWEN_PROXY_MAX_IN_FLIGHT raises it.",
+                len(self._clients),
+            )
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> bool:
         self._waiting.pop(sock, None)
-        try:
+        if not isinstance(sock, ClientSocket):
             return super().handle_request(listener_name, req, sock, addr)
+        sock.begin(req)
+        client: Any = sock  # a socket to gunicorn
+        try:
+            return super().handle_request(listener_name, req, client, addr)
         finally:
-            if isinstance(sock, ClientSocket):
-                sock.flush()
+            if not sock.answered and not self.alive:
+                # gunicorn ended the call without a word, at the end of the graceful timeout.
+                req.must_close = True
+                _write_json(sock, 503, "Service Unavailable", _STOPPED)
+            sock.flush()
+            if sock.is_unread:
+                sock.linger()
+            sock.begin(None)
             self._waiting[sock] = time.monotonic()
             if not self.alive:
                 # This answer may have begun before the stop, and promised to keep the connection.
                 # Not at once: a busy client's next request may be on its way already.
                 gevent.spawn_later(2 * _MIN_IDLE_S, self._shut_idle)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Answer what never became a request in JSON, as every other failure."""
+        answers: Any = _JsonErrors(client)  # a socket to gunicorn
+        super().handle_error(req, answers, addr, exc)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
@@ -147,9 +310,12 @@ class StreamWorker(GeventWorker):
         latest = time.monotonic() - _MIN_IDLE_S
         for client in [client for client, since in self._waiting.items() if since <= latest]:
             self._shut(client)
+        for reading in [client for client in self._clients if client.waits_for_body]:
+            reading.is_stopping = True
+            self._shut(reading)
 
     @staticmethod
-    def _shut(client: socket.socket) -> None:
+    def _shut(client: Any) -> None:
         # Not client.shutdown(): gevent's breaks off the pending read with an error of its own.
         # An OSError: closed meanwhile, by either side.
         with (
@@ -161,6 +327,40 @@ class StreamWorker(GeventWorker):
             except BlockingIOError:
                 same.shutdown(socket.SHUT_RD)
             # Else a request came this moment: its answer will close the connection.
+
+
+class _JsonErrors:
+    """A client's socket for gunicorn's own error pages, which become JSON of OpenAI's form."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def sendall(self, page: bytes) -> None:
+        first = page.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
+        status, reason = int(first[1]), first[2]
+        _write_json(self._client, status, reason, f"The request could not be read: {reason}.")
+
+
+#: For a call that waits for its whole answer when the server stops.
+_STOPPED: Final = "The server is stopping. Please try again shortly."
+
+
+def _write_json(client: Any, status: int, reason: str, message: str) -> None:
+    """Send an error in OpenAI's form, where no Flask is left to do it."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    error = {"message": message, "type": kind, "param": None, "code": None}
+    body = json.dumps({"error": error}).encode()
+    head = (
+        f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n"
+    )
+    if status == 503:
+        head += "Retry-After: 1\r\n"
+    with contextlib.suppress(OSError):
+        client.sendall(head.encode() + b"\r\n" + body)
 
 
 def services_of(worker: Worker) -> Services | None:

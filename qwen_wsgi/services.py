@@ -33,6 +33,7 @@ from qwen_wsgi.upstream.routing.catalogue import Catalogue
 from qwen_wsgi.upstream.routing.cooldown import Cooldowns
 from qwen_wsgi.upstream.routing.refused_inputs import RefusedInputs
 from qwen_wsgi.upstream.routing.router import Router
+from qwen_wsgi.upstream.tokenizer import HostTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,7 @@ class Services:
     responses: ResponseStore
     token_counts: TokenCounts
     pdf_reader: PdfReader
+    tokenizer: HostTokenizer
     sandbox: SandboxHost
     maintenance: Maintenance
     #: The worker's start, by the clock's monotonic time.
@@ -168,11 +170,12 @@ def build_services(
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
     retrier = Retrier(settings, router, pool, cooldowns, affinity, clock)
+    executor = Executor(settings, router, retrier, client, clock, RefusedInputs(state_dir))
     return Services(
         settings=settings,
         clock=clock,
         guard=Guard(settings),
-        admission=Admission(settings.max_in_flight),
+        admission=Admission(settings.max_in_flight, settings.max_body_bytes_in_flight),
         connections=Connections(settings.websockets, settings.websockets_per_key),
         connection_memory=ConnectionMemory(
             # One request of the largest size must fit.
@@ -184,7 +187,7 @@ def build_services(
         catalogue=catalogue,
         router=router,
         client=client,
-        executor=Executor(settings, router, retrier, client, clock, RefusedInputs(state_dir)),
+        executor=executor,
         transport=transport,
         ledger=Ledger(),
         responses=ResponseStore(
@@ -195,6 +198,7 @@ def build_services(
         ),
         token_counts=TokenCounts(state_dir),
         pdf_reader=PdfReader(clock),
+        tokenizer=HostTokenizer(settings, router, executor, clock),
         sandbox=sandbox,
         maintenance=Maintenance(discovery),
         started_at=clock.monotonic(),

@@ -190,6 +190,20 @@ class Settings:
         parse=_integer(1024),
         unit="bytes",
     )
+    body_timeout_s: float = setting(
+        "QWEN_PROXY_BODY_TIMEOUT",
+        "How long a request's body may pause; in all it has a second more for each 64 kB.",
+        default=30,
+        parse=_seconds(),
+        unit="s",
+    )
+    max_body_bytes_in_flight: int = setting(
+        "QWEN_PROXY_MAX_BODY_BYTES_IN_FLIGHT",
+        "All request bodies of one worker together; further calls get 503 with Retry-After.",
+        default=512 * 1024 * 1024,
+        parse=_integer(1024),
+        unit="bytes",
+    )
     graceful_timeout_s: int = setting(
         "QWEN_PROXY_GRACEFUL_TIMEOUT",
         "How long open streams may continue after a stop or reload.",
@@ -369,6 +383,12 @@ class Settings:
         "1 adds cache markers for Qwen hosts to requests, as qwen-code does.",
         default=False,
         parse=_flag,
+    )
+    tokenizer: str = setting(
+        "QWEN_PROXY_TOKENIZER",
+        "Who counts tokens for clients: local (an estimate), or host (Model Studio's tokenizer).",
+        default="local",
+        parse=_choice("local", "host"),
     )
     sandbox: str = setting(
         "QWEN_PROXY_SANDBOX",

@@ -222,6 +222,7 @@ ROOMS: dict[str, list[list[str]]] = {
         ["files", "locks", "token"],
     ],
     "upstream": [
+        ["tokenizer"],
         ["executor"],
         ["retry", "chat_attempt"],
         ["client", "relay"],

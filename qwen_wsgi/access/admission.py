@@ -1,4 +1,4 @@
-"""How many calls one worker serves at a time."""
+"""How many calls one worker serves at a time, and how many bytes of bodies it holds for them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,31 @@ from dataclasses import dataclass
 
 from qwen_wsgi.errors import Overloaded
 
+#: Seconds after which a client may try again.
+_RETRY_AFTER_S = 1
+
 
 @dataclass
 class Admission:
-    """Counts the calls in flight in this worker, and says no above the limit.
+    """Counts the calls in flight in this worker, and says no above the limits.
 
     gunicorn would let clients queue in silence instead. Not locked: greenlets switch at I/O only.
+
+    Attributes:
+        limit: calls.
+        limit_bytes: bytes of their bodies together; a body that is alone always has room. It is
+            held until its call ends, since another account may have to be asked.
+        draining: the worker stops; /health then says that it takes no more.
     """
 
     limit: int
+    limit_bytes: int
     in_flight: int = 0
-    #: Set while the worker stops: /health then says that it takes no more.
+    bytes_in_flight: int = 0
     draining: bool = False
 
-    def enter(self) -> None:
-        """Take a place.
+    def enter(self, body_bytes: int = 0) -> None:
+        """Take a place, and room for a body of the declared length.
 
         Raises:
             Overloaded: there is none.
@@ -31,10 +41,34 @@ class Admission:
                 "(QWEN_PROXY_MAX_IN_FLIGHT). Please try again shortly.",
                 type="overloaded_error",
                 code="overloaded",
-                retry_after_s=1,
+                retry_after_s=_RETRY_AFTER_S,
             )
+        if self.bytes_in_flight + body_bytes > self.limit_bytes:
+            self._check_room(body_bytes)
+        self.bytes_in_flight += body_bytes
         self.in_flight += 1
 
-    def leave(self) -> None:
-        """Give the place back."""
+    def take(self, count: int) -> None:
+        """Take room for so many more bytes of a body.
+
+        Raises:
+            Overloaded: there is not as much.
+        """
+        self._check_room(count)
+        self.bytes_in_flight += count
+
+    def _check_room(self, count: int) -> None:
+        if self.bytes_in_flight and self.bytes_in_flight + count > self.limit_bytes:
+            raise Overloaded(
+                f"The proxy holds {self.bytes_in_flight} bytes of request bodies and has no room "
+                f"for {count} more (QWEN_PROXY_MAX_BODY_BYTES_IN_FLIGHT). Please try again "
+                "shortly.",
+                type="overloaded_error",
+                code="overloaded",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+
+    def leave(self, count: int) -> None:
+        """Give the place back, and the room of a body."""
         self.in_flight -= 1
+        self.bytes_in_flight -= count

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
-from qwen_wsgi.errors import ApiError, BadRequest
+from qwen_wsgi.errors import ApiError, BadRequest, Overloaded
+from qwen_wsgi.greenlets import LONG_BYTES, let_others_run, long_work
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError
+
+if TYPE_CHECKING:
+    from wsgiref.types import WSGIEnvironment
+
+#: A member of the WSGI environment: the body was read to its end, or to our limit.
+READ: Final = "qwen_wsgi.body_was_read"
 
 #: A body is read in pieces of this size, which stay in the processor's cache.
 _PIECE_BYTES: Final = 64 * 1024
+
+#: So many are read before other clients get a turn: five milliseconds.
+_PIECES_AT_ONCE: Final = 32
 
 #: The names of gzip (RFC 9110 §8.4.1.3), and zlib's number for its format.
 _GZIP: Final = ("gzip", "x-gzip")
@@ -20,12 +30,19 @@ _GZIP_WINDOW: Final = 31
 _RATIO: Final = 100
 
 
-def read_json(environ: Mapping[str, Any], max_bytes: int) -> JsonObject:
+def read_json(
+    environ: WSGIEnvironment, max_bytes: int, *, take: Callable[[int], None]
+) -> JsonObject:
     """Read and parse the body of a request.
 
+    Args:
+        take: is told of bytes beyond the declared length, of chunks and after decoding; it may
+            refuse them.
+
     Raises:
-        ApiError: 413 above the limit; 415 for a content coding other than gzip; 400 if it is
-            incomplete or no JSON object.
+        ApiError: what `take` raises; 413 above the limit; 415 for a content coding other than
+            gzip; 408 if it does not come in time; 503 if the server stops before it is there; 400
+            if it is incomplete, broken or no JSON object.
     """
     coding = _coding(environ) if "HTTP_CONTENT_ENCODING" in environ else None
     declared = environ.get("CONTENT_LENGTH")
@@ -33,17 +50,42 @@ def read_json(environ: Mapping[str, Any], max_bytes: int) -> JsonObject:
         raise _too_large(max_bytes)
     # One byte more than allowed shows that a chunked body is too long.
     try:
-        body = _read(environ["wsgi.input"], int(declared) if declared else max_bytes + 1)
-    except OSError as error:  # what gunicorn raises for chunked coding that breaks off
+        body = _read(
+            environ["wsgi.input"],
+            int(declared) if declared else max_bytes + 1,
+            None if declared else take,
+        )
+    except ApiError:
+        raise
+    except TimeoutError:
+        raise _too_slow() from None
+    except ConnectionAbortedError:
+        raise Overloaded(
+            "The server is stopping. Please send the request again.",
+            code="server_stopping",
+            retry_after_s=1,
+        ) from None
+    except OSError as error:
         raise BadRequest("The request body could not be read to its end.") from error
+    except Exception as error:  # gunicorn has a dozen, of no common base, for broken chunked coding
+        raise BadRequest(
+            "The chunked coding of the request body is broken: it has a chunk without a readable "
+            "size, or one that does not end where its size says."
+        ) from error
+    environ[READ] = True
     if declared and len(body) < int(declared):
         raise BadRequest("The request body ended before its Content-Length.")
     if len(body) > max_bytes:
+        del environ[READ]  # there is more of it
         raise _too_large(max_bytes)
     if coding is not None:
         body = _decoded(body, max_bytes)
+        take(len(body))
     try:
-        return JsonObject(body)
+        if len(body) < LONG_BYTES:  # as mostly
+            return JsonObject(body)
+        with long_work(len(body)):
+            return JsonObject(body)
     except JsonObjectError as error:
         raise BadRequest(
             "We could not parse the JSON body of your request. (HINT: This likely means you "
@@ -93,6 +135,16 @@ def _decoded(body: bytes, max_bytes: int) -> bytes:
     return decoded
 
 
+def _too_slow() -> ApiError:
+    return ApiError(
+        "The request body did not come in time: nothing for 30 seconds, or less than 64 kB/s in "
+        "all. Please send it again.",
+        status=408,
+        type="invalid_request_error",
+        code="request_timeout",
+    )
+
+
 def _too_dense() -> ApiError:
     return ApiError(
         f"The request body grows to more than {_RATIO} times its size when decoded.",
@@ -112,12 +164,16 @@ def _too_large(max_bytes: int) -> ApiError:
     )
 
 
-def _read(source: Any, size: int) -> bytes:
+def _read(source: Any, size: int, take: Callable[[int], None] | None) -> bytes:
     """At most `size` bytes, piece by piece: gunicorn copies what it has three times over."""
     if size <= _PIECE_BYTES:
         return bytes(source.read(size))
-    pieces = []
+    pieces: list[bytes] = []
     while size > 0 and (piece := source.read(min(size, _PIECE_BYTES))):
+        if len(pieces) % _PIECES_AT_ONCE == _PIECES_AT_ONCE - 1:
+            let_others_run()  # a fast client's socket always has more
+        if take is not None:
+            take(len(piece))
         pieces.append(piece)
         size -= len(piece)
     return b"".join(pieces)

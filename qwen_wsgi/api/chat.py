@@ -7,7 +7,8 @@ from dataclasses import replace
 from flask import Blueprint, Response
 
 from qwen_wsgi.api import attachments, generation, http, lifecycle
-from qwen_wsgi.protocol.chat import ChatEncoder, parse_request
+from qwen_wsgi.protocol.chat import ChatEncoder, cited, parse_request
+from qwen_wsgi.protocol.chat.cited import CitingEncoder
 from qwen_wsgi.protocol.responses import in_chat
 
 blueprint = Blueprint("chat", __name__)
@@ -33,8 +34,11 @@ def create() -> Response:
     chat = generation.chat_call(call, request, changed)
     plan = executor.plan(chat)
     if not request.stream:
-        return http.json_bytes(executor.complete(chat, plan).body)
-    encoder = ChatEncoder(
+        answer = executor.complete(chat, plan)
+        if request.searches and (value := cited.completion(answer.value)) is not answer.value:
+            return http.json_value(value)
+        return http.json_bytes(answer.body)
+    encoder = (CitingEncoder if request.searches else ChatEncoder)(
         id=call.record.completion_id,
         model=plan.model,
         created=int(call.services.clock.now()),

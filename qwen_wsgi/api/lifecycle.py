@@ -16,6 +16,7 @@ from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api import body
 from qwen_wsgi.api.flask_app import ROUTE_PATH
 from qwen_wsgi.greenlets import Watch, watch_client
+from qwen_wsgi.protocol import changes
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.services import Services
 from qwen_wsgi.upstream.relay import Relay
@@ -40,6 +41,7 @@ class LiveCall:
         services: the application's. They and `environ` are here because each look at one of Flask's
             proxies costs more than a microsecond, and there would be thirty of them in a call.
         client: the caller, once it is known.
+        body_bytes: what the body takes of the worker's memory, until the call is closed.
     """
 
     record: CallRecord
@@ -47,6 +49,7 @@ class LiveCall:
     environ: WSGIEnvironment
     client: Client | None = None
     admitted: bool = False
+    body_bytes: int = 0
     watch: Watch | None = None
     relay: Relay | None = None
     closed: bool = False
@@ -74,11 +77,19 @@ class LiveCall:
         Raises:
             ApiError: 400, 413 or 503.
         """
-        self.services.admission.enter()
-        self.admitted = True
-        parsed = body.read_json(self.environ, self.services.settings.max_body_bytes)
+        environ, most = self.environ, self.services.settings.max_body_bytes
+        # A body that is too large is refused as such.
+        declared = min(int(environ.get("CONTENT_LENGTH") or 0), most)
+        self.services.admission.enter(declared)
+        self.admitted, self.body_bytes = True, declared
+        parsed = body.read_json(environ, most, take=self._take_bytes)
         self.watch = watch_client(self.environ)
         return parsed
+
+    def _take_bytes(self, count: int) -> None:
+        """Take room for bytes that the request's head did not tell of."""
+        self.services.admission.take(count)
+        self.body_bytes += count
 
     def close(self) -> None:
         """Free what the call holds, and write its record. Harmless when repeated."""
@@ -92,7 +103,7 @@ class LiveCall:
                 self.relay.close()
         finally:
             if self.admitted:
-                self.services.admission.leave()
+                self.services.admission.leave(self.body_bytes)
             if self.count_as is not None:
                 self._remember_tokens(self.count_as)
             self.record.end(self.services.clock.monotonic())
@@ -160,7 +171,7 @@ def finish_response(response: Response) -> Response:
         headers.add("x-qwen-proxy-account", record.account)
         headers.add("x-qwen-proxy-attempts", str(record.attempts))
     if record.changed:
-        headers.add("x-qwen-proxy-changed", ", ".join(record.changed))
+        headers.add("x-qwen-proxy-changed", changes.header(record.changed))
     if record.upstream_request_id:
         headers.add("x-upstream-request-id", record.upstream_request_id)
     elapsed_s = call.services.clock.monotonic() - record.started_at
@@ -168,10 +179,26 @@ def finish_response(response: Response) -> Response:
     if record.account:
         headers.add("server-timing", server_timing(record, elapsed_s))
     record.status = response.status_code
+    if body.READ not in call.environ and has_body(call.environ):
+        leave_unread(call.environ)
     if call.relay is not None:
         # The server calls this when the body was sent or its client is gone.
         response.call_on_close(call.close)
     return response
+
+
+def has_body(environ: Mapping[str, Any]) -> bool:
+    """Whether a request says that it has a body."""
+    length = environ.get("CONTENT_LENGTH") or "0"
+    return length != "0" or "HTTP_TRANSFER_ENCODING" in environ
+
+
+def leave_unread(environ: Mapping[str, Any]) -> None:
+    """Have the connection closed after the answer, because its next bytes are a body that nobody
+    asked for: gunicorn would read it to its end, whatever its size."""
+    leave = getattr(environ.get("gunicorn.socket"), "leave_unread", None)
+    if leave is not None:
+        leave()
 
 
 def server_timing(record: CallRecord, elapsed_s: float) -> str:

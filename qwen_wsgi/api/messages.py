@@ -9,7 +9,7 @@ from flask import Blueprint, Response
 
 from qwen_wsgi.api import attachments, counting, generation, http, lifecycle
 from qwen_wsgi.api.lifecycle import LiveCall
-from qwen_wsgi.errors import ApiError, BadRequest
+from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import messages
 from qwen_wsgi.protocol.messages import MessagesRequest, errors, search, validation
 from qwen_wsgi.upstream.chat_attempt import ChatCall
@@ -44,8 +44,8 @@ def create() -> Response:
     plan = services.executor.plan(chat)
     try:
         return _answer(call, request, chat, plan)
-    except BadRequest as error:
-        if error.code != search.UNAVAILABLE:
+    except ApiError as error:
+        if error.code != search.UNAVAILABLE or not request.forces_search:
             raise
         record.fail(error)
         return _no_search(request, plan, _id(call))
@@ -80,7 +80,7 @@ def _answer(call: LiveCall, request: MessagesRequest, chat: ChatCall, plan: Plan
 
 @blueprint.post("/v1/messages/count_tokens")
 def count_tokens() -> Response:
-    """Count the tokens of a prompt without a call of an upstream (`counting`)."""
+    """Count the tokens of a prompt without a call of a model (`counting`)."""
     call = lifecycle.live()
     body, _ = attachments.with_texts(call, call.read_body(), "messages")
     model = validation.want(body, "model", str) or ""

@@ -51,7 +51,7 @@ def create() -> Response:
 def count_tokens() -> Response:
     """How many tokens a request would be: `{"object": "response.input_tokens", "input_tokens"}`.
 
-    Without a call of an upstream (`counting`).
+    Without a call of a model (`counting`).
     """
     call = lifecycle.live()
     body, _ = attachments.with_texts(call, call.read_body(), "input")

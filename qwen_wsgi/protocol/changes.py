@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -12,10 +12,31 @@ from qwen_wsgi.errors import BadRequest
 _NOT_IN_HEADERS: Final = re.compile(r"[^!-+\--~]+")
 _LONGEST_TOKEN: Final = 100
 
+#: What the header holds, at most.
+_MOST_ENTRIES: Final = 20
+_MOST_CHARS: Final = 2000
+
 
 def header_token(word: str) -> str:
     """Make a word fit for an entry of the header: printable ASCII without commas, bounded."""
     return _NOT_IN_HEADERS.sub("_", word[:_LONGEST_TOKEN])
+
+
+def header(entries: Sequence[str]) -> str:
+    """The value of `x-qwen-proxy-changed`: the first entries, and how many more there are.
+
+    Bounded, because nginx refuses an answer whose head is larger than 4 kB (`proxy_buffer_size`).
+    """
+    shown: list[str] = []
+    size = 0
+    for entry in entries[:_MOST_ENTRIES]:
+        size += len(entry) + 2
+        if size > _MOST_CHARS:
+            break
+        shown.append(entry)
+    if more := len(entries) - len(shown):
+        shown.append(f"and {more} more")
+    return ", ".join(shown)
 
 
 class Changes:
@@ -43,7 +64,8 @@ class Changes:
         self._strict = strict
         self._added = added
         self._reason = reason
-        self._entries: list[str] = []
+        #: In order; a dictionary, because a client decides how many there are.
+        self._entries: dict[str, None] = {}
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -55,9 +77,7 @@ class Changes:
         own = self._names.get(field, field)
         if what == f"as-{own}" or (what.startswith("from-") and what[5:] in self._names):
             return  # undoes the translation: the client's own member
-        entry = f"{own}:{what}"
-        if entry not in self._entries:
-            self._entries.append(entry)
+        self._entries[f"{own}:{what}"] = None
 
     def lose(self, field: str, why: str, *, what: str = "dropped") -> None:
         """List a loss.

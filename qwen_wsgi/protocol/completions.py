@@ -20,7 +20,7 @@ from qwen_wsgi.protocol.chat.completion import combined
 from qwen_wsgi.protocol.encoder import COMMENT, error_event
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import JsonObject, compact
-from qwen_wsgi.protocol.translation.thinking import ALL as THINKING
+from qwen_wsgi.protocol.translation.thinking import is_set as asks_for_thinking
 from qwen_wsgi.protocol.validation import missing, unsupported, wrong_type
 
 #: Each prompt is a call of its own.
@@ -109,7 +109,7 @@ def chat_requests(
             "of Beijing, or leave out 'suffix' and say in the prompt what is to be written.",
         )
     prompts = _plain_prompts(request)
-    quiet = not thinking and all(request.body.get(name) is None for name in THINKING)
+    quiet = not thinking and not asks_for_thinking(request.body)
     changes = {"enable_thinking": False} if quiet else {}
     made = [
         chat.parse_request(

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from hashlib import blake2b
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from qwen_wsgi.protocol.json_access import Members, objects
 from qwen_wsgi.protocol.json_object import compact
@@ -49,6 +49,9 @@ _RATES: Final = (
 #: a request with tools; and for the beginning of the answer.
 _MESSAGE, _CALL, _TOOLS, _ANSWER = 5, 20, 150, 3
 
+#: The roles that a tokenizer takes, besides the user's.
+_ROLES: Final = {"system": "system", "developer": "system", "assistant": "assistant"}
+
 #: An image of 1024 × 1024 pixels; a token is 32 × 32 of them (Model Studio's page on vision).
 _IMAGE: Final = 1026
 #: Other media: sound, video, a file.
@@ -71,6 +74,47 @@ def estimate(request: Members) -> int:
 def estimate_added(request: Members, counted: int) -> int:
     """Estimate the tokens of the messages behind the first `counted`, whose number is known."""
     return sum(map(_of_message, islice(objects(request.get("messages")), counted, None)))
+
+
+class Countable(NamedTuple):
+    """What of a prompt a tokenizer can count, and an estimate of the rest.
+
+    Attributes:
+        messages: with a text each, of the roles system, user and assistant.
+        rest: tokens of tools, calls and media; 0 if there are none.
+    """
+
+    messages: list[dict[str, Any]]
+    rest: int
+
+
+def countable(request: Members) -> Countable:
+    """Split a chat request into texts and the rest.
+
+    Model Studio's tokenizer takes messages of texts. What it would make of tools is not documented.
+    """
+    messages: list[dict[str, Any]] = []
+    rest = 0
+    for message in objects(request.get("messages")):
+        role, content = str(message.get("role")), message.get("content")
+        parts = [content] if isinstance(content, str) else []
+        for part in objects(content):
+            if isinstance(text := part.get("text"), str):
+                parts.append(text)
+            else:
+                rest += _of_part(part)
+        for call in objects(message.get("tool_calls")):
+            rest += _CALL + _of_json(call.get("function"))
+        if role in ("tool", "function"):
+            # The template shows the model an answer of a tool as a message of the user.
+            rest += _CALL
+        if text := "".join(parts):
+            messages.append({"role": _ROLES.get(role, "user"), "content": text})
+        else:
+            rest += _MESSAGE
+    if tools := list(objects(request.get("tools"))):
+        rest += _TOOLS + sum(map(_of_json, tools))
+    return Countable(messages, rest)
 
 
 def beginnings(request: Members, *seed: str) -> list[bytes]:

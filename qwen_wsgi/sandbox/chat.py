@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from qwen_wsgi.sandbox import search
 from qwen_wsgi.sandbox.faults import Spec, without_magic
 from qwen_wsgi.sandbox.schema import instance_of
 
@@ -57,6 +58,7 @@ class Answer:
     model: str
     choices: tuple[Choice, ...]
     usage: Json
+    pages: Json | None = None
 
 
 def answer(body: Json, spec: Spec, *, now_s: float) -> Answer:
@@ -72,7 +74,12 @@ def answer(body: Json, spec: Spec, *, now_s: float) -> Answer:
     choices = tuple(_choice(body, spec, number) for number in range(several))
     identity = f"chatcmpl-{uuid.uuid4()}"
     return Answer(
-        identity, int(now_s), str(body.get("model")), choices, _usage(body, choices, spec)
+        identity,
+        int(now_s),
+        str(body.get("model")),
+        choices,
+        _usage(body, choices, spec),
+        search.found(body, spec),
     )
 
 
@@ -95,6 +102,8 @@ def completion(made: Answer, spec: Spec) -> Json:
     }
     if "no-usage" in spec:
         del whole["usage"]
+    if made.pages is not None:
+        whole["search_info"] = made.pages
     return whole
 
 
@@ -103,13 +112,17 @@ def chunks(made: Answer, spec: Spec, *, include_usage: bool) -> Iterator[Json]:
     per_choice = [_deltas(choice, i, spec) for i, choice in enumerate(made.choices)]
     with_null = include_usage or "usage-null" in spec
     together = include_usage and "usage-with-finish" in spec
+    pages = made.pages
     for round_ in itertools.zip_longest(*per_choice):
         for entry in round_:
             if entry is None:
                 continue
             ended = entry["finish_reason"] is not None
             usage = made.usage if (together and ended) or "usage-each" in spec else None
-            yield _chunk(made, [entry], usage, with_null or usage is not None)
+            chunk = _chunk(made, [entry], usage, with_null or usage is not None)
+            if pages is not None and (ended or "pages-last" not in spec):
+                chunk["search_info"], pages = pages, None
+            yield chunk
     if include_usage and not together and "no-usage" not in spec:
         yield _chunk(made, [], made.usage, True)
 
@@ -161,7 +174,7 @@ def _choice(body: Json, spec: Spec, number: int) -> Choice:
 
 def _text(body: Json, spec: Spec, number: int) -> str:
     if "text" in spec:
-        return spec.text("text")
+        return search.marked(spec.text("text"), body, spec)
     structured = _structured(body)
     if structured is not None:
         return structured
@@ -181,7 +194,7 @@ def _text(body: Json, spec: Spec, number: int) -> str:
         text += line * (max(0, spec.count("long") - len(text)) // len(line) + 1)
     if "huge-event" in spec:
         text = "[sandbox] ".ljust(spec.count("huge-event"), "x")
-    return text
+    return search.marked(text, body, spec)
 
 
 def _structured(body: Json) -> str | None:

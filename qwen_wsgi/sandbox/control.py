@@ -14,7 +14,7 @@ from qwen_wsgi.sandbox.oauth import OAuth
 
 Json = dict[str, Any]
 
-ROUTES: Final = ("chat", "completions", "embeddings", "models", "device", "token")
+ROUTES: Final = ("chat", "completions", "embeddings", "models", "device", "token", "tokenizer")
 
 
 class BadControl(ValueError):

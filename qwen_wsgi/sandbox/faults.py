@@ -73,6 +73,12 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
         ("partial-success", "", _DOC,
             "a non-stream call hit its time limit: half of the text, as success"),
     ),
+    "web search": (
+        ("pages", "count 3", _TEST, "a search with enable_source finds that many pages"),
+        ("pages-last", "", _TEST, "the pages come with the finish instead of the first chunk"),
+        ("no-pages", "", _DOC, "the text has marks, but the pages are not told"),
+        ("no-search", "", _DOC, "400 to enable_search: the model does not support it"),
+    ),
     "connection": (
         ("drop", "", _NET, "closes the connection without any byte of an answer"),
         ("reset", "", _NET, "resets the connection (RST) without any byte of an answer"),

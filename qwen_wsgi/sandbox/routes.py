@@ -1,4 +1,4 @@
-"""Dispatches requests to routes, and answers chat, completions, embeddings and models."""
+"""Dispatches requests to routes, and answers chat, completions, embeddings, models, tokenizer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
-from qwen_wsgi.sandbox import chat, errors, faults, login, params, stream
+from qwen_wsgi.sandbox import chat, errors, faults, login, params, search, stream, tokenizer
 from qwen_wsgi.sandbox.completions import complete
 from qwen_wsgi.sandbox.console import own_route
 from qwen_wsgi.sandbox.embeddings import embed
@@ -37,7 +37,11 @@ def route_of(request: Request) -> str:
         return "control"
     if path in ("/", "/authorize"):
         return "page"
-    fixed = {"/api/v1/oauth2/device/code": "device", "/api/v1/oauth2/token": "token"}
+    fixed = {
+        "/api/v1/oauth2/device/code": "device",
+        "/api/v1/oauth2/token": "token",
+        "/api/v1/tokenizer": "tokenizer",
+    }
     if path in fixed and request.method == "POST":
         return fixed[path]
     for prefix in _PREFIXES:
@@ -65,6 +69,7 @@ def respond(world: World, request: Request, record: Record | None) -> Reply:
         "models": _models,
         "device": login.device,
         "token": login.token,
+        "tokenizer": _tokenizer,
     }
     handler = handlers.get(record.route)
     if handler is None:
@@ -156,6 +161,8 @@ def _chat_refusal(world: World, body: Json, spec: Spec) -> Refusal | None:
         return refusal
     if "text-only" in spec and (refusal := params.media_refusal(body)) is not None:
         return refusal
+    if (refusal := search.refusal_for(body, spec)) is not None:
+        return refusal
     if "lax" not in spec and (refusal := params.refusal_for(body)) is not None:
         return refusal
     base = str(body.get("model")).partition("/sandbox/")[0]
@@ -171,6 +178,10 @@ def _completions(world: World, request: Request, record: Record) -> Reply:
 
 def _embeddings(world: World, request: Request, record: Record) -> Reply:
     return _whole(world, request, record, embed)
+
+
+def _tokenizer(world: World, request: Request, record: Record) -> Reply:
+    return _whole(world, request, record, tokenizer.count)
 
 
 def _whole(

@@ -9,14 +9,17 @@ from typing import Any, NamedTuple
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import UpstreamError
+from qwen_wsgi.greenlets import LONG_BYTES, long_work
 from qwen_wsgi.protocol import chat
 from qwen_wsgi.protocol.changes import header_token
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, functions, renamed_tools
 from qwen_wsgi.protocol.chat.completion import mended
 from qwen_wsgi.protocol.chat.functions import LegacyChunkStream
 from qwen_wsgi.protocol.chat.renamed_tools import (
+    CustomChunkStream,
     RenamedChunkStream,
     RenamedLegacyChunkStream,
+    WholeCustomStream,
 )
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError, compact
 from qwen_wsgi.protocol.usage import parse as parse_usage
@@ -83,8 +86,13 @@ class ChatAttempt:
         """Into how many calls this one has to be split for the choices that it asks for."""
         return self._adapted(call, route, stream=True).fan_out
 
-    def open(self, call: ChatCall, route: Route, *, hide_usage: bool) -> OpenStream:
+    def open(
+        self, call: ChatCall, route: Route, *, hide_usage: bool, whole: bool = False
+    ) -> OpenStream:
         """Open a stream and wait for its first event; the caller must close it.
+
+        Args:
+            whole: it is for `read_whole`.
 
         Raises:
             ApiError: the account did not answer.
@@ -93,6 +101,7 @@ class ChatAttempt:
         name = call.request.model or route.model
         chunks = _chunks(
             adapted,
+            whole=whole,
             hide_usage=hide_usage,
             normalize=route.account.family.is_qwen,
             model=(route.model, name) if name != route.model else None,
@@ -125,6 +134,8 @@ class ChatAttempt:
         )
         if isinstance(stream.chunks, LegacyChunkStream):
             value = functions.completion(value)
+        elif isinstance(stream.chunks, WholeCustomStream):
+            value = stream.chunks.turned_back(value)
         return ChatAnswer(compact(value).encode(), value)
 
     def ask_whole(self, call: ChatCall, route: Route) -> ChatAnswer:
@@ -144,8 +155,8 @@ class ChatAttempt:
         call.record.usage = parse_usage(answer.value.get("usage"))
         call.record.upstream_request_id = answer.upstream_request_id
         data, value = answer.body, mended(answer.value)
-        if adapted.renamed:
-            value = renamed_tools.completion(value, adapted.renamed)
+        if adapted.renamed or adapted.customs:
+            value = renamed_tools.completion(value, adapted.renamed, adapted.customs)
         if value is not answer.value:
             data = compact(value).encode()
         if adapted.legacy_functions:
@@ -162,7 +173,8 @@ class ChatAttempt:
         """
         if not self.asks_stream(route):
             return self.ask_whole(call, route)
-        return self.read_whole(call, route, self.open(call, route, hide_usage=False))
+        stream = self.open(call, route, hide_usage=False, whole=True)
+        return self.read_whole(call, route, stream)
 
     def _learn(self, error: UpstreamError, call: ChatCall, route: Route) -> None:
         """Note that the model reads no pictures, sound or video, if its host says so, and let the
@@ -200,20 +212,37 @@ class ChatAttempt:
         if route.model != call.request.model:
             renamed = (f"model:{header_token(route.model)}",)
         call.record.changed = (*call.changed, *renamed, *adapted.changed)
-        body = chat.upstream_body(
-            call.request,
-            model=route.model,
-            stream=stream,
-            changes=adapted.changes,
-            drop=adapted.drop,
-        )
-        return body, adapted
+        request = call.request
+        rendered: Any = {
+            "model": route.model,
+            "stream": stream,
+            "changes": adapted.changes,
+            "drop": adapted.drop,
+        }
+        if (size := len(request.body.source)) < LONG_BYTES:  # as mostly
+            return chat.upstream_body(request, **rendered), adapted
+        with long_work(size):
+            return chat.upstream_body(request, **rendered), adapted
 
 
 def _chunks(
-    adapted: Adapted, *, hide_usage: bool, normalize: bool, model: tuple[str, str] | None
+    adapted: Adapted,
+    *,
+    whole: bool,
+    hide_usage: bool,
+    normalize: bool,
+    model: tuple[str, str] | None,
 ) -> ChunkStream:
     """The stream that turns back what was adapted."""
+    if adapted.customs:
+        custom = WholeCustomStream if whole else CustomChunkStream
+        return custom(
+            names=adapted.renamed,
+            customs=adapted.customs,
+            hide_usage=hide_usage,
+            normalize=normalize,
+            model=model,
+        )
     if adapted.renamed:
         renamed = RenamedLegacyChunkStream if adapted.legacy_functions else RenamedChunkStream
         return renamed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -11,6 +12,7 @@ from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import UpstreamError
+from qwen_wsgi.hosts import origin_of
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChunkStream
 from qwen_wsgi.settings import Settings
@@ -96,20 +98,30 @@ class UpstreamClient:
         return stream
 
     def post_json(
-        self, account: Account, path: str, body: bytes, *, headers: Mapping[str, str]
+        self,
+        account: Account,
+        path: str,
+        body: bytes,
+        *,
+        headers: Mapping[str, str],
+        at_origin: bool = False,
     ) -> JsonAnswer:
         """POST, and read a whole JSON answer.
+
+        Args:
+            at_origin: the path is behind the host's name, not behind the base URL.
 
         Raises:
             ApiError: no usable credential, no answer, a refusal, or no JSON object.
         """
-        response = self._post(account, path, body, {**headers, "Accept": "application/json"})
+        accepting = {**headers, "Accept": "application/json"}
+        response = self._post(account, path, body, accepting, at_origin=at_origin)
         reader = BodyReader(response)
         try:
             data = read_all(reader, self._settings.first_byte_timeout_s, ANSWER_BYTES)
         finally:
             reader.close()
-        value = _json_answer(response, data, account)
+        value = _json_answer(response, data, account, self._clock.now())
         return JsonAnswer(data, value, response.headers.get("x-request-id", ""))
 
     def asks_stream(self, account: Account) -> bool:
@@ -120,7 +132,13 @@ class UpstreamClient:
         return self._settings.upstream_stream == "always"
 
     def _post(
-        self, account: Account, path: str, body: bytes, headers: Mapping[str, str]
+        self,
+        account: Account,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        at_origin: bool = False,
     ) -> Response:
         """Send; a response is returned only with status 200.
 
@@ -128,6 +146,8 @@ class UpstreamClient:
             ApiError: no usable credential, no answer, or a refusal.
         """
         token = token_of(account)
+        if at_origin:
+            token = replace(token, base_url=origin_of(token.base_url))
         wait_s = self._settings.first_byte_timeout_s
         post = self._transport.post
         response = post(token, path, body, headers=headers, read_timeout_s=wait_s)
@@ -137,6 +157,8 @@ class UpstreamClient:
             # with another token: a second 401 is no expiry.
             self._error_body(response)
             token = token_of(account, rejected=token.value)
+            if at_origin:
+                token = replace(token, base_url=origin_of(token.base_url))
             response = post(token, path, body, headers=headers, read_timeout_s=wait_s)
         if response.status_code == 200:
             return response
@@ -174,7 +196,7 @@ class UpstreamClient:
         """The events of an upstream that answered a stream request with a whole completion."""
         assert stream.reader is not None
         data = read_all(stream.reader, self._settings.idle_timeout_s, ANSWER_BYTES)
-        completion = _json_answer(response, data, account)
+        completion = _json_answer(response, data, account, self._clock.now())
         events = b"".join(chat.chunks_of(completion, with_usage=True)) + sse.DONE
         first = stream.chunks.feed(events)
         stream.fail_if_reported()
@@ -183,8 +205,11 @@ class UpstreamClient:
         return first
 
 
-def _json_answer(response: Response, data: bytes, account: Account) -> dict[str, Any]:
+def _json_answer(response: Response, data: bytes, account: Account, now: float) -> dict[str, Any]:
     """The JSON object of a 200 answer.
+
+    Args:
+        now: seconds since 1970.
 
     Raises:
         UpstreamError: it is no JSON object, or an error in disguise.
@@ -197,8 +222,13 @@ def _json_answer(response: Response, data: bytes, account: Account) -> dict[str,
         raise classify.no_answer(
             response.headers, data, account=account.name, family=account.family
         )
-    if (error := chat.error_of(value)) is not None:
-        made = classify.from_frame(error, account=account.name, family=account.family)
+    text, error = chat.error_finish_of(value), chat.error_of(value)
+    if text is not None or error is not None:
+        name, family = account.name, account.family
+        if text is not None:
+            made = classify.from_error_finish(text, account=name, family=family, now=now)
+        else:
+            made = classify.from_frame(error, account=name, family=family, now=now)
         made.upstream_request_id = classify.request_id(response.headers, data)
         raise made
     if "ret" in value and "choices" not in value:

@@ -39,12 +39,13 @@ class UnaryCall:
     """A call that is answered by whole JSON answers of one account.
 
     Attributes:
-        path: behind the account's base URL.
+        path: behind the account's base URL, or behind the host's name (`at_origin`).
         headers: of the client, for the upstream.
         record: filled in as the call goes on.
         requests: makes the bodies to be sent to an account: all at this one, or all at another one.
         absent: causes of a failure that mean that the account has no such path. They end the call
             without an answer, and do not count against the account.
+        on_absent: called with such a failure.
     """
 
     path: str
@@ -52,6 +53,8 @@ class UnaryCall:
     record: CallRecord
     requests: Callable[[Route], UnaryRequests]
     absent: Container[str] = ()
+    on_absent: Callable[[UpstreamError], None] = lambda error: None
+    at_origin: bool = False
 
 
 class UnaryRequests(NamedTuple):
@@ -127,7 +130,7 @@ class Executor:
 
         def ask(route: Route, slot: Slot) -> tuple[Route, OpenStream | ChatAnswer]:
             if self._attempt.asks_stream(route):
-                return route, self._open(call, route, slot, hide_usage=False)
+                return route, self._open(call, route, slot, hide_usage=False, whole=True)
             return route, self._attempt.ask_whole(call, route)
 
         route, answer = self._retrier.run(plan, ask, call.record)
@@ -159,9 +162,11 @@ class Executor:
             record.join([each.record for each in calls], complete=len(answers))
         return answers
 
-    def _open(self, call: ChatCall, route: Route, slot: Slot, *, hide_usage: bool) -> OpenStream:
+    def _open(
+        self, call: ChatCall, route: Route, slot: Slot, *, hide_usage: bool, whole: bool = False
+    ) -> OpenStream:
         """Open a stream, which keeps the slot."""
-        stream = self._attempt.open(call, route, hide_usage=hide_usage)
+        stream = self._attempt.open(call, route, hide_usage=hide_usage, whole=whole)
         stream.slot = slot.keep()
         stream.on_failure = partial(self._retrier.failed_late, route)
         return stream
@@ -200,7 +205,7 @@ class Executor:
 
         def ask(route: Route, slot: Slot) -> UnaryAnswer | None:
             bodies, call.record.changed = call.requests(route)
-            post = partial(self._post, call.record, route, call.path, headers=call.headers)
+            post = partial(self._post, call, route)
             works = [partial(post, body) for body in bodies]
             try:
                 if len(works) == 1:
@@ -209,16 +214,17 @@ class Executor:
             except UpstreamError as error:
                 if error.failure is None or error.failure.cause not in call.absent:
                     raise
+                call.on_absent(error)
                 return None
 
         return self._retrier.run(plan, ask, call.record)
 
-    def _post(
-        self, record: CallRecord, route: Route, path: str, body: bytes, headers: Mapping[str, str]
-    ) -> JsonAnswer:
-        answer = self._client.post_json(route.account, path, body, headers=headers)
-        record.usage = parse_usage(answer.value.get("usage"))
-        record.upstream_request_id = answer.upstream_request_id
+    def _post(self, call: UnaryCall, route: Route, body: bytes) -> JsonAnswer:
+        answer = self._client.post_json(
+            route.account, call.path, body, headers=call.headers, at_origin=call.at_origin
+        )
+        call.record.usage = parse_usage(answer.value.get("usage"))
+        call.record.upstream_request_id = answer.upstream_request_id
         return answer
 
 

@@ -24,7 +24,7 @@ def read(body: bytes, coding: str | None, max_bytes: int = LIMIT) -> JsonObject:
     environ: dict[str, Any] = {"CONTENT_LENGTH": str(len(body)), "wsgi.input": io.BytesIO(body)}
     if coding is not None:
         environ["HTTP_CONTENT_ENCODING"] = coding
-    return read_json(environ, max_bytes)
+    return read_json(environ, max_bytes, take=lambda count: None)
 
 
 def refused(body: bytes, coding: str, max_bytes: int = LIMIT) -> ApiError:

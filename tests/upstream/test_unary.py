@@ -27,7 +27,13 @@ class FakeClient:
         self.stopped: list[bytes] = []
 
     def post_json(
-        self, account: Account, path: str, body: bytes, *, headers: Mapping[str, str]
+        self,
+        account: Account,
+        path: str,
+        body: bytes,
+        *,
+        headers: Mapping[str, str],
+        at_origin: bool,
     ) -> JsonAnswer:
         assert path == "/embeddings"
         assert headers == {"User-Agent": "x"}
@@ -134,7 +140,13 @@ class Refusing(FakeClient):
         self.error = error
 
     def post_json(
-        self, account: Account, path: str, body: bytes, *, headers: Mapping[str, str]
+        self,
+        account: Account,
+        path: str,
+        body: bytes,
+        *,
+        headers: Mapping[str, str],
+        at_origin: bool,
     ) -> JsonAnswer:
         self.asked.append(body)
         raise self.error

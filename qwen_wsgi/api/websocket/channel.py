@@ -73,7 +73,7 @@ class Channel:
         except OSError:
             data = b""
         # A client that sends faster than it is read would keep all others from running.
-        greenlets.give_way()
+        greenlets.let_others_run()
         if data is None:
             return iter(())
         if not data:

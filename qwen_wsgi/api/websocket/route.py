@@ -60,7 +60,10 @@ class _Upgrade(FinishedResponse):
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
         lines = "".join(f"{name}: {value}\r\n" for name, value in self.headers)
         head = f"HTTP/1.1 101 Switching Protocols\r\n{lines}\r\n".encode("latin-1")
-        return _Body(self, head, environ["gunicorn.socket"])
+        sock: Any = environ["gunicorn.socket"]
+        # `server.ClientSocket` has it; a TLS socket is used as it is.
+        take_over = getattr(sock, "take_over", None)
+        return _Body(self, head, sock if take_over is None else take_over())
 
     def serve(self, sock: Any, head: bytes) -> None:
         self._session.run(sock, head)

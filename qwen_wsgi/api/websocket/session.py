@@ -251,7 +251,8 @@ class Session:
     def _message(self, text: Text) -> None:
         stream_id = None
         try:
-            event = events.read(text.data)
+            with greenlets.long_work(len(text.data)):
+                event = events.read(text.data)
             stream_id = event.stream_id
             if event.type == events.CREATE:
                 self._create(_Request(text.data, event), stream_id)

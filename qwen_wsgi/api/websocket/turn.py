@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
+from qwen_wsgi import greenlets
 from qwen_wsgi.access import connections
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api import generation, responses
@@ -63,7 +64,9 @@ class Turn:
         record = self.call.record
         try:
             generates = events.generates(self._event.body)
-            self._create(events.request_of(self._event), generates=generates)
+            with greenlets.long_work(len(self._event.body.source)):
+                body = events.request_of(self._event)
+            self._create(body, generates=generates)
         except ApiError as error:
             record.fail(error)
             self._refuse(error)
@@ -92,10 +95,12 @@ class Turn:
 
     def _create(self, body: JsonObject, *, generates: bool) -> None:
         call = self.call
-        self._enter()
+        self._enter(len(body.source))
         id = responses.new_id()
         before = self._conversation(protocol.previous_of(body).id)
-        request, chat = responses.chat_of(call, body, id, before.items())
+        with greenlets.long_work(before.size):
+            history = before.items()
+        request, chat = responses.chat_of(call, body, id, history)
         created = int(call.services.clock.now())
         keep = _Keeping(self, request, id, before).put
         try:
@@ -120,17 +125,17 @@ class Turn:
         assert call.relay is not None, "it was opened just now"
         self._send(call.relay)
 
-    def _enter(self) -> None:
+    def _enter(self, body_bytes: int) -> None:
         """Check the client's key, which may not be valid any more, and take a place among the
-        calls in flight; `LiveCall.close` gives it back.
+        calls in flight, with room for the body; `LiveCall.close` gives them back.
 
         Raises:
             ApiError: 401, 403 or 503.
         """
         call = self.call
         call.client = call.services.guard.identify(call.environ)
-        call.services.admission.enter()
-        call.admitted = True
+        call.services.admission.enter(body_bytes)
+        call.admitted, call.body_bytes = True, body_bytes
 
     def _conversation(self, id: str | None) -> Conversation:
         """The conversation up to a response; the empty one for None.

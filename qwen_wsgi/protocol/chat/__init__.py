@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from qwen_wsgi.protocol.chat.completion import Completion, chunks_of
-from qwen_wsgi.protocol.chat.errors import error_of
+from qwen_wsgi.protocol.chat.errors import error_finish_of, error_of
 from qwen_wsgi.protocol.chat.request import ChatRequest, parse_request, upstream_body
 from qwen_wsgi.protocol.chat.stream import ChatEncoder, ChunkStream
 
@@ -17,6 +17,7 @@ __all__ = [
     "ChunkStream",
     "Completion",
     "chunks_of",
+    "error_finish_of",
     "error_of",
     "parse_request",
     "upstream_body",

@@ -271,7 +271,9 @@ def combined(completions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     So `n` choices come from a model that gives one per call. The other members are the first's.
     """
-    choices = [choice for each in completions for choice in each.get("choices") or ()]
+    choices = [
+        _with_pages(each, choice) for each in completions for choice in each.get("choices") or ()
+    ]
     whole = {
         **completions[0],
         "choices": [{**choice, "index": index} for index, choice in enumerate(choices)],
@@ -280,6 +282,14 @@ def combined(completions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if used:
         whole["usage"] = _sum(used)
     return whole
+
+
+def _with_pages(completion: Mapping[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
+    """A choice with what its own call found in the web, which has its own numbers."""
+    if "search_info" not in completion or not isinstance(choice.get("message"), dict):
+        return choice
+    message = {"search_info": completion["search_info"], **choice["message"]}
+    return {**choice, "message": message}
 
 
 def _sum(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

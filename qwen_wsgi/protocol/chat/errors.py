@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from qwen_wsgi.protocol.json_access import objects
+from qwen_wsgi.protocol.json_access import objects, text
 
 #: The finish reason of a stream that failed; the delta's content is the error's text.
 ERROR_FINISH: Final = "error_finish"
@@ -23,15 +23,15 @@ def error_of(chunk: Mapping[str, Any]) -> Any:
     return None
 
 
-def error_finish_of(chunk: Mapping[str, Any]) -> str | None:
-    """The text of an error that a chunk reports by its finish reason, or None.
+def error_finish_of(answer: Mapping[str, Any]) -> str | None:
+    """The text of an error that a chunk or a whole answer reports by a finish reason, or None.
 
     `{"choices": [{"delta": {"content": "Throttling…"}, "finish_reason": "error_finish"}]}`: so
-    throttling is reported in a stream that has begun (qwen-code reads it so).
+    throttling is reported in a stream that has begun (qwen-code reads it so). A whole answer has a
+    message instead of a delta, a native completion a text.
     """
-    for choice in objects(chunk.get("choices")):
+    for choice in objects(answer.get("choices")):
         if choice.get("finish_reason") == ERROR_FINISH:
-            delta = choice.get("delta")
-            text = delta.get("content") if isinstance(delta, dict) else None
-            return text if isinstance(text, str) else ""
+            part = choice.get("delta") or choice.get("message")
+            return text(part.get("content") if isinstance(part, dict) else choice.get("text"))
     return None

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import validation
 from qwen_wsgi.protocol.json_object import JsonObject
+from qwen_wsgi.protocol.translation import search
 from qwen_wsgi.protocol.validation import missing, wrong_type
 
 
@@ -28,6 +29,14 @@ class ChatRequest:
     origins: Mapping[str, str] | None = None
     #: The texts of attached PDFs by their base64, for hosts that take no files.
     documents: Mapping[str, str] = field(default_factory=dict)
+    #: Names of functions that a translation made of custom tools; their calls are turned back.
+    customs: frozenset[str] = frozenset()
+    #: The host may search the web, so that the answer may name pages.
+    searches: bool = False
+
+
+#: Members without which a request wants no search (`search.is_requested`).
+_SEARCHING: Final = frozenset({"enable_search", "tools", "web_search_options"})
 
 
 def parse_request(
@@ -44,7 +53,9 @@ def parse_request(
     """
     model = validation.model_of(body)
     _check_messages(body)
-    body = _with_nested_tools(body)
+    names = body.names()
+    if "tools" in names or "tool_choice" in names:
+        body = _with_nested_tools(body)
     stream = validation.flag(body, "stream")
     options = validation.mapping(body, "stream_options")
     if options is not None and not stream:
@@ -59,6 +70,7 @@ def parse_request(
         wants_usage=bool(options and options.get("include_usage")),
         added=frozenset(added),
         origins=origins,
+        searches=not _SEARCHING.isdisjoint(names) and search.is_requested(body),
     )
 
 
@@ -70,24 +82,33 @@ def _with_nested_tools(body: JsonObject) -> JsonObject:
         changes["tools"] = [_nested(tool) if _is_flat(tool) else tool for tool in tools]
     choice = body.get("tool_choice")
     if choice is not None and _is_flat(choice):
-        changes["tool_choice"] = {"type": "function", "function": {"name": choice["name"]}}
+        changes["tool_choice"] = _nested(choice)
     return JsonObject(body.render(changes)) if changes else body
 
 
+#: The types of tools that are flat in the Responses API, and what chat has in an inner object.
+_INNER: Final[Mapping[str, tuple[str, ...]]] = {
+    "function": ("name", "description", "parameters", "strict"),
+    "custom": ("name", "description", "format"),
+}
+
+
 def _is_flat(tool: Any) -> bool:
-    return (
-        isinstance(tool, dict)
-        and tool.get("type") == "function"
-        and "function" not in tool
-        and isinstance(tool.get("name"), str)
-    )
+    if not isinstance(tool, dict) or (kind := tool.get("type")).__class__ is not str:
+        return False
+    return kind in _INNER and kind not in tool and isinstance(tool.get("name"), str)
 
 
 def _nested(tool: dict[str, Any]) -> dict[str, Any]:
-    members = ("name", "description", "parameters", "strict")
-    function = {name: tool[name] for name in members if tool.get(name) is not None}
+    kind: str = tool["type"]
+    members = _INNER[kind]
+    inner = {name: tool[name] for name in members if tool.get(name) is not None}
+    form = inner.get("format")
+    if isinstance(form, dict) and form.get("type") == "grammar" and "grammar" not in form:
+        grammar = {name: value for name, value in form.items() if name != "type"}
+        inner["format"] = {"type": "grammar", "grammar": grammar}
     others = {name: value for name, value in tool.items() if name not in members}
-    return {**others, "function": function}
+    return {**others, kind: inner}
 
 
 def _check_messages(body: JsonObject) -> None:

@@ -10,7 +10,8 @@ from qwen_wsgi.protocol.chat.normalize import finish_reason
 from qwen_wsgi.protocol.chat.tool_calls import arguments_of, made_up_id
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.messages.request import MessagesRequest
-from qwen_wsgi.protocol.translation import search
+from qwen_wsgi.protocol.translation import citations, search
+from qwen_wsgi.protocol.translation.search import Page
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 
@@ -43,9 +44,14 @@ def whole(request: MessagesRequest, completion: Mapping[str, Any], *, id: str) -
     first = choices[0] if isinstance(choices, list) and choices else None
     choice = first if isinstance(first, dict) else {}
     message = choice.get("message")
-    content = list(_content(message, id)) if isinstance(message, dict) else []
-    found = search_blocks(completion, json_access.mapping(message), id) if request.searches else []
-    content = found + content
+    message = message if isinstance(message, dict) else {}
+    found: list[dict[str, Any]] = []
+    sources: citations.Sources | None = None
+    if request.searches:
+        found = search_blocks(completion, message, id)
+        sources = citations.Sources()
+        sources.take(completion, message)
+    content = found + list(_content(message, id, sources))
     called = any(block["type"] == "tool_use" for block in content)
     finish = finish_reason(choice.get("finish_reason"), called=called)
     model = request.chat.model or completion.get("model")
@@ -92,6 +98,21 @@ def search_blocks(
         {"type": "server_tool_use", "id": call, "name": "web_search", "input": {"query": ""}},
         {"type": "web_search_tool_result", "tool_use_id": call, "content": results},
     ]
+
+
+def citation_of(page: Page) -> dict[str, Any]:
+    """Render a page that a text names.
+
+    Clients' types require all members. What of the page is meant, and Anthropic's token for it, are
+    not known, so those are empty.
+    """
+    return {
+        "type": "web_search_result_location",
+        "cited_text": "",
+        "url": page.url,
+        "title": page.title,
+        "encrypted_index": "",
+    }
 
 
 def head(id: str, model: str) -> dict[str, Any]:
@@ -146,14 +167,16 @@ def usage_of(usage: Usage | None) -> dict[str, Any]:
     return counts
 
 
-def _content(message: Mapping[str, Any], seed: str) -> Iterator[dict[str, Any]]:
+def _content(
+    message: Mapping[str, Any], seed: str, sources: citations.Sources | None
+) -> Iterator[dict[str, Any]]:
     thinking = next(
         (text for name in THINKING if (text := json_access.text(message.get(name)))), ""
     )
     if thinking:
         yield {"type": "thinking", "thinking": thinking, "signature": SIGNATURE}
     if text := json_access.text(message.get("content")) or json_access.text(message.get("refusal")):
-        yield {"type": "text", "text": text}
+        yield from _texts(text, sources, message.get("annotations"))
     for number, call in enumerate(json_access.items(message.get("tool_calls"))):
         function = call.get("function") if isinstance(call, dict) else None
         if isinstance(function, dict) and (name := json_access.text(function.get("name"))):
@@ -163,6 +186,36 @@ def _content(message: Mapping[str, Any], seed: str) -> Iterator[dict[str, Any]]:
                 "name": name,
                 "input": _input(arguments_of(function)),
             }
+
+
+def _texts(
+    text: str, sources: citations.Sources | None, annotations: Any
+) -> Iterator[dict[str, Any]]:
+    """Render a text: in blocks that end behind the marks of pages, as streams have them."""
+    cut = list(_cut(text, sources)) if sources is not None else [(text, [])]
+    pages = [each.page for each in citations.given(annotations)]
+    if pages and not any(named for _, named in cut):
+        cut[-1] = (cut[-1][0], list(dict.fromkeys(pages)))
+    for piece, named in cut:
+        block: dict[str, Any] = {"type": "text", "text": piece}
+        if named:
+            block["citations"] = [citation_of(page) for page in named]
+        yield block
+
+
+def _cut(text: str, sources: citations.Sources) -> Iterator[tuple[str, list[Page]]]:
+    reader = citations.MarkReader()
+    pieces: list[str] = []
+    numbers: list[int] = []
+    for examined in (reader.feed(text), reader.flush()):
+        for piece, number in examined.cut():
+            if number is None and not piece.isspace() and sources.knows(numbers):
+                yield "".join(pieces), sources.named(numbers)
+                pieces, numbers = [], []
+            pieces.append(piece)
+            if number is not None:
+                numbers.append(number)
+    yield "".join(pieces), sources.named(numbers)
 
 
 def _input(arguments: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ their order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Final, NamedTuple
 
 from qwen_wsgi.protocol.changes import Changes
@@ -66,12 +66,12 @@ def messages_of(messages: list[Any], changes: Changes) -> Iterator[Message]:
     Raises:
         BadRequest: a message is invalid, or a result does not belong to a call.
     """
-    waiting: list[str] = []
+    waiting: dict[str, None] = {}
     turns = _turns(messages)
     for turn in turns:
         if turn.role == "user":
             yield from _user(turn, waiting, changes)
-            waiting = []
+            waiting = {}
         else:
             message, waiting = _assistant(turn, changes)
             if message is not None and turn is turns[-1] and not waiting:
@@ -118,7 +118,7 @@ def _reminder(block: Block) -> Block:
 # --- the user -----------------------------------------------------------------------------------
 
 
-def _user(turn: _Turn, waiting: list[str], changes: Changes) -> Iterator[Message]:
+def _user(turn: _Turn, waiting: Collection[str], changes: Changes) -> Iterator[Message]:
     """Translate a user's turn: the results of the waiting calls, then the user's message."""
     results: dict[str, Message] = {}
     shown: list[Part] = []
@@ -174,8 +174,9 @@ def _simplest(parts: list[Part]) -> Any:
 # --- the assistant ------------------------------------------------------------------------------
 
 
-def _assistant(turn: _Turn, changes: Changes) -> tuple[Message | None, list[str]]:
-    """Translate an assistant's turn: the message, or None if it is empty, and its calls' ids."""
+def _assistant(turn: _Turn, changes: Changes) -> tuple[Message | None, dict[str, None]]:
+    """Translate an assistant's turn: the message, or None if it is empty, and its calls' ids in
+    order (a dictionary, in which a result's call is found at once)."""
     texts: list[Block] = []
     thoughts: list[str] = []
     calls: list[dict[str, Any]] = []
@@ -190,8 +191,8 @@ def _assistant(turn: _Turn, changes: Changes) -> tuple[Message | None, list[str]
             calls.append(_call(block, changes))
         else:
             drop_block(block, changes)
-    ids = [call["id"] for call in calls]
-    if len(set(ids)) < len(ids):
+    ids = dict.fromkeys(call["id"] for call in calls)
+    if len(ids) < len(calls):
         raise invalid(turn.blocks[0].path, "`tool_use` ids must be unique")
     parts = list(parts_of(texts, changes))
     # Text blocks are one text that other blocks divided, so they are joined without a separator.

@@ -82,9 +82,7 @@ _LOST: Final = frozenset({"inference_geo", "mcp_servers"}) | frozenset(
 )
 
 #: Members that change what an answer means, and that nothing here can honour.
-_REFUSED: Final = (
-    *("container", "conversation", "prediction", "previous_response_id", "suffix", "thread"),
-)
+_REFUSED: Final = (*("container", "conversation", "previous_response_id", "suffix", "thread"),)
 
 #: Anthropic has no `none` and `minimal`, but Qwen's models do.
 _EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -97,8 +95,6 @@ _ORIGINS: Final = {
     "stop": "stop_sequences",
     "thinking_budget": "thinking.budget_tokens",
 }
-#: Members of chat for thinking, which a client may add; `thinking` is Messages' own.
-_KNOBS: Final = thinking.ALL - {"thinking"}
 
 
 @dataclass(frozen=True)
@@ -109,12 +105,14 @@ class MessagesRequest:
         changed: what the translation changed or dropped, as in `Changes.entries`.
         stops: the stop sequences; the answer names the one that matched.
         searches: the client has a tool for web searches, and is shown what the host found.
+        forces_search: an answer without a search would be an invented one.
     """
 
     chat: ChatRequest
     changed: tuple[str, ...]
     stops: tuple[str, ...]
     searches: bool = False
+    forces_search: bool = False
 
 
 def parse_request(body: JsonObject, *, strict: bool = False) -> MessagesRequest:
@@ -136,7 +134,7 @@ def parse_request(body: JsonObject, *, strict: bool = False) -> MessagesRequest:
     stops = _stops(body)
     members |= _sampling(body, stops)
     members |= _thinking(body, changes)
-    silent = all(body.get(name) is None for name in ("thinking", *_KNOBS))
+    silent = not thinking.is_set(body)
     members |= _format(body)
     if want(body, "stream", bool):
         members |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -153,8 +151,14 @@ def parse_request(body: JsonObject, *, strict: bool = False) -> MessagesRequest:
         ) from None
     except RecursionError:
         raise _too_deep() from None
-    searches = {"type": SEARCH} in members.get("tools", ())
-    return MessagesRequest(request, changes.entries, tuple(stops), searches)
+    search = {"type": SEARCH}
+    return MessagesRequest(
+        request,
+        changes.entries,
+        tuple(stops),
+        searches=search in members.get("tools", ()),
+        forces_search=members.get("tool_choice") == search,
+    )
 
 
 def parse_prompt(body: Members) -> dict[str, Any]:
@@ -236,7 +240,7 @@ def _thinking(body: Members, changes: Changes) -> dict[str, Any]:
     if wish is None:
         if effort:
             return {"reasoning_effort": effort}
-        if any(body.get(name) is not None for name in _KNOBS):
+        if thinking.is_set(body, but=("thinking",)):  # by members of chat that the client added
             return {}
         changes.note("thinking", "off-by-default")
         return {"enable_thinking": False}

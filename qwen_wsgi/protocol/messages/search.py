@@ -1,4 +1,4 @@
-"""Answers a forced web search that the model does not have.
+"""Answers a forced web search that the model does not have, or that its host refuses.
 
 Anthropic reports this inside a message. Claude Code then shows that the search failed; after an
 answer without a search it would show the model's inventions as results.
@@ -11,7 +11,7 @@ from typing import Any, Final
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.messages.answer import head, usage_of
 
-#: The code of the refusal (`upstream.adapt.tools`) that is answered so.
+#: The code of the refusals (`upstream.adapt.tools`, `upstream.failures`) that are answered so.
 UNAVAILABLE: Final = "web_search_unavailable"
 
 

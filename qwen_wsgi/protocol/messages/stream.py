@@ -20,11 +20,14 @@ from qwen_wsgi.protocol.messages.answer import (
     ONE_SEARCH,
     SIGNATURE,
     THINKING,
+    citation_of,
     head,
     search_blocks,
     stop_of,
     usage_of,
 )
+from qwen_wsgi.protocol.translation import citations
+from qwen_wsgi.protocol.translation.search import Page
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 
@@ -52,9 +55,11 @@ class _Block:
         whole: the block, if it does not grow.
         held: pieces that were not sent yet.
         before: the bytes of its deltas before the text; empty until the block was begun.
+        cited: numbers of pages that the text names; what follows is another block if one is known.
+        pages: pages that the host itself named for the text.
     """
 
-    __slots__ = ("before", "call", "held", "index", "kind", "whole")
+    __slots__ = ("before", "call", "cited", "held", "index", "kind", "pages", "whole")
 
     def __init__(
         self, kind: str, call: ToolCall | None = None, whole: dict[str, Any] | None = None
@@ -65,6 +70,8 @@ class _Block:
         self.held: list[str] = []
         self.before = b""
         self.index = 0
+        self.cited: list[int] = []
+        self.pages: list[Page] = []
 
     @property
     def ready(self) -> bool:
@@ -121,6 +128,9 @@ class MessagesEncoder:
         #: A search may still be reported; hosts may repeat it in every chunk.
         self._searches = searches
         self._searched = False
+        #: What the search found, and the reader of the marks that name it.
+        self._sources = citations.Sources()
+        self._marks = citations.MarkReader() if searches else None
 
     def feed(self, events: bytes) -> bytes:
         """Encode some chunks; the first call also begins the message."""
@@ -181,7 +191,7 @@ class MessagesEncoder:
             if choice.__class__ is dict and not choice.get("index"):
                 delta = choice.get("delta")
                 if delta.__class__ is dict:
-                    if self._searches:
+                    if self._marks is not None:
                         self._search(chunk, delta)
                     self._grow(delta)
                 if choice.get("finish_reason"):
@@ -196,33 +206,66 @@ class MessagesEncoder:
             self._close_all()
 
     def _search(self, chunk: dict[str, Any], delta: dict[str, Any]) -> None:
-        for whole in search_blocks(chunk, delta, self._id):
+        self._sources.take(chunk, delta)
+        if not self._searches:
+            return
+        if found := search_blocks(chunk, delta, self._id):
             self._searches, self._searched = False, True
-            self._blocks.append(_Block(_WHOLE, whole=whole))
-        if self._searched:
+            self._end_text()
+            self._blocks += [_Block(_WHOLE, whole=whole) for whole in found]
             self._advance()
 
     def _grow(self, delta: dict[str, Any]) -> None:
         for name in THINKING:
             text = delta.get(name)
             if text and text.__class__ is str:
+                self._end_text()
                 self._add(_THINKING, text)
                 break
         text = delta.get("content") or delta.get("refusal")
         if text and text.__class__ is str:
-            self._add(_TEXT, text)
+            if self._marks is None:
+                self._add(_TEXT, text)
+            else:
+                self._add_text(self._marks.feed(text))
+        if "annotations" in delta:
+            self._add_pages(delta["annotations"])
         fragments = delta.get("tool_calls")
         if fragments and fragments.__class__ is list:
+            self._end_text()
             for fragment in fragments:
                 if isinstance(fragment, dict):
                     self._add_to_call(fragment)
 
-    def _add(self, kind: str, text: str) -> None:
+    def _add(self, kind: str, text: str) -> _Block:
         blocks = self._blocks
         if not blocks or blocks[-1].kind != kind:
             blocks.append(_Block(kind))
-        blocks[-1].held.append(text)
+        block = blocks[-1]
+        block.held.append(text)
         self._advance()
+        return block
+
+    def _add_text(self, examined: citations.Examined) -> None:
+        """Add a text with its marks. A block ends behind the marks that name its pages."""
+        for piece, number in examined.cut():
+            cited = self._blocks[-1].cited if self._blocks else ()
+            if number is None and not piece.isspace() and self._sources.knows(cited):
+                self._blocks.append(_Block(_TEXT))
+            block = self._add(_TEXT, piece)
+            if number is not None:
+                block.cited.append(number)
+
+    def _end_text(self) -> None:
+        """Add the end of a text, before something else."""
+        if self._marks is not None:
+            self._add_text(self._marks.flush())
+
+    def _add_pages(self, annotations: Any) -> None:
+        """Add the pages that the host itself names for the last text."""
+        last = self._blocks[-1] if self._blocks else None
+        if last is not None and last.kind == _TEXT:
+            last.pages += [each.page for each in citations.given(annotations)]
 
     def _add_to_call(self, fragment: dict[str, Any]) -> None:
         taken = self._calls.take(fragment)
@@ -258,6 +301,7 @@ class MessagesEncoder:
 
     def _close_all(self) -> None:
         """Begin and end all blocks at the end of the answer. A call without a name is dropped."""
+        self._end_text()
         for block in tuple(self._blocks):
             if block.call is not None and not block.call.name:
                 self._blocks.remove(block)
@@ -306,7 +350,10 @@ class MessagesEncoder:
 
     def _close(self, block: _Block) -> None:
         if block.kind == _THINKING:
-            delta = {"type": "signature_delta", "signature": SIGNATURE}
+            delta: dict[str, Any] = {"type": "signature_delta", "signature": SIGNATURE}
+            self._event({"type": "content_block_delta", "index": block.index, "delta": delta})
+        for page in self._sources.named(block.cited) or dict.fromkeys(block.pages):
+            delta = {"type": "citations_delta", "citation": citation_of(page)}
             self._event({"type": "content_block_delta", "index": block.index, "delta": delta})
         self._event({"type": "content_block_stop", "index": block.index})
         self._blocks.remove(block)

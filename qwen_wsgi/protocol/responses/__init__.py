@@ -2,7 +2,7 @@
 
 `request` translates a request with `items`, `conversation`, `content`, `tools` and `parameters`;
 `compaction` is about summaries of long conversations, `catalogue` about the list of models.
-`encoder` encodes the answer with `output`, `events`, `free_text` and `mapping`.
+`encoder` encodes the answer with `output`, `events` and `mapping`.
 """
 
 from __future__ import annotations

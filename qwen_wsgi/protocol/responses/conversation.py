@@ -112,7 +112,9 @@ class Conversation:
         self._messages: list[dict[str, Any] | _Answer] = []
         #: Thinking that belongs to the next message of the assistant.
         self._thoughts: list[str] = []
-        self._calls: dict[str, list[_Call]] = {}
+        #: By their ids: the latest call, and those without an output. Some hosts reuse ids.
+        self._latest: dict[str, _Call] = {}
+        self._open: dict[str, list[_Call]] = {}
 
     def instruct(self, text: str) -> None:
         """Add a system message."""
@@ -173,7 +175,8 @@ class Conversation:
             self._think(answer)
         call = _Call(id, name, arguments, answer)
         answer.calls.append(call)
-        self._calls.setdefault(id, []).append(call)
+        self._latest[id] = call
+        self._open.setdefault(id, []).append(call)
 
     def _called(self, item: dict[str, Any], kind: str, path: str) -> tuple[str, str]:
         """A call's name and arguments in chat."""
@@ -191,14 +194,13 @@ class Conversation:
         id = validation.text(item, "call_id", path) or validation.text(item, "id", path) or ""
         if "call_id" not in item and kind != "local_shell_call_output":
             raise validation.missing(path + "call_id")
-        calls = self._calls.get(id)
-        if not calls:
+        if id not in self._latest:
             raise BadRequest(
                 f"No tool call found for {kind.replace('_', ' ')} with call_id {header_token(id)}.",
                 param="input",
             )
-        # Some hosts reuse ids in every turn.
-        call = next((each for each in reversed(calls) if not each.answers), calls[-1])
+        still_open = self._open[id]
+        call = still_open.pop() if still_open else self._latest[id]
         if kind in ("shell_call_output", "apply_patch_call_output"):
             parts: str | list[dict[str, Any]] = compact(item.get("output"))
         else:

@@ -21,6 +21,7 @@ from qwen_wsgi.protocol.responses.output import (
     IN_PROGRESS,
     INCOMPLETE,
     Call,
+    CitingMessage,
     Compaction,
     CustomCall,
     Item,
@@ -29,6 +30,7 @@ from qwen_wsgi.protocol.responses.output import (
     Search,
 )
 from qwen_wsgi.protocol.responses.request import ResponsesRequest
+from qwen_wsgi.protocol.translation import citations
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 
@@ -67,6 +69,8 @@ class ResponseEncoder:
         self._calls: dict[int, Call] = {}
         self._finish: str | None = None
         self._usage: Usage | None = None
+        #: What a search by the host found; None if the client requested none.
+        self._sources = citations.Sources() if request.chat.searches else None
         #: Reads chunks that only add to the same text as the last one.
         self._reader = TextReader()
         #: Whether the last chunk only adds text.
@@ -197,6 +201,8 @@ class ResponseEncoder:
         out: list[bytes],
     ) -> None:
         if "search_info" in chunk or "search_info" in delta:
+            if self._sources is not None:
+                self._sources.take(chunk, delta)
             self._search(mapping.found_urls(chunk, delta), out)
         if self._request.summarizes:
             self._summarize(delta.get("content"), out)
@@ -219,8 +225,8 @@ class ResponseEncoder:
         if refusal and isinstance(refusal, str):
             out.append(self._message(out).add_refusal(refusal))
         if "annotations" in delta:
-            for annotation in mapping.sources(delta["annotations"]):
-                out.append(self._message(out).add_annotation(annotation))
+            for citation in citations.given(delta["annotations"]):
+                out.append(self._message(out).add_citation(citation))
         fragments = delta.get("tool_calls")
         for fragment in objects(fragments):
             self._fragment(fragment, out)
@@ -261,7 +267,8 @@ class ResponseEncoder:
 
     def _message(self, out: list[bytes]) -> Message:
         if not isinstance(self._open_text, Message):
-            self._begin_text(Message(*self._next("msg")), out)
+            kind = Message if self._sources is None else CitingMessage
+            self._begin_text(kind(*self._next("msg"), sources=self._sources), out)
         assert isinstance(self._open_text, Message)
         return self._open_text
 

@@ -34,5 +34,6 @@ def chat_request(body: JsonObject, *, strict: bool) -> tuple[ChatRequest, tuple[
         )
     request = parse_request(body, strict=strict)
     options = validation.mapping(body, "stream_options") or {}
-    chat = replace(request.chat, wants_usage=options.get("include_usage") is True)
+    customs = request.names.customs()
+    chat = replace(request.chat, wants_usage=options.get("include_usage") is True, customs=customs)
     return chat, ("input:as-messages", *request.changed)

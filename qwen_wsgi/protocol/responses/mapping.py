@@ -1,10 +1,10 @@
-"""Translates usage, sources, log probabilities and errors of chat to the form of a response."""
+"""Translates usage, pages, log probabilities and errors of chat to the form of a response."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from qwen_wsgi.errors import ApiError
@@ -41,28 +41,6 @@ def usage(used: Usage | None) -> dict[str, Any] | None:
         "output_tokens_details": {"reasoning_tokens": used.reasoning or 0},
         "total_tokens": used.prompt + used.completion if used.total is None else used.total,
     }
-
-
-def sources(given: Any) -> Iterator[dict[str, Any]]:
-    """Translate the sources of a text.
-
-    Chat has `{"type": "url_citation", "url_citation": {"start_index", "end_index", "title",
-    "url"}}`, a response the same without the inner object.
-    """
-    for each in json_access.objects(given):
-        if each.get("type") != "url_citation":
-            continue
-        inner = each.get("url_citation")
-        source = inner if isinstance(inner, dict) else each
-        start, end, title = (source.get(name) for name in ("start_index", "end_index", "title"))
-        if isinstance(url := source.get("url"), str) and url:
-            yield {
-                "type": "url_citation",
-                "start_index": start if type(start) is int else 0,
-                "end_index": end if type(end) is int else 0,
-                "title": title if isinstance(title, str) else url,
-                "url": url,
-            }
 
 
 def found_urls(chunk: Mapping[str, Any], delta: Mapping[str, Any]) -> list[str] | None:

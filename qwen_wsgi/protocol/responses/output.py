@@ -7,8 +7,9 @@ from typing import Any
 from qwen_wsgi.protocol.chat.completion import joined_text
 from qwen_wsgi.protocol.responses import compaction, content
 from qwen_wsgi.protocol.responses.events import Deltas, Events
-from qwen_wsgi.protocol.responses.free_text import FreeText
 from qwen_wsgi.protocol.responses.tools import Tool
+from qwen_wsgi.protocol.translation.citations import Citation, CitedText, Sources
+from qwen_wsgi.protocol.translation.free_text import FreeText
 
 COMPLETED = "completed"
 IN_PROGRESS = "in_progress"
@@ -127,23 +128,37 @@ class Reasoning(TextItem):
 
 
 class Message(TextItem):
-    """The model's message: parts of text and of refusal, one after the other."""
+    """The model's message: parts of text and of refusal, one after the other.
 
-    def __init__(self, events: Events, id: str, index: int) -> None:
+    Args:
+        sources: the pages that the host's search finds, at which the text may point; None if it did
+            not search.
+    """
+
+    def __init__(
+        self, events: Events, id: str, index: int, *, sources: Sources | None = None
+    ) -> None:
         super().__init__(events, id, index)
         self._parts: list[dict[str, Any]] = []
         self._kind = ""
+        self._sources = sources
+        #: Finds the citations in the open part; None if there can be none.
+        self._cited: CitedText | None = None
 
     def add_text(self, piece: str, logprobs: list[dict[str, Any]]) -> bytes:
         """Add to the text."""
         begun = self._open("output_text")
         self._pieces.append(piece)
         if not logprobs:
-            return begun + self._deltas.render(piece)
-        self._parts[-1]["logprobs"] += logprobs
-        return begun + self._events.render(
-            "response.output_text.delta", **self._places, delta=piece, logprobs=logprobs
-        )
+            delta = self._deltas.render(piece)
+        else:
+            self._parts[-1]["logprobs"] += logprobs
+            delta = self._events.render(
+                "response.output_text.delta", **self._places, delta=piece, logprobs=logprobs
+            )
+        if self._cited is None:
+            return begun + delta
+        return begun + delta + self._annotated(self._cited.feed(piece))
 
     def add_refusal(self, piece: str) -> bytes:
         """Add to a refusal."""
@@ -151,17 +166,28 @@ class Message(TextItem):
         self._pieces.append(piece)
         return begun + self._deltas.render(piece)
 
-    def add_annotation(self, annotation: dict[str, Any]) -> bytes:
-        """Add a source to the text."""
+    def add_citation(self, citation: Citation) -> bytes:
+        """Add a source that the host itself named, unless marks in the text named sources."""
         begun = self._open("output_text")
+        if self._cited is not None and self._cited.found:
+            return begun
+        return begun + self._annotated([citation])
+
+    def _annotated(self, citations: list[Citation]) -> bytes:
         annotations = self._parts[-1]["annotations"]
-        annotations.append(annotation)
-        return begun + self._events.render(
-            "response.output_text.annotation.added",
-            **self._places,
-            annotation_index=len(annotations) - 1,
-            annotation=annotation,
-        )
+        events = []
+        for citation in citations:
+            annotation = citation.in_response()
+            annotations.append(annotation)
+            events.append(
+                self._events.render(
+                    "response.output_text.annotation.added",
+                    **self._places,
+                    annotation_index=len(annotations) - 1,
+                    annotation=annotation,
+                )
+            )
+        return b"".join(events)
 
     @property
     def _places(self) -> dict[str, Any]:
@@ -179,6 +205,8 @@ class Message(TextItem):
         else:
             part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
             self._parts.append(part)
+            if self._sources is not None:
+                self._cited = CitedText(self._sources)
             self._deltas = Deltas(
                 self._events, "response.output_text.delta", self._places, ',"logprobs":[]'
             )
@@ -193,7 +221,9 @@ class Message(TextItem):
                 "response.refusal.done", **self._places, refusal=part["refusal"]
             )
         else:
-            events = self._events.render(
+            events = b"" if self._cited is None else self._annotated(self._cited.end())
+            self._cited = None
+            events += self._events.render(
                 "response.output_text.done",
                 **self._places,
                 text=part["text"],
@@ -226,6 +256,14 @@ class Message(TextItem):
             "role": "assistant",
             "content": list(self._parts),
         }
+
+
+class CitingMessage(Message):
+    """A message for which the host may search the web; the others do not look at each piece."""
+
+    def more(self, piece: str, as_json: bytes) -> bytes:
+        delta = super().more(piece, as_json)
+        return delta if self._cited is None else delta + self._annotated(self._cited.feed(piece))
 
 
 class Compaction(Item):

@@ -31,6 +31,7 @@ _NUMBERS: Final = ("temperature", "top_p")
 #: own, those of sampling and of thinking. They are passed on unchanged.
 _EXTRAS: Final = thinking.ALL - {thinking.NESTED, thinking.EFFORT} | frozenset(
     {
+        *thinking.HOLDERS,
         "enable_search",
         "frequency_penalty",
         "logit_bias",
@@ -46,8 +47,9 @@ _EXTRAS: Final = thinking.ALL - {thinking.NESTED, thinking.EFFORT} | frozenset(
     }
 )
 
-#: Members that can be dropped without a loss: data about Codex, options for OpenAI's cache.
-_QUIET: Final = frozenset({"client_metadata", "prompt_cache_options"})
+#: Members that can be dropped without a loss: data about Codex, options for OpenAI's cache, and a
+#: guess at the answer that makes OpenAI's servers faster.
+_QUIET: Final = frozenset({"client_metadata", "prediction", "prompt_cache_options"})
 
 #: Members that this or another module reads.
 _READ: Final = frozenset(

@@ -30,7 +30,7 @@ _ORIGINS: Final = {
 
 #: Members of other dialects that change what an answer means: refused, because nothing here can
 #: honour them.
-_REFUSED: Final = ("container", "prediction", "suffix", "thread")
+_REFUSED: Final = ("container", "suffix", "thread")
 
 #: Levels of nesting that are reserved, because answers are rendered from a deeper stack.
 _SPARE_LEVELS: Final = 100

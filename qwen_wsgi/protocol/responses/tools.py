@@ -9,6 +9,7 @@ from typing import Any, Final
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import validation
 from qwen_wsgi.protocol.changes import Changes, header_token
+from qwen_wsgi.protocol.translation import free_text
 from qwen_wsgi.protocol.translation.tool_names import LONGEST, fits, fitting
 from qwen_wsgi.protocol.validation import wrong_type
 
@@ -72,6 +73,10 @@ class Names:
         if fits(full) and full not in self._plain:
             return full
         return fitting(full, f"{namespace}\0{name}")
+
+    def customs(self) -> frozenset[str]:
+        """The names in chat of the tools that take one free text."""
+        return frozenset(name for name, tool in self._tools.items() if tool.custom)
 
     def tool_of(self, name: str) -> Tool:
         """The tool with this name in chat; a plain tool of that name if there is none."""
@@ -139,7 +144,7 @@ class Tools:
         custom = given.get("type") == "custom"
         described = [validation.text(given, "description", path) or "", about]
         if custom:
-            parameters: Mapping[str, Any] = _free_text()
+            parameters: Mapping[str, Any] = free_text.parameters()
             described.append(self._format(given, path))
         else:
             parameters = validation.mapping(given, "parameters", path) or _NO_PARAMETERS
@@ -159,8 +164,8 @@ class Tools:
         if form.get("type") != "grammar" or not definition:
             return ""
         self._changes.note("tools", "grammar-as-text")
-        syntax = validation.text(form, "syntax", path + "format.") or "given"
-        return f"The input must match this {syntax} grammar:\n{definition}"
+        syntax = validation.text(form, "syntax", path + "format.") or ""
+        return free_text.grammar_note(definition, syntax)
 
     def _namespace(self, given: dict[str, Any], path: str) -> Iterator[_Offered]:
         name = validation.required_name(given, path)
@@ -269,14 +274,3 @@ class Tools:
             param="tool_choice",
             code="invalid_value",
         )
-
-
-def _free_text() -> dict[str, Any]:
-    """Parameters of a function that replaces a tool with a plain text."""
-    text = {"type": "string", "description": "The whole input of the tool, as plain text."}
-    return {
-        "type": "object",
-        "properties": {"input": text},
-        "required": ["input"],
-        "additionalProperties": False,
-    }

@@ -55,6 +55,7 @@ class Adapted:
             into a `function_call`.
         renamed: the client's names of tools by those that are sent.
         left_out: inputs that were left out because the model refused them before.
+        customs: names, as they are sent, of functions that stand for custom tools.
     """
 
     changes: Mapping[str, Any]
@@ -64,6 +65,7 @@ class Adapted:
     legacy_functions: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict)
     left_out: frozenset[str] = frozenset()
+    customs: frozenset[str] = frozenset()
 
 
 UNCHANGED: Final = Adapted(MappingProxyType({}), frozenset(), ())
@@ -99,7 +101,7 @@ class Draft:
         thinking: what is wanted of the thinking; rules may change it before `thinking.adapt`.
         notes: texts to add to the system message.
         translated, origins: whether the client did not send chat; see `ChatRequest.origins`.
-        fan_out, legacy_functions, renamed, left_out: see `Adapted`.
+        fan_out, legacy_functions, renamed, left_out, customs: see `Adapted`.
     """
 
     __slots__ = (
@@ -108,6 +110,7 @@ class Draft:
         "_values",
         "body",
         "documents",
+        "customs",
         "fan_out",
         "left_out",
         "legacy_functions",
@@ -139,6 +142,7 @@ class Draft:
         self.legacy_functions = False
         self.renamed: Mapping[str, str] = {}
         self.left_out: frozenset[str] = frozenset()
+        self.customs = request.customs
         self._values: dict[str, Any] = {}
         self._drop: set[str] = set()
         self.translated = request.origins is not None
@@ -175,6 +179,10 @@ class Draft:
             self._drop.add(name)
         self._changes.note(name, what)
 
+    def note(self, name: str, what: str) -> None:
+        """List what a change of a member is, beside the change itself."""
+        self._changes.note(name, what)
+
     def lose(self, param: str, why: str) -> None:
         """Refuse, in strict mode, to lose what the client asked for with `param`.
 
@@ -190,7 +198,8 @@ class Draft:
 
     def finish(self) -> Adapted:
         """The changes of all rules together."""
-        if not (entries := self._changes.entries):
+        entries = self._changes.entries
+        if not entries and not self.customs:
             return UNCHANGED
         return Adapted(
             self._values,
@@ -200,6 +209,7 @@ class Draft:
             legacy_functions=self.legacy_functions,
             renamed=self.renamed,
             left_out=self.left_out,
+            customs=self.customs,
         )
 
 

@@ -57,6 +57,7 @@ def _steps(draft: Draft, roles: _Roles) -> Iterator[tuple[_Step, str]]:
         yield tool_history.custom_as_functions, "custom-as-function"
         yield tool_history.with_json_arguments, "arguments-made-json"
         yield tool_history.with_content, "content-added"
+        yield _without_pages, "annotations-dropped"
     yield from _system_steps(draft, roles)
     if roles.all.isdisjoint(("user", "tool", "function")):
         yield _with_user, "user-added"
@@ -99,6 +100,21 @@ def _merge_systems(messages: list[Message]) -> list[Message]:
         return messages  # invalid: left to the host
     rest = [message for message in messages if message["role"] != "system"]
     return [{**systems[0], "content": _joined(contents)}, *rest]
+
+
+#: Members of an answer with the pages of its web search: for people, and unknown to hosts.
+_PAGES: Final = ("annotations", "search_info")
+
+
+def _without_pages(messages: list[Message]) -> list[Message]:
+    """Drop what a client sends back of an answer's web search."""
+    with_pages = [bool(each.get("annotations") or "search_info" in each) for each in messages]
+    if True not in with_pages:
+        return messages
+    return [
+        {name: value for name, value in each.items() if name not in _PAGES} if found else each
+        for each, found in zip(messages, with_pages, strict=True)
+    ]
 
 
 def _joined(contents: list[Any]) -> Any:

@@ -24,13 +24,21 @@ _UNSUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
 
 #: Members that change what an answer means, and that no Qwen host can honour in chat.
 _REFUSED: Final = frozenset(
-    {"container", "conversation", "prediction", "previous_response_id", "suffix", "thread"}
+    {"container", "conversation", "previous_response_id", "suffix", "thread"}
 )
 
 #: Not listed there either, but no answer depends on them: who the user is, how the request is
-#: stored and cached. To drop them loses nothing, whatever their value.
+#: stored and cached, and a guess at the answer by which OpenAI's servers write it faster. To drop
+#: them loses nothing, whatever their value.
 _HINTS: Final = frozenset(
-    {"prompt_cache_key", "prompt_cache_retention", "safety_identifier", "store", "user"}
+    {
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "store",
+        "user",
+    }
 )
 
 #: Seeds have 31 bits there; OpenAI's have 64 and a sign.

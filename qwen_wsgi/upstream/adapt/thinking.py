@@ -10,15 +10,22 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from qwen_wsgi.protocol import json_access
+from qwen_wsgi.protocol.changes import header_token
 from qwen_wsgi.protocol.translation.thinking import (
     ALL,
     BUDGET,
     EFFORT,
+    EXTRA,
+    GOOGLE,
+    HOLDERS,
     NESTED,
     OTHER_BUDGETS,
     OTHER_SWITCHES,
+    OWN_NAMES,
     SWITCH,
     TEMPLATE,
+    gemini_config,
 )
 from qwen_wsgi.upstream.adapt.draft import Draft, ThinkingRequest
 from qwen_wsgi.upstream.routing.model_profiles import ModelProfile
@@ -27,7 +34,7 @@ from qwen_wsgi.upstream.routing.model_profiles import ModelProfile
 _SHOWN: Final = frozenset(
     {"include_reasoning", "separate_reasoning", "stream_reasoning", "reasoning_format"}
 )
-FOREIGN: Final = frozenset({TEMPLATE, *OTHER_SWITCHES, *OTHER_BUDGETS, *_SHOWN})
+FOREIGN: Final = frozenset({TEMPLATE, *OTHER_SWITCHES, *OTHER_BUDGETS, *_SHOWN, *HOLDERS})
 KNOBS: Final = ALL | FOREIGN
 
 _LEVELS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -74,12 +81,15 @@ def read(draft: Draft) -> None:
 def _foreign(draft: Draft) -> ThinkingRequest:
     """Read the switches that other servers have."""
     wanted = ThinkingRequest()
-    template = draft.get(TEMPLATE)
-    if isinstance(template, dict):
-        # Qwen's templates have the first, DeepSeek's and Kimi's the second, gpt-oss the third.
-        wanted.on = _first(template.get(SWITCH), template.get("thinking"), (True, False))
-        wanted.effort = _first(template.get(EFFORT), None, _LEVELS)
-        wanted.budget = _first_count(template.get(BUDGET))
+    extra = json_access.mapping(draft.get(EXTRA))
+    for template in (draft.get(TEMPLATE), extra, extra.get(TEMPLATE)):
+        if isinstance(template, dict):
+            # Qwen's templates have the first, DeepSeek's and Kimi's the second, gpt-oss the third.
+            on = _first(template.get(SWITCH), template.get("thinking"), (True, False))
+            wanted.on = on if wanted.on is None else wanted.on
+            wanted.effort = wanted.effort or _first(template.get(EFFORT), None, _LEVELS)
+            wanted.budget = _first_count(wanted.budget, template.get(BUDGET))
+    _gemini(draft, wanted)
     for name in OTHER_SWITCHES:
         value = draft.get(name)
         if isinstance(value, dict):
@@ -96,6 +106,19 @@ def _foreign(draft: Draft) -> ThinkingRequest:
             wanted.on = False
         wanted.budget = _first_count(wanted.budget, budget)
     return wanted
+
+
+def _gemini(draft: Draft, wanted: ThinkingRequest) -> None:
+    """Read Gemini's switch, whose budgets of 0 and -1 are "off" and "as the model likes"."""
+    if not (config := gemini_config(draft)):
+        return
+    budget = config.get("thinking_budget", config.get("thinkingBudget"))
+    level = config.get("thinking_level", config.get("thinkingLevel"))
+    if type(budget) is int and wanted.on is None and budget <= 0:
+        wanted.on = budget != 0
+    wanted.budget = _first_count(wanted.budget, budget)
+    if isinstance(level, str) and level.lower() in _LEVELS:
+        wanted.effort = wanted.effort or level.lower()
 
 
 def _first_count(*values: Any) -> int | None:
@@ -160,6 +183,8 @@ def adapt(draft: Draft) -> None:
 def _not_sent(draft: Draft) -> list[str]:
     """The members of other servers that are in the request."""
     names = [name for name in draft.body.names() if name in FOREIGN]
+    if not draft.names.isdisjoint(HOLDERS):
+        names = _without_others(draft, names)
     if "thinking" in names and draft.target.model.lower().startswith("minimax-m3"):
         names.remove("thinking")  # it has this switch on Model Studio, too
     template = draft.get(TEMPLATE)
@@ -167,6 +192,23 @@ def _not_sent(draft: Draft) -> list[str]:
         draft.lose(TEMPLATE, f"takes no {TEMPLATE}")
     if draft.get("include_reasoning") is False:
         draft.lose("include_reasoning", "does not hide its thinking")
+    return names
+
+
+def _without_others(draft: Draft, names: list[str]) -> list[str]:
+    """The names without Gemini's holders if those are about something else than thinking."""
+    config, extra = gemini_config(draft), json_access.mapping(draft.get(EXTRA))
+    if not config and extra.keys().isdisjoint(OWN_NAMES):
+        return [name for name in names if name not in HOLDERS]
+    holder = EXTRA if EXTRA in names else GOOGLE
+    google = json_access.mapping(extra.get(GOOGLE)) or json_access.mapping(draft.get(GOOGLE))
+    others = (google.keys() - {"thinking_config", "thinkingConfig"}) | (
+        extra.keys() - {GOOGLE, *OWN_NAMES}
+    )
+    if others:
+        draft.lose(holder, f"takes no {header_token(min(others))}")
+    if config.get("include_thoughts", config.get("includeThoughts")) is False:
+        draft.lose(holder, "does not hide its thinking")
     return names
 
 
@@ -207,5 +249,5 @@ def _switched(wanted: ThinkingRequest, profile: ModelProfile) -> dict[str, Any]:
 
 def _param(draft: Draft) -> str:
     """The member that requests thinking, or `model` if the model's name does."""
-    names = (EFFORT, NESTED, SWITCH, BUDGET, TEMPLATE, *OTHER_SWITCHES, *OTHER_BUDGETS)
+    names = (EFFORT, NESTED, SWITCH, BUDGET, TEMPLATE, *OTHER_SWITCHES, *OTHER_BUDGETS, *HOLDERS)
     return next((name for name in names if draft.body.get(name) is not None), "model")

@@ -36,6 +36,7 @@ def _rename(draft: Draft, reserved: frozenset[str]) -> None:
     if not new:
         return
     draft.renamed = {sent: name for name, sent in new.items()}
+    draft.customs = frozenset(new.get(name, name) for name in draft.customs)
     if isinstance(tools := draft.get("tools"), list):
         changed = [_with_name(tool, new) for tool in tools]
         if changed != tools:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import json_access
-from qwen_wsgi.upstream.adapt import thinking
+from qwen_wsgi.protocol.translation import search
+from qwen_wsgi.upstream.adapt import custom_tools, thinking
 from qwen_wsgi.upstream.adapt.draft import Draft, ThinkingRequest
+
+#: Asks for the pages that a search finds, and for marks in the text that name them, which
+#: `protocol.translation.citations` reads (Model Studio's native web search page).
+_SOURCES: Final[Mapping[str, Any]] = {
+    "enable_source": True,
+    "enable_citation": True,
+    "citation_format": "[<number>]",
+}
 
 _FIELDS: Final = frozenset({"tools", "functions", "function_call", "web_search_options"})
 
@@ -17,6 +27,8 @@ def adapt(draft: Draft) -> None:
     names = draft.names
     if names.isdisjoint(_FIELDS) and not draft.target.search:
         return
+    if "tools" in names:
+        custom_tools.adapt(draft)
     forced = _forces_search(draft)
     if forced:
         draft.leave_out("tool_choice", "as-forced_search")
@@ -26,10 +38,10 @@ def adapt(draft: Draft) -> None:
     tools = draft.get("tools")
     found: list[Any] = []
     if isinstance(tools, list):
-        found = [tool for tool in tools if _is_search(tool)]
+        found = [tool for tool in tools if search.is_tool(tool)]
         if found:
             searches = True
-            rest = [tool for tool in tools if not _is_search(tool)]
+            rest = [tool for tool in tools if not search.is_tool(tool)]
             if rest:
                 draft.put("tools", rest, "web_search-taken-out")
             else:
@@ -113,8 +125,8 @@ def _forces_search(draft: Draft) -> bool:
     choice = draft.get("tool_choice")
     if choice == "required":
         tools = json_access.items(draft.get("tools"))
-        return bool(tools) and all(map(_is_search, tools))
-    return _is_search(choice)
+        return bool(tools) and all(map(search.is_tool, tools))
+    return search.is_tool(choice)
 
 
 def refuse_forced_search(draft: Draft) -> None:
@@ -158,7 +170,7 @@ def _search(draft: Draft, *, sources: bool, forced: bool) -> None:
     own = draft.get("search_options")
     options: dict[str, Any] = {"search_strategy": strategy} if strategy else {}
     if sources:
-        options["enable_source"] = True
+        options |= _SOURCES
     if forced:
         options |= own if isinstance(own, dict) else {}
         draft.put("search_options", {**options, "forced_search": True}, "forced_search")
@@ -170,12 +182,6 @@ def _search_param(draft: Draft) -> str:
     if draft.target.search:
         return "model"
     return "web_search_options" if "web_search_options" in draft.names else "tools"
-
-
-def _is_search(tool: Any) -> bool:
-    """Whether it is OpenAI's tool in any version: `web_search_preview_2025_03_11`, …"""
-    kind = tool.get("type") if isinstance(tool, dict) else None
-    return isinstance(kind, str) and kind.startswith("web_search")
 
 
 def _may_stop(draft: Draft) -> bool:

@@ -226,6 +226,13 @@ _LIST: Final[tuple[Cause, ...]] = (
         template="{message} The upstream's content inspection refused this, and will refuse it "
         "again.",
     ),
+    _request(
+        "no_web_search",
+        "the model has no web search",
+        code="web_search_unavailable",
+        template="{message} Choose a model with a web search, leave the search out, or offer a "
+        "tool of your own.",
+    ),
     _request("too_large", "the request is larger than the upstream takes", 413),
     _request(INPUT_REFUSED, "the model reads no pictures, sound or video", param="messages"),
     Cause(

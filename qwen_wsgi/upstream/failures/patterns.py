@@ -215,6 +215,12 @@ ROWS: Final[tuple[Pattern, ...]] = (
     _row("content_filter", text=r"may contain inappropriate content|green network verification"),
     # [O], Groq: more tokens at once than a minute has.
     _row("over_token_limit", text=r"request too large for .{0,200}tokens per min"),
+    # [D] "This model does not support enable_search."
+    _row(
+        "no_web_search",
+        statuses=_REFUSALS,
+        text=r"does not support (?:enable_search|(?:the )?(?:built-in )?web[ _]search)",
+    ),
     # [P] "<400> InternalError.Algo.InvalidParameter: …", whatever the status is.
     _row("bad_request", text=r"^<4(?:00|22)> "),
     # [D] Numbers of voices, in speech: with 400 and with 429.

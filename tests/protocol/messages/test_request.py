@@ -118,6 +118,16 @@ def test_who_speaks_of_thinking_in_another_servers_words_is_not_overruled(name: 
     assert "enable_thinking" not in chat(**{name: "x"})
 
 
+GEMINIS: dict[str, Any] = {"google": {"thinking_config": {"thinking_budget": 800}}}
+
+
+def test_nor_who_speaks_in_geminis() -> None:
+    for members in ({"extra_body": GEMINIS}, GEMINIS, {"extra_body": {"enable_thinking": True}}):
+        assert "enable_thinking" not in chat(**members)
+        assert members.items() <= chat(**members).items()
+    assert chat(extra_body={"other": 1})["enable_thinking"] is False
+
+
 def test_who_speaks_of_thinking_in_qwens_words_is_heard() -> None:
     assert chat(enable_thinking=True, thinking_budget=99) == {
         "enable_thinking": True,
@@ -168,9 +178,7 @@ def test_what_would_be_missed_is_refused_by_the_strict(name: str) -> None:
     assert (error.param, error.code) == (name, "unsupported_parameter")
 
 
-@pytest.mark.parametrize(
-    "name", ["container", "conversation", "prediction", "previous_response_id", "suffix"]
-)
+@pytest.mark.parametrize("name", ["container", "conversation", "previous_response_id", "suffix"])
 def test_what_changes_the_meaning_of_an_answer_is_refused(name: str) -> None:
     assert refused(**{name: "x"}).param == name
     assert name not in chat(**{name: None})

@@ -378,3 +378,17 @@ def test_the_portals_mark_does_not_stand_in_the_way_of_the_others() -> None:
         system([part("Be brief.", marked=True)]),
         {"role": "user", "content": [part("Hello", marked=True)]},
     ]
+
+
+def test_the_pages_of_an_answer_are_not_sent_back_to_the_host() -> None:
+    """OpenAI's clients send an answer's message as it came."""
+    citation = {"start_index": 0, "end_index": 3, "title": "A", "url": "https://a.example/"}
+    annotations = [{"type": "url_citation", "url_citation": citation}]
+    plain = {"role": "assistant", "content": "[1]"}
+    answered = {**plain, "annotations": annotations, "search_info": {"search_results": []}}
+
+    assert messages_of([USER, answered, USER], options=STRICT) == [USER, plain, USER]
+    empty = {**plain, "annotations": None}
+    assert messages_of([USER, empty, USER]) == [USER, empty, USER]
+    same = [USER, answered, USER]
+    assert messages_of(same, "gpt-5", Family.OTHER) == same

@@ -95,7 +95,7 @@ def test_a_field_that_no_qwen_host_takes_is_dropped(name: str, value: Any) -> No
 
 @pytest.mark.parametrize(
     "name",
-    ["prediction", "previous_response_id", "conversation", "container", "suffix", "thread"],
+    ["previous_response_id", "conversation", "container", "suffix", "thread"],
 )
 def test_what_changes_the_meaning_of_an_answer_is_refused(name: str) -> None:
     with pytest.raises(BadRequest) as caught:
@@ -115,6 +115,7 @@ def test_what_changes_the_meaning_of_an_answer_is_refused(name: str) -> None:
         ("safety_identifier", "x"),
         ("prompt_cache_key", "x"),
         ("prompt_cache_retention", "24h"),
+        ("prediction", {"type": "content", "content": "def f():"}),
         ("service_tier", "auto"),
         ("service_tier", "default"),
     ],

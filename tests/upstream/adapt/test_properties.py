@@ -56,12 +56,14 @@ MESSAGES = st.fixed_dictionaries(
         "tool_calls": st.just([{"id": "1"}]) | JUNK,
         "tool_call_id": TEXTS,
         "reasoning_content": TEXTS,
+        "annotations": st.lists(JUNK, max_size=1) | JUNK,
     },
 )
 FUNCTIONS = st.fixed_dictionaries({"name": NAMES}) | JUNK
 TOOLS = st.one_of(
     st.fixed_dictionaries({"type": st.just("function"), "function": FUNCTIONS}),
     st.just({"type": "web_search_preview"}),
+    st.just({"type": "custom", "custom": {"name": "patch"}}),
     JUNK,
 )
 EFFORTS = st.sampled_from(["none", "minimal", "low", "medium", "high", "xhigh", "max"])
@@ -110,6 +112,14 @@ PLAUSIBLE: dict[str, st.SearchStrategy[Any]] = {
         },
     ),
     "enable_thinking": st.booleans(),
+    "extra_body": st.fixed_dictionaries(
+        {},
+        optional={
+            "enable_thinking": st.booleans() | JUNK,
+            "google": st.just({"thinking_config": {"thinking_budget": 5}}) | JUNK,
+        },
+    ),
+    "prediction": JUNK,
     "metadata": st.just({"a": "b"}),
     "user": TEXTS,
     "store": st.booleans(),
@@ -169,11 +179,13 @@ def again(request: ChatRequest, made: Adapted) -> ChatRequest:
 
 
 def adapt(request: ChatRequest, target: Target, options: Options, *, stream: bool) -> Adapted:
-    """Adapt a request, unless it is refused whatever the options (a forced search, for one)."""
+    """Adapt a request, unless it is refused whatever the options: a forced search, for one, or the
+    choice of a tool that is not offered."""
     try:
         return rules.adapt(request, target, options, stream=stream)
     except BadRequest as error:
-        if error.code == "web_search_unavailable":
+        unknown_tool = error.code == "invalid_value" and error.param == "tool_choice"
+        if unknown_tool or error.code == "web_search_unavailable":
             reject()
         raise
 
@@ -295,7 +307,8 @@ ORDINARY = st.fixed_dictionaries(
                 {
                     "role": st.sampled_from(["system", "developer", "user", "assistant"]),
                     "content": SAID,
-                }
+                },
+                optional={"annotations": st.just([{"type": "url_citation"}]) | st.none()},
             ),
             max_size=4,
         ).map(lambda messages: [*messages, {"role": "user", "content": "Hello"}]),
@@ -313,10 +326,21 @@ ORDINARY = st.fixed_dictionaries(
         "tools": st.lists(
             st.sampled_from(["look", "leap"]).map(
                 lambda name: {"type": "function", "function": {"name": name}}
-            ),
+            )
+            | st.just({"type": "custom", "custom": {"name": "patch"}}),
             max_size=2,
         ),
-        "tool_choice": PLAUSIBLE["tool_choice"],
+        "tool_choice": PLAUSIBLE["tool_choice"]
+        | st.just({"type": "custom", "custom": {"name": "patch"}})
+        | st.sampled_from(["auto", "required"]).map(
+            lambda mode: {
+                "type": "allowed_tools",
+                "allowed_tools": {
+                    "mode": mode,
+                    "tools": [{"type": "function", "function": {"name": "look"}}],
+                },
+            }
+        ),
         "reasoning_effort": EFFORTS,
         "thinking_budget": st.integers(1, 1000),
         "enable_thinking": st.booleans(),

@@ -190,6 +190,22 @@ def test_the_nested_object_is_never_sent(model: str, expected: Json) -> None:
         ({"reasoning_budget": 0}, OFF),
         ({"reasoning_budget": -1}, {}),
         ({"thinking_token_budget": 88}, {"thinking_budget": 88}),
+        ({"extra_body": {"google": {"thinking_config": {"thinking_budget": 0}}}}, OFF),
+        ({"extra_body": {"google": {"thinking_config": {"thinking_budget": -1}}}}, ON),
+        (
+            {"extra_body": {"google": {"thinking_config": {"thinking_budget": 800}}}},
+            {"thinking_budget": 800},
+        ),
+        (
+            {"google": {"thinkingConfig": {"thinkingLevel": "LOW", "includeThoughts": True}}},
+            {**ON, "thinking_budget": 4096},
+        ),
+        ({"extra_body": {"enable_thinking": False}}, OFF),
+        ({"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}, OFF),
+        (
+            {"extra_body": {"enable_thinking": True, "thinking_budget": 9}},
+            {**ON, "thinking_budget": 9},
+        ),
         # What the host itself understands goes first.
         ({"think": True, **OFF}, OFF),
         ({"think": False, "reasoning_effort": "high"}, ON),
@@ -218,6 +234,18 @@ def test_the_switches_of_other_servers_are_honoured_and_not_sent(
         ("llama-5", {"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
         ("qwen3.7-plus", {"chat_template_kwargs": {"documents": []}}, "chat_template_kwargs"),
         ("qwen3.7-plus", {"include_reasoning": False}, "include_reasoning"),
+        (
+            "qwen3.7-plus",
+            {"extra_body": {"google": {"thinking_config": {"include_thoughts": False}}}},
+            "extra_body",
+        ),
+        (
+            "qwen3.7-plus",
+            {"google": {"thinking_config": {"thinking_budget": 5}, "cached_content": "x"}},
+            "google",
+        ),
+        ("qwen3.7-plus", {"extra_body": {"enable_thinking": True, "other": 1}}, "extra_body"),
+        ("qwq-plus", {"extra_body": {"enable_thinking": False}}, "extra_body"),
     ],
 )
 def test_a_switch_that_cannot_be_honoured_is_named_and_refused_when_strict(
@@ -311,3 +339,10 @@ def test_every_change_is_named() -> None:
         "thinking_budget:4096",
         "reasoning_effort:dropped",
     }
+
+
+@pytest.mark.parametrize("members", [{"extra_body": {"other": 1}}, {"google": 5}], ids=str)
+def test_what_is_about_something_else_is_left_to_the_host(members: Json) -> None:
+    made = adapted(members, target_of("qwen3.7-plus"), STRICT)
+
+    assert made.changed == ()

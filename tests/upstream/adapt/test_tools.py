@@ -175,8 +175,14 @@ def test_no_functions_are_nothing(members: Json) -> None:
 # --- the host's own search ----------------------------------------------------------------------
 
 
-#: The host's own search, with the pages that it finds.
-SEARCHES: Json = {"enable_search": True, "search_options": {"enable_source": True}}
+#: Asks for the pages that the host's search finds, and for marks in the text.
+SOURCES: Json = {
+    "enable_source": True,
+    "enable_citation": True,
+    "citation_format": "[<number>]",
+}
+#: The host's own search.
+SEARCHES: Json = {"enable_search": True, "search_options": SOURCES}
 
 
 @pytest.mark.parametrize("model", ["qwen3.8-max", "qwen3.7-plus", "deepseek-v4-pro", "unknown"])
@@ -259,10 +265,10 @@ def test_a_forced_search_is_forced_or_refused(tools: list[Json], choice: Json | 
     after = sent(members, adapted(members, options=STRICT))
 
     assert after["enable_search"] is True
-    assert after["search_options"] == {"enable_source": True, "forced_search": True}
+    assert after["search_options"] == {**SOURCES, "forced_search": True}
     assert "tool_choice" not in after
     omni = sent(members, adapted(members, target_of("qwen3.5-omni-plus")))
-    expected = {"search_strategy": "agent", "enable_source": True, "forced_search": True}
+    expected = {"search_strategy": "agent", **SOURCES, "forced_search": True}
     assert omni["search_options"] == expected
     with pytest.raises(BadRequest) as caught:
         adapted(members, target_of("qwen3-coder-plus"))
@@ -363,7 +369,7 @@ def test_of_a_model_that_is_not_known_only_the_hosts_rule_is_sure(model: str) ->
 
 
 @pytest.mark.parametrize(
-    "choice", ["auto", "none", "always", None, 5, {"type": "allowed_tools"}, {"type": "custom"}, {}]
+    "choice", ["auto", "none", "always", None, 5, {"type": "mcp"}, {"type": 5}, {}]
 )
 def test_any_other_choice_is_left_to_the_host(choice: object) -> None:
     assert forced({"tool_choice": choice}, "qwen3.7-plus") == {}

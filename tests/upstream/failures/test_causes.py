@@ -423,6 +423,14 @@ CASES: list[tuple[Family, int | None, Any, str, int, str | None]] = [
     (DASHSCOPE, 400, compat("IPInfringementSuspect", "x"), "content_filter", 400, None),
     (DASHSCOPE, 500, native("InternalError.Algo", INAPPROPRIATE), "content_filter", 400, None),
     (OTHER, 400, compat("1301", "unsafe"), "content_filter", 400, "content_filter"),
+    # a search that the model does not have
+    *(
+        (family, 400, compat(code, text, BAD), "no_web_search", 400, "web_search_unavailable")
+        for family, code, text in [
+            (DASHSCOPE, "invalid_parameter_error", "This model does not support enable_search."),
+            (TOKEN, "InvalidParameter", "The model qwen9 does not support web search."),
+        ]
+    ),
     # the request, under another code
     (
         OTHER,
@@ -923,7 +931,6 @@ class TestPrecedence:
         "text",
         [
             "Range of max_tokens should be [1, 8192]",
-            "This model does not support enable_search.",
             "The model qwen-plus does not support enable_thinking.",
             "The requested voice 'x' is not supported.",
             "The tool call is not supported.",

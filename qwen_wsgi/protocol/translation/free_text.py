@@ -1,6 +1,6 @@
-"""Extracts the input of a custom tool from the arguments of the function that replaces it in chat.
+"""Replaces OpenAI's custom tools, whose input is a plain text, by functions, and turns calls back.
 
-Chat knows only functions, so the model writes `{"input": "…"}` where the client's tool takes plain
+Hosts know only functions, so the model writes `{"input": "…"}` where the client's tool takes plain
 text. The text is streamed while it grows; escapes may be cut anywhere.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Final
+from typing import Any, Final
 
 #: The tokens before the text; white space may be between them.
 _OPENING: Final = ("{", '"input"', ":", '"')
@@ -23,8 +23,31 @@ _SHORT: Final = {
 _HEX: Final = re.compile(r"[0-9a-fA-F]{4}")
 
 
+def parameters() -> dict[str, Any]:
+    """The parameters of a function that replaces a custom tool."""
+    text = {"type": "string", "description": "The whole input of the tool, as plain text."}
+    return {
+        "type": "object",
+        "properties": {"input": text},
+        "required": ["input"],
+        "additionalProperties": False,
+    }
+
+
+def grammar_note(definition: str, syntax: str) -> str:
+    """The grammar of a custom tool's input as a description: Qwen's hosts cannot enforce one."""
+    return f"The input must match this {syntax or 'given'} grammar:\n{definition}"
+
+
+def input_of(arguments: str) -> str:
+    """The plain text of a whole call."""
+    text = FreeText()
+    return text.feed(arguments) + text.end()
+
+
 class FreeText:
-    """Unwraps one input. Arguments of another form than `{"input": "…"}` are returned unchanged.
+    """Unwraps one input. Arguments of another form than `{"input": "…"}` are returned unchanged,
+    but for an empty object, which has no text.
 
     The pieces that `feed` and `end` return join to the same text however the arguments were cut.
     """
@@ -147,6 +170,8 @@ def _whole(arguments: str) -> str:
         value = json.loads(arguments, strict=False)
     except (ValueError, RecursionError):
         return arguments
+    if value == {}:
+        return ""
     text = value.get("input") if isinstance(value, dict) else None
     return text if isinstance(text, str) else arguments
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_wsgi.protocol.responses.free_text import FreeText
+from qwen_wsgi.protocol.translation.free_text import FreeText, input_of
 
 EXAMPLES = settings(deadline=None, max_examples=200)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
@@ -49,7 +49,7 @@ def test_nonsense_is_the_same_however_it_is_cut(text: str, places: list[int]) ->
         ("", ""),
         ("*** Begin Patch\n", "*** Begin Patch\n"),
         ("  bare", "  bare"),
-        ("{}", "{}"),
+        ("{}", ""),
         ("{", "{"),
         ('{"inp', '{"inp'),
         ('{"input": null}', '{"input": null}'),
@@ -70,4 +70,4 @@ def test_nonsense_is_the_same_however_it_is_cut(text: str, places: list[int]) ->
 )
 def test_examples(arguments: str, expected: str) -> None:
     assert unwrapped([arguments]) == expected
-    assert unwrapped(list(arguments)) == expected
+    assert unwrapped(list(arguments)) == input_of(arguments) == expected

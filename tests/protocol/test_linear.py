@@ -1,0 +1,221 @@
+"""Each list that a client controls costs in proportion to its length, and not to its square.
+
+Measured as a ratio: four times the length takes about four times as long, and not sixteen times.
+Absolute times are never compared, and the smaller of two runs counts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from qwen_wsgi.hosts import Family
+from qwen_wsgi.protocol import changes, completions, messages, responses, tokens
+from qwen_wsgi.protocol.chat import ChatRequest, parse_request
+from qwen_wsgi.protocol.json_object import JsonObject
+from qwen_wsgi.upstream.adapt import Options, Target, adapt
+
+Json = dict[str, Any]
+
+#: A square of this is seen, and what is linear takes some tenths of a second.
+COUNT = 12_000
+RUNS = 2
+
+TARGET = Target(Family.DASHSCOPE, "qwen3.7-plus")
+TEXT_MODEL = Target(Family.DASHSCOPE, "qwen3-coder-plus")
+OTHER = Target(Family.OTHER, "m")
+
+
+def body_of(value: Json) -> JsonObject:
+    return JsonObject(json.dumps(value).encode())
+
+
+def user(content: Any) -> Json:
+    return {"role": "user", "content": content}
+
+
+def call(index: int) -> Json:
+    return {"id": f"call_{index}", "type": "function", "function": {"name": "f", "arguments": ""}}
+
+
+def tool(index: int) -> Json:
+    return {"type": "function", "function": {"name": f"tool {index}", "parameters": {}}}
+
+
+CHAT: dict[str, Callable[[int], Json]] = {
+    "messages": lambda n: {"messages": [user("a")] * n},
+    "turns": lambda n: {"messages": [user("a"), {"role": "assistant", "content": "b"}] * n},
+    "systems": lambda n: {"messages": [{"role": "system", "content": "a"}] * n + [user("a")]},
+    "parts": lambda n: {"messages": [user([{"type": "text", "text": "a"}] * n)]},
+    "pictures": lambda n: {
+        "messages": [user([{"type": "image_url", "image_url": {"url": "data:,"}}] * n)]
+    },
+    "calls": lambda n: {
+        "messages": [
+            user("a"),
+            {"role": "assistant", "tool_calls": [call(i) for i in range(n)]},
+            *({"role": "tool", "tool_call_id": f"call_{i}", "content": "x"} for i in range(n)),
+            user("b"),
+        ]
+    },
+    "calls without results": lambda n: {
+        "messages": [
+            user("a"),
+            {"role": "assistant", "tool_calls": [call(i) for i in range(n)]},
+            user("b"),
+        ]
+    },
+    "results without calls": lambda n: {
+        "messages": [
+            user("a"),
+            *({"role": "tool", "tool_call_id": f"call_{i}", "content": "x"} for i in range(n)),
+        ]
+    },
+    "calls of one id": lambda n: {
+        "messages": [
+            user("a"),
+            {"role": "assistant", "tool_calls": [call(1) for i in range(n)]},
+            *({"role": "tool", "tool_call_id": "call_1", "content": "x"} for i in range(n)),
+        ]
+    },
+    "tools": lambda n: {"messages": [user("a")], "tools": [tool(i) for i in range(n)]},
+    "members": lambda n: {"messages": [user("a")], **{f"member_{i}": 1 for i in range(n)}},
+    "stops": lambda n: {"messages": [user("a")], "stop": [str(i) for i in range(n)]},
+}
+
+MESSAGES: dict[str, Callable[[int], Json]] = {
+    "messages": lambda n: {"messages": [user("a")] * n},
+    "turns": lambda n: {"messages": [user("a"), {"role": "assistant", "content": "b"}] * n},
+    "blocks": lambda n: {"messages": [user([{"type": "text", "text": "a"}] * n)]},
+    "calls": lambda n: {
+        "messages": [
+            user("a"),
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "tool_use", "id": f"t{i}", "name": "f", "input": {}} for i in range(n)
+                ],
+            },
+            user([{"type": "tool_result", "tool_use_id": f"t{i}"} for i in range(n)]),
+        ]
+    },
+    "system": lambda n: {
+        "messages": [user("a")],
+        "system": [{"type": "text", "text": "a"}] * n,
+    },
+    "tools": lambda n: {
+        "messages": [user("a")],
+        "tools": [{"name": f"t{i}", "input_schema": {}} for i in range(n)],
+    },
+    "built-in tools": lambda n: {
+        "messages": [user("a")],
+        "tools": [{"type": f"bash_{i}", "name": f"t{i}"} for i in range(n)],
+    },
+    "members": lambda n: {"messages": [user("a")], **{f"member_{i}": 1 for i in range(n)}},
+    "stops": lambda n: {"messages": [user("a")], "stop_sequences": [str(i) for i in range(n)]},
+}
+
+RESPONSES: dict[str, Callable[[int], Json]] = {
+    "items": lambda n: {"input": [user("a")] * n},
+    "parts": lambda n: {"input": [user([{"type": "input_text", "text": "a"}] * n)]},
+    "calls": lambda n: {
+        "input": [
+            *(
+                {"type": "function_call", "call_id": f"c{i}", "name": "f", "arguments": "{}"}
+                for i in range(n)
+            ),
+            *(
+                {"type": "function_call_output", "call_id": f"c{i}", "output": "x"}
+                for i in range(n)
+            ),
+        ]
+    },
+    "calls of one id": lambda n: {
+        "input": [
+            *(
+                {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+                for i in range(n)
+            ),
+            *({"type": "function_call_output", "call_id": "c", "output": "x"} for i in range(n)),
+        ]
+    },
+    "reasoning": lambda n: {
+        "input": [
+            *({"type": "reasoning", "id": f"r{i}", "summary": []} for i in range(n)),
+            user("a"),
+        ]
+    },
+    "tools": lambda n: {
+        "input": "a",
+        "tools": [{"type": "function", "name": f"t {i}", "parameters": {}} for i in range(n)],
+    },
+    "custom tools": lambda n: {
+        "input": "a",
+        "tools": [{"type": "custom", "name": f"t{i}"} for i in range(n)],
+    },
+    "members": lambda n: {"input": "a", **{f"member_{i}": 1 for i in range(n)}},
+    "include": lambda n: {"input": "a", "include": [f"x{i}" for i in range(n)]},
+}
+
+
+def of_chat(value: Json) -> Callable[[], object]:
+    request = parse_request(body_of({"model": "m", **value}))
+    return lambda: adapted(request)
+
+
+def adapted(request: ChatRequest) -> None:
+    for target in (TARGET, TEXT_MODEL, OTHER):
+        made = adapt(request, target, Options(), stream=True)
+        request.body.render(made.changes, drop=made.drop)
+        changes.header(made.changed)
+    tokens.estimate(request.body)
+
+
+def of_messages(value: Json) -> Callable[[], object]:
+    body = body_of({"model": "m", "max_tokens": 9, **value})
+    return lambda: adapted(messages.parse_request(body, strict=False).chat)
+
+
+def of_responses(value: Json) -> Callable[[], object]:
+    body = body_of({"model": "m", **value})
+    return lambda: adapted(responses.parse_request(body, seed="resp_1", strict=False).chat)
+
+
+CASES = [
+    *((of_chat, value, f"chat-{name}") for name, value in CHAT.items()),
+    *((of_messages, value, f"messages-{name}") for name, value in MESSAGES.items()),
+    *((of_responses, value, f"responses-{name}") for name, value in RESPONSES.items()),
+]
+
+
+def seconds(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+@pytest.mark.parametrize(
+    ("prepared", "value"), [case[:2] for case in CASES], ids=[case[2] for case in CASES]
+)
+def test_four_times_the_length_costs_about_four_times(
+    prepared: Callable[[Json], Callable[[], object]], value: Callable[[int], Json]
+) -> None:
+    quarter, whole = prepared(value(COUNT // 4)), prepared(value(COUNT))
+
+    short_s = min(seconds(quarter) for _ in range(RUNS))
+    long_s = min(seconds(whole) for _ in range(RUNS))
+
+    assert long_s < 9 * short_s + 0.02
+
+
+def test_the_header_of_changes_is_bounded() -> None:
+    entries = [f"member_{i}:dropped" for i in range(60_000)]
+
+    assert changes.header(entries).endswith("member_19:dropped, and 59980 more")
+    assert changes.header(entries[:3]) == "member_0:dropped, member_1:dropped, member_2:dropped"
+    assert len(changes.header(["x" * 150] * 20)) < 2048
+    assert completions  # its prompts are limited to 64
