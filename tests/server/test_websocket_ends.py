@@ -184,6 +184,23 @@ def test_a_message_has_the_limit_of_a_body(open_proxy: StartProxy, sandbox: Sand
         assert close.code == 1009
 
 
+def test_a_turns_request_counts_among_the_bodies_in_flight(
+    open_proxy: StartProxy, sandbox: Sandbox
+) -> None:
+    proxy = open_proxy(QWEN_PROXY_MAX_BODY_BYTES_IN_FLIGHT="1048576")
+    long = "x" * 600_000
+    with Socket(proxy.port) as client, Socket(proxy.port) as other:
+        client.create(f"{long} [[sandbox: slow-first=8]]", store=False)
+        assert sandbox.wait_until(partial(has_chats, sandbox, 1), 5)
+        other.create(long, store=False)
+        refused = other.last()
+        assert (refused["status"], refused["error"]["code"]) == (503, "overloaded")
+        assert "QWEN_PROXY_MAX_BODY_BYTES_IN_FLIGHT" in refused["error"]["message"]
+        client.vanish()
+        servers.wait_until(partial(is_idle, proxy), "the room is given back")
+        assert other.ask(long, store=False)
+
+
 def test_requests_that_wait_are_limited(open_proxy: StartProxy, sandbox: Sandbox) -> None:
     with Socket(open_proxy().port) as client:
         client.create("[[sandbox: slow-first=8]]")
