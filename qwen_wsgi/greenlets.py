@@ -294,31 +294,28 @@ class Task(Generic[T]):
             self._greenlet.kill(block=False)
 
 
-#: The loop of a worker is one, so this is, too.
-_LONG_WORK: Final = threading.Lock()
+#: One at a time: two would share the interpreter's lock, and hold twice as much memory.
+_APART: Final = threading.Lock()
 
-#: Bytes of JSON whose reading or writing counts as long work: two milliseconds.
+#: Bytes of JSON whose reading or writing takes long: two milliseconds.
 LONG_BYTES: Final = 1 << 20
 
 
-@contextlib.contextmanager
-def long_work(size: int) -> Iterator[None]:
-    """Let computations that hold the loop for long take turns, and let the loop run between two.
+def apart(work: Callable[[], T]) -> T:
+    """Run a long pure computation in a thread of its own, while the loop serves other clients.
 
-    Ten bodies of 60 MB that arrive together would otherwise be parsed in one round of the loop,
-    and all other clients wait for the sum.
+    Ten bodies of 60 MB that arrive together would otherwise be parsed in one round of the loop, and
+    all other clients would wait for the sum. The thread shares the interpreter with the loop, which
+    gets its turn every five milliseconds except within one call of C.
 
-    Args:
-        size: bytes that are worked on; below `LONG_BYTES` nothing is done.
+    Raises:
+        Exception: what the work raises.
     """
-    if size < LONG_BYTES:
-        yield
-        return
-    with _LONG_WORK:
-        try:
-            yield
-        finally:
-            let_others_run()
+    if not monkey.is_module_patched("socket"):
+        return work()
+    with _APART:
+        result: T = gevent.get_hub().threadpool.apply(work)
+        return result
 
 
 def let_others_run() -> None:

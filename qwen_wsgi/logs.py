@@ -7,9 +7,12 @@ import logging
 import sys
 import time
 from collections.abc import Iterable
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 from qwen_wsgi.redaction import Redaction
+
+#: Characters of a message, which may quote what came from outside.
+_LONGEST_MESSAGE: Final = 4000
 
 
 class Formatter(logging.Formatter):
@@ -25,6 +28,8 @@ class Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = getattr(record, "fields", {})
         message = record.getMessage()
+        if len(message) > _LONGEST_MESSAGE:
+            message = message[:_LONGEST_MESSAGE] + "…"
         trace = self.formatException(record.exc_info) if record.exc_info else ""
         second = int(record.created)
         if second != self._second[0]:
@@ -33,7 +38,11 @@ class Formatter(logging.Formatter):
         if self._json:
             line = {"time": stamp, "level": record.levelname, "logger": record.name}
             line |= {"event": message, **fields} | ({"trace": trace} if trace else {})
-            return self._redaction.redact(json.dumps(line, ensure_ascii=False, default=str))
+            shown = json.dumps(line, ensure_ascii=False, default=str)
+            if not shown.isprintable():
+                # Controls beyond ASCII (U+009B), line ends of Unicode, marks that turn text around.
+                shown = json.dumps(line, default=str)
+            return self._redaction.redact(shown)
         # A message may quote text from outside, and must stay one line.
         shown = message if message.isprintable() else json.dumps(message)[1:-1]
         parts = [stamp, f"{record.levelname:<7}", shown]

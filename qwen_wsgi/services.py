@@ -175,7 +175,11 @@ def build_services(
         settings=settings,
         clock=clock,
         guard=Guard(settings),
-        admission=Admission(settings.max_in_flight, settings.max_body_bytes_in_flight),
+        admission=Admission(
+            settings.max_in_flight,
+            settings.max_body_bytes_in_flight,
+            share=_share(settings),
+        ),
         connections=Connections(settings.websockets, settings.websockets_per_key),
         connection_memory=ConnectionMemory(
             # One request of the largest size must fit.
@@ -203,6 +207,13 @@ def build_services(
         maintenance=Maintenance(discovery),
         started_at=clock.monotonic(),
     )
+
+
+def _share(settings: Settings) -> int:
+    """The calls of one client key that a worker serves at a time: of several keys, none takes all
+    places."""
+    most = settings.max_in_flight
+    return most if len(settings.all_client_keys) < 2 else max(1, most * 3 // 4)
 
 
 def configure_logs(settings: Settings) -> None:

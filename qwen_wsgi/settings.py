@@ -190,6 +190,18 @@ class Settings:
         parse=_integer(1024),
         unit="bytes",
     )
+    max_items: int = setting(
+        "QWEN_PROXY_MAX_ITEMS",
+        "Most messages, content blocks together, or tools of one request.",
+        default=20_000,
+        parse=_integer(1),
+    )
+    max_json_values: int = setting(
+        "QWEN_PROXY_MAX_JSON_VALUES",
+        "Most JSON values in one request body.",
+        default=2_000_000,
+        parse=_integer(1),
+    )
     body_timeout_s: float = setting(
         "QWEN_PROXY_BODY_TIMEOUT",
         "How long a request's body may pause; in all it has a second more for each 64 kB.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qwen_wsgi.errors import Overloaded
 
@@ -18,6 +18,7 @@ class Admission:
 
     Attributes:
         limit: calls.
+        share: calls of one client, so that one key never takes all places.
         limit_bytes: bytes of their bodies together; a body that is alone always has room. It is
             held until its call ends, since another account may have to be asked.
         draining: the worker stops; /health then says that it takes no more.
@@ -25,16 +26,30 @@ class Admission:
 
     limit: int
     limit_bytes: int
+    share: int
     in_flight: int = 0
     bytes_in_flight: int = 0
     draining: bool = False
+    _by_client: dict[str, int] = field(default_factory=dict)
 
-    def enter(self, body_bytes: int = 0) -> None:
+    def enter(self, client: str, body_bytes: int = 0) -> None:
         """Take a place, and room for a body of the declared length.
+
+        Args:
+            client: the id of the caller.
 
         Raises:
             Overloaded: there is none.
         """
+        own = self._by_client.get(client, 0)
+        if own >= self.share:
+            raise Overloaded(
+                f"Your key has {own} calls in flight, which is the share of one client. Please try "
+                "again shortly.",
+                type="overloaded_error",
+                code="overloaded",
+                retry_after_s=_RETRY_AFTER_S,
+            )
         if self.in_flight >= self.limit:
             raise Overloaded(
                 f"The proxy is serving {self.in_flight} calls, which is its limit "
@@ -47,6 +62,7 @@ class Admission:
             self._check_room(body_bytes)
         self.bytes_in_flight += body_bytes
         self.in_flight += 1
+        self._by_client[client] = own + 1
 
     def take(self, count: int) -> None:
         """Take room for so many more bytes of a body.
@@ -68,7 +84,12 @@ class Admission:
                 retry_after_s=_RETRY_AFTER_S,
             )
 
-    def leave(self, count: int) -> None:
+    def leave(self, client: str, count: int = 0) -> None:
         """Give the place back, and the room of a body."""
         self.in_flight -= 1
+        left = self._by_client[client] - 1
+        if left:
+            self._by_client[client] = left
+        else:
+            del self._by_client[client]
         self.bytes_in_flight -= count

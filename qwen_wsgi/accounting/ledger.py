@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, Final
 
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.protocol.usage import Usage
+
+#: Characters of what a client or an upstream made up.
+_LONGEST: Final = 200
 
 log = logging.getLogger("qwen_wsgi.calls")
 
@@ -32,12 +35,13 @@ def fields(call: CallRecord) -> dict[str, Any]:
     known: dict[str, Any] = {
         "request_id": call.request_id,
         "client": call.client,
+        "address": call.address or None,
         "method": call.method,
-        "path": call.path,
+        "path": call.path[:_LONGEST],
         "status": call.status or None,
         "outcome": call.outcome,
         "account": call.account or None,
-        "model": call.upstream_model or call.model or None,
+        "model": (call.upstream_model or call.model)[:_LONGEST] or None,
         "stream": call.stream or None,
         "attempts": call.attempts or None,
         "queue_ms": round(call.queued_s * 1000, 1) or None,
@@ -50,7 +54,7 @@ def fields(call: CallRecord) -> dict[str, Any]:
         "cached_tokens": usage.cached,
         "cache_written_tokens": usage.cache_written,
         "reasoning_tokens": usage.reasoning,
-        "error": call.error_code or None,
+        "error": call.error_code[:_LONGEST] or None,
         "upstream_request_id": call.upstream_request_id or None,
     }
     return {name: value for name, value in known.items() if value is not None}

@@ -15,6 +15,8 @@ class CallRecord:
 
     Attributes:
         client: the client's name for logs: `key…abcd` or `local`.
+        client_id: tells clients apart: see `access.guard.Client.id`.
+        address: of a caller that was refused; else "".
         account: the name of the account that was asked last, or "".
         model: the model as the client named it.
         upstream_model: the model's name at the account that was asked last, or "".
@@ -34,6 +36,8 @@ class CallRecord:
 
     request_id: str = ""
     client: str = "-"
+    client_id: str = ""
+    address: str = ""
     method: str = ""
     path: str = ""
     started_at: float = 0.0
@@ -89,6 +93,7 @@ class CallRecord:
         return CallRecord(
             request_id=self.request_id,
             client=self.client,
+            client_id=self.client_id,
             model=self.model,
             started_at=self.started_at,
         )

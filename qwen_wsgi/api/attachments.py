@@ -37,4 +37,6 @@ def with_texts(call: LiveCall, body: JsonObject, member: str) -> tuple[JsonObjec
     if not texts:
         return body, ()
     changed = documents.with_texts(body.get(member), texts)
-    return JsonObject(body.render({member: changed})), (f"{member}:pdf-as-text",)
+    readable = JsonObject(body.render({member: changed}))
+    readable.is_long = body.is_long
+    return readable, (f"{member}:pdf-as-text",)

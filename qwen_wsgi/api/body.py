@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from qwen_wsgi.errors import ApiError, BadRequest, Overloaded
-from qwen_wsgi.greenlets import LONG_BYTES, let_others_run, long_work
+from qwen_wsgi.greenlets import LONG_BYTES, apart, let_others_run
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError
+from qwen_wsgi.settings import Settings
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
@@ -22,6 +25,32 @@ _PIECE_BYTES: Final = 64 * 1024
 #: So many are read before other clients get a turn: five milliseconds.
 _PIECES_AT_ONCE: Final = 32
 
+#: How a member of an object looks, also inside of texts: many of them take long to work on.
+_MEMBER: Final = b'":'
+_LONG_MEMBERS: Final = 10_000
+
+#: Strings of JSON, in which a comma separates nothing.
+_STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
+
+#: Members that decide what is asked for, and of whom.
+_DECISIVE: Final = (
+    "model",
+    "messages",
+    "input",
+    "stream",
+    "stream_options",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "n",
+    "tools",
+    "tool_choice",
+    "store",
+    "previous_response_id",
+)
+#: Members with lists whose entries are translated one by one.
+_LISTS: Final = ("messages", "input", "tools", "functions", "system", "prompt")
+
 #: The names of gzip (RFC 9110 §8.4.1.3), and zlib's number for its format.
 _GZIP: Final = ("gzip", "x-gzip")
 _GZIP_WINDOW: Final = 31
@@ -31,7 +60,7 @@ _RATIO: Final = 100
 
 
 def read_json(
-    environ: WSGIEnvironment, max_bytes: int, *, take: Callable[[int], None]
+    environ: WSGIEnvironment, settings: Settings, *, take: Callable[[int], None]
 ) -> JsonObject:
     """Read and parse the body of a request.
 
@@ -42,8 +71,9 @@ def read_json(
     Raises:
         ApiError: what `take` raises; 413 above the limit; 415 for a content coding other than
             gzip; 408 if it does not come in time; 503 if the server stops before it is there; 400
-            if it is incomplete, broken or no JSON object.
+            if it is incomplete, broken, no JSON object, or one with too many values.
     """
+    max_bytes = settings.max_body_bytes
     coding = _coding(environ) if "HTTP_CONTENT_ENCODING" in environ else None
     declared = environ.get("CONTENT_LENGTH")
     if declared and int(declared) > max_bytes:
@@ -82,16 +112,67 @@ def read_json(
         body = _decoded(body, max_bytes)
         take(len(body))
     try:
-        if len(body) < LONG_BYTES:  # as mostly
-            return JsonObject(body)
-        with long_work(len(body)):
-            return JsonObject(body)
+        if len(body) < LONG_BYTES and body.count(_MEMBER) < _LONG_MEMBERS:  # as mostly
+            parsed = JsonObject(body)
+        else:
+            parsed = apart(partial(_parse_long, body, settings.max_json_values))
+        if (name := parsed.repeated(_DECISIVE)) is not None:
+            raise BadRequest(
+                f"The request has '{name}' more than once, and readers of JSON do not agree on "
+                "which one counts. Send it once.",
+                param=name,
+            )
     except JsonObjectError as error:
         raise BadRequest(
             "We could not parse the JSON body of your request. (HINT: This likely means you "
             "aren't using your HTTP library correctly. The API expects a JSON payload, but "
             f"what was sent was not valid JSON: {error}.)"
         ) from None
+    if body.count(b"{") > settings.max_items:
+        _check_lengths(parsed, settings.max_items)
+    return parsed
+
+
+def _parse_long(body: bytes, most: int) -> JsonObject:
+    """Parse a body of many bytes or members.
+
+    Raises:
+        ApiError: 413: it has more values than `most`. They are counted before it is parsed, because
+            a value takes a hundred bytes, and some take two in the text.
+        JsonObjectError: it is no JSON object.
+    """
+    if body.count(b",") > most and _STRINGS.sub(b"", body).count(b",") > most:
+        raise ApiError(
+            f"The request body has more than {most} JSON values (QWEN_PROXY_MAX_JSON_VALUES on "
+            "the server).",
+            status=413,
+            type="invalid_request_error",
+            code="request_too_large",
+        )
+    parsed = JsonObject(body)
+    parsed.is_long = True
+    return parsed
+
+
+def _check_lengths(parsed: JsonObject, most: int) -> None:
+    """Refuse lists with more messages, content blocks together, or tools than the limit.
+
+    Raises:
+        BadRequest: one has.
+    """
+    for name in _LISTS:
+        value = parsed.get(name)
+        if not isinstance(value, list):
+            continue
+        contents = (each.get("content") for each in value if isinstance(each, dict))
+        blocks = sum(len(content) for content in contents if isinstance(content, list))
+        if len(value) > most or blocks > most:
+            what = "entries" if len(value) > most else "content blocks"
+            raise BadRequest(
+                f"Invalid '{name}': more than {most} {what} (QWEN_PROXY_MAX_ITEMS on the server).",
+                param=name,
+                code="array_above_max_length",
+            )
 
 
 def _coding(environ: Mapping[str, Any]) -> str | None:

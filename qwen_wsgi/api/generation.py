@@ -22,6 +22,21 @@ _HOPS: Final = "X-Qwen-Proxy-Hops"
 _HOPS_WSGI: Final = "HTTP_X_QWEN_PROXY_HOPS"
 _MOST_HOPS: Final = 3
 
+#: DashScope's switches that a client may set, by their names in WSGI. The others choose whose
+#: workspace is used, or another kind of answer, and are the operator's.
+_DASHSCOPE: Final = {
+    "HTTP_X_DASHSCOPE_" + name.upper().replace("-", "_"): "X-DashScope-" + name
+    for name in (
+        "AuthType",
+        "CacheControl",
+        "DataInspection",
+        "OssResourceResolve",
+        "Session-Cache",
+        "UserAgent",
+        "Wait-Timeout",
+    )
+}
+
 
 def chat_call(call: LiveCall, chat: ChatRequest, changed: tuple[str, ...] = ()) -> ChatCall:
     """The chat call that the current request is.
@@ -36,7 +51,7 @@ def chat_call(call: LiveCall, chat: ChatRequest, changed: tuple[str, ...] = ()) 
         forwarded_headers(environ),
         record,
         pinned=pinned_account(environ),
-        conversation=lambda: conversation_key(chat.body, environ, client=record.client),
+        conversation=lambda: conversation_key(chat.body, environ, client=record.client_id),
         changed=changed,
     )
 
@@ -75,11 +90,7 @@ def forwarded_headers(environ: Mapping[str, Any]) -> dict[str, str]:
     Raises:
         ApiError: 508: the call goes in circles.
     """
-    headers = {
-        "X-DashScope-" + name[17:].replace("_", "-").title(): value
-        for name, value in environ.items()
-        if name.startswith("HTTP_X_DASHSCOPE_")
-    }
+    headers = {name: environ[key] for key, name in _DASHSCOPE.items() if key in environ}
     if agent := environ.get("HTTP_USER_AGENT"):
         headers["User-Agent"] = agent
     headers[_HOPS] = str(_hops(environ) + 1)

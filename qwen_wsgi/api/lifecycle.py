@@ -15,6 +15,7 @@ from qwen_wsgi.access.guard import Client
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api import body
 from qwen_wsgi.api.flask_app import ROUTE_PATH
+from qwen_wsgi.errors import ApiError
 from qwen_wsgi.greenlets import Watch, watch_client
 from qwen_wsgi.protocol import changes
 from qwen_wsgi.protocol.json_object import JsonObject
@@ -77,12 +78,12 @@ class LiveCall:
         Raises:
             ApiError: 400, 413 or 503.
         """
-        environ, most = self.environ, self.services.settings.max_body_bytes
+        environ, settings = self.environ, self.services.settings
         # A body that is too large is refused as such.
-        declared = min(int(environ.get("CONTENT_LENGTH") or 0), most)
-        self.services.admission.enter(declared)
+        declared = min(int(environ.get("CONTENT_LENGTH") or 0), settings.max_body_bytes)
+        self.services.admission.enter(self.record.client_id, declared)
         self.admitted, self.body_bytes = True, declared
-        parsed = body.read_json(environ, most, take=self._take_bytes)
+        parsed = body.read_json(environ, settings, take=self._take_bytes)
         self.watch = watch_client(self.environ)
         return parsed
 
@@ -103,7 +104,7 @@ class LiveCall:
                 self.relay.close()
         finally:
             if self.admitted:
-                self.services.admission.leave(self.body_bytes)
+                self.services.admission.leave(self.record.client_id, self.body_bytes)
             if self.count_as is not None:
                 self._remember_tokens(self.count_as)
             self.record.end(self.services.clock.monotonic())
@@ -155,8 +156,13 @@ def check_caller() -> None:
         ApiError: 401 or 403.
     """
     call = live()
-    call.client = call.services.guard.identify(call.environ)
-    call.record.client = call.client.name
+    guard = call.services.guard
+    try:
+        call.client = client = guard.identify(call.environ)
+    except ApiError:
+        call.record.address = guard.client_address(call.environ)
+        raise
+    call.record.client, call.record.client_id = client.name, client.id
 
 
 def finish_response(response: Response) -> Response:

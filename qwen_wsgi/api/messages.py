@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from flask import Blueprint, Response
@@ -10,6 +11,7 @@ from flask import Blueprint, Response
 from qwen_wsgi.api import attachments, counting, generation, http, lifecycle
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError
+from qwen_wsgi.greenlets import apart
 from qwen_wsgi.protocol import messages
 from qwen_wsgi.protocol.messages import MessagesRequest, errors, search, validation
 from qwen_wsgi.upstream.chat_attempt import ChatCall
@@ -32,14 +34,16 @@ def create() -> Response:
     call = lifecycle.live()
     services, record = call.services, call.record
     body, read = attachments.with_texts(call, call.read_body(), "messages")
-    request = messages.parse_request(body, strict=services.settings.strict)
+    parse = partial(messages.parse_request, body, strict=services.settings.strict)
+    request = apart(parse) if body.is_long else parse()
+    request.chat.body.is_long = body.is_long
     counting.watch(call, request.chat.body, request.chat.model)
     chat = generation.chat_call(call, request.chat, (*read, *request.changed))
     if body.get("metadata") is not None:
         # `metadata.user_id` names account, machine and session: read here, and not sent upstream.
         chat = replace(
             chat,
-            conversation=lambda: conversation_key(body, call.environ, client=record.client),
+            conversation=lambda: conversation_key(body, call.environ, client=record.client_id),
         )
     plan = services.executor.plan(chat)
     try:
@@ -84,7 +88,8 @@ def count_tokens() -> Response:
     call = lifecycle.live()
     body, _ = attachments.with_texts(call, call.read_body(), "messages")
     model = validation.want(body, "model", str) or ""
-    count, how = counting.count(call, messages.parse_prompt(body), model)
+    parse = partial(messages.parse_prompt, body)
+    count, how = counting.count(call, apart(parse) if body.is_long else parse(), model)
     return counting.answer({"input_tokens": count}, how)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from flask import Blueprint, Response, request
@@ -11,6 +12,7 @@ from flask import Blueprint, Response, request
 from qwen_wsgi.api import attachments, counting, generation, http, lifecycle
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import BadRequest, NotFound, UpstreamError
+from qwen_wsgi.greenlets import LONG_BYTES, apart
 from qwen_wsgi.protocol import responses as protocol
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import ResponseEncoder, ResponsesRequest, compaction
@@ -26,6 +28,9 @@ _ID_BYTES: Final = 24
 #: Items of a page of `input_items`: OpenAI's default, and most.
 _PAGE: Final = 20
 _LARGEST_PAGE: Final = 100
+
+#: Items of a continued conversation that take long to translate: twenty milliseconds.
+_LONG_HISTORY: Final = 1000
 
 
 @blueprint.post("/v1/responses")
@@ -183,13 +188,19 @@ def _request(
     before = protocol.previous_of(body)
     if history is None:
         history = services.responses.history(owner, before.id) if before.id else ()
-    return protocol.parse_request(
+    parse = partial(
+        protocol.parse_request,
         body,
         history=history,
         stored=_named(services.responses, owner, before.references),
         seed=id,
         strict=services.settings.strict,
     )
+    is_long = body.is_long or len(history) >= _LONG_HISTORY
+    request = apart(parse) if is_long else parse()
+    chat = request.chat.body
+    chat.is_long = is_long or len(chat.source) >= LONG_BYTES
+    return request
 
 
 def _named(

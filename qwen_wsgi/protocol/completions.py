@@ -154,6 +154,14 @@ def _plain_prompts(request: CompletionsRequest) -> list[str]:
             param="prompt",
             code="array_above_max_length",
         )
+    n = request.body.get("n")
+    if isinstance(n, int) and len(prompts) * n > MAX_PROMPTS:
+        raise BadRequest(
+            f"Invalid 'n': with {len(prompts)} prompts it makes {len(prompts) * n} answers, and at "
+            f"most {MAX_PROMPTS} are allowed. Send several requests.",
+            param="n",
+            code="integer_above_max_value",
+        )
     if len(prompts) > 1 and request.body.get("stream"):
         raise unsupported(
             "prompt",

@@ -51,6 +51,8 @@ class JsonObject:
 
     Attributes:
         source: the text, as UTF-8 without a byte order mark.
+        is_long: to work on it takes long, so that other clients should not wait for it; whoever
+            reads a client's body decides.
 
     Args:
         body: UTF-8; a byte order mark is tolerated.
@@ -59,11 +61,12 @@ class JsonObject:
         JsonObjectError: not UTF-8, not JSON, nested too deep, or not an object.
     """
 
-    __slots__ = ("_texts", "_values", "source")
+    __slots__ = ("_texts", "_values", "is_long", "source")
 
     def __init__(self, body: bytes) -> None:
         # A byte order mark is tolerated from a client and not passed on (RFC 8259 §8.1).
         self.source = body.removeprefix(b"\xef\xbb\xbf")
+        self.is_long = False
         #: The text of each member's value; read when it is needed.
         self._texts: Mapping[str, msgspec.Raw] | None = None
         values = _quickly(self.source)
@@ -84,6 +87,30 @@ class JsonObject:
     def names(self) -> tuple[str, ...]:
         """The names of the members, in the text's order."""
         return tuple(self._values)
+
+    def repeated(self, names: Collection[str]) -> str | None:
+        """One of these members that the text has more than once; None if there is none.
+
+        Of a repeated name each parser takes another value (RFC 8259 §4), so that an upstream might
+        see another request than the one that was checked.
+        """
+        texts = self._texts
+        if texts is None:
+            texts = self._texts = _RAW.decode(self.source)
+        # Without white space the text is as long as its members, and no member stands twice.
+        length = sum(map(len, texts.values())) + sum(map(len, texts))
+        if length + 4 * len(texts) + 1 == len(self.source):
+            return None
+        source = self.source
+        for name in names:
+            if name in texts and source.count(b'"%b"' % name.encode()) > 1:
+                break
+        else:
+            if _ESCAPED_LETTER.search(source) is None:
+                return None
+        found: list[str] = []
+        _members(source.decode(errors="surrogatepass"), found)
+        return next((each for each in found if each in names), None)
 
     def render(
         self, changes: Mapping[str, Any] | None = None, *, drop: Collection[str] = ()
@@ -106,6 +133,10 @@ class JsonObject:
             return msgspec.json.encode(members)
         except (UnicodeEncodeError, OverflowError):
             return _rendered(members)
+
+
+#: No encoder escapes letters, but a name that is written so is the same name.
+_ESCAPED_LETTER: Final = re.compile(rb"\\u00[567]")
 
 
 def _rendered(members: Mapping[str, Any]) -> bytes:
@@ -185,8 +216,12 @@ def _skip_space(text: str, index: int) -> int:
     return _SPACES.match(text, index).end()  # type: ignore[union-attr]  # it always matches
 
 
-def _members(text: str) -> dict[str, Member]:
-    """Parse the top level here, and every value with the standard library's C scanner."""
+def _members(text: str, repeated: list[str] | None = None) -> dict[str, Member]:
+    """Parse the top level here, and every value with the standard library's C scanner.
+
+    Args:
+        repeated: the names that stand more than once are added to it.
+    """
     index = _skip_space(text, 0)
     if text[index : index + 1] != "{":
         _DECODER.raw_decode(text, index)  # raises the error if it is not JSON
@@ -204,7 +239,8 @@ def _members(text: str) -> dict[str, Member]:
         start = _skip_space(text, index + 1)
         value, end = _DECODER.raw_decode(text, start)
         # A repeated name moves to its last place, as in other parsers.
-        members.pop(name, None)
+        if members.pop(name, None) is not None and repeated is not None:
+            repeated.append(name)
         members[name] = Member(value, start, end)
         index = _skip_space(text, end)
         closed = text[index : index + 1] == "}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import UpstreamError
-from qwen_wsgi.greenlets import LONG_BYTES, long_work
+from qwen_wsgi.greenlets import apart
 from qwen_wsgi.protocol import chat
 from qwen_wsgi.protocol.changes import header_token
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, functions, renamed_tools
@@ -207,22 +208,24 @@ class ChatAttempt:
 
     def _prepared(self, call: ChatCall, route: Route, *, stream: bool) -> tuple[bytes, Adapted]:
         """The body for an account; what was changed for it is recorded."""
-        adapted = self._adapted(call, route, stream=stream)
+        request = call.request
+        if request.body.is_long:
+            adapted = apart(partial(self._adapted, call, route, stream=stream))
+        else:
+            adapted = self._adapted(call, route, stream=stream)
         renamed: tuple[str, ...] = ()
         if route.model != call.request.model:
             renamed = (f"model:{header_token(route.model)}",)
         call.record.changed = (*call.changed, *renamed, *adapted.changed)
-        request = call.request
         rendered: Any = {
             "model": route.model,
             "stream": stream,
             "changes": adapted.changes,
             "drop": adapted.drop,
         }
-        if (size := len(request.body.source)) < LONG_BYTES:  # as mostly
-            return chat.upstream_body(request, **rendered), adapted
-        with long_work(size):
-            return chat.upstream_body(request, **rendered), adapted
+        if request.body.is_long:
+            return apart(partial(chat.upstream_body, request, **rendered)), adapted
+        return chat.upstream_body(request, **rendered), adapted
 
 
 def _chunks(

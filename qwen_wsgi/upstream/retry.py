@@ -156,7 +156,7 @@ class Retrier:
         started_s = self._clock.monotonic()
         try:
             slot = self._pool.limiter(account).acquire(
-                record.client, max(0.0, attempts.end_s - started_s)
+                record.client_id, max(0.0, attempts.end_s - started_s)
             )
         finally:
             record.queued_s += self._clock.monotonic() - started_s

@@ -10,8 +10,10 @@ import pytest
 
 from qwen_wsgi.api.body import read_json
 from qwen_wsgi.errors import ApiError, BadRequest
+from tests.fakes.upstream import settings_of
 
 LIMIT = 1024
+SETTINGS = settings_of(QWEN_PROXY_MAX_BODY=LIMIT)
 
 
 def body_environ(body: bytes, length: int | None = -1) -> dict[str, Any]:
@@ -23,14 +25,14 @@ def body_environ(body: bytes, length: int | None = -1) -> dict[str, Any]:
 
 @pytest.mark.parametrize("length", [-1, None], ids=["with its length", "chunked"])
 def test_a_body_is_read_with_and_without_a_length(length: int | None) -> None:
-    assert read_json(body_environ(b'{"a":1}', length), LIMIT, take=lambda count: None)["a"] == 1
+    assert read_json(body_environ(b'{"a":1}', length), SETTINGS, take=lambda count: None)["a"] == 1
 
 
 def test_no_more_than_the_declared_length_is_read() -> None:
     """What follows belongs to the next request of the connection."""
     environ = body_environ(b'{"a":1}GET / HTTP/1.1', 7)
 
-    assert read_json(environ, LIMIT, take=lambda count: None)["a"] == 1
+    assert read_json(environ, SETTINGS, take=lambda count: None)["a"] == 1
     assert environ["wsgi.input"].read() == b"GET / HTTP/1.1"
 
 
@@ -38,10 +40,10 @@ def test_no_more_than_the_declared_length_is_read() -> None:
 def test_a_body_above_the_limit_is_refused(length: int | None) -> None:
     at_limit = json.dumps({"a": "x" * (1024 - 9)}).encode()
     assert len(at_limit) == 1024
-    read_json(body_environ(at_limit, length), LIMIT, take=lambda count: None)
+    read_json(body_environ(at_limit, length), SETTINGS, take=lambda count: None)
 
     with pytest.raises(ApiError) as caught:
-        read_json(body_environ(at_limit + b" ", length), LIMIT, take=lambda count: None)
+        read_json(body_environ(at_limit + b" ", length), SETTINGS, take=lambda count: None)
 
     assert (caught.value.status, caught.value.code) == (413, "request_too_large")
     assert "1024 bytes" in caught.value.message
@@ -51,20 +53,20 @@ def test_a_body_that_is_declared_too_large_is_not_read() -> None:
     environ = body_environ(b"{}", 10**12)
 
     with pytest.raises(ApiError, match="larger than the limit"):
-        read_json(environ, LIMIT, take=lambda count: None)
+        read_json(environ, SETTINGS, take=lambda count: None)
 
     assert environ["wsgi.input"].tell() == 0
 
 
 def test_a_body_that_ends_early_is_refused() -> None:
     with pytest.raises(BadRequest, match="before its Content-Length"):
-        read_json(body_environ(b'{"a":1}', 100), LIMIT, take=lambda count: None)
+        read_json(body_environ(b'{"a":1}', 100), SETTINGS, take=lambda count: None)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff", b'{"a":1}x', b"SECRETWORD"])
 def test_a_body_that_is_no_json_object_is_refused_without_quoting_it(body: bytes) -> None:
     with pytest.raises(BadRequest) as caught:
-        read_json(body_environ(body), LIMIT, take=lambda count: None)
+        read_json(body_environ(body), SETTINGS, take=lambda count: None)
 
     assert (caught.value.status, caught.value.type) == (400, "invalid_request_error")
     assert "could not parse the JSON body" in caught.value.message
@@ -81,4 +83,80 @@ class Broken(io.RawIOBase):
 def test_a_body_that_cannot_be_read_is_a_bad_request() -> None:
     """gunicorn raises an OSError for chunked coding that is none, and for a client that left."""
     with pytest.raises(BadRequest):
-        read_json({"wsgi.input": Broken()}, LIMIT, take=lambda count: None)
+        read_json({"wsgi.input": Broken()}, SETTINGS, take=lambda count: None)
+
+
+@pytest.mark.parametrize("name", ["model", "stream", "messages", "max_tokens", "tools"])
+@pytest.mark.parametrize(
+    "text",
+    ['{"%s":1,"a":2,"%s":3}', '{ "%s" : 1, "a": 2, "%s" : 3 }', '{"a":{"x":1},"%s":1,"%s":1}\n'],
+)
+def test_a_member_that_decides_stands_once(name: str, text: str) -> None:
+    with pytest.raises(BadRequest, match="more than once") as caught:
+        read_json(body_environ((text % (name, name)).encode()), SETTINGS, take=lambda count: None)
+
+    assert caught.value.param == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"model":"m","tools":[{"model":1,"stream":2,"tools":3}]}',
+        '{ "model": "m", "messages": [ {"model": "\\"model\\":", "stream": true} ] }',
+        '{"m\\u006fdel":"m","a":"model","b":"\\"model\\""}',
+        '{"x":1,"x":2}',
+        "{}",
+    ],
+)
+def test_names_inside_of_values_and_others_are_no_repetition(text: str) -> None:
+    read_json(body_environ(text.encode()), SETTINGS, take=lambda count: None)
+
+
+def test_a_name_that_is_repeated_by_an_escape_is_found() -> None:
+    """Both are `model` to whoever reads it."""
+    body = b'{"model":"a","m\\u006fdel":"b"}'
+
+    with pytest.raises(BadRequest, match="more than once"):
+        read_json(body_environ(body), SETTINGS, take=lambda count: None)
+
+
+LONG = settings_of(QWEN_PROXY_MAX_ITEMS=100, QWEN_PROXY_MAX_JSON_VALUES=1000)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a":[' + ",".join(["[]"] * 5000) + "]" + ',"b":{"c":1}' * 10_001 + "}",
+        '{"a":"' + "x" * (1 << 20) + '","b":[' + ",".join(["1"] * 2000) + "]}",
+    ],
+)
+def test_too_many_values_are_refused_before_they_are_parsed(text: str) -> None:
+    with pytest.raises(ApiError, match="more than 1000 JSON values") as caught:
+        read_json(body_environ(text.encode()), LONG, take=lambda count: None)
+
+    assert caught.value.status == 413
+
+
+def test_commas_in_texts_are_no_values() -> None:
+    text = '{"a":"' + 'x,\\",' * (1 << 19) + '"}'
+
+    assert read_json(body_environ(text.encode()), LONG, take=lambda count: None).is_long
+
+
+@pytest.mark.parametrize(
+    ("value", "param"),
+    [
+        ({"messages": [{"role": "user", "content": "a"}] * 101}, "messages"),
+        ({"messages": [{"content": [{}] * 60}, {"content": [{}] * 60}]}, "messages"),
+        ({"input": [{"content": "a"}] * 101}, "input"),
+        ({"tools": [{}] * 101}, "tools"),
+        ({"system": [{}] * 101}, "system"),
+    ],
+)
+def test_too_many_messages_blocks_or_tools_are_refused(value: dict[str, Any], param: str) -> None:
+    body = body_environ(json.dumps(value).encode())
+
+    with pytest.raises(BadRequest, match="more than 100") as caught:
+        read_json(body, LONG, take=lambda count: None)
+
+    assert (caught.value.param, caught.value.code) == (param, "array_above_max_length")

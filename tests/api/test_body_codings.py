@@ -15,6 +15,7 @@ from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol.json_object import JsonObject
 from tests.api.apps import HELLO, in_front_of
 from tests.fakes.raw_server import whole
+from tests.fakes.upstream import settings_of
 
 TEXT = json.dumps(HELLO).encode()
 LIMIT = 1_000_000
@@ -24,7 +25,7 @@ def read(body: bytes, coding: str | None, max_bytes: int = LIMIT) -> JsonObject:
     environ: dict[str, Any] = {"CONTENT_LENGTH": str(len(body)), "wsgi.input": io.BytesIO(body)}
     if coding is not None:
         environ["HTTP_CONTENT_ENCODING"] = coding
-    return read_json(environ, max_bytes, take=lambda count: None)
+    return read_json(environ, settings_of(QWEN_PROXY_MAX_BODY=max_bytes), take=lambda count: None)
 
 
 def refused(body: bytes, coding: str, max_bytes: int = LIMIT) -> ApiError:

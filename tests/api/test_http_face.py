@@ -772,7 +772,9 @@ def test_what_the_upstream_gets_is_what_the_client_sent() -> None:
             body,
             headers={
                 "User-Agent": "agent/1",
+                "X-DashScope-Wait-Timeout": "5",
                 "X-DashScope-SSE": "enable",
+                "X-DashScope-WorkSpace": "of-somebody-else",
                 "X-Custom": "private",
                 "Cookie": "a=b",
                 "Authorization": "Bearer client-own",
@@ -783,8 +785,15 @@ def test_what_the_upstream_gets_is_what_the_client_sent() -> None:
     assert json.loads(response.data) == ANSWER
     assert sent == body
     assert b"User-Agent: agent/1" in head
-    assert b"x-dashscope-sse: enable" in head.lower()
-    for private in (b"x-custom", b"cookie", b"client-own", b"x-forwarded"):
+    assert b"x-dashscope-wait-timeout: 5" in head.lower()
+    for private in (
+        b"x-dashscope-sse",
+        b"x-dashscope-workspace",
+        b"x-custom",
+        b"cookie",
+        b"client-own",
+        b"x-forwarded",
+    ):
         assert private not in head.lower()
 
 

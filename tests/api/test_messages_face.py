@@ -101,7 +101,7 @@ def test_both_ways_to_send_a_key(headers: dict[str, str]) -> None:
 
 def test_too_many_calls_at_a_time() -> None:
     with running(QWEN_PROXY_MAX_IN_FLIGHT="1") as app:
-        app.services.admission.enter()
+        app.services.admission.enter("somebody")
         response = post(app)
 
     assert response.status_code == 503

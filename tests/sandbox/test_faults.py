@@ -533,6 +533,15 @@ def test_a_spec_that_is_not_understood_is_refused_loudly(sandbox: Sandbox, spec:
     assert answer.message.startswith("[sandbox]")
 
 
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "video_url"])
+def test_a_model_of_text_refuses_media(sandbox: Sandbox, kind: str) -> None:
+    """`text-only`, in the words of Model Studio."""
+    for parts, status in (([{"type": "text", "text": "a"}], 200), ([{"type": kind}], 400)):
+        answer = ask(sandbox, "text-only", messages=[{"role": "user", "content": parts}])
+        assert answer.status == status
+    assert b"Unexpected item type in content" in answer.body
+
+
 def test_the_table_is_listed_and_every_row_is_tested_here(sandbox: Sandbox) -> None:
     listed = call(sandbox, "GET", "/_sandbox/faults").json()
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))

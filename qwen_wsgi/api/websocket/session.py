@@ -6,6 +6,7 @@ noticed while responses are created. Each response is created by a `Turn` in a g
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import socket
@@ -18,6 +19,7 @@ from qwen_wsgi import greenlets
 from qwen_wsgi.access import connections
 from qwen_wsgi.access.guard import Client
 from qwen_wsgi.accounting.record import CallRecord
+from qwen_wsgi.api import body
 from qwen_wsgi.api.websocket.channel import Channel
 from qwen_wsgi.api.websocket.turn import Turn
 from qwen_wsgi.errors import ApiError, BadRequest, ClientGone
@@ -76,9 +78,6 @@ class _Request:
 
     message: bytes
     event: ClientEvent | None
-
-    def read(self) -> ClientEvent:
-        return self.event or events.read(self.message)
 
 
 class Session:
@@ -251,8 +250,7 @@ class Session:
     def _message(self, text: Text) -> None:
         stream_id = None
         try:
-            with greenlets.long_work(len(text.data)):
-                event = events.read(text.data)
+            event = self._read(text.data)
             stream_id = event.stream_id
             if event.type == events.CREATE:
                 self._create(_Request(text.data, event), stream_id)
@@ -262,6 +260,19 @@ class Session:
                 raise events.unknown(event.type)
         except ApiError as error:
             self._refuse_event(error, stream_id)
+
+    def _read(self, message: bytes) -> ClientEvent:
+        """Read an event, with the checks of a POST's body.
+
+        Raises:
+            ApiError: as `body.read_json`; it is not an event that can be read.
+        """
+        environ: WSGIEnvironment = {
+            "wsgi.input": io.BytesIO(message),
+            "CONTENT_LENGTH": str(len(message)),
+        }
+        # The message is here, and accounted for.
+        return events.read(body.read_json(environ, self.services.settings, take=lambda count: None))
 
     def _refuse_event(self, error: ApiError, stream_id: str | None) -> None:
         """Refuse an event for which no turn is begun; the log has a line of it as of a turn."""
@@ -295,7 +306,7 @@ class Session:
         while self._end is None and (ready := self._lanes.next()) is not None:
             stream_id, request = ready
             self.services.connection_memory.give(len(request.message))
-            work = partial(self._turn, request.read())
+            work = partial(self._turn, request.event or self._read(request.message))
             self._strands[stream_id] = greenlets.Strand(work)
 
     def _turn(self, event: ClientEvent) -> None:
@@ -319,6 +330,7 @@ class Session:
             method=METHOD,
             path=self.environ["PATH_INFO"],
             client=self.client.name,
+            client_id=self.client.id,
             started_at=self.services.clock.monotonic(),
         )
 

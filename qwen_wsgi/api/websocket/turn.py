@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qwen_wsgi import greenlets
 from qwen_wsgi.access import connections
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api import generation, responses
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.api.responses import StoringEncoder
 from qwen_wsgi.errors import ApiError, ClientGone, InternalError, forget_frames
+from qwen_wsgi.greenlets import LONG_BYTES, apart
 from qwen_wsgi.protocol import responses as protocol
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import ResponseEncoder, ResponsesRequest
@@ -63,10 +64,10 @@ class Turn:
         """Create the response, and tell whatever comes of it. Raises nothing."""
         record = self.call.record
         try:
-            generates = events.generates(self._event.body)
-            with greenlets.long_work(len(self._event.body.source)):
-                body = events.request_of(self._event)
-            self._create(body, generates=generates)
+            event = self._event
+            make = partial(events.request_of, event)
+            body = apart(make) if event.body.is_long else make()
+            self._create(body, generates=events.generates(event.body))
         except ApiError as error:
             record.fail(error)
             self._refuse(error)
@@ -98,8 +99,7 @@ class Turn:
         self._enter(len(body.source))
         id = responses.new_id()
         before = self._conversation(protocol.previous_of(body).id)
-        with greenlets.long_work(before.size):
-            history = before.items()
+        history = apart(before.items) if before.size >= LONG_BYTES else before.items()
         request, chat = responses.chat_of(call, body, id, history)
         created = int(call.services.clock.now())
         keep = _Keeping(self, request, id, before).put
@@ -134,7 +134,7 @@ class Turn:
         """
         call = self.call
         call.client = call.services.guard.identify(call.environ)
-        call.services.admission.enter(body_bytes)
+        call.services.admission.enter(call.client.id, body_bytes)
         call.admitted, call.body_bytes = True, body_bytes
 
     def _conversation(self, id: str | None) -> Conversation:

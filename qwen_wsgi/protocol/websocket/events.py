@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import ApiError, BadRequest
 from qwen_wsgi.protocol import sse, validation
-from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError, compact
+from qwen_wsgi.protocol.json_object import JsonObject, compact
 
 CREATE: Final = "response.create"
 STEER: Final = "response.steer"
@@ -42,18 +42,12 @@ class ClientEvent:
     body: JsonObject
 
 
-def read(message: bytes) -> ClientEvent:
+def read(body: JsonObject) -> ClientEvent:
     """Read an event.
 
     Raises:
-        BadRequest: it is not a JSON object, has no type, or an invalid `stream_id`.
+        BadRequest: it has no type, or an invalid `stream_id`.
     """
-    try:
-        body = JsonObject(message)
-    except JsonObjectError as error:
-        raise BadRequest(
-            f"We could not parse the event: it is not valid JSON: {error}.", code="invalid_json"
-        ) from None
     kind = validation.required_text(body, "type")
     stream_id = body.get("stream_id")
     if stream_id is not None and not (
@@ -83,7 +77,9 @@ def request_of(event: ClientEvent) -> JsonObject:
     changes: dict[str, Any] = {"stream": True}
     if event.body.get("input") is None and not generates(event.body):
         changes["input"] = []
-    return JsonObject(event.body.render(changes, drop=_ENVELOPE))
+    request = JsonObject(event.body.render(changes, drop=_ENVELOPE))
+    request.is_long = event.body.is_long
+    return request
 
 
 def unknown(kind: str) -> BadRequest:

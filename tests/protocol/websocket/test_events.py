@@ -10,11 +10,12 @@ from openai.types.responses import ResponsesServerEvent
 from pydantic import TypeAdapter
 
 from qwen_wsgi.errors import ApiError, BadRequest, Overloaded
+from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.websocket import events
 
 
-def event(**members: Any) -> bytes:
-    return json.dumps({"type": "response.create", **members}).encode()
+def event(**members: Any) -> JsonObject:
+    return JsonObject(json.dumps({"type": "response.create"} | members).encode())
 
 
 def parsed(rendered: bytes) -> Any:
@@ -61,14 +62,8 @@ def test_a_request_may_be_made_to_be_kept_only(members: dict[str, Any], generate
 @pytest.mark.parametrize(
     ("message", "code"),
     [
-        (b"{", "invalid_json"),
-        (b"", "invalid_json"),
-        (b"[]", "invalid_json"),
-        (b'"text"', "invalid_json"),
-        (b"\xff", "invalid_json"),
-        (b"[" * 100_000, "invalid_json"),
-        (b"{}", "missing_required_parameter"),
-        (b'{"type": 7}', "invalid_type"),
+        (JsonObject(b"{}"), "missing_required_parameter"),
+        (JsonObject(b'{"type": 7}'), "invalid_type"),
         (event(stream_id=""), "invalid_stream_id"),
         (event(stream_id="a b"), "invalid_stream_id"),
         (event(stream_id="x" * 257), "invalid_stream_id"),
@@ -76,7 +71,7 @@ def test_a_request_may_be_made_to_be_kept_only(members: dict[str, Any], generate
         (event(stream_id="a\n"), "invalid_stream_id"),
     ],
 )
-def test_an_event_that_cannot_be_read_is_refused(message: bytes, code: str) -> None:
+def test_an_event_that_cannot_be_read_is_refused(message: JsonObject, code: str) -> None:
     with pytest.raises(BadRequest) as caught:
         events.read(message)
 
@@ -136,7 +131,7 @@ def test_a_refusal_says_when_to_try_again() -> None:
 
 def test_steering_is_refused_with_what_was_to_be_added() -> None:
     steer = events.read(
-        b'{"type":"response.steer","previous_response_id":"resp_1","input":"Faster!"}'
+        event(type="response.steer", previous_response_id="resp_1", input="Faster!")
     )
 
     found = parsed(events.steer_failed(steer))
@@ -148,7 +143,7 @@ def test_steering_is_refused_with_what_was_to_be_added() -> None:
 
 @pytest.mark.parametrize("members", [{"input": "x"}, {"previous_response_id": "resp_1"}])
 def test_steering_that_is_incomplete_is_a_bad_request(members: dict[str, Any]) -> None:
-    steer = events.read(json.dumps({"type": "response.steer", **members}).encode())
+    steer = events.read(event(type="response.steer", **members))
 
     with pytest.raises(BadRequest):
         events.steer_failed(steer)
