@@ -21,6 +21,7 @@ from qwen_wsgi.api import (
     responses,
 )
 from qwen_wsgi.api.flask_app import Application
+from qwen_wsgi.api.websocket import route as websocket
 from qwen_wsgi.services import Services, build_services, configure_logs
 from qwen_wsgi.settings import Settings
 
@@ -46,7 +47,9 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
     app.after_request(cors.allow_origin)
     app.after_request(lifecycle.finish_response)
     app.teardown_request(lifecycle.end)
-    for module in (chat, completions, responses, messages, models, embeddings, health):
+    for module in (
+        *(chat, completions, responses, websocket, messages, models, embeddings, health),
+    ):
         app.register_blueprint(module.blueprint)
     errors.register(app)
     return app

@@ -2,11 +2,12 @@
 
 `watch_client` notices that a client went away while its call waits for the upstream; `Task` runs a
 piece of blocking work so that its caller may wait in slices, and drop it at once; `in_order` runs
-several of them.
+several of them. `Strand`, `Listener` and `lock` are for a connection with several calls at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import socket
 import threading
@@ -16,6 +17,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 import gevent
 from gevent import monkey
+from gevent.lock import BoundedSemaphore
 
 from qwen_wsgi.errors import ClientGone
 
@@ -345,3 +347,67 @@ def _next_of(running: deque[Task[T]]) -> T:
     task.wait(None)
     running.popleft()
     return task.take()
+
+
+class Strand:
+    """A call at work in a greenlet of its own, which can be broken off wherever it waits.
+
+    The work must handle its own failures.
+    """
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._greenlet = gevent.spawn(work)
+
+    def break_off(self, *, client_gone: bool) -> None:
+        """Throw `ClientGone` into the work, or what gunicorn throws when the time for a stop is
+        over. Does not wait; work that has not begun never does."""
+        error = _ClientGoneExit("the client closed the connection")
+        self._greenlet.kill(error if client_gone else gevent.GreenletExit(), block=False)
+
+    @staticmethod
+    def wait_for(strands: Iterable[Strand], timeout_s: float) -> None:
+        """Wait for the end of several, at most for so long."""
+        gevent.joinall([strand._greenlet for strand in strands], timeout=timeout_s)
+
+
+class _Woken(Exception):
+    """Ends a read that waits."""
+
+
+class Listener:
+    """Reads one socket; another greenlet can wake it.
+
+    Args:
+        source: with a timeout, which ends a read as well.
+    """
+
+    def __init__(self, source: socket.socket) -> None:
+        self._source = source
+        self._reader: Any = None
+
+    def recv(self, size: int) -> bytes | None:
+        """As `socket.recv`; None for the timeout, and when `wake` was called meanwhile."""
+        self._reader = gevent.getcurrent()
+        try:
+            return self._source.recv(size)
+        except (TimeoutError, _Woken):
+            return None
+        finally:
+            self._reader = None
+
+    def wake(self) -> None:
+        """End a read that waits now. A reader that does something else is left alone: it will look
+        for itself before it reads again."""
+        if self._reader is not None:
+            gevent.get_hub().loop.run_callback(self._throw)
+
+    def _throw(self) -> None:
+        # Runs in the hub: a reader that is known now is parked in its read.
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.throw(_Woken())
+
+
+def lock() -> contextlib.AbstractContextManager[Any]:
+    """A lock among the greenlets of a thread."""
+    return BoundedSemaphore(1)

@@ -112,6 +112,12 @@ class ClientSocket:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
 
+    def take_over(self) -> Any:
+        """Give gevent's socket to a connection that is no HTTP any more; nothing is written here
+        from now on."""
+        self.answered = True
+        return self._sock
+
     def begin(self, request: Any) -> None:
         """A request is served from now on; None after it."""
         self.request, self.deadline_s = request, None
@@ -290,6 +296,7 @@ class StreamWorker(GeventWorker):
         super().handle_exit(sig, frame)
         if (services := services_of(self)) is not None:
             services.admission.draining = True
+            gevent.spawn(services.connections.stop)
         # In a greenlet, as in gunicorn's handle_quit: a signal handler must not touch the sockets.
         gevent.spawn(self._shut_idle)
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from qwen_wsgi import logs
 from qwen_wsgi.access.admission import Admission
+from qwen_wsgi.access.connections import Connections
 from qwen_wsgi.access.guard import Guard
 from qwen_wsgi.accounting.ledger import Ledger
 from qwen_wsgi.clock import Clock, SystemClock
@@ -19,6 +20,7 @@ from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.documents.pdf import PdfReader
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.responses import ResponseStore
 from qwen_wsgi.state.token_counts import TokenCounts
 from qwen_wsgi.upstream.client import UpstreamClient
@@ -101,6 +103,8 @@ class Services:
     clock: Clock
     guard: Guard
     admission: Admission
+    connections: Connections
+    connection_memory: ConnectionMemory
     discovery: Discovery
     cooldowns: Cooldowns
     pool: AccountPool
@@ -175,6 +179,11 @@ def build_services(
             settings.max_in_flight,
             settings.max_body_bytes_in_flight,
             share=_share(settings),
+        ),
+        connections=Connections(settings.websockets, settings.websockets_per_key),
+        connection_memory=ConnectionMemory(
+            # One request of the largest size must fit.
+            max(settings.websocket_memory_bytes, settings.max_body_bytes)
         ),
         discovery=discovery,
         cooldowns=cooldowns,

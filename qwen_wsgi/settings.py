@@ -231,6 +231,33 @@ class Settings:
         unit="s",
     )
 
+    websockets: int = setting(
+        "QWEN_PROXY_WEBSOCKETS",
+        "WebSockets (Responses) that one worker keeps open; beyond, clients get 426 and use HTTP.",
+        default=256,
+        parse=_integer(0),
+    )
+    websockets_per_key: int = setting(
+        "QWEN_PROXY_WEBSOCKETS_PER_KEY",
+        "So many of them may be of one client key.",
+        default=64,
+        parse=_integer(1),
+    )
+    websocket_idle_s: float = setting(
+        "QWEN_PROXY_WEBSOCKET_IDLE",
+        "How long a WebSocket stays open without a response.",
+        default=900.0,
+        parse=_seconds(),
+        unit="s",
+    )
+    websocket_memory_bytes: int = setting(
+        "QWEN_PROXY_WEBSOCKET_MEMORY",
+        "Memory of one worker for conversations that its WebSockets may continue.",
+        default=128 * 1024 * 1024,
+        parse=_integer(1024 * 1024),
+        unit="bytes",
+    )
+
     client_keys: tuple[str, ...] = setting(
         "QWEN_PROXY_API_KEYS",
         "Client keys, comma separated. Without any client key, only this machine is served.",
@@ -469,9 +496,9 @@ class Settings:
 
     @property
     def worker_connections(self) -> int:
-        """Connections that a worker accepts: its calls, and also health checks, model lists, idle
-        clients, and the calls that get a 503."""
-        return self.max_in_flight + _SPARE_CONNECTIONS
+        """Connections that a worker accepts: its calls and WebSockets, and also health checks,
+        model lists, idle clients, and the calls that get a 503."""
+        return self.max_in_flight + self.websockets + _SPARE_CONNECTIONS
 
     @property
     def worker_files(self) -> int:

@@ -336,6 +336,7 @@ PLACES = {
     "urllib3": ("qwen_wsgi/upstream/http/", "qwen_wsgi/credentials/oauth/wire.py"),
     "gevent": ("qwen_wsgi/greenlets.py", "qwen_wsgi/server.py"),
     "msgspec": ("qwen_wsgi/protocol/json_object.py",),
+    "wsproto": ("qwen_wsgi/protocol/websocket/",),
     "segno": ("qwen_wsgi/cli/login.py",),
     "greenlet": (),
     "gunicorn": ("qwen_wsgi/server.py",),

@@ -105,6 +105,22 @@ class Guard:
                 code="origin_not_allowed",
             )
 
+    def check_page(self, environ: Mapping[str, Any]) -> None:
+        """Check that the web page that opens a WebSocket may call.
+
+        Browsers enforce the CORS headers of HTTP answers, but a page may read any WebSocket.
+
+        Raises:
+            Forbidden: it may not.
+        """
+        origin = environ.get("HTTP_ORIGIN")
+        if origin and self.allowed_origin(origin) is None:
+            raise Forbidden(
+                "This web page may not call this server. Name its origin in "
+                "QWEN_PROXY_CORS_ORIGINS.",
+                code="origin_not_allowed",
+            )
+
     def client_address(self, environ: Mapping[str, Any]) -> str:
         """The caller's address; behind a trusted proxy the one that the proxy saw.
 

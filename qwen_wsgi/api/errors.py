@@ -10,6 +10,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from qwen_wsgi.api import http, lifecycle, messages
 from qwen_wsgi.api.flask_app import ROUTE_PATH
 from qwen_wsgi.errors import ApiError, InternalError, NotFound
+from qwen_wsgi.protocol.websocket import handshake
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,8 @@ def _api_error(error: ApiError) -> Response:
 def _http_error(error: HTTPException) -> Response:
     """Unknown routes and methods, and what Flask itself finds wrong with a request."""
     if isinstance(error, MethodNotAllowed):
-        if _is_websocket():
-            return _api_error(_no_websocket())
+        if handshake.is_begun(request.environ):
+            return _api_error(handshake.refused(_no_websocket()))
         response = _api_error(
             ApiError(
                 f"Not allowed to {request.method} on {request.path}.",
@@ -55,23 +56,13 @@ def _http_error(error: HTTPException) -> Response:
     return _api_error(ApiError(error.description or error.name, status=status, type=kind))
 
 
-def _is_websocket() -> bool:
-    """Whether the request begins a WebSocket. nginx takes `Upgrade` out, but not the key."""
+def _no_websocket() -> str:
+    """Why a WebSocket cannot begin."""
+    if handshake.is_upgrade(request.environ):
+        return "WebSockets are not supported here."
     return (
-        "HTTP_SEC_WEBSOCKET_KEY" in request.environ
-        or request.environ.get("HTTP_UPGRADE", "").lower() == "websocket"
-    )
-
-
-def _no_websocket() -> ApiError:
-    """Codex 0.171 tries a WebSocket first. Upon 426 it uses HTTP at once; upon 404, 405 or 501 it
-    tries seven times, which takes 6 to 8 seconds, and warns; upon 400 the turn fails (measured)."""
-    return ApiError(
-        "WebSockets are not supported here. Send the request by HTTP POST instead.",
-        status=426,
-        type="invalid_request_error",
-        code="websocket_not_supported",
-        should_retry=False,
+        "A proxy in front of this server took the header 'Upgrade' out of the request, so no "
+        "WebSocket can begin."
     )
 
 

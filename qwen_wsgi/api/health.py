@@ -21,7 +21,8 @@ _READY = ("ok", "login_unsaved")
 @blueprint.get("/health")
 def health() -> Response:
     """The worker's state: `{"status", "ready", "version", "sandbox", "uptime_s",
-    "in_flight", "accounts": [{"name", "kind", "state", "ability"?, "left_alone_s"?, "cause"?}]}`.
+    "in_flight", "websockets", "accounts": [{"name", "kind", "state", "ability"?, "left_alone_s"?,
+    "cause"?}]}`.
 
     200 while calls can be served; 503 when no account is usable or the worker is draining.
     """
@@ -35,6 +36,7 @@ def health() -> Response:
         "sandbox": any(account.kind == "sandbox" for account in accounts),
         "uptime_s": round(services.clock.monotonic() - services.started_at, 1),
         "in_flight": services.admission.in_flight,
+        "websockets": len(services.connections),
         "accounts": [
             {
                 "name": account.name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from qwen_wsgi.protocol import responses as protocol
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import ResponseEncoder, ResponsesRequest, compaction
 from qwen_wsgi.state.responses import ResponseStore, Stored
+from qwen_wsgi.upstream.chat_attempt import ChatCall
 
 blueprint = Blueprint("responses", __name__)
 blueprint.before_request(lifecycle.check_caller)
@@ -37,17 +38,14 @@ def create() -> Response:
     """Answer a request, as a stream of events or as a whole, and store it if the client wants."""
     call = lifecycle.live()
     services = call.services
-    id = _PREFIX + os.urandom(_ID_BYTES).hex()
-    body, read = attachments.with_texts(call, call.read_body(), "input")
-    request = _request(call, body, id)
-    counting.watch(call, request.chat.body, request.model)
-    chat = generation.chat_call(call, request.chat, (*read, *request.changed))
+    id = new_id()
+    request, chat = chat_of(call, call.read_body(), id)
     plan = services.executor.plan(chat)
     created, model = int(services.clock.now()), request.model or plan.model
     storing = _Storing(services.responses, call.owner, request)
     if request.stream:
         encoder = ResponseEncoder(request, id=id, created=created, model=model)
-        return generation.stream(call, chat, plan, _StoringEncoder(encoder, storing))
+        return generation.stream(call, chat, plan, StoringEncoder(encoder, storing.put))
     answer = services.executor.complete(chat, plan)
     response = protocol.whole(request, answer.value, id=id, created=created, model=model)
     storing.put(response)
@@ -75,7 +73,7 @@ def compact() -> Response:
     """
     call = lifecycle.live()
     services = call.services
-    id = _PREFIX + os.urandom(_ID_BYTES).hex()
+    id = new_id()
     body, read = attachments.with_texts(call, compaction.triggered(call.read_body()), "input")
     request = _request(call, body, id)
     chat = generation.chat_call(call, request.chat, (*read, *request.changed))
@@ -156,12 +154,40 @@ def _limit() -> int:
     return int(limit)
 
 
-def _request(call: LiveCall, body: JsonObject, id: str) -> ResponsesRequest:
+def new_id() -> str:
+    """A new id of a response."""
+    return _PREFIX + os.urandom(_ID_BYTES).hex()
+
+
+def chat_of(
+    call: LiveCall,
+    body: JsonObject,
+    id: str,
+    history: Sequence[Mapping[str, Any]] | None = None,
+) -> tuple[ResponsesRequest, ChatCall]:
+    """A request for the response `id`, and the chat call that it becomes; `history` as below."""
+    body, read = attachments.with_texts(call, body, "input")
+    request = _request(call, body, id, history)
+    counting.watch(call, request.chat.body, request.model)
+    return request, generation.chat_call(call, request.chat, (*read, *request.changed))
+
+
+def _request(
+    call: LiveCall,
+    body: JsonObject,
+    id: str,
+    history: Sequence[Mapping[str, Any]] | None = None,
+) -> ResponsesRequest:
     """The request, with the conversation that it continues; the ids of its items contain that of
-    the response."""
+    the response.
+
+    Args:
+        history: the conversation's items; None takes them from the store.
+    """
     services, owner = call.services, call.owner
     before = protocol.previous_of(body)
-    history = services.responses.history(owner, before.id) if before.id else ()
+    if history is None:
+        history = services.responses.history(owner, before.id) if before.id else ()
     parse = partial(
         protocol.parse_request,
         body,
@@ -217,13 +243,15 @@ class _Storing:
             )
 
 
-class _StoringEncoder:
+class StoringEncoder:
     """An encoder whose response is stored before its last event is sent: a client that has that
     event may ask for the response at once."""
 
-    def __init__(self, encoder: ResponseEncoder, storing: _Storing) -> None:
+    def __init__(
+        self, encoder: ResponseEncoder, store: Callable[[dict[str, Any] | None], None]
+    ) -> None:
         self._encoder = encoder
-        self._storing = storing
+        self._store = store
         self.ends_after_failure = encoder.ends_after_failure
         self.feed = encoder.feed
         self.fail = encoder.fail
@@ -231,5 +259,5 @@ class _StoringEncoder:
 
     def end(self) -> bytes:
         last = self._encoder.end()
-        self._storing.put(self._encoder.response)
+        self._store(self._encoder.response)
         return last

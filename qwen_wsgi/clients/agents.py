@@ -37,6 +37,7 @@ def codex(target: Target) -> Recipe:
         f'base_url = "{target.base_url}"',
         f'model_catalog_url = "{target.base_url}/models"',
         'wire_api = "responses"',
+        "supports_websockets = true",
         f'env_key = "{KEY_VARIABLE}"',
     ]
     return Recipe(
@@ -49,6 +50,8 @@ def codex(target: Target) -> Recipe:
             "If you have this file already, put the lines before the first [table] at its top.",
             "It must be your own file, not a project's. Codex before 0.171 has no "
             "model_catalog_url; it warns that it has no metadata for the model, and continues.",
+            "supports_websockets: Codex keeps one connection, and sends only what is new in each "
+            "turn. Where no WebSocket can be opened it uses HTTP.",
         ),
     )
 

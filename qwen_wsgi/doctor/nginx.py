@@ -136,6 +136,7 @@ def check(
     yield from tested(machine)
     yield from target(found, bind)
     yield from streaming(settings, found)
+    yield from websockets(settings, found)
     yield from others(found, machine)
     if group and any(each.path for each in found.upstreams):
         yield from socket_group(group, machine)
@@ -223,6 +224,17 @@ def _streaming_faults(settings: Settings, site: Site) -> Iterator[Finding]:
             "client_max_body_size",
             f"{body} bytes is less than QWEN_PROXY_MAX_BODY ({settings.max_body_bytes})",
             correct,
+        )
+
+
+def websockets(settings: Settings, site: Site) -> Iterator[Finding]:
+    """Check that WebSockets pass: a site of an older version stops them."""
+    headers = [value.split()[0].lower() for value in site.values("proxy_set_header")]
+    if settings.websockets and "upgrade" not in headers:
+        yield TELL.note(
+            "WebSockets",
+            "do not pass, because the site sets no header Upgrade: Codex and others use HTTP",
+            f"To let them pass, add what the installed site has: {_AVAILABLE}.new; {_RELOAD}",
         )
 
 

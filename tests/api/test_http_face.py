@@ -518,6 +518,7 @@ def test_health_tells_the_accounts_and_no_more() -> None:
         "sandbox": False,
         "uptime_s": 90.0,
         "in_flight": 0,
+        "websockets": 0,
         "accounts": [{"name": "upstream", "kind": "key", "state": "fresh"}],
     }
 

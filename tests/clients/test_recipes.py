@@ -142,6 +142,7 @@ def test_codex() -> None:
                 "base_url": "http://127.0.0.1:8080/v1",
                 "model_catalog_url": "http://127.0.0.1:8080/v1/models",
                 "wire_api": "responses",
+                "supports_websockets": True,
                 "env_key": KEY_VARIABLE,
             }
         },

@@ -112,7 +112,7 @@ def test_the_unit_leaves_time_and_files_enough() -> None:
     defaults = settings.load({})
     # gunicorn.conf.py gives workers 10 s after the streams.
     assert int(one("TimeoutStopSec")) >= defaults.graceful_timeout_s + 35
-    assert int(one("LimitNOFILE")) >= 2 * (defaults.max_in_flight + 256) + 64
+    assert int(one("LimitNOFILE")) >= defaults.worker_files
     assert int(one("RestartPreventExitStatus")) == EXIT_CONFIGURATION
 
 

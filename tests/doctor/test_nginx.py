@@ -91,6 +91,18 @@ def test_what_is_wrong_with_a_site(
     assert (fault.subject, fault.level.value, words in fault.what) == (subject, level, True)
 
 
+def test_websockets_that_do_not_pass_are_told(installed: FakeMachine, load: Load) -> None:
+    line = "proxy_set_header Upgrade    $qwen_proxy_upgrade;"
+    assert line in SHIPPED_SITE
+    write_site(installed, SHIPPED_SITE.replace(line, ""))
+
+    (note,) = of(found_of(installed, load), Level.NOTE)
+    assert (note.subject, "use HTTP" in note.what) == ("WebSockets", True)
+    off = {"QWEN_PROXY_WEBSOCKETS": "0"}
+    site = nginx.look(installed)
+    assert list(nginx.websockets(load(**off), site)) == []
+
+
 def test_no_limit_of_the_body_is_fine(installed: FakeMachine, load: Load) -> None:
     write_site(installed, SHIPPED_SITE.replace("body_size 80m", "body_size 0"))
 

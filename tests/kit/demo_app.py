@@ -36,6 +36,7 @@ class Application:
             catalogue=SimpleNamespace(models=lambda: []),
             discovery=SimpleNamespace(problems=lambda: []),
             admission=SimpleNamespace(draining=False),
+            connections=SimpleNamespace(stop=lambda: None),
             maintenance=SimpleNamespace(start=lambda: None),
             close=lambda: say("closed", os.getpid(), f"draining={services.admission.draining}"),
         )

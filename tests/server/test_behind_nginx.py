@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,12 +12,14 @@ from pathlib import Path
 import anthropic
 import openai
 import pytest
+from websockets.exceptions import InvalidStatus
 
 from qwen_wsgi.sandbox import Sandbox
 from tests.kit import servers
 from tests.kit.log_files import note_log_file
 from tests.kit.proxy import CLIENT_KEY, Proxy, has_chats
 from tests.kit.raw_client import Exchange, chat, events, text_of
+from tests.kit.websocket_client import Socket
 
 pytestmark = [
     pytest.mark.server,
@@ -154,12 +155,79 @@ def test_a_broken_stream_does_not_look_complete(front: int, sandbox: Sandbox) ->
     assert not received.endswith(b"\r\n0\r\n\r\n")
 
 
-def test_a_websocket_gets_426_through_nginx_too(front: int) -> None:
-    """nginx takes `Upgrade` and `Connection` out of the request."""
-    with socket.create_connection(("127.0.0.1", front), timeout=10) as client:
-        client.sendall(
-            b"GET /v1/responses HTTP/1.1\r\nHost: qwen-proxy\r\nUpgrade: websocket\r\n"
-            b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+def test_websockets_pass(front: int, proxy: Proxy, sandbox: Sandbox) -> None:
+    with Socket(front, CLIENT_KEY, headers={"X-Request-Id": "through-nginx"}) as client:
+        assert client.request_id == "through-nginx"
+        first = client.ask("One", store=False)
+        second = client.ask("x" * 200_000, store=False, previous_response_id=first["id"])
+        began = time.monotonic()
+        client.create("[[sandbox: chunks=10, interval=0.1]]", store=False)
+        client.until("response.output_text.delta")
+        first_s = time.monotonic() - began
+        client.until("response.completed")
+        whole_s = time.monotonic() - began
+
+    assert second["status"] == "completed"
+    assert first_s < 0.6 < whole_s
+    assert proxy.wait_for_call("through-nginx-2")["status"] == 200
+
+
+def test_a_websockets_client_that_leaves_nginx_stops_the_upstream(
+    front: int, sandbox: Sandbox
+) -> None:
+    with Socket(front, CLIENT_KEY) as client:
+        client.create("[[sandbox: slow-first=8]]", store=False)
+        assert sandbox.wait_until(partial(has_chats, sandbox, 1), 5)
+        left_at = time.monotonic()
+        client.vanish()
+        assert sandbox.wait_until(lambda: sandbox.chats[-1].outcome == "client_gone", 5)
+    gone_at = sandbox.chats[-1].gone_s
+    assert gone_at is not None and gone_at - left_at < 0.5
+
+
+def test_a_websockets_close_codes_pass(front: int, sandbox: Sandbox) -> None:
+    with Socket(front, CLIENT_KEY) as client:
+        client.send(b"binary")
+        close = client.closed()
+
+    assert close is not None
+    assert close.code == 1003
+
+
+def test_a_refused_websocket_keeps_its_status(front: int) -> None:
+    with pytest.raises(InvalidStatus) as caught:
+        Socket(front, "wrong")
+
+    assert caught.value.response.status_code == 401
+
+
+def test_other_upgrades_do_not_pass(front: int, sandbox: Sandbox) -> None:
+    headers = {"Upgrade": "h2c", "Connection": "Upgrade, HTTP2-Settings", "HTTP2-Settings": "AA"}
+    with Exchange(front, chat(), key=CLIENT_KEY, headers=headers) as exchange:
+        assert exchange.head()[0] == 200
+
+
+def test_without_the_sites_lines_for_websockets_clients_use_http(proxy: Proxy) -> None:
+    """A site of before, which was edited and stays at an upgrade."""
+
+    def old(site: str) -> str:
+        for line in (
+            "        proxy_set_header Upgrade    $qwen_proxy_upgrade;\n",
+            "        proxy_set_header Connection $qwen_proxy_connection;\n",
+        ):
+            assert line in site
+            site = site.replace(line, "")
+        return site.replace(
+            "proxy_http_version 1.1;", 'proxy_http_version 1.1;\n proxy_set_header Connection "";'
         )
-        assert client.recv(65536).startswith(b"HTTP/1.1 426 ")
+
+    with (
+        tempfile.TemporaryDirectory(prefix="qp") as directory,
+        servers.start_nginx(Path(directory), proxy.port, old) as server,
+    ):
+        assert isinstance(server.address, int)
+        with pytest.raises(InvalidStatus) as caught:
+            Socket(server.address, CLIENT_KEY)
+
+    assert caught.value.response.status_code == 426
+    assert b"took the header 'Upgrade' out" in (caught.value.response.body or b"")

@@ -1,0 +1,1 @@
+"""GET /v1/responses: the Responses API over a WebSocket."""
