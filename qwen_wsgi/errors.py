@@ -203,6 +203,10 @@ class Failure:
         elsewhere: whether another account may succeed now.
         wait_s: for how long the affected one is left alone; None leaves it to the policy.
         remedy: what the operator should do, as a sentence; empty when nothing is to be done.
+        doubtful: the request itself may be at fault: it counts only together with failures of
+            other requests.
+        at_once: the connection failed, and not who is behind it: the same request may be sent again
+            without a pause.
     """
 
     cause: str
@@ -211,6 +215,8 @@ class Failure:
     elsewhere: bool
     wait_s: float | None = None
     remedy: str = ""
+    doubtful: bool = False
+    at_once: bool = False
 
 
 class UpstreamError(ApiError):

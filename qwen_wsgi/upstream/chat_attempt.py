@@ -23,6 +23,7 @@ from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.adapt import Adapted, Options, Target, adapt
 from qwen_wsgi.upstream.client import CHAT_PATH, UpstreamClient
 from qwen_wsgi.upstream.open_stream import OpenStream
+from qwen_wsgi.upstream.routing.affinity import evidence_of
 from qwen_wsgi.upstream.routing.router import Route
 
 
@@ -44,6 +45,11 @@ class ChatCall:
     pinned: str = ""
     conversation: Callable[[], bytes] | None = None
     changed: tuple[str, ...] = ()
+
+    def evidence(self) -> bytes:
+        """Names the request, see `affinity.evidence_of`."""
+        conversation = b"" if self.conversation is None else self.conversation()
+        return evidence_of(conversation, self.request.body)
 
 
 class ChatAnswer(NamedTuple):

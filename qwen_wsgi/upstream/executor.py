@@ -93,7 +93,10 @@ class Executor:
             ApiError: none may.
         """
         return self._router.plan(
-            call.request.model, pinned=call.pinned, conversation=call.conversation
+            call.request.model,
+            pinned=call.pinned,
+            conversation=call.conversation,
+            evidence=call.evidence,
         )
 
     def stream(self, call: ChatCall, plan: Plan) -> OpenStream:
@@ -110,7 +113,7 @@ class Executor:
             return _streamed(answer, call.record, self._clock.monotonic, hide_usage=hide_usage)
         return self._retrier.run(
             plan,
-            lambda route, slot: self._open(call, route, slot, hide_usage=hide_usage),
+            lambda route, slot: self._open(call, plan, route, slot, hide_usage=hide_usage),
             call.record,
         )
 
@@ -125,7 +128,7 @@ class Executor:
 
         def ask(route: Route, slot: Slot) -> tuple[Route, OpenStream | ChatAnswer]:
             if self._attempt.asks_stream(route):
-                return route, self._open(call, route, slot, hide_usage=False)
+                return route, self._open(call, plan, route, slot, hide_usage=False)
             return route, self._attempt.ask_whole(call, route)
 
         route, answer = self._retrier.run(plan, ask, call.record)
@@ -157,11 +160,13 @@ class Executor:
             record.join([each.record for each in calls], complete=len(answers))
         return answers
 
-    def _open(self, call: ChatCall, route: Route, slot: Slot, *, hide_usage: bool) -> OpenStream:
+    def _open(
+        self, call: ChatCall, plan: Plan, route: Route, slot: Slot, *, hide_usage: bool
+    ) -> OpenStream:
         """Open a stream, which keeps the slot."""
         stream = self._attempt.open(call, route, hide_usage=hide_usage)
         stream.slot = slot.keep()
-        stream.on_failure = partial(self._retrier.failed_late, route)
+        stream.on_failure = partial(self._retrier.failed_late, plan, route, slot.began)
         return stream
 
     def _choices(self, call: ChatCall, plan: Plan) -> int:

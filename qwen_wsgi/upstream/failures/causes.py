@@ -24,7 +24,7 @@ class Cause:
     Attributes:
         name: a stable word of at most 20 characters.
         meaning: what is wrong, as half a sentence.
-        scope, retry, elsewhere, wait_s, remedy: as in `errors.Failure`.
+        scope, retry, elsewhere, wait_s, remedy, doubtful: as in `errors.Failure`.
         status: the client's status.
         keeps_status: the upstream's own status is passed on instead, where a client understands it.
         type, code, param: the client's; None passes the upstream's own on.
@@ -49,6 +49,7 @@ class Cause:
     retry_after_s: float | None = None
     template: str = "{message}"
     remedy: str = ""
+    doubtful: bool = False
 
     def failure(self, wait_s: float | None = None) -> Failure:
         """What it means for the calls to come.
@@ -60,7 +61,15 @@ class Cause:
             wait_s = None
         elif wait_s is None:
             wait_s = self.wait_s
-        return Failure(self.name, self.scope, self.retry, self.elsewhere, wait_s, self.remedy)
+        return Failure(
+            self.name,
+            self.scope,
+            self.retry,
+            self.elsewhere,
+            wait_s,
+            self.remedy,
+            self.doubtful,
+        )
 
     def status_for(self, upstream_status: int | None) -> int:
         """The client's status for a status of the upstream."""
@@ -189,9 +198,19 @@ def _model(name: str, meaning: str, status: int, says: str, remedy: str) -> Caus
 
 
 def _upstream(
-    name: str, meaning: str, status: int = 502, *, keeps_status: bool = False, remedy: str = ""
+    name: str,
+    meaning: str,
+    status: int = 502,
+    *,
+    keeps_status: bool = False,
+    remedy: str = "",
+    sent: bool = True,
 ) -> Cause:
-    """A failure of the upstream itself, or of the way to it."""
+    """A failure of the upstream itself, or of the way to it.
+
+    Args:
+        sent: the upstream may have read the request, which may be what it fails on.
+    """
     return Cause(
         name,
         meaning,
@@ -201,6 +220,7 @@ def _upstream(
         status=status,
         keeps_status=keeps_status,
         remedy=remedy,
+        doubtful=sent,
     )
 
 
@@ -336,7 +356,7 @@ _LIST: Final[tuple[Cause, ...]] = (
         retry=False,
         elsewhere=True,
         status=403,
-        wait_s=60.0,
+        doubtful=True,
     ),
     Cause(
         "not_found",
@@ -345,7 +365,7 @@ _LIST: Final[tuple[Cause, ...]] = (
         retry=False,
         elsewhere=True,
         status=404,
-        wait_s=60.0,
+        doubtful=True,
     ),
     Cause(
         # Not of the whole account: on some hosts only some paths are missing (no embeddings on a
@@ -356,10 +376,10 @@ _LIST: Final[tuple[Cause, ...]] = (
         retry=False,
         elsewhere=True,
         status=502,
-        wait_s=60.0,
         should_retry=False,
         template="{message} The account's base URL is probably wrong.",
         remedy="Check the account's base URL; `qwen-proxy status` shows it.",
+        doubtful=True,
     ),
     # --- an account --------------------------------------------------------------------------
     _throttle(
@@ -476,8 +496,10 @@ _LIST: Final[tuple[Cause, ...]] = (
         remedy="If it lasts, check the account's base URL; `qwen-proxy status` shows it.",
     ),
     # --- no answer came: by the codes of http/transport.py and client.py -----------------------
-    _upstream("unreachable", "the upstream cannot be reached", remedy="Check the network."),
-    _upstream("connect_timeout", "the upstream accepts no connection", 504),
+    _upstream(
+        "unreachable", "the upstream cannot be reached", remedy="Check the network.", sent=False
+    ),
+    _upstream("connect_timeout", "the upstream accepts no connection", 504, sent=False),
     _upstream("closed", "the upstream closed the connection without an answer"),
     _upstream("broken", "the upstream's answer broke off"),
     _upstream("empty", "the upstream's answer was empty"),
@@ -485,8 +507,9 @@ _LIST: Final[tuple[Cause, ...]] = (
         "tls",
         "the TLS connection to the upstream failed",
         remedy="Check the base URL, the machine's clock, and REQUESTS_CA_BUNDLE.",
+        sent=False,
     ),
-    _upstream("proxy", "the HTTP proxy in between failed", remedy="Check HTTPS_PROXY."),
+    _upstream("proxy", "the HTTP proxy in between failed", remedy="Check HTTPS_PROXY.", sent=False),
 )
 
 #: Every cause, by its name.
