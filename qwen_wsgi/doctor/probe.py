@@ -114,7 +114,13 @@ class TokenProbe:
         }
         request = chat.parse_request(JsonObject(json.dumps(value).encode()))
         record = CallRecord()
-        self._attempt.complete(ChatCall(request, {}, record), Route(account, model))
+        call, route = ChatCall(request, {}, record), Route(account, model)
+        try:
+            self._attempt.complete(call, route)
+        except UpstreamError as error:
+            if error.failure is None or not error.failure.at_once:
+                raise
+            self._attempt.complete(call, route)
         return record.usage.total if record.usage else None
 
 
