@@ -29,6 +29,7 @@ from qwen_wsgi.upstream.routing.affinity import Affinity
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
 from qwen_wsgi.upstream.routing.cooldown import Cooldowns
 from qwen_wsgi.upstream.routing.router import Router
+from qwen_wsgi.upstream.routing.shared_lists import SharedLists
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ def build_services(
     cooldowns, affinity = Cooldowns(state_dir), Affinity(state_dir)
     pool = AccountPool(settings, discovery, cooldowns, start_sandbox=sandbox.base_url)
     transport = transport or Transport(settings)
-    catalogue = Catalogue(settings, pool, transport, clock)
+    catalogue = Catalogue(settings, pool, transport, clock, SharedLists(state_dir))
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
     retrier = Retrier(settings, router, pool, cooldowns, affinity, clock)

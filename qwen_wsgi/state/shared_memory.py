@@ -109,8 +109,7 @@ def map_shared(
     """
     if directory is None:
         return bytearray(size)
-    boot_id = _boot_id() if boot_id is None else boot_id
-    path = directory / f"{name}-{key_of(version, boot_id).hex()}"
+    path = directory / f"{name}-{key_of(version, boot_id_of(boot_id)).hex()}"
     if copy:
         return _copied(path, size)
     try:
@@ -155,7 +154,10 @@ def _open(path: Path, name: str, size: int) -> int:
     return os.open(path, flags)
 
 
-def _boot_id() -> str:
+def boot_id_of(named: str | None) -> str:
+    """What changes with every boot of the machine; None asks the kernel."""
+    if named is not None:
+        return named
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""Incidents at an upstream behind a server with two workers: how long calls wait, and who is asked."""
+"""Incidents at an upstream of a server with two workers: how long calls wait, who is asked."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from tests.kit.secrets import secret
 
 pytestmark = pytest.mark.server
 
+CHUNK = (
+    b'data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":[%b]}\n\n'
+)
 ANSWER = stream(
-    b'data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,'
-    b'"delta":{"role":"assistant","content":"hi"},"finish_reason":null}]}\n\n',
-    b'data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,'
-    b'"delta":{},"finish_reason":"stop"}]}\n\n',
+    CHUNK % b'{"index":0,"delta":{"role":"assistant","content":"hi"},"finish_reason":null}',
+    CHUNK % b'{"index":0,"delta":{},"finish_reason":"stop"}',
     b"data: [DONE]\n\n",
 )
 THROTTLED = whole(
@@ -53,7 +54,7 @@ class Host(RawServer):
         self._gate: Gate | None = None
 
     def _answer(self, peer: Peer) -> None:
-        request = self.requests[-1]
+        request = peer.request
         if not request.startswith(b"POST"):
             return peer.send(whole(b"{}", "404 Not Found"))
         body = request.split(b"\r\n\r\n", 1)[1].decode()
@@ -87,7 +88,8 @@ class Host(RawServer):
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    with Host() as server:
+    server = Host()
+    with server:
         yield server
 
 

@@ -184,7 +184,8 @@ class _Exchanging:
             return super().urlopen(  # type: ignore[misc]  # of urllib3's pool
                 method, url, body=body, headers=headers, retries=retries, timeout=timeout, **more
             )
-        connection = reads = None
+        connection: Any = None
+        reads: TimedReads | None = None
         kept, size = False, 0
         try:
             connection = pool._get_conn()

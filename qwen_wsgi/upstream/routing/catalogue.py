@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from qwen_wsgi.upstream.http.transport import Transport
 from qwen_wsgi.upstream.routing import model_profiles
 from qwen_wsgi.upstream.routing.accounts import AccountPool, token_of
 from qwen_wsgi.upstream.routing.model_names import listed_aliases
+from qwen_wsgi.upstream.routing.shared_lists import SharedList, SharedLists
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,10 @@ class _Cached:
     tried_at: float | None = None
     #: The first try has ended, well or not.
     tried: bool = False
+    #: `SharedLists.changed` when this was last compared with it, and when the list was learned, by
+    #: its clock.
+    seen: tuple[Any, ...] = ()
+    at: float = -math.inf
     #: What `_listing` made of the account and of `live` and `error` as they then were.
     made: tuple[Account, dict[str, dict[str, Any]] | None, str, Listing] | None = None
     error: str = ""
@@ -72,7 +78,11 @@ class Catalogue:
     """Model lists of all accounts, cached in this worker.
 
     Lists are fetched one at a time per account. A list that grew old is still used while a thread
-    fetches the new one, so that no call waits for it; only the first call ever does.
+    fetches the new one, so that no call waits for it; only the first call ever does. What another
+    worker fetched is used as well.
+
+    Args:
+        lists: shared with the other workers; None shares nothing.
     """
 
     def __init__(
@@ -81,7 +91,9 @@ class Catalogue:
         pool: AccountPool,
         transport: Transport,
         clock: Clock,
+        lists: SharedLists | None = None,
     ) -> None:
+        self._lists = lists or SharedLists(None)
         self._max_age_s = settings.model_cache_s
         self._aliases = dict(settings.model_aliases)
         self._pool = pool
@@ -116,6 +128,7 @@ class Catalogue:
         """One account's models, its live list not older than `max_age_s` if the host answers."""
         cached = self._cached(account)
         with cached.lock:
+            self._adopt(account, cached)
             if self._due(cached, max_age_s):
                 self._fetch(account, cached)
         return _listing(account, cached)
@@ -123,6 +136,8 @@ class Catalogue:
     def listing_for_call(self, account: Account) -> Listing:
         """As `listing`, but waits only for the first answer of a host, be it a failure."""
         cached = self._cached(account)
+        if self._lists.changed() != cached.seen:
+            self._adopt(account, cached)
         if not cached.tried:
             return self.listing(account, max_age_s=max(self._max_age_s, _CALL_MIN_AGE_S))
         if self._due(cached, max(self._max_age_s, _CALL_MIN_AGE_S)) and not cached.lock.locked():
@@ -146,8 +161,26 @@ class Catalogue:
             return now - cached.tried_at >= min(_RETRY_S, max_age_s)
         return cached.fetched_at is None or now - cached.fetched_at >= max_age_s
 
+    def _adopt(self, account: Account, cached: _Cached) -> None:
+        """Take over what another worker has learned since."""
+        changed = self._lists.changed()
+        if changed == cached.seen:
+            return
+        cached.seen = changed
+        found = self._lists.read(account.name, account.base_url)
+        if found is None or found.at <= cached.at:
+            return
+        cached.at = found.at
+        cached.tried_at = self._clock.monotonic() - (self._lists.now() - found.at)
+        cached.tried = True
+        if found.models is not None:
+            cached.live, cached.fetched_at = found.models, cached.tried_at
+        cached.error = found.error
+
     def _fetch(self, account: Account, cached: _Cached) -> None:
         cached.tried_at = self._clock.monotonic()
+        cached.at = self._lists.now()
+        learned: SharedList | None = None
         try:
             status, body = self._transport.get(token_of(account), "/models", timeout_s=_TIMEOUT_S)
             cached.live = _parse(status, body)
@@ -155,10 +188,15 @@ class Catalogue:
             if error.message != cached.error:
                 log.warning("no live model list account=%s: %s", account.name, error.message)
             cached.error = error.message
+            if isinstance(error, UpstreamError):
+                learned = SharedList(cached.at, None, error.message)
         else:
             cached.fetched_at = cached.tried_at
             cached.error = ""
+            learned = SharedList(cached.at, cached.live, "")
         cached.tried = True
+        if learned is not None:
+            self._lists.write(account.name, account.base_url, learned)
 
 
 def _parse(status: int, body: bytes) -> dict[str, dict[str, Any]]:
