@@ -28,6 +28,7 @@ from qwen_wsgi.credentials.refresh.timing import CLOSED_WITHIN_S
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import CredentialError
 from qwen_wsgi.redaction import mask
+from qwen_wsgi.shortage import by_errno
 
 log = logging.getLogger(__name__)
 
@@ -220,12 +221,15 @@ class OAuthLogin(CredentialSource):
             return ": its refresh token was refused", _LOGIN_REMEDY
         if ability is Ability.READ_ONLY and (problem := self.refresher.read_only) is not None:
             where = self.store.paths.document.parent
-            remedy = (
-                f"Make room on the disk that holds {where}."
-                if problem.is_disk_full
-                else f"Let the user who runs qwen-proxy write to {where} and the files in it; "
-                "under systemd see docs/credentials.md."
-            )
+            if problem.is_disk_full:
+                remedy = f"Make room on the disk that holds {where}."
+            elif (shortage := by_errno(problem.errno)) is not None:
+                remedy = shortage.remedy
+            else:
+                remedy = (
+                    f"Let the user who runs qwen-proxy write to {where} and the files in it; "
+                    "under systemd see docs/credentials.md."
+                )
             return f": {where} cannot be written ({problem.text})", remedy
         if ability is Ability.NO_REFRESH_TOKEN:
             return ": it has no refresh token", _LOGIN_REMEDY

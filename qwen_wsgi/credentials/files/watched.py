@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from qwen_wsgi.clock import Clock
+from qwen_wsgi.shortage import by_errno
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +171,9 @@ class WatchedFile(Generic[T]):
             identity,
             before.value,
             f"cannot be read ({error.strerror})",
-            "Make it a file that the user who runs qwen-proxy can read.",
+            "Make it a file that the user who runs qwen-proxy can read."
+            if (shortage := by_errno(error.errno)) is None
+            else shortage.remedy,
             unreadable=True,
         )
 

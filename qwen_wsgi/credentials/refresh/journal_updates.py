@@ -29,8 +29,8 @@ class JournalUpdates:
         self._context = context
         self._state = state
         self._store = context.store
-        #: Fingerprint of a login whose backup failed.
-        self._failed = ""
+        #: Fingerprint of a login whose backup failed, and until when (monotonic) it is left at that.
+        self._failed = ("", 0.0)
 
     def is_backup_due(self, snapshot: Snapshot) -> bool:
         """Whether the shared file holds a login of another program that the journal lacks."""
@@ -46,7 +46,10 @@ class JournalUpdates:
         if received is not None and received.login.refresh_token == login.refresh_token:
             return False
         fp = fingerprint(login.refresh_token)
-        return fp not in snapshot.journal.tombstones and fp != self._failed
+        failed_fp, until_s = self._failed
+        if fp == failed_fp and self._context.clock.monotonic() < until_s:
+            return False
+        return fp not in snapshot.journal.tombstones
 
     def back_up(self) -> None:
         """Write that login into the journal, if it is still there."""
@@ -71,7 +74,8 @@ class JournalUpdates:
             log.debug(
                 "login could not be backed up to the journal login=%s: %s", self._store.shown, error
             )
-            self._failed = fp
+            again_s = self._context.clock.monotonic() + self._context.timing.retry_s
+            self._failed = fp, again_s
 
     def close_tier(self, login: CredentialDocument) -> None:
         """Record, for all workers, that the API refuses even a token which a refresh brought."""

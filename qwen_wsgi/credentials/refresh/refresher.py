@@ -235,7 +235,7 @@ class Refresher:
             state.last = state.last or attempt
             return attempt
         state.last = attempt
-        self._hold_off(outcome)
+        self._hold_off(outcome, needed=rejected is not None)
         log.log(
             logging.INFO if outcome in (Outcome.OK, Outcome.ADOPTED) else logging.WARNING,
             "login refresh outcome=%s login=%s attempt=%s: %s",
@@ -246,13 +246,18 @@ class Refresher:
         )
         return attempt
 
-    def _hold_off(self, outcome: Outcome) -> None:
-        """Keep this process from trying again at once where the journal holds no pause."""
+    def _hold_off(self, outcome: Outcome, *, needed: bool) -> None:
+        """Keep this process from trying again at once where the journal holds no pause.
+
+        Args:
+            needed: the API refuses the token that there is.
+        """
         if outcome not in (Outcome.LOCK_TIMEOUT, Outcome.READ_ONLY, Outcome.FAILED):
             return
         snapshot = self.context.store.snapshot()
         pause_s = self._policy.pause_s(snapshot)
-        if outcome is Outcome.LOCK_TIMEOUT and self._policy.is_urgent(snapshot):
+        if needed or self._policy.is_urgent(snapshot):
+            # Nothing was spent, and a disk or mount that is healed is used as soon as it is.
             pause_s = min(pause_s, self.context.timing.urgent_retry_s)
         if snapshot.newest.login is not None:
             self._policy.hold_off(fingerprint(snapshot.newest.login.refresh_token), pause_s)

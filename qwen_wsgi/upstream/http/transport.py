@@ -15,8 +15,9 @@ from urllib3.exceptions import LocationParseError
 
 from qwen_wsgi import __version__
 from qwen_wsgi.credentials.token import AccessToken
-from qwen_wsgi.errors import Scope, UpstreamError, forget_frames
+from qwen_wsgi.errors import ApiError, Scope, UpstreamError, forget_frames
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.shortage import shortage_of
 from qwen_wsgi.upstream.failures.classify import connection_error
 from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
 from qwen_wsgi.upstream.http.http1 import HTTPPool, HTTPSPool, RequestHeaders, is_stale
@@ -118,6 +119,7 @@ class Transport:
         Raises:
             UpstreamError: no connection, or it ended before a response (502).
             UpstreamTimeout: no head within `read_timeout_s` (504).
+            Overloaded: we have run out of files or memory ourselves (503).
         """
         request = self._prepare("POST", token, path, headers)
         request.body = body
@@ -171,6 +173,8 @@ class Transport:
             # The server had closed a kept connection: the request reached nobody, or does nothing.
             return self._send_once(request, read_timeout_s)
         except requests.ConnectionError as error:
+            if (shortage := shortage_of(error)) is not None:
+                raise shortage.error() from error
             raise _unreachable(error) from error
 
     def _send_once(
@@ -199,6 +203,8 @@ class Transport:
         except requests.RequestException:
             raise
         except OSError as error:
+            if (shortage := shortage_of(error)) is not None:
+                raise shortage.error() from error
             # requests says so of a CA bundle (REQUESTS_CA_BUNDLE) that is not there.
             raise connection_error(
                 "tls",
@@ -252,8 +258,10 @@ def silence(timeout_s: float) -> UpstreamError:
     )
 
 
-def broken(error: Exception) -> UpstreamError:
+def broken(error: Exception) -> ApiError:
     """The error for a connection that ended in the middle of an answer."""
+    if (shortage := shortage_of(error)) is not None:
+        return shortage.error()
     return connection_error(
         "broken", f"The upstream's answer broke off ({error}). What came before is incomplete."
     )

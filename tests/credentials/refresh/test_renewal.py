@@ -573,6 +573,40 @@ class TestReadOnly:
             assert login.current().value == world.content()["access_token"]
             assert login.refresher.ability(login.store.snapshot()) is Ability.REFRESHABLE
 
+    @pytest.mark.parametrize("left_s", [-5, 60, LIFE_S], ids=["expired", "expiring", "refused"])
+    def test_a_healed_disk_is_used_within_seconds_when_calls_need_it(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, left_s: float
+    ) -> None:
+        old = world.seed(left_s)["access_token"]
+        login = world.login()
+        rejected = old if left_s == LIFE_S else None
+        reserve = durable.reserve
+
+        def full(*arguments: Any, **more: Any) -> Any:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        monkeypatch.setattr(durable, "reserve", full)
+        assert attempt(login, rejected).outcome is Outcome.READ_ONLY
+        monkeypatch.setattr(durable, "reserve", reserve)
+        world.clock.advance(6)
+
+        assert login.current(rejected=rejected).value == world.content()["access_token"] != old
+
+    def test_a_shortage_of_files_is_told_as_such(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        world.seed(-5)
+        login = world.login()
+
+        def none_left(*arguments: Any, **more: Any) -> Any:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        monkeypatch.setattr(durable, "reserve", none_left)
+        error = refusal(login)
+
+        assert "Too many open files" in str(error)
+        assert "LimitNOFILE" in error.remedy
+
     def test_a_change_of_the_file_is_seen(self, world: World) -> None:
         world.seed(60)
         login = world.login()
