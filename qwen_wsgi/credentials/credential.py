@@ -87,6 +87,10 @@ class CredentialSource(Protocol):
                 `credentials_rejected` or `credentials_invalid`, and the remedy.
         """
 
+    def answered(self, token: AccessToken) -> None:
+        """Note that the upstream accepted a token that was got from here; only for a renewable
+        credential."""
+
     def status(self) -> CredentialStatus:
         """Describe the credential; never raises, and shows no secret."""
 
@@ -113,6 +117,9 @@ class StaticKey(CredentialSource):
     remedy: str = ""
 
     renewable = False
+
+    def answered(self, token: AccessToken) -> None:
+        """A key is never in doubt."""
 
     def __repr__(self) -> str:
         return f"StaticKey({self._shown()}, {self.base_url})"

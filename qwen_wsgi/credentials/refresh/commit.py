@@ -9,13 +9,14 @@ from typing import Any
 
 from qwen_wsgi.credentials.files import document, journal
 from qwen_wsgi.credentials.files.durable import WriteProblem
-from qwen_wsgi.credentials.files.journal import Journal, Received, fingerprint
+from qwen_wsgi.credentials.files.journal import Closed, Forced, Journal, Received, fingerprint
 from qwen_wsgi.credentials.files.login_store import render
 from qwen_wsgi.credentials.files.watched import Unusable
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenAnswer
 from qwen_wsgi.credentials.refresh.attempt import Outcome, Step
 from qwen_wsgi.credentials.refresh.context import RefreshContext, RefreshState
 from qwen_wsgi.credentials.refresh.policy import RefreshPolicy
+from qwen_wsgi.credentials.refresh.timing import MOST_FORCED
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +39,11 @@ class Committer:
         new = Journal(
             received=received,
             tombstones=step.journal.tombstones,
-            forced_at_ms=(
-                int(self._context.clock.now() * 1000) if step.forced else step.journal.forced_at_ms
-            ),
+            forced=self._forced(step, received),
+            closed=_inherited(step.journal.closed, step, received),
             spent=step.journal.spent,
         )
+        self._state.closed = _inherited(self._state.closed, step, received)
         if fingerprint(received.login.refresh_token) != step.fp:
             new = new.with_spent(step.fp, received.at_ms)
         # From here on this process has the login, whatever happens to the disk.
@@ -99,6 +100,14 @@ class Committer:
             forced=step.forced,
             published=False,
         )
+
+    def _forced(self, step: Step, received: Received) -> Forced | None:
+        """When this login was refreshed because of a refused token, this time included."""
+        before = step.journal.forced
+        times = before.at_ms if before is not None and before.fp == step.fp else ()
+        if step.forced:
+            times = (*times, int(self._context.clock.now() * 1000))[-MOST_FORCED:]
+        return Forced(fingerprint(received.login.refresh_token), times) if times else None
 
     def _publish(self, step: Step, received: Received, new: Journal) -> tuple[Outcome, str]:
         """Compare and swap: the CLI's login takes no lock, and a new login of a person wins."""
@@ -159,3 +168,10 @@ class Committer:
         self._state.unsaved = ""
         log.warning("the new login is written now login=%s attempt=%s", self._store.shown, step.id)
         return True
+
+
+def _inherited(closed: Closed | None, step: Step, received: Received) -> Closed | None:
+    """A closed login stays closed with its next token, until the API accepts that."""
+    if closed is None or closed.fp != fingerprint(step.login.access_token):
+        return closed
+    return replace(closed, fp=fingerprint(received.login.access_token))

@@ -67,6 +67,9 @@ class SandboxKey:
         """A token that the sandbox accepts; there is no other one, whatever `rejected` says."""
         return AccessToken(value="sandbox", base_url=self._start(), expires_at_ms=None)
 
+    def answered(self, token: AccessToken) -> None:
+        """It is accepted always."""
+
     def status(self) -> CredentialStatus:
         """Always ready."""
         return CredentialStatus(
