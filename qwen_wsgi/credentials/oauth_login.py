@@ -112,6 +112,7 @@ class OAuthLogin(CredentialSource):
         self._cached_verdict: tuple[Snapshot, _Verdict] | None = None
         self._fresh: _FreshToken | None = None
         self._answered = ""
+        self._swept = False
         self._gone = False
 
     def __repr__(self) -> str:
@@ -345,6 +346,9 @@ class OAuthLogin(CredentialSource):
     def maintain(self) -> None:
         """Refresh the login, back it up, or publish it from the journal, if that is due; for idle
         processes, which make no calls."""
+        if not self._swept:
+            self._swept = True
+            self.refresher.sweep()
         snapshot = self.store.snapshot()
         if snapshot.newest.login is None:
             return

@@ -9,6 +9,7 @@ import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 
 from qwen_wsgi.clock import Clock, boottime, sleep
 from qwen_wsgi.credentials.credential import Ability, TokenState
@@ -205,6 +206,17 @@ class Refresher:
             threading.Thread(target=self._back_up, name="qwen-login-backup", daemon=True).start()
         except RuntimeError:  # no more threads; the next call tries again
             self._backing_up = False
+
+    def sweep(self) -> None:
+        """Remove the reservations that crashes left behind, if no attempt is under way anywhere;
+        else the next attempt does it. For the start of a process."""
+        store, lock = self.context.store, self.context.proxy_lock
+        with suppress(OSError):
+            if store.holds_left_overs() and lock.acquire(0.0):
+                try:
+                    store.sweep(alone=True)
+                finally:
+                    lock.release()
 
     def begin_trial(self) -> None:
         """Let the calling call try a closed login; others of this process wait for what it finds,

@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -719,10 +721,10 @@ class TestFile:
         statuses: list[CredentialStatus] = []
         publish = durable.Reservation.publish
 
-        def publishing(self: durable.Reservation, content: bytes) -> None:
+        def publishing(self: durable.Reservation, content: bytes, **more: Any) -> None:
             if disk["full"]:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            publish(self, content)
+            publish(self, content, **more)
 
         def checkpoint(name: str) -> None:
             disk["full"] = name == "answered"
@@ -954,6 +956,96 @@ class TestFile:
         assert attempt(login).outcome in (Outcome.NOT_SENT, Outcome.ADOPTED)
         assert world.oauth["refreshes"] == 0
         assert login.current().value == theirs[0]["access_token"]
+
+    @pytest.mark.parametrize("when", ["intent", "answered", "journaled", "replacing"])
+    def test_what_is_written_into_the_file_meanwhile_stays(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, when: str
+    ) -> None:
+        """By qwen-code, an editor, a person: all but what the renewal itself brings."""
+        old = world.seed(-5, gone="soon")
+        fsync = os.fsync
+
+        def write() -> None:
+            content = world.content()
+            del content["gone"]
+            world.home.write(".qwen/oauth_creds.json", {"first": 1, **content, "new": {"a": [2]}})
+
+        def checkpoint(name: str) -> None:
+            if name == when:
+                write()
+            if name == "journaled" and when == "replacing":
+                monkeypatch.setattr(os, "fsync", syncing)
+
+        def syncing(fd: int) -> None:
+            fsync(fd)
+            monkeypatch.setattr(os, "fsync", fsync)
+            write()
+
+        login = world.login(checkpoint=checkpoint)
+        assert attempt(login).outcome is Outcome.OK
+
+        after = world.content()
+        assert (after["first"], after["new"]) == (1, {"a": [2]})
+        assert "gone" not in after
+        assert list(after)[0] == "first", "in their order"
+        assert after["access_token"] != old["access_token"]
+        assert world.journal()["received"]["document"] == after
+        assert login.current().value == after["access_token"]
+
+    def test_an_endpoint_that_is_written_meanwhile_stays_unless_the_renewal_names_another(
+        self, world: World
+    ) -> None:
+        for fault, kept in (("no-resource-url", True), ("", False)):
+            world.seed(-5, resource_url=f"{world.sandbox.origin}/before")
+            world.faults(fault)
+
+            def checkpoint(name: str) -> None:
+                if name == "answered":
+                    content = {**world.content(), "resource_url": "elsewhere.example"}
+                    world.home.write(".qwen/oauth_creds.json", content)
+
+            attempt(world.login(checkpoint=checkpoint))
+            assert (world.content()["resource_url"] == "elsewhere.example") is kept
+
+    def test_it_also_stays_when_the_login_is_published_after_a_crash(self, world: World) -> None:
+        world.seed(-5)
+
+        def checkpoint(name: str) -> None:
+            if name == "journaled":
+                raise KeyboardInterrupt
+
+        with suppress(KeyboardInterrupt):
+            attempt(world.login(checkpoint=checkpoint))
+        world.home.write(".qwen/oauth_creds.json", {**world.content(), "new": 1})
+
+        login = world.login()
+        token = login.current().value
+        login.maintain()
+        settle(login)
+        assert (world.content()["access_token"], world.content()["new"]) == (token, 1)
+
+    def test_a_reservation_of_a_crash_is_swept_at_the_start_and_by_the_next_attempt(
+        self, world: World
+    ) -> None:
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        world.seed(LIFE_S)
+        login = world.login()
+        login.current()
+        settle(login)  # the directory of our lock is there
+        left = world.home.qwen / f".qwen-proxy-{ended.pid}-0123"
+
+        left.write_bytes(b"room")
+        world.clock.wall_s = time.time() + 10
+        login.maintain()
+        assert not left.exists()
+
+        left.write_bytes(b"room")
+        login.maintain()
+        assert left.exists(), "once"
+        world.clock.wall_s = time.time() + 10
+        attempt(login, rejected=login.current().value)
+        assert not left.exists()
 
     def test_the_journal_counts_after_a_crash_and_is_published(self, world: World) -> None:
         """The end of a process between journal and file, played by an exception."""
