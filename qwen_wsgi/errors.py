@@ -21,6 +21,11 @@ class SettingsError(QwenProxyError):
     """A setting, or a file that a setting names, cannot be used; the process must not start."""
 
 
+class CannotStartYet(QwenProxyError):
+    """Something that the start needs is not there, and may come without anybody's doing: the next
+    start may succeed."""
+
+
 class CredentialError(QwenProxyError):
     """An account has no usable credential now.
 
