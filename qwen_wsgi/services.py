@@ -18,18 +18,21 @@ from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.responses import ResponseStore
 from qwen_wsgi.state.token_counts import TokenCounts
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.executor import Executor
 from qwen_wsgi.upstream.http.transport import Transport
 from qwen_wsgi.upstream.retry import Retrier
+from qwen_wsgi.upstream.routing.account_status import AccountStatuses
 from qwen_wsgi.upstream.routing.accounts import AccountPool
 from qwen_wsgi.upstream.routing.affinity import Affinity
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
 from qwen_wsgi.upstream.routing.cooldown import Cooldowns
+from qwen_wsgi.upstream.routing.outcomes import Outcomes
 from qwen_wsgi.upstream.routing.router import Router
-from qwen_wsgi.upstream.routing.shared_lists import SharedLists
+from qwen_wsgi.upstream.routing.trials import Trials
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +70,14 @@ class SandboxHost:
 class Maintenance:
     """Keeps the logins of an idle proxy fresh, so that the first call after a night need not wait.
 
+    Accounts that were refused are tried again as well.
+
     One thread per worker; which worker renews a login is settled by the login's locks.
     """
 
-    def __init__(self, discovery: Discovery) -> None:
+    def __init__(self, discovery: Discovery, trials: Trials) -> None:
         self._discovery = discovery
+        self._trials = trials
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -87,6 +93,7 @@ class Maintenance:
             try:
                 for login in self._discovery.logins():
                     login.maintain()
+                self._trials.run()
             except Exception as error:  # the thread's top: the next round may go better
                 log.error("login maintenance failed", exc_info=error)
 
@@ -101,6 +108,7 @@ class Services:
     admission: Admission
     discovery: Discovery
     cooldowns: Cooldowns
+    outcomes: Outcomes
     pool: AccountPool
     catalogue: Catalogue
     router: Router
@@ -114,6 +122,13 @@ class Services:
     maintenance: Maintenance
     #: The worker's start, by the clock's monotonic time.
     started_at: float
+
+    @property
+    def statuses(self) -> AccountStatuses:
+        """What tells the state of accounts."""
+        return AccountStatuses(
+            self.settings, self.pool, self.cooldowns, self.outcomes, self.catalogue
+        )
 
     def close(self) -> None:
         """Finish the token refreshes that were sent, and free the rest."""
@@ -144,6 +159,7 @@ def build_services(
     *,
     transport: Transport | None = None,
     state_dir: Path | None = None,
+    known_in: Path | None = None,
 ) -> Services:
     """Wire everything together; opens no connection and starts no thread.
 
@@ -151,17 +167,21 @@ def build_services(
         transport: None makes the ordinary one.
         state_dir: where workers share what they know and store responses; None keeps both in this
             process, for commands that must leave no file behind.
+        known_in: without `state_dir`: the state directory of a server. What it knows of accounts
+            now is the beginning; nothing is written there.
     """
     clock = clock or SystemClock()
     sandbox = SandboxHost()
     discovery = Discovery(settings, clock, look_every_s=LOOK_EVERY_S)
-    cooldowns, affinity = Cooldowns(state_dir), Affinity(state_dir)
+    told, copy = (state_dir, False) if known_in is None else (known_in, True)
+    cooldowns, affinity = Cooldowns(told, copy=copy), Affinity(state_dir)
+    outcomes = Outcomes(told, copy=copy)
     pool = AccountPool(settings, discovery, cooldowns, start_sandbox=sandbox.base_url)
     transport = transport or Transport(settings)
-    catalogue = Catalogue(settings, pool, transport, clock, SharedLists(state_dir))
+    catalogue = Catalogue(settings, pool, transport, clock, SharedLists(state_dir), outcomes)
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
-    retrier = Retrier(settings, router, pool, cooldowns, affinity, clock)
+    retrier = Retrier(settings, router, pool, cooldowns, affinity, clock, outcomes=outcomes)
     return Services(
         settings=settings,
         clock=clock,
@@ -169,6 +189,7 @@ def build_services(
         admission=Admission(settings.max_in_flight),
         discovery=discovery,
         cooldowns=cooldowns,
+        outcomes=outcomes,
         pool=pool,
         catalogue=catalogue,
         router=router,
@@ -184,7 +205,7 @@ def build_services(
         ),
         token_counts=TokenCounts(state_dir),
         sandbox=sandbox,
-        maintenance=Maintenance(discovery),
+        maintenance=Maintenance(discovery, Trials(pool, catalogue, outcomes)),
         started_at=clock.monotonic(),
     )
 

@@ -115,6 +115,7 @@ ALLOWED: dict[str, set[str]] = {
         "credentials",
         "accounting.record",
         "state.shared_memory",
+        "state.model_lists",
     },
     "api": {
         "",
@@ -168,6 +169,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
         "clock",
         "credentials",
+        "upstream.routing.account_status",
         "upstream.routing.accounts",
     },
 }

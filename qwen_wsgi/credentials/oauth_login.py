@@ -294,7 +294,12 @@ class OAuthLogin(CredentialSource):
         login = verdict.document
         if login is None:
             return CredentialStatus(
-                TokenState.MISSING, NO_SECRET, verdict.problem, verdict.remedy, None
+                TokenState.MISSING,
+                NO_SECRET,
+                verdict.problem,
+                verdict.remedy,
+                None,
+                cause=verdict.code,
             )
         state = self.refresher.token_state(snapshot)
         _, remedy = self._why_not_refreshed(snapshot)
@@ -304,7 +309,11 @@ class OAuthLogin(CredentialSource):
             left_s = login.expires_at_ms / 1000 - self._clock.now()
             detail = f"valid for {_span(left_s)}"
         ability = self.refresher.ability(snapshot)
+        cause, again_s = "", None
+        if state is TokenState.EXPIRED:
+            cause = "credentials_expired" if ability is Ability.REFRESHABLE else ability.value
         if ability is Ability.TIER_CLOSED:
+            cause, again_s = ability.value, self.refresher.call_tries_in_s(snapshot)
             next_trial = self._next_trial(snapshot)
             state, detail, remedy = (
                 TokenState.EXPIRED,
@@ -328,6 +337,8 @@ class OAuthLogin(CredentialSource):
             login.expires_at_ms,
             ability,
             bool(self.refresher.unsaved),
+            cause,
+            again_s,
         )
 
     @property

@@ -28,6 +28,7 @@ from qwen_wsgi.upstream.routing.accounts import AccountPool
 from qwen_wsgi.upstream.routing.affinity import Affinity
 from qwen_wsgi.upstream.routing.cooldown import DOUBTED, REFUSED, Cooldowns
 from qwen_wsgi.upstream.routing.limiter import Slot
+from qwen_wsgi.upstream.routing.outcomes import Outcomes
 from qwen_wsgi.upstream.routing.router import Candidate, Plan, Route, Router
 from qwen_wsgi.upstream.routing.waiting import Waiting
 
@@ -76,12 +77,14 @@ class Retrier:
         affinity: Affinity,
         clock: Clock,
         *,
+        outcomes: Outcomes | None = None,
         waiting: Waiting | None = None,
         sleep: Callable[[float], None] = sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """
         Args:
+            outcomes: how attempts end is noted there; None makes one that nobody else sees.
             waiting: waits for the end of a pause; None makes the ordinary one.
         """
         self._budget_s = settings.retry_budget_s
@@ -90,6 +93,7 @@ class Retrier:
         self._cooldowns = cooldowns
         self._affinity = affinity
         self._clock = clock
+        self._outcomes = outcomes or Outcomes(None)
         self._waiting = waiting or Waiting(lambda: cooldowns.news)
         self._sleep = sleep
         self._jitter = jitter
@@ -136,6 +140,7 @@ class Retrier:
         """
         failure = error.failure if isinstance(error, UpstreamError) else None
         if failure is not None and failure.scope is not Scope.UPSTREAM:
+            self._outcomes.failed(route.account, error)
             self._learn(failure, plan, route, began)
 
     def _next(self, attempts: _Attempts) -> Candidate | None:
@@ -225,6 +230,7 @@ class Retrier:
         failure = error.failure if isinstance(error, UpstreamError) else None
         if failure is None:
             raise error
+        self._outcomes.failed(route.account, error)
         self._learn(failure, attempts.plan, route, began)
         if attempts.error is None or isinstance(attempts.error, AccountUnavailable):
             attempts.error = error
@@ -294,6 +300,7 @@ class Retrier:
             )
 
     def _succeeded(self, plan: Plan, route: Route, began: float) -> None:
+        self._outcomes.answered(route.account)
         cooldowns, conversation = self._cooldowns, plan.conversation
         if conversation is None and cooldowns.is_clear_at(began):
             return  # as mostly

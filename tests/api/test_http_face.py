@@ -555,6 +555,15 @@ def test_liveness_and_readiness_are_apart() -> None:
         assert [app.get(f"/health/{what}").status_code for what in ("live", "ready")] == [200, 200]
         app.services.admission.draining = True
         assert [app.get(f"/health/{what}").status_code for what in ("live", "ready")] == [200, 503]
+    with in_front_of(MODELS) as (app, _):
+        services = app.services
+        (account,) = services.pool.accounts()
+        services.cooldowns.set_cooldown(services.pool.keys(account).payer, 60, "billing")
+        ready = app.get("/health/ready")
+        assert (ready.status_code, json.loads(ready.data)) == (
+            503,
+            {"status": "no_usable_account", "cause": "billing"},
+        )
     with running() as app:
         ready = app.get("/health/ready")
         assert (ready.status_code, json.loads(ready.data)) == (503, {"status": "no_usable_account"})
@@ -582,10 +591,30 @@ def test_health_tells_why_an_account_is_left_alone() -> None:
         services = app.services
         (account,) = services.pool.accounts()
         services.cooldowns.set_cooldown(services.pool.keys(account).payer, 60, "billing")
-        (told,) = health_of(app)[1]["accounts"]
+        status, body = health_of(app)
+        (told,) = body["accounts"]
 
+    assert (status, body["status"], body["cause"]) == (503, "no_usable_account", "billing")
     assert 59 < told["left_alone_s"] <= 60
-    assert told["cause"] == "billing"
+    assert (told["state"], told["cause"]) == ("unpaid", "billing")
+    assert "Settle the account's bill" in told["remedy"]
+
+
+def test_health_tells_which_model_is_left_alone() -> None:
+    listed = whole(json.dumps({"object": "list", "data": [{"id": "m"}, {"id": "n"}]}).encode())
+    with in_front_of(listed) as (app, _):
+        app.get("/v1/models")
+        services = app.services
+        (account,) = services.pool.accounts()
+        key = services.pool.keys(account).of_model("n")
+        services.cooldowns.set_cooldown(key, 300, "rate_limited")
+        status, body = health_of(app)
+        (told,) = body["accounts"]
+
+    assert (status, told["state"]) == (200, "fresh"), "the other one is served"
+    (model,) = told["models"]
+    assert 299 < model.pop("left_alone_s") <= 300
+    assert model == {"model": "n", "cause": "rate_limited"}
 
 
 def test_health_and_the_landing_page_are_open_to_everybody() -> None:

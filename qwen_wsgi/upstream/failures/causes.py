@@ -17,6 +17,10 @@ from qwen_wsgi.errors import Failure, Scope
 _UNDERSTOOD: Final = frozenset({400, 403, 404, 409, 413, 422, 500, 502, 503, 504})
 
 
+#: The client's code where an account's credential is refused.
+REFUSED_CODE: Final = "upstream_account_refused"
+
+
 @dataclass(frozen=True, slots=True)
 class Cause:
     """One cause of failures and what follows from it.
@@ -70,6 +74,11 @@ class Cause:
             self.remedy,
             self.doubtful,
         )
+
+    @property
+    def refuses_account(self) -> bool:
+        """Whether the upstream does not accept the account's credential."""
+        return self.code == REFUSED_CODE
 
     def status_for(self, upstream_status: int | None) -> int:
         """The client's status for a status of the upstream."""
@@ -171,10 +180,11 @@ def _refused(name: str, meaning: str, remedy: str) -> Cause:
         elsewhere=True,
         status=502,
         type="upstream_error",
-        code="upstream_account_refused",
+        code=REFUSED_CODE,
         should_retry=False,
         template="The upstream refused the credential of the proxy's account '{account}' ({why}). "
-        "Your own key is fine: the operator of this proxy can see more with `qwen-proxy status`.",
+        f"Your own key is fine. For the operator of this proxy: {remedy} `qwen-proxy status` shows "
+        "more.",
         remedy=remedy,
     )
 
@@ -514,3 +524,9 @@ _LIST: Final[tuple[Cause, ...]] = (
 
 #: Every cause, by its name.
 CAUSES: Final[Mapping[str, Cause]] = {cause.name: cause for cause in _LIST}
+
+
+def remedy_of(cause: str) -> str:
+    """What the operator can do about a cause; "" for nothing, or a cause that is not of here."""
+    row = CAUSES.get(cause)
+    return "" if row is None else row.remedy

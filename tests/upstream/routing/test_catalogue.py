@@ -15,9 +15,9 @@ from qwen_wsgi.credentials.account import Account, ProviderModel
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.hosts import Family
+from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.upstream.routing import model_profiles
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
-from qwen_wsgi.upstream.routing.shared_lists import SharedLists
 from tests.fakes.clock import FakeClock
 from tests.fakes.upstream import SECRET, account_of, pool_of, settings_of
 
