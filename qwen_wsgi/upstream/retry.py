@@ -119,9 +119,18 @@ class Retrier:
                 if slot is None:
                     continue  # it is cooling down by now
                 with slot:
-                    done, answer = self._ask(candidate.route, slot, ask, attempts)
-                    if done:
-                        return answer  # type: ignore[return-value]  # of `ask`
+                    try:
+                        answer = ask(candidate.route, slot)
+                    except ApiError as error:
+                        slot.release()
+                        forget_frames(error)
+                        self._failed(error, candidate.route, slot.began, attempts)
+                        continue
+                    finally:
+                        if slot.probed:
+                            self._cooldowns.end_probe(slot.probed)
+                self._succeeded(plan, candidate.route, slot.began)
+                return answer
         except ApiError as error:
             self._tell_when(error, plan)
             forget_frames(error)
@@ -191,27 +200,6 @@ class Retrier:
         attempts.count += 1
         record.attempts += 1
         return slot
-
-    def _ask(
-        self, route: Route, slot: Slot, ask: Callable[[Route, Slot], T], attempts: _Attempts
-    ) -> tuple[bool, T | None]:
-        """Make one attempt: whether it succeeded, and its answer.
-
-        Raises:
-            ApiError: it failed, and there is no next one.
-        """
-        try:
-            answer = ask(route, slot)
-            self._succeeded(attempts.plan, route, slot.began)
-            return True, answer
-        except ApiError as error:
-            slot.release()
-            forget_frames(error)
-            self._failed(error, route, slot.began, attempts)
-            return False, None
-        finally:
-            if slot.probed:
-                self._cooldowns.end_probe(slot.probed)
 
     def _failed(self, error: ApiError, route: Route, began: float, attempts: _Attempts) -> None:
         """Learn from a failed attempt, and get ready for the next one.

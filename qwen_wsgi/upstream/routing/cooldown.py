@@ -142,7 +142,8 @@ class Cooldowns:
     @property
     def is_clear(self) -> bool:
         """Whether nothing that still matters is recorded: nearly always, and cheap to ask."""
-        return self.is_clear_at(self.now())
+        until: float = _RELEVANT_UNTIL.unpack_from(self._memory)[0]
+        return until < self.now()
 
     def is_clear_at(self, now: float) -> bool:
         """As `is_clear`, for a caller that has the time at hand."""
