@@ -21,6 +21,11 @@ class SettingsError(QwenProxyError):
     """A setting, or a file that a setting names, cannot be used; the process must not start."""
 
 
+class CannotStartYet(QwenProxyError):
+    """Something that the start needs is not there, and may come without anybody's doing: the next
+    start may succeed."""
+
+
 class CredentialError(QwenProxyError):
     """An account has no usable credential now.
 
@@ -203,6 +208,10 @@ class Failure:
         elsewhere: whether another account may succeed now.
         wait_s: for how long the affected one is left alone; None leaves it to the policy.
         remedy: what the operator should do, as a sentence; empty when nothing is to be done.
+        doubtful: the request itself may be at fault: it counts only together with failures of
+            other requests.
+        at_once: the next attempt needs no pause: the connection failed and not who is behind it, or
+            the request is sent in another form.
     """
 
     cause: str
@@ -211,6 +220,8 @@ class Failure:
     elsewhere: bool
     wait_s: float | None = None
     remedy: str = ""
+    doubtful: bool = False
+    at_once: bool = False
 
 
 class UpstreamError(ApiError):

@@ -388,7 +388,9 @@ def _print_banner(services: Services, endpoints: list[str]) -> None:
     from qwen_wsgi import text
 
     accounts = services.pool.accounts()
-    models = services.catalogue.models()
+    # Asked for now: a list of the server before this one may be an hour old.
+    models = services.catalogue.models(refresh=True)
     problems = services.discovery.problems()
-    banner = text.banner(services.settings, accounts, models, problems, endpoints)
+    statuses = {account.name: services.statuses.of(account) for account in accounts}
+    banner = text.banner(services.settings, accounts, models, problems, endpoints, statuses)
     print(banner, file=sys.stderr, flush=True)

@@ -21,18 +21,22 @@ from qwen_wsgi.documents.pdf import PdfReader
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.connection_memory import ConnectionMemory
+from qwen_wsgi.state.model_lists import SharedLists
+from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.state.responses import ResponseStore
 from qwen_wsgi.state.token_counts import TokenCounts
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.executor import Executor
 from qwen_wsgi.upstream.http.transport import Transport
 from qwen_wsgi.upstream.retry import Retrier
+from qwen_wsgi.upstream.routing.account_status import AccountStatuses
 from qwen_wsgi.upstream.routing.accounts import AccountPool
 from qwen_wsgi.upstream.routing.affinity import Affinity
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
 from qwen_wsgi.upstream.routing.cooldown import Cooldowns
-from qwen_wsgi.upstream.routing.refused_inputs import RefusedInputs
+from qwen_wsgi.upstream.routing.outcomes import Outcomes
 from qwen_wsgi.upstream.routing.router import Router
+from qwen_wsgi.upstream.routing.trials import Trials
 from qwen_wsgi.upstream.tokenizer import HostTokenizer
 
 log = logging.getLogger(__name__)
@@ -71,11 +75,14 @@ class SandboxHost:
 class Maintenance:
     """Keeps the logins of an idle proxy fresh, so that the first call after a night need not wait.
 
+    Accounts that were refused are tried again as well.
+
     One thread per worker; which worker renews a login is settled by the login's locks.
     """
 
-    def __init__(self, discovery: Discovery) -> None:
+    def __init__(self, discovery: Discovery, trials: Trials) -> None:
         self._discovery = discovery
+        self._trials = trials
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -91,6 +98,7 @@ class Maintenance:
             try:
                 for login in self._discovery.logins():
                     login.maintain()
+                self._trials.run()
             except Exception as error:  # the thread's top: the next round may go better
                 log.error("login maintenance failed", exc_info=error)
 
@@ -107,6 +115,7 @@ class Services:
     connection_memory: ConnectionMemory
     discovery: Discovery
     cooldowns: Cooldowns
+    outcomes: Outcomes
     pool: AccountPool
     catalogue: Catalogue
     router: Router
@@ -122,6 +131,13 @@ class Services:
     maintenance: Maintenance
     #: The worker's start, by the clock's monotonic time.
     started_at: float
+
+    @property
+    def statuses(self) -> AccountStatuses:
+        """What tells the state of accounts."""
+        return AccountStatuses(
+            self.settings, self.pool, self.cooldowns, self.outcomes, self.catalogue
+        )
 
     def close(self) -> None:
         """Finish the token refreshes that were sent, and free the rest."""
@@ -152,6 +168,7 @@ def build_services(
     *,
     transport: Transport | None = None,
     state_dir: Path | None = None,
+    known_in: Path | None = None,
 ) -> Services:
     """Wire everything together; opens no connection and starts no thread.
 
@@ -159,17 +176,21 @@ def build_services(
         transport: None makes the ordinary one.
         state_dir: where workers share what they know and store responses; None keeps both in this
             process, for commands that must leave no file behind.
+        known_in: without `state_dir`: the state directory of a server. What it knows of accounts
+            now is the beginning; nothing is written there.
     """
     clock = clock or SystemClock()
     sandbox = SandboxHost()
     discovery = Discovery(settings, clock, look_every_s=LOOK_EVERY_S)
-    cooldowns, affinity = Cooldowns(state_dir), Affinity(state_dir)
+    told, copy = (state_dir, False) if known_in is None else (known_in, True)
+    cooldowns, affinity = Cooldowns(told, copy=copy), Affinity(state_dir)
+    outcomes = Outcomes(told, copy=copy)
     pool = AccountPool(settings, discovery, cooldowns, start_sandbox=sandbox.base_url)
     transport = transport or Transport(settings)
-    catalogue = Catalogue(settings, pool, transport, clock)
+    catalogue = Catalogue(settings, pool, transport, clock, SharedLists(state_dir), outcomes)
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
-    retrier = Retrier(settings, router, pool, cooldowns, affinity, clock)
+    retrier = Retrier(settings, router, pool, cooldowns, affinity, clock, outcomes=outcomes)
     executor = Executor(settings, router, retrier, client, clock, RefusedInputs(state_dir))
     return Services(
         settings=settings,
@@ -187,6 +208,7 @@ def build_services(
         ),
         discovery=discovery,
         cooldowns=cooldowns,
+        outcomes=outcomes,
         pool=pool,
         catalogue=catalogue,
         router=router,
@@ -205,7 +227,7 @@ def build_services(
         pdf_reader=PdfReader(clock),
         tokenizer=HostTokenizer(settings, router, executor, clock),
         sandbox=sandbox,
-        maintenance=Maintenance(discovery),
+        maintenance=Maintenance(discovery, Trials(pool, catalogue, outcomes)),
         started_at=clock.monotonic(),
     )
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from qwen_wsgi import __version__, net
 from qwen_wsgi.credentials.account import Account
+from qwen_wsgi.credentials.credential import CredentialStatus
 from qwen_wsgi.hosts import is_chat_model
 from qwen_wsgi.settings import UNSET, Settings
 
@@ -20,10 +22,14 @@ _SANDBOX_NOTE = (
 _SANDBOX_ON = "QWEN_PROXY_SANDBOX=1: a built-in fake upstream (the sandbox) answers."
 
 
-def account_row(account: Account) -> dict[str, str]:
+def account_row(account: Account, status: CredentialStatus | None = None) -> dict[str, str]:
     """Render one account as `{"name", "kind", "origin", "endpoint", "state", "detail",
-    "credential", "remedy"}`, with the credential masked."""
-    status = account.credential.status()
+    "credential", "remedy"}`, with the credential masked.
+
+    Args:
+        status: of the account; None for what its credential says of itself.
+    """
+    status = status or account.credential.status()
     return {
         "name": account.name,
         "kind": account.kind,
@@ -36,10 +42,14 @@ def account_row(account: Account) -> dict[str, str]:
     }
 
 
-def accounts_text(accounts: Iterable[Account], problems: Sequence[str]) -> str:
-    """Render the accounts, each with its source, endpoint, state and remedy."""
+def accounts_text(rows: Iterable[Mapping[str, str]], problems: Sequence[str]) -> str:
+    """Render the accounts, each with its source, endpoint, state and remedy.
+
+    Args:
+        rows: as `account_row` makes them.
+    """
     blocks = []
-    for row in map(account_row, accounts):
+    for row in rows:
         lines = [
             f"{row['name']}  {row['state'].upper()}  {row['detail']}",
             f"    from        {row['origin']}",
@@ -99,11 +109,13 @@ def banner(
     models: Sequence[Mapping[str, Any]],
     problems: Sequence[str],
     endpoints: Iterable[str] = (),
+    statuses: Mapping[str, CredentialStatus] = MappingProxyType({}),
 ) -> str:
     """Render what the first worker prints when it is ready.
 
     Args:
         endpoints: each as `POST /v1/responses`.
+        statuses: by account name; what is missing is asked of the credential.
     """
     lines = [
         "",
@@ -116,7 +128,8 @@ def banner(
         note = _SANDBOX_ON if settings.sandbox == "on" else _SANDBOX_NOTE
         lines.append(f"  SANDBOX   {note}")
     label = "accounts"
-    for row in map(account_row, accounts):
+    for account in accounts:
+        row = account_row(account, statuses.get(account.name))
         lines.append(f"  {label:<9} {row['name']}: {row['state']}, {row['detail']}")
         lines.append(f"            from {row['origin']}, endpoint {row['endpoint']}")
         if row["remedy"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from flask import Blueprint, Response
@@ -15,6 +16,7 @@ from qwen_wsgi.protocol import completions as protocol
 from qwen_wsgi.protocol.completions import CompletionsEncoder, CompletionsRequest
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.upstream.executor import UnaryCall, UnaryRequests
+from qwen_wsgi.upstream.routing.affinity import evidence_of
 from qwen_wsgi.upstream.routing.router import Plan, Route
 
 blueprint = Blueprint("completions", __name__)
@@ -35,6 +37,7 @@ def create() -> Response:
         pinned=generation.pinned_account(call.environ),
         # Only old models fill gaps: today's cannot stand in for them.
         literal=request.has_gap,
+        evidence=partial(evidence_of, b"", request.body),
     )
     native = _native_plan(request, plan)
     if native is None or (answer := _ask_natively(call, request, native)) is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from flask import Blueprint, Response
 
 from qwen_wsgi.api import generation, http, lifecycle
@@ -10,6 +12,7 @@ from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.protocol.validation import model_of
 from qwen_wsgi.upstream.executor import UnaryCall, UnaryRequests
+from qwen_wsgi.upstream.routing.affinity import evidence_of
 from qwen_wsgi.upstream.routing.router import Route
 
 blueprint = Blueprint("embeddings", __name__)
@@ -23,7 +26,11 @@ def create() -> Response:
     services, record = call.services, call.record
     body = call.read_body()
     record.model = model_of(body)
-    plan = services.router.plan(record.model, pinned=generation.pinned_account(call.environ))
+    plan = services.router.plan(
+        record.model,
+        pinned=generation.pinned_account(call.environ),
+        evidence=partial(evidence_of, b"", body),
+    )
     headers = generation.forwarded_headers(call.environ)
     unary = UnaryCall("/embeddings", headers, record, lambda route: _requests(body, route))
     answer = services.executor.unary(unary, plan)

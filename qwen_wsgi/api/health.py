@@ -11,72 +11,70 @@ from qwen_wsgi.api import http, lifecycle
 from qwen_wsgi.api.flask_app import Application
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.credential import CredentialStatus
+from qwen_wsgi.upstream.failures.causes import remedy_of
+from qwen_wsgi.upstream.routing.account_status import READY, Summary
 
 blueprint = Blueprint("health", __name__)
-
-#: With these calls are served.
-_READY = ("ok", "login_unsaved")
 
 
 @blueprint.get("/health")
 def health() -> Response:
-    """The worker's state: `{"status", "ready", "version", "sandbox", "uptime_s",
-    "in_flight", "websockets", "accounts": [{"name", "kind", "state", "ability"?, "left_alone_s"?,
-    "cause"?}]}`.
+    """The worker's state: `{"status", "cause"?, "ready", "version", "sandbox", "uptime_s",
+    "in_flight", "websockets", "accounts": [{"name", "kind", "state", "ability"?, "cause"?,
+    "left_alone_s"?, "remedy"?, "models"?}]}`; models are those that are left alone, as `{"model",
+    "left_alone_s", "cause"}`.
 
     200 while calls can be served; 503 when no account is usable or the worker is draining.
     """
     lifecycle.live().record.quiet = True
     services = lifecycle.live().services
-    status, accounts, states = _status()
+    status, summary = _status()
     body = {
         "status": status,
-        "ready": status in _READY,
+        **_cause(status, summary),
+        "ready": status in READY,
         "version": __version__,
-        "sandbox": any(account.kind == "sandbox" for account in accounts),
+        "sandbox": any(account.kind == "sandbox" for account, _ in summary.accounts),
         "uptime_s": round(services.clock.monotonic() - services.started_at, 1),
         "in_flight": services.admission.in_flight,
         "websockets": len(services.connections),
-        "accounts": [
-            {
-                "name": account.name,
-                "kind": account.kind,
-                "state": each.state.value,
-                **({"ability": each.ability.value} if each.ability else {}),
-                **_cooldown(account),
-            }
-            for account, each in zip(accounts, states, strict=True)
-        ],
+        "accounts": [_row(account, each) for account, each in summary.accounts],
     }
-    return http.json_value(body, 200 if status in _READY else 503)
+    return http.json_value(body, 200 if status in READY else 503)
 
 
-def _status() -> tuple[str, tuple[Account, ...], list[CredentialStatus]]:
+def _status() -> tuple[str, Summary]:
     services = lifecycle.live().services
-    accounts = services.pool.accounts()
-    states = [account.credential.status() for account in accounts]
-    if services.admission.draining:
-        status = "draining"
-    elif not any(each.state.is_usable for each in states):
-        status = "no_usable_account"
-    elif any(each.unsaved for each in states):
-        # Ready all the same: a supervisor that restarts the server for a 503 would lose the only
-        # copy of the login.
-        status = "login_unsaved"
-    else:
-        status = "ok"
-    return status, accounts, states
+    summary = services.statuses.summary()
+    return ("draining" if services.admission.draining else summary.status), summary
 
 
-def _cooldown(account: Account) -> dict[str, object]:
-    """For how long and why the account gets no calls now, if so; limits of single models are left
-    out."""
-    services = lifecycle.live().services
-    keys, cooldowns = services.pool.keys(account), services.cooldowns
-    for key in (keys.payer, keys.host):
-        if (seconds := cooldowns.remaining_s(key)) > 0:
-            return {"left_alone_s": round(seconds, 1), "cause": cooldowns.cause(key)}
-    return {}
+def _cause(status: str, summary: Summary) -> dict[str, str]:
+    named = status == "no_usable_account" and bool(summary.cause)
+    return {"cause": summary.cause} if named else {}
+
+
+def _row(account: Account, status: CredentialStatus) -> dict[str, object]:
+    """One account: no hosts, no secrets, and of remedies only those that name none."""
+    row: dict[str, object] = {
+        "name": account.name,
+        "kind": account.kind,
+        "state": status.state.value,
+    }
+    if status.ability is not None:
+        row["ability"] = status.ability.value
+    if status.cause:
+        row["cause"] = status.cause
+    if status.again_s:
+        row["left_alone_s"] = round(status.again_s, 1)
+    if (remedy := remedy_of(status.cause)) and not status.state.is_usable:
+        row["remedy"] = remedy
+    if status.models:
+        row["models"] = [
+            {"model": each.model, "left_alone_s": round(each.seconds, 1), "cause": each.cause}
+            for each in status.models
+        ]
+    return row
 
 
 @blueprint.get("/health/live")
@@ -90,8 +88,9 @@ def live() -> Response:
 def ready() -> Response:
     """Whether calls should be sent here: as `/health`, in a word."""
     lifecycle.live().record.quiet = True
-    status = _status()[0]
-    return http.json_value({"status": status}, 200 if status in _READY else 503)
+    status, summary = _status()
+    body = {"status": status, **_cause(status, summary)}
+    return http.json_value(body, 200 if status in READY else 503)
 
 
 @blueprint.get("/")

@@ -39,10 +39,10 @@ def error(failure: ApiError, body: Any = None) -> Response:
     """
     response = json_value(failure.body() if body is None else body, failure.status)
     if failure.retry_after_s is not None:
-        # Whole seconds (RFC 9110 §10.2.3). The Node SDK ignores values above 60, the Python SDK
-        # does not retry at all above 120: a minute is as good an answer.
-        seconds = min(max(1, math.ceil(failure.retry_after_s)), 60)
-        response.headers["retry-after"] = str(seconds)
+        # Whole seconds (RFC 9110 §10.2.3). OpenAI's Node SDK ignores values above 60, its Python
+        # SDK does not retry at all above 120: both are better than a time at which the client would
+        # be refused again.
+        response.headers["retry-after"] = str(max(1, math.ceil(failure.retry_after_s)))
     if failure.should_retry is not None:
         response.headers["x-should-retry"] = "true" if failure.should_retry else "false"
     return response

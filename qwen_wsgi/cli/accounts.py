@@ -5,25 +5,27 @@ from __future__ import annotations
 import json
 import math
 import sys
+from pathlib import Path
 from typing import Any
 
 from qwen_wsgi import text
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.services import Services, build_services, configure_logs
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.upstream.routing.account_status import READY
 
 
 def status(settings: Settings, *, json_output: bool) -> int:
     """Print every account without calling any upstream; 0 if one is usable, else 1."""
     services = _services(settings)
-    accounts = services.pool.accounts()
+    summary = services.statuses.summary()
     problems = services.discovery.problems()
+    rows = [text.account_row(account, status) for account, status in summary.accounts]
     if json_output:
-        rows = [text.account_row(account) for account in accounts]
         print(json.dumps({"accounts": rows, "problems": list(problems)}, indent=2))
     else:
-        print(text.accounts_text(accounts, problems))
-    return 0 if any(each.credential.status().state.is_usable for each in accounts) else 1
+        print(text.accounts_text(rows, problems))
+    return 0 if summary.status in READY else 1
 
 
 def models(settings: Settings, *, json_output: bool) -> int:
@@ -65,7 +67,7 @@ def models_to_offer(settings: Settings) -> tuple[list[dict[str, Any]], list[str]
 
 
 def _services(settings: Settings) -> Services:
-    services = build_services(settings)
+    services = build_services(settings, known_in=Path(settings.state_dir))
     services.discovery.check()
     configure_logs(settings)
     return services

@@ -17,11 +17,13 @@ from typing import Final
 from qwen_wsgi import __version__
 from qwen_wsgi import settings as settings_module
 from qwen_wsgi.cli import interrupts
-from qwen_wsgi.errors import SettingsError
+from qwen_wsgi.errors import CannotStartYet, SettingsError
 from qwen_wsgi.settings import Settings
 
 #: Exit status for what the operator must correct; systemd does not restart on it.
 EXIT_CONFIGURATION: Final = 2
+#: Exit status for what may pass by itself; systemd restarts.
+EXIT_NOT_YET: Final = 1
 
 Command = Callable[[Settings, argparse.Namespace], int]
 
@@ -50,9 +52,9 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         with interrupts.repeated():
             return command(settings_module.load(), arguments)
-    except SettingsError as error:
+    except (SettingsError, CannotStartYet) as error:
         print(f"qwen-proxy: {error}", file=sys.stderr)
-        return EXIT_CONFIGURATION
+        return EXIT_CONFIGURATION if isinstance(error, SettingsError) else EXIT_NOT_YET
     except KeyboardInterrupt:
         return 130
 

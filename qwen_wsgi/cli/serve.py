@@ -12,7 +12,7 @@ from typing import Final, NoReturn
 from qwen_wsgi import net
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.credentials.sources.discovery import Discovery
-from qwen_wsgi.errors import SettingsError
+from qwen_wsgi.errors import CannotStartYet, SettingsError
 from qwen_wsgi.settings import Settings
 
 #: By default glibc returns large blocks to the system at once, and every megabyte of a body costs
@@ -29,6 +29,7 @@ def serve(settings: Settings) -> NoReturn:
 
     Raises:
         SettingsError: the operator must correct something first.
+        CannotStartYet: the address is in use or not there yet, or a file cannot be read just now.
     """
     Discovery(settings, SystemClock()).check()
     check_bind(settings)
@@ -53,7 +54,9 @@ def check_bind(settings: Settings) -> None:
     """Try the address, to report in one line what gunicorn reports in twelve after five tries.
 
     Raises:
-        SettingsError: the address cannot be listened on.
+        SettingsError: the address can never be listened on.
+        CannotStartYet: it is in use, or this machine does not have it yet: another program or a
+            server before this one may be ending, and an interface may still come up.
     """
     try:
         address = net.parse(settings.bind_address)
@@ -79,19 +82,25 @@ def check_bind(settings: Settings) -> None:
         raise _cannot_listen(settings, error) from None
 
 
-def _cannot_listen(settings: Settings, error: Exception) -> SettingsError:
-    return SettingsError(f"cannot listen on {settings.bind_address}: {_bind_reason(error)}")
+def _cannot_listen(settings: Settings, error: Exception) -> SettingsError | CannotStartYet:
+    reason, passes = _bind_reason(error)
+    kind = CannotStartYet if passes else SettingsError
+    return kind(f"cannot listen on {settings.bind_address}: {reason}")
 
 
-def _bind_reason(error: Exception) -> str:
+def _bind_reason(error: Exception) -> tuple[str, bool]:
+    """Why, with what to do about it; and whether it may pass by itself."""
     number = getattr(error, "errno", None)
     if number == errno.EADDRINUSE:
-        return "another program listens there already; stop it, or choose another PORT"
+        return "another program listens there already; stop it, or choose another PORT", True
     if number == errno.EACCES:
-        return "ports below 1024 need privileges; choose another PORT and let nginx listen there"
+        what = "ports below 1024 need privileges; choose another PORT and let nginx listen there"
+        return what, False
     if number == errno.EADDRNOTAVAIL:
-        return "this machine has no such address; correct HOST"
-    return f"{error}; correct HOST, PORT or QWEN_PROXY_BIND"
+        return "this machine has no such address, or not yet; correct HOST", True
+    if isinstance(error, socket.gaierror):
+        return f"{error.strerror}; correct HOST if it stays so", True
+    return f"{error}; correct HOST, PORT or QWEN_PROXY_BIND", False
 
 
 def server_files() -> Path:

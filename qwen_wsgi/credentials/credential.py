@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from qwen_wsgi import net
 from qwen_wsgi.credentials.token import AccessToken
@@ -21,13 +21,20 @@ _REJECTED_KEY_REMEDY: Final = (
 
 
 class TokenState(enum.Enum):
-    """How long a token is still good for; see docs/credentials.md."""
+    """How long a token is still good for; see docs/credentials.md.
+
+    The last three are of an account: what its upstream said of the credential, or of the calls.
+    """
 
     FRESH = "fresh"
     STALE = "stale"
     EXPIRING = "expiring"
     EXPIRED = "expired"
     MISSING = "missing"
+    REFUSED = "refused"
+    UNPAID = "unpaid"
+    #: It gets no calls, for longer than a call waits.
+    PAUSED = "paused"
 
     @property
     def is_usable(self) -> bool:
@@ -46,9 +53,18 @@ class Ability(enum.Enum):
     TIER_CLOSED = "oauth_tier_closed"
 
 
+class PausedModel(NamedTuple):
+    """A model that an account is not asked for now: for how long, and why (a stable word)."""
+
+    model: str
+    seconds: float
+    cause: str
+
+
 @dataclass(frozen=True)
 class CredentialStatus:
-    """A credential as a person sees it.
+    """A credential as a person sees it; with what is known of its account, see
+    `upstream.routing.account_status`.
 
     Attributes:
         shown: the masked secret, or NO_SECRET.
@@ -57,6 +73,9 @@ class CredentialStatus:
         expires_at_ms: wall clock; None for a credential that does not expire.
         ability: whether a login can be refreshed; None for other credentials.
         unsaved: the latest login is in this process's memory alone.
+        cause: why it is not usable, or gets no calls for a while: a stable word.
+        again_s: in how many seconds calls go to the account again; None if that is not known.
+        models: models of the account that get no calls now.
     """
 
     state: TokenState
@@ -66,6 +85,9 @@ class CredentialStatus:
     expires_at_ms: int | None
     ability: Ability | None = None
     unsaved: bool = False
+    cause: str = ""
+    again_s: float | None = None
+    models: tuple[PausedModel, ...] = ()
 
 
 class CredentialSource(Protocol):
@@ -86,6 +108,10 @@ class CredentialSource(Protocol):
             CredentialError: with code `credentials_missing`, `credentials_expired`,
                 `credentials_rejected` or `credentials_invalid`, and the remedy.
         """
+
+    def answered(self, token: AccessToken) -> None:
+        """Note that the upstream accepted a token that was got from here; only for a renewable
+        credential."""
 
     def status(self) -> CredentialStatus:
         """Describe the credential; never raises, and shows no secret."""
@@ -114,6 +140,9 @@ class StaticKey(CredentialSource):
 
     renewable = False
 
+    def answered(self, token: AccessToken) -> None:
+        """A key is never in doubt."""
+
     def __repr__(self) -> str:
         return f"StaticKey({self._shown()}, {self.base_url})"
 
@@ -130,7 +159,14 @@ class StaticKey(CredentialSource):
 
     def status(self) -> CredentialStatus:
         if self.key is None:
-            return CredentialStatus(TokenState.MISSING, NO_SECRET, self.fault, self.remedy, None)
+            return CredentialStatus(
+                TokenState.MISSING,
+                NO_SECRET,
+                self.fault,
+                self.remedy,
+                None,
+                cause="credentials_missing",
+            )
         detail = "API key is set" if self.key else "no key; requests are sent without one"
         return CredentialStatus(TokenState.FRESH, self._shown(), detail, "", None)
 

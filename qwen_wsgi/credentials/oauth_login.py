@@ -28,6 +28,7 @@ from qwen_wsgi.credentials.refresh.timing import CLOSED_WITHIN_S
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import CredentialError
 from qwen_wsgi.redaction import mask
+from qwen_wsgi.shortage import by_errno
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +111,8 @@ class OAuthLogin(CredentialSource):
         self._clock = refresher.context.clock
         self._cached_verdict: tuple[Snapshot, _Verdict] | None = None
         self._fresh: _FreshToken | None = None
+        self._answered = ""
+        self._swept = False
         self._gone = False
 
     def __repr__(self) -> str:
@@ -131,13 +134,19 @@ class OAuthLogin(CredentialSource):
             return fresh.token
         return self._checked(snapshot, rejected)
 
+    def answered(self, token: AccessToken) -> None:
+        if token.value != self._answered:
+            self._answered = token.value
+            self.refresher.note_answered(token.value)
+
     def _checked(self, snapshot: Snapshot, rejected: str | None) -> AccessToken:
         verdict = self._verdict(snapshot)
         login = self._usable(verdict)
         refused = rejected is not None and rejected == login.access_token
         state = self.refresher.token_state(snapshot)
-        closed = self.refresher.ability(snapshot) is Ability.TIER_CLOSED
-        if refused or closed or state is not TokenState.FRESH:
+        if self.refresher.closed_at_ms(snapshot) is not None:
+            return self._tried_again(snapshot, verdict, login, refused=refused)
+        if refused or state is not TokenState.FRESH:
             return self._refreshed(snapshot, login, state, rejected if refused else None)
         self.refresher.back_up()
         token = _token(verdict, login)
@@ -159,11 +168,7 @@ class OAuthLogin(CredentialSource):
     ) -> AccessToken:
         """Have a token that is not fresh, or was refused, refreshed; wait for it if need be."""
         if rejected is not None and self._was_never_good(snapshot, login):
-            self.refresher.close_tier(login)
-            self._fresh = None  # if only this process knows it, the snapshot stays the same
-            raise self._closed()
-        if self.refresher.ability(snapshot) is Ability.TIER_CLOSED:
-            raise self._closed()
+            raise self._close(snapshot, login)
         progress = self.refresher.start(rejected=rejected)
         if progress is not None and (rejected is not None or state is not TokenState.STALE):
             progress.wait(WAIT_S)
@@ -176,8 +181,27 @@ class OAuthLogin(CredentialSource):
             raise self._refused(snapshot)
         return _token(verdict, login)
 
+    def _tried_again(
+        self, snapshot: Snapshot, verdict: _Verdict, login: CredentialDocument, *, refused: bool
+    ) -> AccessToken:
+        """The token of a closed login, for a call that tries it again: one in a minute."""
+        if refused:
+            raise self._close(snapshot, login)
+        if self.refresher.call_tries_in_s(snapshot) > 0:
+            raise self._closed(snapshot)
+        self.refresher.begin_trial()
+        state = self.refresher.token_state(snapshot)
+        if state is TokenState.EXPIRED:
+            return self._refreshed(snapshot, login, state, None)
+        return _token(verdict, login)
+
     def _was_never_good(self, snapshot: Snapshot, login: CredentialDocument) -> bool:
-        """Whether the refused token was itself fetched a moment ago because of a refusal."""
+        """Whether the refused token was itself fetched a moment ago because of a refusal, and no
+        call was answered with it; or was closed before."""
+        if self.refresher.has_answered(snapshot):
+            return False
+        if self.refresher.was_closed(snapshot):
+            return True
         received = snapshot.journal.received
         if received is None or not received.forced:
             return False
@@ -185,15 +209,44 @@ class OAuthLogin(CredentialSource):
             return False
         return abs(self._clock.now() - received.at_ms / 1000) < CLOSED_WITHIN_S
 
-    def _closed(self) -> CredentialError:
+    def _close(self, snapshot: Snapshot, login: CredentialDocument) -> CredentialError:
+        """Leave the login alone for a while; the error that says so."""
+        self.refresher.close_tier(login)
+        self._fresh = None  # if only this process knows it, the snapshot stays the same
+        return self._closed(self.store.snapshot())
+
+    def _closed(self, snapshot: Snapshot) -> CredentialError:
         return CredentialError(
             f"The Qwen login {self.shown} is accepted by the login service and refused by the API, "
-            "also with a new token: this account's tier is closed.",
-            code="oauth_tier_closed",
+            f"also with a new token: this account's tier is closed. {self._next_trial(snapshot)}.",
+            code=Ability.TIER_CLOSED.value,
             remedy=_CLOSED_REMEDY,
+            retry_after_s=max(1.0, self.refresher.call_tries_in_s(snapshot)),
+        )
+
+    def _next_trial(self, snapshot: Snapshot) -> str:
+        """When a closed login is tried again, as a sentence without its full stop."""
+        now_s = self._clock.now()
+        call_s = self.refresher.call_tries_in_s(snapshot)
+        trial_s = max(call_s, self.refresher.trial_in_s(snapshot))
+        if call_s <= 0:
+            return "The next call tries it again"
+        return (
+            f"It is tried again by a call from {_time(now_s + call_s)} on, and without one at "
+            f"{_time(now_s + trial_s)}"
         )
 
     def _refused(self, snapshot: Snapshot) -> CredentialError:
+        again_s = self.refresher.forced_in_s(snapshot)
+        if again_s > 0:
+            return CredentialError(
+                f"The upstream refused the access token of the Qwen login {self.shown}, which was "
+                "renewed for that reason a moment ago; it is renewed again from "
+                f"{_time(self._clock.now() + again_s)} on.",
+                code="credentials_rejected",
+                remedy=_REJECTED_LOGIN_REMEDY,
+                retry_after_s=again_s,
+            )
         why, remedy = self._why_not_refreshed(snapshot)
         return CredentialError(
             f"The upstream refused the access token of the Qwen login {self.shown}, and it could "
@@ -220,12 +273,15 @@ class OAuthLogin(CredentialSource):
             return ": its refresh token was refused", _LOGIN_REMEDY
         if ability is Ability.READ_ONLY and (problem := self.refresher.read_only) is not None:
             where = self.store.paths.document.parent
-            remedy = (
-                f"Make room on the disk that holds {where}."
-                if problem.is_disk_full
-                else f"Let the user who runs qwen-proxy write to {where} and the files in it; "
-                "under systemd see docs/credentials.md."
-            )
+            if problem.is_disk_full:
+                remedy = f"Make room on the disk that holds {where}."
+            elif (shortage := by_errno(problem.errno)) is not None:
+                remedy = shortage.remedy
+            else:
+                remedy = (
+                    f"Let the user who runs qwen-proxy write to {where} and the files in it; "
+                    "under systemd see docs/credentials.md."
+                )
             return f": {where} cannot be written ({problem.text})", remedy
         if ability is Ability.NO_REFRESH_TOKEN:
             return ": it has no refresh token", _LOGIN_REMEDY
@@ -238,7 +294,12 @@ class OAuthLogin(CredentialSource):
         login = verdict.document
         if login is None:
             return CredentialStatus(
-                TokenState.MISSING, NO_SECRET, verdict.problem, verdict.remedy, None
+                TokenState.MISSING,
+                NO_SECRET,
+                verdict.problem,
+                verdict.remedy,
+                None,
+                cause=verdict.code,
             )
         state = self.refresher.token_state(snapshot)
         _, remedy = self._why_not_refreshed(snapshot)
@@ -248,10 +309,15 @@ class OAuthLogin(CredentialSource):
             left_s = login.expires_at_ms / 1000 - self._clock.now()
             detail = f"valid for {_span(left_s)}"
         ability = self.refresher.ability(snapshot)
+        cause, again_s = "", None
+        if state is TokenState.EXPIRED:
+            cause = "credentials_expired" if ability is Ability.REFRESHABLE else ability.value
         if ability is Ability.TIER_CLOSED:
+            cause, again_s = ability.value, self.refresher.call_tries_in_s(snapshot)
+            next_trial = self._next_trial(snapshot)
             state, detail, remedy = (
                 TokenState.EXPIRED,
-                "refused by the API: tier closed",
+                f"refused by the API: tier closed. {next_trial}",
                 _CLOSED_REMEDY,
             )
         elif ability is not Ability.REFRESHABLE:
@@ -271,11 +337,29 @@ class OAuthLogin(CredentialSource):
             login.expires_at_ms,
             ability,
             bool(self.refresher.unsaved),
+            cause,
+            again_s,
         )
+
+    @property
+    def trial_is_due(self) -> bool:
+        """Whether a closed login is to be tried again, without a call."""
+        snapshot = self.store.snapshot()
+        closed = self.refresher.closed_at_ms(snapshot) is not None
+        return closed and self.refresher.trial_in_s(snapshot) <= 0
+
+    def give_another_chance(self) -> None:
+        """The API did not refuse a closed login's token just now: the next call tries it."""
+        login = self.store.snapshot().newest.login
+        if login is not None:
+            self.refresher.give_another_chance(login)
 
     def maintain(self) -> None:
         """Refresh the login, back it up, or publish it from the journal, if that is due; for idle
         processes, which make no calls."""
+        if not self._swept:
+            self._swept = True
+            self.refresher.sweep()
         snapshot = self.store.snapshot()
         if snapshot.newest.login is None:
             return
@@ -353,6 +437,11 @@ def _span(seconds: float) -> str:
         if whole >= least:
             return text(whole)
     return f"{whole} s"
+
+
+def _time(at_s: float) -> str:
+    """A moment of today or tomorrow for people: `12:05:10 UTC`."""
+    return f"{datetime.datetime.fromtimestamp(at_s, datetime.UTC):%H:%M:%S} UTC"
 
 
 def _date(at_ms: int) -> str:

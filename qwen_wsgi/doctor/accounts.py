@@ -18,6 +18,7 @@ from qwen_wsgi.doctor.findings import Finding, Level, Teller
 from qwen_wsgi.doctor.machine import Machine
 from qwen_wsgi.doctor.parallel import run_parallel
 from qwen_wsgi.errors import ApiError
+from qwen_wsgi.upstream.failures.causes import CAUSES
 from qwen_wsgi.upstream.routing.catalogue import Listing
 
 TELL: Final = Teller("accounts")
@@ -44,24 +45,39 @@ class Probe(Protocol):
         """Request one token; see there."""
 
 
+def _forget(account: Account, error: ApiError | None) -> None:
+    return None
+
+
 class Calls(NamedTuple):
-    """How upstreams are called."""
+    """How upstreams are called.
+
+    Attributes:
+        note: is told how each call ended; None is an answer.
+    """
 
     probe: Probe
     listing: Callable[[Account], Listing]
+    note: Callable[[Account, ApiError | None], None] = _forget
 
 
-def check(accounts: Sequence[Account], calls: Calls | None, machine: Machine) -> Iterator[Finding]:
+def check(
+    accounts: Sequence[Account],
+    calls: Calls | None,
+    machine: Machine,
+    status_of: Callable[[Account], CredentialStatus] = lambda account: account.credential.status(),
+) -> Iterator[Finding]:
     """
     Args:
         calls: None makes no call.
+        status_of: the state of an account, as `/health` and `status` tell it, too.
     """
     if not accounts:
         yield TELL.fail("accounts", "no account was found", _NO_ACCOUNT)
         return
     probed = _probe_all(accounts, calls, machine) if calls is not None else {}
     # Read after the calls: one may have refreshed a login, or found that its tier is closed.
-    states = {account.name: account.credential.status() for account in accounts}
+    states = {account.name: status_of(account) for account in accounts}
     called = {
         account.name: calls is not None and not why_not_called(account, machine)
         for account in accounts
@@ -72,11 +88,18 @@ def check(accounts: Sequence[Account], calls: Calls | None, machine: Machine) ->
     )
     for account in accounts:
         status = states[account.name]
+        if called[account.name]:
+            # What the call found is told by its own line.
+            status = account.credential.status()
         yield from state(account, status, others=usable, called=called[account.name])
         if calls is None:
             yield TELL.skipped(account.name, "no call was made (--no-calls)")
-        elif status.ability is not Ability.TIER_CLOSED:
-            yield from probed[account.name]
+        else:
+            closed = status.ability is Ability.TIER_CLOSED
+            # A call that was refused is told by the state already.
+            yield from (
+                each for each in probed[account.name] if not closed or each.level is Level.SKIPPED
+            )
     if not usable:
         yield TELL.fail("accounts", "none of them is usable now", "See the lines above.")
 
@@ -109,6 +132,9 @@ def state(
     elif status.state is TokenState.MISSING:
         missing = TELL.warn if others else TELL.fail
         yield missing(account.name, what, remedy)
+    elif status.state in (TokenState.REFUSED, TokenState.UNPAID, TokenState.PAUSED):
+        refused = TELL.warn if others else TELL.fail
+        yield refused(account.name, f"{status.detail} ({account.origin}, {status.shown})", remedy)
     elif _is_refreshable(status) and not called:
         yield TELL.warn(account.name, f"{what}; the next call refreshes it", remedy)
     elif status.state is TokenState.EXPIRED:
@@ -154,6 +180,8 @@ def probe_account(account: Account, calls: Calls, machine: Machine) -> list[Find
         return [TELL.skipped(account.name, why)]
     listing = calls.listing(account)
     models = probe.chat_models(listing.models)
+    if not models and (row := CAUSES.get(listing.cause)) is not None:
+        return [TELL.fail(account.name, probe.quoted(listing.error), row.remedy)]
     if not models:
         why = "it lists no chat model" if listing.models else "it lists no model"
         if listing.error:
@@ -161,7 +189,7 @@ def probe_account(account: Account, calls: Calls, machine: Machine) -> list[Find
         return [TELL.skipped(account.name, f"no call was made: {why}")]
     findings: list[Finding] = []
     for model in models[:_MODELS]:
-        finding, try_another = _probe_model(account, model, calls.probe, machine)
+        finding, try_another = _probe_model(account, model, calls, machine)
         findings.append(finding)
         if not try_another:
             break
@@ -172,19 +200,21 @@ def probe_account(account: Account, calls: Calls, machine: Machine) -> list[Find
 
 
 def _probe_model(
-    account: Account, model: str, probe_: Probe, machine: Machine
+    account: Account, model: str, calls: Calls, machine: Machine
 ) -> tuple[Finding, bool]:
     """Make one call; also say whether another model may succeed."""
     begun_s = machine.monotonic()
     try:
-        tokens = probe_.request(account, model)
+        tokens = calls.probe.request(account, model)
     except ApiError as error:
+        calls.note(account, error)
         diagnosis = probe.meaning(error)
         took = f"{model}, after {machine.monotonic() - begun_s:.2f} s: "
         found = Finding(
             TELL.check, account.name, diagnosis.level, took + diagnosis.what, diagnosis.remedy
         )
         return found, diagnosis.cause in _OF_THE_MODEL
+    calls.note(account, None)
     used = "" if tokens is None else f", {tokens} tokens used"
     took = f"{model} answered in {machine.monotonic() - begun_s:.2f} s{used}"
     return TELL.ok(account.name, took), False
@@ -193,8 +223,8 @@ def _probe_model(
 def why_not_called(account: Account, machine: Machine) -> str:
     """Why no call is made to an account; empty if one is made."""
     status = account.credential.status()
-    if status.ability is Ability.TIER_CLOSED:
-        return "no call was made: the tier is closed"
+    if status.ability is Ability.TIER_CLOSED and status.again_s:
+        return f"no call was made: a call may try it again in {status.again_s:.0f} s"
     if status.state is TokenState.MISSING:
         return "no call was made: there is no credential"
     login = account.credential

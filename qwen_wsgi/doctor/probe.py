@@ -26,11 +26,11 @@ from qwen_wsgi.errors import (
 from qwen_wsgi.hosts import is_chat_model
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.upstream.chat_attempt import ChatAttempt, ChatCall
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.failures.causes import CAUSES
 from qwen_wsgi.upstream.http.transport import Transport
-from qwen_wsgi.upstream.routing.refused_inputs import RefusedInputs
 from qwen_wsgi.upstream.routing.router import Route
 
 #: A model that needs longer for one token is of no use to a person who waits.
@@ -115,7 +115,13 @@ class TokenProbe:
         }
         request = chat.parse_request(JsonObject(json.dumps(value).encode()))
         record = CallRecord()
-        self._attempt.complete(ChatCall(request, {}, record), Route(account, model))
+        call, route = ChatCall(request, {}, record), Route(account, model)
+        try:
+            self._attempt.complete(call, route)
+        except UpstreamError as error:
+            if error.failure is None or not error.failure.at_once:
+                raise
+            self._attempt.complete(call, route)
         return record.usage.total if record.usage else None
 
 

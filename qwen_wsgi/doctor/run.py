@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Final, TextIO
 
 from qwen_wsgi import net
@@ -29,7 +30,7 @@ from qwen_wsgi.doctor.accounts import Calls
 from qwen_wsgi.doctor.findings import Finding, Level, Teller
 from qwen_wsgi.doctor.machine import Machine
 from qwen_wsgi.doctor.probe import NotingTransport, TokenProbe
-from qwen_wsgi.errors import SettingsError
+from qwen_wsgi.errors import ApiError, SettingsError
 from qwen_wsgi.net import Address
 from qwen_wsgi.redaction import Redaction, names_secret
 from qwen_wsgi.services import build_services
@@ -64,13 +65,17 @@ class DoctorRun:
         self._settings = settings
         self._machine = machine
         self._transport = NotingTransport(settings, machine)
-        self._services = build_services(settings, machine, transport=self._transport)
+        self._services = build_services(
+            settings, machine, transport=self._transport, known_in=Path(settings.state_dir)
+        )
         self._discovery = self._services.discovery
         self._all = self._services.pool.accounts()
         self._accounts = _chosen(self._all, only)
         self._listings: dict[str, Listing] = {}
         self._calls = (
-            Calls(TokenProbe(settings, self._transport, machine), self._listing) if calls else None
+            Calls(TokenProbe(settings, self._transport, machine), self._listing, self._note)
+            if calls
+            else None
         )
 
     def groups(self) -> Iterator[list[Finding]]:
@@ -82,7 +87,7 @@ class DoctorRun:
             ("files", self._files()),
             ("locks", locks.check(self._logins(), self._machine)),
             ("network", self._network()),
-            ("accounts", accounts.check(self._accounts, self._calls, self._machine)),
+            ("accounts", self._account_findings()),
             ("models", self._models()),
             ("clock", self._clock()),
             ("terms", self._terms(unit, site, bind)),
@@ -122,6 +127,17 @@ class DoctorRun:
         if self._logins():
             used.append(("logins", self._settings.oauth_base_url, True))
         yield from network.check(network.targets(used), self._settings.environ, self._machine)
+
+    def _account_findings(self) -> Iterator[Finding]:
+        status_of = self._services.statuses.of
+        yield from accounts.check(self._accounts, self._calls, self._machine, status_of)
+
+    def _note(self, account: Account, error: ApiError | None) -> None:
+        outcomes = self._services.outcomes
+        if error is None:
+            outcomes.answered(account)
+        else:
+            outcomes.failed(account, error)
 
     def _models(self) -> Iterator[Finding]:
         yield from models.check(self._settings, None if self._calls is None else self._listings)

@@ -106,9 +106,10 @@ def judged(subject: str, status: int, report: Mapping[str, Any]) -> Iterator[Fin
             "Free disk space, or let the server write to ~/.qwen; do not stop the server before.",
         )
     elif word == "no_usable_account":
+        cause = f" ({report['cause']})" if report.get("cause") else ""
         yield TELL.fail(
             subject,
-            f"{what}: every call is answered 503",
+            f"{what}{cause}: calls are refused",
             "See the accounts above; if they are usable, the server runs as another user or with "
             "other settings than this command.",
         )

@@ -22,8 +22,8 @@ _MANY_RESTARTS: Final = 3
 
 #: Exit statuses of the service (docs/operations.md, "Exit codes", and systemd.exec(5)).
 _STATUSES: Final = {
-    "1": ("gunicorn could not start", "journalctl -u qwen-proxy -n 50"),
-    "2": ("a setting is wrong, or the address is taken", "journalctl -u qwen-proxy -n 5"),
+    "1": ("the address is in use or not there yet, or gunicorn failed", "journalctl -u qwen-proxy"),
+    "2": ("a setting is wrong", "journalctl -u qwen-proxy -n 5"),
     "3": ("a worker could not start", "journalctl -u qwen-proxy -n 50"),
     "4": ("the application could not be imported", "journalctl -u qwen-proxy -n 50"),
     "200": ("its working directory does not exist", "systemctl cat qwen-proxy"),
@@ -82,7 +82,7 @@ def state(unit: Service) -> Iterator[Finding]:
 def _why(unit: Service) -> tuple[str, str]:
     """Why it does not run, and the command that shows more."""
     if unit["Result"] == "start-limit-hit":
-        why = "systemd gave up after six starts in two minutes"
+        why = "systemd gave up after too many starts in a short time"
         return why, "journalctl -u qwen-proxy -n 50, then: sudo systemctl reset-failed qwen-proxy"
     status = unit["ExecMainStatus"]
     why, where = _STATUSES.get(status, (f"status {status}", "journalctl -u qwen-proxy -n 50"))

@@ -89,7 +89,13 @@ def _offsets(key: bytes, start: int, rows: int, size: int) -> tuple[int, ...]:
 
 
 def map_shared(
-    directory: Path | None, name: str, *, version: str, size: int, boot_id: str | None = None
+    directory: Path | None,
+    name: str,
+    *,
+    version: str,
+    size: int,
+    copy: bool = False,
+    boot_id: str | None = None,
 ) -> Memory:
     """Map the file of this name in the state directory, creating it if need be.
 
@@ -98,12 +104,14 @@ def map_shared(
     Args:
         version: of the layout; another version uses another file.
         size: bytes.
+        copy: plain memory that begins with what the file holds; nothing is created.
         boot_id: changes with every boot of the machine; None asks the kernel.
     """
     if directory is None:
         return bytearray(size)
-    boot_id = _boot_id() if boot_id is None else boot_id
-    path = directory / f"{name}-{key_of(version, boot_id).hex()}"
+    path = directory / f"{name}-{key_of(version, boot_id_of(boot_id)).hex()}"
+    if copy:
+        return _copied(path, size)
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = _open(path, name, size)
@@ -114,6 +122,14 @@ def map_shared(
     except (OSError, ValueError) as error:
         log.warning("workers cannot share what they learn of accounts path=%s: %s", path, error)
         return bytearray(size)
+
+
+def _copied(path: Path, size: int) -> bytearray:
+    with contextlib.suppress(OSError):
+        content = path.read_bytes()
+        if len(content) == size:
+            return bytearray(content)
+    return bytearray(size)
 
 
 def _open(path: Path, name: str, size: int) -> int:
@@ -138,7 +154,10 @@ def _open(path: Path, name: str, size: int) -> int:
     return os.open(path, flags)
 
 
-def _boot_id() -> str:
+def boot_id_of(named: str | None) -> str:
+    """What changes with every boot of the machine; None asks the kernel."""
+    if named is not None:
+        return named
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -25,11 +25,12 @@ from qwen_wsgi.protocol.chat.renamed_tools import (
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError, compact
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.state.refused_inputs import PROVED_S, SUSPECTED_S, RefusedInputs
 from qwen_wsgi.upstream.adapt import Adapted, Options, Target, adapt, media
 from qwen_wsgi.upstream.client import CHAT_PATH, UpstreamClient
 from qwen_wsgi.upstream.failures.causes import INPUT_REFUSED
 from qwen_wsgi.upstream.open_stream import OpenStream
-from qwen_wsgi.upstream.routing.refused_inputs import PROVED_S, SUSPECTED_S, RefusedInputs
+from qwen_wsgi.upstream.routing.affinity import evidence_of
 from qwen_wsgi.upstream.routing.router import Route
 
 
@@ -51,6 +52,11 @@ class ChatCall:
     pinned: str = ""
     conversation: Callable[[], bytes] | None = None
     changed: tuple[str, ...] = ()
+
+    def evidence(self) -> bytes:
+        """Names the request, see `affinity.evidence_of`."""
+        conversation = b"" if self.conversation is None else self.conversation()
+        return evidence_of(conversation, self.request.body)
 
 
 class ChatAnswer(NamedTuple):
@@ -183,17 +189,23 @@ class ChatAttempt:
         failure = error.failure
         if failure is None or failure.cause != INPUT_REFUSED or self._options.strict:
             return
+        account = route.account
         inputs = media.inputs_in(call.request.body.get("messages"))
-        inputs -= self._refused_inputs.of(route.account, route.model)
+        inputs -= self._refused_inputs.of(account.name, account.base_url, route.model)
         if not inputs:
             return
         refused = media.refused_by(error.upstream_message, inputs)
-        self._refused_inputs.remember(route.account, route.model, refused, believed_s=SUSPECTED_S)
-        error.failure = replace(failure, retry=True)
+        self._refused_inputs.remember(
+            account.name, account.base_url, route.model, refused, believed_s=SUSPECTED_S
+        )
+        error.failure = replace(failure, retry=True, at_once=True)
 
     def _prove(self, route: Route, inputs: frozenset[str]) -> None:
         """The request succeeded without them: the refusal spoke of them, and is remembered."""
-        self._refused_inputs.remember(route.account, route.model, inputs, believed_s=PROVED_S)
+        account = route.account
+        self._refused_inputs.remember(
+            account.name, account.base_url, route.model, inputs, believed_s=PROVED_S
+        )
 
     def _adapted(self, call: ChatCall, route: Route, *, stream: bool) -> Adapted:
         account = route.account
@@ -202,7 +214,7 @@ class ChatAttempt:
             model=route.model,
             search=route.search,
             thinking=route.thinking,
-            refused=self._refused_inputs.of(account, route.model),
+            refused=self._refused_inputs.of(account.name, account.base_url, route.model),
         )
         return adapt(call.request, target, self._options, stream=stream)
 

@@ -161,6 +161,8 @@ class UpstreamClient:
                 token = replace(token, base_url=origin_of(token.base_url))
             response = post(token, path, body, headers=headers, read_timeout_s=wait_s)
         if response.status_code == 200:
+            if renewable:
+                account.credential.answered(token)
             return response
         error = classify.from_response(
             response.status_code,

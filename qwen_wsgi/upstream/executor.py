@@ -18,12 +18,12 @@ from qwen_wsgi.protocol.chat.completion import combined
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.upstream.chat_attempt import ChatAnswer, ChatAttempt, ChatCall
 from qwen_wsgi.upstream.client import JsonAnswer, UpstreamClient
 from qwen_wsgi.upstream.open_stream import OpenStream
 from qwen_wsgi.upstream.retry import Retrier
 from qwen_wsgi.upstream.routing.limiter import Slot
-from qwen_wsgi.upstream.routing.refused_inputs import RefusedInputs
 from qwen_wsgi.upstream.routing.router import Plan, Route, Router
 
 #: Seeds that Model Studio takes.
@@ -98,7 +98,10 @@ class Executor:
             ApiError: none may.
         """
         return self._router.plan(
-            call.request.model, pinned=call.pinned, conversation=call.conversation
+            call.request.model,
+            pinned=call.pinned,
+            conversation=call.conversation,
+            evidence=call.evidence,
         )
 
     def stream(self, call: ChatCall, plan: Plan) -> OpenStream:
@@ -115,7 +118,7 @@ class Executor:
             return _streamed(answer, call.record, self._clock.monotonic, hide_usage=hide_usage)
         return self._retrier.run(
             plan,
-            lambda route, slot: self._open(call, route, slot, hide_usage=hide_usage),
+            lambda route, slot: self._open(call, plan, route, slot, hide_usage=hide_usage),
             call.record,
         )
 
@@ -130,7 +133,7 @@ class Executor:
 
         def ask(route: Route, slot: Slot) -> tuple[Route, OpenStream | ChatAnswer]:
             if self._attempt.asks_stream(route):
-                return route, self._open(call, route, slot, hide_usage=False, whole=True)
+                return route, self._open(call, plan, route, slot, hide_usage=False, whole=True)
             return route, self._attempt.ask_whole(call, route)
 
         route, answer = self._retrier.run(plan, ask, call.record)
@@ -163,12 +166,19 @@ class Executor:
         return answers
 
     def _open(
-        self, call: ChatCall, route: Route, slot: Slot, *, hide_usage: bool, whole: bool = False
+        self,
+        call: ChatCall,
+        plan: Plan,
+        route: Route,
+        slot: Slot,
+        *,
+        hide_usage: bool,
+        whole: bool = False,
     ) -> OpenStream:
         """Open a stream, which keeps the slot."""
         stream = self._attempt.open(call, route, hide_usage=hide_usage, whole=whole)
         stream.slot = slot.keep()
-        stream.on_failure = partial(self._retrier.failed_late, route)
+        stream.on_failure = partial(self._retrier.failed_late, plan, route, slot.began)
         return stream
 
     def _choices(self, call: ChatCall, plan: Plan) -> int:

@@ -18,6 +18,7 @@ from qwen_wsgi.errors import (
 from qwen_wsgi.greenlets import Task
 from qwen_wsgi.protocol.encoder import Encoder
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.shortage import shortage_of
 from qwen_wsgi.upstream.open_stream import OpenStream
 
 log = logging.getLogger(__name__)
@@ -81,14 +82,19 @@ class Relay:
             yield from self._carry(self._stream)
         except ApiError as error:
             forget_frames(error)  # this one is among them
-            record.outcome = "upstream_error"
+            record.outcome = "upstream_error" if isinstance(error, UpstreamError) else "refused"
             if self._stream is not None:
                 self._stream.on_failure(error)
             yield self._failed(error)
         except Exception as fault:  # the outermost frame: after the 200 nothing else can report it
+            shortage = shortage_of(fault)
             log.error("fault in a stream call=%s", record.request_id, exc_info=fault)
             record.outcome = "failed"
-            yield self._failed(InternalError("The proxy failed on this stream."))
+            yield self._failed(
+                InternalError("The proxy failed on this stream.")
+                if shortage is None
+                else shortage.error()
+            )
         except (GeneratorExit, ClientGone):
             raise
         except BaseException:  # the worker is stopping, and its time for open streams is over

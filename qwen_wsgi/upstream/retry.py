@@ -26,9 +26,11 @@ from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.failures import classify
 from qwen_wsgi.upstream.routing.accounts import AccountPool
 from qwen_wsgi.upstream.routing.affinity import Affinity
-from qwen_wsgi.upstream.routing.cooldown import Cooldowns
+from qwen_wsgi.upstream.routing.cooldown import DOUBTED, REFUSED, Cooldowns
 from qwen_wsgi.upstream.routing.limiter import Slot
+from qwen_wsgi.upstream.routing.outcomes import Outcomes
 from qwen_wsgi.upstream.routing.router import Candidate, Plan, Route, Router
+from qwen_wsgi.upstream.routing.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +40,8 @@ T = TypeVar("T")
 MOST_ATTEMPTS: Final = 3
 #: Pause before the same host is asked again after it failed; doubled with each attempt.
 _BACKOFF_S: Final = 0.5
-#: An account whose credential or billing is refused cools down for this long.
-_ACCOUNT_COOLDOWN_S: Final = 60.0
+#: What is left of a call's time is nothing.
+_NO_TIME_S: Final = 0.001
 
 
 @dataclass
@@ -75,15 +77,24 @@ class Retrier:
         affinity: Affinity,
         clock: Clock,
         *,
+        outcomes: Outcomes | None = None,
+        waiting: Waiting | None = None,
         sleep: Callable[[float], None] = sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
+        """
+        Args:
+            outcomes: how attempts end is noted there; None makes one that nobody else sees.
+            waiting: waits for the end of a pause; None makes the ordinary one.
+        """
         self._budget_s = settings.retry_budget_s
         self._router = router
         self._pool = pool
         self._cooldowns = cooldowns
         self._affinity = affinity
         self._clock = clock
+        self._outcomes = outcomes or Outcomes(None)
+        self._waiting = waiting or Waiting(lambda: cooldowns.news)
         self._sleep = sleep
         self._jitter = jitter
 
@@ -104,32 +115,42 @@ class Retrier:
                 candidate = self._next(attempts)
                 if candidate is None:
                     continue  # waited for a cooldown
-                route = candidate.route
-                with self._acquire(route, attempts) as slot:
+                slot = self._acquire(candidate.route, attempts)
+                if slot is None:
+                    continue  # it is cooling down by now
+                with slot:
                     try:
-                        answer = ask(route, slot)
+                        answer = ask(candidate.route, slot)
                     except ApiError as error:
                         slot.release()
                         forget_frames(error)
-                        self._failed(error, route, attempts)
+                        self._failed(error, candidate.route, slot.began, attempts)
                         continue
-                self._succeeded(plan, route)
+                    finally:
+                        if slot.probed:
+                            self._cooldowns.end_probe(slot.probed)
+                self._succeeded(plan, candidate.route, slot.began)
                 return answer
         except ApiError as error:
+            self._tell_when(error, plan)
             forget_frames(error)
             raise
         finally:
             attempts.error = None  # its frames hold the attempts
 
-    def failed_late(self, route: Route, error: ApiError) -> None:
+    def failed_late(self, plan: Plan, route: Route, began: float, error: ApiError) -> None:
         """Learn from a failure after the first event, which cannot be tried again.
 
         What an upstream reports about an account counts. That a stream broke does not: a server
         that restarts cuts all its streams at once, and may well answer the next call.
+
+        Args:
+            began: when the attempt began, by `Cooldowns.now`.
         """
         failure = error.failure if isinstance(error, UpstreamError) else None
         if failure is not None and failure.scope is not Scope.UPSTREAM:
-            self._learn(failure, route)
+            self._outcomes.failed(route.account, error)
+            self._learn(failure, plan, route, began)
 
     def _next(self, attempts: _Attempts) -> Candidate | None:
         """The next route to ask; None after a wait for one.
@@ -140,18 +161,25 @@ class Retrier:
         candidate = self._router.choose(attempts.plan, attempts.excluded)
         if candidate is None:
             raise attempts.error or _none_left(attempts.plan)
-        left_s = candidate.cooldown_s
-        if left_s <= 0:
+        if candidate.cooldown_s <= 0:
             return candidate
-        now_s = self._clock.monotonic()
-        if now_s + left_s > attempts.end_s:
+        seen = self._cooldowns.news
+        # Once more: what changes from here on ends the wait.
+        candidate = self._router.choose(attempts.plan, attempts.excluded) or candidate
+        left_s, budget_s = candidate.cooldown_s, attempts.end_s - self._clock.monotonic()
+        route = candidate.route
+        if self._pool.is_probed(route.account, route.model):
+            # Its end is not known: the probe's answer may come at any moment.
+            left_s = min(left_s, budget_s)
+        if left_s > budget_s or budget_s < _NO_TIME_S:
             raise attempts.error or self._cooling_down(attempts.plan, candidate)
         # With jitter: not all waiting calls at once.
-        spare_s = min(1.0, attempts.end_s - now_s - left_s)
-        self._pause(left_s + self._jitter() * spare_s, attempts)
+        spare_s = min(1.0, budget_s - left_s)
+        self._wait(left_s + self._jitter() * spare_s, seen, attempts)
         return None
 
-    def _acquire(self, route: Route, attempts: _Attempts) -> Slot:
+    def _acquire(self, route: Route, attempts: _Attempts) -> Slot | None:
+        """Take a slot of the account; None if it began to cool down meanwhile."""
         record, account = attempts.record, route.account
         started_s = self._clock.monotonic()
         try:
@@ -161,13 +189,19 @@ class Retrier:
         finally:
             record.queued_s += self._clock.monotonic() - started_s
             record.account, record.upstream_model = account.name, route.model
+        cooldowns = self._cooldowns
+        slot.began = cooldowns.now()
+        if not cooldowns.is_clear_at(slot.began):
+            if self._pool.cooldown_s(account, route.model) > 0:
+                slot.release()
+                return None
+            host = self._pool.keys(account).host
+            slot.probed = host if cooldowns.begin_probe(host) else b""
         attempts.count += 1
         record.attempts += 1
-        if not self._cooldowns.is_clear:
-            self._cooldowns.begin_probe(self._pool.keys(account).host)
         return slot
 
-    def _failed(self, error: ApiError, route: Route, attempts: _Attempts) -> None:
+    def _failed(self, error: ApiError, route: Route, began: float, attempts: _Attempts) -> None:
         """Learn from a failed attempt, and get ready for the next one.
 
         Raises:
@@ -184,15 +218,17 @@ class Retrier:
         failure = error.failure if isinstance(error, UpstreamError) else None
         if failure is None:
             raise error
-        self._learn(failure, route)
+        self._outcomes.failed(route.account, error)
+        self._learn(failure, attempts.plan, route, began)
         if attempts.error is None or isinstance(attempts.error, AccountUnavailable):
             attempts.error = error
         if not (failure.retry or failure.elsewhere):
             raise error
-        # A request that was repaired costs no wait, so the budget does not matter.
-        is_late = failure.scope is not Scope.REQUEST and self._clock.monotonic() >= attempts.end_s
-        if attempts.count >= MOST_ATTEMPTS or is_late:
+        late = self._clock.monotonic() >= attempts.end_s and not failure.at_once
+        if attempts.count >= MOST_ATTEMPTS or late:
             raise attempts.error
+        if failure.at_once:
+            return
         if not failure.retry:
             attempts.excluded.add(name)
         elif not failure.elsewhere or _is_last(name, attempts):
@@ -201,8 +237,6 @@ class Retrier:
             attempts.excluded.add(name)  # the others first; after a throttle its cooldown says so
 
     def _back_off(self, failure: Failure, attempts: _Attempts) -> None:
-        if failure.scope is Scope.REQUEST:
-            return  # the next one differs
         if failure.scope in (Scope.ACCOUNT_MODEL, Scope.ACCOUNT):
             return  # the cooldown says for how long
         pause_s = _BACKOFF_S * 2.0 ** (attempts.count - 1) * (0.75 + 0.5 * self._jitter())
@@ -214,36 +248,66 @@ class Retrier:
         self._sleep(seconds)
         attempts.record.queued_s += seconds
 
-    def _learn(self, failure: Failure, route: Route) -> None:
-        """Set the cooldown that a failure asks for, for all workers."""
-        keys, cause = self._pool.keys(route.account), failure.cause
-        cooldown_s = 0.0
+    def _wait(self, seconds: float, seen: float, attempts: _Attempts) -> None:
+        """Wait for so long, or until a pause has ended before its time."""
+        started_s = self._clock.monotonic()
+        try:
+            self._waiting.wait(seconds, seen)
+        finally:
+            attempts.record.queued_s += self._clock.monotonic() - started_s
+
+    def _learn(self, failure: Failure, plan: Plan, route: Route, began: float) -> None:
+        """Record what a failure means for the calls to come, for all workers."""
+        keys, cause, cooldowns = self._pool.keys(route.account), failure.cause, self._cooldowns
+        evidence = plan.evidence() if failure.doubtful and plan.evidence is not None else None
+        pause_s = 0.0
+        if failure.scope is Scope.UPSTREAM:
+            pause_s = cooldowns.record_failure(keys.host, cause, began=began, evidence=evidence)
+        else:
+            cooldowns.clear(keys.host)  # it answers
         if failure.scope is Scope.ACCOUNT_MODEL:
             key = keys.of_model(route.model)
-            cooldown_s = self._cooldowns.set_cooldown(key, failure.wait_s, cause)
+            if failure.doubtful:
+                pause_s = cooldowns.record_failure(
+                    key, cause, began=began, evidence=evidence, steps=DOUBTED
+                )
+            else:
+                pause_s = cooldowns.set_cooldown(key, failure.wait_s, cause, began=began)
         elif failure.scope is Scope.ACCOUNT:
-            wait_s = _ACCOUNT_COOLDOWN_S if failure.wait_s is None else failure.wait_s
-            cooldown_s = self._cooldowns.set_cooldown(keys.payer, wait_s, cause)
-        elif failure.scope is Scope.UPSTREAM:
-            cooldown_s = self._cooldowns.record_failure(keys.host, cause)
-        if cooldown_s:
+            pause_s = cooldowns.set_cooldown(
+                keys.payer, failure.wait_s, cause, began=began, steps=REFUSED
+            )
+        if pause_s:
             log.warning(
-                "account is cooling down account=%s model=%s cause=%s seconds=%.1f",
+                "account is cooling down account=%s model=%s cause=%s seconds=%.1f%s",
                 route.account.name,
                 route.model if failure.scope is Scope.ACCOUNT_MODEL else "*",
                 cause,
-                cooldown_s,
+                pause_s,
+                f": {failure.remedy}" if failure.remedy else "",
             )
 
-    def _succeeded(self, plan: Plan, route: Route) -> None:
+    def _succeeded(self, plan: Plan, route: Route, began: float) -> None:
+        self._outcomes.answered(route.account)
         cooldowns, conversation = self._cooldowns, plan.conversation
-        if conversation is None and cooldowns.is_clear:
+        if conversation is None and cooldowns.is_clear_at(began):
             return  # as mostly
         keys = self._pool.keys(route.account)
-        for key in (keys.payer, keys.of_model(route.model), keys.host):
-            cooldowns.clear(key)
+        if not cooldowns.is_clear:
+            cooldowns.clear(keys.host)
+            # What began before the account was told to wait says nothing of it.
+            for key in (keys.payer, keys.of_model(route.model)):
+                cooldowns.clear(key, began=began)
         if conversation is not None:
             self._affinity.remember(conversation, keys.own)
+
+    def _tell_when(self, error: ApiError, plan: Plan) -> None:
+        """Say in a failure of accounts when the first of them may be asked again."""
+        if self._cooldowns.is_clear or not _is_of_accounts(error):
+            return
+        candidate = self._router.choose(plan, set())
+        if candidate is not None and candidate.cooldown_s > 0:
+            error.retry_after_s = candidate.cooldown_s
 
     def _cooling_down(self, plan: Plan, candidate: Candidate) -> ApiError:
         """The error where every account cools down for longer than the call may wait."""
@@ -253,6 +317,13 @@ class Retrier:
             model=plan.model,
             wait_s=candidate.cooldown_s,
         )
+
+
+def _is_of_accounts(error: ApiError) -> bool:
+    """Whether a failure is one of the accounts, and not of the request."""
+    if isinstance(error, UpstreamError):
+        return error.failure is not None and error.failure.scope is not Scope.REQUEST
+    return isinstance(error, AccountUnavailable)
 
 
 def _is_last(name: str, attempts: _Attempts) -> bool:

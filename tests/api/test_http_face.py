@@ -475,10 +475,10 @@ def test_a_failed_call_is_logged_with_the_status_that_the_client_got(stream: boo
 
 
 @pytest.mark.parametrize(
-    ("told", "passed"), [("0", "1"), ("0.2", "1"), ("1.5", "2"), ("60", "60"), ("3600", "60")]
+    ("told", "passed"), [("0", "1"), ("0.2", "1"), ("1.5", "2"), ("60", "60"), ("3600", "3600")]
 )
-def test_retry_after_is_a_time_that_the_sdks_obey(told: str, passed: str) -> None:
-    """Whole seconds (RFC 9110 §10.2.3), and not above a minute, which the SDKs ignore."""
+def test_retry_after_is_true_and_in_whole_seconds(told: str, passed: str) -> None:
+    """RFC 9110 §10.2.3; also above a minute, which some SDKs ignore."""
     with in_front_of(MODELS, whole(b"", "503 X", retry_after=told)) as (app, _):
         assert app.chat().headers["retry-after"] == passed
 
@@ -556,6 +556,15 @@ def test_liveness_and_readiness_are_apart() -> None:
         assert [app.get(f"/health/{what}").status_code for what in ("live", "ready")] == [200, 200]
         app.services.admission.draining = True
         assert [app.get(f"/health/{what}").status_code for what in ("live", "ready")] == [200, 503]
+    with in_front_of(MODELS) as (app, _):
+        services = app.services
+        (account,) = services.pool.accounts()
+        services.cooldowns.set_cooldown(services.pool.keys(account).payer, 60, "billing")
+        ready = app.get("/health/ready")
+        assert (ready.status_code, json.loads(ready.data)) == (
+            503,
+            {"status": "no_usable_account", "cause": "billing"},
+        )
     with running() as app:
         ready = app.get("/health/ready")
         assert (ready.status_code, json.loads(ready.data)) == (503, {"status": "no_usable_account"})
@@ -583,10 +592,30 @@ def test_health_tells_why_an_account_is_left_alone() -> None:
         services = app.services
         (account,) = services.pool.accounts()
         services.cooldowns.set_cooldown(services.pool.keys(account).payer, 60, "billing")
-        (told,) = health_of(app)[1]["accounts"]
+        status, body = health_of(app)
+        (told,) = body["accounts"]
 
+    assert (status, body["status"], body["cause"]) == (503, "no_usable_account", "billing")
     assert 59 < told["left_alone_s"] <= 60
-    assert told["cause"] == "billing"
+    assert (told["state"], told["cause"]) == ("unpaid", "billing")
+    assert "Settle the account's bill" in told["remedy"]
+
+
+def test_health_tells_which_model_is_left_alone() -> None:
+    listed = whole(json.dumps({"object": "list", "data": [{"id": "m"}, {"id": "n"}]}).encode())
+    with in_front_of(listed) as (app, _):
+        app.get("/v1/models")
+        services = app.services
+        (account,) = services.pool.accounts()
+        key = services.pool.keys(account).of_model("n")
+        services.cooldowns.set_cooldown(key, 300, "rate_limited")
+        status, body = health_of(app)
+        (told,) = body["accounts"]
+
+    assert (status, told["state"]) == (200, "fresh"), "the other one is served"
+    (model,) = told["models"]
+    assert 299 < model.pop("left_alone_s") <= 300
+    assert model == {"model": "n", "cause": "rate_limited"}
 
 
 def test_health_and_the_landing_page_are_open_to_everybody() -> None:

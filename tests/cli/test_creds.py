@@ -204,13 +204,16 @@ class TestStatus:
         value = json.loads(journal.read_text())
         from qwen_wsgi.credentials.files.journal import fingerprint
 
-        value["closed"] = fingerprint(machine.content()["access_token"])
+        fp = fingerprint(machine.content()["access_token"])
+        value["closed"] = {"fp": fp, "at_ms": int(time.time() * 1000)}
         journal.write_text(json.dumps(value))
 
         status, out, _ = machine.run("status")
 
         assert status == 1
-        assert out.startswith("oauth  EXPIRED  refused by the API: tier closed\n")
+        assert out.startswith(
+            "oauth  EXPIRED  refused by the API: tier closed. It is tried again by"
+        )
         assert re.search(r"^    ability +oauth_tier_closed$", out, re.M)
         assert re.search(r"^    remedy +Use an API key", out, re.M)
         assert content["access_token"] not in out

@@ -302,20 +302,28 @@ def test_a_command_may_be_piped_to_somebody_who_stops_reading(
 # --- serve ---------------------------------------------------------------------------------------
 
 
-def test_a_port_in_use_is_one_line_and_status_2() -> None:
+def test_a_port_in_use_is_one_line_and_status_1() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         done = as_program("serve", PORT=taken.getsockname()[1], QWEN_PROXY_SANDBOX="1")
 
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     assert "another program listens there already" in done.stderr
 
 
+@pytest.mark.parametrize("host", ["203.0.113.7", "no.such.host.invalid"])
+def test_an_address_that_is_not_there_yet_is_one_line_and_status_1(host: str) -> None:
+    done = as_program("serve", HOST=host)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "correct HOST" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("environ", "words"),
     [
-        ({"HOST": "203.0.113.7"}, "no such address"),
         ({"QWEN_PROXY_BIND": "nonsense"}, "correct HOST, PORT or QWEN_PROXY_BIND"),
         ({"QWEN_PROXY_BIND": "127.0.0.1:http!"}, "correct HOST, PORT or QWEN_PROXY_BIND"),
         ({"QWEN_PROXY_BIND": "unix:/no/such/directory/x.sock"}, "missing or not writable"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qwen_wsgi import settings
-from qwen_wsgi.cli.main import EXIT_CONFIGURATION
+from qwen_wsgi.cli.main import EXIT_CONFIGURATION, EXIT_NOT_YET
 from qwen_wsgi.credentials.sources import providers
 from tests.deploy import unit_sandbox
 from tests.kit.servers import REPO, StartServer
@@ -114,6 +114,15 @@ def test_the_unit_leaves_time_and_files_enough() -> None:
     assert int(one("TimeoutStopSec")) >= defaults.graceful_timeout_s + 35
     assert int(one("LimitNOFILE")) >= defaults.worker_files
     assert int(one("RestartPreventExitStatus")) == EXIT_CONFIGURATION
+
+
+def test_what_may_pass_by_itself_is_tried_again_and_again() -> None:
+    """Such as an address that is in use, or whose interface is not up yet."""
+    assert one("Restart") == "on-failure"
+    assert EXIT_NOT_YET not in (0, EXIT_CONFIGURATION)
+    assert int(one("StartLimitIntervalSec")) == 0, "no limit"
+    assert unit_values("StartLimitBurst") == []
+    assert 1 <= int(one("RestartSec")) <= 30
 
 
 def test_the_environment_of_the_unit_is_made_of_settings() -> None:

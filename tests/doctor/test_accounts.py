@@ -92,6 +92,46 @@ def test_a_good_account(machine: FakeMachine) -> None:
     assert "9 tokens used" in found[1].what
 
 
+@pytest.mark.parametrize("state", [TokenState.REFUSED, TokenState.UNPAID, TokenState.PAUSED])
+def test_what_a_running_server_found_counts_where_no_call_is_made(
+    machine: FakeMachine, state: TokenState
+) -> None:
+    told = status_of(state, detail="its host says no", remedy="Do this.", cause="key_refused")
+
+    found = list(accounts.check((account_of(),), None, machine, lambda account: told))
+
+    fault, none_usable = faults(found)
+    assert (fault.level, fault.remedy) == (Level.FAIL, "Do this.")
+    assert "its host says no" in fault.what
+    assert "none of them is usable" in none_usable.what
+
+
+def test_a_key_with_which_no_list_is_given_does_not_work(machine: FakeMachine) -> None:
+    """Where no model is known without the list, no call can be made; all the same it is known."""
+    error = UpstreamError("GET /models answered HTTP 401: the key is not accepted. Check it.")
+    listing = Listing({}, False, error.message, "key_refused")
+
+    found = list(
+        accounts.check((account_of(),), Calls(FakeProbe(), lambda account: listing), machine)
+    )
+
+    fault = one(faults(found))
+    assert fault.level is Level.FAIL
+    assert "HTTP 401" in fault.what
+    assert fault.remedy == CAUSES["key_refused"].remedy
+
+
+def test_how_each_call_ended_is_noted(machine: FakeMachine) -> None:
+    ended: list[ApiError | None] = []
+    error = refused("model_denied")
+    probe = FakeProbe(a=error)
+    told = calls(probe, "a", "b")._replace(note=lambda account, error: ended.append(error))
+
+    list(accounts.check((account_of(),), told, machine))
+
+    assert ended == [error, None]
+
+
 def test_without_any_account_it_fails(machine: FakeMachine) -> None:
     fault = one(faults(found_of(machine=machine)))
 
@@ -213,13 +253,25 @@ class TestLogins:
         probe = FakeProbe()
 
         found = found_of(
-            login_of(TokenState.EXPIRED, Ability.TIER_CLOSED), machine=machine, probe=probe
+            login_of(TokenState.EXPIRED, Ability.TIER_CLOSED, again_s=42.0),
+            machine=machine,
+            probe=probe,
         )
 
         first = faults(found)[0]
         assert (first.level, probe.requests) == (Level.FAIL, [])
+        assert "a call may try it again in 42 s" in one(of(found, Level.SKIPPED)).what
         assert "2026-04-15" in first.what
         assert "DASHSCOPE_API_KEY" in first.remedy
+
+    def test_a_closed_tier_whose_time_has_come_is_tried(
+        self, machine: FakeMachine, login_of: Make
+    ) -> None:
+        probe = FakeProbe()
+
+        found_of(login_of(TokenState.EXPIRED, Ability.TIER_CLOSED), machine=machine, probe=probe)
+
+        assert len(probe.requests) == 1
 
     def test_a_closed_tier_beside_a_key(self, machine: FakeMachine, login_of: Make) -> None:
         found = found_of(

@@ -333,6 +333,7 @@ def test_a_key_that_an_upstream_quotes_is_not_shown(home: Path) -> None:
         assert any(request.startswith(b"POST") for request in server.requests)
 
     assert ended.status == 1
-    (told,) = [each for each in ended.of("accounts") if each["level"] == "fail"]
+    told, none_usable = [each for each in ended.of("accounts") if each["level"] == "fail"]
+    assert "none of them is usable" in none_usable["what"]
     assert "is no good" in told["what"] + told["remedy"], told
     assert "…0000" in ended.out

@@ -92,7 +92,7 @@ def test_no_service_is_no_ok(machine: FakeMachine, load: Load, answer: Any, word
             {"ActiveState": "failed", "Result": "start-limit-hit", "ExecMainStatus": "1"},
             "state",
             "fail",
-            "six starts",
+            "too many starts",
             "reset-failed",
         ),
         (

@@ -23,6 +23,8 @@ class Peer:
         self._sock = sock
         #: The number of the connection, from 1.
         self.connection = connection
+        #: Head and body of the request that is answered.
+        self.request = b""
         self.closed = False
 
     def send(self, data: bytes) -> None:
@@ -147,6 +149,7 @@ class RawServer:
                 with self._lock:
                     answer = self._answers[min(len(self.requests), len(self._answers) - 1)]
                     self.requests.append(request)
+                peer.request = request
                 if isinstance(answer, bytes):
                     peer.send(answer)
                 else:

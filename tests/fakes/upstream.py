@@ -35,6 +35,9 @@ class FakeCredential:
             )
         return AccessToken(self.token, self.base_url, None)
 
+    def answered(self, token: AccessToken) -> None:
+        """Its token is not renewable, so nobody tells."""
+
     def status(self) -> CredentialStatus:
         state = TokenState.FRESH if self.token is not None else TokenState.MISSING
         return CredentialStatus(state, "…cdef", "as a test set it", "", None)

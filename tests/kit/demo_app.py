@@ -33,7 +33,7 @@ class Application:
         services: Any = SimpleNamespace(
             settings=settings.load(),
             pool=SimpleNamespace(accounts=lambda: []),
-            catalogue=SimpleNamespace(models=lambda: []),
+            catalogue=SimpleNamespace(models=lambda refresh: []),
             discovery=SimpleNamespace(problems=lambda: []),
             admission=SimpleNamespace(draining=False),
             connections=SimpleNamespace(stop=lambda: None),

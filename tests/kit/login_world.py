@@ -98,11 +98,11 @@ class World:
 
 
 def settle(login: OAuthLogin, timeout_s: float = 10.0) -> None:
-    """Wait for the attempt, and for the backup, that is under way, if there is one."""
+    """Wait for the attempt, and for what is written beside it, if there is any under way."""
     running = login.refresher._state.running
     assert running is None or running.over.wait(timeout_s)
     end_s = time.monotonic() + timeout_s
-    while login.refresher._backing_up:
+    while login.refresher._backing_up or login.refresher._noting:
         assert time.monotonic() < end_s
         time.sleep(0.001)
 

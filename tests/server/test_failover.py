@@ -103,7 +103,10 @@ def test_what_the_other_may_answer_goes_there_unseen(town: Town, fault: str, str
     town.preferred.control(faults={"chat": fault})
     status, headers, told = town.ask(stream=stream)
     assert status == 200
-    assert (headers["x-qwen-proxy-account"], headers["x-qwen-proxy-attempts"]) == ("dashscope", "2")
+    assert headers["x-qwen-proxy-account"] == "dashscope"
+    # A kept connection that is reset may have been given up: first a new one is tried.
+    attempts = ("2", "3") if fault == "reset" else ("2",)
+    assert headers["x-qwen-proxy-attempts"] in attempts
     assert "[sandbox]" in str(told)
 
 

@@ -62,7 +62,7 @@ _OUTCOMES: Final = {
     Ending.COMPLETE: {"complete"},
     Ending.REFUSED: {"refused"},
     Ending.STATUS: {"upstream_error", "refused"},
-    Ending.EVENT: {"upstream_error"},
+    Ending.EVENT: {"upstream_error", "refused"},
     Ending.ABORTED: {"client_gone", "complete", "upstream_error", "refused"},
 }
 
@@ -331,7 +331,7 @@ def read_log(path: Path, tally: Tally) -> LogFindings:
         elif "trace" in entry or event.startswith("fault") or entry.get("level") == "ERROR":
             found.faults.append(text[:2000])
         else:
-            found.left_alone += event.startswith("account is left alone")
+            found.left_alone += event.startswith("account is cooling down")
             found.other[event.split("=")[0]] += 1
     for id, (least, most) in tally.lines.items():
         if lines[id] < least:

@@ -53,6 +53,9 @@ class World:
         catalogue: Any = FakeCatalogue()
         self.router = Router(settings, self.pool, catalogue, self.affinity)
         self.pauses: list[float] = []
+        #: What happens while a call waits for the end of a pause.
+        self.on_wait: Callable[[], None] = lambda: None
+        waiting: Any = self
         self.retrier = Retrier(
             settings,
             self.router,
@@ -60,6 +63,7 @@ class World:
             self.cooldowns,
             self.affinity,
             self.clock,
+            waiting=waiting,
             sleep=self.sleep,
             jitter=lambda: 0.5,
         )
@@ -70,9 +74,16 @@ class World:
         self.pauses.append(round(seconds, 2))
         self.clock.advance(seconds)
 
-    def plan(self, conversation: str | None = None) -> Plan:
+    def wait(self, seconds: float, seen: float) -> None:
+        """In place of `Waiting`."""
+        self.sleep(seconds)
+        self.on_wait()
+
+    def plan(self, conversation: str | None = None, evidence: bytes | None = None) -> Plan:
         return self.router.plan(
-            "m", conversation=None if conversation is None else lambda: key_of(conversation)
+            "m",
+            conversation=None if conversation is None else lambda: key_of(conversation),
+            evidence=None if evidence is None else lambda: evidence,
         )
 
     def run(
@@ -109,12 +120,14 @@ def failure(
     elsewhere: bool = True,
     wait_s: float | None = None,
     cause: str = "some_cause",
+    doubtful: bool = False,
+    at_once: bool = False,
 ) -> UpstreamError:
     return UpstreamError(
         f"It failed: {cause}.",
         status=429 if scope is Scope.ACCOUNT_MODEL else 502,
         code=cause,
-        failure=Failure(cause, scope, retry, elsewhere, wait_s),
+        failure=Failure(cause, scope, retry, elsewhere, wait_s, doubtful=doubtful, at_once=at_once),
     )
 
 

@@ -20,11 +20,11 @@ from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, parse_request, upstream_body
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.usage import Usage
+from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.upstream.chat_attempt import ChatAnswer, ChatAttempt, ChatCall
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.http.transport import Transport
 from qwen_wsgi.upstream.open_stream import OpenStream
-from qwen_wsgi.upstream.routing.refused_inputs import RefusedInputs
 from qwen_wsgi.upstream.routing.router import Route
 from tests.fakes.raw_server import Answer as Reply
 from tests.fakes.raw_server import Peer, RawServer, chunked, head, stream, whole

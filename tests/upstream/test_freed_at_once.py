@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 
@@ -19,6 +20,7 @@ from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import ApiError, ClientGone, forget_frames
 from qwen_wsgi.greenlets import Task
+from qwen_wsgi.upstream.http import http1
 from qwen_wsgi.upstream.http.body import BodyReader
 from qwen_wsgi.upstream.http.transport import Transport
 from qwen_wsgi.upstream.routing.limiter import Slot
@@ -181,14 +183,16 @@ def test_a_connection_that_was_closed_meanwhile_leaves_no_request_behind(
 ) -> None:
     """urllib3 keeps the failure of the first try in a frame that the failure knows."""
     monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(http1, "readable_now", lambda sock: False)
+    closed = threading.Event()
 
-    def close_at_the_next(peer: Peer) -> None:
+    def promise_and_close(peer: Peer) -> None:
         peer.send(whole(b"one"))
-        peer.read_request()
         peer.close()
+        closed.set()
 
     with (
-        RawServer(close_at_the_next, whole(b"two")) as server,
+        RawServer(promise_and_close, whole(b"two")) as server,
         contextlib.closing(Transport(settings_of())) as transport,
     ):
         token = AccessToken(SECRET, server.url, None)
@@ -199,5 +203,6 @@ def test_a_connection_that_was_closed_meanwhile_leaves_no_request_behind(
             reader.close()
 
         assert freed_by(use)
+        assert closed.wait(5)
         assert freed_by(use)
         assert server.connections == 2

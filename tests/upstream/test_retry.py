@@ -13,15 +13,20 @@ from qwen_wsgi.errors import (
     UpstreamTimeout,
 )
 from qwen_wsgi.upstream.retry import MOST_ATTEMPTS
-from qwen_wsgi.upstream.routing.cooldown import BREAKS_AT
+from qwen_wsgi.upstream.routing.cooldown import BREAKS_AT, BROKEN
 from qwen_wsgi.upstream.routing.limiter import Slot
 from qwen_wsgi.upstream.routing.router import Route
 from tests.upstream.retry_world import World, failure, throttled
 
 
-def raised(world: World, *outcomes: ApiError | str, takes_s: float = 0.0) -> ApiError:
+def raised(
+    world: World,
+    *outcomes: ApiError | str,
+    takes_s: float = 0.0,
+    evidence: bytes | None = None,
+) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        world.run(*outcomes, takes_s=takes_s)
+        world.run(*outcomes, takes_s=takes_s, plan=world.plan(evidence=evidence))
     return caught.value
 
 
@@ -177,3 +182,150 @@ def test_an_answer_keeps_its_place_until_it_is_closed() -> None:
     slot.release()
     world.retrier.run(world.plan(), lambda route, slot: slot, CallRecord())
     assert world.run("ok") == "ok by a", "a slot that is not kept is free after the attempt"
+
+
+class TestIncidents:
+    """One incident costs one pause, and calls go on as soon as it is over."""
+
+    def test_what_was_under_way_when_the_pause_was_set_does_not_lengthen_it(self) -> None:
+        world = World("a")
+        (route,) = world.plan().routes
+        began = world.cooldowns.now()
+        world.clock.advance(0.5)
+        for _ in range(12):
+            world.retrier.failed_late(world.plan(), route, began, throttled())
+        assert world.run("ok") == "ok by a"
+        assert world.pauses == [1.5], "one second, and not 59"
+
+    def test_a_call_that_waited_for_a_place_meanwhile_waits_for_the_pause_as_well(self) -> None:
+        world = World("a", QWEN_PROXY_ACCOUNT_IN_FLIGHT=1)
+        (route,) = world.plan().routes
+        limiter = world.pool.limiter(route.account)
+        acquire = limiter.acquire
+
+        def throttled_meanwhile(client: str, timeout_s: float) -> Slot:
+            limiter.acquire = acquire  # type: ignore[method-assign]  # once
+            world.retrier.failed_late(world.plan(), route, world.cooldowns.now(), throttled(2))
+            return acquire(client, timeout_s)
+
+        limiter.acquire = throttled_meanwhile  # type: ignore[method-assign]  # see above
+        assert world.run("ok") == "ok by a"
+        assert (world.asked, world.pauses) == (["a"], [2.5])
+        assert world.record.attempts == 1
+
+    def test_a_call_waits_for_a_probe_as_long_as_it_may(self) -> None:
+        """It is not refused because the probe might take longer than the call has time."""
+        world = open_circuit(QWEN_PROXY_RETRY_BUDGET=3)
+        (route,) = world.plan().routes
+        host = world.pool.keys(route.account).host
+        assert world.cooldowns.begin_probe(host)
+        world.on_wait = lambda: world.cooldowns.clear(host)
+        assert world.run("ok") == "ok by a"
+        assert world.pauses == [3.0], "the probe's answer ends it"
+
+        world = open_circuit(QWEN_PROXY_RETRY_BUDGET=3)
+        assert world.cooldowns.begin_probe(host)
+        assert raised(world).code == "upstream_unavailable"
+        assert world.asked == []
+
+    @pytest.mark.parametrize(
+        "ends",
+        [
+            failure(Scope.REQUEST, retry=False, elsewhere=False),
+            AccountUnavailable("The login expired.", code="credentials_expired"),
+            ApiError("Our own fault."),
+            ClientGone(),
+        ],
+        ids=["refused", "no credential", "own", "client gone"],
+    )
+    def test_a_probe_that_tells_nothing_leaves_it_to_the_next_call(
+        self, ends: BaseException
+    ) -> None:
+        world = open_circuit()
+
+        def ask(route: Route, slot: Slot) -> str:
+            assert slot.probed
+            raise ends
+
+        with pytest.raises(type(ends)):
+            world.retrier.run(world.plan(), ask, CallRecord())
+        assert world.run("ok") == "ok by a"
+        assert world.pauses == []
+
+    def test_a_client_that_is_refused_is_told_when_to_come_back(self) -> None:
+        world = World("a", QWEN_PROXY_RETRY_BUDGET=2)
+        for _ in range(5):
+            with pytest.raises(ApiError):
+                world.run(*3 * [throttled()])
+            world.clock.advance(60)
+        error = raised(world, *3 * [throttled()])
+        left_s = world.pool.cooldown_s(world.plan().routes[0].account, "m")
+        assert left_s > 5
+        assert error.retry_after_s == pytest.approx(left_s)
+        assert raised(world).retry_after_s == pytest.approx(left_s)
+        world.clock.advance(left_s)
+        assert world.run("ok") == "ok by a"
+
+    def test_the_account_that_is_free_first_counts(self) -> None:
+        world = World("a", "b")
+        spent = failure(Scope.ACCOUNT, retry=False, wait_s=3600)
+        assert raised(world, spent, throttled(40)).retry_after_s == pytest.approx(40)
+
+
+class TestDoubt:
+    """What may be the fault of one request keeps nobody away."""
+
+    def test_a_request_that_always_fails_closes_no_host(self) -> None:
+        world = World("a")
+        for _ in range(20):
+            with pytest.raises(ApiError):
+                world.run(*3 * [doubtful()], plan=world.plan(evidence=b"talkodd1"))
+        world.pauses.clear()
+        assert world.run("ok") == "ok by a"
+        assert world.pauses == []
+
+    def test_a_refusal_of_one_request_closes_no_model(self) -> None:
+        world = World("a")
+        denied = failure(Scope.ACCOUNT_MODEL, retry=False, cause="denied", doubtful=True)
+        for _ in range(20):
+            assert raised(world, denied, evidence=b"talkodd1") is denied
+        assert world.run("ok") == "ok by a"
+        assert raised(world, denied, evidence=b"talkodd1") is denied
+        assert raised(world, denied, evidence=b"tal2odd2") is denied
+        assert 0 < world.pool.cooldown_s(world.plan().routes[0].account, "m") < 30
+
+    def test_different_conversations_close_a_host(self) -> None:
+        world = World("a", QWEN_PROXY_RETRY_BUDGET=0)
+        for number in range(BREAKS_AT):
+            assert world.pool.cooldown_s(world.plan().routes[0].account, "m") == 0
+            raised(world, doubtful(), evidence=b"tal%d" % number + b"req%d" % number)
+        assert world.pool.cooldown_s(world.plan().routes[0].account, "m") == BROKEN.first_s
+
+    def test_an_answer_of_any_kind_shows_that_the_host_is_up(self) -> None:
+        world = World("a", QWEN_PROXY_RETRY_BUDGET=0)
+        for number in range(3 * BREAKS_AT):
+            raised(world, failure() if number % 2 else failure(Scope.ACCOUNT_MODEL, wait_s=0))
+        assert world.run("ok") == "ok by a"
+
+
+def test_a_lost_connection_is_replaced_at_once_and_counts_as_an_attempt() -> None:
+    world = World("a", "b", QWEN_PROXY_RETRY_BUDGET=0)
+    lost = failure(Scope.REQUEST, cause="closed", at_once=True)
+    assert world.run(lost, lost, "ok") == "ok by a"
+    assert (world.record.attempts, world.pauses) == (3, [])
+    assert raised(world, lost, lost, lost) is lost
+    assert world.run("ok") == "ok by a", "nobody is left alone for it"
+
+
+def open_circuit(**environ: object) -> World:
+    """One account whose host failed, and may be probed now."""
+    world = World("a", **environ)
+    host = world.pool.keys(world.plan().routes[0].account).host
+    for _ in range(BREAKS_AT):
+        world.cooldowns.record_failure(host, "timeout")
+    world.clock.advance(BROKEN.first_s)
+    return world
+
+
+def doubtful() -> ApiError:
+    return failure(cause="internal_error", doubtful=True)

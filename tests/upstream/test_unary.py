@@ -10,9 +10,9 @@ import pytest
 
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import Scope, UpstreamError
+from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.upstream.client import JsonAnswer
 from qwen_wsgi.upstream.executor import Executor, UnaryCall, UnaryRequests
-from qwen_wsgi.upstream.routing.refused_inputs import RefusedInputs
 from tests.fakes.upstream import settings_of
 from tests.upstream.retry_world import World, failure
 

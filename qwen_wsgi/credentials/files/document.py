@@ -10,7 +10,7 @@ unknown keys may be present.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -24,6 +24,9 @@ MAX_DATE_MS: Final = 8_640_000_000_000_000
 
 _REMEDY: Final = "Run `qwen` and log in again, or use an API key."
 _TOKENS: Final = ("access_token", "refresh_token", "token_type")
+_ENDPOINT: Final = "resource_url"
+#: What belongs to one version of a login; all else in the file is other programs'.
+_OWN: Final = (*_TOKENS, "expiry_date", _ENDPOINT)
 
 
 #: How the problem text of a torn file begins.
@@ -85,6 +88,31 @@ def parse(content: bytes, identity: FileIdentity | None) -> CredentialDocument:
         _expiry(raw.get("expiry_date")),
         MappingProxyType(raw),
         identity,
+    )
+
+
+def with_tokens_of(
+    login: CredentialDocument, there: Mapping[str, Any], before: Mapping[str, Any] | None = None
+) -> CredentialDocument:
+    """A login as a file is to have it that other programs may have changed meanwhile.
+
+    What they wrote stays; what is the login's own (the tokens, their end and their endpoint) is
+    taken from `login`.
+
+    Args:
+        there: what the file has now.
+        before: what it had when the renewal began. Where the renewal brought no other endpoint, one
+            that was written meanwhile stays.
+    """
+    own = {name: login.raw[name] for name in _OWN if name in login.raw}
+    if before is not None and own.get(_ENDPOINT) == before.get(_ENDPOINT) and _ENDPOINT in there:
+        own.pop(_ENDPOINT, None)
+    raw = {**there, **own}
+    url = raw.get(_ENDPOINT)
+    return replace(
+        login,
+        resource_url=url if isinstance(url, str) and url.strip() else None,
+        raw=MappingProxyType(raw),
     )
 
 

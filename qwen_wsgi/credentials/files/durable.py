@@ -10,6 +10,7 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ PREFIX: Final = ".qwen-proxy-"
 PADDING_BYTES: Final = 4096
 #: No reservation is kept this long, so an older one is left over from a crash. Seconds.
 LEFT_OVER_S: Final = 3600.0
+#: Who takes no lock (a person's login) has written its file within this time. Seconds.
+_UNLOCKED_S: Final = 2.0
 
 #: Only the owner may read a login.
 _MODE: Final = 0o600
@@ -61,6 +64,10 @@ class WriteProblem:
         return self.errno in _DISK_FULL
 
 
+class TargetChanged(Exception):
+    """Somebody else has just changed the file that was about to be replaced."""
+
+
 class Reservation:
     """A temporary file that will replace another file.
 
@@ -80,14 +87,18 @@ class Reservation:
         #: The content is at the target, even if `publish` raised an error afterwards.
         self.published = False
 
-    def publish(self, content: bytes) -> None:
+    def publish(self, content: bytes, *, unchanged: Callable[[], bool] | None = None) -> None:
         """Write content to the target and return when it is durable. Closes the reservation.
 
         The target's mtime grows even when it lies in the future. A symlink stays one: the file that
         it points to is replaced. A file that is a mount point is rewritten in place; a crash in the
         middle of that can tear it.
 
+        Args:
+            unchanged: asked right before the target is replaced, when the content is on disk.
+
         Raises:
+            TargetChanged: it said no; the reservation stays.
             OSError: it could not be written. The target is unchanged, unless `published` is true
                 (the directory could not be synced) or it is a mount point; the reservation stays,
                 so that the call can be repeated.
@@ -102,6 +113,8 @@ class Reservation:
             _give_to_owner(self._fd, real, old)
         _advance_mtime(self._fd, old)
         os.fsync(self._fd)
+        if unchanged is not None and not unchanged():
+            raise TargetChanged
         try:
             os.replace(self._path, real)
         except OSError as error:
@@ -129,17 +142,17 @@ class Reservation:
 
 def reserve(
     target: Path,
-    content: bytes,
+    size: int,
     *,
     padding: int = PADDING_BYTES,
     mode: int = _MODE,
     keep_owner: bool = True,
 ) -> Reservation:
-    """Make sure that a file can be replaced, and reserve the room for it.
+    """Make sure that a file can be replaced, and reserve the room for it: no content of it.
 
     Args:
-        content: what the file has now, or about as much.
-        padding: by how many bytes the new content may be longer.
+        size: how many bytes the new content has, or about as many.
+        padding: by how many bytes it may be longer.
         keep_owner: as root, give the new file to the owner of the old one, or of the directory.
 
     Raises:
@@ -155,7 +168,7 @@ def reserve(
     )
     try:
         # Random bytes: zeros take no room on a file system that compresses.
-        _fill(reservation._fd, content + secrets.token_bytes(padding))
+        _fill(reservation._fd, secrets.token_bytes(size + padding))
         if keep_owner:
             # Fails here where root may not do it (a container without CAP_CHOWN).
             _give_to_owner(reservation._fd, real, _status(real))
@@ -174,7 +187,7 @@ def replace_file(
     Raises:
         OSError: it could not be written.
     """
-    reservation = reserve(target, content, padding=0, mode=mode, keep_owner=keep_owner)
+    reservation = reserve(target, len(content), padding=0, mode=mode, keep_owner=keep_owner)
     try:
         reservation.publish(content)
     finally:
@@ -225,11 +238,13 @@ def _give_directory(parent: int, path: Path, *, made: bool) -> None:
         os.close(fd)
 
 
-def sweep(directory: Path, *, now_s: float) -> int:
+def sweep(directory: Path, *, now_s: float, alone: bool = False) -> int:
     """Remove the files that crashes left behind; return how many. Never raises.
 
     Args:
         now_s: wall clock, seconds since the epoch.
+        alone: our lock is held. Then a reservation of a process that has ended is left over,
+            however young it is.
     """
     swept = 0
     with suppress(OSError), os.scandir(directory) as entries:
@@ -239,10 +254,35 @@ def sweep(directory: Path, *, now_s: float) -> int:
                     continue
                 status = entry.stat(follow_symlinks=False)
                 # ctime and not mtime: `publish` may have pushed the mtime into the future.
-                if stat.S_ISREG(status.st_mode) and now_s - status.st_ctime > LEFT_OVER_S:
+                age_s = now_s - status.st_ctime
+                old = age_s > LEFT_OVER_S or (
+                    alone and abs(age_s) > _UNLOCKED_S and not _owner_runs(entry.name)
+                )
+                if stat.S_ISREG(status.st_mode) and old:
                     os.unlink(entry.path)
                     swept += 1
     return swept
+
+
+def holds_left_overs(directory: Path) -> bool:
+    """Whether there may be something to sweep. Never raises."""
+    with suppress(OSError), os.scandir(directory) as entries:
+        return any(entry.name.startswith(PREFIX) for entry in entries)
+    return False
+
+
+def _owner_runs(name: str) -> bool:
+    """Whether the process that made a reservation still runs, as far as its name tells."""
+    pid = name.removeprefix(PREFIX).split("-")[0]
+    if not pid.isdecimal() or not int(pid):
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def _status(path: str) -> os.stat_result | None:

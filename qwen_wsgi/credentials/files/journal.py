@@ -5,13 +5,15 @@ It is the write-ahead log for a value that exists nowhere else, and the record o
 workers share. Fields of the JSON object, each absent when it has no value:
 
     intent      {"fp", "pid", "at_ms", "attempt"}: a refresh token is about to be sent
-    received    {"spent", "document", "at_ms", "lifetime_ms", "forced", "published"}: the latest
-                login that we fetched, or saw in the shared file
+    received    {"spent", "document", "at_ms", "lifetime_ms", "forced", "published", "answered"}:
+                the latest login that we fetched, or saw in the shared file
     tombstones  {fp: at_ms}: refresh tokens that the endpoint refused
     spent       {fp: at_ms}: refresh tokens that we exchanged for a successor
     backoff     {"fp", "failures", "not_before_ms", "outcome", "at_ms"}
-    forced_at_ms   the last refresh because of a refused access token
-    closed      fp of the access token that a refresh brought and the API still refused
+    forced      {"fp", "at_ms": [...]}: the latest refreshes because of a refused access token, of
+                the login whose refresh token has this fp now
+    closed      {"fp", "at_ms"}: the access token that a refresh brought and the API still refused,
+                and when it did so last; 0 when it is to be given another chance
 
 Times are wall-clock milliseconds, because processes and boots have no other clock in common.
 Refresh tokens appear as fingerprints, except inside `document`, which is why the file is 0600.
@@ -67,6 +69,7 @@ class Received:
         lifetime_ms: of its access token; None if we did not fetch it.
         forced: it was fetched because the API had refused the access token before it.
         published: it was written to the shared file.
+        answered: the API has accepted its access token; recorded where `forced` is true.
     """
 
     spent: str
@@ -75,6 +78,7 @@ class Received:
     lifetime_ms: int | None
     forced: bool
     published: bool
+    answered: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,26 @@ class Backoff:
 
 
 @dataclass(frozen=True)
+class Closed:
+    """Which access token the API refuses for good, as it seems, and when it did so last."""
+
+    fp: str
+    at_ms: int
+
+
+@dataclass(frozen=True)
+class Forced:
+    """When a login was refreshed because of a refused access token, the latest last.
+
+    Attributes:
+        fp: of the login's present refresh token.
+    """
+
+    fp: str
+    at_ms: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Journal:
     """One version of the journal; immutable, changed by `dataclasses.replace`."""
 
@@ -96,8 +120,8 @@ class Journal:
     received: Received | None = None
     tombstones: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     backoff: Backoff | None = None
-    forced_at_ms: int | None = None
-    closed: str | None = None
+    forced: Forced | None = None
+    closed: Closed | None = None
     spent: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
     def with_tombstone(self, fp: str, at_ms: int) -> Journal:
@@ -127,6 +151,7 @@ def render(journal: Journal) -> bytes:
             "lifetime_ms": received.lifetime_ms,
             "forced": received.forced,
             "published": received.published,
+            "answered": received.answered,
         }
     if journal.tombstones:
         value["tombstones"] = dict(journal.tombstones)
@@ -134,10 +159,10 @@ def render(journal: Journal) -> bytes:
         value["spent"] = dict(journal.spent)
     if journal.backoff is not None:
         value["backoff"] = vars(journal.backoff)
-    if journal.forced_at_ms is not None:
-        value["forced_at_ms"] = journal.forced_at_ms
+    if journal.forced is not None:
+        value["forced"] = vars(journal.forced)
     if journal.closed is not None:
-        value["closed"] = journal.closed
+        value["closed"] = vars(journal.closed)
     return json.dumps(value, indent=2).encode()
 
 
@@ -159,8 +184,8 @@ def parse(content: bytes, identity: FileIdentity | None = None) -> Journal:
         received=_received(value.get("received")),
         tombstones=_times(value.get("tombstones")),
         backoff=_part(Backoff, value.get("backoff")),
-        forced_at_ms=_integer(value.get("forced_at_ms")),
-        closed=value.get("closed") if isinstance(value.get("closed"), str) else None,
+        forced=_forced(value.get("forced")),
+        closed=_closed(value.get("closed")),
         spent=_times(value.get("spent")),
     )
 
@@ -169,6 +194,19 @@ def _times(value: object) -> Mapping[str, int]:
     if not isinstance(value, dict):
         return MappingProxyType({})
     return MappingProxyType({str(fp): int(at) for fp, at in value.items() if isinstance(at, int)})
+
+
+def _forced(value: object) -> Forced | None:
+    if not isinstance(value, dict) or not isinstance(value.get("fp"), str):
+        return None
+    times = value.get("at_ms")
+    known = tuple(map(_integer, times)) if isinstance(times, list) else ()
+    return Forced(value["fp"], tuple(each for each in known if each is not None))
+
+
+def _closed(value: object) -> Closed | None:
+    # An earlier version wrote the fingerprint alone: another chance after the upgrade.
+    return Closed(value, 0) if isinstance(value, str) else _part(Closed, value)
 
 
 def _integer(value: object) -> int | None:
@@ -200,6 +238,7 @@ def _received(value: object) -> Received | None:
             lifetime_ms=_integer(value["lifetime_ms"]),
             forced=bool(value.get("forced")),
             published=bool(value.get("published")),
+            answered=bool(value.get("answered")),
         )
     except (KeyError, TypeError, ValueError, OverflowError):  # Unusable is a ValueError
         return None

@@ -229,21 +229,42 @@ class LoginStore:
         Raises:
             OSError: it cannot be reserved: read-only, no permission, disk full.
         """
-        content = render(login.raw)
-        shared = durable.reserve(self.paths.document, content)
+        size = len(render(login.raw))
+        shared = durable.reserve(self.paths.document, size)
         try:
-            return shared, self._reserve_journal(content)
+            return shared, self._reserve_journal(size)
         except BaseException:
             shared.discard()
             raise
 
-    def _reserve_journal(self, more: bytes) -> durable.Reservation:
+    def _reserve_journal(self, more: int) -> durable.Reservation:
         path = self.paths.journal
         try:
-            content = path.read_bytes()
+            size = path.stat().st_size
         except FileNotFoundError:
-            content = b""
-        return durable.reserve(path, content + more)
+            size = 0
+        return durable.reserve(path, size + more)
+
+    def sweep(self, *, alone: bool) -> None:
+        """Remove the reservations that crashes left behind; see `durable.sweep`."""
+        for directory in self._directories():
+            durable.sweep(directory, now_s=self._clock.now(), alone=alone)
+
+    def holds_left_overs(self) -> bool:
+        """Whether there may be something to sweep."""
+        return any(map(durable.holds_left_overs, self._directories()))
+
+    def _directories(self) -> set[Path]:
+        # Of the document's real file: there its reservation is made.
+        real = Path(os.path.realpath(self.paths.document))
+        return {real.parent, self.paths.document.parent, self.paths.journal.parent}
+
+    def identity(self) -> FileIdentity | None:
+        """Which version of the shared file there is now; None without one."""
+        try:
+            return FileIdentity.of(os.stat(self.paths.document))
+        except OSError:
+            return None
 
     def write_problem(self) -> WriteProblem | None:
         """Why a refresh could not replace the files, as far as the kernel tells beforehand; nothing

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from qwen_wsgi.clock import Clock
+from qwen_wsgi.shortage import by_errno
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,10 @@ T = TypeVar("T")
 RETRY_S: Final = 0.1
 #: None of these files is ever this large. Bytes.
 MAX_BYTES: Final = 4 * 1024 * 1024
+#: Errors of a disk or a mount that fails, or is not there yet.
+_PASSING: Final = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENODEV}
+)
 
 
 class FileIdentity(NamedTuple):
@@ -72,6 +77,7 @@ class Reading(Generic[T]):
             when `value` is its content.
         remedy: what to do about `problem`.
         unreadable: the problem is access to the file, not its content.
+        passing: it is one of the disk, the network or the machine, and may pass by itself.
     """
 
     identity: FileIdentity | None
@@ -80,6 +86,7 @@ class Reading(Generic[T]):
     problem: str = ""
     remedy: str = ""
     unreadable: bool = False
+    passing: bool = False
 
     @property
     def exists(self) -> bool:
@@ -170,8 +177,11 @@ class WatchedFile(Generic[T]):
             identity,
             before.value,
             f"cannot be read ({error.strerror})",
-            "Make it a file that the user who runs qwen-proxy can read.",
+            "Make it a file that the user who runs qwen-proxy can read."
+            if (shortage := by_errno(error.errno)) is None
+            else shortage.remedy,
             unreadable=True,
+            passing=error.errno in _PASSING or by_errno(error.errno) is not None,
         )
 
     def _replace(self, before: Reading[T], after: Reading[T]) -> Reading[T]:

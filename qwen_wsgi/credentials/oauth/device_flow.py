@@ -277,7 +277,7 @@ def check_writable(path: Path) -> None:
     """
     try:
         durable.make_directory(path.parent)
-        durable.reserve(path, b"").discard()
+        durable.reserve(path, 0).discard()
         _read(path)
     except OSError as error:
         raise _not_saved(path, error) from None

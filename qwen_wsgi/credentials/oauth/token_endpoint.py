@@ -32,6 +32,7 @@ from qwen_wsgi.credentials.oauth.errors import (
 from qwen_wsgi.credentials.oauth.reply import Reply
 from qwen_wsgi.credentials.oauth.wire import Adapter, Moment, Wire
 from qwen_wsgi.redaction import mask
+from qwen_wsgi.shortage import shortage_of
 
 #: qwen-code's client id; it is public. A login belongs to the client that it was made with.
 CLIENT_ID: Final = "f0304373b74a44d2b584a3fb70ca9e56"
@@ -295,11 +296,14 @@ class TokenEndpoint:
             # What counts is whether the token may have been sent, which only the wire knows. The
             # exceptions do not: a timeout of the TLS handshake is a ReadTimeout.
             reason = "it took too long" if wire.ended else oauth_wire.reason(error)
+            shortage = shortage_of(error)
         finally:
             timer.cancel()
             adapter.close()
         # Not inside the handler: the exception of `requests` contains the request, with the token.
         if wire.watched and wire.sent is None:
+            if shortage is not None:
+                raise NotSent(f"the proxy has {shortage.what}. {shortage.remedy.rstrip('.')}")
             raise NotSent(f"{self.host} cannot be reached: {reason}")
         raise Ambiguous(f"{self.host} gave no answer: {reason}")
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
-from qwen_wsgi.credentials.files import document, journal
+from qwen_wsgi.credentials.files import document, durable, journal
 from qwen_wsgi.credentials.files.durable import WriteProblem
-from qwen_wsgi.credentials.files.journal import Journal, Received, fingerprint
+from qwen_wsgi.credentials.files.journal import Closed, Forced, Journal, Received, fingerprint
 from qwen_wsgi.credentials.files.login_store import render
-from qwen_wsgi.credentials.files.watched import Unusable
+from qwen_wsgi.credentials.files.watched import FileIdentity, Unusable
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenAnswer
 from qwen_wsgi.credentials.refresh.attempt import Outcome, Step
 from qwen_wsgi.credentials.refresh.context import RefreshContext, RefreshState
 from qwen_wsgi.credentials.refresh.policy import RefreshPolicy
+from qwen_wsgi.credentials.refresh.timing import MOST_FORCED
 
 log = logging.getLogger(__name__)
+
+#: How often the file is read again because somebody wrote into it in the very moment.
+_TRIES: Final = 4
 
 
 class Committer:
@@ -38,11 +44,11 @@ class Committer:
         new = Journal(
             received=received,
             tombstones=step.journal.tombstones,
-            forced_at_ms=(
-                int(self._context.clock.now() * 1000) if step.forced else step.journal.forced_at_ms
-            ),
+            forced=self._forced(step, received),
+            closed=_inherited(step.journal.closed, step, received),
             spent=step.journal.spent,
         )
+        self._state.closed = _inherited(self._state.closed, step, received)
         if fingerprint(received.login.refresh_token) != step.fp:
             new = new.with_spent(step.fp, received.at_ms)
         # From here on this process has the login, whatever happens to the disk.
@@ -100,31 +106,60 @@ class Committer:
             published=False,
         )
 
+    def _forced(self, step: Step, received: Received) -> Forced | None:
+        """When this login was refreshed because of a refused token, this time included."""
+        before = step.journal.forced
+        times = before.at_ms if before is not None and before.fp == step.fp else ()
+        if step.forced:
+            times = (*times, int(self._context.clock.now() * 1000))[-MOST_FORCED:]
+        return Forced(fingerprint(received.login.refresh_token), times) if times else None
+
     def _publish(self, step: Step, received: Received, new: Journal) -> tuple[Outcome, str]:
         """Compare and swap: the CLI's login takes no lock, and a new login of a person wins."""
-        try:
-            there = self._store.reload().reading.value
-        except Unusable:
-            there = None  # torn by another program's write in place; ours is whole
-        if there is not None and fingerprint(there.refresh_token) not in (
-            step.fp,
-            fingerprint(received.login.refresh_token),
-        ):
-            # Superseded for good: it must not come back when that login is deleted later.
-            with suppress(OSError):  # the other login wins all the same
-                self._store.write_journal(replace(new, received=None))
-            return Outcome.ADOPTED, "a new login was made meanwhile, and it is used"
-        try:
-            step.shared.publish(render(received.login.raw))
-        except OSError:
-            if not step.shared.published:
-                raise
+        for left in reversed(range(_TRIES)):
+            before = self._store.identity()
+            try:
+                there = self._store.reload().reading.value
+            except Unusable:
+                there = None  # torn by another program's write in place; ours is whole
+            if there is not None and fingerprint(there.refresh_token) not in (
+                step.fp,
+                fingerprint(received.login.refresh_token),
+            ):
+                # Superseded for good: it must not come back when that login is deleted later.
+                with suppress(OSError):  # the other login wins all the same
+                    self._store.write_journal(replace(new, received=None))
+                return Outcome.ADOPTED, "a new login was made meanwhile, and it is used"
+            if there is not None:
+                merged = document.with_tokens_of(received.login, there.raw, step.login.raw)
+                received = replace(received, login=merged)
+            try:
+                self._replace(step, received, partial(self._is_still, before, last=not left))
+                break
+            except durable.TargetChanged:
+                continue  # somebody wrote into it this moment: read it again
         self._context.checkpoint("published")
         with suppress(OSError):  # without it the next reader finds that both are the same
             self._store.write_journal(replace(new, received=replace(received, published=True)))
         self._context.checkpoint("finished")
         left_s = received.login.expires_at_ms / 1000 - self._context.clock.now()
         return Outcome.OK, f"valid for {left_s:.0f} s"
+
+    def _is_still(self, version: FileIdentity | None, *, last: bool) -> bool:
+        return last or self._store.identity() == version
+
+    def _replace(self, step: Step, received: Received, unchanged: Callable[[], bool]) -> None:
+        """Write the shared file, if it is still the version that was read.
+
+        Raises:
+            TargetChanged: it is not.
+            OSError: it cannot be written.
+        """
+        try:
+            step.shared.publish(render(received.login.raw), unchanged=unchanged)
+        except OSError:
+            if not step.shared.published:
+                raise
 
     def _rescue(self, step: Step, new: Journal, error: OSError) -> bool:
         """Serve the new login, which exists in memory alone, and retry until the journal has it.
@@ -159,3 +194,10 @@ class Committer:
         self._state.unsaved = ""
         log.warning("the new login is written now login=%s attempt=%s", self._store.shown, step.id)
         return True
+
+
+def _inherited(closed: Closed | None, step: Step, received: Received) -> Closed | None:
+    """A closed login stays closed with its next token, until the API accepts that."""
+    if closed is None or closed.fp != fingerprint(step.login.access_token):
+        return closed
+    return replace(closed, fp=fingerprint(received.login.access_token))

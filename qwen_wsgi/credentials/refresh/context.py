@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.files.durable import WriteProblem
+from qwen_wsgi.credentials.files.journal import Closed
 from qwen_wsgi.credentials.files.login_store import LoginStore
 from qwen_wsgi.credentials.locks.cli_lock import CliLock
 from qwen_wsgi.credentials.locks.proxy_lock import ProxyLock
@@ -38,8 +40,11 @@ class RefreshState:
         read_only: why the files cannot be replaced; None when they can, as far as is known.
         unsaved: why the latest login is in this process's memory alone; empty when it is on disk.
         deadlines: by access token that this process fetched: when it expires, by boot time.
-        refused, closed: fingerprints of refused refresh tokens, and of the access token of a closed
-            account; the journal has them too, unless it cannot be written.
+        refused: fingerprints of refused refresh tokens; the journal has them too, unless it cannot
+            be written.
+        closed: the access token of a closed account, as long as the journal could not be written.
+        answered: fingerprint of the latest access token that the API accepted.
+        trial_until: until when (monotonic) a call tries a closed login again.
         pause: until when (monotonic) this process makes no attempt with the refresh token of that
             fingerprint.
         draining: the process is stopping; nothing new is sent.
@@ -50,7 +55,9 @@ class RefreshState:
     unsaved: str = ""
     deadlines: dict[str, float] = field(default_factory=dict)
     refused: frozenset[str] = frozenset()
-    closed: str = ""
+    closed: Closed | None = None
+    answered: str = ""
+    trial_until: float = -math.inf
     pause: tuple[str, float] = ("", 0.0)
     draining: bool = False
     attempt_id: str = ""

@@ -10,9 +10,15 @@ from typing import Final, NamedTuple
 
 from qwen_wsgi.credentials.credential import Ability, TokenState
 from qwen_wsgi.credentials.files.document import CredentialDocument
-from qwen_wsgi.credentials.files.journal import fingerprint
+from qwen_wsgi.credentials.files.journal import Closed, fingerprint
 from qwen_wsgi.credentials.files.login_store import Snapshot
 from qwen_wsgi.credentials.refresh.context import RefreshContext, RefreshState
+from qwen_wsgi.credentials.refresh.timing import (
+    CLOSED_CALL_S,
+    CLOSED_TRIAL_S,
+    FORCED_PAUSES,
+    MOST_FORCED,
+)
 
 #: Refresh in the background from here on. Far above the 30 s at which qwen-code refreshes, so that
 #: a running CLI finds a fresh token and never spends the refresh token itself.
@@ -123,18 +129,63 @@ class RefreshPolicy:
 
     def ability(self, snapshot: Snapshot) -> Ability:
         """Whether the login can be refreshed, and if not, why."""
-        login = snapshot.newest.login
-        if login is not None and fingerprint(login.access_token) in (
-            snapshot.journal.closed,
-            self._state.closed,
-        ):
+        if self.closed_at_ms(snapshot) is not None:
             return Ability.TIER_CLOSED
+        return self._ability_if_open(snapshot)
+
+    def _ability_if_open(self, snapshot: Snapshot) -> Ability:
+        login = snapshot.newest.login
         if login is None or not login.refresh_token:
             return Ability.NO_REFRESH_TOKEN
         fp = fingerprint(login.refresh_token)
         if fp in snapshot.journal.tombstones or fp in self._state.refused:
             return Ability.REJECTED
         return Ability.READ_ONLY if self._state.read_only else Ability.REFRESHABLE
+
+    # --- what the API said of the access token ----------------------------------------------------
+
+    def has_answered(self, snapshot: Snapshot) -> bool:
+        """Whether the API has accepted the login's access token, as far as is known."""
+        login, received = snapshot.newest.login, snapshot.journal.received
+        if login is None:
+            return False
+        if fingerprint(login.access_token) == self._state.answered:
+            return True
+        same = received is not None and received.login.access_token == login.access_token
+        return received is not None and same and received.answered
+
+    def closed_at_ms(self, snapshot: Snapshot) -> int | None:
+        """When the API refused the login for good, as it seems; None if it did not."""
+        if self.has_answered(snapshot):
+            return None
+        closed = self._closed(snapshot)
+        return None if closed is None else closed.at_ms or None
+
+    def was_closed(self, snapshot: Snapshot) -> bool:
+        """Whether the login is closed, or has but another chance."""
+        return not self.has_answered(snapshot) and self._closed(snapshot) is not None
+
+    def call_tries_in_s(self, snapshot: Snapshot) -> float:
+        """In how many seconds a call may try a closed login again."""
+        return self._closed_for_s(snapshot, CLOSED_CALL_S)
+
+    def trial_in_s(self, snapshot: Snapshot) -> float:
+        """In how many seconds a closed login is tried again without a call."""
+        return self._closed_for_s(snapshot, CLOSED_TRIAL_S)
+
+    def _closed(self, snapshot: Snapshot) -> Closed | None:
+        login = snapshot.newest.login
+        # What could not be written is later than what the journal has.
+        known = self._state.closed or snapshot.journal.closed
+        if login is None or known is None or known.fp != fingerprint(login.access_token):
+            return None
+        return known
+
+    def _closed_for_s(self, snapshot: Snapshot, limit_s: float) -> float:
+        at_ms = self.closed_at_ms(snapshot)
+        since_s = limit_s if at_ms is None else self._context.clock.now() - at_ms / 1000
+        # Before it was closed: the clock was set back.
+        return max(0.0, limit_s - since_s) if since_s >= 0 else 0.0
 
     def is_settled(self, snapshot: Snapshot, rejected: str | None) -> bool:
         """Whether no refresh is needed, because another process or program was faster."""
@@ -148,7 +199,8 @@ class RefreshPolicy:
     def is_due(self, snapshot: Snapshot, rejected: str | None) -> bool:
         """Whether an attempt may be made now, as far as this and all other processes know."""
         login = snapshot.newest.login
-        if login is None or self.ability(snapshot) not in (Ability.REFRESHABLE, Ability.READ_ONLY):
+        able = self._ability_if_open(snapshot) in (Ability.REFRESHABLE, Ability.READ_ONLY)
+        if login is None or not able or self._is_left_closed(snapshot):
             return False
         if self._is_paused(login) or self._is_just_gone(snapshot):
             return False
@@ -159,11 +211,34 @@ class RefreshPolicy:
             left_ms = backoff.not_before_ms - now_ms
             if 0 < left_ms <= self._context.timing.longest_retry_s * 1000:
                 return False
-        if rejected is not None and self.token_state(snapshot) is TokenState.FRESH:
-            forced = snapshot.journal.forced_at_ms
-            if forced is not None and 0 <= now_ms - forced < self.pause_s(snapshot) * 1000:
-                return False
-        return True
+        fresh = self.token_state(snapshot) is TokenState.FRESH
+        return rejected is None or not fresh or self.forced_in_s(snapshot) <= 0
+
+    def forced_in_s(self, snapshot: Snapshot) -> float:
+        """In how many seconds the login may be refreshed because its access token is refused.
+
+        At once if the one before it worked, or was another login's; but a few times only.
+        """
+        login, forced = snapshot.newest.login, snapshot.journal.forced
+        if login is None or forced is None or forced.fp != fingerprint(login.refresh_token):
+            return 0.0
+        now_s, pause_s = self._context.clock.now(), self.pause_s(snapshot)
+        window_s = FORCED_PAUSES * pause_s
+        ago = [now_s - at_ms / 1000 for at_ms in forced.at_ms]
+        recent = [each for each in ago if 0 <= each < window_s]
+        if len(recent) >= MOST_FORCED:
+            return window_s - recent[-MOST_FORCED]
+        if not recent or self.has_answered(snapshot):
+            return 0.0
+        return max(0.0, pause_s - recent[-1])
+
+    def _is_left_closed(self, snapshot: Snapshot) -> bool:
+        """Whether a closed login is to be left alone: all but one that a call tries, and whose
+        token has expired meanwhile."""
+        if self.closed_at_ms(snapshot) is None:
+            return False
+        tried = self._context.clock.monotonic() < self._state.trial_until
+        return not tried or self.token_state(snapshot) is not TokenState.EXPIRED
 
     def is_wanted(self, snapshot: Snapshot, rejected: str | None) -> bool:
         """Whether an attempt has work now: a login to publish from the journal, or a refresh."""

@@ -9,6 +9,7 @@ import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 
 from qwen_wsgi.clock import Clock, boottime, sleep
 from qwen_wsgi.credentials.credential import Ability, TokenState
@@ -28,7 +29,7 @@ from qwen_wsgi.credentials.refresh.context import (
 from qwen_wsgi.credentials.refresh.journal_updates import JournalUpdates
 from qwen_wsgi.credentials.refresh.lock_pair import LockPair
 from qwen_wsgi.credentials.refresh.policy import RefreshPolicy
-from qwen_wsgi.credentials.refresh.timing import RefreshTiming
+from qwen_wsgi.credentials.refresh.timing import CLOSED_CALL_S, RefreshTiming
 from qwen_wsgi.credentials.refresh.transaction import Transaction
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,8 @@ class Refresher:
         self._pid = os.getpid()
         self._guard = threading.Lock()
         self._backing_up = False
+        #: Fingerprint of the token that the API accepted, while that is being recorded.
+        self._noting = ""
 
     # --- what it knows ---------------------------------------------------------------------------
 
@@ -119,6 +122,31 @@ class Refresher:
     def ability(self, snapshot: Snapshot) -> Ability:
         """See `RefreshPolicy.ability`."""
         return self._policy.ability(snapshot)
+
+    def has_answered(self, snapshot: Snapshot) -> bool:
+        """See `RefreshPolicy.has_answered`."""
+        return self._policy.has_answered(snapshot)
+
+    def was_closed(self, snapshot: Snapshot) -> bool:
+        """See `RefreshPolicy.was_closed`."""
+        return self._policy.was_closed(snapshot)
+
+    def closed_at_ms(self, snapshot: Snapshot) -> int | None:
+        """See `RefreshPolicy.closed_at_ms`."""
+        return self._policy.closed_at_ms(snapshot)
+
+    def call_tries_in_s(self, snapshot: Snapshot) -> float:
+        """In how many seconds a call may try a closed login, as far as this process knows."""
+        mine_s = self._state.trial_until - self.context.clock.monotonic()
+        return max(0.0, mine_s, self._policy.call_tries_in_s(snapshot))
+
+    def trial_in_s(self, snapshot: Snapshot) -> float:
+        """See `RefreshPolicy.trial_in_s`."""
+        return self._policy.trial_in_s(snapshot)
+
+    def forced_in_s(self, snapshot: Snapshot) -> float:
+        """See `RefreshPolicy.forced_in_s`."""
+        return self._policy.forced_in_s(snapshot)
 
     def check_writable(self) -> WriteProblem | None:
         """Find out whether the login's files could be replaced, without creating any.
@@ -179,6 +207,47 @@ class Refresher:
         except RuntimeError:  # no more threads; the next call tries again
             self._backing_up = False
 
+    def sweep(self) -> None:
+        """Remove the reservations that crashes left behind, if no attempt is under way anywhere;
+        else the next attempt does it. For the start of a process."""
+        store, lock = self.context.store, self.context.proxy_lock
+        with suppress(OSError):
+            if store.holds_left_overs() and lock.acquire(0.0):
+                try:
+                    store.sweep(alone=True)
+                finally:
+                    lock.release()
+
+    def begin_trial(self) -> None:
+        """Let the calling call try a closed login; others of this process wait for what it finds,
+        a minute at most."""
+        self._state.trial_until = self.context.clock.monotonic() + CLOSED_CALL_S
+
+    def note_answered(self, token: str) -> None:
+        """Remember that the API accepts an access token, and tell the other workers if they may
+        doubt it: in a thread, because the journal's lock may be held."""
+        fp = self._state.answered = fingerprint(token)
+        self._leave_to_parent()
+        snapshot = self.context.store.snapshot()
+        login = snapshot.newest.login
+        if login is None or login.access_token != token or self._noting == fp:
+            return
+        if self._state.draining or not self._journal.is_doubted(snapshot):
+            return
+        self._noting = fp
+        try:
+            threading.Thread(
+                target=self._note, args=(login,), name="qwen-login-answered", daemon=True
+            ).start()
+        except RuntimeError:  # no more threads; this process knows it
+            self._noting = ""
+
+    def _note(self, login: CredentialDocument) -> None:
+        try:
+            self._journal.note_answered(login)
+        finally:
+            self._noting = ""
+
     def _back_up(self) -> None:
         try:
             self._journal.back_up()
@@ -202,7 +271,7 @@ class Refresher:
             # Forked meanwhile: the thread stayed with the parent, and the guard may have been
             # copied while it was locked.
             self._guard, self._state.running, self._pid = threading.Lock(), None, os.getpid()
-            self._backing_up = False
+            self._backing_up, self._noting = False, ""
 
     def _run(self, running: RunningAttempt, rejected: str | None) -> None:
         try:
@@ -235,7 +304,7 @@ class Refresher:
             state.last = state.last or attempt
             return attempt
         state.last = attempt
-        self._hold_off(outcome)
+        self._hold_off(outcome, needed=rejected is not None)
         log.log(
             logging.INFO if outcome in (Outcome.OK, Outcome.ADOPTED) else logging.WARNING,
             "login refresh outcome=%s login=%s attempt=%s: %s",
@@ -246,13 +315,18 @@ class Refresher:
         )
         return attempt
 
-    def _hold_off(self, outcome: Outcome) -> None:
-        """Keep this process from trying again at once where the journal holds no pause."""
+    def _hold_off(self, outcome: Outcome, *, needed: bool) -> None:
+        """Keep this process from trying again at once where the journal holds no pause.
+
+        Args:
+            needed: the API refuses the token that there is.
+        """
         if outcome not in (Outcome.LOCK_TIMEOUT, Outcome.READ_ONLY, Outcome.FAILED):
             return
         snapshot = self.context.store.snapshot()
         pause_s = self._policy.pause_s(snapshot)
-        if outcome is Outcome.LOCK_TIMEOUT and self._policy.is_urgent(snapshot):
+        if needed or self._policy.is_urgent(snapshot):
+            # Nothing was spent, and a disk or mount that is healed is used as soon as it is.
             pause_s = min(pause_s, self.context.timing.urgent_retry_s)
         if snapshot.newest.login is not None:
             self._policy.hold_off(fingerprint(snapshot.newest.login.refresh_token), pause_s)
@@ -262,6 +336,10 @@ class Refresher:
     def close_tier(self, login: CredentialDocument) -> None:
         """See `JournalUpdates.close_tier`."""
         self._journal.close_tier(login)
+
+    def give_another_chance(self, login: CredentialDocument) -> None:
+        """See `JournalUpdates.give_another_chance`."""
+        self._journal.give_another_chance(login)
 
     def forget(self) -> bool:
         """See `JournalUpdates.forget`."""

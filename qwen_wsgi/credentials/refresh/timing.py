@@ -24,6 +24,14 @@ URGENT_RETRY_S: Final = 5.0
 REJECTED_PAUSE_S: Final = 1.0
 #: A token that a forced refresh brought and that is refused within this time was never good.
 CLOSED_WITHIN_S: Final = 60.0
+#: A login that the API refused even with a new token may be tried by a call after this time, and is
+#: tried without one after the other: a host that errs for a moment refuses everybody.
+CLOSED_CALL_S: Final = 60.0
+CLOSED_TRIAL_S: Final = 240.0
+#: So many refreshes because of refused access tokens are made within ten pauses (`RETRY_S`) of one
+#: login: a host that refuses good tokens now and then must not spend a refresh token each time.
+MOST_FORCED: Final = 3
+FORCED_PAUSES: Final = 10
 #: Pause between tries to write a login that could not be written.
 RESCUE_S: Final = 5.0
 #: A qwen-code deletes the file when its refresh token is refused, most likely because another one

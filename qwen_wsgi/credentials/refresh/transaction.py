@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
-from qwen_wsgi.credentials.files import durable
+from qwen_wsgi.credentials.files import document, durable
 from qwen_wsgi.credentials.files.journal import Backoff, Intent
 from qwen_wsgi.credentials.files.login_store import Snapshot, render
 from qwen_wsgi.credentials.files.watched import Unusable
@@ -67,8 +67,7 @@ class Transaction:
             OSError: a file cannot be written; nothing was sent.
         """
         self._context.checkpoint("locked")
-        for directory in {self._store.paths.document.parent, self._store.paths.journal.parent}:
-            durable.sweep(directory, now_s=self._context.clock.now())
+        self._store.sweep(alone=True)
         try:
             snapshot = self._store.reload()
         except Unusable as error:
@@ -96,11 +95,13 @@ class Transaction:
         """Write the journal's login, which a crash kept from the shared file, and read it again."""
         login, received = snapshot.newest.login, snapshot.journal.received
         assert login is not None
+        there = snapshot.reading.value
+        login = login if there is None else document.with_tokens_of(login, there.raw)
         durable.replace_file(self._store.paths.document, render(login.raw))
         self._state.read_only = None
         self._context.checkpoint("published")
         if received is not None:
-            published = replace(received, published=True)
+            published = replace(received, login=login, published=True)
             self._store.write_journal(replace(snapshot.journal, received=published))
         log.warning("login restored from the journal login=%s attempt=%s", self._store.shown, id)
         return self._store.reload()

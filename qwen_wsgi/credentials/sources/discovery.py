@@ -24,7 +24,7 @@ from qwen_wsgi.credentials.files.watched import Unusable, WatchedFile
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.sources import login_files, providers
 from qwen_wsgi.credentials.sources.account_list import Build, Built, changed_at
-from qwen_wsgi.errors import SettingsError
+from qwen_wsgi.errors import CannotStartYet, SettingsError
 from qwen_wsgi.settings import Settings
 
 
@@ -65,7 +65,9 @@ class Discovery:
         Raises:
             SettingsError: a file that exists cannot be read, a settings.json is not a JSON object,
                 QWEN_CLI_AUTH is not a login, or a variable holds an unusable base URL.
+            CannotStartYet: a file cannot be read now because of the disk or the machine.
         """
+        passing: list[str] = []
         faults = list(_bad_urls(self._settings))
         try:
             login_files.environment_login(self._settings)
@@ -74,9 +76,12 @@ class Discovery:
         for file, reading in self._current().watched:
             # An unusable login is only a missing account, and does not stop the server.
             if reading.problem and (reading.unreadable or file.path not in self._logins):
-                faults.append(f"{file.shown} {reading.problem}. {reading.remedy}".rstrip("."))
+                fault = f"{file.shown} {reading.problem}. {reading.remedy}".rstrip(".")
+                (passing if reading.passing else faults).append(fault)
         if faults:
-            raise SettingsError("; ".join(faults))
+            raise SettingsError("; ".join(faults + passing))
+        if passing:
+            raise CannotStartYet("; ".join(passing))
 
     def logins(self) -> tuple[OAuthLogin, ...]:
         """The logins among the accounts, for maintenance and commands."""

@@ -20,6 +20,10 @@ INPUT_REFUSED: Final = "input_refused"
 _UNDERSTOOD: Final = frozenset({400, 403, 404, 409, 413, 422, 500, 502, 503, 504})
 
 
+#: The client's code where an account's credential is refused.
+REFUSED_CODE: Final = "upstream_account_refused"
+
+
 @dataclass(frozen=True, slots=True)
 class Cause:
     """One cause of failures and what follows from it.
@@ -27,7 +31,7 @@ class Cause:
     Attributes:
         name: a stable word of at most 20 characters.
         meaning: what is wrong, as half a sentence.
-        scope, retry, elsewhere, wait_s, remedy: as in `errors.Failure`.
+        scope, retry, elsewhere, wait_s, remedy, doubtful: as in `errors.Failure`.
         status: the client's status.
         keeps_status: the upstream's own status is passed on instead, where a client understands it.
         type, code, param: the client's; None passes the upstream's own on.
@@ -52,6 +56,7 @@ class Cause:
     retry_after_s: float | None = None
     template: str = "{message}"
     remedy: str = ""
+    doubtful: bool = False
 
     def failure(self, wait_s: float | None = None) -> Failure:
         """What it means for the calls to come.
@@ -63,7 +68,20 @@ class Cause:
             wait_s = None
         elif wait_s is None:
             wait_s = self.wait_s
-        return Failure(self.name, self.scope, self.retry, self.elsewhere, wait_s, self.remedy)
+        return Failure(
+            self.name,
+            self.scope,
+            self.retry,
+            self.elsewhere,
+            wait_s,
+            self.remedy,
+            self.doubtful,
+        )
+
+    @property
+    def refuses_account(self) -> bool:
+        """Whether the upstream does not accept the account's credential."""
+        return self.code == REFUSED_CODE
 
     def status_for(self, upstream_status: int | None) -> int:
         """The client's status for a status of the upstream."""
@@ -165,10 +183,11 @@ def _refused(name: str, meaning: str, remedy: str) -> Cause:
         elsewhere=True,
         status=502,
         type="upstream_error",
-        code="upstream_account_refused",
+        code=REFUSED_CODE,
         should_retry=False,
         template="The upstream refused the credential of the proxy's account '{account}' ({why}). "
-        "Your own key is fine: the operator of this proxy can see more with `qwen-proxy status`.",
+        f"Your own key is fine. For the operator of this proxy: {remedy} `qwen-proxy status` shows "
+        "more.",
         remedy=remedy,
     )
 
@@ -192,9 +211,19 @@ def _model(name: str, meaning: str, status: int, says: str, remedy: str) -> Caus
 
 
 def _upstream(
-    name: str, meaning: str, status: int = 502, *, keeps_status: bool = False, remedy: str = ""
+    name: str,
+    meaning: str,
+    status: int = 502,
+    *,
+    keeps_status: bool = False,
+    remedy: str = "",
+    sent: bool = True,
 ) -> Cause:
-    """A failure of the upstream itself, or of the way to it."""
+    """A failure of the upstream itself, or of the way to it.
+
+    Args:
+        sent: the upstream may have read the request, which may be what it fails on.
+    """
     return Cause(
         name,
         meaning,
@@ -204,6 +233,7 @@ def _upstream(
         status=status,
         keeps_status=keeps_status,
         remedy=remedy,
+        doubtful=sent,
     )
 
 
@@ -347,7 +377,7 @@ _LIST: Final[tuple[Cause, ...]] = (
         retry=False,
         elsewhere=True,
         status=403,
-        wait_s=60.0,
+        doubtful=True,
     ),
     Cause(
         "not_found",
@@ -356,7 +386,7 @@ _LIST: Final[tuple[Cause, ...]] = (
         retry=False,
         elsewhere=True,
         status=404,
-        wait_s=60.0,
+        doubtful=True,
     ),
     Cause(
         # Not of the whole account: on some hosts only some paths are missing (no embeddings on a
@@ -367,10 +397,10 @@ _LIST: Final[tuple[Cause, ...]] = (
         retry=False,
         elsewhere=True,
         status=502,
-        wait_s=60.0,
         should_retry=False,
         template="{message} The account's base URL is probably wrong.",
         remedy="Check the account's base URL; `qwen-proxy status` shows it.",
+        doubtful=True,
     ),
     # --- an account --------------------------------------------------------------------------
     _throttle(
@@ -487,8 +517,10 @@ _LIST: Final[tuple[Cause, ...]] = (
         remedy="If it lasts, check the account's base URL; `qwen-proxy status` shows it.",
     ),
     # --- no answer came: by the codes of http/transport.py and client.py -----------------------
-    _upstream("unreachable", "the upstream cannot be reached", remedy="Check the network."),
-    _upstream("connect_timeout", "the upstream accepts no connection", 504),
+    _upstream(
+        "unreachable", "the upstream cannot be reached", remedy="Check the network.", sent=False
+    ),
+    _upstream("connect_timeout", "the upstream accepts no connection", 504, sent=False),
     _upstream("closed", "the upstream closed the connection without an answer"),
     _upstream("broken", "the upstream's answer broke off"),
     _upstream("empty", "the upstream's answer was empty"),
@@ -496,9 +528,16 @@ _LIST: Final[tuple[Cause, ...]] = (
         "tls",
         "the TLS connection to the upstream failed",
         remedy="Check the base URL, the machine's clock, and REQUESTS_CA_BUNDLE.",
+        sent=False,
     ),
-    _upstream("proxy", "the HTTP proxy in between failed", remedy="Check HTTPS_PROXY."),
+    _upstream("proxy", "the HTTP proxy in between failed", remedy="Check HTTPS_PROXY.", sent=False),
 )
 
 #: Every cause, by its name.
 CAUSES: Final[Mapping[str, Cause]] = {cause.name: cause for cause in _LIST}
+
+
+def remedy_of(cause: str) -> str:
+    """What the operator can do about a cause; "" for nothing, or a cause that is not of here."""
+    row = CAUSES.get(cause)
+    return "" if row is None else row.remedy

@@ -154,14 +154,15 @@ def cooling_down(cause: str, *, model: str, wait_s: float) -> ApiError:
     """
     row = CAUSES.get(cause, CAUSES["internal_error"])
     busy = row.scope is Scope.UPSTREAM or row.code is None
+    remedy = f" For the operator of this proxy: {row.remedy}" if row.refuses_account else ""
     return AccountUnavailable(
         f"No account of this proxy can serve `{model}` now: {row.meaning}. The next attempt "
-        f"is possible in {max(1.0, wait_s):.0f} s.",
+        f"is possible in {max(1.0, wait_s):.0f} s.{remedy}",
         status=503 if busy else row.status,
         type="server_error" if busy else row.type,
         code="upstream_unavailable" if busy else row.code,
         param=row.param,
-        retry_after_s=None if row.should_retry is False else wait_s,
+        retry_after_s=wait_s,
         should_retry=row.should_retry,
     )
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import functools
 import http.client
+import socket
 import ssl
+import struct
 import time
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -29,6 +31,14 @@ _JOINED_BYTES: Final = 64 * 1024
 
 _RECV_BYTES: Final = 16 * 1024
 
+#: Linux's `struct tcp_info`: its size up to here, and where the bytes are that the other end has
+#: acknowledged (since 4.1), that were sent, and that were sent again (since 4.19).
+_TCP_INFO_BYTES: Final = 216
+_BYTES_ACKED: Final = 120
+_BYTES_SENT: Final = 200
+_U64: Final = struct.Struct("=Q")
+_TWO_U64: Final = struct.Struct("=QQ")
+
 
 class RequestHeaders(dict[str, str]):
     """A request's headers, and a note of the connection that they went out on."""
@@ -36,6 +46,8 @@ class RequestHeaders(dict[str, str]):
     #: The connection had served a request before, so it may have been closed at the other end.
     #: On a new one the upstream has read the request, and perhaps done (and billed) the work.
     kept_connection = False
+    #: It was closed before the request came there: the upstream read nothing of it.
+    unread = False
 
     def copy(self) -> RequestHeaders:
         """Itself: urllib3 copies the headers of every request, and the note would be lost."""
@@ -123,6 +135,7 @@ class PooledResponse:
         if connection is not None:
             if not keep:
                 connection.close()
+            connection.generation = self._pool.generation
             self._pool._put_conn(connection)
 
 
@@ -131,6 +144,8 @@ class _Connected:
     way of asking goes through the hub."""
 
     sock: Any
+    #: The pool's, when the connection was last put into it.
+    generation = 0
 
     @property
     def is_connected(self) -> bool:
@@ -150,6 +165,10 @@ class _Exchanging:
     """A pool whose requests are written and answers read here. Behind an HTTP proxy, which wants
     other request lines and headers, urllib3 does it all."""
 
+    #: Counts up when a kept connection proves to be dead. Those that were idle then most likely
+    #: are, too: no request is sent on one of an earlier generation.
+    generation = 0
+
     def urlopen(
         self,
         method: str,
@@ -165,21 +184,30 @@ class _Exchanging:
             return super().urlopen(  # type: ignore[misc]  # of urllib3's pool
                 method, url, body=body, headers=headers, retries=retries, timeout=timeout, **more
             )
-        connection = reads = None
+        connection: Any = None
+        reads: TimedReads | None = None
+        kept, size = False, 0
         try:
             connection = pool._get_conn()
             kept = connection.sock is not None
+            if kept and connection.generation != self.generation:
+                connection.close()
+                kept = False
             if isinstance(headers, RequestHeaders):
                 headers.kept_connection = kept
             connect_s = 0.0 if kept else _connect(connection, timeout.connect_timeout)
             connection.sock.settimeout(timeout.read_timeout)  # for sending
-            _send(connection.sock, method, url, self._host, headers, body)
+            size = _send(connection.sock, method, url, self._host, headers, body)
             reads = TimedReads(connection.sock, timeout.read_timeout)
             head, first = _receive_head(reads)
             return PooledResponse(self, connection, reads, head, first, connect_s)
         except BaseException as error:
             if reads is not None:
                 reads.stop()
+            if kept and is_stale(error):
+                self.generation += 1
+                if isinstance(headers, RequestHeaders):
+                    headers.unread = _is_unread(connection.sock, size, error)
             if connection is not None:
                 connection.close()
                 pool._put_conn(connection)
@@ -224,7 +252,8 @@ def _connect(connection: Any, timeout_s: float) -> float:
 
 def _send(
     sock: Any, method: str, url: str, host: str, headers: Mapping[str, str], body: bytes | None
-) -> None:
+) -> int:
+    """Write a request; its size in bytes."""
     lines = [f"{method} {url} HTTP/1.1", f"Host: {host}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     text = "\r\n".join(lines)
@@ -240,6 +269,32 @@ def _send(
             sock.sendall(body)
     except BrokenPipeError:
         pass  # it may have answered before it closed, e.g. that the body is too large
+    return len(head) + len(body or b"")
+
+
+def is_stale(error: BaseException) -> bool:
+    """Whether a connection ended without one byte of a response."""
+    return isinstance(error, ConnectionResetError | BrokenPipeError)
+
+
+def _is_unread(sock: Any, size: int, error: BaseException) -> bool:
+    """Whether the other end had closed the connection before the request came there.
+
+    Then its end came in good order, and acknowledges no byte of the request. Who has read some of
+    it and closes acknowledges that by the same packet; and a reset proves nothing, because an
+    acknowledgement may be late. The bytes of TLS are more than `size`, but none of their records
+    can be read in part.
+    """
+    if not isinstance(error, http.client.RemoteDisconnected):
+        return False
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        (acknowledged,) = _U64.unpack_from(info, _BYTES_ACKED)
+        sent, again = _TWO_U64.unpack_from(info, _BYTES_SENT)
+    except (OSError, struct.error):
+        return False  # not by Linux, or by an old one
+    on_the_way: int = sent - again - (acknowledged - 1)  # the connection's first packet counts one
+    return 0 < size <= on_the_way
 
 
 def _receive_head(reads: TimedReads) -> tuple[Head, bytes]:

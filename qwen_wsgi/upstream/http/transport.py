@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import requests
@@ -14,11 +15,12 @@ from urllib3.exceptions import LocationParseError
 
 from qwen_wsgi import __version__
 from qwen_wsgi.credentials.token import AccessToken
-from qwen_wsgi.errors import UpstreamError, forget_frames
+from qwen_wsgi.errors import ApiError, Scope, UpstreamError, forget_frames
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.shortage import shortage_of
 from qwen_wsgi.upstream.failures.classify import connection_error
 from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
-from qwen_wsgi.upstream.http.http1 import HTTPPool, HTTPSPool, RequestHeaders
+from qwen_wsgi.upstream.http.http1 import HTTPPool, HTTPSPool, RequestHeaders, is_stale
 
 #: An error body longer than this says nothing more.
 ERROR_BODY_BYTES: Final = 64 * 1024
@@ -117,6 +119,7 @@ class Transport:
         Raises:
             UpstreamError: no connection, or it ended before a response (502).
             UpstreamTimeout: no head within `read_timeout_s` (504).
+            Overloaded: we have run out of files or memory ourselves (503).
         """
         request = self._prepare("POST", token, path, headers)
         request.body = body
@@ -157,17 +160,21 @@ class Transport:
         return request
 
     def _send(self, request: requests.PreparedRequest, read_timeout_s: float) -> requests.Response:
+        headers: Any = request.headers  # ours, of `_prepare`
         try:
             try:
                 return self._send_once(request, read_timeout_s)
             except requests.ConnectionError as error:
-                headers: Any = request.headers  # ours, of `_prepare`
                 if not (headers.kept_connection and _stale(error)):
                     raise
+                if not headers.unread and request.method != "GET":
+                    raise _lost(error) from error
                 forget_frames(error)  # urllib3's know it
-            # The server closed a kept connection meanwhile: the request reached nobody.
+            # The server had closed a kept connection: the request reached nobody, or does nothing.
             return self._send_once(request, read_timeout_s)
         except requests.ConnectionError as error:
+            if (shortage := shortage_of(error)) is not None:
+                raise shortage.error() from error
             raise _unreachable(error) from error
 
     def _send_once(
@@ -196,6 +203,8 @@ class Transport:
         except requests.RequestException:
             raise
         except OSError as error:
+            if (shortage := shortage_of(error)) is not None:
+                raise shortage.error() from error
             # requests says so of a CA bundle (REQUESTS_CA_BUNDLE) that is not there.
             raise connection_error(
                 "tls",
@@ -249,8 +258,10 @@ def silence(timeout_s: float) -> UpstreamError:
     )
 
 
-def broken(error: Exception) -> UpstreamError:
+def broken(error: Exception) -> ApiError:
     """The error for a connection that ended in the middle of an answer."""
+    if (shortage := shortage_of(error)) is not None:
+        return shortage.error()
     return connection_error(
         "broken", f"The upstream's answer broke off ({error}). What came before is incomplete."
     )
@@ -259,9 +270,16 @@ def broken(error: Exception) -> UpstreamError:
 def _stale(error: requests.ConnectionError) -> bool:
     """Whether a connection ended without one byte of a response."""
     cause = error.args[0] if error.args else None
-    return isinstance(cause, urllib3.exceptions.ProtocolError) and any(
-        isinstance(arg, ConnectionResetError | BrokenPipeError) for arg in cause.args
-    )
+    return isinstance(cause, urllib3.exceptions.ProtocolError) and any(map(is_stale, cause.args))
+
+
+def _lost(error: requests.ConnectionError) -> UpstreamError:
+    """The error for a kept connection that ended when it was used: most likely it had been given
+    up by the other end, but the upstream may have read the request."""
+    made = _unreachable(error)
+    assert made.failure is not None
+    made.failure = replace(made.failure, scope=Scope.REQUEST, elsewhere=False, at_once=True)
+    return made
 
 
 def _unreachable(error: requests.ConnectionError) -> UpstreamError:

@@ -67,6 +67,9 @@ class SandboxKey:
         """A token that the sandbox accepts; there is no other one, whatever `rejected` says."""
         return AccessToken(value="sandbox", base_url=self._start(), expires_at_ms=None)
 
+    def answered(self, token: AccessToken) -> None:
+        """It is accepted always."""
+
     def status(self) -> CredentialStatus:
         """Always ready."""
         return CredentialStatus(
@@ -155,6 +158,12 @@ class AccountPool:
         return max(
             remaining_s(keys.payer), remaining_s(keys.of_model(model)), remaining_s(keys.host)
         )
+
+    def is_probed(self, account: Account, model: str) -> bool:
+        """Whether it is not to be asked only because one call finds out whether its host is up."""
+        keys, cooldowns = self.keys(account), self._cooldowns
+        others = (keys.payer, keys.of_model(model))
+        return cooldowns.is_probed(keys.host) and not any(map(cooldowns.remaining_s, others))
 
     def cooldown_cause(self, account: Account, model: str) -> str:
         """Why it is not to be asked for a model, by the longest of its cooldowns."""

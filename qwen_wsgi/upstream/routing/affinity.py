@@ -82,6 +82,23 @@ def conversation_key(body: JsonObject, environ: Mapping[str, Any], *, client: st
     return key_of("begins", client, *_beginning(body.get("messages")))
 
 
+def evidence_of(conversation: bytes, body: JsonObject) -> bytes:
+    """Names a request for `Cooldowns.record_failure`: 4 bytes of its conversation, 4 of itself.
+
+    Of a request only its last message counts, or how it begins where there is none: what clients
+    add to a repetition (a new session, a time) does not make it another one.
+
+    Args:
+        conversation: its key; empty if there is none, then each request is one.
+    """
+    messages = body.get("messages")
+    if isinstance(messages, list) and messages:
+        request = key_of("message", compact(messages[-1])[:_MOST_CHARS])
+    else:
+        request = key_of("body", body.render()[:_MOST_CHARS].decode(errors="replace"))
+    return (conversation or request)[:4] + request[:4]
+
+
 def _named(body: JsonObject, environ: Mapping[str, Any]) -> str | None:
     named = body.get("prompt_cache_key")
     if isinstance(named, str) and named:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,14 +13,18 @@ from typing import Any, Final
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.account import Account, ProviderModel
-from qwen_wsgi.errors import ApiError, UpstreamError
+from qwen_wsgi.errors import ApiError, Scope, UpstreamError
 from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.hosts import can_be_called
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.state.model_lists import SharedList, SharedLists
+from qwen_wsgi.upstream.failures import classify
+from qwen_wsgi.upstream.failures.causes import CAUSES
 from qwen_wsgi.upstream.http.transport import Transport
 from qwen_wsgi.upstream.routing import model_profiles
 from qwen_wsgi.upstream.routing.accounts import AccountPool, token_of
 from qwen_wsgi.upstream.routing.model_names import listed_aliases
+from qwen_wsgi.upstream.routing.outcomes import Outcomes
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +51,13 @@ class Listing:
         models: OpenAI model objects by id.
         live: the host itself listed them; then a model that is missing does not exist there.
         error: why there is no live list, in words, or "".
+        cause: the same as a stable word, of `failures.causes`, if the host refused this worker.
     """
 
     models: Mapping[str, dict[str, Any]]
     live: bool
     error: str = ""
+    cause: str = ""
 
 
 @dataclass
@@ -63,16 +70,26 @@ class _Cached:
     tried_at: float | None = None
     #: The first try has ended, well or not.
     tried: bool = False
+    #: `SharedLists.changed` when this was last compared with it, and when the list was learned, by
+    #: its clock.
+    seen: tuple[Any, ...] = ()
+    at: float = -math.inf
     #: What `_listing` made of the account and of `live` and `error` as they then were.
     made: tuple[Account, dict[str, dict[str, Any]] | None, str, Listing] | None = None
     error: str = ""
+    cause: str = ""
 
 
 class Catalogue:
     """Model lists of all accounts, cached in this worker.
 
     Lists are fetched one at a time per account. A list that grew old is still used while a thread
-    fetches the new one, so that no call waits for it; only the first call ever does.
+    fetches the new one, so that no call waits for it; only the first call ever does. What another
+    worker fetched is used as well.
+
+    Args:
+        lists: shared with the other workers; None shares nothing.
+        outcomes: a key that is refused here, and has answered no call, is noted there.
     """
 
     def __init__(
@@ -81,7 +98,11 @@ class Catalogue:
         pool: AccountPool,
         transport: Transport,
         clock: Clock,
+        lists: SharedLists | None = None,
+        outcomes: Outcomes | None = None,
     ) -> None:
+        self._lists = lists or SharedLists(None)
+        self._outcomes = outcomes or Outcomes(None)
         self._max_age_s = settings.model_cache_s
         self._aliases = dict(settings.model_aliases)
         self._pool = pool
@@ -116,6 +137,7 @@ class Catalogue:
         """One account's models, its live list not older than `max_age_s` if the host answers."""
         cached = self._cached(account)
         with cached.lock:
+            self._adopt(account, cached)
             if self._due(cached, max_age_s):
                 self._fetch(account, cached)
         return _listing(account, cached)
@@ -123,6 +145,8 @@ class Catalogue:
     def listing_for_call(self, account: Account) -> Listing:
         """As `listing`, but waits only for the first answer of a host, be it a failure."""
         cached = self._cached(account)
+        if self._lists.changed() != cached.seen:
+            self._adopt(account, cached)
         if not cached.tried:
             return self.listing(account, max_age_s=max(self._max_age_s, _CALL_MIN_AGE_S))
         if self._due(cached, max(self._max_age_s, _CALL_MIN_AGE_S)) and not cached.lock.locked():
@@ -133,6 +157,23 @@ class Catalogue:
                 daemon=True,
             ).start()
         return _listing(account, cached)
+
+    def known(self, account: Account) -> Listing:
+        """What is known of an account's models; asks no host."""
+        return _listing(account, self._cached(account))
+
+    def ask(self, account: Account) -> UpstreamError | None:
+        """Request an account's list, without keeping it; the refusal of its credential, if so.
+
+        Raises:
+            ApiError: there is no credential, or no answer.
+        """
+        token = token_of(account)
+        status, body = self._transport.get(token, "/models", timeout_s=_TIMEOUT_S)
+        refusal = _refusal_of(account, status, body)
+        if refusal is not None and account.credential.renewable:
+            token_of(account, rejected=token.value)
+        return refusal
 
     def _cached(self, account: Account) -> _Cached:
         key = (account.name, account.base_url)
@@ -146,19 +187,74 @@ class Catalogue:
             return now - cached.tried_at >= min(_RETRY_S, max_age_s)
         return cached.fetched_at is None or now - cached.fetched_at >= max_age_s
 
+    def _adopt(self, account: Account, cached: _Cached) -> None:
+        """Take over what another worker has learned since."""
+        changed = self._lists.changed()
+        if changed == cached.seen:
+            return
+        cached.seen = changed
+        found = self._lists.read(account.name, account.base_url)
+        if found is None or found.at <= cached.at:
+            return
+        cached.at = found.at
+        cached.tried_at = self._clock.monotonic() - (self._lists.now() - found.at)
+        cached.tried = True
+        if found.models is not None:
+            cached.live, cached.fetched_at = found.models, cached.tried_at
+        cached.error = found.error
+
     def _fetch(self, account: Account, cached: _Cached) -> None:
         cached.tried_at = self._clock.monotonic()
+        cached.at = self._lists.now()
+        learned: SharedList | None = None
         try:
             status, body = self._transport.get(token_of(account), "/models", timeout_s=_TIMEOUT_S)
+            if (refusal := _refusal_of(account, status, body)) is not None:
+                raise refusal
             cached.live = _parse(status, body)
         except ApiError as error:
             if error.message != cached.error:
                 log.warning("no live model list account=%s: %s", account.name, error.message)
             cached.error = error.message
+            failure = error.failure if isinstance(error, UpstreamError) else None
+            cached.cause = "" if failure is None else failure.cause
+            self._note_refusal(account, error)
+            if isinstance(error, UpstreamError):
+                learned = SharedList(cached.at, None, error.message)
         else:
             cached.fetched_at = cached.tried_at
-            cached.error = ""
+            cached.error = cached.cause = ""
+            learned = SharedList(cached.at, cached.live, "")
         cached.tried = True
+        if learned is not None:
+            self._lists.write(account.name, account.base_url, learned)
+
+    def _note_refusal(self, account: Account, error: ApiError) -> None:
+        """Remember that a key is refused. Calls count more: once one was answered, lists do not
+        count any more, which some hosts keep from keys that are good for calls."""
+        failure = error.failure if isinstance(error, UpstreamError) else None
+        if failure is None or failure.scope is not Scope.ACCOUNT or account.credential.renewable:
+            return
+        latest = self._outcomes.latest(account)
+        if latest is None or latest.answered_s is None:
+            self._outcomes.failed(account, error)
+
+
+def _refusal_of(account: Account, status: int, body: bytes) -> UpstreamError | None:
+    """The refusal of the account's credential; None for any other answer."""
+    if status not in (401, 403):
+        return None
+    made = classify.from_response(status, {}, body, account=account.name, family=account.family)
+    row = CAUSES.get(made.failure.cause) if made.failure is not None else None
+    if row is None or not row.refuses_account:
+        return None
+    return UpstreamError(
+        f"GET /models answered HTTP {status}: {row.meaning} ({made.upstream_message}). "
+        f"{row.remedy}",
+        code=row.code,
+        failure=made.failure,
+        upstream_message=made.upstream_message,
+    )
 
 
 def _parse(status: int, body: bytes) -> dict[str, dict[str, Any]]:
@@ -207,7 +303,7 @@ def _listing(account: Account, cached: _Cached) -> Listing:
     else:
         for id in model_profiles.BUILT_IN[account.family]:
             models.setdefault(id, _entry(account, id, {}, {}))
-    listing = Listing(models=models, live=cached.live is not None, error=cached.error)
+    listing = Listing(models, cached.live is not None, cached.error, cached.cause)
     cached.made = (account, cached.live, cached.error, listing)
     return listing
 

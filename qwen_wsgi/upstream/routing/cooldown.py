@@ -3,6 +3,9 @@
 A throttle that one worker meets concerns the others, and a message to them would come too late: so
 cooldowns lie in shared memory (`state.shared_memory`). A row that is lost there costs one upstream
 request that is refused. Times are of CLOCK_BOOTTIME, which no clock step moves.
+
+An incident is one step, however many calls it meets: the failure of an attempt that began before
+the end of the pause tells nothing new, and changes nothing (docs/decisions/032).
 """
 
 from __future__ import annotations
@@ -10,33 +13,102 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from qwen_wsgi.clock import boottime
 from qwen_wsgi.state.shared_memory import NO_KEY, Table, map_shared
 
-_VERSION: Final = "1"
+_VERSION: Final = "2"
 
-#: Before the rows: until when any of them matters. Mostly none does, and nothing is looked up.
+#: Before the rows: until when any of them matters (mostly none does, and nothing is looked up), and
+#: when a pause was ended early, the last time.
 _RELEVANT_UNTIL: Final = Struct("=d")
-#: Key, end of the cooldown, failures in a row, time of the latest one, cause.
-_ROW: Final = Struct("=8sdId20s")
+_NEWS: Final = Struct("=d")
+_NEWS_AT: Final = _RELEVANT_UNTIL.size
+_START: Final = _NEWS_AT + _NEWS.size
+#: A row, as `_Row` says.
+_ROW: Final = Struct("=8sdddI20s32s")
 _ROWS: Final = 512
-_SIZE: Final = _RELEVANT_UNTIL.size + _ROWS * _ROW.size
+_SIZE: Final = _START + _ROWS * _ROW.size
 
-#: The first cooldown after a throttle that names none, doubled up to the longest: Model Studio's
-#: limits recover within a minute ("rate limit" page).
-COOLDOWN_S: Final = 1.0
-LONGEST_COOLDOWN_S: Final = 60.0
 #: Failures that count as a row are not further apart than this.
 ROW_S: Final = 120.0
-#: So many in a row open the circuit: the host gets no calls, then one at a time as a probe.
+#: While one call probes, the others stay away for this long at most. Then one more may try: the
+#: first answer of a slow model must not keep everybody waiting.
+PROBE_S: Final = 5.0
+
+
+class Steps(NamedTuple):
+    """How failures in a row become pauses.
+
+    Attributes:
+        after: so many failures make the first pause.
+        first_s: its length, doubled with each further failure up to `longest_s`.
+    """
+
+    after: int
+    first_s: float
+    longest_s: float
+
+    def pause_s(self, failures: int) -> float:
+        """The pause after so many failures; 0.0 for none."""
+        if failures < self.after:
+            return 0.0
+        return min(self.first_s * 2.0 ** min(failures - self.after, 8), self.longest_s)
+
+
+#: After a throttle that names no time: Model Studio's limits recover within a minute ("rate limit"
+#: page).
+THROTTLED: Final = Steps(1, 1.0, 60.0)
+#: After a refused credential or an unpaid bill: a host that errs for a moment says so, too.
+REFUSED: Final = Steps(1, 5.0, 60.0)
+#: After refusals that may be the fault of the single requests.
+DOUBTED: Final = Steps(2, 5.0, 60.0)
+#: So many failures of a host in a row open its circuit: it gets no calls, then one as a probe.
 BREAKS_AT: Final = 5
-#: How long an open circuit stays open; doubled with every probe that fails, up to the longest.
-OPEN_S: Final = 5.0
-LONGEST_OPEN_S: Final = 120.0
-#: While one call probes, the others stay away for this long at most.
-PROBE_S: Final = 30.0
+BROKEN: Final = Steps(BREAKS_AT, 1.0, 120.0)
+
+#: Evidence of a doubtful failure (see `record_failure`): two halves of so many bytes; and of how
+#: many failures it is kept, one less than a host's circuit needs.
+_HALF: Final = 4
+_WITNESSES: Final = BREAKS_AT - 1
+#: A pause that is longer than another one by less than this is not longer.
+_SAME_S: Final = 0.01
+
+
+class _Row(NamedTuple):
+    """A row: what is recorded of one key. Times are boot times; 0.0 is never.
+
+    Attributes:
+        since: when the latest failure that counts came.
+        until: the end of the pause.
+        probe: until when the others leave it to one call to find out whether it works again.
+        failures: in a row.
+        evidence: of the doubtful failures among them, each 8 bytes, the latest last.
+    """
+
+    key: bytes
+    since: float = 0.0
+    until: float = 0.0
+    probe: float = 0.0
+    failures: int = 0
+    cause: bytes = b""
+    evidence: bytes = b""
+
+    @property
+    def end(self) -> float:
+        """Until when it gets no calls."""
+        return max(self.until, self.probe)
+
+    def is_current(self, now: float) -> bool:
+        """Whether another failure now would be one of the same row."""
+        return now - self.since < ROW_S + max(0.0, self.until - self.since)
+
+    def witnesses(self) -> list[bytes]:
+        """The evidence, one by one."""
+        size = 2 * _HALF
+        each = (self.evidence[at : at + size] for at in range(0, len(self.evidence), size))
+        return [one for one in each if one != bytes(size)]
 
 
 class Cooldowns:
@@ -45,111 +117,203 @@ class Cooldowns:
 
     Args:
         directory: where the file is; None keeps the cooldowns in this process.
+        copy: begin with what the file holds, and write nothing to it: for commands beside a server.
         boottime: seconds that never step and go on while the machine is suspended.
         boot_id: changes with every boot of the machine.
+
+    Attributes:
+        now: the clock of all times here, `began` included.
     """
 
     def __init__(
         self,
         directory: Path | None,
         *,
+        copy: bool = False,
         boottime: Callable[[], float] = boottime,
         boot_id: str | None = None,
     ) -> None:
-        self._now = boottime
+        self.now = boottime
         self._memory = map_shared(
-            directory, "cooldown", version=_VERSION, size=_SIZE, boot_id=boot_id
+            directory, "cooldown", version=_VERSION, size=_SIZE, copy=copy, boot_id=boot_id
         )
-        self._table = Table(self._memory, _ROW, start=_RELEVANT_UNTIL.size, rows=_ROWS, age=3)
+        self._table = Table(self._memory, _ROW, start=_START, rows=_ROWS, age=1)
 
     @property
     def is_clear(self) -> bool:
         """Whether nothing that still matters is recorded: nearly always, and cheap to ask."""
         until: float = _RELEVANT_UNTIL.unpack_from(self._memory)[0]
-        return until < self._now()
+        return until < self.now()
+
+    def is_clear_at(self, now: float) -> bool:
+        """As `is_clear`, for a caller that has the time at hand."""
+        until: float = _RELEVANT_UNTIL.unpack_from(self._memory)[0]
+        return until < now
+
+    @property
+    def news(self) -> float:
+        """Changes when any worker has ended a pause or a probe before its time."""
+        at: float = _NEWS.unpack_from(self._memory, _NEWS_AT)[0]
+        return at
+
+    # --- what is recorded --------------------------------------------------------------------
 
     def remaining_s(self, key: bytes) -> float:
         """For how long `key` is to get no calls; 0.0 if it is not cooling down."""
-        at = self._find(key)
-        if at is None:
-            return 0.0
-        until: float = self._table.read(at)[1]
-        return max(0.0, until - self._now())
+        row = self._find(key)
+        return 0.0 if row is None else max(0.0, row.end - self.now())
+
+    def is_probed(self, key: bytes) -> bool:
+        """Whether its pause is over, and one call finds out whether it works again."""
+        row = self._find(key)
+        return row is not None and row.until <= self.now() < row.probe
 
     def cause(self, key: bytes) -> str:
         """Why it is cooling down, as recorded; empty if nothing is."""
-        at = self._find(key)
-        if at is None:
-            return ""
-        cause: bytes = self._table.read(at)[4]
-        return cause.rstrip(b"\0").decode(errors="replace")
+        row = self._find(key)
+        return "" if row is None else row.cause.rstrip(b"\0").decode(errors="replace")
 
     def failures(self, key: bytes) -> int:
         """How many failures in a row are recorded."""
-        at = self._find(key)
-        return 0 if at is None else int(self._table.read(at)[2])
+        row = self._find(key)
+        return 0 if row is None else row.failures
 
-    def set_cooldown(self, key: bytes, seconds: float | None, cause: str) -> float:
-        """Keep calls away for a while; a longer cooldown that is set already stays.
+    # --- failures ----------------------------------------------------------------------------
+
+    def set_cooldown(
+        self,
+        key: bytes,
+        seconds: float | None,
+        cause: str,
+        *,
+        began: float | None = None,
+        steps: Steps = THROTTLED,
+    ) -> float:
+        """Keep calls away for a while.
 
         Args:
-            seconds: None doubles the cooldown with every failure in a row.
+            seconds: None takes `steps`. During a pause only a time that is longer than the whole
+                of it counts: then the upstream has told something new.
+            began: when the attempt began that failed, by `now`; None is now.
 
         Returns:
-            For how long it is cooling down now.
+            For how long from now, if this has set it; 0.0 if it changed nothing.
         """
-        at, now = self._row(key), self._now()
-        until, failures = self._counted(at, now)
-        if seconds is None:
-            seconds = min(COOLDOWN_S * 2.0 ** min(failures - 1, 8), LONGEST_COOLDOWN_S)
-        until = max(until, now + seconds)
-        self._write(at, key, until, failures, now, cause)
-        return until - now
+        now, row = self.now(), self._row(key)
+        if (now if began is None else began) < row.until:
+            if seconds is None or not _is_news(seconds, row, now):
+                return 0.0
+            failures = row.failures
+        else:
+            failures = row.failures + 1 if row.is_current(now) else 1
+        pause_s = steps.pause_s(failures) if seconds is None else seconds
+        self._write(row, _Row(key, now, now + pause_s, 0.0, failures, _packed(cause)))
+        return pause_s
 
-    def record_failure(self, key: bytes, cause: str) -> float:
-        """Count a failure of a host; for how long its circuit is open now, 0.0 if it is closed."""
-        at, now = self._row(key), self._now()
-        until, failures = self._counted(at, now)
-        opened_s = 0.0
-        if failures >= BREAKS_AT:
-            opened_s = min(OPEN_S * 2.0 ** min(failures - BREAKS_AT, 8), LONGEST_OPEN_S)
-            until = now + opened_s
-        self._write(at, key, until, failures, now, cause)
-        return opened_s
+    def record_failure(
+        self,
+        key: bytes,
+        cause: str,
+        *,
+        began: float | None = None,
+        evidence: bytes | None = None,
+        steps: Steps = BROKEN,
+    ) -> float:
+        """Count a failure, which makes a pause only together with others before it.
 
-    def begin_probe(self, key: bytes) -> None:
-        """A call tries a host whose circuit was open: until it ends the others stay away."""
-        at = self._find(key)
-        if at is not None and self.failures(key) >= BREAKS_AT:
-            _, _, failures, latest, cause = self._table.read(at)
-            self._write(at, key, self._now() + PROBE_S, failures, latest, cause)
+        Args:
+            began: as for `set_cooldown`.
+            evidence: of a failure that may be the fault of its request: 4 bytes that name the
+                conversation and 4 that name the request. It counts only if both are new among the
+                failures of this row. None counts always.
 
-    def clear(self, key: bytes) -> None:
-        """Forget what is recorded: a call succeeded."""
-        at = self._find(key)
-        if at is not None:
-            self._write(at, NO_KEY, 0.0, 0, 0.0, "")
+        Returns:
+            As `set_cooldown`.
+        """
+        now, row = self.now(), self._row(key)
+        if (now if began is None else began) < row.until:
+            return 0.0
+        current = row.is_current(now)
+        told = row.witnesses() if current else []
+        if evidence is not None and _is_told(told, evidence):
+            self.end_probe(key)
+            return 0.0
+        failures = row.failures + 1 if current else 1
+        pause_s = steps.pause_s(failures)
+        until = row.until
+        if pause_s:
+            # From here on it is enough if another one than this fails.
+            told, until = [], now + pause_s
+        if evidence is not None:
+            told.append(evidence)
+        packed = b"".join(told[-_WITNESSES:])
+        self._write(row, _Row(key, now, until, 0.0, failures, _packed(cause), packed))
+        return pause_s
 
-    def _counted(self, at: int, now: float) -> tuple[float, int]:
-        """The end of the cooldown, and the failures in a row with one more."""
-        _, until, failures, latest, _ = self._table.read(at)
-        in_a_row = now - latest < ROW_S + max(0.0, until - latest)
-        return until, failures + 1 if in_a_row else 1
+    # --- probes and successes ----------------------------------------------------------------
 
-    def _write(
-        self, at: int, key: bytes, until: float, failures: int, latest: float, cause: str | bytes
-    ) -> None:
-        packed = cause.encode()[:20] if isinstance(cause, str) else cause
-        relevant = max(_RELEVANT_UNTIL.unpack_from(self._memory)[0], max(until, latest) + ROW_S)
+    def begin_probe(self, key: bytes) -> bool:
+        """Leave it to the calling call to try a host whose circuit was open.
+
+        Returns:
+            Whether it is the one that probes: then it must call `end_probe`, however it ends.
+        """
+        row = self._find(key)
+        now = self.now()
+        if row is None or row.failures < BREAKS_AT or row.probe > now or not row.is_current(now):
+            return False
+        self._write(row, row._replace(probe=now + PROBE_S))
+        return True
+
+    def end_probe(self, key: bytes) -> None:
+        """The probing call has ended; harmless when it told how, or none was made."""
+        row = self._find(key)
+        if row is not None and row.probe:
+            self._write(row, row._replace(probe=0.0))
+
+    def clear(self, key: bytes, *, began: float | None = None) -> None:
+        """Forget what is recorded: a call succeeded.
+
+        Args:
+            began: when it began, by `now`; before the latest failure says nothing of it. None
+                counts in any case.
+        """
+        row = self._find(key)
+        if row is not None and (began is None or began >= row.since):
+            self._write(row, _Row(NO_KEY))
+
+    # --- rows --------------------------------------------------------------------------------
+
+    def _write(self, before: _Row, after: _Row) -> None:
+        """Replace a row; whoever waits for its end learns that it is over, or now another one."""
+        now = self.now()
+        at, _ = self._table.find_or_oldest(before.key if before.key != NO_KEY else after.key)
+        relevant = _RELEVANT_UNTIL.unpack_from(self._memory)[0]
+        relevant = max(relevant, max(after.end, after.since) + ROW_S)
         _RELEVANT_UNTIL.pack_into(self._memory, 0, relevant)
-        self._table.write(at, key, until, failures, latest, packed)
+        self._table.write(at, *after)
+        if before.end > now and after.end < before.end:
+            _NEWS.pack_into(self._memory, _NEWS_AT, now)
 
-    def _find(self, key: bytes) -> int | None:
-        return None if self.is_clear else self._table.find(key)
+    def _find(self, key: bytes) -> _Row | None:
+        at = None if self.is_clear else self._table.find(key)
+        return None if at is None else _Row(*self._table.read(at))
 
-    def _row(self, key: bytes) -> int:
-        """The key's row; one that it takes over from another key is blank."""
-        at, found = self._table.find_or_oldest(key)
-        if not found:
-            self._write(at, key, 0.0, 0, 0.0, "")
-        return at
+    def _row(self, key: bytes) -> _Row:
+        """What is recorded of the key, or a blank row."""
+        at = self._table.find(key)
+        return _Row(key) if at is None else _Row(*self._table.read(at))
+
+
+def _packed(cause: str) -> bytes:
+    return cause.encode()[:20]
+
+
+def _is_news(seconds: float, row: _Row, now: float) -> bool:
+    """Whether a time that is named during a pause is longer than the whole of it."""
+    return seconds > row.until - row.since + _SAME_S and now + seconds > row.until
+
+
+def _is_told(told: list[bytes], evidence: bytes) -> bool:
+    """Whether a conversation, or a request, is among those that failed already."""
+    return any(one[:_HALF] == evidence[:_HALF] or one[_HALF:] == evidence[_HALF:] for one in told)

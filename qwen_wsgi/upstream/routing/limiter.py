@@ -91,13 +91,19 @@ class Slot:
     """One slot of an account; released at the end of its `with` block, unless it was kept.
 
     A stream keeps its slot beyond the block in which it was opened, and releases it when it closes.
+
+    Attributes:
+        began: when its attempt began, by `Cooldowns.now`.
+        probed: the key of the host that the attempt probes, or empty.
     """
 
-    __slots__ = ("_kept", "_limiter")
+    __slots__ = ("_kept", "_limiter", "began", "probed")
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter: Limiter | None = limiter
         self._kept = False
+        self.began = 0.0
+        self.probed = b""
 
     def keep(self) -> Slot:
         """Leave it to the caller to `release` the slot."""

@@ -45,11 +45,13 @@ class Plan:
         model: as the client named it; the default's name where that is used.
         routes: by how sure it is that they have the model, and by priority.
         conversation: the call's key in `Affinity`; None where there is no choice.
+        evidence: names the call's request, see `affinity.evidence_of`; None where it cannot.
     """
 
     model: str
     routes: tuple[Route, ...]
     conversation: bytes | None
+    evidence: Callable[[], bytes] | None = None
 
 
 class Candidate(NamedTuple):
@@ -87,6 +89,7 @@ class Router:
         pinned: str = "",
         literal: bool = False,
         conversation: Callable[[], bytes] | None = None,
+        evidence: Callable[[], bytes] | None = None,
     ) -> Plan:
         """The accounts that may serve `model`.
 
@@ -98,6 +101,7 @@ class Router:
             pinned: the only account that may answer, by name (`x-qwen-account`).
             literal: no other model may stand in for an old name.
             conversation: computes the call's key; used only where there is a choice.
+            evidence: for `Plan`; computed only after a failure.
 
         Raises:
             BadRequest: no model named, and no default set; or no account of the pinned name.
@@ -120,7 +124,12 @@ class Router:
             )
             if routes:
                 several = len(routes) > 1 and conversation is not None
-                return Plan(name, routes, conversation() if several and conversation else None)
+                return Plan(
+                    name,
+                    routes,
+                    conversation() if several and conversation else None,
+                    evidence,
+                )
         if not model:
             raise BadRequest(
                 "you must provide a model parameter",

@@ -88,13 +88,14 @@ def test_a_file_that_all_could_read_is_closed(path: Path) -> None:
 
 
 def test_a_reservation_holds_room_and_leaves_the_target_alone(path: Path) -> None:
-    reservation = durable.reserve(path, path.read_bytes())
+    reservation = durable.reserve(path, path.stat().st_size)
 
     (temp,) = (path.parent / name for name in names(path) if name != path.name)
     assert temp.name.startswith(f"{durable.PREFIX}{os.getpid()}-")
     assert temp.stat().st_size == len("old content") + 4096
     assert temp.stat().st_blocks * 512 >= 4096
     assert mode(temp) == 0o600
+    assert b"old content" not in temp.read_bytes(), "room, and nothing of a login"
     assert path.read_bytes() == b"old content"
 
     reservation.publish(b"new")
@@ -105,7 +106,7 @@ def test_a_reservation_holds_room_and_leaves_the_target_alone(path: Path) -> Non
 
 
 def test_a_discarded_reservation_leaves_nothing(path: Path) -> None:
-    reservation = durable.reserve(path, b"")
+    reservation = durable.reserve(path, 0)
     reservation.discard()
     reservation.discard()
 
@@ -148,7 +149,7 @@ def test_a_symlink_stays_one(path: Path, tmp_path: Path) -> None:
     link = tmp_path / "link.json"
     link.symlink_to(path)
 
-    reservation = durable.reserve(link, b"")
+    reservation = durable.reserve(link, 0)
     assert len(names(path)) == 2, "it must be reserved where the real file is"
     reservation.publish(b"new")
 
@@ -170,7 +171,7 @@ def test_a_symlink_that_became_a_file_is_replaced(path: Path, tmp_path: Path) ->
     """As qwen-code 0.24.4 does when it writes; the link's old target is nobody's file now."""
     link = tmp_path / "link.json"
     link.symlink_to(path)
-    reservation = durable.reserve(link, b"")
+    reservation = durable.reserve(link, 0)
     os.replace(_write(tmp_path / "other", b"theirs"), link)
 
     reservation.publish(b"new")
@@ -181,7 +182,7 @@ def test_a_symlink_that_became_a_file_is_replaced(path: Path, tmp_path: Path) ->
 
 
 def test_a_file_that_was_deleted_is_made_again(path: Path) -> None:
-    reservation = durable.reserve(path, b"")
+    reservation = durable.reserve(path, 0)
     path.unlink()
 
     reservation.publish(b"new")
@@ -231,7 +232,7 @@ def test_a_real_mount_point(path: Path, tmp_path: Path) -> None:
                 remount = ["mount", "-o", "remount,bind,ro", {str(path)!r}]
                 subprocess.run(remount, check=True)
                 try:
-                    durable.reserve(Path({str(path)!r}), b"")
+                    durable.reserve(Path({str(path)!r}), 0)
                 except OSError as error:
                     print(error.strerror)
             """),
@@ -252,7 +253,7 @@ def test_a_failed_rename_can_be_repeated(path: Path, monkeypatch: pytest.MonkeyP
     def refuse(*_args: Any) -> None:
         raise OSError(errno.EIO, "an accident")
 
-    reservation = durable.reserve(path, b"")
+    reservation = durable.reserve(path, 0)
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", refuse)
         with pytest.raises(OSError, match="an accident"):
@@ -277,7 +278,7 @@ def test_a_directory_that_cannot_be_synced(
         sync(fd)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    reservation = durable.reserve(path, b"")
+    reservation = durable.reserve(path, 0)
     if raises:
         with pytest.raises(OSError, match=os.strerror(number)):
             reservation.publish(b"new")
@@ -301,7 +302,7 @@ def test_everything_is_synced_in_order(path: Path, monkeypatch: pytest.MonkeyPat
         order.append("rename")
         rename(*args)
 
-    reservation = durable.reserve(path, b"")
+    reservation = durable.reserve(path, 0)
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replace)
     reservation.publish(b"new")
@@ -316,7 +317,7 @@ def test_a_full_disk_is_found_when_reserving(path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            durable.reserve(path, path.read_bytes())
+            durable.reserve(path, path.stat().st_size)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -331,7 +332,7 @@ def test_a_disk_that_fills_up_later_spares_the_target(
     def full(*_args: Any) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    reservation = durable.reserve(path, b"")
+    reservation = durable.reserve(path, 0)
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
         with pytest.raises(OSError, match="No space left"):
@@ -355,12 +356,12 @@ def test_writes_that_are_cut_short_are_finished(
 def test_a_read_only_directory_or_file_is_found_when_reserving(path: Path) -> None:
     path.chmod(0o400)
     with as_ordinary_user(path.parent), pytest.raises(PermissionError):
-        durable.reserve(path, b"")
+        durable.reserve(path, 0)
     path.chmod(0o600)
     path.parent.chmod(0o500)
     try:
         with as_ordinary_user(path.parent), pytest.raises(PermissionError):
-            durable.reserve(path, b"")
+            durable.reserve(path, 0)
     finally:
         path.parent.chmod(0o700)
     assert names(path) == [path.name]
@@ -384,18 +385,18 @@ def test_what_nobody_may_not_write_is_found_when_reserving() -> None:
         path.chmod(0o600)
         path.parent.chmod(0o777)
         with as_nobody(), pytest.raises(PermissionError, match="Permission denied"):
-            durable.reserve(path, b"")
+            durable.reserve(path, 0)
         path.chmod(0o666)
         with as_nobody(), pytest.raises(PermissionError, match="belongs to another user"):
-            durable.reserve(path, b"")
+            durable.reserve(path, 0)
         os.chown(path, 65534, 65534)
         path.parent.chmod(0o755)
         with as_nobody(), pytest.raises(PermissionError, match="Permission denied"):
-            durable.reserve(path, b"")
+            durable.reserve(path, 0)
         path.parent.chmod(0o777)
         path.chmod(0o400)
         with as_nobody(), pytest.raises(PermissionError, match="Permission denied"):
-            durable.reserve(path, b"")
+            durable.reserve(path, 0)
         assert names(path) == [path.name]
         path.chmod(0o600)
         with as_nobody():
@@ -458,7 +459,7 @@ def test_what_is_no_file_is_refused(directory: Path, kind: str) -> None:
     path.mkdir() if kind == "directory" else os.mkfifo(path)
 
     with pytest.raises(OSError):  # EISDIR, ENXIO or EINVAL
-        durable.reserve(path, b"")
+        durable.reserve(path, 0)
     assert names(path) == ["odd"]
 
 
@@ -467,7 +468,7 @@ def test_old_left_overs_are_swept(path: Path) -> None:
     os.utime(left, ns=(0, time.time_ns() + 10**15))
     path.with_name(".qwen-proxy-directory").mkdir()
     path.with_name(".qwen-proxy").mkdir()
-    mine = durable.reserve(path, b"")
+    mine = durable.reserve(path, 0)
 
     assert durable.sweep(path.parent, now_s=time.time() + 3500) == 0
     assert durable.sweep(path.parent, now_s=time.time() + 3700) == 2
@@ -475,6 +476,33 @@ def test_old_left_overs_are_swept(path: Path) -> None:
     assert names(path) == [".qwen-proxy", ".qwen-proxy-directory", path.name]
     mine.discard()
     assert durable.sweep(path.parent / "missing", now_s=time.time()) == 0
+
+
+def test_those_of_processes_that_ended_are_swept_at_once_where_nobody_else_is_at_work(
+    path: Path,
+) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    dead = _write(path.with_name(f".qwen-proxy-{ended.pid}-abc"), b"left over")
+    odd = _write(path.with_name(".qwen-proxy-odd"), b"whose is it?")
+    mine = durable.reserve(path, 0)
+    now_s = time.time()
+
+    assert durable.sweep(path.parent, now_s=now_s + 5) == 0
+    assert durable.sweep(path.parent, now_s=now_s, alone=True) == 0, "it may be written just now"
+    assert durable.sweep(path.parent, now_s=now_s + 5, alone=True) == 1
+    assert not dead.exists() and odd.exists()
+    mine.publish(b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_a_file_that_has_changed_is_not_replaced(path: Path) -> None:
+    reservation = durable.reserve(path, 10)
+    with pytest.raises(durable.TargetChanged):
+        reservation.publish(b"new", unchanged=lambda: False)
+    assert path.read_bytes() == b"old content"
+    reservation.publish(b"newer", unchanged=lambda: True)
+    assert path.read_bytes() == b"newer"
 
 
 def test_readers_never_see_half_a_file(path: Path) -> None:

@@ -16,6 +16,8 @@ from qwen_wsgi.credentials.files.document import CredentialDocument
 from qwen_wsgi.credentials.files.journal import (
     MAX_TOMBSTONES,
     Backoff,
+    Closed,
+    Forced,
     Intent,
     Journal,
     Newest,
@@ -68,11 +70,13 @@ JOURNALS = st.builds(
     Journal,
     intent=st.none() | st.builds(Intent, PRINTS, st.integers(1, 2**22), TIMES, PRINTS),
     received=st.none()
-    | st.builds(Received, PRINTS, LOGINS, TIMES, TIMES, st.booleans(), st.booleans()),
+    | st.builds(
+        Received, PRINTS, LOGINS, TIMES, TIMES, st.booleans(), st.booleans(), st.booleans()
+    ),
     tombstones=st.dictionaries(PRINTS, TIMES, max_size=4).map(MappingProxyType),
     backoff=st.none() | st.builds(Backoff, PRINTS, st.integers(1, 99), TIMES, WORDS, TIMES),
-    forced_at_ms=st.none() | TIMES,
-    closed=st.none() | PRINTS,
+    forced=st.none() | st.builds(Forced, PRINTS, st.lists(TIMES, max_size=3).map(tuple)),
+    closed=st.none() | st.builds(Closed, PRINTS, TIMES),
 )
 
 
@@ -94,11 +98,15 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
     max_leaves=6,
 )
-PARTS = ("intent", "received", "tombstones", "backoff", "forced_at_ms", "closed", "version", "new")
+PARTS = ("intent", "received", "tombstones", "backoff", "forced", "closed", "version", "new")
 RECEIVED = st.fixed_dictionaries(
     {"spent": JSON, "document": JSON | st.just(dict(login().raw)), "at_ms": JSON},
-    optional={"lifetime_ms": JSON, "forced": JSON, "published": JSON},
+    optional={"lifetime_ms": JSON, "forced": JSON, "published": JSON, "answered": JSON},
 )
+
+
+def test_a_closed_login_of_an_earlier_version_has_another_chance() -> None:
+    assert journal.parse(b'{"closed": "0123456789abcdef"}').closed == Closed("0123456789abcdef", 0)
 
 
 @given(st.dictionaries(st.sampled_from(PARTS), JSON | RECEIVED))

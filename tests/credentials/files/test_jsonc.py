@@ -20,7 +20,7 @@ VALUES = st.recursive(
 )
 COMMENTS = st.one_of(
     TRICKY.map(lambda text: "//" + text.replace("\n", "") + "\n"),
-    TRICKY.map(lambda text: "/*" + text.replace("*/", "") + " */"),
+    TRICKY.map(lambda text: "/*" + text.replace("/", "") + " */"),
     st.sampled_from(["", " ", "\n"]),
 )
 

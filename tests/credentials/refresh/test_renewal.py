@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ from qwen_wsgi.credentials.files.journal import Journal, Received
 from qwen_wsgi.credentials.files.login_store import from_environment
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.refresh.attempt import Attempt, Outcome
+from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import CredentialError
 from qwen_wsgi.sandbox import Sandbox
 from tests.fakes.clock import FakeClock
@@ -239,51 +242,127 @@ class TestRejected:
         assert world.sent == 1
         assert world.oauth["refresh_reuses"] == 0
 
-    def test_forced_refreshes_keep_their_distance(self, world: World) -> None:
-        first = world.seed(LIFE_S)["access_token"]
+    def test_another_login_is_renewed_whatever_became_of_the_one_before(self, world: World) -> None:
+        """A person logged in again: its token is not the one that we renewed a moment ago."""
         login = world.login()
-        login.current(rejected=first)
-        # Somebody else's refresh, whose token is refused too: not the one that we forced.
+        login.current(rejected=world.seed(LIFE_S)["access_token"])
         second = world.seed(LIFE_S)["access_token"]
 
-        error = refusal(login, rejected=second)
-        assert error.code == "credentials_rejected"
-        assert second not in str(error) + error.remedy
-        assert world.sent == 1
-
-        world.clock.advance(61)
         assert login.current(rejected=second).value == world.content()["access_token"] != second
         assert world.sent == 2
 
-    def test_the_distance_counts_for_all_processes(self, world: World) -> None:
-        first = world.seed(LIFE_S)["access_token"]
-        world.login().current(rejected=first)
-        second = world.seed(LIFE_S)["access_token"]
+    def test_forced_refreshes_keep_their_distance(self, world: World) -> None:
+        """A host that refuses good tokens now and then does not spend a refresh token each time;
+        counted for all processes."""
+        token = world.seed(LIFE_S)["access_token"]
+        for _ in range(3):
+            login = world.login()
+            answered(login, login.current(rejected=token))
+            token = world.content()["access_token"]
 
-        assert refusal(world.login(), rejected=second).code == "credentials_rejected"
-        assert world.sent == 1
+        for each in (login, world.login()):
+            error = refusal(each, rejected=token)
+            assert error.code == "credentials_rejected"
+            assert "could not be replaced" not in str(error)
+            assert "renewed again from 12:10:00 UTC on" in str(error)
+            assert error.retry_after_s == 600
+            assert token not in str(error) + error.remedy
+            assert each.current().value == token, "other calls go on with it"
+        assert world.sent == 3
+
+        world.clock.advance(600)
+        assert world.login().current(rejected=token).value != token
+        assert world.sent == 4
+
+    def test_a_token_that_answered_is_renewed_at_once_when_it_is_refused(
+        self, world: World
+    ) -> None:
+        """Two revocations within a minute close nothing, whichever worker sees them."""
+        first = world.seed(LIFE_S)["access_token"]
+        one, other = world.login(), world.login()
+        second = one.current(rejected=first)
+        answered(one, second)
+
+        third = other.current(rejected=second.value)
+
+        assert third.value not in (first, second.value)
+        assert other.status().state is TokenState.FRESH
+        assert world.sent == 2
 
     def test_a_new_token_that_is_refused_closes_the_tier(self, world: World) -> None:
-        old = world.seed(LIFE_S)["access_token"]
-        login, other = world.login(), world.login()
-        new = login.current(rejected=old).value
+        login, other, new = closed(world)
 
-        assert refusal(login, rejected=new).code == "oauth_tier_closed"
         for each in (login, other, world.login()):
             error = refusal(each)
             assert error.code == "oauth_tier_closed"
-            assert error.retry_after_s is None
+            assert error.retry_after_s == 60
+            assert "by a call from 12:01:00 UTC on, and without one at 12:04:00 UTC" in str(error)
             assert "API key" in error.remedy
             assert "2026-04-15" in error.remedy
             assert refusal(each, rejected=new).code == "oauth_tier_closed"
             status = each.status()
-            assert "tier closed" in status.detail
+            assert "tier closed. It is tried again by a call from 12:01:00 UTC" in status.detail
             assert status.remedy == error.remedy
-        world.clock.advance(LIFE_S + 1)  # also when it has expired
-        assert refusal(login).code == "oauth_tier_closed"
+        assert world.sent == 1
+
+    def test_after_a_minute_a_call_tries_it_again(self, world: World) -> None:
+        login, other, new = closed(world)
+        world.clock.advance(61)
+        assert "The next call tries it again" in login.status().detail
+
+        assert login.current().value == new
+        assert refusal(login).code == "oauth_tier_closed", "one call, and not all of them"
+        assert refusal(login, rejected=new).retry_after_s == 60
+        assert refusal(other).code == "oauth_tier_closed"
+        assert world.sent == 1, "without another renewal"
+
+    def test_a_login_that_answers_again_is_open_for_all(self, world: World) -> None:
+        login, other, new = closed(world)
+        world.clock.advance(61)
+        answered(login, login.current())
+
+        for each in (login, other, world.login()):
+            assert each.current().value == new
+            assert each.status().state is TokenState.FRESH
+            assert each.status().remedy == ""
+        assert "closed" not in world.journal()
+        assert other.current(rejected=new).value != new, "it is never closed again: it worked"
+
+    def test_it_is_tried_again_without_a_call(self, world: World) -> None:
+        login, other, new = closed(world)
+
+        def due() -> list[bool]:
+            return [login.trial_is_due, other.trial_is_due]
+
+        assert due() == [False, False]
+        world.clock.advance(241)
+        assert due() == [True, True]
+        refusal(login, rejected=new)  # refused again: for another four minutes
+        assert due() == [False, False]
+        world.clock.advance(241)
+        other.give_another_chance()
+        assert due() == [False, False]
+        for each in (login, other):
+            assert each.status().state is TokenState.FRESH
+            assert each.current().value == new
+        assert refusal(login, rejected=new).code == "oauth_tier_closed", "at once, and for nothing"
+        assert refusal(other).code == "oauth_tier_closed"
+        assert world.sent == 1
+
+    def test_one_that_has_expired_meanwhile_is_renewed_by_the_call_that_tries_it(
+        self, world: World
+    ) -> None:
+        login, other, new = closed(world)
+        world.clock.advance(LIFE_S + 1)
         login.maintain()
         settle(login)
-        assert world.sent == 1
+        assert world.sent == 1, "not for nobody"
+
+        latest = login.current()
+        assert latest.value == world.content()["access_token"] != new
+        assert "tier closed" in other.status().detail, "still: the API has not accepted it"
+        assert refusal(login, rejected=latest.value).code == "oauth_tier_closed"
+        assert world.sent == 2
 
     def test_it_is_closed_where_no_journal_can_be_written(
         self, world: World, monkeypatch: pytest.MonkeyPatch
@@ -335,6 +414,22 @@ class TestRejected:
 
         assert login.current(rejected=new).value not in (old, new)
         assert world.sent == 2
+
+
+def answered(login: OAuthLogin, token: AccessToken) -> None:
+    """A call was answered with it."""
+    login.answered(token)
+    settle(login)
+
+
+def closed(world: World) -> tuple[OAuthLogin, OAuthLogin, str]:
+    """A login whose renewed token was refused, too, at 12:00:00 UTC: in two processes, and the
+    token."""
+    old = world.seed(LIFE_S)["access_token"]
+    login, other = world.login(), world.login()
+    new = login.current(rejected=old).value
+    assert refusal(login, rejected=new).code == "oauth_tier_closed"
+    return login, other, new
 
 
 class TestRejectedRefreshToken:
@@ -573,6 +668,40 @@ class TestReadOnly:
             assert login.current().value == world.content()["access_token"]
             assert login.refresher.ability(login.store.snapshot()) is Ability.REFRESHABLE
 
+    @pytest.mark.parametrize("left_s", [-5, 60, LIFE_S], ids=["expired", "expiring", "refused"])
+    def test_a_healed_disk_is_used_within_seconds_when_calls_need_it(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, left_s: float
+    ) -> None:
+        old = world.seed(left_s)["access_token"]
+        login = world.login()
+        rejected = old if left_s == LIFE_S else None
+        reserve = durable.reserve
+
+        def full(*arguments: Any, **more: Any) -> Any:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        monkeypatch.setattr(durable, "reserve", full)
+        assert attempt(login, rejected).outcome is Outcome.READ_ONLY
+        monkeypatch.setattr(durable, "reserve", reserve)
+        world.clock.advance(6)
+
+        assert login.current(rejected=rejected).value == world.content()["access_token"] != old
+
+    def test_a_shortage_of_files_is_told_as_such(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        world.seed(-5)
+        login = world.login()
+
+        def none_left(*arguments: Any, **more: Any) -> Any:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        monkeypatch.setattr(durable, "reserve", none_left)
+        error = refusal(login)
+
+        assert "Too many open files" in str(error)
+        assert "LimitNOFILE" in error.remedy
+
     def test_a_change_of_the_file_is_seen(self, world: World) -> None:
         world.seed(60)
         login = world.login()
@@ -592,10 +721,10 @@ class TestFile:
         statuses: list[CredentialStatus] = []
         publish = durable.Reservation.publish
 
-        def publishing(self: durable.Reservation, content: bytes) -> None:
+        def publishing(self: durable.Reservation, content: bytes, **more: Any) -> None:
             if disk["full"]:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            publish(self, content)
+            publish(self, content, **more)
 
         def checkpoint(name: str) -> None:
             disk["full"] = name == "answered"
@@ -827,6 +956,96 @@ class TestFile:
         assert attempt(login).outcome in (Outcome.NOT_SENT, Outcome.ADOPTED)
         assert world.oauth["refreshes"] == 0
         assert login.current().value == theirs[0]["access_token"]
+
+    @pytest.mark.parametrize("when", ["intent", "answered", "journaled", "replacing"])
+    def test_what_is_written_into_the_file_meanwhile_stays(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, when: str
+    ) -> None:
+        """By qwen-code, an editor, a person: all but what the renewal itself brings."""
+        old = world.seed(-5, gone="soon")
+        fsync = os.fsync
+
+        def write() -> None:
+            content = world.content()
+            del content["gone"]
+            world.home.write(".qwen/oauth_creds.json", {"first": 1, **content, "new": {"a": [2]}})
+
+        def checkpoint(name: str) -> None:
+            if name == when:
+                write()
+            if name == "journaled" and when == "replacing":
+                monkeypatch.setattr(os, "fsync", syncing)
+
+        def syncing(fd: int) -> None:
+            fsync(fd)
+            monkeypatch.setattr(os, "fsync", fsync)
+            write()
+
+        login = world.login(checkpoint=checkpoint)
+        assert attempt(login).outcome is Outcome.OK
+
+        after = world.content()
+        assert (after["first"], after["new"]) == (1, {"a": [2]})
+        assert "gone" not in after
+        assert list(after)[0] == "first", "in their order"
+        assert after["access_token"] != old["access_token"]
+        assert world.journal()["received"]["document"] == after
+        assert login.current().value == after["access_token"]
+
+    def test_an_endpoint_that_is_written_meanwhile_stays_unless_the_renewal_names_another(
+        self, world: World
+    ) -> None:
+        for fault, kept in (("no-resource-url", True), ("", False)):
+            world.seed(-5, resource_url=f"{world.sandbox.origin}/before")
+            world.faults(fault)
+
+            def checkpoint(name: str) -> None:
+                if name == "answered":
+                    content = {**world.content(), "resource_url": "elsewhere.example"}
+                    world.home.write(".qwen/oauth_creds.json", content)
+
+            attempt(world.login(checkpoint=checkpoint))
+            assert (world.content()["resource_url"] == "elsewhere.example") is kept
+
+    def test_it_also_stays_when_the_login_is_published_after_a_crash(self, world: World) -> None:
+        world.seed(-5)
+
+        def checkpoint(name: str) -> None:
+            if name == "journaled":
+                raise KeyboardInterrupt
+
+        with suppress(KeyboardInterrupt):
+            attempt(world.login(checkpoint=checkpoint))
+        world.home.write(".qwen/oauth_creds.json", {**world.content(), "new": 1})
+
+        login = world.login()
+        token = login.current().value
+        login.maintain()
+        settle(login)
+        assert (world.content()["access_token"], world.content()["new"]) == (token, 1)
+
+    def test_a_reservation_of_a_crash_is_swept_at_the_start_and_by_the_next_attempt(
+        self, world: World
+    ) -> None:
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        world.seed(LIFE_S)
+        login = world.login()
+        login.current()
+        settle(login)  # the directory of our lock is there
+        left = world.home.qwen / f".qwen-proxy-{ended.pid}-0123"
+
+        left.write_bytes(b"room")
+        world.clock.wall_s = time.time() + 10
+        login.maintain()
+        assert not left.exists()
+
+        left.write_bytes(b"room")
+        login.maintain()
+        assert left.exists(), "once"
+        world.clock.wall_s = time.time() + 10
+        attempt(login, rejected=login.current().value)
+        assert not left.exists()
 
     def test_the_journal_counts_after_a_crash_and_is_published(self, world: World) -> None:
         """The end of a process between journal and file, played by an exception."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from qwen_wsgi.credentials.credential import TokenState
 from qwen_wsgi.credentials.files.journal import fingerprint
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.credentials.sources.providers import PROVIDERS
-from qwen_wsgi.errors import SettingsError
+from qwen_wsgi.errors import CannotStartYet, SettingsError
 from qwen_wsgi.hosts import Family, family_of
 from tests.fakes.clock import FakeClock
 from tests.kit.privileges import as_ordinary_user
@@ -943,6 +945,28 @@ class TestCheck:
             as_ordinary_user(home.qwen),
             pytest.raises(SettingsError, match="Permission denied"),
         ):
+            home.discovery().check()
+
+    @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
+    def test_a_disk_or_mount_that_fails_just_now(
+        self, home: Home, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        """No person has to correct that: the next start may find it healed."""
+        home.write(".qwen/settings.json", "{}")
+        real = os.open
+
+        def failing(path: Any, *arguments: Any, **more: Any) -> int:
+            if str(path).endswith("settings.json"):
+                raise OSError(number, os.strerror(number))
+            return real(path, *arguments, **more)
+
+        monkeypatch.setattr(os, "open", failing)
+        discovery = home.discovery()
+        with pytest.raises(CannotStartYet, match=r"settings\.json cannot be read"):
+            discovery.check()
+        home.write(".qwen/oauth_creds.json", "{}")
+        (home.qwen / ".env").mkdir()
+        with pytest.raises(SettingsError, match="is a directory"):
             home.discovery().check()
 
     def test_an_environment_login_that_is_none(self, home: Home) -> None:

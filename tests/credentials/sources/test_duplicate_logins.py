@@ -52,10 +52,10 @@ def renew_often(home: Path, sandbox: Sandbox, times: int) -> None:
         assert held is not None
         journal = login.store.snapshot().journal
         # The pause between two forced renewals is not what is tested here.
-        if journal.forced_at_ms is not None:
+        if journal.forced is not None:
             path = login.store.paths.journal
             told = json.loads(path.read_text())
-            path.write_text(json.dumps({**told, "forced_at_ms": 1}))
+            path.write_text(json.dumps({**told, "forced": None}))
         attempt = logins(home, sandbox)["oauth"].refresher.attempt(rejected=held.access_token)
         assert attempt.outcome is Outcome.OK, attempt
 

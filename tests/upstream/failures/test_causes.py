@@ -1072,7 +1072,13 @@ class TestLeftAlone:
         error = classify.cooling_down("plan_window_spent", model="m", wait_s=300)
 
         assert (error.status, error.code) == (429, "insufficient_quota")
-        assert (error.retry_after_s, error.should_retry) == (None, False)
+        assert (error.retry_after_s, error.should_retry) == (300, False), "no SDK should try"
+
+    def test_a_refused_key_is_told_with_what_the_operator_can_do(self) -> None:
+        error = classify.cooling_down("key_refused", model="m", wait_s=5)
+
+        assert (error.status, error.code) == (502, "upstream_account_refused")
+        assert CAUSES["key_refused"].remedy in error.message
 
     @pytest.mark.parametrize("cause", ["internal_error", "unreachable", "overloaded", "", "moths"])
     def test_an_upstream_in_trouble_is_unavailable(self, cause: str) -> None:

@@ -238,6 +238,7 @@ def test_a_refused_account_is_never_blamed_on_the_clients_key(status: int, body:
     assert "'dashscope'" in error.message
     assert "Your own key is fine" in error.message
     assert "qwen-proxy status" in error.message
+    assert error.failure is not None and error.failure.remedy in error.message
 
 
 def test_what_the_upstream_said_of_the_account_is_told() -> None:

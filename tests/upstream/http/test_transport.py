@@ -14,7 +14,8 @@ import responses
 import urllib3
 
 from qwen_wsgi.credentials.token import AccessToken
-from qwen_wsgi.errors import UpstreamError, UpstreamTimeout
+from qwen_wsgi.errors import Scope, UpstreamError, UpstreamTimeout
+from qwen_wsgi.upstream.http import http1
 from qwen_wsgi.upstream.http.body import BodyReader
 from qwen_wsgi.upstream.http.transport import USER_AGENT, Transport, read_all
 from tests.fakes.raw_server import Peer, RawServer, chunked, head, whole
@@ -57,6 +58,17 @@ def posted(
         return read_all(reader, 5, 1_000_000)
     finally:
         reader.close()
+
+
+def lost(transport: Transport, url: str) -> bytes | None:
+    """The body of the answer; None if the connection was lost with the request."""
+    try:
+        return posted(transport, url)
+    except UpstreamError as error:
+        assert error.code == "upstream_closed"
+        assert error.failure is not None
+        assert (error.failure.scope, error.failure.at_once) == (Scope.REQUEST, True)
+        return None
 
 
 def failure(transport: Transport, url: str, *, read_timeout_s: float = 5) -> UpstreamError:
@@ -161,19 +173,69 @@ def test_a_kept_connection_that_the_server_closed_is_replaced(transport: Transpo
         assert server.connections == 2
 
 
-def test_a_kept_connection_that_is_closed_in_the_very_moment_is_replaced(
-    transport: Transport,
+def test_a_kept_connection_whose_end_was_not_seen_in_time_is_replaced(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The request is written before the end of the connection is seen, and read by nobody."""
+    closed = threading.Event()
 
-    def close_at_the_next(peer: Peer) -> None:
+    def promise_and_close(peer: Peer) -> None:
+        peer.send(whole(b"one"))
+        peer.close()
+        closed.set()
+
+    monkeypatch.setattr(http1, "readable_now", lambda sock: False)
+    with RawServer(promise_and_close, whole(b"two")) as server:
+        assert posted(transport, server.url) == b"one"
+        assert closed.wait(5)
+        assert posted(transport, server.url) == b"two"
+        assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_a_request_that_may_have_been_read_is_not_sent_again_in_silence(
+    transport: Transport, how: str
+) -> None:
+    """The connection was lost with it, and nobody is left alone: but it counts as an attempt."""
+
+    def read_and_end(peer: Peer) -> None:
         peer.send(whole(b"one"))
         peer.read_request()
-        peer.close()
+        getattr(peer, how)()
 
-    with RawServer(close_at_the_next, whole(b"two")) as server:
+    with RawServer(read_and_end, whole(b"two")) as server:
         assert posted(transport, server.url) == b"one"
+        assert lost(transport, server.url) is None
         assert posted(transport, server.url) == b"two"
+
+
+def test_after_a_lost_connection_those_that_were_idle_with_it_are_not_used(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who gave up one of them most likely gave up all of them."""
+    both, ended = threading.Barrier(2), threading.Event()
+
+    def answer_together(peer: Peer) -> None:
+        if peer.connection > 2:
+            return peer.send(whole(b"new"))
+        both.wait(5)
+        peer.send(whole(b"old"))
+        peer.read_request()
+        ended.set()
+        return peer.close()
+
+    monkeypatch.setattr(http1, "readable_now", lambda sock: False)
+    with RawServer(answer_together) as server:
+        firsts = [threading.Thread(target=posted, args=(transport, server.url)) for _ in range(2)]
+        for first in firsts:
+            first.start()
+        for first in firsts:
+            first.join(10)
+        assert server.connections == 2
+        assert lost(transport, server.url) is None
+        assert ended.wait(5)
+        assert posted(transport, server.url) == b"new"
+        assert server.connections == 3
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import gevent.event
@@ -14,6 +15,7 @@ from qwen_wsgi.credentials.account import Account, ProviderModel
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.hosts import Family
+from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.upstream.routing import model_profiles
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
 from tests.fakes.clock import FakeClock
@@ -471,3 +473,60 @@ def test_no_secret_is_in_an_error() -> None:
     world = World(up=(500, SECRET.encode()))
 
     assert SECRET not in world.catalogue.listing(world.accounts[0], max_age_s=1).error
+
+
+class TestWorkers:
+    """What one worker learns of the lists, the others know."""
+
+    @staticmethod
+    def worker(directory: Path, up: Reply) -> World:
+        world = World(up=up)
+        world.catalogue._lists = SharedLists(directory, boottime=world.clock.monotonic)
+        return world
+
+    def test_a_list_that_one_has_fetched_serves_all(self, tmp_path: Path) -> None:
+        one = self.worker(tmp_path / "state", up=listing("old"))
+        other = self.worker(tmp_path / "state", up=BROKEN)
+        assert one.for_call() == other.for_call() == (["old"], True)
+        assert (one.asked, other.asked) == (1, 0)
+
+        one.transport.set("up", listing("old", "new"))
+        for world in (one, other):
+            world.clock.advance(10)
+        assert one.ids(refresh=True) == ["old", "new"]
+        assert other.for_call() == (["old", "new"], True), "at once, and not after an hour"
+        assert other.asked == 0
+
+    def test_it_grows_old_for_all_at_the_same_time(self, tmp_path: Path) -> None:
+        one = self.worker(tmp_path / "state", up=listing("m"))
+        one.ids()
+        other = self.worker(tmp_path / "state", up=listing("m", "n"))
+        other.clock.advance(3599)
+        assert other.ids() == ["m"]
+        other.clock.advance(2)
+        assert other.ids() == ["m", "n"]
+
+    def test_that_there_is_none_spares_the_others_the_wait(self, tmp_path: Path) -> None:
+        one = self.worker(tmp_path / "state", up=listing("m"))
+        other = self.worker(tmp_path / "state", up=BROKEN)
+        assert one.ids() == ["m"]
+        for world in (one, other):
+            world.clock.advance(3601)
+        assert other.ids() == ["m"], "asked in vain, the last list counts"
+        assert one.ids() == ["m"]
+        assert (one.asked, other.asked) == (1, 1)
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", '{"boot": "", "at": 1e9, "models": {}}'])
+    def test_a_damaged_file_is_no_list(self, tmp_path: Path, content: str) -> None:
+        self.worker(tmp_path / "state", up=listing("m")).ids()
+        (path,) = (tmp_path / "state/models").iterdir()
+        assert path.stat().st_mode & 0o777 == 0o600
+        path.write_text(content)
+        other = self.worker(tmp_path / "state", up=listing("n"))
+        assert other.ids() == ["n"]
+
+    def test_where_nothing_can_be_written_each_has_its_own(self, tmp_path: Path) -> None:
+        (tmp_path / "state").mkdir()
+        (tmp_path / "state/models").write_text("in the way")
+        for name in ("m", "n"):
+            assert self.worker(tmp_path / "state", up=listing(name)).ids() == [name]

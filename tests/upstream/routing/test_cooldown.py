@@ -14,17 +14,23 @@ from hypothesis import strategies as st
 from qwen_wsgi.state.shared_memory import key_of
 from qwen_wsgi.upstream.routing.cooldown import (
     BREAKS_AT,
-    COOLDOWN_S,
-    LONGEST_COOLDOWN_S,
-    LONGEST_OPEN_S,
-    OPEN_S,
+    BROKEN,
+    DOUBTED,
     PROBE_S,
+    THROTTLED,
     Cooldowns,
 )
 from tests.fakes.clock import FakeClock
 from tests.kit.privileges import as_ordinary_user
 
 KEY = key_of("account", "model")
+OTHER = key_of("another")
+COOLDOWN_S, LONGEST_COOLDOWN_S = THROTTLED.first_s, THROTTLED.longest_s
+OPEN_S, LONGEST_OPEN_S = BROKEN.first_s, BROKEN.longest_s
+
+
+def evidence(conversation: str, request: str) -> bytes:
+    return key_of(conversation)[:4] + key_of(request)[:4]
 
 
 @pytest.fixture
@@ -59,7 +65,8 @@ class TestCooldowns:
 
     def test_a_shorter_pause_does_not_end_a_longer_one(self, cooldowns: Cooldowns) -> None:
         cooldowns.set_cooldown(KEY, 50, "plan_window_spent")
-        assert cooldowns.set_cooldown(KEY, 2, "throttled") == 50
+        assert cooldowns.set_cooldown(KEY, 2, "throttled") == 0.0
+        assert cooldowns.remaining_s(KEY) == 50
 
     def test_pauses_without_a_name_double(self, cooldowns: Cooldowns, clock: FakeClock) -> None:
         pauses = []
@@ -100,7 +107,7 @@ class TestCooldowns:
         for _ in range(30):
             opened = cooldowns.record_failure(KEY, "timeout")
             clock.advance(opened)
-        assert opened == LONGEST_OPEN_S
+        assert opened == LONGEST_OPEN_S == 120
 
     def test_failures_far_apart_are_no_row(self, cooldowns: Cooldowns, clock: FakeClock) -> None:
         for _ in range(3 * BREAKS_AT):
@@ -118,7 +125,166 @@ class TestCooldowns:
             assert cooldowns.remaining_s(key_of(name)) == pytest.approx(100)
 
 
+class TestIncidents:
+    def test_twelve_throttles_at_a_time_are_one(
+        self, cooldowns: Cooldowns, clock: FakeClock
+    ) -> None:
+        began = clock.monotonic()
+        clock.advance(0.2)
+        pauses = [cooldowns.set_cooldown(KEY, None, "throttled", began=began) for _ in range(12)]
+        assert pauses == [COOLDOWN_S] + 11 * [0.0]
+        clock.advance(COOLDOWN_S + 5)
+        assert cooldowns.set_cooldown(KEY, None, "throttled", began=began) == 0.0, "a late one"
+        assert cooldowns.remaining_s(KEY) == 0.0
+        assert cooldowns.failures(KEY) == 1
+
+    def test_a_time_that_is_named_again_is_no_news(
+        self, cooldowns: Cooldowns, clock: FakeClock
+    ) -> None:
+        began = clock.monotonic()
+        for _ in range(12):
+            cooldowns.set_cooldown(KEY, 1.0, "throttled", began=began)
+            clock.advance(0.05)
+        assert cooldowns.remaining_s(KEY) == pytest.approx(0.4)
+
+    def test_a_longer_time_that_is_named_meanwhile_is_news(
+        self, cooldowns: Cooldowns, clock: FakeClock
+    ) -> None:
+        began = clock.monotonic()
+        cooldowns.set_cooldown(KEY, 1.0, "throttled", began=began)
+        assert cooldowns.set_cooldown(KEY, 300.0, "plan_window_spent", began=began) == 300.0
+        assert cooldowns.cause(KEY) == "plan_window_spent"
+        assert cooldowns.failures(KEY) == 1
+
+    def test_it_doubles_for_an_attempt_that_began_after_the_pause(
+        self, cooldowns: Cooldowns, clock: FakeClock
+    ) -> None:
+        cooldowns.set_cooldown(KEY, None, "throttled")
+        clock.advance(COOLDOWN_S)
+        began = clock.monotonic()
+        pauses = [cooldowns.set_cooldown(KEY, None, "throttled", began=began) for _ in range(12)]
+        assert pauses == [2 * COOLDOWN_S] + 11 * [0.0]
+
+    def test_twenty_broken_calls_open_the_circuit_once(
+        self, cooldowns: Cooldowns, clock: FakeClock
+    ) -> None:
+        began = clock.monotonic()
+        opened = [cooldowns.record_failure(KEY, "closed", began=began) for _ in range(20)]
+        assert opened == 4 * [0.0] + [OPEN_S] + 15 * [0.0]
+        assert cooldowns.remaining_s(KEY) == OPEN_S
+
+    def test_what_began_before_a_throttle_does_not_end_it(
+        self, cooldowns: Cooldowns, clock: FakeClock
+    ) -> None:
+        began = clock.monotonic()
+        clock.advance(1)
+        cooldowns.set_cooldown(KEY, 10, "throttled")
+        cooldowns.clear(KEY, began=began)
+        assert cooldowns.remaining_s(KEY) == 10
+        cooldowns.clear(KEY, began=clock.monotonic())
+        assert cooldowns.remaining_s(KEY) == 0
+
+
+class TestDoubt:
+    @pytest.mark.parametrize(
+        ("conversation", "request_"), [("talk", "odd"), ("talk", "try {}"), ("session {}", "odd")]
+    )
+    def test_one_odd_request_makes_no_pause_however_often_it_fails(
+        self, cooldowns: Cooldowns, conversation: str, request_: str
+    ) -> None:
+        for number in range(20):
+            odd = evidence(conversation.format(number), request_.format(number))
+            assert cooldowns.record_failure(KEY, "denied", evidence=odd, steps=DOUBTED) == 0.0
+            assert cooldowns.record_failure(OTHER, "internal_error", evidence=odd) == 0.0
+
+    def test_two_conversations_that_fail_make_a_short_pause_and_more_a_longer_one(
+        self, cooldowns: Cooldowns, clock: FakeClock
+    ) -> None:
+        pauses = []
+        for number in range(8):
+            seen = evidence(f"talk {number}", f"request {number}")
+            pauses.append(cooldowns.record_failure(KEY, "denied", evidence=seen, steps=DOUBTED))
+            clock.advance(pauses[-1])
+        assert pauses == [0.0, 5.0, 10.0, 20.0, 40.0, 60.0, 60.0, 60.0]
+
+    def test_a_probe_by_who_failed_last_tells_nothing_new(
+        self, cooldowns: Cooldowns, clock: FakeClock
+    ) -> None:
+        for number in range(BREAKS_AT):
+            seen = evidence(f"talk {number}", f"request {number}")
+            opened = cooldowns.record_failure(KEY, "internal_error", evidence=seen)
+        assert opened == OPEN_S
+        clock.advance(OPEN_S)
+        assert cooldowns.begin_probe(KEY)
+        assert cooldowns.record_failure(KEY, "internal_error", evidence=seen) == 0.0
+        assert cooldowns.remaining_s(KEY) == 0.0, "another one may try"
+        assert cooldowns.begin_probe(KEY)
+        other = evidence("talk 0", "request 0")
+        assert cooldowns.record_failure(KEY, "internal_error", evidence=other) == 2 * OPEN_S
+
+    def test_evidence_may_hold_zeros(self, cooldowns: Cooldowns) -> None:
+        for first in (b"\1\0\0\0\1\0\0\0", b"\2\0\0\0\2\0\0\0", b"\0\0\0\3\0\0\0\3"):
+            cooldowns.record_failure(KEY, "denied", evidence=first)
+            cooldowns.record_failure(KEY, "denied", evidence=first)
+        assert cooldowns.failures(KEY) == 3
+
+
+class TestProbes:
+    @pytest.fixture
+    def half_open(self, cooldowns: Cooldowns, clock: FakeClock) -> Cooldowns:
+        for _ in range(BREAKS_AT):
+            cooldowns.record_failure(KEY, "timeout")
+        clock.advance(OPEN_S)
+        return cooldowns
+
+    def test_one_call_probes(self, half_open: Cooldowns, clock: FakeClock) -> None:
+        assert half_open.begin_probe(KEY)
+        assert not half_open.begin_probe(KEY)
+        assert half_open.is_probed(KEY)
+        clock.advance(PROBE_S)
+        assert half_open.begin_probe(KEY), "one more: the first may be slow"
+
+    def test_a_probe_that_failed_counts_and_those_before_it_do_not(
+        self, half_open: Cooldowns, clock: FakeClock
+    ) -> None:
+        early = clock.monotonic() - OPEN_S
+        assert half_open.begin_probe(KEY)
+        probe = clock.monotonic()
+        assert half_open.record_failure(KEY, "timeout", began=early) == 0.0
+        assert half_open.is_probed(KEY)
+        assert half_open.record_failure(KEY, "timeout", began=probe) == 2 * OPEN_S
+
+    def test_its_success_its_failure_and_its_end_are_news(self, half_open: Cooldowns) -> None:
+        seen = half_open.news
+        half_open.begin_probe(KEY)
+        assert half_open.news == seen
+        half_open.end_probe(KEY)
+        assert half_open.news != seen
+        assert half_open.remaining_s(KEY) == 0.0
+
+    @pytest.mark.parametrize("ends", ["clear", "record_failure"])
+    def test_so_are_how_it_ended(self, half_open: Cooldowns, clock: FakeClock, ends: str) -> None:
+        half_open.begin_probe(KEY)
+        clock.advance(0.1)
+        seen = half_open.news
+        if ends == "clear":
+            half_open.clear(KEY)
+        else:
+            half_open.record_failure(KEY, "timeout")
+        assert half_open.news != seen
+
+
 class TestFile:
+    def test_a_command_has_a_copy_and_writes_nothing(self, tmp_path: Path) -> None:
+        assert Cooldowns(tmp_path / "state", copy=True).remaining_s(KEY) == 0.0
+        assert not (tmp_path / "state").exists()
+        server = Cooldowns(tmp_path / "state")
+        server.set_cooldown(KEY, 60, "throttled")
+        command = Cooldowns(tmp_path / "state", copy=True)
+        assert command.cause(KEY) == "throttled"
+        command.clear(KEY)
+        assert server.remaining_s(KEY) > 50
+
     def test_workers_share_it(self, tmp_path: Path) -> None:
         one = Cooldowns(tmp_path / "state")
         one.set_cooldown(KEY, 60, "throttled")

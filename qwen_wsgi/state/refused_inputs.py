@@ -13,7 +13,6 @@ from struct import Struct
 from typing import Final
 
 from qwen_wsgi.clock import boottime
-from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.state.shared_memory import Table, key_of, map_shared
 
 #: What a chat message may hold besides text.
@@ -39,7 +38,7 @@ class RefusedInputs:
     """Remembers what models refused to read.
 
     Args:
-        directory, boottime, boot_id: as for `cooldown.Cooldowns`.
+        directory, boottime, boot_id: as for `upstream.routing.cooldown.Cooldowns`.
     """
 
     def __init__(
@@ -56,11 +55,11 @@ class RefusedInputs:
         )
         self._table = Table(self._memory, _ROW, start=_ANY.size, rows=_ROWS, age=2)
 
-    def of(self, account: Account, model: str) -> frozenset[str]:
-        """The inputs that an account's model refused lately."""
+    def of(self, account: str, base_url: str | None, model: str) -> frozenset[str]:
+        """The inputs that a model refused lately, at the account of this name and base URL."""
         if not self._memory[0]:
             return _NONE
-        at = self._table.find(_key(account, model))
+        at = self._table.find(_key(account, base_url, model))
         if at is None:
             return _NONE
         _, bits, until = self._table.read(at)
@@ -69,16 +68,22 @@ class RefusedInputs:
         return frozenset(name for bit, name in enumerate(INPUTS) if bits >> bit & 1)
 
     def remember(
-        self, account: Account, model: str, inputs: Collection[str], *, believed_s: float
+        self,
+        account: str,
+        base_url: str | None,
+        model: str,
+        inputs: Collection[str],
+        *,
+        believed_s: float,
     ) -> None:
         """Record what a model refused, beside what is recorded."""
-        key = _key(account, model)
-        refused = self.of(account, model).union(inputs)
+        key = _key(account, base_url, model)
+        refused = self.of(account, base_url, model).union(inputs)
         bits = sum(1 << bit for bit, name in enumerate(INPUTS) if name in refused)
         at, _ = self._table.find_or_oldest(key)
         self._table.write(at, key, bits, self._now() + believed_s)
         _ANY.pack_into(self._memory, 0, True)
 
 
-def _key(account: Account, model: str) -> bytes:
-    return key_of("inputs", account.name, account.base_url or "", model)
+def _key(account: str, base_url: str | None, model: str) -> bytes:
+    return key_of("inputs", account, base_url or "", model)

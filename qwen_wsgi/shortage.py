@@ -1,0 +1,106 @@
+"""What this process or machine has run out of: files, memory, room on the disk.
+
+Such a failure is ours, wherever it shows: no upstream and no login service is to blame for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from qwen_wsgi.errors import Overloaded
+
+#: `Retry-After`: what calls hold is given back as they end.
+_RETRY_AFTER_S: Final = 2.0
+
+
+class Shortage(NamedTuple):
+    """One thing to run out of.
+
+    Attributes:
+        code: a stable word for programs.
+        what: the end of the sentence "The proxy has …".
+        remedy: what the operator should do, as a sentence.
+    """
+
+    code: str
+    what: str
+    remedy: str
+
+    def error(self) -> Overloaded:
+        """The failure of a call that met it."""
+        return Overloaded(
+            f"The proxy has {self.what}, so it could not carry out this call; no upstream is at "
+            f"fault. Please try again shortly. For the operator of this proxy: {self.remedy}",
+            code=self.code,
+            retry_after_s=_RETRY_AFTER_S,
+        )
+
+
+_FILES: Final = Shortage(
+    "proxy_out_of_files",
+    "no file descriptor left",
+    "Raise LimitNOFILE= of the unit (in a shell `ulimit -n`), or lower QWEN_PROXY_MAX_IN_FLIGHT.",
+)
+_MEMORY: Final = Shortage(
+    "proxy_out_of_memory",
+    "no memory left",
+    "Give the machine, or the service (MemoryMax= of the unit), more memory, or lower "
+    "QWEN_PROXY_MAX_IN_FLIGHT.",
+)
+_DISK: Final = Shortage(
+    "proxy_disk_full",
+    "no room left on its disk",
+    "Make room on the disks of the state directory, of /tmp and of ~/.qwen.",
+)
+
+_BY_ERRNO: Final = {
+    errno.EMFILE: _FILES,
+    errno.ENFILE: _FILES,
+    errno.ENOMEM: _MEMORY,
+    errno.ENOBUFS: _MEMORY,
+    errno.ENOSPC: _DISK,
+    errno.EDQUOT: _DISK,
+}
+
+
+def shortage_of(error: BaseException) -> Shortage | None:
+    """What has run out, if a failure came of that; None if it has another cause."""
+    for each in _chain(error):
+        if isinstance(each, MemoryError):
+            return _MEMORY
+        if isinstance(each, OSError) and (found := _BY_ERRNO.get(each.errno or 0)) is not None:
+            return found
+        # A resolver that may open no file says only that it knows no such name.
+        if isinstance(each, socket.gaierror) and _no_file_is_left():
+            return _FILES
+    return None
+
+
+def by_errno(number: int | None) -> Shortage | None:
+    """What has run out, by the system's number; None if it means something else."""
+    return _BY_ERRNO.get(number or 0)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The failure and whatever caused it; also as urllib3 and requests wrap it."""
+    left: list[Any] = [error]
+    seen: set[int] = set()
+    while left:
+        each = left.pop()
+        if not isinstance(each, BaseException) or id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        left += [each.__cause__, each.__context__, getattr(each, "reason", None), *each.args]
+
+
+def _no_file_is_left() -> bool:
+    try:
+        os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return _BY_ERRNO.get(error.errno or 0) is _FILES
+    return False

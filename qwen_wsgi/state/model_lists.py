@@ -1,0 +1,124 @@
+"""Model lists that the workers of the box tell each other, so that one look at a host serves all.
+
+One file per account in the state directory; a number in shared memory says that one has changed,
+so that a call that has the list costs no system call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from struct import Struct
+from typing import Any, Final, NamedTuple
+
+from qwen_wsgi.clock import boottime
+from qwen_wsgi.state.shared_memory import boot_id_of, key_of, map_shared
+
+log = logging.getLogger(__name__)
+
+_VERSION: Final = "1"
+#: When a list was written last, by boot time.
+_CHANGED: Final = Struct("=d")
+#: A longer list is fetched by each worker itself; the longest known has 165 models in 30 kB.
+_MOST_BYTES: Final = 4 * 1024 * 1024
+
+
+class SharedList(NamedTuple):
+    """What a worker learned when it asked a host for its models.
+
+    Attributes:
+        at: when, by boot time.
+        models: the entries by id; None if the host gave no list.
+        error: why not, or "".
+    """
+
+    at: float
+    models: dict[str, dict[str, Any]] | None
+    error: str
+
+
+class SharedLists:
+    """Writes and reads the lists. Shared by all greenlets of a worker; a list that cannot be
+    written is known to its worker alone.
+
+    Args:
+        directory: of the state; None shares nothing.
+        boottime, boot_id: as for `cooldown.Cooldowns`.
+
+    Attributes:
+        now: the clock of `SharedList.at`.
+        changed: a value that changes when any worker has written a list; cheap to ask.
+    """
+
+    def __init__(
+        self,
+        directory: Path | None,
+        *,
+        boottime: Callable[[], float] = boottime,
+        boot_id: str | None = None,
+    ) -> None:
+        self.now = boottime
+        self._boot_id = boot_id_of(boot_id)
+        self._directory = None if directory is None else directory / "models"
+        self._memory = map_shared(
+            directory, "lists", version=_VERSION, size=_CHANGED.size, boot_id=self._boot_id
+        )
+        #: Not a function of ours: every call asks.
+        self.changed: Callable[[], tuple[Any, ...]] = partial(_CHANGED.unpack_from, self._memory, 0)
+
+    def write(self, account: str, base_url: str | None, found: SharedList) -> None:
+        """Tell the other workers."""
+        if self._directory is None:
+            return
+        value = {"boot": self._boot_id, **found._asdict()}
+        content = json.dumps(value, separators=(",", ":")).encode()
+        if len(content) > _MOST_BYTES:
+            return
+        path = self._path(self._directory, account, base_url)
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            try:
+                with open(os.open(fresh, flags, 0o600), "wb") as file:
+                    file.write(content)
+                os.replace(fresh, path)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(fresh)
+        except OSError as error:
+            log.debug("a model list is not shared path=%s: %s", path, error)
+            return
+        _CHANGED.pack_into(self._memory, 0, self.now())
+
+    def read(self, account: str, base_url: str | None) -> SharedList | None:
+        """What was learned last since the machine started; None if nothing was."""
+        if self._directory is None:
+            return None
+        try:
+            with open(self._path(self._directory, account, base_url), "rb") as file:
+                value = json.loads(file.read(_MOST_BYTES))
+        except (OSError, ValueError, RecursionError):
+            return None
+        return self._parsed(value)
+
+    def _parsed(self, value: Any) -> SharedList | None:
+        if not isinstance(value, dict) or value.get("boot") != self._boot_id:
+            return None
+        at, models, error = value.get("at"), value.get("models"), value.get("error")
+        if not isinstance(at, float) or at > self.now() or not isinstance(error, str):
+            return None
+        if models is not None and not (
+            isinstance(models, dict) and all(isinstance(each, dict) for each in models.values())
+        ):
+            return None
+        return SharedList(at, models, error)
+
+    @staticmethod
+    def _path(directory: Path, account: str, base_url: str | None) -> Path:
+        return directory / f"{key_of('list', account, base_url or '').hex()}.json"
