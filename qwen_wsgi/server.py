@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import socket
 import sys
@@ -29,6 +30,8 @@ from qwen_wsgi.settings import Settings
 
 if TYPE_CHECKING:
     from qwen_wsgi.services import Services
+
+_log: Final = logging.getLogger(__name__)
 
 #: A connection that was used within this time may have a request on its way.
 _MIN_IDLE_S: Final = 0.1
@@ -387,6 +390,12 @@ def _print_banner(services: Services, endpoints: list[str]) -> None:
     # Imported here, in the worker: the master loads this module, and a reload must find new code.
     from qwen_wsgi import text
 
+    if weak := services.settings.weak_client_keys:
+        _log.warning(
+            "%d of the client keys can be guessed, because they are short or common words. Make "
+            "others with `openssl rand -hex 24`.",
+            weak,
+        )
     accounts = services.pool.accounts()
     # Asked for now: a list of the server before this one may be an hour old.
     models = services.catalogue.models(refresh=True)

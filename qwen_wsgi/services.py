@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -47,6 +48,10 @@ MAINTENANCE_S: Final = 5.0
 DRAIN_S: Final = 27.0
 #: How soon a change of qwen-code's settings is seen. A look costs 12 µs, which a call need not pay.
 LOOK_EVERY_S: Final = 0.25
+
+
+#: Places that a single client key does not get.
+_SPARE: Final = 10
 
 
 class SandboxHost:
@@ -236,7 +241,11 @@ def _share(settings: Settings) -> int:
     """The calls of one client key that a worker serves at a time: of several keys, none takes all
     places."""
     most = settings.max_in_flight
-    return most if len(settings.all_client_keys) < 2 else max(1, most * 3 // 4)
+    if not settings.all_client_keys:
+        return most
+    if len(settings.all_client_keys) == 1:
+        return max(1, most - _SPARE)  # so that a place is left for whoever looks what is wrong
+    return max(1, math.ceil(most * settings.key_share))
 
 
 def configure_logs(settings: Settings) -> None:

@@ -58,6 +58,33 @@ def _seconds(*, zero: bool = False) -> Callable[[str], float]:
     return parse
 
 
+#: A key that is shorter can be guessed; `openssl rand -hex 24` gives 48 characters.
+STRONG_KEY_CHARS: Final = 16
+
+#: What people type in a hurry, also repeated until it is long enough.
+_COMMON: Final = (
+    *("secret", "password", "passwd", "changeme", "change-me", "example", "qwen-proxy", "qwen"),
+    *("your-api-key", "your_api_key", "api-key", "apikey", "test", "dummy", "none", "1234567890"),
+    *("openai", "anthropic", "client", "local", "abcdefghijklmnopqrstuvwxyz", "0123456789"),
+)
+
+
+def _is_weak(key: str) -> bool:
+    if len(key) < STRONG_KEY_CHARS or len(set(key)) < 5:
+        return True
+    rest = key.lower().removeprefix("sk-")
+    for word in _COMMON:
+        rest = rest.replace(word, "")
+    return len(rest.strip("-_.")) < STRONG_KEY_CHARS // 2
+
+
+def _share(raw: str) -> float:
+    value = float(raw)
+    if not 0 < value <= 1:
+        raise ValueError("must be a number above 0, up to 1")
+    return value
+
+
 def _choice(*allowed: str) -> Callable[[str], str]:
     def parse(raw: str) -> str:
         if raw not in allowed:
@@ -190,14 +217,20 @@ class Settings:
         parse=_integer(1024),
         unit="bytes",
     )
+    key_share: float = setting(
+        "QWEN_PROXY_KEY_SHARE",
+        "The share of QWEN_PROXY_MAX_IN_FLIGHT that one of several client keys may have.",
+        default=0.5,
+        parse=_share,
+    )
     max_items: int = setting(
         "QWEN_PROXY_MAX_ITEMS",
         "Most messages, content blocks together, or tools of one request.",
         default=20_000,
         parse=_integer(1),
     )
-    max_json_values: int = setting(
-        "QWEN_PROXY_MAX_JSON_VALUES",
+    max_values: int = setting(
+        "QWEN_PROXY_MAX_VALUES",
         "Most JSON values in one request body.",
         default=2_000_000,
         parse=_integer(1),
@@ -493,6 +526,11 @@ class Settings:
         """Every client key; empty means "this machine only"."""
         extra = (self.openai_api_key,) if self.openai_api_key else ()
         return self.client_keys + extra
+
+    @property
+    def weak_client_keys(self) -> int:
+        """How many client keys can be guessed: short ones, and those that everybody tries first."""
+        return sum(map(_is_weak, self.all_client_keys))
 
     @property
     def worker_connections(self) -> int:

@@ -28,8 +28,10 @@ TAKEN: list[tuple[str, str, Any]] = [
     ("QWEN_PROXY_MAX_IN_FLIGHT", "1", 1),
     ("QWEN_PROXY_MAX_BODY", "1024", 1024),
     ("QWEN_PROXY_MAX_BODY_BYTES_IN_FLIGHT", "1024", 1024),
+    ("QWEN_PROXY_KEY_SHARE", "0.25", 0.25),
+    ("QWEN_PROXY_KEY_SHARE", "1", 1.0),
     ("QWEN_PROXY_MAX_ITEMS", "1", 1),
-    ("QWEN_PROXY_MAX_JSON_VALUES", "1", 1),
+    ("QWEN_PROXY_MAX_VALUES", "1", 1),
     ("QWEN_PROXY_BODY_TIMEOUT", "0.5", 0.5),
     ("QWEN_PROXY_GRACEFUL_TIMEOUT", "1", 1),
     ("QWEN_PROXY_CLIENT_KEEPALIVE", "5", 5),
@@ -100,8 +102,9 @@ REFUSED: dict[str, list[str]] = {
     "QWEN_PROXY_MAX_IN_FLIGHT": ["0", "-5", "1.5"],
     "QWEN_PROXY_MAX_BODY": ["1023", "64M"],
     "QWEN_PROXY_MAX_BODY_BYTES_IN_FLIGHT": ["1023", "512M"],
+    "QWEN_PROXY_KEY_SHARE": ["0", "1.5", "nan", "half"],
     "QWEN_PROXY_MAX_ITEMS": ["0", "many"],
-    "QWEN_PROXY_MAX_JSON_VALUES": ["0", "1.5"],
+    "QWEN_PROXY_MAX_VALUES": ["0", "1.5"],
     "QWEN_PROXY_BODY_TIMEOUT": ["0", "-1", "inf"],
     "QWEN_PROXY_GRACEFUL_TIMEOUT": ["0", "1.5"],
     "QWEN_PROXY_CLIENT_KEEPALIVE": ["0"],
@@ -374,3 +377,19 @@ def test_a_password_in_a_base_url_is_not_shown(name: str, scheme: str) -> None:
         shown = str(error)
 
     assert "secretword" not in shown
+
+
+@pytest.mark.parametrize(
+    ("keys", "weak"),
+    [
+        ("", 0),
+        ("short", 1),
+        ("aaaaaaaaaaaaaaaaaaaaaaaa", 1),
+        ("sk-changeme-changeme", 1),
+        ("password1234567890", 1),
+        ("3f9c1b7e52a84d06b1f0c7d2", 0),
+        ("3f9c1b7e52a84d06b1f0c7d2,secret", 1),
+    ],
+)
+def test_keys_that_can_be_guessed_are_counted(keys: str, weak: int) -> None:
+    assert load({"QWEN_PROXY_API_KEYS": keys}).weak_client_keys == weak

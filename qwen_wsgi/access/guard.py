@@ -85,6 +85,16 @@ class Guard:
         address = self.client_address(environ)
         if address != "unix" and not is_loopback_address(address):
             raise Unauthorized(_NO_KEY_YET, code="missing_api_key")
+        self.refuse_pages(environ)
+
+    def refuse_pages(self, environ: Mapping[str, Any]) -> None:
+        """Refuse web pages while there are no client keys; also on routes that need no key.
+
+        Raises:
+            Forbidden: the request comes from a page of another site, or by another name.
+        """
+        if self._keys:
+            return
         host = _host_name(environ.get("HTTP_HOST", ""))
         if not is_loopback(host) and host.lower() not in self._hosts:
             # A page of evil.example whose name was rebound to 127.0.0.1 sends its own name here.
@@ -120,6 +130,17 @@ class Guard:
                 "QWEN_PROXY_CORS_ORIGINS.",
                 code="origin_not_allowed",
             )
+
+    def is_known(self, environ: Mapping[str, Any]) -> bool:
+        """Whether somebody calls who may see details: from this machine, or with a key."""
+        address = self.client_address(environ)
+        if address == "unix" or is_loopback_address(address):
+            return True
+        try:
+            self.identify(environ)
+        except (Unauthorized, Forbidden):
+            return False
+        return True
 
     def client_address(self, environ: Mapping[str, Any]) -> str:
         """The caller's address; behind a trusted proxy the one that the proxy saw.
@@ -157,7 +178,7 @@ class Guard:
 
 
 #: A name or an address, and perhaps a port (RFC 9110 §7.2): no user, path, or other tricks.
-_HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253})(?::\d{1,5})?")
+_HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253})(?::\d{0,5})?")
 
 
 def _host_name(header: str) -> str:

@@ -29,6 +29,9 @@ _PIECES_AT_ONCE: Final = 32
 _MEMBER: Final = b'":'
 _LONG_MEMBERS: Final = 10_000
 
+#: Members of a request itself: no API has a tenth of them.
+_MOST_MEMBERS: Final = 1000
+
 #: Strings of JSON, in which a comma separates nothing.
 _STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
@@ -37,6 +40,7 @@ _DECISIVE: Final = (
     "model",
     "messages",
     "input",
+    "prompt",
     "stream",
     "stream_options",
     "max_tokens",
@@ -112,10 +116,14 @@ def read_json(
         body = _decoded(body, max_bytes)
         take(len(body))
     try:
-        if len(body) < LONG_BYTES and body.count(_MEMBER) < _LONG_MEMBERS:  # as mostly
+        if (
+            len(body) < LONG_BYTES
+            and body.count(_MEMBER) < _LONG_MEMBERS
+            and body.count(b",") <= settings.max_values
+        ):  # as mostly
             parsed = JsonObject(body)
         else:
-            parsed = apart(partial(_parse_long, body, settings.max_json_values))
+            parsed = apart(partial(_parse_long, body, settings.max_values))
         if (name := parsed.repeated(_DECISIVE)) is not None:
             raise BadRequest(
                 f"The request has '{name}' more than once, and readers of JSON do not agree on "
@@ -128,6 +136,11 @@ def read_json(
             "aren't using your HTTP library correctly. The API expects a JSON payload, but "
             f"what was sent was not valid JSON: {error}.)"
         ) from None
+    if body.count(_MEMBER) > _MOST_MEMBERS and len(parsed.names()) > _MOST_MEMBERS:
+        raise BadRequest(
+            f"The request has {len(parsed.names())} members, more than any API knows "
+            f"({_MOST_MEMBERS} are accepted)."
+        )
     if body.count(b"{") > settings.max_items:
         _check_lengths(parsed, settings.max_items)
     return parsed
@@ -137,16 +150,14 @@ def _parse_long(body: bytes, most: int) -> JsonObject:
     """Parse a body of many bytes or members.
 
     Raises:
-        ApiError: 413: it has more values than `most`. They are counted before it is parsed, because
+        BadRequest: it has more values than `most`. They are counted before it is parsed, because
             a value takes a hundred bytes, and some take two in the text.
         JsonObjectError: it is no JSON object.
     """
     if body.count(b",") > most and _STRINGS.sub(b"", body).count(b",") > most:
-        raise ApiError(
-            f"The request body has more than {most} JSON values (QWEN_PROXY_MAX_JSON_VALUES on "
-            "the server).",
-            status=413,
-            type="invalid_request_error",
+        raise BadRequest(
+            f"The request body has more than {most} JSON values (QWEN_PROXY_MAX_VALUES on the "
+            "server).",
             code="request_too_large",
         )
     parsed = JsonObject(body)

@@ -22,20 +22,14 @@ _HOPS: Final = "X-Qwen-Proxy-Hops"
 _HOPS_WSGI: Final = "HTTP_X_QWEN_PROXY_HOPS"
 _MOST_HOPS: Final = 3
 
-#: DashScope's switches that a client may set, by their names in WSGI. The others choose whose
+#: Switches of DashScope that a client may set, as WSGI spells them. The others choose whose
 #: workspace is used, or another kind of answer, and are the operator's.
-_DASHSCOPE: Final = {
-    "HTTP_X_DASHSCOPE_" + name.upper().replace("-", "_"): "X-DashScope-" + name
-    for name in (
-        "AuthType",
-        "CacheControl",
-        "DataInspection",
-        "OssResourceResolve",
-        "Session-Cache",
-        "UserAgent",
-        "Wait-Timeout",
-    )
-}
+_DASHSCOPE: Final = (
+    "HTTP_X_DASHSCOPE_WAIT_TIMEOUT",
+    "HTTP_X_DASHSCOPE_CACHECONTROL",
+    "HTTP_X_DASHSCOPE_DATAINSPECTION",
+    "HTTP_X_DASHSCOPE_SESSION",
+)
 
 
 def chat_call(call: LiveCall, chat: ChatRequest, changed: tuple[str, ...] = ()) -> ChatCall:
@@ -90,7 +84,11 @@ def forwarded_headers(environ: Mapping[str, Any]) -> dict[str, str]:
     Raises:
         ApiError: 508: the call goes in circles.
     """
-    headers = {name: environ[key] for key, name in _DASHSCOPE.items() if key in environ}
+    headers = {
+        "X-DashScope-" + name[17:].replace("_", "-").title(): value
+        for name, value in environ.items()
+        if name.startswith(_DASHSCOPE)
+    }
     if agent := environ.get("HTTP_USER_AGENT"):
         headers["User-Agent"] = agent
     headers[_HOPS] = str(_hops(environ) + 1)

@@ -15,6 +15,7 @@ from qwen_wsgi.upstream.failures.causes import remedy_of
 from qwen_wsgi.upstream.routing.account_status import READY, Summary
 
 blueprint = Blueprint("health", __name__)
+blueprint.before_request(lifecycle.refuse_pages)
 
 
 @blueprint.get("/health")
@@ -24,11 +25,17 @@ def health() -> Response:
     "left_alone_s"?, "remedy"?, "models"?}]}`; models are those that are left alone, as `{"model",
     "left_alone_s", "cause"}`.
 
-    200 while calls can be served; 503 when no account is usable or the worker is draining.
+    200 while calls can be served; 503 when no account is usable or the worker is draining. Callers
+    from elsewhere without a key get `{"status", "ready"}`.
     """
-    lifecycle.live().record.quiet = True
-    services = lifecycle.live().services
+    call = lifecycle.live()
+    call.record.quiet = True
+    services = call.services
     status, summary = _status()
+    if not services.guard.is_known(call.environ):
+        return http.json_value(
+            {"status": status, "ready": status in READY}, 200 if status in READY else 503
+        )
     body = {
         "status": status,
         **_cause(status, summary),

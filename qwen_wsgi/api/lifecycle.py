@@ -165,6 +165,16 @@ def check_caller() -> None:
     call.record.client, call.record.client_id = client.name, client.id
 
 
+def refuse_pages() -> None:
+    """Refuse web pages on routes that need no key; for their blueprints.
+
+    Raises:
+        ApiError: 403.
+    """
+    call = live()
+    call.services.guard.refuse_pages(call.environ)
+
+
 def finish_response(response: Response) -> Response:
     """Add the headers that every answer has, and end the call with the stream's end."""
     call = live()

@@ -22,6 +22,10 @@ from qwen_wsgi.upstream.chat_attempt import ChatCall
 blueprint = Blueprint("responses", __name__)
 blueprint.before_request(lifecycle.check_caller)
 
+#: How the last event says whether the response is stored.
+_STORED: Final = b'"store":true'
+_NOT_STORED: Final = b'"store":false'
+
 _PREFIX: Final = "resp_"
 _ID_BYTES: Final = 24
 
@@ -48,7 +52,8 @@ def create() -> Response:
         return generation.stream(call, chat, plan, StoringEncoder(encoder, storing.put))
     answer = services.executor.complete(chat, plan)
     response = protocol.whole(request, answer.value, id=id, created=created, model=model)
-    storing.put(response)
+    if not storing.put(response):
+        response = {**response, "store": False}  # the log says why
     return http.json_value(response)
 
 
@@ -235,12 +240,16 @@ class _Storing:
         self._owner = owner
         self._request = request
 
-    def put(self, response: dict[str, Any] | None) -> None:
+    def put(self, response: dict[str, Any] | None) -> bool:
+        """Store it; returns whether what its client wanted of the store is done."""
         request = self._request
-        if request.store and response is not None:
-            self._store.put(
+        return (
+            not request.store
+            or response is None
+            or self._store.put(
                 self._owner, response, request.input_items, request.previous_response_id
             )
+        )
 
 
 class StoringEncoder:
@@ -248,7 +257,7 @@ class StoringEncoder:
     event may ask for the response at once."""
 
     def __init__(
-        self, encoder: ResponseEncoder, store: Callable[[dict[str, Any] | None], None]
+        self, encoder: ResponseEncoder, store: Callable[[dict[str, Any] | None], bool]
     ) -> None:
         self._encoder = encoder
         self._store = store
@@ -259,5 +268,6 @@ class StoringEncoder:
 
     def end(self) -> bytes:
         last = self._encoder.end()
-        self._store(self._encoder.response)
-        return last
+        if self._store(self._encoder.response):
+            return last
+        return last.replace(_STORED, _NOT_STORED)  # within a text its quotes would be escaped

@@ -25,6 +25,8 @@ from qwen_wsgi.protocol.validation import missing, unsupported, wrong_type
 
 #: Each prompt is a call of its own.
 MAX_PROMPTS: Final = 64
+#: Answers of one request: each may be an upstream call of its own.
+MAX_ANSWERS: Final = 256
 
 _OBJECT: Final = "text_completion"
 _FINISHES: Final = frozenset({"stop", "length", "content_filter"})
@@ -155,10 +157,10 @@ def _plain_prompts(request: CompletionsRequest) -> list[str]:
             code="array_above_max_length",
         )
     n = request.body.get("n")
-    if isinstance(n, int) and len(prompts) * n > MAX_PROMPTS:
+    if isinstance(n, int) and len(prompts) * n > MAX_ANSWERS:
         raise BadRequest(
             f"Invalid 'n': with {len(prompts)} prompts it makes {len(prompts) * n} answers, and at "
-            f"most {MAX_PROMPTS} are allowed. Send several requests.",
+            f"most {MAX_ANSWERS} are allowed. Send several requests.",
             param="n",
             code="integer_above_max_value",
         )

@@ -217,7 +217,7 @@ class ResponseStore:
 
         Raises:
             ResponseMissing: the response, or one that it continues, is not there.
-            ApiError: 413: it is larger than a request may be.
+            ApiError: 400: it is larger than a request may be.
             StoreUnavailable: it cannot be read now.
         """
         found = self._read(owner, id, whole=True)
@@ -297,10 +297,11 @@ class ResponseStore:
             raise ApiError(
                 f"The conversation that 'previous_response_id' continues has {size} bytes, more "
                 f"than a request may have ({self._largest_history}, QWEN_PROXY_MAX_BODY on the "
-                "server). Send what is needed of it as `input`, or compact it.",
-                status=413,
+                "server): it exceeds the maximum context length. Compact it, or send what is "
+                "needed of it as `input`.",
+                status=400,
                 type="invalid_request_error",
-                code="request_too_large",
+                code="context_length_exceeded",
                 param="previous_response_id",
             )
 

@@ -120,7 +120,8 @@ def test_a_name_that_is_repeated_by_an_escape_is_found() -> None:
         read_json(body_environ(body), SETTINGS, take=lambda count: None)
 
 
-LONG = settings_of(QWEN_PROXY_MAX_ITEMS=100, QWEN_PROXY_MAX_JSON_VALUES=1000)
+LARGE = settings_of()
+LONG = settings_of(QWEN_PROXY_MAX_ITEMS=100, QWEN_PROXY_MAX_VALUES=1000)
 
 
 @pytest.mark.parametrize(
@@ -131,10 +132,20 @@ LONG = settings_of(QWEN_PROXY_MAX_ITEMS=100, QWEN_PROXY_MAX_JSON_VALUES=1000)
     ],
 )
 def test_too_many_values_are_refused_before_they_are_parsed(text: str) -> None:
-    with pytest.raises(ApiError, match="more than 1000 JSON values") as caught:
+    with pytest.raises(BadRequest, match="more than 1000 JSON values"):
         read_json(body_environ(text.encode()), LONG, take=lambda count: None)
 
-    assert caught.value.status == 413
+
+def test_a_request_has_a_thousand_members_at_most() -> None:
+    at_limit = json.dumps({f"member_{index}": 1 for index in range(1000)})
+    read_json(body_environ(at_limit.encode()), LARGE, take=lambda count: None)
+
+    with pytest.raises(BadRequest, match="has 1001 members"):
+        read_json(
+            body_environ((at_limit[:-1] + ',"one more":1}').encode()),
+            LARGE,
+            take=lambda count: None,
+        )
 
 
 def test_commas_in_texts_are_no_values() -> None:

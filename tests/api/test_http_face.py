@@ -760,10 +760,10 @@ def test_a_cache_never_serves_one_origins_answer_to_another() -> None:
     """Where the answer depends on the origin, it says so on every answer."""
     with running(QWEN_PROXY_API_KEYS=KEY, QWEN_PROXY_CORS_ORIGINS="https://app.example") as app:
         for headers in ({}, {"Origin": "https://x.example"}):
-            assert "Origin" in app.get("/", headers=headers).headers.get("vary", "")
+            assert "Origin" in app.get("/v1/models", headers=headers).headers.get("vary", "")
 
 
-@pytest.mark.parametrize(("path", "status"), [("/v1/models", 401), ("/nowhere", 404), ("/", 200)])
+@pytest.mark.parametrize(("path", "status"), [("/v1/models", 401), ("/nowhere", 404)])
 def test_a_page_can_read_errors_and_ids_too(path: str, status: int) -> None:
     with running(QWEN_PROXY_API_KEYS=KEY) as app:
         response = app.get(path, headers={"Origin": "https://app.example"})
@@ -775,7 +775,7 @@ def test_a_page_can_read_errors_and_ids_too(path: str, status: int) -> None:
 
 def test_a_caller_that_is_no_page_gets_no_such_headers() -> None:
     with running(QWEN_PROXY_API_KEYS=KEY) as app:
-        headers = app.get("/", headers=AUTH).headers
+        headers = app.get("/nowhere", headers=AUTH).headers
 
     assert "access-control-allow-origin" not in headers
 
@@ -869,3 +869,27 @@ def test_the_sandbox_is_told_in_the_answers_header() -> None:
 
     assert response.status_code == 200
     assert response.headers["x-qwen-proxy-account"] == "sandbox"
+
+
+# --- what needs no key ---------------------------------------------------------------------------
+
+
+def test_health_tells_details_to_this_machine_and_to_key_holders_alone() -> None:
+    far = {"REMOTE_ADDR": "203.0.113.9"}
+    with running(QWEN_PROXY_API_KEYS=KEY) as app:
+        assert "accounts" in json.loads(app.get("/health").data)
+        assert json.loads(app.get("/health", environ_base=far).data).keys() == {"status", "ready"}
+        known = {"Authorization": f"Bearer {KEY}"}
+        told = app.get("/health", environ_base=far, headers=known)
+        assert "accounts" in json.loads(told.data)
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/health/ready", "/health/live"])
+def test_pages_of_other_sites_learn_nothing_from_routes_without_a_key(path: str) -> None:
+    page = {"Origin": "https://evil.example"}
+    with running(QWEN_PROXY_API_KEYS=KEY) as app:
+        assert "access-control-allow-origin" not in app.get(path, headers=page).headers
+    with running() as app:
+        assert app.get(path, headers={"Host": "evil.example"}).status_code == 403
+        assert app.get(path, headers=page).status_code == 403
+        assert app.get(path).status_code in (200, 503)

@@ -389,3 +389,27 @@ def test_nothing_can_be_shortened_of_nothing(members: Any, places: dict[str, str
 
         assert error_of(response)["param"] == "input"
         assert chats(server) == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_response_says_whether_it_is_stored(
+    monkeypatch: pytest.MonkeyPatch, stream: bool, stored: bool
+) -> None:
+    """The disk may be full: the answer is good all the same, and cannot be continued by its id."""
+    text = 'a text with "store":true in it'
+    answer = streamed(event({"content": text}, "stop"), b"data: [DONE]\n\n")
+    qwen = {"QWEN_PROXY_HOST_FAMILIES": "127.0.0.1=dashscope"}
+    with in_front_of(MODELS, answer, **qwen) as (app, _):
+        monkeypatch.setattr(app.services.responses, "put", lambda *_: stored)
+        body = {"model": "m", "input": "hi", "stream": stream}
+        with app.client.post("/v1/responses", data=json.dumps(body).encode()) as sent:
+            got = sent.data
+
+    if stream:
+        last = got.decode().strip().split("\n\n")[-1].partition("data: ")[2]
+        response = json.loads(last)["response"]
+    else:
+        response = json.loads(got)
+    assert response["store"] is stored
+    assert response["output"][0]["content"][0]["text"] == text

@@ -132,7 +132,7 @@ def test_what_asks_for_nothing_special_is_left_out() -> None:
         ({"prompt": [[1, 2], [3]]}, "prompt", "token_input_unsupported"),
         ({"prompt": ["a", "b"], "stream": True}, "prompt", "unsupported_parameter"),
         ({"prompt": ["a"] * 65}, "prompt", "array_above_max_length"),
-        ({"prompt": ["a"] * 33, "n": 2}, "n", "integer_above_max_value"),
+        ({"prompt": ["a"] * 64, "n": 5}, "n", "integer_above_max_value"),
         ({"echo": True}, "echo", "unsupported_parameter"),
         ({"best_of": 2}, "best_of", "unsupported_parameter"),
         ({"best_of": "x"}, "best_of", "unsupported_parameter"),

@@ -105,12 +105,12 @@ ATTACKS: dict[str, tuple[str, bytes, tuple[int, ...]]] = {
     "unknown members of Responses": (
         "/v1/responses",
         dumped({"model": "qwen3.7-plus", "input": "hi", **MEMBERS}),
-        (200,),
+        (400,),
     ),
     "unknown members of Messages": (
         "/v1/messages",
         dumped({"model": "qwen3.7-plus", "max_tokens": 9, "messages": [user("hi")], **MEMBERS}),
-        (200,),
+        (400,),
     ),
     "many tool_use blocks": (
         "/v1/messages",
@@ -130,12 +130,12 @@ ATTACKS: dict[str, tuple[str, bytes, tuple[int, ...]]] = {
     "sixty MB of []": (
         "/v1/chat/completions",
         b'{"model":"qwen3.7-plus","messages":[{"role":"user","content":"a"}],"x":' + NOTHING + b"}",
-        (413,),
+        (400,),
     ),
     "forty MB of short messages": (
         "/v1/chat/completions",
         b'{"model":"qwen3.7-plus","messages":[' + SMALL + b"]}",
-        (400, 413),
+        (400,),
     ),
     "twenty thousand messages": (
         "/v1/chat/completions",

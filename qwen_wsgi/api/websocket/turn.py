@@ -159,7 +159,7 @@ class _MessageEncoder(StoringEncoder):
     """A message cannot be a comment: a keep-alive is always an event."""
 
     def __init__(
-        self, encoder: ResponseEncoder, store: Callable[[dict[str, Any] | None], None]
+        self, encoder: ResponseEncoder, store: Callable[[dict[str, Any] | None], bool]
     ) -> None:
         super().__init__(encoder, store)
         self.keep_alive = lambda kind: encoder.keep_alive("chunk")
@@ -177,15 +177,17 @@ class _Keeping:
         self._id = id
         self._before = before
 
-    def put(self, response: dict[str, Any] | None) -> None:
+    def put(self, response: dict[str, Any] | None) -> bool:
+        """Keep it; returns whether what its client wanted of the store is done."""
         request, before = self._request, self._before
         if response is None:
-            return
+            return True
         stored = request.store and self._store(response)
         items = [*request.input_items, *response["output"]]
         self._turn.connection.keep(
             self._turn.stream_id, self._id, before.plus(items, stored=stored)
         )
+        return stored or not request.store
 
     def _store(self, response: dict[str, Any]) -> bool:
         """Store it; where it continues what is not stored, with all that went before."""
