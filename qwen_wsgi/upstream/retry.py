@@ -218,8 +218,9 @@ class Retrier:
         failure = error.failure if isinstance(error, UpstreamError) else None
         if failure is None:
             raise error
-        self._outcomes.failed(route.account, error)
-        self._learn(failure, attempts.plan, route, began)
+        if not failure.at_once:  # else nobody has answered, and nobody has failed
+            self._outcomes.failed(route.account, error)
+            self._learn(failure, attempts.plan, route, began)
         if attempts.error is None or isinstance(attempts.error, AccountUnavailable):
             attempts.error = error
         if not (failure.retry or failure.elsewhere):

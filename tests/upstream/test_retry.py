@@ -315,6 +315,10 @@ def test_a_lost_connection_is_replaced_at_once_and_counts_as_an_attempt() -> Non
     assert (world.record.attempts, world.pauses) == (3, [])
     assert raised(world, lost, lost, lost) is lost
     assert world.run("ok") == "ok by a", "nobody is left alone for it"
+    host = world.pool.keys(world.plan().routes[0].account).host
+    world.cooldowns.record_failure(host, "timeout")
+    raised(world, lost, lost, lost)
+    assert world.cooldowns.failures(host) == 1, "and it is no answer of the host"
 
 
 def open_circuit(**environ: object) -> World:
