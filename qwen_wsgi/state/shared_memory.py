@@ -135,7 +135,14 @@ def _copied(path: Path, size: int) -> bytearray:
 def _open(path: Path, name: str, size: int) -> int:
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     with contextlib.suppress(FileNotFoundError):
-        return os.open(path, flags)
+        fd = os.open(path, flags)
+        if os.fstat(fd).st_size >= size:
+            return fd
+        # Somebody cut it. A look beyond the end of a mapped file kills the process (SIGBUS), and
+        # writing it to its length would not help where a worker has mapped the old length.
+        os.close(fd)
+        log.warning("a file that workers share was cut, and begins anew path=%s", path)
+        os.unlink(path)
     for old in path.parent.glob(f"{name}-*"):
         if old != path:  # another worker may have created it in this moment
             with contextlib.suppress(OSError):
