@@ -6,6 +6,7 @@ Imported by `gunicorn.conf.py` alone, after gevent has patched the standard libr
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import sys
@@ -22,10 +23,12 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from qwen_wsgi import logs
 from qwen_wsgi.redaction import Redaction
-from qwen_wsgi.settings import Settings
+from qwen_wsgi.settings import Settings, with_command
 
 if TYPE_CHECKING:
     from qwen_wsgi.services import Services
+
+log = logging.getLogger(__name__)
 
 #: A connection that was used within this time may have a request on its way.
 _MIN_IDLE_S: Final = 0.1
@@ -44,8 +47,11 @@ def log_class(settings: Settings) -> type[Logger]:
         def setup(self, cfg: Any) -> None:
             super().setup(cfg)
             redaction = Redaction((*settings.all_client_keys, settings.upstream_api_key))
+            journal = logs.is_journal(settings.environ, sys.stderr)
             for handler in self.error_log.handlers:
-                handler.setFormatter(logs.Formatter(settings.log_format, redaction))
+                handler.setFormatter(
+                    logs.Formatter(settings.log_format, redaction, journal=journal)
+                )
 
     return ServerLog
 
@@ -171,23 +177,30 @@ def services_of(worker: Worker) -> Services | None:
 
 
 def announce(worker: Worker) -> None:
-    """Print the start-up banner from a thread, once the model lists are known.
+    """Tell from a thread that the server is ready, once the model lists are known.
 
-    Fetching them here also spares the first call that wait. Nothing is printed for a worker that
+    Fetching them here also spares the first call that wait. Nothing is told for a worker that
     failed before it had loaded the application.
     """
     if (services := services_of(worker)) is not None:
         application: Any = worker.wsgi
         args = (services, application.endpoints())
-        threading.Thread(target=_print_banner, args=args, daemon=True).start()
+        threading.Thread(target=_announce, args=args, daemon=True).start()
 
 
-def _print_banner(services: Services, endpoints: list[str]) -> None:
+def _announce(services: Services, endpoints: list[str]) -> None:
     # Imported here, in the worker: the master loads this module, and a reload must find new code.
     from qwen_wsgi import text
 
+    settings = services.settings
+    for note in services.discovery.notes():
+        log.warning("%s", with_command(note, settings.command))
     accounts = services.pool.accounts()
     models = services.catalogue.models()
     problems = services.discovery.problems()
-    banner = text.banner(services.settings, accounts, models, problems, endpoints)
-    print(banner, file=sys.stderr, flush=True)
+    if settings.log_format == "json":
+        # Whoever reads the log expects an object in every line.
+        log.info("ready", extra={"fields": text.ready(settings, accounts, models, problems)})
+    else:
+        banner = text.banner(settings, accounts, models, problems, endpoints)
+        print(banner, file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,10 +16,12 @@ from qwen_wsgi.accounting.ledger import Ledger
 from qwen_wsgi.clock import Clock, SystemClock
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.sources.discovery import Discovery
+from qwen_wsgi.reporting import Reporting, notifier
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.responses import ResponseStore
 from qwen_wsgi.state.token_counts import TokenCounts
+from qwen_wsgi.state.workers import Workers
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.executor import Executor
 from qwen_wsgi.upstream.http.transport import Transport
@@ -28,6 +30,7 @@ from qwen_wsgi.upstream.routing.accounts import AccountPool
 from qwen_wsgi.upstream.routing.affinity import Affinity
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
 from qwen_wsgi.upstream.routing.cooldown import Cooldowns
+from qwen_wsgi.upstream.routing.outcomes import Outcomes
 from qwen_wsgi.upstream.routing.router import Router
 
 log = logging.getLogger(__name__)
@@ -64,13 +67,15 @@ class SandboxHost:
 
 
 class Maintenance:
-    """Keeps the logins of an idle proxy fresh, so that the first call after a night need not wait.
+    """Keeps the logins of an idle proxy fresh, so that the first call after a night need not wait;
+    and reports what the worker does.
 
     One thread per worker; which worker renews a login is settled by the login's locks.
     """
 
-    def __init__(self, discovery: Discovery) -> None:
+    def __init__(self, discovery: Discovery, reporting: Reporting) -> None:
         self._discovery = discovery
+        self._reporting = reporting
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -80,14 +85,23 @@ class Maintenance:
     def stop(self) -> None:
         """Make no further round."""
         self._stop.set()
+        self._reporting.close()
 
     def _run(self) -> None:
+        self._guarded(self._reporting.report)
         while not self._stop.wait(MAINTENANCE_S):
-            try:
-                for login in self._discovery.logins():
-                    login.maintain()
-            except Exception as error:  # the thread's top: the next round may go better
-                log.error("login maintenance failed", exc_info=error)
+            self._guarded(self._maintain_logins)
+            self._guarded(self._reporting.report)
+
+    def _maintain_logins(self) -> None:
+        for login in self._discovery.logins():
+            login.maintain()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # the thread's top: the next round may go better
+            log.error("maintenance failed", exc_info=error)
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,7 @@ class Services:
     admission: Admission
     discovery: Discovery
     cooldowns: Cooldowns
+    outcomes: Outcomes
     pool: AccountPool
     catalogue: Catalogue
     router: Router
@@ -110,6 +125,7 @@ class Services:
     responses: ResponseStore
     token_counts: TokenCounts
     sandbox: SandboxHost
+    workers: Workers
     maintenance: Maintenance
     #: The worker's start, by the clock's monotonic time.
     started_at: float
@@ -155,26 +171,37 @@ def build_services(
     sandbox = SandboxHost()
     discovery = Discovery(settings, clock, look_every_s=LOOK_EVERY_S)
     cooldowns, affinity = Cooldowns(state_dir), Affinity(state_dir)
+    outcomes = Outcomes(state_dir)
     pool = AccountPool(settings, discovery, cooldowns, start_sandbox=sandbox.base_url)
     transport = transport or Transport(settings)
     catalogue = Catalogue(settings, pool, transport, clock)
     router = Router(settings, pool, catalogue, affinity)
-    client = UpstreamClient(settings, transport, clock)
+    client = UpstreamClient(settings, transport, clock, outcomes)
+    ledger, admission = Ledger(), Admission(settings.max_in_flight)
+    workers = Workers(state_dir)
+    reporting = Reporting(
+        workers,
+        calls=lambda: (admission.in_flight, ledger.calls),
+        accounts=lambda: _usable(pool),
+        stopping=lambda: admission.draining,
+        notify=notifier(settings.environ.get("NOTIFY_SOCKET", "")),
+    )
     retrier = Retrier(settings, router, pool, cooldowns, affinity, clock)
     return Services(
         settings=settings,
         clock=clock,
         guard=Guard(settings),
-        admission=Admission(settings.max_in_flight),
+        admission=admission,
         discovery=discovery,
         cooldowns=cooldowns,
+        outcomes=outcomes,
         pool=pool,
         catalogue=catalogue,
         router=router,
         client=client,
         executor=Executor(settings, router, retrier, client, clock),
         transport=transport,
-        ledger=Ledger(),
+        ledger=ledger,
         responses=ResponseStore(
             None if state_dir is None else state_dir / "responses",
             clock,
@@ -183,9 +210,17 @@ def build_services(
         ),
         token_counts=TokenCounts(state_dir),
         sandbox=sandbox,
-        maintenance=Maintenance(discovery),
+        workers=workers,
+        maintenance=Maintenance(discovery, reporting),
         started_at=clock.monotonic(),
     )
+
+
+def _usable(pool: AccountPool) -> tuple[int, int]:
+    """How many accounts there are, and how many of them have a usable credential."""
+    accounts = pool.accounts()
+    states = [account.credential.status().state for account in accounts]
+    return len(states), sum(state.is_usable for state in states)
 
 
 def configure_logs(settings: Settings) -> None:
@@ -194,4 +229,5 @@ def configure_logs(settings: Settings) -> None:
         level=settings.log_level,
         style=settings.log_format,
         secrets=(*settings.all_client_keys, settings.upstream_api_key),
+        environ=settings.environ,
     )

@@ -111,7 +111,7 @@ def test_no_secret_is_shown(render: str) -> None:
     }
     text = {
         "banner": lambda: banner(keyed(), **settings),
-        "accounts": lambda: report.accounts_text([keyed()], ()),
+        "accounts": lambda: report.accounts_text([report.account_row(keyed())], ()),
         "curl": lambda: report.curl(settings_of(**settings), "m"),
     }[render]()
 
@@ -207,9 +207,10 @@ def test_a_row_tells_an_account() -> None:
 
 
 def test_the_accounts_are_told_with_what_to_do() -> None:
-    text = report.accounts_text([keyed(), keyed("second", None), sandbox()], ["one note"])
+    rows = map(report.account_row, (keyed(), keyed("second", None), sandbox()))
+    text = report.accounts_text(rows, ["one note"])
 
-    assert "dashscope  FRESH  API key is set" in text
+    assert "dashscope  NOT TRIED YET  API key is set" in text
     assert "second  MISSING  DASHSCOPE_API_KEY is not set" in text
     assert "to do       Set it." in text
     assert "endpoint    –" in text

@@ -43,6 +43,8 @@ class Guard:
     def __init__(self, settings: Settings) -> None:
         self._keys = [(key.encode(), _client_of(key)) for key in settings.all_client_keys]
         self._hosts = {host.lower() for host in settings.allowed_hosts}
+        if settings.public_url:
+            self._hosts.add(urlsplit(settings.public_url).hostname or "")
         self._trust_unix = "unix" in settings.trusted_proxies
         self._trusted = [
             ipaddress.ip_network(word, strict=False)
@@ -100,6 +102,18 @@ class Guard:
                 "Web pages may not call this server while it has no client keys. Set "
                 "QWEN_PROXY_API_KEYS, or name the page's origin in QWEN_PROXY_CORS_ORIGINS.",
                 code="origin_not_allowed",
+            )
+
+    def require_this_machine(self, environ: Mapping[str, Any]) -> None:
+        """Check that the caller is on this machine, whatever key it has.
+
+        Raises:
+            Forbidden: it is elsewhere.
+        """
+        address = self.client_address(environ)
+        if address != "unix" and not is_loopback_address(address):
+            raise Forbidden(
+                "Only programs on the server's own machine may ask for this.", code="local_only"
             )
 
     def client_address(self, environ: Mapping[str, Any]) -> str:

@@ -113,7 +113,13 @@ class ChatAttempt:
             ApiError: the account did not answer.
         """
         body, adapted = self._prepared(call, route, stream=False)
-        answer = self._client.post_json(route.account, CHAT_PATH, body, headers=call.headers)
+        answer = self._client.post_json(
+            route.account,
+            CHAT_PATH,
+            body,
+            headers=call.headers,
+            request_id=call.record.request_id,
+        )
         call.record.usage = parse_usage(answer.value.get("usage"))
         call.record.upstream_request_id = answer.upstream_request_id
         data, value = answer.body, mended(answer.value)

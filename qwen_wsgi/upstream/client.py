@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -10,9 +11,11 @@ from typing import Any, Final, NamedTuple
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.account import Account
-from qwen_wsgi.errors import UpstreamError
+from qwen_wsgi.credentials.token import AccessToken
+from qwen_wsgi.errors import ApiError, UpstreamError
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChunkStream
+from qwen_wsgi.redaction import mask
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.failures import classify
 from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
@@ -25,6 +28,9 @@ from qwen_wsgi.upstream.http.transport import (
 )
 from qwen_wsgi.upstream.open_stream import OpenStream, empty
 from qwen_wsgi.upstream.routing.accounts import token_of
+from qwen_wsgi.upstream.routing.outcomes import Outcomes
+
+log = logging.getLogger(__name__)
 
 CHAT_PATH: Final = "/chat/completions"
 
@@ -48,12 +54,23 @@ class JsonAnswer(NamedTuple):
 
 
 class UpstreamClient:
-    """Sends requests to accounts. Shared by all greenlets of a worker; keeps no state of a call."""
+    """Sends requests to accounts. Shared by all greenlets of a worker; keeps no state of a call.
 
-    def __init__(self, settings: Settings, transport: Transport, clock: Clock) -> None:
+    Args:
+        outcomes: how requests end is noted there; None makes one that nobody else sees.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        transport: Transport,
+        clock: Clock,
+        outcomes: Outcomes | None = None,
+    ) -> None:
         self._settings = settings
         self._transport = transport
         self._clock = clock
+        self._outcomes = outcomes or Outcomes(None)
 
     def open_stream(
         self,
@@ -69,9 +86,26 @@ class UpstreamClient:
         Raises:
             ApiError: no usable credential, no answer, or a refusal; nothing was sent to the client.
         """
+        try:
+            stream = self._opened(account, body, headers, chunks, record)
+        except ApiError as error:
+            self._outcomes.failed(account, error)
+            raise
+        self._outcomes.answered(account)
+        return stream
+
+    def _opened(
+        self,
+        account: Account,
+        body: bytes,
+        headers: Mapping[str, str],
+        chunks: ChunkStream,
+        record: CallRecord,
+    ) -> OpenStream:
         sent_at = self._clock.monotonic()
         record.upstream_request_id = ""
-        response = self._post(account, CHAT_PATH, body, {**headers, "Accept": "text/event-stream"})
+        accepting = {**headers, "Accept": "text/event-stream"}
+        response = self._post(account, CHAT_PATH, body, accepting, record.request_id)
         # Also of an answer that fails.
         record.upstream_request_id = response.headers.get("x-request-id", "")
         stream = OpenStream(
@@ -96,14 +130,35 @@ class UpstreamClient:
         return stream
 
     def post_json(
-        self, account: Account, path: str, body: bytes, *, headers: Mapping[str, str]
+        self,
+        account: Account,
+        path: str,
+        body: bytes,
+        *,
+        headers: Mapping[str, str],
+        request_id: str = "",
     ) -> JsonAnswer:
         """POST, and read a whole JSON answer.
+
+        Args:
+            request_id: the call's, for the log.
 
         Raises:
             ApiError: no usable credential, no answer, a refusal, or no JSON object.
         """
-        response = self._post(account, path, body, {**headers, "Accept": "application/json"})
+        try:
+            answer = self._posted(account, path, body, headers, request_id)
+        except ApiError as error:
+            self._outcomes.failed(account, error)
+            raise
+        self._outcomes.answered(account)
+        return answer
+
+    def _posted(
+        self, account: Account, path: str, body: bytes, headers: Mapping[str, str], request_id: str
+    ) -> JsonAnswer:
+        accepting = {**headers, "Accept": "application/json"}
+        response = self._post(account, path, body, accepting, request_id)
         reader = BodyReader(response)
         try:
             data = read_all(reader, self._settings.first_byte_timeout_s, ANSWER_BYTES)
@@ -120,7 +175,7 @@ class UpstreamClient:
         return self._settings.upstream_stream == "always"
 
     def _post(
-        self, account: Account, path: str, body: bytes, headers: Mapping[str, str]
+        self, account: Account, path: str, body: bytes, headers: Mapping[str, str], request_id: str
     ) -> Response:
         """Send; a response is returned only with status 200.
 
@@ -128,6 +183,8 @@ class UpstreamClient:
             ApiError: no usable credential, no answer, or a refusal.
         """
         token = token_of(account)
+        if log.isEnabledFor(logging.DEBUG):
+            _log_request(request_id, account, token, path, body)
         wait_s = self._settings.first_byte_timeout_s
         post = self._transport.post
         response = post(token, path, body, headers=headers, read_timeout_s=wait_s)
@@ -137,6 +194,8 @@ class UpstreamClient:
             # with another token: a second 401 is no expiry.
             self._error_body(response)
             token = token_of(account, rejected=token.value)
+            if log.isEnabledFor(logging.DEBUG):
+                _log_request(request_id, account, token, path, body)
             response = post(token, path, body, headers=headers, read_timeout_s=wait_s)
         if response.status_code == 200:
             return response
@@ -181,6 +240,22 @@ class UpstreamClient:
         if not stream.chunks.complete:
             raise empty()
         return first
+
+
+def _log_request(
+    request_id: str, account: Account, token: AccessToken, path: str, body: bytes
+) -> None:
+    """Log where a request goes and where its token is from; neither the token nor the body."""
+    fields = {
+        "request_id": request_id,
+        "account": account.name,
+        "token_from": account.origin,
+        "token": mask(token.value) if token.value else "none",
+        "base_url": token.base_url,
+        "request": f"POST {path}",
+        "bytes": len(body),
+    }
+    log.debug("upstream request", extra={"fields": fields})
 
 
 def _json_answer(response: Response, data: bytes, account: Account) -> dict[str, Any]:

@@ -214,7 +214,9 @@ class Executor:
     def _post(
         self, record: CallRecord, route: Route, path: str, body: bytes, headers: Mapping[str, str]
     ) -> JsonAnswer:
-        answer = self._client.post_json(route.account, path, body, headers=headers)
+        answer = self._client.post_json(
+            route.account, path, body, headers=headers, request_id=record.request_id
+        )
         record.usage = parse_usage(answer.value.get("usage"))
         record.upstream_request_id = answer.upstream_request_id
         return answer

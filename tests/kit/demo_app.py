@@ -34,7 +34,7 @@ class Application:
             settings=settings.load(),
             pool=SimpleNamespace(accounts=lambda: []),
             catalogue=SimpleNamespace(models=lambda: []),
-            discovery=SimpleNamespace(problems=lambda: []),
+            discovery=SimpleNamespace(problems=lambda: [], notes=lambda: []),
             admission=SimpleNamespace(draining=False),
             maintenance=SimpleNamespace(start=lambda: None),
             close=lambda: say("closed", os.getpid(), f"draining={services.admission.draining}"),
