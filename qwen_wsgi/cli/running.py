@@ -45,7 +45,8 @@ def ask(settings: Settings, path: str, *, timeout_s: float = _TIMEOUT_S) -> Answ
     try:
         status, body = _get(settings, address, path, timeout_s)
     except PermissionError:
-        return Answer(shown, None, "this user may not connect to its socket")
+        why = "this user may not connect to its socket (root may: `qwen-proxy status`)"
+        return Answer(shown, None, why)
     except TimeoutError:
         return Answer(shown, None, f"it did not answer within {timeout_s:g} s")
     except (ConnectionRefusedError, FileNotFoundError):

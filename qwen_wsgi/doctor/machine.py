@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 import certifi
 
 from qwen_wsgi import clock, local_http
+from qwen_wsgi.doctor import witness
 from qwen_wsgi.net import Address
 
 #: Where Debian keeps nginx and systemctl; an ordinary user's PATH lacks some of them.
@@ -54,6 +55,8 @@ class Machine:
     def __init__(self, environ: Mapping[str, str], *, root: Path = Path("/")) -> None:
         self.root = root
         self.uid = os.geteuid()
+        #: What root saw before it became this user.
+        self.root_saw = witness.received(environ)
         self._environ = environ
 
     # --- time --------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def compared(settings: Settings, unit: Service, machine: Machine) -> Iterator[Fi
         yield TELL.warn(
             "this command",
             f"{'; '.join(what)}. The findings about settings, files and accounts are doctor's",
-            f"To see what the service sees: {unit.as_service('doctor')}",
+            "To see what the service sees: sudo qwen-proxy doctor",
         )
     elif unit.is_known:
         yield TELL.ok("this command", "has the user and the settings of the service")
