@@ -194,7 +194,7 @@ def _announce(services: Services, endpoints: list[str]) -> None:
 
     settings = services.settings
     for note in services.discovery.notes():
-        log.warning("%s", with_command(note, settings.command))
+        log.warning("%s", with_command(str(note), settings.command))
     accounts = services.pool.accounts()
     models = services.catalogue.models()
     problems = services.discovery.problems()

@@ -37,7 +37,7 @@ def status() -> Response:
             "calls": sum(each.ended for each in workers),
             "accounts": [_row(account) for account in services.pool.accounts()],
             "problems": list(services.discovery.problems()),
-            "notes": list(services.discovery.notes()),
+            "notes": list(map(str, services.discovery.notes())),
         }
     )
 

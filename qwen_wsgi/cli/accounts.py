@@ -77,7 +77,7 @@ def _own_report(settings: Settings) -> dict[str, Any]:
     return {
         "accounts": [text.account_row(account) for account in services.pool.accounts()],
         "problems": list(services.discovery.problems()),
-        "notes": list(services.discovery.notes()),
+        "notes": list(map(str, services.discovery.notes())),
     }
 
 

@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("doctor", _doctor, "check this installation, and say how to fix what is wrong")
     sub.add_argument("--account", metavar="NAME", help="check one account; default: all")
     sub.add_argument("--no-calls", action="store_true", help="contact no upstream")
+    sub.add_argument("--problems", action="store_true", help="print only what is wrong")
     sub.add_argument("--json", action="store_true", help="print JSON")
     sub = add("clients", _clients, "list known clients, or print the setup for one of them")
     sub.add_argument("name", nargs="?", metavar="NAME", help="the client; default: list all")
@@ -167,6 +168,7 @@ def _doctor(settings: Settings, arguments: argparse.Namespace) -> int:
         settings,
         account=arguments.account,
         calls=not arguments.no_calls,
+        problems_only=arguments.problems,
         json_output=arguments.json,
         out=sys.stdout,
     )

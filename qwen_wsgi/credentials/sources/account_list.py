@@ -59,8 +59,8 @@ class Built(NamedTuple):
     logins: tuple[OAuthLogin, ...]
     #: Sentences about logins that are left out because another account has the same one.
     duplicates: tuple[str, ...]
-    #: Sentences about keys in files of which no account was made.
-    unused: tuple[str, ...]
+    #: About keys in files of which no account was made.
+    unused: tuple[environment.Note, ...]
 
 
 class Build:
@@ -83,7 +83,7 @@ class Build:
         self._accounts: list[Account] = []
         self._problems: list[str] = []
         self._duplicates: list[str] = []
-        self._unused: list[str] = []
+        self._unused: list[environment.Note] = []
 
     def run(self) -> Built:
         """Read everything, and build the list."""

@@ -86,8 +86,9 @@ class Discovery:
         """Sentences about logins that are left out because another account has the same one."""
         return self._current().duplicates
 
-    def notes(self) -> tuple[str, ...]:
-        """Sentences about variables and keys that have no effect, or another than it seems."""
+    def notes(self) -> tuple[environment.Note, ...]:
+        """What there is to say about variables and keys that have no effect, or another than it
+        seems."""
         return (*environment.notes(self._settings), *self._current().unused)
 
     def qwen_home(self) -> Path:

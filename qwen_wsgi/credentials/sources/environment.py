@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from qwen_wsgi import settings as settings_module
 from qwen_wsgi.credentials.sources import dashscope_files, providers, qwen_settings
@@ -25,6 +25,8 @@ _ALIKE: Final = 0.87
 #: For what follows our prefix: there any hint is better than none.
 _SOMEWHAT_ALIKE: Final = 0.6
 
+_NO_EFFECT: Final = "has no effect: there is no such setting"
+
 #: Keys of vendors whose own API is not OpenAI's, so that no account can be made of the key alone.
 _OTHER_VENDORS: Final = {
     "ANTHROPIC_API_KEY": "Anthropic",
@@ -35,8 +37,27 @@ _OTHER_VENDORS: Final = {
 }
 
 
-def notes(settings: Settings) -> tuple[str, ...]:
-    """Sentences about such variables, each with what to do."""
+class Note(NamedTuple):
+    """What there is to say about a variable.
+
+    Attributes:
+        name: of the variable.
+        what: the rest of the sentence, without its full stop.
+        remedy: what to do, as a sentence; "" if nothing is to be done.
+        misspelt: certainly a mistake.
+    """
+
+    name: str
+    what: str
+    remedy: str = ""
+    misspelt: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.what}. {self.remedy}".rstrip()
+
+
+def notes(settings: Settings) -> tuple[Note, ...]:
+    """What there is to say about the variables of the environment."""
     return (
         *_host(settings),
         *_misspelt(settings),
@@ -45,26 +66,25 @@ def notes(settings: Settings) -> tuple[str, ...]:
     )
 
 
-def _host(settings: Settings) -> Iterator[str]:
+def _host(settings: Settings) -> Iterator[Note]:
     if settings.ignored_host:
-        yield (
-            f"HOST={settings.ignored_host} is ignored: it is the name of a machine, as shells set "
-            f"it, and not an address of this one. The server listens on {settings.host}. To choose "
-            "the address, set QWEN_PROXY_HOST."
+        yield Note(
+            f"HOST={settings.ignored_host}",
+            "is ignored: it is the name of a machine, as shells set it, and not an address of this "
+            f"one. The server listens on {settings.host}",
+            "To choose the address, set QWEN_PROXY_HOST.",
         )
 
 
-def _misspelt(settings: Settings) -> Iterator[str]:
+def _misspelt(settings: Settings) -> Iterator[Note]:
     known = _known_names()
     for name in sorted(settings.environ):
         if name in known or not name.startswith((*_OURS, *_SHARED)):
             continue
         if near := _nearest(name, known):
-            yield f"{name} has no effect: there is no such setting. Did you mean {near}?"
+            yield Note(name, _NO_EFFECT, f"Did you mean {near}?", misspelt=True)
         elif name.startswith(_OURS):
-            yield (
-                f"{name} has no effect: there is no such setting. `qwen-proxy settings` lists all."
-            )
+            yield Note(name, _NO_EFFECT, "`qwen-proxy settings` lists all.", misspelt=True)
 
 
 def _nearest(name: str, known: list[str]) -> str:
@@ -89,38 +109,40 @@ def _known_names() -> list[str]:
     return found
 
 
-def _openai(settings: Settings) -> Iterator[str]:
+def _openai(settings: Settings) -> Iterator[Note]:
     """The pair that makes an account in other programs."""
     if settings.openai_api_key and settings.openai_base_url:
-        yield (
-            "OPENAI_API_KEY and OPENAI_BASE_URL make no account here. The key is one that clients "
-            "of this server may use, and is sent nowhere; the URL is that of logins without one. "
+        yield Note(
+            "OPENAI_API_KEY",
+            "and OPENAI_BASE_URL make no account here: the key is one that clients of this server "
+            "may use, and is sent nowhere; the URL is that of logins without one",
             "If they are meant as an account, name them QWEN_UPSTREAM_API_KEY and "
-            "QWEN_UPSTREAM_BASE_URL."
+            "QWEN_UPSTREAM_BASE_URL.",
         )
 
 
-def _unused_keys(settings: Settings) -> Iterator[str]:
+def _unused_keys(settings: Settings) -> Iterator[Note]:
     environ = settings.environ
     for name, vendor in _OTHER_VENDORS.items():
         if environ.get(name, "").strip():
-            yield (
-                f"{name} is not used: {vendor}'s keys make no account by themselves. If {vendor} "
-                "has an OpenAI-compatible endpoint, set it as QWEN_UPSTREAM_BASE_URL, with the key "
-                "as QWEN_UPSTREAM_API_KEY."
+            yield Note(
+                name,
+                f"is not used: {vendor}'s keys make no account by themselves",
+                f"If {vendor} has an OpenAI-compatible endpoint, set it as QWEN_UPSTREAM_BASE_URL, "
+                "with the key as QWEN_UPSTREAM_API_KEY.",
             )
     for each in providers.PROVIDERS:
         # DASHSCOPE_BASE_URL also belongs to the key in the dashscope package's files.
         if each.key_env == dashscope_files.KEY_ENV or environ.get(each.key_env, "").strip():
             continue
         if environ.get(each.base_url_env, "").strip():
-            yield f"{each.base_url_env} is not used: {each.key_env} is not set."
+            yield Note(each.base_url_env, f"is not used: {each.key_env} is not set")
 
 
 def unused_in_files(
     keys: Iterable[tuple[str, Value]], used: Collection[str], settings_file: str
-) -> Iterator[str]:
-    """Sentences about keys in qwen-code's files of which no account was made.
+) -> Iterator[Note]:
+    """What there is to say about keys in qwen-code's files of which no account was made.
 
     Args:
         keys: names and values, as found.
@@ -132,8 +154,9 @@ def unused_in_files(
         if found.text in used or name in told or not qwen_settings.is_variable_name(name):
             continue
         told.add(name)
-        yield (
-            f"{name} in {found.place} is not used: no entry of modelProviders.openai in "
-            f"{settings_file} names it as its envKey. Add an entry, or set the key in the "
-            "environment of the server."
+        yield Note(
+            name,
+            f"in {found.place} is not used: no entry of modelProviders.openai in {settings_file} "
+            "names it as its envKey",
+            "Add an entry, or set the key in the environment of the server.",
         )

@@ -13,7 +13,8 @@ KEY = secret("environment")
 
 
 def notes(**environ: str) -> tuple[str, ...]:
-    return environment.notes(load({"HOME": "/nowhere", **environ}, is_here=lambda host: False))
+    found = environment.notes(load({"HOME": "/nowhere", **environ}, is_here=lambda host: False))
+    return tuple(map(str, found))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_keys_in_qwen_codes_files_that_make_no_account_are_told(home: Home) -> N
         },
     )
     home.write(".qwen/.env", f"GEMINI_API_KEY={dotenv}\nUSED_API_KEY={used}\n")
-    first, second = home.discovery().notes()
+    first, second = map(str, home.discovery().notes())
 
     assert first.startswith("GEMINI_API_KEY in ~/.qwen/.env is not used: no entry")
     assert second.startswith("UNUSED_API_KEY in the env of ~/.qwen/settings.json is not used")
