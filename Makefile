@@ -2,7 +2,8 @@
 #
 #   PYTHON=/path/to/python3   take this Python, not the newest that is found
 #   HOST= PORT= ...           settings for `make run`: any that `qwen-proxy settings` lists
-#   DESTDIR= PREFIX=          where `make install` puts the files, see docs/operations.md
+#   NAME= TLS=                the address of the site that `make install` sets up, and
+#   DESTDIR= PREFIX=          where it puts the files, see docs/operations.md
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -17,7 +18,7 @@ pytest = $(python) -m pytest $(parallel) $(ARGS)
 # Of the tests without servers, as a whole: for a part of them it says nothing.
 floor = $(if $(ARGS),,--cov=qwen_wsgi --cov-report= --cov-fail-under=95)
 
-export PYTHON DESTDIR PREFIX PURGE
+export PYTHON DESTDIR PREFIX PURGE NAME TLS
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile

@@ -12,16 +12,25 @@ from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
 _FROM_GIT: dict[str, Any] = runpy.run_path(str(ROOT / "install/version.py"))
+SERVER_FILES = ("gunicorn.conf.py", "wsgi.py")
 VERSION: str = _FROM_GIT["version"]()
 
 
 class BuildPy(build_py):
-    """Puts the version into what is installed, and not into the checkout."""
+    """Puts the version and the server's files into what is installed, and not into the checkout.
+
+    The files are at the top of the checkout. In the package they are found wherever pip puts it:
+    also below a home directory, and by `pip install --target`.
+    """
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            _FROM_GIT["write"](Path(self.build_lib, "qwen_wsgi/_version.py"), VERSION)
+            package = Path(self.build_lib, "qwen_wsgi")
+            _FROM_GIT["write"](package / "_version.py", VERSION)
+            (package / "_server").mkdir(exist_ok=True)
+            for name in SERVER_FILES:
+                self.copy_file(str(ROOT / name), str(package / "_server" / name))
 
 
 class Sdist(sdist):

@@ -30,6 +30,9 @@ if [ -z "$root" ]; then
 fi
 
 rm -f "$root/etc/systemd/system/qwen-proxy.service"
+if grep -qs 'installed by `make install`' "$root/usr/local/bin/qwen-proxy"; then
+    rm -f "$root/usr/local/bin/qwen-proxy"
+fi
 if [ -z "$root" ] && [ -d /run/systemd/system ]; then
     systemctl daemon-reload
 fi

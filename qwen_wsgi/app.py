@@ -19,6 +19,7 @@ from qwen_wsgi.api import (
     messages,
     models,
     responses,
+    status,
 )
 from qwen_wsgi.api.flask_app import Application
 from qwen_wsgi.api.websocket import route as websocket
@@ -48,7 +49,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
     app.after_request(lifecycle.finish_response)
     app.teardown_request(lifecycle.end)
     for module in (
-        *(chat, completions, responses, websocket, messages, models, embeddings, health),
+        *(chat, completions, responses, websocket, messages, models, embeddings, health, status),
     ):
         app.register_blueprint(module.blueprint)
     errors.register(app)

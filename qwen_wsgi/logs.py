@@ -1,26 +1,41 @@
-"""Log lines for people or for programs, with every known secret masked."""
+"""Log lines for people, for the journal or for programs, with every known secret masked."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, TextIO
 
 from qwen_wsgi.redaction import Redaction
 
 #: Characters of a message, which may quote what came from outside.
 _LONGEST_MESSAGE: Final = 4000
+#: The priorities of syslog (sd-daemon(3)), by the lowest level that has them.
+_PRIORITIES: Final = (
+    (logging.CRITICAL, "<2>"),
+    (logging.ERROR, "<3>"),
+    (logging.WARNING, "<4>"),
+    (logging.INFO, "<6>"),
+    (logging.DEBUG, "<7>"),
+)
 
 
 class Formatter(logging.Formatter):
-    """`human`: time, level, message, `key=value`; `json`: one object a line."""
+    """`human`: time, level, message, `key=value`; `json`: one object a line.
 
-    def __init__(self, style: str, redaction: Redaction) -> None:
+    Args:
+        journal: the lines go to systemd's journal, which has a time of its own, and which takes the
+            level of a line from a number before it. Programs get the same objects as elsewhere.
+    """
+
+    def __init__(self, style: str, redaction: Redaction, *, journal: bool = False) -> None:
         super().__init__()
         self._json = style == "json"
+        self._journal = journal
         self._redaction = redaction
         #: The latest second and its text, so that most lines need not format the date again.
         self._second = (-1, "")
@@ -45,9 +60,34 @@ class Formatter(logging.Formatter):
             return self._redaction.redact(shown)
         # A message may quote text from outside, and must stay one line.
         shown = message if message.isprintable() else json.dumps(message)[1:-1]
-        parts = [stamp, f"{record.levelname:<7}", shown]
+        parts = [f"{record.levelname:<7}", shown]
+        if not self._journal:
+            parts.insert(0, stamp)
         parts += [f"{name}={_value(value)}" for name, value in fields.items()]
-        return self._redaction.redact(" ".join(parts) + (f"\n{trace}" if trace else ""))
+        text = self._redaction.redact(" ".join(parts) + (f"\n{trace}" if trace else ""))
+        return in_journal(text, record.levelno) if self._journal else text
+
+
+def in_journal(text: str, level: int) -> str:
+    """A text with its priority before each line: the journal makes an entry of each."""
+    prefix = next((each for lowest, each in _PRIORITIES if level >= lowest), "<7>")
+    return prefix + text.replace("\n", f"\n{prefix}")
+
+
+def is_journal(environ: Mapping[str, str], stream: TextIO) -> bool:
+    """Whether a stream leads to systemd's journal.
+
+    systemd names the device and inode of the stream that it has connected (systemd.exec(5)); a
+    program that inherits the variable may write somewhere else.
+    """
+    named = environ.get("JOURNAL_STREAM", "")
+    if not named:
+        return False
+    try:
+        found = os.fstat(stream.fileno())
+    except (OSError, ValueError):  # closed, or no file at all
+        return False
+    return named == f"{found.st_dev}:{found.st_ino}"
 
 
 def _value(value: object) -> str:
@@ -72,11 +112,21 @@ class _Handler(logging.StreamHandler[TextIO]):
 
 
 def configure(
-    *, level: str, style: str, secrets: Iterable[str], stream: TextIO | None = None
+    *,
+    level: str,
+    style: str,
+    secrets: Iterable[str],
+    stream: TextIO | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> None:
-    """Send the package's logs to `stream` (standard error when None). Called once per process."""
+    """Send the package's logs to `stream` (standard error when None). Called once per process.
+
+    Args:
+        environ: of this process, to find out whether the stream is systemd's journal.
+    """
     handler = _Handler(stream or sys.stderr)
-    handler.setFormatter(Formatter(style, Redaction(secrets)))
+    journal = is_journal(environ or {}, handler.stream)
+    handler.setFormatter(Formatter(style, Redaction(secrets), journal=journal))
     root = logging.getLogger("qwen_wsgi")
     root.handlers[:] = [handler]
     root.setLevel(level)

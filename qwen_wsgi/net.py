@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -36,6 +37,30 @@ def is_loopback(host: str) -> bool:
     """Whether a host, name or address, is this machine."""
     host = host.strip("[]").lower().rstrip(".")
     return host == "localhost" or host.endswith(".localhost") or is_loopback_address(host)
+
+
+def machine_name() -> str:
+    """The machine's own name, as its administrator set it."""
+    return socket.gethostname()
+
+
+def is_here(host: str) -> bool:
+    """Whether this machine can listen at a host, name or address. Looks names up."""
+    host = host.strip("[]")
+    if host in _EVERYWHERE:
+        return True
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False
+    for family, kind, proto, _, where in found:
+        try:
+            with socket.socket(family, kind, proto) as probe:
+                probe.bind(where)
+                return True
+        except OSError:
+            continue
+    return False
 
 
 # --- listening addresses -------------------------------------------------------------------------

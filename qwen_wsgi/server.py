@@ -26,12 +26,12 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from qwen_wsgi import logs
 from qwen_wsgi.redaction import Redaction
-from qwen_wsgi.settings import Settings
+from qwen_wsgi.settings import Settings, with_command
 
 if TYPE_CHECKING:
     from qwen_wsgi.services import Services
 
-_log: Final = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 #: A connection that was used within this time may have a request on its way.
 _MIN_IDLE_S: Final = 0.1
@@ -66,8 +66,11 @@ def log_class(settings: Settings) -> type[Logger]:
         def setup(self, cfg: Any) -> None:
             super().setup(cfg)
             redaction = Redaction((*settings.all_client_keys, settings.upstream_api_key))
+            journal = logs.is_journal(settings.environ, sys.stderr)
             for handler in self.error_log.handlers:
-                handler.setFormatter(logs.Formatter(settings.log_format, redaction))
+                handler.setFormatter(
+                    logs.Formatter(settings.log_format, redaction, journal=journal)
+                )
 
     return ServerLog
 
@@ -375,31 +378,38 @@ def services_of(worker: Worker) -> Services | None:
 
 
 def announce(worker: Worker) -> None:
-    """Print the start-up banner from a thread, once the model lists are known.
+    """Tell from a thread that the server is ready, once the model lists are known.
 
-    Fetching them here also spares the first call that wait. Nothing is printed for a worker that
+    Fetching them here also spares the first call that wait. Nothing is told for a worker that
     failed before it had loaded the application.
     """
     if (services := services_of(worker)) is not None:
         application: Any = worker.wsgi
         args = (services, application.endpoints())
-        threading.Thread(target=_print_banner, args=args, daemon=True).start()
+        threading.Thread(target=_announce, args=args, daemon=True).start()
 
 
-def _print_banner(services: Services, endpoints: list[str]) -> None:
+def _announce(services: Services, endpoints: list[str]) -> None:
     # Imported here, in the worker: the master loads this module, and a reload must find new code.
     from qwen_wsgi import text
 
-    if weak := services.settings.weak_client_keys:
-        _log.warning(
+    settings = services.settings
+    if weak := settings.weak_client_keys:
+        log.warning(
             "%d of the client keys can be guessed, because they are short or common words. Make "
             "others with `openssl rand -hex 24`.",
             weak,
         )
+    for note in services.discovery.notes():
+        log.warning("%s", with_command(str(note), settings.command))
     accounts = services.pool.accounts()
     # Asked for now: a list of the server before this one may be an hour old.
     models = services.catalogue.models(refresh=True)
     problems = services.discovery.problems()
     statuses = {account.name: services.statuses.of(account) for account in accounts}
-    banner = text.banner(services.settings, accounts, models, problems, endpoints, statuses)
-    print(banner, file=sys.stderr, flush=True)
+    if settings.log_format == "json":
+        # Whoever reads the log expects an object in every line.
+        log.info("ready", extra={"fields": text.ready(settings, accounts, models, problems)})
+    else:
+        banner = text.banner(settings, accounts, models, problems, endpoints, statuses)
+        print(banner, file=sys.stderr, flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,6 +19,7 @@ from qwen_wsgi.clock import Clock, SystemClock
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.documents.pdf import PdfReader
+from qwen_wsgi.reporting import Reporting, notifier
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.connection_memory import ConnectionMemory
@@ -26,6 +27,7 @@ from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.state.responses import ResponseStore
 from qwen_wsgi.state.token_counts import TokenCounts
+from qwen_wsgi.state.workers import Workers
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.executor import Executor
 from qwen_wsgi.upstream.http.transport import Transport
@@ -78,16 +80,18 @@ class SandboxHost:
 
 
 class Maintenance:
-    """Keeps the logins of an idle proxy fresh, so that the first call after a night need not wait.
+    """Keeps the logins of an idle proxy fresh, so that the first call after a night need not wait;
+    and reports what the worker does.
 
     Accounts that were refused are tried again as well.
 
     One thread per worker; which worker renews a login is settled by the login's locks.
     """
 
-    def __init__(self, discovery: Discovery, trials: Trials) -> None:
+    def __init__(self, discovery: Discovery, trials: Trials, reporting: Reporting) -> None:
         self._discovery = discovery
         self._trials = trials
+        self._reporting = reporting
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -97,15 +101,24 @@ class Maintenance:
     def stop(self) -> None:
         """Make no further round."""
         self._stop.set()
+        self._reporting.close()
 
     def _run(self) -> None:
+        self._guarded(self._reporting.report)
         while not self._stop.wait(MAINTENANCE_S):
-            try:
-                for login in self._discovery.logins():
-                    login.maintain()
-                self._trials.run()
-            except Exception as error:  # the thread's top: the next round may go better
-                log.error("login maintenance failed", exc_info=error)
+            self._guarded(self._maintain_logins)
+            self._guarded(self._trials.run)
+            self._guarded(self._reporting.report)
+
+    def _maintain_logins(self) -> None:
+        for login in self._discovery.logins():
+            login.maintain()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # the thread's top: the next round may go better
+            log.error("maintenance failed", exc_info=error)
 
 
 @dataclass(frozen=True)
@@ -133,6 +146,7 @@ class Services:
     pdf_reader: PdfReader
     tokenizer: HostTokenizer
     sandbox: SandboxHost
+    workers: Workers
     maintenance: Maintenance
     #: The worker's start, by the clock's monotonic time.
     started_at: float
@@ -195,17 +209,26 @@ def build_services(
     catalogue = Catalogue(settings, pool, transport, clock, SharedLists(state_dir), outcomes)
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
+    ledger = Ledger()
+    admission = Admission(
+        settings.max_in_flight, settings.max_body_bytes_in_flight, share=_share(settings)
+    )
+    workers = Workers(state_dir)
+    statuses = AccountStatuses(settings, pool, cooldowns, outcomes, catalogue)
+    reporting = Reporting(
+        workers,
+        calls=lambda: (admission.in_flight, ledger.calls),
+        accounts=lambda: _usable(statuses),
+        stopping=lambda: admission.draining,
+        notify=notifier(settings.environ.get("NOTIFY_SOCKET", "")),
+    )
     retrier = Retrier(settings, router, pool, cooldowns, affinity, clock, outcomes=outcomes)
     executor = Executor(settings, router, retrier, client, clock, RefusedInputs(state_dir))
     return Services(
         settings=settings,
         clock=clock,
         guard=Guard(settings),
-        admission=Admission(
-            settings.max_in_flight,
-            settings.max_body_bytes_in_flight,
-            share=_share(settings),
-        ),
+        admission=admission,
         connections=Connections(settings.websockets, settings.websockets_per_key),
         connection_memory=ConnectionMemory(
             # One request of the largest size must fit.
@@ -220,7 +243,7 @@ def build_services(
         client=client,
         executor=executor,
         transport=transport,
-        ledger=Ledger(),
+        ledger=ledger,
         responses=ResponseStore(
             None if state_dir is None else state_dir / "responses",
             clock,
@@ -232,7 +255,8 @@ def build_services(
         pdf_reader=PdfReader(clock),
         tokenizer=HostTokenizer(settings, router, executor, clock),
         sandbox=sandbox,
-        maintenance=Maintenance(discovery, Trials(pool, catalogue, outcomes)),
+        workers=workers,
+        maintenance=Maintenance(discovery, Trials(pool, catalogue, outcomes), reporting),
         started_at=clock.monotonic(),
     )
 
@@ -248,10 +272,17 @@ def _share(settings: Settings) -> int:
     return max(1, math.ceil(most * settings.key_share))
 
 
+def _usable(statuses: AccountStatuses) -> tuple[int, int]:
+    """How many accounts there are, and how many of them are usable."""
+    states = [status.state for _, status in statuses.summary().accounts]
+    return len(states), sum(state.is_usable for state in states)
+
+
 def configure_logs(settings: Settings) -> None:
     """Send the package's log to standard error, without the secrets that the settings hold."""
     logs.configure(
         level=settings.log_level,
         style=settings.log_format,
         secrets=(*settings.all_client_keys, settings.upstream_api_key),
+        environ=settings.environ,
     )

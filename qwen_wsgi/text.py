@@ -12,14 +12,23 @@ from qwen_wsgi import __version__, net
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.credential import CredentialStatus
 from qwen_wsgi.hosts import is_chat_model
-from qwen_wsgi.settings import UNSET, Settings
+from qwen_wsgi.settings import UNSET, Settings, with_command
 
 _SANDBOX_NOTE = (
     "No Qwen account was found, so a built-in fake upstream (the sandbox) answers.\n"
-    "            Log in (`qwen-proxy login`, or qwen-code): the server uses it at once. Or set\n"
-    "            an API key such as DASHSCOPE_API_KEY and restart the server."
+    "            For real models set an API key, such as DASHSCOPE_API_KEY=sk-…, and start the\n"
+    "            server again. (The free Qwen login ended on 2026-04-15. Who still has one that\n"
+    "            works: `qwen-proxy login`. The server then uses it at once.)"
 )
 _SANDBOX_ON = "QWEN_PROXY_SANDBOX=1: a built-in fake upstream (the sandbox) answers."
+
+_NO_ACCOUNT = (
+    "No account was found. Set an API key, such as DASHSCOPE_API_KEY, in the environment of the\n"
+    "server and start it again, or name an OpenAI-compatible server in QWEN_UPSTREAM_BASE_URL.\n"
+    "(The free Qwen login ended on 2026-04-15. Who still has one that works: `qwen-proxy login`.)"
+)
+
+_USABLE = ("fresh", "stale", "expiring")
 
 
 def account_row(account: Account, status: CredentialStatus | None = None) -> dict[str, str]:
@@ -42,30 +51,67 @@ def account_row(account: Account, status: CredentialStatus | None = None) -> dic
     }
 
 
-def accounts_text(rows: Iterable[Mapping[str, str]], problems: Sequence[str]) -> str:
+def accounts_text(rows: Iterable[Mapping[str, Any]], problems: Sequence[str]) -> str:
     """Render the accounts, each with its source, endpoint, state and remedy.
 
     Args:
-        rows: as `account_row` makes them.
+        rows: as `account_row` makes them; the server's own have `last_call`, too.
     """
     blocks = []
     for row in rows:
         lines = [
-            f"{row['name']}  {row['state'].upper()}  {row['detail']}",
+            f"{row['name']}  {_headline(row)}",
             f"    from        {row['origin']}",
             f"    endpoint    {row['endpoint']}",
             f"    credential  {row['credential']}",
         ]
+        if told := _last_call(row):
+            lines.append(f"    last call   {told}")
         if row["remedy"]:
             lines.append(f"    to do       {row['remedy']}")
         blocks.append("\n".join(lines))
     if not blocks:
-        blocks.append(
-            "No account was found. Set an API key such as DASHSCOPE_API_KEY in the environment,\n"
-            "log in (`qwen-proxy login`, or qwen-code), or set QWEN_UPSTREAM_BASE_URL."
-        )
+        blocks.append(_NO_ACCOUNT)
     blocks += [f"note: {problem}" for problem in problems]
     return "\n".join(blocks)
+
+
+def is_usable(row: Mapping[str, Any]) -> bool:
+    """Whether calls can be made with an account, by its row."""
+    return row["state"] in _USABLE
+
+
+def _headline(row: Mapping[str, Any]) -> str:
+    """The state in a word, and in a sentence. What is only there has not proved to work."""
+    state, detail = str(row["state"]).upper(), row["detail"]
+    last = row.get("last_call")
+    if row["kind"] == "key" and state == "FRESH":
+        state = "NOT TRIED YET" if last is None else "WORKS"
+        if last is not None and last["cause"]:
+            state = "LAST CALL FAILED"
+    if row.get("left_alone_s"):
+        rest = f"gets no calls for {row['left_alone_s']:.0f} s ({row['cause']})"
+        detail = f"{detail}; {rest}"
+    return f"{state}  {detail}"
+
+
+def _last_call(row: Mapping[str, Any]) -> str:
+    last = row.get("last_call")
+    if last is None:
+        return ""
+    if not last["cause"]:
+        return f"answered {duration(last['age_s'])} ago"
+    before = last["answered_s"]
+    answered = "" if before is None else f"; answered {duration(before)} ago"
+    return f"failed {duration(last['age_s'])} ago: {last['cause']}{answered}"
+
+
+def duration(seconds: float) -> str:
+    """A duration in its largest unit: `12 s`, `3 min`, `5 h`, `2 d`."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def base_url(settings: Settings) -> str:
@@ -76,6 +122,32 @@ def base_url(settings: Settings) -> str:
     if address.here != address.host:  # every interface, where IPv4 is understood by more clients
         address = address._replace(host="127.0.0.1")
     return f"http://{address}/v1"
+
+
+def url(settings: Settings) -> str:
+    """The base URL that clients use: what the operator says, else as `base_url`."""
+    return f"{settings.public_url}/v1" if settings.public_url else base_url(settings)
+
+
+def ready(
+    settings: Settings,
+    accounts: Sequence[Account],
+    models: Sequence[Mapping[str, Any]],
+    problems: Sequence[str],
+) -> dict[str, Any]:
+    """The facts of the banner, as the fields of a log line for programs."""
+    return {
+        "version": __version__,
+        "url": url(settings),
+        "listens_on": settings.bind_address,
+        "client_keys": len(settings.all_client_keys),
+        "accounts": [
+            {"name": row["name"], "state": row["state"], "origin": row["origin"]}
+            for row in map(account_row, accounts)
+        ],
+        "models": len(models),
+        "problems": list(problems),
+    }
 
 
 def curl(settings: Settings, model: str) -> str:
@@ -121,7 +193,7 @@ def banner(
         "",
         f"  qwen-proxy {__version__} is ready",
         "",
-        f"  URL       {base_url(settings)}",
+        f"  URL       {url(settings)}",
         f"  clients   {_clients(settings)}",
     ]
     if any(account.kind == "sandbox" for account in accounts):
@@ -148,7 +220,7 @@ def banner(
         lines.append(f"  {label:<9} {methods:<11} {path}")
         label = ""
     lines += ["", "  Try it:", f"  {curl(settings, chat_model(models))}", ""]
-    return "\n".join(lines)
+    return with_command("\n".join(lines), settings.command)
 
 
 def _by_path(endpoints: Iterable[str]) -> list[tuple[str, str]]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qwen_wsgi.accounting.ledger import Ledger, fields
 from qwen_wsgi.accounting.record import CallRecord
-from qwen_wsgi.logs import Formatter, configure
+from qwen_wsgi.logs import Formatter, configure, is_journal
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.redaction import Redaction
 
@@ -234,6 +236,63 @@ def test_a_secret_that_is_written_with_escapes_never_comes_out(style: str, value
         line := line_of(style, "x", secrets=(value,), note=f"key {value}")
     )
     assert "lash-0123456" not in line
+
+
+# --- systemd's journal ---------------------------------------------------------------------------
+
+
+def in_journal(style: str, level: int, message: str, error: BaseException | None = None) -> str:
+    exc_info = (type(error), error, error.__traceback__) if error else None
+    record = logging.LogRecord("qwen_wsgi.x", level, "file.py", 1, message, (), exc_info)
+    return Formatter(style, Redaction((SECRET,)), journal=True).format(record)
+
+
+@pytest.mark.parametrize(
+    ("level", "line"),
+    [
+        (logging.DEBUG, "<7>DEBUG   event"),
+        (logging.INFO, "<6>INFO    event"),
+        (logging.WARNING, "<4>WARNING event"),
+        (logging.ERROR, "<3>ERROR   event"),
+        (logging.CRITICAL, "<2>CRITICAL event"),
+    ],
+)
+def test_in_the_journal_the_level_is_a_prefix_and_there_is_no_second_time(
+    level: int, line: str
+) -> None:
+    assert in_journal("human", level, "event") == line
+
+
+def test_each_line_of_a_traceback_has_the_prefix() -> None:
+    """The journal makes an entry of each line."""
+    lines = in_journal("human", logging.ERROR, "fault", raised(SECRET)).splitlines()
+
+    assert len(lines) > 5
+    assert all(line.startswith("<3>") for line in lines)
+    assert not any(SECRET in line for line in lines)
+
+
+def test_json_in_the_journal_has_its_level_as_a_field() -> None:
+    line = json.loads(in_journal("json", logging.WARNING, "event"))
+
+    assert (line["level"], line["event"]) == ("WARNING", "event")
+
+
+def test_the_journal_is_known_by_the_device_and_inode_of_the_stream(tmp_path: Path) -> None:
+    with (tmp_path / "journal").open("w+") as stream, (tmp_path / "other").open("w") as other:
+        found = os.fstat(stream.fileno())
+        environ = {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
+
+        assert is_journal(environ, stream)
+        assert not is_journal(environ, other)
+        assert not is_journal({}, stream)
+        assert not is_journal({"JOURNAL_STREAM": "nonsense"}, stream)
+        assert not is_journal(environ, io.StringIO())
+
+        configure(level="INFO", style="human", secrets=(), stream=stream, environ=environ)
+        logging.getLogger("qwen_wsgi.x").warning("event")
+        stream.seek(0)
+        assert stream.read() == "<4>WARNING event\n"
 
 
 # --- configuration -------------------------------------------------------------------------------

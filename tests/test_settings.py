@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from qwen_wsgi import net
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.redaction import SHOWN_SECRET_CHARS
-from qwen_wsgi.settings import Settings, describe, load
+from qwen_wsgi.settings import Settings, describe, load, names
 from tests.kit.secrets import core, secret
 
 FIELDS = {item.metadata["env"]: item for item in dataclasses.fields(Settings) if item.metadata}
@@ -26,6 +27,8 @@ TAKEN: list[tuple[str, str, Any]] = [
     ("QWEN_PROXY_WORKERS", "1", 1),
     ("QWEN_PROXY_WORKERS", "256", 256),
     ("QWEN_PROXY_MAX_IN_FLIGHT", "1", 1),
+    ("QWEN_PROXY_PUBLIC_URL", "https://qwen.lan/v1/", "https://qwen.lan"),
+    ("QWEN_PROXY_PUBLIC_URL", "http://192.168.1.5:8080", "http://192.168.1.5:8080"),
     ("QWEN_PROXY_MAX_BODY", "1024", 1024),
     ("QWEN_PROXY_MAX_BODY_BYTES_IN_FLIGHT", "1024", 1024),
     ("QWEN_PROXY_KEY_SHARE", "0.25", 0.25),
@@ -33,7 +36,13 @@ TAKEN: list[tuple[str, str, Any]] = [
     ("QWEN_PROXY_MAX_ITEMS", "1", 1),
     ("QWEN_PROXY_MAX_VALUES", "1", 1),
     ("QWEN_PROXY_BODY_TIMEOUT", "0.5", 0.5),
+    ("QWEN_PROXY_MAX_BODY", "64m", 67_108_864),
+    ("QWEN_PROXY_MAX_BODY", "64 MiB", 67_108_864),
+    ("QWEN_PROXY_MAX_BODY", "64MB", 67_108_864),
+    ("QWEN_PROXY_MAX_BODY", "2K", 2048),
     ("QWEN_PROXY_GRACEFUL_TIMEOUT", "1", 1),
+    ("QWEN_PROXY_GRACEFUL_TIMEOUT", "60s", 60),
+    ("QWEN_PROXY_GRACEFUL_TIMEOUT", "1.5m", 90),
     ("QWEN_PROXY_CLIENT_KEEPALIVE", "5", 5),
     ("QWEN_PROXY_WEBSOCKETS", "0", 0),
     ("QWEN_PROXY_WEBSOCKETS_PER_KEY", "1", 1),
@@ -80,6 +89,13 @@ TAKEN: list[tuple[str, str, Any]] = [
     ("QWEN_PROXY_SANDBOX", "AUTO", "auto"),
     ("MODEL_CACHE_DURATION", "0", 0.0),
     ("MODEL_CACHE_DURATION", "1.5", 1.5),
+    ("MODEL_CACHE_DURATION", "5m", 300.0),
+    ("MODEL_CACHE_DURATION", "1H", 3600.0),
+    ("QWEN_PROXY_RETRY_BUDGET", "500ms", 0.5),
+    ("QWEN_PROXY_RESPONSES_TTL", "7d", 604_800.0),
+    ("QWEN_PROXY_RESPONSES_TTL", "2 min", 120.0),
+    ("QWEN_PROXY_RESPONSES_TTL", "1w", 604_800.0),
+    ("QWEN_PROXY_RESPONSES_MAX_BYTES", "1g", 1_073_741_824),
     ("QWEN_PROXY_CONNECT_TIMEOUT", "0.5", 0.5),
     ("QWEN_PROXY_FIRST_BYTE_TIMEOUT", "1", 1.0),
     ("QWEN_PROXY_IDLE_TIMEOUT", "1e3", 1000.0),
@@ -94,24 +110,25 @@ TAKEN: list[tuple[str, str, Any]] = [
     ("QWEN_PROXY_STATE_DIR", "/var/lib/x", "/var/lib/x"),
 ]
 
-SECONDS = ["-1", "nan", "inf", "-inf", "1e999", "soon", "5s"]
+SECONDS = ["-1", "nan", "inf", "-inf", "1e999", "soon", "5y", "s", "5s5", "1.2.3", "64mb", "-5m"]
 
 REFUSED: dict[str, list[str]] = {
     "PORT": ["-1", "65536", "http", "80.5", "0x50"],
     "QWEN_PROXY_WORKERS": ["0", "257", "-1", "many"],
     "QWEN_PROXY_MAX_IN_FLIGHT": ["0", "-5", "1.5"],
-    "QWEN_PROXY_MAX_BODY": ["1023", "64M"],
-    "QWEN_PROXY_MAX_BODY_BYTES_IN_FLIGHT": ["1023", "512M"],
+    "QWEN_PROXY_MAX_BODY": ["1023", "1.5m", "64t", "64s", "m", "-64m", "1000b"],
+    "QWEN_PROXY_MAX_BODY_BYTES_IN_FLIGHT": ["1023", "512t"],
     "QWEN_PROXY_KEY_SHARE": ["0", "1.5", "nan", "half"],
     "QWEN_PROXY_MAX_ITEMS": ["0", "many"],
     "QWEN_PROXY_MAX_VALUES": ["0", "1.5"],
     "QWEN_PROXY_BODY_TIMEOUT": ["0", "-1", "inf"],
-    "QWEN_PROXY_GRACEFUL_TIMEOUT": ["0", "1.5"],
+    "QWEN_PROXY_GRACEFUL_TIMEOUT": ["0", "1.5", "1500ms", "60x"],
+    "QWEN_PROXY_PUBLIC_URL": ["qwen.lan", "https://qwen.lan/proxy"],
     "QWEN_PROXY_CLIENT_KEEPALIVE": ["0"],
     "QWEN_PROXY_WEBSOCKETS": ["-1", "all"],
     "QWEN_PROXY_WEBSOCKETS_PER_KEY": ["0", "-1"],
     "QWEN_PROXY_WEBSOCKET_IDLE": ["0", *SECONDS],
-    "QWEN_PROXY_WEBSOCKET_MEMORY": ["0", "1048575", "128M"],
+    "QWEN_PROXY_WEBSOCKET_MEMORY": ["0", "1048575", "128T"],
     "QWEN_PROXY_API_KEYS": ["a b", "one,t wo"],
     "OPENAI_API_KEY": ["a b", "a\tb"],
     "QWEN_PROXY_TRUSTED_PROXIES": ["localhost", "10.0.0.0/33", "127.0.0.1,nginx", "1.2.3"],
@@ -145,7 +162,7 @@ REFUSED: dict[str, list[str]] = {
     "QWEN_PROXY_KEEPALIVE": ["ping"],
     "QWEN_PROXY_KEEPALIVE_INTERVAL": ["0", *SECONDS],
     "QWEN_PROXY_RESPONSES_TTL": SECONDS,
-    "QWEN_PROXY_RESPONSES_MAX_BYTES": ["0", "1048575", "256M"],
+    "QWEN_PROXY_RESPONSES_MAX_BYTES": ["0", "1048575", "1023k"],
     "LOG_LEVEL": ["TRACE", "10"],
     "QWEN_PROXY_LOG_FORMAT": ["xml", "JSON"],
 }
@@ -224,7 +241,11 @@ def test_without_anything_set_only_this_machine_is_served() -> None:
         ({"HOST": "0.0.0.0", "PORT": "80"}, "0.0.0.0:80"),
         ({"HOST": "::1"}, "[::1]:8080"),
         ({"HOST": "::", "PORT": "1"}, "[::]:1"),
-        ({"HOST": "box.lan"}, "box.lan:8080"),
+        ({"HOST": "localhost"}, "localhost:8080"),
+        ({"HOST": "192.0.2.1"}, "192.0.2.1:8080"),
+        ({"HOST": "::1", "QWEN_PROXY_HOST": "0.0.0.0"}, "0.0.0.0:8080"),
+        ({"PORT": "1", "QWEN_PROXY_PORT": "2"}, "127.0.0.1:2"),
+        ({"QWEN_PROXY_HOST": "box.lan"}, "box.lan:8080"),
         ({"HOST": "::1", "QWEN_PROXY_BIND": "unix:/x"}, "unix:/x"),
         ({"HOST": "[::1]"}, "[::1]:8080"),
     ],
@@ -232,6 +253,25 @@ def test_without_anything_set_only_this_machine_is_served() -> None:
 )
 def test_where_to_listen(environ: dict[str, str], address: str) -> None:
     assert load(environ).bind_address == address
+
+
+@pytest.mark.parametrize(
+    ("environ", "address", "ignored"),
+    [
+        ({"HOST": "box.lan"}, "box.lan:8080", ""),
+        ({"HOST": "other.lan"}, "127.0.0.1:8080", "other.lan"),
+        ({"HOST": net.machine_name()}, "127.0.0.1:8080", net.machine_name()),
+        ({"HOST": "other.lan", "QWEN_PROXY_HOST": "box.lan"}, "box.lan:8080", ""),
+        ({"HOST": "other.lan", "QWEN_PROXY_BIND": "unix:/x"}, "unix:/x", ""),
+    ],
+    ids=str,
+)
+def test_the_name_of_a_machine_that_a_shell_has_set_is_no_address(
+    environ: dict[str, str], address: str, ignored: str
+) -> None:
+    settings = load(environ, is_here=lambda host: host == "box.lan")
+
+    assert (settings.bind_address, settings.ignored_host) == (address, ignored)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +297,9 @@ def test_client_keys_come_from_both_settings(
         ({"STATE_DIRECTORY": "/b:/c:/d"}, "/b"),
         ({"STATE_DIRECTORY": ""}, "/home/me/.local/state/qwen-proxy"),
         ({}, "/home/me/.local/state/qwen-proxy"),
+        ({"XDG_STATE_HOME": "/x"}, "/x/qwen-proxy"),
+        ({"XDG_STATE_HOME": "/x", "STATE_DIRECTORY": "/b"}, "/b"),
+        ({"XDG_STATE_HOME": "not/absolute"}, "/home/me/.local/state/qwen-proxy"),
     ],
     ids=str,
 )
@@ -343,6 +386,18 @@ def test_the_table_has_every_setting_with_words_for_a_person() -> None:
         assert row.keys() == {"name", "value", "default", "unit", "description"}
         assert row["description"].endswith(".")
         assert len(row["description"]) < 120
+
+
+def test_the_second_name_of_a_setting_is_told_with_it() -> None:
+    rows = {row["name"]: row["description"] for row in describe(load({}))}
+
+    assert rows["HOST"].endswith("QWEN_PROXY_HOST wins over it.")
+    assert set(names()) - set(FIELDS) == {"QWEN_PROXY_HOST", "QWEN_PROXY_PORT"}
+
+
+def test_a_bad_value_is_named_as_it_was_written() -> None:
+    with pytest.raises(SettingsError, match=r"QWEN_PROXY_PORT='http'"):
+        load({"QWEN_PROXY_PORT": "http", "PORT": "80"})
 
 
 @pytest.mark.parametrize(

@@ -207,10 +207,10 @@ def test_a_row_tells_an_account() -> None:
 
 
 def test_the_accounts_are_told_with_what_to_do() -> None:
-    accounts = (keyed(), keyed("second", None), sandbox())
-    text = report.accounts_text(map(report.account_row, accounts), ["one note"])
+    rows = map(report.account_row, (keyed(), keyed("second", None), sandbox()))
+    text = report.accounts_text(rows, ["one note"])
 
-    assert "dashscope  FRESH  API key is set" in text
+    assert "dashscope  NOT TRIED YET  API key is set" in text
     assert "second  MISSING  DASHSCOPE_API_KEY is not set" in text
     assert "to do       Set it." in text
     assert "endpoint    –" in text

@@ -44,6 +44,8 @@ class Guard:
     def __init__(self, settings: Settings) -> None:
         self._keys = [(key.encode(), _client_of(key)) for key in settings.all_client_keys]
         self._hosts = {host.lower() for host in settings.allowed_hosts}
+        if settings.public_url:
+            self._hosts.add(urlsplit(settings.public_url).hostname or "")
         self._trust_unix = "unix" in settings.trusted_proxies
         self._trusted = [
             ipaddress.ip_network(word, strict=False)
@@ -141,6 +143,18 @@ class Guard:
         except (Unauthorized, Forbidden):
             return False
         return True
+
+    def require_this_machine(self, environ: Mapping[str, Any]) -> None:
+        """Check that the caller is on this machine, whatever key it has.
+
+        Raises:
+            Forbidden: it is elsewhere.
+        """
+        address = self.client_address(environ)
+        if address != "unix" and not is_loopback_address(address):
+            raise Forbidden(
+                "Only programs on the server's own machine may ask for this.", code="local_only"
+            )
 
     def client_address(self, environ: Mapping[str, Any]) -> str:
         """The caller's address; behind a trusted proxy the one that the proxy saw.

@@ -15,10 +15,18 @@ log = logging.getLogger("qwen_wsgi.calls")
 
 
 class Ledger:
-    """Receives every call exactly once, when it ends."""
+    """Receives every call exactly once, when it ends.
+
+    Attributes:
+        calls: how many there were, without health checks and the like.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
 
     def write(self, call: CallRecord) -> None:
         """Write the call's log line."""
+        self.calls += not call.quiet
         level = logging.DEBUG if call.quiet else logging.INFO
         if log.isEnabledFor(level):
             # Not log.log(): it looks up the caller's line, which is always this one.

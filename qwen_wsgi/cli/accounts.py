@@ -6,47 +6,53 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from qwen_wsgi import text
+from qwen_wsgi.cli import running
+from qwen_wsgi.cli.running import Answer
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.services import Services, build_services, configure_logs
-from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream.routing.account_status import READY
+from qwen_wsgi.settings import Settings, with_command
+
+#: A server asks all its hosts for their lists before it answers.
+_LISTS_S: Final = 60.0
 
 
 def status(settings: Settings, *, json_output: bool) -> int:
     """Print every account without calling any upstream; 0 if one is usable, else 1."""
-    services = _services(settings)
-    summary = services.statuses.summary()
-    problems = services.discovery.problems()
-    rows = [text.account_row(account, status) for account, status in summary.accounts]
+    answer = running.ask(settings, "/status")
+    report = _own_report(settings) if answer.value is None else answer.value
+    rows, problems = report["accounts"], (*report["problems"], *report["notes"])
     if json_output:
-        print(json.dumps({"accounts": rows, "problems": list(problems)}, indent=2))
+        asked = {"server": answer.server if answer.value else None, "why_not": answer.why or None}
+        print(json.dumps({"asked": asked, **report}, indent=2))
     else:
-        print(text.accounts_text(rows, problems))
-    return 0 if summary.status in READY else 1
+        shown = f"{_asked(answer, settings)}\n\n{text.accounts_text(rows, problems)}"
+        print(with_command(shown, settings.command))
+    return 0 if any(text.is_usable(row) for row in rows) else 1
 
 
 def models(settings: Settings, *, json_output: bool) -> int:
     """Print the models of all accounts; where each list comes from goes to standard error."""
-    services = _services(settings)
-    found: dict[str, dict[str, Any]] = {}
-    for account in services.pool.accounts():
-        listing = services.catalogue.listing(account, max_age_s=0)
-        found |= {id: entry for id, entry in listing.models.items() if id not in found}
-        source = "live list" if listing.live else f"no live list ({listing.error})"
-        print(f"{account.name}: {len(listing.models)} models, {source}", file=sys.stderr)
+    answer = running.ask(settings, "/v1/models?refresh=1", timeout_s=_LISTS_S)
+    if answer.value is not None and isinstance(entries := answer.value.get("data"), list):
+        print(f"Asked: the server at {answer.server}", file=sys.stderr)
+        found = {str(entry["id"]): entry for entry in entries}
+    else:
+        found = _own_models(settings, answer)
     if json_output:
         print(json.dumps({"object": "list", "data": list(found.values())}, indent=2))
-    else:
+    elif found:
         print("\n".join(found))
-    services.close()
     return 0
 
 
 def models_to_offer(settings: Settings) -> tuple[list[dict[str, Any]], list[str]]:
     """The catalogue's models for a client, and notes on why the list may be incomplete."""
+    answer = running.ask(settings, "/v1/models", timeout_s=_LISTS_S)
+    if answer.value is not None and isinstance(entries := answer.value.get("data"), list):
+        return entries, []
     try:
         services = _services(settings)
     except SettingsError as error:
@@ -64,6 +70,48 @@ def models_to_offer(settings: Settings) -> tuple[list[dict[str, Any]], list[str]
     if not accounts:
         notes.append("No account was found, so no model list was requested: `qwen-proxy status`.")
     return entries, notes
+
+
+def _own_report(settings: Settings) -> dict[str, Any]:
+    """What this command finds by itself, in the form of the server's `/status`."""
+    services = _services(settings)
+    return {
+        "accounts": [text.account_row(*each) for each in services.statuses.summary().accounts],
+        "problems": list(services.discovery.problems()),
+        "notes": list(map(str, services.discovery.notes())),
+    }
+
+
+def _own_models(settings: Settings, answer: Answer) -> dict[str, dict[str, Any]]:
+    services = _services(settings)
+    print(f"Asked: the hosts themselves ({_not_asked(answer)})", file=sys.stderr)
+    found: dict[str, dict[str, Any]] = {}
+    for account in services.pool.accounts():
+        listing = services.catalogue.listing(account, max_age_s=0)
+        found |= {id: entry for id, entry in listing.models.items() if id not in found}
+        source = "live list" if listing.live else f"no live list ({listing.error})"
+        print(f"{account.name}: {len(listing.models)} models, {source}", file=sys.stderr)
+    services.close()
+    return found
+
+
+def _asked(answer: Answer, settings: Settings) -> str:
+    """Whom the command asked, as a line."""
+    if answer.value is None:
+        return (
+            f"Asked: this user's own environment and files ({_not_asked(answer)}). "
+            "No call was made."
+        )
+    value = answer.value
+    return (
+        f"Asked: the server at {answer.server}, version {value.get('version')}, "
+        f"{value.get('workers')} worker(s), {value.get('in_flight')} call(s) in flight, "
+        f"{value.get('calls')} served"
+    )
+
+
+def _not_asked(answer: Answer) -> str:
+    return f"not the server at {answer.server}: {answer.why}"
 
 
 def _services(settings: Settings) -> Services:

@@ -7,16 +7,17 @@ Only the parser and the dispatch. Each command imports what it needs itself, so 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
-from qwen_wsgi import __version__
+from qwen_wsgi import __version__, logs
 from qwen_wsgi import settings as settings_module
-from qwen_wsgi.cli import interrupts
+from qwen_wsgi.cli import interrupts, invocation
 from qwen_wsgi.errors import CannotStartYet, SettingsError
 from qwen_wsgi.settings import Settings
 
@@ -45,18 +46,49 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.command is None:
+        parser.print_help()
+        return 0
+    environ = invocation.with_options(settings_module.environment(), arguments)
+    environ.setdefault(settings_module.COMMAND, _command_words(environ))
     # Until logs are configured, the command's own line reports a failure, not the log as well.
     logging.getLogger("qwen_wsgi").addHandler(logging.NullHandler())
     command: Command = arguments.command
     try:
         with interrupts.repeated():
-            return command(settings_module.load(), arguments)
+            return command(settings_module.load(environ), arguments)
     except (SettingsError, CannotStartYet) as error:
-        print(f"qwen-proxy: {error}", file=sys.stderr)
+        _complain(str(error), environ, serving=command is _serve)
         return EXIT_CONFIGURATION if isinstance(error, SettingsError) else EXIT_NOT_YET
     except KeyboardInterrupt:
         return 130
+
+
+def _command_words(environ: Mapping[str, str]) -> str:
+    try:
+        directory = os.getcwd()
+    except OSError:  # it was removed
+        directory = "/"
+    return invocation.command_words(
+        sys.argv[0],
+        executable=sys.executable,
+        prefix=sys.prefix,
+        environ=environ,
+        directory=directory,
+    )
+
+
+def _complain(problem: str, environ: Mapping[str, str], *, serving: bool) -> None:
+    """Say why a command cannot go on: in a line for a person; for a server, in its log's form."""
+    words = environ[settings_module.COMMAND]
+    shown = settings_module.with_command(f"qwen-proxy: {problem}", words)
+    if serving and environ.get("QWEN_PROXY_LOG_FORMAT", "").strip() == "json":
+        shown = json.dumps({"level": "ERROR", "event": problem}, ensure_ascii=False)
+    elif serving and logs.is_journal(environ, sys.stderr):
+        shown = logs.in_journal(shown, logging.ERROR)
+    print(shown, file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,14 +97,21 @@ def _parser() -> argparse.ArgumentParser:
         description="Qwen models for every OpenAI or Anthropic client on your LAN.",
     )
     parser.add_argument("--version", action="version", version=f"qwen-proxy {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     def add(name: str, command: Command, help: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help)
         sub.set_defaults(command=command)
         return sub
 
-    add("serve", _serve, "start the server (gunicorn) with the settings of the environment")
+    sub = add("serve", _serve, "start the server; options win over the environment's settings")
+    sub.add_argument("--host", metavar="ADDRESS", help="address to listen on (QWEN_PROXY_HOST)")
+    sub.add_argument("--port", metavar="PORT", help="port to listen on (QWEN_PROXY_PORT)")
+    sub.add_argument("--workers", metavar="N", help="worker processes (QWEN_PROXY_WORKERS)")
+    sub.add_argument(
+        "--reload", action="store_true", help="for developers: restart workers when code changes"
+    )
     for name, command, help in (
         ("status", _status, "show every account with its source and state"),
         ("models", _models, "list the models of all accounts, as their hosts list them now"),
@@ -82,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("doctor", _doctor, "check this installation, and say how to fix what is wrong")
     sub.add_argument("--account", metavar="NAME", help="check one account; default: all")
     sub.add_argument("--no-calls", action="store_true", help="contact no upstream")
+    sub.add_argument("--problems", action="store_true", help="print only what is wrong")
     sub.add_argument("--json", action="store_true", help="print JSON")
     sub = add("clients", _clients, "list known clients, or print the setup for one of them")
     sub.add_argument("name", nargs="?", metavar="NAME", help="the client; default: list all")
@@ -102,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(settings: Settings, arguments: argparse.Namespace) -> int:
     from qwen_wsgi.cli import serve
 
-    serve.serve(settings)
+    serve.serve(settings, reload=arguments.reload)
 
 
 def _status(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -130,6 +170,7 @@ def _doctor(settings: Settings, arguments: argparse.Namespace) -> int:
         settings,
         account=arguments.account,
         calls=not arguments.no_calls,
+        problems_only=arguments.problems,
         json_output=arguments.json,
         out=sys.stdout,
     )

@@ -24,8 +24,16 @@ _ALLOCATOR: Final = {
 }
 
 
-def serve(settings: Settings) -> NoReturn:
+#: Where an installed package has the server's files; in a checkout they are at its top.
+_PACKAGED: Final = Path(__file__).resolve().parents[1] / "_server"
+_CHECKOUT: Final = Path(__file__).resolve().parents[2]
+
+
+def serve(settings: Settings, *, reload: bool = False) -> NoReturn:
     """Check the accounts and the address, then replace this process by gunicorn.
+
+    Args:
+        reload: whether workers are replaced when the code changes, for developers.
 
     Raises:
         SettingsError: the operator must correct something first.
@@ -34,15 +42,19 @@ def serve(settings: Settings) -> NoReturn:
     Discovery(settings, SystemClock()).check()
     check_bind(settings)
     home = server_files()
-    # This interpreter's own gunicorn, not another one on PATH.
     command = [
+        # This interpreter's own gunicorn, not another one on PATH.
         sys.executable,
+        # No modules of the directory where somebody happens to stand; nor of PYTHONPATH, if this
+        # process has none of those.
+        "-I" if sys.flags.isolated else "-P",
         "-m",
         "gunicorn",
         "-c",
         str(home / "gunicorn.conf.py"),
         "--chdir",
         str(home),
+        *(["--reload"] if reload else []),
         "wsgi:application",
     ]
     sys.stdout.flush()
@@ -104,15 +116,14 @@ def _bind_reason(error: Exception) -> tuple[str, bool]:
 
 
 def server_files() -> Path:
-    """The directory of `gunicorn.conf.py` and `wsgi.py`: the checkout, or the installed data.
+    """The directory of `gunicorn.conf.py` and `wsgi.py`.
 
     Raises:
-        SettingsError: they are in neither.
+        SettingsError: they are missing.
     """
-    candidates = (Path(__file__).resolve().parents[2], Path(sys.prefix) / "share/qwen-proxy")
-    for directory in candidates:
+    for directory in (_PACKAGED, _CHECKOUT):
         if (directory / "gunicorn.conf.py").is_file() and (directory / "wsgi.py").is_file():
             return directory
     raise SettingsError(
-        f"gunicorn.conf.py and wsgi.py are missing from {candidates[1]}; install the package again"
+        f"gunicorn.conf.py and wsgi.py are missing from {_PACKAGED}; install the package again"
     )

@@ -6,10 +6,12 @@ import json
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final, TextIO
 from urllib.parse import urlsplit
 
 from qwen_wsgi import net
+from qwen_wsgi.clients import trust
 from qwen_wsgi.clients.known import CLIENTS, nearest, target_for
 from qwen_wsgi.clients.recipe import as_json, as_text, is_model_name, origin_of
 from qwen_wsgi.errors import SettingsError
@@ -19,9 +21,12 @@ from qwen_wsgi.settings import Settings
 #: An address for documentation (RFC 5737): the route to it is the route out of this machine.
 _OUTSIDE: Final = ("192.0.2.1", 9)
 
+#: The certificate of the authority that `make install TLS=internal` makes.
+OWN_AUTHORITY: Final = Path("/etc/qwen-proxy/tls/ca.crt")
+
 _NO_KEYS: Final = (
-    "No client keys are set here. A server without QWEN_PROXY_API_KEYS serves only programs on its "
-    "own machine."
+    "No client keys are set in the environment of this command. A server without "
+    "QWEN_PROXY_API_KEYS serves only programs on its own machine."
 )
 
 
@@ -60,6 +65,7 @@ def show(
     json_output: bool,
     out: TextIO,
     lan: Callable[[], str] = lan_address,
+    authority: Path = OWN_AUTHORITY,
 ) -> None:
     """Print the recipe for one client.
 
@@ -68,6 +74,7 @@ def show(
         model: the model's name; "" chooses one that suits the client.
         models: returns the catalogue's entries, and notes about them.
         lan: returns this machine's address in the LAN, or "".
+        authority: the certificate of this machine's own authority, if it exists.
 
     Raises:
         SettingsError: there is no such client, or `url` or `model` is invalid.
@@ -82,6 +89,8 @@ def show(
     origin, notes = _origin(settings, url, lan)
     if not settings.all_client_keys and not is_loopback(urlsplit(origin).hostname or ""):
         notes += (_NO_KEYS,)
+    if origin.startswith("https:") and authority.exists():
+        notes += (trust.note(name, str(authority)),)
     entries, more = models()
     target = target_for(client, origin, entries, model=model, default=settings.openai_model)
     recipe = client.recipe(target)
@@ -98,6 +107,8 @@ def _origin(settings: Settings, url: str, lan: Callable[[], str]) -> tuple[str, 
     Raises:
         SettingsError: `url`, or the address to listen on, is invalid.
     """
+    if not url and settings.public_url:
+        return settings.public_url, ()
     try:
         if url:
             return origin_of(url), ()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from qwen_wsgi import net
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.credential import StaticKey
 from qwen_wsgi.credentials.sources.discovery import Discovery
+from qwen_wsgi.credentials.sources.environment import Note
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.redaction import mask
@@ -33,7 +33,7 @@ def check(
 ) -> Iterator[Finding]:
     """Check everything that the settings and qwen-code's files show."""
     yield TELL.ok("environment", "every setting is valid")
-    yield from unknown_names(settings)
+    yield from variables(discovery.notes())
     yield from sources(discovery)
     yield from reach(settings)
     yield from client_keys(settings, accounts)
@@ -43,16 +43,13 @@ def check(
     yield from limits(settings)
 
 
-def unknown_names(settings: Settings) -> Iterator[Finding]:
-    """Find misspelled settings: variables with our prefix that do not exist."""
-    known = {field.metadata.get("env") for field in dataclasses.fields(settings)}
-    for name in sorted(settings.environ):
-        if name.startswith("QWEN_PROXY_") and name not in known:
-            yield TELL.warn(
-                name,
-                "there is no such setting, so it has no effect",
-                "See `qwen-proxy settings` for the names.",
-            )
+def variables(notes: Iterable[Note]) -> Iterator[Finding]:
+    """Tell of variables that have no effect, or another than it seems."""
+    for note in notes:
+        if note.misspelt:
+            yield TELL.warn(note.name, note.what, note.remedy)
+        else:
+            yield TELL.note(note.name, note.what, note.remedy)
 
 
 def sources(discovery: Discovery) -> Iterator[Finding]:
@@ -157,7 +154,7 @@ def client_keys(settings: Settings, accounts: Sequence[Account]) -> Iterator[Fin
             yield TELL.warn(
                 name, f"a client key has {len(key)} characters and can be guessed", _NEW_KEY
             )
-    if settings.openai_api_key:
+    if settings.openai_api_key and not settings.openai_base_url:
         yield TELL.note(
             "OPENAI_API_KEY",
             "is used as a client key; it is never sent upstream",
@@ -194,7 +191,7 @@ def sandbox(settings: Settings, discovery: Discovery) -> Iterator[Finding]:
     """Check whether the fake upstream answers."""
     found = discovery.accounts()
     if settings.sandbox == "on" and found:
-        yield TELL.warn(
+        yield TELL.note(
             "QWEN_PROXY_SANDBOX",
             f"the built-in fake upstream answers every call; {len(found)} account(s) are unused",
             "Unset QWEN_PROXY_SANDBOX to use them.",

@@ -44,7 +44,7 @@ def check(
             "user",
             "doctor runs as root, which may read and write everything, so it cannot check the "
             "permissions of the server's user",
-            'Run it as that user; docs/operations.md, "qwen-proxy doctor", has the command.',
+            "Run it as that user: the command that `make install` put into /usr/local/bin does.",
         )
     yield from home(qwen_home, machine)
     if os.path.isdir(qwen_home):

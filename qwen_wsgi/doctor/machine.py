@@ -6,7 +6,6 @@ Nothing here changes anything. Tests replace it.
 from __future__ import annotations
 
 import grp
-import http.client
 import os
 import pwd
 import resource
@@ -21,14 +20,12 @@ from typing import Final, NamedTuple
 
 import certifi
 
-from qwen_wsgi import clock
+from qwen_wsgi import clock, local_http
+from qwen_wsgi.doctor import witness
 from qwen_wsgi.net import Address
 
 #: Where Debian keeps nginx and systemctl; an ordinary user's PATH lacks some of them.
 _SYSTEM_PATHS: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin")
-
-#: An answer of /health is a few hundred bytes.
-_ANSWER_BYTES: Final = 64 * 1024
 
 
 class Ran(NamedTuple):
@@ -47,19 +44,6 @@ class Room(NamedTuple):
     files: int | None
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket."""
-
-    def __init__(self, path: str, timeout_s: float) -> None:
-        super().__init__("localhost", timeout=timeout_s)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
 class Machine:
     """The real one.
 
@@ -71,6 +55,8 @@ class Machine:
     def __init__(self, environ: Mapping[str, str], *, root: Path = Path("/")) -> None:
         self.root = root
         self.uid = os.geteuid()
+        #: What root saw before it became this user.
+        self.root_saw = witness.received(environ)
         self._environ = environ
 
     # --- time --------------------------------------------------------------------------------
@@ -217,15 +203,4 @@ class Machine:
             OSError: no connection, or no answer.
             http.client.HTTPException: the answer is not HTTP.
         """
-        client: http.client.HTTPConnection
-        if address.path:
-            client = _UnixConnection(address.path, timeout_s)
-        else:
-            client = http.client.HTTPConnection(address.here, address.port, timeout=timeout_s)
-        try:
-            # Without client keys the server accepts only this machine's names.
-            client.request("GET", path, headers={"Host": "localhost", "Connection": "close"})
-            response = client.getresponse()
-            return response.status, response.read(_ANSWER_BYTES)
-        finally:
-            client.close()
+        return local_http.get(address, path, timeout_s=timeout_s)

@@ -157,23 +157,33 @@ def running(machine: Machine) -> Iterator[Finding]:
         yield TELL.fail("process", "nginx is not running", "sudo systemctl enable --now nginx")
 
 
+def test(machine: Machine) -> tuple[int, str] | None:
+    """Exit status and first line of `nginx -t`; None without nginx. For root.
+
+    Raises:
+        OSError: it cannot be run.
+    """
+    if (program := machine.program("nginx")) is None:
+        return None
+    done = machine.run([program, "-t"], timeout_s=_TIMEOUT_S)
+    return done.status, next(iter((done.err or done.out).strip().splitlines()), "")
+
+
 def tested(machine: Machine) -> Iterator[Finding]:
     """Let nginx test its configuration."""
-    if machine.uid != 0:
+    done = machine.root_saw.nginx_test if machine.root_saw else None
+    if machine.uid == 0:
+        try:
+            done = test(machine)
+        except OSError as error:
+            yield TELL.skipped("nginx -t", f"nginx cannot be run ({error})")
+            return
+    if done is None:
         yield TELL.skipped("nginx -t", "only root can test the configuration", "sudo nginx -t")
         return
-    try:
-        done = machine.run([machine.program("nginx") or "nginx", "-t"], timeout_s=_TIMEOUT_S)
-    except OSError as error:
-        yield TELL.skipped("nginx -t", f"nginx cannot be run ({error})")
-        return
-    if done.status:
-        lines = (done.err or done.out).strip().splitlines()
-        yield TELL.fail(
-            "nginx -t",
-            lines[0] if lines else f"status {done.status}",
-            "Correct it, then: sudo nginx -t",
-        )
+    status, said = done
+    if status:
+        yield TELL.fail("nginx -t", said or f"status {status}", "Correct it, then: sudo nginx -t")
     else:
         yield TELL.ok("nginx -t", "the configuration is valid")
 

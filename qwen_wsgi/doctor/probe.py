@@ -143,10 +143,13 @@ def meaning(error: ApiError) -> Diagnosis:
     cause = CAUSES.get(failure.cause) if failure is not None else None
     if failure is None or cause is None:
         return Diagnosis(Level.FAIL, quoted(error.message), _REPORT)
-    what = f"{cause.meaning} ({cause.name}; clients get HTTP {error.status})"
+    in_short = f"({cause.name}; clients get HTTP {error.status})"
+    what = f"{cause.meaning} {in_short}"
     # Without an answer from the upstream, our own message says what happened on the way to it.
     detail = quoted(isinstance(error, UpstreamError) and error.upstream_message or error.message)
-    if detail.rstrip(".") != cause.meaning:
+    if detail.lower().startswith(cause.meaning.lower()):
+        what = f"{detail.rstrip('.')} {in_short}"
+    elif detail.rstrip(".") != cause.meaning:
         what += f": {detail}"
     if _passes(failure):
         return Diagnosis(Level.WARN, what, cause.remedy or _TEMPORARY, cause.name)

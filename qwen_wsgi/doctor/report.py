@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -13,25 +14,97 @@ from qwen_wsgi.redaction import Redaction
 _WIDTH: Final = max(len(level.value) for level in Level)
 _REMEDY: Final = " " * (_WIDTH + 4) + "to do: "
 
+#: What is wrong, the worst first.
+_WRONG: Final = (Level.FAIL, Level.WARN)
+
+#: Colours by ECMA-48: red, yellow, green, and dim for what needs no attention.
+_COLOURS: Final = {
+    Level.FAIL: "\x1b[31m",
+    Level.WARN: "\x1b[33m",
+    Level.OK: "\x1b[32m",
+    Level.NOTE: "\x1b[2m",
+    Level.SKIPPED: "\x1b[2m",
+}
+_PLAIN: Final = "\x1b[0m"
+
 
 def clean(finding: Finding, redaction: Redaction) -> Finding:
-    """Mask secrets in a finding, and remove terminal control characters."""
+    """Mask secrets in a finding, remove terminal control characters, and say nothing twice."""
 
     def safe(text: str) -> str:
         text = redaction.redact(" ".join(text.split()))
         return "".join(char if char.isprintable() else "?" for char in text)
 
+    remedy = safe(finding.remedy)
     return replace(
         finding,
         subject=safe(finding.subject),
-        what=safe(finding.what),
-        remedy=safe(finding.remedy),
+        what=_without(safe(finding.what), remedy),
+        remedy=remedy,
     )
 
 
-def lines(finding: Finding) -> Iterable[str]:
-    """Render one finding: a line, and a second one with the remedy."""
-    yield f"  {finding.level.value:<{_WIDTH}}  {finding.subject}: {finding.what}"
+def _without(what: str, remedy: str) -> str:
+    """The finding without the sentences that its remedy says, too: an error that a client gets has
+    both in one text."""
+    said = _bare(remedy)
+    if not said:
+        return what
+    sentences = re.split(r"(?<=[.!?]) ", what)
+    kept = [each for each in sentences if _bare(each) not in said]
+    shorter = " ".join(kept) if kept else what
+    # Half a sentence, after a semicolon or a colon.
+    for end in (f"; {remedy}", f": {remedy}", f", {remedy}"):
+        shorter = shorter.removesuffix(end).removesuffix(end.rstrip("."))
+    return shorter if shorter == what else shorter.rstrip(".")
+
+
+def _bare(text: str) -> str:
+    return text.strip().rstrip(".!").lower()
+
+
+def text(
+    findings: Sequence[Finding], *, problems_only: bool, colour: bool, complete: bool = True
+) -> Iterator[str]:
+    """Render all of it, as lines: what is wrong, then what was checked, then the verdict.
+
+    Args:
+        problems_only: leave out what is not wrong.
+        complete: all checks were run.
+    """
+    wrong = [finding for level in _WRONG for finding in findings if finding.level is level]
+    if wrong:
+        yield "what is wrong"
+        for finding in wrong:
+            yield from lines(finding, colour=colour, group=finding.check)
+        yield ""
+    if not problems_only:
+        yield from _others([each for each in findings if each.level not in _WRONG], colour)
+    yield summary(findings) if complete else "Stopped before everything was checked."
+
+
+def _others(findings: Sequence[Finding], colour: bool) -> Iterator[str]:
+    """The findings in the order of the checks, each group with its name."""
+    name = ""
+    for finding in findings:
+        if finding.check != name:
+            name = finding.check
+            yield name
+        yield from lines(finding, colour=colour)
+    yield ""
+
+
+def lines(finding: Finding, *, colour: bool = False, group: str = "") -> Iterable[str]:
+    """Render one finding: a line, and a second one with the remedy.
+
+    Args:
+        group: the name of its check, where the line does not stand below it.
+    """
+    level = f"{finding.level.value:<{_WIDTH}}"
+    if colour:
+        level = f"{_COLOURS[finding.level]}{level}{_PLAIN}"
+    where = f"{group}, " if group and group != finding.subject else ""
+    yield f"  {level}  {where}{finding.subject}: {finding.what}"
     if finding.remedy:
         yield _REMEDY + finding.remedy
 

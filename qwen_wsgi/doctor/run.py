@@ -34,13 +34,15 @@ from qwen_wsgi.errors import ApiError, SettingsError
 from qwen_wsgi.net import Address
 from qwen_wsgi.redaction import Redaction, names_secret
 from qwen_wsgi.services import build_services
-from qwen_wsgi.settings import Settings
+from qwen_wsgi.settings import Settings, with_command
 from qwen_wsgi.upstream.routing.catalogue import Listing
 
 #: A run requests each list of models once.
 _LIST_AGE_S: Final = 3600.0
 #: A shorter secret may also be a word.
 _SECRET_CHARS: Final = 8
+#: Back to the first column, and remove what is there (ECMA-48).
+_CLEAR_LINE: Final = "\r\x1b[K"
 
 
 class DoctorRun:
@@ -78,8 +80,8 @@ class DoctorRun:
             else None
         )
 
-    def groups(self) -> Iterator[list[Finding]]:
-        """Run one check after another; the findings of each, with secrets masked."""
+    def groups(self) -> Iterator[tuple[str, list[Finding]]]:
+        """Run one check after another; its name and its findings, with secrets masked."""
         unit, site = self._unit(), self._site()
         bind = self._bind(unit)
         checks = (
@@ -87,7 +89,7 @@ class DoctorRun:
             ("files", self._files()),
             ("locks", locks.check(self._logins(), self._machine)),
             ("network", self._network()),
-            ("accounts", self._account_findings()),
+            ("accounts", self._check_accounts(bind)),
             ("models", self._models()),
             ("clock", self._clock()),
             ("terms", self._terms(unit, site, bind)),
@@ -99,8 +101,7 @@ class DoctorRun:
             found = _guarded(name, findings)
             # Built for each group: a call may have refreshed a login.
             redaction = Redaction(self._secrets())
-            if found:
-                yield [report.clean(each, redaction) for each in found]
+            yield name, [report.clean(each, redaction) for each in found]
 
     def close(self) -> None:
         """Finish the token refreshes that were sent, and free the rest."""
@@ -128,7 +129,14 @@ class DoctorRun:
             used.append(("logins", self._settings.oauth_base_url, True))
         yield from network.check(network.targets(used), self._settings.environ, self._machine)
 
-    def _account_findings(self) -> Iterator[Finding]:
+    def _check_accounts(self, bind: Address | None) -> Iterator[Finding]:
+        if not self._all and bind is not None and server.answers_from_sandbox(bind, self._machine):
+            yield accounts.TELL.note(
+                "accounts",
+                "none was found, and the running server answers from its built-in fake upstream",
+                "For real models: set an API key, such as DASHSCOPE_API_KEY, and start it again.",
+            )
+            return
         status_of = self._services.statuses.of
         yield from accounts.check(self._accounts, self._calls, self._machine, status_of)
 
@@ -146,7 +154,10 @@ class DoctorRun:
         home = self._discovery.qwen_home()
         dated = [home / "settings.json"]
         dated += [login.store.paths.document for login in self._logins().values()]
-        yield from clocks.check(self._machine, dated, self._transport.sightings)
+        fake = any(account.kind == server.SANDBOX for account in self._accounts)
+        # The sandbox runs in this process.
+        sightings = {} if fake else self._transport.sightings
+        yield from clocks.check(self._machine, dated, sightings)
 
     def _terms(
         self, unit: units.Service | str, site: nginx.Site | nginx.NotHere, bind: Address | None
@@ -163,7 +174,10 @@ class DoctorRun:
             yield server.TELL.skipped("address", "it is not known where the server listens")
             return
         known = isinstance(unit, units.Service)
-        same = isinstance(unit, str) or not units.differing(self._settings, unit)
+        # What cannot be read cannot be compared.
+        same = isinstance(unit, str) or (
+            unit.is_known and not units.differing(self._settings, unit)
+        )
         yield from server.check(
             self._settings,
             bind,
@@ -171,6 +185,7 @@ class DoctorRun:
             self._machine,
             has_unit=known,
             same_settings=same,
+            certain=isinstance(unit, str) or unit.is_known,
         )
 
     def _nginx(
@@ -240,28 +255,53 @@ def run(
     calls: bool,
     json_output: bool,
     out: TextIO,
+    problems_only: bool = False,
     machine: Machine | None = None,
 ) -> int:
-    """Run all checks and print the findings; 1 if something does not work, else 0.
+    """Run all checks and print the findings, what is wrong first; 1 if something does not work,
+    else 0.
+
+    Args:
+        problems_only: print only what is wrong.
 
     Raises:
         SettingsError: there is no such account.
     """
     checks = DoctorRun(settings, machine or Machine(settings.environ), only=account, calls=calls)
+    live = not json_output and _shows(out, settings)
     findings: list[Finding] = []
+    complete = False
     # A call may refresh a login; on SIGTERM its answer must still be written down.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        for group in checks.groups():
+        for name, group in checks.groups():
             findings += group
-            if not json_output:
-                lines = (line for finding in group for line in report.lines(finding))
-                print(group[0].check, *lines, sep="\n", file=out, flush=True)
+            if live:
+                out.write(f"{_CLEAR_LINE}checked: {name} ...")
+                out.flush()
+        complete = True
     finally:
         checks.close()
         signal.signal(signal.SIGTERM, before)
-    print(report.as_json(findings) if json_output else report.summary(findings), file=out)
+        # Also after Ctrl-C: what was found until then.
+        out.write(_CLEAR_LINE if live else "")
+        if json_output:
+            shown = report.as_json(findings)
+        else:
+            lines = report.text(
+                findings,
+                problems_only=problems_only,
+                colour=live and not settings.environ.get("NO_COLOR"),
+                complete=complete,
+            )
+            shown = with_command("\n".join(lines), settings.command)
+        print(shown, file=out)
     return 1 if any(finding.level is Level.FAIL for finding in findings) else 0
+
+
+def _shows(out: TextIO, settings: Settings) -> bool:
+    """Whether lines can be coloured, and rewritten."""
+    return out.isatty() and settings.environ.get("TERM", "dumb") != "dumb"
 
 
 def _guarded(name: str, findings: Iterable[Finding]) -> list[Finding]:

@@ -16,6 +16,9 @@ from qwen_wsgi.settings import Settings
 
 TELL: Final = Teller("server")
 
+#: The account that a server has which found no other.
+SANDBOX: Final = "sandbox"
+
 _TIMEOUT_S: Final = 5.0
 _STARTS: Final = {
     True: "Start it: sudo systemctl enable --now qwen-proxy",
@@ -32,6 +35,7 @@ def check(
     *,
     has_unit: bool,
     same_settings: bool,
+    certain: bool = True,
 ) -> Iterator[Finding]:
     """
     Args:
@@ -39,11 +43,19 @@ def check(
         accounts: the names of the accounts that this command found.
         has_unit: systemd knows the service.
         same_settings: as far as is known, the server has the same settings as this command.
+        certain: all settings of the server could be read, so `bind` is where it listens.
     """
     if not bind.path and not bind.port:
         yield TELL.skipped("address", "with PORT=0 the address is unknown before the start")
     else:
-        yield from health(bind, accounts, machine, has_unit=has_unit, same_settings=same_settings)
+        yield from health(
+            bind,
+            accounts,
+            machine,
+            has_unit=has_unit,
+            same_settings=same_settings,
+            certain=certain,
+        )
     if not has_unit:
         yield from open_files(settings, machine)
 
@@ -55,6 +67,7 @@ def health(
     *,
     has_unit: bool,
     same_settings: bool,
+    certain: bool = True,
 ) -> Iterator[Finding]:
     """Call the server's /health."""
     subject = str(bind)
@@ -75,7 +88,12 @@ def health(
         )
         return
     except OSError as error:
-        yield TELL.fail(subject, f"no server listens there ({_reason(error)})", _STARTS[has_unit])
+        what = f"no server listens there ({_reason(error)})"
+        if certain:
+            yield TELL.fail(subject, what, _STARTS[has_unit])
+        else:
+            what += "; the service may have another address, in a file that only root can read"
+            yield TELL.skipped(subject, what, "sudo qwen-proxy doctor")
         return
     except http.client.HTTPException:
         yield _other_program(subject)
@@ -87,6 +105,18 @@ def health(
     yield from judged(subject, status, report)
     if same_settings:
         yield from same_accounts(subject, report, accounts)
+
+
+def answers_from_sandbox(bind: Address, machine: Machine) -> bool:
+    """Whether a server runs there that answers from the built-in fake upstream."""
+    if not bind.path and not bind.port:
+        return False
+    try:
+        _, body = machine.get(bind, "/health", timeout_s=_TIMEOUT_S)
+    except (OSError, http.client.HTTPException):
+        return False
+    report = _health_of(body)
+    return report is not None and report.get("sandbox") is True
 
 
 def judged(subject: str, status: int, report: Mapping[str, Any]) -> Iterator[Finding]:
@@ -109,9 +139,9 @@ def judged(subject: str, status: int, report: Mapping[str, Any]) -> Iterator[Fin
         cause = f" ({report['cause']})" if report.get("cause") else ""
         yield TELL.fail(
             subject,
-            f"{what}{cause}: calls are refused",
-            "See the accounts above; if they are usable, the server runs as another user or with "
-            "other settings than this command.",
+            f"{what}{cause}: every call is answered 503",
+            "See the findings about accounts; if those are usable, the server runs as another user "
+            "or with other settings than this command.",
         )
     else:
         yield TELL.warn(subject, what, "Look at the log: journalctl -u qwen-proxy")
@@ -131,7 +161,8 @@ def same_accounts(
     """Compare the server's accounts with those that this command found."""
     rows = report.get("accounts")
     theirs = {str(row.get("name")) for row in rows if isinstance(row, dict)} if rows else set()
-    if missing := sorted(set(accounts) - theirs):
+    theirs -= {SANDBOX}
+    if missing := sorted(set(accounts) - theirs - {SANDBOX}):
         yield TELL.warn(
             subject,
             f"the server lacks the account(s) {', '.join(missing)}, which this command found",

@@ -31,6 +31,10 @@ _PROPERTIES: Final = (
     "Environment",
     "EnvironmentFiles",
     "StateDirectory",
+    "StateDirectoryMode",
+    "RuntimeDirectory",
+    "RuntimeDirectoryMode",
+    "UMask",
     "DropInPaths",
     "ProtectHome",
     "ProtectSystem",
@@ -42,9 +46,6 @@ _PROPERTIES: Final = (
 )
 
 _TIMEOUT_S: Final = 10.0
-
-#: Settings that may be shown on a command line: they hold no secret.
-_SHOWN: Final = ("QWEN_PROXY_BIND", "QWEN_PROXY_SANDBOX", "QWEN_HOME")
 
 _SPAN_S: Final = {
     "us": 1e-6,
@@ -122,22 +123,6 @@ class Service:
             targets.append(rest.partition(":")[0] or source)
         return tuple(targets)
 
-    def as_service(self, command: str) -> str:
-        """A command line for `qwen-proxy COMMAND` with the service's user and settings."""
-        found = re.search(r"path=(\S+)", self["ExecStart"])
-        program = found[1] if found else "qwen-proxy"
-        words = ["sudo systemd-run -qP --wait", f"-p User={self.user}"]
-        words += [f"-p EnvironmentFile=-{file.path}" for file in self.files]
-        # The environment files override these, as in the unit.
-        words += [
-            f"-E {name}={shlex.quote(self.environ[name])}"
-            for name in _SHOWN
-            if name in self.environ
-        ]
-        if state := self["StateDirectory"].split():
-            words.append(f"-E STATE_DIRECTORY=/var/lib/{state[0].partition(':')[0]}")
-        return " ".join((*words, program, command))
-
 
 def look(machine: Machine) -> Service:
     """Read the service from systemd.
@@ -161,6 +146,63 @@ def look(machine: Machine) -> Service:
     properties = _properties(done.out)
     if properties.get("LoadState") in (None, "", "not-found"):
         raise NotHere("the service is not installed")
+    return _service(properties, machine)
+
+
+def read(machine: Machine) -> Service:
+    """Read the service from the files of its unit: for a machine that systemd does not run.
+
+    Raises:
+        NotHere: there are none.
+    """
+    unit = next((each for each in _places(machine, UNIT) if each.is_file()), None)
+    if unit is None:
+        raise NotHere("the service is not installed")
+    # The same name in a more important place hides the others.
+    drop_ins: dict[str, Path] = {}
+    for directory in reversed(_places(machine, f"{UNIT}.d")):
+        drop_ins |= {path.name: path for path in sorted(directory.glob("*.conf"))}
+    paths = [unit, *(drop_ins[name] for name in sorted(drop_ins))]
+    try:
+        texts = [path.read_text(errors="replace") for path in paths]
+    except OSError as error:
+        raise NotHere(f"{error.filename} cannot be read ({error.strerror})") from None
+    return _service(_of_files(texts), machine)
+
+
+def _places(machine: Machine, name: str) -> list[Path]:
+    """Where systemd looks for a file, the most important place first."""
+    return [
+        machine.root / place / "systemd/system" / name
+        for place in ("etc", "run", "usr/local/lib", "usr/lib", "lib")
+    ]
+
+
+def _of_files(texts: Sequence[str]) -> dict[str, str]:
+    """The properties that a unit and its drop-ins set, as `systemctl show` prints them.
+
+    A list grows with each line; an empty line begins it anew.
+    """
+    found: dict[str, str] = {}
+    section = ""
+    for line in "\n".join(texts).replace("\\\n", " ").splitlines():
+        line = line.strip()
+        if line.startswith("["):
+            section = line
+        name, equals, value = (part.strip() for part in line.partition("="))
+        if section != "[Service]" or not equals or line.startswith(("#", ";")):
+            continue
+        if name == "EnvironmentFile":
+            name = "EnvironmentFiles"
+            ignored = "yes" if value.startswith("-") else "no"
+            value = value and f"{value.lstrip('-')} (ignore_errors={ignored})"
+        is_list = name in ("Environment", "EnvironmentFiles", "BindPaths", "BindReadOnlyPaths")
+        before = found.get(name, "") if is_list and value else ""
+        found[name] = f"{before} {value}".strip()
+    return found
+
+
+def _service(properties: dict[str, str], machine: Machine) -> Service:
     files = tuple(_environment_files(properties.get("EnvironmentFiles", ""), machine))
     environ = _environment(properties.get("Environment", ""))
     for file in files:
@@ -192,7 +234,7 @@ def _environment_files(listed: str, machine: Machine) -> Iterator[EnvironmentFil
         except FileNotFoundError:
             text = ""
         except OSError:
-            text = None
+            text = machine.root_saw.files.get(word) if machine.root_saw else None
         yield EnvironmentFile(path, text)
 
 

@@ -125,13 +125,18 @@ def compared(settings: Settings, unit: Service, machine: Machine) -> Iterator[Fi
     what = []
     if mine != unit.user:
         what.append(f"doctor runs as {mine}, the service as {unit.user}")
-    if others:
+    if not unit.is_known and what:
+        # What it has in that file may be what is missing here, or the other way round.
+        what.append("only root can read all settings of the service, so they are not compared")
+    elif unit.is_known and others:
         what.append(f"these settings differ from the service's: {', '.join(others)}")
     if what:
-        yield TELL.warn(
+        report = TELL.warn if unit.is_known else TELL.skipped
+        yield report(
             "this command",
-            f"{'; '.join(what)}. The findings about settings, files and accounts are doctor's",
-            f"To see what the service sees: {unit.as_service('doctor')}",
+            f"{'; '.join(what)}. The findings about settings, files and accounts are those of this "
+            "command",
+            "To see what the service sees: sudo qwen-proxy doctor",
         )
     elif unit.is_known:
         yield TELL.ok("this command", "has the user and the settings of the service")

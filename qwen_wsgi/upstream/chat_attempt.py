@@ -153,7 +153,13 @@ class ChatAttempt:
         """
         body, adapted = self._prepared(call, route, stream=False)
         try:
-            answer = self._client.post_json(route.account, CHAT_PATH, body, headers=call.headers)
+            answer = self._client.post_json(
+                route.account,
+                CHAT_PATH,
+                body,
+                headers=call.headers,
+                request_id=call.record.request_id,
+            )
         except UpstreamError as error:
             self._learn(error, call, route)
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,10 +12,12 @@ from typing import Any, Final, NamedTuple
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.account import Account
+from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.hosts import origin_of
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChunkStream
+from qwen_wsgi.redaction import mask
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.failures import classify
 from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
@@ -29,6 +32,10 @@ from qwen_wsgi.upstream.open_stream import OpenStream, empty
 from qwen_wsgi.upstream.routing.accounts import token_of
 
 CHAT_PATH: Final = "/chat/completions"
+
+_log: Final = logging.getLogger(__name__)
+#: Its level is looked at for each request: `isEnabledFor` would be a call.
+_PACKAGE_LOG: Final = logging.getLogger("qwen_wsgi")
 
 #: Content types of an answer that is no stream. Whatever else it is called is read as one: some
 #: servers name no type for their streams, or text/plain.
@@ -73,7 +80,8 @@ class UpstreamClient:
         """
         sent_at = self._clock.monotonic()
         record.upstream_request_id = ""
-        response = self._post(account, CHAT_PATH, body, {**headers, "Accept": "text/event-stream"})
+        accepting = {**headers, "Accept": "text/event-stream"}
+        response = self._post(account, CHAT_PATH, body, accepting, record.request_id)
         # Also of an answer that fails.
         record.upstream_request_id = response.headers.get("x-request-id", "")
         stream = OpenStream(
@@ -105,17 +113,19 @@ class UpstreamClient:
         *,
         headers: Mapping[str, str],
         at_origin: bool = False,
+        request_id: str = "",
     ) -> JsonAnswer:
         """POST, and read a whole JSON answer.
 
         Args:
             at_origin: the path is behind the host's name, not behind the base URL.
+            request_id: the call's, for the log.
 
         Raises:
             ApiError: no usable credential, no answer, a refusal, or no JSON object.
         """
         accepting = {**headers, "Accept": "application/json"}
-        response = self._post(account, path, body, accepting, at_origin=at_origin)
+        response = self._post(account, path, body, accepting, request_id, at_origin=at_origin)
         reader = BodyReader(response)
         try:
             data = read_all(reader, self._settings.first_byte_timeout_s, ANSWER_BYTES)
@@ -137,6 +147,7 @@ class UpstreamClient:
         path: str,
         body: bytes,
         headers: Mapping[str, str],
+        request_id: str,
         *,
         at_origin: bool = False,
     ) -> Response:
@@ -148,6 +159,8 @@ class UpstreamClient:
         token = token_of(account)
         if at_origin:
             token = replace(token, base_url=origin_of(token.base_url))
+        if _PACKAGE_LOG.level <= logging.DEBUG:
+            _log_request(request_id, account, token, path, body)
         wait_s = self._settings.first_byte_timeout_s
         post = self._transport.post
         response = post(token, path, body, headers=headers, read_timeout_s=wait_s)
@@ -159,6 +172,8 @@ class UpstreamClient:
             token = token_of(account, rejected=token.value)
             if at_origin:
                 token = replace(token, base_url=origin_of(token.base_url))
+            if _PACKAGE_LOG.level <= logging.DEBUG:
+                _log_request(request_id, account, token, path, body)
             response = post(token, path, body, headers=headers, read_timeout_s=wait_s)
         if response.status_code == 200:
             if renewable:
@@ -205,6 +220,22 @@ class UpstreamClient:
         if not stream.chunks.complete:
             raise empty()
         return first
+
+
+def _log_request(
+    request_id: str, account: Account, token: AccessToken, path: str, body: bytes
+) -> None:
+    """Log where a request goes and where its token is from; neither the token nor the body."""
+    fields = {
+        "request_id": request_id,
+        "account": account.name,
+        "token_from": account.origin,
+        "token": mask(token.value) if token.value else "none",
+        "base_url": token.base_url,
+        "request": f"POST {path}",
+        "bytes": len(body),
+    }
+    _log.debug("upstream request", extra={"fields": fields})
 
 
 def _json_answer(response: Response, data: bytes, account: Account, now: float) -> dict[str, Any]:

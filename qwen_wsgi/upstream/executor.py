@@ -231,7 +231,12 @@ class Executor:
 
     def _post(self, call: UnaryCall, route: Route, body: bytes) -> JsonAnswer:
         answer = self._client.post_json(
-            route.account, call.path, body, headers=call.headers, at_origin=call.at_origin
+            route.account,
+            call.path,
+            body,
+            headers=call.headers,
+            at_origin=call.at_origin,
+            request_id=call.record.request_id,
         )
         call.record.usage = parse_usage(answer.value.get("usage"))
         call.record.upstream_request_id = answer.upstream_request_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,14 @@ from tests.kit.secrets import core, secret
 LAN = "192.168.1.5"
 
 
-def shown(name: str = "codex", lan: str = LAN, url: str = "", model: str = "", **env: str) -> Any:
+def shown(
+    name: str = "codex",
+    lan: str = LAN,
+    url: str = "",
+    model: str = "",
+    authority: str = "/nowhere",
+    **env: str,
+) -> Any:
     """What the command tells programs, with a catalogue of one model."""
     out = io.StringIO()
     command.show(
@@ -30,6 +38,7 @@ def shown(name: str = "codex", lan: str = LAN, url: str = "", model: str = "", *
         json_output=True,
         out=out,
         lan=lambda: lan,
+        authority=Path(authority),
     )
     return json.loads(out.getvalue())
 
@@ -54,6 +63,38 @@ def test_the_address_is_where_the_server_listens(env: dict[str, str], url: str) 
     # A server with several addresses notes which of them this is.
     notes = [note for note in value["notes"] if "address" in note]
     assert bool(notes) == (LAN in url)
+
+
+def test_the_address_that_the_operator_says_counts() -> None:
+    public = {"QWEN_PROXY_PUBLIC_URL": "https://qwen.lan"}
+
+    assert shown(**public, QWEN_PROXY_BIND="unix:/run/x.sock")["url"] == "https://qwen.lan"
+    assert shown(**public, url="http://other.lan")["url"] == "http://other.lan"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("codex", "CODEX_CA_CERTIFICATE"),
+        ("claude-code", "NODE_EXTRA_CA_CERTS"),
+        ("openai-python", "SSL_CERT_FILE"),
+        ("aider", "SSL_CERT_FILE"),
+        ("curl", "--cacert"),
+        ("cline", "the system's list"),
+    ],
+)
+def test_a_certificate_of_our_own_is_made_known_to_each_client(
+    tmp_path: Path, name: str, words: str
+) -> None:
+    authority = tmp_path / "ca.crt"
+    public = {"QWEN_PROXY_PUBLIC_URL": "https://qwen.lan"}
+    without = shown(name, authority=str(authority), **public)["notes"]
+    authority.touch()
+    (note,) = set(shown(name, authority=str(authority), **public)["notes"]) - set(without)
+
+    assert words in note
+    assert str(authority) in note
+    assert not any("authority" in n for n in shown(name, authority=str(authority))["notes"])
 
 
 @pytest.mark.parametrize("bind", ["0.0.0.0:8080", "unix:/run/x.sock"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,16 +13,10 @@ from pathlib import Path
 import pytest
 
 from qwen_wsgi import RELEASE
+from tests.kit.checkout import ENVIRONMENT, copy_of_checkout
 from tests.kit.servers import REPO
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(240)]
-
-#: As it was before any fixture cleared it: pip may need a proxy.
-ENVIRONMENT = {
-    name: value
-    for name, value in os.environ.items()
-    if name in ("PATH", "HOME", "TMPDIR") or name.lower().endswith("_proxy") or name[:4] == "PIP_"
-}
 
 PREFIX = "/opt/with-another.name"
 
@@ -76,14 +71,7 @@ def commit(checkout: Path) -> None:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Installation, str]]:
     """After the first `make install`; and what that printed."""
     base = tmp_path_factory.mktemp("install")
-    checkout = base / "check out"
-    checkout.mkdir()
-    for name in ("qwen_wsgi", "install", "systemd", "nginx"):
-        shutil.copytree(REPO / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Makefile", "setup.py", "setup.cfg", "pyproject.toml", "gunicorn.conf.py"):
-        shutil.copy(REPO / name, checkout)
-    for name in ("wsgi.py", "README.md", "LICENSE", ".gitignore"):
-        shutil.copy(REPO / name, checkout)
+    checkout = copy_of_checkout(base / "check out")
     commit(checkout)
     before = sorted(checkout.rglob("*"))
     installation = Installation(checkout, base / "root")
@@ -108,6 +96,7 @@ def test_the_first_installation(installed: tuple[Installation, str]) -> None:
         "/etc/systemd/system/qwen-proxy.service",
         "/etc/nginx/sites-available/qwen-proxy.conf",
         "/etc/nginx/sites-enabled/qwen-proxy.conf",
+        "/usr/local/bin/qwen-proxy",
     }
     assert "nothing was started" in printed
     assert "systemctl enable --now qwen-proxy" in printed
@@ -120,7 +109,7 @@ def test_the_package_is_installed_and_not_linked(system: Installation) -> None:
     assert not package.is_symlink()
     assert os.access(venv / "bin/qwen-proxy", os.X_OK)
     for name in ("gunicorn.conf.py", "wsgi.py"):
-        assert (venv / "share/qwen-proxy" / name).read_bytes() == (REPO / name).read_bytes()
+        assert (package.parent / "_server" / name).read_bytes() == (REPO / name).read_bytes()
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -136,7 +125,7 @@ def test_the_version_is_that_of_the_commit(system: Installation) -> None:
 
 def test_the_unit_starts_the_program_where_it_was_put(system: Installation) -> None:
     unit = system.at("/etc/systemd/system/qwen-proxy.service").read_text()
-    assert f"ExecStart={PREFIX}/venv/bin/qwen-proxy serve\n" in unit
+    assert f"ExecStart={PREFIX}/venv/bin/python -I -m qwen_wsgi.cli serve\n" in unit
     assert "/opt/qwen-proxy" not in unit
 
 
@@ -185,6 +174,131 @@ def test_an_upgrade_keeps_what_the_operator_changed_and_replaces_the_rest(
     assert not new.exists()
 
 
+def test_a_site_that_is_switched_off_is_told_with_how_to_switch_it_on(
+    system: Installation,
+) -> None:
+    link = system.at("/etc/nginx/sites-enabled/qwen-proxy.conf")
+    site = system.at("/etc/nginx/sites-available/qwen-proxy.conf")
+    assert not link.exists()  # by the test above
+    site.write_text("# mine\n")
+
+    printed = system.make("install")
+
+    assert "The site is switched off." in printed
+    assert (
+        "sudo ln -s ../sites-available/qwen-proxy.conf /etc/nginx/sites-enabled/\n"
+        "  sudo nginx -t && sudo systemctl reload nginx\n" in printed
+    )
+    assert "nginx has a new site" not in printed
+    assert not link.exists()
+    site.unlink()
+    assert "switched off" not in system.make("install")
+    assert link.exists()
+
+
+def directives(text: str) -> list[str]:
+    """The directives that are about the address of the site."""
+    found = re.findall(r"^    (listen|server_name|ssl_certificate(?:_key)?) +(.+);$", text, re.M)
+    return [" ".join(each) for each in found]
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_one_command_sets_up_the_site_with_a_name_and_tls(system: Installation) -> None:
+    site = system.at("/etc/nginx/sites-available/qwen-proxy.conf")
+    unit = system.at("/etc/systemd/system/qwen-proxy.service")
+    tls = system.at("/etc/qwen-proxy/tls")
+
+    printed = system.make("install", "NAME=qwen.lan", "TLS=internal")
+    assert directives(site.read_text()) == [
+        "server_name qwen-proxy qwen.lan localhost",
+        "listen 443 ssl",
+        "listen [::]:443 ssl",
+        "ssl_certificate /etc/qwen-proxy/tls/server.crt",
+        "ssl_certificate_key /etc/qwen-proxy/tls/server.key",
+    ]
+    assert "\nEnvironment=QWEN_PROXY_PUBLIC_URL=https://qwen.lan\n" in unit.read_text()
+    assert "https://qwen.lan/health" in printed
+    assert "NODE_EXTRA_CA_CERTS" in printed
+    assert {path.name: path.stat().st_mode & 0o777 for path in tls.iterdir()} == {
+        "ca.crt": 0o644,
+        "ca.key": 0o600,
+        "server.crt": 0o644,
+        "server.key": 0o600,
+        "server.names": 0o644,
+    }
+
+    # An upgrade remembers the choice, and keeps the certificate.
+    certificate = (tls / "server.crt").read_bytes()
+    printed = system.make("install")
+    assert directives(site.read_text())[1] == "listen 443 ssl"
+    assert "QWEN_PROXY_PUBLIC_URL=https://qwen.lan\n" in unit.read_text()
+    assert (tls / "server.crt").read_bytes() == certificate
+    assert "nginx has a new site or certificate" not in printed
+
+    # One's own certificate, and without TLS.
+    system.make("install", "NAME=q.example", "TLS=/etc/ssl/q.pem,/etc/ssl/private/q.key")
+    assert directives(site.read_text()) == [
+        "server_name qwen-proxy q.example localhost",
+        "listen 443 ssl",
+        "listen [::]:443 ssl",
+        "ssl_certificate /etc/ssl/q.pem",
+        "ssl_certificate_key /etc/ssl/private/q.key",
+    ]
+    system.make("install", "TLS=off")
+    assert directives(site.read_text()) == [
+        "listen 80",
+        "listen [::]:80",
+        "server_name qwen-proxy q.example localhost",
+    ]
+    assert "\nEnvironment=QWEN_PROXY_PUBLIC_URL=http://q.example\n" in unit.read_text()
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"TLS": "internal"}, "TLS needs the name"),
+        ({"NAME": "qwen lan"}, "NAME must be a host name"),
+        ({"NAME": "qwen;lan"}, "NAME must be a host name"),
+        ({"NAME": "qwen..lan"}, "NAME must be a host name"),
+        ({"NAME": "-q"}, "NAME must be a host name"),
+        ({"NAME": "q.lan", "TLS": "yes"}, "TLS must be internal"),
+        ({"NAME": "q.lan", "TLS": "/a"}, "TLS must be internal"),
+        ({"NAME": "q.lan", "TLS": "relative,/b"}, "TLS must be internal"),
+        ({"NAME": "q.lan", "TLS": "/a,/b,/c"}, "TLS takes two paths"),
+        ({"NAME": "q.lan", "TLS": "/a b,/c"}, "may contain only letters"),
+    ],
+    ids=str,
+)
+def test_an_address_that_cannot_work_is_refused_before_anything_is_done(
+    system: Installation, tmp_path: Path, variables: dict[str, str], words: str
+) -> None:
+    done = subprocess.run(
+        ["sh", str(system.checkout / "install/install.sh")],
+        env={**ENVIRONMENT, "DESTDIR": str(tmp_path / "root"), "PREFIX": PREFIX, **variables},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert words in done.stderr
+    assert not (tmp_path / "root").exists()
+
+
+def test_another_program_of_that_name_is_not_replaced(system: Installation) -> None:
+    command = system.at("/usr/local/bin/qwen-proxy")
+    command.write_text("#!/bin/sh\n# somebody else's\n")
+
+    printed = system.make("install")
+    assert "another program" in printed
+    assert "somebody else's" in command.read_text()
+
+    system.make("uninstall")
+    assert command.exists()
+    command.unlink()
+    system.make("install")
+    assert f"exec {PREFIX}/venv/bin/python -I -m qwen_wsgi.cli.as_service" in command.read_text()
+
+
 def test_uninstalling_keeps_settings_and_state_by_default(
     system: Installation,
 ) -> None:
@@ -192,7 +306,12 @@ def test_uninstalling_keeps_settings_and_state_by_default(
     state.parent.mkdir(parents=True)
     state.touch()
     assert "PURGE=1" in system.make("uninstall")
-    assert system.files() == {"/etc/qwen-proxy/qwen-proxy.env", "/var/lib/qwen-proxy/ledger"}
+    kept = {path for path in system.files() if not path.startswith("/etc/qwen-proxy/tls/")}
+    assert kept == {
+        "/etc/qwen-proxy/qwen-proxy.env",
+        "/etc/qwen-proxy/site",
+        "/var/lib/qwen-proxy/ledger",
+    }
     assert not system.at(PREFIX).exists()
 
     system.make("uninstall", "PURGE=1")

@@ -34,6 +34,7 @@ SHOWN_BY_EXAMPLE = {
     "QWEN_PROXY_BIND",
     "QWEN_PROXY_WORKERS",
     "QWEN_PROXY_MODEL_ALIASES",
+    "QWEN_PROXY_PUBLIC_URL",
 }
 
 
@@ -61,7 +62,7 @@ def test_systemd_understands_every_line(tmp_path: Path, as_owner: bool) -> None:
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     unit = tmp_path / "qwen-proxy.service"
-    unit.write_text(UNIT.read_text().replace("/opt/qwen-proxy/venv/bin/qwen-proxy", str(program)))
+    unit.write_text(UNIT.read_text().replace("/opt/qwen-proxy/venv/bin/python", str(program)))
     assert str(program) in unit.read_text()
     if as_owner:
         drop_in = tmp_path / "qwen-proxy.service.d/owner.conf"

@@ -180,7 +180,7 @@ def test_a_broken_key_fails_with_what_to_do(home: Path, sandbox: Sandbox) -> Non
     assert status == 1
     line = next(line for line in out.splitlines() if "the key is not accepted" in line)
     remedy = out.splitlines()[out.splitlines().index(line) + 1]
-    assert line.startswith("  fail     dashscope: ")
+    assert line.startswith("  fail     accounts, dashscope: ")
     assert remedy.startswith("           to do: Check the key")
     assert "  ok       upstream: qwen-flash answered" in out
 

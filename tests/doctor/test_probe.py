@@ -132,7 +132,9 @@ def test_the_upstream_s_own_message_is_shown_without_ours(name: str) -> None:
 def test_without_an_answer_our_own_message_is_shown() -> None:
     error = connection_error("unreachable", "The upstream cannot be reached (No route).")
 
-    assert meaning(error).what.endswith(": The upstream cannot be reached (No route).")
+    assert meaning(error).what == (
+        "The upstream cannot be reached (No route) (unreachable; clients get HTTP 502)"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(CAUSES))

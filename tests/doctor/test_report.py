@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from qwen_wsgi.doctor import report
-from qwen_wsgi.doctor.findings import Level, Teller
+from qwen_wsgi.doctor.findings import Finding, Level, Teller
 from qwen_wsgi.redaction import Redaction
 from tests.kit.secrets import core, secret
 
@@ -31,6 +33,44 @@ def test_a_finding_is_a_line_and_its_remedy_stands_beneath() -> None:
         "  fail     e: is broken",
         "           to do: Mend it.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("what", "remedy", "shown"),
+    [
+        ("The key was refused. Check the key.", "Check the key.", "The key was refused"),
+        ("it is broken; check the key", "Check the key.", "it is broken; check the key"),
+        ("it is broken: Check the key.", "Check the key.", "it is broken"),
+        ("Check the key. It was refused.", "Check the key. Then restart.", "It was refused"),
+        ("Check the key.", "Check the key.", "Check the key."),
+        ("is broken", "", "is broken"),
+        ("no answer. Not within 5 s.", "Look at the log.", "no answer. Not within 5 s."),
+    ],
+)
+def test_a_remedy_does_not_repeat_the_finding(what: str, remedy: str, shown: str) -> None:
+    found = report.clean(Finding("accounts", "a", Level.FAIL, what, remedy), Redaction())
+
+    assert (found.what, found.remedy) == (shown, remedy)
+
+
+def test_what_is_wrong_is_shown_first_and_once() -> None:
+    assert list(report.text(FINDINGS, problems_only=False, colour=False)) == [
+        "what is wrong",
+        "  fail     files, e: is broken",
+        "           to do: Mend it.",
+        "  warn     files, d: may break",
+        "           to do: Look after it.",
+        "",
+        "files",
+        "  ok       a: is well",
+        "  note     b: is said",
+        "  skipped  c: not installed here",
+        "",
+        report.summary(FINDINGS),
+    ]
+    assert list(report.text(FINDINGS, problems_only=True, colour=True))[1] == (
+        "  \x1b[31mfail   \x1b[0m  files, e: is broken"
+    )
 
 
 def test_the_last_line_counts() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from qwen_wsgi import __version__
-from qwen_wsgi.doctor import configuration, run
+from qwen_wsgi.doctor import configuration, run, systemd
 from qwen_wsgi.doctor.findings import Finding
 from qwen_wsgi.doctor.machine import Ran
 from qwen_wsgi.doctor.run import DoctorRun
@@ -31,7 +32,7 @@ KEY = secret("doctor-whole")
 def groups(settings: Settings, machine: FakeMachine) -> dict[str, list[Finding]]:
     found = DoctorRun(settings, machine, only=None, calls=False)
     try:
-        return {group[0].check: group for group in found.groups()}
+        return {name: group for name, group in found.groups() if group}
     finally:
         found.close()
 
@@ -120,22 +121,121 @@ def test_a_check_that_breaks_is_told_and_costs_no_other(
     assert "nginx" in found
 
 
-def test_it_is_written_as_it_goes_on(load: Load, served: FakeMachine) -> None:
+class Terminal(io.StringIO):
+    """What a person looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def written(
+    settings: Settings, machine: FakeMachine, out: io.StringIO, **options: bool
+) -> tuple[int, list[str]]:
+    status = run.run(
+        settings, account=None, calls=False, json_output=False, out=out, machine=machine, **options
+    )
+    return status, out.getvalue().splitlines()
+
+
+def test_what_is_wrong_comes_first(load: Load, served: FakeMachine) -> None:
+    served.health = ConnectionRefusedError(111, "refused")
+    settings = served_with(load, QWEN_PROXY_WORKRES="2", _QWEN_PROXY_COMMAND="sudo qwen-proxy")
+
+    status, lines = written(settings, served, io.StringIO())
+
+    assert status == 1
+    assert lines[:2] == [
+        "what is wrong",
+        "  fail     server, unix:/run/qwen-proxy/http.sock: no server listens there (refused)",
+    ]
+    assert lines[2].startswith("           to do: Start it: ")
+    assert lines[3].startswith("  warn     settings, QWEN_PROXY_WORKRES: has no effect")
+    assert lines[4] == "           to do: Did you mean QWEN_PROXY_WORKERS?"
+    assert lines[5:7] == ["", "settings"]
+    assert sum("QWEN_PROXY_WORKRES" in line for line in lines) == 1
+    assert lines[-1].endswith("see the lines marked fail.")
+    assert "\x1b" not in "".join(lines)
+
+
+def test_problems_alone(load: Load, served: FakeMachine) -> None:
+    (line,) = written(served_with(load), served, io.StringIO(), problems_only=True)[1]
+
+    assert line.endswith(" skipped. No problem was found in what was checked.")
+
+
+@pytest.mark.parametrize(
+    ("environ", "coloured", "rewritten"),
+    [
+        ({"TERM": "xterm"}, True, True),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, False, True),
+        ({"TERM": "dumb"}, False, False),
+        ({}, False, False),
+    ],
+    ids=str,
+)
+def test_on_a_terminal_there_is_colour(
+    load: Load, served: FakeMachine, environ: dict[str, str], coloured: bool, rewritten: bool
+) -> None:
+    shown = "".join(written(served_with(load, **environ), served, Terminal())[1])
+
+    assert ("\x1b[32mok     \x1b[0m" in shown) == coloured
+    assert ("checked: accounts ..." in shown) == rewritten
+
+
+def test_a_stop_in_the_middle_tells_what_was_found(
+    load: Load, served: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> Iterator[Finding]:
+        yield from ()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(systemd, "check", interrupted)
     out = io.StringIO()
 
-    status = run.run(
-        served_with(load),
-        account="dashscope",
-        calls=False,
-        json_output=False,
-        out=out,
-        machine=served,
-    )
+    with pytest.raises(KeyboardInterrupt):
+        written(served_with(load), served, out)
 
-    lines = out.getvalue().splitlines()
+    assert "settings\n  ok       environment: every setting is valid\n" in out.getvalue()
+    assert out.getvalue().endswith("\n\nStopped before everything was checked.\n")
+
+
+def test_the_sandbox_of_the_running_server_is_no_fault(load: Load, machine: FakeMachine) -> None:
+    """As after `make run`: the server was told to use it, and this shell was not."""
+    body = {
+        "status": "ok",
+        "version": __version__,
+        "sandbox": True,
+        "accounts": [{"name": "sandbox"}],
+    }
+    machine.health = (200, json.dumps(body).encode())
+
+    status, lines = written(load(), machine, io.StringIO())
+
     assert status == 0
     assert lines[0] == "settings"
-    assert lines[-1].endswith("No problem was found in what was checked.")
+    assert not [line for line in lines if "lacks the account" in line or "did not find" in line]
+
+
+def test_what_cannot_be_read_is_not_compared(load: Load, served: FakeMachine) -> None:
+    """Only root may read the environment file."""
+    (served.root / ENV_FILE.lstrip("/")).mkdir(parents=True)
+    served.users[served.uid] = "somebody"
+    served.health = FileNotFoundError(2, "nothing there")
+
+    found = groups(load(), served)
+
+    assert levels(found["systemd"])["this command"] == "skipped"
+    assert levels(found["server"]) == {"unix:/run/qwen-proxy/http.sock": "skipped"}
+
+
+def test_accounts_are_not_compared_with_a_server_whose_settings_are_unknown(
+    load: Load, served: FakeMachine
+) -> None:
+    (served.root / ENV_FILE.lstrip("/")).mkdir(parents=True)
+
+    found = groups(load(QWEN_PROXY_BIND="unix:/run/qwen-proxy/http.sock"), served)
+
+    assert levels(found["server"]) == {"unix:/run/qwen-proxy/http.sock": "ok"}
 
 
 def test_an_nginx_that_cannot_be_looked_at(load: Load, machine: FakeMachine) -> None:

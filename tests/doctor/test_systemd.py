@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qwen_wsgi.doctor import service as services
-from qwen_wsgi.doctor import systemd
+from qwen_wsgi.doctor import systemd, witness
 from qwen_wsgi.doctor.findings import Finding, Level
 from qwen_wsgi.doctor.machine import Ran
 from qwen_wsgi.doctor.service import Service
+from qwen_wsgi.doctor.witness import Witness
 from tests.fakes.machine import FakeMachine, faults, levels, of, one
 from tests.kit.installed_machine import ENV_FILE, GOOD_UNIT, Load, install_unit, write_env_file
 from tests.kit.secrets import core, secret
@@ -207,6 +209,92 @@ class TestEnvironment:
         assert services.parse_environment(text) == {}
 
 
+class TestFilesOfTheUnit:
+    """Without systemd the unit's files say what the service gets."""
+
+    def install(self, machine: FakeMachine, **texts: str) -> None:
+        unit = machine.root / "etc/systemd/system/qwen-proxy.service"
+        unit.parent.mkdir(parents=True)
+        shutil.copy(REPO / "systemd/qwen-proxy.service", unit)
+        (machine.root / "etc/systemd/system/qwen-proxy.service.d").mkdir()
+        for name, text in texts.items():
+            (unit.parent / f"qwen-proxy.service.d/{name}.conf").write_text(text)
+
+    def test_the_shipped_unit_is_read_as_systemd_tells_it(self, machine: FakeMachine) -> None:
+        self.install(machine)
+        write_env_file(machine, f"DASHSCOPE_API_KEY={KEY}\n")
+
+        unit = services.read(machine)
+
+        assert (unit.user, unit["Group"], unit["UMask"]) == ("qwen-proxy", "qwen-proxy", "0077")
+        assert (unit["StateDirectory"], unit["StateDirectoryMode"]) == ("qwen-proxy", "0700")
+        assert unit.environ == {
+            "QWEN_PROXY_BIND": "unix:/run/qwen-proxy/http.sock",
+            "QWEN_PROXY_SANDBOX": "0",
+            "DASHSCOPE_API_KEY": KEY,
+        }
+        assert unit["EnvironmentFiles"] == f"{ENV_FILE} (ignore_errors=yes)"
+        assert unit.bind == "unix:/run/qwen-proxy/http.sock"
+
+    def test_drop_ins_add_replace_and_begin_anew(self, machine: FakeMachine) -> None:
+        self.install(
+            machine,
+            owner=(REPO / "systemd/owner.conf.example").read_text(),
+            zz="[Unit]\nUser=wrong\n[Service]\n# User=wrong\nEnvironment=\n"
+            "Environment=A=1 \\\n  'B=two words'\nEnvironmentFile=\n",
+        )
+
+        unit = services.read(machine)
+
+        assert unit.user == "alice"
+        assert unit.environ == {"A": "1", "B": "two words"}
+        assert unit.files == ()
+        assert unit.paths("BindPaths") == ("/home/alice/.qwen",)
+
+    def test_a_drop_in_hides_one_of_the_same_name_elsewhere(self, machine: FakeMachine) -> None:
+        self.install(machine, a="[Service]\nUser=etc\n")
+        other = machine.root / "usr/lib/systemd/system/qwen-proxy.service.d/a.conf"
+        other.parent.mkdir(parents=True)
+        other.write_text("[Service]\nUser=lib\nGroup=lib\n")
+
+        unit = services.read(machine)
+
+        assert (unit.user, unit["Group"]) == ("etc", "qwen-proxy")
+
+    def test_there_is_none(self, machine: FakeMachine) -> None:
+        with pytest.raises(services.NotHere):
+            services.read(machine)
+
+
+class TestWhatRootSaw:
+    def test_it_is_handed_over_in_a_file_without_a_name(self, tmp_path: Path) -> None:
+        readable, missing = tmp_path / "readable", tmp_path / "missing"
+        readable.write_text("A=b\n")
+        files = witness.read_files([readable, missing, tmp_path])
+        environ = witness.hand_over(Witness(files, (1, "bad")))
+        try:
+            received = witness.received(environ)
+            assert received == Witness({str(readable): "A=b\n", str(missing): ""}, (1, "bad"))
+            assert witness.received(environ) == received
+        finally:
+            os.close(int(environ[witness.VARIABLE]))
+
+    @pytest.mark.parametrize("value", ["", "x", "99999", "0"])
+    def test_nothing_was_handed_over(self, value: str) -> None:
+        assert witness.received({witness.VARIABLE: value}) is None
+
+    def test_an_environment_file_is_taken_from_it(self, machine: FakeMachine) -> None:
+        (machine.root / ENV_FILE.lstrip("/")).mkdir(parents=True)  # nobody reads a directory
+        assert not look(machine).is_known
+
+        machine.root_saw = Witness({ENV_FILE: "export A=b\nC=d\n"}, None)
+        unit = look(machine)
+
+        assert unit.is_known
+        assert unit.environ["C"] == "d"
+        assert "line 1" in one(faults(systemd.environment(unit))).what
+
+
 class TestThisCommand:
     def test_another_user_and_other_settings_are_told(
         self, machine: FakeMachine, load: Load
@@ -219,17 +307,6 @@ class TestThisCommand:
         assert "runs as server, the service as qwen-proxy" in fault.what
         assert "DASHSCOPE_API_KEY, QWEN_PROXY_BIND" in fault.what
         assert core(KEY) not in fault.what + fault.remedy
-
-    def test_the_command_that_sees_what_the_service_sees(self, machine: FakeMachine) -> None:
-        unit = look(machine, **OWNER)
-
-        assert unit.as_service("doctor") == (
-            "sudo systemd-run -qP --wait -p User=alice "
-            "-p EnvironmentFile=-/etc/qwen-proxy/qwen-proxy.env "
-            "-E QWEN_PROXY_BIND=unix:/run/qwen-proxy/http.sock -E QWEN_PROXY_SANDBOX=0 "
-            "-E QWEN_HOME=/home/alice/.qwen -E STATE_DIRECTORY=/var/lib/qwen-proxy "
-            "/opt/qwen-proxy/venv/bin/qwen-proxy doctor"
-        )
 
 
 class TestHome:

@@ -34,7 +34,7 @@ class Application:
             settings=settings.load(),
             pool=SimpleNamespace(accounts=lambda: []),
             catalogue=SimpleNamespace(models=lambda refresh: []),
-            discovery=SimpleNamespace(problems=lambda: []),
+            discovery=SimpleNamespace(problems=lambda: [], notes=lambda: []),
             admission=SimpleNamespace(draining=False),
             connections=SimpleNamespace(stop=lambda: None),
             maintenance=SimpleNamespace(start=lambda: None),

@@ -27,7 +27,7 @@ GOOD_UNIT = {
     "NeedDaemonReload": "no",
     "User": "qwen-proxy",
     "Group": "qwen-proxy",
-    "ExecStart": "{ path=/opt/qwen-proxy/venv/bin/qwen-proxy ; argv[]=/opt/… serve ; }",
+    "ExecStart": "{ path=/opt/qwen-proxy/venv/bin/python ; argv[]=/opt/… serve ; }",
     "Environment": "QWEN_PROXY_BIND=unix:/run/qwen-proxy/http.sock QWEN_PROXY_SANDBOX=0",
     "EnvironmentFiles": f"{ENV_FILE} (ignore_errors=yes)",
     "StateDirectory": "qwen-proxy",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,10 +17,10 @@ import pytest
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.services import LOOK_EVERY_S
 from tests.kit.processes import free_port
-from tests.kit.proxy import UPSTREAM_KEY, StartProxy
+from tests.kit.proxy import UPSTREAM_KEY, Proxy, StartProxy
 from tests.kit.raw_client import Exchange, chat, events, text_of
 from tests.kit.secrets import secret
-from tests.kit.servers import REPO
+from tests.kit.servers import REPO, short_directory, wait_until
 
 pytestmark = pytest.mark.server
 
@@ -86,13 +87,21 @@ def test_an_unreadable_file_is_one_line(home: Path) -> None:
     assert_one_clear_line(run(home, "serve"), "settings.json")
 
 
+def log_with(proxy: Proxy, words: str) -> str:
+    """The log, once these words are in it."""
+    wait_until(lambda: words in proxy.log.read_text(), f"{words!r} in the log")
+    return proxy.log.read_text()
+
+
 def test_the_banner_tells_what_there_is(start_proxy: StartProxy, sandbox: Sandbox) -> None:
     key = secret("banner")
-    proxy = start_proxy(DASHSCOPE_API_KEY=key, DASHSCOPE_BASE_URL=sandbox.base_url)
-    deadline = time.monotonic() + 5
-    while "Try it" not in proxy.log.read_text() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    banner = proxy.log.read_text()
+    proxy = start_proxy(
+        DASHSCOPE_API_KEY=key,
+        DASHSCOPE_BASE_URL=sandbox.base_url,
+        QWEN_PROXY_LOG_FORMAT="human",
+        QWEN_PROXY_WORKRES="2",
+    )
+    banner = log_with(proxy, "Try it")
 
     for part in (
         proxy.base_url,
@@ -102,6 +111,7 @@ def test_the_banner_tells_what_there_is(start_proxy: StartProxy, sandbox: Sandbo
         "fresh",
         "qwen3.7-plus",
         "POST        /v1/responses/compact",
+        "Did you mean QWEN_PROXY_WORKERS?",
         f"curl -N {proxy.base_url}/chat/completions",
     ):
         assert part in banner
@@ -110,11 +120,9 @@ def test_the_banner_tells_what_there_is(start_proxy: StartProxy, sandbox: Sandbo
 
 
 def test_the_banners_curl_line_streams(start_proxy: StartProxy) -> None:
-    proxy = start_proxy(QWEN_PROXY_SANDBOX="auto")
-    deadline = time.monotonic() + 5
-    while "curl -N" not in proxy.log.read_text() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    line = next(li for li in proxy.log.read_text().splitlines() if li.strip().startswith("curl"))
+    proxy = start_proxy(QWEN_PROXY_SANDBOX="auto", QWEN_PROXY_LOG_FORMAT="human")
+    lines = log_with(proxy, "curl -N").splitlines()
+    line = next(li for li in lines if li.strip().startswith("curl"))
     result = subprocess.run(
         ["bash", "-c", line.strip() + " -sS -i"], capture_output=True, timeout=20, check=True
     )
@@ -122,6 +130,134 @@ def test_the_banners_curl_line_streams(start_proxy: StartProxy) -> None:
     assert b"x-qwen-proxy-account: sandbox" in result.stdout
     assert text_of(events(result.stdout)).startswith("[sandbox]")
     assert b"[DONE]" in result.stdout
+
+
+def test_a_log_for_programs_has_an_object_in_every_line(
+    start_proxy: StartProxy, sandbox: Sandbox
+) -> None:
+    proxy = start_proxy(
+        DASHSCOPE_API_KEY=secret("json-log"),
+        DASHSCOPE_BASE_URL=sandbox.base_url,
+        QWEN_PROXY_WORKRES="2",
+    )
+    lines = [json.loads(line) for line in log_with(proxy, '"ready"').splitlines()]
+
+    (ready,) = [line for line in lines if line["event"] == "ready"]
+    assert ready["url"] == proxy.base_url
+    assert ready["accounts"] == [
+        {"name": "dashscope", "state": "fresh", "origin": "environment DASHSCOPE_API_KEY"}
+    ]
+    assert ready["models"] > 0
+    (warning,) = [line for line in lines if line["level"] == "WARNING"]
+    assert warning["event"].endswith("Did you mean QWEN_PROXY_WORKERS?")
+
+
+def test_systemd_is_told_what_the_workers_do(start_proxy: StartProxy, sandbox: Sandbox) -> None:
+    with short_directory() as place, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(f"{place}/notify")
+        systemd.settimeout(20)
+        proxy = start_proxy(
+            NOTIFY_SOCKET=f"{place}/notify",
+            DASHSCOPE_API_KEY=secret("notified"),
+            DASHSCOPE_BASE_URL=sandbox.base_url,
+        )
+        told = [systemd.recv(1000).decode() for _ in range(2)]
+        with Exchange(proxy.port, chat()) as exchange:
+            assert exchange.head()[0] == 200
+            exchange.body()
+        told.append(systemd.recv(1000).decode())
+
+    assert told[0].startswith("READY=1")
+    one = "STATUS=1 worker, 1 of 1 account usable, 0 calls in flight"
+    assert told[1:] == [f"{one}, 0 served", f"{one}, 1 served"]
+
+
+def test_the_status_is_asked_of_the_running_server(
+    start_proxy: StartProxy, sandbox: Sandbox
+) -> None:
+    key = secret("asked-client")
+    proxy = start_proxy(
+        DASHSCOPE_API_KEY=secret("asked"),
+        DASHSCOPE_BASE_URL=sandbox.base_url,
+        QWEN_PROXY_API_KEYS=key,
+    )
+    environment = {"PORT": str(proxy.port), "QWEN_PROXY_API_KEYS": key}
+    before = run(proxy.home, "status", **environment).stdout
+    headers = {"Authorization": f"Bearer {key}"}
+    with Exchange(proxy.port, chat(), headers=headers) as exchange:
+        assert exchange.head()[0] == 200
+        exchange.body()
+    after = run(proxy.home, "status", **environment).stdout
+    keyless = run(proxy.home, "status", PORT=str(proxy.port))
+
+    assert f"Asked: the server at 127.0.0.1:{proxy.port}, version" in before
+    assert "dashscope  NOT TRIED YET" in before
+    assert "dashscope  WORKS" in after
+    assert "last call   answered" in after
+    # The key of the account is in the server's environment alone.
+    assert "it wants one of its client keys" in keyless.stdout
+    assert "No account was found" in keyless.stdout
+
+
+def test_options_of_serve_win_over_the_environment(home: Path) -> None:
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qwen_wsgi.cli", "serve", "--host", "localhost"]
+        + ["--port", str(port), "--workers", "1", "--reload"],
+        cwd=home,
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "PORT": "1",
+            "QWEN_PROXY_BIND": "unix:/no/such/directory/http.sock",
+            "QWEN_PROXY_WORKERS": "7",
+            "QWEN_PROXY_SANDBOX": "1",
+            "PYTHONPATH": str(REPO),
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def answered() -> bool:
+        with contextlib.suppress(OSError), Exchange(port, method="GET", path="/health") as call:
+            return call.head()[0] == 200
+        return False
+
+    try:
+        wait_until(answered, "an answer")
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        assert len(children.split()) == 1
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_modules_of_the_directory_where_one_stands_are_not_taken(
+    home: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "gunicorn.py").write_text("raise SystemExit('the wrong one')\n")
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "qwen_wsgi.cli", "serve"],
+        cwd=tmp_path,
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "PORT": str(free_port()),
+            "QWEN_PROXY_WORKERS": "1",
+            "QWEN_PROXY_SANDBOX": "1",
+            "PYTHONPATH": str(REPO),
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        assert "Starting gunicorn" in process.stderr.readline()
+    finally:
+        process.terminate()
+        process.stderr.close()
+        process.wait(20)
 
 
 def test_an_account_that_appears_replaces_the_sandbox_at_once(

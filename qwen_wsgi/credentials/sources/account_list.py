@@ -27,13 +27,14 @@ from qwen_wsgi.credentials.refresh.refresher import Refresher
 from qwen_wsgi.credentials.sources import (
     dashscope_files,
     dotenv,
+    environment,
     login_files,
     providers,
     qwen_settings,
 )
 from qwen_wsgi.credentials.sources.api_keys import Keys, usable_key
 from qwen_wsgi.credentials.sources.login_files import Candidate
-from qwen_wsgi.credentials.sources.qwen_settings import QwenSettings, Variables
+from qwen_wsgi.credentials.sources.qwen_settings import KEY_ENDING, QwenSettings, Variables
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.hosts import Family, openai_base_url
 from qwen_wsgi.settings import Settings
@@ -58,6 +59,8 @@ class Built(NamedTuple):
     logins: tuple[OAuthLogin, ...]
     #: Sentences about logins that are left out because another account has the same one.
     duplicates: tuple[str, ...]
+    #: About keys in files of which no account was made.
+    unused: tuple[environment.Note, ...]
 
 
 class Build:
@@ -80,6 +83,7 @@ class Build:
         self._accounts: list[Account] = []
         self._problems: list[str] = []
         self._duplicates: list[str] = []
+        self._unused: list[environment.Note] = []
 
     def run(self) -> Built:
         """Read everything, and build the list."""
@@ -102,6 +106,7 @@ class Build:
             directory,
             tuple(a.credential for a in self._accounts if isinstance(a.credential, OAuthLogin)),
             tuple(self._duplicates),
+            tuple(self._unused),
         )
 
     # Files
@@ -286,6 +291,16 @@ class Build:
             url = self._checked_url(pair.base_url, f"{pair.key.place}: its")
             if url is not None:
                 self._add_key(pair.key.place, url, keys.usable(url, pair.key), pair.models)
+        self._note_unused(qwen, variables, f"{self._shown(qwen_home)}/settings.json")
+
+    def _note_unused(self, qwen: QwenSettings, variables: Variables, file: str) -> None:
+        """Note the keys of the files that no account has."""
+        of_settings = (each for each in qwen.env.items() if each[0].endswith(KEY_ENDING))
+        credentials = [each.credential for each in self._accounts]
+        used = {each.key for each in credentials if isinstance(each, StaticKey) and each.key}
+        self._unused += environment.unused_in_files(
+            (*variables.api_keys(), *of_settings), used, file
+        )
 
     def _checked_url(self, raw: str, whose: str) -> str | None:
         try:

@@ -15,6 +15,18 @@ from typing import Final, NamedTuple
 from qwen_wsgi.credentials.files.watched import FileIdentity, Unusable
 
 KEY_ENV: Final = "DASHSCOPE_API_KEY"
+#: All variables that count here.
+NAMES: Final = (
+    KEY_ENV,
+    "DASHSCOPE_API_KEY_FILE_PATH",
+    "DASHSCOPE_API_REGION",
+    "DASHSCOPE_BASE_URL",
+    "DASHSCOPE_CONFIG",
+    "DASHSCOPE_HTTP_BASE_URL",
+    "DASHSCOPE_REGION",
+    "DASHSCOPE_WORKSPACE",
+    "DASHSCOPE_WORKSPACE_ID",
+)
 _DEFAULT_REGION: Final = "cn-beijing"
 
 #: Hosts of the regions for keys without a workspace. The package sends us-east-1 to the

@@ -22,7 +22,7 @@ from qwen_wsgi.credentials.account import Account as Account
 from qwen_wsgi.credentials.account import ProviderModel as ProviderModel
 from qwen_wsgi.credentials.files.watched import Unusable, WatchedFile
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
-from qwen_wsgi.credentials.sources import login_files, providers
+from qwen_wsgi.credentials.sources import environment, login_files, providers
 from qwen_wsgi.credentials.sources.account_list import Build, Built, changed_at
 from qwen_wsgi.errors import CannotStartYet, SettingsError
 from qwen_wsgi.settings import Settings
@@ -90,6 +90,11 @@ class Discovery:
     def duplicates(self) -> tuple[str, ...]:
         """Sentences about logins that are left out because another account has the same one."""
         return self._current().duplicates
+
+    def notes(self) -> tuple[environment.Note, ...]:
+        """What there is to say about variables and keys that have no effect, or another than it
+        seems."""
+        return (*environment.notes(self._settings), *self._current().unused)
 
     def qwen_home(self) -> Path:
         """qwen-code's directory."""

@@ -27,6 +27,9 @@ FILES_ONLY: Final = frozenset({"OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODE
 #: Secrets of this server that no settings file may ever refer to.
 NEVER: Final = frozenset({"QWEN_PROXY_API_KEYS", "QWEN_CLI_AUTH"})
 
+#: How the names of keys end.
+KEY_ENDING: Final = "_API_KEY"
+
 #: qwen-code's names of protocols. We speak the first.
 PROTOCOLS: Final = (
     "openai",
@@ -108,6 +111,13 @@ class Variables:
             if text := content.get(name, "").strip():
                 return Value(text, place)
         return None
+
+    def api_keys(self) -> Iterator[tuple[str, Value]]:
+        """The API keys in the `.env` files: their names, and their values with the place."""
+        for place, content in self._dotenvs:
+            for name, value in content.items():
+                if name.endswith(KEY_ENDING) and name not in NEVER and value.strip():
+                    yield name, Value(value.strip(), place)
 
     def expand(self, value: Any) -> Any:
         """Replace `$NAME` and `${NAME}` in all strings of a JSON value; unset ones stay."""

@@ -1,0 +1,57 @@
+"""GET from the server on this machine, over TCP or a unix socket: for commands, not for calls."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from qwen_wsgi.net import Address
+
+#: The longest answer that is read. A list of a thousand models has half a megabyte.
+MAX_BYTES: Final = 4 * 1024 * 1024
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def get(
+    address: Address,
+    path: str,
+    *,
+    timeout_s: float,
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[int, bytes]:
+    """Status and body; of a body that is too long, the beginning.
+
+    Args:
+        timeout_s: for the connection, and for each read.
+
+    Raises:
+        OSError: no connection, or no answer.
+        http.client.HTTPException: the answer is not HTTP.
+    """
+    client: http.client.HTTPConnection
+    if address.path:
+        client = _UnixConnection(address.path, timeout_s)
+    else:
+        client = http.client.HTTPConnection(address.here, address.port, timeout=timeout_s)
+    try:
+        # Without client keys the server accepts only this machine's names.
+        client.request("GET", path, headers={**headers, "Host": "localhost", "Connection": "close"})
+        response = client.getresponse()
+        return response.status, response.read(MAX_BYTES)
+    finally:
+        client.close()
