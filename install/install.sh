@@ -95,7 +95,7 @@ pip() {
 }
 # setuptools is installed into the environment, so that an upgrade with unchanged dependencies needs
 # no network.
-if ! { pip install --quiet 'setuptools >= 70.1' &&
+if ! { pip install --quiet 'setuptools >= 78.1.1' &&
     pip install --quiet --no-build-isolation "$build[pdf]"; }; then
     fail "pip could not install the packages (see its message above); it needs PyPI or a mirror." \
         "nothing else was changed."

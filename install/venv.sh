@@ -57,7 +57,7 @@ pip() {
         "$venv/bin/python" -m pip "$@"
 }
 # setuptools goes into $venv itself, so that a later run needs no network to build the package.
-if ! { pip install --quiet 'setuptools >= 70.1' &&
+if ! { pip install --quiet 'setuptools >= 78.1.1' &&
     pip install --quiet --no-build-isolation --editable "$package"; }; then
     echo "qwen-proxy: pip could not install them (see its message above); it needs PyPI or a mirror." >&2
     exit 1

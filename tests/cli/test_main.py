@@ -321,7 +321,7 @@ def test_a_port_in_use_is_one_line_and_status_1() -> None:
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "no.such.host.invalid"])
 def test_an_address_that_is_not_there_yet_is_one_line_and_status_1(host: str) -> None:
-    done = as_program("serve", HOST=host)
+    done = as_program("serve", QWEN_PROXY_HOST=host)
 
     assert (done.returncode, done.stdout) == (1, "")
     assert "correct HOST" in done.stderr

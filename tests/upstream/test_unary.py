@@ -34,6 +34,7 @@ class FakeClient:
         *,
         headers: Mapping[str, str],
         at_origin: bool,
+        request_id: str,
     ) -> JsonAnswer:
         assert path == "/embeddings"
         assert headers == {"User-Agent": "x"}
@@ -147,6 +148,7 @@ class Refusing(FakeClient):
         *,
         headers: Mapping[str, str],
         at_origin: bool,
+        request_id: str,
     ) -> JsonAnswer:
         self.asked.append(body)
         raise self.error
