@@ -117,6 +117,7 @@ class Executor:
             plan,
             lambda route, slot: self._open(call, route, slot, hide_usage=hide_usage),
             call.record,
+            discard=OpenStream.close,
         )
 
     def complete(self, call: ChatCall, plan: Plan) -> ChatAnswer:
@@ -133,10 +134,13 @@ class Executor:
                 return route, self._open(call, route, slot, hide_usage=False, whole=True)
             return route, self._attempt.ask_whole(call, route)
 
-        route, answer = self._retrier.run(plan, ask, call.record)
+        route, answer = self._retrier.run(plan, ask, call.record, discard=_discard)
         if isinstance(answer, ChatAnswer):
             return answer
-        return self._attempt.read_whole(call, route, answer)
+        try:
+            return self._attempt.read_whole(call, route, answer)
+        finally:
+            answer.close()
 
     def complete_each(
         self,
@@ -167,8 +171,12 @@ class Executor:
     ) -> OpenStream:
         """Open a stream, which keeps the slot."""
         stream = self._attempt.open(call, route, hide_usage=hide_usage, whole=whole)
-        stream.slot = slot.keep()
-        stream.on_failure = partial(self._retrier.failed_late, route)
+        try:
+            stream.slot = slot.keep()
+            stream.on_failure = partial(self._retrier.failed_late, route)
+        except BaseException:
+            stream.close()
+            raise
         return stream
 
     def _choices(self, call: ChatCall, plan: Plan) -> int:
@@ -226,6 +234,12 @@ class Executor:
         call.record.usage = parse_usage(answer.value.get("usage"))
         call.record.upstream_request_id = answer.upstream_request_id
         return answer
+
+
+def _discard(asked: tuple[Route, OpenStream | ChatAnswer]) -> None:
+    """Free an answer that nobody takes."""
+    if isinstance(asked[1], OpenStream):
+        asked[1].close()
 
 
 def _singles(request: ChatRequest, count: int) -> list[ChatRequest]:

@@ -87,13 +87,21 @@ class Retrier:
         self._sleep = sleep
         self._jitter = jitter
 
-    def run(self, plan: Plan, ask: Callable[[Route, Slot], T], record: CallRecord) -> T:
+    def run(
+        self,
+        plan: Plan,
+        ask: Callable[[Route, Slot], T],
+        record: CallRecord,
+        *,
+        discard: Callable[[T], None] = lambda answer: None,
+    ) -> T:
         """Ask one account after the other until one answers.
 
         Args:
             ask: makes one attempt up to the first byte. The slot is released when it returns,
                 unless it has kept it.
             record: `account`, `upstream_model`, `attempts` and `queued_s` are written to it.
+            discard: frees an answer that is not returned after all.
 
         Raises:
             ApiError: the client's error.
@@ -105,15 +113,24 @@ class Retrier:
                 if candidate is None:
                     continue  # waited for a cooldown
                 route = candidate.route
-                with self._acquire(route, attempts) as slot:
-                    try:
-                        answer = ask(route, slot)
-                    except ApiError as error:
-                        slot.release()
-                        forget_frames(error)
-                        self._failed(error, route, attempts)
-                        continue
-                self._succeeded(plan, route)
+                slot = self._acquire(route, attempts)
+                try:
+                    answer = ask(route, slot)
+                except ApiError as error:
+                    slot.release()
+                    forget_frames(error)
+                    self._failed(error, route, attempts)
+                    continue
+                except BaseException:
+                    slot.release()
+                    raise
+                if not slot.kept:
+                    slot.release()
+                try:
+                    self._succeeded(plan, route)
+                except BaseException:
+                    discard(answer)
+                    raise
                 return answer
         except ApiError as error:
             forget_frames(error)
@@ -164,7 +181,11 @@ class Retrier:
         attempts.count += 1
         record.attempts += 1
         if not self._cooldowns.is_clear:
-            self._cooldowns.begin_probe(self._pool.keys(account).host)
+            try:
+                self._cooldowns.begin_probe(self._pool.keys(account).host)
+            except BaseException:
+                slot.release()
+                raise
         return slot
 
     def _failed(self, error: ApiError, route: Route, attempts: _Attempts) -> None:

@@ -47,8 +47,9 @@ class Limiter:
             Overloaded: the queue is full, or no slot came free in time.
         """
         if not self.is_full:
+            slot = Slot(self)
             self.in_flight += 1
-            return Slot(self)
+            return slot
         if self.waiting >= self._queue:
             raise _full(f"and {self.waiting} calls wait for it already")
         turn = threading.Event()
@@ -93,15 +94,15 @@ class Slot:
     A stream keeps its slot beyond the block in which it was opened, and releases it when it closes.
     """
 
-    __slots__ = ("_kept", "_limiter")
+    __slots__ = ("_limiter", "kept")
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter: Limiter | None = limiter
-        self._kept = False
+        self.kept = False
 
     def keep(self) -> Slot:
         """Leave it to the caller to `release` the slot."""
-        self._kept = True
+        self.kept = True
         return self
 
     def release(self) -> None:
@@ -119,7 +120,7 @@ class Slot:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is not None or not self._kept:
+        if error is not None or not self.kept:
             self.release()
 
 
