@@ -80,6 +80,9 @@ def post_worker_init(worker: Worker) -> None:
             _server.announce(worker)
 
 
+post_request = _server.free_call
+
+
 def worker_exit(server: object, worker: Worker) -> None:
     """Let the services finish what must not be cut, e.g. a token refresh that was sent."""
     # gunicorn's master calls this too, for a worker that vanished: nothing there is ours to close.

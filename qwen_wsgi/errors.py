@@ -251,6 +251,23 @@ class UpstreamError(ApiError):
         self.upstream_request_id = ""
 
 
+class AnswerTooLarge(UpstreamError):
+    """An answer is larger than the proxy takes. Nobody is asked again, and it counts against no
+    account: another attempt would be as large.
+
+    Args:
+        why: what is too large, and the limit: `has more than 128 choices`.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"The upstream's answer {why}, so it was given up. Ask for less at a time.",
+            code="upstream_too_large",
+            should_retry=False,
+            failure=Failure("answer_too_large", Scope.REQUEST, retry=False, elsewhere=False),
+        )
+
+
 class UpstreamTimeout(UpstreamError):
     """The upstream stayed silent for longer than a setting allows."""
 

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -367,6 +368,19 @@ def _write_json(client: Any, status: int, reason: str, message: str) -> None:
         head += "Retry-After: 1\r\n"
     with contextlib.suppress(OSError):
         client.sendall(head.encode() + b"\r\n" + body)
+
+
+def free_call(
+    worker: object, request: object, environ: Mapping[str, Any], response: object
+) -> None:
+    """Free what the call of a request holds, if that was not done: it is over, whatever failed.
+
+    gunicorn's `post_request`. gunicorn closes an answer only if it could begin it, and write its
+    line into the access log.
+    """
+    call = environ.get("qwen_wsgi.call")  # of api/lifecycle.py
+    if call is not None and not call.closed:
+        call.close()
 
 
 def services_of(worker: Worker) -> Services | None:

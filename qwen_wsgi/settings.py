@@ -162,6 +162,13 @@ class Settings:
         parse=values.size(1024),
         unit="bytes",
     )
+    max_answer_bytes: int = setting(
+        "QWEN_PROXY_MAX_ANSWER",
+        "Largest whole answer of an upstream; the client gets 502 `upstream_too_large` above it.",
+        default=64 * 1024 * 1024,
+        parse=values.size(1024),
+        unit="bytes",
+    )
     graceful_timeout_s: int = setting(
         "QWEN_PROXY_GRACEFUL_TIMEOUT",
         "How long open streams may continue after a stop or reload.",

@@ -13,7 +13,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.routing import MapAdapter
 
 if TYPE_CHECKING:
-    from wsgiref.types import WSGIEnvironment
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
 _SLASHES: Final = re.compile("//+")
 _V1: Final = "/v1"
@@ -22,6 +22,9 @@ _REPEATED: Final = re.compile("(?:/v1)+(?=/v1/)")
 #: The member of the WSGI environment with the path of the route, as `Application.route_path` spells
 #: it; the client's own spelling stays in PATH_INFO.
 ROUTE_PATH: Final = "qwen_wsgi.route_path"
+
+#: The member of the WSGI environment with the call that a request is: `closed` and `close`.
+CALL: Final = "qwen_wsgi.call"
 
 #: An argument in a rule of Flask's: `<id>`, `<path:id>`.
 _ARGUMENT: Final = re.compile(r"<(?:\w+:)?(\w+)>")
@@ -41,6 +44,17 @@ class Application(Flask):
     (seven times a call), which session a client has, and by which host name it came."""
 
     session_interface = _NoSessions()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
+        """Answer a request. What its call holds is freed if the answer does not even begin: a
+        server refuses some headers, and then knows nothing that it could close."""
+        try:
+            return self.wsgi_app(environ, start_response)
+        except BaseException:
+            call = environ.get(CALL)
+            if call is not None:
+                call.close()
+            raise
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         return func

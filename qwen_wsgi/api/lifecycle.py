@@ -14,7 +14,7 @@ from flask import Request, Response, request
 from qwen_wsgi.access.guard import Client
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api import body
-from qwen_wsgi.api.flask_app import ROUTE_PATH
+from qwen_wsgi.api.flask_app import CALL, ROUTE_PATH
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.greenlets import Watch, watch_client
 from qwen_wsgi.protocol import changes
@@ -93,22 +93,27 @@ class LiveCall:
         self.body_bytes += count
 
     def close(self) -> None:
-        """Free what the call holds, and write its record. Harmless when repeated."""
+        """Free what the call holds, and write its record. Harmless when repeated.
+
+        Whatever fails on the way, the rest is done.
+        """
         if self.closed:
             return
         self.closed = True
-        if self.watch is not None:
-            self.watch.stop()
         try:
-            if self.relay is not None:
-                self.relay.close()
-        finally:
             if self.admitted:
                 self.services.admission.leave(self.record.client_id, self.body_bytes)
-            if self.count_as is not None:
-                self._remember_tokens(self.count_as)
-            self.record.end(self.services.clock.monotonic())
-            self.services.ledger.write(self.record)
+            if self.watch is not None:
+                self.watch.stop()
+        finally:
+            try:
+                if self.relay is not None:
+                    self.relay.close()
+            finally:
+                if self.count_as is not None:
+                    self._remember_tokens(self.count_as)
+                self.record.end(self.services.clock.monotonic())
+                self.services.ledger.write(self.record)
 
     def _remember_tokens(self, key: bytes) -> None:
         usage = self.record.usage
@@ -127,18 +132,19 @@ def begin(services: Services) -> None:
     """Start the record of a request, before anything can fail."""
     current: Request = request._get_current_object()  # type: ignore[attr-defined]  # of its proxy
     environ = current.environ
-    _LIVE.set(
-        LiveCall(
-            record=CallRecord(
-                request_id=request_id_of(environ),
-                method=environ["REQUEST_METHOD"],
-                path=current.path,
-                started_at=services.clock.monotonic(),
-            ),
-            services=services,
-            environ=environ,
-        )
+    call = LiveCall(
+        record=CallRecord(
+            request_id=request_id_of(environ),
+            method=environ["REQUEST_METHOD"],
+            path=current.path,
+            started_at=services.clock.monotonic(),
+        ),
+        services=services,
+        environ=environ,
     )
+    # The server closes it, too, if nothing else did (`server.free_call`).
+    environ[CALL] = call
+    _LIVE.set(call)
 
 
 def request_id_of(environ: Mapping[str, Any]) -> str:

@@ -121,11 +121,15 @@ class ChatAttempt:
             self._learn(error, call, route)
             raise
         if adapted.left_out:
-            self._prove(route, adapted.left_out)
+            try:
+                self._prove(route, adapted.left_out)
+            except BaseException:
+                stream.close()
+                raise
         return stream
 
     def read_whole(self, call: ChatCall, route: Route, stream: OpenStream) -> ChatAnswer:
-        """Read an open stream to its end, close it, and put the whole answer together.
+        """Read an open stream to its end, and put the whole answer together; the caller closes it.
 
         Raises:
             UpstreamError: it broke off.
@@ -133,7 +137,7 @@ class ChatAttempt:
         try:
             completion = stream.completion()
         finally:
-            stream.close()
+            stream.close()  # now: rendering a long answer takes its time
         value = completion.render(
             id=call.record.completion_id,
             model=call.request.model or route.model,
@@ -187,7 +191,10 @@ class ChatAttempt:
         if not self.asks_stream(route):
             return self.ask_whole(call, route)
         stream = self.open(call, route, hide_usage=False, whole=True)
-        return self.read_whole(call, route, stream)
+        try:
+            return self.read_whole(call, route, stream)
+        finally:
+            stream.close()
 
     def _learn(self, error: UpstreamError, call: ChatCall, route: Route) -> None:
         """Note that the model reads no pictures, sound or video, if its host says so, and let the

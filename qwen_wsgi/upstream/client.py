@@ -21,13 +21,7 @@ from qwen_wsgi.redaction import mask
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.failures import classify
 from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
-from qwen_wsgi.upstream.http.transport import (
-    ANSWER_BYTES,
-    ERROR_BODY_BYTES,
-    Response,
-    Transport,
-    read_all,
-)
+from qwen_wsgi.upstream.http.transport import ERROR_BODY_BYTES, FIRST_BYTE, Response, Transport
 from qwen_wsgi.upstream.open_stream import OpenStream, empty
 from qwen_wsgi.upstream.routing.accounts import token_of
 
@@ -81,26 +75,29 @@ class UpstreamClient:
         sent_at = self._clock.monotonic()
         record.upstream_request_id = ""
         accepting = {**headers, "Accept": "text/event-stream"}
-        response = self._post(account, CHAT_PATH, body, accepting, record.request_id)
+        response = self._post(account, CHAT_PATH, body, accepting, sent_at, record.request_id)
         # Also of an answer that fails.
-        record.upstream_request_id = response.headers.get("x-request-id", "")
-        stream = OpenStream(
-            BodyReader(response),
-            chunks,
-            record,
-            monotonic=self._clock.monotonic,
-            idle_s=self._settings.idle_timeout_s,
-            patience_s=self._settings.first_byte_timeout_s,
-            sent_at=sent_at,
-            explain=partial(self._reported_error, account),
-        )
+        offered = response.headers.get("x-request-id", "")
+        if classify.REQUEST_ID.fullmatch(offered):
+            record.upstream_request_id = offered
+        reader = BodyReader(response)
         try:
+            stream = OpenStream(
+                reader,
+                chunks,
+                record,
+                monotonic=self._clock.monotonic,
+                idle_s=self._settings.idle_timeout_s,
+                patience_s=self._settings.first_byte_timeout_s,
+                sent_at=sent_at,
+                explain=partial(self._reported_error, account),
+            )
             if response.headers.get("content-type", "").startswith(_WHOLE):
-                stream.begin(self._unstreamed(account, stream, response))
+                stream.begin(self._unstreamed(account, stream, response, sent_at))
             else:
                 stream.open()
         except BaseException:
-            stream.close()
+            reader.close()
             raise
         record.connect_s = getattr(response.raw, "connect_s", 0.0)
         return stream
@@ -124,15 +121,18 @@ class UpstreamClient:
         Raises:
             ApiError: no usable credential, no answer, a refusal, or no JSON object.
         """
+        sent_at = self._clock.monotonic()
         accepting = {**headers, "Accept": "application/json"}
-        response = self._post(account, path, body, accepting, request_id, at_origin=at_origin)
+        response = self._post(
+            account, path, body, accepting, sent_at, request_id, at_origin=at_origin
+        )
         reader = BodyReader(response)
         try:
-            data = read_all(reader, self._settings.first_byte_timeout_s, ANSWER_BYTES)
+            data = self._whole_body(reader, sent_at)
         finally:
             reader.close()
         value = _json_answer(response, data, account, self._clock.now())
-        return JsonAnswer(data, value, response.headers.get("x-request-id", ""))
+        return JsonAnswer(data, value, classify.request_id(response.headers))
 
     def asks_stream(self, account: Account) -> bool:
         """Whether a whole answer is read as a stream: Model Studio cuts other calls at 300 s and
@@ -147,11 +147,15 @@ class UpstreamClient:
         path: str,
         body: bytes,
         headers: Mapping[str, str],
+        sent_at: float,
         request_id: str,
         *,
         at_origin: bool = False,
     ) -> Response:
         """Send; a response is returned only with status 200.
+
+        Args:
+            sent_at: the time, by the clock's monotonic time; the wait for the head begins here.
 
         Raises:
             ApiError: no usable credential, no answer, or a refusal.
@@ -174,6 +178,7 @@ class UpstreamClient:
                 token = replace(token, base_url=origin_of(token.base_url))
             if _PACKAGE_LOG.level <= logging.DEBUG:
                 _log_request(request_id, account, token, path, body)
+            wait_s = max(sent_at + wait_s - self._clock.monotonic(), 0.001)
             response = post(token, path, body, headers=headers, read_timeout_s=wait_s)
         if response.status_code == 200:
             if renewable:
@@ -191,11 +196,26 @@ class UpstreamClient:
             token_of(account, rejected=token.value)  # raises what it means, and remembers it
         raise error
 
+    def _whole_body(self, reader: BodyReader, sent_at: float) -> bytes:
+        """The body of a whole answer, within the time for all of it.
+
+        Args:
+            sent_at: when it was asked for, by the clock's monotonic time.
+
+        Raises:
+            UpstreamError: it is too large, too slow or broken.
+        """
+        whole_s = self._settings.first_byte_timeout_s
+        left_s = sent_at + whole_s - self._clock.monotonic()
+        return self._transport.read_all(reader, left_s, timeout_s=whole_s, setting=FIRST_BYTE)
+
     def _error_body(self, response: Response) -> bytes:
         """The body of a refusal, as far as it comes."""
         reader = BodyReader(response)
         try:
-            return reader.read_all(self._settings.connect_timeout_s, limit=ERROR_BODY_BYTES)
+            return reader.read_all(
+                self._settings.connect_timeout_s, limit=ERROR_BODY_BYTES, cut=True
+            )
         except (ReadTimeout, BodyBroken):
             return b""  # the status alone must do
         finally:
@@ -209,10 +229,12 @@ class UpstreamClient:
             return classify.from_error_finish(text, account=name, family=family, now=now)
         return classify.from_frame(chunks.error, account=name, family=family, now=now)
 
-    def _unstreamed(self, account: Account, stream: OpenStream, response: Response) -> bytes:
+    def _unstreamed(
+        self, account: Account, stream: OpenStream, response: Response, sent_at: float
+    ) -> bytes:
         """The events of an upstream that answered a stream request with a whole completion."""
         assert stream.reader is not None
-        data = read_all(stream.reader, self._settings.idle_timeout_s, ANSWER_BYTES)
+        data = self._whole_body(stream.reader, sent_at)
         completion = _json_answer(response, data, account, self._clock.now())
         events = b"".join(chat.chunks_of(completion, with_usage=True)) + sse.DONE
         first = stream.chunks.feed(events)

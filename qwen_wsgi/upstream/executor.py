@@ -120,6 +120,7 @@ class Executor:
             plan,
             lambda route, slot: self._open(call, plan, route, slot, hide_usage=hide_usage),
             call.record,
+            discard=OpenStream.close,
         )
 
     def complete(self, call: ChatCall, plan: Plan) -> ChatAnswer:
@@ -136,10 +137,13 @@ class Executor:
                 return route, self._open(call, plan, route, slot, hide_usage=False, whole=True)
             return route, self._attempt.ask_whole(call, route)
 
-        route, answer = self._retrier.run(plan, ask, call.record)
+        route, answer = self._retrier.run(plan, ask, call.record, discard=_discard)
         if isinstance(answer, ChatAnswer):
             return answer
-        return self._attempt.read_whole(call, route, answer)
+        try:
+            return self._attempt.read_whole(call, route, answer)
+        finally:
+            answer.close()
 
     def complete_each(
         self,
@@ -177,8 +181,12 @@ class Executor:
     ) -> OpenStream:
         """Open a stream, which keeps the slot."""
         stream = self._attempt.open(call, route, hide_usage=hide_usage, whole=whole)
-        stream.slot = slot.keep()
-        stream.on_failure = partial(self._retrier.failed_late, plan, route, slot.began)
+        try:
+            stream.slot = slot.keep()
+            stream.on_failure = partial(self._retrier.failed_late, plan, route, slot.began)
+        except BaseException:
+            stream.close()
+            raise
         return stream
 
     def _choices(self, call: ChatCall, plan: Plan) -> int:
@@ -241,6 +249,12 @@ class Executor:
         call.record.usage = parse_usage(answer.value.get("usage"))
         call.record.upstream_request_id = answer.upstream_request_id
         return answer
+
+
+def _discard(asked: tuple[Route, OpenStream | ChatAnswer]) -> None:
+    """Free an answer that nobody takes."""
+    if isinstance(asked[1], OpenStream):
+        asked[1].close()
 
 
 def _singles(request: ChatRequest, count: int) -> list[ChatRequest]:

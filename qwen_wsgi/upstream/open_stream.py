@@ -12,7 +12,7 @@ from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chat import ChunkStream, Completion
 from qwen_wsgi.upstream.failures.classify import connection_error
 from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
-from qwen_wsgi.upstream.http.transport import broken, silence
+from qwen_wsgi.upstream.http.transport import FIRST_BYTE, broken, silence
 from qwen_wsgi.upstream.routing.limiter import Slot
 
 #: After `[DONE]` only the last chunk of the framing is to come. If it does not come at once, the
@@ -172,7 +172,9 @@ class OpenStream:
         patience_left_s = self._content_at + self._patience_s - now
         self._left_s = min(idle_left_s, patience_left_s)
         if self._left_s <= 0:
-            raise silence(self._idle_s if idle_left_s < patience_left_s else self._patience_s)
+            if idle_left_s < patience_left_s and self._idle_s != self._patience_s:
+                raise silence(self._idle_s, "QWEN_PROXY_IDLE_TIMEOUT")
+            raise silence(self._patience_s, FIRST_BYTE)
 
     def _check_end(self) -> None:
         """Fail unless a client may take what came for a whole answer.
@@ -230,10 +232,12 @@ class OpenStream:
         Closes the connection unless the answer was read to its end.
         """
         self.record.usage = self.chunks.usage
-        if self.reader is not None:
-            self.reader.close()
-        if self.slot is not None:
-            self.slot.release()
+        try:
+            if self.reader is not None:
+                self.reader.close()
+        finally:
+            if self.slot is not None:
+                self.slot.release()
 
 
 def empty() -> UpstreamError:

@@ -107,9 +107,11 @@ class Relay:
         """Stop the upstream, wherever the stream is. Harmless when repeated."""
         if self._record.outcome == "open":
             self._record.outcome = "client_gone"
-        self._opening.cancel()
-        if self._stream is not None:
-            self._stream.close()
+        try:
+            self._opening.cancel()
+        finally:
+            if self._stream is not None:
+                self._stream.close()
 
     def _failed(self, error: ApiError) -> bytes:
         """Record the failure; the bytes that report it to the client."""

@@ -98,13 +98,21 @@ class Retrier:
         self._sleep = sleep
         self._jitter = jitter
 
-    def run(self, plan: Plan, ask: Callable[[Route, Slot], T], record: CallRecord) -> T:
+    def run(
+        self,
+        plan: Plan,
+        ask: Callable[[Route, Slot], T],
+        record: CallRecord,
+        *,
+        discard: Callable[[T], None] = lambda answer: None,
+    ) -> T:
         """Ask one account after the other until one answers.
 
         Args:
             ask: makes one attempt up to the first byte. The slot is released when it returns,
                 unless it has kept it.
             record: `account`, `upstream_model`, `attempts` and `queued_s` are written to it.
+            discard: frees an answer that is not returned after all.
 
         Raises:
             ApiError: the client's error.
@@ -115,21 +123,30 @@ class Retrier:
                 candidate = self._next(attempts)
                 if candidate is None:
                     continue  # waited for a cooldown
-                slot = self._acquire(candidate.route, attempts)
+                route = candidate.route
+                slot = self._acquire(route, attempts)
                 if slot is None:
                     continue  # it is cooling down by now
-                with slot:
-                    try:
-                        answer = ask(candidate.route, slot)
-                    except ApiError as error:
-                        slot.release()
-                        forget_frames(error)
-                        self._failed(error, candidate.route, slot.began, attempts)
-                        continue
-                    finally:
-                        if slot.probed:
-                            self._cooldowns.end_probe(slot.probed)
-                self._succeeded(plan, candidate.route, slot.began)
+                try:
+                    answer = ask(route, slot)
+                except ApiError as error:
+                    slot.release()
+                    forget_frames(error)
+                    self._failed(error, route, slot.began, attempts)
+                    continue
+                except BaseException:
+                    slot.release()
+                    raise
+                finally:
+                    if slot.probed:
+                        self._cooldowns.end_probe(slot.probed)
+                if not slot.kept:
+                    slot.release()
+                try:
+                    self._succeeded(plan, route, slot.began)
+                except BaseException:
+                    discard(answer)
+                    raise
                 return answer
         except ApiError as error:
             self._tell_when(error, plan)
@@ -190,13 +207,17 @@ class Retrier:
             record.queued_s += self._clock.monotonic() - started_s
             record.account, record.upstream_model = account.name, route.model
         cooldowns = self._cooldowns
-        slot.began = cooldowns.now()
-        if not cooldowns.is_clear_at(slot.began):
-            if self._pool.cooldown_s(account, route.model) > 0:
-                slot.release()
-                return None
-            host = self._pool.keys(account).host
-            slot.probed = host if cooldowns.begin_probe(host) else b""
+        try:
+            slot.began = cooldowns.now()
+            if not cooldowns.is_clear_at(slot.began):
+                if self._pool.cooldown_s(account, route.model) > 0:
+                    slot.release()
+                    return None
+                host = self._pool.keys(account).host
+                slot.probed = host if cooldowns.begin_probe(host) else b""
+        except BaseException:
+            slot.release()
+            raise
         attempts.count += 1
         record.attempts += 1
         return slot

@@ -312,6 +312,17 @@ _LIST: Final[tuple[Cause, ...]] = (
         status=502,
         should_retry=False,
     ),
+    Cause(
+        "answer_too_large",  # `errors.AnswerTooLarge`
+        "the answer is larger than the proxy takes",
+        Scope.REQUEST,
+        retry=False,
+        elsewhere=False,
+        status=502,
+        code="upstream_too_large",
+        should_retry=False,
+        remedy="If such answers are wanted, raise QWEN_PROXY_MAX_ANSWER.",
+    ),
     # --- an account and a model --------------------------------------------------------------
     _throttle(
         "rate_limited",

@@ -37,7 +37,10 @@ _TYPES: Final = {
 }
 
 #: An id that fits into a header and a log line.
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+#: A content type without its parameters (RFC 9110 §8.3.1).
+_CONTENT_TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}")
 
 #: Patterns are looked for in so much of a text.
 _READ_CHARS: Final = 4096
@@ -170,13 +173,13 @@ def cooling_down(cause: str, *, model: str, wait_s: float) -> ApiError:
 # --- reading -------------------------------------------------------------------------------------
 
 
-def request_id(headers: Mapping[str, str], body: bytes) -> str:
+def request_id(headers: Mapping[str, str], body: bytes = b"") -> str:
     """The upstream's id of the request, of its headers or of DashScope's error; "" if none fits
     into a header."""
-    value = _json_of(body) if "x-request-id" not in headers else None
+    value = _json_of(body) if body and "x-request-id" not in headers else None
     named = value.get("request_id") if isinstance(value, dict) else None
     id = headers.get("x-request-id") or (named if isinstance(named, str) else "")
-    return id if _REQUEST_ID.fullmatch(id) else ""
+    return id if REQUEST_ID.fullmatch(id) else ""
 
 
 def _envelope(body: bytes) -> dict[str, Any] | None:
@@ -305,7 +308,7 @@ def _bare(
     """The client's error for a body that is no error object."""
     what = "an empty body"
     if body.strip():
-        kind = headers.get("content-type", "").split(";")[0] or "no content type"
+        kind = _content_type(headers)
         what = f"a body that is no JSON error ({kind}, {len(body)} bytes)"
     try:
         phrase = f"{status} {HTTPStatus(status).phrase}"
@@ -322,6 +325,14 @@ def _bare(
         account=account,
         wait_s=wait_s,
     )
+
+
+def _content_type(headers: Mapping[str, str]) -> str:
+    """The type that an answer says its body has, if it looks like one."""
+    kind = headers.get("content-type", "").split(";")[0].strip()
+    if not kind:
+        return "no content type"
+    return kind if _CONTENT_TYPE.fullmatch(kind) else "a content type that is none"
 
 
 def _client_error(

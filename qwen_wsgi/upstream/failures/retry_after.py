@@ -22,6 +22,9 @@ _UNIT: Final = (
 )
 _PART: Final = re.compile(rf"(\d{{1,6}}(?:\.\d{{1,9}})?) ?({_UNIT})", re.IGNORECASE)
 
+#: A date is not longer; the parser's time grows with the text.
+_DATE_CHARS: Final = 64
+
 #: "Please try again in 6m0s." (OpenAI), "Resets in 9h22m20s.", "will reset after 161h39m41s."
 _IN: Final = re.compile(
     rf"\b(?:retry|try again|resets?) (?:in|after) "
@@ -111,7 +114,7 @@ def _unit_s(unit: str) -> float:
 
 def _number(text: str) -> float | None:
     try:
-        return float(text)
+        return float(text[:_DATE_CHARS])
     except ValueError:
         return None
 
@@ -123,6 +126,6 @@ def _below_a_day(seconds: float) -> float | None:
 def _date(text: str) -> float | None:
     """An HTTP date."""
     try:
-        return parsedate_to_datetime(text).timestamp()
+        return parsedate_to_datetime(text[:_DATE_CHARS]).timestamp()
     except (ValueError, TypeError, IndexError, OverflowError, OSError):
         return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import re
 import ssl
+import time
 import zlib
 from typing import Any, Final
 
@@ -39,9 +40,35 @@ _HEX_DIGITS: Final = b"0123456789abcdefABCDEF"
 #: Longest chunk-size line that is believed, extensions included.
 _MAX_SIZE_LINE: Final = 4096
 
+#: A longer number of a chunk's size is no size: that is 2**60 bytes.
+_SIZE_DIGITS: Final = 15
+
+#: Trailers, which nobody reads: so many, and so many bytes of them.
+_TRAILERS: Final = 64
+_TRAILER_BYTES: Final = 16 * 1024
+
+#: What one step of decompressing may give; the rest of what was received waits for the next.
+_PLAIN_BYTES: Final = 256 * 1024
+
+#: How many times its size a compressed body may grow, beyond a first megabyte. Streams of equal
+#: chunks stay below 50, a bomb is at 1000.
+_RATIO: Final = 200
+_FREE_BYTES: Final = 1 << 20
+
+#: Members of a gzip that hold nothing, in a row.
+_EMPTY_MEMBERS: Final = 16
+
+#: zlib's numbers: a format that it finds out itself (gzip or zlib), and gzip alone.
+_ANY_WINDOW: Final = 32 + zlib.MAX_WBITS
+_GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
+
 
 class BodyBroken(Exception):
     """The connection ended, or its framing broke, before the body did."""
+
+
+class BodyTooLarge(Exception):
+    """The body is larger than its reader takes; the rest was not read."""
 
 
 class ReadTimeout(Exception):
@@ -52,7 +79,7 @@ class ReadTimeout(Exception):
 def _size_of(digits: bytes) -> int:
     """A chunk size; -1 if it is none. The chunks of a stream have few different sizes."""
     # int() alone would take a sign, underscores, and 0x.
-    if not digits or digits.strip(_HEX_DIGITS):
+    if not digits or len(digits) > _SIZE_DIGITS or digits.strip(_HEX_DIGITS):
         return -1
     return int(digits, 16)
 
@@ -80,16 +107,18 @@ class ChunkedDecoder:
 
     Attributes:
         ended: the last chunk and its trailers were seen.
+        surplus: something came behind them.
     """
 
-    __slots__ = ("_end", "_left", "_line", "_trailer", "ended")
+    __slots__ = ("_end", "_left", "_line", "_trailer", "_trailers", "ended", "surplus")
 
     def __init__(self) -> None:
         self._left = 0  # payload bytes still to come of the current chunk
         self._end = b""  # what is still to come of the CRLF behind it
         self._line = b""  # an incomplete size or trailer line
         self._trailer = False
-        self.ended = False
+        self._trailers = [0, 0]  # how many, and their bytes
+        self.ended = self.surplus = False
 
     def feed(self, data: bytes) -> bytes:
         """The payload in `data`. Bytes after the end are dropped: they answer no request.
@@ -120,6 +149,7 @@ class ChunkedDecoder:
                 index += len(got)
             else:
                 index = self._read_line(data, index)
+        self.surplus = index < size
         return out[0] if len(out) == 1 else b"".join(out)
 
     @staticmethod
@@ -152,7 +182,7 @@ class ChunkedDecoder:
     def _take_line(self, line: bytes) -> None:
         line = line.rstrip(b"\r")
         if self._trailer:
-            self.ended = not line
+            self._take_trailer(line)
             return
         digits = line.split(b";", 1)[0].strip()
         length = _size_of(digits)
@@ -163,37 +193,129 @@ class ChunkedDecoder:
         else:
             self._left = length
 
+    def _take_trailer(self, line: bytes) -> None:
+        """Drop a trailer; an empty line is the end of the body."""
+        count, size = self._trailers
+        self._trailers = [count + 1, size + len(line)]
+        if count >= _TRAILERS or size + len(line) > _TRAILER_BYTES:
+            raise BodyBroken("the trailers behind the body do not end")
+        self.ended = not line
+
+
+class _Inflater:
+    """Undoes gzip, one member after the other, or zlib, in steps of bounded size. Pure.
+
+    Args:
+        coding: the name of the content coding.
+    """
+
+    def __init__(self, coding: str) -> None:
+        #: None for a coding that is not known.
+        self._member: Any = None
+        self._coding = coding[:20]
+        if coding in ("gzip", "x-gzip", "deflate"):
+            self._member = zlib.decompressobj(wbits=_ANY_WINDOW)
+        self._held = b""  # received, and not decompressed yet
+        self._is_gzip: bool | None = None
+        self._in_member = False
+        self._taken = self._given = self._empty = 0
+
+    def feed(self, data: bytes) -> bytes:
+        """What comes out of `data`, or its first part: `more` gives the rest.
+
+        Raises:
+            BodyBroken: it is not compressed as its header says, or grows beyond all measure.
+        """
+        if self._member is None:
+            raise BodyBroken(f"the body is compressed by {self._coding!r}, which was not asked for")
+        if self._is_gzip is None:
+            self._is_gzip = data.startswith(b"\x1f")
+        self._taken += len(data)
+        self._held += data
+        return self.more()
+
+    def more(self) -> bytes:
+        """The next part of what was fed; `b""` if there is none.
+
+        Raises:
+            BodyBroken: as `feed`.
+        """
+        plain = b""
+        while self._held and not plain:
+            if self._member.eof:
+                self._next_member()
+            plain = self._step()
+        return plain
+
+    def _step(self) -> bytes:
+        member = self._member
+        try:
+            plain: bytes = member.decompress(self._held, _PLAIN_BYTES)
+        except zlib.error:
+            raise BodyBroken("the body is not compressed as its header says") from None
+        self._held = member.unused_data if member.eof else member.unconsumed_tail
+        self._in_member = not member.eof
+        if plain:
+            self._empty = 0
+            self._given += len(plain)
+            if self._given > _FREE_BYTES + _RATIO * self._taken:
+                raise BodyBroken(f"the body grows to more than {_RATIO} times its size")
+        return plain
+
+    def _next_member(self) -> None:
+        self._empty += 1
+        if not self._is_gzip or self._empty > _EMPTY_MEMBERS:
+            raise BodyBroken("there is something behind the end of the compressed body")
+        self._member = zlib.decompressobj(wbits=_GZIP_WINDOW)
+
+    def end(self) -> None:
+        """Check that the end of the body is the end of what was compressed.
+
+        Raises:
+            BodyBroken: it is not.
+        """
+        if self._in_member:
+            raise BodyBroken("the compressed body ended early")
+
 
 class BodyReader:
     """The body of one streamed response; owns the response until `close`.
 
     Not thread safe. A `PooledResponse` has its reads at hand. Under a response of urllib3 (behind
     an HTTP proxy, or a test's) the socket is reached for by private names; where they are not
-    found, or the body came compressed, `raw.read1` does the work, whose timeout is the response's
-    own.
+    found, `raw.read1` does the work, whose timeout is the response's own.
+
+    Attributes:
+        length: what the head says of the body's length; None where it says nothing.
     """
 
     def __init__(self, response: requests.Response) -> None:
-        self._response = response
-        self._raw: Any = response.raw
-        self._ended = False
-        self._closed = False
-        self._stalled = False
-        self._size = READ_BYTES
-        self._inflate: Any = None
-        self._length: int | None = None
-        if isinstance(self._raw, PooledResponse):
-            self._reads: TimedReads | None = self._raw.reads
-            self._first = self._raw.first
-            self._inflate = _inflater(self._raw.headers.get("content-encoding", ""))
-            length = self._raw.length
-        else:
-            self._reads, self._first = _take_socket(self._raw)
-            length = self._raw.length_remaining if self._reads is not None else None
-        self._chunked = ChunkedDecoder() if self._reads and self._raw.chunked else None
-        if self._reads is not None and self._chunked is None:
-            self._length = length
-            self._ended = length == 0
+        try:
+            self._response = response
+            self._raw: Any = response.raw
+            self._ended = False
+            self._closed = False
+            self._stalled = False
+            self._size = READ_BYTES
+            self._surplus = False
+            self._length: int | None = None
+            coding = self._raw.headers.get("content-encoding")
+            self._inflate = None if coding is None else _inflater(coding)
+            if isinstance(self._raw, PooledResponse):
+                self._reads: TimedReads | None = self._raw.reads
+                self._first = self._raw.first
+                length = self._raw.length
+            else:
+                self._reads, self._first = _take_socket(self._raw)
+                length = self._raw.length_remaining if self._reads is not None else None
+            self._chunked = ChunkedDecoder() if self._reads and self._raw.chunked else None
+            self.length: int | None = None
+            if self._reads is not None and self._chunked is None:
+                self._length = self.length = length
+                self._ended = length == 0
+        except BaseException:
+            response.raw.close()  # nobody else knows it yet
+            raise
 
     def read(self, timeout_s: float) -> bytes:
         """What arrives next, at least one byte; `b""` at the end of the body.
@@ -202,29 +324,32 @@ class BodyReader:
             ReadTimeout: nothing for `timeout_s` seconds; ask again or give up.
             BodyBroken: the connection ended before the body.
         """
+        end_s = 0.0
+        if self._inflate is not None and (data := self._inflate.more()):
+            return data
         while not self._ended:
             data = self._receive(timeout_s)
             if self._chunked is not None:
                 data = self._chunked.feed(data)
                 self._ended = self._chunked.ended
             elif self._length is not None:
-                data = data[: self._length]
+                if len(data) > self._length:
+                    data, self._surplus = data[: self._length], True
                 self._length -= len(data)
                 self._ended = self._length == 0
             if data and self._inflate is not None:
-                data = self._inflated(data)
+                data = self._inflate.feed(data)
             if data:
                 return data
+            # Something came that is nothing of the body: it does not extend the time.
+            now_s = time.monotonic()
+            end_s = end_s or now_s + timeout_s
+            timeout_s = end_s - now_s
+            if timeout_s <= 0 and not self._ended:
+                raise ReadTimeout
+        if self._inflate is not None:
+            self._inflate.end()
         return b""
-
-    def _inflated(self, data: bytes) -> bytes:
-        try:
-            plain: bytes = self._inflate.decompress(data)
-        except zlib.error:
-            raise BodyBroken("the body is not compressed as its header says") from None
-        if self._ended and not self._inflate.eof:
-            raise BodyBroken("the compressed body ended early")
-        return plain
 
     def _receive(self, timeout_s: float) -> bytes:
         if self._first:
@@ -252,34 +377,56 @@ class BodyReader:
             # http.client answers a read after a timeout with an end that never came.
             raise BodyBroken("the connection stalled")
         try:
-            data: bytes = self._raw.read1(READ_BYTES, decode_content=True)
+            data: bytes = self._raw.read1(READ_BYTES, decode_content=False)
         except (TimeoutError, urllib3.exceptions.ReadTimeoutError):
             self._stalled = True
             raise
         self._ended = not data
         return data
 
-    def read_all(self, timeout_s: float, *, limit: int) -> bytes:
-        """The whole rest, at most `limit` bytes of it; each read may take `timeout_s`.
+    def read_all(self, timeout_s: float, *, limit: int, cut: bool = False) -> bytes:
+        """The whole rest of the body.
+
+        Args:
+            timeout_s: for all of it, however many pieces it comes in.
+            limit: the most bytes that are read.
+            cut: leave out what is beyond the limit.
 
         Raises:
-            ReadTimeout, BodyBroken: as `read`.
+            ReadTimeout: it did not come in time.
+            BodyTooLarge: there is more than the limit.
+            BodyBroken: as `read`.
         """
-        parts = []
-        size = 0
-        while size < limit and (data := self.read(timeout_s)):
-            parts.append(data)
-            size += len(data)
-        return b"".join(parts)[:limit]
+        if not cut and self.length is not None and self.length > limit:
+            raise BodyTooLarge
+        end_s = time.monotonic() + timeout_s
+        # A list of pieces would take many times their size if they are small.
+        body = bytearray()
+        while data := self.read(timeout_s):
+            body += data
+            if len(body) > limit:
+                if not cut:
+                    raise BodyTooLarge
+                del body[limit:]
+                break
+            timeout_s = end_s - time.monotonic()
+            if timeout_s <= 0:
+                raise ReadTimeout
+        return bytes(body)
 
     def close(self) -> None:
         """Let go of the response; its connection is kept for others only if the body ended."""
         if self._closed:
             return
         self._closed = True
-        if self._reads is not None:
-            self._reads.stop()
-        if self._ended and self._reads is not None:
+        try:
+            if self._reads is not None:
+                self._reads.stop()
+        except BaseException:
+            self._raw.close()
+            raise
+        surplus = self._surplus or (self._chunked is not None and self._chunked.surplus)
+        if self._ended and self._reads is not None and not surplus:
             # http.client refuses a second request before the first response object is closed.
             if isinstance(self._raw, PooledResponse):
                 self._raw.release()
@@ -292,36 +439,18 @@ class BodyReader:
             self._response.close()
 
 
-def _inflater(encoding: str) -> Any:
+def _inflater(encoding: str) -> _Inflater | None:
     """What undoes a content coding; None if there is none.
 
     We ask for none (`Accept-Encoding: identity`), but some gateways compress all the same.
     """
     coding = encoding.strip().lower()
-    if coding in ("", "identity"):
-        return None
-    if coding in ("gzip", "x-gzip", "deflate"):
-        return zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # finds out which of both it is
-    return _UnknownCoding(coding)
-
-
-class _UnknownCoding:
-    """Stands where a decompressor should be, and says at the first bytes that there is none."""
-
-    eof = False
-
-    def __init__(self, coding: str) -> None:
-        self._coding = coding[:20]
-
-    def decompress(self, data: bytes) -> bytes:
-        raise BodyBroken(f"the body is compressed by {self._coding!r}, which was not asked for")
+    return None if coding in ("", "identity") else _Inflater(coding)
 
 
 def _take_socket(raw: Any) -> tuple[TimedReads | None, bytes]:
     """The socket under a response, and the body bytes that were read along with its head."""
     try:
-        if raw.headers.get("content-encoding", "identity") != "identity":
-            return None, b""
         buffered = raw._fp.fp
         socket = buffered.raw._sock
         before = socket.gettimeout()

@@ -26,6 +26,13 @@ from qwen_wsgi.greenlets import TimedReads, readable_now
 #: A head longer than this is no head.
 _MAX_HEAD_BYTES: Final = 64 * 1024
 
+#: Header lines of a head, and interim responses (1xx) before it.
+_MAX_HEADERS: Final = 256
+_MAX_INTERIM: Final = 10
+
+#: No content is longer (2**60 bytes), so a longer number is none.
+_LENGTH_DIGITS: Final = 18
+
 #: A larger body is sent by itself: copying it behind the head would cost more than a second call.
 _JOINED_BYTES: Final = 64 * 1024
 
@@ -69,7 +76,15 @@ def parse_head(head: bytes) -> Head:
     Raises:
         ProtocolError: this is no HTTP/1 response.
     """
-    first, *lines = head.decode("latin-1").split("\r\n")
+    text = head.decode("latin-1")
+    first, *lines = text.split("\r\n")
+    # RFC 9110 §5.5: such values are dangerous wherever they are passed on.
+    if (
+        len(lines) > _MAX_HEADERS
+        or "\0" in text
+        or not (text.count("\n") == text.count("\r") == len(lines))
+    ):
+        raise ProtocolError("the answer's head is broken, or has too many lines")
     version, _, rest = first.partition(" ")
     code, _, reason = rest.partition(" ")
     if version not in ("HTTP/1.1", "HTTP/1.0") or len(code) != 3 or not code.isdecimal():
@@ -117,6 +132,8 @@ class PooledResponse:
         length = head.headers.get("content-length", "")
         self.length: int | None = None
         if not self.chunked and length.isdecimal():
+            if len(length) > _LENGTH_DIGITS:
+                raise ProtocolError("the answer's length is no length")
             self.length = int(length)
         elif head.status in (204, 304):
             self.length = 0
@@ -298,22 +315,40 @@ def _is_unread(sock: Any, size: int, error: BaseException) -> bool:
 
 
 def _receive_head(reads: TimedReads) -> tuple[Head, bytes]:
-    """The head of the final response, and what came behind it."""
-    got = b""
+    """The head of the final response, and what came behind it.
+
+    The time for it is that of the first read, for all interim responses together.
+    """
+    end_s = time.monotonic() + reads.timeout_s
+    got: bytes | bytearray = b""
+    interim = searched = 0
     while True:
-        end = got.find(b"\r\n\r\n")
+        end = got.find(b"\r\n\r\n", searched)
         if end >= 0:
-            head = parse_head(got[:end])
-            got = got[end + 4 :]
+            head = parse_head(bytes(got[:end]))
+            got, searched = bytes(got[end + 4 :]), 0
             if head.status >= 200:
                 return head, got
+            interim += 1
+            if interim > _MAX_INTERIM:
+                raise ProtocolError("the answer does not come, but interim ones without an end")
             continue
         if len(got) > _MAX_HEAD_BYTES:
             raise ProtocolError("the answer's head does not end")
+        if got or interim:
+            left_s = end_s - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError
+            reads.limit(left_s)
         piece = reads.recv(_RECV_BYTES)
         if not piece:
             raise http.client.RemoteDisconnected("the connection ended without an answer")
-        got = got + piece if got else piece
+        if not got:
+            got = piece
+            continue
+        searched = max(len(got) - 3, 0)
+        got = bytearray(got) if isinstance(got, bytes) else got
+        got += piece
 
 
 def _as_urllib3(error: BaseException, pool: Any, url: str) -> HTTPError | None:

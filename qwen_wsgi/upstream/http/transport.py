@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -15,18 +16,18 @@ from urllib3.exceptions import LocationParseError
 
 from qwen_wsgi import __version__
 from qwen_wsgi.credentials.token import AccessToken
-from qwen_wsgi.errors import ApiError, Scope, UpstreamError, forget_frames
+from qwen_wsgi.errors import AnswerTooLarge, ApiError, Scope, UpstreamError, forget_frames
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.shortage import shortage_of
 from qwen_wsgi.upstream.failures.classify import connection_error
-from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
+from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, BodyTooLarge, ReadTimeout
 from qwen_wsgi.upstream.http.http1 import HTTPPool, HTTPSPool, RequestHeaders, is_stale
 
 #: An error body longer than this says nothing more.
 ERROR_BODY_BYTES: Final = 64 * 1024
 
-#: A whole JSON answer; embeddings of many rows are the longest.
-ANSWER_BYTES: Final = 64 * 1024 * 1024
+#: The setting that bounds the wait for an answer's head, and for a whole answer.
+FIRST_BYTE: Final = "QWEN_PROXY_FIRST_BYTE_TIMEOUT"
 
 #: What a request is answered with; `requests` itself is known to this room alone.
 Response = requests.Response
@@ -68,18 +69,22 @@ class _Adapter(HTTPAdapter):
         return "/" + str(request.url).split("/", 3)[3]
 
     def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
-        response = _Response()
-        response.status_code = resp.status
-        response.headers = (
-            CaseInsensitiveDict(resp.headers)
-            if isinstance(resp, urllib3.BaseHTTPResponse)
-            else resp.headers  # in lower case, as they are looked up here
-        )
-        response.raw = resp
-        response.reason = resp.reason or ""
-        response.request = req
-        response.url = req.url or ""
-        return response
+        try:
+            response = _Response()
+            response.status_code = resp.status
+            response.headers = (
+                CaseInsensitiveDict(resp.headers)
+                if isinstance(resp, urllib3.BaseHTTPResponse)
+                else resp.headers  # in lower case, as they are looked up here
+            )
+            response.raw = resp
+            response.reason = resp.reason or ""
+            response.request = req
+            response.url = req.url or ""
+            return response
+        except BaseException:
+            resp.close()  # nobody else knows it yet
+            raise
 
 
 class _Response(requests.Response):
@@ -96,6 +101,7 @@ class Transport:
 
     def __init__(self, settings: Settings) -> None:
         self._connect_s = settings.connect_timeout_s
+        self._max_answer_bytes = settings.max_answer_bytes
         self._adapter = _Adapter(
             pool_connections=64,
             # Connections above the pool's size are closed after use, and TLS is set up anew.
@@ -125,20 +131,54 @@ class Transport:
         request.body = body
         request.headers["Content-Type"] = "application/json"
         request.headers["Content-Length"] = str(len(body))
-        return self._send(request, read_timeout_s)
+        return self._send(request, read_timeout_s, FIRST_BYTE)
 
     def get(self, token: AccessToken, path: str, *, timeout_s: float) -> tuple[int, bytes]:
-        """GET; the status and the body, at most `ANSWER_BYTES` of it.
+        """GET; the status and the body. Both have to be there within `timeout_s`.
 
         Raises:
-            UpstreamError, UpstreamTimeout: as `post`.
+            UpstreamError, UpstreamTimeout: as `post`, and `read_all`.
         """
+        end_s = time.monotonic() + timeout_s
         response = self._send(self._prepare("GET", token, path, {}), timeout_s)
         reader = BodyReader(response)
         try:
-            return response.status_code, read_all(reader, timeout_s, ANSWER_BYTES)
+            return response.status_code, self.read_all(
+                reader, end_s - time.monotonic(), timeout_s=timeout_s
+            )
         finally:
             reader.close()
+
+    def read_all(
+        self, reader: BodyReader, left_s: float, *, timeout_s: float, setting: str = ""
+    ) -> bytes:
+        """Read the whole of an answer's body, at most as much as the setting allows.
+
+        Args:
+            left_s: how long it may still take, however many pieces it comes in.
+            timeout_s: how long the whole answer may take, for the error.
+            setting: the name of the setting that says so, if one does.
+
+        Raises:
+            AnswerTooLarge: it is larger (502).
+            UpstreamError: the connection broke (502).
+            UpstreamTimeout: it did not come in time (504).
+        """
+        limit = self._max_answer_bytes
+        try:
+            return reader.read_all(max(left_s, 0.001), limit=limit)
+        except ReadTimeout:
+            raise connection_error(
+                "timeout",
+                f"The upstream's answer was not complete within {timeout_s:g} s{_by(setting)}, so "
+                "the call was given up.",
+            ) from None
+        except BodyTooLarge:
+            raise AnswerTooLarge(
+                f"is larger than the limit of {limit} bytes (QWEN_PROXY_MAX_ANSWER on the server)"
+            ) from None
+        except BodyBroken as error:
+            raise broken(error) from error
 
     def close(self) -> None:
         """Close every pooled connection."""
@@ -159,11 +199,13 @@ class Transport:
         request.hooks = {"response": []}
         return request
 
-    def _send(self, request: requests.PreparedRequest, read_timeout_s: float) -> requests.Response:
+    def _send(
+        self, request: requests.PreparedRequest, read_timeout_s: float, setting: str = ""
+    ) -> requests.Response:
         headers: Any = request.headers  # ours, of `_prepare`
         try:
             try:
-                return self._send_once(request, read_timeout_s)
+                return self._send_once(request, read_timeout_s, setting)
             except requests.ConnectionError as error:
                 if not (headers.kept_connection and _stale(error)):
                     raise
@@ -171,14 +213,14 @@ class Transport:
                     raise _lost(error) from error
                 forget_frames(error)  # urllib3's know it
             # The server had closed a kept connection: the request reached nobody, or does nothing.
-            return self._send_once(request, read_timeout_s)
+            return self._send_once(request, read_timeout_s, setting)
         except requests.ConnectionError as error:
             if (shortage := shortage_of(error)) is not None:
                 raise shortage.error() from error
             raise _unreachable(error) from error
 
     def _send_once(
-        self, request: requests.PreparedRequest, read_timeout_s: float
+        self, request: requests.PreparedRequest, read_timeout_s: float, setting: str
     ) -> requests.Response:
         proxies, verify = self._route(request.url or "")
         try:
@@ -192,11 +234,13 @@ class Transport:
         except requests.ConnectTimeout:
             raise connection_error(
                 "connect_timeout",
-                f"The upstream did not accept a connection within {self._connect_s:g} s.",
+                f"The upstream did not accept a connection within {self._connect_s:g} s"
+                f"{_by('QWEN_PROXY_CONNECT_TIMEOUT')}.",
             ) from None
         except requests.ReadTimeout:
             raise connection_error(
-                "timeout", f"The upstream did not answer within {read_timeout_s:g} s."
+                "timeout",
+                f"The upstream did not answer within {read_timeout_s:g} s{_by(setting)}.",
             ) from None
         except (requests.exceptions.InvalidURL, LocationParseError) as error:
             raise connection_error("bad_url", "The account's base URL cannot be used.") from error
@@ -236,26 +280,20 @@ def _origin(url: str) -> str:
     return "/".join(url.split("/", 3)[:3])
 
 
-def read_all(reader: BodyReader, timeout_s: float, limit: int) -> bytes:
-    """Read the rest of a body.
+def silence(timeout_s: float, setting: str = "") -> UpstreamError:
+    """The error for an upstream that sent nothing for too long.
 
-    Raises:
-        UpstreamError: the connection broke (502).
-        UpstreamTimeout: silence for `timeout_s` (504).
+    Args:
+        setting: the name of the setting that says for how long, if one does.
     """
-    try:
-        return reader.read_all(timeout_s, limit=limit)
-    except ReadTimeout:
-        raise silence(timeout_s) from None
-    except BodyBroken as error:
-        raise broken(error) from error
-
-
-def silence(timeout_s: float) -> UpstreamError:
-    """The error for an upstream that sent nothing for too long."""
     return connection_error(
-        "timeout", f"The upstream was silent for {timeout_s:g} s, so the call was given up."
+        "timeout",
+        f"The upstream was silent for {timeout_s:g} s{_by(setting)}, so the call was given up.",
     )
+
+
+def _by(setting: str) -> str:
+    return f" ({setting} of this proxy)" if setting else ""
 
 
 def broken(error: Exception) -> ApiError:

@@ -47,8 +47,9 @@ class Limiter:
             Overloaded: the queue is full, or no slot came free in time.
         """
         if not self.is_full:
+            slot = Slot(self)
             self.in_flight += 1
-            return Slot(self)
+            return slot
         if self.waiting >= self._queue:
             raise _full(f"and {self.waiting} calls wait for it already")
         turn = threading.Event()
@@ -97,17 +98,17 @@ class Slot:
         probed: the key of the host that the attempt probes, or empty.
     """
 
-    __slots__ = ("_kept", "_limiter", "began", "probed")
+    __slots__ = ("_limiter", "began", "kept", "probed")
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter: Limiter | None = limiter
-        self._kept = False
+        self.kept = False
         self.began = 0.0
         self.probed = b""
 
     def keep(self) -> Slot:
         """Leave it to the caller to `release` the slot."""
-        self._kept = True
+        self.kept = True
         return self
 
     def release(self) -> None:
@@ -125,7 +126,7 @@ class Slot:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is not None or not self._kept:
+        if error is not None or not self.kept:
             self.release()
 
 

@@ -237,7 +237,7 @@ def test_a_close_may_be_repeated() -> None:
 @pytest.mark.parametrize("limit", [1, 5, 100])
 def test_read_all_stops_at_its_limit(limit: int) -> None:
     with reading(CHUNKED + chunked(b"hello ", b"world")) as (reader, _, _):
-        assert reader.read_all(5, limit=limit) == b"hello world"[:limit]
+        assert reader.read_all(5, limit=limit, cut=True) == b"hello world"[:limit]
 
 
 @pytest.mark.parametrize(

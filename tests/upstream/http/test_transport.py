@@ -17,7 +17,7 @@ from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import Scope, UpstreamError, UpstreamTimeout
 from qwen_wsgi.upstream.http import http1
 from qwen_wsgi.upstream.http.body import BodyReader
-from qwen_wsgi.upstream.http.transport import USER_AGENT, Transport, read_all
+from qwen_wsgi.upstream.http.transport import USER_AGENT, Transport
 from tests.fakes.raw_server import Peer, RawServer, chunked, head, whole
 from tests.fakes.upstream import SECRET, settings_of
 
@@ -55,7 +55,7 @@ def posted(
     )
     reader = BodyReader(response)
     try:
-        return read_all(reader, 5, 1_000_000)
+        return transport.read_all(reader, 5, timeout_s=5)
     finally:
         reader.close()
 
@@ -146,7 +146,7 @@ def test_any_status_is_an_answer(transport: Transport, status: int) -> None:
             token_for(server.url), "/chat", b"{}", headers={}, read_timeout_s=5
         )
         assert response.status_code == status
-        assert read_all(BodyReader(response), 5, 100) == b"said"
+        assert transport.read_all(BodyReader(response), 5, timeout_s=5) == b"said"
         response.close()
 
 
