@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, TextIO
 
 from qwen_wsgi import __version__, logs
 from qwen_wsgi import settings as settings_module
@@ -32,17 +32,28 @@ Command = Callable[[Settings, argparse.Namespace], int]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status."""
     try:
-        try:
-            return _run(argv)
-        finally:
-            if sys.stdout is not None:
-                # Here and not at exit, where Python would complain of a closed pipe.
-                sys.stdout.flush()
+        status = _run(argv)
+    except SystemExit as end:  # argparse's way out
+        status = end.code if isinstance(end.code, int) else 1
     except BrokenPipeError:
-        # `qwen-proxy models | head`: the reader has gone.
+        status = 0
+    for stream in (sys.stdout, sys.stderr):
+        _flush(stream)
+    return status
+
+
+def _flush(stream: TextIO | None) -> None:
+    """Write what is left. The reader of a pipe may have gone, as in `qwen-proxy models | head`:
+    then nobody wants it, and Python must not complain of it at its exit."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except BrokenPipeError:
         with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def _run(argv: Sequence[str] | None) -> int:

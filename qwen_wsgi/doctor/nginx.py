@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,11 @@ _BODY_BYTES: Final = 1024 * 1024
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _SIZES: Final = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+
+#: Where `make install TLS=internal` has its certificate, which it renews.
+_OWN_AUTHORITY: Final = "/etc/qwen-proxy/tls/"
+_DAY_S: Final = 86_400
+_SOON_DAYS: Final = 30
 
 _RELOAD: Final = "then: sudo nginx -t && sudo systemctl reload nginx"
 
@@ -137,6 +143,7 @@ def check(
     yield from target(found, bind)
     yield from streaming(settings, found)
     yield from websockets(settings, found)
+    yield from certificates(found, machine)
     yield from others(found, machine)
     if group and any(each.path for each in found.upstreams):
         yield from socket_group(group, machine)
@@ -246,6 +253,35 @@ def websockets(settings: Settings, site: Site) -> Iterator[Finding]:
             "do not pass, because the site sets no header Upgrade: Codex and others use HTTP",
             f"To let them pass, add what the installed site has: {_AVAILABLE}.new; {_RELOAD}",
         )
+
+
+def certificates(site: Site, machine: Machine) -> Iterator[Finding]:
+    """Check how long the certificates of the site are good for."""
+    program = machine.program("openssl")
+    for path in site.values("ssl_certificate"):
+        if program is None:
+            yield TELL.skipped(path, "openssl, which reads certificates, is not installed")
+            return
+        try:
+            done = machine.run(
+                [program, "x509", "-noout", "-enddate", "-in", path], timeout_s=_TIMEOUT_S
+            )
+            if done.status:
+                raise OSError((done.err or done.out).strip().partition("\n")[0])
+            end_s = ssl.cert_time_to_seconds(done.out.strip().removeprefix("notAfter="))
+        except (OSError, ValueError) as error:
+            yield TELL.skipped(path, f"the certificate cannot be read ({error})")
+            continue
+        days = (end_s - machine.now()) / _DAY_S
+        renew = "sudo make install" if path.startswith(_OWN_AUTHORITY) else "Renew it"
+        if days < 0:
+            what = f"the certificate ended {-days:.0f} days ago: no client accepts it"
+            yield TELL.fail(path, what, f"{renew}, {_RELOAD}")
+        elif days < _SOON_DAYS:
+            what = f"the certificate ends in {days:.0f} days"
+            yield TELL.warn(path, what, f"{renew}, {_RELOAD}")
+        else:
+            yield TELL.ok(path, f"the certificate is valid for {days:.0f} days")
 
 
 def others(site: Site, machine: Machine) -> Iterator[Finding]:

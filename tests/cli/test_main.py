@@ -20,6 +20,8 @@ from tests.fakes.raw_server import RawServer, whole
 from tests.kit.secrets import core, secret
 
 KEY = secret("cli-account")
+#: Nobody listens there.
+NOBODY = "http://127.0.0.1:9/v1"
 CLIENT_KEY = secret("cli-client")
 
 
@@ -283,27 +285,66 @@ def test_models_are_listed_in_the_order_of_the_accounts(run: Any) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    # More than a pipe's buffer, less, and what argparse prints.
-    [("settings", "--json"), ("status",), ("clients",), ("--version",), ("clients", "--help")],
+    [
+        ("settings", "--json"),
+        ("status",),
+        ("models",),
+        ("models", "--json"),
+        ("clients",),
+        ("--version",),
+        ("clients", "--help"),
+        (),
+    ],
     ids=" ".join,
 )
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("both", [False, True], ids=["its output", "its errors, too"])
+@pytest.mark.parametrize("read", [0, 70_000])
 def test_a_command_may_be_piped_to_somebody_who_stops_reading(
-    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    arguments: tuple[str, ...],
+    unbuffered: str,
+    both: bool,
+    read: int,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    if arguments[:1] == ("models",):
+        # More than a pipe's buffer, to be read or not.
+        entries = [{"id": f"model-{n}", "name": "x" * 1000} for n in range(500)]
+        (home / ".qwen").mkdir()
+        value = {"modelProviders": {"openai": [{**e, "baseUrl": NOBODY} for e in entries]}}
+        (home / ".qwen/settings.json").write_text(json.dumps(value))
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     process = subprocess.Popen(
         [sys.executable, "-m", "qwen_wsgi.cli", *arguments],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.STDOUT if both else subprocess.PIPE,
     )
     assert process.stdout is not None
-    assert process.stderr is not None
+    process.stdout.read(read)
     process.stdout.close()
-    err = process.stderr.read()
-    process.stderr.close()
+    err = b""
+    if process.stderr is not None:
+        err = process.stderr.read()
+        process.stderr.close()
 
-    assert process.wait(30) == 0
-    assert err == b""
+    # `status` has no account to tell of, if it is read to its end.
+    assert process.wait(30) in ((0, 1) if arguments == ("status",) else (0,))
+    assert b"Traceback" not in err
+    assert b"BrokenPipe" not in err
+    assert b"Exception ignored" not in err
+
+
+def test_the_status_of_a_wrong_command_line_is_kept_without_a_reader() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qwen_wsgi.cli", "nonsense"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+
+    assert process.wait(30) == 2
 
 
 # --- serve ---------------------------------------------------------------------------------------

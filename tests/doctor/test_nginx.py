@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from qwen_wsgi import net
@@ -190,3 +193,56 @@ def test_other_files_in_the_way(installed: FakeMachine, load: Load) -> None:
 )
 def test_times_of_nginx(value: str, seconds: float) -> None:
     assert nginx._seconds(value) == seconds
+
+
+CERTIFICATE = "/etc/qwen-proxy/tls/server.crt"
+
+
+def with_certificate(path: str) -> nginx.Site:
+    text = SHIPPED_SITE.replace("#ssl_certificate  ", "ssl_certificate  ")
+    text = text.replace("/etc/ssl/qwen-proxy/fullchain.pem", path)
+    return nginx.Site(Path("site"), re.sub(r"(?m)(^|\s)#.*$", "", text))
+
+
+@pytest.mark.parametrize(
+    ("end", "level", "words"),
+    [
+        ("Feb 25 22:58:48 2029 GMT", "ok", "valid for 827 days"),
+        ("Dec 11 12:00:00 2026 GMT", "warn", "ends in 20 days"),
+        ("Nov 19 12:00:00 2026 GMT", "fail", "ended 2 days ago"),
+        ("nonsense", "skipped", "cannot be read"),
+    ],
+)
+def test_a_certificate_that_ends_is_told_in_time(
+    machine: FakeMachine, end: str, level: str, words: str
+) -> None:
+    machine.programs["openssl"] = Ran(0, f"notAfter={end}\n", "")
+
+    found = one(nginx.certificates(with_certificate(CERTIFICATE), machine))
+
+    assert (found.subject, found.level.value) == (CERTIFICATE, level)
+    assert words in found.what
+    if level in ("warn", "fail"):
+        assert found.remedy.startswith("sudo make install, then: ")
+
+
+def test_a_certificate_of_the_operators_own_is_renewed_by_him(machine: FakeMachine) -> None:
+    machine.programs["openssl"] = Ran(0, "notAfter=Dec 11 12:00:00 2026 GMT\n", "")
+
+    found = one(nginx.certificates(with_certificate("/etc/ssl/q.pem"), machine))
+
+    assert found.remedy.startswith("Renew it, then: ")
+
+
+def test_a_certificate_that_cannot_be_read(machine: FakeMachine) -> None:
+    site = with_certificate(CERTIFICATE)
+    assert one(nginx.certificates(site, machine)).level is Level.SKIPPED
+
+    machine.programs["openssl"] = Ran(1, "", "Can't open it\nand more")
+    assert "(Can't open it)" in one(nginx.certificates(site, machine)).what
+
+
+def test_a_site_without_tls_has_no_certificate(machine: FakeMachine) -> None:
+    site = nginx.Site(Path("site"), re.sub(r"(?m)(^|\s)#.*$", "", SHIPPED_SITE))
+
+    assert list(nginx.certificates(site, machine)) == []
