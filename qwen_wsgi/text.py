@@ -259,5 +259,8 @@ def _by_path(endpoints: Iterable[str]) -> list[tuple[str, str]]:
 
 def _clients(settings: Settings) -> str:
     if settings.all_client_keys:
-        return f"all that have one of {len(settings.all_client_keys)} client key(s)"
+        number = len(settings.all_client_keys)
+        return "all that have " + (
+            "the client key" if number == 1 else f"one of the {number} client keys"
+        )
     return "this machine only (set QWEN_PROXY_API_KEYS to serve others)"
