@@ -10,10 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from qwen_wsgi.net import is_loopback
 from tests.kit import log_files, secrets
+
+# A busy machine is no failure of a property.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 #: What this process logged, before it was redacted.
 _messages: list[str] = []

@@ -146,6 +146,15 @@ def check_free(app: App, server: RawServer) -> None:
     wait_until(lambda: sum(not each.closed for each in server._peers) <= 1, "closed connections")
 
 
+@pytest.fixture(autouse=True)
+def _small_heap() -> Iterator[None]:
+    """Hundreds of collections follow, which need not look at what other tests have left."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
 def traced_tasks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Trap]]:
     """The trap of a test is set in the greenlets of its tasks, too."""

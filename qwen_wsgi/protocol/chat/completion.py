@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from qwen_wsgi.errors import AnswerTooLarge
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chat.errors import ERROR_FINISH
 from qwen_wsgi.protocol.chat.normalize import TRUNCATED, finish_reason
 from qwen_wsgi.protocol.chat.tool_calls import (
+    MOST_CHOICES,
     NO_ARGUMENTS,
     ToolCalls,
     arguments_of,
@@ -52,6 +54,8 @@ class Completion:
         for choice in objects(chunk.get("choices")):
             index = choice.get("index")
             index = index if isinstance(index, int) else 0
+            if index not in self._choices and len(self._choices) >= MOST_CHOICES:
+                raise AnswerTooLarge(f"has more than {MOST_CHOICES} choices")
             self._choices.setdefault(index, _Choice(index)).add(choice)
 
     @property

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from qwen_wsgi.errors import AnswerTooLarge
 from qwen_wsgi.protocol.chat.tool_calls import (
+    MOST_CHOICES,
     NO_ARGUMENTS,
     Taken,
     ToolCalls,
@@ -140,6 +142,8 @@ class ChunkNormalizer:
 
     def begin(self, index: int) -> _Choice:
         """Begin a choice: with a chunk of it that needs no normalizing, or before one."""
+        if len(self._choices) >= MOST_CHOICES:
+            raise AnswerTooLarge(f"has more than {MOST_CHOICES} choices")
         known = self._choices[index] = _Choice(index)
         self.unfinished += 1
         self.indexes.add(b"%d" % index)

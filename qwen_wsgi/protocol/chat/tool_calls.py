@@ -15,8 +15,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from qwen_wsgi.errors import AnswerTooLarge
 from qwen_wsgi.protocol import json_access
 from qwen_wsgi.protocol.json_object import compact
+
+#: Tool calls of one choice.
+MOST_CALLS: Final = 1024
+
+#: Choices of one answer; OpenAI allows as many.
+MOST_CHOICES: Final = 128
 
 #: The arguments of a call that has none: clients parse them, and OpenAI's models write this.
 NO_ARGUMENTS: Final = "{}"
@@ -156,6 +163,8 @@ class ToolCalls:
 
     def _begin(self, index: int | None) -> ToolCall:
         number = len(self._calls)
+        if number >= MOST_CALLS:
+            raise AnswerTooLarge(f"has more than {MOST_CALLS} tool calls")
         free = index is not None and all(call.place != index for call in self._calls)
         call = ToolCall(number, index if index is not None and free else number, index=index)
         self._calls.append(call)
