@@ -423,7 +423,8 @@ def _announce(services: Services, endpoints: list[str]) -> None:
     statuses = {account.name: services.statuses.of(account) for account in accounts}
     if settings.log_format == "json":
         # Whoever reads the log expects an object in every line.
-        log.info("ready", extra={"fields": text.ready(settings, accounts, models, problems)})
+        fields = text.ready(settings, accounts, models, problems, statuses)
+        log.info("ready", extra={"fields": fields})
     else:
         banner = text.banner(settings, accounts, models, problems, endpoints, statuses)
         print(banner, file=sys.stderr, flush=True)

@@ -207,7 +207,7 @@ class Settings:
         "QWEN_PROXY_WEBSOCKET_MEMORY",
         "Memory of one worker for conversations that its WebSockets may continue.",
         default=128 * 1024 * 1024,
-        parse=values.integer(1024 * 1024),
+        parse=values.size(1024 * 1024),
         unit="bytes",
     )
 

@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from qwen_wsgi import __version__, net
 from qwen_wsgi.credentials.account import Account
@@ -27,8 +27,6 @@ _NO_ACCOUNT = (
     "server and start it again, or name an OpenAI-compatible server in QWEN_UPSTREAM_BASE_URL.\n"
     "(The free Qwen login ended on 2026-04-15. Who still has one that works: `qwen-proxy login`.)"
 )
-
-_USABLE = ("fresh", "stale", "expiring")
 
 
 def account_row(account: Account, status: CredentialStatus | None = None) -> dict[str, str]:
@@ -51,11 +49,43 @@ def account_row(account: Account, status: CredentialStatus | None = None) -> dic
     }
 
 
+class Latest(Protocol):
+    """How the latest call of an account ended (`upstream.routing.outcomes.LatestCall`)."""
+
+    @property
+    def age_s(self) -> float:
+        """How long ago."""
+
+    @property
+    def cause(self) -> str:
+        """Why it failed; "" if the account answered."""
+
+    @property
+    def answered_s(self) -> float | None:
+        """How long ago the account answered, or None."""
+
+
+def status_row(account: Account, status: CredentialStatus, latest: Latest | None) -> dict[str, Any]:
+    """As `account_row`, with `{"usable", "cause", "left_alone_s", "last_call": {"age_s", "cause",
+    "answered_s"}}`."""
+    last_call = None
+    if latest is not None:
+        before = None if latest.answered_s is None else round(latest.answered_s, 1)
+        last_call = {"age_s": round(latest.age_s, 1), "cause": latest.cause, "answered_s": before}
+    return {
+        **account_row(account, status),
+        "usable": status.state.is_usable,
+        "cause": status.cause,
+        "left_alone_s": round(status.again_s or 0.0, 1),
+        "last_call": last_call,
+    }
+
+
 def accounts_text(rows: Iterable[Mapping[str, Any]], problems: Sequence[str]) -> str:
     """Render the accounts, each with its source, endpoint, state and remedy.
 
     Args:
-        rows: as `account_row` makes them; the server's own have `last_call`, too.
+        rows: as `status_row` makes them.
     """
     blocks = []
     for row in rows:
@@ -76,22 +106,16 @@ def accounts_text(rows: Iterable[Mapping[str, Any]], problems: Sequence[str]) ->
     return "\n".join(blocks)
 
 
-def is_usable(row: Mapping[str, Any]) -> bool:
-    """Whether calls can be made with an account, by its row."""
-    return row["state"] in _USABLE
-
-
 def _headline(row: Mapping[str, Any]) -> str:
-    """The state in a word, and in a sentence. What is only there has not proved to work."""
-    state, detail = str(row["state"]).upper(), row["detail"]
+    """The state in a word, and in a sentence. A key that is there has not proved to work."""
+    state, detail = str(row["state"]).upper(), str(row["detail"])
     last = row.get("last_call")
     if row["kind"] == "key" and state == "FRESH":
         state = "NOT TRIED YET" if last is None else "WORKS"
         if last is not None and last["cause"]:
             state = "LAST CALL FAILED"
-    if row.get("left_alone_s"):
-        rest = f"gets no calls for {row['left_alone_s']:.0f} s ({row['cause']})"
-        detail = f"{detail}; {rest}"
+        if row.get("left_alone_s"):
+            detail += f"; gets no calls for {row['left_alone_s']:.0f} s ({row['cause']})"
     return f"{state}  {detail}"
 
 
@@ -134,16 +158,17 @@ def ready(
     accounts: Sequence[Account],
     models: Sequence[Mapping[str, Any]],
     problems: Sequence[str],
+    statuses: Mapping[str, CredentialStatus] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The facts of the banner, as the fields of a log line for programs."""
+    rows = [account_row(account, statuses.get(account.name)) for account in accounts]
     return {
         "version": __version__,
         "url": url(settings),
         "listens_on": settings.bind_address,
         "client_keys": len(settings.all_client_keys),
         "accounts": [
-            {"name": row["name"], "state": row["state"], "origin": row["origin"]}
-            for row in map(account_row, accounts)
+            {"name": row["name"], "state": row["state"], "origin": row["origin"]} for row in rows
         ],
         "models": len(models),
         "problems": list(problems),
@@ -234,5 +259,8 @@ def _by_path(endpoints: Iterable[str]) -> list[tuple[str, str]]:
 
 def _clients(settings: Settings) -> str:
     if settings.all_client_keys:
-        return f"all that have one of {len(settings.all_client_keys)} client key(s)"
+        number = len(settings.all_client_keys)
+        return "all that have " + (
+            "the client key" if number == 1 else f"one of the {number} client keys"
+        )
     return "this machine only (set QWEN_PROXY_API_KEYS to serve others)"

@@ -450,12 +450,3 @@ def test_a_password_in_a_base_url_is_not_shown(name: str, scheme: str) -> None:
 )
 def test_keys_that_can_be_guessed_are_counted(keys: str, weak: int) -> None:
     assert load({"QWEN_PROXY_API_KEYS": keys}).weak_client_keys == weak
-
-
-def test_the_page_of_settings_has_every_setting_with_its_default_and_meaning() -> None:
-    page = (Path(__file__).parents[1] / "docs/settings.md").read_text()
-
-    for row in describe(load({})):
-        meaning = row["description"].replace("|", "\\|")
-        line = f"| `{row['name']}` | {row['default']} | {row['unit'] or ''} | {meaning} |"
-        assert line in page

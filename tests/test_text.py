@@ -123,7 +123,7 @@ def test_no_secret_is_shown(render: str) -> None:
 def test_with_client_keys_the_example_has_a_place_for_one() -> None:
     text = banner(keyed(), QWEN_PROXY_API_KEYS=f"{CLIENT_KEY},other")
 
-    assert "all that have one of 2 client key(s)" in text
+    assert "all that have one of the 2 client keys" in text
     assert "-H 'Authorization: Bearer YOUR_CLIENT_KEY'" in text
 
 

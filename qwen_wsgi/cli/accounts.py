@@ -30,7 +30,7 @@ def status(settings: Settings, *, json_output: bool) -> int:
     else:
         shown = f"{_asked(answer, settings)}\n\n{text.accounts_text(rows, problems)}"
         print(with_command(shown, settings.command))
-    return 0 if any(text.is_usable(row) for row in rows) else 1
+    return 0 if any(row.get("usable") for row in rows) else 1
 
 
 def models(settings: Settings, *, json_output: bool) -> int:
@@ -76,7 +76,10 @@ def _own_report(settings: Settings) -> dict[str, Any]:
     """What this command finds by itself, in the form of the server's `/status`."""
     services = _services(settings)
     return {
-        "accounts": [text.account_row(*each) for each in services.statuses.summary().accounts],
+        "accounts": [
+            text.status_row(account, status, services.outcomes.latest(account))
+            for account, status in services.statuses.summary().accounts
+        ],
         "problems": list(services.discovery.problems()),
         "notes": list(map(str, services.discovery.notes())),
     }

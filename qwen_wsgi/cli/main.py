@@ -106,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="qwen-proxy",
         description="Qwen models for every OpenAI or Anthropic client on your LAN.",
+        epilog="Settings are environment variables: `qwen-proxy settings` lists them. "
+        "`qwen-proxy COMMAND --help` shows the options of a command.",
     )
     parser.add_argument("--version", action="version", version=f"qwen-proxy {__version__}")
     parser.set_defaults(command=None)
@@ -116,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
-    sub = add("serve", _serve, "start the server; options win over the environment's settings")
+    sub = add("serve", _serve, "start the server; its options win over the settings")
     sub.add_argument("--host", metavar="ADDRESS", help="address to listen on (QWEN_PROXY_HOST)")
     sub.add_argument("--port", metavar="PORT", help="port to listen on (QWEN_PROXY_PORT)")
     sub.add_argument("--workers", metavar="N", help="worker processes (QWEN_PROXY_WORKERS)")
@@ -124,26 +126,30 @@ def _parser() -> argparse.ArgumentParser:
         "--reload", action="store_true", help="for developers: restart workers when code changes"
     )
     for name, command, help in (
-        ("status", _status, "show every account with its source and state"),
-        ("models", _models, "list the models of all accounts, as their hosts list them now"),
-        ("settings", _settings, "list every setting with its value"),
+        ("status", _status, "show every account: where it is from, and whether it works"),
+        ("models", _models, "list the models of all accounts; their hosts are asked for them now"),
+        ("settings", _settings, "list every setting: its value, its default, what it is for"),
     ):
         add(name, command, help).add_argument("--json", action="store_true", help="print JSON")
-    sub = add("doctor", _doctor, "check this installation, and say how to fix what is wrong")
+    sub = add("doctor", _doctor, "check this installation, and say what is wrong and what to do")
     sub.add_argument("--account", metavar="NAME", help="check one account; default: all")
     sub.add_argument("--no-calls", action="store_true", help="contact no upstream")
     sub.add_argument("--problems", action="store_true", help="print only what is wrong")
     sub.add_argument("--json", action="store_true", help="print JSON")
-    sub = add("clients", _clients, "list known clients, or print the setup for one of them")
+    sub = add("clients", _clients, "list the clients that are known, or print the set-up of one")
     sub.add_argument("name", nargs="?", metavar="NAME", help="the client; default: list all")
     sub.add_argument("--url", default="", help="the server's address; default: from the settings")
     sub.add_argument("--model", default="", help="the model; default: one that suits the client")
     sub.add_argument("--json", action="store_true", help="print JSON")
-    sub = add("login", _login, "log in to Qwen with a browser on any device")
+    sub = add(
+        "login",
+        _login,
+        "log in to Qwen with a browser on any device (most accounts need an API key instead)",
+    )
     sub.add_argument("--account", metavar="NAME", help="an additional login beside qwen-code's own")
     sub.add_argument("--json", action="store_true", help="print one JSON object per line")
     sub.add_argument("--browser", action="store_true", help="open the page on this machine")
-    sub = add("creds", _creds, "manage the logins: status, refresh, forget")
+    sub = add("creds", _creds, "look after the logins: status, refresh, forget")
     sub.add_argument("action", choices=("status", "refresh", "forget"))
     sub.add_argument("--account", metavar="NAME", help="one login; default: all")
     sub.add_argument("--json", action="store_true", help="print JSON")

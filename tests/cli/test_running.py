@@ -24,6 +24,9 @@ ROW = {
     "detail": "API key is set",
     "credential": "…abcd",
     "remedy": "",
+    "usable": True,
+    "cause": "",
+    "left_alone_s": 0.0,
     "last_call": {"age_s": 7320.0, "cause": "", "answered_s": 7320.0},
 }
 REPORT = {
