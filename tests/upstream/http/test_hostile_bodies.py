@@ -50,6 +50,8 @@ class Given:
 
 
 class NoPool:
+    generation = 0
+
     def _put_conn(self, connection: object) -> None:
         return None
 
