@@ -14,7 +14,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -370,15 +369,15 @@ def _write_json(client: Any, status: int, reason: str, message: str) -> None:
         client.sendall(head.encode() + b"\r\n" + body)
 
 
-def free_call(
-    worker: object, request: object, environ: Mapping[str, Any], response: object
-) -> None:
+def free_call(worker: object, request: object, environ: dict[str, Any], response: object) -> None:
     """Free what the call of a request holds, if that was not done: it is over, whatever failed.
 
     gunicorn's `post_request`. gunicorn closes an answer only if it could begin it, and write its
     line into the access log.
     """
-    call = environ.get("qwen_wsgi.call")  # of api/lifecycle.py
+    # Of api/lifecycle.py. Taken out: the call knows its environ, and they would hold each other
+    # until the garbage collector's next full round.
+    call = environ.pop("qwen_wsgi.call", None)
     if call is not None and not call.closed:
         call.close()
 
