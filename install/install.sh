@@ -223,7 +223,7 @@ if [ -n "$nginx_reload" ]; then
     say "nginx has a new site or certificate:"
     say "  sudo systemctl reload nginx"
 fi
-if [ -n "$has_nginx" ] && [ -z "$failed" ]; then
+if [ -n "$has_nginx" ] && [ -z "$failed" ] && [ -L "$link" ]; then
     say "Then, on this machine:"
     say "  $(curl_line "$name" "$tls" "$tls_files")"
     say "  qwen-proxy clients            # the setup of each client"

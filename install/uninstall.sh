@@ -61,9 +61,10 @@ if [ "${PURGE-}" = 1 ]; then
     if [ -z "$root" ]; then
         # userdel warns that nginx's user is still in the group, which is removed next.
         if getent passwd "$user" >/dev/null; then
-            userdel "$user" 2>/dev/null || say "The user $user could not be removed."
+            userdel "$user" 2>/dev/null ||
+                say "The user $user could not be removed; does a process of it run?"
         fi
-        if getent group "$user" >/dev/null; then groupdel "$user"; fi
+        if ! getent passwd "$user" >/dev/null && getent group "$user" >/dev/null; then groupdel "$user"; fi
     fi
     say "Removed, including settings, state and user."
 else

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
@@ -12,6 +13,10 @@ from qwen_wsgi.net import Address
 
 #: The longest answer that is read. A list of a thousand models has half a megabyte.
 MAX_BYTES: Final = 4 * 1024 * 1024
+
+
+#: The state of a listening socket in /proc/net/tcp (`TCP_LISTEN`).
+_LISTEN: Final = "0A"
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -25,6 +30,24 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
+
+
+def listeners(port: int, *, proc: Path = Path("/proc")) -> set[int]:
+    """The users whose programs listen on a TCP port of this machine; {-1} where that is unknown."""
+    found: set[int] = set()
+    for name in ("tcp", "tcp6"):
+        try:
+            lines = (proc / "net" / name).read_text().splitlines()[1:]
+        except FileNotFoundError:  # no IPv6
+            continue
+        except OSError:
+            return {-1}
+        for line in lines:
+            # Number, local address, remote address, state, two queues, a timer, timeouts, user.
+            _, local, _, state, _, _, _, uid, *_ = line.split()
+            if state == _LISTEN and int(local.rpartition(":")[2], 16) == port:
+                found.add(int(uid))
+    return found
 
 
 def get(

@@ -18,10 +18,18 @@ from qwen_wsgi.settings import Settings, with_command
 #: A server asks all its hosts for their lists before it answers.
 _LISTS_S: Final = 60.0
 
+#: What is shown of an account (`text.status_row`).
+_ROW: Final = frozenset(
+    {
+        *("name", "kind", "origin", "endpoint", "state", "detail", "credential", "remedy"),
+        *("usable", "cause", "left_alone_s", "last_call"),
+    }
+)
+
 
 def status(settings: Settings, *, json_output: bool) -> int:
     """Print every account without calling any upstream; 0 if one is usable, else 1."""
-    answer = running.ask(settings, "/status")
+    answer = running.ask(settings, "/status", check=_is_report)
     report = _own_report(settings) if answer.value is None else answer.value
     rows, problems = report["accounts"], (*report["problems"], *report["notes"])
     if json_output:
@@ -35,10 +43,12 @@ def status(settings: Settings, *, json_output: bool) -> int:
 
 def models(settings: Settings, *, json_output: bool) -> int:
     """Print the models of all accounts; where each list comes from goes to standard error."""
-    answer = running.ask(settings, "/v1/models?refresh=1", timeout_s=_LISTS_S)
-    if answer.value is not None and isinstance(entries := answer.value.get("data"), list):
+    answer = running.ask(
+        settings, "/v1/models?refresh=1", timeout_s=_LISTS_S, check=_is_list_of_models
+    )
+    if answer.value is not None:
         print(f"Asked: the server at {answer.server}", file=sys.stderr)
-        found = {str(entry["id"]): entry for entry in entries}
+        found = {str(entry["id"]): entry for entry in answer.value["data"]}
     else:
         found = _own_models(settings, answer)
     if json_output:
@@ -50,9 +60,9 @@ def models(settings: Settings, *, json_output: bool) -> int:
 
 def models_to_offer(settings: Settings) -> tuple[list[dict[str, Any]], list[str]]:
     """The catalogue's models for a client, and notes on why the list may be incomplete."""
-    answer = running.ask(settings, "/v1/models", timeout_s=_LISTS_S)
-    if answer.value is not None and isinstance(entries := answer.value.get("data"), list):
-        return entries, []
+    answer = running.ask(settings, "/v1/models", timeout_s=_LISTS_S, check=_is_list_of_models)
+    if answer.value is not None:
+        return answer.value["data"], []
     try:
         services = _services(settings)
     except SettingsError as error:
@@ -70,6 +80,23 @@ def models_to_offer(settings: Settings) -> tuple[list[dict[str, Any]], list[str]
     if not accounts:
         notes.append("No account was found, so no model list was requested: `qwen-proxy status`.")
     return entries, notes
+
+
+def _is_report(value: dict[str, Any]) -> bool:
+    """Whether it is what `/status` of this version answers."""
+    rows = value.get("accounts")
+    return (
+        isinstance(rows, list)
+        and all(isinstance(row, dict) and row.keys() >= _ROW for row in rows)
+        and all(isinstance(value.get(name), list) for name in ("problems", "notes"))
+    )
+
+
+def _is_list_of_models(value: dict[str, Any]) -> bool:
+    entries = value.get("data")
+    return isinstance(entries, list) and all(
+        isinstance(entry, dict) and "id" in entry for entry in entries
+    )
 
 
 def _own_report(settings: Settings) -> dict[str, Any]:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from qwen_wsgi import local_http, net
-from qwen_wsgi.net import Address
 from qwen_wsgi.settings import Settings
 
 #: A worker answers within milliseconds, unless it stands still.
 _TIMEOUT_S: Final = 5.0
+
+_OTHER_VERSION: Final = "it is of another version, or another program"
 
 
 class Answer(NamedTuple):
@@ -32,8 +35,18 @@ class Answer(NamedTuple):
     why: str
 
 
-def ask(settings: Settings, path: str, *, timeout_s: float = _TIMEOUT_S) -> Answer:
-    """GET a path of the server that these settings describe; never raises."""
+def ask(
+    settings: Settings,
+    path: str,
+    *,
+    timeout_s: float = _TIMEOUT_S,
+    check: Callable[[dict[str, Any]], bool] = lambda value: True,
+) -> Answer:
+    """GET a path of the server that these settings describe; never raises.
+
+    Args:
+        check: whether the answer has the expected form.
+    """
     shown = settings.bind_address
     try:
         address = net.parse(shown)
@@ -42,8 +55,13 @@ def ask(settings: Settings, path: str, *, timeout_s: float = _TIMEOUT_S) -> Answ
     shown = str(address)
     if not address.path and not address.port:
         return Answer(shown, None, "with PORT=0 its port is unknown")
+    keys = settings.all_client_keys
+    if keys and not address.path and not local_http.listeners(address.port) <= {0, os.geteuid()}:
+        # On a port that is free any user's program may listen.
+        return Answer(shown, None, "a program of another user listens there; it gets no client key")
+    headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
     try:
-        status, body = _get(settings, address, path, timeout_s)
+        status, body = local_http.get(address, path, timeout_s=timeout_s, headers=headers)
     except PermissionError:
         why = "this user may not connect to its socket (root may: `qwen-proxy status`)"
         return Answer(shown, None, why)
@@ -55,13 +73,10 @@ def ask(settings: Settings, path: str, *, timeout_s: float = _TIMEOUT_S) -> Answ
         return Answer(shown, None, error.strerror or str(error))
     except http.client.HTTPException:
         return Answer(shown, None, "another program listens there")
-    return _read(shown, status, body)
-
-
-def _get(settings: Settings, address: Address, path: str, timeout_s: float) -> tuple[int, bytes]:
-    keys = settings.all_client_keys
-    headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
-    return local_http.get(address, path, timeout_s=timeout_s, headers=headers)
+    answer = _read(shown, status, body)
+    if answer.value is not None and not check(answer.value):
+        return Answer(shown, None, _OTHER_VERSION)
+    return answer
 
 
 def _read(shown: str, status: int, body: bytes) -> Answer:
@@ -74,7 +89,7 @@ def _read(shown: str, status: int, body: bytes) -> Answer:
     if status == 200 and isinstance(value, dict):
         return Answer(shown, value, "")
     if status == 404 and isinstance(value, dict) and "error" in value:
-        return Answer(shown, None, "it is of another version, or another program")
+        return Answer(shown, None, _OTHER_VERSION)
     if isinstance(value, dict):
         return Answer(shown, None, f"it answered {status}")
     return Answer(shown, None, "another program listens there")

@@ -24,6 +24,9 @@ _ALLOCATOR: Final = {
 }
 
 
+#: A server that listens accepts at once.
+_CONNECT_S: Final = 5.0
+
 #: Where an installed package has the server's files; in a checkout they are at its top.
 _PACKAGED: Final = Path(__file__).resolve().parents[1] / "_server"
 _CHECKOUT: Final = Path(__file__).resolve().parents[2]
@@ -81,6 +84,7 @@ def check_bind(settings: Settings) -> None:
                 f"cannot create the socket {address}: {directory} is missing or not writable; "
                 "create it, or change QWEN_PROXY_BIND"
             )
+        _check_socket(settings, address.path)
         return
     try:
         addresses = socket.getaddrinfo(
@@ -92,6 +96,21 @@ def check_bind(settings: Settings) -> None:
             probe.bind(where)
     except (OSError, OverflowError) as error:
         raise _cannot_listen(settings, error) from None
+
+
+def _check_socket(settings: Settings, path: str) -> None:
+    """Check that no server listens at a unix socket: gunicorn would take its place without a word.
+
+    Raises:
+        CannotStartYet: one does.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_CONNECT_S)
+        try:
+            probe.connect(path)
+        except OSError:
+            return  # nothing there, or what a server that ended has left
+    raise _cannot_listen(settings, OSError(errno.EADDRINUSE, "in use"))
 
 
 def _cannot_listen(settings: Settings, error: Exception) -> SettingsError | CannotStartYet:

@@ -360,6 +360,18 @@ def test_a_port_in_use_is_one_line_and_status_1() -> None:
     assert "another program listens there already" in done.stderr
 
 
+def test_a_socket_in_use_is_not_taken_from_its_server(tmp_path: Path) -> None:
+    path = str(tmp_path / "http.sock")
+    with closing(socket.socket(socket.AF_UNIX)) as taken:
+        taken.bind(path)
+        taken.listen()
+        done = as_program("serve", QWEN_PROXY_BIND=f"unix:{path}", QWEN_PROXY_SANDBOX="1")
+        assert Path(path).exists()
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "another program listens there already" in done.stderr
+
+
 @pytest.mark.parametrize("host", ["203.0.113.7", "no.such.host.invalid"])
 def test_an_address_that_is_not_there_yet_is_one_line_and_status_1(host: str) -> None:
     done = as_program("serve", QWEN_PROXY_HOST=host)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qwen_wsgi import local_http
 from qwen_wsgi.cli import accounts, running
 from qwen_wsgi.settings import Settings
 from tests.fakes.raw_server import RawServer, whole
@@ -155,6 +157,39 @@ def test_a_server_that_does_not_answer_is_not_waited_for(home: Path) -> None:
 
     assert answer.value is None
     assert answer.why
+
+
+def test_a_program_of_another_user_gets_no_key(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a port that is free anybody may listen."""
+    with RawServer(report()) as server:
+        settings = of(server, home, QWEN_PROXY_API_KEYS=KEY)
+        monkeypatch.setattr(local_http, "listeners", lambda port: {12345})
+        answer = running.ask(settings, "/status")
+
+        assert server.connections == 0
+    assert answer.why == "a program of another user listens there; it gets no client key"
+
+
+def test_who_listens_is_known(tmp_path: Path) -> None:
+    with RawServer(report()) as server:
+        assert local_http.listeners(server.port) == {os.geteuid()}
+    assert local_http.listeners(server.port) == set()
+
+    (tmp_path / "net/tcp").mkdir(parents=True)  # cannot be read
+    assert local_http.listeners(1, proc=tmp_path) == {-1}
+    assert local_http.listeners(1, proc=tmp_path / "nowhere") == set()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"accounts": [{"name": "a"}]}, {"accounts": None}, {"notes": None}], ids=str
+)
+def test_a_report_of_another_version_is_not_taken(
+    home: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any]
+) -> None:
+    with RawServer(report(**changes)) as server:
+        accounts.status(of(server, home), json_output=False)
+
+    assert "it is of another version, or another program" in capsys.readouterr().out
 
 
 def test_a_socket_that_is_not_there(home: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -150,6 +151,63 @@ def test_a_log_for_programs_has_an_object_in_every_line(
     assert ready["models"] > 0
     (warning,) = [line for line in lines if line["level"] == "WARNING"]
     assert warning["event"].endswith("Did you mean QWEN_PROXY_WORKERS?")
+
+
+def test_lines_for_the_journal_have_a_level_and_no_time(home: Path, tmp_path: Path) -> None:
+    log = tmp_path / "journal"
+    with log.open("wb") as out:
+        found = os.fstat(out.fileno())
+        process = subprocess.Popen(
+            [sys.executable, "-m", "qwen_wsgi.cli", "serve", "--port", str(free_port())],
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": str(home),
+                "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}",
+                "QWEN_PROXY_SANDBOX": "1",
+                "QWEN_PROXY_WORKERS": "1",
+                "QWEN_PROXY_WORKRES": "1",
+                "PYTHONPATH": str(REPO),
+            },
+            stdout=out,
+            stderr=out,
+        )
+    try:
+        wait_until(lambda: "Try it" in log.read_text(), "the banner")
+    finally:
+        process.terminate()
+        process.wait(20)
+    lines = log.read_text().splitlines()
+    logged = [line for line in lines if re.match(r"<\d>", line)]
+
+    assert logged[0].startswith("<6>INFO    Starting gunicorn")
+    assert [line for line in logged if line.startswith("<4>WARNING QWEN_PROXY_WORKRES")]
+    assert not [line for line in lines if re.match(r"(<\d>)?\d{4}-", line)]
+
+
+@pytest.mark.parametrize(
+    ("style", "begins"), [("human", "<3>qwen-proxy: cannot"), ("json", '{"level": "ERROR"')]
+)
+def test_a_start_that_fails_is_told_in_the_form_of_the_log(
+    home: Path, tmp_path: Path, style: str, begins: str
+) -> None:
+    log = tmp_path / "journal"
+    with log.open("wb") as out:
+        found = os.fstat(out.fileno())
+        subprocess.run(
+            [sys.executable, "-m", "qwen_wsgi.cli", "serve"],
+            env={
+                "PATH": os.environ["PATH"],
+                "HOME": str(home),
+                "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}",
+                "QWEN_PROXY_BIND": "nonsense",
+                "QWEN_PROXY_LOG_FORMAT": style,
+                "PYTHONPATH": str(REPO),
+            },
+            stderr=out,
+            timeout=30,
+        )
+
+    assert log.read_text().startswith(begins)
 
 
 def test_systemd_is_told_what_the_workers_do(start_proxy: StartProxy, sandbox: Sandbox) -> None:
