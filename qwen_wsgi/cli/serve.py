@@ -13,6 +13,7 @@ from qwen_wsgi import net
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import CannotStartYet, SettingsError
+from qwen_wsgi.net import Address
 from qwen_wsgi.settings import Settings
 
 #: By default glibc returns large blocks to the system at once, and every megabyte of a body costs
@@ -24,7 +25,7 @@ _ALLOCATOR: Final = {
 }
 
 
-#: A server that listens accepts at once.
+#: The kernel answers for a server that listens.
 _CONNECT_S: Final = 5.0
 
 #: Where an installed package has the server's files; in a checkout they are at its top.
@@ -84,7 +85,7 @@ def check_bind(settings: Settings) -> None:
                 f"cannot create the socket {address}: {directory} is missing or not writable; "
                 "create it, or change QWEN_PROXY_BIND"
             )
-        _check_socket(settings, address.path)
+        _check_socket(address)
         return
     try:
         addresses = socket.getaddrinfo(
@@ -98,7 +99,7 @@ def check_bind(settings: Settings) -> None:
         raise _cannot_listen(settings, error) from None
 
 
-def _check_socket(settings: Settings, path: str) -> None:
+def _check_socket(address: Address) -> None:
     """Check that no server listens at a unix socket: gunicorn would take its place without a word.
 
     Raises:
@@ -107,10 +108,15 @@ def _check_socket(settings: Settings, path: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_CONNECT_S)
         try:
-            probe.connect(path)
+            probe.connect(address.path)
+        except (BlockingIOError, TimeoutError):
+            pass  # one whose queue is full
         except OSError:
             return  # nothing there, or what a server that ended has left
-    raise _cannot_listen(settings, OSError(errno.EADDRINUSE, "in use"))
+    raise CannotStartYet(
+        f"cannot listen on {address}: another server listens there already; stop it, or change "
+        "QWEN_PROXY_BIND"
+    )
 
 
 def _cannot_listen(settings: Settings, error: Exception) -> SettingsError | CannotStartYet:
