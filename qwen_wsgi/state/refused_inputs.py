@@ -13,7 +13,7 @@ from struct import Struct
 from typing import Final
 
 from qwen_wsgi.clock import boottime
-from qwen_wsgi.state.shared_memory import Table, key_of, map_shared
+from qwen_wsgi.state.shared_memory import Table, key_of
 
 #: What a chat message may hold besides text.
 INPUTS: Final = ("image", "audio", "video")
@@ -49,11 +49,17 @@ class RefusedInputs:
         boot_id: str | None = None,
     ) -> None:
         self._now = boottime
-        size = _ANY.size + _ROWS * _ROW.size
-        self._memory = map_shared(
-            directory, "refused-inputs", version=_VERSION, size=size, boot_id=boot_id
+        self._table = Table.shared(
+            directory,
+            "refused-inputs",
+            _ROW,
+            version=_VERSION,
+            start=_ANY.size,
+            rows=_ROWS,
+            age=2,
+            boot_id=boot_id,
         )
-        self._table = Table(self._memory, _ROW, start=_ANY.size, rows=_ROWS, age=2)
+        self._memory = self._table.memory
 
     def of(self, account: str, base_url: str | None, model: str) -> frozenset[str]:
         """The inputs that a model refused lately, at the account of this name and base URL."""

@@ -57,6 +57,29 @@ class Table:
         self._rows = rows
         self._age = age
 
+    @classmethod
+    def shared(
+        cls,
+        directory: Path | None,
+        name: str,
+        struct: Struct,
+        *,
+        version: str,
+        rows: int,
+        age: int,
+        start: int = 0,
+        copy: bool = False,
+        boot_id: str | None = None,
+    ) -> Table:
+        """A table that fills the file of this name; see `map_shared`.
+
+        Args:
+            start: bytes before its rows, for the owner.
+        """
+        size = start + rows * struct.size
+        memory = map_shared(directory, name, version=version, size=size, copy=copy, boot_id=boot_id)
+        return cls(memory, struct, start=start, rows=rows, age=age)
+
     def find(self, key: bytes) -> int | None:
         """The offset of the key's row, or None."""
         memory = self.memory

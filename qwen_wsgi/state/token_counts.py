@@ -11,7 +11,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from qwen_wsgi.clock import boottime
-from qwen_wsgi.state.shared_memory import Table, key_of, map_shared
+from qwen_wsgi.state.shared_memory import Table, key_of
 
 _VERSION: Final = "1"
 #: Conversation (or client), its tokens, when they were counted.
@@ -47,10 +47,9 @@ class TokenCounts:
         boot_id: str | None = None,
     ) -> None:
         self._now = boottime
-        memory = map_shared(
-            directory, "tokens", version=_VERSION, size=_ROWS * _ROW.size, boot_id=boot_id
+        self._table = Table.shared(
+            directory, "tokens", _ROW, version=_VERSION, rows=_ROWS, age=2, boot_id=boot_id
         )
-        self._table = Table(memory, _ROW, start=0, rows=_ROWS, age=2)
 
     def want(self, client: str) -> None:
         """Note that a client counts tokens: its next calls are remembered."""

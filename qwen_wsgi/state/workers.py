@@ -11,7 +11,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from qwen_wsgi.clock import boottime
-from qwen_wsgi.state.shared_memory import NO_KEY, Table, key_of, map_shared
+from qwen_wsgi.state.shared_memory import NO_KEY, Table, key_of
 
 _VERSION: Final = "1"
 #: Key, when it was written, process id, calls in flight, calls that ended.
@@ -47,10 +47,9 @@ class Workers:
         boot_id: str | None = None,
     ) -> None:
         self._now = boottime
-        memory = map_shared(
-            directory, "workers", version=_VERSION, size=_ROWS * _ROW.size, boot_id=boot_id
+        self._table = Table.shared(
+            directory, "workers", _ROW, version=_VERSION, rows=_ROWS, age=1, boot_id=boot_id
         )
-        self._table = Table(memory, _ROW, start=0, rows=_ROWS, age=1)
 
     def write(self, worker: Worker) -> None:
         """Describe a worker: this process's own."""

@@ -14,7 +14,7 @@ from typing import Any, Final
 from qwen_wsgi.clock import boottime
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import JsonObject, compact
-from qwen_wsgi.state.shared_memory import Table, key_of, map_shared
+from qwen_wsgi.state.shared_memory import Table, key_of
 
 _VERSION: Final = "1"
 #: Conversation, account, time of its latest call.
@@ -55,10 +55,9 @@ class Affinity:
         boot_id: str | None = None,
     ) -> None:
         self._now = boottime
-        memory = map_shared(
-            directory, "affinity", version=_VERSION, size=_ROWS * _ROW.size, boot_id=boot_id
+        self._table = Table.shared(
+            directory, "affinity", _ROW, version=_VERSION, rows=_ROWS, age=2, boot_id=boot_id
         )
-        self._table = Table(memory, _ROW, start=0, rows=_ROWS, age=2)
 
     def account_of(self, conversation: bytes) -> bytes | None:
         """The account that served a conversation lately, as it was given to `remember`."""

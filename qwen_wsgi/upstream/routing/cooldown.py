@@ -16,7 +16,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from qwen_wsgi.clock import boottime
-from qwen_wsgi.state.shared_memory import NO_KEY, Table, map_shared
+from qwen_wsgi.state.shared_memory import NO_KEY, Table
 
 _VERSION: Final = "2"
 
@@ -29,7 +29,6 @@ _START: Final = _NEWS_AT + _NEWS.size
 #: A row, as `_Row` says.
 _ROW: Final = Struct("=8sdddI20s32s")
 _ROWS: Final = 512
-_SIZE: Final = _START + _ROWS * _ROW.size
 
 #: Failures that count as a row are not further apart than this.
 ROW_S: Final = 120.0
@@ -134,10 +133,18 @@ class Cooldowns:
         boot_id: str | None = None,
     ) -> None:
         self.now = boottime
-        self._memory = map_shared(
-            directory, "cooldown", version=_VERSION, size=_SIZE, copy=copy, boot_id=boot_id
+        self._table = Table.shared(
+            directory,
+            "cooldown",
+            _ROW,
+            version=_VERSION,
+            start=_START,
+            rows=_ROWS,
+            age=1,
+            copy=copy,
+            boot_id=boot_id,
         )
-        self._table = Table(self._memory, _ROW, start=_START, rows=_ROWS, age=1)
+        self._memory = self._table.memory
 
     @property
     def is_clear(self) -> bool:

@@ -15,7 +15,7 @@ from qwen_wsgi.clock import boottime
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.credential import StaticKey
 from qwen_wsgi.errors import ApiError, Scope, UpstreamError
-from qwen_wsgi.state.shared_memory import Table, key_of, map_shared
+from qwen_wsgi.state.shared_memory import Table, key_of
 
 _VERSION: Final = "1"
 #: Key, time of the latest success, time of the latest failure, its cause.
@@ -59,11 +59,16 @@ class Outcomes:
         boot_id: str | None = None,
     ) -> None:
         self._now = boottime
-        size = _ROWS * _ROW.size
-        memory = map_shared(
-            directory, "outcomes", version=_VERSION, size=size, copy=copy, boot_id=boot_id
+        self._table = Table.shared(
+            directory,
+            "outcomes",
+            _ROW,
+            version=_VERSION,
+            rows=_ROWS,
+            age=1,
+            copy=copy,
+            boot_id=boot_id,
         )
-        self._table = Table(memory, _ROW, start=0, rows=_ROWS, age=1)
         #: When the latest success of an account was written down, by the account's name.
         self._written_s: dict[str, float] = {}
 
