@@ -114,7 +114,7 @@ def _check_socket(address: Address) -> None:
         except OSError:
             return  # nothing there, or what a server that ended has left
     raise CannotStartYet(
-        f"cannot listen on {address}: another server listens there already; stop it, or change "
+        f"cannot listen on {address}: another program listens there already; stop it, or change "
         "QWEN_PROXY_BIND"
     )
 

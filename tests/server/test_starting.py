@@ -61,21 +61,19 @@ def test_a_port_in_use_is_one_line(home: Path) -> None:
         assert_one_clear_line(ended, port, "another program", "PORT", status=1)
 
 
-@pytest.mark.parametrize("queued", [0, 3], ids=["its queue is empty", "its queue is full"])
-def test_a_unix_socket_in_use_is_one_line(home: Path, queued: int) -> None:
+def test_a_unix_socket_of_a_server_whose_queue_is_full_is_one_line(home: Path) -> None:
     with short_directory() as place, contextlib.ExitStack() as clients:
         path = f"{place}/http.sock"
         server = clients.enter_context(socket.socket(socket.AF_UNIX))
         server.bind(path)
         server.listen(0)
-        for _ in range(queued):
+        for _ in range(3):
             client = clients.enter_context(socket.socket(socket.AF_UNIX))
             client.setblocking(False)
             client.connect_ex(path)
         ended = run(home, "serve", QWEN_PROXY_BIND=f"unix:{path}")
 
         assert_one_clear_line(ended, path, "QWEN_PROXY_BIND", status=1)
-        assert Path(path).is_socket()
 
 
 @pytest.mark.parametrize(
