@@ -49,7 +49,15 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
     app.after_request(lifecycle.finish_response)
     app.teardown_request(lifecycle.end)
     for module in (
-        *(chat, completions, responses, websocket, messages, models, embeddings, health, status),
+        chat,
+        completions,
+        responses,
+        websocket,
+        messages,
+        models,
+        embeddings,
+        health,
+        status,
     ):
         app.register_blueprint(module.blueprint)
     errors.register(app)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from qwen_wsgi.errors import Overloaded
 
 #: Seconds after which a client may try again.
-_RETRY_AFTER_S = 1
+_RETRY_AFTER_S: Final = 1
 
 
 @dataclass
@@ -43,22 +44,15 @@ class Admission:
         """
         own = self._by_client.get(client, 0)
         if own >= self.share:
-            raise Overloaded(
-                f"Your key has {own} calls in flight, which is the share of one client. Please try "
-                "again shortly.",
-                type="overloaded_error",
-                code="overloaded",
-                retry_after_s=_RETRY_AFTER_S,
+            raise _overloaded(
+                f"Your key has {own} calls in flight, which is the share of one client."
             )
         if self.in_flight >= self.limit:
-            raise Overloaded(
+            raise _overloaded(
                 f"The proxy is serving {self.in_flight} calls, which is its limit "
-                "(QWEN_PROXY_MAX_IN_FLIGHT). Please try again shortly.",
-                type="overloaded_error",
-                code="overloaded",
-                retry_after_s=_RETRY_AFTER_S,
+                "(QWEN_PROXY_MAX_IN_FLIGHT)."
             )
-        if self.bytes_in_flight + body_bytes > self.limit_bytes:
+        if self.bytes_in_flight + body_bytes > self.limit_bytes:  # rarely, so without a call
             self._check_room(body_bytes)
         self.bytes_in_flight += body_bytes
         self.in_flight += 1
@@ -75,13 +69,9 @@ class Admission:
 
     def _check_room(self, count: int) -> None:
         if self.bytes_in_flight and self.bytes_in_flight + count > self.limit_bytes:
-            raise Overloaded(
+            raise _overloaded(
                 f"The proxy holds {self.bytes_in_flight} bytes of request bodies and has no room "
-                f"for {count} more (QWEN_PROXY_MAX_BODY_BYTES_IN_FLIGHT). Please try again "
-                "shortly.",
-                type="overloaded_error",
-                code="overloaded",
-                retry_after_s=_RETRY_AFTER_S,
+                f"for {count} more (QWEN_PROXY_MAX_BODY_BYTES_IN_FLIGHT)."
             )
 
     def leave(self, client: str, count: int = 0) -> None:
@@ -93,3 +83,12 @@ class Admission:
         else:
             del self._by_client[client]
         self.bytes_in_flight -= count
+
+
+def _overloaded(why: str) -> Overloaded:
+    return Overloaded(
+        f"{why} Please try again shortly.",
+        type="overloaded_error",
+        code="overloaded",
+        retry_after_s=_RETRY_AFTER_S,
+    )

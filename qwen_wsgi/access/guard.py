@@ -84,8 +84,7 @@ class Guard:
         return found
 
     def _require_local(self, environ: Mapping[str, Any]) -> None:
-        address = self.client_address(environ)
-        if address != "unix" and not is_loopback_address(address):
+        if not self._is_local(environ):
             raise Unauthorized(_NO_KEY_YET, code="missing_api_key")
         self.refuse_pages(environ)
 
@@ -135,8 +134,7 @@ class Guard:
 
     def is_known(self, environ: Mapping[str, Any]) -> bool:
         """Whether somebody calls who may see details: from this machine, or with a key."""
-        address = self.client_address(environ)
-        if address == "unix" or is_loopback_address(address):
+        if self._is_local(environ):
             return True
         try:
             self.identify(environ)
@@ -150,11 +148,15 @@ class Guard:
         Raises:
             Forbidden: it is elsewhere.
         """
-        address = self.client_address(environ)
-        if address != "unix" and not is_loopback_address(address):
+        if not self._is_local(environ):
             raise Forbidden(
                 "Only programs on the server's own machine may ask for this.", code="local_only"
             )
+
+    def _is_local(self, environ: Mapping[str, Any]) -> bool:
+        """Whether the caller is on this machine."""
+        address = self.client_address(environ)
+        return address == "unix" or is_loopback_address(address)
 
     def client_address(self, environ: Mapping[str, Any]) -> str:
         """The caller's address; behind a trusted proxy the one that the proxy saw.

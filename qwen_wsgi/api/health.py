@@ -33,9 +33,7 @@ def health() -> Response:
     services = call.services
     status, summary = _status()
     if not services.guard.is_known(call.environ):
-        return http.json_value(
-            {"status": status, "ready": status in READY}, 200 if status in READY else 503
-        )
+        return _answer(status, {"status": status, "ready": status in READY})
     body = {
         "status": status,
         **_cause(status, summary),
@@ -47,6 +45,10 @@ def health() -> Response:
         "websockets": len(services.connections),
         "accounts": [_row(account, each) for account, each in summary.accounts],
     }
+    return _answer(status, body)
+
+
+def _answer(status: str, body: dict[str, object]) -> Response:
     return http.json_value(body, 200 if status in READY else 503)
 
 
@@ -96,8 +98,7 @@ def ready() -> Response:
     """Whether calls should be sent here: as `/health`, in a word."""
     lifecycle.live().record.quiet = True
     status, summary = _status()
-    body = {"status": status, **_cause(status, summary)}
-    return http.json_value(body, 200 if status in READY else 503)
+    return _answer(status, {"status": status, **_cause(status, summary)})
 
 
 @blueprint.get("/")
