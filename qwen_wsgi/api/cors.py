@@ -7,6 +7,7 @@ from typing import Final
 from flask import Response
 
 from qwen_wsgi.api import lifecycle
+from qwen_wsgi.api.flask_app import ROUTE_PATH
 
 #: What needs no key is for programs and people, and not for pages of other sites.
 _KEYLESS: Final = frozenset({"/", "/health", "/health/live", "/health/ready"})
@@ -25,7 +26,7 @@ def allow_origin(response: Response) -> Response:
     """Add the CORS headers that the origin of the request asks for."""
     call = lifecycle.live()
     guard, environ = call.services.guard, call.environ
-    if call.record.path in _KEYLESS:
+    if environ[ROUTE_PATH] in _KEYLESS:
         return response
     headers = response.headers
     if guard.origin_matters:

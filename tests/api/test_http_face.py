@@ -884,7 +884,9 @@ def test_health_tells_details_to_this_machine_and_to_key_holders_alone() -> None
         assert "accounts" in json.loads(told.data)
 
 
-@pytest.mark.parametrize("path", ["/", "/health", "/health/ready", "/health/live"])
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/health/ready", "/health/live", "/health/", "/health//ready"]
+)
 def test_pages_of_other_sites_learn_nothing_from_routes_without_a_key(path: str) -> None:
     page = {"Origin": "https://evil.example"}
     with running(QWEN_PROXY_API_KEYS=KEY) as app:
