@@ -28,6 +28,9 @@ _LARGEST: Final = 32 << 20
 _PROCESSES: Final = 2
 #: Seconds for all documents of a request that are not in the cache.
 _BUDGET_S: Final = 20.0
+#: With so much time a document that is not ready will not be the next time: the process has
+#: `pdf_process.CPU_S`.
+_FAIR_S: Final = 10.0
 #: Characters of texts that a worker keeps: agents send a document again with every turn.
 _CACHED_CHARS: Final = 16_000_000
 
@@ -79,13 +82,17 @@ class PdfReader:
         if left_s <= 0 or not self._places.acquire(timeout=left_s):
             return ""  # not remembered: the next turn may have time for it
         try:
-            text = self._run(data, max(0.1, end_s - self._clock.monotonic()))
+            left_s = max(0.1, end_s - self._clock.monotonic())
+            text = self._run(data, left_s)
         finally:
             self._places.release()
-        self._remember(digest, text)
-        return text
+        # What did not even start, or had little time left by others, is tried again next turn.
+        if text is not None or left_s > _FAIR_S:
+            self._remember(digest, text or "")
+        return text or ""
 
-    def _run(self, data: bytes, timeout_s: float) -> str:
+    def _run(self, data: bytes, timeout_s: float) -> str | None:
+        """The text; "" if it has none or is no PDF; None if that was not found out."""
         # Its own environment: this process's holds keys.
         environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         try:
@@ -103,15 +110,16 @@ class PdfReader:
                         process.kill()
         except (subprocess.TimeoutExpired, OSError) as error:
             log.warning("a PDF could not be read bytes=%d: %s", len(data), type(error).__name__)
-            return ""
+            return None
         if process.returncode != 0:
             log.warning("a PDF could not be read bytes=%d exit=%d", len(data), process.returncode)
             return ""
         return text.decode(errors="replace")
 
     def _remember(self, digest: bytes, text: str) -> None:
+        # Another call may have read the same document meanwhile.
+        self._cached += len(text) - len(self._texts.get(digest, ""))
         self._texts[digest] = text
-        self._cached += len(text)
         while self._cached > _CACHED_CHARS or len(self._texts) > 1000:
             _, oldest = self._texts.popitem(last=False)
             self._cached -= len(oldest)

@@ -6,6 +6,7 @@ import base64
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,43 @@ def test_a_document_is_read_once(tmp_path: Path) -> None:
         assert reader.texts_of([document]) == {document: "text of 5\n"}
 
     assert notes.read_text() == "read "
+
+
+def test_a_document_of_two_calls_at_a_time_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwen_wsgi.documents.pdf._CACHED_CHARS", 12)
+    reader, both = PdfReader(SystemClock(), command=("unused",)), threading.Barrier(2)
+    runs: list[bytes] = []
+
+    def run(data: bytes, timeout_s: float) -> str:
+        both.wait(5)
+        runs.append(data)
+        return data.decode()
+
+    monkeypatch.setattr(reader, "_run", run)
+    document = base64_of(b"12345678")
+    with ThreadPoolExecutor(2) as calls:
+        for _ in range(2):
+            found = list(calls.map(reader.texts_of, [[document], [document]]))
+            assert found == [{document: "12345678"}] * 2
+
+    assert len(runs) == 2
+
+
+def test_a_document_that_had_no_time_is_read_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tmp_path / "first"
+    script = (
+        f"import os, time\nif not os.path.exists({str(first)!r}):\n"
+        f"    open({str(first)!r}, 'w').close(); time.sleep(60)\nprint('text')"
+    )
+    reader = PdfReader(SystemClock(), command=(sys.executable, "-c", script))
+    document = base64_of(b"a")
+    monkeypatch.setattr("qwen_wsgi.documents.pdf._BUDGET_S", 0.5)
+    assert reader.texts_of([document]) == {}
+    monkeypatch.setattr("qwen_wsgi.documents.pdf._BUDGET_S", 20.0)
+
+    assert reader.texts_of([document]) == {document: "text\n"}
 
 
 def test_a_program_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
