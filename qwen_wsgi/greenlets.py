@@ -297,9 +297,6 @@ class Task(Generic[T]):
 #: One at a time: two would share the interpreter's lock, and hold twice as much memory.
 _APART: Final = threading.Lock()
 
-#: Bytes of JSON whose reading or writing takes long: two milliseconds.
-LONG_BYTES: Final = 1 << 20
-
 
 def apart(work: Callable[[], T]) -> T:
     """Run a long pure computation in a thread of its own, while the loop serves other clients.

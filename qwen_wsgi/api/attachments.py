@@ -37,6 +37,4 @@ def with_texts(call: LiveCall, body: JsonObject, member: str) -> tuple[JsonObjec
     if not texts:
         return body, ()
     changed = documents.with_texts(body.get(member), texts)
-    readable = JsonObject(body.render({member: changed}))
-    readable.is_long = body.is_long
-    return readable, (f"{member}:pdf-as-text",)
+    return JsonObject(body.render({member: changed})), (f"{member}:pdf-as-text",)

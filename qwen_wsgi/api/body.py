@@ -9,8 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from qwen_wsgi.errors import ApiError, BadRequest, Overloaded
-from qwen_wsgi.greenlets import LONG_BYTES, apart, let_others_run
-from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError
+from qwen_wsgi.greenlets import apart, let_others_run
+from qwen_wsgi.protocol.json_object import LONG_BYTES, JsonObject, JsonObjectError, is_long
 from qwen_wsgi.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,10 +24,6 @@ _PIECE_BYTES: Final = 64 * 1024
 
 #: So many are read before other clients get a turn: five milliseconds.
 _PIECES_AT_ONCE: Final = 32
-
-#: How a member of an object looks, also inside of texts: many of them take long to work on.
-_MEMBER: Final = b'":'
-_LONG_MEMBERS: Final = 10_000
 
 #: Members of a request itself: no API has a tenth of them.
 _MOST_MEMBERS: Final = 1000
@@ -75,10 +71,20 @@ def read_json(
     Raises:
         ApiError: what `take` raises; 413 above the limit; 415 for a content coding other than
             gzip; 408 if it does not come in time; 503 if the server stops before it is there; 400
-            if it is incomplete, broken, no JSON object, or one with too many values.
+            if it is incomplete or broken, and as `parse`.
     """
-    max_bytes = settings.max_body_bytes
     coding = _coding(environ) if "HTTP_CONTENT_ENCODING" in environ else None
+    body = _received(environ, settings, take)
+    if coding is not None:
+        decode = partial(_decoded, body, settings.max_body_bytes)
+        body = apart(decode) if len(body) * _RATIO >= LONG_BYTES else decode()
+        take(len(body))
+    return parse(body, settings)
+
+
+def _received(environ: WSGIEnvironment, settings: Settings, take: Callable[[int], None]) -> bytes:
+    """The body as it was sent. Raises as `read_json`."""
+    max_bytes = settings.max_body_bytes
     declared = environ.get("CONTENT_LENGTH")
     if declared and int(declared) > max_bytes:
         raise _too_large(max_bytes)
@@ -92,7 +98,7 @@ def read_json(
     except ApiError:
         raise
     except TimeoutError:
-        raise _too_slow() from None
+        raise _too_slow(settings.body_timeout_s) from None
     except ConnectionAbortedError:
         raise Overloaded(
             "The server is stopping. Please send the request again.",
@@ -106,63 +112,67 @@ def read_json(
             "The chunked coding of the request body is broken: it has a chunk without a readable "
             "size, or one that does not end where its size says."
         ) from error
+    if len(body) > max_bytes:
+        raise _too_large(max_bytes)
     environ[READ] = True
     if declared and len(body) < int(declared):
         raise BadRequest("The request body ended before its Content-Length.")
-    if len(body) > max_bytes:
-        del environ[READ]  # there is more of it
-        raise _too_large(max_bytes)
-    if coding is not None:
-        body = _decoded(body, max_bytes)
-        take(len(body))
+    return body
+
+
+def parse(body: bytes, settings: Settings) -> JsonObject:
+    """Parse the body of a request; if that takes long, while other clients are served.
+
+    Raises:
+        BadRequest: it is no JSON object, has too many values, members or entries, or a member
+            twice that decides what is asked for.
+    """
+    checked = partial(_checked, body, settings)
+    return apart(checked) if is_long(body) else checked()
+
+
+def _checked(body: bytes, settings: Settings) -> JsonObject:
+    if body.count(b",") > settings.max_values:
+        _check_values(body, settings.max_values)
     try:
-        if (
-            len(body) < LONG_BYTES
-            and body.count(_MEMBER) < _LONG_MEMBERS
-            and body.count(b",") <= settings.max_values
-        ):  # as mostly
-            parsed = JsonObject(body)
-        else:
-            parsed = apart(partial(_parse_long, body, settings.max_values))
-        if (name := parsed.repeated(_DECISIVE)) is not None:
-            raise BadRequest(
-                f"The request has '{name}' more than once, and readers of JSON do not agree on "
-                "which one counts. Send it once.",
-                param=name,
-            )
+        parsed = JsonObject(body)
+        repeated = parsed.repeated(_DECISIVE)
     except JsonObjectError as error:
         raise BadRequest(
             "We could not parse the JSON body of your request. (HINT: This likely means you "
             "aren't using your HTTP library correctly. The API expects a JSON payload, but "
             f"what was sent was not valid JSON: {error}.)"
         ) from None
-    if body.count(_MEMBER) > _MOST_MEMBERS and len(parsed.names()) > _MOST_MEMBERS:
+    if repeated is not None:
         raise BadRequest(
-            f"The request has {len(parsed.names())} members, more than any API knows "
+            f"The request has '{repeated}' more than once, and readers of JSON do not agree on "
+            "which one counts. Send it once.",
+            param=repeated,
+        )
+    if (members := len(parsed.names())) > _MOST_MEMBERS:
+        raise BadRequest(
+            f"The request has {members} members, more than any API knows "
             f"({_MOST_MEMBERS} are accepted)."
         )
+    # Lists of anything but objects have limits of their own where they are read.
     if body.count(b"{") > settings.max_items:
         _check_lengths(parsed, settings.max_items)
     return parsed
 
 
-def _parse_long(body: bytes, most: int) -> JsonObject:
-    """Parse a body of many bytes or members.
+def _check_values(body: bytes, most: int) -> None:
+    """Refuse more values than the limit. They are counted before the body is parsed, because a
+    value takes a hundred bytes, and some take two in the text.
 
     Raises:
-        BadRequest: it has more values than `most`. They are counted before it is parsed, because
-            a value takes a hundred bytes, and some take two in the text.
-        JsonObjectError: it is no JSON object.
+        BadRequest: there are more.
     """
-    if body.count(b",") > most and _STRINGS.sub(b"", body).count(b",") > most:
+    if _STRINGS.sub(b"", body).count(b",") > most:
         raise BadRequest(
             f"The request body has more than {most} JSON values (QWEN_PROXY_MAX_VALUES on the "
             "server).",
             code="request_too_large",
         )
-    parsed = JsonObject(body)
-    parsed.is_long = True
-    return parsed
 
 
 def _check_lengths(parsed: JsonObject, most: int) -> None:
@@ -227,10 +237,10 @@ def _decoded(body: bytes, max_bytes: int) -> bytes:
     return decoded
 
 
-def _too_slow() -> ApiError:
+def _too_slow(pause_s: float) -> ApiError:
     return ApiError(
-        "The request body did not come in time: nothing for 30 seconds, or less than 64 kB/s in "
-        "all. Please send it again.",
+        f"The request body did not come in time: nothing for {pause_s:g} seconds, or less than "
+        "64 kB/s in all. Please send it again.",
         status=408,
         type="invalid_request_error",
         code="request_timeout",

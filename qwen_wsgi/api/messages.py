@@ -36,7 +36,6 @@ def create() -> Response:
     body, read = attachments.with_texts(call, call.read_body(), "messages")
     parse = partial(messages.parse_request, body, strict=services.settings.strict)
     request = apart(parse) if body.is_long else parse()
-    request.chat.body.is_long = body.is_long
     counting.watch(call, request.chat.body, request.chat.model)
     chat = generation.chat_call(call, request.chat, (*read, *request.changed))
     if body.get("metadata") is not None:

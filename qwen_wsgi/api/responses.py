@@ -12,7 +12,7 @@ from flask import Blueprint, Response, request
 from qwen_wsgi.api import attachments, counting, generation, http, lifecycle
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import BadRequest, NotFound, UpstreamError
-from qwen_wsgi.greenlets import LONG_BYTES, apart
+from qwen_wsgi.greenlets import apart
 from qwen_wsgi.protocol import responses as protocol
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import ResponseEncoder, ResponsesRequest, compaction
@@ -201,11 +201,7 @@ def _request(
         seed=id,
         strict=services.settings.strict,
     )
-    is_long = body.is_long or len(history) >= _LONG_HISTORY
-    request = apart(parse) if is_long else parse()
-    chat = request.chat.body
-    chat.is_long = is_long or len(chat.source) >= LONG_BYTES
-    return request
+    return apart(parse) if body.is_long or len(history) >= _LONG_HISTORY else parse()
 
 
 def _named(

@@ -14,6 +14,22 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 import msgspec
 
+#: Bytes of JSON whose reading or writing takes long: two milliseconds.
+LONG_BYTES: Final = 1 << 20
+#: How a member of an object begins its value, also inside of texts: many of them take as long, and
+#: are in five bytes each.
+_MEMBER: Final = b'":'
+_LONG_MEMBERS: Final = 10_000
+_MEMBER_BYTES: Final = 5
+
+
+def is_long(text: bytes) -> bool:
+    """Whether to work on a JSON text takes so long that other clients should not wait for it."""
+    size = len(text)
+    return size >= LONG_BYTES or (
+        size >= _LONG_MEMBERS * _MEMBER_BYTES and text.count(_MEMBER) >= _LONG_MEMBERS
+    )
+
 
 class JsonObjectError(ValueError):
     """The text is not a JSON object. `str()` says where and why, without quoting it."""
@@ -51,8 +67,7 @@ class JsonObject:
 
     Attributes:
         source: the text, as UTF-8 without a byte order mark.
-        is_long: to work on it takes long, so that other clients should not wait for it; whoever
-            reads a client's body decides.
+        is_long: see the function `is_long`.
 
     Args:
         body: UTF-8; a byte order mark is tolerated.
@@ -66,7 +81,7 @@ class JsonObject:
     def __init__(self, body: bytes) -> None:
         # A byte order mark is tolerated from a client and not passed on (RFC 8259 §8.1).
         self.source = body.removeprefix(b"\xef\xbb\xbf")
-        self.is_long = False
+        self.is_long = is_long(self.source)
         #: The text of each member's value; read when it is needed.
         self._texts: Mapping[str, msgspec.Raw] | None = None
         values = _quickly(self.source)

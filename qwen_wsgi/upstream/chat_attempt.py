@@ -233,24 +233,24 @@ class ChatAttempt:
 
     def _prepared(self, call: ChatCall, route: Route, *, stream: bool) -> tuple[bytes, Adapted]:
         """The body for an account; what was changed for it is recorded."""
-        request = call.request
-        if request.body.is_long:
-            adapted = apart(partial(self._adapted, call, route, stream=stream))
-        else:
-            adapted = self._adapted(call, route, stream=stream)
+        make = partial(self._rendered, call, route, stream=stream)
+        body, adapted = apart(make) if call.request.body.is_long else make()
         renamed: tuple[str, ...] = ()
         if route.model != call.request.model:
             renamed = (f"model:{header_token(route.model)}",)
         call.record.changed = (*call.changed, *renamed, *adapted.changed)
-        rendered: Any = {
-            "model": route.model,
-            "stream": stream,
-            "changes": adapted.changes,
-            "drop": adapted.drop,
-        }
-        if request.body.is_long:
-            return apart(partial(chat.upstream_body, request, **rendered)), adapted
-        return chat.upstream_body(request, **rendered), adapted
+        return body, adapted
+
+    def _rendered(self, call: ChatCall, route: Route, *, stream: bool) -> tuple[bytes, Adapted]:
+        adapted = self._adapted(call, route, stream=stream)
+        body = chat.upstream_body(
+            call.request,
+            model=route.model,
+            stream=stream,
+            changes=adapted.changes,
+            drop=adapted.drop,
+        )
+        return body, adapted
 
 
 def _chunks(

@@ -148,6 +148,23 @@ def test_a_request_has_a_thousand_members_at_most() -> None:
         )
 
 
+def test_spaces_before_colons_hide_no_members() -> None:
+    body = json.dumps({f"member_{index}": 1 for index in range(1001)}, separators=(",", " : "))
+
+    with pytest.raises(BadRequest, match="has 1001 members"):
+        read_json(body_environ(body.encode()), LARGE, take=lambda count: None)
+
+
+def test_the_pause_that_was_too_long_is_named() -> None:
+    class Silent:
+        def read(self, size: int) -> bytes:
+            raise TimeoutError
+
+    environ: Any = {"wsgi.input": Silent(), "CONTENT_LENGTH": "10"}
+    with pytest.raises(ApiError, match="nothing for 5 seconds"):
+        read_json(environ, settings_of(QWEN_PROXY_BODY_TIMEOUT="5s"), take=lambda count: None)
+
+
 def test_commas_in_texts_are_no_values() -> None:
     text = '{"a":"' + 'x,\\",' * (1 << 19) + '"}'
 

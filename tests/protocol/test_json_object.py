@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError, loads
+from qwen_wsgi.protocol.json_object import LONG_BYTES, JsonObject, JsonObjectError, loads
 
 EXAMPLES = settings(deadline=None, max_examples=150)
 
@@ -360,3 +360,23 @@ def test_a_megabyte_of_members_is_read_in_linear_time() -> None:
 
     assert len(found.names()) == 60_000
     assert found.render({"name0": 1}).count(b",") == 59_999
+
+
+@pytest.mark.parametrize(
+    ("text", "is_long"),
+    [
+        (b'{"a":"' + b"x" * (LONG_BYTES - 8) + b'"}', True),
+        (b'{"a":"' + b"x" * (LONG_BYTES - 9) + b'"}', False),
+        (b'{"a":[' + b",".join([b'{"":0}'] * 9_999) + b"]}", True),
+        (b'{"a":[' + b",".join([b'{"":0}'] * 9_998) + b"]}", False),
+    ],
+    ids=["bytes", "one byte less", "members", "one member less"],
+)
+def test_what_takes_long_to_work_on(text: bytes, is_long: bool) -> None:
+    assert JsonObject(text).is_long is is_long
+
+
+def test_what_takes_long_still_does_after_a_change() -> None:
+    body = JsonObject(b'{"a":[' + b",".join([b'{"":0}'] * 10_000) + b'],"b":1}')
+
+    assert JsonObject(body.render({"c": 2}, drop=("b",))).is_long

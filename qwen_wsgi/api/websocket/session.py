@@ -6,7 +6,6 @@ noticed while responses are created. Each response is created by a `Turn` in a g
 
 from __future__ import annotations
 
-import io
 import itertools
 import logging
 import socket
@@ -265,14 +264,9 @@ class Session:
         """Read an event, with the checks of a POST's body.
 
         Raises:
-            ApiError: as `body.read_json`; it is not an event that can be read.
+            ApiError: as `body.parse`; it is not an event that can be read.
         """
-        environ: WSGIEnvironment = {
-            "wsgi.input": io.BytesIO(message),
-            "CONTENT_LENGTH": str(len(message)),
-        }
-        # The message is here, and accounted for.
-        return events.read(body.read_json(environ, self.services.settings, take=lambda count: None))
+        return events.read(body.parse(message, self.services.settings))
 
     def _refuse_event(self, error: ApiError, stream_id: str | None) -> None:
         """Refuse an event for which no turn is begun; the log has a line of it as of a turn."""

@@ -14,9 +14,9 @@ from qwen_wsgi.api import generation, responses
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.api.responses import StoringEncoder
 from qwen_wsgi.errors import ApiError, ClientGone, InternalError, forget_frames
-from qwen_wsgi.greenlets import LONG_BYTES, apart
+from qwen_wsgi.greenlets import apart
 from qwen_wsgi.protocol import responses as protocol
-from qwen_wsgi.protocol.json_object import JsonObject
+from qwen_wsgi.protocol.json_object import LONG_BYTES, JsonObject
 from qwen_wsgi.protocol.responses import ResponseEncoder, ResponsesRequest
 from qwen_wsgi.protocol.websocket import events
 from qwen_wsgi.protocol.websocket.events import ClientEvent

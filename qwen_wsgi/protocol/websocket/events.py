@@ -77,9 +77,7 @@ def request_of(event: ClientEvent) -> JsonObject:
     changes: dict[str, Any] = {"stream": True}
     if event.body.get("input") is None and not generates(event.body):
         changes["input"] = []
-    request = JsonObject(event.body.render(changes, drop=_ENVELOPE))
-    request.is_long = event.body.is_long
-    return request
+    return JsonObject(event.body.render(changes, drop=_ENVELOPE))
 
 
 def unknown(kind: str) -> BadRequest:
