@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -23,8 +23,6 @@ blueprint = Blueprint("responses", __name__)
 blueprint.before_request(lifecycle.check_caller)
 
 #: How the last event says whether the response is stored.
-_STORED: Final = b'"store":true'
-_NOT_STORED: Final = b'"store":false'
 
 _PREFIX: Final = "resp_"
 _ID_BYTES: Final = 24
@@ -46,15 +44,14 @@ def create() -> Response:
     request, chat = chat_of(call, call.read_body(), id)
     plan = services.executor.plan(chat)
     created, model = int(services.clock.now()), request.model or plan.model
-    storing = _Storing(services.responses, call.owner, request)
+    keep = _Storing(services.responses, call.owner, request).put
     if request.stream:
-        encoder = ResponseEncoder(request, id=id, created=created, model=model)
-        return generation.stream(call, chat, plan, StoringEncoder(encoder, storing.put))
+        encoder = ResponseEncoder(request, id=id, created=created, model=model, keep=keep)
+        return generation.stream(call, chat, plan, encoder)
     answer = services.executor.complete(chat, plan)
-    response = protocol.whole(request, answer.value, id=id, created=created, model=model)
-    if not storing.put(response):
-        response = {**response, "store": False}  # the log says why
-    return http.json_value(response)
+    return http.json_value(
+        protocol.whole(request, answer.value, id=id, created=created, model=model, keep=keep)
+    )
 
 
 @blueprint.post("/v1/responses/input_tokens")
@@ -236,34 +233,9 @@ class _Storing:
         self._owner = owner
         self._request = request
 
-    def put(self, response: dict[str, Any] | None) -> bool:
+    def put(self, response: dict[str, Any]) -> bool:
         """Store it; returns whether what its client wanted of the store is done."""
         request = self._request
-        return (
-            not request.store
-            or response is None
-            or self._store.put(
-                self._owner, response, request.input_items, request.previous_response_id
-            )
+        return not request.store or self._store.put(
+            self._owner, response, request.input_items, request.previous_response_id
         )
-
-
-class StoringEncoder:
-    """An encoder whose response is stored before its last event is sent: a client that has that
-    event may ask for the response at once."""
-
-    def __init__(
-        self, encoder: ResponseEncoder, store: Callable[[dict[str, Any] | None], bool]
-    ) -> None:
-        self._encoder = encoder
-        self._store = store
-        self.ends_after_failure = encoder.ends_after_failure
-        self.feed = encoder.feed
-        self.fail = encoder.fail
-        self.keep_alive = encoder.keep_alive
-
-    def end(self) -> bytes:
-        last = self._encoder.end()
-        if self._store(self._encoder.response):
-            return last
-        return last.replace(_STORED, _NOT_STORED)  # within a text its quotes would be escaped

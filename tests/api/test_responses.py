@@ -402,7 +402,8 @@ def test_a_response_says_whether_it_is_stored(
     qwen = {"QWEN_PROXY_HOST_FAMILIES": "127.0.0.1=dashscope"}
     with in_front_of(MODELS, answer, **qwen) as (app, _):
         monkeypatch.setattr(app.services.responses, "put", lambda *_: stored)
-        body = {"model": "m", "input": "hi", "stream": stream}
+        tool = {"type": "function", "name": "f", "parameters": {"default": {"store": True}}}
+        body = {"model": "m", "input": "hi", "stream": stream, "tools": [tool]}
         with app.client.post("/v1/responses", data=json.dumps(body).encode()) as sent:
             got = sent.data
 
@@ -413,3 +414,4 @@ def test_a_response_says_whether_it_is_stored(
         response = json.loads(got)
     assert response["store"] is stored
     assert response["output"][0]["content"][0]["text"] == text
+    assert response["tools"][0]["parameters"] == tool["parameters"]

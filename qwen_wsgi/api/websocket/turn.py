@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,7 +12,6 @@ from qwen_wsgi.access import connections
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api import generation, responses
 from qwen_wsgi.api.lifecycle import LiveCall
-from qwen_wsgi.api.responses import StoringEncoder
 from qwen_wsgi.errors import ApiError, ClientGone, InternalError, forget_frames
 from qwen_wsgi.greenlets import apart
 from qwen_wsgi.protocol import responses as protocol
@@ -106,20 +105,20 @@ class Turn:
         try:
             plan = call.services.executor.plan(chat)
             model = request.model or plan.model
-            encoder = ResponseEncoder(request, id=id, created=created, model=model)
+            encoder = _MessageEncoder(request, id=id, created=created, model=model, keep=keep)
             if not generates:
                 call.record.status = 200
-                self._send([StoringEncoder(encoder, keep).end()])
+                self._send([encoder.end()])
                 return
             # What it returns would be the answer to a POST.
-            generation.stream(call, chat, plan, _MessageEncoder(encoder, keep))
+            generation.stream(call, chat, plan, encoder)
         except ApiError as error:
             if not _fails_the_response(error):
                 raise
             call.record.fail(error)
             forget_frames(error)
-            encoder = ResponseEncoder(request, id=id, created=created, model=request.model)
-            self._send([encoder.fail(error)])
+            failed = ResponseEncoder(request, id=id, created=created, model=request.model)
+            self._send([failed.fail(error)])
             return
         call.record.status = 200
         assert call.relay is not None, "it was opened just now"
@@ -155,14 +154,11 @@ class Turn:
                 self.connection.send(messages)
 
 
-class _MessageEncoder(StoringEncoder):
+class _MessageEncoder(ResponseEncoder):
     """A message cannot be a comment: a keep-alive is always an event."""
 
-    def __init__(
-        self, encoder: ResponseEncoder, store: Callable[[dict[str, Any] | None], bool]
-    ) -> None:
-        super().__init__(encoder, store)
-        self.keep_alive = lambda kind: encoder.keep_alive("chunk")
+    def keep_alive(self, kind: str) -> bytes:
+        return super().keep_alive("chunk")
 
 
 class _Keeping:
@@ -177,11 +173,9 @@ class _Keeping:
         self._id = id
         self._before = before
 
-    def put(self, response: dict[str, Any] | None) -> bool:
+    def put(self, response: dict[str, Any]) -> bool:
         """Keep it; returns whether what its client wanted of the store is done."""
         request, before = self._request, self._before
-        if response is None:
-            return True
         stored = request.store and self._store(response)
         items = [*request.input_items, *response["output"]]
         self._turn.connection.keep(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from qwen_wsgi.errors import ApiError
@@ -34,6 +34,8 @@ from qwen_wsgi.protocol.translation import citations
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 
+Keep = Callable[[dict[str, Any]], bool]
+
 #: Finish reasons of an incomplete answer, and the reasons that a response has for it.
 _REASONS: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
@@ -49,12 +51,24 @@ class ResponseEncoder:
         id: of the response, `resp_…`; the ids of its items are made from it.
         created: seconds since 1970.
         model: the client's name for the model.
+        keep: is given a response that is complete, before its last event is encoded: a client that
+            has that event may ask for the response at once. It returns whether what the client
+            wanted of the store is done; else the response says that it is not stored.
     """
 
     ends_after_failure = True
 
-    def __init__(self, request: ResponsesRequest, *, id: str, created: int, model: str) -> None:
+    def __init__(
+        self,
+        request: ResponsesRequest,
+        *,
+        id: str,
+        created: int,
+        model: str,
+        keep: Keep = lambda response: True,
+    ) -> None:
         self._request = request
+        self._keep = keep
         self._head = {"id": id, "object": "response", "created_at": created}
         self._model = model
         self._stem = id.removeprefix("resp_")
@@ -115,7 +129,10 @@ class ResponseEncoder:
         reason = _REASONS.get(self._finish or "")
         status = INCOMPLETE if reason else COMPLETED
         details = {"reason": reason} if reason else None
-        out.append(self._last(status, details=details))
+        response = self._object(status, details=details)
+        if not self._keep(response):
+            response["store"] = False
+        out.append(self._last(response))
         return b"".join(out)
 
     def fail(self, error: ApiError) -> bytes:
@@ -123,7 +140,7 @@ class ResponseEncoder:
         if self._response is not None:
             return b""
         begun = b"" if self._begun else self._begin()
-        return begun + self._last("failed", error=mapping.error(error))
+        return begun + self._last(self._object("failed", error=mapping.error(error)))
 
     def keep_alive(self, kind: str) -> bytes:
         """Return a comment, or an `in_progress` event: Codex counts only events."""
@@ -163,15 +180,9 @@ class ResponseEncoder:
             "usage": mapping.usage(self._usage),
         }
 
-    def _last(
-        self,
-        status: str,
-        *,
-        error: dict[str, Any] | None = None,
-        details: dict[str, Any] | None = None,
-    ) -> bytes:
-        self._response = self._object(status, error=error, details=details)
-        return self._events.render(f"response.{status}", response=self._response)
+    def _last(self, response: dict[str, Any]) -> bytes:
+        self._response = response
+        return self._events.render(f"response.{response['status']}", response=response)
 
     # --- chunks -----------------------------------------------------------------------------
 
@@ -319,9 +330,10 @@ def whole(
     id: str,
     created: int,
     model: str,
+    keep: Keep = lambda response: True,
 ) -> dict[str, Any]:
-    """Encode a whole `chat.completion` as a response object."""
-    encoder = ResponseEncoder(request, id=id, created=created, model=model)
+    """Encode a whole `chat.completion` as a response object; arguments as of `ResponseEncoder`."""
+    encoder = ResponseEncoder(request, id=id, created=created, model=model, keep=keep)
     encoder.feed(b"".join(chunks_of(completion, with_usage=True)))
     encoder.end()
     assert encoder.response is not None
