@@ -18,7 +18,7 @@ from qwen_wsgi.protocol import chat, sse, validation
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.chat.completion import combined
 from qwen_wsgi.protocol.encoder import COMMENT, error_event
-from qwen_wsgi.protocol.json_access import objects
+from qwen_wsgi.protocol.json_access import choice_number, objects
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.translation.thinking import is_set as asks_for_thinking
 from qwen_wsgi.protocol.validation import missing, unsupported, wrong_type
@@ -283,12 +283,12 @@ class CompletionsEncoder:
 def _choices(choices: Any) -> Iterator[tuple[str, int, str | None]]:
     """Text, index and finish reason of the choices of a chunk that have a text or a finish."""
     for choice in objects(choices):
-        delta, index = choice.get("delta"), choice.get("index")
+        delta = choice.get("delta")
         text = delta.get("content") if isinstance(delta, dict) else None
         text = text if isinstance(text, str) else ""
         finish = _finish(choice.get("finish_reason"))
         if text or finish:
-            yield text, index if isinstance(index, int) else 0, finish
+            yield text, choice_number(choice), finish
 
 
 def _finish(reason: Any) -> str | None:

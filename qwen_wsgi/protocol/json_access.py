@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 
@@ -38,3 +38,9 @@ def text(value: Any) -> str:
 def integer(value: Any) -> int | None:
     """An integer; None for other values, also for a boolean, which is an int in Python."""
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def choice_number(choice: Mapping[str, Any]) -> int:
+    """The `index` of a choice; 0, the only one's, where it is none."""
+    index = choice.get("index")
+    return index if isinstance(index, int) else 0

@@ -16,7 +16,7 @@ from werkzeug.test import EnvironBuilder
 from qwen_wsgi import greenlets
 from qwen_wsgi.server import free_call
 from tests.api.apps import App, in_front_of
-from tests.fakes.raw_server import RawServer, stream, whole
+from tests.fakes.raw_server import COMPLETION, RawServer, stream, whole
 from tests.kit.servers import wait_until
 
 CHUNK = (
@@ -28,28 +28,12 @@ END = (
     b'"finish_reason":"stop"}]}\n\n'
 )
 ANSWER = stream(CHUNK % 1, CHUNK % 2, END, b"data: [DONE]\n\n")
-COMPLETION = whole(
-    json.dumps(
-        {
-            "id": "c",
-            "object": "chat.completion",
-            "created": 1,
-            "model": "m",
-            "choices": [
-                {
-                    "index": 0,
-                    "message": {"role": "assistant", "content": "hi"},
-                    "finish_reason": "stop",
-                }
-            ],
-        }
-    ).encode()
-)
+WHOLE = whole(json.dumps(COMPLETION).encode())
 
 ASKED = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 9}
 CALLS: dict[str, tuple[str, dict[str, Any], bytes]] = {
     "chat, streamed": ("/v1/chat/completions", {**ASKED, "stream": True}, ANSWER),
-    "chat, whole": ("/v1/chat/completions", ASKED, COMPLETION),
+    "chat, whole": ("/v1/chat/completions", ASKED, WHOLE),
     "chat, put together": ("/v1/chat/completions", ASKED, ANSWER),
     "messages, streamed": ("/v1/messages", {**ASKED, "stream": True}, ANSWER),
     "responses, streamed": ("/v1/responses", {"model": "m", "input": "hi", "stream": True}, ANSWER),

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
+from typing import Any, Final
 
 _WAIT_S = 10.0
 
@@ -189,3 +190,15 @@ def whole(
 ) -> bytes:
     """A whole answer with its length."""
     return head(status, content_type=content_type, content_length=str(len(body)), **headers) + body
+
+
+#: The shortest good answer to a chat request.
+COMPLETION: Final[dict[str, Any]] = {
+    "id": "c1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "m",
+    "choices": [
+        {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
+    ],
+}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.upstream.failures.causes import CAUSES
-from tests.fakes.raw_server import Peer, RawServer, whole
+from tests.fakes.raw_server import COMPLETION, Peer, RawServer, whole
 from tests.kit.proxy import Proxy, StartProxy
 from tests.kit.raw_client import Exchange, chat
 from tests.kit.secrets import secret
@@ -28,23 +28,7 @@ REFUSED = whole(
 )
 UNPAID = whole(b'{"error":{"message":"Overdue.","code":"Arrearage"}}', "400 Bad Request")
 MODELS = whole(b'{"object":"list","data":[{"id":"m"}]}')
-ANSWER = whole(
-    json.dumps(
-        {
-            "id": "1",
-            "object": "chat.completion",
-            "created": 1,
-            "model": "m",
-            "choices": [
-                {
-                    "index": 0,
-                    "message": {"role": "assistant", "content": "hi"},
-                    "finish_reason": "stop",
-                }
-            ],
-        }
-    ).encode()
-)
+ANSWER = whole(json.dumps(COMPLETION).encode())
 
 
 class Host(RawServer):

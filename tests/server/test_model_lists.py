@@ -7,21 +7,11 @@ import time
 
 import pytest
 
-from tests.fakes.raw_server import Peer, RawServer, whole
+from tests.fakes.raw_server import COMPLETION, Peer, RawServer, whole
 from tests.kit.proxy import Proxy, StartProxy
 from tests.kit.raw_client import Exchange, chat
 
 pytestmark = pytest.mark.server
-
-ANSWER = {
-    "id": "1",
-    "object": "chat.completion",
-    "created": 1,
-    "model": "m",
-    "choices": [
-        {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
-    ],
-}
 
 
 def get(proxy: Proxy, path: str) -> tuple[int, str]:
@@ -41,7 +31,7 @@ def test_what_one_worker_learns_of_a_list_the_other_knows(start_proxy: StartProx
 
     def answer(peer: Peer) -> None:
         if peer.request.startswith(b"POST"):
-            return peer.send(whole(json.dumps(ANSWER).encode()))
+            return peer.send(whole(json.dumps(COMPLETION).encode()))
         data = [{"id": id, "object": "model"} for id in models]
         return peer.send(whole(json.dumps({"object": "list", "data": data}).encode()))
 
@@ -75,7 +65,7 @@ def test_a_request_that_a_lost_connection_took_along_counts_as_an_attempt(
             return peer.send(whole(b"{}", "404 Not Found"))
         if posts in (2, 3):
             return peer.close()
-        return peer.send(whole(json.dumps(ANSWER).encode()))
+        return peer.send(whole(json.dumps(COMPLETION).encode()))
 
     with RawServer(answer) as server:
         proxy = start_proxy(QWEN_UPSTREAM_BASE_URL=f"{server.url}/v1")

@@ -13,27 +13,17 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.raw_server import Peer, RawServer, whole
+from tests.fakes.raw_server import COMPLETION, Peer, RawServer, whole
 from tests.kit.proxy import Proxy, StartProxy
 from tests.kit.raw_client import chat
 
 pytestmark = pytest.mark.server
 
-ANSWER = {
-    "id": "1",
-    "object": "chat.completion",
-    "created": 1,
-    "model": "m",
-    "choices": [
-        {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
-    ],
-}
-
 
 def answer(peer: Peer) -> None:
     """Closes each connection: a kept one would need no further file."""
     if peer.request.startswith(b"POST"):
-        peer.send(whole(json.dumps(ANSWER).encode(), connection="close"))
+        peer.send(whole(json.dumps(COMPLETION).encode(), connection="close"))
     else:
         peer.send(whole(b"{}", "404 Not Found", connection="close"))
     peer.close()

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chat.stream import ChatEncoder
-from qwen_wsgi.protocol.json_access import items, mapping, objects, text
+from qwen_wsgi.protocol.json_access import choice_number, items, mapping, objects, text
 from qwen_wsgi.protocol.translation.citations import Citation, CitedText, Sources
 
 #: Members of a chunk that a second chunk made of it does not repeat.
@@ -90,8 +90,7 @@ class CitingEncoder(ChatEncoder):
 
     def _found(self, chunk: dict[str, Any], choice: dict[str, Any]) -> list[dict[str, Any]]:
         """Read a choice of a chunk; return the annotations of a text that ends with it."""
-        index = choice.get("index")
-        known = self._choices.setdefault(index if isinstance(index, int) else 0, _Choice())
+        known = self._choices.setdefault(choice_number(choice), _Choice())
         if known.over:
             return []
         known.read(chunk, mapping(choice.get("delta")))

@@ -15,7 +15,7 @@ from qwen_wsgi.protocol.chat.tool_calls import (
     ToolCalls,
     arguments_of,
 )
-from qwen_wsgi.protocol.json_access import objects
+from qwen_wsgi.protocol.json_access import choice_number, objects
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 
@@ -52,8 +52,7 @@ class Completion:
             elif value not in (None, "") or name not in self._head:
                 self._head[name] = value
         for choice in objects(chunk.get("choices")):
-            index = choice.get("index")
-            index = index if isinstance(index, int) else 0
+            index = choice_number(choice)
             if index not in self._choices and len(self._choices) >= MOST_CHOICES:
                 raise AnswerTooLarge(f"has more than {MOST_CHOICES} choices")
             self._choices.setdefault(index, _Choice(index)).add(choice)

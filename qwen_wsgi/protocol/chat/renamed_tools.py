@@ -10,7 +10,7 @@ from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chat.functions import LegacyChunkStream
 from qwen_wsgi.protocol.chat.stream import ChunkStream
 from qwen_wsgi.protocol.chat.tool_calls import arguments_of
-from qwen_wsgi.protocol.json_access import mapping, objects
+from qwen_wsgi.protocol.json_access import choice_number, mapping, objects
 from qwen_wsgi.protocol.translation.free_text import FreeText, input_of
 
 _CALLS = b'"tool_calls":'
@@ -103,7 +103,7 @@ class CustomChunkStream(RenamedChunkStream):
 
     def _choice(self, choice: dict[str, Any]) -> dict[str, Any]:
         delta = mapping(choice.get("delta"))
-        texts = self._texts.get(choice["index"] if isinstance(choice.get("index"), int) else 0, {})
+        texts = self._texts.get(choice_number(choice), {})
         fragments = list(objects(delta.get("tool_calls")))
         sent = [self._fragment(each, choice, texts) for each in fragments]
         if choice.get("finish_reason"):
@@ -118,9 +118,7 @@ class CustomChunkStream(RenamedChunkStream):
         function, number = mapping(fragment.get("function")), fragment.get("index")
         name = function.get("name")
         if name in self._customs and isinstance(number, int):
-            index = choice.get("index")
-            own = self._texts.setdefault(index if isinstance(index, int) else 0, texts)
-            own[number] = FreeText()
+            self._texts.setdefault(choice_number(choice), texts)[number] = FreeText()
         if number not in texts:
             return fragment
         custom = {"input": texts[number].feed(arguments_of(function))}
