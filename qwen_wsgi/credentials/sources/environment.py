@@ -91,11 +91,11 @@ def _nearest(name: str, known: list[str]) -> str:
     """The name that may have been meant; "" if none is alike enough."""
     for prefix in _OURS:
         if name.startswith(prefix):
+            if (bare := name.removeprefix(prefix)) in known:
+                return bare
             # What they have in common says nothing, and would make all of them alike.
             rest = [each.removeprefix(prefix) for each in known if each.startswith(prefix)]
-            near = difflib.get_close_matches(
-                name.removeprefix(prefix), rest, n=1, cutoff=_SOMEWHAT_ALIKE
-            )
+            near = difflib.get_close_matches(bare, rest, n=1, cutoff=_SOMEWHAT_ALIKE)
             if near:
                 return prefix + near[0]
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=_ALIKE)), "")
