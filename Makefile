@@ -35,7 +35,7 @@ fast: ## the tests that start no servers (ARGS="-k name -x" goes to pytest)
 	@sh install/venv.sh dev
 	@$(pytest) -m "not server" $(floor)
 
-pythons: ## the same on every other Python that this machine has
+pythons: ## the same on every Python of this machine between those of `test` and `lowest`
 	@sh install/venv.sh dev
 	@sh install/pythons.sh $(parallel) $(ARGS)
 

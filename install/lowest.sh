@@ -6,4 +6,4 @@ cd "$(dirname "$0")/.."
 
 oldest=$(sh install/python.sh --all | tail -n 1)
 VENV=.venv-lowest PYTHON=$oldest sh install/venv.sh lowest
-.venv-lowest/bin/python -m pytest -m "not server" "$@"
+.venv-lowest/bin/python -m pytest -m "not server and not once" --hypothesis-profile=few "$@"

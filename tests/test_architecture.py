@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "qwen_wsgi"
@@ -454,6 +457,7 @@ def test_every_module_says_what_it_is_for(path: Path) -> None:
 SHARED = ("fakes", "kit", "schemas", "soak", "torture")
 
 
+@functools.cache
 def _imports_of_tests() -> list[tuple[Path, Import]]:
     return [
         (path, Import(found.file, found.line, module, found.for_types))

@@ -29,6 +29,8 @@ from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.responses import ResponseEncoder, parse_request
 from tests.schemas import FILES, check, check_but_for_nulls, check_event, violations
 
+pytestmark = pytest.mark.once
+
 Schema = dict[str, Any]
 Place = tuple[str | int, ...]
 

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
@@ -40,7 +41,8 @@ class Sandbox:
     """A fake Qwen service on a loopback port.
 
     Thread-safe. `start` binds; after `stop` another `start` binds the same port again, which
-    simulates an outage. As a context manager it starts and stops itself.
+    simulates an outage: as long as this object lives, the system gives the port to no other server.
+    As a context manager it starts and stops itself.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Sandbox:
         self._world = World(clock, lambda: self.origin, oauth, control, Journal())
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
+        self._port_is_kept = False
         self._threads: dict[threading.Thread, Connection | socket.socket] = {}
         self._stopping = threading.Event()
 
@@ -104,16 +107,14 @@ class Sandbox:
         Raises:
             OSError: the port is in use.
         """
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener = _bound(self._host, self._port)
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((self._host, self._port))
+            self._port = listener.getsockname()[1]
+            self._keep_port()
             listener.listen(_BACKLOG)
         except OSError:
             listener.close()
             raise
-        self._port = listener.getsockname()[1]
         self._stopping.clear()
         self._listener = listener
         self._spawn(self._accept, listener)
@@ -178,6 +179,15 @@ class Sandbox:
         return self.requests
 
     # --- threads ----------------------------------------------------------------------------------
+
+    def _keep_port(self) -> None:
+        """Hold the port by a second socket, which never listens, until this object is gone.
+
+        Else a server of another process may get it during an outage, and answer in our place.
+        """
+        if not self._port_is_kept:
+            self._port_is_kept = True
+            weakref.finalize(self, _bound(self._host, self._port).close)
 
     def _spawn(self, work: Callable[[_Held], None], held: _Held) -> None:
         """Run `work(held)` in a new thread."""
@@ -296,3 +306,15 @@ def _loopback(host: str) -> str:
             "anybody who reaches it can control it; use 127.0.0.1"
         )
     return address
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket bound to the port, or to a free one. Two may share a port until one listens."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound

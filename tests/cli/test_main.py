@@ -17,6 +17,7 @@ from qwen_wsgi import __version__
 from qwen_wsgi.cli import main, serve
 from qwen_wsgi.sandbox import Sandbox
 from tests.fakes.raw_server import RawServer, whole
+from tests.kit.processes import free_port
 from tests.kit.secrets import core, secret
 
 KEY = secret("cli-account")
@@ -256,8 +257,7 @@ def test_models_are_listed_for_programs(run: Any) -> None:
 
 
 def test_a_host_that_does_not_answer_is_told_beside_the_built_in_list(run: Any) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
+    port = free_port()
 
     status, out, err = run(
         "models", DASHSCOPE_API_KEY=KEY, DASHSCOPE_BASE_URL=f"http://127.0.0.1:{port}/v1"

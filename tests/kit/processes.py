@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -73,11 +74,17 @@ def memory_kb(pids: Sequence[int]) -> float:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of the loopback interface on which nobody listens.
+
+    It stays bound until this process ends, so that the system gives it to no other test, which may
+    run at the same time. A server can listen there if it sets SO_REUSEADDR, as all of ours do.
+    """
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(("127.0.0.1", 0))
+    atexit.register(probe.close)
+    port: int = probe.getsockname()[1]
+    return port
 
 
 def stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:

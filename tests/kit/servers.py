@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.kit.processes import free_port
+
 REPO = Path(__file__).resolve().parents[2]
 CONF = REPO / "gunicorn.conf.py"
 SITE = REPO / "nginx/qwen-proxy.conf"
@@ -214,9 +216,7 @@ def start_nginx(
     directory: Path, upstream: str | int, edit: Callable[[str], str] = lambda site: site
 ) -> Server:
     """nginx with the shipped site in front of `upstream`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     configuration = nginx_configuration(directory, upstream, port, edit)
     command = [nginx(), "-e", "stderr", "-c", str(configuration), "-p", str(directory)]
     server = Server(command, directory / "nginx.log", {"PATH": os.environ["PATH"]}, directory)

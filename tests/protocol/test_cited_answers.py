@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from anthropic.types import Message
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -21,6 +21,7 @@ from qwen_wsgi.protocol.chat.completion import combined
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from tests.kit import messages_sdk
 from tests.kit.feeding import ways_to_cut
+from tests.kit.properties import examples
 from tests.kit.quirks import chunk, fed, stream_of
 from tests.schemas import check_but_for_nulls, check_event
 
@@ -407,7 +408,7 @@ PAGES = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(TEXTS, PAGES, st.sampled_from([0, -1]))
 def test_streamed_and_whole_answers_say_the_same(
     texts: list[str], pages: list[dict[str, Any]], at: int

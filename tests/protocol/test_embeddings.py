@@ -9,7 +9,7 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.errors import BadRequest, UpstreamError
@@ -21,6 +21,7 @@ from qwen_wsgi.protocol.embeddings import (
 )
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.validation import model_of
+from tests.kit.properties import examples
 
 
 def request_of(**members: Any) -> EmbeddingRequest:
@@ -181,7 +182,7 @@ def answered(rows: list[str], **members: Any) -> dict[str, Any]:
     return combine(request, answers)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(rows=st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=35))
 def test_rows_come_back_in_order_with_the_usage_of_all_calls(rows: list[str]) -> None:
     assert answered(rows) == {
@@ -217,7 +218,7 @@ def test_rows_without_an_index_are_taken_as_they_come() -> None:
     ]
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(vector=st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=20))
 def test_base64_is_little_endian_float32_and_reads_back_exactly(vector: list[float]) -> None:
     request = request_of(input="a", encoding_format="base64")

@@ -6,12 +6,13 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qwen_wsgi.protocol.json_object import LONG_BYTES, JsonObject, JsonObjectError, loads
+from tests.kit.properties import examples
 
-EXAMPLES = settings(deadline=None, max_examples=150)
+EXAMPLES = examples(150)
 
 SCALARS = (
     st.none()

@@ -20,6 +20,8 @@ from qwen_wsgi.protocol.chat import ChatRequest, parse_request
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.upstream.adapt import Options, Target, adapt
 
+pytestmark = pytest.mark.once
+
 Json = dict[str, Any]
 
 #: A square of this is seen, and what is linear takes some tenths of a second.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.hosts import Family
@@ -18,6 +18,7 @@ from qwen_wsgi.protocol.chat.completion import mended
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.upstream.adapt import Options, Target, adapt
 from tests.kit import messages_sdk
+from tests.kit.properties import examples
 from tests.kit.quirks import CALLS, STYLES, Call, chunk, quirky_calls, stream_of
 
 CORPUS = Path(__file__).parents[1] / "corpus/sse"
@@ -146,7 +147,7 @@ def test_an_answer_of_the_corpus_is_input_of_the_next_turn(path: Path, normalize
 
 
 @HOSTS
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(calls=CALLS, style=st.sampled_from(sorted(STYLES)), text=st.text(max_size=5), data=st.data())
 def test_a_generated_answer_is_input_of_the_next_turn(
     normalize: bool, calls: list[Call], style: str, text: str, data: st.DataObject

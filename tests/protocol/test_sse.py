@@ -6,13 +6,14 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.protocol import sse
 from tests.kit.feeding import random_cuts, ways_to_cut
+from tests.kit.properties import examples
 
-EXAMPLES = settings(deadline=None, max_examples=150)
+EXAMPLES = examples(150)
 
 
 def fed(pieces: list[bytes]) -> tuple[bytes, bytes]:

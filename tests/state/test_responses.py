@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.errors import ApiError
@@ -26,6 +26,7 @@ from qwen_wsgi.state.responses import (
 )
 from tests.fakes.clock import FakeClock
 from tests.kit.privileges import as_ordinary_user
+from tests.kit.properties import examples
 
 FILE = "responses-1.sqlite3"
 DAY_S = 86_400.0
@@ -444,7 +445,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_whatever_is_done_the_limits_hold_and_nothing_is_mixed_up(steps: list[Any]) -> None:
     clock = FakeClock()
     store = ResponseStore(None, clock, ttl_s=100, max_bytes=4000, max_rows=4)

@@ -44,6 +44,7 @@ from qwen_wsgi.credentials.oauth.token_endpoint import (
 from qwen_wsgi.sandbox import Sandbox
 from tests.fakes.clock import NOON_S, FakeClock
 from tests.fakes.raw_server import Answer, Peer, RawServer, chunked, head, whole
+from tests.kit.processes import free_port
 
 REFRESH = "refresh-0123456789-abcdefghij-secret"
 TOKENS = {"access_token": "access-0123456789-abcdefghij", "token_type": "Bearer"}
@@ -508,11 +509,6 @@ def listening(script: Callable[[socket.socket], None]) -> Iterator[int]:
 def until_closed(sock: socket.socket) -> None:
     while sock.recv(65_536):
         pass
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def unsent(origin: str, **more: Any) -> str:

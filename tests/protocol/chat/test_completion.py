@@ -6,15 +6,16 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chat import Completion, chunks_of
 from qwen_wsgi.protocol.chat.completion import combined, mended
 from qwen_wsgi.protocol.usage import Usage
+from tests.kit.properties import examples
 
-EXAMPLES = settings(deadline=None, max_examples=150)
+EXAMPLES = examples(150)
 
 
 def chunk(delta: Any, finish: str | None = None, index: int = 0, **choice: Any) -> dict[str, Any]:

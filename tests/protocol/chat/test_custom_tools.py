@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from openai._models import construct_type
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -18,6 +18,7 @@ from qwen_wsgi.protocol.chat.renamed_tools import (
     WholeCustomStream,
     completion,
 )
+from tests.kit.properties import examples
 from tests.kit.quirks import STYLES, calls_chunk, chunk, cut, fed, fragment, in_style, stream_of
 
 PATCH = '*** Begin\n "é" \\ 中\U0001f600'
@@ -110,7 +111,7 @@ def test_the_rest_of_a_text_comes_with_the_finish(
     assert [each["text"] for each in calls_of(with_finish)] == [expected]
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(
     st.sampled_from(sorted(STYLES)),
     st.lists(st.tuples(st.sampled_from(["apply_patch", "look"]), st.text(max_size=8)), min_size=1),

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionChunk
 
@@ -15,6 +15,7 @@ from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chat import ChunkStream, Completion, chunks_of
 from qwen_wsgi.protocol.usage import Usage
 from tests.kit.feeding import random_cuts
+from tests.kit.properties import examples
 from tests.kit.quirks import (
     CALLS,
     HEAD,
@@ -32,7 +33,7 @@ from tests.kit.quirks import (
     summed,
 )
 
-EXAMPLES = settings(deadline=None, max_examples=80)
+EXAMPLES = examples(80)
 
 ROLE = chunk({"role": "assistant", "content": ""})
 TEXT = chunk({"content": "hi", **NULLS})
@@ -506,7 +507,7 @@ TEXTS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(
     field=st.sampled_from(["content", "reasoning_content", "reasoning"]),
     texts=TEXTS,
@@ -643,7 +644,7 @@ class NoCarrier:
     def forget(self) -> None: ...
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(
     events=ANYTHING,
     escaped=st.booleans(),

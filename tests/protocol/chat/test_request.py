@@ -6,12 +6,13 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol.chat import ChatRequest, parse_request, upstream_body
 from qwen_wsgi.protocol.json_object import JsonObject
+from tests.kit.properties import examples
 
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
 
@@ -212,7 +213,7 @@ EXTRA = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(extra=EXTRA, stream=st.booleans(), ask_stream=st.booleans())
 def test_unknown_fields_survive_whatever_they_are(
     extra: dict[str, Any], stream: bool, ask_stream: bool

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionChunk
 
@@ -14,6 +14,7 @@ from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChunkStream
 from qwen_wsgi.protocol.usage import Usage
 from tests.kit.feeding import random_cuts, ways_to_cut
+from tests.kit.properties import examples
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
@@ -310,7 +311,7 @@ def test_content_that_looks_like_a_field_is_left_alone(content: str, beside: byt
     assert watch(beside + event)[0] == event
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(texts=st.lists(st.text(max_size=8) | st.sampled_from(TRICKS), min_size=1), data=st.data())
 def test_fields_between_events_never_change_the_data(texts: list[str], data: st.DataObject) -> None:
     extra = st.sampled_from(
@@ -362,7 +363,7 @@ CHUNKS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(data=st.data(), events=CHUNKS, hide_usage=st.booleans(), crlf=st.booleans())
 def test_what_a_client_gets_does_not_depend_on_how_the_bytes_came(
     data: st.DataObject, events: list[bytes], hide_usage: bool, crlf: bool

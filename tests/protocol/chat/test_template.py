@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chat.template import Carrier, Template
+from tests.kit.properties import examples
 
-EXAMPLES = settings(deadline=None, max_examples=150)
+EXAMPLES = examples(150)
 
 
 def event(text: str, **more: object) -> bytes:

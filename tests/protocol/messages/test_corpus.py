@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from anthropic.types.message_create_params import MessageCreateParamsStreaming
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -21,6 +21,7 @@ from qwen_wsgi.protocol import tokens
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.messages import parse_prompt, parse_request
 from qwen_wsgi.protocol.messages.history import FAILED, UNANSWERED
+from tests.kit.properties import examples
 
 CORPUS = Path(__file__).parents[2] / "corpus" / "messages"
 FILES = sorted(CORPUS.glob("*.json"))
@@ -207,7 +208,7 @@ MESSAGES = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(
     st.dictionaries(TOP, VALUES, max_size=6),
     MESSAGES | VALUES,
@@ -230,7 +231,7 @@ def test_any_request_is_taken_or_refused(
             assert "," not in entry
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(st.data())
 def test_a_damaged_request_of_the_corpus_is_taken_or_refused(data: st.DataObject) -> None:
     """One value anywhere in it is another one."""

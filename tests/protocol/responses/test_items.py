@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses import ResponseItem
 from pydantic import TypeAdapter
 
 from qwen_wsgi.protocol.responses import whole
+from tests.kit.properties import examples
 from tests.protocol.responses.support import ID, INPUT_ITEMS, MODEL, STEM, request
 from tests.schemas import check
 
@@ -163,7 +164,7 @@ ITEMS = st.one_of(
 BEFORE = [USER, CALL, {**CUSTOM_CALL, "call_id": "b"}]
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(st.lists(ITEMS, max_size=6))
 def test_the_form_is_openais_and_means_what_was_sent(given: list[dict[str, Any]]) -> None:
     its = request([*BEFORE, *given])

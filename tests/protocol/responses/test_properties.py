@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.errors import ApiError, UpstreamError
@@ -16,6 +16,7 @@ from qwen_wsgi.protocol.chat.completion import Completion
 from qwen_wsgi.protocol.encoder import COMMENT
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.responses import parse_request, previous_of, whole
+from tests.kit.properties import examples
 from tests.protocol.responses.support import (
     ID,
     MODEL,
@@ -28,7 +29,7 @@ from tests.protocol.responses.support import (
     usage_chunk,
 )
 
-EXAMPLES = settings(deadline=None, max_examples=120)
+EXAMPLES = examples(120)
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 SPACE = {"type": "namespace", "name": "mail", "description": "d"}
@@ -198,7 +199,7 @@ ITEMS = st.lists(st.dictionaries(FIELDS, JUNK, max_size=6), max_size=5)
 
 
 @pytest.mark.timeout(300)
-@settings(deadline=None, max_examples=400)
+@examples(400)
 @given(st.dictionaries(MEMBERS, JUNK, max_size=4), ITEMS | JUNK, ITEMS, st.booleans())
 def test_any_request_is_refused_or_translated(
     members: dict[str, Any], input: Any, history: list[dict[str, Any]], strict: bool
@@ -217,7 +218,7 @@ def test_any_request_is_refused_or_translated(
 
 
 @pytest.mark.timeout(300)
-@settings(deadline=None, max_examples=400)
+@examples(400)
 @given(
     st.lists(
         JUNK.map(sse.render)

@@ -6,12 +6,13 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qwen_wsgi.protocol.translation import citations
 from qwen_wsgi.protocol.translation.citations import CitedText, Mark, MarkReader, Sources
 from qwen_wsgi.protocol.translation.search import Page, is_requested, pages_of
+from tests.kit.properties import examples
 
 FOUND = {
     "search_info": {
@@ -82,7 +83,7 @@ PIECES = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(PIECES)
 @example(["[re", "f_", "1", "]"])
 @example(["\ud83d", "\ude00[1]"])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.protocol.translation.free_text import FreeText, input_of
+from tests.kit.properties import examples
 
-EXAMPLES = settings(deadline=None, max_examples=200)
+EXAMPLES = examples(200)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 
 

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given, reject, settings
+from hypothesis import example, given, reject
 from hypothesis import strategies as st
 
 from qwen_wsgi.errors import BadRequest
@@ -18,9 +18,10 @@ from qwen_wsgi.sandbox import params as sandbox
 from qwen_wsgi.upstream import adapt as rules
 from qwen_wsgi.upstream.adapt import Adapted, Options, Target
 from qwen_wsgi.upstream.routing import model_profiles
+from tests.kit.properties import examples
 from tests.upstream.adapt.support import LAX, STRICT, Json
 
-EXAMPLES = settings(deadline=None, max_examples=200)
+EXAMPLES = examples(200)
 
 TEXTS = st.text(max_size=6) | st.sampled_from(["json", "a", "", "\ud800"])
 SCALARS = (

@@ -6,13 +6,14 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol.translation.arguments import UNPARSED
 from qwen_wsgi.sandbox import params as sandbox
 from qwen_wsgi.upstream.adapt import adapt
+from tests.kit.properties import examples
 from tests.upstream.adapt.support import (
     HELLO,
     LAX,
@@ -217,7 +218,7 @@ ARGUMENTS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(arguments=st.lists(ARGUMENTS, min_size=1, max_size=3))
 def test_the_host_takes_whatever_a_model_wrote(arguments: list[str]) -> None:
     answers = [{**ANSWER, "tool_call_id": str(at)} for at in range(1, len(arguments) + 1)]

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.errors import Scope, UpstreamError
@@ -15,6 +15,7 @@ from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.upstream.failures import classify
 from qwen_wsgi.upstream.failures.causes import CAUSES
+from tests.kit.properties import examples
 from tests.kit.secrets import core, secret
 
 KEY = secret("quoted")
@@ -85,7 +86,7 @@ def check(error: UpstreamError) -> None:
         assert error.should_retry is False and error.status == 502
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(STATUSES, HEADERS, BODIES, FAMILIES, NOWS)
 def test_any_answer_becomes_an_error(
     status: int, headers: dict[str, str], body: bytes, family: Family, now: float | None
@@ -94,7 +95,7 @@ def test_any_answer_becomes_an_error(
     check(classify.no_answer(headers, body, account="a", family=family, now=now))
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(VALUES | ERRORS, TEXTS, FAMILIES, NOWS)
 def test_any_frame_and_any_text_become_an_error(
     frame: Any, text: str, family: Family, now: float | None
@@ -107,7 +108,7 @@ def test_any_frame_and_any_text_become_an_error(
 AROUND = st.text(st.characters(exclude_categories=["L", "N", "Cs"]), max_size=5)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     STATUSES,
     FAMILIES,

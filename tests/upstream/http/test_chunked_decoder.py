@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.upstream.http.body import BodyBroken, ChunkedDecoder
+from tests.kit.properties import examples
 
-EXAMPLES = settings(deadline=None, max_examples=150)
+EXAMPLES = examples(150)
 
 
 def decoded(coded: bytes, size: int) -> tuple[bytes, bool]:

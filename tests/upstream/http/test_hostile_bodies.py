@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import requests
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.greenlets import TimedReads
@@ -25,6 +25,7 @@ from qwen_wsgi.upstream.http.body import (
 from qwen_wsgi.upstream.http.http1 import Head, PooledResponse
 from tests.fakes.raw_server import Peer, RawServer, chunked, head
 from tests.kit.feeding import random_cuts
+from tests.kit.properties import examples
 
 PIECES = [b"one, ", b"two and ", b"three"]
 PLAIN = b"".join(PIECES)
@@ -172,7 +173,7 @@ def test_every_truncation_of_a_length_is_a_broken_body(cut: int) -> None:
         body_of([PLAIN[:cut]], content_length=str(len(PLAIN)))
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.binary(max_size=200), st.integers(1, 7))
 def test_any_bytes_are_chunks_or_a_broken_body(data: bytes, step: int) -> None:
     pieces = [data[i : i + step] for i in range(0, len(data), step)]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from urllib3.exceptions import ProtocolError
 
@@ -20,6 +20,7 @@ from qwen_wsgi.upstream.http.transport import Transport
 from tests.fakes.raw_server import Answer, Peer, RawServer, head, whole
 from tests.fakes.upstream import settings_of
 from tests.kit.feeding import random_cuts
+from tests.kit.properties import examples
 
 INTERIM = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
 FINAL = b"HTTP/1.1 200 OK\r\nA: 1\r\nB: two\r\na: 3\r\n\r\n"
@@ -58,7 +59,7 @@ def test_every_truncation_of_a_head_is_an_end_without_an_answer(cut: int) -> Non
         received([(INTERIM + FINAL)[:cut]])
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.binary(max_size=120))
 def test_any_bytes_are_a_head_or_none(data: bytes) -> None:
     for line in (b"", b"HTTP/1.1 200 OK\r\n"):

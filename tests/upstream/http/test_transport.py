@@ -20,6 +20,7 @@ from qwen_wsgi.upstream.http.body import BodyReader
 from qwen_wsgi.upstream.http.transport import USER_AGENT, Transport
 from tests.fakes.raw_server import Peer, RawServer, chunked, head, whole
 from tests.fakes.upstream import SECRET, settings_of
+from tests.kit.processes import free_port
 
 
 @pytest.fixture
@@ -256,8 +257,7 @@ def test_a_request_on_a_new_connection_is_sent_only_once(transport: Transport) -
 
 
 def test_a_refused_connection_is_told_as_such(transport: Transport) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
+    port = free_port()
 
     error = failure(transport, f"http://127.0.0.1:{port}")
 
@@ -338,8 +338,7 @@ def test_a_tls_failure_is_called_one(transport: Transport) -> None:
 def test_a_failing_proxy_is_called_one(
     transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     monkeypatch.setenv("http_proxy", f"http://user:proxypassword@127.0.0.1:{port}")
 
     error = failure(transport, "http://up.example")

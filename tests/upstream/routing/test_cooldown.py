@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.state.shared_memory import key_of
@@ -22,6 +22,7 @@ from qwen_wsgi.upstream.routing.cooldown import (
 )
 from tests.fakes.clock import FakeClock
 from tests.kit.privileges import as_ordinary_user
+from tests.kit.properties import examples
 
 KEY = key_of("account", "model")
 OTHER = key_of("another")
@@ -114,7 +115,7 @@ class TestCooldowns:
             assert cooldowns.record_failure(KEY, "timeout") == 0.0
             clock.advance(200)
 
-    @settings(deadline=None, max_examples=30)
+    @examples(30)
     @given(names=st.lists(st.text(max_size=8), min_size=1, max_size=2000, unique=True))
     def test_however_many_there_are_the_latest_is_known(self, names: list[str]) -> None:
         clock = FakeClock()
