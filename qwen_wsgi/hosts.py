@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
@@ -113,49 +112,3 @@ def origin_of(base_url: str) -> str:
     """Scheme and host of a base URL, behind which a host's native API is."""
     parts = urlsplit(base_url)
     return f"{parts.scheme}://{parts.netloc}"
-
-
-#: Names of models on Alibaba's gateways that neither chat nor embed text: pictures, films, speech,
-#: ranking. They are called by routes that this proxy does not have (Model Studio's model list).
-_UNROUTED: Final = re.compile(
-    r"(?:qwen-image|wan[x2-9]|z-image|happyhorse|flux|stable-diffusion|cosyvoice|sambert|paraformer"
-    r"|fun-asr|gummy|qwen-audio-[3-9]|speech-|multimodal-embedding|tongyi-embedding-vision"
-    r"|gte-rerank|text-embedding-async)"
-    r"|(?:-tts|-rerank|-vl-embedding|-realtime|-livetranslate|-filetrans|-image)(?:-|$)"
-    r"|-t2[iv](?:-|$)|-i2v(?:-|$)|-r2v(?:-|$)|-voice-"
-)
-
-
-#: Names of models, on any host, that do something else than chat in text.
-_NOT_CHAT: Final = re.compile(
-    r"embed|rerank|image|wanx|wan\d|video|tts|asr|audio|speech|voice|realtime|livetranslate"
-    r"|omni|ocr|-mt-|^bge|whisper|moderation"
-)
-
-
-#: How the names of models on Alibaba's gateways begin, theirs and those of others that they serve.
-_OF_THE_HOSTS: Final = re.compile(
-    r"(?:qwen|qwq|qvq|wan[x\d]|deepseek|glm-|kimi|minimax|text-embedding|multimodal-embedding|tongyi"
-    r"|gte-|coder-model|vision-model|z-image|happyhorse|cosyvoice|paraformer|fun-asr)"
-)
-
-
-def may_have(family: Family, model: str) -> bool:
-    """Whether a host may have a model that it does not list and that this proxy can call.
-
-    The vendor's lists miss some (August 2026: deepseek-v4-pro-0813 with a Token Plan).
-    """
-    known = family.is_qwen and _OF_THE_HOSTS.match(model.lower()) is not None
-    return known and can_be_called(family, model)
-
-
-def can_be_called(family: Family, model: str) -> bool:
-    """Whether a model that a host lists is one for chat completions or embeddings; other hosts than
-    Alibaba's are believed."""
-    return not family.is_qwen or _UNROUTED.search(model.lower()) is None
-
-
-def is_chat_model(model: str) -> bool:
-    """Whether a model chats in text, as far as its name shows: for choosing one of a list."""
-    name = model.lower()
-    return _NOT_CHAT.search(name) is None and _UNROUTED.search(name) is None

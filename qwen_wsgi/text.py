@@ -9,9 +9,9 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from qwen_wsgi import __version__, net
+from qwen_wsgi.capabilities import is_chat_model
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.credential import CredentialStatus
-from qwen_wsgi.hosts import is_chat_model
 from qwen_wsgi.settings import UNSET, Settings, with_command
 
 _SANDBOX_NOTE = (

@@ -7,6 +7,7 @@ from functools import partial
 from flask import Blueprint, Response
 
 from qwen_wsgi.api import generation, http, lifecycle
+from qwen_wsgi.capabilities import Capability
 from qwen_wsgi.protocol import embeddings as protocol
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.usage import parse as parse_usage
@@ -29,6 +30,7 @@ def create() -> Response:
     plan = services.router.plan(
         record.model,
         pinned=generation.pinned_account(call.environ),
+        capability=Capability.EMBEDDING,
         evidence=partial(evidence_of, b"", body),
     )
     headers = generation.forwarded_headers(call.environ)

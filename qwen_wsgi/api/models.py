@@ -7,8 +7,8 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from qwen_wsgi.api import http, lifecycle
+from qwen_wsgi.capabilities import is_chat_model
 from qwen_wsgi.errors import NotFound
-from qwen_wsgi.hosts import is_chat_model
 from qwen_wsgi.protocol.messages import models as anthropic
 from qwen_wsgi.protocol.responses import catalogue
 from qwen_wsgi.upstream.routing.model_names import ANTHROPIC

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import qwen_wsgi.protocol.chat as chat
 from qwen_wsgi.accounting.record import CallRecord
+from qwen_wsgi.capabilities import is_chat_model
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.token import AccessToken
@@ -23,7 +24,6 @@ from qwen_wsgi.errors import (
     Scope,
     UpstreamError,
 )
-from qwen_wsgi.hosts import is_chat_model
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.refused_inputs import RefusedInputs

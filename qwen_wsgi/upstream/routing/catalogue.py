@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
+from qwen_wsgi.capabilities import can_be_called
+from qwen_wsgi.capabilities import listed as listed_capabilities
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.account import Account, ProviderModel
 from qwen_wsgi.errors import ApiError, Scope, UpstreamError
 from qwen_wsgi.greenlets import in_order
-from qwen_wsgi.hosts import can_be_called
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.model_lists import SharedList, SharedLists
 from qwen_wsgi.upstream.failures import classify
@@ -318,6 +319,8 @@ def _entry(
         "created": listed.get("created") or model_profiles.AS_OF_EPOCH,
         "owned_by": listed.get("owned_by") or account.name,
     }
+    if capabilities := listed_capabilities(account.family, id):
+        entry["capabilities"] = capabilities
     facts = model_profiles.facts_of(id)
     if facts is not None:
         if facts.context is not None:

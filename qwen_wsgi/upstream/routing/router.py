@@ -7,9 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from qwen_wsgi.capabilities import (
+    ENDPOINTS,
+    EVERYWHERE,
+    Capability,
+    capabilities_of,
+    has_route,
+    is_able,
+    may_have,
+)
 from qwen_wsgi.credentials.account import Account
-from qwen_wsgi.errors import AccountUnavailable, BadRequest, NotFound
-from qwen_wsgi.hosts import Family, may_have
+from qwen_wsgi.errors import AccountUnavailable, ApiError, BadRequest, NotFound
+from qwen_wsgi.hosts import Family
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.routing import model_profiles
 from qwen_wsgi.upstream.routing.accounts import AccountPool
@@ -87,6 +96,7 @@ class Router:
         model: str,
         *,
         pinned: str = "",
+        capability: Capability = Capability.CHAT,
         literal: bool = False,
         conversation: Callable[[], bytes] | None = None,
         evidence: Callable[[], bytes] | None = None,
@@ -99,12 +109,15 @@ class Router:
 
         Args:
             pinned: the only account that may answer, by name (`x-qwen-account`).
+            capability: what the model is to do.
             literal: no other model may stand in for an old name.
             conversation: computes the call's key; used only where there is a choice.
             evidence: for `Plan`; computed only after a failure.
 
         Raises:
-            BadRequest: no model named, and no default set; or no account of the pinned name.
+            BadRequest: no model named, and no default set; or no account of the pinned name; or the
+                model does something else.
+            ApiError: 501: no account has a route for such calls.
             NotFound: `model_not_found`: every account has a live list, and none has the model.
             AccountUnavailable: there is no account at all.
         """
@@ -116,13 +129,16 @@ class Router:
                     f"This proxy has no account '{pinned[:64]}' (header x-qwen-account).",
                     code="account_not_found",
                 )
-        for name in (model, self._default):
+        accounts = _with_route(accounts, capability)
+        default = self._default if capability in EVERYWHERE else ""
+        for name in (model, default):
             # The operator's default is for the names that nobody lists: it is no chance.
-            chance = bool(pinned) or not self._default
+            chance = bool(pinned) or not default
             routes = name and self._routes(
                 name, accounts, pinned=bool(pinned), chance=chance, literal=literal
             )
             if routes:
+                routes = _able(routes, capability, name)
                 several = len(routes) > 1 and conversation is not None
                 return Plan(
                     name,
@@ -262,3 +278,44 @@ class Router:
             if best is None or rank < best_rank:
                 best, best_rank = Candidate(cooldown_s, route), rank
         return best
+
+
+def _with_route(accounts: tuple[Account, ...], capability: Capability) -> tuple[Account, ...]:
+    """The accounts whose hosts have a route for such calls.
+
+    Raises:
+        ApiError: 501: none has.
+    """
+    if capability in EVERYWHERE:
+        return accounts
+    able = tuple(each for each in accounts if has_route(each.family, capability))
+    if not able:
+        does, endpoint = ENDPOINTS[capability]
+        raise ApiError(
+            f"{endpoint} is not available here: no account that may answer has a model that "
+            f"{does}. The operator of this proxy needs an API key of Model Studio, pay as you go: "
+            "DASHSCOPE_API_KEY.",
+            status=501,
+            type="invalid_request_error",
+            code="not_available_here",
+            should_retry=False,
+        )
+    return able
+
+
+def _able(routes: tuple[Route, ...], capability: Capability, name: str) -> tuple[Route, ...]:
+    """The routes whose model does what is asked for.
+
+    Raises:
+        BadRequest: none does; the message names the endpoint for what it does.
+    """
+    able = tuple(each for each in routes if is_able(each.account.family, each.model, capability))
+    if able:
+        return able
+    others = capabilities_of(routes[0].model)
+    does = " and ".join(f"{ENDPOINTS[each][0]} ({ENDPOINTS[each][1]})" for each in others)
+    raise BadRequest(
+        f"The model `{name}` cannot be called here: it {does or 'needs a protocol of its own'}.",
+        param="model",
+        code="wrong_endpoint_for_model",
+    )

@@ -11,6 +11,7 @@ from typing import Any
 import gevent.event
 import pytest
 
+from qwen_wsgi.capabilities import Capability, capabilities_of
 from qwen_wsgi.credentials.account import Account, ProviderModel
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import UpstreamError
@@ -93,6 +94,7 @@ def test_a_live_list_is_told_with_the_fields_that_openai_requires() -> None:
             "object": "model",
             "created": model_profiles.AS_OF_EPOCH,
             "owned_by": "up",
+            "capabilities": ["chat"],
         }
     ]
 
@@ -125,6 +127,7 @@ def test_what_the_host_tells_of_a_model_counts_and_what_is_known_is_added() -> N
         "context_length": 77,
         "max_output_tokens": 65_536,
         "input_modalities": ["text"],
+        "capabilities": ["chat"],
         "x": [1],
     }
 
@@ -275,6 +278,7 @@ def test_models_of_the_settings_are_told_without_a_live_list() -> None:
         "context_length": 1234,
         "max_output_tokens": 65_536,
         "input_modalities": ["text"],
+        "capabilities": ["chat"],
     }
     assert second["id"] == "mine"
 
@@ -377,7 +381,12 @@ def test_facts_are_known_by_name(id: str, context: int | None) -> None:
 
 
 def test_every_built_in_model_has_facts() -> None:
-    listed = {id for ids in model_profiles.BUILT_IN.values() for id in ids}
+    listed = {
+        id
+        for ids in model_profiles.BUILT_IN.values()
+        for id in ids
+        if not {Capability.CHAT, Capability.EMBEDDING}.isdisjoint(capabilities_of(id))
+    } - {"qwen3-vl-embedding"}
 
     assert listed <= model_profiles.FACTS.keys()
     assert set(model_profiles.BUILT_IN) == set(Family)

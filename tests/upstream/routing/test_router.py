@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from qwen_wsgi.capabilities import Capability
 from qwen_wsgi.credentials.account import Account
-from qwen_wsgi.errors import AccountUnavailable, BadRequest, NotFound
+from qwen_wsgi.errors import AccountUnavailable, ApiError, BadRequest, NotFound
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.state.shared_memory import key_of
 from qwen_wsgi.upstream.routing.accounts import MODEL_NOT_FOUND
@@ -39,11 +40,16 @@ def guessed(*models: str) -> Listing:
 class World:
     """A router over accounts of name and listing, with what it looks at."""
 
-    def __init__(self, *accounts: tuple[str, Listing], **env: str) -> None:
+    def __init__(
+        self, *accounts: tuple[str, Listing], family: Family = Family.DASHSCOPE, **env: str
+    ) -> None:
         settings = settings_of(**env)
         self.cooldowns = Cooldowns(None)
         self.affinity = Affinity(None)
-        found = [account_of(name, base_url=f"https://{name}.example/v1") for name, _ in accounts]
+        found = [
+            account_of(name, base_url=f"https://{name}.example/v1", family=family)
+            for name, _ in accounts
+        ]
         self.pool = pool_of(*found, settings=settings, cooldowns=self.cooldowns)
         catalogue: Any = FakeCatalogue(dict(accounts))
         self.router = Router(settings, self.pool, catalogue, self.affinity)
@@ -336,3 +342,38 @@ def test_without_any_account_the_operator_is_told_what_to_do() -> None:
     assert (caught.value.status, caught.value.code) == (503, "no_account")
     assert caught.value.should_retry is False
     assert "qwen-proxy status" in caught.value.message
+
+
+# --- what the model is to do ---------------------------------------------------------------------
+
+
+def test_a_model_is_called_for_what_it_does() -> None:
+    world = World(("a", live("qwen-image-3.0", "qwen3-max")))
+
+    assert names_of(world.plan("qwen-image-3.0", capability=Capability.IMAGE)) == ["a"]
+    with pytest.raises(BadRequest) as chat:
+        world.plan("qwen-image-3.0")
+    with pytest.raises(BadRequest) as picture:
+        world.plan("qwen3-max", capability=Capability.IMAGE)
+
+    assert (chat.value.code, chat.value.param) == ("wrong_endpoint_for_model", "model")
+    assert "makes pictures (POST /v1/images/generations)" in chat.value.message
+    assert "it chats (POST /v1/chat/completions)" in picture.value.message
+
+
+def test_a_host_without_the_route_is_not_asked() -> None:
+    world = World(("a", guessed("qwen3-max")), family=Family.CODING_PLAN)
+
+    with pytest.raises(ApiError) as raised:
+        world.plan("qwen-image-3.0", capability=Capability.IMAGE)
+
+    assert (raised.value.status, raised.value.code) == (501, "not_available_here")
+    assert raised.value.should_retry is False
+    assert "DASHSCOPE_API_KEY" in raised.value.message
+
+
+def test_the_default_model_stands_in_for_no_picture() -> None:
+    world = World(("a", live("qwen3-max")), OPENAI_MODEL="qwen3-max")
+
+    with pytest.raises(NotFound):
+        world.plan("dall-e-3", capability=Capability.IMAGE)
