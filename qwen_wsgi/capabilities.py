@@ -62,8 +62,8 @@ _RULES: Final = tuple(
     )
 )
 
-#: What hosts of every family are asked for.
-EVERYWHERE: Final = frozenset({_C.CHAT, _C.EMBEDDING})
+#: What hosts of every family are asked for. A tuple: the hash of an Enum is a call.
+EVERYWHERE: Final = (_C.CHAT, _C.EMBEDDING)
 _ALL: Final = frozenset(Capability)
 
 #: What the routes of a kind of host can be asked for. Pictures on the Token Plan's hosts were seen
@@ -71,11 +71,11 @@ _ALL: Final = frozenset(Capability)
 _OF_FAMILY: Final[Mapping[Family, frozenset[Capability]]] = {
     Family.DASHSCOPE: _ALL,
     Family.SANDBOX: _ALL,
-    Family.TOKEN_PLAN: EVERYWHERE | {_C.IMAGE, _C.IMAGE_EDIT},
-    Family.CODING_PLAN: EVERYWHERE,
-    Family.PORTAL: EVERYWHERE,
+    Family.TOKEN_PLAN: frozenset(EVERYWHERE) | {_C.IMAGE, _C.IMAGE_EDIT},
+    Family.CODING_PLAN: frozenset(EVERYWHERE),
+    Family.PORTAL: frozenset(EVERYWHERE),
     # They are believed: an OpenAI-compatible server is asked for what OpenAI's routes have.
-    Family.OTHER: EVERYWHERE,
+    Family.OTHER: frozenset(EVERYWHERE),
 }
 
 
@@ -107,13 +107,6 @@ def listed(family: Family, model: str) -> list[str]:
     if _EMBEDS.search(model.lower()):
         return [Capability.EMBEDDING.value]
     return [] if _NEITHER.search(model.lower()) else [Capability.CHAT.value]
-
-
-def is_able(family: Family, model: str, capability: Capability) -> bool:
-    """Whether a model at a host of the family may be asked for such a call."""
-    if not family.is_qwen:
-        return capability in _OF_FAMILY[family]
-    return capability in _OF_FAMILY[family] and capability in capabilities_of(model)
 
 
 #: Names of models on other hosts: those that embed, and those that neither embed nor chat.

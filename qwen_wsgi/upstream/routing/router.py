@@ -13,7 +13,6 @@ from qwen_wsgi.capabilities import (
     Capability,
     capabilities_of,
     has_route,
-    is_able,
     may_have,
 )
 from qwen_wsgi.credentials.account import Account
@@ -129,8 +128,10 @@ class Router:
                     f"This proxy has no account '{pinned[:64]}' (header x-qwen-account).",
                     code="account_not_found",
                 )
-        accounts = _with_route(accounts, capability)
-        default = self._default if capability in EVERYWHERE else ""
+        default = self._default
+        if capability not in EVERYWHERE:
+            accounts = _with_route(accounts, capability)
+            default = ""
         for name in (model, default):
             # The operator's default is for the names that nobody lists: it is no chance.
             chance = bool(pinned) or not default
@@ -286,8 +287,6 @@ def _with_route(accounts: tuple[Account, ...], capability: Capability) -> tuple[
     Raises:
         ApiError: 501: none has.
     """
-    if capability in EVERYWHERE:
-        return accounts
     able = tuple(each for each in accounts if has_route(each.family, capability))
     if not able:
         does, endpoint = ENDPOINTS[capability]
@@ -309,9 +308,12 @@ def _able(routes: tuple[Route, ...], capability: Capability, name: str) -> tuple
     Raises:
         BadRequest: none does; the message names the endpoint for what it does.
     """
-    able = tuple(each for each in routes if is_able(each.account.family, each.model, capability))
+    able = []
+    for route in routes:  # as for each call: a generator would be two more
+        if not route.account.family.is_qwen or capability in capabilities_of(route.model):
+            able.append(route)  # noqa: PERF401
     if able:
-        return able
+        return tuple(able)
     others = capabilities_of(routes[0].model)
     does = " and ".join(f"{ENDPOINTS[each][0]} ({ENDPOINTS[each][1]})" for each in others)
     raise BadRequest(

@@ -57,7 +57,7 @@ class World:
 
 
 def router_of(*accounts: tuple[str, Listing], **env: str) -> Router:
-    return World(*accounts, **env).router
+    return World(*accounts, family=Family.DASHSCOPE, **env).router
 
 
 def names_of(plan: Plan) -> list[str]:
