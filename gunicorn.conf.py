@@ -55,6 +55,9 @@ def _writable(directory: str) -> str | None:
     return directory if os.path.isdir(directory) and os.access(directory, os.W_OK) else None
 
 
+pre_fork = _server.hold_signals
+
+
 def post_fork(server: object, worker: Worker) -> None:
     """Give the worker its own, shorter graceful timeout; this is the worker's copy of `cfg`."""
     worker.cfg.set("graceful_timeout", _settings.graceful_timeout_s)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -54,6 +56,9 @@ _LINGER_BYTES: Final = 64 << 20
 
 #: The limit of connections is told so often.
 _TELL_S: Final = 60.0
+
+#: Signals that stop a worker.
+_STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 #: The socket class without gevent's waiting.
 _blocking_socket: Final = monkey.get_original("socket", "socket")
@@ -226,6 +231,30 @@ def _length_of(request: Any) -> int:
     return next((int(v) for name, v in request.headers if name == "CONTENT-LENGTH"), 0)
 
 
+def hold_signals(server: object, worker: Worker) -> None:
+    """gunicorn's hook before it forks a worker: no signal that stops it is lost on the way.
+
+    Between the fork and the worker's own signal handlers, gunicorn's master has its handler in the
+    child, which notes a signal for the master's loop that does not run there. A stop within that
+    time, some milliseconds or on a busy machine a second, would wait for a worker that has never
+    heard of it, until it is killed after `graceful_timeout`. So the signals wait in the kernel.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    _release_signals_after_fork()
+
+
+@functools.cache
+def _release_signals_after_fork() -> None:
+    """Once, in the master: it handles signals again as soon as the child is there."""
+    master = os.getpid()
+
+    def release() -> None:
+        if os.getpid() == master:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+
+    os.register_at_fork(after_in_parent=release)
+
+
 class StreamWorker(GeventWorker):
     """gunicorn's gevent worker, which on a stop does not wait for clients that want nothing.
 
@@ -244,6 +273,11 @@ class StreamWorker(GeventWorker):
         self._waiting: dict[Any, float] = {}
         self._clients: set[ClientSocket] = set()
         self._told_s = -_TELL_S
+
+    def init_signals(self) -> None:
+        super().init_signals()
+        # What came since the fork (see `hold_signals`) is handled now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         # A TLS socket (only if somebody configures gunicorn so) must encrypt what it sends.

@@ -228,3 +228,29 @@ def test_the_shipped_files_fit_together(tmp_path: Path) -> None:
         timeout=30,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_while_a_worker_starts_reaches_it(place: Path, how: signal.Signals) -> None:
+    """A worker has gunicorn's handlers some time after the fork, on a busy machine a second."""
+    conf = place / "slow.conf.py"
+    conf.write_text(
+        f"""\
+import runpy, time
+shipped = runpy.run_path({str(servers.CONF)!r})
+globals().update({{name: value for name, value in shipped.items() if name[0] != "_"}})
+
+def post_fork(server, worker):
+    time.sleep(1.5)
+    shipped["post_fork"](server, worker)
+"""
+    )
+    server = servers.start_gunicorn(place, conf=conf)
+    try:
+        server.wait_for("Booting worker")
+    except BaseException:
+        server.stop()
+        raise
+
+    assert server.stop(how) == 0
+    assert "Worker exiting" in server.text

@@ -132,11 +132,12 @@ def start_gunicorn(
     *,
     unix: bool = False,
     before: list[str] | None = None,
+    conf: Path = CONF,
 ) -> Server:
     """gunicorn with the shipped configuration and the demo application, in `directory`.
 
     Any Python warning in it is an error, so that a late monkey patching would not stay unseen.
-    `before` is put in front of the command.
+    `before` is put in front of the command; `conf` takes the place of the shipped configuration.
     """
     socket_path = directory / "http.sock"
     shutil.copy(Path(__file__).with_name("demo_app.py"), directory / "demo_app.py")
@@ -150,7 +151,7 @@ def start_gunicorn(
         **({"QWEN_PROXY_BIND": f"unix:{socket_path}"} if unix else {}),
         **(settings or {}),
     }
-    command = [sys.executable, "-W", "error", "-m", "gunicorn", "-c", str(CONF)]
+    command = [sys.executable, "-W", "error", "-m", "gunicorn", "-c", str(conf)]
     command += ["--chdir", str(directory), "demo_app:application"]
     server = Server([*(before or []), *command], directory / "gunicorn.log", env, directory)
     if unix:
