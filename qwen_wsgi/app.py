@@ -22,6 +22,7 @@ from qwen_wsgi.api import (
     status,
 )
 from qwen_wsgi.api.flask_app import Application
+from qwen_wsgi.api.media import images
 from qwen_wsgi.api.websocket import route as websocket
 from qwen_wsgi.services import Services, build_services, configure_logs
 from qwen_wsgi.settings import Settings
@@ -56,6 +57,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
         messages,
         models,
         embeddings,
+        images,
         health,
         status,
     ):

@@ -30,6 +30,7 @@ from qwen_wsgi.state.token_counts import TokenCounts
 from qwen_wsgi.state.workers import Workers
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.executor import Executor
+from qwen_wsgi.upstream.http.download import Downloads
 from qwen_wsgi.upstream.http.transport import Transport
 from qwen_wsgi.upstream.retry import Retrier
 from qwen_wsgi.upstream.routing.account_status import AccountStatuses
@@ -40,6 +41,7 @@ from qwen_wsgi.upstream.routing.cooldown import Cooldowns
 from qwen_wsgi.upstream.routing.outcomes import Outcomes
 from qwen_wsgi.upstream.routing.router import Router
 from qwen_wsgi.upstream.routing.trials import Trials
+from qwen_wsgi.upstream.tasks.tasks import Tasks
 from qwen_wsgi.upstream.tokenizer import HostTokenizer
 
 log = logging.getLogger(__name__)
@@ -143,6 +145,8 @@ class Services:
     ledger: Ledger
     responses: ResponseStore
     token_counts: TokenCounts
+    tasks: Tasks
+    downloads: Downloads
     pdf_reader: PdfReader
     tokenizer: HostTokenizer
     sandbox: SandboxHost
@@ -252,6 +256,8 @@ def build_services(
             largest_history=settings.max_body_bytes,
         ),
         token_counts=TokenCounts(state_dir),
+        tasks=Tasks(client, clock),
+        downloads=Downloads(settings, transport),
         pdf_reader=PdfReader(clock),
         tokenizer=HostTokenizer(settings, router, executor, clock),
         sandbox=sandbox,

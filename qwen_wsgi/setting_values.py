@@ -30,6 +30,9 @@ _DURATION: Final = re.compile(r"([-+]?[0-9.]+(?:e[-+]?[0-9]+)?)\s*([a-z]*)", re.
 _BYTES: Final = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 _SIZE: Final = re.compile(r"([0-9]+)\s*([kmg]?)(?:i?b)?", re.IGNORECASE)
 
+#: A host, or `*.` and what all hosts below it end with.
+_HOST: Final = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9._-]*[a-z0-9])?")
+
 
 def text(raw: str) -> str:
     """Any text."""
@@ -135,13 +138,22 @@ def aliases(raw: str) -> tuple[tuple[str, str], ...]:
     return tuple(found.items())
 
 
+def hosts(raw: str) -> tuple[str, ...]:
+    """Names of hosts; `*.example.com` is every host below it."""
+    found = words(raw.lower())
+    for host in found:
+        if not _HOST.fullmatch(host):
+            raise ValueError("must be names of hosts, without scheme, port and path")
+    return found
+
+
 def host_families(raw: str) -> tuple[tuple[str, str], ...]:
     """Pairs of `HOST=FAMILY`."""
     allowed = tuple(each.value for each in Family if each is not Family.SANDBOX)
     found = {}
     for word in words(raw):
         host, equals, family = (part.strip().lower() for part in word.partition("="))
-        if not equals or not re.fullmatch(r"(\*\.)?[a-z0-9_]([a-z0-9._-]*[a-z0-9])?", host):
+        if not equals or not _HOST.fullmatch(host):
             raise ValueError("must be pairs of HOST=FAMILY, the host without scheme, port and path")
         if family not in allowed:
             raise ValueError("the family must be one of " + ", ".join(allowed))

@@ -264,6 +264,12 @@ class Settings:
         default=(),
         parse=values.host_families,
     )
+    result_hosts: tuple[str, ...] = setting(
+        "QWEN_PROXY_RESULT_HOSTS",
+        "Further hosts of pictures, videos and sounds: `cdn.example,*.b.example`.",
+        default=(),
+        parse=values.hosts,
+    )
     upstream_stream: str = setting(
         "QWEN_PROXY_UPSTREAM_STREAM",
         "Whether non-stream calls are streamed upstream: auto (Qwen hosts), always, as-asked.",

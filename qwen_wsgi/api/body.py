@@ -1,4 +1,4 @@
-"""Reads request bodies: bounded, in pieces, as JSON."""
+"""Reads request bodies: bounded, in pieces, as JSON or as a form."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import re
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from werkzeug.datastructures import FileStorage
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.formparser import FormDataParser
+from werkzeug.http import parse_options_header
 
 from qwen_wsgi.errors import ApiError, BadRequest, Overloaded
 from qwen_wsgi.greenlets import apart, let_others_run
@@ -24,6 +30,9 @@ _PIECE_BYTES: Final = 64 * 1024
 
 #: So many are read before other clients get a turn: five milliseconds.
 _PIECES_AT_ONCE: Final = 32
+
+#: Parts of a form.
+_MOST_PARTS: Final = 200
 
 #: Members of a request itself: no API has a tenth of them.
 _MOST_MEMBERS: Final = 1000
@@ -80,6 +89,57 @@ def read_json(
         body = apart(decode) if len(body) * _RATIO >= LONG_BYTES else decode()
         take(len(body))
     return parse(body, settings)
+
+
+class Form(NamedTuple):
+    """A multipart body: the fields, and the files by the name of their field."""
+
+    fields: dict[str, str]
+    files: dict[str, list[FileStorage]]
+
+
+def read_form(environ: WSGIEnvironment, settings: Settings, *, take: Callable[[int], None]) -> Form:
+    """Read a multipart body whole, as `read_json` reads JSON.
+
+    Raises:
+        ApiError: as `read_json`; 400 if it is no multipart, or has too many parts.
+    """
+    body = _received(environ, settings, take)
+    parser = FormDataParser(
+        stream_factory=_in_memory,
+        max_form_memory_size=settings.max_body_bytes,
+        max_content_length=settings.max_body_bytes,
+        max_form_parts=_MOST_PARTS,
+        silent=False,
+    )
+    mimetype, options = parse_options_header(environ.get("CONTENT_TYPE", ""))
+    read = partial(parser.parse, BytesIO(body), mimetype, len(body), options)
+    try:
+        _, fields, files = apart(read) if is_long(body) else read()
+    except RequestEntityTooLarge:
+        raise BadRequest(
+            f"The form has more than {_MOST_PARTS} parts.", code="request_too_large"
+        ) from None
+    except ValueError as error:
+        raise BadRequest(
+            "The multipart body of the request could not be read: its boundary is missing, or a "
+            "part is broken."
+        ) from error
+    return Form(
+        {name: values[-1] for name, values in fields.lists()},
+        {name: list(values) for name, values in files.lists()},
+    )
+
+
+def _in_memory(*_: Any, **__: Any) -> BytesIO:
+    """Where a part is kept: the body is held already, so no file on a disk."""
+    return BytesIO()
+
+
+def is_form(environ: Mapping[str, Any]) -> bool:
+    """Whether a request says that its body is multipart/form-data."""
+    kind: str = environ.get("CONTENT_TYPE", "")
+    return kind.partition(";")[0].strip().lower() == "multipart/form-data"
 
 
 def _received(environ: WSGIEnvironment, settings: Settings, take: Callable[[int], None]) -> bytes:

@@ -14,6 +14,7 @@ from flask import Request, Response, request
 from qwen_wsgi.access.guard import Client
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api import body
+from qwen_wsgi.api.body import Form
 from qwen_wsgi.api.flask_app import CALL, ROUTE_PATH
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.greenlets import Watch, watch_client
@@ -78,14 +79,24 @@ class LiveCall:
         Raises:
             ApiError: 400, 413 or 503.
         """
-        environ, settings = self.environ, self.services.settings
-        # A body that is too large is refused as such.
-        declared = min(int(environ.get("CONTENT_LENGTH") or 0), settings.max_body_bytes)
-        self.services.admission.enter(self.record.client_id, declared)
-        self.admitted, self.body_bytes = True, declared
-        parsed = body.read_json(environ, settings, take=self._take_bytes)
+        self._enter()
+        parsed = body.read_json(self.environ, self.services.settings, take=self._take_bytes)
         self.watch = watch_client(self.environ)
         return parsed
+
+    def read_form(self) -> Form:
+        """As `read_body`, for a multipart body. Raises as `read_body`."""
+        self._enter()
+        form = body.read_form(self.environ, self.services.settings, take=self._take_bytes)
+        self.watch = watch_client(self.environ)
+        return form
+
+    def _enter(self) -> None:
+        """Admit the call with its body. One that is too large is refused as such."""
+        most = self.services.settings.max_body_bytes
+        declared = min(int(self.environ.get("CONTENT_LENGTH") or 0), most)
+        self.services.admission.enter(self.record.client_id, declared)
+        self.admitted, self.body_bytes = True, declared
 
     def _take_bytes(self, count: int) -> None:
         """Take room for bytes that the request's head did not tell of."""

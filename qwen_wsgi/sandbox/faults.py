@@ -203,6 +203,18 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
         ("completion-tokens", "count 10", _TEST, "usage says that many completion tokens"),
         ("cached", "count 64", _TEST, "usage says that many cached prompt tokens"),
     ),
+    "pictures, videos, speech": (
+        ("partial", "count 1", _DOC, "that many of the pictures fail"),
+        ("one-choice", "", _DOC, "all pictures are parts of one choice"),
+        ("task-looks", "count 5", _TEST, "a task is done when it was looked at so many times"),
+        ("task-ends", "text FAILED", _DOC, "the last status of a task"),
+        ("lost-answer", "", _NET, "does what was asked for, then closes without an answer"),
+        ("result-host", "text https://results.example", _TEST, "results are at that origin"),
+        ("result-bytes", "count 200000000", _TEST, "a result has that many bytes"),
+        ("content-type", "text text/html", _TEST, "the content type of a result"),
+        ("no-length", "", _NET, "a result does not tell its length"),
+        ("trickle", "number 0.1", _NET, "a result comes byte by byte, with pauses of that length"),
+    ),
     "token endpoint": (
         ("slow-before", "number 1", _OAUTH,
             "waits before the refresh token is spent; a client that leaves keeps it"),

@@ -14,6 +14,7 @@ from qwen_wsgi.sandbox.errors import Refusal
 from qwen_wsgi.sandbox.faults import BadSpec, Spec
 from qwen_wsgi.sandbox.journal import Record
 from qwen_wsgi.sandbox.models import model_entry, model_list
+from qwen_wsgi.sandbox.native import routes as native
 from qwen_wsgi.sandbox.replies import (
     faulty,
     late_or_broken,
@@ -44,6 +45,8 @@ def route_of(request: Request) -> str:
     }
     if path in fixed and request.method == "POST":
         return fixed[path]
+    if (found := native.route_of(request.method, path)) is not None:
+        return found
     for prefix in _PREFIXES:
         if path.startswith(prefix):
             return _api_route(request.method, path[len(prefix) :])
@@ -70,6 +73,10 @@ def respond(world: World, request: Request, record: Record | None) -> Reply:
         "device": login.device,
         "token": login.token,
         "tokenizer": _tokenizer,
+        "generation": native.generation,
+        "image-task": native.image_task,
+        "tasks": native.tasks,
+        "results": native.results,
     }
     handler = handlers.get(record.route)
     if handler is None:

@@ -21,6 +21,7 @@ from qwen_wsgi.sandbox.control import Control, Knobs
 from qwen_wsgi.sandbox.errors import Refusal
 from qwen_wsgi.sandbox.journal import Journal, Record
 from qwen_wsgi.sandbox.models import DEFAULT_MODELS
+from qwen_wsgi.sandbox.native.media import Media
 from qwen_wsgi.sandbox.oauth import OAuth
 from qwen_wsgi.sandbox.steps import Player, Uncounted, whole_json
 from qwen_wsgi.sandbox.wire import Connection, Malformed, PeerGone, Request
@@ -29,7 +30,9 @@ from qwen_wsgi.sandbox.world import World
 _BACKLOG: Final = 1024
 _STOP_TIMEOUT_S: Final = 5.0
 # Bodies of these routes contain no secret; those of the OAuth routes contain refresh tokens.
-_KEPT_BODIES: Final = frozenset({"chat", "completions", "embeddings", "tokenizer"})
+_KEPT_BODIES: Final = frozenset(
+    {"chat", "completions", "embeddings", "tokenizer", "generation", "image-task"}
+)
 # client_id of the qwen-code CLI, which is public.
 _CLI_CLIENT_ID: Final = "f0304373b74a44d2b584a3fb70ca9e56"
 
@@ -73,7 +76,14 @@ class Sandbox:
         listed = DEFAULT_MODELS if models is None else tuple(models)
         oauth = OAuth(clock, lambda: self.origin)
         control = Control(oauth, lambda: Knobs(models=listed, interval_s=chunk_interval_s))
-        self._world = World(clock, lambda: self.origin, oauth, control, Journal())
+        self._world = World(
+            clock,
+            lambda: self.origin,
+            oauth,
+            control,
+            Journal(),
+            Media(clock, lambda: self.origin),
+        )
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
         self._port_is_kept = False

@@ -134,6 +134,28 @@ class UpstreamClient:
         value = _json_answer(response, data, account, self._clock.now())
         return JsonAnswer(data, value, classify.request_id(response.headers))
 
+    def get_json(self, account: Account, path: str, *, timeout_s: float = 30.0) -> dict[str, Any]:
+        """GET a JSON object of the native API, behind the host's name.
+
+        Raises:
+            ApiError: no usable credential, no answer in time, a refusal, or no JSON object.
+        """
+        token = token_of(account)
+        token = replace(token, base_url=origin_of(token.base_url))
+        status, body = self._transport.get(token, path, timeout_s=timeout_s)
+        now, name = self._clock.now(), account.name
+        if status != 200:
+            raise classify.from_response(
+                status, {}, body, account=name, family=account.family, now=now
+            )
+        try:
+            value = json.loads(body)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise classify.no_answer({}, body, account=name, family=account.family)
+        return value
+
     def asks_stream(self, account: Account) -> bool:
         """Whether a whole answer is read as a stream: Model Studio cuts other calls at 300 s and
         returns the part as a success."""

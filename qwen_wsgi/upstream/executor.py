@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.errors import UpstreamError
+from qwen_wsgi.errors import ApiError, UpstreamError, forget_frames
 from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream
@@ -29,6 +29,9 @@ from qwen_wsgi.upstream.routing.router import Plan, Route, Router
 #: Seeds that Model Studio takes.
 _SEEDS: Final = 2**31
 
+#: Causes of a failure after which the upstream may have done what it was asked for.
+_LOST: Final = frozenset({"timeout", "closed", "broken", "empty"})
+
 #: Requests of one call that are under way at a time. Model Studio counts 30 a second for
 #: text-embedding-v4; four at a time stay below that and make 200 as quick as 50.
 _AT_A_TIME: Final = 4
@@ -46,6 +49,10 @@ class UnaryCall:
         absent: causes of a failure that mean that the account has no such path. They end the call
             without an answer, and do not count against the account.
         on_absent: called with such a failure.
+        once: what the upstream does costs as much again when it is repeated: a request that was
+            sent in full, and has no answer, is not sent again.
+        several: of several requests, those that are answered count: what was done is not thrown
+            away for one that failed.
     """
 
     path: str
@@ -55,6 +62,8 @@ class UnaryCall:
     absent: Container[str] = ()
     on_absent: Callable[[UpstreamError], None] = lambda error: None
     at_origin: bool = False
+    once: bool = False
+    several: bool = False
 
 
 class UnaryRequests(NamedTuple):
@@ -228,9 +237,14 @@ class Executor:
             try:
                 if len(works) == 1:
                     return UnaryAnswer(route, (works[0](),))
+                if call.several:
+                    return UnaryAnswer(route, _answered(works))
                 return UnaryAnswer(route, tuple(in_order(works, at_a_time=_AT_A_TIME)))
             except UpstreamError as error:
-                if error.failure is None or error.failure.cause not in call.absent:
+                cause = "" if error.failure is None else error.failure.cause
+                if cause not in call.absent:
+                    if call.once and cause in _LOST:
+                        _ask_no_more(error)
                     raise
                 call.on_absent(error)
                 return None
@@ -249,6 +263,31 @@ class Executor:
         call.record.usage = parse_usage(answer.value.get("usage"))
         call.record.upstream_request_id = answer.upstream_request_id
         return answer
+
+
+def _answered(works: Sequence[Callable[[], JsonAnswer]]) -> tuple[JsonAnswer, ...]:
+    """The answers of those that succeed; the first failure if none does."""
+
+    def tried(work: Callable[[], JsonAnswer]) -> JsonAnswer | ApiError:
+        try:
+            return work()
+        except ApiError as error:
+            forget_frames(error)
+            return error
+
+    ended = list(in_order([partial(tried, work) for work in works], at_a_time=_AT_A_TIME))
+    answers = tuple(each for each in ended if isinstance(each, JsonAnswer))
+    if not answers:
+        raise next(each for each in ended if isinstance(each, ApiError))
+    return answers
+
+
+def _ask_no_more(error: UpstreamError) -> None:
+    """Make a lost answer's error one after which nobody asks again: neither we nor the client."""
+    assert error.failure is not None
+    error.failure = replace(error.failure, retry=False, elsewhere=False)
+    error.should_retry = False
+    error.message += " The work may have been done, and billed, so it was not asked for again."
 
 
 def _discard(asked: tuple[Route, OpenStream | ChatAnswer]) -> None:

@@ -222,7 +222,7 @@ class Transport:
     def _send_once(
         self, request: requests.PreparedRequest, read_timeout_s: float, setting: str
     ) -> requests.Response:
-        proxies, verify = self._route(request.url or "")
+        proxies, verify = self.route(request.url or "")
         try:
             return self._adapter.send(
                 request,
@@ -256,7 +256,7 @@ class Transport:
                 "missing. The operator of this proxy has to check REQUESTS_CA_BUNDLE.",
             ) from error
 
-    def _route(self, url: str) -> tuple[dict[str, str], bool | str]:
+    def route(self, url: str) -> tuple[dict[str, str], bool | str]:
         """Proxies and CA bundle for a host, by the usual environment variables; cached."""
         origin = _origin(url)
         route = self._routes.get(origin)

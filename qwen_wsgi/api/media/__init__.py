@@ -1,0 +1,1 @@
+"""Blueprints for pictures, videos, speech and the like."""

@@ -1,0 +1,1 @@
+"""Model Studio's native API, faked: pictures, tasks, and the files that they make."""

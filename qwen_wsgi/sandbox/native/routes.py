@@ -1,0 +1,243 @@
+"""Model Studio's native routes: what is made at once, tasks, and the files that were made."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Final
+from urllib.parse import parse_qs
+
+from qwen_wsgi.sandbox import errors, faults
+from qwen_wsgi.sandbox.errors import Refusal
+from qwen_wsgi.sandbox.faults import Spec
+from qwen_wsgi.sandbox.journal import Record
+from qwen_wsgi.sandbox.native import images
+from qwen_wsgi.sandbox.native.media import File
+from qwen_wsgi.sandbox.replies import faulty, late_or_broken, refused, wanted_refusal
+from qwen_wsgi.sandbox.steps import FOREVER_S, Close, Data, Head, Pause, Step, encode_json, whole
+from qwen_wsgi.sandbox.wire import Request
+from qwen_wsgi.sandbox.world import Headers, Json, Reply, World, json_object, key_refusal, spec_for
+
+_SERVICES: Final = "/api/v1/services/aigc/"
+_POSTS: Final = {
+    _SERVICES + "multimodal-generation/generation": "generation",
+    _SERVICES + "text2image/image-synthesis": "image-task",
+    _SERVICES + "image2image/image-synthesis": "image-task",
+    _SERVICES + "image-generation/generation": "image-task",
+}
+_TASKS: Final = "/api/v1/tasks"
+#: Polls of a task until it is done.
+_LOOKS: Final = 2
+_PIECE_BYTES: Final = 64 * 1024
+
+
+def route_of(method: str, path: str) -> str | None:
+    """The name of a native route, or None."""
+    if method == "POST" and path in _POSTS:
+        return _POSTS[path]
+    if path.rstrip("/") == _TASKS or path.startswith(_TASKS + "/"):
+        return "tasks"
+    if method == "GET" and path.startswith("/_results/"):
+        return "results"
+    return None
+
+
+def generation(world: World, request: Request, record: Record) -> Reply:
+    """What is made at once."""
+
+    def make(body: Json, spec: Spec) -> Json | Refusal:
+        if request.header("x-dashscope-async"):
+            return _forbidden("current user api does not support asynchronous calls.")
+        if images.has(record.model):
+            return _made(images.generate(body, spec, _keep_picture(world, spec)))
+        return Refusal(404, "ModelNotFound", f"Model not exist: {record.model}", form="native")
+
+    return _whole(world, request, record, make)
+
+
+def image_task(world: World, request: Request, record: Record) -> Reply:
+    """Begin a task that makes pictures."""
+    old = not request.path.endswith("/generation")
+
+    def make(body: Json, spec: Spec) -> Json | Refusal:
+        made = images.generate(body, spec, _keep_picture(world, spec), choices=not old)
+        return made if isinstance(made, Refusal) else begun(world, request, record, spec, made)
+
+    return _whole(world, request, record, make)
+
+
+def begun(world: World, request: Request, record: Record, spec: Spec, made: Json) -> Json | Refusal:
+    """The answer to a request that begins a task, whose output and usage are `made`."""
+    if not request.header("x-dashscope-async"):
+        return _forbidden("current user api does not support synchronous calls.")
+    task = world.media.start(
+        record.model,
+        lambda: {**made["output"], "_usage": made["usage"]},
+        key_ends=record.key_ends,
+        looks=spec.count("task-looks", _LOOKS),
+        ending=spec.text("task-ends", "SUCCEEDED"),
+    )
+    return _made({"output": {"task_id": task.id, "task_status": "PENDING"}})
+
+
+def tasks(world: World, request: Request, record: Record) -> Reply:
+    """Tell of one task, cancel one, or list them."""
+    spec = spec_for(world, request, record, [])
+    refusal = key_refusal(world, request)
+    if refusal is not None:
+        return Reply(refused(_native(refusal), spec), spec)
+    return Reply(
+        faulty(
+            world, spec, lambda: _task_answer(world, request, spec), wanted_refusal(world, spec)
+        ),
+        spec,
+    )
+
+
+def _task_answer(world: World, request: Request, spec: Spec) -> Iterator[Step]:
+    media, id = world.media, request.path.removeprefix(_TASKS).strip("/")
+    if not id:
+        return late_or_broken(encode_json(_made(_listed(world, request))), spec)
+    if request.method == "POST" and id.endswith("/cancel"):
+        if media.cancel(id.removesuffix("/cancel")):
+            return late_or_broken(encode_json(_made({})), spec)
+        text = "Failed to cancel the task, please confirm if the task is in PENDING status."
+        return refused(Refusal(400, "UnsupportedOperation", text, form="native"), spec)
+    output = media.look(id)
+    usage = output.pop("_usage", None)
+    answer = _made({"output": output, **({"usage": usage} if usage else {})})
+    return late_or_broken(encode_json(answer), spec)
+
+
+def _listed(world: World, request: Request) -> Json:
+    query = {name: values[-1] for name, values in parse_qs(request.query).items()}
+    found = world.media.listed(query.get("model_name", ""))
+    size, number = int(query.get("page_size", "10")), int(query.get("page_no", "1"))
+    return {
+        "data": found[(number - 1) * size : number * size],
+        "total": len(found),
+        "total_page": -(-len(found) // size),
+        "page_no": number,
+        "page_size": size,
+    }
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def results(world: World, request: Request, record: Record) -> Reply:
+    """A file that was made, or a part of it; with no key, by whoever has its URL."""
+    spec = spec_for(world, request, record, [])
+    file = world.media.file(request.path)
+
+    def steps() -> Iterator[Step]:
+        if file is None:
+            return whole(404, b"<Error><Code>NoSuchKey</Code></Error>", "application/xml")
+        return _file(file, request.header("range"), spec)
+
+    return Reply(faulty(world, spec, steps, wanted_refusal(world, spec)), spec)
+
+
+def _file(file: File, wanted: str | None, spec: Spec) -> Iterator[Step]:
+    begin, end = 0, file.size
+    status = 200
+    headers: Headers = (("accept-ranges", "bytes"), ("etag", '"sandbox"'))
+    match = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted or "")
+    if match:
+        begin = int(match[1])
+        end = min(file.size, int(match[2]) + 1) if match[2] else file.size
+        if begin >= end:
+            yield from whole(416, b"", None, (("content-range", f"bytes */{file.size}"),))
+            return
+        status = 206
+        headers += (("content-range", f"bytes {begin}-{end - 1}/{file.size}"),)
+    kind = spec.text("content-type", file.content_type)
+    yield Head(status, kind, None if "no-length" in spec else end - begin, headers=headers)
+    if "trickle" in spec:
+        for place in range(begin, end):
+            yield Data(_bytes(file, place, place + 1))
+            yield Pause(spec.number("trickle"))
+        return
+    stop = begin + (end - begin) // 2 if {"cut-after", "stall-after"} & set(spec.items) else end
+    for place in range(begin, stop, _PIECE_BYTES):
+        yield Data(_bytes(file, place, min(stop, place + _PIECE_BYTES)))
+    if "stall-after" in spec:
+        yield Pause(FOREVER_S)
+    elif stop < end:
+        yield Close()
+
+
+def _bytes(file: File, begin: int, end: int) -> bytes:
+    if len(file.data) == file.size:
+        return file.data[begin:end]
+    return bytes(end - begin)
+
+
+def _keep_picture(world: World, spec: Spec) -> images.Keep:
+    def keep(text: str, width: int, height: int) -> str:
+        size = spec.count("result-bytes") or None
+        path = world.media.keep("picture.png", "image/png", images.png(text, width, height), size)
+        return world.media.url(path, spec.text("result-host"))
+
+    return keep
+
+
+# --- shared --------------------------------------------------------------------------------------
+
+
+def _whole(
+    world: World,
+    request: Request,
+    record: Record,
+    make: Callable[[Json, Spec], Json | Refusal],
+) -> Reply:
+    """Answer a route with a JSON body and a whole JSON answer, in the native form."""
+    body = json_object(request)
+    record.model = str(body.get("model", "")).partition("/sandbox/")[0] if body else ""
+    if body is not None:
+        asked = str(body.get("model", ""))
+        body = {**body, "model": record.model}
+    else:
+        asked = ""
+    texts = [faults.spec_in_model(asked), faults.spec_in_text(_text_of(body))]
+    spec = spec_for(world, request, record, texts)
+    refusal = key_refusal(world, request)
+    if refusal is not None:
+        return Reply(refused(_native(refusal), spec), spec)
+
+    def steps() -> Iterator[Step]:
+        made = _native(errors.BAD_BODY) if body is None else make(body, spec)
+        if isinstance(made, Refusal):
+            return refused(made, spec)
+        if "lost-answer" in spec:
+            return iter((Close(),))
+        return late_or_broken(encode_json(made), spec)
+
+    wanted = wanted_refusal(world, spec, record.model)
+    return Reply(faulty(world, spec, steps, wanted), spec)
+
+
+def _text_of(value: object) -> str:
+    """All texts of a request's input, in which specs may be."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return " ".join(_text_of(each) for name, each in value.items() if name != "image")
+    if isinstance(value, list):
+        return " ".join(map(_text_of, value))
+    return ""
+
+
+def _made(value: Json | Refusal) -> Json | Refusal:
+    if isinstance(value, Refusal):
+        return value
+    return {"request_id": str(uuid.uuid4()), **value}
+
+
+def _native(refusal: Refusal) -> Refusal:
+    return Refusal(refusal.status, refusal.code, refusal.message, form="native")
+
+
+def _forbidden(message: str) -> Refusal:
+    return Refusal(403, "AccessDenied", message, form="native")

@@ -1,0 +1,1 @@
+"""Model Studio's tasks: work that takes longer than an answer may."""
