@@ -20,6 +20,11 @@ DEFAULT_MODELS: Final = (
     "coder-model",
     "text-embedding-v4",
     "text-embedding-v3",
+    "qwen-image-3.0",
+    "qwen-image-max",
+    "qwen-image-edit-plus",
+    "wan2.7-image",
+    "wan2.5-t2i-preview",
 )
 _CREATED_S: Final = 1767225600
 

@@ -78,10 +78,12 @@ def call(
     sandbox: Sandbox,
     method: str,
     path: str,
-    body: bytes | None = None,
+    body: bytes | dict[str, Any] | None = None,
     headers: dict[str, str] | None = None,
 ) -> Answer:
-    """Make one request on a connection of its own."""
+    """Make one request on a connection of its own; a dict is sent as JSON."""
+    if isinstance(body, dict):
+        body = json.dumps(body).encode()
     host, _, port = sandbox.origin.removeprefix("http://").rpartition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=10)
     with closing(connection):

@@ -544,7 +544,7 @@ def test_a_model_of_text_refuses_media(sandbox: Sandbox, kind: str) -> None:
 
 def test_the_table_is_listed_and_every_row_is_tested_here(sandbox: Sandbox) -> None:
     listed = call(sandbox, "GET", "/_sandbox/faults").json()
-    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    tests = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
 
     assert [row["name"] for row in listed["faults"]] == list(faults.BEHAVIOURS)
     assert all(row["what"] and row["source"] and row["topic"] for row in listed["faults"])

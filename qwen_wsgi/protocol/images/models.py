@@ -110,7 +110,10 @@ def _pixels(least: int, most: int, *, widest: float = _WIDEST) -> Callable[[Size
         height = math.sqrt(pixels / ratio)
         # Up to reach the least, down to stay below the most.
         rounded = math.ceil if pixels == least else math.floor
-        return Size(_stepped(height * ratio, rounded), _stepped(height, rounded))
+        wide, high = _stepped(height * ratio, rounded), _stepped(height, rounded)
+        # Rounding may have made a narrow shape narrower still.
+        most_high, most_wide = (_stepped(side * widest, math.floor) for side in (wide, high))
+        return Size(min(wide, most_wide), min(high, most_high))
 
     return snap
 
