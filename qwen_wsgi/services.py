@@ -15,7 +15,7 @@ from qwen_wsgi.access.admission import Admission
 from qwen_wsgi.access.connections import Connections
 from qwen_wsgi.access.guard import Guard
 from qwen_wsgi.accounting.ledger import Ledger
-from qwen_wsgi.clock import Clock, SystemClock
+from qwen_wsgi.clock import Clock, SystemClock, sleep
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.documents.pdf import PdfReader
@@ -26,7 +26,9 @@ from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.state.responses import ResponseStore
+from qwen_wsgi.state.state_key import StateKey
 from qwen_wsgi.state.token_counts import TokenCounts
+from qwen_wsgi.state.videos import VideoStore
 from qwen_wsgi.state.workers import Workers
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.executor import Executor
@@ -41,6 +43,8 @@ from qwen_wsgi.upstream.routing.cooldown import Cooldowns
 from qwen_wsgi.upstream.routing.outcomes import Outcomes
 from qwen_wsgi.upstream.routing.router import Router
 from qwen_wsgi.upstream.routing.trials import Trials
+from qwen_wsgi.upstream.tasks.looks import TaskLooks
+from qwen_wsgi.upstream.tasks.lost import LostTasks
 from qwen_wsgi.upstream.tasks.tasks import Tasks
 from qwen_wsgi.upstream.tokenizer import HostTokenizer
 
@@ -145,7 +149,11 @@ class Services:
     ledger: Ledger
     responses: ResponseStore
     token_counts: TokenCounts
+    state_key: StateKey
+    videos: VideoStore
     tasks: Tasks
+    looks: TaskLooks
+    lost_tasks: LostTasks
     downloads: Downloads
     pdf_reader: PdfReader
     tokenizer: HostTokenizer
@@ -168,6 +176,7 @@ class Services:
         drain_logins(self.discovery.logins(), self.clock)
         self.transport.close()
         self.responses.close()
+        self.videos.close()
         self.sandbox.close()
 
 
@@ -192,6 +201,7 @@ def build_services(
     transport: Transport | None = None,
     state_dir: Path | None = None,
     known_in: Path | None = None,
+    sleep: Callable[[float], None] = sleep,
 ) -> Services:
     """Wire everything together; opens no connection and starts no thread.
 
@@ -201,6 +211,7 @@ def build_services(
             process, for commands that must leave no file behind.
         known_in: without `state_dir`: the state directory of a server. What it knows of accounts
             now is the beginning; nothing is written there.
+        sleep: for the pauses between questions about tasks.
     """
     clock = clock or SystemClock()
     sandbox = SandboxHost()
@@ -213,6 +224,7 @@ def build_services(
     catalogue = Catalogue(settings, pool, transport, clock, SharedLists(state_dir), outcomes)
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
+    tasks = Tasks(client, clock, sleep=sleep)
     ledger = Ledger()
     admission = Admission(
         settings.max_in_flight, settings.max_body_bytes_in_flight, share=_share(settings)
@@ -256,7 +268,11 @@ def build_services(
             largest_history=settings.max_body_bytes,
         ),
         token_counts=TokenCounts(state_dir),
-        tasks=Tasks(client, clock),
+        state_key=StateKey(settings.state_key, state_dir),
+        videos=VideoStore(None if state_dir is None else state_dir / "videos", clock),
+        tasks=tasks,
+        looks=TaskLooks(tasks, clock, workers=settings.workers, sleep=sleep),
+        lost_tasks=LostTasks(client, tasks, clock, sleep=sleep),
         downloads=Downloads(settings, transport),
         pdf_reader=PdfReader(clock),
         tokenizer=HostTokenizer(settings, router, executor, clock),
@@ -289,6 +305,6 @@ def configure_logs(settings: Settings) -> None:
     logs.configure(
         level=settings.log_level,
         style=settings.log_format,
-        secrets=(*settings.all_client_keys, settings.upstream_api_key),
+        secrets=(*settings.all_client_keys, settings.upstream_api_key, settings.state_key),
         environ=settings.environ,
     )

@@ -33,6 +33,9 @@ _SIZE: Final = re.compile(r"([0-9]+)\s*([kmg]?)(?:i?b)?", re.IGNORECASE)
 #: A host, or `*.` and what all hosts below it end with.
 _HOST: Final = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9._-]*[a-z0-9])?")
 
+#: Of a key that signs: its guesses can be tried without asking anybody.
+_LONG_KEY_CHARS: Final = 32
+
 
 def text(raw: str) -> str:
     """Any text."""
@@ -195,6 +198,13 @@ def key(raw: str) -> str:
     if any(c.isspace() for c in raw):
         raise ValueError("must not contain white space")
     return raw
+
+
+def long_key(raw: str) -> str:
+    """A secret that cannot be guessed."""
+    if len(raw) < _LONG_KEY_CHARS:
+        raise ValueError(f"must have at least {_LONG_KEY_CHARS} characters (openssl rand -hex 32)")
+    return key(raw)
 
 
 def keys(raw: str) -> tuple[str, ...]:

@@ -442,6 +442,15 @@ class Settings:
         shown_default="$STATE_DIRECTORY, else ~/.local/state/qwen-proxy ($XDG_STATE_HOME)",
     )
 
+    state_key: str = setting(
+        "QWEN_PROXY_STATE_KEY",
+        "Signs ids of videos; boxes with the same one understand each other's.",
+        default="",
+        parse=values.long_key,
+        secret=True,
+        shown_default="a random one, kept in the state directory",
+    )
+
     #: The process environment at start, which holds API keys by qwen-code's names.
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     #: The home directory.

@@ -207,6 +207,8 @@ ALLOWED["services"] = {
 
 #: Exceptions to the table, each with its reason.
 EXCEPTIONS = {
+    # An id of a video names the account that makes it.
+    ("qwen_wsgi/api/media/videos.py", "credentials.account"),
     # /health judges accounts by the words that their credentials use.
     ("qwen_wsgi/api/health.py", "credentials.account"),
     ("qwen_wsgi/api/health.py", "credentials.credential"),
@@ -259,7 +261,7 @@ ROOMS: dict[str, list[list[str]]] = {
 
 #: Rooms with more files than the others: one per family of endpoints; one per group of checks;
 #: OpenAI's largest API; one per part of the fake upstream.
-LARGE_ROOMS = {"api": 17, "doctor": 20, "protocol/responses": 14, "sandbox": 22}
+LARGE_ROOMS = {"api": 19, "doctor": 20, "protocol/responses": 14, "sandbox": 22}
 MOST_FILES = 12
 
 

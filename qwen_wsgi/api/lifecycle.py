@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flask import Request, Response, request
 
@@ -21,7 +21,6 @@ from qwen_wsgi.greenlets import Watch, watch_client
 from qwen_wsgi.protocol import changes
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.services import Services
-from qwen_wsgi.upstream.relay import Relay
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
@@ -35,6 +34,16 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _LIVE: Final[ContextVar[LiveCall | None]] = ContextVar("live_call", default=None)
 
 
+class Stream(Protocol):
+    """Carries an answer to the client, beyond the end of its request."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The pieces of the answer."""
+
+    def close(self) -> None:
+        """Stop what makes the answer, wherever that is. Harmless when repeated."""
+
+
 @dataclass
 class LiveCall:
     """A call while it runs: its record, and the resources that it holds.
@@ -43,6 +52,7 @@ class LiveCall:
         services: the application's. They and `environ` are here because each look at one of Flask's
             proxies costs more than a microsecond, and there would be thirty of them in a call.
         client: the caller, once it is known.
+        relay: carries the answer, if that is a stream.
         body_bytes: what the body takes of the worker's memory, until the call is closed.
     """
 
@@ -53,7 +63,7 @@ class LiveCall:
     admitted: bool = False
     body_bytes: int = 0
     watch: Watch | None = None
-    relay: Relay | None = None
+    relay: Stream | None = None
     closed: bool = False
     #: The key in `TokenCounts` under which the prompt's exact tokens are remembered, or None.
     count_as: bytes | None = None
@@ -90,6 +100,17 @@ class LiveCall:
         form = body.read_form(self.environ, self.services.settings, take=self._take_bytes)
         self.watch = watch_client(self.environ)
         return form
+
+    def admit(self) -> None:
+        """As `read_body`, for a request without a body whose answer takes long.
+
+        Raises:
+            ApiError: 503.
+        """
+        self.services.admission.enter(self.record.client_id, 0)
+        self.admitted = True
+        if not has_body(self.environ):
+            self.watch = watch_client(self.environ)
 
     def _enter(self) -> None:
         """Admit the call with its body. One that is too large is refused as such."""

@@ -11,6 +11,7 @@ from flask import Blueprint, Response, request
 
 from qwen_wsgi.api import attachments, counting, generation, http, lifecycle
 from qwen_wsgi.api.lifecycle import LiveCall
+from qwen_wsgi.api.paging import limit_of, oldest_first
 from qwen_wsgi.errors import BadRequest, NotFound, UpstreamError
 from qwen_wsgi.greenlets import apart
 from qwen_wsgi.protocol import responses as protocol
@@ -26,10 +27,6 @@ blueprint.before_request(lifecycle.check_caller)
 
 _PREFIX: Final = "resp_"
 _ID_BYTES: Final = 24
-
-#: Items of a page of `input_items`: OpenAI's default, and most.
-_PAGE: Final = 20
-_LARGEST_PAGE: Final = 100
 
 #: Items of a continued conversation that take long to translate: twenty milliseconds.
 _LONG_HISTORY: Final = 1000
@@ -124,17 +121,14 @@ def input_items(id: str) -> Response:
     """What the client sent with a stored response: `{"object": "list", "data": [item],
     "first_id", "last_id", "has_more"}`, the latest first unless `order=asc`."""
     items = _stored(id).input_items
-    order = request.args.get("order", "desc")
-    if order not in ("asc", "desc"):
-        raise BadRequest("'order' is 'asc' or 'desc'.", param="order", code="invalid_value")
-    if order == "desc":
+    if not oldest_first(request.args):
         items = items[::-1]
     ids = [str(item.get("id")) for item in items]
     if (after := request.args.get("after")) is not None:
         if after not in ids:
             raise BadRequest(f"No item has the id '{after[:64]}'.", param="after")
         items = items[ids.index(after) + 1 :]
-    page = items[: _limit()]
+    page = items[: limit_of(request.args)]
     shown = [str(item.get("id")) for item in page] or [""]
     return http.json_value(
         {
@@ -145,15 +139,6 @@ def input_items(id: str) -> Response:
             "has_more": len(page) < len(items),
         }
     )
-
-
-def _limit() -> int:
-    limit = request.args.get("limit", str(_PAGE))
-    if not (limit.isdecimal() and len(limit) <= 4 and 1 <= int(limit) <= _LARGEST_PAGE):
-        raise BadRequest(
-            f"'limit' is a number from 1 to {_LARGEST_PAGE}.", param="limit", code="invalid_value"
-        )
-    return int(limit)
 
 
 def new_id() -> str:

@@ -17,7 +17,7 @@ Takes = Literal["nothing", "number", "count", "text"]
 _TAKES: Final[tuple[Takes, ...]] = ("nothing", "number", "count", "text")
 
 # A larger number is probably a typing error, and would only exhaust the memory.
-_LARGEST_COUNT: Final = 100_000_000
+_LARGEST_COUNT: Final = 1_000_000_000
 
 
 class BadSpec(ValueError):
@@ -208,6 +208,8 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
         ("one-choice", "", _DOC, "all pictures are parts of one choice"),
         ("task-looks", "count 5", _TEST, "a task is done when it was looked at so many times"),
         ("task-ends", "text FAILED", _DOC, "the last status of a task"),
+        ("task-error", "text DataInspectionFailed", _DOC, "the code of a task that failed"),
+        ("never-began", "", _NET, "closes without an answer, and without having done anything"),
         ("lost-answer", "", _NET, "does what was asked for, then closes without an answer"),
         ("result-host", "text https://results.example", _TEST, "results are at that origin"),
         ("result-bytes", "count 200000000", _TEST, "a result has that many bytes"),

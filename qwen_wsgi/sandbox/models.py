@@ -25,6 +25,10 @@ DEFAULT_MODELS: Final = (
     "qwen-image-edit-plus",
     "wan2.7-image",
     "wan2.5-t2i-preview",
+    "wan3.0-video",
+    "wan2.7-t2v",
+    "wan2.7-i2v",
+    "wan2.5-t2v-preview",
 )
 _CREATED_S: Final = 1767225600
 

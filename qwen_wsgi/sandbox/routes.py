@@ -75,6 +75,7 @@ def respond(world: World, request: Request, record: Record | None) -> Reply:
         "tokenizer": _tokenizer,
         "generation": native.generation,
         "image-task": native.image_task,
+        "video-task": native.video_task,
         "tasks": native.tasks,
         "results": native.results,
     }

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
@@ -32,6 +32,9 @@ _SEEDS: Final = 2**31
 #: Causes of a failure after which the upstream may have done what it was asked for.
 _LOST: Final = frozenset({"timeout", "closed", "broken", "empty"})
 
+#: And causes that a gateway in between may have made of such a failure.
+_DOUBTFUL: Final = _LOST | {"bad_gateway", "no_answer", "connection_lost"}
+
 #: Requests of one call that are under way at a time. Model Studio counts 30 a second for
 #: text-embedding-v4; four at a time stay below that and make 200 as quick as 50.
 _AT_A_TIME: Final = 4
@@ -51,6 +54,9 @@ class UnaryCall:
         on_absent: called with such a failure.
         once: what the upstream does costs as much again when it is repeated: a request that was
             sent in full, and has no answer, is not sent again.
+        recover: for `once`: finds out what was done. Called with the account, when it was asked
+            (seconds since 1970), and the failure. What it returns is the answer; None means that
+            nothing was done, so that the request may be sent again.
         several: of several requests, those that are answered count: what was done is not thrown
             away for one that failed.
     """
@@ -63,6 +69,7 @@ class UnaryCall:
     on_absent: Callable[[UpstreamError], None] = lambda error: None
     at_origin: bool = False
     once: bool = False
+    recover: Callable[[Route, float, UpstreamError], dict[str, Any] | None] | None = None
     several: bool = False
 
 
@@ -233,6 +240,7 @@ class Executor:
         def ask(route: Route, slot: Slot) -> UnaryAnswer | None:
             bodies, call.record.changed = call.requests(route)
             post = partial(self._post, call, route)
+            asked_at = self._clock.now()
             works = [partial(post, body) for body in bodies]
             try:
                 if len(works) == 1:
@@ -242,12 +250,15 @@ class Executor:
                 return UnaryAnswer(route, tuple(in_order(works, at_a_time=_AT_A_TIME)))
             except UpstreamError as error:
                 cause = "" if error.failure is None else error.failure.cause
-                if cause not in call.absent:
-                    if call.once and cause in _LOST:
-                        _ask_no_more(error)
-                    raise
-                call.on_absent(error)
-                return None
+                if cause in call.absent:
+                    call.on_absent(error)
+                    return None
+                if call.recover is not None and cause in _DOUBTFUL:
+                    if (found := call.recover(route, asked_at, error)) is not None:
+                        return UnaryAnswer(route, (JsonAnswer(b"", found, ""),))
+                elif call.once and cause in _LOST:
+                    _ask_no_more(error)
+                raise
 
         return self._retrier.run(plan, ask, call.record)
 

@@ -55,12 +55,12 @@ class App:
 
 
 @contextmanager
-def running(**environ: Any) -> Iterator[App]:
+def running(clock: FakeClock | None = None, **environ: Any) -> Iterator[App]:
     """The application with these settings; its log is collected as JSON lines."""
-    clock = FakeClock()
+    clock = clock or FakeClock()
     # Without a second attempt: what one failure becomes is what most tests are about.
     defaults = {"LOG_LEVEL": "DEBUG", "QWEN_PROXY_RETRY_BUDGET": 0}
-    services = build_services(settings_of(**{**defaults, **environ}), clock)
+    services = build_services(settings_of(**{**defaults, **environ}), clock, sleep=clock.advance)
     app = create_app(services=services)
     log = io.StringIO()
     handler = logging.StreamHandler(log)

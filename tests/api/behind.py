@@ -12,14 +12,17 @@ from werkzeug.test import TestResponse
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.sandbox import Sandbox
 from tests.api.apps import App, running
+from tests.fakes.clock import FakeClock
 
 
 @contextmanager
 def sandboxed(**environ: Any) -> Iterator[tuple[App, Sandbox]]:
-    """The application with one account at a sandbox."""
+    """The application with one account at a sandbox, both with the same clock."""
+    clock = FakeClock()
     with (
-        Sandbox() as sandbox,
+        Sandbox(clock=clock.now) as sandbox,
         running(
+            clock,
             QWEN_UPSTREAM_BASE_URL=sandbox.base_url,
             QWEN_UPSTREAM_API_KEY="upstream-key",
             QWEN_PROXY_HOST_FAMILIES="127.0.0.1=dashscope",

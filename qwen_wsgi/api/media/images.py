@@ -16,7 +16,8 @@ from qwen_wsgi.capabilities import Capability
 from qwen_wsgi.errors import AnswerTooLarge, ApiError
 from qwen_wsgi.protocol.images import answer as answers
 from qwen_wsgi.protocol.images.models import Road, image_model
-from qwen_wsgi.protocol.images.request import File, ImageRequest, native_calls, parse_request
+from qwen_wsgi.protocol.images.request import ImageRequest, native_calls, parse_request
+from qwen_wsgi.protocol.media import File
 from qwen_wsgi.upstream.executor import UnaryAnswer, UnaryCall, UnaryRequests
 from qwen_wsgi.upstream.routing.router import Plan, Route
 from qwen_wsgi.upstream.tasks.tasks import task_id_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.images.models import OWN, ImageModel, Road, Size, image_model
+from qwen_wsgi.protocol.media import File, data_url_of, parsed, picture_url
 from qwen_wsgi.protocol.validation import bad_value, missing, unsupported, wrong_type
 
 #: OpenAI's own limit for one request.
@@ -61,13 +61,6 @@ class ImageRequest:
     lost: tuple[str, ...] = ()
 
 
-class File(NamedTuple):
-    """A file of a multipart request."""
-
-    content_type: str
-    data: bytes
-
-
 def parse_request(
     members: Mapping[str, Any], files: Mapping[str, Sequence[File]] = {}, *, edit: bool = False
 ) -> ImageRequest:
@@ -107,13 +100,13 @@ def parse_request(
         count=_count(members),
         size=_size(members.get("size")),
         base64=_wants_base64(members.get("response_format"), model),
-        own={name: _parsed(members[name]) for name in OWN if members.get(name) is not None},
+        own={name: parsed(members[name]) for name in OWN if members.get(name) is not None},
         lost=tuple(_lost(members)),
     )
 
 
 def _refuse_what_nobody_has(members: Mapping[str, Any], files: Mapping[str, Any]) -> None:
-    if _parsed(members.get("stream")) is True or _parsed(members.get("partial_images")):
+    if parsed(members.get("stream")) is True or parsed(members.get("partial_images")):
         raise unsupported(
             "stream", "Pictures cannot be streamed: Qwen's models make them as a whole."
         )
@@ -126,7 +119,7 @@ def _refuse_what_nobody_has(members: Mapping[str, Any], files: Mapping[str, Any]
 
 
 def _count(members: Mapping[str, Any]) -> int:
-    count = _parsed(members.get("n"))
+    count = parsed(members.get("n"))
     if count is None:
         return 1
     if isinstance(count, bool) or not isinstance(count, int):
@@ -167,79 +160,23 @@ def _wants_base64(given: object, model: str) -> bool:
 
 def _pictures(members: Mapping[str, Any], files: Mapping[str, Sequence[File]]) -> list[Picture]:
     found = [
-        Picture(_data_url(file))
+        Picture(data_url_of(file, "image"))
         for name in ("image", "image[]", "images", "images[]")
         for file in files.get(name, ())
     ]
     for name in ("image", "image[]", "images", "input_image"):
-        given = _parsed(members.get(name))
+        given = parsed(members.get(name))
         for each in given if isinstance(given, list) else [given]:
             if each is not None:
-                found.append(Picture(_url(each, name)))
+                found.append(Picture(picture_url(each, name)))
     return found
-
-
-def _url(given: object, name: str) -> str:
-    if isinstance(given, dict):
-        if given.get("file_id") is not None:
-            raise unsupported(name, "Pictures by 'file_id' are not supported: send them along.")
-        given = given.get("image_url", given.get("url"))
-        if isinstance(given, dict):
-            given = given.get("url")
-    if not isinstance(given, str):
-        raise wrong_type(name, "a URL or a data URL of a picture", given)
-    if not given.startswith(("https://", "http://", "data:image/", "oss://")):
-        raise BadRequest(
-            f"Invalid '{name}': expected a URL (https) or a data URL of a picture.",
-            param=name,
-            code="invalid_value",
-        )
-    return given
-
-
-def _data_url(file: File) -> str:
-    kind = _kind_of(file.data) or file.content_type.partition(";")[0].strip().lower()
-    if not re.fullmatch(r"image/[a-z0-9.+-]+", kind):
-        raise BadRequest(
-            "Invalid 'image': the file is no picture. PNG, JPEG, WebP, BMP, TIFF and GIF are read.",
-            param="image",
-            code="invalid_image_format",
-        )
-    return f"data:{kind};base64,{base64.b64encode(file.data).decode('ascii')}"
-
-
-def _kind_of(data: bytes) -> str:
-    """The type of a picture by its first bytes, which clients tell wrongly or not at all."""
-    for begin, kind in (
-        (b"\x89PNG\r\n\x1a\n", "image/png"),
-        (b"\xff\xd8\xff", "image/jpeg"),
-        (b"GIF8", "image/gif"),
-        (b"BM", "image/bmp"),
-        (b"II*\x00", "image/tiff"),
-        (b"MM\x00*", "image/tiff"),
-    ):
-        if data.startswith(begin):
-            return kind
-    return "image/webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else ""
-
-
-def _parsed(value: Any) -> Any:
-    """A value of a form, which is a text, as JSON has it; prompts are not read this way."""
-    if not isinstance(value, str) or len(value) > 100_000:
-        return value
-    if value and (value[0] in '[{-"0123456789' or value in ("true", "false", "null")):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
 
 
 def _lost(members: Mapping[str, Any]) -> list[str]:
     lost = [
         name
         for name, nothing in _LOST.items()
-        if members.get(name) not in (None, "") and _parsed(members[name]) not in nothing
+        if members.get(name) not in (None, "") and parsed(members[name]) not in nothing
     ]
     if members.get("output_format") not in (None, "", "png"):
         lost.append("output_format")

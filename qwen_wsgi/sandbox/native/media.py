@@ -44,6 +44,7 @@ class Task:
     make: Callable[[], Json]
     looks: int
     ending: str
+    failure: str
     status: str = "PENDING"
     output: Json | None = None
     ended_at: float | None = None
@@ -94,15 +95,23 @@ class Media:
     # --- tasks -------------------------------------------------------------------------------
 
     def start(
-        self, model: str, make: Callable[[], Json], *, key_ends: str, looks: int, ending: str
+        self,
+        model: str,
+        make: Callable[[], Json],
+        *,
+        key_ends: str,
+        looks: int,
+        ending: str,
+        failure: str,
     ) -> Task:
         """Begin a task.
 
         Args:
             looks: it is done at that many looks at it.
             ending: its last status.
+            failure: the code of one that ends as FAILED.
         """
-        task = Task(str(uuid.uuid4()), model, key_ends, self._clock(), make, looks, ending)
+        task = Task(str(uuid.uuid4()), model, key_ends, self._clock(), make, looks, ending, failure)
         with self._lock:
             self.tasks[task.id] = task
         return task
@@ -137,10 +146,18 @@ class Media:
             task.status, task.ended_at = "CANCELED", self._clock()
             return True
 
-    def listed(self, model: str) -> list[Json]:
-        """All tasks of a model ("" for all), the newest first, as the list of tasks shows them."""
+    def listed(self, model: str, start: str = "", end: str = "") -> list[Json]:
+        """All tasks of a model ("" for all), the newest first, as the list of tasks shows them.
+
+        Args:
+            start, end: `YYYYMMDDhhmmss` in Beijing; "" for no limit.
+        """
         with self._lock:
-            found = [each for each in self.tasks.values() if model in ("", each.model)]
+            found = [
+                each
+                for each in self.tasks.values()
+                if model in ("", each.model) and start <= _digits(each.submitted_at) <= (end or "9")
+            ]
         return [
             {
                 "task_id": each.id,
@@ -159,7 +176,11 @@ class Media:
 def _failed(task: Task) -> Json:
     if task.ending != "FAILED":
         return {}
-    return {"code": "InternalError.Algo", "message": "[sandbox] the task failed"}
+    return {"code": task.failure, "message": "[sandbox] the task failed"}
+
+
+def _digits(seconds: float) -> str:
+    return time.strftime("%Y%m%d%H%M%S", time.gmtime(seconds + _BEIJING_S))
 
 
 def beijing_time(seconds: float) -> str:

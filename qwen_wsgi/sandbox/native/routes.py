@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final
 from urllib.parse import parse_qs
 
@@ -12,7 +13,7 @@ from qwen_wsgi.sandbox import errors, faults
 from qwen_wsgi.sandbox.errors import Refusal
 from qwen_wsgi.sandbox.faults import Spec
 from qwen_wsgi.sandbox.journal import Record
-from qwen_wsgi.sandbox.native import images
+from qwen_wsgi.sandbox.native import images, videos
 from qwen_wsgi.sandbox.native.media import File
 from qwen_wsgi.sandbox.replies import faulty, late_or_broken, refused, wanted_refusal
 from qwen_wsgi.sandbox.steps import FOREVER_S, Close, Data, Head, Pause, Step, encode_json, whole
@@ -25,6 +26,8 @@ _POSTS: Final = {
     _SERVICES + "text2image/image-synthesis": "image-task",
     _SERVICES + "image2image/image-synthesis": "image-task",
     _SERVICES + "image-generation/generation": "image-task",
+    _SERVICES + "video-generation/video-synthesis": "video-task",
+    _SERVICES + "image2video/video-synthesis": "video-task",
 }
 _TASKS: Final = "/api/v1/tasks"
 #: Polls of a task until it is done.
@@ -67,6 +70,16 @@ def image_task(world: World, request: Request, record: Record) -> Reply:
     return _whole(world, request, record, make)
 
 
+def video_task(world: World, request: Request, record: Record) -> Reply:
+    """Begin a task that makes a video."""
+
+    def make(body: Json, spec: Spec) -> Json | Refusal:
+        made = videos.generate(body, request.path, partial(_keep_video, world, spec))
+        return made if isinstance(made, Refusal) else begun(world, request, record, spec, made)
+
+    return _whole(world, request, record, make)
+
+
 def begun(world: World, request: Request, record: Record, spec: Spec, made: Json) -> Json | Refusal:
     """The answer to a request that begins a task, whose output and usage are `made`."""
     if not request.header("x-dashscope-async"):
@@ -77,6 +90,7 @@ def begun(world: World, request: Request, record: Record, spec: Spec, made: Json
         key_ends=record.key_ends,
         looks=spec.count("task-looks", _LOOKS),
         ending=spec.text("task-ends", "SUCCEEDED"),
+        failure=spec.text("task-error", "InternalError.Algo"),
     )
     return _made({"output": {"task_id": task.id, "task_status": "PENDING"}})
 
@@ -112,7 +126,9 @@ def _task_answer(world: World, request: Request, spec: Spec) -> Iterator[Step]:
 
 def _listed(world: World, request: Request) -> Json:
     query = {name: values[-1] for name, values in parse_qs(request.query).items()}
-    found = world.media.listed(query.get("model_name", ""))
+    found = world.media.listed(
+        query.get("model_name", ""), query.get("start_time", ""), query.get("end_time", "")
+    )
     size, number = int(query.get("page_size", "10")), int(query.get("page_no", "1"))
     return {
         "data": found[(number - 1) * size : number * size],
@@ -183,6 +199,12 @@ def _keep_picture(world: World, spec: Spec) -> images.Keep:
     return keep
 
 
+def _keep_video(world: World, spec: Spec, text: str) -> str:
+    size = spec.count("result-bytes") or None
+    path = world.media.keep("video.mp4", "video/mp4", videos.mp4(text), size)
+    return world.media.url(path, spec.text("result-host"))
+
+
 # --- shared --------------------------------------------------------------------------------------
 
 
@@ -207,6 +229,8 @@ def _whole(
         return Reply(refused(_native(refusal), spec), spec)
 
     def steps() -> Iterator[Step]:
+        if "never-began" in spec:
+            return iter((Close(),))
         made = _native(errors.BAD_BODY) if body is None else make(body, spec)
         if isinstance(made, Refusal):
             return refused(made, spec)

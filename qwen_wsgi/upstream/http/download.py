@@ -62,7 +62,6 @@ class Download:
         self.length = int(declared) if declared.isdecimal() and len(declared) < 16 else None
         self._response = response
         self._pool = pool
-        self._left = max_bytes
         if self.length is not None and self.length > max_bytes:
             self.close()
             raise _too_large(max_bytes)
@@ -74,18 +73,23 @@ class Download:
         Raises:
             UpstreamError: it broke off, is larger than it may be, or came too slowly.
         """
-        since_s, recent, seen = time.monotonic(), 0, 0
+        # Only the waits for the host count: the client may take its time.
+        waited_s, recent, seen = 0.0, 0, 0
         try:
-            while piece := self._response.read1(_PIECE_BYTES):
+            while True:
+                began_s = time.monotonic()
+                piece = self._response.read1(_PIECE_BYTES)
+                if not piece:
+                    break
+                waited_s += time.monotonic() - began_s
                 seen += len(piece)
                 recent += len(piece)
-                if seen > self._left:
+                if seen > self._max_bytes:
                     raise _too_large(self._max_bytes)
                 yield piece
-                now_s = time.monotonic()
                 if recent >= _SLOW_BYTES:
-                    since_s, recent = now_s, 0
-                elif now_s - since_s > _SLOW_S:
+                    waited_s, recent = 0.0, 0
+                elif waited_s > _SLOW_S:
                     raise _too_slow()
         except (HTTPError, OSError) as error:
             if isinstance(error, urllib3.exceptions.ReadTimeoutError | TimeoutError):
@@ -150,9 +154,10 @@ class Downloads:
                 url = urljoin(url, to)
                 continue
             if status not in (200, 206):
+                total = response.headers.get("content-range", "")
                 response.close()
                 pool.close()
-                raise _absent(status)
+                raise ResultMissing(status, total)
             return Download(response, pool, max_bytes)
         raise _refused("it was redirected too often")
 
@@ -260,12 +265,24 @@ def _refused(why: object) -> UpstreamError:
     )
 
 
-def _absent(status: int) -> UpstreamError:
-    return UpstreamError(
-        f"The host of the result answered HTTP {status}. Results are kept for 24 hours.",
-        code="upstream_result_missing",
-        should_retry=False,
-    )
+class ResultMissing(UpstreamError):
+    """The host of a result does not give it.
+
+    Attributes:
+        upstream_status: what it answered; 403 and 404 where the result is gone, 416 where it has no
+            such part.
+        content_range: of a 416, such as `bytes */1000`.
+    """
+
+    def __init__(self, upstream_status: int, content_range: str = "") -> None:
+        super().__init__(
+            f"The host of the result answered HTTP {upstream_status}. Results are kept for 24 "
+            "hours.",
+            code="upstream_result_missing",
+            should_retry=False,
+        )
+        self.upstream_status = upstream_status
+        self.content_range = content_range
 
 
 def _too_large(limit: int) -> UpstreamError:

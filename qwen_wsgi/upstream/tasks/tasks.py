@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from qwen_wsgi.clock import Clock, sleep
 from qwen_wsgi.credentials.account import Account
@@ -17,14 +17,16 @@ from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.failures import classify
 from qwen_wsgi.upstream.failures.classify import connection_error
 
-_PATH: Final = "/api/v1/tasks"
-#: An id of a task goes into a path.
+PATH: Final = "/api/v1/tasks"
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 #: Model Studio takes 20 questions a second for all tasks of an account.
 _FIRST_S: Final = 0.5
 _LATER_S: Final = 3.0
 
 log = logging.getLogger(__name__)
+
+#: Asks an account for the state of a task, by its id.
+Look = Callable[[Account, str], "TaskState"]
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,18 @@ def task_id_of(answer: Mapping[str, Any]) -> str:
         UpstreamError: there is none that can be used.
     """
     id = json_access.mapping(answer.get("output")).get("task_id")
-    if not isinstance(id, str) or not _ID.fullmatch(id):
-        raise UpstreamError("The upstream began a task without an id.", code="upstream_bad_answer")
+    if not is_task_id(id):
+        raise UpstreamError(
+            "The upstream began a task without an id.",
+            code="upstream_bad_answer",
+            should_retry=False,
+        )
     return id
+
+
+def is_task_id(id: object) -> TypeGuard[str]:
+    """Whether it can be an id of a task: one goes into a path."""
+    return isinstance(id, str) and _ID.fullmatch(id) is not None
 
 
 class Tasks:
@@ -82,7 +93,7 @@ class Tasks:
         Raises:
             ApiError: no answer, or a refusal.
         """
-        answer = self._client.get_json(account, f"{_PATH}/{id}")
+        answer = self._client.get_json(account, f"{PATH}/{id}")
         status = json_access.mapping(answer.get("output")).get("task_status")
         if not isinstance(status, str):
             raise UpstreamError(
@@ -90,15 +101,20 @@ class Tasks:
             )
         return TaskState(status.upper(), answer)
 
-    def wait(self, account: Account, id: str, *, within_s: float) -> TaskState:
+    def wait(
+        self, account: Account, id: str, *, within_s: float, look: Look | None = None
+    ) -> TaskState:
         """Wait until a task has succeeded; a caller that leaves before its end cancels it.
+
+        Args:
+            look: asks for its state; None asks the account each time.
 
         Raises:
             UpstreamError: it failed, or is not done in time.
         """
         ended = False
         try:
-            state = self._wait(account, id, within_s)
+            state = self._wait(account, id, within_s, look or self.look)
             ended = True
         finally:
             if not ended:
@@ -107,12 +123,12 @@ class Tasks:
             raise failure_of(state, account, self._clock.now())
         return state
 
-    def _wait(self, account: Account, id: str, within_s: float) -> TaskState:
+    def _wait(self, account: Account, id: str, within_s: float, look: Look) -> TaskState:
         end_s = self._clock.monotonic() + within_s
         pause_s, missed = _FIRST_S, 0
         while True:
             try:
-                state = self.look(account, id)
+                state = look(account, id)
                 missed = 0
                 if not state.is_open:
                     return state
@@ -138,7 +154,7 @@ class Tasks:
         """
         try:
             self._client.post_json(
-                account, f"{_PATH}/{id}/cancel", b"{}", headers={}, at_origin=True
+                account, f"{PATH}/{id}/cancel", b"{}", headers={}, at_origin=True
             )
         except UpstreamError as error:
             if error.status == 400:

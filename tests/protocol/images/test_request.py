@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol.images.models import Road, Size
-from qwen_wsgi.protocol.images.request import File, native_calls, parse_request
+from qwen_wsgi.protocol.images.request import native_calls, parse_request
+from qwen_wsgi.protocol.media import File
 
 PNG = b"\x89PNG\r\n\x1a\n..."
 ASKED = {"model": "qwen-image-3.0", "prompt": "a cat"}

@@ -1,0 +1,138 @@
+"""Begins the task of a video: once, whatever becomes of the answer."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from qwen_wsgi.api import generation
+from qwen_wsgi.api.lifecycle import LiveCall
+from qwen_wsgi.capabilities import Capability
+from qwen_wsgi.errors import ApiError, UpstreamError
+from qwen_wsgi.greenlets import watch_client
+from qwen_wsgi.protocol.videos.ids import VideoRef, id_of
+from qwen_wsgi.protocol.videos.models import video_model
+from qwen_wsgi.protocol.videos.request import NativeCall, VideoRequest, native_call
+from qwen_wsgi.upstream.executor import UnaryCall, UnaryRequests
+from qwen_wsgi.upstream.routing.router import Plan, Route
+from qwen_wsgi.upstream.tasks import lost
+from qwen_wsgi.upstream.tasks.lost import NEAR_S, Others, Sent
+from qwen_wsgi.upstream.tasks.tasks import TaskState, task_id_of
+
+_OSS: Final = "oss://"
+
+
+class Started(NamedTuple):
+    """A video whose task has begun."""
+
+    id: str
+    ref: VideoRef
+    route: Route
+    state: TaskState
+
+
+def start(call: LiveCall, request: VideoRequest) -> Started:
+    """Begin a video.
+
+    A client that leaves meanwhile stops nothing, because nobody would know of the task then: the
+    video is in its list.
+
+    Raises:
+        ApiError: no account has begun it; or it is not known whether one has (`task_may_run`).
+    """
+    services = call.services
+    key = services.state_key.get()  # without it, nothing may begin
+    call.record.model = request.model
+    plan = services.router.plan(
+        request.model,
+        pinned=generation.pinned_account(call.environ),
+        capability=Capability.VIDEO,
+    )
+    path = video_model(plan.routes[0].model).path
+    # Other accounts may have the model under a name that is asked for elsewhere.
+    same = tuple(route for route in plan.routes if video_model(route.model).path == path)
+    work = _Start(call, request)
+    unary = UnaryCall(
+        path,
+        _headers(call, request),
+        call.record,
+        work.requests,
+        at_origin=True,
+        once=True,
+        recover=work.recover,
+    )
+    if call.watch is not None:
+        call.watch.stop()
+    try:
+        answer = services.executor.unary(unary, Plan(plan.model, same, None, plan.evidence))
+    except ApiError as error:
+        if error.code != lost.MAY_RUN:
+            work.forget()
+        raise
+    assert answer is not None  # no cause is taken for a missing path
+    started = work.begun(key, answer.route, answer.answers[0].value)
+    call.watch = watch_client(call.environ)
+    return started
+
+
+def _headers(call: LiveCall, request: VideoRequest) -> dict[str, str]:
+    headers = {**generation.forwarded_headers(call.environ), "X-DashScope-Async": "enable"}
+    if _OSS in request.picture or any(_OSS in str(value) for value in request.own.values()):
+        headers["X-DashScope-OssResourceResolve"] = "enable"
+    return headers
+
+
+class _Start:
+    """The request of one call: what is sent to an account, and what is known of it meanwhile."""
+
+    def __init__(self, call: LiveCall, request: VideoRequest) -> None:
+        self._call = call
+        self._services = call.services
+        self._request = request
+        self._native: NativeCall | None = None
+        #: Of the note that a request is under way.
+        self._key = 0
+
+    def requests(self, route: Route) -> UnaryRequests:
+        """What an account is sent; noted before it is."""
+        self.forget()  # of the account before, which has begun nothing
+        native = native_call(
+            self._request, model=route.model, strict=self._services.settings.strict
+        )
+        self._native = native
+        self._key = self._services.videos.begin(self._call.owner, route.account.name, route.model)
+        return UnaryRequests([native.body], native.changed)
+
+    def forget(self) -> None:
+        """No task has begun."""
+        if self._key:
+            self._services.videos.not_begun(self._key)
+        self._key = 0
+
+    def recover(self, route: Route, began: float, error: UpstreamError) -> dict[str, Any] | None:
+        """Look for the task of a request without an answer (`UnaryCall.recover`)."""
+        sent = Sent(route.model, self._request.prompt, began, self._services.clock.now())
+        others = partial(self._services.videos.others, self._key, began - NEAR_S)
+        found = self._services.lost_tasks.find(route.account, sent, lambda: Others(*others()))
+        if found is None:
+            return None
+        return {"output": {"task_id": found, "task_status": "PENDING"}}
+
+    def begun(self, key: bytes, route: Route, answer: dict[str, Any]) -> Started:
+        """Note the task, and make the video's id.
+
+        Raises:
+            ApiError: it is the task of another request.
+        """
+        services, native = self._services, self._native
+        assert native is not None
+        task = task_id_of(answer)
+        created = int(services.clock.now())
+        ref = VideoRef(
+            route.account.name, task, self._request.model, created, native.size, native.seconds
+        )
+        id = id_of(ref, key, self._call.owner)
+        state = TaskState("PENDING", {"output": {"task_id": task, "task_status": "PENDING"}})
+        if not services.videos.begun(self._key, id, task, self._request.prompt, state.answer):
+            raise lost.may_run("the one that fits belongs to another request")
+        return Started(id, ref, route, state)
