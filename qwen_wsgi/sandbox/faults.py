@@ -207,6 +207,7 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
         ("partial", "count 1", _DOC, "that many of the pictures fail"),
         ("one-choice", "", _DOC, "all pictures are parts of one choice"),
         ("task-looks", "count 5", _TEST, "a task is done when it was looked at so many times"),
+        ("task-waits", "count 5", _TEST, "a task is pending for so many looks before that"),
         ("task-ends", "text FAILED", _DOC, "the last status of a task"),
         ("task-error", "text DataInspectionFailed", _DOC, "the code of a task that failed"),
         ("never-began", "", _NET, "closes without an answer, and without having done anything"),

@@ -45,6 +45,7 @@ class Task:
     looks: int
     ending: str
     failure: str
+    waits: int = 0
     status: str = "PENDING"
     output: Json | None = None
     ended_at: float | None = None
@@ -103,6 +104,7 @@ class Media:
         looks: int,
         ending: str,
         failure: str,
+        waits: int = 0,
     ) -> Task:
         """Begin a task.
 
@@ -110,8 +112,10 @@ class Media:
             looks: it is done at that many looks at it.
             ending: its last status.
             failure: the code of one that ends as FAILED.
+            waits: it is PENDING for so many looks.
         """
-        task = Task(str(uuid.uuid4()), model, key_ends, self._clock(), make, looks, ending, failure)
+        id, now = str(uuid.uuid4()), self._clock()
+        task = Task(id, model, key_ends, now, make, looks, ending, failure, waits)
         with self._lock:
             self.tasks[task.id] = task
         return task
@@ -122,7 +126,9 @@ class Media:
             task = self.tasks.get(id)
             if task is None or self._clock() - task.submitted_at > LIFETIME_S:
                 return {"task_id": id, "task_status": "UNKNOWN"}
-            if task.status in ("PENDING", "RUNNING"):
+            if task.status == "PENDING" and task.waits > 0:
+                task.waits -= 1
+            elif task.status in ("PENDING", "RUNNING"):
                 task.looks -= 1
                 task.status = "RUNNING" if task.looks > 0 else task.ending
                 if task.looks <= 0:

@@ -91,6 +91,7 @@ def begun(world: World, request: Request, record: Record, spec: Spec, made: Json
         looks=spec.count("task-looks", _LOOKS),
         ending=spec.text("task-ends", "SUCCEEDED"),
         failure=spec.text("task-error", "InternalError.Algo"),
+        waits=spec.count("task-waits"),
     )
     return _made({"output": {"task_id": task.id, "task_status": "PENDING"}})
 
