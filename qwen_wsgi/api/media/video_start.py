@@ -10,7 +10,7 @@ from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.capabilities import Capability
 from qwen_wsgi.errors import ApiError, UpstreamError
 from qwen_wsgi.greenlets import watch_client
-from qwen_wsgi.protocol.videos.ids import VideoRef, id_of
+from qwen_wsgi.protocol.videos.ids import VideoRef, digest_of, id_of
 from qwen_wsgi.protocol.videos.models import video_model
 from qwen_wsgi.protocol.videos.request import NativeCall, VideoRequest, native_call
 from qwen_wsgi.upstream.executor import UnaryCall, UnaryRequests
@@ -92,6 +92,7 @@ class _Start:
         self._native: NativeCall | None = None
         #: Of the note that a request is under way.
         self._key = 0
+        self._recovered = False
 
     def requests(self, route: Route) -> UnaryRequests:
         """What an account is sent; noted before it is."""
@@ -116,6 +117,7 @@ class _Start:
         found = self._services.lost_tasks.find(route.account, sent, lambda: Others(*others()))
         if found is None:
             return None
+        self._recovered = True
         return {"output": {"task_id": found, "task_status": "PENDING"}}
 
     def begun(self, key: bytes, route: Route, answer: dict[str, Any]) -> Started:
@@ -129,7 +131,13 @@ class _Start:
         task = task_id_of(answer)
         created = int(services.clock.now())
         ref = VideoRef(
-            route.account.name, task, self._request.model, created, native.size, native.seconds
+            route.account.name,
+            task,
+            self._request.model,
+            created,
+            native.size,
+            native.seconds,
+            digest_of(self._request.prompt) if self._recovered else "",
         )
         id = id_of(ref, key, self._call.owner)
         state = TaskState("PENDING", {"output": {"task_id": task, "task_status": "PENDING"}})

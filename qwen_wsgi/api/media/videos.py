@@ -18,7 +18,14 @@ from qwen_wsgi.api.media.content import ContentStream, no_such_part, wanted_part
 from qwen_wsgi.api.media.video_start import Started, start
 from qwen_wsgi.api.paging import limit_of, oldest_first
 from qwen_wsgi.credentials.account import Account
-from qwen_wsgi.errors import AccountUnavailable, ApiError, BadRequest, NotFound, UpstreamTimeout
+from qwen_wsgi.errors import (
+    AccountUnavailable,
+    ApiError,
+    BadRequest,
+    NotFound,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.protocol import json_access
 from qwen_wsgi.protocol.media import File
@@ -184,6 +191,10 @@ def _finished(call: LiveCall, started: Started) -> dict[str, Any]:
         raise
     services.videos.update(call.owner, started.id, state.answer)
     made = answers.video(started.id, started.ref, state.answer, now=services.clock.now())
+    if made["error"] is not None:
+        raise UpstreamError(
+            made["error"]["message"], code=made["error"]["code"], should_retry=False
+        )
     return answers.generation(made, state.answer)
 
 

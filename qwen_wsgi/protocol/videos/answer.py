@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Final
 
 from qwen_wsgi.protocol import json_access
-from qwen_wsgi.protocol.videos.ids import VideoRef
+from qwen_wsgi.protocol.videos.ids import VideoRef, digest_of
 from qwen_wsgi.protocol.videos.models import pixels_of
 
 #: Tasks and their results are kept for so long.
@@ -46,13 +46,15 @@ def video(
     Args:
         task: the answer to a look at the task: `{"output": {…}, "usage"?: {…}}`.
         now: seconds since 1970.
-        prompt: of the client; None takes the one that the task tells.
+        prompt: of the client; None takes the one that the task tells, if it is told.
     """
     output = json_access.mapping(task.get("output"))
     status, error = status_of(ref, task, now=now)
     ended = _seconds_of(output.get("end_time"))
     done = status in ("completed", "failed")
-    told = prompt or output.get("orig_prompt")
+    told = prompt
+    if told is None and not _is_of_another(ref, output):
+        told = output.get("orig_prompt")
     return {
         "id": id,
         "object": "video",
@@ -76,6 +78,12 @@ def status_of(
     """OpenAI's status, and its error for `failed`: `{"code", "message"}`."""
     output = json_access.mapping(task.get("output"))
     word = json_access.text(output.get("task_status")).upper()
+    if _is_of_another(ref, output):
+        return "failed", _error(
+            "task_of_another",
+            "The answer to the request for this video was lost, and the task that was taken for "
+            "its own turned out to be another one's. Whether a video was made is not known.",
+        )
     if word == "UNKNOWN" and now - ref.created < _UNSEEN_S:
         return "queued", None
     status = _STATUSES.get(word, "failed")
@@ -87,6 +95,12 @@ def status_of(
     if status != "failed":
         return status, None
     return status, _failure(word, output)
+
+
+def _is_of_another(ref: VideoRef, output: Mapping[str, Any]) -> bool:
+    """Whether a task that was found after a lost answer turns out to have another prompt."""
+    prompt = output.get("orig_prompt")
+    return bool(ref.prompt and isinstance(prompt, str) and digest_of(prompt) != ref.prompt)
 
 
 def _failure(word: str, output: Mapping[str, Any]) -> dict[str, str]:

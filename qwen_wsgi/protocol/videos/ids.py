@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import hmac
 import json
 import re
@@ -28,6 +29,8 @@ class VideoRef(NamedTuple):
         model: as the client named it.
         created: seconds since 1970.
         size, seconds: see `request.NativeCall`.
+        prompt: for a task that was found after a lost answer: the digest of the prompt that it
+            must have (see `digest_of`); "" otherwise.
     """
 
     account: str
@@ -36,6 +39,12 @@ class VideoRef(NamedTuple):
     created: int
     size: str
     seconds: str
+    prompt: str = ""
+
+
+def digest_of(prompt: str) -> str:
+    """What an id keeps of a prompt: enough to tell it from others."""
+    return hashlib.sha256(prompt.strip().encode(errors="replace")).hexdigest()[:16]
 
 
 def id_of(ref: VideoRef, key: bytes, owner: str) -> str:

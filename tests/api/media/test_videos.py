@@ -421,6 +421,26 @@ def test_a_lost_answers_task_is_found() -> None:
         assert looked(app, made["id"])["status"] == "completed"
 
 
+def test_a_found_task_that_is_anothers_is_not_given_out() -> None:
+    with world(QWEN_PROXY_RETRY_BUDGET=30) as (app, sandbox):
+        # Somebody else with the same account began one at this moment, and ours never began.
+        sandbox._world.media.start(
+            MODEL,
+            lambda: {"video_url": "https://x.aliyuncs.com/v.mp4", "orig_prompt": "a dog"},
+            key_ends="x",
+            looks=1,
+            ending="SUCCEEDED",
+            failure="",
+        )
+        sandbox.control(next=lost("never-began"))
+        made = looked(app, created(app)["id"])
+
+        assert (made["status"], made["error"]["code"]) == ("failed", "task_of_another")
+        assert made["prompt"] == "a cat"
+        answer = app.get(f"/v1/videos/{made['id']}/content")
+        assert error_of(answer)["code"] == "task_of_another"
+
+
 def test_what_never_began_is_sent_again() -> None:
     with world(QWEN_PROXY_RETRY_BUDGET=60) as (app, sandbox):
         sandbox.control(next=lost("never-began"))

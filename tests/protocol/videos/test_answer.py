@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from openai.types import Video
 
 from qwen_wsgi.protocol.videos.answer import generation, page, status_of, video
-from qwen_wsgi.protocol.videos.ids import VideoRef, id_of, read_id
+from qwen_wsgi.protocol.videos.ids import VideoRef, digest_of, id_of, read_id
 
 REF = VideoRef("dashscope", "t-1", "wan3.0-video", 1_795_176_000, "auto", "auto")
 KEY = b"k" * 32
@@ -103,6 +103,21 @@ def test_whatever_a_host_tells_becomes_a_video(output: Any, usage: Any) -> None:
 
 
 SIZES = ("720x1280", "1280x720")
+
+
+def test_a_found_task_with_another_prompt_is_not_given_out() -> None:
+    """After a lost answer, a task may turn out to be another client's."""
+    for prompt, status in (("a cat", "completed"), (" a cat\n", "completed"), ("a dog", "failed")):
+        ref = REF._replace(prompt=digest_of(prompt))
+        told = video("video_x", ref, DONE, now=REF.created + 100)
+
+        assert told["status"] == status
+        assert (told["prompt"] is None) == (status == "failed")
+        older = generation(told, DONE)
+        assert bool(older["data"]) == (status == "completed")
+    error = status_of(ref, DONE, now=REF.created + 100)[1]
+    assert error is not None
+    assert error["code"] == "task_of_another"
 
 
 def test_a_page() -> None:
