@@ -16,6 +16,7 @@ from qwen_wsgi.greenlets import Task
 from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.shortage import shortage_of
+from qwen_wsgi.upstream.relay import stopping
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ class LateJson:
                 else shortage.error(),
                 "failed",
             )
+        except BaseException:  # the worker is stopping, and its time for open calls is over
+            made = self._failed(stopping(), "cut_by_stop")
         yield compact(made).encode()
 
     def _failed(self, error: ApiError, outcome: str) -> Any:

@@ -99,7 +99,7 @@ class Relay:
             raise
         except BaseException:  # the worker is stopping, and its time for open streams is over
             record.outcome = "cut_by_stop"
-            yield self._failed(_stopping())
+            yield self._failed(stopping())
         if record.outcome != "complete" and not self._encoder.ends_after_failure:
             raise StreamBroken("the stream failed; its client was sent an error event")
 
@@ -145,7 +145,8 @@ class Relay:
         stream.drain()
 
 
-def _stopping() -> ApiError:
+def stopping() -> ApiError:
+    """The error for an answer that a stop of the server cuts off."""
     return ApiError(
         "The proxy was stopped or restarted before this answer was complete. Please try again.",
         status=503,

@@ -315,6 +315,21 @@ def test_an_oversized_video_without_a_length_is_cut(
     assert seen <= 512 * 1024 * 1024
 
 
+def test_a_head_request_tells_of_the_video_and_fetches_nothing_more(
+    proxy: Proxy, client: openai.OpenAI, sandbox: Sandbox
+) -> None:
+    video = completed(client, "result-bytes=5000000")
+    with Exchange(
+        proxy.port, method="HEAD", path=f"/v1/videos/{video.id}/content", key=CLIENT_KEY
+    ) as exchange:
+        status, headers = exchange.head()
+    (fetched,) = [r for r in sandbox.requests if r.route == "results"]
+    wait_until(lambda: fetched.outcome != "open", "the download is closed")
+
+    assert (status, headers["content-length"]) == (200, "5000000")
+    assert headers["accept-ranges"] == "bytes"
+
+
 # --- the older form ------------------------------------------------------------------------------
 
 

@@ -173,3 +173,70 @@ def test_an_account_without_the_path_is_no_failure_where_the_caller_says_so(caus
     with pytest.raises(UpstreamError):
         ask()
     assert not world.cooldowns.is_clear
+
+
+class LosesOne(Refusing):
+    """Answers the first request with a failure, and the others."""
+
+    def post_json(self, account: Account, path: str, body: bytes, **options: Any) -> JsonAnswer:
+        if self.asked:
+            self.asked.append(body)
+            return JsonAnswer(body, {"begun": "again"}, "")
+        return super().post_json(account, path, body, **options)
+
+
+def recovered(cause: str, found: Any) -> tuple[Any, LosesOne, list[Any]]:
+    """What becomes of a lost answer; the client; and with what `recover` was called."""
+    world, asked = World("a"), []
+    client: Any = LosesOne(failure(Scope.REQUEST, retry=True, cause=cause))
+    executor = Executor(
+        settings_of(), world.router, world.retrier, client, world.clock, RefusedInputs(None)
+    )
+
+    def recover(route: Any, began: float, error: UpstreamError) -> Any:
+        asked.append((route.account.name, began, error.failure and error.failure.cause))
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    call = UnaryCall(
+        "/x", {}, world.record, lambda _: UnaryRequests([b"a"]), once=True, recover=recover
+    )
+    try:
+        answer = executor.unary(call, world.plan())
+    except UpstreamError as error:
+        return error, client, asked
+    assert answer is not None
+    return answer.answers[0].value, client, asked
+
+
+@pytest.mark.parametrize("cause", ["closed", "broken", "timeout", "bad_gateway", "no_answer"])
+def test_what_was_done_after_all_is_the_answer(cause: str) -> None:
+    value, client, asked = recovered(cause, {"begun": "before"})
+
+    assert value == {"begun": "before"}
+    assert client.asked == [b"a"]
+    assert [(name, why) for name, _, why in asked] == [("a", cause)]
+
+
+def test_what_was_not_done_is_asked_for_again() -> None:
+    value, client, _ = recovered("closed", None)
+
+    assert value == {"begun": "again"}
+    assert client.asked == [b"a", b"a"]
+
+
+def test_where_that_is_unclear_nobody_asks_again() -> None:
+    unclear = UpstreamError("unclear", status=504, should_retry=False)
+    error, client, _ = recovered("closed", unclear)
+
+    assert error is unclear
+    assert client.asked == [b"a"]
+
+
+def test_a_refusal_is_no_lost_answer() -> None:
+    value, client, asked = recovered("rate_limited", {"begun": "before"})
+
+    assert value == {"begun": "again"}
+    assert len(client.asked) == 2
+    assert asked == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -11,8 +12,10 @@ from flask import Response
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api import http
 from qwen_wsgi.api.flask_app import FinishedResponse
-from qwen_wsgi.errors import ApiError, StreamBroken, UpstreamError
+from qwen_wsgi.errors import ApiError, ClientGone, StreamBroken, UpstreamError
 from qwen_wsgi.upstream.http.download import Download
+
+log = logging.getLogger(__name__)
 
 #: One part of a body (RFC 9110 §14.1.2). Of several ones the whole is sent, as a server may.
 _RANGE: Final = re.compile(r"bytes=(?:\d{1,15}-\d{0,15}|-\d{1,15})")
@@ -108,6 +111,15 @@ class ContentStream:
             self._record.fail(error)
             self._record.status = status  # which was sent
             raise StreamBroken("the result broke off") from None
+        except (GeneratorExit, ClientGone):
+            raise
+        except Exception as fault:  # the outermost frame: nothing else can report it
+            log.error("fault in a result call=%s", self._record.request_id, exc_info=fault)
+            self._record.outcome = "failed"
+            raise StreamBroken("the result broke off") from None
+        except BaseException:  # the worker is stopping, and its time for open calls is over
+            self._record.outcome = "cut_by_stop"
+            raise StreamBroken("the server stops") from None
         self._record.outcome = "complete"
 
     def close(self) -> None:

@@ -10,14 +10,13 @@ from typing import Any, Final
 from flask import Blueprint, Response
 
 from qwen_wsgi.api import generation, http, lifecycle
-from qwen_wsgi.api.body import is_form
 from qwen_wsgi.api.lifecycle import LiveCall
+from qwen_wsgi.api.media.members import read_members
 from qwen_wsgi.capabilities import Capability
 from qwen_wsgi.errors import AnswerTooLarge, ApiError
 from qwen_wsgi.protocol.images import answer as answers
 from qwen_wsgi.protocol.images.models import Road, image_model
 from qwen_wsgi.protocol.images.request import ImageRequest, native_calls, parse_request
-from qwen_wsgi.protocol.media import File
 from qwen_wsgi.upstream.executor import UnaryAnswer, UnaryCall, UnaryRequests
 from qwen_wsgi.upstream.routing.router import Plan, Route
 from qwen_wsgi.upstream.tasks.tasks import task_id_of
@@ -76,15 +75,7 @@ def _create(*, edit: bool) -> Response:
 
 
 def _request(call: LiveCall, *, edit: bool) -> ImageRequest:
-    if not is_form(call.environ):
-        body = call.read_body()
-        return parse_request({name: body.get(name) for name in body.names()}, edit=edit)
-    form = call.read_form()
-    files = {
-        name: [File(each.mimetype, each.stream.read()) for each in held]
-        for name, held in form.files.items()
-    }
-    return parse_request(form.fields, files, edit=edit)
+    return parse_request(*read_members(call), edit=edit)
 
 
 # --- asking --------------------------------------------------------------------------------------

@@ -11,10 +11,10 @@ from typing import Any, Final
 from flask import Blueprint, Response, request
 
 from qwen_wsgi.api import http, lifecycle
-from qwen_wsgi.api.body import is_form
 from qwen_wsgi.api.late_json import LateJson
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.api.media.content import ContentStream, no_such_part, wanted_part
+from qwen_wsgi.api.media.members import read_members
 from qwen_wsgi.api.media.video_start import Started, start
 from qwen_wsgi.api.paging import limit_of, oldest_first
 from qwen_wsgi.credentials.account import Account
@@ -28,7 +28,6 @@ from qwen_wsgi.errors import (
 )
 from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.protocol import json_access
-from qwen_wsgi.protocol.media import File
 from qwen_wsgi.protocol.videos import answer as answers
 from qwen_wsgi.protocol.videos.ids import VideoRef, read_id
 from qwen_wsgi.protocol.videos.request import VideoRequest, parse_request
@@ -202,15 +201,7 @@ def _finished(call: LiveCall, started: Started) -> dict[str, Any]:
 
 
 def _request(call: LiveCall) -> VideoRequest:
-    if not is_form(call.environ):
-        body = call.read_body()
-        return parse_request({name: body.get(name) for name in body.names()})
-    form = call.read_form()
-    files = {
-        name: [File(each.mimetype, each.stream.read()) for each in held]
-        for name, held in form.files.items()
-    }
-    return parse_request(form.fields, files)
+    return parse_request(*read_members(call))
 
 
 def _begun(call: LiveCall, started: Started, read: VideoRequest) -> dict[str, Any]:

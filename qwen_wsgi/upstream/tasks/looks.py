@@ -10,12 +10,14 @@ from typing import Final
 
 from qwen_wsgi.clock import Clock, sleep
 from qwen_wsgi.credentials.account import Account
+from qwen_wsgi.errors import Overloaded
 from qwen_wsgi.upstream.tasks.tasks import Tasks, TaskState
 
 #: What a look told is good for so long.
 FRESH_S: Final = 1.0
 #: Model Studio takes 20 questions a second for all tasks of an account; some are left to others.
 _PER_S: Final = 16
+_LONGEST_WAIT_S: Final = 15.0
 #: Tasks whose state is kept.
 _MOST: Final = 2000
 
@@ -58,7 +60,7 @@ class TaskLooks:
         """The state of a task, a second old or a bit more.
 
         Raises:
-            ApiError: no answer, or a refusal.
+            ApiError: no answer, or a refusal; 503 if too many ask about other tasks.
         """
         key = (account.name, id)
         with self._lock:
@@ -71,6 +73,12 @@ class TaskLooks:
             wait_s = self._next_s.get(account.name, now_s) - now_s
             if known is not None and wait_s > 0:
                 return known.state
+            if wait_s > _LONGEST_WAIT_S:
+                raise Overloaded(
+                    "So many tasks are asked about that this one's turn would come too late.",
+                    code="too_many_looks",
+                    retry_after_s=wait_s,
+                )
             self._next_s[account.name] = max(now_s, now_s + wait_s) + self._step_s
             if known is not None:
                 known.at_s = now_s  # the others need not ask as well

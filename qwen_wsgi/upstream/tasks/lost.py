@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
@@ -29,12 +28,17 @@ MAY_RUN: Final = "task_may_run"
 
 #: Pauses before each look at the list: a task is in it a moment after it began.
 _PAUSES_S: Final = (1.0, 2.0, 4.0)
+#: All looks together; each question has its own time besides.
+_WITHIN_S: Final = 30.0
+_QUESTION_S: Final = 10.0
 #: A task of this time around the request may be ours; clocks may differ by so much.
 NEAR_S: Final = 120.0
 #: One of this time is ours, where it is the only one.
 _CLOSE_S: Final = 15.0
 _PAGE: Final = 100
 _MOST_PAGES: Final = 5
+#: Tasks that are asked for their prompts.
+_MOST_LOOKS: Final = 10
 #: The list's times have no zone: with so much more, both Beijing's and UTC are in the window.
 _BEIJING_S: Final = 8 * 3600
 
@@ -131,7 +135,7 @@ class LostTasks:
     def find(self, account: Account, sent: Sent, others: Callable[[], Others]) -> str | None:
         """The id of the task that a request began; None if it began none.
 
-        Takes seven seconds where it began none.
+        Takes seven seconds where it began none; with a slow host half a minute and a bit.
 
         Args:
             others: asked anew before each decision.
@@ -139,17 +143,20 @@ class LostTasks:
         Raises:
             UpstreamTimeout: it is not clear, so nobody may send the request again.
         """
+        end_s = self._clock.monotonic() + _WITHIN_S
         found: str | Unclear | None = None
         for pause_s in _PAUSES_S:
             self._sleep(pause_s)
             try:
-                listed = self._listed(account, sent)
+                listed = self._listed(account, sent, end_s)
             except ApiError as error:
                 found = Unclear(f"the account's list of tasks cannot be read ({error.message})")
                 continue
             known = others()
             new = [each for each in listed if each.id not in known.tasks]
-            found = decide(sent, map(partial(self._looked_at, account, len(new)), new), known)
+            if 1 < len(new) <= _MOST_LOOKS:
+                new = [self._looked_at(account, each, end_s) for each in new]
+            found = decide(sent, new, known)
             if isinstance(found, str):
                 break
         log.warning(
@@ -162,9 +169,9 @@ class LostTasks:
             raise may_run(found.why)
         return found
 
-    def _looked_at(self, account: Account, count: int, candidate: Candidate) -> Candidate:
-        """With the prompt, if there is a choice and the task tells it."""
-        if not 1 < count <= _PAGE // 10:
+    def _looked_at(self, account: Account, candidate: Candidate, end_s: float) -> Candidate:
+        """With the prompt, if the task tells it."""
+        if self._clock.monotonic() > end_s:
             return candidate
         try:
             prompt = self._tasks.look(account, candidate.id).output.get("orig_prompt")
@@ -172,7 +179,7 @@ class LostTasks:
             return candidate
         return candidate._replace(prompt=prompt if isinstance(prompt, str) else None)
 
-    def _listed(self, account: Account, sent: Sent) -> Sequence[Candidate]:
+    def _listed(self, account: Account, sent: Sent, end_s: float) -> list[Candidate]:
         """The account's tasks of the model, around the request.
 
         Raises:
@@ -180,6 +187,8 @@ class LostTasks:
         """
         found: list[Candidate] = []
         for number in range(1, _MOST_PAGES + 1):
+            if self._clock.monotonic() > end_s:
+                raise UpstreamTimeout("it comes too slowly")
             query = {
                 "start_time": _digits(sent.began - NEAR_S),
                 "end_time": _digits(self._clock.now() + NEAR_S + _BEIJING_S),
@@ -187,7 +196,9 @@ class LostTasks:
                 "page_no": number,
                 "page_size": _PAGE,
             }
-            answer = self._client.get_json(account, f"{PATH}?{urlencode(query)}", timeout_s=10.0)
+            answer = self._client.get_json(
+                account, f"{PATH}?{urlencode(query)}", timeout_s=_QUESTION_S
+            )
             # The page of the API and the vendor's SDK have different names for it.
             entries = answer.get("data", answer.get("tasks"))
             if not isinstance(entries, list):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.upstream.http import download
-from qwen_wsgi.upstream.http.download import Downloads
+from qwen_wsgi.upstream.http.download import Download, Downloads
 from qwen_wsgi.upstream.http.transport import Transport
 from tests.fakes.raw_server import Answer, Gone, Peer, RawServer, whole
 from tests.fakes.upstream import settings_of
@@ -204,3 +205,30 @@ def test_a_host_without_an_address_is_told() -> None:
             "http://nowhere.aliyuncs.com/a", PLAIN, max_bytes=9
         )
     assert raised.value.code == "upstream_unreachable"
+
+
+class Pieces:
+    """A response whose pieces are there at once."""
+
+    status = 200
+    headers: dict[str, str] = {}
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces = list(pieces)
+
+    def read1(self, size: int) -> bytes:
+        return self.pieces.pop(0) if self.pieces else b""
+
+    def close(self) -> None:
+        self.pieces.clear()
+
+
+def test_a_client_that_takes_its_time_is_no_slow_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "_SLOW_S", 0.02)
+    response = Pieces(b"a", b"b", b"c")
+    seen = []
+    for piece in Download(response, response, 1000).pieces():
+        time.sleep(0.05)
+        seen.append(piece)
+
+    assert seen == [b"a", b"b", b"c"]

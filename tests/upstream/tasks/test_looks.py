@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen_wsgi.errors import Overloaded
 from qwen_wsgi.upstream.tasks.looks import FRESH_S, TaskLooks
 from qwen_wsgi.upstream.tasks.tasks import TaskState
 from tests.fakes.clock import FakeClock
@@ -73,3 +75,17 @@ def test_what_is_kept_is_bounded() -> None:
         clock.advance(1)
 
     assert len(looks._known) == 2000
+
+
+def test_a_queue_that_is_too_long_is_refused() -> None:
+    clock = FakeClock()
+    tasks: Any = FakeTasks(clock)
+    slept: list[float] = []
+    looks = TaskLooks(tasks, clock, sleep=slept.append)
+    with pytest.raises(Overloaded) as refused:
+        for number in range(1000):
+            looks.look(ACCOUNT, str(number))
+
+    assert max(slept) <= 15
+    assert len(slept) < 16 * 16
+    assert (refused.value.retry_after_s or 0) > 15
