@@ -13,7 +13,7 @@ from qwen_wsgi.errors import ApiError
 
 log = logging.getLogger(__name__)
 
-_FILE: Final = "state-key"
+_FILE: Final = "state.key"
 _BYTES: Final = 32
 
 
@@ -87,7 +87,9 @@ def _made(file: Path) -> bytes:
             out.flush()
             os.fsync(out.fileno())
         if file.exists() and not _read(file):
-            file.unlink()  # half of one, of a disk that was full
+            # Half of one, of a disk that was full.
+            log.error("%s holds no key: a new one is made, and earlier ids are not known", file)
+            file.unlink()
         try:
             os.link(own, file)  # unlike a rename, never over one that is there
         except FileExistsError:

@@ -129,7 +129,7 @@ def test_a_restart_in_the_middle_loses_nothing(start_proxy: StartProxy, sandbox:
         id = create(client).id
         assert client.videos.retrieve(id).status == "in_progress"
     before.stop()
-    key = before.home / ".local/state/qwen-proxy/state-key"
+    key = before.home / ".local/state/qwen-proxy/state.key"
     assert key.stat().st_mode & 0o777 == 0o600
 
     after = proxy_for(start_proxy, sandbox)
@@ -323,6 +323,7 @@ def test_a_head_request_tells_of_the_video_and_fetches_nothing_more(
         proxy.port, method="HEAD", path=f"/v1/videos/{video.id}/content", key=CLIENT_KEY
     ) as exchange:
         status, headers = exchange.head()
+    assert status == 200, headers
     (fetched,) = [r for r in sandbox.requests if r.route == "results"]
     wait_until(lambda: fetched.outcome != "open", "the download is closed")
 

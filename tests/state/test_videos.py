@@ -173,7 +173,7 @@ def test_a_key_is_made_once_for_all_workers(tmp_path: Path) -> None:
 
 
 def test_half_a_key_is_made_anew(tmp_path: Path) -> None:
-    (tmp_path / "state-key").write_text("abcd")
+    (tmp_path / "state.key").write_text("abcd")
 
     assert len(StateKey("", tmp_path).get()) == 32
     assert StateKey("", tmp_path).get() == StateKey("", tmp_path).get()
