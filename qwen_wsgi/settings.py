@@ -270,6 +270,12 @@ class Settings:
         default=(),
         parse=values.hosts,
     )
+    voices: tuple[tuple[str, str], ...] = setting(
+        "QWEN_PROXY_VOICES",
+        "Names of voices that clients send, and the models' own: `alloy=Cherry,nova=Serena`.",
+        default=(),
+        parse=values.voices,
+    )
     upstream_stream: str = setting(
         "QWEN_PROXY_UPSTREAM_STREAM",
         "Whether non-stream calls are streamed upstream: auto (Qwen hosts), always, as-asked.",

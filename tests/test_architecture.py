@@ -250,7 +250,7 @@ ROOMS: dict[str, list[list[str]]] = {
         ["executor"],
         ["retry", "chat_attempt", "tasks"],
         ["client", "relay"],
-        ["open_stream", "adapt"],
+        ["open_stream", "native_stream", "adapt"],
         ["routing"],
         ["http"],
         ["failures"],

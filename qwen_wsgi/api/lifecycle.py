@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flask import Request, Response, request
 
@@ -21,7 +21,6 @@ from qwen_wsgi.greenlets import Watch, watch_client
 from qwen_wsgi.protocol import changes
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.services import Services
-from qwen_wsgi.upstream.relay import Relay
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
@@ -33,6 +32,16 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 #: The current request's; each greenlet has its own. Flask's `g` is a proxy of four Python calls.
 _LIVE: Final[ContextVar[LiveCall | None]] = ContextVar("live_call", default=None)
+
+
+class Carrier(Protocol):
+    """Carries the body of an answer after its head, and holds the upstream meanwhile."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The body, as it comes."""
+
+    def close(self) -> None:
+        """Free what it holds. Harmless when repeated."""
 
 
 @dataclass
@@ -53,7 +62,8 @@ class LiveCall:
     admitted: bool = False
     body_bytes: int = 0
     watch: Watch | None = None
-    relay: Relay | None = None
+    #: What the answer is carried by after its head.
+    relay: Carrier | None = None
     closed: bool = False
     #: The key in `TokenCounts` under which the prompt's exact tokens are remembered, or None.
     count_as: bytes | None = None

@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 ROUTES: Final = (
     *("chat", "completions", "embeddings", "models", "device", "token", "tokenizer"),
-    *("generation", "image-task", "tasks", "results"),
+    *("generation", "synthesizer", "image-task", "tasks", "results"),
 )
 
 

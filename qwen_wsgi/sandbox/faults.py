@@ -206,6 +206,7 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
     "pictures, videos, speech": (
         ("partial", "count 1", _DOC, "that many of the pictures fail"),
         ("one-choice", "", _DOC, "all pictures are parts of one choice"),
+        ("no-pieces", "", _DOC, "speech comes as a URL only, also in a stream"),
         ("task-looks", "count 5", _TEST, "a task is done when it was looked at so many times"),
         ("task-ends", "text FAILED", _DOC, "the last status of a task"),
         ("lost-answer", "", _NET, "does what was asked for, then closes without an answer"),

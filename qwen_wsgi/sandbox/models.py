@@ -25,6 +25,8 @@ DEFAULT_MODELS: Final = (
     "qwen-image-edit-plus",
     "wan2.7-image",
     "wan2.5-t2i-preview",
+    "qwen3-tts-flash",
+    "qwen-audio-3.1-tts-flash",
 )
 _CREATED_S: Final = 1767225600
 

@@ -74,6 +74,7 @@ def respond(world: World, request: Request, record: Record | None) -> Reply:
         "token": login.token,
         "tokenizer": _tokenizer,
         "generation": native.generation,
+        "synthesizer": native.synthesizer,
         "image-task": native.image_task,
         "tasks": native.tasks,
         "results": native.results,

@@ -22,6 +22,7 @@ from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.failures import classify
 from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
 from qwen_wsgi.upstream.http.transport import ERROR_BODY_BYTES, FIRST_BYTE, Response, Transport
+from qwen_wsgi.upstream.native_stream import NativeStream
 from qwen_wsgi.upstream.open_stream import OpenStream, empty
 from qwen_wsgi.upstream.routing.accounts import token_of
 
@@ -133,6 +134,46 @@ class UpstreamClient:
             reader.close()
         value = _json_answer(response, data, account, self._clock.now())
         return JsonAnswer(data, value, classify.request_id(response.headers))
+
+    def open_native(
+        self,
+        account: Account,
+        path: str,
+        body: bytes,
+        *,
+        headers: Mapping[str, str],
+        record: CallRecord,
+    ) -> NativeStream:
+        """Ask the native API for a stream, and wait for its first event.
+
+        Raises:
+            ApiError: no usable credential, no answer, or a refusal.
+        """
+        sent_at = self._clock.monotonic()
+        asking = {**headers, "X-DashScope-SSE": "enable", "Accept": "text/event-stream"}
+        response = self._post(
+            account, path, body, asking, sent_at, record.request_id, at_origin=True
+        )
+        record.upstream_request_id = classify.request_id(response.headers)
+        reader = BodyReader(response)
+        name, family, clock = account.name, account.family, self._clock
+        try:
+            stream = NativeStream(
+                reader,
+                record,
+                monotonic=clock.monotonic,
+                first_s=self._settings.first_byte_timeout_s,
+                idle_s=self._settings.idle_timeout_s,
+                explain=lambda error: classify.from_frame(
+                    error, account=name, family=family, now=clock.now()
+                ),
+                whole=response.headers.get("content-type", "").startswith(_WHOLE),
+            )
+            stream.open()
+        except BaseException:
+            reader.close()
+            raise
+        return stream
 
     def get_json(self, account: Account, path: str, *, timeout_s: float = 30.0) -> dict[str, Any]:
         """GET a JSON object of the native API, behind the host's name.

@@ -21,6 +21,7 @@ from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.upstream.chat_attempt import ChatAnswer, ChatAttempt, ChatCall
 from qwen_wsgi.upstream.client import JsonAnswer, UpstreamClient
+from qwen_wsgi.upstream.native_stream import NativeStream
 from qwen_wsgi.upstream.open_stream import OpenStream
 from qwen_wsgi.upstream.retry import Retrier
 from qwen_wsgi.upstream.routing.limiter import Slot
@@ -250,6 +251,29 @@ class Executor:
                 return None
 
         return self._retrier.run(plan, ask, call.record)
+
+    def native_stream(self, call: UnaryCall, plan: Plan) -> tuple[Route, NativeStream]:
+        """Open a stream of the native API, of the only request of a call; its owner must close it.
+
+        Raises:
+            ApiError: no account answered; nothing was sent to the client yet.
+        """
+
+        def ask(route: Route, slot: Slot) -> tuple[Route, NativeStream]:
+            (body,), call.record.changed = call.requests(route)
+            try:
+                stream = self._client.open_native(
+                    route.account, call.path, body, headers=call.headers, record=call.record
+                )
+            except UpstreamError as error:
+                if call.once and error.failure is not None and error.failure.cause in _LOST:
+                    _ask_no_more(error)
+                raise
+            stream.slot = slot.keep()
+            stream.on_failure = partial(self._retrier.failed_late, plan, route, slot.began)
+            return route, stream
+
+        return self._retrier.run(plan, ask, call.record, discard=lambda asked: asked[1].close())
 
     def _post(self, call: UnaryCall, route: Route, body: bytes) -> JsonAnswer:
         answer = self._client.post_json(

@@ -12,7 +12,7 @@ from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.upstream.http import download
 from qwen_wsgi.upstream.http.download import Downloads
 from qwen_wsgi.upstream.http.transport import Transport
-from tests.fakes.raw_server import Answer, Gone, Peer, RawServer, head, whole
+from tests.fakes.raw_server import Answer, Gone, Peer, RawServer, whole
 from tests.fakes.upstream import settings_of
 from tests.kit.processes import free_port
 
