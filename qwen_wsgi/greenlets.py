@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -18,6 +17,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 import gevent
 from gevent import monkey
 from gevent.lock import BoundedSemaphore
+from gevent.threadpool import ThreadPool
 
 from qwen_wsgi.errors import ClientGone
 
@@ -294,8 +294,10 @@ class Task(Generic[T]):
             self._greenlet.kill(block=False)
 
 
-#: One at a time: two would share the interpreter's lock, and hold twice as much memory.
-_APART: Final = threading.Lock()
+@functools.cache
+def _thread_apart() -> ThreadPool:
+    """One thread: two would share the interpreter's lock, and hold twice as much memory."""
+    return ThreadPool(1)
 
 
 def apart(work: Callable[[], T]) -> T:
@@ -303,16 +305,30 @@ def apart(work: Callable[[], T]) -> T:
 
     Ten bodies of 60 MB that arrive together would otherwise be parsed in one round of the loop, and
     all other clients would wait for the sum. The thread shares the interpreter with the loop, which
-    gets its turn every five milliseconds except within one call of C.
+    gets its turn every five milliseconds except within one call of C. It does one work at a time,
+    and ends it also for a caller that has left, before it begins the next.
 
     Raises:
         Exception: what the work raises.
     """
     if not monkey.is_module_patched("socket"):
         return work()
-    with _APART:
-        result: T = gevent.get_hub().threadpool.apply(work)
-        return result
+    found = _thread_apart().apply(functools.partial(_outcome, work))
+    if isinstance(found, tuple):
+        return found[0]
+    try:
+        raise found
+    finally:
+        del found  # its traceback has this frame, and they would keep the work's arguments
+
+
+def _outcome(work: Callable[[], T]) -> tuple[T] | Exception:
+    """The result or the error of some work. gevent would print an error that leaves its thread,
+    with the work's arguments: a refused body would be in the log, all of it."""
+    try:
+        return (work(),)
+    except Exception as error:
+        return error
 
 
 def let_others_run() -> None:

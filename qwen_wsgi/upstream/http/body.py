@@ -313,6 +313,7 @@ class BodyReader:
             if self._reads is not None and self._chunked is None:
                 self._length = self.length = length
                 self._ended = length == 0
+                self._surplus = self._ended and self._first != b""
         except BaseException:
             response.raw.close()  # nobody else knows it yet
             raise

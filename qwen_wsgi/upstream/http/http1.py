@@ -101,6 +101,36 @@ def parse_head(head: bytes) -> Head:
     return Head(int(code), reason, headers, keep)
 
 
+def _framing(head: Head) -> tuple[bool, int | None]:
+    """How a body ends (RFC 9112 §6.3): whether it is in chunks; if not, the length that is said.
+
+    An upstream that says it in a way that others could read otherwise gives no answer: the part of
+    it that came before the connection ended would pass for the whole.
+
+    Raises:
+        ProtocolError: it is one of those.
+    """
+    if head.status in (204, 304):
+        return False, 0
+    coding = head.headers.get("transfer-encoding")
+    if coding is not None and (coding := coding.lower()) not in ("", "identity"):
+        if coding != "chunked":
+            raise ProtocolError("the answer has a transfer coding that was not asked for")
+        return True, None
+    length = head.headers.get("content-length")
+    if length is None:
+        return False, None
+    if not length.isdecimal():
+        # The same length twice is allowed.
+        first, *more = (each.strip() for each in length.split(","))
+        if not first.isdecimal() or any(each != first for each in more):
+            raise ProtocolError("the answer's length is no length")
+        length = first
+    if len(length) > _LENGTH_DIGITS:
+        raise ProtocolError("the answer's length is no length")
+    return False, int(length)
+
+
 class PooledResponse:
     """A response whose head was read; what requests and `BodyReader` need of urllib3's.
 
@@ -128,15 +158,9 @@ class PooledResponse:
         self.headers = head.headers
         self.reads = reads
         self.first = first
-        self.chunked = "chunked" in head.headers.get("transfer-encoding", "").lower()
-        length = head.headers.get("content-length", "")
-        self.length: int | None = None
-        if not self.chunked and length.isdecimal():
-            if len(length) > _LENGTH_DIGITS:
-                raise ProtocolError("the answer's length is no length")
-            self.length = int(length)
-        elif head.status in (204, 304):
-            self.length = 0
+        # As nearly all streams say it: a call less for each.
+        usual = head.status == 200 and head.headers.get("transfer-encoding") == "chunked"
+        self.chunked, self.length = (True, None) if usual else _framing(head)
         self._keep = head.keep_alive and (self.chunked or self.length is not None)
 
     def release(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import socket
 import threading
 import time
 import zlib
@@ -14,7 +13,6 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_wsgi.greenlets import TimedReads
 from qwen_wsgi.upstream.http.body import (
     BodyBroken,
     BodyReader,
@@ -22,9 +20,11 @@ from qwen_wsgi.upstream.http.body import (
     ChunkedDecoder,
     ReadTimeout,
 )
-from qwen_wsgi.upstream.http.http1 import Head, PooledResponse
+from qwen_wsgi.upstream.http.http1 import Head
 from tests.fakes.raw_server import Peer, RawServer, chunked, head
+from tests.kit import given_answer
 from tests.kit.feeding import random_cuts
+from tests.kit.given_answer import Connection, reads_of, whole_body
 from tests.kit.properties import examples
 
 PIECES = [b"one, ", b"two and ", b"three"]
@@ -32,56 +32,14 @@ PLAIN = b"".join(PIECES)
 MEMBERS = b"".join(gzip.compress(piece) for piece in PIECES)
 
 
-class Given:
-    """A socket that gives these pieces, then its end."""
-
-    def __init__(self, pieces: list[bytes]) -> None:
-        self._pieces = [piece for piece in pieces if piece]
-
-    def settimeout(self, timeout_s: float | None) -> None:
-        return None
-
-    def recv(self, size: int) -> bytes:
-        if not self._pieces:
-            return b""
-        piece = self._pieces.pop(0)
-        if len(piece) > size:
-            self._pieces.insert(0, piece[size:])
-        return piece[:size]
-
-
-class NoPool:
-    generation = 0
-
-    def _put_conn(self, connection: object) -> None:
-        return None
-
-
-class NoConnection:
-    closed = False
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def reader_of(pieces: list[bytes], **headers: str) -> tuple[BodyReader, NoConnection]:
+def reader_of(pieces: list[bytes], **headers: str) -> tuple[BodyReader, Connection]:
     """A reader of a body that comes in these pieces, and its connection."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    source: socket.socket = Given(pieces)  # type: ignore[assignment]  # what is used of it
-    connection = NoConnection()
-    response = requests.Response()
-    response.raw = PooledResponse(
-        NoPool(), connection, TimedReads(source, 5), Head(200, "OK", named, True), b"", 0.0
-    )
-    return BodyReader(response), connection
+    return given_answer.reader_of(reads_of(pieces), Head(200, "OK", named, True))
 
 
 def body_of(pieces: list[bytes], **headers: str) -> bytes:
-    reader, _ = reader_of(pieces, **headers)
-    try:
-        return b"".join(iter(lambda: reader.read(5), b""))
-    finally:
-        reader.close()
+    return whole_body(reader_of(pieces, **headers)[0])
 
 
 # --- compressed bodies ---------------------------------------------------------------------------
@@ -217,6 +175,15 @@ def test_a_connection_with_bytes_behind_the_body_is_not_used_again(
     reader.close()
 
     assert connection.closed
+
+
+def test_nor_is_one_with_bytes_behind_an_answer_without_a_body() -> None:
+    empty = Head(200, "OK", {"content-length": "0"}, True)
+    for first, closed in ((b"", False), (b"HTTP/1.1 200 OK", True)):
+        reader, connection = given_answer.reader_of(reads_of([]), empty, first)
+        assert reader.read(5) == b""
+        reader.close()
+        assert connection.closed is closed
 
 
 # --- time and size -------------------------------------------------------------------------------
