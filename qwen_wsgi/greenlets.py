@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -107,6 +108,10 @@ def readable_now(source: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
+#: How long one source may be read without a pause for the others.
+_FAIR_S: Final = 0.02
+
+
 class TimedReads:
     """Reads of one socket, each broken off with a TimeoutError after `timeout_s` of silence.
 
@@ -114,7 +119,7 @@ class TimedReads:
     one repeating timer serves them all, started anew by one C call, and one watcher stays armed,
     which together saves a quarter of what a chunk costs (benchmarks). After a read that did not
     fill its buffer the socket is empty, so the next one waits first instead of asking the kernel in
-    vain.
+    vain. A source that always has more does not keep the loop for itself.
 
     One greenlet reads; `stop` on every exit. Without gevent's patching it is a socket timeout.
     """
@@ -133,6 +138,7 @@ class TimedReads:
         "_source",
         "_straight",
         "_timer",
+        "_yielded_at",
         "timeout_s",
     )
 
@@ -154,6 +160,7 @@ class TimedReads:
         self._io = self._loop.io(source.fileno(), _READ)
         self._park = hub.switch
         self._armed = self._empty = self._parked = False
+        self._yielded_at = time.monotonic()
         self._ring: Any = self._rings
         self._start_timer()
 
@@ -219,6 +226,10 @@ class TimedReads:
                 self._empty = True
                 continue
             self._empty = len(data) < size
+            if not self._empty and time.monotonic() - self._yielded_at > _FAIR_S:
+                self._reader = None  # what it has read must not be lost by a timeout
+                let_others_run()
+                self._yielded_at = time.monotonic()
             return data
 
     def stop(self) -> None:
@@ -332,9 +343,10 @@ def _outcome(work: Callable[[], T]) -> tuple[T] | Exception:
 
 
 def let_others_run() -> None:
-    """Let the loop run once."""
+    """Let the loop run once, and see what has arrived on all sockets."""
     if monkey.is_module_patched("socket"):
-        gevent.sleep(0)
+        # Of 0 the loop makes a callback, of which it runs up to 50 before it looks at a socket.
+        gevent.sleep(1e-6)
 
 
 def in_order(works: Iterable[Callable[[], T]], *, at_a_time: int) -> Iterator[T]:

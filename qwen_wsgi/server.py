@@ -27,7 +27,7 @@ from gunicorn.workers.base import Worker
 from gunicorn.workers.ggevent import GeventWorker
 
 from qwen_wsgi import logs
-from qwen_wsgi.redaction import Redaction
+from qwen_wsgi.redaction import DISCOVERED, Redaction
 from qwen_wsgi.settings import Settings, with_command
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def log_class(settings: Settings) -> type[Logger]:
     class ServerLog(Logger):
         def setup(self, cfg: Any) -> None:
             super().setup(cfg)
-            redaction = Redaction((*settings.all_client_keys, settings.upstream_api_key))
+            secrets = (*settings.all_client_keys, settings.upstream_api_key)
+            redaction = Redaction(secrets, DISCOVERED)
             journal = logs.is_journal(settings.environ, sys.stderr)
             for handler in self.error_log.handlers:
                 handler.setFormatter(

@@ -70,7 +70,7 @@ class SandboxHost:
         with self._lock:
             if self._sandbox is None:
                 # A visible pace for people; tests that need speed run their own sandbox.
-                self._sandbox = Sandbox(chunk_interval_s=0.03).start()
+                self._sandbox = Sandbox(chunk_interval_s=0.03, private=True).start()
             return self._sandbox.base_url
 
     def close(self) -> None:

@@ -32,7 +32,7 @@ from qwen_wsgi.doctor.machine import Machine
 from qwen_wsgi.doctor.probe import NotingTransport, TokenProbe
 from qwen_wsgi.errors import ApiError, SettingsError
 from qwen_wsgi.net import Address
-from qwen_wsgi.redaction import Redaction, names_secret
+from qwen_wsgi.redaction import DISCOVERED, Redaction, names_secret
 from qwen_wsgi.services import build_services
 from qwen_wsgi.settings import Settings, with_command
 from qwen_wsgi.upstream.routing.catalogue import Listing
@@ -100,7 +100,7 @@ class DoctorRun:
         for name, findings in checks:
             found = _guarded(name, findings)
             # Built for each group: a call may have refreshed a login.
-            redaction = Redaction(self._secrets())
+            redaction = Redaction(self._secrets(), DISCOVERED)
             yield name, [report.clean(each, redaction) for each in found]
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
-from qwen_wsgi.sandbox import console, routes
+from qwen_wsgi.sandbox import console, pages, routes
 from qwen_wsgi.sandbox.control import Control, Knobs
 from qwen_wsgi.sandbox.errors import Refusal
 from qwen_wsgi.sandbox.journal import Journal, Record
@@ -57,6 +57,7 @@ class Sandbox:
         chunk_interval_s: float = 0.0,
         models: Sequence[str] | None = None,
         keep_alive_s: float = 75.0,
+        private: bool = False,
     ) -> None:
         """Prepare, without opening anything.
 
@@ -66,6 +67,8 @@ class Sandbox:
             chunk_interval_s: pause between the events of a stream, for human viewers.
             models: ids that `GET models` lists; None means a default list of real ids.
             keep_alive_s: an idle connection is closed after that many seconds.
+            private: for a server that people use: no prompt is kept, and web pages are refused, as
+                are names of this machine that another site may have made.
 
         Raises:
             ValueError: `host` is not a loopback address.
@@ -73,6 +76,7 @@ class Sandbox:
         self._host = _loopback(host)
         self._port = port
         self._keep_alive_s = keep_alive_s
+        self._private = private
         listed = DEFAULT_MODELS if models is None else tuple(models)
         oauth = OAuth(clock, lambda: self.origin)
         control = Control(oauth, lambda: Knobs(models=listed, interval_s=chunk_interval_s))
@@ -264,10 +268,16 @@ class Sandbox:
             return False
         if request is None:
             return False
+        if self._private and (why := pages.refused(request)):
+            refusal = Refusal(403, "page_refused", f"[sandbox] {why}", "permission_error")
+            steps = whole_json(403, refusal.body())
+            Player(connection, Uncounted(), close_after=True).play(steps)
+            return False
         route = routes.route_of(request)
         if route in ("control", "page"):
             return self._play(connection, request, None)
-        record = self._world.journal.open(request, route, keep_body=route in _KEPT_BODIES)
+        keep_body = route in _KEPT_BODIES and not self._private
+        record = self._world.journal.open(request, route, keep_body=keep_body)
         return self._play(connection, request, record)
 
     def _play(self, connection: Connection, request: Request, record: Record | None) -> bool:

@@ -12,6 +12,7 @@ from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.greenlets import apart
 from qwen_wsgi.protocol import chat
+from qwen_wsgi.protocol.answer_text import AnswerSize
 from qwen_wsgi.protocol.changes import header_token
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, functions, renamed_tools
 from qwen_wsgi.protocol.chat.completion import mended
@@ -44,6 +45,7 @@ class ChatCall:
         pinned: the account that the client named, or "".
         conversation: computes the call's key for affinity.
         changed: what the translation from the client's dialect changed or dropped.
+        size: shared by the parts of a call, whose answers become one; None for a call of one part.
     """
 
     request: ChatRequest
@@ -52,6 +54,7 @@ class ChatCall:
     pinned: str = ""
     conversation: Callable[[], bytes] | None = None
     changed: tuple[str, ...] = ()
+    size: AnswerSize | None = None
 
     def evidence(self) -> bytes:
         """Names the request, see `affinity.evidence_of`."""
@@ -135,7 +138,7 @@ class ChatAttempt:
             UpstreamError: it broke off.
         """
         try:
-            completion = stream.completion()
+            completion = stream.completion(call.size)
         finally:
             stream.close()  # now: rendering a long answer takes its time
         value = completion.render(

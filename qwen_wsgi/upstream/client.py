@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,6 +16,7 @@ from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.hosts import origin_of
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChunkStream
+from qwen_wsgi.protocol.json_object import loads
 from qwen_wsgi.redaction import mask
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.failures import classify
@@ -76,7 +76,9 @@ class UpstreamClient:
         sent_at = self._clock.monotonic()
         record.upstream_request_id = ""
         accepting = {**headers, "Accept": "text/event-stream"}
-        response = self._post(account, CHAT_PATH, body, accepting, sent_at, record.request_id)
+        response, token = self._post(
+            account, CHAT_PATH, body, accepting, sent_at, record.request_id
+        )
         # Also of an answer that fails.
         offered = response.headers.get("x-request-id", "")
         if classify.REQUEST_ID.fullmatch(offered):
@@ -91,10 +93,10 @@ class UpstreamClient:
                 idle_s=self._settings.idle_timeout_s,
                 patience_s=self._settings.first_byte_timeout_s,
                 sent_at=sent_at,
-                explain=partial(self._reported_error, account),
+                explain=partial(self._reported_error, account, token),
             )
             if response.headers.get("content-type", "").startswith(_WHOLE):
-                stream.begin(self._unstreamed(account, stream, response, sent_at))
+                stream.begin(self._unstreamed(account, token, stream, response, sent_at))
             else:
                 stream.open()
         except BaseException:
@@ -124,7 +126,7 @@ class UpstreamClient:
         """
         sent_at = self._clock.monotonic()
         accepting = {**headers, "Accept": "application/json"}
-        response = self._post(
+        response, token = self._post(
             account, path, body, accepting, sent_at, request_id, at_origin=at_origin
         )
         reader = BodyReader(response)
@@ -132,8 +134,9 @@ class UpstreamClient:
             data = self._whole_body(reader, sent_at)
         finally:
             reader.close()
-        value = _json_answer(response, data, account, self._clock.now())
-        return JsonAnswer(data, value, classify.request_id(response.headers))
+        value = _json_answer(response, data, account, token, self._clock.now())
+        id = classify.request_id(response.headers, secrets=_secrets(token))
+        return JsonAnswer(data, value, id)
 
     def open_native(
         self,
@@ -214,8 +217,8 @@ class UpstreamClient:
         request_id: str,
         *,
         at_origin: bool = False,
-    ) -> Response:
-        """Send; a response is returned only with status 200.
+    ) -> tuple[Response, AccessToken]:
+        """Send; a response, with the token that got it, is returned only with status 200.
 
         Args:
             sent_at: the time, by the clock's monotonic time; the wait for the head begins here.
@@ -246,7 +249,7 @@ class UpstreamClient:
         if response.status_code == 200:
             if renewable:
                 account.credential.answered(token)
-            return response
+            return response, token
         error = classify.from_response(
             response.status_code,
             response.headers,
@@ -254,6 +257,7 @@ class UpstreamClient:
             account=account.name,
             family=account.family,
             now=self._clock.now(),
+            secrets=_secrets(token),
         )
         if response.status_code == 401 and renewable:
             token_of(account, rejected=token.value)  # raises what it means, and remembers it
@@ -284,21 +288,24 @@ class UpstreamClient:
         finally:
             reader.close()
 
-    def _reported_error(self, account: Account, chunks: ChunkStream) -> UpstreamError:
+    def _reported_error(
+        self, account: Account, token: AccessToken, chunks: ChunkStream
+    ) -> UpstreamError:
         """The error for a failure that was reported as an event, or as the text of an answer."""
-        text, name, family = chunks.error_finish, account.name, account.family
-        now = self._clock.now()
-        if text is not None:
-            return classify.from_error_finish(text, account=name, family=family, now=now)
-        return classify.from_frame(chunks.error, account=name, family=family, now=now)
+        return _reported(chunks.error_finish, chunks.error, account, token, self._clock.now())
 
     def _unstreamed(
-        self, account: Account, stream: OpenStream, response: Response, sent_at: float
+        self,
+        account: Account,
+        token: AccessToken,
+        stream: OpenStream,
+        response: Response,
+        sent_at: float,
     ) -> bytes:
         """The events of an upstream that answered a stream request with a whole completion."""
         assert stream.reader is not None
         data = self._whole_body(stream.reader, sent_at)
-        completion = _json_answer(response, data, account, self._clock.now())
+        completion = _json_answer(response, data, account, token, self._clock.now())
         events = b"".join(chat.chunks_of(completion, with_usage=True)) + sse.DONE
         first = stream.chunks.feed(events)
         stream.fail_if_reported()
@@ -323,7 +330,30 @@ def _log_request(
     _log.debug("upstream request", extra={"fields": fields})
 
 
-def _json_answer(response: Response, data: bytes, account: Account, now: float) -> dict[str, Any]:
+def _secrets(token: AccessToken) -> tuple[str, ...]:
+    """What an upstream was sent, and may quote."""
+    return (token.value,) if token.value else ()
+
+
+def _reported(
+    text: str | None, error: Any, account: Account, token: AccessToken, now: float
+) -> UpstreamError:
+    """The error for a failure inside of a 200: the text of an answer, or an error object.
+
+    Args:
+        now: seconds since 1970.
+    """
+    name, family, secrets = account.name, account.family, _secrets(token)
+    if text is not None:
+        return classify.from_error_finish(
+            text, account=name, family=family, now=now, secrets=secrets
+        )
+    return classify.from_frame(error, account=name, family=family, now=now, secrets=secrets)
+
+
+def _json_answer(
+    response: Response, data: bytes, account: Account, token: AccessToken, now: float
+) -> dict[str, Any]:
     """The JSON object of a 200 answer.
 
     Args:
@@ -333,25 +363,23 @@ def _json_answer(response: Response, data: bytes, account: Account, now: float) 
         UpstreamError: it is no JSON object, or an error in disguise.
     """
     try:
-        value = json.loads(data)
+        value = loads(data)  # json.loads would copy all of it
     except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, dict):
-        raise classify.no_answer(
-            response.headers, data, account=account.name, family=account.family
-        )
-    text, error = chat.error_finish_of(value), chat.error_of(value)
+    text = error = None
+    if isinstance(value, dict):
+        text, error = chat.error_finish_of(value), chat.error_of(value)
     if text is not None or error is not None:
-        name, family = account.name, account.family
-        if text is not None:
-            made = classify.from_error_finish(text, account=name, family=family, now=now)
-        else:
-            made = classify.from_frame(error, account=name, family=family, now=now)
-        made.upstream_request_id = classify.request_id(response.headers, data)
+        made = _reported(text, error, account, token, now)
+        made.upstream_request_id = classify.request_id(response.headers, data, _secrets(token))
         raise made
-    if "ret" in value and "choices" not in value:
-        # A captcha, for one, may come as JSON.
+    # A captcha, for one, may come as JSON.
+    if not isinstance(value, dict) or ("ret" in value and "choices" not in value):
         raise classify.no_answer(
-            response.headers, data, account=account.name, family=account.family
+            response.headers,
+            data,
+            account=account.name,
+            family=account.family,
+            secrets=_secrets(token),
         )
     return value

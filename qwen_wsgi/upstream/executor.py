@@ -13,6 +13,7 @@ from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import ApiError, UpstreamError, forget_frames
 from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.protocol import chat, sse
+from qwen_wsgi.protocol.answer_text import AnswerSize
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream
 from qwen_wsgi.protocol.chat.completion import combined
 from qwen_wsgi.protocol.json_object import JsonObject, compact
@@ -171,8 +172,9 @@ class Executor:
             record: of the whole call; the records of its parts are joined in it.
         """
         answers: list[ChatAnswer] = []
+        size = AnswerSize()
         try:
-            works = (partial(self.complete, each, plan) for each in calls)
+            works = (partial(self.complete, replace(each, size=size), plan) for each in calls)
             for answer in in_order(works, at_a_time=at_a_time):
                 answers.append(answer)  # noqa: PERF402  # so many, if one of them fails
         finally:

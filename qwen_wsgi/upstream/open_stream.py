@@ -9,6 +9,7 @@ from typing import Final
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.errors import ApiError, UpstreamError
 from qwen_wsgi.protocol import sse
+from qwen_wsgi.protocol.answer_text import AnswerSize
 from qwen_wsgi.protocol.chat import ChunkStream, Completion
 from qwen_wsgi.upstream.failures.classify import connection_error
 from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
@@ -201,13 +202,16 @@ class OpenStream:
         if self.chunks.failed:
             raise self._explain(self.chunks)
 
-    def completion(self) -> Completion:
+    def completion(self, size: AnswerSize | None = None) -> Completion:
         """Read to the end, and put the chunks together.
 
+        Args:
+            size: what is kept counts against it.
+
         Raises:
-            UpstreamError: the stream broke off, or failed.
+            UpstreamError: the stream broke off, failed, or became too large.
         """
-        completion = Completion()
+        completion = Completion(size)
         events: bytes | None = self.first
         while events is not None:
             for event in sse.events(events):
