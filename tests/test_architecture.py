@@ -121,7 +121,7 @@ ALLOWED: dict[str, set[str]] = {
         "credentials",
         "accounting.record",
         "state.refused_inputs",
-        "state.shared_memory",
+        "state.shared_files",
         "state.model_lists",
     },
     "api": {
