@@ -26,6 +26,7 @@ from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.state.responses import ResponseStore
+from qwen_wsgi.state.shared_files import SharedFiles
 from qwen_wsgi.state.token_counts import TokenCounts
 from qwen_wsgi.state.workers import Workers
 from qwen_wsgi.upstream.client import UpstreamClient
@@ -85,13 +86,17 @@ class Maintenance:
     """Keeps the logins of an idle proxy fresh, so that the first call after a night need not wait;
     and reports what the worker does.
 
-    Accounts that were refused are tried again as well.
+    Accounts that were refused are tried again as well, and shared files that were removed are begun
+    anew.
 
     One thread per worker; which worker renews a login is settled by the login's locks.
     """
 
-    def __init__(self, discovery: Discovery, trials: Trials, reporting: Reporting) -> None:
+    def __init__(
+        self, discovery: Discovery, files: SharedFiles, trials: Trials, reporting: Reporting
+    ) -> None:
         self._discovery = discovery
+        self._files = files
         self._trials = trials
         self._reporting = reporting
         self._stop = threading.Event()
@@ -109,6 +114,7 @@ class Maintenance:
         self._guarded(self._reporting.report)
         while not self._stop.wait(MAINTENANCE_S):
             self._guarded(self._maintain_logins)
+            self._guarded(self._files.look_after)
             self._guarded(self._trials.run)
             self._guarded(self._reporting.report)
 
@@ -205,19 +211,19 @@ def build_services(
     clock = clock or SystemClock()
     sandbox = SandboxHost()
     discovery = Discovery(settings, clock, look_every_s=LOOK_EVERY_S)
-    told, copy = (state_dir, False) if known_in is None else (known_in, True)
-    cooldowns, affinity = Cooldowns(told, copy=copy), Affinity(state_dir)
-    outcomes = Outcomes(told, copy=copy)
+    files = SharedFiles(state_dir)
+    known = files if known_in is None else SharedFiles(known_in, copy=True)
+    cooldowns, outcomes, affinity = Cooldowns(known), Outcomes(known), Affinity(files)
     pool = AccountPool(settings, discovery, cooldowns, start_sandbox=sandbox.base_url)
     transport = transport or Transport(settings)
-    catalogue = Catalogue(settings, pool, transport, clock, SharedLists(state_dir), outcomes)
+    catalogue = Catalogue(settings, pool, transport, clock, SharedLists(files), outcomes)
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
     ledger = Ledger()
     admission = Admission(
         settings.max_in_flight, settings.max_body_bytes_in_flight, share=_share(settings)
     )
-    workers = Workers(state_dir)
+    workers = Workers(files)
     statuses = AccountStatuses(settings, pool, cooldowns, outcomes, catalogue)
     reporting = Reporting(
         workers,
@@ -227,7 +233,7 @@ def build_services(
         notify=notifier(settings.environ.get("NOTIFY_SOCKET", "")),
     )
     retrier = Retrier(settings, router, pool, cooldowns, affinity, clock, outcomes=outcomes)
-    executor = Executor(settings, router, retrier, client, clock, RefusedInputs(state_dir))
+    executor = Executor(settings, router, retrier, client, clock, RefusedInputs(files))
     return Services(
         settings=settings,
         clock=clock,
@@ -255,14 +261,14 @@ def build_services(
             max_bytes=settings.responses_max_bytes,
             largest_history=settings.max_body_bytes,
         ),
-        token_counts=TokenCounts(state_dir),
+        token_counts=TokenCounts(files),
         tasks=Tasks(client, clock),
         downloads=Downloads(settings, transport),
         pdf_reader=PdfReader(clock),
         tokenizer=HostTokenizer(settings, router, executor, clock),
         sandbox=sandbox,
         workers=workers,
-        maintenance=Maintenance(discovery, Trials(pool, catalogue, outcomes), reporting),
+        maintenance=Maintenance(discovery, files, Trials(pool, catalogue, outcomes), reporting),
         started_at=clock.monotonic(),
     )
 

@@ -124,7 +124,7 @@ ALLOWED: dict[str, set[str]] = {
         "accounting.record",
         "net",
         "state.refused_inputs",
-        "state.shared_memory",
+        "state.shared_files",
         "state.model_lists",
     },
     "api": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import zlib
 from collections.abc import Callable, Mapping
@@ -27,9 +28,6 @@ READ: Final = "qwen_wsgi.body_was_read"
 
 #: A body is read in pieces of this size, which stay in the processor's cache.
 _PIECE_BYTES: Final = 64 * 1024
-
-#: So many are read before other clients get a turn: five milliseconds.
-_PIECES_AT_ONCE: Final = 32
 
 #: Parts of a form.
 _MOST_PARTS: Final = 200
@@ -330,12 +328,14 @@ def _read(source: Any, size: int, take: Callable[[int], None] | None) -> bytes:
     """At most `size` bytes, piece by piece: gunicorn copies what it has three times over."""
     if size <= _PIECE_BYTES:
         return bytes(source.read(size))
-    pieces: list[bytes] = []
+    # Grows in place and gives its bytes away: to join a list would copy all of them at once.
+    body = io.BytesIO()
     while size > 0 and (piece := source.read(min(size, _PIECE_BYTES))):
-        if len(pieces) % _PIECES_AT_ONCE == _PIECES_AT_ONCE - 1:
-            let_others_run()  # a fast client's socket always has more
         if take is not None:
             take(len(piece))
-        pieces.append(piece)
         size -= len(piece)
-    return b"".join(pieces)
+        body.write(piece)
+        # A fast client's socket always has more. After each piece, because there may be many such
+        # clients, and each read lets a thread have the interpreter, for milliseconds.
+        let_others_run()
+    return body.getvalue()

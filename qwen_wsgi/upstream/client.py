@@ -154,10 +154,11 @@ class UpstreamClient:
         """
         sent_at = self._clock.monotonic()
         asking = {**headers, "X-DashScope-SSE": "enable", "Accept": "text/event-stream"}
-        response = self._post(
+        response, token = self._post(
             account, path, body, asking, sent_at, record.request_id, at_origin=True
         )
-        record.upstream_request_id = classify.request_id(response.headers)
+        secrets = _secrets(token)
+        record.upstream_request_id = classify.request_id(response.headers, secrets=secrets)
         reader = BodyReader(response)
         name, family, clock = account.name, account.family, self._clock
         try:
@@ -168,7 +169,7 @@ class UpstreamClient:
                 first_s=self._settings.first_byte_timeout_s,
                 idle_s=self._settings.idle_timeout_s,
                 explain=lambda error: classify.from_frame(
-                    error, account=name, family=family, now=clock.now()
+                    error, account=name, family=family, now=clock.now(), secrets=secrets
                 ),
                 whole=response.headers.get("content-type", "").startswith(_WHOLE),
             )
@@ -187,17 +188,16 @@ class UpstreamClient:
         token = token_of(account)
         token = replace(token, base_url=origin_of(token.base_url))
         status, body = self._transport.get(token, path, timeout_s=timeout_s)
-        now, name = self._clock.now(), account.name
+        told: dict[str, Any] = {"account": account.name, "family": account.family}
+        told["secrets"] = _secrets(token)
         if status != 200:
-            raise classify.from_response(
-                status, {}, body, account=name, family=account.family, now=now
-            )
+            raise classify.from_response(status, {}, body, **told, now=self._clock.now())
         try:
-            value = json.loads(body)
+            value = loads(body)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise classify.no_answer({}, body, account=name, family=account.family)
+            raise classify.no_answer({}, body, **told)
         return value
 
     def asks_stream(self, account: Account) -> bool:

@@ -13,7 +13,7 @@ from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import AccountUnavailable, CredentialError
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.state.shared_memory import key_of
+from qwen_wsgi.state.shared_files import key_of
 from qwen_wsgi.upstream.routing.cooldown import Cooldowns
 from qwen_wsgi.upstream.routing.limiter import Limiter
 
@@ -33,7 +33,7 @@ class Finder(Protocol):
 
 
 class Keys(NamedTuple):
-    """An account's keys in shared memory.
+    """An account's keys in the shared files.
 
     Attributes:
         payer: the Alibaba account behind it, whose limits they are: more keys of it do not help.
@@ -135,7 +135,7 @@ class AccountPool:
         return self._accounts
 
     def keys(self, account: Account) -> Keys:
-        """The account's keys in shared memory."""
+        """The account's keys in the shared files."""
         return self._keys.get(account.name) or _keys(account, self._groups)
 
     def priority(self, account: Account) -> int:

@@ -74,7 +74,7 @@ class _Cached:
     tried: bool = False
     #: `SharedLists.changed` when this was last compared with it, and when the list was learned, by
     #: its clock.
-    seen: tuple[Any, ...] = ()
+    seen: float | None = None
     at: float = -math.inf
     #: What `_listing` made of the account and of `live` and `error` as they then were.
     made: tuple[Account, dict[str, dict[str, Any]] | None, str, Listing] | None = None
