@@ -140,7 +140,7 @@ def test_root_is_told_of_the_service_and_not_of_root(told: dict[str, str]) -> No
 
 
 def test_its_dependencies_are_the_pinned_ones(told: dict[str, str]) -> None:
-    assert "dependencies, versions: all are as pinned, or newer" in told["doctor"]
+    assert "dependencies\n  ok       versions: all are as pinned, or newer\n" in told["doctor"]
 
 
 def test_the_services_directories_are_its_own(told: dict[str, str]) -> None:

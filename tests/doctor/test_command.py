@@ -180,10 +180,13 @@ def test_the_same_for_programs(home: Path, sandbox: Sandbox, proxy: Proxy) -> No
     assert sum(json.loads(ended.out)["counts"].values()) == len(ended.findings)
 
 
-def test_an_outdated_dependency_is_named_and_fails_nothing(home: Path, sandbox: Sandbox) -> None:
+@pytest.mark.server
+def test_an_outdated_dependency_is_named_and_fails_nothing(
+    home: Path, sandbox: Sandbox, proxy: Proxy
+) -> None:
     as_pinned(home, urllib3="2.0.7")
 
-    status, out, _ = doctor(home, **good(sandbox))
+    status, out, _ = doctor(home, PORT=proxy.port, **good(sandbox))
 
     assert status == 0
     assert "  warn     dependencies, versions: older than" in out
