@@ -4,6 +4,7 @@
 #   HOST= PORT= ...           settings for `make run`: any that `qwen-proxy settings` lists
 #   NAME= TLS=                the address of the site that `make install` sets up, and
 #   DESTDIR= PREFIX=          where it puts the files, see docs/operations.md
+#   UPGRADE=0                 `make install` keeps the dependencies that are there
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -18,7 +19,7 @@ pytest = $(python) -m pytest $(parallel) $(ARGS)
 # Of the tests without servers, as a whole: for a part of them it says nothing.
 floor = $(if $(ARGS),,--cov=qwen_wsgi --cov-report= --cov-fail-under=95)
 
-export PYTHON DESTDIR PREFIX PURGE NAME TLS
+export PYTHON DESTDIR PREFIX PURGE NAME TLS UPGRADE
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile

@@ -375,6 +375,7 @@ PLACES = {
     "subprocess": ("qwen_wsgi/doctor/machine.py", "qwen_wsgi/documents/pdf.py"),
     "pypdf": ("qwen_wsgi/documents/pdf_process.py",),
     "certifi": ("qwen_wsgi/doctor/machine.py", "qwen_wsgi/upstream/http/download.py"),
+    "packaging": ("qwen_wsgi/doctor/dependencies.py",),
     "asyncio": (),
     "selectors": (),
     "pickle": (),
