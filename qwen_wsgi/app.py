@@ -18,6 +18,7 @@ from qwen_wsgi.api import (
     lifecycle,
     messages,
     models,
+    rerank,
     responses,
     status,
 )
@@ -56,6 +57,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
         messages,
         models,
         embeddings,
+        rerank,
         health,
         status,
     ):

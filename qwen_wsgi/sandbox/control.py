@@ -14,7 +14,18 @@ from qwen_wsgi.sandbox.oauth import OAuth
 
 Json = dict[str, Any]
 
-ROUTES: Final = ("chat", "completions", "embeddings", "models", "device", "token", "tokenizer")
+ROUTES: Final = (
+    "chat",
+    "completions",
+    "embeddings",
+    "multimodal-embeddings",
+    "reranks",
+    "native-rerank",
+    "models",
+    "device",
+    "token",
+    "tokenizer",
+)
 
 
 class BadControl(ValueError):

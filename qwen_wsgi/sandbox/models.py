@@ -20,6 +20,11 @@ DEFAULT_MODELS: Final = (
     "coder-model",
     "text-embedding-v4",
     "text-embedding-v3",
+    "qwen3.7-text-embedding",
+    "qwen3-vl-embedding",
+    "tongyi-embedding-vision-plus",
+    "qwen3-rerank",
+    "qwen3-vl-rerank",
 )
 _CREATED_S: Final = 1767225600
 
