@@ -102,9 +102,9 @@ def openai_base_url(base_url: str) -> str:
     return base_url
 
 
-def has_tokenizer(family: Family) -> bool:
-    """Whether hosts of a family may have Model Studio's native tokenizer: those of plans and the
-    portal have none."""
+def has_native_api(family: Family) -> bool:
+    """Whether hosts of a family may have all of Model Studio's native API: those of plans and the
+    portal have a few routes of it, or none."""
     return family in (Family.DASHSCOPE, Family.SANDBOX)
 
 

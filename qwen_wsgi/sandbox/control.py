@@ -17,6 +17,7 @@ Json = dict[str, Any]
 ROUTES: Final = (
     *("chat", "completions", "embeddings", "models", "device", "token", "tokenizer"),
     *("generation", "synthesizer", "image-task", "tasks", "results"),
+    *("multimodal-embeddings", "reranks", "native-rerank"),
 )
 
 

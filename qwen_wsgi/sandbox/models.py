@@ -27,6 +27,11 @@ DEFAULT_MODELS: Final = (
     "wan2.5-t2i-preview",
     "qwen3-tts-flash",
     "qwen-audio-3.1-tts-flash",
+    "qwen3.7-text-embedding",
+    "qwen3-vl-embedding",
+    "tongyi-embedding-vision-plus",
+    "qwen3-rerank",
+    "qwen3-vl-rerank",
 )
 _CREATED_S: Final = 1767225600
 

@@ -1,4 +1,4 @@
-"""Dispatches requests to routes, and answers chat, completions, embeddings, models, tokenizer."""
+"""Dispatches requests to routes, and answers those of models."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from qwen_wsgi.sandbox.errors import Refusal
 from qwen_wsgi.sandbox.faults import BadSpec, Spec
 from qwen_wsgi.sandbox.journal import Record
 from qwen_wsgi.sandbox.models import model_entry, model_list
+from qwen_wsgi.sandbox.native import multimodal, rerank
 from qwen_wsgi.sandbox.native import routes as native
 from qwen_wsgi.sandbox.replies import (
     faulty,
@@ -29,6 +30,7 @@ from qwen_wsgi.sandbox.wire import Request
 from qwen_wsgi.sandbox.world import Json, Reply, World, json_object, key_refusal, spec_for
 
 _PREFIXES: Final = ("/compatible-mode/v1/", "/v1/")
+_NATIVE: Final = "/api/v1/services/"
 
 
 def route_of(request: Request) -> str:
@@ -42,6 +44,9 @@ def route_of(request: Request) -> str:
         "/api/v1/oauth2/device/code": "device",
         "/api/v1/oauth2/token": "token",
         "/api/v1/tokenizer": "tokenizer",
+        "/compatible-api/v1/reranks": "reranks",
+        _NATIVE + "rerank/text-rerank/text-rerank": "native-rerank",
+        _NATIVE + "embeddings/multimodal-embedding/multimodal-embedding": "multimodal-embeddings",
     }
     if path in fixed and request.method == "POST":
         return fixed[path]
@@ -69,6 +74,9 @@ def respond(world: World, request: Request, record: Record | None) -> Reply:
         "chat": _chat,
         "completions": _completions,
         "embeddings": _embeddings,
+        "multimodal-embeddings": _multimodal_embeddings,
+        "reranks": _reranks,
+        "native-rerank": _native_rerank,
         "models": _models,
         "device": login.device,
         "token": login.token,
@@ -186,6 +194,27 @@ def _completions(world: World, request: Request, record: Record) -> Reply:
 
 def _embeddings(world: World, request: Request, record: Record) -> Reply:
     return _whole(world, request, record, embed)
+
+
+def _multimodal_embeddings(world: World, request: Request, record: Record) -> Reply:
+    return _native(world, request, record, multimodal.embed)
+
+
+def _reranks(world: World, request: Request, record: Record) -> Reply:
+    return _whole(world, request, record, rerank.compatible)
+
+
+def _native_rerank(world: World, request: Request, record: Record) -> Reply:
+    return _native(world, request, record, rerank.native)
+
+
+def _native(
+    world: World, request: Request, record: Record, make: Callable[[Json], Json | Refusal]
+) -> Reply:
+    """Answer a native route that works synchronously only."""
+    if (request.header("x-dashscope-async") or "").lower() == "enable":
+        return _whole(world, request, record, lambda body: errors.NOT_ASYNCHRONOUS)
+    return _whole(world, request, record, make)
 
 
 def _tokenizer(world: World, request: Request, record: Record) -> Reply:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from qwen_wsgi.sandbox import console, pages, routes
-from qwen_wsgi.sandbox.control import Control, Knobs
+from qwen_wsgi.sandbox.control import ROUTES, Control, Knobs
 from qwen_wsgi.sandbox.errors import Refusal
 from qwen_wsgi.sandbox.journal import Journal, Record
 from qwen_wsgi.sandbox.models import DEFAULT_MODELS
@@ -30,9 +30,7 @@ from qwen_wsgi.sandbox.world import World
 _BACKLOG: Final = 1024
 _STOP_TIMEOUT_S: Final = 5.0
 # Bodies of these routes contain no secret; those of the OAuth routes contain refresh tokens.
-_KEPT_BODIES: Final = frozenset(
-    {"chat", "completions", "embeddings", "tokenizer", "generation", "synthesizer", "image-task"}
-)
+_KEPT_BODIES: Final = frozenset(ROUTES) - {"device", "token", "tasks", "results"}
 # client_id of the qwen-code CLI, which is public.
 _CLI_CLIENT_ID: Final = "f0304373b74a44d2b584a3fb70ca9e56"
 

@@ -44,7 +44,8 @@ class UnaryCall:
     """A call that is answered by whole JSON answers of one account.
 
     Attributes:
-        path: behind the account's base URL, or behind the host's name (`at_origin`).
+        path: behind the account's base URL, or behind the host's name (`at_origin`), where the
+            requests for an account name no other.
         headers: of the client, for the upstream.
         record: filled in as the call goes on.
         requests: makes the bodies to be sent to an account: all at this one, or all at another one.
@@ -69,10 +70,16 @@ class UnaryCall:
 
 
 class UnaryRequests(NamedTuple):
-    """What is sent to one account, and what was changed of the client's request for it."""
+    """What is sent to one account, and what was changed of the client's request for it.
+
+    Attributes:
+        native_path: where it is sent behind the host's name, for models that are called elsewhere
+            than `UnaryCall` says; else "".
+    """
 
     bodies: Sequence[bytes]
     changed: tuple[str, ...] = ()
+    native_path: str = ""
 
 
 class UnaryAnswer(NamedTuple):
@@ -234,8 +241,8 @@ class Executor:
         """
 
         def ask(route: Route, slot: Slot) -> UnaryAnswer | None:
-            bodies, call.record.changed = call.requests(route)
-            post = partial(self._post, call, route)
+            bodies, call.record.changed, native_path = call.requests(route)
+            post = partial(self._post, call, route, native_path)
             works = [partial(post, body) for body in bodies]
             try:
                 if len(works) == 1:
@@ -262,7 +269,7 @@ class Executor:
         """
 
         def ask(route: Route, slot: Slot) -> tuple[Route, NativeStream]:
-            (body,), call.record.changed = call.requests(route)
+            (body,), call.record.changed, _ = call.requests(route)
             try:
                 stream = self._client.open_native(
                     route.account, call.path, body, headers=call.headers, record=call.record
@@ -277,13 +284,13 @@ class Executor:
 
         return self._retrier.run(plan, ask, call.record, discard=lambda asked: asked[1].close())
 
-    def _post(self, call: UnaryCall, route: Route, body: bytes) -> JsonAnswer:
+    def _post(self, call: UnaryCall, route: Route, native_path: str, body: bytes) -> JsonAnswer:
         answer = self._client.post_json(
             route.account,
-            call.path,
+            native_path or call.path,
             body,
             headers=call.headers,
-            at_origin=call.at_origin,
+            at_origin=call.at_origin or bool(native_path),
             request_id=call.record.request_id,
         )
         call.record.usage = parse_usage(answer.value.get("usage"))

@@ -290,16 +290,25 @@ def _with_route(accounts: tuple[Account, ...], capability: Capability) -> tuple[
     able = tuple(each for each in accounts if has_route(each.family, capability))
     if not able:
         does, endpoint = ENDPOINTS[capability]
-        raise ApiError(
-            f"{endpoint} is not available here: no account that may answer has a model that "
-            f"{does}. The operator of this proxy needs an API key of Model Studio, pay as you go: "
-            "DASHSCOPE_API_KEY.",
-            status=501,
-            type="invalid_request_error",
-            code="not_available_here",
-            should_retry=False,
-        )
+        raise not_available(f"{endpoint} is", f"a model that {does}")
     return able
+
+
+def not_available(what: str, lacking: str) -> ApiError:
+    """The refusal of calls for which no account has a route.
+
+    Args:
+        what: the calls, and a verb: `POST /v1/rerank is`.
+        lacking: what no account has: `a model that ranks documents`.
+    """
+    return ApiError(
+        f"{what} not available here: no account that may answer has {lacking}. The operator of "
+        "this proxy needs an API key of Model Studio, pay as you go: DASHSCOPE_API_KEY.",
+        status=501,
+        type="invalid_request_error",
+        code="not_available_here",
+        should_retry=False,
+    )
 
 
 def _able(routes: tuple[Route, ...], capability: Capability, name: str) -> tuple[Route, ...]:
