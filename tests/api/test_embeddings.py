@@ -113,7 +113,7 @@ def test_a_refusal_of_the_native_route_is_told_in_openai_form() -> None:
 
 def test_a_broken_answer_is_a_502() -> None:
     models = whole(b'{"object":"list","data":[{"id":"qwen3-vl-embedding"}]}')
-    answer = whole(b'{"output":{"embeddings":[{"index":0,"embedding":[NaN]}]}}')
+    answer = whole(b'{"output":{"embeddings":[{"index":0,"embedding":["x"]}]}}')
     families = {"QWEN_PROXY_HOST_FAMILIES": "127.0.0.1=dashscope"}
     with in_front_of(models, answer, **families) as (app, _):
         response = post(app, "/v1/embeddings", {"model": MODEL, "input": "a"})

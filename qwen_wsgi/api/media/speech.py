@@ -144,6 +144,8 @@ class _Speech:
         self.close()
         if not any_sound:
             yield from self._fetched(url)
+        self.spoken.end_part()
+        self._call.record.units = (("characters", self.spoken.characters),)
 
     def _fetched(self, url: str) -> Iterator[bytes]:
         """The sound of a model that only names its URL."""

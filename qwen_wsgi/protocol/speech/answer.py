@@ -55,25 +55,27 @@ def wav_head(rate: int) -> bytes:
 
 
 class Spoken:
-    """Counts what was spoken, as the events tell it.
+    """Counts what was spoken, as the events tell it. Of each part of a text the last event counts.
 
     Attributes:
         characters: of the text, if the upstream counts them.
+        input_tokens, output_tokens: if it counts those.
     """
 
     def __init__(self) -> None:
-        self.characters = 0
-        self.tokens = (0, 0)
+        self.characters = self.input_tokens = self.output_tokens = 0
+        self._part: Mapping[str, Any] = {}
 
     def see(self, event: Mapping[str, Any]) -> None:
-        """Note an event's usage; of each call the last one counts."""
-        usage = json_access.mapping(event.get("usage"))
-        self.characters = max(self.characters, json_access.integer(usage.get("characters")) or 0)
-        found = (usage.get("input_tokens"), usage.get("output_tokens"))
-        self.tokens = (
-            max(self.tokens[0], json_access.integer(found[0]) or 0),
-            max(self.tokens[1], json_access.integer(found[1]) or 0),
-        )
+        """Note an event's usage."""
+        self._part = json_access.mapping(event.get("usage")) or self._part
+
+    def end_part(self) -> None:
+        """Add the part that has ended."""
+        part, self._part = self._part, {}
+        self.characters += json_access.integer(part.get("characters")) or 0
+        self.input_tokens += json_access.integer(part.get("input_tokens")) or 0
+        self.output_tokens += json_access.integer(part.get("output_tokens")) or 0
 
 
 def delta_event(sound: bytes) -> bytes:
@@ -84,6 +86,6 @@ def delta_event(sound: bytes) -> bytes:
 
 def done_event(spoken: Spoken) -> bytes:
     """OpenAI's `speech.audio.done`."""
-    given, made = spoken.tokens
+    given, made = spoken.input_tokens, spoken.output_tokens
     usage = {"input_tokens": given, "output_tokens": made, "total_tokens": given + made}
     return b"data: " + compact({"type": "speech.audio.done", "usage": usage}).encode() + b"\n\n"

@@ -162,7 +162,7 @@ def broken(results: bytes) -> Answer:
     "results",
     [
         b"",
-        b'{"index":0,"relevance_score":NaN},{"index":1,"relevance_score":0.5}',
+        b'{"index":0,"relevance_score":"x"},{"index":1,"relevance_score":0.5}',
         b'{"index":0,"relevance_score":1},{"index":0,"relevance_score":0.5}',
         b'{"index":0,"relevance_score":1},{"index":7,"relevance_score":0.5}',
         b'{"index":0,"relevance_score":1},{"relevance_score":0.5}',

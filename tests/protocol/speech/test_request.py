@@ -99,11 +99,13 @@ def test_sounds_of_events() -> None:
     assert answer.sound_of({"output": {"audio": {"data": "***"}}}) == b""
 
 
-def test_what_was_spoken_is_counted_once() -> None:
+def test_the_last_event_of_each_part_is_counted() -> None:
     spoken = answer.Spoken()
-    for characters in (5, 5, 7):
-        spoken.see({"usage": {"characters": characters, "input_tokens": 3, "output_tokens": 9}})
-    spoken.see({"usage": None})
+    for _ in range(2):
+        for characters in (5, 5, 7):
+            spoken.see({"usage": {"characters": characters, "input_tokens": 3, "output_tokens": 9}})
+        spoken.see({"usage": None})
+        spoken.end_part()
 
-    assert (spoken.characters, spoken.tokens) == (7, (3, 9))
-    assert b'"total_tokens":12' in answer.done_event(spoken)
+    assert (spoken.characters, spoken.input_tokens, spoken.output_tokens) == (14, 6, 18)
+    assert b'"total_tokens":24' in answer.done_event(spoken)
