@@ -21,6 +21,7 @@ from qwen_wsgi.api import (
     responses,
     status,
 )
+from qwen_wsgi.api.files import files
 from qwen_wsgi.api.flask_app import Application
 from qwen_wsgi.api.websocket import route as websocket
 from qwen_wsgi.services import Services, build_services, configure_logs
@@ -56,6 +57,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
         messages,
         models,
         embeddings,
+        files,
         health,
         status,
     ):

@@ -108,6 +108,11 @@ def has_tokenizer(family: Family) -> bool:
     return family in (Family.DASHSCOPE, Family.SANDBOX)
 
 
+def has_files(family: Family) -> bool:
+    """Whether hosts of a family have OpenAI's files and batches: those of plans have none."""
+    return family in (Family.DASHSCOPE, Family.SANDBOX)
+
+
 def origin_of(base_url: str) -> str:
     """Scheme and host of a base URL, behind which a host's native API is."""
     parts = urlsplit(base_url)

@@ -130,6 +130,13 @@ class Settings:
         parse=values.size(1024),
         unit="bytes",
     )
+    max_upload_bytes: int = setting(
+        "QWEN_PROXY_MAX_UPLOAD",
+        "Largest upload of a file; it is passed on as it comes and not held.",
+        default=512 * 1024 * 1024,
+        parse=values.size(1024),
+        unit="bytes",
+    )
     key_share: float = setting(
         "QWEN_PROXY_KEY_SHARE",
         "The share of QWEN_PROXY_MAX_IN_FLIGHT that one of several client keys may have.",

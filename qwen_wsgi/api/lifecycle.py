@@ -20,6 +20,7 @@ from qwen_wsgi.greenlets import Watch, watch_client
 from qwen_wsgi.protocol import changes
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.services import Services
+from qwen_wsgi.upstream.host_files import Download
 from qwen_wsgi.upstream.relay import Relay
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 #: Where Anthropic's API is, also for clients that do not name its version.
 _MESSAGES: Final = "/v1/messages"
+
+#: What an upload takes of the worker's memory: a few pieces on their way.
+_UPLOAD_BYTES: Final = 512 * 1024
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -52,7 +56,8 @@ class LiveCall:
     admitted: bool = False
     body_bytes: int = 0
     watch: Watch | None = None
-    relay: Relay | None = None
+    #: What the answer is carried by after its head.
+    relay: Relay | Download | None = None
     closed: bool = False
     #: The key in `TokenCounts` under which the prompt's exact tokens are remembered, or None.
     count_as: bytes | None = None
@@ -86,6 +91,15 @@ class LiveCall:
         parsed = body.read_json(environ, settings, take=self._take_bytes)
         self.watch = watch_client(self.environ)
         return parsed
+
+    def admit_upload(self) -> None:
+        """Admit a call whose body is passed on as it comes: only what is on its way is held.
+
+        Raises:
+            ApiError: 503.
+        """
+        self.services.admission.enter(self.record.client_id, _UPLOAD_BYTES)
+        self.admitted, self.body_bytes = True, _UPLOAD_BYTES
 
     def _take_bytes(self, count: int) -> None:
         """Take room for bytes that the request's head did not tell of."""

@@ -81,3 +81,4 @@ def reset(world: World) -> None:
     """Return to the initial state; requests in progress continue."""
     world.control.reset()
     world.journal.reset()
+    world.storage.clear()

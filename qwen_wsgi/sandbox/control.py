@@ -14,7 +14,10 @@ from qwen_wsgi.sandbox.oauth import OAuth
 
 Json = dict[str, Any]
 
-ROUTES: Final = ("chat", "completions", "embeddings", "models", "device", "token", "tokenizer")
+ROUTES: Final = (
+    *("chat", "completions", "embeddings", "models", "device", "token", "tokenizer"),
+    *("files", "batches"),
+)
 
 
 class BadControl(ValueError):

@@ -203,6 +203,13 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
         ("completion-tokens", "count 10", _TEST, "usage says that many completion tokens"),
         ("cached", "count 64", _TEST, "usage says that many cached prompt tokens"),
     ),
+    "files and batches": (
+        ("answer-lost", "", _NET,
+            "does what it was asked for, then closes the connection without an answer"),
+        ("early", "", _NET,
+            "refuses an upload (with the refusal of the spec) before its body has come"),
+        ("slow-body", "number 0.1", _NET, "waits so many seconds before each piece of an upload"),
+    ),
     "token endpoint": (
         ("slow-before", "number 1", _OAUTH,
             "waits before the refresh token is spent; a client that leaves keeps it"),

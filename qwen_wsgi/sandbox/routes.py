@@ -1,4 +1,4 @@
-"""Dispatches requests to routes, and answers chat, completions, embeddings, models, tokenizer."""
+"""Dispatches requests to routes, and answers all of them but those of the login."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
-from qwen_wsgi.sandbox import chat, errors, faults, login, params, search, stream, tokenizer
+from qwen_wsgi.sandbox import chat, errors, faults, files, login, params, search, stream, tokenizer
 from qwen_wsgi.sandbox.completions import complete
 from qwen_wsgi.sandbox.console import own_route
 from qwen_wsgi.sandbox.embeddings import embed
@@ -55,6 +55,9 @@ def _api_route(method: str, rest: str) -> str:
         return rest.removesuffix("/completions")
     if method == "GET" and (rest == "models" or rest.startswith("models/")):
         return "models"
+    for name in ("files", "batches"):
+        if rest == name or rest.startswith(name + "/"):
+            return name
     return "unknown"
 
 
@@ -70,6 +73,7 @@ def respond(world: World, request: Request, record: Record | None) -> Reply:
         "device": login.device,
         "token": login.token,
         "tokenizer": _tokenizer,
+        "files": _files,
     }
     handler = handlers.get(record.route)
     if handler is None:
@@ -204,6 +208,56 @@ def _whole(
         )
 
     return Reply(faulty(world, spec, steps, wanted_refusal(world, spec, record.model)), spec)
+
+
+def _files(world: World, request: Request, record: Record) -> Reply:
+    _, _, rest = request.path.partition("/files")
+    id, _, below = rest.lstrip("/").partition("/")
+
+    def make() -> Json | Refusal | bytes | None:
+        storage = world.storage
+        if not id:
+            if request.method == "POST":
+                return files.upload(storage, request)
+            return files.listing(storage, request) if request.method == "GET" else None
+        found = storage.get(id)
+        if found is None:
+            return files.missing(id)
+        if request.method == "DELETE":
+            storage.remove(id)
+            return {"object": "file", "deleted": True, "id": id}
+        if request.method == "GET":
+            return found.content if below == "content" else found.as_json()
+        return None
+
+    return _stored(world, request, record, make)
+
+
+def _stored(
+    world: World,
+    request: Request,
+    record: Record,
+    make: Callable[[], Json | Refusal | bytes | None],
+) -> Reply:
+    """Answer about files and batches; None is a wrong path."""
+    spec = spec_for(world, request, record, [])
+    refusal = key_refusal(world, request)
+    if refusal is not None:
+        return Reply(refused(refusal, spec), spec)
+
+    def steps() -> Iterator[Step]:
+        made = make()
+        if made is None:
+            return whole(404, b"", None)
+        if isinstance(made, Refusal):
+            return refused(made, spec)
+        if isinstance(made, bytes):
+            return late_or_broken(made, spec, "application/octet-stream")
+        if "answer-lost" in spec:
+            return iter((Close(),))
+        return late_or_broken(encode_json(made), spec)
+
+    return Reply(faulty(world, spec, steps, wanted_refusal(world, spec)), spec)
 
 
 def _models(world: World, request: Request, record: Record) -> Reply:

@@ -14,11 +14,14 @@ import traceback
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from qwen_wsgi.sandbox import console, routes
 from qwen_wsgi.sandbox.control import Control, Knobs
 from qwen_wsgi.sandbox.errors import Refusal
+from qwen_wsgi.sandbox.faults import Spec
+from qwen_wsgi.sandbox.files import Storage
 from qwen_wsgi.sandbox.journal import Journal, Record
 from qwen_wsgi.sandbox.models import DEFAULT_MODELS
 from qwen_wsgi.sandbox.oauth import OAuth
@@ -73,7 +76,7 @@ class Sandbox:
         listed = DEFAULT_MODELS if models is None else tuple(models)
         oauth = OAuth(clock, lambda: self.origin)
         control = Control(oauth, lambda: Knobs(models=listed, interval_s=chunk_interval_s))
-        self._world = World(clock, lambda: self.origin, oauth, control, Journal())
+        self._world = World(clock, lambda: self.origin, oauth, control, Journal(), Storage(clock))
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
         self._port_is_kept = False
@@ -244,7 +247,7 @@ class Sandbox:
     def _serve_one(self, connection: Connection) -> bool:
         """Answer the next request of a connection; whether another one may follow."""
         try:
-            request = connection.read_request(self._keep_alive_s)
+            request = self._read(connection)
         except Malformed as error:
             refusal = Refusal(
                 error.status, "bad_request", f"[sandbox] {error}", "invalid_request_error"
@@ -259,6 +262,18 @@ class Sandbox:
             return self._play(connection, request, None)
         record = self._world.journal.open(request, route, keep_body=route in _KEPT_BODIES)
         return self._play(connection, request, record)
+
+    def _read(self, connection: Connection) -> Request | None:
+        """The next request; without its body where an upload is to be refused early."""
+        head = connection.read_head(self._keep_alive_s)
+        if head is None:
+            return None
+        if routes.route_of(head) != "files" or head.method != "POST":
+            return connection.read_body(head, upload=False)
+        spec = self._world.control.knobs.faults.get("files", Spec())
+        if "early" in spec:
+            return replace(head, headers=(*head.headers, ("connection", "close")))
+        return connection.read_body(head, upload=True, pace_s=spec.number("slow-body"))
 
     def _play(self, connection: Connection, request: Request, record: Record | None) -> bool:
         journal = self._world.journal

@@ -12,6 +12,7 @@ from qwen_wsgi.sandbox import errors, faults
 from qwen_wsgi.sandbox.control import Control
 from qwen_wsgi.sandbox.errors import Refusal
 from qwen_wsgi.sandbox.faults import Spec
+from qwen_wsgi.sandbox.files import Storage
 from qwen_wsgi.sandbox.journal import Journal, Record, bearer
 from qwen_wsgi.sandbox.oauth import ACCESS_PREFIX, OAuth
 from qwen_wsgi.sandbox.steps import Step
@@ -30,6 +31,7 @@ class World:
     oauth: OAuth
     control: Control
     journal: Journal
+    storage: Storage
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from qwen_wsgi.redaction import mask
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.failures import classify
 from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
+from qwen_wsgi.upstream.http.http1 import StreamedBody
 from qwen_wsgi.upstream.http.transport import ERROR_BODY_BYTES, FIRST_BYTE, Response, Transport
 from qwen_wsgi.upstream.open_stream import OpenStream, empty
 from qwen_wsgi.upstream.routing.accounts import token_of
@@ -126,6 +127,45 @@ class UpstreamClient:
         response = self._post(
             account, path, body, accepting, sent_at, request_id, at_origin=at_origin
         )
+        return self._json(response, account, sent_at)
+
+    def send(
+        self,
+        account: Account,
+        method: str,
+        path: str,
+        body: bytes | StreamedBody | None = None,
+        *,
+        headers: Mapping[str, str],
+        request_id: str = "",
+    ) -> JsonAnswer:
+        """Send any request, and read a whole JSON answer. A streamed body is sent once.
+
+        Raises:
+            ApiError: as `post_json`.
+        """
+        sent_at = self._clock.monotonic()
+        accepting = {**headers, "Accept": "application/json"}
+        response = self._post(account, path, body, accepting, sent_at, request_id, method=method)
+        return self._json(response, account, self._clock.monotonic())
+
+    def download(
+        self, account: Account, path: str, *, headers: Mapping[str, str], request_id: str = ""
+    ) -> Response:
+        """GET; the answer's body is left to the caller, who must close it.
+
+        Raises:
+            ApiError: no usable credential, no answer, or a refusal.
+        """
+        sent_at = self._clock.monotonic()
+        return self._post(account, path, None, headers, sent_at, request_id, method="GET")
+
+    def _json(self, response: Response, account: Account, sent_at: float) -> JsonAnswer:
+        """A whole JSON answer; the response is let go of.
+
+        Raises:
+            ApiError: it does not come, or is no JSON object.
+        """
         reader = BodyReader(response)
         try:
             data = self._whole_body(reader, sent_at)
@@ -145,11 +185,12 @@ class UpstreamClient:
         self,
         account: Account,
         path: str,
-        body: bytes,
+        body: bytes | StreamedBody | None,
         headers: Mapping[str, str],
         sent_at: float,
         request_id: str,
         *,
+        method: str = "POST",
         at_origin: bool = False,
     ) -> Response:
         """Send; a response is returned only with status 200.
@@ -164,12 +205,12 @@ class UpstreamClient:
         if at_origin:
             token = replace(token, base_url=origin_of(token.base_url))
         if _PACKAGE_LOG.level <= logging.DEBUG:
-            _log_request(request_id, account, token, path, body)
+            _log_request(request_id, account, token, method, path, body)
         wait_s = self._settings.first_byte_timeout_s
-        post = self._transport.post
-        response = post(token, path, body, headers=headers, read_timeout_s=wait_s)
+        send = self._transport.send
+        response = send(method, token, path, body, headers=headers, read_timeout_s=wait_s)
         renewable = account.credential.renewable
-        if response.status_code == 401 and renewable:
+        if response.status_code == 401 and renewable and isinstance(body, bytes | None):
             # The access token may have been revoked, or refreshed by another process. Once, and
             # with another token: a second 401 is no expiry.
             self._error_body(response)
@@ -177,9 +218,9 @@ class UpstreamClient:
             if at_origin:
                 token = replace(token, base_url=origin_of(token.base_url))
             if _PACKAGE_LOG.level <= logging.DEBUG:
-                _log_request(request_id, account, token, path, body)
+                _log_request(request_id, account, token, method, path, body)
             wait_s = max(sent_at + wait_s - self._clock.monotonic(), 0.001)
-            response = post(token, path, body, headers=headers, read_timeout_s=wait_s)
+            response = send(method, token, path, body, headers=headers, read_timeout_s=wait_s)
         if response.status_code == 200:
             if renewable:
                 account.credential.answered(token)
@@ -245,7 +286,12 @@ class UpstreamClient:
 
 
 def _log_request(
-    request_id: str, account: Account, token: AccessToken, path: str, body: bytes
+    request_id: str,
+    account: Account,
+    token: AccessToken,
+    method: str,
+    path: str,
+    body: bytes | StreamedBody | None,
 ) -> None:
     """Log where a request goes and where its token is from; neither the token nor the body."""
     fields = {
@@ -254,8 +300,8 @@ def _log_request(
         "token_from": account.origin,
         "token": mask(token.value) if token.value else "none",
         "base_url": token.base_url,
-        "request": f"POST {path}",
-        "bytes": len(body),
+        "request": f"{method} {path}",
+        "bytes": len(body) if isinstance(body, bytes) else 0,
     }
     _log.debug("upstream request", extra={"fields": fields})
 
