@@ -21,7 +21,7 @@ from qwen_wsgi.api import (
     responses,
     status,
 )
-from qwen_wsgi.api.files import files
+from qwen_wsgi.api.files import batches, files
 from qwen_wsgi.api.flask_app import Application
 from qwen_wsgi.api.websocket import route as websocket
 from qwen_wsgi.services import Services, build_services, configure_logs
@@ -58,6 +58,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
         models,
         embeddings,
         files,
+        batches,
         health,
         status,
     ):

@@ -82,3 +82,4 @@ def reset(world: World) -> None:
     world.control.reset()
     world.journal.reset()
     world.storage.clear()
+    world.batches.clear()

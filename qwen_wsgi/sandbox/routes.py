@@ -74,6 +74,7 @@ def respond(world: World, request: Request, record: Record | None) -> Reply:
         "token": login.token,
         "tokenizer": _tokenizer,
         "files": _files,
+        "batches": _batches,
     }
     handler = handlers.get(record.route)
     if handler is None:
@@ -229,6 +230,23 @@ def _files(world: World, request: Request, record: Record) -> Reply:
         if request.method == "GET":
             return found.content if below == "content" else found.as_json()
         return None
+
+    return _stored(world, request, record, make)
+
+
+def _batches(world: World, request: Request, record: Record) -> Reply:
+    _, _, rest = request.path.partition("/batches")
+    id, _, below = rest.lstrip("/").partition("/")
+
+    def make() -> Json | Refusal | None:
+        batches, method = world.batches, request.method
+        if not id and method == "POST":
+            return batches.create(json_object(request))
+        if below == "cancel" and method == "POST":
+            return batches.cancel(id)
+        if method != "GET" or below:
+            return None
+        return batches.look(id) if id else batches.listing()
 
     return _stored(world, request, record, make)
 

@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from qwen_wsgi.sandbox import console, routes
+from qwen_wsgi.sandbox.batches import Batches
 from qwen_wsgi.sandbox.control import Control, Knobs
 from qwen_wsgi.sandbox.errors import Refusal
 from qwen_wsgi.sandbox.faults import Spec
@@ -76,7 +77,16 @@ class Sandbox:
         listed = DEFAULT_MODELS if models is None else tuple(models)
         oauth = OAuth(clock, lambda: self.origin)
         control = Control(oauth, lambda: Knobs(models=listed, interval_s=chunk_interval_s))
-        self._world = World(clock, lambda: self.origin, oauth, control, Journal(), Storage(clock))
+        storage = Storage(clock)
+        self._world = World(
+            clock,
+            lambda: self.origin,
+            oauth,
+            control,
+            Journal(),
+            storage,
+            Batches(clock, storage),
+        )
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
         self._port_is_kept = False

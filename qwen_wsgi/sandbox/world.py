@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from qwen_wsgi.sandbox import errors, faults
+from qwen_wsgi.sandbox.batches import Batches
 from qwen_wsgi.sandbox.control import Control
 from qwen_wsgi.sandbox.errors import Refusal
 from qwen_wsgi.sandbox.faults import Spec
@@ -32,6 +33,7 @@ class World:
     control: Control
     journal: Journal
     storage: Storage
+    batches: Batches
 
 
 @dataclass(frozen=True, slots=True)
