@@ -37,6 +37,7 @@ from qwen_wsgi.upstream.retry import Retrier
 from qwen_wsgi.upstream.routing.account_status import AccountStatuses
 from qwen_wsgi.upstream.routing.accounts import AccountPool
 from qwen_wsgi.upstream.routing.affinity import Affinity
+from qwen_wsgi.upstream.routing.batch_chat import BatchChat
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
 from qwen_wsgi.upstream.routing.cooldown import Cooldowns
 from qwen_wsgi.upstream.routing.outcomes import Outcomes
@@ -228,7 +229,15 @@ def build_services(
         notify=notifier(settings.environ.get("NOTIFY_SOCKET", "")),
     )
     retrier = Retrier(settings, router, pool, cooldowns, affinity, clock, outcomes=outcomes)
-    executor = Executor(settings, router, retrier, client, clock, RefusedInputs(state_dir))
+    executor = Executor(
+        settings,
+        router,
+        retrier,
+        client,
+        clock,
+        RefusedInputs(state_dir),
+        BatchChat(settings, pool),
+    )
     return Services(
         settings=settings,
         clock=clock,

@@ -271,6 +271,21 @@ class Settings:
         default=(),
         parse=values.host_families,
     )
+    batch_host: str = setting(
+        "QWEN_PROXY_BATCH_HOST",
+        "Base URL of Batch Chat (service_tier flex), for every account of Model Studio.",
+        default="",
+        parse=values.base_url,
+        shown_default="https://batch.dashscope.aliyuncs.com/compatible-mode/v1 for the keys of "
+        "dashscope.aliyuncs.com",
+    )
+    flex_timeout_s: float = setting(
+        "QWEN_PROXY_FLEX_TIMEOUT",
+        "Longest wait of a call with service_tier flex for its first event, at Batch Chat.",
+        default=3600.0,
+        parse=values.seconds(),
+        unit="s",
+    )
     upstream_stream: str = setting(
         "QWEN_PROXY_UPSTREAM_STREAM",
         "Whether non-stream calls are streamed upstream: auto (Qwen hosts), always, as-asked.",

@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 ROUTES: Final = (
     *("chat", "completions", "embeddings", "models", "device", "token", "tokenizer"),
-    *("files", "batches"),
+    *("files", "batches", "batch-chat"),
 )
 
 

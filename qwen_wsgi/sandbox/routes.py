@@ -27,6 +27,8 @@ from qwen_wsgi.sandbox.steps import Close, Pause, Step, encode_json, gzipped, wh
 from qwen_wsgi.sandbox.wire import Request
 from qwen_wsgi.sandbox.world import Json, Reply, World, json_object, key_refusal, spec_for
 
+# Batch Chat has a host of its own; here it is told apart by its path.
+BATCH_CHAT: Final = "/batch/compatible-mode/v1/chat/completions"
 _PREFIXES: Final = ("/compatible-mode/v1/", "/v1/")
 
 
@@ -41,6 +43,7 @@ def route_of(request: Request) -> str:
         "/api/v1/oauth2/device/code": "device",
         "/api/v1/oauth2/token": "token",
         "/api/v1/tokenizer": "tokenizer",
+        BATCH_CHAT: "batch-chat",
     }
     if path in fixed and request.method == "POST":
         return fixed[path]
@@ -67,6 +70,8 @@ def respond(world: World, request: Request, record: Record | None) -> Reply:
         return Reply(own_route(world, request))
     handlers = {
         "chat": _chat,
+        # An ordinary call that may wait (`slow-headers`) and has not every model.
+        "batch-chat": _chat,
         "completions": _completions,
         "embeddings": _embeddings,
         "models": _models,

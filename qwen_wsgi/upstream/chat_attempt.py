@@ -228,6 +228,7 @@ class ChatAttempt:
             search=route.search,
             thinking=route.thinking,
             refused=self._refused_inputs.of(account.name, account.base_url, route.model),
+            flex=account.batch_wait_s is not None,
         )
         return adapt(call.request, target, self._options, stream=stream)
 

@@ -22,7 +22,13 @@ from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.failures import classify
 from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
 from qwen_wsgi.upstream.http.http1 import StreamedBody
-from qwen_wsgi.upstream.http.transport import ERROR_BODY_BYTES, FIRST_BYTE, Response, Transport
+from qwen_wsgi.upstream.http.transport import (
+    ERROR_BODY_BYTES,
+    FIRST_BYTE,
+    FLEX,
+    Response,
+    Transport,
+)
 from qwen_wsgi.upstream.open_stream import OpenStream, empty
 from qwen_wsgi.upstream.routing.accounts import token_of
 
@@ -89,7 +95,8 @@ class UpstreamClient:
                 record,
                 monotonic=self._clock.monotonic,
                 idle_s=self._settings.idle_timeout_s,
-                patience_s=self._settings.first_byte_timeout_s,
+                patience_s=account.batch_wait_s or self._settings.first_byte_timeout_s,
+                patience_by=FLEX if account.batch_wait_s else FIRST_BYTE,
                 sent_at=sent_at,
                 explain=partial(self._reported_error, account),
             )
@@ -168,7 +175,7 @@ class UpstreamClient:
         """
         reader = BodyReader(response)
         try:
-            data = self._whole_body(reader, sent_at)
+            data = self._whole_body(account, reader, sent_at)
         finally:
             reader.close()
         value = _json_answer(response, data, account, self._clock.now())
@@ -206,9 +213,12 @@ class UpstreamClient:
             token = replace(token, base_url=origin_of(token.base_url))
         if _PACKAGE_LOG.level <= logging.DEBUG:
             _log_request(request_id, account, token, method, path, body)
-        wait_s = self._settings.first_byte_timeout_s
-        send = self._transport.send
-        response = send(method, token, path, body, headers=headers, read_timeout_s=wait_s)
+        wait_s = account.batch_wait_s or self._settings.first_byte_timeout_s
+        setting = FLEX if account.batch_wait_s else FIRST_BYTE
+        send = partial(
+            self._transport.send, method, path=path, body=body, headers=headers, setting=setting
+        )
+        response = send(token, read_timeout_s=wait_s)
         renewable = account.credential.renewable
         if response.status_code == 401 and renewable and isinstance(body, bytes | None):
             # The access token may have been revoked, or refreshed by another process. Once, and
@@ -220,7 +230,7 @@ class UpstreamClient:
             if _PACKAGE_LOG.level <= logging.DEBUG:
                 _log_request(request_id, account, token, method, path, body)
             wait_s = max(sent_at + wait_s - self._clock.monotonic(), 0.001)
-            response = send(method, token, path, body, headers=headers, read_timeout_s=wait_s)
+            response = send(token, read_timeout_s=wait_s)
         if response.status_code == 200:
             if renewable:
                 account.credential.answered(token)
@@ -237,7 +247,7 @@ class UpstreamClient:
             token_of(account, rejected=token.value)  # raises what it means, and remembers it
         raise error
 
-    def _whole_body(self, reader: BodyReader, sent_at: float) -> bytes:
+    def _whole_body(self, account: Account, reader: BodyReader, sent_at: float) -> bytes:
         """The body of a whole answer, within the time for all of it.
 
         Args:
@@ -246,9 +256,10 @@ class UpstreamClient:
         Raises:
             UpstreamError: it is too large, too slow or broken.
         """
-        whole_s = self._settings.first_byte_timeout_s
+        whole_s = account.batch_wait_s or self._settings.first_byte_timeout_s
         left_s = sent_at + whole_s - self._clock.monotonic()
-        return self._transport.read_all(reader, left_s, timeout_s=whole_s, setting=FIRST_BYTE)
+        setting = FLEX if account.batch_wait_s else FIRST_BYTE
+        return self._transport.read_all(reader, left_s, timeout_s=whole_s, setting=setting)
 
     def _error_body(self, response: Response) -> bytes:
         """The body of a refusal, as far as it comes."""
@@ -275,7 +286,7 @@ class UpstreamClient:
     ) -> bytes:
         """The events of an upstream that answered a stream request with a whole completion."""
         assert stream.reader is not None
-        data = self._whole_body(stream.reader, sent_at)
+        data = self._whole_body(account, stream.reader, sent_at)
         completion = _json_answer(response, data, account, self._clock.now())
         events = b"".join(chat.chunks_of(completion, with_usage=True)) + sse.DONE
         first = stream.chunks.feed(events)

@@ -6,11 +6,11 @@ import random
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.errors import UpstreamError
+from qwen_wsgi.errors import UpstreamError, forget_frames
 from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream
@@ -23,11 +23,18 @@ from qwen_wsgi.upstream.chat_attempt import ChatAnswer, ChatAttempt, ChatCall
 from qwen_wsgi.upstream.client import JsonAnswer, UpstreamClient
 from qwen_wsgi.upstream.open_stream import OpenStream
 from qwen_wsgi.upstream.retry import Retrier
+from qwen_wsgi.upstream.routing.accounts import MODEL_DENIED, MODEL_NOT_FOUND
+from qwen_wsgi.upstream.routing.batch_chat import BatchChat
 from qwen_wsgi.upstream.routing.limiter import Slot
 from qwen_wsgi.upstream.routing.router import Plan, Route, Router
 
+T = TypeVar("T")
+
 #: Seeds that Model Studio takes.
 _SEEDS: Final = 2**31
+
+#: Causes (`failures.causes`) that mean that Batch Chat does not serve a model.
+_NO_SUCH_MODEL: Final = frozenset({MODEL_NOT_FOUND, MODEL_DENIED, "not_found", "wrong_address"})
 
 #: Requests of one call that are under way at a time. Model Studio counts 30 a second for
 #: text-embedding-v4; four at a time stay below that and make 200 as quick as 50.
@@ -82,7 +89,9 @@ class Executor:
         client: UpstreamClient,
         clock: Clock,
         refused_inputs: RefusedInputs,
+        batch_chat: BatchChat,
     ) -> None:
+        self._batch_chat = batch_chat
         self._router = router
         self._retrier = retrier
         self._client = client
@@ -97,12 +106,13 @@ class Executor:
         Raises:
             ApiError: none may.
         """
-        return self._router.plan(
+        plan = self._router.plan(
             call.request.model,
             pinned=call.pinned,
             conversation=call.conversation,
             evidence=call.evidence,
         )
+        return self._batch_chat.preferred(plan) if call.request.flex else plan
 
     def stream(self, call: ChatCall, plan: Plan) -> OpenStream:
         """Open a chat stream whose first event has arrived; its owner must close it.
@@ -112,6 +122,8 @@ class Executor:
         Raises:
             ApiError: no account answered; nothing was sent to the client yet.
         """
+        if plan.ordinary is not None:
+            return _at_half_price(plan, lambda each: self.stream(call, each))
         hide_usage = not call.request.wants_usage
         if (count := self._choices(call, plan)) > 1:
             answer = self._several(call, plan, count)
@@ -129,6 +141,8 @@ class Executor:
         Raises:
             ApiError: no account answered, or the answer broke off.
         """
+        if plan.ordinary is not None:
+            return _at_half_price(plan, lambda each: self.complete(call, each))
         if (count := self._choices(call, plan)) > 1:
             return self._several(call, plan, count)
 
@@ -249,6 +263,21 @@ class Executor:
         call.record.usage = parse_usage(answer.value.get("usage"))
         call.record.upstream_request_id = answer.upstream_request_id
         return answer
+
+
+def _at_half_price(plan: Plan, run: Callable[[Plan], T]) -> T:
+    """Run a call at Batch Chat, or as usual if no account there has the model.
+
+    No other failure leads to the full price, which the client did not ask for.
+    """
+    assert plan.ordinary is not None
+    try:
+        return run(replace(plan, ordinary=None))
+    except UpstreamError as error:
+        if error.failure is None or error.failure.cause not in _NO_SUCH_MODEL:
+            raise
+        forget_frames(error)
+    return run(plan.ordinary)
 
 
 def _discard(asked: tuple[Route, OpenStream | ChatAnswer]) -> None:

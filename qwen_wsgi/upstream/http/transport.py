@@ -35,6 +35,9 @@ ERROR_BODY_BYTES: Final = 64 * 1024
 #: The setting that bounds the wait for an answer's head, and for a whole answer.
 FIRST_BYTE: Final = "QWEN_PROXY_FIRST_BYTE_TIMEOUT"
 
+#: The same for a call at Batch Chat.
+FLEX: Final = "QWEN_PROXY_FLEX_TIMEOUT"
+
 #: What a request is answered with; `requests` itself is known to this room alone.
 Response = requests.Response
 
@@ -126,12 +129,14 @@ class Transport:
         *,
         headers: Mapping[str, str],
         read_timeout_s: float,
+        setting: str = FIRST_BYTE,
     ) -> requests.Response:
         """Send a request; returns as soon as the response's head is there, whatever its status.
 
         Args:
             body: bytes are JSON. A streamed one is sent as it comes, as fast as the upstream takes
                 it; an answer that comes before its end ends it.
+            setting: the name of the setting that says how long the head may take.
 
         Raises:
             UpstreamError: no connection, or it ended before a response (502).
@@ -147,7 +152,7 @@ class Transport:
             request.body = body  # type: ignore[assignment]  # the pool takes it as well
             request.headers["Content-Type"] = body.content_type
             request.headers["Transfer-Encoding"] = "chunked"
-        return self._send(request, read_timeout_s, FIRST_BYTE)
+        return self._send(request, read_timeout_s, setting)
 
     def get(self, token: AccessToken, path: str, *, timeout_s: float) -> tuple[int, bytes]:
         """GET; the status and the body. Both have to be there within `timeout_s`.

@@ -57,12 +57,14 @@ class Plan:
         routes: by how sure it is that they have the model, and by priority.
         conversation: the call's key in `Affinity`; None where there is no choice.
         evidence: names the call's request, see `affinity.evidence_of`; None where it cannot.
+        ordinary: the plan at the full price, where this one is of Batch Chat; else None.
     """
 
     model: str
     routes: tuple[Route, ...]
     conversation: bytes | None
     evidence: Callable[[], bytes] | None = None
+    ordinary: Plan | None = None
 
 
 class Candidate(NamedTuple):
