@@ -110,6 +110,26 @@ def batch_object(value: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
+#: How a text names a file for models that read documents (qwen-long, qwen-doc).
+_IN_TEXT: Final = re.compile(r"fileid://([A-Za-z0-9._-]{1,128})", re.IGNORECASE)
+READERS: Final = ("qwen-long", "qwen-doc")
+
+
+def ids_in(messages: Any) -> list[str]:
+    """The ids of the files that the texts of some messages name, each once."""
+    found: dict[str, None] = {}
+    left = [messages]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            found.update(dict.fromkeys(_IN_TEXT.findall(value)))
+        elif isinstance(value, list):
+            left.extend(value)
+        elif isinstance(value, dict):
+            left.extend(value.values())
+    return list(found)
+
+
 def _id_of(value: Mapping[str, Any], what: str) -> str:
     id = text(value.get("id"))
     if not _ID.fullmatch(id):

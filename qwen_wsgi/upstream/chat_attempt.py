@@ -44,6 +44,8 @@ class ChatCall:
         pinned: the account that the client named, or "".
         conversation: computes the call's key for affinity.
         changed: what the translation from the client's dialect changed or dropped.
+        account_of_file: the name of the account that has a file of the client, by the file's id;
+            None for a file that it has not.
     """
 
     request: ChatRequest
@@ -52,6 +54,7 @@ class ChatCall:
     pinned: str = ""
     conversation: Callable[[], bytes] | None = None
     changed: tuple[str, ...] = ()
+    account_of_file: Callable[[str], str | None] = lambda id: None
 
     def evidence(self) -> bytes:
         """Names the request, see `affinity.evidence_of`."""

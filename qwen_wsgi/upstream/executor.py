@@ -10,11 +10,12 @@ from typing import Final, NamedTuple, TypeVar
 
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.errors import UpstreamError, forget_frames
+from qwen_wsgi.errors import BadRequest, NotFound, UpstreamError, forget_frames
 from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream
 from qwen_wsgi.protocol.chat.completion import combined
+from qwen_wsgi.protocol.files import READERS, ids_in
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.settings import Settings
@@ -112,6 +113,10 @@ class Executor:
             conversation=call.conversation,
             evidence=call.evidence,
         )
+        for route in plan.routes:
+            if route.model.startswith(READERS):
+                plan = _where_its_files_are(call, plan)
+                break
         return self._batch_chat.preferred(plan) if call.request.flex else plan
 
     def stream(self, call: ChatCall, plan: Plan) -> OpenStream:
@@ -278,6 +283,36 @@ def _at_half_price(plan: Plan, run: Callable[[Plan], T]) -> T:
             raise
         forget_frames(error)
     return run(plan.ordinary)
+
+
+def _where_its_files_are(call: ChatCall, plan: Plan) -> Plan:
+    """The plan for a call whose texts may name files: at the account that has them, if they are the
+    client's own. The account would read any file that it has.
+
+    Raises:
+        NotFound: one is not the client's.
+        BadRequest: no account that may answer has them all.
+    """
+    accounts = set()
+    for id in ids_in(call.request.body.get("messages")):
+        if (account := call.account_of_file(id)) is None:
+            raise NotFound(
+                f"No such File object: {id}. Files belong to the key that uploaded them through "
+                "this proxy.",
+                param="messages",
+                code="not_found",
+            )
+        accounts.add(account)
+    if not accounts:
+        return plan
+    routes = tuple(route for route in plan.routes if {route.account.name} == accounts)
+    if not routes:
+        raise BadRequest(
+            f"The files of this request are at {', '.join(sorted(accounts))}, and no account that "
+            "may answer it has all of them. Upload them to one (header x-qwen-account).",
+            param="messages",
+        )
+    return replace(plan, routes=routes)
 
 
 def _discard(asked: tuple[Route, OpenStream | ChatAnswer]) -> None:

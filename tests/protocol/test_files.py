@@ -56,3 +56,14 @@ def test_purposes() -> None:
     for purpose in ("vision", "evals", "x"):
         with pytest.raises(BadRequest):
             files.purpose_of(purpose)
+
+
+def test_files_that_messages_name() -> None:
+    messages = [
+        {"role": "system", "content": "fileid://file-fe-1,fileid://file-fe-2"},
+        {"role": "user", "content": [{"type": "text", "text": "FileID://a.b_c and fileid://"}]},
+        {"role": "user", "content": "fileid://file-fe-1"},
+    ]
+
+    assert sorted(files.ids_in(messages)) == ["a.b_c", "file-fe-1", "file-fe-2"]
+    assert files.ids_in(None) == []

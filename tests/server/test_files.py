@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,6 +147,42 @@ def test_a_file_that_was_not_uploaded_here_is_nobody_s(proxy: Proxy, sandbox: Sa
     for key in (ONE, TWO):
         with pytest.raises(openai.NotFoundError):
             sdk(proxy, key).files.content(theirs.id)
+
+
+@pytest.mark.parametrize("dialect", ["chat", "responses", "messages"])
+def test_a_model_reads_files_of_its_caller_alone(
+    proxy: Proxy, sandbox: Sandbox, dialect: str
+) -> None:
+    """The account would give it any file that it has."""
+    mine = sdk(proxy).files.create(file=("a.pdf", CONTENT), purpose="user_data")
+    # Written so that the bytes of the body do not show it.
+    named = json.dumps(f"fileid://{mine.id}").replace("fileid:/", "file\\u0069d:\\/")
+    said = '[{"role": "user", "content": "What does it say?"}]'
+    body = {
+        "chat": f'{{"model": "qwen-doc-turbo", "messages": [{{"role": "system", "content": {named}}}, '
+        + said[1:]
+        + "}",
+        "responses": f'{{"model": "qwen-doc-turbo", "instructions": {named}, "input": "What?"}}',
+        "messages": f'{{"model": "qwen-doc-turbo", "max_tokens": 9, "system": {named}, '
+        f'"messages": {said}}}',
+    }[dialect]
+    path = {"chat": "chat/completions"}.get(dialect, dialect)
+
+    def ask(key: str) -> int:
+        request = urllib.request.Request(
+            f"{proxy.base_url}/{path}",
+            body.encode(),
+            {"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=20) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert (ask(ONE), ask(TWO)) == (200, 404)
+    (chat,) = sandbox.chats
+    assert chat.body and f"fileid://{mine.id}" in json.loads(chat.body)["messages"][0]["content"]
 
 
 def test_files_are_known_after_a_restart(tmp_path: Path, sandbox: Sandbox) -> None:
