@@ -92,14 +92,19 @@ class LiveCall:
         self.watch = watch_client(self.environ)
         return parsed
 
-    def admit_upload(self) -> None:
-        """Admit a call whose body is passed on as it comes: only what is on its way is held.
+    def admit(self, *, upload: bool = False) -> None:
+        """Admit a call without a JSON body. Harmless when repeated.
+
+        Args:
+            upload: its body is passed on as it comes: only what is on its way is held.
 
         Raises:
             ApiError: 503.
         """
-        self.services.admission.enter(self.record.client_id, _UPLOAD_BYTES)
-        self.admitted, self.body_bytes = True, _UPLOAD_BYTES
+        if not self.admitted:
+            held = _UPLOAD_BYTES if upload else 0
+            self.services.admission.enter(self.record.client_id, held)
+            self.admitted, self.body_bytes = True, held
 
     def _take_bytes(self, count: int) -> None:
         """Take room for bytes that the request's head did not tell of."""

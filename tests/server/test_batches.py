@@ -13,6 +13,7 @@ from openai.types import Batch
 from qwen_wsgi.sandbox import Sandbox
 from tests.kit.proxy import UPSTREAM_KEY, Proxy, start
 from tests.kit.secrets import secret
+from tests.kit.servers import wait_until
 
 pytestmark = pytest.mark.server
 
@@ -209,6 +210,22 @@ def test_a_batch_whose_answer_is_lost_is_not_begun_again(
         assert told.value.status_code == status
         assert ("not known whether" in told.value.message) is not known
         assert posts(sandbox) == before + 1
+
+
+def test_a_batch_whose_client_leaves_is_its_own_all_the_same(
+    client: openai.OpenAI, sandbox: Sandbox
+) -> None:
+    """It would be billed, and nobody could get at it."""
+    file = client.files.create(file=("a", lines("/v1/chat/completions", "q")), purpose="batch")
+    sandbox.control(faults={"batches": "slow-first=1"})
+
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.3).batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+
+    sandbox.control(clear_faults=True)
+    wait_until(lambda: client.batches.list().data, "the batch is its client's")
 
 
 def test_a_throttle_is_waited_for(client: openai.OpenAI, sandbox: Sandbox) -> None:

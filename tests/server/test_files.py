@@ -158,10 +158,9 @@ def test_a_model_reads_files_of_its_caller_alone(
     # Written so that the bytes of the body do not show it.
     named = json.dumps(f"fileid://{mine.id}").replace("fileid:/", "file\\u0069d:\\/")
     said = '[{"role": "user", "content": "What does it say?"}]'
+    system = f'{{"role": "system", "content": {named}}}'
     body = {
-        "chat": f'{{"model": "qwen-doc-turbo", "messages": [{{"role": "system", "content": {named}}}, '
-        + said[1:]
-        + "}",
+        "chat": f'{{"model": "qwen-doc-turbo", "messages": [{system}, {said[1:]}}}',
         "responses": f'{{"model": "qwen-doc-turbo", "instructions": {named}, "input": "What?"}}',
         "messages": f'{{"model": "qwen-doc-turbo", "max_tokens": 9, "system": {named}, '
         f'"messages": {said}}}',

@@ -35,9 +35,15 @@ _AT_A_TIME: Final = 4
 
 @blueprint.post("/v1/batches")
 def create() -> Response:
-    """Begin a batch; the host checks the lines of its file later."""
+    """Begin a batch; the host checks the lines of its file later.
+
+    The host's answer is waited for even if the client is gone: a batch without an owner would be
+    billed all the same.
+    """
     call = lifecycle.live()
     wanted = protocol.batch_request(call.read_body())
+    if call.watch is not None:
+        call.watch.stop()
     objects = call.services.host_objects
     file = owned_by_client("file", wanted["input_file_id"], param="input_file_id")
     if objects.count("batch", call.owner) >= MOST_OF_OWNER:

@@ -38,7 +38,7 @@ def create() -> Response:
     """
     call = lifecycle.live()
     services, record = call.services, call.record
-    call.admit_upload()
+    call.admit(upload=True)
     plan = services.router.plan_files(pinned=generation.pinned_account(call.environ))
     _check_room(call)
     pieces = body.pieces(
@@ -88,8 +88,7 @@ def content(id: str) -> Response:
     """The bytes of a file, as they come from its account."""
     call = lifecycle.live()
     services, owned = call.services, owned_by_client("file", id)
-    call.services.admission.enter(call.record.client_id)
-    call.admitted = True
+    call.admit()
     call.watch = watch_client(call.environ)
     download = services.host_files.download(
         services.router.plan_files(owning=owned.account),
@@ -197,6 +196,7 @@ def ask(
         NotFound: the account does not have it any more.
         ApiError: the account did not answer, or refused.
     """
+    call.admit()
     services = call.services
     headers = generation.forwarded_headers(call.environ)
     plan = services.router.plan_files(owning=owned.account)
