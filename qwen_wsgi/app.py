@@ -21,6 +21,7 @@ from qwen_wsgi.api import (
     responses,
     status,
 )
+from qwen_wsgi.api.files import batches, files
 from qwen_wsgi.api.flask_app import Application
 from qwen_wsgi.api.media import images, rerank, speech
 from qwen_wsgi.api.websocket import route as websocket
@@ -60,6 +61,8 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
         images,
         speech,
         rerank,
+        files,
+        batches,
         health,
         status,
     ):

@@ -108,6 +108,21 @@ def has_native_api(family: Family) -> bool:
     return family in (Family.DASHSCOPE, Family.SANDBOX)
 
 
+#: Batch Chat takes the keys of this host alone (Model Studio's "Batch Chat", 2026-05).
+_BATCH_CHAT_OF: Final = "dashscope.aliyuncs.com"
+_BATCH_CHAT: Final = "https://batch.dashscope.aliyuncs.com/compatible-mode/v1"
+
+
+def batch_chat_url(base_url: str) -> str:
+    """The base URL of Batch Chat for the keys of a host; "" where there is none."""
+    return _BATCH_CHAT if urlsplit(base_url).hostname == _BATCH_CHAT_OF else ""
+
+
+def has_files(family: Family) -> bool:
+    """Whether hosts of a family have OpenAI's files and batches: those of plans have none."""
+    return family in (Family.DASHSCOPE, Family.SANDBOX)
+
+
 def origin_of(base_url: str) -> str:
     """Scheme and host of a base URL, behind which a host's native API is."""
     parts = urlsplit(base_url)

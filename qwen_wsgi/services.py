@@ -23,6 +23,7 @@ from qwen_wsgi.reporting import Reporting, notifier
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.connection_memory import ConnectionMemory
+from qwen_wsgi.state.host_objects import HostObjects
 from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.state.responses import ResponseStore
@@ -31,12 +32,14 @@ from qwen_wsgi.state.token_counts import TokenCounts
 from qwen_wsgi.state.workers import Workers
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.executor import Executor
+from qwen_wsgi.upstream.host_files import HostFiles
 from qwen_wsgi.upstream.http.download import Downloads
 from qwen_wsgi.upstream.http.transport import Transport
 from qwen_wsgi.upstream.retry import Retrier
 from qwen_wsgi.upstream.routing.account_status import AccountStatuses
 from qwen_wsgi.upstream.routing.accounts import AccountPool
 from qwen_wsgi.upstream.routing.affinity import Affinity
+from qwen_wsgi.upstream.routing.batch_chat import BatchChat
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
 from qwen_wsgi.upstream.routing.cooldown import Cooldowns
 from qwen_wsgi.upstream.routing.outcomes import Outcomes
@@ -150,6 +153,8 @@ class Services:
     transport: Transport
     ledger: Ledger
     responses: ResponseStore
+    host_objects: HostObjects
+    host_files: HostFiles
     token_counts: TokenCounts
     tasks: Tasks
     downloads: Downloads
@@ -174,6 +179,7 @@ class Services:
         drain_logins(self.discovery.logins(), self.clock)
         self.transport.close()
         self.responses.close()
+        self.host_objects.close()
         self.sandbox.close()
 
 
@@ -233,7 +239,15 @@ def build_services(
         notify=notifier(settings.environ.get("NOTIFY_SOCKET", "")),
     )
     retrier = Retrier(settings, router, pool, cooldowns, affinity, clock, outcomes=outcomes)
-    executor = Executor(settings, router, retrier, client, clock, RefusedInputs(files))
+    executor = Executor(
+        settings,
+        router,
+        retrier,
+        client,
+        clock,
+        RefusedInputs(files),
+        BatchChat(settings, pool),
+    )
     return Services(
         settings=settings,
         clock=clock,
@@ -261,6 +275,8 @@ def build_services(
             max_bytes=settings.responses_max_bytes,
             largest_history=settings.max_body_bytes,
         ),
+        host_objects=HostObjects(None if state_dir is None else state_dir / "files", clock),
+        host_files=HostFiles(retrier, client, idle_s=settings.idle_timeout_s),
         token_counts=TokenCounts(files),
         tasks=Tasks(client, clock),
         downloads=Downloads(settings, transport),

@@ -246,7 +246,7 @@ ROOMS: dict[str, list[list[str]]] = {
         ["files", "locks", "token"],
     ],
     "upstream": [
-        ["tokenizer"],
+        ["tokenizer", "host_files"],
         ["executor"],
         ["retry", "chat_attempt", "tasks"],
         ["client", "relay"],
@@ -262,9 +262,10 @@ ROOMS: dict[str, list[list[str]]] = {
 LARGE_ROOMS = {
     "api": 17,
     "doctor": 20,
+    "upstream/routing": 13,
     "protocol/chat": 13,
     "protocol/responses": 14,
-    "sandbox": 23,
+    "sandbox": 25,
 }
 MOST_FILES = 12
 

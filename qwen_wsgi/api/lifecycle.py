@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 #: Where Anthropic's API is, also for clients that do not name its version.
 _MESSAGES: Final = "/v1/messages"
 
+#: What an upload takes of the worker's memory: a few pieces on their way.
+_UPLOAD_BYTES: Final = 512 * 1024
+
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 #: The current request's; each greenlet has its own. Flask's `g` is a proxy of four Python calls.
@@ -107,6 +110,20 @@ class LiveCall:
         declared = min(int(self.environ.get("CONTENT_LENGTH") or 0), most)
         self.services.admission.enter(self.record.client_id, declared)
         self.admitted, self.body_bytes = True, declared
+
+    def admit(self, *, upload: bool = False) -> None:
+        """Admit a call without a JSON body. Harmless when repeated.
+
+        Args:
+            upload: its body is passed on as it comes: only what is on its way is held.
+
+        Raises:
+            ApiError: 503.
+        """
+        if not self.admitted:
+            held = _UPLOAD_BYTES if upload else 0
+            self.services.admission.enter(self.record.client_id, held)
+            self.admitted, self.body_bytes = True, held
 
     def _take_bytes(self, count: int) -> None:
         """Take room for bytes that the request's head did not tell of."""

@@ -18,6 +18,7 @@ ROUTES: Final = (
     *("chat", "completions", "embeddings", "models", "device", "token", "tokenizer"),
     *("generation", "synthesizer", "image-task", "tasks", "results"),
     *("multimodal-embeddings", "reranks", "native-rerank"),
+    *("files", "batches", "batch-chat"),
 )
 
 

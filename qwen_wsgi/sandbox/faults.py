@@ -216,6 +216,11 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
         ("no-length", "", _NET, "a result does not tell its length"),
         ("trickle", "number 0.1", _NET, "a result comes byte by byte, with pauses of that length"),
     ),
+    "files and batches": (
+        ("early", "", _NET,
+            "refuses an upload (with the refusal of the spec) before its body has come"),
+        ("slow-body", "number 0.1", _NET, "waits so many seconds before each piece of an upload"),
+    ),
     "token endpoint": (
         ("slow-before", "number 1", _OAUTH,
             "waits before the refresh token is spent; a client that leaves keeps it"),

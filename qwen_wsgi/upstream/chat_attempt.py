@@ -46,6 +46,8 @@ class ChatCall:
         conversation: computes the call's key for affinity.
         changed: what the translation from the client's dialect changed or dropped.
         size: shared by the parts of a call, whose answers become one; None for a call of one part.
+        account_of_file: the name of the account that has a file of the client, by the file's id;
+            None for a file that it has not.
     """
 
     request: ChatRequest
@@ -55,6 +57,7 @@ class ChatCall:
     conversation: Callable[[], bytes] | None = None
     changed: tuple[str, ...] = ()
     size: AnswerSize | None = None
+    account_of_file: Callable[[str], str | None] = lambda id: None
 
     def evidence(self) -> bytes:
         """Names the request, see `affinity.evidence_of`."""
@@ -231,6 +234,7 @@ class ChatAttempt:
             search=route.search,
             thinking=route.thinking,
             refused=self._refused_inputs.of(account.name, account.base_url, route.model),
+            flex=account.batch_wait_s is not None,
         )
         return adapt(call.request, target, self._options, stream=stream)
 

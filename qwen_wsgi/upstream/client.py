@@ -21,7 +21,14 @@ from qwen_wsgi.redaction import mask
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.failures import classify
 from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
-from qwen_wsgi.upstream.http.transport import ERROR_BODY_BYTES, FIRST_BYTE, Response, Transport
+from qwen_wsgi.upstream.http.http1 import StreamedBody
+from qwen_wsgi.upstream.http.transport import (
+    ERROR_BODY_BYTES,
+    FIRST_BYTE,
+    FLEX,
+    Response,
+    Transport,
+)
 from qwen_wsgi.upstream.native_stream import NativeStream
 from qwen_wsgi.upstream.open_stream import OpenStream, empty
 from qwen_wsgi.upstream.routing.accounts import token_of
@@ -91,7 +98,8 @@ class UpstreamClient:
                 record,
                 monotonic=self._clock.monotonic,
                 idle_s=self._settings.idle_timeout_s,
-                patience_s=self._settings.first_byte_timeout_s,
+                patience_s=account.batch_wait_s or self._settings.first_byte_timeout_s,
+                patience_by=FLEX if account.batch_wait_s else FIRST_BYTE,
                 sent_at=sent_at,
                 explain=partial(self._reported_error, account, token),
             )
@@ -129,9 +137,53 @@ class UpstreamClient:
         response, token = self._post(
             account, path, body, accepting, sent_at, request_id, at_origin=at_origin
         )
+        return self._json(response, account, token, sent_at)
+
+    def send(
+        self,
+        account: Account,
+        method: str,
+        path: str,
+        body: bytes | StreamedBody | None = None,
+        *,
+        headers: Mapping[str, str],
+        request_id: str = "",
+    ) -> JsonAnswer:
+        """Send any request, and read a whole JSON answer. A streamed body is sent once.
+
+        Raises:
+            ApiError: as `post_json`.
+        """
+        sent_at = self._clock.monotonic()
+        accepting = {**headers, "Accept": "application/json"}
+        response, token = self._post(
+            account, path, body, accepting, sent_at, request_id, method=method
+        )
+        return self._json(response, account, token, self._clock.monotonic())
+
+    def download(
+        self, account: Account, path: str, *, headers: Mapping[str, str], request_id: str = ""
+    ) -> Response:
+        """GET; the answer's body is left to the caller, who must close it.
+
+        Raises:
+            ApiError: no usable credential, no answer, or a refusal.
+        """
+        sent_at = self._clock.monotonic()
+        response, _ = self._post(account, path, None, headers, sent_at, request_id, method="GET")
+        return response
+
+    def _json(
+        self, response: Response, account: Account, token: AccessToken, sent_at: float
+    ) -> JsonAnswer:
+        """A whole JSON answer; the response is let go of.
+
+        Raises:
+            ApiError: it does not come, or is no JSON object.
+        """
         reader = BodyReader(response)
         try:
-            data = self._whole_body(reader, sent_at)
+            data = self._whole_body(account, reader, sent_at)
         finally:
             reader.close()
         value = _json_answer(response, data, account, token, self._clock.now())
@@ -211,11 +263,12 @@ class UpstreamClient:
         self,
         account: Account,
         path: str,
-        body: bytes,
+        body: bytes | StreamedBody | None,
         headers: Mapping[str, str],
         sent_at: float,
         request_id: str,
         *,
+        method: str = "POST",
         at_origin: bool = False,
     ) -> tuple[Response, AccessToken]:
         """Send; a response, with the token that got it, is returned only with status 200.
@@ -230,12 +283,15 @@ class UpstreamClient:
         if at_origin:
             token = replace(token, base_url=origin_of(token.base_url))
         if _PACKAGE_LOG.level <= logging.DEBUG:
-            _log_request(request_id, account, token, path, body)
-        wait_s = self._settings.first_byte_timeout_s
-        post = self._transport.post
-        response = post(token, path, body, headers=headers, read_timeout_s=wait_s)
+            _log_request(request_id, account, token, method, path, body)
+        wait_s = account.batch_wait_s or self._settings.first_byte_timeout_s
+        setting = FLEX if account.batch_wait_s else FIRST_BYTE
+        send = partial(
+            self._transport.send, method, path=path, body=body, headers=headers, setting=setting
+        )
+        response = send(token, read_timeout_s=wait_s)
         renewable = account.credential.renewable
-        if response.status_code == 401 and renewable:
+        if response.status_code == 401 and renewable and isinstance(body, bytes | None):
             # The access token may have been revoked, or refreshed by another process. Once, and
             # with another token: a second 401 is no expiry.
             self._error_body(response)
@@ -243,9 +299,9 @@ class UpstreamClient:
             if at_origin:
                 token = replace(token, base_url=origin_of(token.base_url))
             if _PACKAGE_LOG.level <= logging.DEBUG:
-                _log_request(request_id, account, token, path, body)
+                _log_request(request_id, account, token, method, path, body)
             wait_s = max(sent_at + wait_s - self._clock.monotonic(), 0.001)
-            response = post(token, path, body, headers=headers, read_timeout_s=wait_s)
+            response = send(token, read_timeout_s=wait_s)
         if response.status_code == 200:
             if renewable:
                 account.credential.answered(token)
@@ -263,7 +319,7 @@ class UpstreamClient:
             token_of(account, rejected=token.value)  # raises what it means, and remembers it
         raise error
 
-    def _whole_body(self, reader: BodyReader, sent_at: float) -> bytes:
+    def _whole_body(self, account: Account, reader: BodyReader, sent_at: float) -> bytes:
         """The body of a whole answer, within the time for all of it.
 
         Args:
@@ -272,9 +328,10 @@ class UpstreamClient:
         Raises:
             UpstreamError: it is too large, too slow or broken.
         """
-        whole_s = self._settings.first_byte_timeout_s
+        whole_s = account.batch_wait_s or self._settings.first_byte_timeout_s
         left_s = sent_at + whole_s - self._clock.monotonic()
-        return self._transport.read_all(reader, left_s, timeout_s=whole_s, setting=FIRST_BYTE)
+        setting = FLEX if account.batch_wait_s else FIRST_BYTE
+        return self._transport.read_all(reader, left_s, timeout_s=whole_s, setting=setting)
 
     def _error_body(self, response: Response) -> bytes:
         """The body of a refusal, as far as it comes."""
@@ -304,7 +361,7 @@ class UpstreamClient:
     ) -> bytes:
         """The events of an upstream that answered a stream request with a whole completion."""
         assert stream.reader is not None
-        data = self._whole_body(stream.reader, sent_at)
+        data = self._whole_body(account, stream.reader, sent_at)
         completion = _json_answer(response, data, account, token, self._clock.now())
         events = b"".join(chat.chunks_of(completion, with_usage=True)) + sse.DONE
         first = stream.chunks.feed(events)
@@ -315,7 +372,12 @@ class UpstreamClient:
 
 
 def _log_request(
-    request_id: str, account: Account, token: AccessToken, path: str, body: bytes
+    request_id: str,
+    account: Account,
+    token: AccessToken,
+    method: str,
+    path: str,
+    body: bytes | StreamedBody | None,
 ) -> None:
     """Log where a request goes and where its token is from; neither the token nor the body."""
     fields = {
@@ -324,8 +386,8 @@ def _log_request(
         "token_from": account.origin,
         "token": mask(token.value) if token.value else "none",
         "base_url": token.base_url,
-        "request": f"POST {path}",
-        "bytes": len(body),
+        "request": f"{method} {path}",
+        "bytes": len(body) if isinstance(body, bytes) else 0,
     }
     _log.debug("upstream request", extra={"fields": fields})
 

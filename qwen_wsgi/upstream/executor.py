@@ -6,16 +6,17 @@ import random
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.errors import ApiError, UpstreamError, forget_frames
+from qwen_wsgi.errors import ApiError, BadRequest, NotFound, UpstreamError, forget_frames
 from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.answer_text import AnswerSize
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream
 from qwen_wsgi.protocol.chat.completion import combined
+from qwen_wsgi.protocol.files import READERS, ids_in
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.settings import Settings
@@ -25,14 +26,21 @@ from qwen_wsgi.upstream.client import JsonAnswer, UpstreamClient
 from qwen_wsgi.upstream.native_stream import NativeStream
 from qwen_wsgi.upstream.open_stream import OpenStream
 from qwen_wsgi.upstream.retry import Retrier
+from qwen_wsgi.upstream.routing.accounts import MODEL_DENIED, MODEL_NOT_FOUND
+from qwen_wsgi.upstream.routing.batch_chat import BatchChat
 from qwen_wsgi.upstream.routing.limiter import Slot
 from qwen_wsgi.upstream.routing.router import Plan, Route, Router
+
+T = TypeVar("T")
 
 #: Seeds that Model Studio takes.
 _SEEDS: Final = 2**31
 
 #: Causes of a failure after which the upstream may have done what it was asked for.
 _LOST: Final = frozenset({"timeout", "closed", "broken", "empty"})
+
+#: Causes (`failures.causes`) that mean that Batch Chat does not serve a model.
+_NO_SUCH_MODEL: Final = frozenset({MODEL_NOT_FOUND, MODEL_DENIED, "not_found", "wrong_address"})
 
 #: Requests of one call that are under way at a time. Model Studio counts 30 a second for
 #: text-embedding-v4; four at a time stay below that and make 200 as quick as 50.
@@ -100,7 +108,9 @@ class Executor:
         client: UpstreamClient,
         clock: Clock,
         refused_inputs: RefusedInputs,
+        batch_chat: BatchChat,
     ) -> None:
+        self._batch_chat = batch_chat
         self._router = router
         self._retrier = retrier
         self._client = client
@@ -115,12 +125,17 @@ class Executor:
         Raises:
             ApiError: none may.
         """
-        return self._router.plan(
+        plan = self._router.plan(
             call.request.model,
             pinned=call.pinned,
             conversation=call.conversation,
             evidence=call.evidence,
         )
+        for route in plan.routes:
+            if route.model.startswith(READERS):
+                plan = _where_its_files_are(call, plan)
+                break
+        return self._batch_chat.preferred(plan) if call.request.flex else plan
 
     def stream(self, call: ChatCall, plan: Plan) -> OpenStream:
         """Open a chat stream whose first event has arrived; its owner must close it.
@@ -130,6 +145,8 @@ class Executor:
         Raises:
             ApiError: no account answered; nothing was sent to the client yet.
         """
+        if plan.ordinary is not None:
+            return _at_half_price(plan, lambda each: self.stream(call, each))
         hide_usage = not call.request.wants_usage
         if (count := self._choices(call, plan)) > 1:
             answer = self._several(call, plan, count)
@@ -147,6 +164,8 @@ class Executor:
         Raises:
             ApiError: no account answered, or the answer broke off.
         """
+        if plan.ordinary is not None:
+            return _at_half_price(plan, lambda each: self.complete(call, each))
         if (count := self._choices(call, plan)) > 1:
             return self._several(call, plan, count)
 
@@ -321,6 +340,51 @@ def _ask_no_more(error: UpstreamError) -> None:
     error.failure = replace(error.failure, retry=False, elsewhere=False)
     error.should_retry = False
     error.message += " The work may have been done, and billed, so it was not asked for again."
+
+
+def _at_half_price(plan: Plan, run: Callable[[Plan], T]) -> T:
+    """Run a call at Batch Chat, or as usual if no account there has the model.
+
+    No other failure leads to the full price, which the client did not ask for.
+    """
+    assert plan.ordinary is not None
+    try:
+        return run(replace(plan, ordinary=None))
+    except UpstreamError as error:
+        if error.failure is None or error.failure.cause not in _NO_SUCH_MODEL:
+            raise
+        forget_frames(error)
+    return run(plan.ordinary)
+
+
+def _where_its_files_are(call: ChatCall, plan: Plan) -> Plan:
+    """The plan for a call whose texts may name files: at the account that has them, if they are the
+    client's own. The account would read any file that it has.
+
+    Raises:
+        NotFound: one is not the client's.
+        BadRequest: no account that may answer has them all.
+    """
+    accounts = set()
+    for id in ids_in(call.request.body.get("messages")):
+        if (account := call.account_of_file(id)) is None:
+            raise NotFound(
+                f"No such File object: {id}. Files belong to the key that uploaded them through "
+                "this proxy.",
+                param="messages",
+                code="not_found",
+            )
+        accounts.add(account)
+    if not accounts:
+        return plan
+    routes = tuple(route for route in plan.routes if {route.account.name} == accounts)
+    if not routes:
+        raise BadRequest(
+            f"The files of this request are at {', '.join(sorted(accounts))}, and no account that "
+            "may answer it has all of them. Upload them to one (header x-qwen-account).",
+            param="messages",
+        )
+    return replace(plan, routes=routes)
 
 
 def _discard(asked: tuple[Route, OpenStream | ChatAnswer]) -> None:

@@ -140,7 +140,7 @@ class AccountPool:
 
     def priority(self, account: Account) -> int:
         """Its place among the accounts; a lower one is asked first."""
-        return self._priorities[account.name]
+        return self._priorities.get(account.name, 0)
 
     def limiter(self, account: Account) -> Limiter:
         """The account's slots in this worker."""
@@ -218,6 +218,8 @@ def _payer(account: Account) -> str:
     Two other keys may belong to one Alibaba account as well, which only their owner knows.
     """
     credential = account.credential
+    if account.batch_wait_s is not None:
+        return f"batch chat {account.name}"  # its limits are its own
     if isinstance(credential, StaticKey) and credential.key:
         if found := _WORKSPACE_KEY.match(credential.key):
             return f"workspace {found[1]}"

@@ -120,7 +120,7 @@ def failure(
 ) -> UpstreamError:
     token = AccessToken("", server.url, None)
     with pytest.raises(UpstreamError) as caught:
-        transport.post(token, "/chat", b"{}", headers={}, read_timeout_s=read_timeout_s)
+        transport.send("POST", token, "/chat", b"{}", headers={}, read_timeout_s=read_timeout_s)
     return caught.value
 
 
@@ -163,13 +163,13 @@ def test_interim_responses_without_an_end_are_no_answer(transport: Transport) ->
         assert failure(transport, server).code == "upstream_unreachable"
     with RawServer(INTERIM * 10 + whole(b"{}")) as server:
         token = AccessToken("", server.url, None)
-        transport.post(token, "/chat", b"{}", headers={}, read_timeout_s=5).close()
+        transport.send("POST", token, "/chat", b"{}", headers={}, read_timeout_s=5).close()
 
 
 def test_a_whole_answer_that_trickles_is_cut_at_the_settings_time(transport: Transport) -> None:
     with RawServer(repeating(head(content_length="1000"), b"x", 0.05)) as server:
         token = AccessToken("", server.url, None)
-        response = transport.post(token, "/chat", b"{}", headers={}, read_timeout_s=5)
+        response = transport.send("POST", token, "/chat", b"{}", headers={}, read_timeout_s=5)
         reader = BodyReader(response)
         with pytest.raises(UpstreamError, match=r"complete within 9 s \(QWEN_X of") as caught:
             transport.read_all(reader, 0.5, timeout_s=9, setting="QWEN_X")
