@@ -4,10 +4,11 @@
 #   HOST= PORT= ...           settings for `make run`: any that `qwen-proxy settings` lists
 #   NAME= TLS=                the address of the site that `make install` sets up, and
 #   DESTDIR= PREFIX=          where it puts the files, see docs/operations.md
+#   UPGRADE=0                 `make install` keeps the dependencies that are there
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test fast pythons lowest lint fix bench install uninstall clean
+.PHONY: help run test fast clients pythons lowest lint fix bench install uninstall clean
 
 # Relative, so that the path of the checkout may contain spaces.
 python := .venv/bin/python
@@ -18,7 +19,7 @@ pytest = $(python) -m pytest $(parallel) $(ARGS)
 # Of the tests without servers, as a whole: for a part of them it says nothing.
 floor = $(if $(ARGS),,--cov=qwen_wsgi --cov-report= --cov-fail-under=95)
 
-export PYTHON DESTDIR PREFIX PURGE NAME TLS
+export PYTHON DESTDIR PREFIX PURGE NAME TLS UPGRADE
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +35,10 @@ test: lint ## format, lint, types and all tests
 fast: ## the tests that start no servers (ARGS="-k name -x" goes to pytest)
 	@sh install/venv.sh dev
 	@$(pytest) -m "not server" $(floor)
+
+clients: ## install the real clients into .clients (1.5 GB of npm packages), and run their tests
+	@sh install/venv.sh dev
+	@sh install/clients.sh -n 2 $(ARGS)
 
 pythons: ## the same on every Python of this machine between those of `test` and `lowest`
 	@sh install/venv.sh dev
@@ -64,6 +69,6 @@ install: ## as root: service, nginx site and /etc/qwen-proxy; starts nothing
 uninstall: ## as root: undo `make install`; PURGE=1 also removes settings and state
 	@sh install/uninstall.sh
 
-clean: ## remove .venv, .venv-*, caches and build products
-	rm -rf .venv .venv-* qwen_wsgi/_version.py build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
+clean: ## remove .venv, .venv-*, .clients, caches and build products
+	rm -rf .venv .venv-* .clients qwen_wsgi/_version.py build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

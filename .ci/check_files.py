@@ -21,8 +21,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_BYTES = 512 * 1024
-#: What upstreams sent, byte by byte.
-AS_RECORDED = (".sse",)
+#: What upstreams sent, and what a search found, byte by byte.
+AS_RECORDED = (".sse", ".bin")
 _MERGE_MARKS = (b"<" * 7 + b" ", b">" * 7 + b" ", b"|" * 7 + b" ")
 
 

@@ -10,6 +10,7 @@
 #                            system changes, root is not needed, and the tree works when its content
 #                            is moved to /
 #   PYTHON=/usr/bin/python3  the Python for the virtual environment
+#   UPGRADE=0                keep the dependencies, and pip, as far as setup.cfg allows what is there
 #
 # NAME and TLS are remembered (/etc/qwen-proxy/site). It starts nothing, and keeps the operator's
 # changes: the environment file, an edited nginx site, a removed link in sites-enabled.
@@ -45,6 +46,10 @@ case $prefix in
 esac
 case $prefix in
 *[!A-Za-z0-9/._+-]*) fail "PREFIX may contain only letters, digits and / . _ + -, not '$prefix'." ;;
+esac
+case ${UPGRADE-} in
+'' | 0 | 1) ;;
+*) fail "UPGRADE must be 0 (keep the dependencies) or 1, not '$UPGRADE'." ;;
 esac
 name=${NAME:-$(remembered NAME)}
 tls=${TLS:-$(remembered TLS)}
@@ -93,12 +98,23 @@ done
 pip() {
     PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore "$venv/bin/python" -m pip "$@"
 }
-# setuptools is installed into the environment, so that an upgrade with unchanged dependencies needs
-# no network.
-if ! { pip install --quiet 'setuptools >= 78.1.1' &&
-    pip install --quiet --no-build-isolation "$build[pdf]"; }; then
-    fail "pip could not install the packages (see its message above); it needs PyPI or a mirror." \
-        "nothing else was changed."
+# setuptools is installed into the environment, so that nothing unpinned takes part in the build, and
+# an upgrade with unchanged dependencies needs no network.
+ours() { pip install --quiet --no-build-isolation "$@"; }
+# Without an index pip takes what is there, or refuses.
+if [ "${UPGRADE-}" = 0 ] && ours --no-index "$build[pdf]" 2>/dev/null; then
+    say "Kept the dependencies (UPGRADE=0); sudo qwen-proxy doctor names those that are outdated."
+else
+    [ "${UPGRADE-}" != 0 ] || say "UPGRADE=0 cannot be followed: what is there does not suffice."
+    # pip first, so that the new one installs the rest. All files are checked before any is installed.
+    pinned=$build/qwen_wsgi/constraints.txt
+    sed -n '/^pip==/,/[^\\]$/p' "$pinned" >"$build/pip.txt"
+    if ! { pip install --quiet --require-hashes -r "$build/pip.txt" &&
+        pip install --quiet --require-hashes -r "$pinned" &&
+        ours --no-deps "$build"; }; then
+        fail "pip could not install the packages (see its message above); it needs PyPI or a mirror." \
+            "nothing else was changed."
+    fi
 fi
 # The command tells its users to call it through sudo (qwen_wsgi/cli/invocation.py).
 : >"$venv/qwen-proxy-installed"

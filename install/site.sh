@@ -35,8 +35,11 @@ address() {
 server_names() {
     found="$1 localhost"
     if [ -z "$2" ]; then
-        found="$found $(hostname 2>/dev/null) $(hostname -f 2>/dev/null)"
-        [ -z "${3-}" ] || found="$found $(hostname -I 2>/dev/null)"
+        # `hostname -f` fails where nothing resolves the machine's own name.
+        for option in '' -f ${3:+-I}; do
+            # shellcheck disable=SC2086  # nothing, or one option
+            found="$found $(hostname $option 2>/dev/null || true)"
+        done
     fi
     [ -z "${3-}" ] || found="$found 127.0.0.1"
     seen=' '

@@ -50,14 +50,14 @@ constraints=$venv/constraints.txt
 : >"$constraints"
 package='.[pdf]'
 [ "$what" = run ] || package='.[dev]'
-[ "$what" != lowest ] || "$python" -B install/lowest.py >"$constraints"
+[ "$what" != lowest ] || "$python" -B install/requirements.py lowest >"$constraints"
 echo "Installing the packages that setup.cfg names into $venv ..." >&2
 pip() {
     PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_CONSTRAINT=$constraints \
         "$venv/bin/python" -m pip "$@"
 }
 # setuptools goes into $venv itself, so that a later run needs no network to build the package.
-if ! { pip install --quiet 'setuptools >= 78.1.1' &&
+if ! { pip install --quiet --upgrade pip 'setuptools >= 78.1.1' &&
     pip install --quiet --no-build-isolation --editable "$package"; }; then
     echo "qwen-proxy: pip could not install them (see its message above); it needs PyPI or a mirror." >&2
     exit 1

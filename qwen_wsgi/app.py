@@ -21,8 +21,9 @@ from qwen_wsgi.api import (
     responses,
     status,
 )
+from qwen_wsgi.api.files import batches, files
 from qwen_wsgi.api.flask_app import Application
-from qwen_wsgi.api.media import images, videos
+from qwen_wsgi.api.media import images, rerank, speech, videos
 from qwen_wsgi.api.websocket import route as websocket
 from qwen_wsgi.services import Services, build_services, configure_logs
 from qwen_wsgi.settings import Settings
@@ -59,6 +60,10 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
         embeddings,
         images,
         videos,
+        speech,
+        rerank,
+        files,
+        batches,
         health,
         status,
     ):

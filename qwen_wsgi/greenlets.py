@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
-import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -18,6 +18,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 import gevent
 from gevent import monkey
 from gevent.lock import BoundedSemaphore
+from gevent.threadpool import ThreadPool
 
 from qwen_wsgi.errors import ClientGone
 
@@ -107,6 +108,10 @@ def readable_now(source: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
+#: How long one source may be read without a pause for the others.
+_FAIR_S: Final = 0.02
+
+
 class TimedReads:
     """Reads of one socket, each broken off with a TimeoutError after `timeout_s` of silence.
 
@@ -114,7 +119,7 @@ class TimedReads:
     one repeating timer serves them all, started anew by one C call, and one watcher stays armed,
     which together saves a quarter of what a chunk costs (benchmarks). After a read that did not
     fill its buffer the socket is empty, so the next one waits first instead of asking the kernel in
-    vain.
+    vain. A source that always has more does not keep the loop for itself.
 
     One greenlet reads; `stop` on every exit. Without gevent's patching it is a socket timeout.
     """
@@ -133,6 +138,7 @@ class TimedReads:
         "_source",
         "_straight",
         "_timer",
+        "_yielded_at",
         "timeout_s",
     )
 
@@ -154,6 +160,7 @@ class TimedReads:
         self._io = self._loop.io(source.fileno(), _READ)
         self._park = hub.switch
         self._armed = self._empty = self._parked = False
+        self._yielded_at = time.monotonic()
         self._ring: Any = self._rings
         self._start_timer()
 
@@ -219,6 +226,10 @@ class TimedReads:
                 self._empty = True
                 continue
             self._empty = len(data) < size
+            if not self._empty and time.monotonic() - self._yielded_at > _FAIR_S:
+                self._reader = None  # what it has read must not be lost by a timeout
+                let_others_run()
+                self._yielded_at = time.monotonic()
             return data
 
     def stop(self) -> None:
@@ -294,8 +305,10 @@ class Task(Generic[T]):
             self._greenlet.kill(block=False)
 
 
-#: One at a time: two would share the interpreter's lock, and hold twice as much memory.
-_APART: Final = threading.Lock()
+@functools.cache
+def _thread_apart() -> ThreadPool:
+    """One thread: two would share the interpreter's lock, and hold twice as much memory."""
+    return ThreadPool(1)
 
 
 def apart(work: Callable[[], T]) -> T:
@@ -303,22 +316,37 @@ def apart(work: Callable[[], T]) -> T:
 
     Ten bodies of 60 MB that arrive together would otherwise be parsed in one round of the loop, and
     all other clients would wait for the sum. The thread shares the interpreter with the loop, which
-    gets its turn every five milliseconds except within one call of C.
+    gets its turn every five milliseconds except within one call of C. It does one work at a time,
+    and ends it also for a caller that has left, before it begins the next.
 
     Raises:
         Exception: what the work raises.
     """
     if not monkey.is_module_patched("socket"):
         return work()
-    with _APART:
-        result: T = gevent.get_hub().threadpool.apply(work)
-        return result
+    found = _thread_apart().apply(functools.partial(_outcome, work))
+    if isinstance(found, tuple):
+        return found[0]
+    try:
+        raise found
+    finally:
+        del found  # its traceback has this frame, and they would keep the work's arguments
+
+
+def _outcome(work: Callable[[], T]) -> tuple[T] | Exception:
+    """The result or the error of some work. gevent would print an error that leaves its thread,
+    with the work's arguments: a refused body would be in the log, all of it."""
+    try:
+        return (work(),)
+    except Exception as error:
+        return error
 
 
 def let_others_run() -> None:
-    """Let the loop run once."""
+    """Let the loop run once, and see what has arrived on all sockets."""
     if monkey.is_module_patched("socket"):
-        gevent.sleep(0)
+        # Of 0 the loop makes a callback, of which it runs up to 50 before it looks at a socket.
+        gevent.sleep(1e-6)
 
 
 def in_order(works: Iterable[Callable[[], T]], *, at_a_time: int) -> Iterator[T]:

@@ -102,9 +102,24 @@ def openai_base_url(base_url: str) -> str:
     return base_url
 
 
-def has_tokenizer(family: Family) -> bool:
-    """Whether hosts of a family may have Model Studio's native tokenizer: those of plans and the
-    portal have none."""
+def has_native_api(family: Family) -> bool:
+    """Whether hosts of a family may have all of Model Studio's native API: those of plans and the
+    portal have a few routes of it, or none."""
+    return family in (Family.DASHSCOPE, Family.SANDBOX)
+
+
+#: Batch Chat takes the keys of this host alone (Model Studio's "Batch Chat", 2026-05).
+_BATCH_CHAT_OF: Final = "dashscope.aliyuncs.com"
+_BATCH_CHAT: Final = "https://batch.dashscope.aliyuncs.com/compatible-mode/v1"
+
+
+def batch_chat_url(base_url: str) -> str:
+    """The base URL of Batch Chat for the keys of a host; "" where there is none."""
+    return _BATCH_CHAT if urlsplit(base_url).hostname == _BATCH_CHAT_OF else ""
+
+
+def has_files(family: Family) -> bool:
+    """Whether hosts of a family have OpenAI's files and batches: those of plans have none."""
     return family in (Family.DASHSCOPE, Family.SANDBOX)
 
 

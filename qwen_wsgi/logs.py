@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, TextIO
 
-from qwen_wsgi.redaction import Redaction
+from qwen_wsgi.redaction import DISCOVERED, Redaction
 
 #: Characters of a message, which may quote what came from outside.
 _LONGEST_MESSAGE: Final = 4000
@@ -44,7 +44,8 @@ class Formatter(logging.Formatter):
         fields: dict[str, Any] = getattr(record, "fields", {})
         message = record.getMessage()
         if len(message) > _LONGEST_MESSAGE:
-            message = message[:_LONGEST_MESSAGE] + "…"
+            # Before it is cut: half a secret is not recognized.
+            message = self._redaction.redact(message)[:_LONGEST_MESSAGE] + "…"
         trace = self.formatException(record.exc_info) if record.exc_info else ""
         second = int(record.created)
         if second != self._second[0]:
@@ -126,7 +127,7 @@ def configure(
     """
     handler = _Handler(stream or sys.stderr)
     journal = is_journal(environ or {}, handler.stream)
-    handler.setFormatter(Formatter(style, Redaction(secrets), journal=journal))
+    handler.setFormatter(Formatter(style, Redaction(secrets, DISCOVERED), journal=journal))
     root = logging.getLogger("qwen_wsgi")
     root.handlers[:] = [handler]
     root.setLevel(level)

@@ -12,6 +12,11 @@ SHOWN_SECRET_CHARS: Final = 4
 
 #: A shorter value is not searched for: it would be found in half of all words.
 _SEARCHED_CHARS: Final = 6
+#: One of an account that has so many is searched for as a word in what its upstream says.
+_ALONE_CHARS: Final = 4
+
+#: How many secrets are remembered; a login has some new ones a day.
+_REMEMBERED: Final = 2000
 
 #: What looks like a secret: bearer tokens, vendors' API keys, and JSON web tokens. The first group
 #: stays readable. A token ends before a quote or a backslash, so that masked JSON stays JSON.
@@ -52,23 +57,66 @@ def names_secret(variable: str) -> bool:
     return variable.endswith(_SECRET_NAMES)
 
 
+class Secrets:
+    """Secrets that this process has read: keys, tokens, and those that followed them."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, None] = {}
+        #: What is searched for, the longest first; replaced as a whole, because threads read it.
+        self.searched: tuple[str, ...] = ()
+
+    def add(self, *secrets: str | None) -> None:
+        """Add some; of thousands the oldest are forgotten."""
+        new = [each for each in secrets if each and each not in self._known]
+        if not new:
+            return
+        self._known.update(dict.fromkeys(new))
+        for old in list(self._known)[:-_REMEMBERED]:
+            del self._known[old]
+        self.searched = tuple(searched(self._known))
+
+
+#: Those that credentials were made of, wherever they were found. They add themselves.
+DISCOVERED: Final = Secrets()
+
+
+def searched(secrets: Iterable[str]) -> list[str]:
+    """What to search for of some secrets, the longest first."""
+    known = {each for each in secrets if len(each) >= _SEARCHED_CHARS}
+    # Also as JSON writes them: fields are escaped before the line is searched.
+    known |= {json.dumps(each)[1:-1] for each in known}
+    return sorted(known, key=len, reverse=True)
+
+
+def mask_all(text: str, secrets: Iterable[str]) -> str:
+    """Mask some secrets whatever they look like, and everything that looks like one.
+
+    One that is too short to be found in a text is masked where it stands alone.
+    """
+    secrets = tuple(secrets)
+    for secret in searched(secrets):
+        text = text.replace(secret, mask(secret))
+    for secret in secrets:
+        if _ALONE_CHARS <= len(secret) < _SEARCHED_CHARS and secret in text:
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", mask(secret), text)
+    return mask_lookalikes(text)
+
+
 class Redaction:
     """Masks known secrets, and what looks like one: the last line of defence, not the first.
 
     Args:
-        secrets: values known at start. Tokens that are read later are recognized by their look, or
-            never reach a log because their types mask themselves.
+        secrets: values known at start.
+        discovered: those that are read later.
     """
 
-    def __init__(self, secrets: Iterable[str] = ()) -> None:
-        known = {s for s in secrets if len(s) >= _SEARCHED_CHARS}
-        # Also as JSON writes them: fields are escaped before the line is searched.
-        known |= {json.dumps(s)[1:-1] for s in known}
-        self._secrets = sorted(known, key=len, reverse=True)
+    def __init__(self, secrets: Iterable[str] = (), discovered: Secrets | None = None) -> None:
+        self._secrets = searched(secrets)
+        self._discovered = Secrets() if discovered is None else discovered
 
     def redact(self, text: str) -> str:
         """The text with each secret replaced by its mask."""
-        for secret in self._secrets:
+        for secret in (*self._secrets, *self._discovered.searched):
             if secret in text:
                 text = text.replace(secret, mask(secret))
         return mask_lookalikes(text)

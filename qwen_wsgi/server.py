@@ -27,7 +27,7 @@ from gunicorn.workers.base import Worker
 from gunicorn.workers.ggevent import GeventWorker
 
 from qwen_wsgi import logs
-from qwen_wsgi.redaction import Redaction
+from qwen_wsgi.redaction import DISCOVERED, Redaction
 from qwen_wsgi.settings import Settings, with_command
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def log_class(settings: Settings) -> type[Logger]:
     class ServerLog(Logger):
         def setup(self, cfg: Any) -> None:
             super().setup(cfg)
-            redaction = Redaction((*settings.all_client_keys, settings.upstream_api_key))
+            secrets = (*settings.all_client_keys, settings.upstream_api_key)
+            redaction = Redaction(secrets, DISCOVERED)
             journal = logs.is_journal(settings.environ, sys.stderr)
             for handler in self.error_log.handlers:
                 handler.setFormatter(
@@ -100,6 +101,7 @@ class ClientSocket:
     __slots__ = (
         "_body_timeout_s",
         "_head",
+        "_read_s",
         "_send",
         "_sock",
         "answered",
@@ -119,6 +121,8 @@ class ClientSocket:
         self.answered = self.is_unread = False
         #: Monotonic time by which the body has to be there; None before it is waited for.
         self.deadline_s: float | None = None
+        #: When the last read of it ended.
+        self._read_s = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
@@ -192,6 +196,9 @@ class ClientSocket:
         if self.deadline_s is None:
             seconds = _length_of(self.request) / _SLOWEST_BYTES_PER_S
             self.deadline_s = now_s + self._body_timeout_s + seconds
+        else:
+            # An upload waits for a slow upstream in between: that is not the client's time.
+            self.deadline_s += now_s - self._read_s
         left_s = min(self._body_timeout_s, self.deadline_s - now_s)
         if left_s <= 0:
             raise TimeoutError("the body is too slow")
@@ -200,6 +207,7 @@ class ClientSocket:
             data: bytes = self._sock.recv(size, *flags)
         finally:
             self._sock.settimeout(None)
+            self._read_s = time.monotonic()
         if not data and self.is_stopping:
             raise ConnectionAbortedError("the server is stopping")
         if self.request.body.reader.__class__ is ChunkedReader:

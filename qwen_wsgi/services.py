@@ -23,21 +23,25 @@ from qwen_wsgi.reporting import Reporting, notifier
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.connection_memory import ConnectionMemory
+from qwen_wsgi.state.host_objects import HostObjects
 from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.state.responses import ResponseStore
+from qwen_wsgi.state.shared_files import SharedFiles
 from qwen_wsgi.state.state_key import StateKey
 from qwen_wsgi.state.token_counts import TokenCounts
 from qwen_wsgi.state.videos import VideoStore
 from qwen_wsgi.state.workers import Workers
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.executor import Executor
+from qwen_wsgi.upstream.host_files import HostFiles
 from qwen_wsgi.upstream.http.download import Downloads
 from qwen_wsgi.upstream.http.transport import Transport
 from qwen_wsgi.upstream.retry import Retrier
 from qwen_wsgi.upstream.routing.account_status import AccountStatuses
 from qwen_wsgi.upstream.routing.accounts import AccountPool
 from qwen_wsgi.upstream.routing.affinity import Affinity
+from qwen_wsgi.upstream.routing.batch_chat import BatchChat
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
 from qwen_wsgi.upstream.routing.cooldown import Cooldowns
 from qwen_wsgi.upstream.routing.outcomes import Outcomes
@@ -74,7 +78,7 @@ class SandboxHost:
         with self._lock:
             if self._sandbox is None:
                 # A visible pace for people; tests that need speed run their own sandbox.
-                self._sandbox = Sandbox(chunk_interval_s=0.03).start()
+                self._sandbox = Sandbox(chunk_interval_s=0.03, private=True).start()
             return self._sandbox.base_url
 
     def close(self) -> None:
@@ -89,13 +93,17 @@ class Maintenance:
     """Keeps the logins of an idle proxy fresh, so that the first call after a night need not wait;
     and reports what the worker does.
 
-    Accounts that were refused are tried again as well.
+    Accounts that were refused are tried again as well, and shared files that were removed are begun
+    anew.
 
     One thread per worker; which worker renews a login is settled by the login's locks.
     """
 
-    def __init__(self, discovery: Discovery, trials: Trials, reporting: Reporting) -> None:
+    def __init__(
+        self, discovery: Discovery, files: SharedFiles, trials: Trials, reporting: Reporting
+    ) -> None:
         self._discovery = discovery
+        self._files = files
         self._trials = trials
         self._reporting = reporting
         self._stop = threading.Event()
@@ -113,6 +121,7 @@ class Maintenance:
         self._guarded(self._reporting.report)
         while not self._stop.wait(MAINTENANCE_S):
             self._guarded(self._maintain_logins)
+            self._guarded(self._files.look_after)
             self._guarded(self._trials.run)
             self._guarded(self._reporting.report)
 
@@ -148,6 +157,8 @@ class Services:
     transport: Transport
     ledger: Ledger
     responses: ResponseStore
+    host_objects: HostObjects
+    host_files: HostFiles
     token_counts: TokenCounts
     state_key: StateKey
     videos: VideoStore
@@ -177,6 +188,7 @@ class Services:
         self.transport.close()
         self.responses.close()
         self.videos.close()
+        self.host_objects.close()
         self.sandbox.close()
 
 
@@ -216,12 +228,12 @@ def build_services(
     clock = clock or SystemClock()
     sandbox = SandboxHost()
     discovery = Discovery(settings, clock, look_every_s=LOOK_EVERY_S)
-    told, copy = (state_dir, False) if known_in is None else (known_in, True)
-    cooldowns, affinity = Cooldowns(told, copy=copy), Affinity(state_dir)
-    outcomes = Outcomes(told, copy=copy)
+    files = SharedFiles(state_dir)
+    known = files if known_in is None else SharedFiles(known_in, copy=True)
+    cooldowns, outcomes, affinity = Cooldowns(known), Outcomes(known), Affinity(files)
     pool = AccountPool(settings, discovery, cooldowns, start_sandbox=sandbox.base_url)
     transport = transport or Transport(settings)
-    catalogue = Catalogue(settings, pool, transport, clock, SharedLists(state_dir), outcomes)
+    catalogue = Catalogue(settings, pool, transport, clock, SharedLists(files), outcomes)
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
     tasks = Tasks(client, clock, sleep=sleep)
@@ -229,7 +241,7 @@ def build_services(
     admission = Admission(
         settings.max_in_flight, settings.max_body_bytes_in_flight, share=_share(settings)
     )
-    workers = Workers(state_dir)
+    workers = Workers(files)
     statuses = AccountStatuses(settings, pool, cooldowns, outcomes, catalogue)
     reporting = Reporting(
         workers,
@@ -239,7 +251,15 @@ def build_services(
         notify=notifier(settings.environ.get("NOTIFY_SOCKET", "")),
     )
     retrier = Retrier(settings, router, pool, cooldowns, affinity, clock, outcomes=outcomes)
-    executor = Executor(settings, router, retrier, client, clock, RefusedInputs(state_dir))
+    executor = Executor(
+        settings,
+        router,
+        retrier,
+        client,
+        clock,
+        RefusedInputs(files),
+        BatchChat(settings, pool),
+    )
     return Services(
         settings=settings,
         clock=clock,
@@ -267,7 +287,9 @@ def build_services(
             max_bytes=settings.responses_max_bytes,
             largest_history=settings.max_body_bytes,
         ),
-        token_counts=TokenCounts(state_dir),
+        host_objects=HostObjects(None if state_dir is None else state_dir / "files", clock),
+        host_files=HostFiles(retrier, client, idle_s=settings.idle_timeout_s),
+        token_counts=TokenCounts(files),
         state_key=StateKey(settings.state_key, state_dir),
         videos=VideoStore(None if state_dir is None else state_dir / "videos", clock),
         tasks=tasks,
@@ -278,7 +300,7 @@ def build_services(
         tokenizer=HostTokenizer(settings, router, executor, clock),
         sandbox=sandbox,
         workers=workers,
-        maintenance=Maintenance(discovery, Trials(pool, catalogue, outcomes), reporting),
+        maintenance=Maintenance(discovery, files, Trials(pool, catalogue, outcomes), reporting),
         started_at=clock.monotonic(),
     )
 

@@ -141,6 +141,17 @@ def aliases(raw: str) -> tuple[tuple[str, str], ...]:
     return tuple(found.items())
 
 
+def voices(raw: str) -> tuple[tuple[str, str], ...]:
+    """Pairs of `NAME=VOICE`."""
+    found = {}
+    for word in words(raw):
+        name, equals, voice = (part.strip() for part in word.partition("="))
+        if not equals or not name or not voice:
+            raise ValueError("must be pairs of NAME=VOICE")
+        found[name.lower()] = voice
+    return tuple(found.items())
+
+
 def hosts(raw: str) -> tuple[str, ...]:
     """Names of hosts; `*.example.com` is every host below it."""
     found = words(raw.lower())

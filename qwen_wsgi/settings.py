@@ -130,6 +130,13 @@ class Settings:
         parse=values.size(1024),
         unit="bytes",
     )
+    max_upload_bytes: int = setting(
+        "QWEN_PROXY_MAX_UPLOAD",
+        "Largest upload of a file; it is passed on as it comes and not held.",
+        default=512 * 1024 * 1024,
+        parse=values.size(1024),
+        unit="bytes",
+    )
     key_share: float = setting(
         "QWEN_PROXY_KEY_SHARE",
         "The share of QWEN_PROXY_MAX_IN_FLIGHT that one of several client keys may have.",
@@ -269,6 +276,27 @@ class Settings:
         "Further hosts of pictures, videos and sounds: `cdn.example,*.b.example`.",
         default=(),
         parse=values.hosts,
+    )
+    voices: tuple[tuple[str, str], ...] = setting(
+        "QWEN_PROXY_VOICES",
+        "Names of voices that clients send, and the models' own: `alloy=Cherry,nova=Serena`.",
+        default=(),
+        parse=values.voices,
+    )
+    batch_host: str = setting(
+        "QWEN_PROXY_BATCH_HOST",
+        "Base URL of Batch Chat (service_tier flex), for every account of Model Studio.",
+        default="",
+        parse=values.base_url,
+        shown_default="https://batch.dashscope.aliyuncs.com/compatible-mode/v1 for the keys of "
+        "dashscope.aliyuncs.com",
+    )
+    flex_timeout_s: float = setting(
+        "QWEN_PROXY_FLEX_TIMEOUT",
+        "Longest wait of a call with service_tier flex for its first event, at Batch Chat.",
+        default=3600.0,
+        parse=values.seconds(),
+        unit="s",
     )
     upstream_stream: str = setting(
         "QWEN_PROXY_UPSTREAM_STREAM",

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from qwen_wsgi import __version__, net
 from qwen_wsgi.capabilities import is_chat_model
 from qwen_wsgi.credentials.account import Account
-from qwen_wsgi.credentials.credential import CredentialStatus
+from qwen_wsgi.credentials.credential import CredentialStatus, TokenState
 from qwen_wsgi.settings import UNSET, Settings, with_command
 
 _SANDBOX_NOTE = (
@@ -110,7 +110,7 @@ def _headline(row: Mapping[str, Any]) -> str:
     """The state in a word, and in a sentence. A key that is there has not proved to work."""
     state, detail = str(row["state"]).upper(), str(row["detail"])
     last = row.get("last_call")
-    if row["kind"] == "key" and state == "FRESH":
+    if row["kind"] == "key" and row["state"] == TokenState.FRESH.value:
         state = "NOT TRIED YET" if last is None else "WORKS"
         if last is not None and last["cause"]:
             state = "LAST CALL FAILED"

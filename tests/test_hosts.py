@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from qwen_wsgi.capabilities import may_have
-from qwen_wsgi.hosts import Family, family_of, named_family, openai_base_url
+from qwen_wsgi.hosts import (
+    Family,
+    batch_chat_url,
+    family_of,
+    named_family,
+    openai_base_url,
+)
 from qwen_wsgi.net import is_loopback
 
 
@@ -181,3 +187,20 @@ def test_names_and_addresses_of_this_machine(host: str) -> None:
 )
 def test_other_hosts_are_not_this_machine(host: str) -> None:
     assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    ("base_url", "has_it"),
+    [
+        ("https://dashscope.aliyuncs.com/compatible-mode/v1", True),
+        ("https://dashscope-intl.aliyuncs.com/compatible-mode/v1", False),
+        ("https://coding.dashscope.aliyuncs.com/v1", False),
+        ("https://dashscope.aliyuncs.com.evil.example/v1", False),
+        ("http://127.0.0.1:8000/v1", False),
+    ],
+)
+def test_batch_chat_takes_the_keys_of_one_host(base_url: str, has_it: bool) -> None:
+    """A key must not go to a host of another region or plan."""
+    url = batch_chat_url(base_url)
+
+    assert url == ("https://batch.dashscope.aliyuncs.com/compatible-mode/v1" if has_it else "")

@@ -62,6 +62,7 @@ def fields(call: CallRecord) -> dict[str, Any]:
         "cached_tokens": usage.cached,
         "cache_written_tokens": usage.cache_written,
         "reasoning_tokens": usage.reasoning,
+        **dict(call.units),
         "error": call.error_code[:_LONGEST] or None,
         "upstream_request_id": call.upstream_request_id or None,
     }

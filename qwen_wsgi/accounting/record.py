@@ -31,6 +31,7 @@ class CallRecord:
         outcome: `complete`, `refused` (by us), `upstream_error`, `client_gone`,
             `cut_by_stop`, `failed` (a fault of ours), or `open`.
         usage: as the upstream reported it; None is "unknown", never an estimate.
+        units: what was made or read besides tokens, by name, for the log: `("documents", 12)`.
         quiet: not worth a log line at INFO: health checks and the landing page.
     """
 
@@ -54,6 +55,7 @@ class CallRecord:
     ended_at: float | None = None
     changed: tuple[str, ...] = ()
     usage: Usage | None = None
+    units: tuple[tuple[str, float], ...] = ()
     outcome: str = "open"
     error_code: str = ""
     upstream_request_id: str = ""

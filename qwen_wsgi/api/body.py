@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -28,11 +29,11 @@ READ: Final = "qwen_wsgi.body_was_read"
 #: A body is read in pieces of this size, which stay in the processor's cache.
 _PIECE_BYTES: Final = 64 * 1024
 
-#: So many are read before other clients get a turn: five milliseconds.
-_PIECES_AT_ONCE: Final = 32
-
 #: Parts of a form.
 _MOST_PARTS: Final = 200
+
+#: What a multipart form has besides its file, at most.
+FORM_BYTES: Final = 64 * 1024
 
 #: Members of a request itself: no API has a tenth of them.
 _MOST_MEMBERS: Final = 1000
@@ -157,27 +158,63 @@ def _received(environ: WSGIEnvironment, settings: Settings, take: Callable[[int]
         )
     except ApiError:
         raise
-    except TimeoutError:
-        raise _too_slow(settings.body_timeout_s) from None
-    except ConnectionAbortedError:
-        raise Overloaded(
-            "The server is stopping. Please send the request again.",
-            code="server_stopping",
-            retry_after_s=1,
-        ) from None
-    except OSError as error:
-        raise BadRequest("The request body could not be read to its end.") from error
-    except Exception as error:  # gunicorn has a dozen, of no common base, for broken chunked coding
-        raise BadRequest(
-            "The chunked coding of the request body is broken: it has a chunk without a readable "
-            "size, or one that does not end where its size says."
-        ) from error
+    except Exception as error:
+        raise _unreadable(error, settings) from error
     if len(body) > max_bytes:
         raise _too_large(max_bytes)
     environ[READ] = True
     if declared and len(body) < int(declared):
         raise BadRequest("The request body ended before its Content-Length.")
     return body
+
+
+def pieces(environ: WSGIEnvironment, settings: Settings, *, max_bytes: int) -> Iterator[bytes]:
+    """The body of a request as it comes, for those that are not held; empty at its end.
+
+    Args:
+        max_bytes: the limit of `QWEN_PROXY_MAX_UPLOAD`.
+
+    Raises:
+        ApiError: 413 above the limit; 408, 503 or 400 as `read_json`.
+    """
+    declared = environ.get("CONTENT_LENGTH")
+    left = int(declared) if declared else max_bytes + 1
+    if left > max_bytes and declared:
+        raise _too_large(max_bytes, "QWEN_PROXY_MAX_UPLOAD")
+    source = environ["wsgi.input"]
+    while left > 0:
+        try:
+            piece = bytes(source.read(min(left, _PIECE_BYTES)))
+        except Exception as error:
+            raise _unreadable(error, settings) from error
+        if not piece:
+            break
+        left -= len(piece)
+        yield piece
+    if not declared and left <= 0:
+        raise _too_large(max_bytes, "QWEN_PROXY_MAX_UPLOAD")
+    environ[READ] = True
+    if declared and left > 0:
+        raise BadRequest("The request body ended before its Content-Length.")
+
+
+def _unreadable(error: Exception, settings: Settings) -> ApiError:
+    """The client's error for a body that could not be read."""
+    if isinstance(error, TimeoutError):
+        return _too_slow(settings.body_timeout_s)
+    if isinstance(error, ConnectionAbortedError):
+        return Overloaded(
+            "The server is stopping. Please send the request again.",
+            code="server_stopping",
+            retry_after_s=1,
+        )
+    if isinstance(error, OSError):
+        return BadRequest("The request body could not be read to its end.")
+    # gunicorn has a dozen, of no common base, for broken chunked coding.
+    return BadRequest(
+        "The chunked coding of the request body is broken: it has a chunk without a readable "
+        "size, or one that does not end where its size says."
+    )
 
 
 def parse(body: bytes, settings: Settings) -> JsonObject:
@@ -316,10 +353,10 @@ def _too_dense() -> ApiError:
     )
 
 
-def _too_large(max_bytes: int) -> ApiError:
+def _too_large(max_bytes: int, setting: str = "QWEN_PROXY_MAX_BODY") -> ApiError:
     return ApiError(
-        f"The request body is larger than the limit of {max_bytes} bytes "
-        "(QWEN_PROXY_MAX_BODY on the server).",
+        f"The request body is larger than the limit of {max_bytes} bytes ({setting} on the "
+        "server).",
         status=413,
         type="invalid_request_error",
         code="request_too_large",
@@ -330,12 +367,14 @@ def _read(source: Any, size: int, take: Callable[[int], None] | None) -> bytes:
     """At most `size` bytes, piece by piece: gunicorn copies what it has three times over."""
     if size <= _PIECE_BYTES:
         return bytes(source.read(size))
-    pieces: list[bytes] = []
+    # Grows in place and gives its bytes away: to join a list would copy all of them at once.
+    body = io.BytesIO()
     while size > 0 and (piece := source.read(min(size, _PIECE_BYTES))):
-        if len(pieces) % _PIECES_AT_ONCE == _PIECES_AT_ONCE - 1:
-            let_others_run()  # a fast client's socket always has more
         if take is not None:
             take(len(piece))
-        pieces.append(piece)
         size -= len(piece)
-    return b"".join(pieces)
+        body.write(piece)
+        # A fast client's socket always has more. After each piece, because there may be many such
+        # clients, and each read lets a thread have the interpreter, for milliseconds.
+        let_others_run()
+    return body.getvalue()

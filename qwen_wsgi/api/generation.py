@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 from flask import Response
@@ -47,7 +48,13 @@ def chat_call(call: LiveCall, chat: ChatRequest, changed: tuple[str, ...] = ()) 
         pinned=pinned_account(environ),
         conversation=lambda: conversation_key(chat.body, environ, client=record.client_id),
         changed=changed,
+        account_of_file=partial(_account_of_file, call),
     )
+
+
+def _account_of_file(call: LiveCall, id: str) -> str | None:
+    found = call.services.host_objects.get("file", call.owner, id)
+    return None if found is None else found.account
 
 
 def stream(call: LiveCall, chat: ChatCall, plan: Plan, encoder: Encoder) -> Response:

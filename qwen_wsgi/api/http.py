@@ -31,6 +31,18 @@ def event_stream(events: Iterable[bytes]) -> Response:
     return response
 
 
+def carried(
+    body: Iterable[bytes], content_type: str, *, status: int = 200, length: int | None = None
+) -> Response:
+    """A body of another kind that is sent as it comes. Browsers do not guess what it is."""
+    response = FinishedResponse(body, status=status, content_type=content_type)
+    response.headers.add("x-content-type-options", "nosniff")
+    response.headers.add("x-accel-buffering", "no")
+    if length is not None:
+        response.headers.add("content-length", str(length))
+    return response
+
+
 def error(failure: ApiError, body: Any = None) -> Response:
     """An error with the headers that the official SDKs obey.
 

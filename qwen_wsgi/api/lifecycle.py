@@ -28,20 +28,23 @@ if TYPE_CHECKING:
 #: Where Anthropic's API is, also for clients that do not name its version.
 _MESSAGES: Final = "/v1/messages"
 
+#: What an upload takes of the worker's memory: a few pieces on their way.
+_UPLOAD_BYTES: Final = 512 * 1024
+
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 #: The current request's; each greenlet has its own. Flask's `g` is a proxy of four Python calls.
 _LIVE: Final[ContextVar[LiveCall | None]] = ContextVar("live_call", default=None)
 
 
-class Stream(Protocol):
-    """Carries an answer to the client, beyond the end of its request."""
+class Carrier(Protocol):
+    """Carries the body of an answer after its head, and holds the upstream meanwhile."""
 
     def __iter__(self) -> Iterator[bytes]:
-        """The pieces of the answer."""
+        """The body, as it comes."""
 
     def close(self) -> None:
-        """Stop what makes the answer, wherever that is. Harmless when repeated."""
+        """Free what it holds. Harmless when repeated."""
 
 
 @dataclass
@@ -63,7 +66,8 @@ class LiveCall:
     admitted: bool = False
     body_bytes: int = 0
     watch: Watch | None = None
-    relay: Stream | None = None
+    #: What the answer is carried by after its head.
+    relay: Carrier | None = None
     closed: bool = False
     #: The key in `TokenCounts` under which the prompt's exact tokens are remembered, or None.
     count_as: bytes | None = None
@@ -101,23 +105,26 @@ class LiveCall:
         self.watch = watch_client(self.environ)
         return form
 
-    def admit(self) -> None:
-        """As `read_body`, for a request without a body whose answer takes long.
-
-        Raises:
-            ApiError: 503.
-        """
-        self.services.admission.enter(self.record.client_id, 0)
-        self.admitted = True
-        if not has_body(self.environ):
-            self.watch = watch_client(self.environ)
-
     def _enter(self) -> None:
         """Admit the call with its body. One that is too large is refused as such."""
         most = self.services.settings.max_body_bytes
         declared = min(int(self.environ.get("CONTENT_LENGTH") or 0), most)
         self.services.admission.enter(self.record.client_id, declared)
         self.admitted, self.body_bytes = True, declared
+
+    def admit(self, *, upload: bool = False) -> None:
+        """Admit a call without a JSON body. Harmless when repeated.
+
+        Args:
+            upload: its body is passed on as it comes: only what is on its way is held.
+
+        Raises:
+            ApiError: 503.
+        """
+        if not self.admitted:
+            held = _UPLOAD_BYTES if upload else 0
+            self.services.admission.enter(self.record.client_id, held)
+            self.admitted, self.body_bytes = True, held
 
     def _take_bytes(self, count: int) -> None:
         """Take room for bytes that the request's head did not tell of."""

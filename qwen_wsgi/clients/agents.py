@@ -79,6 +79,8 @@ def claude_code(target: Target) -> Recipe:
             "Claude Code warns that it does not know the model, and continues. The costs that it "
             "shows are computed from Anthropic's prices.",
             "The older name of ANTHROPIC_DEFAULT_HAIKU_MODEL is ANTHROPIC_SMALL_FAST_MODEL.",
+            "CLAUDE_CODE_ENABLE_GATEWAY_MODEL_DISCOVERY=1 lists the server's models in /model, "
+            "each as anthropic/NAME.",
             "Instead of setting the model variables, the server can map Claude's names: "
             f"`QWEN_PROXY_MODEL_ALIASES=claude-haiku-*={target.fast},claude-*={target.model}`.",
         ),
@@ -105,7 +107,12 @@ def opencode(target: Target) -> Recipe:
     return Recipe(
         snippets=(key_in_shell(), Snippet("~/.config/opencode/opencode.json", "json", text)),
         command=f'opencode run --model {_PROVIDER}/{target.model} "{PROMPT}"',
-        notes=("opencode 2 reads this format, too.",),
+        notes=(
+            "opencode 2 reads this format, too.",
+            "Name the model with its provider. With OPENAI_API_KEY and OPENAI_BASE_URL in its "
+            "environment opencode also has a provider for OpenAI's models (gpt-…), which are 404 "
+            "here.",
+        ),
     )
 
 

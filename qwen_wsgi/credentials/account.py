@@ -46,6 +46,8 @@ class Account:
             for every other account.
         family: the kind of host.
         models: the models that qwen-code's settings list for it; empty when they list none.
+        batch_wait_s: it is Batch Chat (`upstream.routing.batch_chat`), and a call may wait there
+            for so long; None for all that are found.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Account:
     family: Family
     credential: CredentialSource
     models: tuple[ProviderModel, ...] = ()
+    batch_wait_s: float | None = None
 
 
 #: Names of providers whose keys belong to Model Studio, pay as you go.

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, Protocol
 from qwen_wsgi import net
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import CredentialError
-from qwen_wsgi.redaction import mask
+from qwen_wsgi.redaction import DISCOVERED, mask
 
 #: Shown in place of a secret that is not there.
 NO_SECRET: Final = "–"
@@ -139,6 +139,9 @@ class StaticKey(CredentialSource):
     remedy: str = ""
 
     renewable = False
+
+    def __post_init__(self) -> None:
+        DISCOVERED.add(self.key)
 
     def answered(self, token: AccessToken) -> None:
         """A key is never in doubt."""

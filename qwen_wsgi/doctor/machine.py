@@ -15,6 +15,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -155,6 +156,13 @@ class Machine:
             done.stdout.decode(errors="replace"),
             done.stderr.decode(errors="replace"),
         )
+
+    def installed_version(self, name: str) -> str | None:
+        """The version of a Python package that is installed beside this program, or None."""
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return None
 
     # --- network -----------------------------------------------------------------------------
 

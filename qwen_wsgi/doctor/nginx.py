@@ -242,6 +242,14 @@ def _streaming_faults(settings: Settings, site: Site) -> Iterator[Finding]:
             f"{body} bytes is less than QWEN_PROXY_MAX_BODY ({settings.max_body_bytes})",
             correct,
         )
+    largest = max(map(_bytes, site.values("client_max_body_size")), default=_BODY_BYTES)
+    if body > 0 and largest < settings.max_upload_bytes:
+        yield TELL.note(
+            "uploads",
+            f"of files end at {largest} bytes, before QWEN_PROXY_MAX_UPLOAD "
+            f"({settings.max_upload_bytes})",
+            f"To let larger ones pass, add the installed site's: {_AVAILABLE}.new; {_RELOAD}",
+        )
 
 
 def websockets(settings: Settings, site: Site) -> Iterator[Finding]:

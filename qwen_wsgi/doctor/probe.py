@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -74,16 +74,8 @@ class NotingTransport(Transport):
         #: By host.
         self.sightings: dict[str, Sighting] = {}
 
-    def post(
-        self,
-        token: AccessToken,
-        path: str,
-        body: bytes,
-        *,
-        headers: Mapping[str, str],
-        read_timeout_s: float,
-    ) -> Any:
-        response = super().post(token, path, body, headers=headers, read_timeout_s=read_timeout_s)
+    def send(self, method: str, token: AccessToken, *args: Any, **kwargs: Any) -> Any:
+        response = super().send(method, token, *args, **kwargs)
         seen = sighting(response.headers.get("date", ""), self._clock.now())
         if seen is not None:
             self.sightings[urlsplit(token.base_url).netloc] = seen

@@ -15,6 +15,7 @@ from qwen_wsgi.doctor import (
     accounts,
     clocks,
     configuration,
+    dependencies,
     files,
     locks,
     models,
@@ -32,7 +33,7 @@ from qwen_wsgi.doctor.machine import Machine
 from qwen_wsgi.doctor.probe import NotingTransport, TokenProbe
 from qwen_wsgi.errors import ApiError, SettingsError
 from qwen_wsgi.net import Address
-from qwen_wsgi.redaction import Redaction, names_secret
+from qwen_wsgi.redaction import DISCOVERED, Redaction, names_secret
 from qwen_wsgi.services import build_services
 from qwen_wsgi.settings import Settings, with_command
 from qwen_wsgi.upstream.routing.catalogue import Listing
@@ -92,6 +93,7 @@ class DoctorRun:
             ("accounts", self._check_accounts(bind)),
             ("models", self._models()),
             ("clock", self._clock()),
+            ("dependencies", dependencies.check(self._machine)),
             ("terms", self._terms(unit, site, bind)),
             ("server", self._server(unit, bind)),
             ("systemd", systemd.check(self._settings, unit, self._machine)),
@@ -100,7 +102,7 @@ class DoctorRun:
         for name, findings in checks:
             found = _guarded(name, findings)
             # Built for each group: a call may have refreshed a login.
-            redaction = Redaction(self._secrets())
+            redaction = Redaction(self._secrets(), DISCOVERED)
             yield name, [report.clean(each, redaction) for each in found]
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import ApiError, BadRequest, UpstreamError
 from qwen_wsgi.protocol import chat, sse, validation
+from qwen_wsgi.protocol.answer_text import AnswerSize
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.chat.completion import combined
 from qwen_wsgi.protocol.encoder import COMMENT, error_event
@@ -225,12 +226,22 @@ class CompletionsEncoder:
     Args:
         id, model, created: of the answer, whatever the chunks have.
         with_usage: the client requested it, so every chunk has a `usage`: null except in the last.
+        size: the text counts against it.
     """
 
     ends_after_failure = False
 
-    def __init__(self, *, id: str, model: str, created: int, with_usage: bool) -> None:
+    def __init__(
+        self,
+        *,
+        id: str,
+        model: str,
+        created: int,
+        with_usage: bool,
+        size: AnswerSize | None = None,
+    ) -> None:
         self._head = _head(id, model, created)
+        self._size = AnswerSize() if size is None else size
         self._with_usage = with_usage
         # Nearly every event is a piece of text of the first choice.
         self._before = b"data: " + compact(self._head)[:-1].encode() + b',"choices":[{"text":'
@@ -247,6 +258,8 @@ class CompletionsEncoder:
             return b""
         usage = chunk.get("usage")
         choices = list(_choices(chunk.get("choices")))
+        for text, _, _ in choices:
+            self._size.add_text(text)
         if not usage and len(choices) == 1:
             text, index, finish = choices[0]
             if finish is None and index == 0:

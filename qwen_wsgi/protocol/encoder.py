@@ -13,7 +13,8 @@ from qwen_wsgi.protocol import sse
 
 
 class Encoder(Protocol):
-    """Encodes one answer in a client's dialect. Has state, serves one call, and never raises.
+    """Encodes one answer in a client's dialect. Has state, serves one call, and raises nothing but
+    `AnswerTooLarge`, after which `fail` follows.
 
     The calls come in this order: `feed` and `keep_alive`, any number of times and in any order,
     then `end` or `fail`, once. Each returns bytes for the client, perhaps none.

@@ -82,3 +82,5 @@ def reset(world: World) -> None:
     world.control.reset()
     world.journal.reset()
     world.media.reset()
+    world.storage.clear()
+    world.batches.clear()

@@ -16,7 +16,9 @@ Json = dict[str, Any]
 
 ROUTES: Final = (
     *("chat", "completions", "embeddings", "models", "device", "token", "tokenizer"),
-    *("generation", "image-task", "video-task", "tasks", "results"),
+    *("generation", "synthesizer", "image-task", "video-task", "tasks", "results"),
+    *("multimodal-embeddings", "reranks", "native-rerank"),
+    *("files", "batches", "batch-chat"),
 )
 
 

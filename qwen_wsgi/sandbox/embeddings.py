@@ -29,6 +29,8 @@ class _Limits:
 
 _V3: Final = (1024, 768, 512, 256, 128, 64)
 _MODELS: Final = {
+    "qwen3.7-text-embedding": _Limits((1024, 2048, 1536, 768, 512, 256, 128, 64), 10, 8192),
+    "qwen3.7-text-embedding-flash": _Limits((1024, 768, 512, 256, 128, 64), 10, 8192),
     "text-embedding-v4": _Limits((1024, 2048, 1536, 768, 512, 256, 128, 64), 10, 8192),
     "text-embedding-v3": _Limits(_V3, 10, 8192),
     "text-embedding-v2": _Limits((1536,), 25, 2048),

@@ -79,6 +79,10 @@ BAD_BODY: Final = Refusal(
     _INVALID,
 )
 
+NOT_ASYNCHRONOUS: Final = Refusal(
+    403, "AccessDenied", "current user api does not support asynchronous calls.", form="native"
+)
+
 # A bare code means the first row with that code.
 _TABLE: Final[tuple[Refusal, ...]] = (
     Refusal(400, "invalid_parameter_error", "The parameter is invalid.", _INVALID),
@@ -108,9 +112,7 @@ _TABLE: Final[tuple[Refusal, ...]] = (
     Refusal(401, "InvalidApiKey", "Invalid API-key provided.", form="native"),
     Refusal(401, "NOT AUTHORIZED", "NOT AUTHORIZED"),
     Refusal(403, "access_denied", "Access denied."),
-    Refusal(
-        403, "AccessDenied", "current user api does not support asynchronous calls.", form="native"
-    ),
+    NOT_ASYNCHRONOUS,
     Refusal(
         403,
         "AccessDenied.Unpurchased",

@@ -206,6 +206,7 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
     "pictures, videos, speech": (
         ("partial", "count 1", _DOC, "that many of the pictures fail"),
         ("one-choice", "", _DOC, "all pictures are parts of one choice"),
+        ("no-pieces", "", _DOC, "speech comes as a URL only, also in a stream"),
         ("task-looks", "count 5", _TEST, "a task is done when it was looked at so many times"),
         ("task-waits", "count 5", _TEST, "a task is pending for so many looks before that"),
         ("task-ends", "text FAILED", _DOC, "the last status of a task"),
@@ -217,6 +218,11 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
         ("content-type", "text text/html", _TEST, "the content type of a result"),
         ("no-length", "", _NET, "a result does not tell its length"),
         ("trickle", "number 0.1", _NET, "a result comes byte by byte, with pauses of that length"),
+    ),
+    "files and batches": (
+        ("early", "", _NET,
+            "refuses an upload (with the refusal of the spec) before its body has come"),
+        ("slow-body", "number 0.1", _NET, "waits so many seconds before each piece of an upload"),
     ),
     "token endpoint": (
         ("slow-before", "number 1", _OAUTH,

@@ -29,6 +29,13 @@ DEFAULT_MODELS: Final = (
     "wan2.7-t2v",
     "wan2.7-i2v",
     "wan2.5-t2v-preview",
+    "qwen3-tts-flash",
+    "qwen-audio-3.1-tts-flash",
+    "qwen3.7-text-embedding",
+    "qwen3-vl-embedding",
+    "tongyi-embedding-vision-plus",
+    "qwen3-rerank",
+    "qwen3-vl-rerank",
 )
 _CREATED_S: Final = 1767225600
 

@@ -120,9 +120,9 @@ def then(steps: Iterator[Step], last: Step) -> Iterator[Step]:
     yield last
 
 
-def late_or_broken(body: bytes, spec: Spec) -> Iterator[Step]:
-    """Answer with a JSON body, with the delays and faults that also apply to a whole body."""
-    yield Head(200, JSON_TYPE, len(body))
+def late_or_broken(body: bytes, spec: Spec, content_type: str = JSON_TYPE) -> Iterator[Step]:
+    """Answer with a whole body, with the delays and faults that also apply to one."""
+    yield Head(200, content_type, len(body))
     if spec.number("slow-first"):
         yield Pause(spec.number("slow-first"))
     broken = {"cut-after", "cut-mid-event", "reset-after", "stall-after"}.intersection(spec.items)

@@ -1,4 +1,4 @@
-"""Dispatches requests to routes, and answers chat, completions, embeddings, models, tokenizer."""
+"""Dispatches requests to routes, and answers all of them but those of the login."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
-from qwen_wsgi.sandbox import chat, errors, faults, login, params, search, stream, tokenizer
+from qwen_wsgi.sandbox import chat, errors, faults, files, login, params, search, stream, tokenizer
 from qwen_wsgi.sandbox.completions import complete
 from qwen_wsgi.sandbox.console import own_route
 from qwen_wsgi.sandbox.embeddings import embed
@@ -14,6 +14,7 @@ from qwen_wsgi.sandbox.errors import Refusal
 from qwen_wsgi.sandbox.faults import BadSpec, Spec
 from qwen_wsgi.sandbox.journal import Record
 from qwen_wsgi.sandbox.models import model_entry, model_list
+from qwen_wsgi.sandbox.native import multimodal, rerank
 from qwen_wsgi.sandbox.native import routes as native
 from qwen_wsgi.sandbox.replies import (
     faulty,
@@ -28,7 +29,10 @@ from qwen_wsgi.sandbox.steps import Close, Pause, Step, encode_json, gzipped, wh
 from qwen_wsgi.sandbox.wire import Request
 from qwen_wsgi.sandbox.world import Json, Reply, World, json_object, key_refusal, spec_for
 
+# Batch Chat has a host of its own; here it is told apart by its path.
+BATCH_CHAT: Final = "/batch/compatible-mode/v1/chat/completions"
 _PREFIXES: Final = ("/compatible-mode/v1/", "/v1/")
+_NATIVE: Final = "/api/v1/services/"
 
 
 def route_of(request: Request) -> str:
@@ -42,6 +46,10 @@ def route_of(request: Request) -> str:
         "/api/v1/oauth2/device/code": "device",
         "/api/v1/oauth2/token": "token",
         "/api/v1/tokenizer": "tokenizer",
+        "/compatible-api/v1/reranks": "reranks",
+        _NATIVE + "rerank/text-rerank/text-rerank": "native-rerank",
+        _NATIVE + "embeddings/multimodal-embedding/multimodal-embedding": "multimodal-embeddings",
+        BATCH_CHAT: "batch-chat",
     }
     if path in fixed and request.method == "POST":
         return fixed[path]
@@ -58,6 +66,9 @@ def _api_route(method: str, rest: str) -> str:
         return rest.removesuffix("/completions")
     if method == "GET" and (rest == "models" or rest.startswith("models/")):
         return "models"
+    for name in ("files", "batches"):
+        if rest == name or rest.startswith(name + "/"):
+            return name
     return "unknown"
 
 
@@ -67,17 +78,25 @@ def respond(world: World, request: Request, record: Record | None) -> Reply:
         return Reply(own_route(world, request))
     handlers = {
         "chat": _chat,
+        # An ordinary call that may wait (`slow-headers`) and has not every model.
+        "batch-chat": _chat,
         "completions": _completions,
         "embeddings": _embeddings,
+        "multimodal-embeddings": _multimodal_embeddings,
+        "reranks": _reranks,
+        "native-rerank": _native_rerank,
         "models": _models,
         "device": login.device,
         "token": login.token,
         "tokenizer": _tokenizer,
         "generation": native.generation,
+        "synthesizer": native.synthesizer,
         "image-task": native.image_task,
         "video-task": native.video_task,
         "tasks": native.tasks,
         "results": native.results,
+        "files": _files,
+        "batches": _batches,
     }
     handler = handlers.get(record.route)
     if handler is None:
@@ -188,6 +207,27 @@ def _embeddings(world: World, request: Request, record: Record) -> Reply:
     return _whole(world, request, record, embed)
 
 
+def _multimodal_embeddings(world: World, request: Request, record: Record) -> Reply:
+    return _native(world, request, record, multimodal.embed)
+
+
+def _reranks(world: World, request: Request, record: Record) -> Reply:
+    return _whole(world, request, record, rerank.compatible)
+
+
+def _native_rerank(world: World, request: Request, record: Record) -> Reply:
+    return _native(world, request, record, rerank.native)
+
+
+def _native(
+    world: World, request: Request, record: Record, make: Callable[[Json], Json | Refusal]
+) -> Reply:
+    """Answer a native route that works synchronously only."""
+    if (request.header("x-dashscope-async") or "").lower() == "enable":
+        return _whole(world, request, record, lambda body: errors.NOT_ASYNCHRONOUS)
+    return _whole(world, request, record, make)
+
+
 def _tokenizer(world: World, request: Request, record: Record) -> Reply:
     return _whole(world, request, record, tokenizer.count)
 
@@ -212,6 +252,73 @@ def _whole(
         )
 
     return Reply(faulty(world, spec, steps, wanted_refusal(world, spec, record.model)), spec)
+
+
+def _files(world: World, request: Request, record: Record) -> Reply:
+    _, _, rest = request.path.partition("/files")
+    id, _, below = rest.lstrip("/").partition("/")
+
+    def make() -> Json | Refusal | bytes | None:
+        storage = world.storage
+        if not id:
+            if request.method == "POST":
+                return files.upload(storage, request)
+            return files.listing(storage, request) if request.method == "GET" else None
+        found = storage.get(id)
+        if found is None:
+            return files.missing(id)
+        if request.method == "DELETE":
+            storage.remove(id)
+            return {"object": "file", "deleted": True, "id": id}
+        if request.method == "GET":
+            return found.content if below == "content" else found.as_json()
+        return None
+
+    return _stored(world, request, record, make)
+
+
+def _batches(world: World, request: Request, record: Record) -> Reply:
+    _, _, rest = request.path.partition("/batches")
+    id, _, below = rest.lstrip("/").partition("/")
+
+    def make() -> Json | Refusal | None:
+        batches, method = world.batches, request.method
+        if not id and method == "POST":
+            return batches.create(json_object(request))
+        if below == "cancel" and method == "POST":
+            return batches.cancel(id)
+        if method != "GET" or below:
+            return None
+        return batches.look(id) if id else batches.listing()
+
+    return _stored(world, request, record, make)
+
+
+def _stored(
+    world: World,
+    request: Request,
+    record: Record,
+    make: Callable[[], Json | Refusal | bytes | None],
+) -> Reply:
+    """Answer about files and batches; None is a wrong path."""
+    spec = spec_for(world, request, record, [])
+    refusal = key_refusal(world, request)
+    if refusal is not None:
+        return Reply(refused(refusal, spec), spec)
+
+    def steps() -> Iterator[Step]:
+        made = make()
+        if made is None:
+            return whole(404, b"", None)
+        if isinstance(made, Refusal):
+            return refused(made, spec)
+        if isinstance(made, bytes):
+            return late_or_broken(made, spec, "application/octet-stream")
+        if "lost-answer" in spec:
+            return iter((Close(),))
+        return late_or_broken(encode_json(made), spec)
+
+    return Reply(faulty(world, spec, steps, wanted_refusal(world, spec)), spec)
 
 
 def _models(world: World, request: Request, record: Record) -> Reply:

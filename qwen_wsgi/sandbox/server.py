@@ -14,11 +14,15 @@ import traceback
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from qwen_wsgi.sandbox import console, routes
-from qwen_wsgi.sandbox.control import Control, Knobs
+from qwen_wsgi.sandbox import console, pages, routes
+from qwen_wsgi.sandbox.batches import Batches
+from qwen_wsgi.sandbox.control import ROUTES, Control, Knobs
 from qwen_wsgi.sandbox.errors import Refusal
+from qwen_wsgi.sandbox.faults import Spec
+from qwen_wsgi.sandbox.files import Storage
 from qwen_wsgi.sandbox.journal import Journal, Record
 from qwen_wsgi.sandbox.models import DEFAULT_MODELS
 from qwen_wsgi.sandbox.native.media import Media
@@ -30,9 +34,14 @@ from qwen_wsgi.sandbox.world import World
 _BACKLOG: Final = 1024
 _STOP_TIMEOUT_S: Final = 5.0
 # Bodies of these routes contain no secret; those of the OAuth routes contain refresh tokens.
-_KEPT_BODIES: Final = frozenset(
-    {"chat", "completions", "embeddings", "tokenizer", "generation", "image-task", "video-task"}
-)
+_KEPT_BODIES: Final = frozenset(ROUTES) - {
+    "device",
+    "token",
+    "tasks",
+    "results",
+    "files",
+    "batches",
+}
 # client_id of the qwen-code CLI, which is public.
 _CLI_CLIENT_ID: Final = "f0304373b74a44d2b584a3fb70ca9e56"
 
@@ -57,6 +66,7 @@ class Sandbox:
         chunk_interval_s: float = 0.0,
         models: Sequence[str] | None = None,
         keep_alive_s: float = 75.0,
+        private: bool = False,
     ) -> None:
         """Prepare, without opening anything.
 
@@ -66,6 +76,8 @@ class Sandbox:
             chunk_interval_s: pause between the events of a stream, for human viewers.
             models: ids that `GET models` lists; None means a default list of real ids.
             keep_alive_s: an idle connection is closed after that many seconds.
+            private: for a server that people use: no prompt is kept, and web pages are refused, as
+                are names of this machine that another site may have made.
 
         Raises:
             ValueError: `host` is not a loopback address.
@@ -73,9 +85,11 @@ class Sandbox:
         self._host = _loopback(host)
         self._port = port
         self._keep_alive_s = keep_alive_s
+        self._private = private
         listed = DEFAULT_MODELS if models is None else tuple(models)
         oauth = OAuth(clock, lambda: self.origin)
         control = Control(oauth, lambda: Knobs(models=listed, interval_s=chunk_interval_s))
+        storage = Storage(clock)
         self._world = World(
             clock,
             lambda: self.origin,
@@ -83,6 +97,8 @@ class Sandbox:
             control,
             Journal(),
             Media(clock, lambda: self.origin),
+            storage,
+            Batches(clock, storage),
         )
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
@@ -254,7 +270,7 @@ class Sandbox:
     def _serve_one(self, connection: Connection) -> bool:
         """Answer the next request of a connection; whether another one may follow."""
         try:
-            request = connection.read_request(self._keep_alive_s)
+            request = self._read(connection)
         except Malformed as error:
             refusal = Refusal(
                 error.status, "bad_request", f"[sandbox] {error}", "invalid_request_error"
@@ -264,11 +280,29 @@ class Sandbox:
             return False
         if request is None:
             return False
+        if self._private and (why := pages.refused(request)):
+            refusal = Refusal(403, "page_refused", f"[sandbox] {why}", "permission_error")
+            steps = whole_json(403, refusal.body())
+            Player(connection, Uncounted(), close_after=True).play(steps)
+            return False
         route = routes.route_of(request)
         if route in ("control", "page"):
             return self._play(connection, request, None)
-        record = self._world.journal.open(request, route, keep_body=route in _KEPT_BODIES)
+        keep_body = route in _KEPT_BODIES and not self._private
+        record = self._world.journal.open(request, route, keep_body=keep_body)
         return self._play(connection, request, record)
+
+    def _read(self, connection: Connection) -> Request | None:
+        """The next request; without its body where an upload is to be refused early."""
+        head = connection.read_head(self._keep_alive_s)
+        if head is None:
+            return None
+        if routes.route_of(head) != "files" or head.method != "POST":
+            return connection.read_body(head, upload=False)
+        spec = self._world.control.knobs.faults.get("files", Spec())
+        if "early" in spec:
+            return replace(head, headers=(*head.headers, ("connection", "close")))
+        return connection.read_body(head, upload=True, pace_s=spec.number("slow-body"))
 
     def _play(self, connection: Connection, request: Request, record: Record | None) -> bool:
         journal = self._world.journal

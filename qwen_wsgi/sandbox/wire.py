@@ -16,9 +16,12 @@ from urllib.parse import unquote, urlsplit
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+# Of an upload of a file, with its form.
+MAX_UPLOAD_BYTES: Final = 513 * 1024 * 1024
 # Time for the rest of a request after its first byte: long enough for a debugger, and limited, so
 # that half a request does not block a thread for ever.
 REQUEST_TIMEOUT_S: Final = 30.0
+UPLOAD_TIMEOUT_S: Final = 900.0
 SEND_TIMEOUT_S: Final = 120.0
 # The longest wait of one recv(): some platforms refuse huge timeouts.
 _LONGEST_WAIT_S: Final = 3600.0
@@ -78,25 +81,40 @@ class Connection:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._buffer = bytearray()
+        self._most_bytes = MAX_BODY_BYTES
+        self._pace_s = 0.0
         with suppress(OSError):  # some systems refuse this on a connection that is already reset
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def read_request(self, idle_s: float) -> Request | None:
-        """Return the next request, or None if the peer closed or was silent for `idle_s` seconds.
+    def read_head(self, idle_s: float) -> Request | None:
+        """Return the next request without its body, or None if the peer closed or was silent for
+        `idle_s` seconds.
 
         Raises:
             Malformed: it is not a valid request.
         """
         if not self._buffer and not self._fill(time.monotonic() + idle_s):
             return None
-        deadline_s = time.monotonic() + REQUEST_TIMEOUT_S
-        head = self._read_head(deadline_s)
-        if head is None:
-            return None
-        request = _parse_head(head)
+        head = self._read_head(time.monotonic() + REQUEST_TIMEOUT_S)
+        return None if head is None else _parse_head(head)
+
+    def read_body(self, request: Request, *, upload: bool, pace_s: float = 0.0) -> Request | None:
+        """Return the request with its body, or None if the peer closed or was too slow.
+
+        Args:
+            upload: it may be large, and take long.
+            pace_s: is waited before each read.
+
+        Raises:
+            Malformed: it is not a valid request, or too large.
+        """
+        self._most_bytes = MAX_UPLOAD_BYTES if upload else MAX_BODY_BYTES
+        self._pace_s = pace_s
         if (request.header("expect") or "").lower() == "100-continue":
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = self._read_body(request, deadline_s)
+        limit_s = UPLOAD_TIMEOUT_S if upload else REQUEST_TIMEOUT_S
+        body = self._read_body(request, time.monotonic() + limit_s)
+        self._pace_s = 0.0
         if body is None:
             return None
         return Request(request.method, request.target, request.version, request.headers, body)
@@ -153,7 +171,7 @@ class Connection:
             return
         except OSError:
             raise PeerGone from None
-        if not data or len(self._buffer) > MAX_BODY_BYTES:
+        if not data or len(self._buffer) > self._most_bytes:
             raise PeerGone
         self._buffer += data
 
@@ -161,6 +179,8 @@ class Connection:
         """Receive something before the deadline; False when the peer closed or stayed silent."""
         size = len(self._buffer)
         while len(self._buffer) == size:
+            if self._pace_s:
+                time.sleep(self._pace_s)
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 return False
@@ -188,7 +208,7 @@ class Connection:
         text = request.header("content-length") or "0"
         if not text.isascii() or not text.isdigit():
             raise Malformed(400, "bad Content-Length")
-        if int(text) > MAX_BODY_BYTES:
+        if int(text) > self._most_bytes:
             raise Malformed(413, "request body too large")
         return self._read_exactly(int(text), deadline_s)
 
@@ -202,7 +222,7 @@ class Connection:
                 size = int(line.split(b";")[0].strip(), 16)
             except ValueError:
                 raise Malformed(400, "bad chunk size") from None
-            if size < 0 or len(body) + size > MAX_BODY_BYTES:
+            if size < 0 or len(body) + size > self._most_bytes:
                 raise Malformed(413, "request body too large")
             if size == 0:
                 break

@@ -9,9 +9,11 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from qwen_wsgi.sandbox import errors, faults
+from qwen_wsgi.sandbox.batches import Batches
 from qwen_wsgi.sandbox.control import Control
 from qwen_wsgi.sandbox.errors import Refusal
 from qwen_wsgi.sandbox.faults import Spec
+from qwen_wsgi.sandbox.files import Storage
 from qwen_wsgi.sandbox.journal import Journal, Record, bearer
 from qwen_wsgi.sandbox.native.media import Media
 from qwen_wsgi.sandbox.oauth import ACCESS_PREFIX, OAuth
@@ -32,6 +34,8 @@ class World:
     control: Control
     journal: Journal
     media: Media
+    storage: Storage
+    batches: Batches
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""What the workers of the box share: SQLite databases and shared memory."""
+"""What the workers of the box share: SQLite databases and tables in files."""

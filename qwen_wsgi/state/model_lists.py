@@ -1,7 +1,7 @@
 """Model lists that the workers of the box tell each other, so that one look at a host serves all.
 
-One file per account in the state directory; a number in shared memory says that one has changed,
-so that a call that has the list costs no system call.
+One file per account in the state directory; a number that workers share says that one has changed,
+so that a call that has the list reads no file.
 """
 
 from __future__ import annotations
@@ -11,19 +11,15 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from struct import Struct
 from typing import Any, Final, NamedTuple
 
 from qwen_wsgi.clock import boottime
-from qwen_wsgi.state.shared_memory import boot_id_of, key_of, map_shared
+from qwen_wsgi.state.shared_files import Number, SharedFiles, key_of
 
 log = logging.getLogger(__name__)
 
 _VERSION: Final = "1"
-#: When a list was written last, by boot time.
-_CHANGED: Final = Struct("=d")
 #: A longer list is fetched by each worker itself; the longest known has 165 models in 30 kB.
 _MOST_BYTES: Final = 4 * 1024 * 1024
 
@@ -47,8 +43,8 @@ class SharedLists:
     written is known to its worker alone.
 
     Args:
-        directory: of the state; None shares nothing.
-        boottime, boot_id: as for `cooldown.Cooldowns`.
+        files: in whose directory they are; None shares nothing.
+        boottime: as for `cooldown.Cooldowns`.
 
     Attributes:
         now: the clock of `SharedList.at`.
@@ -56,20 +52,15 @@ class SharedLists:
     """
 
     def __init__(
-        self,
-        directory: Path | None,
-        *,
-        boottime: Callable[[], float] = boottime,
-        boot_id: str | None = None,
+        self, files: SharedFiles | None, *, boottime: Callable[[], float] = boottime
     ) -> None:
         self.now = boottime
-        self._boot_id = boot_id_of(boot_id)
-        self._directory = None if directory is None else directory / "models"
-        self._memory = map_shared(
-            directory, "lists", version=_VERSION, size=_CHANGED.size, boot_id=self._boot_id
-        )
-        #: Not a function of ours: every call asks.
-        self.changed: Callable[[], tuple[Any, ...]] = partial(_CHANGED.unpack_from, self._memory, 0)
+        files = files or SharedFiles(None)
+        self._boot_id = files.boot_id
+        self._directory = None if files.directory is None else files.directory / "models"
+        #: When a list was written last, by boot time.
+        self._changed = Number(files.open("lists", Number.SIZE, version=_VERSION))
+        self.changed = self._changed.get
 
     def write(self, account: str, base_url: str | None, found: SharedList) -> None:
         """Tell the other workers."""
@@ -94,7 +85,7 @@ class SharedLists:
         except OSError as error:
             log.debug("a model list is not shared path=%s: %s", path, error)
             return
-        _CHANGED.pack_into(self._memory, 0, self.now())
+        self._changed.set(self.now())
 
     def read(self, account: str, base_url: str | None) -> SharedList | None:
         """What was learned last since the machine started; None if nothing was."""

@@ -8,12 +8,11 @@ each turn.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from pathlib import Path
 from struct import Struct
 from typing import Final
 
 from qwen_wsgi.clock import boottime
-from qwen_wsgi.state.shared_memory import Table, key_of
+from qwen_wsgi.state.shared_files import SharedFiles, Table, key_of
 
 #: What a chat message may hold besides text.
 INPUTS: Final = ("image", "audio", "video")
@@ -21,8 +20,6 @@ INPUTS: Final = ("image", "audio", "video")
 _NONE: Final[frozenset[str]] = frozenset()
 
 _VERSION: Final = "1"
-#: Before the rows: whether there is any. Mostly there is none, and nothing is looked up.
-_ANY: Final = Struct("=?7x")
 #: Account and model, a bit for each of `INPUTS`, until when it is believed.
 _ROW: Final = Struct("=8sId")
 _ROWS: Final = 512
@@ -38,38 +35,29 @@ class RefusedInputs:
     """Remembers what models refused to read.
 
     Args:
-        directory, boottime, boot_id: as for `upstream.routing.cooldown.Cooldowns`.
+        files, boottime: as for `upstream.routing.cooldown.Cooldowns`.
     """
 
     def __init__(
-        self,
-        directory: Path | None,
-        *,
-        boottime: Callable[[], float] = boottime,
-        boot_id: str | None = None,
+        self, files: SharedFiles | None, *, boottime: Callable[[], float] = boottime
     ) -> None:
         self._now = boottime
-        self._table = Table.shared(
-            directory,
-            "refused-inputs",
-            _ROW,
-            version=_VERSION,
-            start=_ANY.size,
-            rows=_ROWS,
-            age=2,
-            boot_id=boot_id,
+        self._table = Table(
+            files, "refused-inputs", _ROW, version=_VERSION, rows=_ROWS, age=2, numbers=1
         )
-        self._memory = self._table.memory
+        # Until when any row is believed. Mostly none is, and nothing is looked up.
+        (self._believed_until,) = self._table.numbers
 
     def of(self, account: str, base_url: str | None, model: str) -> frozenset[str]:
         """The inputs that a model refused lately, at the account of this name and base URL."""
-        if not self._memory[0]:
+        now = self._now()
+        if now >= self._believed_until.get():
             return _NONE
-        at = self._table.find(_key(account, base_url, model))
-        if at is None:
+        row = self._table.get(_key(account, base_url, model))
+        if row is None:
             return _NONE
-        _, bits, until = self._table.read(at)
-        if self._now() >= until:
+        _, bits, until = row
+        if now >= until:
             return _NONE
         return frozenset(name for bit, name in enumerate(INPUTS) if bits >> bit & 1)
 
@@ -86,9 +74,10 @@ class RefusedInputs:
         key = _key(account, base_url, model)
         refused = self.of(account, base_url, model).union(inputs)
         bits = sum(1 << bit for bit, name in enumerate(INPUTS) if name in refused)
-        at, _ = self._table.find_or_oldest(key)
-        self._table.write(at, key, bits, self._now() + believed_s)
-        _ANY.pack_into(self._memory, 0, True)
+        until = self._now() + believed_s
+        self._table.put(key, bits, until)
+        if until > self._believed_until.get():
+            self._believed_until.set(until)
 
 
 def _key(account: str, base_url: str | None, model: str) -> bytes:

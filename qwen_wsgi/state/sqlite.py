@@ -97,6 +97,8 @@ class Database:
         self._connection: sqlite3.Connection | None = None
         #: Of the file that is open, to notice when it is no longer the one at its path.
         self._inode = 0
+        #: How long the index of its log was; SQLite makes it longer, never shorter.
+        self._index_bytes = 0
         self._pid = 0
         #: Of a process that forked: closed here, they would do their parent harm.
         self._inherited: list[sqlite3.Connection] = []
@@ -187,7 +189,33 @@ class Database:
         if self._connection is None:
             self._connection = self._open(file)
             self._pid = os.getpid()
+            self._index_bytes = 0
+        self._lengthen_index()
         return self._connection
+
+    def _lengthen_index(self) -> None:
+        """Make SQLite's index of its log as long as it was, if somebody cut it.
+
+        SQLite maps it, and a look beyond its end kills the process (SIGBUS). Zeros are no index,
+        and SQLite makes a new one. A cut in the middle of a transaction is still deadly.
+
+        Raises:
+            OSError: it cannot be done.
+        """
+        if (file := self._file()) is None:
+            return
+        index = file.with_name(f"{file.name}-shm")
+        try:
+            size = index.stat().st_size
+        except FileNotFoundError:
+            return  # whoever removed it did us no harm: what is mapped stays
+        if size >= self._index_bytes:
+            self._index_bytes = size
+            return
+        log.warning("the index of SQLite's log was cut, and is made anew path=%s", index)
+        # By name, as in `_make_private`. A beginning that was left would be taken for the whole.
+        os.truncate(index, 0)
+        os.truncate(index, self._index_bytes)
 
     def _open(self, file: Path | None) -> sqlite3.Connection:
         if file is not None:
@@ -231,7 +259,8 @@ class Database:
     def _close(self) -> None:
         database, self._connection = self._connection, None
         if database is not None and self._pid == os.getpid():
-            with suppress(sqlite3.Error):
+            with suppress(sqlite3.Error, OSError):
+                self._lengthen_index()
                 database.close()
 
     def _set_aside(self, error: Exception) -> None:

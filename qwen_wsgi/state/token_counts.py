@@ -6,12 +6,11 @@ Only for clients that count tokens themselves: for the others nothing is looked 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from struct import Struct
 from typing import Final, NamedTuple
 
 from qwen_wsgi.clock import boottime
-from qwen_wsgi.state.shared_memory import Table, key_of
+from qwen_wsgi.state.shared_files import SharedFiles, Table, key_of
 
 _VERSION: Final = "1"
 #: Conversation (or client), its tokens, when they were counted.
@@ -36,20 +35,14 @@ class TokenCounts:
     """Remembers the exact counts of conversations.
 
     Args:
-        directory, boottime, boot_id: as for `cooldown.Cooldowns`.
+        files, boottime: as for `cooldown.Cooldowns`.
     """
 
     def __init__(
-        self,
-        directory: Path | None,
-        *,
-        boottime: Callable[[], float] = boottime,
-        boot_id: str | None = None,
+        self, files: SharedFiles | None, *, boottime: Callable[[], float] = boottime
     ) -> None:
         self._now = boottime
-        self._table = Table.shared(
-            directory, "tokens", _ROW, version=_VERSION, rows=_ROWS, age=2, boot_id=boot_id
-        )
+        self._table = Table(files, "tokens", _ROW, version=_VERSION, rows=_ROWS, age=2)
 
     def want(self, client: str) -> None:
         """Note that a client counts tokens: its next calls are remembered."""
@@ -57,13 +50,12 @@ class TokenCounts:
 
     def wanted(self, client: str) -> bool:
         """Whether a client counted tokens lately."""
-        at = self._table.find(key_of("wants", client))
-        return at is not None and 0 <= self._now() - self._table.read(at)[2] < _WANTED_S
+        row = self._table.get(key_of("wants", client))
+        return row is not None and 0 <= self._now() - row[2] < _WANTED_S
 
     def remember(self, conversation: bytes, tokens: int) -> None:
         """Record what an upstream counted."""
-        at, _ = self._table.find_or_oldest(conversation)
-        self._table.write(at, conversation, tokens, self._now())
+        self._table.put(conversation, tokens, self._now())
 
     def longest(self, beginnings: Sequence[bytes]) -> Counted | None:
         """The longest beginning of a conversation that was counted.
@@ -72,6 +64,6 @@ class TokenCounts:
             beginnings: the keys of its first message, its first two, and so on.
         """
         for messages in range(len(beginnings), 0, -1):
-            if (at := self._table.find(beginnings[messages - 1])) is not None:
-                return Counted(messages, self._table.read(at)[1])
+            if (row := self._table.get(beginnings[messages - 1])) is not None:
+                return Counted(messages, row[1])
         return None

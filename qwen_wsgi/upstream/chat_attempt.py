@@ -12,6 +12,7 @@ from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.greenlets import apart
 from qwen_wsgi.protocol import chat
+from qwen_wsgi.protocol.answer_text import AnswerSize
 from qwen_wsgi.protocol.changes import header_token
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, functions, renamed_tools
 from qwen_wsgi.protocol.chat.completion import mended
@@ -44,6 +45,9 @@ class ChatCall:
         pinned: the account that the client named, or "".
         conversation: computes the call's key for affinity.
         changed: what the translation from the client's dialect changed or dropped.
+        size: shared by the parts of a call, whose answers become one; None for a call of one part.
+        account_of_file: the name of the account that has a file of the client, by the file's id;
+            None for a file that it has not.
     """
 
     request: ChatRequest
@@ -52,6 +56,8 @@ class ChatCall:
     pinned: str = ""
     conversation: Callable[[], bytes] | None = None
     changed: tuple[str, ...] = ()
+    size: AnswerSize | None = None
+    account_of_file: Callable[[str], str | None] = lambda id: None
 
     def evidence(self) -> bytes:
         """Names the request, see `affinity.evidence_of`."""
@@ -135,7 +141,7 @@ class ChatAttempt:
             UpstreamError: it broke off.
         """
         try:
-            completion = stream.completion()
+            completion = stream.completion(call.size)
         finally:
             stream.close()  # now: rendering a long answer takes its time
         value = completion.render(
@@ -228,6 +234,7 @@ class ChatAttempt:
             search=route.search,
             thinking=route.thinking,
             refused=self._refused_inputs.of(account.name, account.base_url, route.model),
+            flex=account.batch_wait_s is not None,
         )
         return adapt(call.request, target, self._options, stream=stream)
 

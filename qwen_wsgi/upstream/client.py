@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,11 +16,20 @@ from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.hosts import origin_of
 from qwen_wsgi.protocol import chat, sse
 from qwen_wsgi.protocol.chat import ChunkStream
+from qwen_wsgi.protocol.json_object import loads
 from qwen_wsgi.redaction import mask
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.failures import classify
 from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
-from qwen_wsgi.upstream.http.transport import ERROR_BODY_BYTES, FIRST_BYTE, Response, Transport
+from qwen_wsgi.upstream.http.http1 import StreamedBody
+from qwen_wsgi.upstream.http.transport import (
+    ERROR_BODY_BYTES,
+    FIRST_BYTE,
+    FLEX,
+    Response,
+    Transport,
+)
+from qwen_wsgi.upstream.native_stream import NativeStream
 from qwen_wsgi.upstream.open_stream import OpenStream, empty
 from qwen_wsgi.upstream.routing.accounts import token_of
 
@@ -75,7 +83,9 @@ class UpstreamClient:
         sent_at = self._clock.monotonic()
         record.upstream_request_id = ""
         accepting = {**headers, "Accept": "text/event-stream"}
-        response = self._post(account, CHAT_PATH, body, accepting, sent_at, record.request_id)
+        response, token = self._post(
+            account, CHAT_PATH, body, accepting, sent_at, record.request_id
+        )
         # Also of an answer that fails.
         offered = response.headers.get("x-request-id", "")
         if classify.REQUEST_ID.fullmatch(offered):
@@ -88,12 +98,13 @@ class UpstreamClient:
                 record,
                 monotonic=self._clock.monotonic,
                 idle_s=self._settings.idle_timeout_s,
-                patience_s=self._settings.first_byte_timeout_s,
+                patience_s=account.batch_wait_s or self._settings.first_byte_timeout_s,
+                patience_by=FLEX if account.batch_wait_s else FIRST_BYTE,
                 sent_at=sent_at,
-                explain=partial(self._reported_error, account),
+                explain=partial(self._reported_error, account, token),
             )
             if response.headers.get("content-type", "").startswith(_WHOLE):
-                stream.begin(self._unstreamed(account, stream, response, sent_at))
+                stream.begin(self._unstreamed(account, token, stream, response, sent_at))
             else:
                 stream.open()
         except BaseException:
@@ -123,16 +134,102 @@ class UpstreamClient:
         """
         sent_at = self._clock.monotonic()
         accepting = {**headers, "Accept": "application/json"}
-        response = self._post(
+        response, token = self._post(
             account, path, body, accepting, sent_at, request_id, at_origin=at_origin
         )
+        return self._json(response, account, token, sent_at)
+
+    def send(
+        self,
+        account: Account,
+        method: str,
+        path: str,
+        body: bytes | StreamedBody | None = None,
+        *,
+        headers: Mapping[str, str],
+        request_id: str = "",
+    ) -> JsonAnswer:
+        """Send any request, and read a whole JSON answer. A streamed body is sent once.
+
+        Raises:
+            ApiError: as `post_json`.
+        """
+        sent_at = self._clock.monotonic()
+        accepting = {**headers, "Accept": "application/json"}
+        response, token = self._post(
+            account, path, body, accepting, sent_at, request_id, method=method
+        )
+        return self._json(response, account, token, self._clock.monotonic())
+
+    def download(
+        self, account: Account, path: str, *, headers: Mapping[str, str], request_id: str = ""
+    ) -> Response:
+        """GET; the answer's body is left to the caller, who must close it.
+
+        Raises:
+            ApiError: no usable credential, no answer, or a refusal.
+        """
+        sent_at = self._clock.monotonic()
+        response, _ = self._post(account, path, None, headers, sent_at, request_id, method="GET")
+        return response
+
+    def _json(
+        self, response: Response, account: Account, token: AccessToken, sent_at: float
+    ) -> JsonAnswer:
+        """A whole JSON answer; the response is let go of.
+
+        Raises:
+            ApiError: it does not come, or is no JSON object.
+        """
         reader = BodyReader(response)
         try:
-            data = self._whole_body(reader, sent_at)
+            data = self._whole_body(account, reader, sent_at)
         finally:
             reader.close()
-        value = _json_answer(response, data, account, self._clock.now())
-        return JsonAnswer(data, value, classify.request_id(response.headers))
+        value = _json_answer(response, data, account, token, self._clock.now())
+        id = classify.request_id(response.headers, secrets=_secrets(token))
+        return JsonAnswer(data, value, id)
+
+    def open_native(
+        self,
+        account: Account,
+        path: str,
+        body: bytes,
+        *,
+        headers: Mapping[str, str],
+        record: CallRecord,
+    ) -> NativeStream:
+        """Ask the native API for a stream, and wait for its first event.
+
+        Raises:
+            ApiError: no usable credential, no answer, or a refusal.
+        """
+        sent_at = self._clock.monotonic()
+        asking = {**headers, "X-DashScope-SSE": "enable", "Accept": "text/event-stream"}
+        response, token = self._post(
+            account, path, body, asking, sent_at, record.request_id, at_origin=True
+        )
+        secrets = _secrets(token)
+        record.upstream_request_id = classify.request_id(response.headers, secrets=secrets)
+        reader = BodyReader(response)
+        name, family, clock = account.name, account.family, self._clock
+        try:
+            stream = NativeStream(
+                reader,
+                record,
+                monotonic=clock.monotonic,
+                first_s=self._settings.first_byte_timeout_s,
+                idle_s=self._settings.idle_timeout_s,
+                explain=lambda error: classify.from_frame(
+                    error, account=name, family=family, now=clock.now(), secrets=secrets
+                ),
+                whole=response.headers.get("content-type", "").startswith(_WHOLE),
+            )
+            stream.open()
+        except BaseException:
+            reader.close()
+            raise
+        return stream
 
     def get_json(self, account: Account, path: str, *, timeout_s: float = 30.0) -> dict[str, Any]:
         """GET a JSON object of the native API, behind the host's name.
@@ -143,17 +240,16 @@ class UpstreamClient:
         token = token_of(account)
         token = replace(token, base_url=origin_of(token.base_url))
         status, body = self._transport.get(token, path, timeout_s=timeout_s)
-        now, name = self._clock.now(), account.name
+        told: dict[str, Any] = {"account": account.name, "family": account.family}
+        told["secrets"] = _secrets(token)
         if status != 200:
-            raise classify.from_response(
-                status, {}, body, account=name, family=account.family, now=now
-            )
+            raise classify.from_response(status, {}, body, **told, now=self._clock.now())
         try:
-            value = json.loads(body)
+            value = loads(body)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise classify.no_answer({}, body, account=name, family=account.family)
+            raise classify.no_answer({}, body, **told)
         return value
 
     def asks_stream(self, account: Account) -> bool:
@@ -167,14 +263,15 @@ class UpstreamClient:
         self,
         account: Account,
         path: str,
-        body: bytes,
+        body: bytes | StreamedBody | None,
         headers: Mapping[str, str],
         sent_at: float,
         request_id: str,
         *,
+        method: str = "POST",
         at_origin: bool = False,
-    ) -> Response:
-        """Send; a response is returned only with status 200.
+    ) -> tuple[Response, AccessToken]:
+        """Send; a response, with the token that got it, is returned only with status 200.
 
         Args:
             sent_at: the time, by the clock's monotonic time; the wait for the head begins here.
@@ -186,12 +283,15 @@ class UpstreamClient:
         if at_origin:
             token = replace(token, base_url=origin_of(token.base_url))
         if _PACKAGE_LOG.level <= logging.DEBUG:
-            _log_request(request_id, account, token, path, body)
-        wait_s = self._settings.first_byte_timeout_s
-        post = self._transport.post
-        response = post(token, path, body, headers=headers, read_timeout_s=wait_s)
+            _log_request(request_id, account, token, method, path, body)
+        wait_s = account.batch_wait_s or self._settings.first_byte_timeout_s
+        setting = FLEX if account.batch_wait_s else FIRST_BYTE
+        send = partial(
+            self._transport.send, method, path=path, body=body, headers=headers, setting=setting
+        )
+        response = send(token, read_timeout_s=wait_s)
         renewable = account.credential.renewable
-        if response.status_code == 401 and renewable:
+        if response.status_code == 401 and renewable and isinstance(body, bytes | None):
             # The access token may have been revoked, or refreshed by another process. Once, and
             # with another token: a second 401 is no expiry.
             self._error_body(response)
@@ -199,13 +299,13 @@ class UpstreamClient:
             if at_origin:
                 token = replace(token, base_url=origin_of(token.base_url))
             if _PACKAGE_LOG.level <= logging.DEBUG:
-                _log_request(request_id, account, token, path, body)
+                _log_request(request_id, account, token, method, path, body)
             wait_s = max(sent_at + wait_s - self._clock.monotonic(), 0.001)
-            response = post(token, path, body, headers=headers, read_timeout_s=wait_s)
+            response = send(token, read_timeout_s=wait_s)
         if response.status_code == 200:
             if renewable:
                 account.credential.answered(token)
-            return response
+            return response, token
         error = classify.from_response(
             response.status_code,
             response.headers,
@@ -213,12 +313,13 @@ class UpstreamClient:
             account=account.name,
             family=account.family,
             now=self._clock.now(),
+            secrets=_secrets(token),
         )
         if response.status_code == 401 and renewable:
             token_of(account, rejected=token.value)  # raises what it means, and remembers it
         raise error
 
-    def _whole_body(self, reader: BodyReader, sent_at: float) -> bytes:
+    def _whole_body(self, account: Account, reader: BodyReader, sent_at: float) -> bytes:
         """The body of a whole answer, within the time for all of it.
 
         Args:
@@ -227,9 +328,10 @@ class UpstreamClient:
         Raises:
             UpstreamError: it is too large, too slow or broken.
         """
-        whole_s = self._settings.first_byte_timeout_s
+        whole_s = account.batch_wait_s or self._settings.first_byte_timeout_s
         left_s = sent_at + whole_s - self._clock.monotonic()
-        return self._transport.read_all(reader, left_s, timeout_s=whole_s, setting=FIRST_BYTE)
+        setting = FLEX if account.batch_wait_s else FIRST_BYTE
+        return self._transport.read_all(reader, left_s, timeout_s=whole_s, setting=setting)
 
     def _error_body(self, response: Response) -> bytes:
         """The body of a refusal, as far as it comes."""
@@ -243,21 +345,24 @@ class UpstreamClient:
         finally:
             reader.close()
 
-    def _reported_error(self, account: Account, chunks: ChunkStream) -> UpstreamError:
+    def _reported_error(
+        self, account: Account, token: AccessToken, chunks: ChunkStream
+    ) -> UpstreamError:
         """The error for a failure that was reported as an event, or as the text of an answer."""
-        text, name, family = chunks.error_finish, account.name, account.family
-        now = self._clock.now()
-        if text is not None:
-            return classify.from_error_finish(text, account=name, family=family, now=now)
-        return classify.from_frame(chunks.error, account=name, family=family, now=now)
+        return _reported(chunks.error_finish, chunks.error, account, token, self._clock.now())
 
     def _unstreamed(
-        self, account: Account, stream: OpenStream, response: Response, sent_at: float
+        self,
+        account: Account,
+        token: AccessToken,
+        stream: OpenStream,
+        response: Response,
+        sent_at: float,
     ) -> bytes:
         """The events of an upstream that answered a stream request with a whole completion."""
         assert stream.reader is not None
-        data = self._whole_body(stream.reader, sent_at)
-        completion = _json_answer(response, data, account, self._clock.now())
+        data = self._whole_body(account, stream.reader, sent_at)
+        completion = _json_answer(response, data, account, token, self._clock.now())
         events = b"".join(chat.chunks_of(completion, with_usage=True)) + sse.DONE
         first = stream.chunks.feed(events)
         stream.fail_if_reported()
@@ -267,7 +372,12 @@ class UpstreamClient:
 
 
 def _log_request(
-    request_id: str, account: Account, token: AccessToken, path: str, body: bytes
+    request_id: str,
+    account: Account,
+    token: AccessToken,
+    method: str,
+    path: str,
+    body: bytes | StreamedBody | None,
 ) -> None:
     """Log where a request goes and where its token is from; neither the token nor the body."""
     fields = {
@@ -276,13 +386,36 @@ def _log_request(
         "token_from": account.origin,
         "token": mask(token.value) if token.value else "none",
         "base_url": token.base_url,
-        "request": f"POST {path}",
-        "bytes": len(body),
+        "request": f"{method} {path}",
+        "bytes": len(body) if isinstance(body, bytes) else 0,
     }
     _log.debug("upstream request", extra={"fields": fields})
 
 
-def _json_answer(response: Response, data: bytes, account: Account, now: float) -> dict[str, Any]:
+def _secrets(token: AccessToken) -> tuple[str, ...]:
+    """What an upstream was sent, and may quote."""
+    return (token.value,) if token.value else ()
+
+
+def _reported(
+    text: str | None, error: Any, account: Account, token: AccessToken, now: float
+) -> UpstreamError:
+    """The error for a failure inside of a 200: the text of an answer, or an error object.
+
+    Args:
+        now: seconds since 1970.
+    """
+    name, family, secrets = account.name, account.family, _secrets(token)
+    if text is not None:
+        return classify.from_error_finish(
+            text, account=name, family=family, now=now, secrets=secrets
+        )
+    return classify.from_frame(error, account=name, family=family, now=now, secrets=secrets)
+
+
+def _json_answer(
+    response: Response, data: bytes, account: Account, token: AccessToken, now: float
+) -> dict[str, Any]:
     """The JSON object of a 200 answer.
 
     Args:
@@ -292,25 +425,23 @@ def _json_answer(response: Response, data: bytes, account: Account, now: float) 
         UpstreamError: it is no JSON object, or an error in disguise.
     """
     try:
-        value = json.loads(data)
+        value = loads(data)  # json.loads would copy all of it
     except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, dict):
-        raise classify.no_answer(
-            response.headers, data, account=account.name, family=account.family
-        )
-    text, error = chat.error_finish_of(value), chat.error_of(value)
+    text = error = None
+    if isinstance(value, dict):
+        text, error = chat.error_finish_of(value), chat.error_of(value)
     if text is not None or error is not None:
-        name, family = account.name, account.family
-        if text is not None:
-            made = classify.from_error_finish(text, account=name, family=family, now=now)
-        else:
-            made = classify.from_frame(error, account=name, family=family, now=now)
-        made.upstream_request_id = classify.request_id(response.headers, data)
+        made = _reported(text, error, account, token, now)
+        made.upstream_request_id = classify.request_id(response.headers, data, _secrets(token))
         raise made
-    if "ret" in value and "choices" not in value:
-        # A captcha, for one, may come as JSON.
+    # A captcha, for one, may come as JSON.
+    if not isinstance(value, dict) or ("ret" in value and "choices" not in value):
         raise classify.no_answer(
-            response.headers, data, account=account.name, family=account.family
+            response.headers,
+            data,
+            account=account.name,
+            family=account.family,
+            secrets=_secrets(token),
         )
     return value

@@ -6,25 +6,32 @@ import random
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.errors import ApiError, UpstreamError, forget_frames
+from qwen_wsgi.errors import ApiError, BadRequest, NotFound, UpstreamError, forget_frames
 from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.protocol import chat, sse
+from qwen_wsgi.protocol.answer_text import AnswerSize
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream
 from qwen_wsgi.protocol.chat.completion import combined
+from qwen_wsgi.protocol.files import READERS, ids_in
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.upstream.chat_attempt import ChatAnswer, ChatAttempt, ChatCall
 from qwen_wsgi.upstream.client import JsonAnswer, UpstreamClient
+from qwen_wsgi.upstream.native_stream import NativeStream
 from qwen_wsgi.upstream.open_stream import OpenStream
 from qwen_wsgi.upstream.retry import Retrier
+from qwen_wsgi.upstream.routing.accounts import MODEL_DENIED, MODEL_NOT_FOUND
+from qwen_wsgi.upstream.routing.batch_chat import BatchChat
 from qwen_wsgi.upstream.routing.limiter import Slot
 from qwen_wsgi.upstream.routing.router import Plan, Route, Router
+
+T = TypeVar("T")
 
 #: Seeds that Model Studio takes.
 _SEEDS: Final = 2**31
@@ -34,6 +41,8 @@ _LOST: Final = frozenset({"timeout", "closed", "broken", "empty"})
 
 #: And causes that a gateway in between may have made of such a failure.
 _DOUBTFUL: Final = _LOST | {"bad_gateway", "no_answer", "connection_lost"}
+#: Causes (`failures.causes`) that mean that Batch Chat does not serve a model.
+_NO_SUCH_MODEL: Final = frozenset({MODEL_NOT_FOUND, MODEL_DENIED, "not_found", "wrong_address"})
 
 #: Requests of one call that are under way at a time. Model Studio counts 30 a second for
 #: text-embedding-v4; four at a time stay below that and make 200 as quick as 50.
@@ -45,7 +54,8 @@ class UnaryCall:
     """A call that is answered by whole JSON answers of one account.
 
     Attributes:
-        path: behind the account's base URL, or behind the host's name (`at_origin`).
+        path: behind the account's base URL, or behind the host's name (`at_origin`), where the
+            requests for an account name no other.
         headers: of the client, for the upstream.
         record: filled in as the call goes on.
         requests: makes the bodies to be sent to an account: all at this one, or all at another one.
@@ -74,10 +84,16 @@ class UnaryCall:
 
 
 class UnaryRequests(NamedTuple):
-    """What is sent to one account, and what was changed of the client's request for it."""
+    """What is sent to one account, and what was changed of the client's request for it.
+
+    Attributes:
+        native_path: where it is sent behind the host's name, for models that are called elsewhere
+            than `UnaryCall` says; else "".
+    """
 
     bodies: Sequence[bytes]
     changed: tuple[str, ...] = ()
+    native_path: str = ""
 
 
 class UnaryAnswer(NamedTuple):
@@ -98,7 +114,9 @@ class Executor:
         client: UpstreamClient,
         clock: Clock,
         refused_inputs: RefusedInputs,
+        batch_chat: BatchChat,
     ) -> None:
+        self._batch_chat = batch_chat
         self._router = router
         self._retrier = retrier
         self._client = client
@@ -113,12 +131,17 @@ class Executor:
         Raises:
             ApiError: none may.
         """
-        return self._router.plan(
+        plan = self._router.plan(
             call.request.model,
             pinned=call.pinned,
             conversation=call.conversation,
             evidence=call.evidence,
         )
+        for route in plan.routes:
+            if route.model.startswith(READERS):
+                plan = _where_its_files_are(call, plan)
+                break
+        return self._batch_chat.preferred(plan) if call.request.flex else plan
 
     def stream(self, call: ChatCall, plan: Plan) -> OpenStream:
         """Open a chat stream whose first event has arrived; its owner must close it.
@@ -128,6 +151,8 @@ class Executor:
         Raises:
             ApiError: no account answered; nothing was sent to the client yet.
         """
+        if plan.ordinary is not None:
+            return _at_half_price(plan, lambda each: self.stream(call, each))
         hide_usage = not call.request.wants_usage
         if (count := self._choices(call, plan)) > 1:
             answer = self._several(call, plan, count)
@@ -145,6 +170,8 @@ class Executor:
         Raises:
             ApiError: no account answered, or the answer broke off.
         """
+        if plan.ordinary is not None:
+            return _at_half_price(plan, lambda each: self.complete(call, each))
         if (count := self._choices(call, plan)) > 1:
             return self._several(call, plan, count)
 
@@ -177,8 +204,9 @@ class Executor:
             record: of the whole call; the records of its parts are joined in it.
         """
         answers: list[ChatAnswer] = []
+        size = AnswerSize()
         try:
-            works = (partial(self.complete, each, plan) for each in calls)
+            works = (partial(self.complete, replace(each, size=size), plan) for each in calls)
             for answer in in_order(works, at_a_time=at_a_time):
                 answers.append(answer)  # noqa: PERF402  # so many, if one of them fails
         finally:
@@ -238,8 +266,8 @@ class Executor:
         """
 
         def ask(route: Route, slot: Slot) -> UnaryAnswer | None:
-            bodies, call.record.changed = call.requests(route)
-            post = partial(self._post, call, route)
+            bodies, call.record.changed, native_path = call.requests(route)
+            post = partial(self._post, call, route, native_path)
             asked_at = self._clock.now()
             works = [partial(post, body) for body in bodies]
             try:
@@ -262,13 +290,36 @@ class Executor:
 
         return self._retrier.run(plan, ask, call.record)
 
-    def _post(self, call: UnaryCall, route: Route, body: bytes) -> JsonAnswer:
+    def native_stream(self, call: UnaryCall, plan: Plan) -> tuple[Route, NativeStream]:
+        """Open a stream of the native API, of the only request of a call; its owner must close it.
+
+        Raises:
+            ApiError: no account answered; nothing was sent to the client yet.
+        """
+
+        def ask(route: Route, slot: Slot) -> tuple[Route, NativeStream]:
+            (body,), call.record.changed, _ = call.requests(route)
+            try:
+                stream = self._client.open_native(
+                    route.account, call.path, body, headers=call.headers, record=call.record
+                )
+            except UpstreamError as error:
+                if call.once and error.failure is not None and error.failure.cause in _LOST:
+                    _ask_no_more(error)
+                raise
+            stream.slot = slot.keep()
+            stream.on_failure = partial(self._retrier.failed_late, plan, route, slot.began)
+            return route, stream
+
+        return self._retrier.run(plan, ask, call.record, discard=lambda asked: asked[1].close())
+
+    def _post(self, call: UnaryCall, route: Route, native_path: str, body: bytes) -> JsonAnswer:
         answer = self._client.post_json(
             route.account,
-            call.path,
+            native_path or call.path,
             body,
             headers=call.headers,
-            at_origin=call.at_origin,
+            at_origin=call.at_origin or bool(native_path),
             request_id=call.record.request_id,
         )
         call.record.usage = parse_usage(answer.value.get("usage"))
@@ -299,6 +350,51 @@ def _ask_no_more(error: UpstreamError) -> None:
     error.failure = replace(error.failure, retry=False, elsewhere=False)
     error.should_retry = False
     error.message += " The work may have been done, and billed, so it was not asked for again."
+
+
+def _at_half_price(plan: Plan, run: Callable[[Plan], T]) -> T:
+    """Run a call at Batch Chat, or as usual if no account there has the model.
+
+    No other failure leads to the full price, which the client did not ask for.
+    """
+    assert plan.ordinary is not None
+    try:
+        return run(replace(plan, ordinary=None))
+    except UpstreamError as error:
+        if error.failure is None or error.failure.cause not in _NO_SUCH_MODEL:
+            raise
+        forget_frames(error)
+    return run(plan.ordinary)
+
+
+def _where_its_files_are(call: ChatCall, plan: Plan) -> Plan:
+    """The plan for a call whose texts may name files: at the account that has them, if they are the
+    client's own. The account would read any file that it has.
+
+    Raises:
+        NotFound: one is not the client's.
+        BadRequest: no account that may answer has them all.
+    """
+    accounts = set()
+    for id in ids_in(call.request.body.get("messages")):
+        if (account := call.account_of_file(id)) is None:
+            raise NotFound(
+                f"No such File object: {id}. Files belong to the key that uploaded them through "
+                "this proxy.",
+                param="messages",
+                code="not_found",
+            )
+        accounts.add(account)
+    if not accounts:
+        return plan
+    routes = tuple(route for route in plan.routes if {route.account.name} == accounts)
+    if not routes:
+        raise BadRequest(
+            f"The files of this request are at {', '.join(sorted(accounts))}, and no account that "
+            "may answer it has all of them. Upload them to one (header x-qwen-account).",
+            param="messages",
+        )
+    return replace(plan, routes=routes)
 
 
 def _discard(asked: tuple[Route, OpenStream | ChatAnswer]) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.errors import ApiError, UpstreamError
 from qwen_wsgi.protocol import sse
+from qwen_wsgi.protocol.answer_text import AnswerSize
 from qwen_wsgi.protocol.chat import ChunkStream, Completion
 from qwen_wsgi.upstream.failures.classify import connection_error
 from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
@@ -30,6 +31,7 @@ class OpenStream:
     Args:
         reader: None where all of it is in `first`.
         patience_s: counted from now: make the stream when the request is sent.
+        patience_by: the name of the setting that says so.
         explain: makes the error for what the upstream reported inside the stream.
         record: `longest_gap_s` and `usage` are written to it.
 
@@ -48,6 +50,7 @@ class OpenStream:
         "_idle_s",
         "_left_s",
         "_monotonic",
+        "_patience_by",
         "_patience_s",
         "chunks",
         "first",
@@ -67,6 +70,7 @@ class OpenStream:
         monotonic: Callable[[], float],
         idle_s: float = math.inf,
         patience_s: float = math.inf,
+        patience_by: str = FIRST_BYTE,
         sent_at: float | None = None,
         explain: Callable[[ChunkStream], UpstreamError] = lambda chunks: empty(),
     ) -> None:
@@ -80,6 +84,7 @@ class OpenStream:
         self._monotonic = monotonic
         self._idle_s = idle_s
         self._patience_s = patience_s
+        self._patience_by = patience_by
         self._blocks = sse.EventBlocks()
         self._ended = False
         self.heard_at = self._content_at = monotonic() if sent_at is None else sent_at
@@ -174,7 +179,7 @@ class OpenStream:
         if self._left_s <= 0:
             if idle_left_s < patience_left_s and self._idle_s != self._patience_s:
                 raise silence(self._idle_s, "QWEN_PROXY_IDLE_TIMEOUT")
-            raise silence(self._patience_s, FIRST_BYTE)
+            raise silence(self._patience_s, self._patience_by)
 
     def _check_end(self) -> None:
         """Fail unless a client may take what came for a whole answer.
@@ -201,13 +206,16 @@ class OpenStream:
         if self.chunks.failed:
             raise self._explain(self.chunks)
 
-    def completion(self) -> Completion:
+    def completion(self, size: AnswerSize | None = None) -> Completion:
         """Read to the end, and put the chunks together.
 
+        Args:
+            size: what is kept counts against it.
+
         Raises:
-            UpstreamError: the stream broke off, or failed.
+            UpstreamError: the stream broke off, failed, or became too large.
         """
-        completion = Completion()
+        completion = Completion(size)
         events: bytes | None = self.first
         while events is not None:
             for event in sse.events(events):

@@ -12,7 +12,7 @@ from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import ApiError, UpstreamError, forget_frames
 from qwen_wsgi.greenlets import Task
-from qwen_wsgi.hosts import has_tokenizer
+from qwen_wsgi.hosts import has_native_api
 from qwen_wsgi.protocol.json_access import integer, mapping
 from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.settings import Settings
@@ -100,7 +100,7 @@ class HostTokenizer:
 
     def _may_ask(self, route: Route) -> bool:
         account = route.account
-        if not has_tokenizer(account.family):
+        if not has_native_api(account.family):
             return False
         return self._clock.monotonic() >= self._resting.get(account.name, 0.0)
 

@@ -14,7 +14,7 @@ from werkzeug.test import TestResponse
 
 from qwen_wsgi.app import create_app
 from qwen_wsgi.logs import Formatter
-from qwen_wsgi.redaction import Redaction
+from qwen_wsgi.redaction import DISCOVERED, Redaction
 from qwen_wsgi.services import Services, build_services
 from tests.fakes.clock import FakeClock
 from tests.fakes.raw_server import Answer, RawServer
@@ -64,7 +64,9 @@ def running(clock: FakeClock | None = None, **environ: Any) -> Iterator[App]:
     app = create_app(services=services)
     log = io.StringIO()
     handler = logging.StreamHandler(log)
-    handler.setFormatter(Formatter("json", Redaction(services.settings.all_client_keys)))
+    handler.setFormatter(
+        Formatter("json", Redaction(services.settings.all_client_keys, DISCOVERED))
+    )
     logging.getLogger("qwen_wsgi").handlers[:] = [handler]
     try:
         yield App(app.test_client(), services, clock, log)
@@ -79,8 +81,7 @@ def in_front_of(*answers: Answer, **environ: Any) -> Iterator[tuple[App, RawServ
         RawServer(*answers) as server,
         running(
             QWEN_UPSTREAM_BASE_URL=server.url + "/v1",
-            QWEN_UPSTREAM_API_KEY="upstream-key",
-            **environ,
+            **{"QWEN_UPSTREAM_API_KEY": "upstream-key", **environ},
         ) as app,
     ):
         yield app, server

@@ -229,6 +229,8 @@ def test_a_body_above_the_limit_is_a_413(path: str) -> None:
         ("GET", "/v1/models/m"),
         ("POST", "/v1/chat/completions"),
         ("POST", "/v1/embeddings"),
+        ("POST", "/v1/rerank"),
+        ("POST", "/v2/rerank"),
     ],
 )
 def test_without_a_key_there_is_no_way_in(method: str, path: str) -> None:
@@ -341,6 +343,7 @@ ROADS = [
     ("GET", "/v1/chat/completions", 405),
     ("POST", "/v1/chat/completions", 400),
     ("POST", "/v1/embeddings", 400),
+    ("POST", "/v1/rerank", 400),
     ("GET", "/v1/models", 200),
     ("GET", "/v1/models/x", 404),
     ("OPTIONS", "/v1/models", 204),

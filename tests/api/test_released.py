@@ -50,6 +50,27 @@ CALLS: dict[str, tuple[str, dict[str, Any], bytes]] = {
     ),
 }
 
+#: Models that only Qwen's hosts are asked for.
+CALLS["ranking"] = (
+    "/v1/rerank",
+    {"model": "qwen3-rerank", "query": "hi", "documents": ["a", {"text": "b"}], "user": "u"},
+    whole(b'{"results":[{"index":1,"relevance_score":1},{"index":0,"relevance_score":0.5}]}'),
+)
+CALLS["embeddings of pictures"] = (
+    "/v1/embeddings",
+    {"model": "qwen3-vl-embedding", "input": [{"image": "https://x/1.png"}]},
+    whole(b'{"output":{"embeddings":[{"index":0,"embedding":[0.5]}]}}'),
+)
+
+
+def settings_for(call: str) -> dict[str, str]:
+    """What the answer of a call needs."""
+    _, body, answer = CALLS[call]
+    if body["model"].startswith("qwen"):
+        return {"QWEN_PROXY_HOST_FAMILIES": "127.0.0.1=dashscope"}
+    return {"QWEN_PROXY_UPSTREAM_STREAM": "always"} if answer is ANSWER else {}
+
+
 #: Giving back cannot be proven where giving back itself is what fails.
 FREEING = {
     "Admission.leave",
@@ -165,7 +186,7 @@ def test_a_fault_in_any_function_on_the_way_leaves_nothing_behind(
     call: str, traced_tasks: list[Trap]
 ) -> None:
     path, body, answer = CALLS[call]
-    always = {"QWEN_PROXY_UPSTREAM_STREAM": "always"} if answer is ANSWER else {}
+    always = settings_for(call)
     with in_front_of(answer, QWEN_PROXY_ACCOUNT_IN_FLIGHT=1, **always) as (app, server):
         serve(app, path, body)  # what happens once in a process is no part of the way
         with Trap() as noted:
@@ -202,7 +223,7 @@ def test_a_fault_of_the_server_leaves_nothing_behind(call: str, name: str) -> No
             raise Fault(name)
 
     path, body, answer = CALLS[call]
-    always = {"QWEN_PROXY_UPSTREAM_STREAM": "always"} if answer is ANSWER else {}
+    always = settings_for(call)
     with in_front_of(answer, QWEN_PROXY_ACCOUNT_IN_FLIGHT=1, **always) as (app, server):
         with pytest.raises(Fault):
             serve(app, path, body, step=step)

@@ -1,4 +1,4 @@
-"""What `make lint` and the hooks check of files; the lowest versions that setup.cfg allows."""
+"""What `make lint` and the hooks check of files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import yaml
 from tests.kit.servers import REPO
 
 _CHECKS: dict[str, Any] = runpy.run_path(str(REPO / ".ci/check_files.py"))
-_LOWEST: dict[str, Any] = runpy.run_path(str(REPO / "install/lowest.py"))
 
 
 @pytest.mark.parametrize(
@@ -74,15 +73,3 @@ def test_the_hooks_are_what_make_lint_runs() -> None:
             program, *arguments = hook["entry"].replace(" --force-exclude", "").split()
             assert program == ".venv/bin/python"
             assert f"@$(python) {' '.join(arguments)}" in lint
-
-
-def test_every_requirement_has_a_lower_bound(tmp_path: Path) -> None:
-    found = _LOWEST["lowest"]()
-    assert len(found) > 20
-    assert "flask == 3.0" in found
-    assert any(line.startswith("gunicorn == ") for line in found), "its extra is left out"
-
-    text = (REPO / "setup.cfg").read_text()
-    (tmp_path / "setup.cfg").write_text(text.replace("flask >= 3.0, < 4", "flask < 4"))
-    with pytest.raises(ValueError, match="'flask < 4' has no lower bound"):
-        _LOWEST["lowest"](tmp_path / "setup.cfg")

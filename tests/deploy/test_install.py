@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -11,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
 from qwen_wsgi import RELEASE
+from qwen_wsgi.doctor.dependencies import CONSTRAINTS, pinned
 from tests.kit.checkout import ENVIRONMENT, copy_of_checkout
 from tests.kit.servers import REPO
 
@@ -28,18 +31,17 @@ class Installation:
     checkout: Path
     root: Path
 
-    def make(self, target: str, *variables: str) -> str:
+    def make(self, target: str, *variables: str, **environ: str) -> str:
         """Run a target; what it prints."""
         done = subprocess.run(
             ["make", target, f"DESTDIR={self.root}", f"PREFIX={PREFIX}", *variables],
             cwd=self.checkout,
-            # The package alone: its dependencies have nothing to do with what is tested here.
-            env={**ENVIRONMENT, "PIP_NO_DEPS": "1"},
+            env={**ENVIRONMENT, **environ},
             capture_output=True,
             text=True,
             timeout=180,
         )
-        if "it needs PyPI or a mirror" in done.stderr:
+        if "it needs PyPI or a mirror" in done.stderr and "HASHES" not in done.stderr:
             pytest.skip("pip cannot reach a package index")
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -58,6 +60,23 @@ class Installation:
         }
 
 
+def with_one_dependency(checkout: Path) -> None:
+    """Have the copy depend on segno alone: deploy/test_moved_tree.py installs the others."""
+    setup = checkout / "setup.cfg"
+    text = re.sub(r"(?m)^(install_requires|pdf) =\n(?:    .*\n)+", r"\1 =\n", setup.read_text())
+    setup.write_text(text.replace("install_requires =\n", "install_requires = segno >= 1.6, < 2\n"))
+    constraints = checkout / "qwen_wsgi/constraints.txt"
+    entries = re.findall(r"^\S+==.*\n(?:    --hash.*\n)+", constraints.read_text(), re.MULTILINE)
+    constraints.write_text("".join(each for each in entries if each.startswith(FEW)))
+
+
+#: What is installed of that copy, with what installs it.
+FEW = ("pip==", "segno==", "setuptools==")
+PINS = {
+    name: version for name, version in pinned(CONSTRAINTS.read_text()).items() if f"{name}==" in FEW
+}
+
+
 def commit(checkout: Path) -> None:
     """Make it a repository with one commit, where git is installed."""
     if shutil.which("git") is None:
@@ -72,6 +91,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Instal
     """After the first `make install`; and what that printed."""
     base = tmp_path_factory.mktemp("install")
     checkout = copy_of_checkout(base / "check out")
+    with_one_dependency(checkout)
     commit(checkout)
     before = sorted(checkout.rglob("*"))
     installation = Installation(checkout, base / "root")
@@ -116,11 +136,93 @@ def test_the_package_is_installed_and_not_linked(system: Installation) -> None:
 def test_the_version_is_that_of_the_commit(system: Installation) -> None:
     log = ["git", "rev-parse", "--short", "HEAD"]
     hash = subprocess.run(log, cwd=system.checkout, capture_output=True, text=True).stdout.strip()
-    # Its dependencies are not installed: only what needs none.
     code = "import qwen_wsgi; print(qwen_wsgi.__version__)"
     python = system.at(PREFIX + "/venv/bin/python")
     done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == (f"{RELEASE}+g{hash}\n", "")
+
+
+def versions(system: Installation) -> dict[str, str]:
+    """What is installed beside the proxy."""
+    python = system.at(PREFIX + "/venv/bin/python")
+    command = [str(python), "-I", "-m", "pip", "list", "--format=json"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    found = {
+        str(canonicalize_name(each["name"])): str(each["version"])
+        for each in json.loads(listed.stdout)
+    }
+    assert found.pop("qwen-wsgi").startswith(RELEASE)
+    return found
+
+
+def test_what_is_installed_is_what_is_pinned(system: Installation) -> None:
+    """pip and setuptools, too, and nothing else."""
+    assert versions(system) == PINS
+
+
+def make_older(system: Installation, name: str, version: str) -> None:
+    """Let an installed package say that it is of another version, as pip sees it."""
+    (told,) = system.at(PREFIX).glob(f"venv/lib/python3*/site-packages/{name}-*.dist-info/METADATA")
+    told.write_text(re.sub(r"(?m)^Version: .*$", f"Version: {version}", told.read_text()))
+    named = f"{name}-{version}.dist-info"
+    record = told.with_name("RECORD")  # what pip removes
+    record.write_text(record.read_text().replace(told.parent.name, named))
+    told.parent.rename(told.parent.with_name(named))
+
+
+def test_an_upgrade_upgrades_the_dependencies_unless_it_shall_not(system: Installation) -> None:
+    make_older(system, "segno", "1.6.0")
+    make_older(system, "pip", "26.0")
+    kept = {**PINS, "segno": "1.6.0", "pip": "26.0"}
+
+    # Without an index: it must not even look for newer ones.
+    printed = system.make("install", "UPGRADE=0", PIP_NO_INDEX="1", PIP_FIND_LINKS="")
+    assert "Kept the dependencies (UPGRADE=0)" in printed
+    assert versions(system) == kept
+
+    assert "Kept the dependencies" not in system.make("install")
+    assert versions(system) == PINS
+
+
+def test_dependencies_below_the_bounds_are_not_kept(system: Installation) -> None:
+    make_older(system, "segno", "1.5")
+
+    printed = system.make("install", "UPGRADE=0")
+
+    assert "UPGRADE=0 cannot be followed: what is there does not suffice." in printed
+    assert versions(system) == PINS
+
+
+def test_an_upgrade_with_the_same_dependencies_needs_no_network(system: Installation) -> None:
+    system.make("install", PIP_NO_INDEX="1", PIP_FIND_LINKS="")
+
+    assert versions(system) == PINS
+
+
+def test_a_file_that_is_not_the_pinned_one_is_not_installed(system: Installation) -> None:
+    pinned_file = system.checkout / "qwen_wsgi/constraints.txt"
+    right = pinned_file.read_text()
+    make_older(system, "segno", "1.6.0")
+    hashes = re.compile(rf"(segno=={PINS['segno']})(?: \\\n    --hash=.*)+")
+    changed = hashes.sub(r"\1 --hash=sha256:" + "0" * 64, right)
+    assert changed != right
+    pinned_file.write_text(changed)
+    try:
+        done = subprocess.run(
+            ["make", "install", f"DESTDIR={system.root}", f"PREFIX={PREFIX}"],
+            cwd=system.checkout,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+    finally:
+        pinned_file.write_text(right)
+    if "HASHES" not in done.stderr:
+        pytest.skip("pip cannot reach a package index")
+    assert done.returncode != 0
+    assert versions(system)["segno"] == "1.6.0"
+    system.make("install")
 
 
 def test_the_unit_starts_the_program_where_it_was_put(system: Installation) -> None:

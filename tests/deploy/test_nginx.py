@@ -197,6 +197,28 @@ def test_a_body_that_is_far_too_large_is_refused_before_it_is_sent(front: Server
         assert_openai_error(answer, 413, "request_too_large", "invalid_request_error")
 
 
+@pytest.mark.parametrize("path", ["/v1/files", "/files", "/v1/v1/files/"])
+def test_an_upload_may_be_larger_and_touches_no_disk(
+    front: Server, shared: tuple[Server, Server, Path], path: str
+) -> None:
+    with answer_to(front, "POST", path, b"x" * (90 * MIB)) as answer:
+        assert json.loads(answer.read()) == 90 * MIB
+    assert not any((shared[2] / "client_body").rglob("*"))
+    with answer_to(front, "GET", "/v1/files/a/content") as answer:
+        assert answer.status == 200
+
+
+def test_an_upload_passes_on_while_it_comes(front: Server, upstream: Server) -> None:
+    with contextlib.closing(front.connect()) as client:
+        client.putrequest("POST", "/v1/files")
+        client.putheader("Content-Length", str(2 * MIB))
+        client.endheaders()
+        client.send(b"x" * MIB)
+        upstream.wait_for("files: the first byte", within_s=5)
+        client.send(b"x" * MIB)
+        assert json.loads(client.getresponse().read()) == 2 * MIB
+
+
 def test_a_proxy_that_is_stopped_is_told_as_such(nginx: StartServer, place: Path) -> None:
     front = nginx(str(place / "http.sock"))
     with answer_to(front, "POST", "/v1/chat/completions", b"{}") as answer:

@@ -38,6 +38,8 @@ def test_it_has_all_that_serving_needs_inside_the_package(wheel: Path) -> None:
         names = archive.namelist()
         for name in ("gunicorn.conf.py", "wsgi.py"):
             assert archive.read(f"qwen_wsgi/_server/{name}") == (REPO / name).read_bytes()
+        constraints = archive.read("qwen_wsgi/constraints.txt")  # doctor compares with it
+    assert constraints == (REPO / "qwen_wsgi/constraints.txt").read_bytes()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"qwen_wsgi"}
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from qwen_wsgi.doctor.dependencies import CONSTRAINTS, pinned
 from qwen_wsgi.sandbox import Sandbox
 from tests.fakes.raw_server import RawServer, whole
 from tests.kit.processes import free_port
@@ -48,11 +49,23 @@ class Ended(NamedTuple):
         ]
 
 
+def as_pinned(home: Path, **others: str) -> Path:
+    """A directory that tells, before all others, that the dependencies are as new as pinned: those
+    of the tests may be older."""
+    directory = home.parent / "told-versions"
+    for name, version in {**pinned(CONSTRAINTS.read_text()), **others}.items():
+        told = directory / f"{name.replace('-', '_')}-{version}.dist-info/METADATA"
+        if not list(directory.glob(f"{name.replace('-', '_')}-*")):
+            told.parent.mkdir(parents=True)
+            told.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    return directory
+
+
 def environ_of(home: Path, **environ: Any) -> dict[str, str]:
     return {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
-        "PYTHONPATH": str(REPO),
+        "PYTHONPATH": os.pathsep.join((str(as_pinned(home)), str(REPO))),
         "PYTHONDONTWRITEBYTECODE": "1",
         # Whatever this machine has on port 8080 is not to be found.
         "PORT": str(free_port()),
@@ -153,6 +166,7 @@ def test_the_same_for_programs(home: Path, sandbox: Sandbox, proxy: Proxy) -> No
         "accounts",
         "models",
         "clock",
+        "dependencies",
         "terms",
         "server",
         "systemd",
@@ -164,6 +178,20 @@ def test_the_same_for_programs(home: Path, sandbox: Sandbox, proxy: Proxy) -> No
         assert each["what"]
         assert each["remedy"] or each["level"] not in ("warn", "fail")
     assert sum(json.loads(ended.out)["counts"].values()) == len(ended.findings)
+
+
+@pytest.mark.server
+def test_an_outdated_dependency_is_named_and_fails_nothing(
+    home: Path, sandbox: Sandbox, proxy: Proxy
+) -> None:
+    as_pinned(home, urllib3="2.0.7")
+
+    status, out, _ = doctor(home, PORT=proxy.port, **good(sandbox))
+
+    assert status == 0
+    assert "  warn     dependencies, versions: older than" in out
+    assert "known flaws: urllib3 2.0.7 (now " in out
+    assert "to do: In the checkout: sudo make install" in out
 
 
 def test_a_broken_key_fails_with_what_to_do(home: Path, sandbox: Sandbox) -> None:

@@ -106,6 +106,16 @@ def test_websockets_that_do_not_pass_are_told(installed: FakeMachine, load: Load
     assert list(nginx.websockets(load(**off), site)) == []
 
 
+def test_uploads_that_a_site_of_an_older_version_stops_are_told(
+    installed: FakeMachine, load: Load
+) -> None:
+    assert "body_size 520m" in SHIPPED_SITE
+    write_site(installed, SHIPPED_SITE.replace("client_max_body_size 520m;", ""))
+
+    (note,) = of(found_of(installed, load), Level.NOTE)
+    assert (note.subject, "QWEN_PROXY_MAX_UPLOAD" in note.what) == ("uploads", True)
+
+
 def test_no_limit_of_the_body_is_fine(installed: FakeMachine, load: Load) -> None:
     write_site(installed, SHIPPED_SITE.replace("body_size 80m", "body_size 0"))
 

@@ -32,6 +32,7 @@ class FakeMachine(Machine):
         self.files = (1024, 524_288)
         self.programs: dict[str, Ran | Exception] = {}
         self.ran: list[list[str]] = []
+        self.installed: dict[str, str] = {}
         self.addresses: tuple[str, ...] | OSError = ("192.0.2.1",)
         self.refuses: OSError | None = None
         self.connected: list[tuple[str, int]] = []
@@ -68,6 +69,9 @@ class FakeMachine(Machine):
     def run(self, command: list[str], *, timeout_s: float) -> Ran:
         self.ran.append(command)
         return _value(self.programs[command[0].rsplit("/", 1)[-1]])
+
+    def installed_version(self, name: str) -> str | None:
+        return self.installed.get(name)
 
     def resolve(self, host: str, port: int) -> tuple[str, ...]:
         return _value(self.addresses)

@@ -54,7 +54,7 @@ class Application:
         if route == "slow":
             time.sleep(float(query["s"]))
         status = "200 OK"
-        body: object = os.getpid()
+        body: Any = os.getpid()
         if route == "environ":
             body = {k: v for k, v in environ.items() if isinstance(v, str)}
         elif route == "process":
@@ -68,6 +68,11 @@ class Application:
             }
         elif route == "read":
             body = len(environ["wsgi.input"].read())
+        elif route.endswith("files"):
+            body = len(environ["wsgi.input"].read(1))
+            say("files: the first byte")
+            while piece := environ["wsgi.input"].read(65536):
+                body += len(piece)
         elif route == "refuse":
             # As the proxy refuses: without reading the body.
             status = query["status"] + " Refused"

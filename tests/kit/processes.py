@@ -63,6 +63,19 @@ def starved_s(pids: Sequence[int]) -> float:
     return total / 1e9
 
 
+def starved_each(pids: Sequence[int]) -> list[float]:
+    """The same of each of them, all its threads together; 0 for one that is gone.
+
+    A thread that has no CPU may hold the interpreter's lock, for which the others wait.
+    """
+    found = [0.0] * len(pids)
+    for index, pid in enumerate(pids):
+        with contextlib.suppress(OSError):
+            for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+                found[index] += int(path.read_text().split()[1]) / 1e9
+    return found
+
+
 def memory_kb(pids: Sequence[int]) -> float:
     """Proportional set size of the processes: shared pages are counted once."""
     total = 0

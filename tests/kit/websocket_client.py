@@ -30,9 +30,10 @@ HANDSHAKE = (
 def frame(event: Any) -> bytes:
     """An event as a client's frame, for a raw socket; its mask changes nothing."""
     payload = json.dumps(event).encode()
-    size = bytes([0x80 | len(payload)])
     if len(payload) > 125:
         size = bytes([0x80 | 126]) + struct.pack("!H", len(payload))
+    else:
+        size = bytes([0x80 | len(payload)])
     return b"\x81" + size + bytes(4) + payload
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import base64
 import json
+import math
 import struct
 from typing import Any
 
@@ -13,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.errors import BadRequest, UpstreamError
+from qwen_wsgi.protocol.content_parts import Part
 from qwen_wsgi.protocol.embeddings import (
     EmbeddingRequest,
+    calls_for,
     combine,
     parse_request,
-    upstream_bodies,
 )
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.validation import model_of
@@ -39,6 +41,13 @@ def answer_to(body: bytes, *, model: str | None = "text-embedding-v4") -> dict[s
     return {"object": "list", "data": data, "model": model, "usage": usage}
 
 
+def upstream_bodies(request: EmbeddingRequest, *, model: str) -> list[bytes]:
+    """The bodies for a model of texts."""
+    calls = calls_for(request, model=model, strict=True)
+    assert (calls.native_path, calls.changed) == ("", ())
+    return calls.bodies
+
+
 def vector_of(row: str) -> list[float]:
     return [float(len(row)), sum(map(ord, row)) / 64, -0.5]
 
@@ -55,7 +64,13 @@ def vector_of(row: str) -> list[float]:
         ({"input": ""}, "input", "empty_string"),
         ({"input": ["a", ""]}, "input", "empty_string"),
         ({"input": ["a", None]}, "input", "invalid_type"),
-        ({"input": [{"text": "a"}]}, "input", "invalid_type"),
+        ({"input": [{"text": 5}]}, "input[0].text", "invalid_type"),
+        ({"input": [{}]}, "input[0]", "invalid_value"),
+        ({"input": [[{"type": "audio"}]]}, "input[0][0].type", "invalid_value"),
+        ({"input": ["a", {"text": ""}]}, "input", "empty_string"),
+        ({"input": [[{"text": "a"}] * 101]}, "input[0]", "array_above_max_length"),
+        ({"input": "a", "dimensions": "64"}, "dimensions", "invalid_type"),
+        ({"input": "a", "dimensions": 0}, "dimensions", "integer_below_min_value"),
         ({"input": [1.5]}, "input", "invalid_type"),
         ({"input": ["x"] * 2049}, "input", "array_above_max_length"),
         ({"input": [1, 2, 3]}, "input", "token_input_unsupported"),
@@ -130,7 +145,7 @@ def test_the_encoding_is_float_unless_base64_is_asked(given_format: Any, as_base
 
 
 def test_a_text_and_a_list_of_one_text_are_the_same() -> None:
-    assert request_of(input="a").rows == request_of(input=["a"]).rows == ("a",)
+    assert request_of(input="a").rows == request_of(input=["a"]).rows == ((Part("text", "a"),),)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +234,11 @@ def test_rows_without_an_index_are_taken_as_they_come() -> None:
 
 
 @examples(100)
-@given(vector=st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=20))
+@given(
+    vector=st.lists(
+        st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20
+    )
+)
 def test_base64_is_little_endian_float32_and_reads_back_exactly(vector: list[float]) -> None:
     request = request_of(input="a", encoding_format="base64")
 
@@ -249,6 +268,8 @@ def test_base64_reads_back_as_the_official_sdk_reads_it() -> None:
         [{"index": 0}],
         [{"index": 0, "embedding": [1.0]}, {"index": 1, "embedding": [1.0]}],
         [{"index": "a", "embedding": [1.0]}, {"index": 1, "embedding": [1.0]}],
+        [{"index": 1, "embedding": [1.0]}],
+        [{"index": None, "embedding": [1.0]}],
     ],
     ids=str,
 )
@@ -270,7 +291,14 @@ def test_an_answer_that_does_not_match_the_rows_is_an_error_of_the_upstream(
         "float",
     ],
 )
-@pytest.mark.parametrize("vector", [None, "AAAA", 5, {"a": 1}, ["x"], [None], [[1.0]]], ids=str)
+@pytest.mark.parametrize(
+    "vector",
+    [
+        *(None, "AAAA", 5, {"a": 1}, [], ["x"], [None], [[1.0]]),
+        *([math.nan], [0.5, math.inf], [1e300], [10**400]),
+    ],
+    ids=lambda value: str(value)[:20],
+)
 def test_something_that_is_no_vector_is_an_error_of_the_upstream(
     vector: Any, encoding: str
 ) -> None:
@@ -304,3 +332,37 @@ def test_the_model_is_the_one_that_answered_else_the_one_that_was_asked_for() ->
 
     assert combine(request, [{"data": data, "model": "v4-0901"}])["model"] == "v4-0901"
     assert combine(request, [{"data": data}])["model"] == "text-embedding-v4"
+
+
+def test_an_index_that_comes_twice_is_an_error_of_the_upstream() -> None:
+    request = request_of(input=["a", "b"])
+    row = {"index": 0, "embedding": [1.0]}
+
+    with pytest.raises(UpstreamError, match="do not match"):
+        combine(request, [{"data": [row, row]}])
+
+
+@pytest.mark.parametrize("row", [{"type": "text", "text": "a"}, {"text": "a"}, [{"text": "a"}]])
+def test_a_part_of_text_is_a_text_for_a_model_of_texts(row: Any) -> None:
+    (body,) = upstream_bodies(request_of(input=[row, "b"]), model="text-embedding-v4")
+
+    assert json.loads(body)["input"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"image": "https://x/1.png"}, "takes no images"),
+        ([{"text": "a"}, {"video": "https://x/1.mp4"}], "takes no videos"),
+        ([{"text": "a"}, {"text": "b"}], "takes one text a row"),
+    ],
+)
+def test_a_model_of_texts_refuses_other_rows_and_names_a_model_that_takes_them(
+    row: Any, why: str
+) -> None:
+    with pytest.raises(BadRequest, match=why) as caught:
+        calls_for(request_of(input=["a", row]), model="text-embedding-v4")
+
+    assert "qwen3-vl-embedding" in caught.value.message
+    assert "input[1]" in caught.value.message
+    assert (caught.value.param, caught.value.code) == ("input", "unsupported_content")

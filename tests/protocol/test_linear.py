@@ -1,4 +1,5 @@
-"""Each list that a client controls costs in proportion to its length, and not to its square.
+"""Each list that a client or an upstream controls costs in proportion to its length, and not to its
+square.
 
 Measured as a ratio: four times the length takes about four times as long, and not sixteen times.
 Absolute times are never compared, and the smaller of two runs counts.
@@ -15,8 +16,9 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.hosts import Family
-from qwen_wsgi.protocol import changes, messages, responses, tokens
-from qwen_wsgi.protocol.chat import ChatRequest, parse_request
+from qwen_wsgi.protocol import changes, messages, responses, sse, tokens
+from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, Completion, parse_request
+from qwen_wsgi.protocol.encoder import Encoder
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.upstream.adapt import Options, Target, adapt
 
@@ -188,7 +190,120 @@ def of_responses(value: Json) -> Callable[[], object]:
     return lambda: adapted(responses.parse_request(body, seed="resp_1", strict=False).chat)
 
 
+# --- answers -------------------------------------------------------------------------------------
+
+
+def part(index: int, **members: Any) -> Json:
+    return {"index": index, **members}
+
+
+def calls_chunk(*fragments: Json) -> Json:
+    return {"choices": [{"index": 0, "delta": {"tool_calls": list(fragments)}}]}
+
+
+def begun(index: int, arguments: str) -> Json:
+    return part(index, id=f"c{index}", function={"name": "f", "arguments": arguments})
+
+
+def grown(index: int, arguments: str, **more: Any) -> Json:
+    return part(index, function={"arguments": arguments}, **more)
+
+
+def texts(member: str) -> Callable[[int], list[Json]]:
+    return lambda n: [{"choices": [{"index": 0, "delta": {member: "a"}}]}] * n
+
+
+#: Chunks of an answer; what is quadratic in them was, or could easily be.
+ANSWERS: dict[str, Callable[[int], list[Json]]] = {
+    "arguments that seem to end with each piece, before another call": lambda n: [
+        calls_chunk(begun(0, '{"a":[')),
+        calls_chunk(begun(1, "{")),
+        *[calls_chunk(grown(0, "{},{}"))] * n,
+    ],
+    "arguments that end with each piece, with an id": lambda n: [
+        calls_chunk(begun(0, '{"a":[')),
+        *(calls_chunk(grown(0, "{},{}", id=f"x{i}")) for i in range(n)),
+    ],
+    "a complete call once more": lambda n: [
+        calls_chunk(begun(0, json.dumps({"a": "x" * 10 * n}))),
+        *[calls_chunk(begun(0, '{"a":1}')), calls_chunk(begun(0, '{"a":2}'))] * 100,
+        *[calls_chunk(begun(0, json.dumps({"a": "x"})))] * 100,
+    ],
+    "white space in arguments": lambda n: [
+        calls_chunk(begun(0, "{")),
+        *[calls_chunk(grown(0, " " * 50))] * n,
+    ],
+    "calls": lambda n: [calls_chunk(begun(i % 1000, "{")) for i in range(n)],
+    "text and thinking by turns behind a call": lambda n: [
+        calls_chunk(begun(0, "{")),
+        *(texts("content")(1) + texts("reasoning_content")(1)) * (n // 4),
+    ],
+    "sound": lambda n: [{"choices": [{"index": 0, "delta": {"audio": {"data": "x" * 200}}}]}] * n,
+    "a call of the old form": lambda n: (
+        [{"choices": [{"index": 0, "delta": {"function_call": {"arguments": "x" * 200}}}]}] * n
+    ),
+    "a search in each chunk": lambda n: [
+        {
+            "search_info": {"search_results": [{"index": 1, "url": "http://a"}]},
+            "choices": [{"index": 0, "delta": {"content" if i % 2 else "reasoning_content": "a"}}],
+        }
+        for i in range(n // 4)
+    ],
+}
+
+CUSTOM = responses.parse_request(
+    body_of({"model": "m", "input": "a", "tools": [{"type": "custom", "name": "f"}]}),
+    seed="resp_1",
+    strict=False,
+)
+PLAIN = responses.parse_request(body_of({"model": "m", "input": "a"}), seed="r", strict=False)
+
+
+def aggregated(chunks: list[Json]) -> None:
+    completion = Completion()
+    for chunk in chunks:
+        completion.add(chunk)
+    completion.render(id="c", model="m", created=1)
+
+
+def passed_through(chunks: list[Json]) -> None:
+    stream = ChunkStream(hide_usage=False)
+    for chunk in chunks:
+        stream.feed(sse.render(chunk))
+    stream.end()
+
+
+def encoded(make: Callable[[], Encoder]) -> Callable[[list[Json]], None]:
+    def work(chunks: list[Json]) -> None:
+        encoder = make()
+        for chunk in chunks:
+            encoder.feed(sse.render(chunk))
+        encoder.end()
+
+    return work
+
+
+READERS: dict[str, Callable[[list[Json]], None]] = {
+    "aggregate": aggregated,
+    "chat": passed_through,
+    "messages": encoded(lambda: messages.MessagesEncoder(id="msg_1", model="m", searches=True)),
+    "responses": encoded(
+        lambda: responses.ResponseEncoder(PLAIN, id="resp_1", created=1, model="m")
+    ),
+    "custom": encoded(lambda: responses.ResponseEncoder(CUSTOM, id="resp_1", created=1, model="m")),
+}
+
+
+def of_answer(reader: str) -> Callable[[list[Json]], Callable[[], object]]:
+    return lambda chunks: lambda: READERS[reader](chunks)
+
+
 CASES = [
+    *(
+        (of_answer(reader), make, f"{reader}: {name}")
+        for reader in READERS
+        for name, make in ANSWERS.items()
+    ),
     *((of_chat, value, f"chat-{name}") for name, value in CHAT.items()),
     *((of_messages, value, f"messages-{name}") for name, value in MESSAGES.items()),
     *((of_responses, value, f"responses-{name}") for name, value in RESPONSES.items()),
@@ -211,7 +326,7 @@ def seconds(work: Callable[[], object]) -> float:
     ("prepared", "value"), [case[:2] for case in CASES], ids=[case[2] for case in CASES]
 )
 def test_four_times_the_length_costs_about_four_times(
-    prepared: Callable[[Json], Callable[[], object]], value: Callable[[int], Json]
+    prepared: Callable[[Any], Callable[[], object]], value: Callable[[int], Any]
 ) -> None:
     quarter, whole = prepared(value(COUNT // 4)), prepared(value(COUNT))
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
 from tests.fakes.canned_upstream import CannedUpstream
+from tests.fakes.scripted_model import Chat, ScriptedModel
+from tests.kit.client_programs import ServeScript
 from tests.kit.proxy import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy, start
 
 
@@ -72,3 +75,23 @@ def canned_upstream() -> Iterator[CannedUpstream]:
     upstream = CannedUpstream()
     yield upstream
     upstream.stop()
+
+
+@pytest.fixture
+def serve_script(start_proxy: StartProxy) -> Iterator[ServeScript]:
+    """Starts proxies, each in front of a model that a test wrote."""
+    with ExitStack() as stack:
+
+        def begin(
+            answer: Callable[[Chat], bytes], **environment: str
+        ) -> tuple[Proxy, ScriptedModel]:
+            model = stack.enter_context(ScriptedModel(answer))
+            proxy = start_proxy(
+                DASHSCOPE_BASE_URL=model.base_url,
+                DASHSCOPE_API_KEY=UPSTREAM_KEY,
+                QWEN_PROXY_API_KEYS=CLIENT_KEY,
+                **environment,
+            )
+            return proxy, model
+
+        yield begin

@@ -1,69 +1,33 @@
-"""The real Codex, with the recipe's provider; where it is installed (npm: @openai/codex)."""
+"""The real Codex, set up as its recipe says; where it is installed (`make clients`)."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from qwen_wsgi.clients import agents
 from qwen_wsgi.sandbox import Sandbox
+from tests.kit.client_programs import Desk, needs, target
 from tests.kit.proxy import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy
 
-CODEX = shutil.which("codex") or ""
+pytestmark = needs("codex", "@openai/codex")
 
-pytestmark = [
-    pytest.mark.server,
-    pytest.mark.skipif(not CODEX, reason="codex is not installed (npm: @openai/codex)"),
-]
+#: What it says when a WebSocket or the list of models does not work as it expects.
+COMPLAINTS = ("Reconnecting", "alling back", "stream error", "ERROR", "metadata")
 
-#: What it says when a WebSocket does not work as it expects.
-COMPLAINTS = ("Reconnecting", "alling back", "stream error", "ERROR")
-
-CONFIG = """\
-model = "qwen3.7-plus"
-model_provider = "qwen"
-check_for_update_on_startup = false
-
-[analytics]
-enabled = false
-
-[model_providers.qwen]
-name = "qwen-proxy"
-base_url = "{base_url}"
-model_catalog_url = "{base_url}/models"
-wire_api = "responses"
-env_key = "QWEN_PROXY_KEY"
-supports_websockets = true
-"""
+#: Before and behind the recipe: it shall not reach anything but the server.
+QUIET = "check_for_update_on_startup = false\n", "\n[analytics]\nenabled = false\n"
 
 
-def say(proxy: Proxy, home: Path, text: str) -> str:
+def say(proxy: Proxy, directory: Path, text: str) -> str:
     """Let it work on a text; all that it prints."""
-    (home / ".codex").mkdir(parents=True)
-    (home / ".codex/config.toml").write_text(CONFIG.format(base_url=proxy.base_url))
-    done = subprocess.run(
-        [CODEX, "exec", "--skip-git-repo-check", text],
-        cwd=home,
-        # Whatever else it wants to reach, it shall not.
-        env={
-            "PATH": "/usr/local/bin:/usr/bin:/bin:" + str(Path(CODEX).parent),
-            "HOME": str(home),
-            "QWEN_PROXY_KEY": CLIENT_KEY,
-            "HTTPS_PROXY": "http://127.0.0.1:9",
-            "NO_PROXY": "127.0.0.1",
-        },
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=50,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    desk = Desk(directory, agents.codex(target(proxy)))
+    config = desk.home / ".codex/config.toml"
+    config.write_text(config.read_text().join(QUIET))
+    ran = desk.run("codex", "exec", "--skip-git-repo-check", text)
+    assert ran.status == 0, ran
+    return ran.out + ran.err
 
 
 def kinds(proxy: Proxy) -> list[tuple[str, int]]:
@@ -121,6 +85,6 @@ def test_without_websockets_it_uses_http_at_once(
 
     shown = say(proxy, tmp_path / "codex", "Say hello [[sandbox: no-tools]]")
 
-    # One line says that the connection failed.
+    # One line of its log says that the connection failed.
     assert not [word for word in COMPLAINTS if word in shown and word != "ERROR"], shown
     assert kinds(proxy) == [("GET", 426), ("POST", 200)]

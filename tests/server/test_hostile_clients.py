@@ -181,6 +181,20 @@ def test_no_request_kills_a_worker_or_holds_up_others(proxy: Proxy, name: str) -
     assert bystander.longest_s < 5
 
 
+def test_nothing_of_a_refused_body_is_in_the_log(proxy: Proxy) -> None:
+    """Long bodies are checked in a thread, whose failures gevent printed with all that was sent."""
+    words = "words that nobody else may read"
+    asked = {"model": "qwen3.7-plus", "input": words * 50_000, **MEMBERS}
+    with Exchange(proxy.port, dumped(asked), path="/v1/responses", key=KEY) as exchange:
+        status, headers = exchange.head()
+    assert status == 400
+    assert proxy.wait_for_call(headers["x-request-id"])["status"] == 400
+
+    log = proxy.log.read_text()
+    assert words not in log
+    assert "Traceback" not in log
+
+
 def test_one_key_never_takes_all_places(proxy: Proxy) -> None:
     """Bodies that never come, of one key: the other key is served."""
     half = [

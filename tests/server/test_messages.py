@@ -238,6 +238,28 @@ def test_tools(client: anthropic.Anthropic, sandbox: Sandbox, read: Any, quirk: 
     assert [each.get("tool_call_id") for each in told[-2:]] == [call.id for call in calls]
 
 
+def test_the_sdks_loop_over_tools_sends_the_history_in_place_of_a_thread(
+    client: anthropic.Anthropic, sandbox: Sandbox
+) -> None:
+    """It tries a thread first (anthropic 2.14), and a refusal tells it that there is none here."""
+
+    @anthropic.beta_tool
+    def get_weather(city: str) -> str:
+        """Tell the weather of a city."""
+        return f"Sun over {city or 'the sea'}."
+
+    runner = client.beta.messages.tool_runner(
+        model=MODEL, max_tokens=5000, tools=[get_weather], messages=user("How is the weather?")
+    )
+    messages = list(runner)
+
+    assert [message.stop_reason for message in messages] == ["tool_use", "end_turn"]
+    assert "Sun over" in messages[-1].to_json()
+    roles = [message["role"] for message in sent(sandbox)["messages"]]
+    assert roles == ["user", "assistant", "tool"]
+    assert sent(sandbox)["messages"][0]["content"] == "How is the weather?"
+
+
 def test_a_forced_tool(client: anthropic.Anthropic, sandbox: Sandbox) -> None:
     message = ask(
         client, "Hi", tools=[WEATHER], tool_choice={"type": "tool", "name": "get_weather"}

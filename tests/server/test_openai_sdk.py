@@ -13,6 +13,8 @@ import pytest
 from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionMessageParam
 
 from qwen_wsgi.sandbox import Sandbox
+from tests.fakes.scripted_model import NOISE_TEXT, amid_noise, says
+from tests.kit.client_programs import ServeScript
 from tests.kit.proxy import CLIENT_KEY, Proxy
 from tests.kit.secrets import secret
 
@@ -303,3 +305,22 @@ def test_keep_alives_and_slow_answers_do_not_disturb(client: openai.OpenAI) -> N
         text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
 
     assert text == "late"
+
+
+@pytest.mark.parametrize("dialect", ["chat", "responses"])
+def test_noise_between_chunks_is_not_seen(serve_script: ServeScript, dialect: str) -> None:
+    proxy, model = serve_script(lambda chat: amid_noise(says("All is well.", finish=None)))
+
+    with openai.OpenAI(base_url=proxy.base_url, api_key=CLIENT_KEY, max_retries=0) as client:
+        if dialect == "chat":
+            with client.chat.completions.stream(model=MODEL, messages=user("Hi")) as stream:
+                (choice,) = stream.get_final_completion().choices
+            text, end = choice.message.content or "", str(choice.finish_reason)
+        else:
+            with client.responses.stream(model=MODEL, input="Hi") as events:
+                response = events.get_final_response()
+            text, end = response.output_text, str(response.status)
+
+    assert text.replace(NOISE_TEXT, "") == "All is well."
+    assert end == ("stop" if dialect == "chat" else "completed")
+    assert len(model.chats) == 1

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.kit import processes
+from tests.kit import open_files, processes
 from tests.kit.processes import StartError
 from tests.soak import town
 from tests.soak.clients import (
@@ -363,7 +363,9 @@ async def _settle(running: Proxy, looks: Sequence[dict[int, Look]]) -> list[str]
         files = await town.idle_sockets(running)
         clients = {pid: counts["client"] for pid, counts in files.items() if counts["client"]}
         state = await get_json(running.upstream_port, "/_sandbox/state")
-        more = [pid for pid in running.pids if looks and town.threads(pid) > looks[0][pid].threads]
+        more = [
+            pid for pid in running.pids if looks and open_files.threads(pid) > looks[0][pid].threads
+        ]
         if not (busy or clients or more or state["open_chats"]):
             return []
         if time.monotonic() > deadline:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.kit import processes
+from tests.kit import open_files, processes
 from tests.kit.processes import REPOSITORY, StartError
 from tests.soak.clients import CLIENT_KEYS, Line
 from tests.soak.probe import SIGNAL, SITECUSTOMIZE
@@ -26,9 +26,6 @@ _START_S: Final = 60.0
 _STOP_S: Final = 45.0
 _KILL_S: Final = 5.0
 _ANSWER_S: Final = 20.0
-
-#: As the kernel names them in /proc/net/tcp.
-_LISTEN: Final = "0A"
 
 
 # --- processes -----------------------------------------------------------------------------------
@@ -197,35 +194,9 @@ class Look:
     cycles: Mapping[str, int]
 
 
-def _tcp() -> Iterator[tuple[int, int, str, str]]:
-    """Local port, remote port, state and inode of every connection of this machine."""
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        parts = line.split()
-        local, remote = (int(parts[i].rpartition(":")[2], 16) for i in (1, 2))
-        yield local, remote, parts[3], parts[9]
-
-
-def _files(pid: int) -> Iterator[str]:
-    """What each open file of a process is: `socket:[…]`, `pipe:[…]`, a path."""
-    for entry in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(OSError):
-            yield os.readlink(f"/proc/{pid}/fd/{entry}")
-
-
 def sockets(running: Proxy) -> dict[int, Counter[str]]:
     """By worker: how many open files are clients', how many the upstream's, how many neither."""
-    kinds: dict[str, str] = {}
-    for local, remote, state, inode in _tcp():
-        if remote == running.upstream_port:
-            kinds[f"socket:[{inode}]"] = "upstream"
-        elif local == running.port and state != _LISTEN:
-            kinds[f"socket:[{inode}]"] = "client"
-    return {pid: Counter(kinds.get(name, "other") for name in _files(pid)) for pid in running.pids}
-
-
-def threads(pid: int) -> int:
-    """The operating system's threads of a process."""
-    return len(os.listdir(f"/proc/{pid}/task"))
+    return open_files.kinds(running.pids, running.port, {running.upstream_port})
 
 
 class Lines:
@@ -268,11 +239,11 @@ class Lines:
         }
         inodes = {
             f"socket:[{inode}]": ours[remote]
-            for local, remote, _, inode in _tcp()
+            for local, remote, _, inode in open_files.tcp()
             if local == self._proxy.port and remote in ours
         }
         for pid in self._proxy.pids:
-            for name in _files(pid):
+            for name in open_files.names(pid):
                 if line := inodes.get(name):
                     line.used = True
                     self.by_pid[pid].append(line)
@@ -316,7 +287,7 @@ async def look(running: Proxy) -> dict[int, Look]:
             client_sockets=files[pid]["client"],
             upstream_sockets=files[pid]["upstream"],
             other_files=files[pid]["other"],
-            threads=threads(pid),
+            threads=open_files.threads(pid),
             held_kb=held[pid],
             memory_kb=processes.memory_kb([pid]),
             used_kb=counts[pid]["used_kb"],

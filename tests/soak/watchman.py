@@ -7,7 +7,6 @@ workers' process ids.
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
@@ -17,20 +16,11 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from tests.kit.processes import starved_s
+from tests.kit.processes import starved_each
 from tests.soak.town import ask_health
 
 _EVERY_S: Final = 0.2
 _ANSWER_S: Final = 20.0
-
-
-def _starved_s(pids: Sequence[int]) -> list[float]:
-    """How long each of them, and this process, has waited for a CPU so far."""
-    found = [0.0] * (len(pids) + 1)
-    for index, pid in enumerate((*pids, os.getpid())):
-        with contextlib.suppress(OSError):  # it is gone, which the verdict tells in its own words
-            found[index] = starved_s([pid])
-    return found
 
 
 def _is_true(status: int, told: dict[str, Any]) -> bool:
@@ -42,9 +32,10 @@ def _is_true(status: int, told: dict[str, Any]) -> bool:
 
 def main(port: int, pids: Sequence[int]) -> None:
     asked, worst_s, worst_served_s, faults = 0, 0.0, 0.0, []
+    concerned = [*pids, os.getpid()]
     while not select.select([sys.stdin], [], [], _EVERY_S)[0]:
         path = "/health" if asked % 2 else "/health/ready"
-        began_s, before = time.monotonic(), _starved_s(pids)
+        began_s, before = time.monotonic(), starved_each(concerned)
         try:
             status, told = ask_health(port, path, _ANSWER_S)
             if not _is_true(status, told):
@@ -53,7 +44,7 @@ def main(port: int, pids: Sequence[int]) -> None:
             faults.append(f"{path}: {error!r}")
         took_s = time.monotonic() - began_s
         # Which worker answered is not known: the one that waited longest may have.
-        *workers, own_s = (b - a for a, b in zip(before, _starved_s(pids), strict=True))
+        *workers, own_s = (b - a for a, b in zip(before, starved_each(concerned), strict=True))
         worst_s = max(worst_s, took_s)
         worst_served_s = max(worst_served_s, took_s - max(workers) - own_s)
         asked += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qwen_wsgi.state.refused_inputs import PROVED_S, SUSPECTED_S, RefusedInputs
+from qwen_wsgi.state.shared_files import SharedFiles
 from tests.fakes.clock import FakeClock
 
 ACCOUNT = ("one", "https://one.example/v1")
@@ -39,6 +40,6 @@ def test_a_suspicion_ends_soon_and_a_proof_later() -> None:
 
 
 def test_workers_share_what_they_learn(tmp_path: Path) -> None:
-    RefusedInputs(tmp_path).remember(*ACCOUNT, "m", {"image"}, believed_s=PROVED_S)
+    RefusedInputs(SharedFiles(tmp_path)).remember(*ACCOUNT, "m", {"image"}, believed_s=PROVED_S)
 
-    assert RefusedInputs(tmp_path).of(*ACCOUNT, "m") == {"image"}
+    assert RefusedInputs(SharedFiles(tmp_path)).of(*ACCOUNT, "m") == {"image"}

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -513,6 +515,32 @@ def test_a_damaged_file_is_set_aside_and_begun_anew(
     assert len(errors(caplog)) == 1
     assert "responses.damaged" in errors(caplog)[0]
     assert rows(directory) == ["new"]
+
+
+@pytest.mark.parametrize("left", [0, 100, 20_000])
+def test_the_index_of_the_log_may_be_cut(directory: Path, left: int) -> None:
+    """SQLite maps it: unmended, the next look at it would kill the worker."""
+    program = (
+        "import os, sys; from pathlib import Path\n"
+        "from tests.state.test_responses import *\n"
+        "directory, left = Path(sys.argv[1]), int(sys.argv[2])\n"
+        "stores = [ResponseStore(directory, FakeClock(), **BOUNDS) for _ in range(2)]\n"
+        "for number in range(20):\n"
+        "    assert put(stores[number % 2], f'r{number}')\n"
+        "    os.truncate(directory / (FILE + '-shm'), left)\n"
+        "    assert all(store.get('a', f'r{number}') for store in stores)\n"
+        "    os.truncate(directory / (FILE + '-shm'), left)\n"
+        "for store in stores:\n"
+        "    store.close()\n"
+        "print(rows(directory) == sorted(f'r{number}' for number in range(20)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(directory), str(left)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
 @pytest.mark.parametrize("body", [b"{", b"", b"\xff", b"null, null"])

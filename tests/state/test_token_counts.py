@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qwen_wsgi.state.shared_memory import key_of
+from qwen_wsgi.state.shared_files import SharedFiles, key_of
 from qwen_wsgi.state.token_counts import Counted, TokenCounts
 
 ONE, TWO, THREE = (key_of(name) for name in ("one", "two", "three"))
 
 
 def test_the_longest_beginning_counts_in_every_worker(tmp_path: Path) -> None:
-    here, there = TokenCounts(tmp_path), TokenCounts(tmp_path)
+    here, there = TokenCounts(SharedFiles(tmp_path)), TokenCounts(SharedFiles(tmp_path))
     here.remember(ONE, 10)
     here.remember(TWO, 5_000_000_000)
 
@@ -33,7 +33,7 @@ def test_a_client_that_stopped_counting_costs_nothing_after_a_day() -> None:
 
 
 def test_it_holds_as_much_as_fits(tmp_path: Path) -> None:
-    counts = TokenCounts(tmp_path)
+    counts = TokenCounts(SharedFiles(tmp_path))
     for number in range(20_000):
         counts.remember(key_of(str(number)), number)
 

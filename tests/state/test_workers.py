@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qwen_wsgi.state.shared_files import SharedFiles
 from qwen_wsgi.state.workers import STALE_S, Worker, Workers
 from tests.fakes.clock import FakeClock
 
 
 def test_workers_see_each_other_until_they_end(tmp_path: Path) -> None:
     clock = FakeClock()
-    one, other = (Workers(tmp_path, boottime=clock.monotonic, boot_id="b") for _ in range(2))
+    one, other = (
+        Workers(SharedFiles(tmp_path, boot_id="b"), boottime=clock.monotonic) for _ in range(2)
+    )
     one.write(Worker(12, 3, 40))
     other.write(Worker(7, 0, 1))
     one.write(Worker(12, 2, 41))

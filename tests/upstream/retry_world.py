@@ -15,7 +15,7 @@ from qwen_wsgi.errors import (
     Scope,
     UpstreamError,
 )
-from qwen_wsgi.state.shared_memory import key_of
+from qwen_wsgi.state.shared_files import key_of
 from qwen_wsgi.upstream.retry import Retrier
 from qwen_wsgi.upstream.routing.affinity import Affinity
 from qwen_wsgi.upstream.routing.catalogue import Listing

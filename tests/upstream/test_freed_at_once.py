@@ -198,7 +198,9 @@ def test_a_connection_that_was_closed_meanwhile_leaves_no_request_behind(
         token = AccessToken(SECRET, server.url, None)
 
         def use(body: Body) -> None:
-            reader = BodyReader(transport.post(token, "/chat", b"{}", headers={}, read_timeout_s=5))
+            reader = BodyReader(
+                transport.send("POST", token, "/chat", b"{}", headers={}, read_timeout_s=5)
+            )
             reader.read_all(5, limit=100)
             reader.close()
 

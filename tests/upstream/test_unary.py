@@ -13,6 +13,7 @@ from qwen_wsgi.errors import Scope, UpstreamError
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.upstream.client import JsonAnswer
 from qwen_wsgi.upstream.executor import Executor, UnaryCall, UnaryRequests
+from qwen_wsgi.upstream.routing.batch_chat import BatchChat
 from tests.fakes.upstream import settings_of
 from tests.upstream.retry_world import World, failure
 
@@ -54,16 +55,26 @@ class FakeClient:
             self.running -= 1
 
 
+def executor_of(world: World, client: Any) -> Executor:
+    settings = settings_of()
+    return Executor(
+        settings,
+        world.router,
+        world.retrier,
+        client,
+        world.clock,
+        RefusedInputs(None),
+        BatchChat(settings, world.pool),
+    )
+
+
 def asked(client: FakeClient, *bodies: bytes) -> list[bytes]:
     return answered(World("a"), client, *bodies)
 
 
 def answered(world: World, client: FakeClient, *bodies: bytes) -> list[bytes]:
-    settings = settings_of()
     upstream: Any = client
-    executor = Executor(
-        settings, world.router, world.retrier, upstream, world.clock, RefusedInputs(None)
-    )
+    executor = executor_of(world, upstream)
     call = UnaryCall(
         "/embeddings", {"User-Agent": "x"}, world.record, lambda route: UnaryRequests(bodies)
     )
@@ -158,9 +169,7 @@ class Refusing(FakeClient):
 def test_an_account_without_the_path_is_no_failure_where_the_caller_says_so(cause: str) -> None:
     world = World("a")
     client: Any = Refusing(failure(Scope.ACCOUNT_MODEL, retry=False, cause=cause))
-    executor = Executor(
-        settings_of(), world.router, world.retrier, client, world.clock, RefusedInputs(None)
-    )
+    executor = executor_of(world, client)
 
     def ask(*absent: str) -> object:
         bodies = UnaryRequests([b"a@0"], ("stream:whole",))
@@ -189,9 +198,7 @@ def recovered(cause: str, found: Any) -> tuple[Any, LosesOne, list[Any]]:
     """What becomes of a lost answer; the client; and with what `recover` was called."""
     world, asked = World("a"), []
     client: Any = LosesOne(failure(Scope.REQUEST, retry=True, cause=cause))
-    executor = Executor(
-        settings_of(), world.router, world.retrier, client, world.clock, RefusedInputs(None)
-    )
+    executor = executor_of(world, client)
 
     def recover(route: Any, began: float, error: UpstreamError) -> Any:
         asked.append((route.account.name, began, error.failure and error.failure.cause))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from flask import Response
 
-from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api import http
 from qwen_wsgi.api.flask_app import FinishedResponse
-from qwen_wsgi.errors import ApiError, ClientGone, StreamBroken, UpstreamError
+from qwen_wsgi.api.lifecycle import LiveCall
+from qwen_wsgi.api.media.carried import Carried
+from qwen_wsgi.errors import ApiError, UpstreamError
 from qwen_wsgi.upstream.http.download import Download
-
-log = logging.getLogger(__name__)
 
 #: One part of a body (RFC 9110 §14.1.2). Of several ones the whole is sent, as a server may.
 _RANGE: Final = re.compile(r"bytes=(?:\d{1,15}-\d{0,15}|-\d{1,15})")
@@ -51,79 +49,45 @@ def no_such_part(content_range: str) -> Response:
     return response
 
 
-class ContentStream:
-    """One result on its way. `close` must be called on every exit, also when iteration never
-    began.
+def content(
+    call: LiveCall, download: Download, *, part: bool, types: Mapping[str, str], name: str
+) -> Response:
+    """The answer whose body is a result, which the call holds from now on.
 
     Args:
+        part: the client wants a part.
         types: content types that are passed on, each with the ending of a file name. The first one
             is taken for bytes of no type.
         name: of the file, without its ending: ours, never the upstream's or the client's.
+
+    Raises:
+        UpstreamError: the host sends something else than wanted.
     """
-
-    def __init__(
-        self, download: Download, record: CallRecord, *, types: Mapping[str, str], name: str
-    ) -> None:
-        self._download = download
-        self._record = record
-        self._types = types
-        self._name = name
-
-    def response(self, *, part: bool) -> Response:
-        """The answer, whose body is this stream.
-
-        Args:
-            part: the client wants a part.
-
-        Raises:
-            UpstreamError: the host sends something else than wanted.
-        """
-        download = self._download
-        kind = download.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind in _ANY_BYTES:
-            kind = next(iter(self._types))
-        content_range = download.headers.get("content-range", "")
-        is_part = download.status == 206
-        wrong = is_part and not (part and _CONTENT_RANGE.fullmatch(content_range))
-        if wrong or kind not in self._types:
-            raise UpstreamError(
-                "The host of the result sent something else than the result.",
-                code="upstream_bad_answer",
-            )
-        response = FinishedResponse(self, status=download.status, content_type=kind)
-        headers = response.headers
-        if download.length is not None:
-            headers["content-length"] = str(download.length)
-        if is_part:
-            headers["content-range"] = content_range
-        headers["accept-ranges"] = "bytes"
-        headers["cache-control"] = "private, no-cache"
-        headers["content-disposition"] = f'attachment; filename="{self._name}.{self._types[kind]}"'
-        headers["x-content-type-options"] = "nosniff"
-        headers["x-accel-buffering"] = "no"
-        return response
-
-    def __iter__(self) -> Iterator[bytes]:
-        try:
-            yield from self._download.pieces()
-        except ApiError as error:
-            status = self._record.status
-            self._record.fail(error)
-            self._record.status = status  # which was sent
-            raise StreamBroken("the result broke off") from None
-        except (GeneratorExit, ClientGone):
-            raise
-        except Exception as fault:  # the outermost frame: nothing else can report it
-            log.error("fault in a result call=%s", self._record.request_id, exc_info=fault)
-            self._record.outcome = "failed"
-            raise StreamBroken("the result broke off") from None
-        except BaseException:  # the worker is stopping, and its time for open calls is over
-            self._record.outcome = "cut_by_stop"
-            raise StreamBroken("the server stops") from None
-        self._record.outcome = "complete"
-
-    def close(self) -> None:
-        """Free the connection to the host. Harmless when repeated."""
-        if self._record.outcome == "open":
-            self._record.outcome = "complete" if self._record.method == "HEAD" else "client_gone"
-        self._download.close()
+    call.relay = Carried(download.pieces(), call.record, download.close)
+    kind = download.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in _ANY_BYTES:
+        kind = next(iter(types))
+    content_range = download.headers.get("content-range", "")
+    is_part = download.status == 206
+    wrong = is_part and not (part and _CONTENT_RANGE.fullmatch(content_range))
+    if wrong or kind not in types:
+        call.relay = None
+        download.close()
+        raise UpstreamError(
+            "The host of the result sent something else than the result.",
+            code="upstream_bad_answer",
+        )
+    response = FinishedResponse(call.relay, status=download.status, content_type=kind)
+    headers = response.headers
+    if download.length is not None:
+        headers["content-length"] = str(download.length)
+    if is_part:
+        headers["content-range"] = content_range
+    headers["accept-ranges"] = "bytes"
+    headers["cache-control"] = "private, no-cache"
+    headers["content-disposition"] = f'attachment; filename="{name}.{types[kind]}"'
+    headers["x-content-type-options"] = "nosniff"
+    headers["x-accel-buffering"] = "no"
+    if call.record.method == "HEAD":
+        call.record.outcome = "complete"  # nobody takes the body
+    return response

@@ -66,6 +66,7 @@ def _create(*, edit: bool) -> Response:
     made = [picture for value in found for picture in answers.pictures_of(value)]
     if not made:
         raise answers.failure_of(found)
+    call.record.units = (("pictures", len(made)),)
     if len(made) < request.count:
         call.record.changed += (f"n:{len(made)}-of-{request.count}",)
     entries = _entries(call, request, answer.route, made)

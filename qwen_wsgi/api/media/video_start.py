@@ -143,4 +143,6 @@ class _Start:
         state = TaskState("PENDING", {"output": {"task_id": task, "task_status": "PENDING"}})
         if not services.videos.begun(self._key, id, task, self._request.prompt, state.answer):
             raise lost.may_run("the one that fits belongs to another request")
+        if native.seconds.isdecimal():
+            self._call.record.units = (("seconds", int(native.seconds)),)
         return Started(id, ref, route, state)

@@ -13,7 +13,7 @@ from flask import Blueprint, Response, request
 from qwen_wsgi.api import http, lifecycle
 from qwen_wsgi.api.late_json import LateJson
 from qwen_wsgi.api.lifecycle import LiveCall
-from qwen_wsgi.api.media.content import ContentStream, no_such_part, wanted_part
+from qwen_wsgi.api.media import content as results
 from qwen_wsgi.api.media.members import read_members
 from qwen_wsgi.api.media.video_start import Started, start
 from qwen_wsgi.api.paging import limit_of, oldest_first
@@ -26,7 +26,7 @@ from qwen_wsgi.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from qwen_wsgi.greenlets import in_order
+from qwen_wsgi.greenlets import in_order, watch_client
 from qwen_wsgi.protocol import json_access
 from qwen_wsgi.protocol.videos import answer as answers
 from qwen_wsgi.protocol.videos.ids import VideoRef, read_id
@@ -108,25 +108,19 @@ def content(id: str) -> Response:
     found = _find(call, id)
     url = found.url()
     call.admit()
-    part = wanted_part(call.environ)
+    call.watch = watch_client(call.environ)
+    part = results.wanted_part(call.environ)
     base_url = found.account.base_url or "" if found.account is not None else ""
     try:
         download = call.services.downloads.open(url, base_url, max_bytes=_VIDEO_BYTES, headers=part)
     except ResultMissing as error:
         if error.upstream_status == 416:
-            return no_such_part(error.content_range)
+            return results.no_such_part(error.content_range)
         if error.upstream_status in (403, 404):
             raise _expired() from None
         raise
     name = "video-" + hashlib.sha256(id.encode()).hexdigest()[:16]
-    stream = ContentStream(download, call.record, types=_TYPES, name=name)
-    try:
-        response = stream.response(part=bool(part))
-    except ApiError:
-        stream.close()
-        raise
-    call.relay = stream
-    return response
+    return results.content(call, download, part=bool(part), types=_TYPES, name=name)
 
 
 @blueprint.post("/v1/videos/edits")

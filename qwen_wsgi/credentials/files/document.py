@@ -17,7 +17,7 @@ from typing import Any, Final
 from qwen_wsgi.credentials.files import jsonc
 from qwen_wsgi.credentials.files.watched import FileIdentity as FileIdentity
 from qwen_wsgi.credentials.files.watched import Unusable
-from qwen_wsgi.redaction import mask
+from qwen_wsgi.redaction import DISCOVERED, mask
 
 #: The latest date that JavaScript can represent; a later one in a file becomes this. Milliseconds.
 MAX_DATE_MS: Final = 8_640_000_000_000_000
@@ -51,6 +51,9 @@ class CredentialDocument:
     expires_at_ms: int
     raw: Mapping[str, Any]
     identity: FileIdentity | None
+
+    def __post_init__(self) -> None:
+        DISCOVERED.add(self.access_token, self.refresh_token)
 
     def __repr__(self) -> str:
         return (

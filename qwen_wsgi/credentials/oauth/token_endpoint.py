@@ -31,7 +31,7 @@ from qwen_wsgi.credentials.oauth.errors import (
 )
 from qwen_wsgi.credentials.oauth.reply import Reply
 from qwen_wsgi.credentials.oauth.wire import Adapter, Moment, Wire
-from qwen_wsgi.redaction import mask
+from qwen_wsgi.redaction import DISCOVERED, mask
 from qwen_wsgi.shortage import shortage_of
 
 #: qwen-code's client id; it is public. A login belongs to the client that it was made with.
@@ -72,6 +72,9 @@ class TokenAnswer:
     sent_boottime_s: float
     received_wall_ms: int
     clock_skew_s: float | None
+
+    def __post_init__(self) -> None:
+        DISCOVERED.add(self.access_token, self.refresh_token)
 
     def __repr__(self) -> str:
         refresh = None if self.refresh_token is None else mask(self.refresh_token)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from qwen_wsgi.errors import AnswerTooLarge
 from qwen_wsgi.protocol import sse
+from qwen_wsgi.protocol.answer_text import ITEM_BYTES, AnswerSize, Text
 from qwen_wsgi.protocol.chat.errors import ERROR_FINISH
 from qwen_wsgi.protocol.chat.normalize import TRUNCATED, finish_reason
 from qwen_wsgi.protocol.chat.tool_calls import (
     MOST_CHOICES,
     NO_ARGUMENTS,
-    ToolCalls,
+    WholeCalls,
     arguments_of,
 )
 from qwen_wsgi.protocol.json_access import choice_number, objects
+from qwen_wsgi.protocol.json_object import compact, loads
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 
@@ -23,39 +25,40 @@ from qwen_wsgi.protocol.usage import parse as parse_usage
 _JOINED: Final = frozenset({"content", "reasoning_content", "reasoning", "refusal"})
 
 
-def joined_text(pieces: Iterable[str]) -> str:
-    """Join pieces of a text; the two halves of a surrogate pair become one character."""
-    text = "".join(pieces)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        # Each half came as an escape of its own; an unpaired one is replaced.
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
 class Completion:
-    """Aggregates chunks to a chat completion. Values of the wrong type are ignored."""
+    """Aggregates chunks to a chat completion. Values of the wrong type are ignored.
 
-    def __init__(self) -> None:
-        self._head: dict[str, Any] = {}
+    Args:
+        size: what is kept counts against it; answers that become one share it.
+    """
+
+    def __init__(self, size: AnswerSize | None = None) -> None:
+        self._size = AnswerSize() if size is None else size
+        self._head = _Members(self._size)
         self._choices: dict[int, _Choice] = {}
         self._usage: Any = None
 
     def add(self, chunk: Mapping[str, Any]) -> None:
-        """Add the next chunk, parsed."""
+        """Add the next chunk, parsed.
+
+        Raises:
+            AnswerTooLarge: there is too much of something.
+        """
         for name, value in chunk.items():
             if name == "choices":
                 continue
             if name == "usage":
                 self._usage = value or self._usage
             elif value not in (None, "") or name not in self._head:
-                self._head[name] = value
+                self._head.set(name, value)
         for choice in objects(chunk.get("choices")):
             index = choice_number(choice)
-            if index not in self._choices and len(self._choices) >= MOST_CHOICES:
-                raise AnswerTooLarge(f"has more than {MOST_CHOICES} choices")
-            self._choices.setdefault(index, _Choice(index)).add(choice)
+            known = self._choices.get(index)
+            if known is None:
+                if len(self._choices) >= MOST_CHOICES:
+                    raise AnswerTooLarge(f"has more than {MOST_CHOICES} choices")
+                known = self._choices[index] = _Choice(index, self._size)
+            known.add(choice)
 
     @property
     def usage(self) -> Usage | None:
@@ -67,7 +70,7 @@ class Completion:
 
         `refusal` and `logprobs` are there even when null: OpenAI's schema requires them.
         """
-        head = self._head
+        head = self._head.values()
         seed = f"{head.get('id') or id}/{head.get('created') or created}"
         rendered = {
             **head,
@@ -82,16 +85,89 @@ class Completion:
         return rendered
 
 
+class _Json(bytes):
+    """A value as JSON, or the values of a list without the brackets."""
+
+
+class _Members:
+    """Members of an object that comes in pieces.
+
+    Texts are joined and lists extended where they are meant to be; of other values the last counts.
+    Lists and objects are kept as JSON, which takes a fraction of their memory.
+    """
+
+    def __init__(self, size: AnswerSize) -> None:
+        self._size = size
+        self._members: dict[str, Any] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
+
+    def set(self, name: str, value: Any) -> None:
+        """Keep a value; one that every chunk repeats counts once."""
+        is_scalar = not isinstance(value, list | dict)
+        kept = value if is_scalar else _Json(compact(value).encode())
+        if name not in self._members or self._members[name] != kept:
+            self._count(name)
+            self._size.add_json(value)
+            self._members[name] = kept
+
+    def join(self, name: str, text: str) -> None:
+        """Add to a text."""
+        kept = self._members.get(name)
+        if not isinstance(kept, Text):
+            self._count(name)
+            kept = self._members[name] = Text(self._size)
+        kept.add(text)
+
+    def extend(self, name: str, values: list[Any]) -> None:
+        """Add to a list."""
+        kept = self._members.get(name)
+        if not isinstance(kept, list):
+            self._count(name)
+            kept = self._members[name] = []
+        if values:
+            self._size.add(ITEM_BYTES // 8)
+            kept.append(_Json(self._size.add_json(values)[1:-1]))
+
+    def inner(self, name: str) -> _Members:
+        """The members of an object that comes in pieces as well."""
+        kept = self._members.get(name)
+        if not isinstance(kept, _Members):
+            self._count(name)
+            kept = self._members[name] = _Members(self._size)
+        return kept
+
+    def _count(self, name: str) -> None:
+        if name not in self._members:
+            self._size.add(ITEM_BYTES // 8)
+            self._size.add_text(name)
+
+    def values(self) -> dict[str, Any]:
+        """The object."""
+        return {name: _value(kept) for name, kept in self._members.items()}
+
+
+def _value(kept: Any) -> Any:
+    if isinstance(kept, Text):
+        return str(kept)
+    if isinstance(kept, _Members):
+        return kept.values()
+    if isinstance(kept, list):
+        return loads(b"[" + b",".join(kept) + b"]")
+    return loads(kept) if isinstance(kept, _Json) else kept
+
+
 class _Choice:
     """Aggregates one choice of a completion."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, size: AnswerSize) -> None:
         self._index = index
-        self._joined: dict[str, list[str]] = {}
-        self._message: dict[str, Any] = {}
-        self._tool_calls = ToolCalls()
-        self._logprobs: dict[str, list[Any]] = {}
-        self._rest: dict[str, Any] = {}
+        #: Members that are joined, and the others.
+        self._texts, self._message = _Members(size), _Members(size)
+        self._tool_calls = WholeCalls(size)
+        self._logprobs = _Members(size)
+        self._rest = _Members(size)
         self._finish: str | None = None
 
     def add(self, choice: Mapping[str, Any]) -> None:
@@ -101,7 +177,7 @@ class _Choice:
             elif name == "logprobs":
                 self._add_logprobs(value)
             elif name not in ("delta", "index") and value is not None:
-                self._rest[name] = value
+                self._rest.set(name, value)
         delta = choice.get("delta")
         for name, value in delta.items() if isinstance(delta, dict) else ():
             if value is not None:
@@ -110,58 +186,61 @@ class _Choice:
     def _add_field(self, name: str, value: Any) -> None:
         message = self._message
         if name in _JOINED and isinstance(value, str):
-            self._joined.setdefault(name, []).append(value)
+            self._texts.join(name, value)
         elif name == "tool_calls":
             for fragment in objects(value):
                 self._tool_calls.take(fragment)
         elif name == "function_call" and isinstance(value, dict):
-            _join_function(message.setdefault(name, {"name": "", "arguments": ""}), value)
+            _join_function(message.inner(name), value)
         elif name == "audio" and isinstance(value, dict):
-            _join_audio(message.setdefault(name, {}), value)
-        elif isinstance(value, list) and isinstance(message.get(name), list):
-            message[name] += value
+            _join_audio(message.inner(name), value)
+        elif isinstance(value, list):
+            message.extend(name, value)
         elif value != "":
-            message[name] = value
+            message.set(name, value)
 
     def _add_logprobs(self, logprobs: Any) -> None:
         if isinstance(logprobs, dict):
             for name, values in logprobs.items():
                 if isinstance(values, list):
-                    self._logprobs.setdefault(name, []).extend(values)
+                    self._logprobs.extend(name, values)
 
     def render(self, seed: str) -> dict[str, Any]:
-        joined = {name: joined_text(parts) for name, parts in self._joined.items()}
-        content, refusal = joined.pop("content", None), joined.pop("refusal", None)
+        texts, members = self._texts.values(), self._message.values()
+        content, refusal = texts.pop("content", None), texts.pop("refusal", None)
         truncated = finish_reason(self._finish, called=False) in TRUNCATED
         calls = self._tool_calls.render(f"{seed}/{self._index}", truncated=truncated)
         message: dict[str, Any] = {
-            "role": self._message.get("role") or "assistant",
+            "role": members.pop("role", None) or "assistant",
             "content": None if calls and not content else content,
             "refusal": refusal or None,
-            **{name: text for name, text in joined.items() if text},
-            **{name: value for name, value in self._message.items() if name != "role"},
+            **{name: text for name, text in texts.items() if text},
+            **members,
         }
         if calls:
             message["tool_calls"] = calls
-        function = self._message.get("function_call")
+        function = members.get("function_call")
         if function is not None and not truncated:
             message["function_call"] = _with_arguments(function)
-        logprobs = {"content": None, "refusal": None, **self._logprobs} if self._logprobs else None
+        logprobs = self._logprobs.values()
         return {
             "index": self._index,
             "message": message,
-            "logprobs": logprobs,
+            "logprobs": {"content": None, "refusal": None, **logprobs} if logprobs else None,
             "finish_reason": self._finish or ("tool_calls" if calls else "stop"),
-            **self._rest,
+            **self._rest.values(),
         }
 
 
-def _join_function(call: dict[str, Any], fragment: Mapping[str, Any]) -> None:
+def _join_function(call: _Members, fragment: Mapping[str, Any]) -> None:
+    if "arguments" not in call:
+        call.set("name", "")
+        call.join("arguments", "")
     if name := fragment.get("name"):
         # Some servers repeat the whole name in every fragment; none sends it in pieces.
-        call["name"] = name
+        call.set("name", name)
     if isinstance(arguments := fragment.get("arguments"), str):
-        call["arguments"] += arguments
+        call.join("arguments", arguments)
 
 
 def _with_arguments(function: Any) -> Any:
@@ -171,12 +250,12 @@ def _with_arguments(function: Any) -> Any:
     return {**function, "arguments": NO_ARGUMENTS}
 
 
-def _join_audio(audio: dict[str, Any], fragment: Mapping[str, Any]) -> None:
+def _join_audio(audio: _Members, fragment: Mapping[str, Any]) -> None:
     for name, value in fragment.items():
         if name in ("data", "transcript") and isinstance(value, str):
-            audio[name] = audio.get(name, "") + value
+            audio.join(name, value)
         else:
-            audio[name] = value
+            audio.set(name, value)
 
 
 def chunks_of(completion: Mapping[str, Any], *, with_usage: bool) -> list[bytes]:
@@ -253,7 +332,7 @@ def _mended_calls(
     calls: list[dict[str, Any]], seed: str, *, truncated: bool
 ) -> list[dict[str, Any]]:
     """Mend the calls of a whole answer; members that nobody knows are kept."""
-    assembled, sources = ToolCalls(), []
+    assembled, sources = WholeCalls(AnswerSize()), []
     for place, call in enumerate(calls):
         taken = assembled.take({**call, "index": place})
         if taken is not None and taken.begins:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from qwen_wsgi.errors import AnswerTooLarge
+from qwen_wsgi.protocol.chat.arguments import Arguments
 from qwen_wsgi.protocol.chat.tool_calls import (
     MOST_CHOICES,
     NO_ARGUMENTS,
@@ -68,7 +69,7 @@ class ChunkNormalizer:
         unfinished: how many of them have no finish yet.
         finishes: the last chunk has a finish reason.
         repeatable: the last chunk with another text would be normalized the same way.
-        growing: the list for the text of such a chunk if it is a part of a tool call's arguments.
+        growing: the arguments of which the text of such a chunk is a part, or None.
     """
 
     def __init__(self, *, qwen: bool = True) -> None:
@@ -78,7 +79,7 @@ class ChunkNormalizer:
         self.indexes: set[bytes] = set()
         self.finishes = False
         self.repeatable = False
-        self.growing: list[str | bytes] | None = None
+        self.growing: Arguments | None = None
 
     def endings(self) -> list[dict[str, Any]]:
         """The finishes that the upstream owes at the end of the stream, each as a choice.
@@ -197,7 +198,7 @@ class ChunkNormalizer:
             if taken is not None:
                 sent.append(_fragment(fragment, taken, seed))
             if taken is not None and taken.goes_on:
-                self.growing = taken.call.pieces
+                self.growing = taken.call.arguments
             else:
                 self.repeatable = False
         return sent
@@ -239,7 +240,7 @@ def _completed(delta: dict[str, Any], known: _Choice) -> dict[str, Any]:
     sent = list(delta.get("tool_calls") or ())
     places = {each["index"]: place for place, each in enumerate(sent)}
     for call in empty:
-        call.pieces.append(NO_ARGUMENTS)
+        call.arguments.add(NO_ARGUMENTS)
         place = places.get(call.number, len(sent))
         old: dict[str, Any] = sent[place] if place < len(sent) else {"index": call.number}
         function = {**(old.get("function") or {}), "arguments": NO_ARGUMENTS}

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from qwen_wsgi.protocol import sse
+from qwen_wsgi.protocol.answer_text import AnswerSize
 from qwen_wsgi.protocol.chat.functions import LegacyChunkStream
 from qwen_wsgi.protocol.chat.stream import ChunkStream
 from qwen_wsgi.protocol.chat.tool_calls import arguments_of
@@ -90,6 +91,7 @@ class CustomChunkStream(RenamedChunkStream):
         self._customs = customs
         #: The texts of the calls so far, by the choice and the number of the call.
         self._texts: dict[int, dict[int, FreeText]] = {}
+        self._size = AnswerSize()
 
     def _matters(self, block: bytes) -> bool:
         return super()._matters(block) or (
@@ -118,7 +120,7 @@ class CustomChunkStream(RenamedChunkStream):
         function, number = mapping(fragment.get("function")), fragment.get("index")
         name = function.get("name")
         if name in self._customs and isinstance(number, int):
-            self._texts.setdefault(choice_number(choice), texts)[number] = FreeText()
+            self._texts.setdefault(choice_number(choice), texts)[number] = FreeText(self._size)
         if number not in texts:
             return fragment
         custom = {"input": texts[number].feed(arguments_of(function))}

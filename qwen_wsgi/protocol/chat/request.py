@@ -33,6 +33,8 @@ class ChatRequest:
     customs: frozenset[str] = frozenset()
     #: The host may search the web, so that the answer may name pages.
     searches: bool = False
+    #: The call may wait longer and is to cost less (`service_tier`).
+    flex: bool = False
 
 
 #: Members without which a request wants no search (`search.is_requested`).
@@ -71,6 +73,7 @@ def parse_request(
         added=frozenset(added),
         origins=origins,
         searches=not _SEARCHING.isdisjoint(names) and search.is_requested(body),
+        flex="service_tier" in names and body["service_tier"] == "flex",
     )
 
 

@@ -127,6 +127,8 @@ class ChunkStream:
         if self._normalizer.unfinished:
             last = self._last or sse.parse(self._first) or {}
             head: dict[str, Any] = {name: last[name] for name in _HEAD if name in last}
+            # openai.lib.streaming takes no chunk without it.
+            head["object"] = "chat.completion.chunk"
             for choice in self._normalizer.endings():
                 sent += sse.render(self._model.in_chunk({**head, "choices": [choice]}))
             self.finished = True

@@ -9,7 +9,7 @@ read of many such events costs a search and a comparison instead of parsing.
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, Protocol
 
 #: The members whose text may differ. Empty texts do not count: chunks have empty members, too.
 _TEXT: Final = re.compile(
@@ -29,11 +29,18 @@ _LESSONS: Final = 8
 _NOTHING: Final = (b"", 0, 0)
 
 
+class Growing(Protocol):
+    """What texts are added to: a list, or a call's arguments."""
+
+    def extend(self, pieces: list[bytes], /) -> None:
+        """Add some texts, each the inside of a JSON string."""
+
+
 class Template:
     """The upstream's chunk and the one sent for it, each without its text.
 
     Attributes:
-        growing: a list to which the texts of forwarded chunks are added, as JSON; or None.
+        growing: gets the texts of forwarded chunks, as JSON; or None.
     """
 
     __slots__ = (
@@ -50,7 +57,7 @@ class Template:
         self._cut = min(_BORDER, len(self._after)), min(_BORDER, len(self._before))
         tail, head = self._cut
         self._border = self._after[-tail:] + self._before[:head]
-        self.growing: list[str | bytes] | None = None
+        self.growing: Growing | None = None
 
     @staticmethod
     def learn(event: bytes, sent: bytes) -> Template | None:
@@ -89,7 +96,7 @@ class Template:
         if not _are_texts(texts):
             return _NOTHING
         if self.growing is not None:
-            self.growing += texts
+            self.growing.extend(texts)
         if not self._same:
             before, after = self._sent_before, self._sent_after
             block = before + (after + before).join(texts) + after
@@ -120,10 +127,10 @@ class TextReader:
         template = self._template
         if template is None:
             return []
-        found: list[str | bytes] = []
+        found: list[bytes] = []
         template.growing = found
         _, length, _ = template.carry(events)
-        return [each for each in found if isinstance(each, bytes)] if length == len(events) else []
+        return found if length == len(events) else []
 
 
 def _around_text(event: bytes) -> tuple[bytes, bytes] | None:
@@ -180,13 +187,11 @@ class Carrier:
         else:
             self.forget()
 
-    def learn_normalized(
-        self, event: bytes, sent: bytes, growing: list[str | bytes] | None
-    ) -> None:
+    def learn_normalized(self, event: bytes, sent: bytes, growing: Growing | None) -> None:
         """Learn from an event that was parsed and whose like are normalized the same way.
 
         Args:
-            growing: the list for the texts if they are a tool call's arguments.
+            growing: gets the texts if they are a tool call's arguments.
         """
         self._take(event, sent)
         if self._template is not None:

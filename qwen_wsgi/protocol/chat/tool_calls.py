@@ -10,20 +10,27 @@ to several calls.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from qwen_wsgi.errors import AnswerTooLarge
 from qwen_wsgi.protocol import json_access
+from qwen_wsgi.protocol.answer_text import ITEM_BYTES, AnswerSize, Text
+from qwen_wsgi.protocol.chat.arguments import Arguments
 from qwen_wsgi.protocol.json_object import compact
 
 #: Tool calls of one choice.
 MOST_CALLS: Final = 1024
 
+#: Ids and names of the calls of one choice, in characters.
+_MOST_NAMES: Final = 512 * 1024
+
 #: Choices of one answer; OpenAI allows as many.
 MOST_CHOICES: Final = 128
+
+#: `function` and `custom` are the types that there are.
+_LONGEST_TYPE: Final = 64
 
 #: The arguments of a call that has none: clients parse them, and OpenAI's models write this.
 NO_ARGUMENTS: Final = "{}"
@@ -39,7 +46,7 @@ class ToolCall:
         id: as the upstream sent it, or "". If another call has it already, one of its own.
         given: the id as the upstream sent it, or "".
         index: the index that its upstream gave it, or None.
-        pieces: of its arguments; bytes are the inside of a JSON string.
+        arguments: what is known of its arguments; `WholeCalls` has their text.
     """
 
     number: int
@@ -49,38 +56,17 @@ class ToolCall:
     name: str = ""
     given: str = ""
     index: int | None = None
-    pieces: list[str | bytes] = field(default_factory=list)
-
-    @property
-    def arguments(self) -> str:
-        """The arguments so far."""
-        return "".join(map(_decoded, self.pieces))
+    arguments: Arguments = field(default_factory=Arguments)
 
     @property
     def empty(self) -> bool:
         """Whether there are no arguments so far, not even an empty object."""
-        return all(not _decoded(piece).strip() for piece in self.pieces)
+        return self.arguments.empty
 
     @property
     def complete(self) -> bool:
-        """Whether the arguments so far are a complete JSON object."""
-        ends = (text[-1] for piece in reversed(self.pieces) if (text := _decoded(piece).rstrip()))
-        if next(ends, "") != "}":
-            return False  # avoids parsing all of it for every fragment
-        try:
-            return isinstance(json.loads(self.arguments), dict)
-        except (ValueError, RecursionError):
-            return False
-
-    def has(self, arguments: str) -> bool:
-        """Whether these are the arguments of the call, perhaps written in another way."""
-        own = self.arguments
-        if own.strip() == arguments.strip():
-            return True
-        try:
-            return bool(json.loads(own) == json.loads(arguments))
-        except (ValueError, RecursionError):
-            return False
+        """Whether the arguments so far are a complete object."""
+        return self.arguments.complete
 
 
 class Taken(NamedTuple):
@@ -100,13 +86,15 @@ class Taken(NamedTuple):
 
 
 class ToolCalls:
-    """Assembles the calls of one choice."""
+    """Assigns the fragments of one choice to its calls. Keeps no arguments."""
 
     def __init__(self) -> None:
         self._calls: list[ToolCall] = []
+        self._places: set[int] = set()
         self._by_id: dict[str, ToolCall] = {}
         self._by_index: dict[int, ToolCall] = {}
         self._latest: ToolCall | None = None
+        self._names_left = _MOST_NAMES
 
     def __bool__(self) -> bool:
         return bool(self._calls)
@@ -122,7 +110,7 @@ class ToolCalls:
         if call is None:
             call = self._meant(index, id, name, arguments)
         elif name and arguments.strip() and call.complete:
-            if call.has(arguments):
+            if call.arguments.equal(arguments):
                 return None
             call = None
         begins = call is None
@@ -131,8 +119,10 @@ class ToolCalls:
         names = bool(name and not call.name)
         self._fill(call, id, name, json_access.text(fragment.get("type")))
         if arguments:
-            call.pieces.append(arguments)
-        if index is not None:
+            call.arguments.add(arguments)
+        if index is not None and self._by_index.get(index) is not call:
+            if len(self._by_index) >= MOST_CALLS and index not in self._by_index:
+                raise AnswerTooLarge(f"has more than {MOST_CALLS} indexes of tool calls")
             self._by_index[index] = call
         self._latest = call
         goes_on = bool(arguments) and not begins and not name and id in ("", call.given)
@@ -165,9 +155,10 @@ class ToolCalls:
         number = len(self._calls)
         if number >= MOST_CALLS:
             raise AnswerTooLarge(f"has more than {MOST_CALLS} tool calls")
-        free = index is not None and all(call.place != index for call in self._calls)
-        call = ToolCall(number, index if index is not None and free else number, index=index)
+        place = number if index is None or index in self._places else index
+        call = ToolCall(number, place, index=index)
         self._calls.append(call)
+        self._places.add(place)
         return call
 
     def _fill(self, call: ToolCall, id: str, name: str, type: str) -> None:
@@ -176,8 +167,12 @@ class ToolCalls:
         A call that shares the id of another one gets its own, made of that: so it is the same one
         in a stream, in a whole answer and in every dialect.
         """
+        if (name and not call.name) or (id and not call.id):
+            self._names_left -= len(name) + len(id)
+            if self._names_left < 0:
+                raise AnswerTooLarge("has tool calls with ids and names that do not end")
         call.name = call.name or name
-        call.type = type or call.type
+        call.type = type[:_LONGEST_TYPE] or call.type
         if id and not call.id:
             call.given = id
             call.id = made_up_id(id, call.number) if id in self._by_id else id
@@ -186,6 +181,31 @@ class ToolCalls:
     def empty(self) -> list[ToolCall]:
         """The calls that have no arguments so far."""
         return [call for call in self._calls if call.empty]
+
+
+class WholeCalls(ToolCalls):
+    """Assembles the calls of one choice with their arguments.
+
+    Args:
+        size: they count against it.
+    """
+
+    def __init__(self, size: AnswerSize) -> None:
+        super().__init__()
+        self._size = size
+        self._texts: list[Text] = []
+
+    def take(self, fragment: Mapping[str, Any]) -> Taken | None:
+        taken = super().take(fragment)
+        if taken is None:
+            return None
+        if taken.begins:
+            self._size.add(ITEM_BYTES)
+            self._texts.append(Text(self._size))
+        function = fragment.get("function")
+        if isinstance(function, dict) and (arguments := arguments_of(function)):
+            self._texts[taken.call.number].add(arguments)
+        return taken
 
     def render(self, seed: str, *, truncated: bool = False) -> list[dict[str, Any]]:
         """Render the calls as in a whole message, in the order of their indexes.
@@ -200,7 +220,9 @@ class ToolCalls:
                 "type": call.type,
                 "function": {
                     "name": call.name,
-                    "arguments": NO_ARGUMENTS if call.empty and not truncated else call.arguments,
+                    "arguments": NO_ARGUMENTS
+                    if call.empty and not truncated
+                    else str(self._texts[call.number]),
                 },
             }
             for call in sorted(self._calls, key=lambda call: (call.place, call.number))
@@ -229,12 +251,3 @@ def arguments_of(function: Mapping[str, Any]) -> str:
 def made_up_id(seed: str, number: int) -> str:
     """Make an id for a call without one, always the same for the same answer and call."""
     return "call_" + hashlib.sha256(f"{seed}/{number}".encode(errors="replace")).hexdigest()[:24]
-
-
-def _decoded(piece: str | bytes) -> str:
-    if isinstance(piece, str):
-        return piece
-    try:
-        return str(json.loads(b'"' + piece + b'"'))
-    except ValueError:
-        return piece.decode(errors="replace")  # not JSON; it was not parsed before

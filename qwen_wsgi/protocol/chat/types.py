@@ -23,7 +23,7 @@ ODD: Final = re.compile(
     rb'|created": ?(?:[^0-9]|[0-9]+[.eE])'
     rb'|index": ?[^0-9]'
     rb'|delta": ?[^{]'
-    rb'|role": ?"(?!assistant")'
+    rb'|role": ?(?:"(?!assistant")|[^"n])'
     rb'|(?:reasoning_content|reasoning|refusal|finish_reason)": ?[^"n]'
     rb'|content": ?[^"n[]'
     rb'|tool_calls": ?[^n[]'

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import sse
+from qwen_wsgi.protocol.answer_text import ITEM_BYTES, AnswerSize
 from qwen_wsgi.protocol.chat.normalize import finish_reason
 from qwen_wsgi.protocol.chat.tool_calls import (
     ToolCall,
@@ -44,6 +46,8 @@ _DELTA_END: Final = b"}}\n\n"
 _TEXT, _THINKING, _WHOLE = "text", "thinking", "whole"
 #: The type of a delta and the member with its text.
 _DELTAS: Final = {_TEXT: ("text_delta", "text"), _THINKING: ("thinking_delta", "thinking")}
+#: What a piece takes in memory that waits for the end of another block.
+_HELD_BYTES: Final = 80
 _TOOL_DELTA: Final = ("input_json_delta", "partial_json")
 
 
@@ -55,11 +59,12 @@ class _Block:
         whole: the block, if it does not grow.
         held: pieces that were not sent yet.
         before: the bytes of its deltas before the text; empty until the block was begun.
+        closed: nothing is added to it any more.
         cited: numbers of pages that the text names; what follows is another block if one is known.
         pages: pages that the host itself named for the text.
     """
 
-    __slots__ = ("before", "call", "cited", "held", "index", "kind", "pages", "whole")
+    __slots__ = ("before", "call", "cited", "closed", "held", "index", "kind", "pages", "whole")
 
     def __init__(
         self, kind: str, call: ToolCall | None = None, whole: dict[str, Any] | None = None
@@ -70,6 +75,7 @@ class _Block:
         self.held: list[str] = []
         self.before = b""
         self.index = 0
+        self.closed = False
         self.cited: list[int] = []
         self.pages: list[Page] = []
 
@@ -100,6 +106,7 @@ class MessagesEncoder:
         stops: the client's stop sequences.
         request_id: for errors.
         searches: show what a web search of the host found.
+        size: the text and the blocks count against it.
     """
 
     ends_after_failure = True
@@ -112,12 +119,14 @@ class MessagesEncoder:
         stops: Sequence[str] = (),
         request_id: str = "",
         searches: bool = False,
+        size: AnswerSize | None = None,
     ) -> None:
         self._id, self._model, self._stops, self._request_id = id, model, stops, request_id
+        self._size = AnswerSize() if size is None else size
         self._out: list[bytes] = []
         self._started = False
         #: The open block first, then those that wait for it.
-        self._blocks: list[_Block] = []
+        self._blocks: deque[_Block] = deque()
         self._count = 0
         self._calls = ToolCalls()
         self._by_call: dict[ToolCall, _Block] = {}
@@ -212,6 +221,7 @@ class MessagesEncoder:
         if found := search_blocks(chunk, delta, self._id):
             self._searches, self._searched = False, True
             self._end_text()
+            self._size.add_objects(found)
             self._blocks += [_Block(_WHOLE, whole=whole) for whole in found]
             self._advance()
 
@@ -240,18 +250,29 @@ class MessagesEncoder:
     def _add(self, kind: str, text: str) -> _Block:
         blocks = self._blocks
         if not blocks or blocks[-1].kind != kind:
-            blocks.append(_Block(kind))
+            self._append(_Block(kind))
         block = blocks[-1]
-        block.held.append(text)
+        self._hold(block, text)
         self._advance()
         return block
+
+    def _append(self, block: _Block) -> None:
+        self._size.add(ITEM_BYTES)
+        self._blocks.append(block)
+
+    def _hold(self, block: _Block, text: str) -> None:
+        """Count a piece, and hold it until its block may be sent."""
+        self._size.add_text(text)
+        if block is not self._blocks[0]:
+            self._size.add(_HELD_BYTES)
+        block.held.append(text)
 
     def _add_text(self, examined: citations.Examined) -> None:
         """Add a text with its marks. A block ends behind the marks that name its pages."""
         for piece, number in examined.cut():
             cited = self._blocks[-1].cited if self._blocks else ()
             if number is None and not piece.isspace() and self._sources.knows(cited):
-                self._blocks.append(_Block(_TEXT))
+                self._append(_Block(_TEXT))
             block = self._add(_TEXT, piece)
             if number is not None:
                 block.cited.append(number)
@@ -265,7 +286,9 @@ class MessagesEncoder:
         """Add the pages that the host itself names for the last text."""
         last = self._blocks[-1] if self._blocks else None
         if last is not None and last.kind == _TEXT:
-            last.pages += [each.page for each in citations.given(annotations)]
+            pages = [each.page for each in citations.given(annotations)]
+            self._size.add_objects(pages)
+            last.pages += pages
 
     def _add_to_call(self, fragment: dict[str, Any]) -> None:
         taken = self._calls.take(fragment)
@@ -274,10 +297,11 @@ class MessagesEncoder:
         block = self._by_call.get(taken.call)
         if block is None:
             block = self._by_call[taken.call] = _Block("tool_use", taken.call)
-            self._blocks.append(block)
+            self._append(block)
         function = fragment.get("function")
-        if isinstance(function, dict) and (arguments := arguments_of(function)):
-            block.held.append(arguments)
+        arguments = arguments_of(function) if isinstance(function, dict) else ""
+        if arguments and not block.closed:
+            self._hold(block, arguments)
         self._advance()
 
     # --- blocks ---------------------------------------------------------------------------------
@@ -302,9 +326,10 @@ class MessagesEncoder:
     def _close_all(self) -> None:
         """Begin and end all blocks at the end of the answer. A call without a name is dropped."""
         self._end_text()
-        for block in tuple(self._blocks):
+        while self._blocks:
+            block = self._blocks[0]
             if block.call is not None and not block.call.name:
-                self._blocks.remove(block)
+                self._blocks.popleft()
                 continue
             if block.whole is not None:
                 self._send_whole(block)
@@ -332,6 +357,7 @@ class MessagesEncoder:
         self._event({"type": "content_block_start", "index": block.index, "content_block": content})
 
     def _send_whole(self, block: _Block) -> None:
+        """Encode the first block, which is whole."""
         self._event(
             {
                 "type": "content_block_start",
@@ -341,7 +367,7 @@ class MessagesEncoder:
         )
         self._event({"type": "content_block_stop", "index": self._count})
         self._count += 1
-        self._blocks.remove(block)
+        self._blocks.popleft()
 
     def _send(self, block: _Block) -> None:
         for text in block.held:
@@ -349,6 +375,7 @@ class MessagesEncoder:
         block.held.clear()
 
     def _close(self, block: _Block) -> None:
+        """Encode the end of the first block."""
         if block.kind == _THINKING:
             delta: dict[str, Any] = {"type": "signature_delta", "signature": SIGNATURE}
             self._event({"type": "content_block_delta", "index": block.index, "delta": delta})
@@ -356,4 +383,5 @@ class MessagesEncoder:
             delta = {"type": "citations_delta", "citation": citation_of(page)}
             self._event({"type": "content_block_delta", "index": block.index, "delta": delta})
         self._event({"type": "content_block_stop", "index": block.index})
-        self._blocks.remove(block)
+        block.closed = True
+        self._blocks.popleft()

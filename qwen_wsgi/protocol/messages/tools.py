@@ -14,6 +14,10 @@ _SEARCH_OPTIONS: Final = ("allowed_domains", "blocked_domains", "user_location")
 
 SEARCH: Final = "web_search"
 
+#: The whole prompt of Claude Code's tool WebSearch is this and the query. It means to force the
+#: search, but says `auto` where it sets an effort: for each model that it does not know (2.1.332).
+_ASKS_FOR_SEARCH: Final = "Perform a web search for the query: "
+
 #: A tool that Claude Code sends only for a feature of Anthropic's; models must not call it.
 _PLACEHOLDER: Final = "DeferredToolPlaceholder"
 
@@ -36,6 +40,9 @@ def tools_of(body: Members, changes: Changes) -> dict[str, Any]:
             tools.append(translated)
     members: dict[str, Any] = {"tools": tools} if tools else {}
     choice = want(body, "tool_choice", dict)
+    if tools == [{"type": SEARCH}] and _asks_for_search(body.get("messages")):
+        choice = {"type": "tool", "name": SEARCH}
+        changes.note("tool_choice", "forced-search")
     return {**members, **_choice(choice, tools, changes)} if choice is not None else members
 
 
@@ -63,6 +70,16 @@ def _function(tool: dict[str, Any], path: str) -> dict[str, Any]:
         function["description"] = description
     function["parameters"] = need(tool, "input_schema", dict, path)
     return {"type": "function", "function": function, **mark(tool)}
+
+
+def _asks_for_search(messages: Any) -> bool:
+    """Whether a conversation is nothing but a search that Claude Code wants to have made."""
+    if not isinstance(messages, list) or len(messages) != 1 or not isinstance(messages[0], dict):
+        return False
+    content = messages[0].get("content")
+    if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
+        content = content[0].get("text")
+    return isinstance(content, str) and content.startswith(_ASKS_FOR_SEARCH)
 
 
 def _choice(

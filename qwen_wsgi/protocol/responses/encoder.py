@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from qwen_wsgi.errors import ApiError
+from qwen_wsgi.errors import AnswerTooLarge, ApiError
 from qwen_wsgi.protocol import sse
+from qwen_wsgi.protocol.answer_text import AnswerSize, Text
 from qwen_wsgi.protocol.chat.completion import chunks_of
 from qwen_wsgi.protocol.chat.normalize import finish_reason
 from qwen_wsgi.protocol.chat.template import TextReader
@@ -54,6 +55,7 @@ class ResponseEncoder:
         keep: is given a response that is complete, before its last event is encoded: a client that
             has that event may ask for the response at once. It returns whether what the client
             wanted of the store is done; else the response says that it is not stored.
+        size: what is kept of the answer counts against it.
     """
 
     ends_after_failure = True
@@ -66,6 +68,7 @@ class ResponseEncoder:
         created: int,
         model: str,
         keep: Keep = lambda response: True,
+        size: AnswerSize | None = None,
     ) -> None:
         self._request = request
         self._keep = keep
@@ -73,6 +76,7 @@ class ResponseEncoder:
         self._model = model
         self._stem = id.removeprefix("resp_")
         self._events = Events()
+        self._size = AnswerSize() if size is None else size
         #: The response at its beginning, as a member in JSON; "" before it was sent.
         self._begun = ""
         self._items: list[Item] = []
@@ -81,10 +85,13 @@ class ResponseEncoder:
         self._summary: Compaction | None = None
         self._tool_calls = ToolCalls()
         self._calls: dict[int, Call] = {}
+        #: Arguments of calls whose names are not known yet.
+        self._early: dict[int, Text] = {}
         self._finish: str | None = None
         self._usage: Usage | None = None
         #: What a search by the host found; None if the client requested none.
         self._sources = citations.Sources() if request.chat.searches else None
+        self._searched = False
         #: Reads chunks that only add to the same text as the last one.
         self._reader = TextReader()
         #: Whether the last chunk only adds text.
@@ -136,9 +143,11 @@ class ResponseEncoder:
         return b"".join(out)
 
     def fail(self, error: ApiError) -> bytes:
-        """Encode the failed response."""
+        """Encode the failed response; without its items if they were too large to be kept."""
         if self._response is not None:
             return b""
+        if isinstance(error, AnswerTooLarge):
+            self._items.clear()
         begun = b"" if self._begun else self._begin()
         return begun + self._last(self._object("failed", error=mapping.error(error)))
 
@@ -256,10 +265,10 @@ class ResponseEncoder:
 
     # --- items ------------------------------------------------------------------------------
 
-    def _next(self, prefix: str) -> tuple[Events, str, int]:
-        """The arguments of the next item: events, its id, its index."""
+    def _next(self, prefix: str) -> tuple[Events, AnswerSize, str, int]:
+        """The arguments of the next item: events, the answer's size, its id, its index."""
         index = len(self._items)
-        return self._events, f"{prefix}_{self._stem}_{index}", index
+        return self._events, self._size, f"{prefix}_{self._stem}_{index}", index
 
     def _begin_text(self, item: Reasoning | Message, out: list[bytes]) -> None:
         """Close the open item of thinking or text, and begin another."""
@@ -284,8 +293,9 @@ class ResponseEncoder:
         return self._open_text
 
     def _search(self, urls: list[str] | None, out: list[bytes]) -> None:
-        if urls is None or any(isinstance(item, Search) for item in self._items):
+        if urls is None or self._searched:
             return
+        self._searched = True
         self._close_text(out)
         item = Search(*self._next("ws"), urls=urls if self._request.sends_sources else [])
         self._add(item, out)
@@ -296,13 +306,17 @@ class ResponseEncoder:
         taken = self._tool_calls.take(fragment)
         if taken is None:
             return
-        call = taken.call
+        call, function = taken.call, fragment.get("function")
+        arguments = arguments_of(function) if isinstance(function, dict) else ""
         item = self._calls.get(call.number)
         if item is not None:
-            function = fragment.get("function")
-            if isinstance(function, dict) and not item.finished:
-                out.append(item.grow(arguments_of(function)))
-        elif call.name:
+            if not item.finished:
+                out.append(item.grow(arguments))
+            return
+        if call.number not in self._early:
+            self._early[call.number] = Text(self._size)
+        self._early[call.number].add(arguments)
+        if call.name:
             self._close_text(out)
             tool = self._request.names.tool_of(call.name)
             kind, prefix = (CustomCall, "ctc") if tool.custom else (Call, "fc")
@@ -310,7 +324,7 @@ class ResponseEncoder:
             item = kind(*self._next(prefix), call_id=call_id, tool=tool)
             self._calls[call.number] = item
             self._add(item, out)
-            out.append(item.grow(call.arguments))
+            out.append(item.grow(str(self._early.pop(call.number))))
 
     def _close(self, out: list[bytes]) -> None:
         """Finish the open items; incomplete if the answer was truncated."""

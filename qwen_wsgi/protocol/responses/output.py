@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
-from qwen_wsgi.protocol.chat.completion import joined_text
+from qwen_wsgi.protocol.answer_text import ITEM_BYTES, AnswerSize, Text
 from qwen_wsgi.protocol.responses import compaction, content
 from qwen_wsgi.protocol.responses.events import Deltas, Events
 from qwen_wsgi.protocol.responses.tools import Tool
@@ -15,16 +15,24 @@ COMPLETED = "completed"
 IN_PROGRESS = "in_progress"
 INCOMPLETE = "incomplete"
 
+#: What an item takes in memory besides its text, also rendered.
+_ITEM_BYTES: Final = 2 * ITEM_BYTES
+
 
 class Item:
     """One output item.
+
+    Args:
+        size: the item and what it keeps count against it.
 
     Attributes:
         index: its position in the output.
     """
 
-    def __init__(self, events: Events, id: str, index: int) -> None:
+    def __init__(self, events: Events, size: AnswerSize, id: str, index: int) -> None:
+        size.add(_ITEM_BYTES)
         self._events = events
+        self._size = size
         self._id = id
         self.index = index
         self._done: dict[str, Any] | None = None
@@ -67,9 +75,9 @@ class Item:
 class TextItem(Item):
     """An item that grows by pieces of text."""
 
-    def __init__(self, events: Events, id: str, index: int) -> None:
-        super().__init__(events, id, index)
-        self._pieces: list[str] = []
+    def __init__(self, events: Events, size: AnswerSize, id: str, index: int) -> None:
+        super().__init__(events, size, id, index)
+        self._text = Text(size)
         self._deltas = Deltas(events, "", {})
 
     def more(self, piece: str, as_json: bytes) -> bytes:
@@ -78,7 +86,7 @@ class TextItem(Item):
         Args:
             as_json: the piece as the inside of a JSON string.
         """
-        self._pieces.append(piece)
+        self._text.add(piece)
         return self._deltas.render_json(as_json)
 
 
@@ -89,18 +97,20 @@ class Reasoning(TextItem):
         packed: add the packed thinking, for a client that keeps it (`content.pack_thinking`).
     """
 
-    def __init__(self, events: Events, id: str, index: int, *, packed: bool) -> None:
-        super().__init__(events, id, index)
+    def __init__(
+        self, events: Events, size: AnswerSize, id: str, index: int, *, packed: bool
+    ) -> None:
+        super().__init__(events, size, id, index)
         self._packed = packed
 
     def add(self, piece: str) -> bytes:
         """Add to the thinking."""
         begun = b""
-        if not self._pieces:
+        if not self._text:
             places = {**self._places, "summary_index": 0}
             begun = self._part("added", "")
             self._deltas = Deltas(self._events, "response.reasoning_summary_text.delta", places)
-        self._pieces.append(piece)
+        self._text.add(piece)
         return begun + self._deltas.render(piece)
 
     def _part(self, what: str, text: str) -> bytes:
@@ -112,14 +122,14 @@ class Reasoning(TextItem):
         )
 
     def _last(self, status: str) -> bytes:
-        text = joined_text(self._pieces)
+        text = str(self._text)
         events = self._events.render(
             "response.reasoning_summary_text.done", **self._places, summary_index=0, text=text
         )
         return events + self._part("done", text)
 
     def _render(self, status: str) -> dict[str, Any]:
-        text = joined_text(self._pieces)
+        text = str(self._text)
         summary = [{"type": "summary_text", "text": text}] if text else []
         shown = {"id": self._id, "type": "reasoning", "summary": summary, "status": status}
         if self._packed and status != IN_PROGRESS:
@@ -136,9 +146,15 @@ class Message(TextItem):
     """
 
     def __init__(
-        self, events: Events, id: str, index: int, *, sources: Sources | None = None
+        self,
+        events: Events,
+        size: AnswerSize,
+        id: str,
+        index: int,
+        *,
+        sources: Sources | None = None,
     ) -> None:
-        super().__init__(events, id, index)
+        super().__init__(events, size, id, index)
         self._parts: list[dict[str, Any]] = []
         self._kind = ""
         self._sources = sources
@@ -148,10 +164,11 @@ class Message(TextItem):
     def add_text(self, piece: str, logprobs: list[dict[str, Any]]) -> bytes:
         """Add to the text."""
         begun = self._open("output_text")
-        self._pieces.append(piece)
+        self._text.add(piece)
         if not logprobs:
             delta = self._deltas.render(piece)
         else:
+            self._size.add_objects(logprobs)
             self._parts[-1]["logprobs"] += logprobs
             delta = self._events.render(
                 "response.output_text.delta", **self._places, delta=piece, logprobs=logprobs
@@ -163,7 +180,7 @@ class Message(TextItem):
     def add_refusal(self, piece: str) -> bytes:
         """Add to a refusal."""
         begun = self._open("refusal")
-        self._pieces.append(piece)
+        self._text.add(piece)
         return begun + self._deltas.render(piece)
 
     def add_citation(self, citation: Citation) -> bytes:
@@ -178,6 +195,7 @@ class Message(TextItem):
         events = []
         for citation in citations:
             annotation = citation.in_response()
+            self._size.add_objects(annotation)
             annotations.append(annotation)
             events.append(
                 self._events.render(
@@ -198,6 +216,7 @@ class Message(TextItem):
         if kind == self._kind:
             return b""
         events = self._close()
+        self._size.add(ITEM_BYTES)
         self._kind = kind
         if kind == "refusal":
             self._parts.append({"type": "refusal", "refusal": ""})
@@ -229,7 +248,8 @@ class Message(TextItem):
                 text=part["text"],
                 logprobs=part["logprobs"],
             )
-        self._pieces, self._kind = [], ""
+        self._text.clear()
+        self._kind = ""
         return events + self._part("done")
 
     def _part(self, what: str) -> bytes:
@@ -240,7 +260,7 @@ class Message(TextItem):
     def _update(self) -> dict[str, Any]:
         """Set the text of the open part to what was added so far; return the part."""
         part = self._parts[-1]
-        part["refusal" if self._kind == "refusal" else "text"] = joined_text(self._pieces)
+        part["refusal" if self._kind == "refusal" else "text"] = str(self._text)
         return part
 
     def _last(self, status: str) -> bytes:
@@ -269,19 +289,19 @@ class CitingMessage(Message):
 class Compaction(Item):
     """A summary of the conversation, which the client sends back instead of it; without deltas."""
 
-    def __init__(self, events: Events, id: str, index: int) -> None:
-        super().__init__(events, id, index)
-        self._pieces: list[str] = []
+    def __init__(self, events: Events, size: AnswerSize, id: str, index: int) -> None:
+        super().__init__(events, size, id, index)
+        self._text = Text(size)
 
     def add(self, piece: str) -> None:
         """Add to the summary."""
-        self._pieces.append(piece)
+        self._text.add(piece)
 
     def _last(self, status: str) -> bytes:
         return b""
 
     def _render(self, status: str) -> dict[str, Any]:
-        packed = compaction.packed(joined_text(self._pieces))
+        packed = compaction.packed(str(self._text))
         return {"id": self._id, "type": "compaction", "encrypted_content": packed}
 
 
@@ -290,10 +310,12 @@ class Call(Item):
 
     _EVENT = "response.function_call_arguments"
 
-    def __init__(self, events: Events, id: str, index: int, *, call_id: str, tool: Tool) -> None:
-        super().__init__(events, id, index)
+    def __init__(
+        self, events: Events, size: AnswerSize, id: str, index: int, *, call_id: str, tool: Tool
+    ) -> None:
+        super().__init__(events, size, id, index)
         self._call_id, self._tool = call_id, tool
-        self._pieces: list[str] = []
+        self._text = Text(size)
         self._deltas = Deltas(events, f"{self._EVENT}.delta", self._places)
 
     def grow(self, arguments: str) -> bytes:
@@ -303,17 +325,17 @@ class Call(Item):
     def _add(self, piece: str) -> bytes:
         if not piece:
             return b""
-        self._pieces.append(piece)
+        self._text.add(piece)
         return self._deltas.render(piece)
 
     def _last(self, status: str) -> bytes:
         # Clients parse the arguments; OpenAI's models write an empty object if there are none.
-        events = b"" if self._pieces or status != COMPLETED else self._add("{}")
+        events = b"" if self._text or status != COMPLETED else self._add("{}")
         return events + self._events.render(
             f"{self._EVENT}.done",
             **self._places,
             name=self._tool.name,
-            arguments=joined_text(self._pieces),
+            arguments=str(self._text),
         )
 
     def _render(self, status: str) -> dict[str, Any]:
@@ -321,7 +343,7 @@ class Call(Item):
             "id": self._id,
             "type": "function_call",
             "status": status,
-            "arguments": joined_text(self._pieces),
+            "arguments": str(self._text),
             **self._name(),
         }
 
@@ -337,9 +359,11 @@ class CustomCall(Call):
 
     _EVENT = "response.custom_tool_call_input"
 
-    def __init__(self, events: Events, id: str, index: int, *, call_id: str, tool: Tool) -> None:
-        super().__init__(events, id, index, call_id=call_id, tool=tool)
-        self._input = FreeText()
+    def __init__(
+        self, events: Events, size: AnswerSize, id: str, index: int, *, call_id: str, tool: Tool
+    ) -> None:
+        super().__init__(events, size, id, index, call_id=call_id, tool=tool)
+        self._input = FreeText(size)
 
     def grow(self, arguments: str) -> bytes:
         return self._add(self._input.feed(arguments))
@@ -347,7 +371,7 @@ class CustomCall(Call):
     def _last(self, status: str) -> bytes:
         events = self._add(self._input.end())
         return events + self._events.render(
-            f"{self._EVENT}.done", **self._places, input=joined_text(self._pieces)
+            f"{self._EVENT}.done", **self._places, input=str(self._text)
         )
 
     def _render(self, status: str) -> dict[str, Any]:
@@ -355,7 +379,7 @@ class CustomCall(Call):
             "id": self._id,
             "type": "custom_tool_call",
             "status": status,
-            "input": joined_text(self._pieces),
+            "input": str(self._text),
             **self._name(),
         }
 
@@ -367,8 +391,11 @@ class Search(Item):
         urls: the results, if the client requested them.
     """
 
-    def __init__(self, events: Events, id: str, index: int, *, urls: list[str]) -> None:
-        super().__init__(events, id, index)
+    def __init__(
+        self, events: Events, size: AnswerSize, id: str, index: int, *, urls: list[str]
+    ) -> None:
+        super().__init__(events, size, id, index)
+        size.add_objects(urls)
         self._urls = urls
 
     def _last(self, status: str) -> bytes:

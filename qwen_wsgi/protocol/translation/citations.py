@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from qwen_wsgi.protocol.chat.completion import joined_text
+from qwen_wsgi.protocol.answer_text import joined_text
 from qwen_wsgi.protocol.json_access import objects, text
 from qwen_wsgi.protocol.translation import search
 from qwen_wsgi.protocol.translation.search import Page
@@ -29,6 +29,10 @@ _FENCE: Final = 3
 
 #: Marks of one text that are looked at. Each becomes a hundred bytes and more.
 _MOST: Final = 1000
+#: Characters of the addresses and titles of pages; further pages are left out.
+_MOST_PAGE_CHARS: Final = 1 << 20
+#: What a page takes besides.
+_PAGE_CHARS: Final = 200
 
 
 class Mark(NamedTuple):
@@ -151,10 +155,11 @@ class MarkReader:
 class Sources:
     """The pages that the search for one answer found, by their numbers."""
 
-    __slots__ = ("_last", "pages")
+    __slots__ = ("_last", "_left", "pages")
 
     def __init__(self) -> None:
         self.pages: dict[int, Page] = {}
+        self._left = _MOST_PAGE_CHARS
         self._last: Any = None
 
     def take(self, holder: Mapping[str, Any], inner: Mapping[str, Any]) -> None:
@@ -167,6 +172,11 @@ class Sources:
             return
         self._last = info
         for page in search.pages_of(holder, inner) or ():
+            if self.pages.get(page.number) == page:
+                continue
+            self._left -= len(page.url) + len(page.title) + _PAGE_CHARS
+            if self._left < 0:
+                return
             self.pages[page.number] = page
 
     def named(self, numbers: Iterable[int]) -> list[Page]:

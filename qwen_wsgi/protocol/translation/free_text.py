@@ -10,9 +10,13 @@ import json
 import re
 from typing import Any, Final
 
+from qwen_wsgi.protocol.answer_text import AnswerSize, Text
+
 #: The tokens before the text; white space may be between them.
 _OPENING: Final = ("{", '"input"', ":", '"')
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
+#: Characters of an opening. A longer one is read again for each piece that only adds white space.
+_LONGEST_OPENING: Final = 1024
 
 #: The plain characters of a string. Line ends are invalid there, but models write them.
 _PLAIN: Final = re.compile(r'[^"\\]*')
@@ -50,13 +54,17 @@ class FreeText:
     but for an empty object, which has no text.
 
     The pieces that `feed` and `end` return join to the same text however the arguments were cut.
+
+    Args:
+        size: what is kept counts against it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: AnswerSize | None = None) -> None:
         self._state = "opening"
         #: Arguments that were not returned yet: the opening, or half an escape.
         self._held = ""
-        self._pieces: list[str] = []
+        #: An object of another form.
+        self._object = Text(AnswerSize() if size is None else size)
 
     def feed(self, arguments: str) -> str:
         """Take a piece of the arguments; return the text that it adds."""
@@ -74,14 +82,14 @@ class FreeText:
         if self._state == "bare":
             return arguments
         if self._state == "whole":
-            self._pieces.append(arguments)
+            self._object.add(arguments)
         return ""
 
     def end(self) -> str:
         """Return the rest of the text after the last arguments."""
         state, self._state = self._state, "closed"
         if state == "whole":
-            return _whole("".join(self._pieces))
+            return _whole(str(self._object))
         if state == "opening":
             return self._held
         if state == "inside" and (half := _surrogate(self._held)) is not None:
@@ -93,6 +101,9 @@ class FreeText:
         at, text = 0, self._held
         for each in _OPENING:
             at = _end_of_space(text, at)
+            if at > _LONGEST_OPENING:
+                self._open_otherwise(text)
+                return
             if not text.startswith(each, at):
                 if each.startswith(text[at:]):
                     return  # more has to come
@@ -103,9 +114,10 @@ class FreeText:
 
     def _open_otherwise(self, text: str) -> None:
         """Handle another opening: an object is kept until its end, anything else is plain text."""
-        if text[_end_of_space(text, 0)] == "{":
+        start = _end_of_space(text, 0)
+        if start <= _LONGEST_OPENING and text[start] == "{":
             self._state, self._held = "whole", ""
-            self._pieces.append(text)
+            self._object.add(text)
         else:
             self._state = "bare"
 

@@ -9,11 +9,11 @@ from functools import partial
 from typing import Final
 from urllib.parse import parse_qs
 
-from qwen_wsgi.sandbox import errors, faults
+from qwen_wsgi.sandbox import errors, faults, stream
 from qwen_wsgi.sandbox.errors import Refusal
 from qwen_wsgi.sandbox.faults import Spec
 from qwen_wsgi.sandbox.journal import Record
-from qwen_wsgi.sandbox.native import images, videos
+from qwen_wsgi.sandbox.native import images, speech, videos
 from qwen_wsgi.sandbox.native.media import File
 from qwen_wsgi.sandbox.replies import faulty, late_or_broken, refused, wanted_refusal
 from qwen_wsgi.sandbox.steps import FOREVER_S, Close, Data, Head, Pause, Step, encode_json, whole
@@ -28,6 +28,7 @@ _POSTS: Final = {
     _SERVICES + "image-generation/generation": "image-task",
     _SERVICES + "video-generation/video-synthesis": "video-task",
     _SERVICES + "image2video/video-synthesis": "video-task",
+    "/api/v1/services/audio/tts/SpeechSynthesizer": "synthesizer",
 }
 _TASKS: Final = "/api/v1/tasks"
 #: Polls of a task until it is done.
@@ -49,14 +50,46 @@ def route_of(method: str, path: str) -> str | None:
 def generation(world: World, request: Request, record: Record) -> Reply:
     """What is made at once."""
 
-    def make(body: Json, spec: Spec) -> Json | Refusal:
+    def make(body: Json, spec: Spec) -> Json | Refusal | Iterator[Step]:
         if request.header("x-dashscope-async"):
             return _forbidden("current user api does not support asynchronous calls.")
+        if speech.has(record.model):
+            return _spoken(world, request, record, speech.generate(body), spec)
         if images.has(record.model):
             return _made(images.generate(body, spec, _keep_picture(world, spec)))
         return Refusal(404, "ModelNotFound", f"Model not exist: {record.model}", form="native")
 
     return _whole(world, request, record, make)
+
+
+def synthesizer(world: World, request: Request, record: Record) -> Reply:
+    """Speech of the models that have a route of their own."""
+
+    def make(body: Json, spec: Spec) -> Json | Refusal | Iterator[Step]:
+        return _spoken(world, request, record, speech.synthesize(body), spec)
+
+    return _whole(world, request, record, make)
+
+
+def _spoken(
+    world: World,
+    request: Request,
+    record: Record,
+    made: tuple[bytes, str, int] | Refusal,
+    spec: Spec,
+) -> Json | Refusal | Iterator[Step]:
+    if isinstance(made, Refusal):
+        return made
+
+    def keep(name: str, kind: str, data: bytes) -> str:
+        return world.media.url(world.media.keep(name, kind, data), spec.text("result-host"))
+
+    if (request.header("x-dashscope-sse") or "").lower() != "enable":
+        return _made(speech.answer(*made, keep))
+    record.stream = True
+    told = speech.events(*made, keep, pieces="no-pieces" not in spec)
+    payloads = (encode_json(_made(event)).decode() for event in told)
+    return stream.script(payloads, spec, world.control.knobs.interval_s)
 
 
 def image_task(world: World, request: Request, record: Record) -> Reply:
@@ -213,7 +246,7 @@ def _whole(
     world: World,
     request: Request,
     record: Record,
-    make: Callable[[Json, Spec], Json | Refusal],
+    make: Callable[[Json, Spec], Json | Refusal | Iterator[Step]],
 ) -> Reply:
     """Answer a route with a JSON body and a whole JSON answer, in the native form."""
     body = json_object(request)
@@ -237,6 +270,8 @@ def _whole(
             return refused(made, spec)
         if "lost-answer" in spec:
             return iter((Close(),))
+        if not isinstance(made, dict):
+            return made
         return late_or_broken(encode_json(made), spec)
 
     wanted = wanted_refusal(world, spec, record.model)

@@ -22,6 +22,7 @@ class Target:
         search: the model's name has the suffix for a web search.
         thinking: the model's name switches thinking on (True) or off (False).
         refused: inputs that the model refused to read before: of `image`, `audio`, `video`.
+        flex: it is Batch Chat, which is what `service_tier: "flex"` asks for.
     """
 
     family: Family
@@ -29,6 +30,7 @@ class Target:
     search: bool = False
     thinking: bool | None = None
     refused: frozenset[str] = frozenset()
+    flex: bool = False
 
 
 @dataclass(frozen=True)

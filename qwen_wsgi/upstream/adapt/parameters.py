@@ -123,6 +123,9 @@ def _refuse(draft: Draft, name: str) -> None:
 
 def _drop(draft: Draft, name: str, neutral: tuple[Any, ...]) -> None:
     value = draft.get(name)
+    if name == "service_tier" and value == "flex" and draft.target.flex:
+        draft.leave_out(name, "batch-chat")
+        return
     if value is not None and value not in neutral:
         draft.lose(name, f"takes no {name}")
     draft.leave_out(name)

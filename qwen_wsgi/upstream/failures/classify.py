@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
 from qwen_wsgi.errors import AccountUnavailable, ApiError, Scope, UpstreamError, UpstreamTimeout
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol import sse
-from qwen_wsgi.redaction import mask_lookalikes
+from qwen_wsgi.redaction import mask_all
 from qwen_wsgi.upstream.failures import retry_after
 from qwen_wsgi.upstream.failures.causes import CAUSES, Cause
 from qwen_wsgi.upstream.failures.patterns import ErrorReport, cause_of
@@ -44,6 +44,8 @@ _CONTENT_TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.
 
 #: Patterns are looked for in so much of a text.
 _READ_CHARS: Final = 4096
+#: So much of a text is searched for secrets; what is behind it is shown to nobody.
+_EXAMINED_CHARS: Final = 16_384
 #: So much of an answer that is the text of an error is sent to the client.
 _SENT_CHARS: Final = 2048
 
@@ -63,6 +65,7 @@ def from_response(
     account: str,
     family: Family = Family.OTHER,
     now: float | None = None,
+    secrets: Sequence[str] = (),
 ) -> UpstreamError:
     """The client's error for an upstream answer that is none.
 
@@ -73,35 +76,50 @@ def from_response(
         account: the account's name, for messages.
         family: what kind of host it is; the same words mean different things.
         now: seconds since 1970, for times of day; without it the answer's `Date` counts.
+        secrets: what the account sent, which is masked wherever it is quoted.
     """
     now = retry_after.date_of(headers) if now is None else now
     wait_s = retry_after.retry_after_s(headers, now=now)
     error = _envelope(body)
     if error is None:
-        made = _bare(status, headers, body, account=account, family=family, wait_s=wait_s)
+        made = _bare(
+            status, headers, body, account=account, family=family, wait_s=wait_s, secrets=secrets
+        )
     else:
         # An error inside a success has no status.
+        error = _masked(error, secrets)
         report = _report(error, family, status if status >= 300 else None)
         made = _error(report, error, account=account, wait_s=wait_s, now=now)
-    made.upstream_request_id = request_id(headers, body)
+    made.upstream_request_id = request_id(headers, body, secrets)
     return made
 
 
 def from_frame(
-    error: Any, *, account: str, family: Family = Family.OTHER, now: float | None = None
+    error: Any,
+    *,
+    account: str,
+    family: Family = Family.OTHER,
+    now: float | None = None,
+    secrets: Sequence[str] = (),
 ) -> UpstreamError:
     """The client's error for an error frame that came before anything else, with HTTP 200.
 
     Args:
         error: the error object, or whatever stands in its place.
-        account, family, now: as for `from_response`.
+        account, family, now, secrets: as for `from_response`.
     """
     fields = _unwrapped(error) if isinstance(error, dict) else {"message": str(error)}
+    fields = _masked(fields, secrets)
     return _error(_report(fields, family, None), fields, account=account, wait_s=None, now=now)
 
 
 def from_error_finish(
-    text: str, *, account: str, family: Family = Family.OTHER, now: float | None = None
+    text: str,
+    *,
+    account: str,
+    family: Family = Family.OTHER,
+    now: float | None = None,
+    secrets: Sequence[str] = (),
 ) -> UpstreamError:
     """The client's error for an answer that is the text of an error (finish `error_finish`).
 
@@ -109,14 +127,17 @@ def from_error_finish(
 
     Args:
         text: the content.
-        account, family, now: as for `from_response`.
+        account, family, now, secrets: as for `from_response`.
     """
+    # Masked before it is cut: half a secret is not recognized.
+    text = mask_all(text[:_EXAMINED_CHARS], secrets)
     error = {"message": text.strip()[:_SENT_CHARS], **_embedded(text)}
     if found := _CODE.match(text):
         error.setdefault("code", found[1])
     if found := _STATUS.search(text):
         error.setdefault("status", found[1] or found[2])
     error.setdefault("code", "error_finish")
+    error = _masked(error, secrets)
     return _error(_report(error, family, None), error, account=account, wait_s=None, now=now)
 
 
@@ -127,11 +148,14 @@ def no_answer(
     account: str,
     family: Family = Family.OTHER,
     now: float | None = None,
+    secrets: Sequence[str] = (),
 ) -> UpstreamError:
     """The client's error for an HTTP 200 whose body is neither a stream nor a JSON object."""
     wait_s = retry_after.retry_after_s(headers, now=now)
-    error = _bare(200, headers, body, account=account, family=family, wait_s=wait_s)
-    error.upstream_request_id = request_id(headers, body)
+    error = _bare(
+        200, headers, body, account=account, family=family, wait_s=wait_s, secrets=secrets
+    )
+    error.upstream_request_id = request_id(headers, body, secrets)
     return error
 
 
@@ -173,13 +197,13 @@ def cooling_down(cause: str, *, model: str, wait_s: float) -> ApiError:
 # --- reading -------------------------------------------------------------------------------------
 
 
-def request_id(headers: Mapping[str, str], body: bytes = b"") -> str:
+def request_id(headers: Mapping[str, str], body: bytes = b"", secrets: Sequence[str] = ()) -> str:
     """The upstream's id of the request, of its headers or of DashScope's error; "" if none fits
-    into a header."""
+    into a header, or it is a secret."""
     value = _json_of(body) if body and "x-request-id" not in headers else None
     named = value.get("request_id") if isinstance(value, dict) else None
     id = headers.get("x-request-id") or (named if isinstance(named, str) else "")
-    return id if REQUEST_ID.fullmatch(id) else ""
+    return id if REQUEST_ID.fullmatch(id) and mask_all(id, secrets) == id else ""
 
 
 def _envelope(body: bytes) -> dict[str, Any] | None:
@@ -304,11 +328,12 @@ def _bare(
     account: str,
     family: Family,
     wait_s: float | None,
+    secrets: Sequence[str],
 ) -> UpstreamError:
     """The client's error for a body that is no error object."""
     what = "an empty body"
     if body.strip():
-        kind = _content_type(headers)
+        kind = mask_all(_content_type(headers), secrets)
         what = f"a body that is no JSON error ({kind}, {len(body)} bytes)"
     try:
         phrase = f"{status} {HTTPStatus(status).phrase}"
@@ -352,22 +377,22 @@ def _client_error(
         message = cause.template.format(message=_sentence(text), why=why, account=account)
     client_wait_s = cause.retry_after_s if wait_s is None else wait_s
     return UpstreamError(
-        _masked(message),
+        message,
         status=status,
         type=cause.type or _type(report.type, status),
-        code=cause.code or (None if code is None else _masked(code)),
-        param=None if (param or cause.param) is None else _masked(param or cause.param or ""),
+        code=cause.code or code,
+        param=param or cause.param,
         retry_after_s=None if cause.should_retry is False else client_wait_s,
         should_retry=cause.should_retry,
         failure=cause.failure(wait_s),
-        upstream_message=_masked(report.message or why),
+        upstream_message=report.message or why,
     )
 
 
 def _type(upstream: str, status: int) -> str:
     """The client's type of an error: that of a 400 is OpenAI's, which clients compare."""
     known = _TYPES.get(status, "server_error")
-    return known if status == 400 else _masked(upstream) or known
+    return known if status == 400 else upstream or known
 
 
 def _sentence(text: str) -> str:
@@ -375,6 +400,16 @@ def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?", "。", "！")) else text + "."
 
 
-def _masked(text: str) -> str:
-    """Some gateways quote the key that they refuse. It is the operator's, not the client's."""
-    return mask_lookalikes(text)
+def _masked(error: dict[str, Any], secrets: Sequence[str]) -> dict[str, Any]:
+    """An error without secrets. Some gateways quote the key that they refuse: it is the operator's,
+    not the client's."""
+    shown = {
+        name: str(value)
+        if name in ("message", "code") and isinstance(value, dict | list)
+        else value
+        for name, value in error.items()
+    }
+    return {
+        name: mask_all(value[:_EXAMINED_CHARS], secrets) if isinstance(value, str) else value
+        for name, value in shown.items()
+    }

@@ -8,6 +8,7 @@ read, keep-alives and idle timeouts possible without a second greenlet.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import ssl
@@ -46,6 +47,11 @@ _SIZE_DIGITS: Final = 15
 #: Trailers, which nobody reads: so many, and so many bytes of them.
 _TRAILERS: Final = 64
 _TRAILER_BYTES: Final = 16 * 1024
+#: The body is complete before them, so they are not waited for much longer.
+_TRAILERS_S: Final = 0.2
+
+#: A whole body is collected in blocks of so many bytes.
+_BLOCK_BYTES: Final = 1 << 20
 
 #: What one step of decompressing may give; the rest of what was received waits for the next.
 _PLAIN_BYTES: Final = 256 * 1024
@@ -106,17 +112,18 @@ class ChunkedDecoder:
     """Undoes HTTP/1.1 chunked coding (RFC 9112 §7.1), fed at any boundaries. Pure.
 
     Attributes:
-        ended: the last chunk and its trailers were seen.
+        in_trailers: the last chunk was seen: the body is complete.
+        ended: the last chunk and its trailers were seen, or more trailers than are read.
         surplus: something came behind them.
     """
 
-    __slots__ = ("_end", "_left", "_line", "_trailer", "_trailers", "ended", "surplus")
+    __slots__ = ("_end", "_left", "_line", "_trailers", "ended", "in_trailers", "surplus")
 
     def __init__(self) -> None:
         self._left = 0  # payload bytes still to come of the current chunk
         self._end = b""  # what is still to come of the CRLF behind it
         self._line = b""  # an incomplete size or trailer line
-        self._trailer = False
+        self.in_trailers = False
         self._trailers = [0, 0]  # how many, and their bytes
         self.ended = self.surplus = False
 
@@ -130,7 +137,7 @@ class ChunkedDecoder:
         index = 0
         size = len(data)
         while index < size and not self.ended:
-            if not (self._left or self._end or self._line or self._trailer):
+            if not (self._left or self._end or self._line or self.in_trailers):
                 index = self._take_whole_chunks(data, index, out)
                 if index >= size:
                     break
@@ -149,7 +156,7 @@ class ChunkedDecoder:
                 index += len(got)
             else:
                 index = self._read_line(data, index)
-        self.surplus = index < size
+        self.surplus = self.surplus or index < size
         return out[0] if len(out) == 1 else b"".join(out)
 
     @staticmethod
@@ -171,6 +178,10 @@ class ChunkedDecoder:
         end = data.find(b"\n", index)
         line = self._line + (data[index:] if end < 0 else data[index:end])
         if len(line) > _MAX_SIZE_LINE:
+            if self.in_trailers:
+                self._take_trailer(line)
+                self.ended = self.surplus = True
+                return len(data)
             raise BodyBroken("a chunk-size line without an end")
         if end < 0:
             self._line = line
@@ -181,7 +192,7 @@ class ChunkedDecoder:
 
     def _take_line(self, line: bytes) -> None:
         line = line.rstrip(b"\r")
-        if self._trailer:
+        if self.in_trailers:
             self._take_trailer(line)
             return
         digits = line.split(b";", 1)[0].strip()
@@ -189,17 +200,18 @@ class ChunkedDecoder:
         if length < 0:
             raise BodyBroken("a chunk size that is no hexadecimal number")
         if length == 0:
-            self._trailer = True
+            self.in_trailers = True
         else:
             self._left = length
 
     def _take_trailer(self, line: bytes) -> None:
-        """Drop a trailer; an empty line is the end of the body."""
+        """Drop a trailer. An empty line is the end; so are too many of them, which make a
+        connection that cannot be used again."""
         count, size = self._trailers
         self._trailers = [count + 1, size + len(line)]
         if count >= _TRAILERS or size + len(line) > _TRAILER_BYTES:
-            raise BodyBroken("the trailers behind the body do not end")
-        self.ended = not line
+            self.ended = self.surplus = True
+        self.ended = self.ended or not line
 
 
 class _Inflater:
@@ -313,6 +325,7 @@ class BodyReader:
             if self._reads is not None and self._chunked is None:
                 self._length = self.length = length
                 self._ended = length == 0
+                self._surplus = self._ended and self._first != b""
         except BaseException:
             response.raw.close()  # nobody else knows it yet
             raise
@@ -328,6 +341,9 @@ class BodyReader:
         if self._inflate is not None and (data := self._inflate.more()):
             return data
         while not self._ended:
+            if self._chunked is not None and self._chunked.in_trailers:
+                self._skip_trailers(self._chunked)
+                break
             data = self._receive(timeout_s)
             if self._chunked is not None:
                 data = self._chunked.feed(data)
@@ -350,6 +366,19 @@ class BodyReader:
         if self._inflate is not None:
             self._inflate.end()
         return b""
+
+    def _skip_trailers(self, chunked: ChunkedDecoder) -> None:
+        """Read the trailers, for a moment; a connection on which they do not end is closed.
+
+        Raises:
+            BodyBroken: the connection ended before them.
+        """
+        end_s = time.monotonic() + _TRAILERS_S
+        with contextlib.suppress(ReadTimeout):
+            while not chunked.ended and (left_s := end_s - time.monotonic()) > 0:
+                chunked.feed(self._receive(left_s))
+        self._surplus = self._surplus or not chunked.ended
+        self._ended = True
 
     def _receive(self, timeout_s: float) -> bytes:
         if self._first:
@@ -400,19 +429,26 @@ class BodyReader:
         if not cut and self.length is not None and self.length > limit:
             raise BodyTooLarge
         end_s = time.monotonic() + timeout_s
-        # A list of pieces would take many times their size if they are small.
-        body = bytearray()
+        # In blocks: small pieces would take many times their size, and one that grows is copied.
+        blocks: list[bytes] = []
+        block, size = bytearray(), 0
         while data := self.read(timeout_s):
-            body += data
-            if len(body) > limit:
+            block += data
+            size += len(data)
+            if size > limit:
                 if not cut:
+                    blocks.clear()  # the traceback may keep them for a while
                     raise BodyTooLarge
-                del body[limit:]
+                del block[len(block) - (size - limit) :]
                 break
+            if len(block) >= _BLOCK_BYTES:
+                blocks.append(bytes(block))
+                block.clear()
             timeout_s = end_s - time.monotonic()
             if timeout_s <= 0:
                 raise ReadTimeout
-        return bytes(body)
+        blocks.append(bytes(block))
+        return b"".join(blocks)
 
     def close(self) -> None:
         """Let go of the response; its connection is kept for others only if the body ended."""

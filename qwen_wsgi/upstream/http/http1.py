@@ -14,8 +14,8 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NamedTuple, Protocol
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -38,6 +38,9 @@ _JOINED_BYTES: Final = 64 * 1024
 
 _RECV_BYTES: Final = 16 * 1024
 
+#: While a server takes nothing of a streamed body, it is looked so often whether it has answered.
+_LOOK_S: Final = 1.0
+
 #: Linux's `struct tcp_info`: its size up to here, and where the bytes are that the other end has
 #: acknowledged (since 4.1), that were sent, and that were sent again (since 4.19).
 _TCP_INFO_BYTES: Final = 216
@@ -59,6 +62,18 @@ class RequestHeaders(dict[str, str]):
     def copy(self) -> RequestHeaders:
         """Itself: urllib3 copies the headers of every request, and the note would be lost."""
         return self
+
+
+class StreamedBody(Protocol):
+    """A request's body that is made while it is sent, and can be sent once."""
+
+    @property
+    def content_type(self) -> str:
+        """For the request's head."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Its pieces, none of them empty. What it raises ends the request without its last chunk,
+        so that no server takes it for complete."""
 
 
 class Head(NamedTuple):
@@ -101,6 +116,36 @@ def parse_head(head: bytes) -> Head:
     return Head(int(code), reason, headers, keep)
 
 
+def _framing(head: Head) -> tuple[bool, int | None]:
+    """How a body ends (RFC 9112 §6.3): whether it is in chunks; if not, the length that is said.
+
+    An upstream that says it in a way that others could read otherwise gives no answer: the part of
+    it that came before the connection ended would pass for the whole.
+
+    Raises:
+        ProtocolError: it is one of those.
+    """
+    if head.status in (204, 304):
+        return False, 0
+    coding = head.headers.get("transfer-encoding")
+    if coding is not None and (coding := coding.lower()) not in ("", "identity"):
+        if coding != "chunked":
+            raise ProtocolError("the answer has a transfer coding that was not asked for")
+        return True, None
+    length = head.headers.get("content-length")
+    if length is None:
+        return False, None
+    if not length.isdecimal():
+        # The same length twice is allowed.
+        first, *more = (each.strip() for each in length.split(","))
+        if not first.isdecimal() or any(each != first for each in more):
+            raise ProtocolError("the answer's length is no length")
+        length = first
+    if len(length) > _LENGTH_DIGITS:
+        raise ProtocolError("the answer's length is no length")
+    return False, int(length)
+
+
 class PooledResponse:
     """A response whose head was read; what requests and `BodyReader` need of urllib3's.
 
@@ -128,15 +173,9 @@ class PooledResponse:
         self.headers = head.headers
         self.reads = reads
         self.first = first
-        self.chunked = "chunked" in head.headers.get("transfer-encoding", "").lower()
-        length = head.headers.get("content-length", "")
-        self.length: int | None = None
-        if not self.chunked and length.isdecimal():
-            if len(length) > _LENGTH_DIGITS:
-                raise ProtocolError("the answer's length is no length")
-            self.length = int(length)
-        elif head.status in (204, 304):
-            self.length = 0
+        # As nearly all streams say it: a call less for each.
+        usual = head.status == 200 and head.headers.get("transfer-encoding") == "chunked"
+        self.chunked, self.length = (True, None) if usual else _framing(head)
         self._keep = head.keep_alive and (self.chunked or self.length is not None)
 
     def release(self) -> None:
@@ -197,7 +236,7 @@ class _Exchanging:
         **more: Any,
     ) -> Any:
         pool: Any = self
-        if pool.proxy is not None or not isinstance(body, bytes | None):
+        if pool.proxy is not None:
             return super().urlopen(  # type: ignore[misc]  # of urllib3's pool
                 method, url, body=body, headers=headers, retries=retries, timeout=timeout, **more
             )
@@ -207,16 +246,25 @@ class _Exchanging:
         try:
             connection = pool._get_conn()
             kept = connection.sock is not None
-            if kept and connection.generation != self.generation:
+            streamed = body is not None and not isinstance(body, bytes)
+            # A streamed body cannot be sent again if a kept connection proves to be dead.
+            if kept and (streamed or connection.generation != self.generation):
                 connection.close()
                 kept = False
             if isinstance(headers, RequestHeaders):
                 headers.kept_connection = kept
             connect_s = 0.0 if kept else _connect(connection, timeout.connect_timeout)
             connection.sock.settimeout(timeout.read_timeout)  # for sending
-            size = _send(connection.sock, method, url, self._host, headers, body)
+            early = b""
+            if streamed:
+                _send(connection.sock, method, url, self._host, headers, None)
+                early = _send_pieces(connection.sock, body, timeout.read_timeout)
+            else:
+                size = _send(connection.sock, method, url, self._host, headers, body)
             reads = TimedReads(connection.sock, timeout.read_timeout)
-            head, first = _receive_head(reads)
+            head, first = _receive_head(reads, early)
+            if early:
+                head = head._replace(keep_alive=False)  # the rest of the body is missing
             return PooledResponse(self, connection, reads, head, first, connect_s)
         except BaseException as error:
             if reads is not None:
@@ -289,6 +337,64 @@ def _send(
     return len(head) + len(body or b"")
 
 
+def _send_pieces(sock: Any, pieces: StreamedBody, silence_s: float) -> bytes:
+    """Write a body in chunked coding (RFC 9112 §7.1), up to its end or until the server answers.
+
+    Returns:
+        The first bytes of an answer that came before the body's end; b"" if there was none.
+
+    Raises:
+        TimeoutError: the server took nothing for so many seconds.
+        OSError: it closed the connection without an answer.
+    """
+    for piece in pieces:
+        if early := _send_all(sock, b"%x\r\n%b\r\n" % (len(piece), piece), silence_s):
+            return early
+    _send_all(sock, b"0\r\n\r\n", silence_s)
+    return b""
+
+
+def _send_all(sock: Any, data: bytes, silence_s: float) -> bytes:
+    """Write all of it; raises and returns as `_send_pieces`."""
+    left, end_s = memoryview(data), time.monotonic() + silence_s
+    sock.settimeout(min(_LOOK_S, silence_s))
+    while left:
+        if early := _answer_so_far(sock):
+            return early
+        try:
+            left = left[sock.send(left) :]
+            end_s = time.monotonic() + silence_s
+        except TimeoutError:
+            if time.monotonic() >= end_s:
+                raise
+        except (BrokenPipeError, ConnectionResetError):
+            if early := _answer_so_far(sock):
+                return early
+            raise
+    return b""
+
+
+def _answer_so_far(sock: Any) -> bytes:
+    """What can be read at once; b"" if nothing was sent, or only something of TLS.
+
+    Raises:
+        RemoteDisconnected: the other end has closed the connection.
+    """
+    if not readable_now(sock):
+        return b""
+    before_s = sock.gettimeout()
+    sock.settimeout(0)
+    try:
+        data: bytes = sock.recv(_RECV_BYTES)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return b""
+    finally:
+        sock.settimeout(before_s)
+    if not data:
+        raise http.client.RemoteDisconnected("the connection ended without an answer")
+    return data
+
+
 def is_stale(error: BaseException) -> bool:
     """Whether a connection ended without one byte of a response."""
     return isinstance(error, ConnectionResetError | BrokenPipeError)
@@ -314,13 +420,15 @@ def _is_unread(sock: Any, size: int, error: BaseException) -> bool:
     return 0 < size <= on_the_way
 
 
-def _receive_head(reads: TimedReads) -> tuple[Head, bytes]:
+def _receive_head(reads: TimedReads, got: bytes | bytearray = b"") -> tuple[Head, bytes]:
     """The head of the final response, and what came behind it.
 
     The time for it is that of the first read, for all interim responses together.
+
+    Args:
+        got: what was read of it already.
     """
     end_s = time.monotonic() + reads.timeout_s
-    got: bytes | bytearray = b""
     interim = searched = 0
     while True:
         end = got.find(b"\r\n\r\n", searched)

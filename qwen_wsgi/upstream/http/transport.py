@@ -21,13 +21,22 @@ from qwen_wsgi.settings import Settings
 from qwen_wsgi.shortage import shortage_of
 from qwen_wsgi.upstream.failures.classify import connection_error
 from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, BodyTooLarge, ReadTimeout
-from qwen_wsgi.upstream.http.http1 import HTTPPool, HTTPSPool, RequestHeaders, is_stale
+from qwen_wsgi.upstream.http.http1 import (
+    HTTPPool,
+    HTTPSPool,
+    RequestHeaders,
+    StreamedBody,
+    is_stale,
+)
 
 #: An error body longer than this says nothing more.
 ERROR_BODY_BYTES: Final = 64 * 1024
 
 #: The setting that bounds the wait for an answer's head, and for a whole answer.
 FIRST_BYTE: Final = "QWEN_PROXY_FIRST_BYTE_TIMEOUT"
+
+#: The same for a call at Batch Chat.
+FLEX: Final = "QWEN_PROXY_FLEX_TIMEOUT"
 
 #: What a request is answered with; `requests` itself is known to this room alone.
 Response = requests.Response
@@ -111,27 +120,39 @@ class Transport:
         )
         self._routes: dict[str, tuple[dict[str, str], bool | str]] = {}
 
-    def post(
+    def send(
         self,
+        method: str,
         token: AccessToken,
         path: str,
-        body: bytes,
+        body: bytes | StreamedBody | None = None,
         *,
         headers: Mapping[str, str],
         read_timeout_s: float,
+        setting: str = FIRST_BYTE,
     ) -> requests.Response:
-        """POST JSON; returns as soon as the response's head is there, whatever its status.
+        """Send a request; returns as soon as the response's head is there, whatever its status.
+
+        Args:
+            body: bytes are JSON. A streamed one is sent as it comes, as fast as the upstream takes
+                it; an answer that comes before its end ends it.
+            setting: the name of the setting that says how long the head may take.
 
         Raises:
             UpstreamError: no connection, or it ended before a response (502).
             UpstreamTimeout: no head within `read_timeout_s` (504).
             Overloaded: we have run out of files or memory ourselves (503).
         """
-        request = self._prepare("POST", token, path, headers)
-        request.body = body
-        request.headers["Content-Type"] = "application/json"
-        request.headers["Content-Length"] = str(len(body))
-        return self._send(request, read_timeout_s, FIRST_BYTE)
+        request = self._prepare(method, token, path, headers)
+        if isinstance(body, bytes):
+            request.body = body
+            request.headers["Content-Type"] = "application/json"
+            request.headers["Content-Length"] = str(len(body))
+        elif body is not None:
+            request.body = body  # type: ignore[assignment]  # the pool takes it as well
+            request.headers["Content-Type"] = body.content_type
+            request.headers["Transfer-Encoding"] = "chunked"
+        return self._send(request, read_timeout_s, setting)
 
     def get(self, token: AccessToken, path: str, *, timeout_s: float) -> tuple[int, bytes]:
         """GET; the status and the body. Both have to be there within `timeout_s`.

@@ -13,7 +13,7 @@ from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import AccountUnavailable, CredentialError
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.state.shared_memory import key_of
+from qwen_wsgi.state.shared_files import key_of
 from qwen_wsgi.upstream.routing.cooldown import Cooldowns
 from qwen_wsgi.upstream.routing.limiter import Limiter
 
@@ -33,7 +33,7 @@ class Finder(Protocol):
 
 
 class Keys(NamedTuple):
-    """An account's keys in shared memory.
+    """An account's keys in the shared files.
 
     Attributes:
         payer: the Alibaba account behind it, whose limits they are: more keys of it do not help.
@@ -135,12 +135,12 @@ class AccountPool:
         return self._accounts
 
     def keys(self, account: Account) -> Keys:
-        """The account's keys in shared memory."""
+        """The account's keys in the shared files."""
         return self._keys.get(account.name) or _keys(account, self._groups)
 
     def priority(self, account: Account) -> int:
         """Its place among the accounts; a lower one is asked first."""
-        return self._priorities[account.name]
+        return self._priorities.get(account.name, 0)
 
     def limiter(self, account: Account) -> Limiter:
         """The account's slots in this worker."""
@@ -218,6 +218,8 @@ def _payer(account: Account) -> str:
     Two other keys may belong to one Alibaba account as well, which only their owner knows.
     """
     credential = account.credential
+    if account.batch_wait_s is not None:
+        return f"batch chat {account.name}"  # its limits are its own
     if isinstance(credential, StaticKey) and credential.key:
         if found := _WORKSPACE_KEY.match(credential.key):
             return f"workspace {found[1]}"

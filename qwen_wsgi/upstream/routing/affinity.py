@@ -7,14 +7,13 @@ messages, which an agent sends again with every turn.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from struct import Struct
 from typing import Any, Final
 
 from qwen_wsgi.clock import boottime
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import JsonObject, compact
-from qwen_wsgi.state.shared_memory import Table, key_of
+from qwen_wsgi.state.shared_files import SharedFiles, Table, key_of
 
 _VERSION: Final = "1"
 #: Conversation, account, time of its latest call.
@@ -44,33 +43,26 @@ class Affinity:
     """Remembers which account served a conversation last.
 
     Args:
-        directory, boottime, boot_id: as for `cooldown.Cooldowns`.
+        files, boottime: as for `cooldown.Cooldowns`.
     """
 
     def __init__(
-        self,
-        directory: Path | None,
-        *,
-        boottime: Callable[[], float] = boottime,
-        boot_id: str | None = None,
+        self, files: SharedFiles | None, *, boottime: Callable[[], float] = boottime
     ) -> None:
         self._now = boottime
-        self._table = Table.shared(
-            directory, "affinity", _ROW, version=_VERSION, rows=_ROWS, age=2, boot_id=boot_id
-        )
+        self._table = Table(files, "affinity", _ROW, version=_VERSION, rows=_ROWS, age=2)
 
     def account_of(self, conversation: bytes) -> bytes | None:
         """The account that served a conversation lately, as it was given to `remember`."""
-        at = self._table.find(conversation)
-        if at is None:
+        row = self._table.get(conversation)
+        if row is None:
             return None
-        _, account, when = self._table.read(at)
+        _, account, when = row
         return account if 0 <= self._now() - when < AFFINITY_S else None
 
     def remember(self, conversation: bytes, account: bytes) -> None:
         """Record who serves a conversation now."""
-        at, _ = self._table.find_or_oldest(conversation)
-        self._table.write(at, conversation, account, self._now())
+        self._table.put(conversation, account, self._now())
 
 
 def conversation_key(body: JsonObject, environ: Mapping[str, Any], *, client: str) -> bytes:

@@ -15,6 +15,7 @@ from qwen_wsgi.capabilities import can_be_called
 from qwen_wsgi.capabilities import listed as listed_capabilities
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.account import Account, ProviderModel
+from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import ApiError, Scope, UpstreamError
 from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.settings import Settings
@@ -73,7 +74,7 @@ class _Cached:
     tried: bool = False
     #: `SharedLists.changed` when this was last compared with it, and when the list was learned, by
     #: its clock.
-    seen: tuple[Any, ...] = ()
+    seen: float | None = None
     at: float = -math.inf
     #: What `_listing` made of the account and of `live` and `error` as they then were.
     made: tuple[Account, dict[str, dict[str, Any]] | None, str, Listing] | None = None
@@ -171,7 +172,7 @@ class Catalogue:
         """
         token = token_of(account)
         status, body = self._transport.get(token, "/models", timeout_s=_TIMEOUT_S)
-        refusal = _refusal_of(account, status, body)
+        refusal = _refusal_of(account, status, body, token)
         if refusal is not None and account.credential.renewable:
             token_of(account, rejected=token.value)
         return refusal
@@ -209,8 +210,9 @@ class Catalogue:
         cached.at = self._lists.now()
         learned: SharedList | None = None
         try:
-            status, body = self._transport.get(token_of(account), "/models", timeout_s=_TIMEOUT_S)
-            if (refusal := _refusal_of(account, status, body)) is not None:
+            token = token_of(account)
+            status, body = self._transport.get(token, "/models", timeout_s=_TIMEOUT_S)
+            if (refusal := _refusal_of(account, status, body, token)) is not None:
                 raise refusal
             cached.live = _parse(status, body)
         except ApiError as error:
@@ -241,11 +243,15 @@ class Catalogue:
             self._outcomes.failed(account, error)
 
 
-def _refusal_of(account: Account, status: int, body: bytes) -> UpstreamError | None:
+def _refusal_of(
+    account: Account, status: int, body: bytes, token: AccessToken
+) -> UpstreamError | None:
     """The refusal of the account's credential; None for any other answer."""
     if status not in (401, 403):
         return None
-    made = classify.from_response(status, {}, body, account=account.name, family=account.family)
+    made = classify.from_response(
+        status, {}, body, account=account.name, family=account.family, secrets=(token.value,)
+    )
     row = CAUSES.get(made.failure.cause) if made.failure is not None else None
     if row is None or not row.refuses_account:
         return None

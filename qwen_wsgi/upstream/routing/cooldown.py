@@ -1,7 +1,7 @@
 """Cooldowns and circuits of accounts, shared by all workers.
 
 A throttle that one worker meets concerns the others, and a message to them would come too late: so
-cooldowns lie in shared memory (`state.shared_memory`). A row that is lost there costs one upstream
+cooldowns lie in a shared file (`state.shared_files`). A row that is lost there costs one upstream
 request that is refused. Times are of CLOCK_BOOTTIME, which no clock step moves.
 
 An incident is one step, however many calls it meets: the failure of an attempt that began before
@@ -11,21 +11,14 @@ the end of the pause tells nothing new, and changes nothing (docs/decisions/032)
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from struct import Struct
 from typing import Final, NamedTuple
 
 from qwen_wsgi.clock import boottime
-from qwen_wsgi.state.shared_memory import NO_KEY, Table
+from qwen_wsgi.state.shared_files import SharedFiles, Table
 
 _VERSION: Final = "2"
 
-#: Before the rows: until when any of them matters (mostly none does, and nothing is looked up), and
-#: when a pause was ended early, the last time.
-_RELEVANT_UNTIL: Final = Struct("=d")
-_NEWS: Final = Struct("=d")
-_NEWS_AT: Final = _RELEVANT_UNTIL.size
-_START: Final = _NEWS_AT + _NEWS.size
 #: A row, as `_Row` says.
 _ROW: Final = Struct("=8sdddI20s32s")
 _ROWS: Final = 512
@@ -115,53 +108,35 @@ class Cooldowns:
     file by all workers.
 
     Args:
-        directory: where the file is; None keeps the cooldowns in this process.
-        copy: begin with what the file holds, and write nothing to it: for commands beside a server.
+        files: where it is; None keeps the cooldowns in this process.
         boottime: seconds that never step and go on while the machine is suspended.
-        boot_id: changes with every boot of the machine.
 
     Attributes:
         now: the clock of all times here, `began` included.
     """
 
     def __init__(
-        self,
-        directory: Path | None,
-        *,
-        copy: bool = False,
-        boottime: Callable[[], float] = boottime,
-        boot_id: str | None = None,
+        self, files: SharedFiles | None, *, boottime: Callable[[], float] = boottime
     ) -> None:
         self.now = boottime
-        self._table = Table.shared(
-            directory,
-            "cooldown",
-            _ROW,
-            version=_VERSION,
-            start=_START,
-            rows=_ROWS,
-            age=1,
-            copy=copy,
-            boot_id=boot_id,
-        )
-        self._memory = self._table.memory
+        self._table = Table(files, "cooldown", _ROW, version=_VERSION, rows=_ROWS, age=1, numbers=2)
+        # Until when any of the rows matters (mostly none does, and nothing is looked up), and when
+        # a pause was ended early, the last time.
+        self._relevant_until, self._news = self._table.numbers
 
     @property
     def is_clear(self) -> bool:
         """Whether nothing that still matters is recorded: nearly always, and cheap to ask."""
-        until: float = _RELEVANT_UNTIL.unpack_from(self._memory)[0]
-        return until < self.now()
+        return self._relevant_until.get() < self.now()
 
     def is_clear_at(self, now: float) -> bool:
         """As `is_clear`, for a caller that has the time at hand."""
-        until: float = _RELEVANT_UNTIL.unpack_from(self._memory)[0]
-        return until < now
+        return self._relevant_until.get() < now
 
     @property
     def news(self) -> float:
         """Changes when any worker has ended a pause or a probe before its time."""
-        at: float = _NEWS.unpack_from(self._memory, _NEWS_AT)[0]
-        return at
+        return self._news.get()
 
     # --- what is recorded --------------------------------------------------------------------
 
@@ -287,29 +262,32 @@ class Cooldowns:
         """
         row = self._find(key)
         if row is not None and (began is None or began >= row.since):
-            self._write(row, _Row(NO_KEY))
+            self._write(row, None)
 
     # --- rows --------------------------------------------------------------------------------
 
-    def _write(self, before: _Row, after: _Row) -> None:
-        """Replace a row; whoever waits for its end learns that it is over, or now another one."""
+    def _write(self, before: _Row, after: _Row | None) -> None:
+        """Replace a row, or remove it; whoever waits for its end learns that it is over, or now
+        another one."""
         now = self.now()
-        at, _ = self._table.find_or_oldest(before.key if before.key != NO_KEY else after.key)
-        relevant = _RELEVANT_UNTIL.unpack_from(self._memory)[0]
-        relevant = max(relevant, max(after.end, after.since) + ROW_S)
-        _RELEVANT_UNTIL.pack_into(self._memory, 0, relevant)
-        self._table.write(at, *after)
-        if before.end > now and after.end < before.end:
-            _NEWS.pack_into(self._memory, _NEWS_AT, now)
+        if after is None:
+            self._table.remove(before.key)
+        else:
+            relevant_until = max(after.end, after.since) + ROW_S
+            if relevant_until > self._relevant_until.get():
+                self._relevant_until.set(relevant_until)
+            self._table.put(*after)
+        if before.end > now and (after is None or after.end < before.end):
+            self._news.set(now)
 
     def _find(self, key: bytes) -> _Row | None:
-        at = None if self.is_clear else self._table.find(key)
-        return None if at is None else _Row(*self._table.read(at))
+        row = None if self.is_clear else self._table.get(key)
+        return None if row is None else _Row(*row)
 
     def _row(self, key: bytes) -> _Row:
         """What is recorded of the key, or a blank row."""
-        at = self._table.find(key)
-        return _Row(key) if at is None else _Row(*self._table.read(at))
+        row = self._table.get(key)
+        return _Row(key) if row is None else _Row(*row)
 
 
 def _packed(cause: str) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from qwen_wsgi.capabilities import (
     ENDPOINTS,
@@ -17,7 +17,7 @@ from qwen_wsgi.capabilities import (
 )
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import AccountUnavailable, ApiError, BadRequest, NotFound
-from qwen_wsgi.hosts import Family
+from qwen_wsgi.hosts import Family, has_files
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.routing import model_profiles
 from qwen_wsgi.upstream.routing.accounts import AccountPool
@@ -29,6 +29,9 @@ from qwen_wsgi.upstream.routing.model_names import (
     at_portal,
     interpretations,
 )
+
+#: Stands for a model in the routes of files and batches.
+FILES: Final = "files"
 
 
 class Route(NamedTuple):
@@ -54,12 +57,14 @@ class Plan:
         routes: by how sure it is that they have the model, and by priority.
         conversation: the call's key in `Affinity`; None where there is no choice.
         evidence: names the call's request, see `affinity.evidence_of`; None where it cannot.
+        ordinary: the plan at the full price, where this one is of Batch Chat; else None.
     """
 
     model: str
     routes: tuple[Route, ...]
     conversation: bytes | None
     evidence: Callable[[], bytes] | None = None
+    ordinary: Plan | None = None
 
 
 class Candidate(NamedTuple):
@@ -120,14 +125,7 @@ class Router:
             NotFound: `model_not_found`: every account has a live list, and none has the model.
             AccountUnavailable: there is no account at all.
         """
-        accounts = self._accounts()
-        if pinned:
-            accounts = tuple(each for each in accounts if each.name == pinned)
-            if not accounts:
-                raise BadRequest(
-                    f"This proxy has no account '{pinned[:64]}' (header x-qwen-account).",
-                    code="account_not_found",
-                )
+        accounts = self._accounts(pinned)
         default = self._default
         if capability not in EVERYWHERE:
             accounts = _with_route(accounts, capability)
@@ -160,7 +158,42 @@ class Router:
             code="model_not_found",
         )
 
-    def _accounts(self) -> tuple[Account, ...]:
+    def plan_files(self, *, pinned: str = "", owning: str = "") -> Plan:
+        """The accounts that may have files and batches; the model of their routes is `files`, under
+        which their limits are known.
+
+        Args:
+            pinned: the only account that may answer, by name (`x-qwen-account`).
+            owning: the account that has the file or the batch in question, by name.
+
+        Raises:
+            BadRequest: no account of the pinned name.
+            ApiError: 501: no account has files; 503: the account is not there any more.
+        """
+        accounts = self._accounts("" if owning else pinned)
+        if owning:
+            accounts = tuple(each for each in accounts if each.name == owning)
+            if not accounts:
+                raise AccountUnavailable(
+                    f"It is at the account '{owning}', which this proxy does not have any more. "
+                    "The operator of this proxy has to configure it again.",
+                    code="account_not_found",
+                    should_retry=False,
+                )
+        able = tuple(each for each in accounts if has_files(each.family))
+        if not able:
+            raise ApiError(
+                "Files and batches are not available here: no account that may answer is one of "
+                "Model Studio, pay as you go. The operator of this proxy needs such an API key: "
+                "DASHSCOPE_API_KEY.",
+                status=501,
+                type="invalid_request_error",
+                code="not_available_here",
+                should_retry=False,
+            )
+        return Plan(FILES, tuple(Route(each, FILES) for each in able), None)
+
+    def _accounts(self, pinned: str) -> tuple[Account, ...]:
         accounts = self._pool.accounts()
         if not accounts:
             raise AccountUnavailable(
@@ -170,7 +203,15 @@ class Router:
                 code="no_account",
                 should_retry=False,
             )
-        return accounts
+        if not pinned:
+            return accounts
+        named = tuple(each for each in accounts if each.name == pinned)
+        if not named:
+            raise BadRequest(
+                f"This proxy has no account '{pinned[:64]}' (header x-qwen-account).",
+                code="account_not_found",
+            )
+        return named
 
     def _routes(
         self,
@@ -290,16 +331,25 @@ def _with_route(accounts: tuple[Account, ...], capability: Capability) -> tuple[
     able = tuple(each for each in accounts if has_route(each.family, capability))
     if not able:
         does, endpoint = ENDPOINTS[capability]
-        raise ApiError(
-            f"{endpoint} is not available here: no account that may answer has a model that "
-            f"{does}. The operator of this proxy needs an API key of Model Studio, pay as you go: "
-            "DASHSCOPE_API_KEY.",
-            status=501,
-            type="invalid_request_error",
-            code="not_available_here",
-            should_retry=False,
-        )
+        raise not_available(f"{endpoint} is", f"a model that {does}")
     return able
+
+
+def not_available(what: str, lacking: str) -> ApiError:
+    """The refusal of calls for which no account has a route.
+
+    Args:
+        what: the calls, and a verb: `POST /v1/rerank is`.
+        lacking: what no account has: `a model that ranks documents`.
+    """
+    return ApiError(
+        f"{what} not available here: no account that may answer has {lacking}. The operator of "
+        "this proxy needs an API key of Model Studio, pay as you go: DASHSCOPE_API_KEY.",
+        status=501,
+        type="invalid_request_error",
+        code="not_available_here",
+        should_retry=False,
+    )
 
 
 def _able(routes: tuple[Route, ...], capability: Capability, name: str) -> tuple[Route, ...]:

@@ -8,7 +8,7 @@ from typing import Final
 
 from qwen_wsgi.clock import sleep
 
-#: How often the shared memory is looked at while somebody waits.
+#: How often the shared number is looked at while somebody waits.
 LOOK_EVERY_S: Final = 0.05
 
 

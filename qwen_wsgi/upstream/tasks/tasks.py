@@ -16,6 +16,7 @@ from qwen_wsgi.protocol import json_access
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.failures import classify
 from qwen_wsgi.upstream.failures.classify import connection_error
+from qwen_wsgi.upstream.routing.accounts import token_of
 
 PATH: Final = "/api/v1/tasks"
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -183,7 +184,13 @@ def failure_of(state: TaskState, account: Account, now: float) -> UpstreamError:
     message = json_access.text(output.get("message"))
     if state.status == "FAILED" and message:
         frame = {"code": json_access.text(output.get("code")), "message": message}
-        return classify.from_frame(frame, account=account.name, family=account.family, now=now)
+        return classify.from_frame(
+            frame,
+            account=account.name,
+            family=account.family,
+            now=now,
+            secrets=(token_of(account).value,),
+        )
     if state.status == "CANCELED":
         return UpstreamError("The task was cancelled.", code="upstream_task_cancelled")
     return UpstreamError(

@@ -558,6 +558,8 @@ def test_a_stream_that_breaks_off_gets_no_finish() -> None:
         {"choices": [{"index": 0, "delta": {"content": "x"}, "logprobs": []}]},
         {"choices": [{"index": 0, "delta": {"content": "x", "role": ""}}]},
         {"choices": [{"index": 0, "delta": {"content": "x", "role": "model"}}]},
+        {"choices": [{"index": 0, "delta": {"content": "x", "role": 7}}]},
+        {"choices": [{"index": 0, "delta": {"content": "x", "role": False}}]},
         {"choices": [{"index": 0, "delta": {"content": "x", "refusal": False}}]},
         {"choices": [{"index": 0, "delta": {"content": "x", "tool_calls": {}}}]},
         {"choices": [{"index": 0, "delta": {"content": [{"type": "text", "text": "x"}]}}]},
@@ -583,6 +585,16 @@ def test_a_value_of_another_type_is_brought_to_the_clients(
     values = [sse.parse(event) for event in sse.events(out)]
     texts = [strict(value) for value in values]
     assert "".join(texts) == "xxx"
+
+
+def test_a_finish_that_is_owed_is_a_chunk_also_where_the_others_are_none() -> None:
+    """openai.lib.streaming skips what has no `object`."""
+    bare = {"choices": [{"index": 0, "delta": {"content": "x"}}]}
+    out, _ = watch(sse.render(bare), sse.DONE)
+
+    last = [sse.parse(event) for event in sse.events(out)][-1]
+    assert last["object"] == "chat.completion.chunk"
+    assert last["choices"][0]["finish_reason"] == "stop"
 
 
 def strict(value: dict[str, Any]) -> str:

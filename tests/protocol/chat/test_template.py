@@ -111,11 +111,11 @@ def test_nothing_is_learned_from_a_chunk_that_has_not_just_one_text(chunk: bytes
 
 def test_what_was_carried_is_noted_as_it_stood() -> None:
     template = learned(event("x"))
-    template.growing = ["before"]
+    template.growing = texts = [b"before"]
 
     template.carry(event("a\n") + event("é"))
 
-    assert template.growing == ["before", b"a\\n", "é".encode()]
+    assert texts == [b"before", b"a\\n", "é".encode()]
 
 
 def test_a_template_overlaps_nothing() -> None:

@@ -1,38 +1,12 @@
-"""Which call a fragment belongs to, and when a call is complete."""
+"""Which call a fragment belongs to."""
 
 from __future__ import annotations
 
 import pytest
 
-from qwen_wsgi.protocol.chat.tool_calls import ToolCall, ToolCalls
+from qwen_wsgi.protocol.answer_text import AnswerSize
+from qwen_wsgi.protocol.chat.tool_calls import ToolCalls, WholeCalls
 from tests.kit.quirks import fragment
-
-
-@pytest.mark.parametrize(
-    ("pieces", "complete"),
-    [
-        ([], False),
-        ([""], False),
-        (["{"], False),
-        (['{"a":1}'], True),
-        (['{"a":1}', " \n", ""], True),
-        (['{"a":', "{}"], False),
-        (['{"a":"}'], False),
-        (["[{}"], False),
-        (['[{"a":1}]'], False),
-        (['"}'], False),
-        ([b'{\\"a\\":\\"\\u007d', b'\\"}'], True),
-        ([b'{\\"a\\":', "1}"], True),
-        ([b"\\x}"], False),
-        ([b"\xff}"], False),
-        (['{"a":' * 5000 + "}"], False),
-    ],
-    ids=range(15),
-)
-def test_a_call_is_complete_when_its_arguments_are_a_whole_object(
-    pieces: list[str | bytes], complete: bool
-) -> None:
-    assert ToolCall(0, 0, pieces=pieces).complete is complete
 
 
 @pytest.mark.parametrize(
@@ -85,7 +59,7 @@ def test_a_fragment_belongs_to_the_call_it_is_meant_for(
 
 def test_a_call_that_shares_an_id_gets_one_of_its_own_the_same_in_every_dialect() -> None:
     """DeepSeek and GLM were seen to give parallel calls one id."""
-    one, other = ToolCalls(), ToolCalls()
+    one, other = WholeCalls(AnswerSize()), WholeCalls(AnswerSize())
     for calls in (one, other):
         for index in range(3):
             calls.take(fragment(index, "call_a", "f", f'{{"x":{index}}}'))
@@ -102,7 +76,7 @@ def test_a_call_that_shares_an_id_gets_one_of_its_own_the_same_in_every_dialect(
 def test_a_call_without_arguments_has_an_empty_object_unless_the_answer_was_cut(
     arguments: str | None,
 ) -> None:
-    calls = ToolCalls()
+    calls = WholeCalls(AnswerSize())
     calls.take(fragment(0, "a", "f", arguments))
 
     assert calls.render("")[0]["function"]["arguments"] == "{}"
@@ -116,7 +90,7 @@ def test_a_call_without_arguments_has_an_empty_object_unless_the_answer_was_cut(
 def test_whole_calls_are_in_the_order_of_their_indexes_and_then_of_their_coming(
     indexes: tuple[int | None, ...], ids: list[str]
 ) -> None:
-    calls = ToolCalls()
+    calls = WholeCalls(AnswerSize())
     for index, id in zip(indexes, "abc", strict=False):
         calls.take(fragment(index, id, "f", "{}"))
 

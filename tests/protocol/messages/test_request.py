@@ -265,6 +265,37 @@ def test_a_forced_web_search_stays_forced(tools: list[Any], choice: Any) -> None
     assert chat(tools=tools, tool_choice=choice)["tool_choice"] == {"type": "web_search"}
 
 
+ASKED = "Perform a web search for the query: news"
+
+
+@pytest.mark.parametrize("choice", [None, {"type": "auto"}])
+@pytest.mark.parametrize("content", [ASKED, [{"type": "text", "text": ASKED}]])
+def test_a_conversation_that_is_only_a_search_forces_it(content: Any, choice: Any) -> None:
+    request = parse(
+        messages=[{"role": "user", "content": content}], tools=[SEARCH], tool_choice=choice
+    )
+
+    assert request.forces_search
+    assert request.chat.body["tool_choice"] == {"type": "web_search"}
+    assert "tool_choice:forced-search" in request.changed
+
+
+@pytest.mark.parametrize(
+    ("tools", "contents"),
+    [
+        ([SEARCH], ["What is the news?"]),
+        ([SEARCH, WEATHER], [ASKED]),
+        ([WEATHER], [ASKED]),
+        ([SEARCH], ["Hello", ASKED]),
+        ([SEARCH], [[{"type": "text", "text": ASKED}, {"type": "text", "text": "Or not."}]]),
+    ],
+)
+def test_another_one_only_offers_it(tools: list[Any], contents: list[Any]) -> None:
+    history = [{"role": "user", "content": content} for content in contents]
+
+    assert not parse(messages=history, tools=tools).forces_search
+
+
 def test_limits_of_a_search_are_lost() -> None:
     limited = {**SEARCH, "allowed_domains": ["example.com"]}
 

@@ -51,8 +51,8 @@ def posted(
     secret: str = SECRET,
 ) -> bytes:
     """The body of the answer to a POST."""
-    response = transport.post(
-        token_for(url, secret), "/chat", body, headers=headers or {}, read_timeout_s=5
+    response = transport.send(
+        "POST", token_for(url, secret), "/chat", body, headers=headers or {}, read_timeout_s=5
     )
     reader = BodyReader(response)
     try:
@@ -74,7 +74,9 @@ def lost(transport: Transport, url: str) -> bytes | None:
 
 def failure(transport: Transport, url: str, *, read_timeout_s: float = 5) -> UpstreamError:
     with pytest.raises(UpstreamError) as caught:
-        transport.post(token_for(url), "/chat", b"{}", headers={}, read_timeout_s=read_timeout_s)
+        transport.send(
+            "POST", token_for(url), "/chat", b"{}", headers={}, read_timeout_s=read_timeout_s
+        )
     error = caught.value
     assert SECRET not in str(error)
     assert "127.0.0.1" not in str(error), "clients need not know the operator's hosts"
@@ -132,8 +134,8 @@ def test_cookies_of_an_upstream_are_not_kept(transport: Transport) -> None:
 def test_a_redirect_is_not_followed(transport: Transport) -> None:
     """It would carry the key to wherever the answer says."""
     with RawServer(whole(b"", "302 Found", location="http://127.0.0.1:9/")) as server:
-        response = transport.post(
-            token_for(server.url), "/chat", b"{}", headers={}, read_timeout_s=5
+        response = transport.send(
+            "POST", token_for(server.url), "/chat", b"{}", headers={}, read_timeout_s=5
         )
         response.close()
 
@@ -143,8 +145,8 @@ def test_a_redirect_is_not_followed(transport: Transport) -> None:
 @pytest.mark.parametrize("status", [200, 400, 401, 429, 500, 503])
 def test_any_status_is_an_answer(transport: Transport, status: int) -> None:
     with RawServer(whole(b"said", f"{status} X")) as server:
-        response = transport.post(
-            token_for(server.url), "/chat", b"{}", headers={}, read_timeout_s=5
+        response = transport.send(
+            "POST", token_for(server.url), "/chat", b"{}", headers={}, read_timeout_s=5
         )
         assert response.status_code == status
         assert transport.read_all(BodyReader(response), 5, timeout_s=5) == b"said"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.protocol.json_object import JsonObject
-from qwen_wsgi.state.shared_memory import key_of
+from qwen_wsgi.state.shared_files import SharedFiles, key_of
 from qwen_wsgi.upstream.routing.affinity import AFFINITY_S, Affinity, conversation_key
 from tests.fakes.clock import FakeClock
 
@@ -94,6 +94,6 @@ class TestConversations:
         assert known > 900
 
     def test_workers_share_them(self, tmp_path: Path) -> None:
-        one, other = Affinity(tmp_path), Affinity(tmp_path)
+        one, other = Affinity(SharedFiles(tmp_path)), Affinity(SharedFiles(tmp_path))
         one.remember(key_of("talk"), key_of("me"))
         assert other.account_of(key_of("talk")) == key_of("me")

@@ -17,6 +17,7 @@ from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.state.model_lists import SharedLists
+from qwen_wsgi.state.shared_files import SharedFiles
 from qwen_wsgi.upstream.routing import model_profiles
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
 from tests.fakes.clock import FakeClock
@@ -490,7 +491,7 @@ class TestWorkers:
     @staticmethod
     def worker(directory: Path, up: Reply) -> World:
         world = World(up=up)
-        world.catalogue._lists = SharedLists(directory, boottime=world.clock.monotonic)
+        world.catalogue._lists = SharedLists(SharedFiles(directory), boottime=world.clock.monotonic)
         return world
 
     def test_a_list_that_one_has_fetched_serves_all(self, tmp_path: Path) -> None:

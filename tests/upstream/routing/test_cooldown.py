@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_wsgi.state.shared_memory import key_of
+from qwen_wsgi.state.shared_files import SharedFiles, key_of
 from qwen_wsgi.upstream.routing.cooldown import (
     BREAKS_AT,
     BROKEN,
@@ -277,23 +278,23 @@ class TestProbes:
 
 class TestFile:
     def test_a_command_has_a_copy_and_writes_nothing(self, tmp_path: Path) -> None:
-        assert Cooldowns(tmp_path / "state", copy=True).remaining_s(KEY) == 0.0
+        assert Cooldowns(SharedFiles(tmp_path / "state", copy=True)).remaining_s(KEY) == 0.0
         assert not (tmp_path / "state").exists()
-        server = Cooldowns(tmp_path / "state")
+        server = Cooldowns(SharedFiles(tmp_path / "state"))
         server.set_cooldown(KEY, 60, "throttled")
-        command = Cooldowns(tmp_path / "state", copy=True)
+        command = Cooldowns(SharedFiles(tmp_path / "state", copy=True))
         assert command.cause(KEY) == "throttled"
         command.clear(KEY)
         assert server.remaining_s(KEY) > 50
 
     def test_workers_share_it(self, tmp_path: Path) -> None:
-        one = Cooldowns(tmp_path / "state")
+        one = Cooldowns(SharedFiles(tmp_path / "state"))
         one.set_cooldown(KEY, 60, "throttled")
         program = (
             "import sys; from pathlib import Path\n"
-            "from qwen_wsgi.state.shared_memory import key_of\n"
+            "from qwen_wsgi.state.shared_files import SharedFiles, key_of\n"
             "from qwen_wsgi.upstream.routing.cooldown import *\n"
-            "cooldowns = Cooldowns(Path(sys.argv[1]))\n"
+            "cooldowns = Cooldowns(SharedFiles(Path(sys.argv[1])))\n"
             "print(cooldowns.remaining_s(key_of('account', 'model')) > 50)\n"
         )
         done = subprocess.run(
@@ -308,10 +309,10 @@ class TestFile:
     def test_workers_that_begin_together_have_the_same_one(self, tmp_path: Path) -> None:
         program = (
             "import sys; from pathlib import Path\n"
-            "from qwen_wsgi.state.shared_memory import key_of\n"
+            "from qwen_wsgi.state.shared_files import SharedFiles, key_of\n"
             "from qwen_wsgi.upstream.routing.cooldown import *\n"
             "sys.stdin.readline()\n"
-            "cooldowns = Cooldowns(Path(sys.argv[1]))\n"
+            "cooldowns = Cooldowns(SharedFiles(Path(sys.argv[1])))\n"
             "cooldowns.set_cooldown(key_of(sys.argv[2]), 600, 'x')"
         )
         workers = [
@@ -326,18 +327,20 @@ class TestFile:
             worker.stdin.write(b"\n")
             worker.stdin.close()
         assert [worker.wait(30) for worker in workers] == [0] * 6
-        cooldowns = Cooldowns(tmp_path / "state")
+        cooldowns = Cooldowns(SharedFiles(tmp_path / "state"))
         assert all(cooldowns.remaining_s(key_of(str(number))) > 0 for number in range(6))
         assert [path.name[:9] for path in (tmp_path / "state").iterdir()] == ["cooldown-"]
 
     def test_another_boot_begins_anew(self, tmp_path: Path) -> None:
-        Cooldowns(tmp_path / "state", boot_id="one").set_cooldown(KEY, 600, "throttled")
-        assert Cooldowns(tmp_path / "state", boot_id="one").remaining_s(KEY) > 0
-        assert Cooldowns(tmp_path / "state", boot_id="two").remaining_s(KEY) == 0
+        Cooldowns(SharedFiles(tmp_path / "state", boot_id="one")).set_cooldown(
+            KEY, 600, "throttled"
+        )
+        assert Cooldowns(SharedFiles(tmp_path / "state", boot_id="one")).remaining_s(KEY) > 0
+        assert Cooldowns(SharedFiles(tmp_path / "state", boot_id="two")).remaining_s(KEY) == 0
         assert len(list((tmp_path / "state").iterdir())) == 1
 
     def test_it_is_private_and_holds_no_names(self, tmp_path: Path) -> None:
-        cooldowns = Cooldowns(tmp_path / "state")
+        cooldowns = Cooldowns(SharedFiles(tmp_path / "state"))
         cooldowns.set_cooldown(key_of("sk-secret", "model"), 60, "throttled")
         (path,) = (tmp_path / "state").iterdir()
         assert path.stat().st_mode & 0o777 == 0o600
@@ -350,7 +353,7 @@ class TestFile:
         state.mkdir()
         with as_ordinary_user(state):
             state.chmod(0o500)
-            cooldowns = Cooldowns(state)
+            cooldowns = Cooldowns(SharedFiles(state))
             state.chmod(0o700)
         cooldowns.set_cooldown(KEY, 60, "throttled")
         assert cooldowns.remaining_s(KEY) > 0
@@ -359,10 +362,11 @@ class TestFile:
     def test_a_full_disk_is_no_crash(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        real = os.write
-        monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:100]))
-        cooldowns = Cooldowns(tmp_path / "state")
+        def full(fd: int, at: int, size: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        cooldowns = Cooldowns(SharedFiles(tmp_path / "state"))
         cooldowns.set_cooldown(KEY, 60, "throttled")
         assert cooldowns.remaining_s(KEY) > 0
         assert "No space left" in caplog.text
-        assert list((tmp_path / "state").iterdir()) == []

@@ -9,6 +9,7 @@ import pytest
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.credential import StaticKey
 from qwen_wsgi.errors import AccountUnavailable, ApiError, Failure, Scope, UpstreamError
+from qwen_wsgi.state.shared_files import SharedFiles
 from qwen_wsgi.upstream.routing.outcomes import LatestCall, Outcomes
 from tests.fakes.clock import FakeClock
 from tests.fakes.upstream import account_of
@@ -91,7 +92,9 @@ def test_another_key_is_another_account(outcomes: Outcomes) -> None:
 
 
 def test_other_workers_see_it(tmp_path: Path, clock: FakeClock) -> None:
-    one, other = (Outcomes(tmp_path, boottime=clock.monotonic, boot_id="b") for _ in range(2))
+    one, other = (
+        Outcomes(SharedFiles(tmp_path, boot_id="b"), boottime=clock.monotonic) for _ in range(2)
+    )
     one.failed(account_of(), refused())
 
     assert other.latest(account_of()) == LatestCall(0, "invalid_key", None)

@@ -10,7 +10,7 @@ from qwen_wsgi.capabilities import Capability
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import AccountUnavailable, ApiError, BadRequest, NotFound
 from qwen_wsgi.hosts import Family
-from qwen_wsgi.state.shared_memory import key_of
+from qwen_wsgi.state.shared_files import key_of
 from qwen_wsgi.upstream.routing.accounts import MODEL_NOT_FOUND
 from qwen_wsgi.upstream.routing.affinity import Affinity
 from qwen_wsgi.upstream.routing.catalogue import Listing

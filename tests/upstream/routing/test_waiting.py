@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_wsgi.state.shared_memory import key_of
+from qwen_wsgi.state.shared_files import SharedFiles, key_of
 from qwen_wsgi.upstream.routing.cooldown import BREAKS_AT, Cooldowns
 from qwen_wsgi.upstream.routing.waiting import LOOK_EVERY_S, Waiting
 
@@ -82,7 +82,10 @@ def test_a_wait_that_is_broken_off_leaves_nothing(monkeypatch: pytest.MonkeyPatc
 
 
 def test_news_come_from_another_worker(tmp_path: Path) -> None:
-    mine, others = Cooldowns(tmp_path / "state"), Cooldowns(tmp_path / "state")
+    mine, others = (
+        Cooldowns(SharedFiles(tmp_path / "state")),
+        Cooldowns(SharedFiles(tmp_path / "state")),
+    )
     for _ in range(BREAKS_AT):
         mine.record_failure(KEY, "timeout")
     seen = mine.news

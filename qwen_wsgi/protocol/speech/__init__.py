@@ -1,0 +1,1 @@
+"""Speech: OpenAI's requests into Model Studio's native calls, and their sound back. Pure."""

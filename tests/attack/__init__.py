@@ -1,0 +1,1 @@
+"""Hostile clients and hostile upstreams, for as long as one likes: `python -m tests.attack`."""

@@ -1,0 +1,1 @@
+"""What reads bytes of strangers, given any bytes: `python -m tests.attack.fuzz`."""

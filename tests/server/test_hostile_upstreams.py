@@ -1,0 +1,197 @@
+"""Answers without an end cost a real worker little memory, and other clients no time."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from tests.fakes.raw_server import COMPLETION, Peer, RawServer, chunked, head, whole
+from tests.kit.proxy import Proxy, StartProxy
+
+pytestmark = pytest.mark.server
+
+MB = 1_000_000
+#: What an upstream sends in one go, in MB, and how often.
+FLOOD = 500
+
+ASKED = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 9}
+CALLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat, streamed": ("/v1/chat/completions", {**ASKED, "stream": True}),
+    "chat, whole": ("/v1/chat/completions", ASKED),
+    "messages, streamed": ("/v1/messages", {**ASKED, "stream": True}),
+    "messages, whole": ("/v1/messages", ASKED),
+    "responses, streamed": ("/v1/responses", {"model": "m", "input": "hi", "stream": True}),
+    "responses, whole": ("/v1/responses", {"model": "m", "input": "hi"}),
+    "completions, streamed": ("/v1/completions", {"model": "m", "prompt": "hi", "stream": True}),
+    "completions, whole": ("/v1/completions", {"model": "m", "prompt": "hi"}),
+}
+
+
+def chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    value = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    return b"data: " + json.dumps({**value, "choices": [choice]}).encode() + b"\n\n"
+
+
+def call(arguments: str, **more: Any) -> dict[str, Any]:
+    return {"tool_calls": [{"index": 0, "function": {"arguments": arguments, **more}}]}
+
+
+#: A chunk that begins, and one that follows again and again.
+KINDS = {
+    "long texts": (chunk({"role": "assistant", "content": "a"}), chunk({"content": "x" * 9000})),
+    "short texts": (chunk({"role": "assistant", "content": "a"}), chunk({"content": "xy"})),
+    "arguments": (
+        chunk({"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f"}}]}),
+        chunk(call("[" * 500)),
+    ),
+}
+
+
+def flood(kind: str, megabytes: int) -> Any:
+    first, more = KINDS[kind]
+    block = chunked(more * (MB // len(more)), end=False)
+
+    def script(peer: Peer) -> None:
+        started = head(content_type="text/event-stream", transfer_encoding="chunked")
+        peer.send(started + chunked(first, end=False))
+        for _ in range(megabytes):
+            peer.send(block)
+        peer.send(chunked(chunk({}, "stop"), b"data: [DONE]\n\n"))
+
+    return script
+
+
+class Memory:
+    """The memory of a proxy's worker, by the kernel's count."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        pid = proxy.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        self._worker = Path("/proc") / max(
+            children, key=lambda each: self._mb(Path("/proc") / each)
+        )
+
+    def _mb(self, process: Path, field: str = "VmRSS") -> float:
+        for line in (process / "status").read_text().splitlines():
+            if line.startswith(field):
+                return int(line.split()[1]) / 1000
+        raise AssertionError(f"no {field}")
+
+    def __enter__(self) -> Memory:
+        (self._worker / "clear_refs").write_text("5")  # forget the peak: proc(5)
+        self._before_mb = self._mb(self._worker)
+        self.grown_mb = 0.0
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.grown_mb = self._mb(self._worker, "VmHWM") - self._before_mb
+
+
+def ask(proxy: Proxy, path: str, body: dict[str, Any]) -> tuple[bytes, int]:
+    """The end of an answer, and its size; read without holding up other threads."""
+    data = json.dumps(body).encode()
+    request = f"POST {path} HTTP/1.0\r\nContent-Type: application/json\r\n"
+    request += f"Host: 127.0.0.1\r\nContent-Length: {len(data)}\r\n\r\n"
+    kept, size, buffer = b"", 0, bytearray(MB)
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=60) as sock:
+        sock.sendall(request.encode() + data)
+        with suppress(ConnectionResetError):
+            while count := sock.recv_into(buffer):
+                size += count
+                kept = (kept + bytes(buffer[max(0, count - 2000) : count]))[-2000:]
+    return kept, size
+
+
+class Pulse:
+    """Asks for `/health/live` all the time; keeps the longest wait."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._url = proxy.origin + "/health/live"
+        self._stop = False
+        self.count = 0
+        self.longest_s = 0.0
+        self._thread = Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        while not self._stop:
+            began = time.monotonic()
+            with urllib.request.urlopen(self._url, timeout=30) as answer:
+                assert answer.status == 200
+            self.longest_s = max(self.longest_s, time.monotonic() - began)
+            self.count += 1
+            time.sleep(0.01)
+
+    def __enter__(self) -> Pulse:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop = True
+        self._thread.join(30)
+
+
+#: The kind of chunks, how many MB of them come, and who asks; not all, because each takes seconds.
+CASES = [
+    *(("long texts", FLOOD, name) for name in CALLS),
+    ("short texts", 50, "chat, whole"),
+    ("short texts", 50, "responses, streamed"),
+    ("arguments", 50, "chat, streamed"),
+    ("arguments", FLOOD, "messages, whole"),
+    ("arguments", FLOOD, "responses, streamed"),
+]
+
+
+@pytest.mark.timeout(240)
+def test_500_mb_of_an_upstream_cost_less_than_100_mb_of_memory(start_proxy: StartProxy) -> None:
+    """A stream of chat passes through; whoever keeps what came ends the answer long before."""
+    current = [flood("arguments", 1)]
+    with RawServer(lambda peer: current[0](peer)) as server:
+        proxy = start_proxy(
+            QWEN_UPSTREAM_BASE_URL=server.url,
+            QWEN_UPSTREAM_API_KEY="x",
+            QWEN_PROXY_UPSTREAM_STREAM="always",
+        )
+        ask(proxy, *CALLS["chat, streamed"])  # what happens once has happened
+        for kind, megabytes, name in CASES:
+            current[0] = flood(kind, megabytes)
+            with Memory(proxy) as memory, Pulse(proxy) as pulse:
+                answer, size = ask(proxy, *CALLS[name])
+
+            assert memory.grown_mb < 100, (kind, name)
+            assert pulse.count
+            assert pulse.longest_s < 3, (kind, name)  # it was every second and more
+            if name == "chat, streamed":
+                assert answer.endswith(b"data: [DONE]\n\n")
+                assert size > 0.95 * megabytes * MB
+            elif kind == "short texts":
+                assert b"too large" not in answer
+            else:
+                assert b"so it was given up" in answer or b'"output":[]' in answer
+                assert size < 60 * MB
+
+
+def test_a_whole_json_answer_of_64_mib_is_copied_once(start_proxy: StartProxy) -> None:
+    """It takes its bytes, and the text in them."""
+    text = "x" * ((64 << 20) - 1000)
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}}
+    value = {**COMPLETION, "choices": [{**choice, "finish_reason": "stop"}]}
+    answers = [whole(json.dumps(each).encode()) for each in (COMPLETION, value)]
+    with RawServer(*answers) as server:
+        proxy = start_proxy(QWEN_UPSTREAM_BASE_URL=server.url, QWEN_UPSTREAM_API_KEY="x")
+        ask(proxy, *CALLS["chat, whole"])  # what happens once has happened
+        with Memory(proxy) as memory:
+            answer, size = ask(proxy, *CALLS["chat, whole"])
+
+    assert size > len(text)
+    assert answer.endswith(b'"finish_reason": "stop"}]}')
+    assert memory.grown_mb < 160

@@ -1,0 +1,76 @@
+"""Long computations in a thread of their own, as in a worker: gevent has patched the process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.kit.processes import REPOSITORY
+
+BEGIN = """
+from gevent import monkey; monkey.patch_all()
+import functools, gc, gevent, weakref
+from qwen_wsgi.greenlets import apart
+sleep = monkey.get_original("time", "sleep")
+"""
+
+CALLERS_THAT_LEAVE = """
+running = most = 0
+
+def work():
+    global running, most
+    running += 1
+    most = max(most, running)
+    sleep(0.2)
+    running -= 1
+
+callers = [gevent.spawn(apart, work) for _ in range(4)]
+gevent.sleep(0.05)
+for caller in callers[:2]:
+    caller.kill()
+gevent.joinall(callers[2:])
+print(most, [caller.successful() for caller in callers[2:]])
+"""
+
+FAILURES = """
+gc.disable()
+
+class Body:
+    def __repr__(self):
+        return "all that was sent"
+
+def refuse(body):
+    raise ValueError("refused")
+
+body = Body()
+gone = weakref.ref(body)
+try:
+    apart(functools.partial(refuse, body))
+except ValueError as error:
+    print(error)
+del body
+gevent.sleep(0)
+print(gone())
+"""
+
+
+def ran(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", BEGIN + script],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+
+
+def test_one_work_at_a_time_also_when_its_caller_has_left() -> None:
+    assert ran(CALLERS_THAT_LEAVE).stdout.strip() == "1 [True, True]"
+
+
+def test_a_failure_is_raised_and_not_printed_and_nothing_is_kept_of_the_work() -> None:
+    process = ran(FAILURES)
+
+    assert process.stdout.splitlines() == ["refused", "None"]
+    assert process.stderr == ""
