@@ -136,6 +136,16 @@ def test_what_is_changed_is_named_and_refused_in_strict_mode() -> None:
         assert begun(sandbox) == 0
 
 
+def test_the_record_of_a_call_has_the_seconds_that_are_paid_for() -> None:
+    with world() as (app, _):
+        created(app, seconds="8")
+        created(app, seconds="-1")
+        first, second = app.calls
+
+        assert first["seconds"] == 8
+        assert "seconds" not in second  # the model chooses
+
+
 def test_a_finished_video_is_not_asked_about_again() -> None:
     with world() as (app, sandbox):
         id = finished(app)
