@@ -8,11 +8,13 @@ from typing import Any, Final
 
 from flask import Response
 
+from qwen_wsgi.access.guard import Client
 from qwen_wsgi.api import http
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.encoder import Encoder
+from qwen_wsgi.state.host_objects import HostObjects
 from qwen_wsgi.upstream.chat_attempt import ChatCall
 from qwen_wsgi.upstream.relay import Relay
 from qwen_wsgi.upstream.routing.affinity import conversation_key
@@ -48,12 +50,14 @@ def chat_call(call: LiveCall, chat: ChatRequest, changed: tuple[str, ...] = ()) 
         pinned=pinned_account(environ),
         conversation=lambda: conversation_key(chat.body, environ, client=record.client_id),
         changed=changed,
-        account_of_file=partial(_account_of_file, call),
+        # Not the call itself: it holds the relay, which holds this.
+        account_of_file=partial(_account_of_file, call.services.host_objects, call.client),
     )
 
 
-def _account_of_file(call: LiveCall, id: str) -> str | None:
-    found = call.services.host_objects.get("file", call.owner, id)
+def _account_of_file(objects: HostObjects, client: Client | None, id: str) -> str | None:
+    assert client is not None, "check_caller comes first"
+    found = objects.get("file", client.id, id)
     return None if found is None else found.account
 
 

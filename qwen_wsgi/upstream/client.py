@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -413,6 +414,14 @@ def _reported(
     return classify.from_frame(error, account=name, family=family, now=now, secrets=secrets)
 
 
+def _hardly_json(data: bytes) -> Any:
+    """JSON with `NaN` and the like, as Python's own servers write it; None for no JSON."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
 def _json_answer(
     response: Response, data: bytes, account: Account, token: AccessToken, now: float
 ) -> dict[str, Any]:
@@ -427,7 +436,7 @@ def _json_answer(
     try:
         value = loads(data)  # json.loads would copy all of it
     except (ValueError, RecursionError):
-        value = None
+        value = _hardly_json(data)
     text = error = None
     if isinstance(value, dict):
         text, error = chat.error_finish_of(value), chat.error_of(value)

@@ -36,11 +36,12 @@ T = TypeVar("T")
 #: Seeds that Model Studio takes.
 _SEEDS: Final = 2**31
 
-#: Causes of a failure after which the upstream may have done what it was asked for.
-_LOST: Final = frozenset({"timeout", "closed", "broken", "empty"})
+#: Causes of a failure after which the upstream may have done what it was asked for: its answer did
+#: not come, or a gateway says so.
+_LOST: Final = frozenset(
+    {"timeout", "closed", "broken", "empty", "bad_gateway", "no_answer", "connection_lost"}
+)
 
-#: And causes that a gateway in between may have made of such a failure.
-_DOUBTFUL: Final = _LOST | {"bad_gateway", "no_answer", "connection_lost"}
 #: Causes (`failures.causes`) that mean that Batch Chat does not serve a model.
 _NO_SUCH_MODEL: Final = frozenset({MODEL_NOT_FOUND, MODEL_DENIED, "not_found", "wrong_address"})
 
@@ -281,7 +282,7 @@ class Executor:
                 if cause in call.absent:
                     call.on_absent(error)
                     return None
-                if call.recover is not None and cause in _DOUBTFUL:
+                if call.recover is not None and cause in _LOST:
                     if (found := call.recover(route, asked_at, error)) is not None:
                         return UnaryAnswer(route, (JsonAnswer(b"", found, ""),))
                 elif call.once and cause in _LOST:

@@ -19,6 +19,8 @@ from tests.api.apps import App, in_front_of
 from tests.fakes.raw_server import COMPLETION, RawServer, stream, whole
 from tests.kit.servers import wait_until
 
+pytestmark = pytest.mark.once
+
 CHUNK = (
     b'data: {"id":"c","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"%d"},'
     b'"finish_reason":null}]}\n\n'

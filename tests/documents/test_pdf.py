@@ -16,6 +16,8 @@ from qwen_wsgi.documents import pdf_process
 from qwen_wsgi.documents.pdf import PdfReader
 from tests.kit.pdf_files import bomb, endless, pdf_of
 
+pytestmark = pytest.mark.once
+
 
 def base64_of(data: bytes) -> str:
     return base64.b64encode(data).decode()

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from tests.attack.fuzz.targets import TARGETS, seeds
 from tests.kit.properties import examples
 
+pytestmark = pytest.mark.once
+
 FOUND = sorted((Path(__file__).parents[2] / "corpus/fuzz").glob("*/*"))
 
 each_target = pytest.mark.parametrize("name", TARGETS)

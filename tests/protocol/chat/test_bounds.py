@@ -19,6 +19,8 @@ from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.translation.citations import Sources
 from qwen_wsgi.protocol.translation.free_text import FreeText, input_of
 
+pytestmark = pytest.mark.once
+
 Json = dict[str, Any]
 MIB = 1 << 20
 

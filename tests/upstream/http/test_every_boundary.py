@@ -21,6 +21,8 @@ from tests.kit.feeding import at
 from tests.kit.given_answer import answer_of
 from tests.kit.properties import examples
 
+pytestmark = pytest.mark.once
+
 STREAMS = sorted((Path(__file__).parents[2] / "corpus/sse").glob("*.sse"))
 #: Good streams that end with `[DONE]`.
 TEXT, CALLS, USAGE = (

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from qwen_wsgi.upstream.routing import model_profiles
 from qwen_wsgi.upstream.routing.model_profiles import ModelProfile, profile_of
 
+pytestmark = pytest.mark.once
+
 CHAT_MODELS = [name for name in model_profiles.FACTS if not name.startswith("text-embedding")]
 
 
