@@ -375,6 +375,7 @@ PLACES = {
     "greenlet": (),
     "gunicorn": ("qwen_wsgi/server.py",),
     "fcntl": ("qwen_wsgi/credentials/locks/proxy_lock.py",),
+    "zstandard": ("qwen_wsgi/api/codings.py",),
     "sqlite3": ("qwen_wsgi/state/",),
     "subprocess": ("qwen_wsgi/doctor/machine.py", "qwen_wsgi/documents/pdf.py"),
     "pypdf": ("qwen_wsgi/documents/pdf_process.py",),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from io import BytesIO
@@ -15,6 +14,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser
 from werkzeug.http import parse_options_header
 
+from qwen_wsgi.api import codings
 from qwen_wsgi.errors import ApiError, BadRequest, Overloaded
 from qwen_wsgi.greenlets import apart, let_others_run
 from qwen_wsgi.protocol.json_object import LONG_BYTES, JsonObject, JsonObjectError, is_long
@@ -61,13 +61,6 @@ _DECISIVE: Final = (
 #: Members with lists whose entries are translated one by one.
 _LISTS: Final = ("messages", "input", "tools", "functions", "system", "prompt")
 
-#: The names of gzip (RFC 9110 §8.4.1.3), and zlib's number for its format.
-_GZIP: Final = ("gzip", "x-gzip")
-_GZIP_WINDOW: Final = 31
-
-#: How many times its size a body may grow: texts of people stay below 20, a bomb is at 1000.
-_RATIO: Final = 100
-
 
 def read_json(
     environ: WSGIEnvironment, settings: Settings, *, take: Callable[[int], None]
@@ -80,14 +73,14 @@ def read_json(
 
     Raises:
         ApiError: what `take` raises; 413 above the limit; 415 for a content coding other than
-            gzip; 408 if it does not come in time; 503 if the server stops before it is there; 400
-            if it is incomplete or broken, and as `parse`.
+            gzip and zstd; 408 if it does not come in time; 503 if the server stops before it is
+            there; 400 if it is incomplete or broken, and as `parse`.
     """
-    coding = _coding(environ) if "HTTP_CONTENT_ENCODING" in environ else None
+    coding = codings.coding_of(environ) if "HTTP_CONTENT_ENCODING" in environ else None
     body = _received(environ, settings, take)
     if coding is not None:
-        decode = partial(_decoded, body, settings.max_body_bytes)
-        body = apart(decode) if len(body) * _RATIO >= LONG_BYTES else decode()
+        decode = partial(codings.decoded, body, coding, settings.max_body_bytes)
+        body = apart(decode) if len(body) * codings.RATIO >= LONG_BYTES else decode()
         take(len(body))
     return parse(body, settings)
 
@@ -148,7 +141,7 @@ def _received(environ: WSGIEnvironment, settings: Settings, take: Callable[[int]
     max_bytes = settings.max_body_bytes
     declared = environ.get("CONTENT_LENGTH")
     if declared and int(declared) > max_bytes:
-        raise _too_large(max_bytes)
+        raise codings.too_large(max_bytes)
     # One byte more than allowed shows that a chunked body is too long.
     try:
         body = _read(
@@ -161,7 +154,7 @@ def _received(environ: WSGIEnvironment, settings: Settings, take: Callable[[int]
     except Exception as error:
         raise _unreadable(error, settings) from error
     if len(body) > max_bytes:
-        raise _too_large(max_bytes)
+        raise codings.too_large(max_bytes)
     environ[READ] = True
     if declared and len(body) < int(declared):
         raise BadRequest("The request body ended before its Content-Length.")
@@ -180,7 +173,7 @@ def pieces(environ: WSGIEnvironment, settings: Settings, *, max_bytes: int) -> I
     declared = environ.get("CONTENT_LENGTH")
     left = int(declared) if declared else max_bytes + 1
     if left > max_bytes and declared:
-        raise _too_large(max_bytes, "QWEN_PROXY_MAX_UPLOAD")
+        raise codings.too_large(max_bytes, "QWEN_PROXY_MAX_UPLOAD")
     source = environ["wsgi.input"]
     while left > 0:
         try:
@@ -192,7 +185,7 @@ def pieces(environ: WSGIEnvironment, settings: Settings, *, max_bytes: int) -> I
         left -= len(piece)
         yield piece
     if not declared and left <= 0:
-        raise _too_large(max_bytes, "QWEN_PROXY_MAX_UPLOAD")
+        raise codings.too_large(max_bytes, "QWEN_PROXY_MAX_UPLOAD")
     environ[READ] = True
     if declared and left > 0:
         raise BadRequest("The request body ended before its Content-Length.")
@@ -293,47 +286,6 @@ def _check_lengths(parsed: JsonObject, most: int) -> None:
             )
 
 
-def _coding(environ: Mapping[str, Any]) -> str | None:
-    """The content coding of the body; None for none.
-
-    Raises:
-        ApiError: 415: it is not gzip.
-    """
-    given: str = environ["HTTP_CONTENT_ENCODING"].strip().lower()
-    if given in ("", "identity"):
-        return None
-    if given in _GZIP:
-        return given
-    raise ApiError(
-        f"The Content-Encoding '{given[:64]}' is not supported. Send the body as it is, or with "
-        "gzip.",
-        status=415,
-        type="invalid_request_error",
-        code="unsupported_content_encoding",
-    )
-
-
-def _decoded(body: bytes, max_bytes: int) -> bytes:
-    """Decode gzip, within the limit of a body and a ratio that no text of people has.
-
-    Raises:
-        ApiError: 413 above those; 400 if it is no gzip, incomplete, or followed by something.
-    """
-    most = min(max_bytes, max(_RATIO * len(body), _PIECE_BYTES))
-    decoder = zlib.decompressobj(wbits=_GZIP_WINDOW)
-    try:
-        decoded = decoder.decompress(body, most + 1)
-    except zlib.error as error:
-        raise BadRequest("The request body is not what its Content-Encoding says: gzip.") from error
-    if len(decoded) > most:
-        if most < max_bytes:
-            raise _too_dense()
-        raise _too_large(max_bytes)
-    if not decoder.eof or decoder.unused_data:
-        raise BadRequest("The gzip of the request body is incomplete, or more than one.")
-    return decoded
-
-
 def _too_slow(pause_s: float) -> ApiError:
     return ApiError(
         f"The request body did not come in time: nothing for {pause_s:g} seconds, or less than "
@@ -341,25 +293,6 @@ def _too_slow(pause_s: float) -> ApiError:
         status=408,
         type="invalid_request_error",
         code="request_timeout",
-    )
-
-
-def _too_dense() -> ApiError:
-    return ApiError(
-        f"The request body grows to more than {_RATIO} times its size when decoded.",
-        status=413,
-        type="invalid_request_error",
-        code="request_too_large",
-    )
-
-
-def _too_large(max_bytes: int, setting: str = "QWEN_PROXY_MAX_BODY") -> ApiError:
-    return ApiError(
-        f"The request body is larger than the limit of {max_bytes} bytes ({setting} on the "
-        "server).",
-        status=413,
-        type="invalid_request_error",
-        code="request_too_large",
     )
 
 
