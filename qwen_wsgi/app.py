@@ -8,19 +8,8 @@ from pathlib import Path
 from flask import Flask
 
 from qwen_wsgi import settings as settings_module
-from qwen_wsgi.api import (
-    chat,
-    completions,
-    cors,
-    embeddings,
-    errors,
-    health,
-    lifecycle,
-    messages,
-    models,
-    responses,
-    status,
-)
+from qwen_wsgi.api import cors, errors, health, lifecycle, models, status
+from qwen_wsgi.api.dialects import chat, completions, embeddings, messages, responses
 from qwen_wsgi.api.files import batches, files
 from qwen_wsgi.api.flask_app import Application
 from qwen_wsgi.api.media import images, rerank, speech, videos

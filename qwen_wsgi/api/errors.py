@@ -7,7 +7,8 @@ import logging
 from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from qwen_wsgi.api import http, lifecycle, messages
+from qwen_wsgi.api import http, lifecycle
+from qwen_wsgi.api.dialects import messages
 from qwen_wsgi.api.flask_app import ROUTE_PATH
 from qwen_wsgi.errors import ApiError, InternalError, NotFound
 from qwen_wsgi.protocol.websocket import handshake

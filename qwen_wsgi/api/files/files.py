@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from flask import Blueprint, Response, request
 
-from qwen_wsgi.api import body, generation, http, lifecycle
+from qwen_wsgi.api import body, http, lifecycle
+from qwen_wsgi.api.dialects import generation
 from qwen_wsgi.api.files.form import UploadForm
 from qwen_wsgi.api.flask_app import FinishedResponse
 from qwen_wsgi.api.lifecycle import LiveCall

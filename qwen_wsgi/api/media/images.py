@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from flask import Blueprint, Response
 
-from qwen_wsgi.api import generation, http, lifecycle
+from qwen_wsgi.api import http, lifecycle
+from qwen_wsgi.api.dialects import generation
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.api.media.members import read_members
 from qwen_wsgi.capabilities import Capability

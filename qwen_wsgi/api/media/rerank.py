@@ -7,7 +7,8 @@ from typing import Final
 
 from flask import Blueprint, Response
 
-from qwen_wsgi.api import generation, http, lifecycle
+from qwen_wsgi.api import http, lifecycle
+from qwen_wsgi.api.dialects import generation
 from qwen_wsgi.api.flask_app import ROUTE_PATH
 from qwen_wsgi.capabilities import Capability
 from qwen_wsgi.protocol import rerank as protocol

@@ -7,7 +7,8 @@ from typing import Final
 
 from flask import Blueprint, Response
 
-from qwen_wsgi.api import generation, http, lifecycle
+from qwen_wsgi.api import http, lifecycle
+from qwen_wsgi.api.dialects import generation
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.api.media.carried import Carried
 from qwen_wsgi.capabilities import Capability

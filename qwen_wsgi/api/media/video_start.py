@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from qwen_wsgi.api import generation
+from qwen_wsgi.api.dialects import generation
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.capabilities import Capability
 from qwen_wsgi.errors import ApiError, UpstreamError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qwen_wsgi.access import connections
 from qwen_wsgi.accounting.record import CallRecord
-from qwen_wsgi.api import generation, responses
+from qwen_wsgi.api.dialects import generation, responses
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError, ClientGone, InternalError, forget_frames
 from qwen_wsgi.greenlets import apart

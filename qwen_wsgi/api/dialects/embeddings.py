@@ -9,7 +9,8 @@ from functools import partial
 
 from flask import Blueprint, Response
 
-from qwen_wsgi.api import generation, http, lifecycle
+from qwen_wsgi.api import http, lifecycle
+from qwen_wsgi.api.dialects import generation
 from qwen_wsgi.capabilities import Capability
 from qwen_wsgi.hosts import has_native_api
 from qwen_wsgi.protocol import embeddings as protocol

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from flask import Blueprint, Response
 
-from qwen_wsgi.api import attachments, generation, http, lifecycle
+from qwen_wsgi.api import http, lifecycle
+from qwen_wsgi.api.dialects import attachments, generation
 from qwen_wsgi.protocol.chat import ChatEncoder, cited, parse_request
 from qwen_wsgi.protocol.chat.cited import CitingEncoder
 from qwen_wsgi.protocol.responses import in_chat

@@ -8,7 +8,8 @@ from typing import Final
 
 from flask import Blueprint, Response
 
-from qwen_wsgi.api import attachments, counting, generation, http, lifecycle
+from qwen_wsgi.api import http, lifecycle
+from qwen_wsgi.api.dialects import attachments, counting, generation
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.greenlets import apart

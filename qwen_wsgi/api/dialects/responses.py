@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from flask import Blueprint, Response, request
 
-from qwen_wsgi.api import attachments, counting, generation, http, lifecycle
+from qwen_wsgi.api import http, lifecycle
+from qwen_wsgi.api.dialects import attachments, counting, generation
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.api.paging import limit_of, oldest_first
 from qwen_wsgi.errors import BadRequest, NotFound, UpstreamError

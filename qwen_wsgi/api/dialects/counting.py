@@ -11,7 +11,8 @@ from typing import Final
 
 from flask import Response
 
-from qwen_wsgi.api import generation, http
+from qwen_wsgi.api import http
+from qwen_wsgi.api.dialects import generation
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.protocol import tokens
 from qwen_wsgi.protocol.json_access import Members
