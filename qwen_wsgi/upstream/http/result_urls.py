@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from qwen_wsgi.net import ip_address
 
-#: Model Studio's results are on OSS, under bucket names of any kind (media.md §2).
+#: Model Studio's results are on OSS, under bucket names of any kind.
 _VENDOR = "*.aliyuncs.com"
 #: A name of DNS; without a dot it would be a name of the local network.
 _NAME = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(?:\.(?!-)[a-z0-9-]{1,63}(?<!-))+")
