@@ -161,8 +161,11 @@ class Catalogue:
         return _listing(account, cached)
 
     def known(self, account: Account) -> Listing:
-        """What is known of an account's models; asks no host."""
-        return _listing(account, self._cached(account))
+        """What this worker or another one knows of an account's models; asks no host."""
+        cached = self._cached(account)
+        if self._lists.changed() != cached.seen:
+            self._adopt(account, cached)
+        return _listing(account, cached)
 
     def ask(self, account: Account) -> UpstreamError | None:
         """Request an account's list, without keeping it; the refusal of its credential, if so.
