@@ -1,14 +1,61 @@
-"""What requests of media endpoints share: values of forms, and pictures as URLs. Pure."""
+"""What requests of media endpoints share: values of forms, sizes, and pictures as URLs. Pure."""
 
 from __future__ import annotations
 
 import base64
-import json
+import math
 import re
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
 
 from qwen_wsgi.errors import BadRequest
+from qwen_wsgi.protocol.json_object import loads
 from qwen_wsgi.protocol.validation import unsupported, wrong_type
+
+_LARGEST_SIDE: Final = 100_000
+
+
+class Size(NamedTuple):
+    """Width and height of a picture or a video, in pixels."""
+
+    width: int
+    height: int
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+    @property
+    def ratio(self) -> float:
+        return self.width / self.height
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+def size_of(given: object) -> Size | None:
+    """Read `1024x768`, or `1024*768` as hosts write it; None if it is something else."""
+    match = re.fullmatch(r"(\d{1,6})[x*](\d{1,6})", given) if isinstance(given, str) else None
+    if match is None:
+        return None
+    size = Size(int(match[1]), int(match[2]))
+    return size if all(0 < side <= _LARGEST_SIDE for side in size) else None
+
+
+def shape_distance(one: Size, other: Size) -> float:
+    """How far two shapes are apart, in the ratio's logarithm: 2:1 is as far from 1:1 as 1:2."""
+    return abs(math.log(one.ratio / other.ratio))
+
+
+def nearest_size(wanted: Size, sizes: Iterable[Size]) -> Size:
+    """The nearest of some sizes: by shape, then by area."""
+    return min(
+        sizes,
+        key=lambda size: (
+            round(shape_distance(size, wanted), 3),
+            abs(size.pixels - wanted.pixels),
+        ),
+    )
 
 
 class File(NamedTuple):
@@ -79,7 +126,7 @@ def parsed(value: Any) -> Any:
         return value
     if value and (value[0] in '[{-"0123456789' or value in ("true", "false", "null")):
         try:
-            return json.loads(value)
+            return loads(value.encode(errors="surrogatepass"))
         except (ValueError, RecursionError):
             return value
     return value

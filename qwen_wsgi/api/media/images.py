@@ -93,7 +93,7 @@ def _ask(call: LiveCall, request: ImageRequest, plan: Plan) -> UnaryAnswer:
     headers = generation.forwarded_headers(call.environ)
     if road is not Road.SYNC:
         headers["X-DashScope-Async"] = "enable"
-    if any(picture.url.startswith("oss://") for picture in request.pictures):
+    if any(url.startswith("oss://") for url in request.pictures):
         headers["X-DashScope-OssResourceResolve"] = "enable"
     # Other accounts may have the model by another road: by the name it is the same one.
     same = tuple(route for route in plan.routes if image_model(route.model).road is road)

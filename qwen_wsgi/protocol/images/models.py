@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from qwen_wsgi.protocol.media import Size, nearest_size
+
 
 class Road(enum.Enum):
     """How a model is asked; the value is the path below the host."""
@@ -22,25 +24,6 @@ class Road(enum.Enum):
     TEXT_TASK = "/api/v1/services/aigc/text2image/image-synthesis"
     #: By a task, with a prompt and pictures.
     EDIT_TASK = "/api/v1/services/aigc/image2image/image-synthesis"
-
-
-@dataclass(frozen=True)
-class Size:
-    """Width and height in pixels."""
-
-    width: int
-    height: int
-
-    @property
-    def pixels(self) -> int:
-        return self.width * self.height
-
-    @property
-    def ratio(self) -> float:
-        return self.width / self.height
-
-    def __str__(self) -> str:
-        return f"{self.width}x{self.height}"
 
 
 @dataclass(frozen=True)
@@ -84,19 +67,9 @@ _WIDEST: Final = 8.0
 
 
 def _listed(*texts: str) -> Callable[[Size], Size]:
-    """Sizes of a list: the nearest shape, then the nearest area."""
+    """Sizes of a list."""
     sizes = [Size(*map(int, text.split("x"))) for text in texts]
-
-    def snap(wanted: Size) -> Size:
-        return min(
-            sizes,
-            key=lambda size: (
-                round(abs(math.log(size.ratio / wanted.ratio)), 3),
-                abs(size.pixels - wanted.pixels),
-            ),
-        )
-
-    return snap
+    return lambda wanted: nearest_size(wanted, sizes)
 
 
 def _pixels(least: int, most: int, *, widest: float = _WIDEST) -> Callable[[Size], Size]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,15 +9,22 @@ from typing import Any, Final, NamedTuple
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol.changes import Changes
-from qwen_wsgi.protocol.images.models import OWN, ImageModel, Road, Size, image_model
-from qwen_wsgi.protocol.media import File, data_url_of, parsed, picture_url
-from qwen_wsgi.protocol.validation import bad_value, missing, unsupported, wrong_type
+from qwen_wsgi.protocol.images.models import OWN, ImageModel, Road, image_model
+from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol.media import File, Size, data_url_of, parsed, picture_url, size_of
+from qwen_wsgi.protocol.validation import (
+    bad_value,
+    missing,
+    model_of,
+    text,
+    unsupported,
+    wrong_type,
+)
 
 #: OpenAI's own limit for one request.
 MOST_PICTURES: Final = 10
 #: No model takes more, and each costs memory.
 _MOST_INPUTS: Final = 16
-_LARGEST_SIDE: Final = 100_000
 
 #: OpenAI's members that no model of Qwen has, and what they are when they ask for nothing.
 _LOST: Final[Mapping[str, tuple[Any, ...]]] = {
@@ -33,17 +39,12 @@ _LOST: Final[Mapping[str, tuple[Any, ...]]] = {
 _IGNORED: Final = frozenset({"user", "metadata", "extra_body"})
 
 
-class Picture(NamedTuple):
-    """A picture of a request: a URL, which may be a data URL."""
-
-    url: str
-
-
 @dataclass(frozen=True)
 class ImageRequest:
     """A checked request.
 
     Attributes:
+        pictures: URLs of those that go in; data URLs, too.
         count: pictures that are wanted.
         size: in pixels, or a name such as `2K`, or None for the model's own choice.
         base64: pictures are sent in the answer; False for their URLs.
@@ -53,7 +54,7 @@ class ImageRequest:
 
     model: str
     prompt: str
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[str, ...] = ()
     count: int = 1
     size: Size | str | None = None
     base64: bool = False
@@ -76,14 +77,10 @@ def parse_request(
             streams, masks.
     """
     _refuse_what_nobody_has(members, files)
-    prompt = members.get("prompt")
-    if prompt is None or prompt == "":
+    prompt = text(members, "prompt")
+    if not prompt:
         raise missing("prompt")
-    if not isinstance(prompt, str):
-        raise wrong_type("prompt", "a string", prompt)
-    model = members.get("model") or ""
-    if not isinstance(model, str):
-        raise wrong_type("model", "a string", model)
+    model = model_of(members)
     pictures = tuple(_pictures(members, files))
     if edit and not pictures:
         raise missing("image")
@@ -136,12 +133,10 @@ def _count(members: Mapping[str, Any]) -> int:
 def _size(given: object) -> Size | str | None:
     if given is None or given in ("", "auto"):
         return None
-    if isinstance(given, str):
-        if re.fullmatch(r"[124][kK]", given):
-            return given.upper()
-        match = re.fullmatch(r"(\d{1,6})[x*](\d{1,6})", given)
-        if match and all(0 < int(side) <= _LARGEST_SIDE for side in match.groups()):
-            return Size(int(match[1]), int(match[2]))
+    if isinstance(given, str) and re.fullmatch(r"[124][kK]", given):
+        return given.upper()
+    if (size := size_of(given)) is not None:
+        return size
     raise BadRequest(
         "Invalid value for 'size': expected WIDTHxHEIGHT, such as 1024x1024, or auto.",
         param="size",
@@ -158,9 +153,9 @@ def _wants_base64(given: object, model: str) -> bool:
     return given == "b64_json"
 
 
-def _pictures(members: Mapping[str, Any], files: Mapping[str, Sequence[File]]) -> list[Picture]:
+def _pictures(members: Mapping[str, Any], files: Mapping[str, Sequence[File]]) -> list[str]:
     found = [
-        Picture(data_url_of(file, "image"))
+        data_url_of(file, "image")
         for name in ("image", "image[]", "images", "images[]")
         for file in files.get(name, ())
     ]
@@ -168,7 +163,7 @@ def _pictures(members: Mapping[str, Any], files: Mapping[str, Sequence[File]]) -
         given = parsed(members.get(name))
         for each in given if isinstance(given, list) else [given]:
             if each is not None:
-                found.append(Picture(picture_url(each, name)))
+                found.append(picture_url(each, name))
     return found
 
 
@@ -231,7 +226,7 @@ def native_calls(request: ImageRequest, *, model: str, strict: bool = False) -> 
         if index and isinstance(seed := own.get("seed"), int):
             own["seed"] = (seed + index) % 2**31  # else all calls make the same pictures
         body = {"model": model, "input": _input(request, limits.road), "parameters": own}
-        bodies.append(json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode())
+        bodies.append(compact(body).encode())
     return NativeCalls(limits.road, bodies, changes.entries)
 
 
@@ -279,11 +274,10 @@ def _counts(wanted: int, most: int) -> list[int]:
 
 
 def _input(request: ImageRequest, road: Road) -> dict[str, Any]:
-    urls = [picture.url for picture in request.pictures]
     if road is Road.TEXT_TASK:
         return {"prompt": request.prompt}
     if road is Road.EDIT_TASK:
-        return {"prompt": request.prompt, "images": urls}
+        return {"prompt": request.prompt, "images": request.pictures}
     # The pictures come first: a model takes the last one's shape.
-    content = [*({"image": url} for url in urls), {"text": request.prompt}]
+    content = [*({"image": url} for url in request.pictures), {"text": request.prompt}]
     return {"messages": [{"role": "user", "content": content}]}

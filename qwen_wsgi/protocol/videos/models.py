@@ -6,11 +6,12 @@ From the vendor's model pages of May to October 2026 (Model Studio, video genera
 from __future__ import annotations
 
 import enum
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
+
+from qwen_wsgi.protocol.media import Size, shape_distance
 
 _TASKS: Final = "/api/v1/services/aigc/"
 #: Most models are asked here, below the host's name.
@@ -28,16 +29,6 @@ class Form(enum.Enum):
     TIER = "tier"
     #: `size` (1280*720), one of a list.
     PIXELS = "pixels"
-
-
-class Size(NamedTuple):
-    """Width and height in pixels."""
-
-    width: int
-    height: int
-
-    def __str__(self) -> str:
-        return f"{self.width}x{self.height}"
 
 
 @dataclass(frozen=True)
@@ -91,16 +82,6 @@ class VideoModel:
         short = min(wanted)
         return self.nearest_tier(480 if short < 600 else 720 if short < 900 else 1080)
 
-    def nearest_size(self, wanted: Size) -> Size:
-        """The nearest size of its list: by shape, then by area."""
-        return min(
-            self.sizes,
-            key=lambda size: (
-                round(_distance(size, wanted), 3),
-                abs(size.width * size.height - wanted.width * wanted.height),
-            ),
-        )
-
 
 class Ratio(NamedTuple):
     """A shape as hosts name it."""
@@ -120,14 +101,10 @@ RATIOS: Final = (
 
 
 def nearest_ratio(wanted: Size) -> Ratio:
-    """The shape that is nearest, in the logarithm of the ratio: 2:1 is as far from 1:1 as 1:2."""
+    """The nearest shape."""
     return min(
-        RATIOS, key=lambda ratio: round(_distance(Size(ratio.width, ratio.height), wanted), 6)
+        RATIOS, key=lambda ratio: round(shape_distance(Size(ratio.width, ratio.height), wanted), 6)
     )
-
-
-def _distance(one: Size, other: Size) -> float:
-    return abs(math.log(one.width * other.height / (one.height * other.width)))
 
 
 #: Pixels of a resolution and a shape (wan2.7's page, May 2026); others are near these.

@@ -10,13 +10,27 @@ from typing import Any, Final, NamedTuple
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol.changes import Changes
-from qwen_wsgi.protocol.media import File, data_url_of, parsed, picture_url
-from qwen_wsgi.protocol.validation import bad_value, missing, unsupported, wrong_type
+from qwen_wsgi.protocol.media import (
+    File,
+    Size,
+    data_url_of,
+    nearest_size,
+    parsed,
+    picture_url,
+    size_of,
+)
+from qwen_wsgi.protocol.validation import (
+    bad_value,
+    missing,
+    model_of,
+    text,
+    unsupported,
+    wrong_type,
+)
 from qwen_wsgi.protocol.videos.models import (
     OWN_INPUTS,
     OWN_PARAMETERS,
     Form,
-    Size,
     VideoModel,
     nearest_ratio,
     pixels_of,
@@ -26,7 +40,6 @@ from qwen_wsgi.protocol.videos.models import (
 #: What hosts make where nobody says how long; it is always sent, so that it can be told.
 _SECONDS: Final = 5
 _LONGEST_S: Final = 3600
-_LARGEST_SIDE: Final = 100_000
 #: No model reads more (wan3).
 _MOST_PROMPT_CHARS: Final = 20_000
 #: wan3 takes 20 things together.
@@ -82,13 +95,10 @@ def parse_request(
     Raises:
         BadRequest: a member is missing or of a wrong type.
     """
-    model = members.get("model")
-    if model is not None and not isinstance(model, str):
-        raise wrong_type("model", "a string", model)
     own = _own(members)
     picture = _picture(members, files)
     return VideoRequest(
-        model=model or "",
+        model=model_of(members),
         prompt=_prompt(members, needed=not (picture or own.keys() & OWN_INPUTS)),
         picture=picture,
         seconds=_seconds(members),
@@ -102,13 +112,9 @@ def parse_request(
 
 
 def _prompt(members: Mapping[str, Any], *, needed: bool) -> str:
-    prompt = members.get("prompt")
-    if prompt is None or prompt == "":
-        if needed:
-            raise missing("prompt")
-        return ""
-    if not isinstance(prompt, str):
-        raise wrong_type("prompt", "a string", prompt)
+    prompt = text(members, "prompt") or ""
+    if needed and not prompt:
+        raise missing("prompt")
     if len(prompt) > _MOST_PROMPT_CHARS:
         raise BadRequest(
             f"Invalid 'prompt': string too long. Expected at most {_MOST_PROMPT_CHARS} characters.",
@@ -154,10 +160,8 @@ def _seconds(members: Mapping[str, Any]) -> int | None:
 def _size(given: object) -> Size | None:
     if given is None or given in ("", "auto"):
         return None
-    if isinstance(given, str):
-        match = re.fullmatch(r"(\d{1,6})[x*](\d{1,6})", given)
-        if match and all(0 < int(side) <= _LARGEST_SIDE for side in match.groups()):
-            return Size(int(match[1]), int(match[2]))
+    if (size := size_of(given)) is not None:
+        return size
     raise BadRequest(
         "Invalid value for 'size': expected WIDTHxHEIGHT, such as 1280x720.",
         param="size",
@@ -336,11 +340,10 @@ def _pixels(
     """For a model with a list of sizes."""
     wanted = request.size
     if wanted is None and (request.tier or request.ratio):
-        named = pixels_of(request.tier or 720, request.ratio or "16:9")
-        wanted = _size(named)
+        wanted = size_of(pixels_of(request.tier or 720, request.ratio or "16:9"))
     if wanted is None:
         return {}, limits.size
-    nearest = limits.nearest_size(wanted)
+    nearest = nearest_size(wanted, limits.sizes)
     if nearest != wanted:
         changes.lose("size", "because the model does not make this size.", what=str(nearest))
     return {"size": f"{nearest.width}*{nearest.height}"}, str(nearest)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_wsgi.protocol.images.models import Road, Size, image_model
+from qwen_wsgi.protocol.images.models import Road, image_model
+from qwen_wsgi.protocol.media import Size
 
 
 @pytest.mark.parametrize(

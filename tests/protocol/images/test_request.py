@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol.images.models import Road, Size
+from qwen_wsgi.protocol.images.models import Road
 from qwen_wsgi.protocol.images.request import native_calls, parse_request
-from qwen_wsgi.protocol.media import File
+from qwen_wsgi.protocol.media import File, Size
 
 PNG = b"\x89PNG\r\n\x1a\n..."
 ASKED = {"model": "qwen-image-3.0", "prompt": "a cat"}
@@ -73,6 +73,12 @@ def test_the_values_of_a_form_are_texts() -> None:
 
     assert body["parameters"] == {"n": 2, "seed": 7, "prompt_extend": False, "watermark": True}
     assert bodies({"prompt": "123"})[0]["input"]["messages"][0]["content"] == [{"text": "123"}]
+
+
+def test_half_a_surrogate_pair_can_be_sent() -> None:
+    (body,) = bodies({"prompt": "a\ud83d"})
+
+    assert body["input"]["messages"][0]["content"] == [{"text": "a\ud83d"}]
 
 
 @pytest.mark.parametrize("name", ["image", "image[]"])

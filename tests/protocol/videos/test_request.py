@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.errors import BadRequest
-from qwen_wsgi.protocol.media import File
-from qwen_wsgi.protocol.videos.models import IMAGE_PATH, PATH, Form, Size, video_model
+from qwen_wsgi.protocol.media import File, Size, nearest_size
+from qwen_wsgi.protocol.videos.models import IMAGE_PATH, PATH, Form, video_model
 from qwen_wsgi.protocol.videos.request import NativeCall, native_call, parse_request
 from qwen_wsgi.sandbox.errors import Refusal
 from qwen_wsgi.sandbox.native import videos as sandbox
@@ -242,8 +242,8 @@ def test_a_size_that_is_made_stays(width: int, height: int, model: str) -> None:
     """Asking for what came out of the first mapping changes nothing more."""
     limits = video_model(model)
     if limits.form is Form.PIXELS:
-        nearest = limits.nearest_size(Size(width, height))
-        assert limits.nearest_size(nearest) == nearest
+        nearest = nearest_size(Size(width, height), limits.sizes)
+        assert nearest_size(nearest, limits.sizes) == nearest
     made = native(model, size=f"{width}x{height}").size
     if made != "auto":
         assert native(model, size=made).size == made
