@@ -1,17 +1,21 @@
-"""What this process or machine has run out of: files, memory, room on the disk.
+"""Failures of our own: what this process or machine has run out of, and faults of this program.
 
-Such a failure is ours, wherever it shows: no upstream and no login service is to blame for it.
+A lack of files, memory or room is ours, wherever it shows: no upstream and no login service is to
+blame for it.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from qwen_wsgi.errors import Overloaded
+from qwen_wsgi.errors import ApiError, InternalError, Overloaded
+
+log = logging.getLogger(__name__)
 
 #: `Retry-After`: what calls hold is given back as they end.
 _RETRY_AFTER_S: Final = 2.0
@@ -78,6 +82,20 @@ def shortage_of(error: BaseException) -> Shortage | None:
         if isinstance(each, socket.gaierror) and _no_file_is_left():
             return _FILES
     return None
+
+
+def fault_error(fault: Exception, request_id: str) -> ApiError:
+    """Log a failure that nothing has handled; the error for its client, with the id to ask about.
+
+    Without a traceback where something has run out, wherever that showed first.
+    """
+    if (shortage := shortage_of(fault)) is not None:
+        log.error("out of resources request_id=%s: %r. %s", request_id, fault, shortage.remedy)
+        return shortage.error()
+    log.error("fault request_id=%s", request_id, exc_info=fault)
+    return InternalError(
+        f"The proxy failed on this request. Its log has the details under request id {request_id}."
+    )
 
 
 def by_errno(number: int | None) -> Shortage | None:

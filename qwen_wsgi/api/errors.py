@@ -10,9 +10,9 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from qwen_wsgi.api import http, lifecycle
 from qwen_wsgi.api.dialects import messages
 from qwen_wsgi.api.flask_app import ROUTE_PATH
-from qwen_wsgi.errors import ApiError, InternalError, NotFound
+from qwen_wsgi.errors import ApiError, NotFound
 from qwen_wsgi.protocol.websocket import handshake
-from qwen_wsgi.shortage import shortage_of
+from qwen_wsgi.shortage import fault_error
 
 log = logging.getLogger(__name__)
 
@@ -78,18 +78,5 @@ def _suggestion() -> str:
 
 
 def _fault(error: Exception) -> Response:
-    """Answer for a fault of ours: the log has the traceback, the client the id to ask about.
-
-    Without a traceback where something has run out, wherever that showed first.
-    """
-    request_id = lifecycle.live().record.request_id
-    if (shortage := shortage_of(error)) is not None:
-        log.error("out of resources request_id=%s: %r. %s", request_id, error, shortage.remedy)
-        return _api_error(shortage.error())
-    log.error("fault request_id=%s", request_id, exc_info=error)
-    return _api_error(
-        InternalError(
-            "The proxy failed on this request. Its log has the details under request id "
-            f"{request_id}."
-        )
-    )
+    """Answer for a fault of ours."""
+    return _api_error(fault_error(error, lifecycle.live().record.request_id))

@@ -1,27 +1,27 @@
-"""Reads what clients say of a page of a list: `limit`, `order`, `after`."""
+"""Pages of a list: what clients say of them (`limit`, `order`), and how they are shown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 
-#: Entries of a page: OpenAI's default, and most.
+#: Entries of a page: OpenAI's default, and most, of all lists but that of files.
 _PAGE: Final = 20
 _LARGEST: Final = 100
 
 
-def limit_of(query: Mapping[str, str]) -> int:
+def limit_of(query: Mapping[str, str], *, default: int = _PAGE, largest: int = _LARGEST) -> int:
     """How many entries a page has.
 
     Raises:
-        BadRequest: it is no number from 1 to 100.
+        BadRequest: it is not a number from 1 to `largest`.
     """
-    limit = query.get("limit", str(_PAGE))
-    if not (limit.isdecimal() and len(limit) <= 4 and 1 <= int(limit) <= _LARGEST):
+    limit = query.get("limit", str(default))
+    if not (limit.isdecimal() and len(limit) <= 5 and 1 <= int(limit) <= largest):
         raise BadRequest(
-            f"'limit' is a number from 1 to {_LARGEST}.", param="limit", code="invalid_value"
+            f"'limit' is a number from 1 to {largest}.", param="limit", code="invalid_value"
         )
     return int(limit)
 
@@ -36,3 +36,14 @@ def oldest_first(query: Mapping[str, str]) -> bool:
     if order not in ("asc", "desc"):
         raise BadRequest("'order' is 'asc' or 'desc'.", param="order", code="invalid_value")
     return order == "asc"
+
+
+def page(entries: Sequence[Mapping[str, Any]], *, has_more: bool) -> dict[str, Any]:
+    """OpenAI's form of a page of files, batches or videos."""
+    return {
+        "object": "list",
+        "data": list(entries),
+        "first_id": entries[0]["id"] if entries else None,
+        "last_id": entries[-1]["id"] if entries else None,
+        "has_more": has_more,
+    }

@@ -84,7 +84,7 @@ class UpstreamClient:
         sent_at = self._clock.monotonic()
         record.upstream_request_id = ""
         accepting = {**headers, "Accept": "text/event-stream"}
-        response, token = self._post(
+        response, token = self._request(
             account, CHAT_PATH, body, accepting, sent_at, record.request_id
         )
         # Also of an answer that fails.
@@ -124,21 +124,16 @@ class UpstreamClient:
         at_origin: bool = False,
         request_id: str = "",
     ) -> JsonAnswer:
-        """POST, and read a whole JSON answer.
-
-        Args:
-            at_origin: the path is behind the host's name, not behind the base URL.
-            request_id: the call's, for the log.
-
-        Raises:
-            ApiError: no usable credential, no answer, a refusal, or no JSON object.
-        """
-        sent_at = self._clock.monotonic()
-        accepting = {**headers, "Accept": "application/json"}
-        response, token = self._post(
-            account, path, body, accepting, sent_at, request_id, at_origin=at_origin
+        """`send` as POST."""
+        return self.send(
+            account,
+            "POST",
+            path,
+            body,
+            headers=headers,
+            at_origin=at_origin,
+            request_id=request_id,
         )
-        return self._json(response, account, token, sent_at)
 
     def send(
         self,
@@ -148,19 +143,34 @@ class UpstreamClient:
         body: bytes | StreamedBody | None = None,
         *,
         headers: Mapping[str, str],
+        at_origin: bool = False,
         request_id: str = "",
     ) -> JsonAnswer:
-        """Send any request, and read a whole JSON answer. A streamed body is sent once.
+        """Send a request, and read a whole JSON answer.
+
+        Args:
+            body: a streamed one is sent once, and the time for the answer begins at its end.
+            at_origin: the path is behind the host's name, not behind the base URL.
+            request_id: the call's, for the log.
 
         Raises:
-            ApiError: as `post_json`.
+            ApiError: no usable credential, no answer, a refusal, or no JSON object.
         """
         sent_at = self._clock.monotonic()
         accepting = {**headers, "Accept": "application/json"}
-        response, token = self._post(
-            account, path, body, accepting, sent_at, request_id, method=method
+        response, token = self._request(
+            account, path, body, accepting, sent_at, request_id, method=method, at_origin=at_origin
         )
-        return self._json(response, account, token, self._clock.monotonic())
+        if not isinstance(body, bytes | None):
+            sent_at = self._clock.monotonic()
+        reader = BodyReader(response)
+        try:
+            data = self._whole_body(account, reader, sent_at)
+        finally:
+            reader.close()
+        value = _json_answer(response, data, account, token, self._clock.now())
+        id = classify.request_id(response.headers, secrets=_secrets(token))
+        return JsonAnswer(data, value, id)
 
     def download(
         self, account: Account, path: str, *, headers: Mapping[str, str], request_id: str = ""
@@ -171,25 +181,8 @@ class UpstreamClient:
             ApiError: no usable credential, no answer, or a refusal.
         """
         sent_at = self._clock.monotonic()
-        response, _ = self._post(account, path, None, headers, sent_at, request_id, method="GET")
+        response, _ = self._request(account, path, None, headers, sent_at, request_id, method="GET")
         return response
-
-    def _json(
-        self, response: Response, account: Account, token: AccessToken, sent_at: float
-    ) -> JsonAnswer:
-        """A whole JSON answer; the response is let go of.
-
-        Raises:
-            ApiError: it does not come, or is no JSON object.
-        """
-        reader = BodyReader(response)
-        try:
-            data = self._whole_body(account, reader, sent_at)
-        finally:
-            reader.close()
-        value = _json_answer(response, data, account, token, self._clock.now())
-        id = classify.request_id(response.headers, secrets=_secrets(token))
-        return JsonAnswer(data, value, id)
 
     def open_native(
         self,
@@ -207,13 +200,11 @@ class UpstreamClient:
         """
         sent_at = self._clock.monotonic()
         asking = {**headers, "X-DashScope-SSE": "enable", "Accept": "text/event-stream"}
-        response, token = self._post(
+        response, token = self._request(
             account, path, body, asking, sent_at, record.request_id, at_origin=True
         )
-        secrets = _secrets(token)
-        record.upstream_request_id = classify.request_id(response.headers, secrets=secrets)
-        reader = BodyReader(response)
-        name, family, clock = account.name, account.family, self._clock
+        record.upstream_request_id = classify.request_id(response.headers, secrets=_secrets(token))
+        reader, clock = BodyReader(response), self._clock
         try:
             stream = NativeStream(
                 reader,
@@ -221,9 +212,7 @@ class UpstreamClient:
                 monotonic=clock.monotonic,
                 first_s=self._settings.first_byte_timeout_s,
                 idle_s=self._settings.idle_timeout_s,
-                explain=lambda error: classify.from_frame(
-                    error, account=name, family=family, now=clock.now(), secrets=secrets
-                ),
+                explain=lambda error: _reported(None, error, account, token, clock.now()),
                 whole=response.headers.get("content-type", "").startswith(_WHOLE),
             )
             stream.open()
@@ -260,7 +249,7 @@ class UpstreamClient:
             return account.family.is_qwen
         return self._settings.upstream_stream == "always"
 
-    def _post(
+    def _request(
         self,
         account: Account,
         path: str,

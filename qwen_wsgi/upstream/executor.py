@@ -25,7 +25,7 @@ from qwen_wsgi.upstream.chat_attempt import ChatAnswer, ChatAttempt, ChatCall
 from qwen_wsgi.upstream.client import JsonAnswer, UpstreamClient
 from qwen_wsgi.upstream.native_stream import NativeStream
 from qwen_wsgi.upstream.open_stream import OpenStream
-from qwen_wsgi.upstream.retry import Retrier
+from qwen_wsgi.upstream.retry import Retrier, ask_no_more
 from qwen_wsgi.upstream.routing.accounts import MODEL_DENIED, MODEL_NOT_FOUND
 from qwen_wsgi.upstream.routing.batch_chat import BatchChat
 from qwen_wsgi.upstream.routing.limiter import Slot
@@ -41,6 +41,8 @@ _SEEDS: Final = 2**31
 _LOST: Final = frozenset(
     {"timeout", "closed", "broken", "empty", "bad_gateway", "no_answer", "connection_lost"}
 )
+#: Behind the error of a call that is not repeated, and whose answer was lost.
+_MAYBE_DONE: Final = " The work may have been done, and billed, so it was not asked for again."
 
 #: Causes (`failures.causes`) that mean that Batch Chat does not serve a model.
 _NO_SUCH_MODEL: Final = frozenset({MODEL_NOT_FOUND, MODEL_DENIED, "not_found", "wrong_address"})
@@ -286,7 +288,7 @@ class Executor:
                     if (found := call.recover(route, asked_at, error)) is not None:
                         return UnaryAnswer(route, (JsonAnswer(b"", found, ""),))
                 elif call.once and cause in _LOST:
-                    _ask_no_more(error)
+                    ask_no_more(error, _MAYBE_DONE)
                 raise
 
         return self._retrier.run(plan, ask, call.record)
@@ -306,7 +308,7 @@ class Executor:
                 )
             except UpstreamError as error:
                 if call.once and error.failure is not None and error.failure.cause in _LOST:
-                    _ask_no_more(error)
+                    ask_no_more(error, _MAYBE_DONE)
                 raise
             stream.slot = slot.keep()
             stream.on_failure = partial(self._retrier.failed_late, plan, route, slot.began)
@@ -343,14 +345,6 @@ def _answered(works: Sequence[Callable[[], JsonAnswer]]) -> tuple[JsonAnswer, ..
     if not answers:
         raise next(each for each in ended if isinstance(each, ApiError))
     return answers
-
-
-def _ask_no_more(error: UpstreamError) -> None:
-    """Make a lost answer's error one after which nobody asks again: neither we nor the client."""
-    assert error.failure is not None
-    error.failure = replace(error.failure, retry=False, elsewhere=False)
-    error.should_retry = False
-    error.message += " The work may have been done, and billed, so it was not asked for again."
 
 
 def _at_half_price(plan: Plan, run: Callable[[Plan], T]) -> T:

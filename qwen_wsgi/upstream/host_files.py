@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeVar
 
 from qwen_wsgi.accounting.record import CallRecord
-from qwen_wsgi.errors import ApiError, Scope, StreamBroken, UpstreamError
+from qwen_wsgi.errors import ApiError, Scope, UpstreamError
 from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
 from qwen_wsgi.upstream.http.transport import broken, silence
-from qwen_wsgi.upstream.retry import Retrier
+from qwen_wsgi.upstream.retry import Retrier, ask_no_more
 from qwen_wsgi.upstream.routing.router import Plan, Route
 
 T = TypeVar("T")
@@ -102,35 +101,29 @@ class Told(NamedTuple):
 class Download:
     """The bytes of a file as they come from a host; `close` it on every way out."""
 
-    def __init__(
-        self, reader: BodyReader, content_type: str, idle_s: float, record: CallRecord
-    ) -> None:
+    def __init__(self, reader: BodyReader, content_type: str, idle_s: float) -> None:
         self._reader = reader
         self._idle_s = idle_s
-        self._record = record
         self.content_type = content_type
         #: Of the whole file; None where the host does not say it.
         self.length = reader.length
 
-    def __iter__(self) -> Iterator[bytes]:
+    def pieces(self) -> Iterator[bytes]:
+        """The file, as it arrives.
+
+        Raises:
+            ApiError: it broke off, or nothing came for too long.
+        """
         try:
             while data := self._reader.read(self._idle_s):
                 yield data
-            self._record.outcome = "complete"
-        except (ReadTimeout, BodyBroken) as error:
-            failed = (
-                silence(self._idle_s, "QWEN_PROXY_IDLE_TIMEOUT")
-                if isinstance(error, ReadTimeout)
-                else broken(error)
-            )
-            self._record.outcome, self._record.error_code = "upstream_error", failed.code or ""
-            # The client sees a body that is cut, and cannot take it for the whole file.
-            raise StreamBroken(failed.message) from error
+        except ReadTimeout:
+            raise silence(self._idle_s, "QWEN_PROXY_IDLE_TIMEOUT") from None
+        except BodyBroken as error:
+            raise broken(error) from error
 
     def close(self) -> None:
         """Let go of the host. Harmless when repeated."""
-        if self._record.outcome == "open":
-            self._record.outcome = "client_gone"
         self._reader.close()
 
 
@@ -227,7 +220,7 @@ class HostFiles:
             kind = response.headers.get("content-type", "")
             if not _TYPE.fullmatch(kind):
                 kind = "application/octet-stream"
-            return Download(BodyReader(response), kind, self._idle_s, record)
+            return Download(BodyReader(response), kind, self._idle_s)
 
         return self._retrier.run(
             plan,
@@ -256,12 +249,11 @@ def _give_up(error: UpstreamError, what: str, *, sent: bool) -> None:
     Args:
         sent: all of it went out.
     """
-    if error.failure is not None:
-        error.failure = replace(error.failure, retry=False, elsewhere=False, at_once=False)
     if not sent or error.upstream_message:
-        return  # the host did not get all of it, or says itself what became of it
-    error.message += (
-        f" It is not known whether the account has made the {what}, so the request was not "
-        "repeated. If you send it again, there may be two."
-    )
-    error.should_retry = False
+        ask_no_more(error)  # the host did not get all of it, or says itself what became of it
+    else:
+        ask_no_more(
+            error,
+            f" It is not known whether the account has made the {what}, so the request was not "
+            "repeated. If you send it again, there may be two.",
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 
 from qwen_wsgi.accounting.record import CallRecord
@@ -10,7 +9,6 @@ from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import (
     ApiError,
     ClientGone,
-    InternalError,
     StreamBroken,
     UpstreamError,
     forget_frames,
@@ -18,10 +16,8 @@ from qwen_wsgi.errors import (
 from qwen_wsgi.greenlets import Task
 from qwen_wsgi.protocol.encoder import Encoder
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.shortage import shortage_of
+from qwen_wsgi.shortage import fault_error
 from qwen_wsgi.upstream.open_stream import OpenStream
-
-log = logging.getLogger(__name__)
 
 
 class Relay:
@@ -80,26 +76,12 @@ class Relay:
             if self._stream is None:
                 self._stream = self._opening.take()
             yield from self._carry(self._stream)
-        except ApiError as error:
-            forget_frames(error)  # this one is among them
-            record.outcome = "upstream_error" if isinstance(error, UpstreamError) else "refused"
-            if self._stream is not None:
-                self._stream.on_failure(error)
-            yield self._failed(error)
-        except Exception as fault:  # the outermost frame: after the 200 nothing else can report it
-            shortage = shortage_of(fault)
-            log.error("fault in a stream call=%s", record.request_id, exc_info=fault)
-            record.outcome = "failed"
-            yield self._failed(
-                InternalError("The proxy failed on this stream.")
-                if shortage is None
-                else shortage.error()
-            )
         except (GeneratorExit, ClientGone):
             raise
-        except BaseException:  # the worker is stopping, and its time for open streams is over
-            record.outcome = "cut_by_stop"
-            yield self._failed(stopping())
+        except BaseException as fault:  # the outermost frame: nothing else can report it
+            if self._stream is not None and isinstance(fault, ApiError):
+                self._stream.on_failure(fault)
+            yield self._encoder.fail(failed_late(fault, record))
         if record.outcome != "complete" and not self._encoder.ends_after_failure:
             raise StreamBroken("the stream failed; its client was sent an error event")
 
@@ -112,14 +94,6 @@ class Relay:
         finally:
             if self._stream is not None:
                 self._stream.close()
-
-    def _failed(self, error: ApiError) -> bytes:
-        """Record the failure; the bytes that report it to the client."""
-        record = self._record
-        record.error_code = error.code or error.type
-        if isinstance(error, UpstreamError):
-            record.upstream_request_id = error.upstream_request_id or record.upstream_request_id
-        return self._encoder.fail(error)
 
     def _carry(self, stream: OpenStream) -> Iterator[bytes]:
         # Looked up once: this loop runs for every read of every stream.
@@ -143,6 +117,29 @@ class Relay:
         # In one write.
         yield (feed(events) if events else b"") + self._encoder.end()
         stream.drain()
+
+
+def failed_late(fault: BaseException, record: CallRecord) -> ApiError:
+    """Note why an answer failed after its head was sent; the error that can still be told.
+
+    The record keeps the status that was sent.
+
+    Args:
+        fault: other than that the client is gone. One that is not an `Exception` comes from a stop
+            of the worker whose time for open answers is over.
+    """
+    if isinstance(fault, ApiError):
+        forget_frames(fault)  # the caller's frame is among them
+        error, outcome = fault, "refused"
+        if isinstance(fault, UpstreamError):
+            outcome = "upstream_error"
+            record.upstream_request_id = fault.upstream_request_id or record.upstream_request_id
+    elif isinstance(fault, Exception):
+        error, outcome = fault_error(fault, record.request_id), "failed"
+    else:
+        error, outcome = stopping(), "cut_by_stop"
+    record.outcome, record.error_code = outcome, error.code or error.type
+    return error
 
 
 def stopping() -> ApiError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 from qwen_wsgi.accounting.record import CallRecord
@@ -339,6 +339,19 @@ class Retrier:
             model=plan.model,
             wait_s=candidate.cooldown_s,
         )
+
+
+def ask_no_more(error: UpstreamError, note: str = "") -> None:
+    """Have a request not sent again by us; with a note also not by the client.
+
+    Args:
+        note: what is said behind the error's own message, of what may have been done already.
+    """
+    if error.failure is not None:
+        error.failure = replace(error.failure, retry=False, elsewhere=False)
+    if note:
+        error.message += note
+        error.should_retry = False
 
 
 def _is_of_accounts(error: ApiError) -> bool:

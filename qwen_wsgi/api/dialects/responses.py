@@ -24,8 +24,6 @@ from qwen_wsgi.upstream.chat_attempt import ChatCall
 blueprint = Blueprint("responses", __name__)
 blueprint.before_request(lifecycle.check_caller)
 
-#: How the last event says whether the response is stored.
-
 _PREFIX: Final = "resp_"
 _ID_BYTES: Final = 24
 

@@ -9,11 +9,12 @@ import logging
 from functools import partial
 from typing import Any, Final
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, request
 
 from qwen_wsgi.api import http, lifecycle
-from qwen_wsgi.api.files.files import ask, listed, not_found, owned_by_client, page
+from qwen_wsgi.api.files.files import ask, not_found, owned_by_client, page_of_client
 from qwen_wsgi.api.lifecycle import LiveCall
+from qwen_wsgi.api.paging import limit_of, page
 from qwen_wsgi.errors import ApiError, BadRequest, UpstreamError, forget_frames
 from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.protocol import files as protocol
@@ -24,10 +25,6 @@ log = logging.getLogger(__name__)
 
 blueprint = Blueprint("batches", __name__)
 blueprint.before_request(lifecycle.check_caller)
-
-#: Entries of a page: OpenAI's default, and most.
-_PAGE: Final = 20
-_LARGEST_PAGE: Final = 100
 
 #: Batches of a list that are looked at at a time: hosts take ten such requests a second.
 _AT_A_TIME: Final = 4
@@ -57,9 +54,9 @@ def create() -> Response:
 def list_batches() -> Response:
     """The client's batches; those that have not ended are asked for."""
     call = lifecycle.live()
-    found, more = page("batch", largest=_LARGEST_PAGE, default=_PAGE)
+    found, more = page_of_client("batch", limit=limit_of(request.args))
     works = (partial(_latest, call, each) for each in found)
-    return http.json_value(listed(list(in_order(works, at_a_time=_AT_A_TIME)), more))
+    return http.json_value(page(list(in_order(works, at_a_time=_AT_A_TIME)), has_more=more))
 
 
 @blueprint.get("/v1/batches/<id>")

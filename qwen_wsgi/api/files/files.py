@@ -14,8 +14,9 @@ from flask import Blueprint, Response, request
 from qwen_wsgi.api import body, http, lifecycle
 from qwen_wsgi.api.dialects import generation
 from qwen_wsgi.api.files.form import UploadForm
-from qwen_wsgi.api.flask_app import FinishedResponse
+from qwen_wsgi.api.late_answers import Carried
 from qwen_wsgi.api.lifecycle import LiveCall
+from qwen_wsgi.api.paging import limit_of, oldest_first, page
 from qwen_wsgi.errors import ApiError, BadRequest, NotFound, UpstreamError
 from qwen_wsgi.greenlets import watch_client
 from qwen_wsgi.protocol import files as protocol
@@ -70,8 +71,9 @@ def list_files() -> Response:
     purpose = request.args.get("purpose", "")
     if purpose:
         purpose = purpose if purpose == "batch_output" else protocol.purpose_of(purpose)[0]
-    found, more = page("file", purpose=purpose, largest=_LARGEST_PAGE, default=_LARGEST_PAGE)
-    return http.json_value(listed([each.value for each in found], more))
+    limit = limit_of(request.args, default=_LARGEST_PAGE, largest=_LARGEST_PAGE)
+    found, more = page_of_client("file", limit=limit, purpose=purpose)
+    return http.json_value(page([each.value for each in found], has_more=more))
 
 
 @blueprint.get("/v1/files/<id>")
@@ -99,12 +101,8 @@ def content(id: str) -> Response:
     )
     if download is None:
         raise not_found("file", id)
-    call.relay = download
-    response = FinishedResponse(download, content_type=download.content_type)
-    if download.length is not None:
-        response.headers.add("content-length", str(download.length))
-    response.headers.add("x-accel-buffering", "no")
-    return response
+    call.relay = Carried(download.pieces(), call.record, download.close)
+    return http.carried(call.relay, download.content_type, length=download.length)
 
 
 @blueprint.delete("/v1/files/<id>")
@@ -231,38 +229,23 @@ def not_found(kind: str, id: str, *, param: str = "id") -> NotFound:
     )
 
 
-def page(kind: Kind, *, largest: int, default: int, purpose: str = "") -> tuple[list[Owned], bool]:
-    """What the request's `after`, `limit` and `order` ask for, and whether there is more.
+def page_of_client(kind: Kind, *, limit: int, purpose: str = "") -> tuple[list[Owned], bool]:
+    """The caller's objects that the request's `after` and `order` ask for, and whether there are
+    more.
 
     Raises:
         BadRequest: one of them is wrong.
     """
     call = lifecycle.live()
-    limit, order = request.args.get("limit", str(default)), request.args.get("order", "desc")
-    if not (limit.isdecimal() and len(limit) <= 5 and 1 <= int(limit) <= largest):
-        raise BadRequest(f"'limit' is a number from 1 to {largest}.", param="limit")
-    if order not in ("asc", "desc"):
-        raise BadRequest("'order' is 'asc' or 'desc'.", param="order", code="invalid_value")
     after = request.args.get("after", "")
     found = call.services.host_objects.page(
         kind,
         call.owner,
-        limit=int(limit),
+        limit=limit,
         after=after,
-        oldest_first=order == "asc",
+        oldest_first=oldest_first(request.args),
         purpose=purpose,
     )
     if found is None:
         raise BadRequest(f"You have no {kind} with the id '{after[:128]}'.", param="after")
     return found
-
-
-def listed(values: list[dict[str, Any]], more: bool) -> dict[str, Any]:
-    """OpenAI's form of a page."""
-    return {
-        "object": "list",
-        "data": values,
-        "first_id": values[0]["id"] if values else None,
-        "last_id": values[-1]["id"] if values else None,
-        "has_more": more,
-    }

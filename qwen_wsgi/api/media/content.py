@@ -9,9 +9,8 @@ from typing import Final
 from flask import Response
 
 from qwen_wsgi.api import http
-from qwen_wsgi.api.flask_app import FinishedResponse
+from qwen_wsgi.api.late_answers import Carried
 from qwen_wsgi.api.lifecycle import LiveCall
-from qwen_wsgi.api.media.carried import Carried
 from qwen_wsgi.errors import ApiError, UpstreamError
 from qwen_wsgi.upstream.http.download import Download
 
@@ -77,17 +76,13 @@ def content(
             "The host of the result sent something else than the result.",
             code="upstream_bad_answer",
         )
-    response = FinishedResponse(call.relay, status=download.status, content_type=kind)
+    response = http.carried(call.relay, kind, status=download.status, length=download.length)
     headers = response.headers
-    if download.length is not None:
-        headers["content-length"] = str(download.length)
     if is_part:
         headers["content-range"] = content_range
     headers["accept-ranges"] = "bytes"
     headers["cache-control"] = "private, no-cache"
     headers["content-disposition"] = f'attachment; filename="{name}.{types[kind]}"'
-    headers["x-content-type-options"] = "nosniff"
-    headers["x-accel-buffering"] = "no"
     if call.record.method == "HEAD":
         call.record.outcome = "complete"  # nobody takes the body
     return response

@@ -95,8 +95,6 @@ def _ask(call: LiveCall, request: ImageRequest, plan: Plan) -> UnaryAnswer:
         headers["X-DashScope-Async"] = "enable"
     if any(url.startswith("oss://") for url in request.pictures):
         headers["X-DashScope-OssResourceResolve"] = "enable"
-    # Other accounts may have the model by another road: by the name it is the same one.
-    same = tuple(route for route in plan.routes if image_model(route.model).road is road)
     strict = call.services.settings.strict
 
     def requests(route: Route) -> UnaryRequests:
@@ -106,7 +104,7 @@ def _ask(call: LiveCall, request: ImageRequest, plan: Plan) -> UnaryAnswer:
     unary = UnaryCall(
         road.value, headers, call.record, requests, at_origin=True, once=True, several=True
     )
-    answer = call.services.executor.unary(unary, Plan(plan.model, same, None, plan.evidence))
+    answer = call.services.executor.unary(unary, plan.alike(lambda model: image_model(model).road))
     assert answer is not None  # no cause is taken for a missing path
     return answer if road is Road.SYNC else _ended(call, answer)
 

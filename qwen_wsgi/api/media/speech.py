@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Final
 
 from flask import Blueprint, Response
 
 from qwen_wsgi.api import http, lifecycle
 from qwen_wsgi.api.dialects import generation
+from qwen_wsgi.api.late_answers import Carried
 from qwen_wsgi.api.lifecycle import LiveCall
-from qwen_wsgi.api.media.carried import Carried
 from qwen_wsgi.capabilities import Capability
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol.json_object import compact
@@ -68,7 +69,7 @@ class _Speech:
         self.native: NativeSpeech
         self._call = call
         self._request = request
-        self._plan = _of_one_kind(plan)
+        self._plan = plan.alike(lambda model: speech_model(model).path)
         self._stream: NativeStream | None = None
         self._free: Callable[[], None] = lambda: None
 
@@ -80,7 +81,7 @@ class _Speech:
         """
         route = self._open(0)
         # The others are spoken by the same account, in the same voice.
-        self._plan = Plan(self._plan.model, (route,), None, self._plan.evidence)
+        self._plan = replace(self._plan, routes=(route,))
 
     def sound(self) -> Iterator[bytes]:
         """The sound, as it comes.
@@ -159,13 +160,6 @@ class _Speech:
             yield answer.samples_of(piece) if first and self.native.samples else piece
             first = False
         self.close()
-
-
-def _of_one_kind(plan: Plan) -> Plan:
-    """The plan's accounts whose model is asked by the same route."""
-    path = speech_model(plan.routes[0].model).path
-    same = tuple(route for route in plan.routes if speech_model(route.model).path == path)
-    return Plan(plan.model, same, None, plan.evidence)
 
 
 def _events(speech: _Speech) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from qwen_wsgi.protocol.videos.ids import VideoRef, digest_of, id_of
 from qwen_wsgi.protocol.videos.models import video_model
 from qwen_wsgi.protocol.videos.request import NativeCall, VideoRequest, native_call
 from qwen_wsgi.upstream.executor import UnaryCall, UnaryRequests
-from qwen_wsgi.upstream.routing.router import Plan, Route
+from qwen_wsgi.upstream.routing.router import Route
 from qwen_wsgi.upstream.tasks import lost
 from qwen_wsgi.upstream.tasks.lost import NEAR_S, Others, Sent
 from qwen_wsgi.upstream.tasks.tasks import TaskState, task_id_of
@@ -49,8 +49,6 @@ def start(call: LiveCall, request: VideoRequest) -> Started:
         capability=Capability.VIDEO,
     )
     path = video_model(plan.routes[0].model).path
-    # Other accounts may have the model under a name that is asked for elsewhere.
-    same = tuple(route for route in plan.routes if video_model(route.model).path == path)
     work = _Start(call, request)
     unary = UnaryCall(
         path,
@@ -64,7 +62,7 @@ def start(call: LiveCall, request: VideoRequest) -> Started:
     if call.watch is not None:
         call.watch.stop()
     try:
-        answer = services.executor.unary(unary, Plan(plan.model, same, None, plan.evidence))
+        answer = services.executor.unary(unary, plan.alike(lambda model: video_model(model).path))
     except ApiError as error:
         if error.code != lost.MAY_RUN:
             work.forget()

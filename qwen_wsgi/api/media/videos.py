@@ -11,12 +11,12 @@ from typing import Any, Final
 from flask import Blueprint, Response, request
 
 from qwen_wsgi.api import http, lifecycle
-from qwen_wsgi.api.late_json import LateJson
+from qwen_wsgi.api.late_answers import LateJson
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.api.media import content as results
 from qwen_wsgi.api.media.members import read_members
 from qwen_wsgi.api.media.video_start import Started, start
-from qwen_wsgi.api.paging import limit_of, oldest_first
+from qwen_wsgi.api.paging import limit_of, oldest_first, page
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import (
     AccountUnavailable,
@@ -70,7 +70,7 @@ def list_videos() -> Response:
     if found is None:
         raise BadRequest(f"No video has the id '{str(after)[:64]}'.", param="after")
     videos, has_more = found
-    return http.json_value(answers.page(_refreshed(call, videos), has_more=has_more))
+    return http.json_value(page(_refreshed(call, videos), has_more=has_more))
 
 
 @blueprint.get("/v1/videos/<id>")

@@ -12,7 +12,7 @@ from qwen_wsgi.access import connections
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api.dialects import generation, responses
 from qwen_wsgi.api.lifecycle import LiveCall
-from qwen_wsgi.errors import ApiError, ClientGone, InternalError, forget_frames
+from qwen_wsgi.errors import ApiError, ClientGone, forget_frames
 from qwen_wsgi.greenlets import apart
 from qwen_wsgi.protocol import responses as protocol
 from qwen_wsgi.protocol.json_object import LONG_BYTES, JsonObject
@@ -20,6 +20,7 @@ from qwen_wsgi.protocol.responses import ResponseEncoder, ResponsesRequest
 from qwen_wsgi.protocol.websocket import events
 from qwen_wsgi.protocol.websocket.events import ClientEvent
 from qwen_wsgi.services import Services
+from qwen_wsgi.shortage import fault_error
 from qwen_wsgi.state.connection_memory import Conversation, conversation_of
 
 if TYPE_CHECKING:
@@ -74,11 +75,7 @@ class Turn:
         except ClientGone as gone:
             record.fail(gone)
         except Exception as fault:  # the outermost frame that can tell the client
-            log.error("fault in a WebSocket request_id=%s", record.request_id, exc_info=fault)
-            failure = InternalError(
-                "The proxy failed on this request. Its log has the details under request id "
-                f"{record.request_id}."
-            )
+            failure = fault_error(fault, record.request_id)
             record.fail(failure)
             self._refuse(failure)
         except BaseException:  # the worker is stopping, and its time for open responses is over

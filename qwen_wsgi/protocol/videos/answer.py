@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final
 
@@ -156,17 +156,6 @@ def _length(ref: VideoRef, task: Mapping[str, Any]) -> str:
         if isinstance(made, int | float) and not isinstance(made, bool) and 0 < made < 1e6:
             return f"{made:g}"
     return ref.seconds
-
-
-def page(videos: Sequence[Mapping[str, Any]], *, has_more: bool) -> dict[str, Any]:
-    """OpenAI's list of videos."""
-    return {
-        "object": "list",
-        "data": list(videos),
-        "first_id": videos[0]["id"] if videos else None,
-        "last_id": videos[-1]["id"] if videos else None,
-        "has_more": has_more,
-    }
 
 
 def generation(made: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,6 +66,18 @@ class Plan:
     evidence: Callable[[], bytes] | None = None
     ordinary: Plan | None = None
 
+    def alike(self, kind: Callable[[str], object]) -> Plan:
+        """The plan with those routes alone whose model is asked as the first one's is: other
+        accounts may have the model by a name that is asked for elsewhere, or in another form.
+
+        Args:
+            kind: how a model is asked, by its name.
+        """
+        first = kind(self.routes[0].model)
+        return replace(
+            self, routes=tuple(route for route in self.routes if kind(route.model) == first)
+        )
+
 
 class Candidate(NamedTuple):
     """A route, and for how long it is still cooling down."""
@@ -182,15 +194,7 @@ class Router:
                 )
         able = tuple(each for each in accounts if has_files(each.family))
         if not able:
-            raise ApiError(
-                "Files and batches are not available here: no account that may answer is one of "
-                "Model Studio, pay as you go. The operator of this proxy needs such an API key: "
-                "DASHSCOPE_API_KEY.",
-                status=501,
-                type="invalid_request_error",
-                code="not_available_here",
-                should_retry=False,
-            )
+            raise not_available("Files and batches are", "them")
         return Plan(FILES, tuple(Route(each, FILES) for each in able), None)
 
     def _accounts(self, pinned: str) -> tuple[Account, ...]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types import Video
 
-from qwen_wsgi.protocol.videos.answer import generation, page, status_of, video
+from qwen_wsgi.protocol.videos.answer import generation, status_of, video
 from qwen_wsgi.protocol.videos.ids import VideoRef, digest_of, id_of, read_id
 
 REF = VideoRef("dashscope", "t-1", "wan3.0-video", 1_795_176_000, "auto", "auto")
@@ -118,16 +118,6 @@ def test_a_found_task_with_another_prompt_is_not_given_out() -> None:
     error = status_of(ref, DONE, now=REF.created + 100)[1]
     assert error is not None
     assert error["code"] == "task_of_another"
-
-
-def test_a_page() -> None:
-    assert page([], has_more=False) == {
-        "object": "list",
-        "data": [],
-        "first_id": None,
-        "last_id": None,
-        "has_more": False,
-    }
 
 
 # --- ids -----------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
-"""A JSON answer that takes longer than clients and proxies wait for a first byte."""
+"""Answers whose head is sent before they are complete: slow JSON, and bytes as they come.
+
+No chat: its streams are `upstream.relay`'s.
+"""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,18 +13,15 @@ from flask import Response
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api import http
 from qwen_wsgi.api.flask_app import FinishedResponse
-from qwen_wsgi.errors import ApiError, ClientGone, InternalError, UpstreamError, forget_frames
+from qwen_wsgi.errors import ApiError, ClientGone, StreamBroken
 from qwen_wsgi.greenlets import Task
 from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.shortage import shortage_of
-from qwen_wsgi.upstream.relay import stopping
-
-log = logging.getLogger(__name__)
+from qwen_wsgi.upstream.relay import failed_late
 
 
 class LateJson:
-    """An answer whose work runs in a task of its own; white space comes before it, which JSON may
+    """JSON whose work runs in a task of its own; white space comes before it, which JSON may
     begin with (RFC 8259 §2).
 
     Used by one greenlet. `close` must be called on every exit; it stops the work.
@@ -57,32 +56,60 @@ class LateJson:
                 wait_s = self._settings.keepalive_interval_s
             made = self._work.take()
             record.outcome = "complete"
-        except ApiError as error:
-            forget_frames(error)
-            made = self._failed(
-                error, "upstream_error" if isinstance(error, UpstreamError) else "refused"
-            )
         except (GeneratorExit, ClientGone):
             raise
-        except Exception as fault:  # the outermost frame: after the 200 nothing else can report it
-            shortage = shortage_of(fault)
-            log.error("fault in an answer call=%s", record.request_id, exc_info=fault)
-            made = self._failed(
-                InternalError("The proxy failed on this call.")
-                if shortage is None
-                else shortage.error(),
-                "failed",
-            )
-        except BaseException:  # the worker is stopping, and its time for open calls is over
-            made = self._failed(stopping(), "cut_by_stop")
+        except BaseException as fault:  # the outermost frame: nothing else can report it
+            made = failed_late(fault, record).body()
         yield compact(made).encode()
-
-    def _failed(self, error: ApiError, outcome: str) -> Any:
-        self._record.outcome, self._record.error_code = outcome, error.code or error.type
-        return error.body()
 
     def close(self) -> None:
         """Stop the work. Harmless when repeated."""
         if self._record.outcome == "open":
             self._record.outcome = "client_gone"
         self._work.cancel()
+
+
+class Carried:
+    """A body that is sent as it comes: sound, a video, a file.
+
+    A failure in its middle breaks the connection, so that the client cannot take what came for the
+    whole. `close` must be called on every exit; how it ended is written to the record.
+    """
+
+    def __init__(
+        self,
+        pieces: Iterator[bytes],
+        record: CallRecord,
+        close: Callable[[], None],
+        *,
+        last_words: Callable[[ApiError], bytes] = lambda error: b"",
+    ) -> None:
+        """
+        Args:
+            pieces: of the body, as they come.
+            close: frees the upstream; harmless when repeated.
+            last_words: what is sent of a failure before the connection breaks.
+        """
+        self._pieces = pieces
+        self._record = record
+        self._close = close
+        self._last_words = last_words
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._pieces
+            self._record.outcome = "complete"
+            return
+        except (GeneratorExit, ClientGone):
+            raise
+        except BaseException as fault:  # the outermost frame: nothing else can report it any more
+            last = self._last_words(failed_late(fault, self._record))
+        if last:
+            yield last
+        raise StreamBroken("the answer failed after its head was sent")
+
+    def close(self) -> None:
+        """Stop the upstream. Harmless when repeated."""
+        if self._record.outcome == "open":
+            self._record.outcome = "client_gone"
+        self._close()
