@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from email.utils import formatdate
 from typing import Final
@@ -27,7 +27,8 @@ from qwen_wsgi.sandbox.steps import (
     whole,
     whole_json,
 )
-from qwen_wsgi.sandbox.world import Headers, World
+from qwen_wsgi.sandbox.wire import Request
+from qwen_wsgi.sandbox.world import Headers, Json, Reply, World, key_refusal, spec_for
 
 HTML_TYPE: Final = "text/html; charset=utf-8"
 _PAGE_502: Final = (
@@ -40,6 +41,49 @@ _PAGE_WALL: Final = (
     b'<meta name="aliyun_waf_aa" content="sandbox"><body><div id="captcha-element"></div>'
     b'<script src="/aliyun_waf_captcha.js"></script></body></html>'
 )
+
+
+#: What a route makes of a request: JSON, a refusal, the bytes of a file, an answer of its own, or
+#: None for a wrong path.
+Made = Json | Refusal | bytes | Iterator[Step] | None
+
+
+def answered(
+    world: World,
+    request: Request,
+    record: Record,
+    make: Callable[[Spec], Made],
+    *,
+    texts: Sequence[str] = (),
+    native: bool = False,
+) -> Reply:
+    """Answer a request that needs a key.
+
+    Args:
+        make: called unless the key or a spec decides.
+        texts: parts of the request that may hold a spec.
+        native: a refusal of the key has the native form.
+    """
+    spec = spec_for(world, request, record, texts)
+    refusal = key_refusal(world, request)
+    if refusal is not None:
+        return Reply(refused(replace(refusal, form="native") if native else refusal, spec), spec)
+
+    def steps() -> Iterator[Step]:
+        if "never-began" in spec:
+            return iter((Close(),))
+        made = make(spec)
+        if made is None:
+            return whole(404, b"", None)
+        if isinstance(made, Refusal):
+            return refused(made, spec)
+        if "lost-answer" in spec:
+            return iter((Close(),))
+        if isinstance(made, bytes):
+            return late_or_broken(made, spec, "application/octet-stream")
+        return late_or_broken(encode_json(made), spec) if isinstance(made, dict) else made
+
+    return Reply(faulty(world, spec, steps, wanted_refusal(world, spec, record.model)), spec)
 
 
 def wanted_refusal(world: World, spec: Spec, model: str = "") -> Refusal | None:

@@ -14,9 +14,10 @@ from qwen_wsgi.sandbox.errors import Refusal
 from qwen_wsgi.sandbox.faults import BadSpec, Spec
 from qwen_wsgi.sandbox.journal import Record
 from qwen_wsgi.sandbox.models import model_entry, model_list
-from qwen_wsgi.sandbox.native import multimodal, rerank
+from qwen_wsgi.sandbox.native import rerank
 from qwen_wsgi.sandbox.native import routes as native
 from qwen_wsgi.sandbox.replies import (
+    answered,
     faulty,
     late_or_broken,
     refused,
@@ -25,14 +26,13 @@ from qwen_wsgi.sandbox.replies import (
     wanted_refusal,
     without_length,
 )
-from qwen_wsgi.sandbox.steps import Close, Pause, Step, encode_json, gzipped, whole, whole_json
+from qwen_wsgi.sandbox.steps import Close, Pause, Step, encode_json, gzipped, whole
 from qwen_wsgi.sandbox.wire import Request
 from qwen_wsgi.sandbox.world import Json, Reply, World, json_object, key_refusal, spec_for
 
 # Batch Chat has a host of its own; here it is told apart by its path.
 BATCH_CHAT: Final = "/batch/compatible-mode/v1/chat/completions"
 _PREFIXES: Final = ("/compatible-mode/v1/", "/v1/")
-_NATIVE: Final = "/api/v1/services/"
 
 
 def route_of(request: Request) -> str:
@@ -47,8 +47,6 @@ def route_of(request: Request) -> str:
         "/api/v1/oauth2/token": "token",
         "/api/v1/tokenizer": "tokenizer",
         "/compatible-api/v1/reranks": "reranks",
-        _NATIVE + "rerank/text-rerank/text-rerank": "native-rerank",
-        _NATIVE + "embeddings/multimodal-embedding/multimodal-embedding": "multimodal-embeddings",
         BATCH_CHAT: "batch-chat",
     }
     if path in fixed and request.method == "POST":
@@ -82,9 +80,9 @@ def respond(world: World, request: Request, record: Record | None) -> Reply:
         "batch-chat": _chat,
         "completions": _completions,
         "embeddings": _embeddings,
-        "multimodal-embeddings": _multimodal_embeddings,
+        "multimodal-embeddings": native.multimodal_embeddings,
         "reranks": _reranks,
-        "native-rerank": _native_rerank,
+        "native-rerank": native.text_rerank,
         "models": _models,
         "device": login.device,
         "token": login.token,
@@ -207,25 +205,8 @@ def _embeddings(world: World, request: Request, record: Record) -> Reply:
     return _whole(world, request, record, embed)
 
 
-def _multimodal_embeddings(world: World, request: Request, record: Record) -> Reply:
-    return _native(world, request, record, multimodal.embed)
-
-
 def _reranks(world: World, request: Request, record: Record) -> Reply:
     return _whole(world, request, record, rerank.compatible)
-
-
-def _native_rerank(world: World, request: Request, record: Record) -> Reply:
-    return _native(world, request, record, rerank.native)
-
-
-def _native(
-    world: World, request: Request, record: Record, make: Callable[[Json], Json | Refusal]
-) -> Reply:
-    """Answer a native route that works synchronously only."""
-    if (request.header("x-dashscope-async") or "").lower() == "enable":
-        return _whole(world, request, record, lambda body: errors.NOT_ASYNCHRONOUS)
-    return _whole(world, request, record, make)
 
 
 def _tokenizer(world: World, request: Request, record: Record) -> Reply:
@@ -238,27 +219,18 @@ def _whole(
     """Answer a route that does not stream."""
     body = json_object(request)
     record.model = str(body.get("model", "")) if body else ""
-    spec = spec_for(world, request, record, [faults.spec_in_model(record.model)])
-    refusal = key_refusal(world, request)
-    if refusal is not None:
-        return Reply(refused(refusal, spec), spec)
 
-    def steps() -> Iterator[Step]:
-        made = errors.BAD_BODY if body is None else make(body)
-        return (
-            refused(made, spec)
-            if isinstance(made, Refusal)
-            else late_or_broken(encode_json(made), spec)
-        )
+    def made(spec: Spec) -> Json | Refusal:
+        return errors.BAD_BODY if body is None else make(body)
 
-    return Reply(faulty(world, spec, steps, wanted_refusal(world, spec, record.model)), spec)
+    return answered(world, request, record, made, texts=[faults.spec_in_model(record.model)])
 
 
 def _files(world: World, request: Request, record: Record) -> Reply:
     _, _, rest = request.path.partition("/files")
     id, _, below = rest.lstrip("/").partition("/")
 
-    def make() -> Json | Refusal | bytes | None:
+    def make(spec: Spec) -> Json | Refusal | bytes | None:
         storage = world.storage
         if not id:
             if request.method == "POST":
@@ -274,14 +246,14 @@ def _files(world: World, request: Request, record: Record) -> Reply:
             return found.content if below == "content" else found.as_json()
         return None
 
-    return _stored(world, request, record, make)
+    return answered(world, request, record, make)
 
 
 def _batches(world: World, request: Request, record: Record) -> Reply:
     _, _, rest = request.path.partition("/batches")
     id, _, below = rest.lstrip("/").partition("/")
 
-    def make() -> Json | Refusal | None:
+    def make(spec: Spec) -> Json | Refusal | None:
         batches, method = world.batches, request.method
         if not id and method == "POST":
             return batches.create(json_object(request))
@@ -291,51 +263,18 @@ def _batches(world: World, request: Request, record: Record) -> Reply:
             return None
         return batches.look(id) if id else batches.listing()
 
-    return _stored(world, request, record, make)
-
-
-def _stored(
-    world: World,
-    request: Request,
-    record: Record,
-    make: Callable[[], Json | Refusal | bytes | None],
-) -> Reply:
-    """Answer about files and batches; None is a wrong path."""
-    spec = spec_for(world, request, record, [])
-    refusal = key_refusal(world, request)
-    if refusal is not None:
-        return Reply(refused(refusal, spec), spec)
-
-    def steps() -> Iterator[Step]:
-        made = make()
-        if made is None:
-            return whole(404, b"", None)
-        if isinstance(made, Refusal):
-            return refused(made, spec)
-        if isinstance(made, bytes):
-            return late_or_broken(made, spec, "application/octet-stream")
-        if "lost-answer" in spec:
-            return iter((Close(),))
-        return late_or_broken(encode_json(made), spec)
-
-    return Reply(faulty(world, spec, steps, wanted_refusal(world, spec)), spec)
+    return answered(world, request, record, make)
 
 
 def _models(world: World, request: Request, record: Record) -> Reply:
-    spec = spec_for(world, request, record, [])
-    refusal = key_refusal(world, request)
-    if refusal is not None:
-        return Reply(refused(refusal, spec), spec)
     known = world.control.knobs.models
     _, found, identity = request.path.partition("/models/")
 
-    def steps() -> Iterator[Step]:
+    def make(spec: Spec) -> Json | Refusal:
         if not found:
-            return late_or_broken(encode_json(model_list(known)), spec)
+            return model_list(known)
         if identity in known:
-            return whole_json(200, model_entry(identity))
-        return refused(
-            errors.chosen(Spec({"model-not-found": ""}), identity) or errors.BAD_BODY, spec
-        )
+            return model_entry(identity)
+        return errors.chosen(Spec({"model-not-found": ""}), identity) or errors.BAD_BODY
 
-    return Reply(faulty(world, spec, steps, wanted_refusal(world, spec)), spec)
+    return answered(world, request, record, make)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
@@ -47,7 +47,7 @@ class Reply:
     headers: Headers = ()
 
 
-def spec_for(world: World, request: Request, record: Record, texts: list[str]) -> Spec:
+def spec_for(world: World, request: Request, record: Record, texts: Sequence[str]) -> Spec:
     """Merge the specs of control calls, model name, message text and header; later ones win.
 
     Raises:

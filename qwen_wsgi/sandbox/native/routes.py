@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Final
 from urllib.parse import parse_qs
@@ -13,22 +14,25 @@ from qwen_wsgi.sandbox import errors, faults, stream
 from qwen_wsgi.sandbox.errors import Refusal
 from qwen_wsgi.sandbox.faults import Spec
 from qwen_wsgi.sandbox.journal import Record
-from qwen_wsgi.sandbox.native import images, speech, videos
+from qwen_wsgi.sandbox.native import images, multimodal, rerank, speech, videos
 from qwen_wsgi.sandbox.native.media import File
-from qwen_wsgi.sandbox.replies import faulty, late_or_broken, refused, wanted_refusal
+from qwen_wsgi.sandbox.replies import answered, faulty, wanted_refusal
 from qwen_wsgi.sandbox.steps import FOREVER_S, Close, Data, Head, Pause, Step, encode_json, whole
 from qwen_wsgi.sandbox.wire import Request
-from qwen_wsgi.sandbox.world import Headers, Json, Reply, World, json_object, key_refusal, spec_for
+from qwen_wsgi.sandbox.world import Headers, Json, Reply, World, json_object, spec_for
 
-_SERVICES: Final = "/api/v1/services/aigc/"
+_SERVICES: Final = "/api/v1/services/"
+_AIGC: Final = _SERVICES + "aigc/"
 _POSTS: Final = {
-    _SERVICES + "multimodal-generation/generation": "generation",
-    _SERVICES + "text2image/image-synthesis": "image-task",
-    _SERVICES + "image2image/image-synthesis": "image-task",
-    _SERVICES + "image-generation/generation": "image-task",
-    _SERVICES + "video-generation/video-synthesis": "video-task",
-    _SERVICES + "image2video/video-synthesis": "video-task",
-    "/api/v1/services/audio/tts/SpeechSynthesizer": "synthesizer",
+    _SERVICES + "rerank/text-rerank/text-rerank": "native-rerank",
+    _SERVICES + "embeddings/multimodal-embedding/multimodal-embedding": "multimodal-embeddings",
+    _AIGC + "multimodal-generation/generation": "generation",
+    _AIGC + "text2image/image-synthesis": "image-task",
+    _AIGC + "image2image/image-synthesis": "image-task",
+    _AIGC + "image-generation/generation": "image-task",
+    _AIGC + "video-generation/video-synthesis": "video-task",
+    _AIGC + "image2video/video-synthesis": "video-task",
+    _SERVICES + "audio/tts/SpeechSynthesizer": "synthesizer",
 }
 _TASKS: Final = "/api/v1/tasks"
 #: Polls of a task until it is done.
@@ -47,12 +51,35 @@ def route_of(method: str, path: str) -> str | None:
     return None
 
 
+def text_rerank(world: World, request: Request, record: Record) -> Reply:
+    """Documents by how well they answer a query."""
+    return _at_once(world, request, record, rerank.native)
+
+
+def multimodal_embeddings(world: World, request: Request, record: Record) -> Reply:
+    """Vectors of texts, pictures and videos."""
+    return _at_once(world, request, record, multimodal.embed)
+
+
+def _at_once(
+    world: World, request: Request, record: Record, make: Callable[[Json], Json | Refusal]
+) -> Reply:
+    """Answer a route that works synchronously only."""
+
+    def made(body: Json, spec: Spec) -> Json | Refusal:
+        if (request.header("x-dashscope-async") or "").lower() == "enable":
+            return errors.NOT_ASYNCHRONOUS
+        return make(body)
+
+    return _whole(world, request, record, made)
+
+
 def generation(world: World, request: Request, record: Record) -> Reply:
     """What is made at once."""
 
     def make(body: Json, spec: Spec) -> Json | Refusal | Iterator[Step]:
         if request.header("x-dashscope-async"):
-            return _forbidden("current user api does not support asynchronous calls.")
+            return errors.NOT_ASYNCHRONOUS
         if speech.has(record.model):
             return _spoken(world, request, record, speech.generate(body), spec)
         if images.has(record.model):
@@ -131,31 +158,23 @@ def begun(world: World, request: Request, record: Record, spec: Spec, made: Json
 
 def tasks(world: World, request: Request, record: Record) -> Reply:
     """Tell of one task, cancel one, or list them."""
-    spec = spec_for(world, request, record, [])
-    refusal = key_refusal(world, request)
-    if refusal is not None:
-        return Reply(refused(_native(refusal), spec), spec)
-    return Reply(
-        faulty(
-            world, spec, lambda: _task_answer(world, request, spec), wanted_refusal(world, spec)
-        ),
-        spec,
+    return answered(
+        world, request, record, lambda spec: _task_answer(world, request, spec), native=True
     )
 
 
-def _task_answer(world: World, request: Request, spec: Spec) -> Iterator[Step]:
+def _task_answer(world: World, request: Request, spec: Spec) -> Json | Refusal:
     media, id = world.media, request.path.removeprefix(_TASKS).strip("/")
     if not id:
-        return late_or_broken(encode_json(_made(_listed(world, request))), spec)
+        return _made(_listed(world, request))
     if request.method == "POST" and id.endswith("/cancel"):
         if media.cancel(id.removesuffix("/cancel")):
-            return late_or_broken(encode_json(_made({})), spec)
+            return _made({})
         text = "Failed to cancel the task, please confirm if the task is in PENDING status."
-        return refused(Refusal(400, "UnsupportedOperation", text, form="native"), spec)
+        return Refusal(400, "UnsupportedOperation", text, form="native")
     output = media.look(id)
     usage = output.pop("_usage", None)
-    answer = _made({"output": output, **({"usage": usage} if usage else {})})
-    return late_or_broken(encode_json(answer), spec)
+    return _made({"output": output, **({"usage": usage} if usage else {})})
 
 
 def _listed(world: World, request: Request) -> Json:
@@ -256,26 +275,12 @@ def _whole(
         body = {**body, "model": record.model}
     else:
         asked = ""
+
+    def made(spec: Spec) -> Json | Refusal | Iterator[Step]:
+        return replace(errors.BAD_BODY, form="native") if body is None else make(body, spec)
+
     texts = [faults.spec_in_model(asked), faults.spec_in_text(_text_of(body))]
-    spec = spec_for(world, request, record, texts)
-    refusal = key_refusal(world, request)
-    if refusal is not None:
-        return Reply(refused(_native(refusal), spec), spec)
-
-    def steps() -> Iterator[Step]:
-        if "never-began" in spec:
-            return iter((Close(),))
-        made = _native(errors.BAD_BODY) if body is None else make(body, spec)
-        if isinstance(made, Refusal):
-            return refused(made, spec)
-        if "lost-answer" in spec:
-            return iter((Close(),))
-        if not isinstance(made, dict):
-            return made
-        return late_or_broken(encode_json(made), spec)
-
-    wanted = wanted_refusal(world, spec, record.model)
-    return Reply(faulty(world, spec, steps, wanted), spec)
+    return answered(world, request, record, made, texts=texts, native=True)
 
 
 def _text_of(value: object) -> str:
@@ -293,10 +298,6 @@ def _made(value: Json | Refusal) -> Json | Refusal:
     if isinstance(value, Refusal):
         return value
     return {"request_id": str(uuid.uuid4()), **value}
-
-
-def _native(refusal: Refusal) -> Refusal:
-    return Refusal(refusal.status, refusal.code, refusal.message, form="native")
 
 
 def _forbidden(message: str) -> Refusal:
