@@ -69,7 +69,10 @@ def imports_of(path: Path) -> Iterator[Import]:
             yield Import(shown, node.lineno, module, id(node) in for_types)
 
 
-ALL = [found for path in SOURCES for found in imports_of(path)]
+@functools.cache
+def all_imports() -> list[Import]:
+    """Every import of the package. Not done at import: each process of a run collects this file."""
+    return [found for path in SOURCES for found in imports_of(path)]
 
 
 def ours(found: Import) -> str | None:
@@ -224,7 +227,7 @@ def test_every_layer_is_in_the_table() -> None:
 @pytest.mark.parametrize("layer", sorted(ALLOWED))
 def test_a_layer_imports_only_what_is_below_it(layer: str) -> None:
     wrong = []
-    for found in ALL:
+    for found in all_imports():
         name = ours(found)
         if name is None or layer_of(found.file) != layer or layer_of(name) == layer != "":
             continue
@@ -302,7 +305,7 @@ def test_every_room_of_a_layer_is_in_its_table(layer: str) -> None:
 def test_a_room_imports_only_rooms_below_it(layer: str) -> None:
     row_of = {room: number for number, row in enumerate(ROOMS[layer]) for room in row}
     wrong = []
-    for found in ALL:
+    for found in all_imports():
         name = ours(found)
         if name is None or layer_of(found.file) != layer or layer_of(name) != layer:
             continue
@@ -313,7 +316,7 @@ def test_a_room_imports_only_rooms_below_it(layer: str) -> None:
 
 
 def test_exceptions_are_still_needed() -> None:
-    made = {(found.file, ours(found)) for found in ALL}
+    made = {(found.file, ours(found)) for found in all_imports()}
 
     assert made >= EXCEPTIONS
 
@@ -322,7 +325,7 @@ def test_nobody_imports_the_application_the_command_line_or_the_api() -> None:
     """But for the type checker, the application its own parts, and the command line the former."""
     wrong = [
         str(found)
-        for found in ALL
+        for found in all_imports()
         if (name := ours(found)) is not None
         and layer_of(name) in ("app", "cli", "api")
         and not found.for_types
@@ -331,19 +334,21 @@ def test_nobody_imports_the_application_the_command_line_or_the_api() -> None:
         and layer_of(found.file) != layer_of(name)
     ]
     assert wrong == []
-    assert not [f for f in ALL if f.module.endswith("cli.main") and "__main__" not in f.file]
+    assert not [
+        f for f in all_imports() if f.module.endswith("cli.main") and "__main__" not in f.file
+    ]
 
 
 def test_imports_for_types_reach_no_further_than_the_services() -> None:
-    assert {ours(found) for found in ALL if found.for_types and ours(found) is not None} <= {
-        "services"
-    }
+    assert {
+        ours(found) for found in all_imports() if found.for_types and ours(found) is not None
+    } <= {"services"}
 
 
 def test_there_is_no_circle_among_the_modules() -> None:
     edges: dict[str, set[str]] = {}
     names = {".".join(parts_of(path)).removesuffix(".__init__") for path in SOURCES}
-    for found in ALL:
+    for found in all_imports():
         name = ours(found)
         if name in names:
             source = found.file.removeprefix("qwen_wsgi/").removesuffix(".py").replace("/", ".")
@@ -391,7 +396,7 @@ PLACES = {
 def test_a_module_is_imported_only_where_it_has_its_place(module: str) -> None:
     wrong = [
         str(found)
-        for found in ALL
+        for found in all_imports()
         if found.module.split(".")[0] == module and not found.file.startswith(PLACES[module] or "-")
     ]
     assert wrong == []
@@ -400,14 +405,14 @@ def test_a_module_is_imported_only_where_it_has_its_place(module: str) -> None:
 def test_no_other_third_party_is_used() -> None:
     known = {*sys.stdlib_module_names, "qwen_wsgi", *PLACES}
 
-    assert [str(found) for found in ALL if found.module.split(".")[0] not in known] == []
+    assert [str(found) for found in all_imports() if found.module.split(".")[0] not in known] == []
 
 
 def test_the_sandbox_knows_nothing_of_the_product() -> None:
     """A mistake in the product's protocol code must not cancel itself out in its double."""
     wrong = [
         str(found)
-        for found in ALL
+        for found in all_imports()
         if found.file.startswith("qwen_wsgi/sandbox/")
         and (name := ours(found)) is not None
         and layer_of(name) != "sandbox"
@@ -416,7 +421,7 @@ def test_the_sandbox_knows_nothing_of_the_product() -> None:
 
 
 def test_only_the_composition_root_knows_the_sandbox() -> None:
-    users = {found.file for found in ALL if layer_of(ours(found) or "") == "sandbox"}
+    users = {found.file for found in all_imports() if layer_of(ours(found) or "") == "sandbox"}
 
     assert {file for file in users if not file.startswith("qwen_wsgi/sandbox/")} == {
         "qwen_wsgi/services.py"

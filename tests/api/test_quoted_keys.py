@@ -11,22 +11,15 @@ import pytest
 
 from tests.api.apps import in_front_of
 from tests.fakes.raw_server import Answer, stream, whole
+from tests.kit.calls import EMBEDDINGS, GENERATIONS, Call
 
 #: Like no vendor's keys. Its end may be shown.
 KEY = "Zq9!odd/key+of=any.shape'7"
 CORE = KEY[:-4]
 
-ASKED = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 9}
-CALLS: dict[str, tuple[str, dict[str, Any]]] = {
-    "chat, streamed": ("/v1/chat/completions", {**ASKED, "stream": True}),
-    "chat, whole": ("/v1/chat/completions", ASKED),
-    "messages, streamed": ("/v1/messages", {**ASKED, "stream": True}),
-    "messages, whole": ("/v1/messages", ASKED),
-    "responses, streamed": ("/v1/responses", {"model": "m", "input": "hi", "stream": True}),
-    "responses, whole": ("/v1/responses", {"model": "m", "input": "hi"}),
-    "completions, streamed": ("/v1/completions", {"model": "m", "prompt": "hi", "stream": True}),
-    "completions, whole": ("/v1/completions", {"model": "m", "prompt": "hi"}),
-    "embeddings": ("/v1/embeddings", {"model": "m", "input": "hi"}),
+CALLS: dict[str, Call] = {
+    **GENERATIONS,
+    "embeddings": EMBEDDINGS,
     "models": ("/v1/models?refresh=1", {}),
 }
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from werkzeug.test import EnvironBuilder
@@ -16,7 +16,9 @@ from werkzeug.test import EnvironBuilder
 from qwen_wsgi import greenlets
 from qwen_wsgi.server import free_call
 from tests.api.apps import App, in_front_of
-from tests.fakes.raw_server import COMPLETION, RawServer, stream, whole
+from tests.fakes.raw_server import COMPLETION, Answer, Peer, RawServer, stream, whole
+from tests.kit import uploads
+from tests.kit.calls import EMBEDDINGS, GENERATIONS
 from tests.kit.servers import wait_until
 
 pytestmark = pytest.mark.once
@@ -31,47 +33,89 @@ END = (
 )
 ANSWER = stream(CHUNK % 1, CHUNK % 2, END, b"data: [DONE]\n\n")
 WHOLE = whole(json.dumps(COMPLETION).encode())
+TEXT = whole(
+    b'{"id":"c","object":"text_completion","created":1,"model":"m",'
+    b'"choices":[{"index":0,"text":"a","finish_reason":"stop"}]}'
+)
 
-ASKED = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 9}
-CALLS: dict[str, tuple[str, dict[str, Any], bytes]] = {
-    "chat, streamed": ("/v1/chat/completions", {**ASKED, "stream": True}, ANSWER),
-    "chat, whole": ("/v1/chat/completions", ASKED, WHOLE),
-    "chat, put together": ("/v1/chat/completions", ASKED, ANSWER),
-    "messages, streamed": ("/v1/messages", {**ASKED, "stream": True}, ANSWER),
-    "responses, streamed": ("/v1/responses", {"model": "m", "input": "hi", "stream": True}, ANSWER),
-    "responses, whole": ("/v1/responses", {"model": "m", "input": "hi"}, ANSWER),
-    "completions, streamed": (
-        "/v1/completions",
-        {"model": "m", "prompt": "hi", "stream": True},
-        ANSWER,
+FILE = whole(b'{"id":"file-1","object":"file","bytes":2,"purpose":"batch","status":"processed"}')
+
+
+def file_uploaded(peer: Peer) -> None:
+    peer.whole_request()
+    peer.send(FILE)
+
+
+#: What a server without client keys calls everybody.
+OWNER = "local"
+FORM = uploads.field("purpose", "batch") + uploads.file(b"{}") + uploads.END
+
+
+class Request(NamedTuple):
+    """A call, and the upstream's answer to it."""
+
+    path: str
+    body: dict[str, Any] | bytes
+    answer: Answer
+    method: str = "POST"
+    places: int = 60  #: functions on its way, at least
+
+    @property
+    def environ(self) -> dict[str, Any]:
+        if isinstance(self.body, bytes):
+            sent: dict[str, Any] = {"data": self.body, "content_type": uploads.TYPE}
+        else:
+            sent = {"json": self.body}
+        made = EnvironBuilder(self.path, method=self.method, **sent).get_environ()
+        return {**made, "REMOTE_ADDR": "127.0.0.1"}
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What its answer needs."""
+        if not isinstance(self.body, dict) or self.body.get("model", "qwen").startswith("qwen"):
+            return {"QWEN_PROXY_HOST_FAMILIES": "127.0.0.1=dashscope"}
+        return {"QWEN_PROXY_UPSTREAM_STREAM": "always"} if self.answer is ANSWER else {}
+
+
+CALLS: dict[str, Request] = {
+    **{
+        name: Request(*call, ANSWER)
+        for name, call in GENERATIONS.items()
+        if name not in ("chat, whole", "messages, whole") and "completions" not in name
+    },
+    "completions, streamed": Request(*GENERATIONS["completions, streamed"], TEXT),
+    "chat, whole": Request(*GENERATIONS["chat, whole"], WHOLE),
+    "chat, put together": Request(*GENERATIONS["chat, whole"], ANSWER),
+    "embeddings": Request(
+        *EMBEDDINGS,
+        # The id is for the question for the host's models, which this is the answer to as well.
+        whole(b'{"data":[{"id":"m","object":"embedding","index":0,"embedding":[0.5]}]}'),
     ),
-    "embeddings": (
+    # What only Qwen's hosts are asked for.
+    "ranking": Request(
+        "/v1/rerank",
+        {"model": "qwen3-rerank", "query": "hi", "documents": ["a", {"text": "b"}], "user": "u"},
+        whole(b'{"results":[{"index":1,"relevance_score":1},{"index":0,"relevance_score":0.5}]}'),
+    ),
+    "embeddings of pictures": Request(
         "/v1/embeddings",
-        {"model": "m", "input": "hi"},
-        whole(b'{"object":"list","data":[{"object":"embedding","index":0,"embedding":[0.5]}]}'),
+        {"model": "qwen3-vl-embedding", "input": [{"image": "https://x/1.png"}]},
+        whole(b'{"output":{"embeddings":[{"index":0,"embedding":[0.5]}]}}'),
+    ),
+    "upload": Request("/v1/files", FORM, file_uploaded),
+    "a file": Request("/v1/files/file-1", b"", FILE, "GET"),
+    "download": Request("/v1/files/file-1/content", b"", whole(b"{}" * 40_000), "GET"),
+    "deletion": Request("/v1/files/file-1", b"", whole(b'{"deleted":true}'), "DELETE"),
+    "batch": Request(
+        "/v1/batches",
+        {
+            "input_file_id": "file-1",
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+        },
+        whole(b'{"id":"b","object":"batch","status":"validating","output_file_id":"file-1"}'),
     ),
 }
-
-#: Models that only Qwen's hosts are asked for.
-CALLS["ranking"] = (
-    "/v1/rerank",
-    {"model": "qwen3-rerank", "query": "hi", "documents": ["a", {"text": "b"}], "user": "u"},
-    whole(b'{"results":[{"index":1,"relevance_score":1},{"index":0,"relevance_score":0.5}]}'),
-)
-CALLS["embeddings of pictures"] = (
-    "/v1/embeddings",
-    {"model": "qwen3-vl-embedding", "input": [{"image": "https://x/1.png"}]},
-    whole(b'{"output":{"embeddings":[{"index":0,"embedding":[0.5]}]}}'),
-)
-
-
-def settings_for(call: str) -> dict[str, str]:
-    """What the answer of a call needs."""
-    _, body, answer = CALLS[call]
-    if body["model"].startswith("qwen"):
-        return {"QWEN_PROXY_HOST_FAMILIES": "127.0.0.1=dashscope"}
-    return {"QWEN_PROXY_UPSTREAM_STREAM": "always"} if answer is ANSWER else {}
-
 
 #: Giving back cannot be proven where giving back itself is what fails.
 FREEING = {
@@ -114,12 +158,10 @@ class Trap:
         sys.setprofile(None)
 
 
-def serve(
-    app: App, path: str, body: dict[str, Any], *, step: Callable[[str], None] = lambda name: None
-) -> bytes:
+def serve(app: App, call: Request, *, step: Callable[[str], None] = lambda name: None) -> bytes:
     """One request as gunicorn's gevent worker serves it, with its hook; `step` may raise."""
-    environ = EnvironBuilder(path, method="POST", json=body).get_environ()
-    environ["REMOTE_ADDR"] = "127.0.0.1"
+    environ = call.environ
+    own_a_file(app)
 
     def start_response(status: str, headers: list[Any], exc_info: Any = None) -> Any:
         step("start_response")
@@ -139,6 +181,13 @@ def serve(
     finally:
         free_call(None, None, environ, None)
     return sent
+
+
+def own_a_file(app: App) -> None:
+    """Have the only account's file be the client's."""
+    account = app.services.pool.accounts()[0].name
+    made = {"id": "file-1", "object": "file", "purpose": "batch", "created_at": 1}
+    app.services.host_objects.put("file", OWNER, account, made)
 
 
 def check_free(app: App, server: RawServer) -> None:
@@ -183,26 +232,27 @@ def traced_tasks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Trap]]:
 
 # Where closing itself fails, a socket is closed when it is forgotten, which Python warns of.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("name", CALLS)
 def test_a_fault_in_any_function_on_the_way_leaves_nothing_behind(
-    call: str, traced_tasks: list[Trap]
+    name: str, traced_tasks: list[Trap]
 ) -> None:
-    path, body, answer = CALLS[call]
-    always = settings_for(call)
-    with in_front_of(answer, QWEN_PROXY_ACCOUNT_IN_FLIGHT=1, **always) as (app, server):
-        serve(app, path, body)  # what happens once in a process is no part of the way
+    call = CALLS[name]
+    with in_front_of(call.answer, QWEN_PROXY_ACCOUNT_IN_FLIGHT=1, **call.settings) as (app, server):
+        # What happens once in a process is no part of the way.
+        answer = serve(app, call)
+        assert app.calls[-1]["status"] == 200, answer
         with Trap() as noted:
             traced_tasks.append(noted)
-            serve(app, path, body)
+            serve(app, call)
         check_free(app, server)
         places = [code for code in noted.seen if code.co_qualname not in FREEING]
-        assert len(places) > 60
+        assert len(places) > call.places
 
         failures = []
         for place in places:
             traced_tasks.append(Trap(place))
             with traced_tasks[-1], suppress(Exception):
-                serve(app, path, body)
+                serve(app, call)
             sys.setprofile(None)
             try:
                 check_free(app, server)
@@ -215,19 +265,18 @@ def test_a_fault_in_any_function_on_the_way_leaves_nothing_behind(
         assert failures == [], failures
 
 
-@pytest.mark.parametrize("name", ["start_response", "write", "end", "access log", "close"])
-@pytest.mark.parametrize("call", CALLS)
-def test_a_fault_of_the_server_leaves_nothing_behind(call: str, name: str) -> None:
+@pytest.mark.parametrize("failing", ["start_response", "write", "end", "access log", "close"])
+@pytest.mark.parametrize("name", CALLS)
+def test_a_fault_of_the_server_leaves_nothing_behind(name: str, failing: str) -> None:
     """A NUL in a header, for one: gunicorn's start_response refuses it."""
 
     def step(at: str) -> None:
-        if at == name:
-            raise Fault(name)
+        if at == failing:
+            raise Fault(at)
 
-    path, body, answer = CALLS[call]
-    always = settings_for(call)
-    with in_front_of(answer, QWEN_PROXY_ACCOUNT_IN_FLIGHT=1, **always) as (app, server):
+    call = CALLS[name]
+    with in_front_of(call.answer, QWEN_PROXY_ACCOUNT_IN_FLIGHT=1, **call.settings) as (app, server):
         with pytest.raises(Fault):
-            serve(app, path, body, step=step)
+            serve(app, call, step=step)
         check_free(app, server)
-        assert serve(app, path, body)
+        assert serve(app, call)

@@ -65,6 +65,13 @@ class Peer:
             body += more
         return head + b"\r\n\r\n" + body
 
+    def whole_request(self) -> bytes:
+        """The request that is answered, up to its last chunk or to the end of the connection."""
+        data = self.request
+        while not data.endswith(b"\r\n0\r\n\r\n") and (more := self._receive()):
+            data += more
+        return data
+
     def wait_until_closed(self) -> bool:
         """Whether the client closes the connection soon."""
         return self._receive() == b""

@@ -2,13 +2,14 @@
 square.
 
 Measured as a ratio: four times the length takes about four times as long, and not sixteen times.
-Absolute times are never compared, and the smaller of two runs counts.
+Absolute times are never compared. What looks worse is measured again, and the smallest times count.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +29,7 @@ Json = dict[str, Any]
 
 #: A square of this is seen, and what is linear takes some tenths of a second.
 COUNT = 12_000
-RUNS = 2
+RUNS = 3
 
 TARGET = Target(Family.DASHSCOPE, "qwen3.7-plus")
 TEXT_MODEL = Target(Family.DASHSCOPE, "qwen3-coder-plus")
@@ -330,10 +331,14 @@ def test_four_times_the_length_costs_about_four_times(
 ) -> None:
     quarter, whole = prepared(value(COUNT // 4)), prepared(value(COUNT))
 
-    short_s = min(seconds(quarter) for _ in range(RUNS))
-    long_s = min(seconds(whole) for _ in range(RUNS))
-
-    assert long_s < 9 * short_s + 0.02
+    short_s = long_s = math.inf
+    for _ in range(RUNS):
+        # Twice: a first run also pays for what is made once.
+        short_s = min(short_s, seconds(quarter), seconds(quarter))
+        long_s = min(long_s, seconds(whole))
+        if long_s < 9 * short_s + 0.02:
+            return
+    pytest.fail(f"{COUNT // 4} cost {short_s:.3f} s of the CPU, and {COUNT} cost {long_s:.3f} s")
 
 
 def test_the_header_of_changes_is_bounded() -> None:

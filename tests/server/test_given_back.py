@@ -12,11 +12,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
 import pytest
 
 from tests.fakes.raw_server import COMPLETION, Answer, Peer, RawServer, chunked, head, stream, whole
+from tests.kit.calls import EMBEDDINGS, GENERATIONS, Call
 from tests.kit.proxy import Proxy, start
 from tests.kit.raw_client import Exchange
 from tests.kit.servers import wait_until
@@ -34,13 +34,12 @@ END = (
 GOOD = stream(CHUNK, END)
 BEGUN = head(content_type="text/event-stream", transfer_encoding="chunked")
 
-ASKED = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 9}
-CALLS: dict[str, tuple[str, dict[str, Any]]] = {
-    "chat, streamed": ("/v1/chat/completions", {**ASKED, "stream": True}),
-    "chat, whole": ("/v1/chat/completions", ASKED),
-    "messages, streamed": ("/v1/messages", {**ASKED, "stream": True}),
-    "responses, streamed": ("/v1/responses", {"model": "m", "input": "hi", "stream": True}),
-    "embeddings": ("/v1/embeddings", {"model": "m", "input": "hi"}),
+CALLS: dict[str, Call] = {
+    **{
+        name: GENERATIONS[name]
+        for name in ("chat, streamed", "chat, whole", "messages, streamed", "responses, streamed")
+    },
+    "embeddings": EMBEDDINGS,
 }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.raw_server import COMPLETION, Peer, RawServer, chunked, head, whole
+from tests.kit.calls import GENERATIONS
 from tests.kit.proxy import Proxy, StartProxy
 
 pytestmark = pytest.mark.server
@@ -22,18 +23,6 @@ pytestmark = pytest.mark.server
 MB = 1_000_000
 #: What an upstream sends in one go, in MB, and how often.
 FLOOD = 500
-
-ASKED = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 9}
-CALLS: dict[str, tuple[str, dict[str, Any]]] = {
-    "chat, streamed": ("/v1/chat/completions", {**ASKED, "stream": True}),
-    "chat, whole": ("/v1/chat/completions", ASKED),
-    "messages, streamed": ("/v1/messages", {**ASKED, "stream": True}),
-    "messages, whole": ("/v1/messages", ASKED),
-    "responses, streamed": ("/v1/responses", {"model": "m", "input": "hi", "stream": True}),
-    "responses, whole": ("/v1/responses", {"model": "m", "input": "hi"}),
-    "completions, streamed": ("/v1/completions", {"model": "m", "prompt": "hi", "stream": True}),
-    "completions, whole": ("/v1/completions", {"model": "m", "prompt": "hi"}),
-}
 
 
 def chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:
@@ -142,7 +131,7 @@ class Pulse:
 
 #: The kind of chunks, how many MB of them come, and who asks; not all, because each takes seconds.
 CASES = [
-    *(("long texts", FLOOD, name) for name in CALLS),
+    *(("long texts", FLOOD, name) for name in GENERATIONS),
     ("short texts", 50, "chat, whole"),
     ("short texts", 50, "responses, streamed"),
     ("arguments", 50, "chat, streamed"),
@@ -161,11 +150,11 @@ def test_500_mb_of_an_upstream_cost_less_than_100_mb_of_memory(start_proxy: Star
             QWEN_UPSTREAM_API_KEY="x",
             QWEN_PROXY_UPSTREAM_STREAM="always",
         )
-        ask(proxy, *CALLS["chat, streamed"])  # what happens once has happened
+        ask(proxy, *GENERATIONS["chat, streamed"])  # what happens once has happened
         for kind, megabytes, name in CASES:
             current[0] = flood(kind, megabytes)
             with Memory(proxy) as memory, Pulse(proxy) as pulse:
-                answer, size = ask(proxy, *CALLS[name])
+                answer, size = ask(proxy, *GENERATIONS[name])
 
             assert memory.grown_mb < 100, (kind, name)
             assert pulse.count
@@ -188,9 +177,9 @@ def test_a_whole_json_answer_of_64_mib_is_copied_once(start_proxy: StartProxy) -
     answers = [whole(json.dumps(each).encode()) for each in (COMPLETION, value)]
     with RawServer(*answers) as server:
         proxy = start_proxy(QWEN_UPSTREAM_BASE_URL=server.url, QWEN_UPSTREAM_API_KEY="x")
-        ask(proxy, *CALLS["chat, whole"])  # what happens once has happened
+        ask(proxy, *GENERATIONS["chat, whole"])  # what happens once has happened
         with Memory(proxy) as memory:
-            answer, size = ask(proxy, *CALLS["chat, whole"])
+            answer, size = ask(proxy, *GENERATIONS["chat, whole"])
 
     assert size > len(text)
     assert answer.endswith(b'"finish_reason": "stop"}]}')

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,9 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def objects(clock: FakeClock, tmp_path: Path) -> HostObjects:
-    return HostObjects(tmp_path / "files", clock)
+def objects(clock: FakeClock, tmp_path: Path) -> Iterator[HostObjects]:
+    with closing(HostObjects(tmp_path / "files", clock)) as made:
+        yield made
 
 
 def file(id: str, purpose: str = "batch") -> dict[str, object]:
@@ -94,9 +97,8 @@ def test_another_worker_and_a_restart_know_it(
 ) -> None:
     objects.put("file", "one", "a", file("f1"))
 
-    other = HostObjects(tmp_path / "files", clock)
-
-    assert other.get("file", "one", "f1") is not None
+    with closing(HostObjects(tmp_path / "files", clock)) as other:
+        assert other.get("file", "one", "f1") is not None
     assert (tmp_path / "files").stat().st_mode & 0o777 == 0o700
 
 

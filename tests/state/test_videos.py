@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -34,23 +36,23 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def store(clock: FakeClock) -> VideoStore:
-    return VideoStore(None, clock)
+def store(clock: FakeClock) -> Iterator[VideoStore]:
+    with closing(VideoStore(None, clock)) as made:
+        yield made
 
 
 def test_what_is_kept_outlives_a_restart_and_is_private(tmp_path: Path, clock: FakeClock) -> None:
-    first = VideoStore(tmp_path / "videos", clock)
-    stored(first, "v1")
-    first.update("me", "v1", {"output": {"task_status": "FAILED"}})
-    first.close()
-    again = VideoStore(tmp_path / "videos", clock)
-    found = again.get("me", "v1")
+    with closing(VideoStore(tmp_path / "videos", clock)) as first:
+        stored(first, "v1")
+        first.update("me", "v1", {"output": {"task_status": "FAILED"}})
+    with closing(VideoStore(tmp_path / "videos", clock)) as again:
+        found = again.get("me", "v1")
 
-    assert found is not None
-    assert found.state == {"output": {"task_status": "FAILED"}}
-    assert found.prompt == "a cat"
-    assert not found.deleted
-    assert again.get("other", "v1") is None
+        assert found is not None
+        assert found.state == {"output": {"task_status": "FAILED"}}
+        assert found.prompt == "a cat"
+        assert not found.deleted
+        assert again.get("other", "v1") is None
     (file,) = (tmp_path / "videos").glob("*.sqlite3")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
@@ -78,13 +80,13 @@ def test_a_clock_that_was_put_back_keeps_nothing_for_ever(
 
 
 def test_nobody_drives_out_what_others_have(clock: FakeClock) -> None:
-    store = VideoStore(None, clock, max_rows=5)
-    stored(store, "mine")
-    for number in range(20):
-        stored(store, f"v{number}", owner="other")
+    with closing(VideoStore(None, clock, max_rows=5)) as store:
+        stored(store, "mine")
+        for number in range(20):
+            stored(store, f"v{number}", owner="other")
 
-    assert ids(store) == ["mine"]
-    assert ids(store, "other") == ["v19", "v18", "v17", "v16"]
+        assert ids(store) == ["mine"]
+        assert ids(store, "other") == ["v19", "v18", "v17", "v16"]
 
 
 def test_requests_that_are_under_way(store: VideoStore, clock: FakeClock) -> None:

@@ -59,19 +59,11 @@ def answer(transport: Transport, response: Response) -> bytes:
         reader.close()
 
 
-def received(peer: Peer) -> bytes:
-    """All of a request, up to its last chunk or its end."""
-    data = peer.request
-    while not data.endswith(b"\r\n0\r\n\r\n") and (more := peer._receive()):
-        data += more
-    return data
-
-
 def test_pieces_are_chunks(transport: Transport) -> None:
     got: list[bytes] = []
 
     def serve(peer: Peer) -> None:
-        got.append(received(peer))
+        got.append(peer.whole_request())
         peer.send(whole(b"done"))
 
     with RawServer(serve) as server:
@@ -89,7 +81,7 @@ def test_it_never_goes_out_on_a_kept_connection(transport: Transport) -> None:
 
     def serve(peer: Peer) -> None:
         seen.append(peer.connection)
-        received(peer) if b"chunked" in peer.request else None
+        peer.whole_request() if b"chunked" in peer.request else None
         peer.send(whole(b"done"))
 
     with RawServer(serve) as server:
@@ -151,7 +143,7 @@ def test_a_server_that_closes_in_the_middle_is_an_error(transport: Transport, re
 
 def test_a_body_that_fails_has_no_last_chunk(transport: Transport) -> None:
     got: queue.Queue[bytes] = queue.Queue()
-    with RawServer(lambda peer: got.put(received(peer))) as server:
+    with RawServer(lambda peer: got.put(peer.whole_request())) as server:
         with pytest.raises(BadRequest, match="gone"):
             send(transport, server.url, Body(b"one", error=BadRequest("gone")))
 
