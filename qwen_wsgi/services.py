@@ -37,6 +37,7 @@ from qwen_wsgi.upstream.executor import Executor
 from qwen_wsgi.upstream.host_files import HostFiles
 from qwen_wsgi.upstream.http.download import Downloads
 from qwen_wsgi.upstream.http.transport import Transport
+from qwen_wsgi.upstream.pictures import Pictures
 from qwen_wsgi.upstream.retry import Retrier
 from qwen_wsgi.upstream.routing.account_status import AccountStatuses
 from qwen_wsgi.upstream.routing.accounts import AccountPool
@@ -166,6 +167,7 @@ class Services:
     looks: TaskLooks
     lost_tasks: LostTasks
     downloads: Downloads
+    pictures: Pictures
     pdf_reader: PdfReader
     tokenizer: HostTokenizer
     sandbox: SandboxHost
@@ -260,6 +262,7 @@ def build_services(
         RefusedInputs(files),
         BatchChat(settings, pool),
     )
+    downloads = Downloads(settings, transport)
     return Services(
         settings=settings,
         clock=clock,
@@ -295,7 +298,8 @@ def build_services(
         tasks=tasks,
         looks=TaskLooks(tasks, clock, workers=settings.workers, sleep=sleep),
         lost_tasks=LostTasks(client, tasks, clock, sleep=sleep),
-        downloads=Downloads(settings, transport),
+        downloads=downloads,
+        pictures=Pictures(settings, executor, tasks, downloads),
         pdf_reader=PdfReader(clock),
         tokenizer=HostTokenizer(settings, router, executor, clock),
         sandbox=sandbox,
