@@ -8,7 +8,7 @@ from pathlib import Path
 from flask import Flask
 
 from qwen_wsgi import settings as settings_module
-from qwen_wsgi.api import cors, errors, health, lifecycle, models, status
+from qwen_wsgi.api import errors, health, lifecycle, models, status
 from qwen_wsgi.api.dialects import chat, completions, embeddings, messages, responses
 from qwen_wsgi.api.files import batches, files
 from qwen_wsgi.api.flask_app import Application
@@ -35,8 +35,6 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
     app = Application("qwen_wsgi", static_folder=None)
     app.extensions["qwen_wsgi"] = services
     app.before_request(partial(lifecycle.begin, services))
-    app.before_request(cors.preflight)
-    app.after_request(cors.allow_origin)
     app.after_request(lifecycle.finish_response)
     app.teardown_request(lifecycle.end)
     for module in (

@@ -16,6 +16,8 @@ from typing import Any, Final, TypeVar
 
 from urllib3.exceptions import ProtocolError
 
+from qwen_wsgi.api.files.form import UploadForm
+from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.chat import ChunkStream
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError
@@ -255,9 +257,23 @@ def frames(data: bytes) -> None:
     assert received(cut(data, step)) == received([data])
 
 
+def form(data: bytes) -> None:
+    """The form of an upload: for every cut the same file and fields, or refused for every cut."""
+    step, data = _step(data)
+
+    def read(pieces: list[bytes]) -> object:
+        found = UploadForm("multipart/form-data; boundary=b-b", iter(pieces))
+        found.begin()
+        content = b"".join(found.file_pieces())
+        return content, found.fields, found.filename, found.file_type
+
+    whole = _or_broken(lambda: read([data]), BadRequest)
+    assert _or_broken(lambda: read(cut(data, step)), BadRequest) == whole
+
+
 #: By the name that the command line takes.
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
-    each.__name__: each for each in (head, body, events, chunks, json_body, frames)
+    each.__name__: each for each in (head, body, events, chunks, json_body, frames, form)
 }
 
 
@@ -296,6 +312,11 @@ def seeds(name: str) -> list[bytes]:
         "frames": [
             b"\3\x81\x85\0\0\0\0hello\x89\x81\0\0\0\0p\x88\x82\0\0\0\0\x03\xe8",
             b"\3\x01\x82\1\2\3\4hi\x80\xfe\0\x80\0\0\0\0" + b"a" * 128,
+        ],
+        "form": [
+            b'\3--b-b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+            b'--b-b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n'
+            b"Content-Type: text/plain\r\n\r\n{}\r\n--b-\r\n-\r\n--b-b--\r\n",
         ],
     }
     return by_name[name]
