@@ -22,7 +22,7 @@ from qwen_wsgi.api import (
     status,
 )
 from qwen_wsgi.api.flask_app import Application
-from qwen_wsgi.api.media import images, speech
+from qwen_wsgi.api.media import images, speech, transcriptions
 from qwen_wsgi.api.websocket import route as websocket
 from qwen_wsgi.services import Services, build_services, configure_logs
 from qwen_wsgi.settings import Settings
@@ -58,6 +58,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
         models,
         embeddings,
         images,
+        transcriptions,
         speech,
         health,
         status,

@@ -42,6 +42,7 @@ from qwen_wsgi.upstream.routing.outcomes import Outcomes
 from qwen_wsgi.upstream.routing.router import Router
 from qwen_wsgi.upstream.routing.trials import Trials
 from qwen_wsgi.upstream.tasks.tasks import Tasks
+from qwen_wsgi.upstream.tasks.uploads import Uploads
 from qwen_wsgi.upstream.tokenizer import HostTokenizer
 
 log = logging.getLogger(__name__)
@@ -147,6 +148,7 @@ class Services:
     token_counts: TokenCounts
     tasks: Tasks
     downloads: Downloads
+    uploads: Uploads
     pdf_reader: PdfReader
     tokenizer: HostTokenizer
     sandbox: SandboxHost
@@ -226,6 +228,7 @@ def build_services(
         stopping=lambda: admission.draining,
         notify=notifier(settings.environ.get("NOTIFY_SOCKET", "")),
     )
+    downloads = Downloads(settings, transport)
     retrier = Retrier(settings, router, pool, cooldowns, affinity, clock, outcomes=outcomes)
     executor = Executor(settings, router, retrier, client, clock, RefusedInputs(state_dir))
     return Services(
@@ -257,7 +260,8 @@ def build_services(
         ),
         token_counts=TokenCounts(state_dir),
         tasks=Tasks(client, clock),
-        downloads=Downloads(settings, transport),
+        downloads=downloads,
+        uploads=Uploads(client, downloads),
         pdf_reader=PdfReader(clock),
         tokenizer=HostTokenizer(settings, router, executor, clock),
         sandbox=sandbox,

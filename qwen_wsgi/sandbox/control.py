@@ -16,7 +16,8 @@ Json = dict[str, Any]
 
 ROUTES: Final = (
     *("chat", "completions", "embeddings", "models", "device", "token", "tokenizer"),
-    *("generation", "synthesizer", "image-task", "tasks", "results"),
+    *("generation", "synthesizer", "image-task", "file-task", "uploads", "storage"),
+    *("tasks", "results"),
 )
 
 

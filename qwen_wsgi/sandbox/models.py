@@ -27,6 +27,10 @@ DEFAULT_MODELS: Final = (
     "wan2.5-t2i-preview",
     "qwen3-tts-flash",
     "qwen-audio-3.1-tts-flash",
+    "qwen3-asr-flash",
+    "qwen-audio-3.1-asr-flash",
+    "fun-asr",
+    "qwen3-asr-flash-filetrans",
 )
 _CREATED_S: Final = 1767225600
 

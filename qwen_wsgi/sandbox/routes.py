@@ -14,6 +14,7 @@ from qwen_wsgi.sandbox.errors import Refusal
 from qwen_wsgi.sandbox.faults import BadSpec, Spec
 from qwen_wsgi.sandbox.journal import Record
 from qwen_wsgi.sandbox.models import model_entry, model_list
+from qwen_wsgi.sandbox.native import asr
 from qwen_wsgi.sandbox.native import routes as native
 from qwen_wsgi.sandbox.replies import (
     faulty,
@@ -76,6 +77,9 @@ def respond(world: World, request: Request, record: Record | None) -> Reply:
         "generation": native.generation,
         "synthesizer": native.synthesizer,
         "image-task": native.image_task,
+        "file-task": native.file_task,
+        "uploads": native.uploads,
+        "storage": native.storage,
         "tasks": native.tasks,
         "results": native.results,
     }
@@ -155,6 +159,8 @@ def _chat_answer(world: World, record: Record, body: Json | None, spec: Spec) ->
     refusal = _chat_refusal(world, body, spec)
     if refusal is not None:
         return refused(refusal, spec)
+    if asr.has(str(body.get("model"))) and "text" not in spec:
+        spec = spec.merged(Spec({"text": asr.TEXT}))
     made = chat.answer(body, spec, now_s=world.clock())
     streamed = record.stream and "non-stream-json" not in spec
     if streamed or "stream-anyway" in spec:
@@ -174,6 +180,8 @@ def _chat_refusal(world: World, body: Json, spec: Spec) -> Refusal | None:
     if "lax" not in spec and (refusal := params.refusal_for(body)) is not None:
         return refusal
     base = str(body.get("model")).partition("/sandbox/")[0]
+    if asr.has(base) and (refusal := asr.chat_refusal(body)) is not None:
+        return refusal
     knobs = world.control.knobs
     if knobs.strict_models and base not in knobs.models and not base.startswith("sandbox/"):
         return errors.chosen(Spec({"model-not-found": ""}), base)

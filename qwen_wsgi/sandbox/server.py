@@ -32,6 +32,7 @@ _STOP_TIMEOUT_S: Final = 5.0
 # Bodies of these routes contain no secret; those of the OAuth routes contain refresh tokens.
 _KEPT_BODIES: Final = frozenset(
     {"chat", "completions", "embeddings", "tokenizer", "generation", "synthesizer", "image-task"}
+    | {"file-task"}
 )
 # client_id of the qwen-code CLI, which is public.
 _CLI_CLIENT_ID: Final = "f0304373b74a44d2b584a3fb70ca9e56"
