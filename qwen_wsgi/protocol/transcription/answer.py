@@ -24,11 +24,14 @@ class Transcript:
         self._most = most_characters
         self._pieces: list[str] = []
         self._length = 0
-        self._sentence = ""
+        #: The sentence that is being spoken, as far as it came; None before the first one.
+        self._sentence: str | None = None
+        #: The whole text, where it differs from its pieces: sentences are corrected at the end.
+        self._corrected = ""
 
     @property
     def text(self) -> str:
-        return "".join(self._pieces).strip()
+        return (self._corrected or "".join(self._pieces)).strip()
 
     def see(self, value: Mapping[str, Any]) -> str:
         """Read an answer or an event; the new text in it.
@@ -40,7 +43,7 @@ class Transcript:
         output = value.get("output")
         new = self._of_output(output) if isinstance(output, dict) else self._of_choices(value)
         self._length += len(new)
-        if self._length > self._most:
+        if max(self._length, len(self._corrected)) > self._most:
             raise AnswerTooLarge("is larger than the limit (QWEN_PROXY_MAX_ANSWER on the server)")
         if new:
             self._pieces.append(new)
@@ -56,18 +59,23 @@ class Transcript:
         return new
 
     def _of_output(self, output: Mapping[str, Any]) -> str:
-        """The native form: the text so far, in `text`, or the sentence that is being spoken."""
-        so_far = json_access.text(output.get("text"))
-        if so_far:
+        """The native form: the sentence that is being spoken, or, in `text`, the text so far or
+        the next piece of it: no page tells which."""
+        if text := json_access.text(output.get("text")):
             known = "".join(self._pieces)
-            if so_far.startswith(known):
-                return so_far[len(known) :]
-            if known.strip() == so_far.strip():
-                return ""
-            return so_far if not known else ""
+            if text.startswith(known):
+                return text[len(known) :]
+            if self._sentence is None:
+                return text
+            self._corrected = text
+            return ""
         sentence = json_access.mapping(output.get("sentence"))
         text = json_access.text(sentence.get("text"))
-        held, self._sentence = self._sentence, text
+        if "sentence_end" in sentence:
+            # Until then it may be corrected, and what was sent cannot be taken back.
+            self._sentence = ""
+            return text if sentence["sentence_end"] is True else ""
+        held, self._sentence = self._sentence or "", text
         # A sentence comes again as it grows, until the next one begins.
         return text[len(held) :] if text.startswith(held) else text
 

@@ -11,6 +11,7 @@ from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.protocol import json_access
 
 _SPACE: Final = re.compile(r"\s+")
+_ARROW: Final = re.compile(r"--+>")
 
 
 class Span(NamedTuple):
@@ -140,7 +141,7 @@ def vtt(spans: Iterable[Span]) -> str:
 
 def _line(text: str) -> str:
     """A text as one line: an empty line would end the cue, and an arrow would begin one."""
-    return _SPACE.sub(" ", text).strip().replace("-->", "->")
+    return _ARROW.sub("->", _SPACE.sub(" ", text).strip())
 
 
 def _time(ms: int, point: str) -> str:
