@@ -106,6 +106,8 @@ def transcribe(body: Json, spec: Spec, stored: Stored, resolve: str | None) -> J
         found = stored(urls[0])
         if found is None or found[0] != model:
             return {"failed": "FILE_403_FORBIDDEN", "several": several}
+    if spec.count("partial"):
+        return {"failed": "FILE_403_FORBIDDEN", "several": several}
     parameters = body.get("parameters") or {}
     words = several or parameters.get("enable_words") is True
     return {

@@ -190,6 +190,7 @@ def test_long_sound_goes_to_the_model_for_files(
         ("uploads", "result-host=https://evil.example", 502, "upstream_result_refused"),
         ("storage", "status=403", 502, "upstream_upload_failed"),
         ("file-task", "task-ends=FAILED", 502, None),
+        ("file-task", "partial", 502, "upstream_task_failed"),
         ("file-task", "task-ends=CANCELED", 502, "upstream_task_cancelled"),
         ("file-task", "result-host=https://evil.example", 502, "upstream_result_refused"),
         ("results", "cut-after", 502, None),
