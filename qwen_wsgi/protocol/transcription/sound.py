@@ -1,0 +1,142 @@
+"""What a file of sound is, by its first bytes, and how long it plays, where its head tells it.
+
+Formats: RIFF WAVE; MPEG 1 and 2 layer III (ISO 11172-3, 13818-3) with the Xing header; FLAC
+(RFC 9639 §8.2); Ogg (RFC 3533 §6) with Opus (RFC 7845) or Vorbis; MP4 (ISO 14496-12 §8.2.2).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+#: How far into a file its first frame, or its last page, is looked for.
+_NEAR: Final = 64 * 1024
+
+
+class Kind(NamedTuple):
+    """A format of sound: its name, as Model Studio has it, and its content type."""
+
+    name: str
+    content_type: str
+
+
+_WAV: Final = Kind("wav", "audio/wav")
+_MP3: Final = Kind("mp3", "audio/mpeg")
+_FLAC: Final = Kind("flac", "audio/flac")
+_OGG: Final = Kind("ogg", "audio/ogg")
+_MP4: Final = Kind("m4a", "audio/mp4")
+_WEBM: Final = Kind("webm", "audio/webm")
+_AAC: Final = Kind("aac", "audio/aac")
+_AMR: Final = Kind("amr", "audio/amr")
+
+#: For messages.
+NAMES: Final = ("wav", "mp3", "flac", "ogg", "m4a", "mp4", "webm", "aac", "amr")
+
+
+def kind_of(data: bytes) -> Kind | None:
+    """The format of a file; None if it is none of sound."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
+        return _WAV
+    if data[4:8] == b"ftyp":
+        return _MP4
+    for begin, kind in (
+        (b"ID3", _MP3),
+        (b"fLaC", _FLAC),
+        (b"OggS", _OGG),
+        (b"\x1a\x45\xdf\xa3", _WEBM),
+        (b"#!AMR", _AMR),
+    ):
+        if data.startswith(begin):
+            return kind
+    if len(data) >= 2 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0:
+        layer = data[1] >> 1 & 3  # 0 is ADTS's, which AAC has
+        return _AAC if layer == 0 else _MP3
+    return None
+
+
+def seconds_of(data: bytes) -> float | None:
+    """How long a file plays; None where its head does not tell it."""
+    kind = kind_of(data)
+    read = None if kind is None else _READERS.get(kind.name)
+    try:
+        return None if read is None else read(data)
+    except (struct.error, IndexError, ZeroDivisionError):
+        return None  # it ends in its head
+
+
+def _wav(data: bytes) -> float | None:
+    place, rate = 12, 0
+    while place + 8 <= min(len(data), _NEAR):
+        name, size = struct.unpack_from("<4sI", data, place)
+        if name == b"fmt ":
+            rate = struct.unpack_from("<I", data, place + 16)[0]  # bytes of a second
+        elif name == b"data":
+            return float(min(size, len(data) - place - 8) / rate)
+        place += 8 + size + (size & 1)
+    return None
+
+
+#: kbit/s of layer III, by its number: of MPEG 1, and of MPEG 2 and 2.5.
+_RATES_1: Final = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
+_RATES_2: Final = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+_SAMPLES: Final = (44_100, 48_000, 32_000)
+
+
+def _mp3(data: bytes) -> float | None:
+    begin = 0
+    if data[:3] == b"ID3":
+        a, b, c, d = data[6:10] if len(data) >= 10 else bytes(4)
+        begin = 10 + ((a & 127) << 21 | (b & 127) << 14 | (c & 127) << 7 | d & 127)
+    for place in range(begin, min(len(data) - 4, begin + _NEAR)):
+        if data[place] == 0xFF and data[place + 1] & 0xE6 == 0xE2:  # layer III
+            head = int.from_bytes(data[place : place + 4], "big")
+            version, rate, sampling = head >> 19 & 3, head >> 12 & 15, head >> 10 & 3
+            if version != 1 and 0 < rate < 15 and sampling < 3:
+                break
+    else:
+        return None
+    first = version == 3
+    samples = _SAMPLES[sampling] >> (0 if first else 1 if version == 2 else 2)
+    near = data[place : place + 64]
+    found = max(near.find(b"Xing"), near.find(b"Info"))
+    if found >= 0 and near[found + 7] & 1:
+        frames: int = struct.unpack_from(">I", data, place + found + 8)[0]
+        return frames * (1152 if first else 576) / samples
+    # All frames alike, as most files without that header have them.
+    return (len(data) - place) * 8 / ((_RATES_1 if first else _RATES_2)[rate] * 1000)
+
+
+def _flac(data: bytes) -> float | None:
+    bits = int.from_bytes(data[18:26], "big")
+    rate, samples = bits >> 44, bits & (1 << 36) - 1
+    return samples / rate if samples else None
+
+
+def _ogg(data: bytes) -> float | None:
+    rate = 48_000 if b"OpusHead" in data[:256] else 0
+    if (vorbis := data[:256].find(b"\x01vorbis")) >= 0:
+        rate = struct.unpack_from("<I", data, vorbis + 12)[0]
+    last = data.rfind(b"OggS", max(0, len(data) - _NEAR))
+    samples: int = struct.unpack_from("<q", data, last + 6)[0]
+    return samples / rate if samples > 0 else None
+
+
+def _mp4(data: bytes) -> float | None:
+    found = data.find(b"mvhd")
+    if found < 0:
+        return None
+    if data[found + 4] == 1:
+        scale, length = struct.unpack_from(">IQ", data, found + 24)
+    else:
+        scale, length = struct.unpack_from(">II", data, found + 16)
+    return float(length / scale)
+
+
+_READERS: Final[dict[str, Callable[[bytes], float | None]]] = {
+    "wav": _wav,
+    "mp3": _mp3,
+    "flac": _flac,
+    "ogg": _ogg,
+    "m4a": _mp4,
+}
