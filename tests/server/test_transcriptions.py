@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -54,6 +55,51 @@ def test_events(client: openai.OpenAI, model: str) -> None:
     assert "".join(each.delta for each in events[:-1]) == TEXT
     assert [each.type for each in events][-2:] == ["transcript.text.delta", "transcript.text.done"]
     assert events[-1].text == TEXT
+
+
+def test_the_asynchronous_client(proxy: Proxy, sandbox: Sandbox) -> None:
+    async def ask() -> tuple[Any, ...]:
+        async with openai.AsyncOpenAI(
+            base_url=proxy.base_url, api_key=CLIENT_KEY, max_retries=0, timeout=20
+        ) as client:
+            create, file = client.audio.transcriptions.create, ("noise", wav())
+            whole = await create(model=FLASH, file=file)
+            events = await create(model=FLASH, file=file, stream=True)
+            types = [each.type async for each in events]
+            timed = await create(model=FLASH, file=file, response_format="verbose_json")
+            return whole.text, types, timed
+
+    text, types, timed = asyncio.run(ask())
+
+    assert text == timed.text == TEXT
+    assert types[0] == "transcript.text.delta"
+    assert types[-1] == "transcript.text.done"
+    assert [each.text for each in timed.segments] == [
+        "Hello from the sandbox.",
+        "It hears every sound alike.",
+    ]
+
+
+@pytest.mark.parametrize("model", [FLASH, AUDIO])
+def test_a_client_that_leaves_a_stream_frees_its_upstream(
+    proxy: Proxy, sandbox: Sandbox, model: str
+) -> None:
+    route = "chat" if model == FLASH else "generation"
+    # The first event of a chat has no text.
+    sandbox.control(next={"route": route, "spec": "stall-after=2"})
+    id = f"leaving-{route}"
+    with requests.post(
+        proxy.base_url + "/audio/transcriptions",
+        data={"model": model, "stream": "true"},
+        files={"file": wav()},
+        headers={"Authorization": f"Bearer {CLIENT_KEY}", "X-Request-Id": id},
+        stream=True,
+        timeout=10,
+    ) as answer:
+        next(answer.iter_lines())
+
+    assert proxy.wait_for_call(id)["outcome"] == "client_gone"
+    assert sandbox.settle()
 
 
 def test_text_arrives_before_its_end(client: openai.OpenAI, sandbox: Sandbox) -> None:

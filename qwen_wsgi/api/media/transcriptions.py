@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Final
 
 from flask import Blueprint, Response
@@ -17,19 +17,21 @@ from qwen_wsgi.api.late_answers import Carried
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.capabilities import Capability
 from qwen_wsgi.errors import ApiError, BadRequest, UpstreamError
-from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.greenlets import apart
+from qwen_wsgi.protocol.json_object import compact, is_long, loads
 from qwen_wsgi.protocol.transcription import answer as answers
 from qwen_wsgi.protocol.transcription import times
 from qwen_wsgi.protocol.transcription.answer import Transcript
 from qwen_wsgi.protocol.transcription.models import Road, asr_model
 from qwen_wsgi.protocol.transcription.request import (
+    WHY_FILES,
     TranscriptionRequest,
     direct_call,
     file_call,
     model_for_files,
     parse_request,
 )
-from qwen_wsgi.protocol.usage import parse as parse_usage
+from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.upstream.executor import UnaryCall, UnaryRequests
 from qwen_wsgi.upstream.failures.classify import connection_error
 from qwen_wsgi.upstream.native_stream import NativeStream
@@ -43,6 +45,8 @@ blueprint.before_request(lifecycle.check_caller)
 #: How the upstream says that the sound is too long for a request.
 _TOO_LONG: Final = re.compile(r"AUDIO_DURATION_TOO_LONG|audio is too long", re.IGNORECASE)
 _PLAIN: Final = "text/plain; charset=utf-8"
+#: A transcript that was made, and paid for, is fetched so often where its connection fails.
+_FETCHES: Final = 3
 
 
 @blueprint.post("/v1/audio/transcriptions")
@@ -61,6 +65,7 @@ def create() -> Response:
     except UpstreamError as error:
         if not _TOO_LONG.search(f"{error.code} {error.message}"):
             raise
+    call.relay = None  # of a stream that never began
     return _moved(call, request)
 
 
@@ -81,7 +86,9 @@ def _request(call: LiveCall) -> TranscriptionRequest:
         raise BadRequest("The request must be multipart/form-data with a field 'file'.")
     form = call.read_form()
     files = form.files.get("file")
-    return parse_request(form.values, files[0].stream.read() if files else None)
+    # Not `read`, which would copy it.
+    sound = files[0].stream.getvalue() if files else None  # type: ignore[attr-defined]  # a BytesIO
+    return parse_request(form.values, sound)
 
 
 def _plan(call: LiveCall, model: str) -> Plan:
@@ -125,36 +132,83 @@ def _directly(call: LiveCall, request: TranscriptionRequest, plan: Plan) -> Resp
         at_origin=road is not Road.CHAT,
         once=True,
     )
-    transcript = _transcript(call)
     if request.stream:
-        _, stream = call.services.executor.native_stream(unary, plan)
         # A model of chat says when it is done; what the others' last event is, no page tells.
-        return _streamed(call, stream, transcript, says_end=road is Road.CHAT)
+        heard = _Heard(call, request, says_end=road is Road.CHAT)
+        carried = Carried(heard.events(), call.record, heard.close, last_words=_error_event)
+        call.relay = carried
+        heard.begin(unary, plan)
+        return http.event_stream(carried)
+    transcript = _transcript(call)
     answer = call.services.executor.unary(unary, plan)
     assert answer is not None  # no cause is taken for a missing path
     transcript.see(answer.answers[0].value)
+    _note(call, request, transcript.usage, transcript.seconds)
     return _whole(request, transcript.text, transcript.usage)
+
+
+class _Heard:
+    """The events of one transcript, as they come."""
+
+    def __init__(self, call: LiveCall, request: TranscriptionRequest, *, says_end: bool) -> None:
+        """
+        Args:
+            says_end: the upstream's last event says that it is the last.
+        """
+        self._call = call
+        self._request = request
+        self._says_end = says_end
+        self._stream: NativeStream | None = None
+
+    def begin(self, unary: UnaryCall, plan: Plan) -> None:
+        """Have the first event, so that a refusal has its own status.
+
+        Raises:
+            ApiError: no account answered.
+        """
+        _, self._stream = self._call.services.executor.native_stream(unary, plan)
+
+    def events(self) -> Iterator[bytes]:
+        """OpenAI's events.
+
+        Raises:
+            ApiError: the upstream failed.
+        """
+        call, transcript = self._call, _transcript(self._call)
+        assert self._stream is not None
+        for event in self._stream:
+            if piece := transcript.see(event):
+                yield answers.delta_event(piece)
+        if self._says_end and not transcript.finished:
+            raise connection_error("broken", "The upstream's answer ended before its end.")
+        _note(call, self._request, transcript.usage, transcript.seconds)
+        yield answers.done_event(transcript.text, transcript.usage)
+
+    def close(self) -> None:
+        """Stop the upstream. Harmless when repeated."""
+        if self._stream is not None:
+            self._stream.close()
 
 
 def _transcript(call: LiveCall) -> Transcript:
     return Transcript(most_characters=call.services.settings.max_answer_bytes)
 
 
-def _streamed(
-    call: LiveCall, stream: NativeStream, transcript: Transcript, *, says_end: bool
-) -> Response:
-    def events() -> Iterator[bytes]:
-        for event in stream:
-            if piece := transcript.see(event):
-                yield answers.delta_event(piece)
-            call.record.usage = parse_usage(event.get("usage")) or call.record.usage
-        if says_end and not transcript.finished:
-            raise connection_error("broken", "The upstream's answer ended before its end.")
-        yield answers.done_event(transcript.text, transcript.usage)
-
-    carried = Carried(events(), call.record, stream.close, last_words=_error_event)
-    call.relay = carried
-    return http.event_stream(carried)
+def _note(
+    call: LiveCall,
+    request: TranscriptionRequest,
+    usage: Mapping[str, Any] | None,
+    seconds: float | None,
+) -> None:
+    """Write what was transcribed into the record: tokens and seconds as the upstream counted them,
+    else the seconds that the file's head tells."""
+    known = call.record.usage
+    if usage and usage["type"] == "tokens" and (known is None or known.prompt is None):
+        counts = (usage[name] for name in ("input_tokens", "output_tokens", "total_tokens"))
+        call.record.usage = Usage(*counts)
+    seconds = request.seconds if seconds is None else seconds
+    if seconds is not None:
+        call.record.units = (("seconds", round(seconds, 3)),)
 
 
 def _error_event(error: ApiError) -> bytes:
@@ -165,9 +219,18 @@ def _error_event(error: ApiError) -> bytes:
 
 
 def _moved(call: LiveCall, request: TranscriptionRequest) -> Response:
-    """Ask the model for files instead of the named one."""
+    """Ask the model for files instead of the named one.
+
+    Raises:
+        ApiError: as `_by_file`; or no account has it, which is said with why it was asked.
+    """
     model, changed = model_for_files(strict=call.services.settings.strict)
-    return _by_file(call, request, _plan(call, model), changed)
+    try:
+        return _by_file(call, request, _plan(call, model), changed)
+    except ApiError as error:
+        if error.code == "model_not_found":  # the client did not name it
+            error.message = f"{WHY_FILES} So `{model}` was asked. {error.message}"
+        raise
 
 
 def _by_file(
@@ -180,44 +243,42 @@ def _by_file(
     Raises:
         ApiError: no account answered, or the task failed.
     """
-    route, state = _task(call, request, plan, changed)
-    document = _document(call, answers.url_of_result(state.output), route)
-    timed = times.read(document)
-    usage = answers.usage_of(state.answer.get("usage"))
-    if request.format == "verbose_json":
-        told = usage.get("seconds") if usage else None
-        return http.json_value(
-            times.verbose(
-                timed,
-                seconds=told if request.seconds is None else request.seconds,
-                usage=usage,
-                words=request.words,
-                segments=request.segments,
-            )
-        )
-    if request.format in ("srt", "vtt"):
-        render = times.srt if request.format == "srt" else times.vtt
-        return _text(render(timed.segments))
-    if not request.stream:
-        return _whole(request, timed.text, usage)
-    pieces = [answers.delta_event(timed.text)] if timed.text else []
-    return http.event_stream([*pieces, answers.done_event(timed.text, usage)])
+    route, id = _begun(call, request, plan, changed)
+    try:
+        state = _ended(call, route, id)
+        data = _fetched(call, answers.url_of_result(state.output), route)
+        usage = answers.usage_of(state.answer.get("usage"))
+        seconds = answers.seconds_of(state.answer.get("usage"))
+        _note(call, request, usage, seconds)
+        length = seconds if request.seconds is None else request.seconds
+        render = partial(_rendered, data, request, usage, length)
+        return (apart(render) if is_long(data) else render())()
+    except ApiError as error:
+        error.should_retry = False  # again, it would be paid for again
+        raise
 
 
-def _task(
+def _begun(
     call: LiveCall, request: TranscriptionRequest, plan: Plan, changed: tuple[str, ...]
-) -> tuple[Route, TaskState]:
-    """Begin a task for the file, and wait until it has succeeded."""
+) -> tuple[Route, str]:
+    """Store the file, and begin a task for it: the account, and the task's id.
+
+    Raises:
+        ApiError: no account has begun it.
+    """
     services, kind = call.services, request.kind
     strict = services.settings.strict
     if strict:  # refused before the file is stored
         file_call(request, "", model=plan.routes[0].model, strict=True)
+    stored: dict[tuple[str, str], str] = {}  # an account that is asked twice has it already
 
     def requests(route: Route) -> UnaryRequests:
-        url = services.uploads.put(
-            route.account, route.model, f"sound.{kind.name}", kind.content_type, request.data
-        )
-        native = file_call(request, url, model=route.model, strict=strict)
+        key = (route.account.name, route.model)
+        if key not in stored:
+            stored[key] = services.uploads.put(
+                route.account, route.model, f"sound.{kind.name}", kind.content_type, request.data
+            )
+        native = file_call(request, stored[key], model=route.model, strict=strict)
         return UnaryRequests([native.body], (*changed, *native.changed))
 
     headers = {
@@ -228,27 +289,70 @@ def _task(
     unary = UnaryCall(Road.FILE.value, headers, call.record, requests, at_origin=True, once=True)
     answer = services.executor.unary(unary, plan)
     assert answer is not None  # no cause is taken for a missing path
-    state = services.tasks.wait(
-        answer.route.account,
-        task_id_of(answer.answers[0].value),
-        within_s=services.settings.first_byte_timeout_s,
-    )
-    return answer.route, state
+    return answer.route, task_id_of(answer.answers[0].value)
 
 
-def _document(call: LiveCall, url: str, route: Route) -> Mapping[str, Any]:
-    """Fetch the transcript that a task made."""
+def _ended(call: LiveCall, route: Route, id: str) -> TaskState:
+    """Wait until a task has succeeded.
+
+    Raises:
+        ApiError: it failed, or is not done in time.
+    """
     services = call.services
-    data = services.downloads.open(
-        url, route.account.base_url or "", max_bytes=services.settings.max_answer_bytes
-    ).read()
+    within_s = services.settings.first_byte_timeout_s
+    look = services.looks.look
+    return services.tasks.wait(route.account, id, within_s=within_s, look=look)
+
+
+def _fetched(call: LiveCall, url: str, route: Route) -> bytes:
+    """Fetch the transcript that a task made.
+
+    Raises:
+        ApiError: it may not be fetched, is too large, or does not come.
+    """
+    services = call.services
+    most = services.settings.max_answer_bytes
+    for left in reversed(range(_FETCHES)):
+        try:
+            found = services.downloads.open(url, route.account.base_url or "", max_bytes=most)
+            return found.read()
+        except UpstreamError as error:
+            if error.failure is None or not left:  # else its connection failed
+                raise
+    raise AssertionError("the last one raises")
+
+
+def _rendered(
+    data: bytes,
+    request: TranscriptionRequest,
+    usage: Mapping[str, Any] | None,
+    seconds: float | None,
+) -> Callable[[], Response]:
+    """Read a transcript and render it as the client wants it; what makes the answer of it.
+
+    Pure: hours of sound have a hundred thousand words.
+
+    Raises:
+        UpstreamError: it is no transcript.
+    """
     try:
-        value = json.loads(data)
+        document = loads(data)
     except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
+        document = None
+    if not isinstance(document, dict):
         raise UpstreamError("The upstream's transcript is no JSON.", code="upstream_bad_answer")
-    return value
+    timed = times.read(document)
+    if request.format == "verbose_json":
+        words, segments = request.words, request.segments
+        value = times.verbose(timed, seconds=seconds, usage=usage, words=words, segments=segments)
+        return partial(http.json_bytes, compact(value).encode())
+    if request.format in ("srt", "vtt"):
+        render = times.srt if request.format == "srt" else times.vtt
+        return partial(_text, render(timed.segments))
+    if not request.stream:
+        return partial(_whole, request, timed.text, usage)
+    pieces = [answers.delta_event(timed.text)] if timed.text else []
+    return partial(http.event_stream, [*pieces, answers.done_event(timed.text, usage)])
 
 
 # --- answering -----------------------------------------------------------------------------------

@@ -15,11 +15,13 @@ class Transcript:
 
     Attributes:
         usage: OpenAI's form of it; None if the upstream told none.
+        seconds: of sound, as the upstream counted them; None if it did not.
         finished: an event said that it is the end.
     """
 
     def __init__(self, *, most_characters: int) -> None:
         self.usage: dict[str, Any] | None = None
+        self.seconds: float | None = None
         self.finished = False
         self._most = most_characters
         self._pieces: list[str] = []
@@ -39,7 +41,9 @@ class Transcript:
         Raises:
             AnswerTooLarge: it is more text than the proxy takes.
         """
-        self.usage = usage_of(value.get("usage")) or self.usage
+        self.usage = usage_of(usage := value.get("usage")) or self.usage
+        if (seconds := seconds_of(usage)) is not None:
+            self.seconds = seconds
         output = value.get("output")
         new = self._of_output(output) if isinstance(output, dict) else self._of_choices(value)
         self._length += len(new)
@@ -92,14 +96,16 @@ def usage_of(usage: Any) -> dict[str, Any] | None:
             "output_tokens": made,
             "total_tokens": given + made,
         }
-    seconds = _seconds_told(told)
+    seconds = seconds_of(told)
     return None if seconds is None else {"type": "duration", "seconds": seconds}
 
 
-def _seconds_told(usage: Mapping[str, Any]) -> float | None:
+def seconds_of(usage: Any) -> float | None:
+    """Seconds of sound that the upstream counted; None if it told none."""
+    told = json_access.mapping(usage)
     for name in ("seconds", "duration"):
-        value = usage.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        value = told.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9:
             return value
     return None
 

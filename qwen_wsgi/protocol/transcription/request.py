@@ -21,6 +21,12 @@ from qwen_wsgi.protocol.transcription.models import (
 from qwen_wsgi.protocol.transcription.sound import NAMES, Kind, kind_of, seconds_of
 from qwen_wsgi.protocol.validation import bad_value, missing, unsupported
 
+#: Why another model is asked than the named one; the beginning of messages.
+WHY_FILES: Final = (
+    "Only a model for files tells times, and takes sound of more than "
+    f"{MOST_SECONDS / 60:g} minutes or 10 MB."
+)
+
 FORMATS: Final = ("json", "text", "srt", "verbose_json", "vtt")
 #: Those that tell times.
 _TIMED: Final = frozenset({"srt", "verbose_json", "vtt"})
@@ -90,8 +96,16 @@ def parse_request(fields: Mapping[str, Sequence[str]], sound: bytes | None) -> T
         BadRequest: a field is missing or wrong, or the file is no sound.
     """
     given = {name: values[-1] for name, values in fields.items() if values and values[-1] != ""}
+    if sound is None and "file" in given:
+        raise BadRequest(
+            "Invalid 'file': it came as a field of text. A file's part needs a 'filename'.",
+            param="file",
+            code="invalid_value",
+        )
     if sound is None:
         raise missing("file")
+    if not sound:
+        raise BadRequest("Invalid 'file': it is empty.", param="file", code="invalid_value")
     if not given.get("model"):
         raise missing("model")
     kind = kind_of(sound)
@@ -188,8 +202,7 @@ def model_for_files(*, strict: bool) -> tuple[str, tuple[str, ...]]:
     changes = Changes(strict=strict, reason="cannot stay as it is: ")
     changes.lose(
         "model",
-        f"only a model for files tells times, and takes sound of more than {MOST_SECONDS / 60:g} "
-        f"minutes or 10 MB. Name `{FILE_MODEL}`, which has its own price",
+        f"{WHY_FILES[0].lower()}{WHY_FILES[1:]} Name `{FILE_MODEL}`, which has its own price",
         what=FILE_MODEL,
     )
     return FILE_MODEL, changes.entries

@@ -30,6 +30,9 @@ _WEBM: Final = Kind("webm", "audio/webm")
 _AAC: Final = Kind("aac", "audio/aac")
 _AMR: Final = Kind("amr", "audio/amr")
 
+#: Brands of pictures in the same container as MP4 (HEIF, ISO 23008-12; AVIF).
+_PICTURES: Final = frozenset({b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis"})
+
 #: For messages.
 NAMES: Final = ("wav", "mp3", "flac", "ogg", "m4a", "mp4", "webm", "aac", "amr")
 
@@ -39,7 +42,7 @@ def kind_of(data: bytes) -> Kind | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
         return _WAV
     if data[4:8] == b"ftyp":
-        return _MP4
+        return None if data[8:12] in _PICTURES else _MP4
     for begin, kind in (
         (b"ID3", _MP3),
         (b"fLaC", _FLAC),

@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from qwen_wsgi.credentials.account import Account
-from qwen_wsgi.errors import BadRequest, UpstreamError
+from qwen_wsgi.errors import BadRequest, Failure, Scope, UpstreamError
 from qwen_wsgi.protocol import json_access
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.http.download import Downloads
@@ -29,6 +29,10 @@ _FIELDS: Final = (
     ("x-oss-forbid-overwrite", "x_oss_forbid_overwrite"),
 )
 _MOST_CHARACTERS: Final = 16_384
+
+#: Nothing was begun, so the same request may be sent again, here or to another account. It says
+#: nothing of the account and its host, for other calls.
+_FAILED: Final = Failure("storage", Scope.REQUEST, retry=True, elsewhere=True)
 
 
 class Uploads:
@@ -65,16 +69,22 @@ class Uploads:
             data,
             f"\r\n--{boundary}--\r\n".encode(),
         ]
-        status = self._downloads.send(
-            policy.get("upload_host"),
-            account.base_url or "",
-            pieces,
-            {"Content-Type": f"multipart/form-data; boundary={boundary}"},
-        )
+        try:
+            status = self._downloads.send(
+                policy.get("upload_host"),
+                account.base_url or "",
+                pieces,
+                {"Content-Type": f"multipart/form-data; boundary={boundary}"},
+            )
+        except UpstreamError as error:
+            if error.failure is not None:
+                error.failure = _FAILED  # of the storage, which is another host than the API's
+            raise
         if status != 200:
             raise UpstreamError(
                 f"The upstream's storage answered HTTP {status} to the file.",
                 code="upstream_upload_failed",
+                failure=_FAILED,
             )
         return f"oss://{key}"
 

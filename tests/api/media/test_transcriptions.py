@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from werkzeug.test import TestResponse
 
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.sandbox.native.asr import TEXT
-from tests.api.apps import UPSTREAM_KEY, App, running
+from tests.api.apps import UPSTREAM_KEY, App, error_of, running
+from tests.kit import uploads
+from tests.kit.secrets import secret
 
 FLASH = "qwen3-asr-flash"
 AUDIO = "qwen-audio-3.1-asr-flash"
@@ -193,7 +196,6 @@ def test_long_sound_goes_to_the_model_for_files(
         ("file-task", "partial", 502, "upstream_task_failed"),
         ("file-task", "task-ends=CANCELED", 502, "upstream_task_cancelled"),
         ("file-task", "result-host=https://evil.example", 502, "upstream_result_refused"),
-        ("results", "cut-after", 502, None),
         ("file-task", "inspection", 400, None),
     ],
 )
@@ -206,6 +208,8 @@ def test_failures_of_files_are_told(
     assert answer.status_code == status, answer.text
     if code is not None:
         assert answer.json["error"]["code"] == code  # type: ignore[index]  # it is JSON
+    began = route == "file-task" and spec != "inspection"
+    assert answer.headers.get("x-should-retry") == ("false" if began else None)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +233,42 @@ def test_what_cannot_be_done_is_said_clearly(
     assert answer.status_code == 400
     assert words in answer.text
     assert not [each for each in sandbox.settle() if each.route in ("chat", "uploads")]
+
+
+@pytest.mark.parametrize(
+    ("sound", "words"),
+    [
+        (b"", "it is empty"),
+        (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00", "no format of sound"),
+        (b"RIFF\x00\x00\x00\x00WEBP", "no format of sound"),
+    ],
+    ids=["empty", "heic", "webp"],
+)
+def test_a_file_that_is_no_sound(app: App, sound: bytes, words: str) -> None:
+    error = error_of(transcribed(app, sound))
+
+    assert (error["param"], error["code"]) == ("file", "invalid_value")
+    assert words in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        (uploads.field("model", FLASH) + uploads.END, uploads.TYPE, "'file'"),
+        (uploads.field("file", "RIFF") + uploads.END, uploads.TYPE, "needs a 'filename'"),
+        (uploads.file(wav()), "multipart/form-data", "could not be read"),
+        (uploads.file(wav())[:-40], uploads.TYPE, "could not be read"),
+        (b"model=qwen3-asr-flash", "application/x-www-form-urlencoded", "multipart/form-data"),
+        (wav(), "audio/wav", "multipart/form-data"),
+        (b"", "", "multipart/form-data"),
+    ],
+)
+def test_a_form_that_cannot_be_read(app: App, body: bytes, kind: str, words: str) -> None:
+    answer = app.client.post("/v1/audio/transcriptions", data=body, content_type=kind)
+
+    assert answer.status_code == 400
+    assert words in error_of(answer)["message"]
+    assert app.services.admission.bytes_in_flight == 0
 
 
 def test_no_sound_no_form_and_no_translation(app: App) -> None:
@@ -271,3 +311,177 @@ def test_a_transcript_has_a_limit(sandbox: Sandbox) -> None:
         sandbox.control(next={"route": "file-task", "spec": "text=" + "x" * 1_100_000})
         answer = transcribed(app, response_format="srt")
     assert (answer.status_code, answer.json["error"]["code"]) == (502, "upstream_too_large")  # type: ignore[index]  # it is JSON
+
+
+# --- what is recorded, repeated and moved --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "sound", "seconds"),
+    [
+        (FLASH, wav(2.5), 2.5),
+        (FLASH, b"OggS and no length", None),
+        (AUDIO, wav(2.5), 2.5),
+        (FILES, wav(2.5), 4),  # as the upstream counts them
+    ],
+)
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_seconds_and_tokens_are_recorded(
+    app: App, model: str, sound: bytes, seconds: float | None, stream: str
+) -> None:
+    with transcribed(app, sound, model=model, stream=stream) as answer:
+        assert answer.get_data()
+
+    (call,) = app.calls
+    assert call.get("seconds") == seconds
+    assert (call.get("prompt_tokens") is None) is (model == FILES)
+
+
+@pytest.mark.parametrize(
+    ("route", "model", "stream"),
+    [
+        ("chat", FLASH, "false"),
+        ("chat", FLASH, "true"),
+        ("generation", AUDIO, "false"),
+        ("generation", AUDIO, "true"),
+        ("file-task", FILES, "false"),
+    ],
+)
+def test_a_request_whose_answer_is_lost_is_not_repeated(
+    sandbox: Sandbox, route: str, model: str, stream: str
+) -> None:
+    with two_accounts(sandbox) as (app, other):
+        spec = "lost-answer" if route == "file-task" else "drop"
+        sandbox.control(next={"route": route, "spec": spec, "count": 9})
+        answer = transcribed(app, model=model, stream=stream)
+        assert answer.get_data()
+        answer.close()
+        assert app.services.admission.bytes_in_flight == 0
+
+    assert not other
+    assert answer.status_code == 502, answer.text
+    assert answer.headers["x-should-retry"] == "false"
+    assert "was not asked for again" in error_of(answer)["message"]
+    assert [each.route for each in sandbox.settle()].count(route) == 1
+
+
+@pytest.mark.parametrize(
+    ("route", "spec", "model"),
+    [
+        ("chat", "throttle", FLASH),
+        ("generation", "throttle", AUDIO),
+        ("uploads", "throttle", FILES),
+        ("uploads", "internal", FILES),
+        ("storage", "status=503", FILES),
+        ("storage", "drop", FILES),
+        ("file-task", "throttle", FILES),
+    ],
+)
+def test_another_account_is_asked_where_nothing_was_begun(
+    sandbox: Sandbox, route: str, spec: str, model: str
+) -> None:
+    with two_accounts(sandbox) as (app, other):
+        sandbox.control(next={"route": route, "spec": spec, "count": 9})
+        answer = transcribed(app, model=model)
+        (call,) = app.calls
+
+    assert answer.status_code == 200, answer.text
+    assert call["attempts"] == 2
+    assert route in other
+    assert "file-task" not in [each.route for each in sandbox.settle()] or route == "file-task"
+
+
+@contextmanager
+def two_accounts(sandbox: Sandbox) -> Iterator[tuple[App, list[str]]]:
+    """The application with a second account, and, after it, the routes that were called there."""
+    called: list[str] = []
+    with (
+        Sandbox() as other,
+        running(
+            DASHSCOPE_BASE_URL=sandbox.base_url,
+            DASHSCOPE_API_KEY=UPSTREAM_KEY,
+            MODELSTUDIO_BASE_URL=other.base_url,
+            MODELSTUDIO_API_KEY=secret("second-of-transcripts"),
+            QWEN_PROXY_RETRY_BUDGET="5",
+        ) as app,
+    ):
+        yield app, called
+        called += [each.route for each in other.settle() if each.route != "models"]
+
+
+def test_a_file_is_stored_once_for_an_account_that_is_asked_twice(sandbox: Sandbox) -> None:
+    with running(
+        DASHSCOPE_BASE_URL=sandbox.base_url,
+        DASHSCOPE_API_KEY=UPSTREAM_KEY,
+        QWEN_PROXY_RETRY_BUDGET="60",
+    ) as app:
+        sandbox.control(next={"route": "file-task", "spec": "status=500"})
+        answer = transcribed(app, model=FILES)
+
+    assert answer.status_code == 200, answer.text
+    routes = [each.route for each in sandbox.settle()]
+    assert (routes.count("file-task"), routes.count("storage")) == (2, 1)
+
+
+@pytest.mark.parametrize(("failures", "status"), [(1, 200), (2, 200), (3, 502)])
+def test_a_transcript_that_was_made_is_fetched_again(
+    app: App, sandbox: Sandbox, failures: int, status: int
+) -> None:
+    sandbox.control(next={"route": "results", "spec": "cut-after", "count": failures})
+    answer = transcribed(app, model=FILES)
+
+    assert answer.status_code == status, answer.text
+    routes = [each.route for each in sandbox.settle()]
+    assert (routes.count("file-task"), routes.count("results")) == (1, min(failures + 1, 3))
+    if status == 502:
+        assert answer.headers["x-should-retry"] == "false"
+
+
+def test_a_storage_that_fails_says_nothing_of_the_account(app: App, sandbox: Sandbox) -> None:
+    sandbox.control(next={"route": "storage", "spec": "status=503", "count": 9})
+    failed = [transcribed(app, model=FILES) for _ in range(4)]
+    sandbox.reset()
+    chat = app.chat({"model": "qwen3.7-plus", "messages": [{"role": "user", "content": "hi"}]})
+
+    assert {error_of(each)["code"] for each in failed} == {"upstream_upload_failed"}
+    assert chat.status_code == 200, chat.text
+
+
+def test_without_an_account_for_it_the_answer_is_501(sandbox: Sandbox) -> None:
+    with running(
+        QWEN_UPSTREAM_BASE_URL=sandbox.base_url,
+        QWEN_UPSTREAM_API_KEY=UPSTREAM_KEY,
+        QWEN_PROXY_HOST_FAMILIES="127.0.0.1=coding-plan",
+    ) as app:
+        answer = transcribed(app)
+
+    assert (answer.status_code, error_of(answer)["code"]) == (501, "not_available_here")
+    assert not [each for each in sandbox.settle() if each.route != "models"]
+
+
+def test_the_list_of_models_tells_who_transcribes_and_chat_names_the_endpoint(app: App) -> None:
+    listed = app.get("/v1/models").json
+    assert listed is not None
+    found = {each["id"]: each["capabilities"] for each in listed["data"]}
+    chat = app.chat({"model": FLASH, "messages": [{"role": "user", "content": "hi"}]})
+
+    assert {name: found[name] for name in (FLASH, AUDIO, FILES, "fun-asr")} == dict.fromkeys(
+        (FLASH, AUDIO, FILES, "fun-asr"), ["transcription"]
+    )
+    assert chat.status_code == 400
+    assert "POST /v1/audio/transcriptions" in error_of(chat)["message"]
+
+
+def test_no_account_with_the_model_for_files_is_said_with_the_reason(sandbox: Sandbox) -> None:
+    sandbox.control(faults={"uploads": "model-not-found"})
+    with running(
+        DASHSCOPE_BASE_URL=sandbox.base_url,
+        DASHSCOPE_API_KEY=UPSTREAM_KEY,
+    ) as app:
+        answer = transcribed(app, response_format="srt")
+
+    assert answer.status_code == 404, answer.text
+    error = error_of(answer)
+    assert error["code"] == "model_not_found"
+    assert error["message"].startswith("Only a model for files tells times")
+    assert f"So `{FILES}` was asked." in error["message"]
