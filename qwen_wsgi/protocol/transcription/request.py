@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,7 +55,7 @@ class TranscriptionRequest:
     """A checked request.
 
     Attributes:
-        seconds: how long the sound plays; None if its head does not tell it.
+        plays: how long the sound plays, as `seconds_of` tells it.
         words, segments: of `verbose_json`: which times are wanted.
         own: Qwen's own parameters.
         lost: members that no model has, by name.
@@ -63,7 +64,7 @@ class TranscriptionRequest:
     model: str
     data: bytes = field(repr=False)
     kind: Kind
-    seconds: float | None = None
+    plays: float | None = None
     format: str = "json"
     language: str = ""
     prompt: str = ""
@@ -76,8 +77,13 @@ class TranscriptionRequest:
     @property
     def is_long(self) -> bool:
         """Whether it is more sound than a model takes in a request."""
-        too_long = self.seconds is not None and self.seconds > MOST_SECONDS
+        too_long = self.plays is not None and self.plays > MOST_SECONDS
         return too_long or len(self.data) * 4 // 3 + 64 > MOST_ENCODED
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the sound plays; None if that is not known exactly."""
+        return self.plays if self.plays is not None and math.isfinite(self.plays) else None
 
     @property
     def wants_times(self) -> bool:
@@ -126,7 +132,7 @@ def parse_request(fields: Mapping[str, Sequence[str]], sound: bytes | None) -> T
         model=given["model"],
         data=sound,
         kind=kind,
-        seconds=seconds_of(sound),
+        plays=seconds_of(sound),
         format=format,
         language=_language(given),
         prompt=given.get("prompt", ""),

@@ -6,9 +6,13 @@ Formats: RIFF WAVE; MPEG 1 and 2 layer III (ISO 11172-3, 13818-3) with the Xing 
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable
 from typing import Final, NamedTuple
+
+#: Frames of MP3 that are counted: of the shortest ones, twice as much as a request may have.
+_MOST_FRAMES: Final = 25_000
 
 #: How far into a file its first frame, or its last page, is looked for.
 _NEAR: Final = 64 * 1024
@@ -59,7 +63,8 @@ def kind_of(data: bytes) -> Kind | None:
 
 
 def seconds_of(data: bytes) -> float | None:
-    """How long a file plays; None where its head does not tell it."""
+    """How long a file plays; None where its head does not tell it, and infinite where it is more
+    than anybody counts: hours of MP3 without a header that tells it."""
     kind = kind_of(data)
     read = None if kind is None else _READERS.get(kind.name)
     try:
@@ -75,7 +80,9 @@ def _wav(data: bytes) -> float | None:
         if name == b"fmt ":
             rate = struct.unpack_from("<I", data, place + 16)[0]  # bytes of a second
         elif name == b"data":
-            return float(min(size, len(data) - place - 8) / rate)
+            rest = len(data) - place - 8
+            # Who writes into a pipe does not know the size, and says 0 or the largest number.
+            return float(min(size, rest) / rate) if size or not rest else None
         place += 8 + size + (size & 1)
     return None
 
@@ -91,23 +98,43 @@ def _mp3(data: bytes) -> float | None:
     if data[:3] == b"ID3":
         a, b, c, d = data[6:10] if len(data) >= 10 else bytes(4)
         begin = 10 + ((a & 127) << 21 | (b & 127) << 14 | (c & 127) << 7 | d & 127)
-    for place in range(begin, min(len(data) - 4, begin + _NEAR)):
-        if data[place] == 0xFF and data[place + 1] & 0xE6 == 0xE2:  # layer III
-            head = int.from_bytes(data[place : place + 4], "big")
-            version, rate, sampling = head >> 19 & 3, head >> 12 & 15, head >> 10 & 3
-            if version != 1 and 0 < rate < 15 and sampling < 3:
-                break
-    else:
+    near = range(begin, min(len(data) - 4, begin + _NEAR))
+    place = next((place for place in near if _frame(data, place) is not None), len(data))
+    if (frame := _frame(data, place)) is None:
         return None
-    first = version == 3
-    samples = _SAMPLES[sampling] >> (0 if first else 1 if version == 2 else 2)
-    near = data[place : place + 64]
-    found = max(near.find(b"Xing"), near.find(b"Info"))
-    if found >= 0 and near[found + 7] & 1:
+    first = data[place : place + 64]
+    found = max(first.find(b"Xing"), first.find(b"Info"))
+    if found >= 0 and first[found + 7] & 1:
         frames: int = struct.unpack_from(">I", data, place + found + 8)[0]
-        return frames * (1152 if first else 576) / samples
-    # All frames alike, as most files without that header have them.
-    return (len(data) - place) * 8 / ((_RATES_1 if first else _RATES_2)[rate] * 1000)
+        return frames * frame.seconds
+    # Without that header only the frames themselves tell it: their rates may differ.
+    seconds, count = 0.0, 0
+    while (frame := _frame(data, place)) is not None:
+        if count == _MOST_FRAMES:
+            return math.inf
+        seconds, place, count = seconds + frame.seconds, place + frame.size, count + 1
+    return seconds if len(data) - place <= _NEAR else None  # behind the frames are tags
+
+
+class _Frame(NamedTuple):
+    """One frame of layer III: bytes, and seconds."""
+
+    size: int
+    seconds: float
+
+
+def _frame(data: bytes, place: int) -> _Frame | None:
+    """The frame that begins there (ISO 11172-3 §2.4.1.3); None if none does."""
+    head = int.from_bytes(data[place : place + 4], "big")
+    if head >> 17 & 0x7FF3 != 0x7FF1:  # the mark, and layer III
+        return None
+    version, rate, sampling = head >> 19 & 3, head >> 12 & 15, head >> 10 & 3
+    if version == 1 or not 0 < rate < 15 or sampling == 3:
+        return None
+    hertz = _SAMPLES[sampling] >> (0 if version == 3 else 1 if version == 2 else 2)
+    samples, rates = (1152, _RATES_1) if version == 3 else (576, _RATES_2)
+    size = samples // 8 * rates[rate] * 1000 // hertz + (head >> 9 & 1)
+    return _Frame(size, samples / hertz)
 
 
 def _flac(data: bytes) -> float | None:
@@ -133,7 +160,8 @@ def _mp4(data: bytes) -> float | None:
         scale, length = struct.unpack_from(">IQ", data, found + 24)
     else:
         scale, length = struct.unpack_from(">II", data, found + 16)
-    return float(length / scale)
+    # 0 in files of fragments; all bits for unknown.
+    return None if length in (0, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF) else float(length / scale)
 
 
 _READERS: Final[dict[str, Callable[[bytes], float | None]]] = {

@@ -21,6 +21,7 @@ from tests.kit.secrets import secret
 FLASH = "qwen3-asr-flash"
 AUDIO = "qwen-audio-3.1-asr-flash"
 FILES = "qwen3-asr-flash-filetrans"
+ERROR_FRAME = "error-frame-after=2"
 
 
 def wav(seconds: float = 1.0, rate: int = 8000) -> bytes:
@@ -110,8 +111,13 @@ def test_events(app: App, model: str) -> None:
     assert app.services.admission.in_flight == 0
 
 
-@pytest.mark.parametrize("model", [FLASH, AUDIO])
-@pytest.mark.parametrize("spec", ["cut-after=2", "error-frame-after=2"])
+@pytest.mark.parametrize(
+    ("model", "spec"),
+    [
+        *((model, spec) for model in (FLASH, AUDIO) for spec in ("cut-after=2", ERROR_FRAME)),
+        (FLASH, "no-finish"),  # the last event of the others is like all of them
+    ],
+)
 def test_events_that_break_off_have_no_end(
     app: App, sandbox: Sandbox, model: str, spec: str
 ) -> None:
@@ -196,6 +202,7 @@ def test_long_sound_goes_to_the_model_for_files(
         ("file-task", "partial", 502, "upstream_task_failed"),
         ("file-task", "task-ends=CANCELED", 502, "upstream_task_cancelled"),
         ("file-task", "result-host=https://evil.example", 502, "upstream_result_refused"),
+        ("results", "not-json", 502, "upstream_bad_answer"),
         ("file-task", "inspection", 400, None),
     ],
 )
@@ -208,7 +215,7 @@ def test_failures_of_files_are_told(
     assert answer.status_code == status, answer.text
     if code is not None:
         assert answer.json["error"]["code"] == code  # type: ignore[index]  # it is JSON
-    began = route == "file-task" and spec != "inspection"
+    began = route in ("file-task", "results") and spec != "inspection"
     assert answer.headers.get("x-should-retry") == ("false" if began else None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 
 import pytest
@@ -12,6 +13,9 @@ from qwen_wsgi.protocol.transcription.sound import kind_of, seconds_of
 
 #: MPEG 1 layer III, 128 kbit/s at 44.1 kHz.
 FRAME = b"\xff\xfb\x90\x64" + bytes(413)
+#: The same at 32 kbit/s; and MPEG 2 at 64 kbit/s and 22.05 kHz, padded.
+SLOW = b"\xff\xfb\x10\x64" + bytes(100)
+MPEG2 = b"\xff\xf3\x82\x64" + bytes(205)
 _BEGINS = (b"", b"ID3", b"\xff\xfb\x90", b"fLaC", b"OggS", b"RIFF____WAVE", b"____ftypmvhd")
 
 
@@ -39,13 +43,22 @@ def mvhd(scale: int, length: int) -> bytes:
     [
         (wav(bytes(64_000)), "wav", 2.0),
         (wav(bytes(32_000), size=0xFFFF_FFFF), "wav", 1.0),
-        (FRAME * 100, "mp3", 41700 * 8 / 128_000),
-        (b"ID3\4\0\0\0\0\0\x05" + b"\xff\xff\0\0\0" + FRAME * 10, "mp3", 4170 * 8 / 128_000),
+        (FRAME * 100, "mp3", 100 * 1152 / 44_100),
+        (b"ID3\4\0\0\0\0\0\x05" + b"\xff\xff\0\0\0" + FRAME * 10, "mp3", 10 * 1152 / 44_100),
         (
             FRAME[:36] + b"Xing" + struct.pack(">II", 1, 1000) + bytes(400),
             "mp3",
             1000 * 1152 / 44_100,
         ),
+        ((FRAME + SLOW) * 5 + b"TAG" + bytes(125), "mp3", 10 * 1152 / 44_100),
+        (FRAME * 2 + bytes(70_000), "mp3", None),
+        (MPEG2 * 3, "mp3", 3 * 576 / 22_050),
+        (SLOW * 25_001, "mp3", math.inf),
+        (wav(bytes(32_000), size=0), "wav", None),
+        (wav(b""), "wav", 0.0),
+        (mvhd(1000, 0), "m4a", None),
+        (mvhd(1000, 0xFFFF_FFFF), "m4a", None),
+        (b"\0\0\0\x14ftypM4A ....mvhd\1" + bytes(19) + struct.pack(">IQ", 10, 50), "m4a", 5.0),
         (flac(48_000, 96_000), "flac", 2.0),
         (flac(48_000, 0), "flac", None),
         (page(0, b"\x01\x13OpusHead") + page(480_000, b"x"), "ogg", 10.0),
