@@ -250,6 +250,8 @@ def _by_file(
         usage = answers.usage_of(state.answer.get("usage"))
         seconds = answers.seconds_of(state.answer.get("usage"))
         _note(call, request, usage, seconds)
+        if request.format == "verbose_json" and seconds is not None:
+            usage = {"type": "duration", "seconds": seconds}  # the only form that OpenAI's has
         length = seconds if request.seconds is None else request.seconds
         render = partial(_rendered, data, request, usage, length)
         return (apart(render) if is_long(data) else render())()

@@ -151,6 +151,7 @@ def test_times_come_from_a_model_for_files(app: App, sandbox: Sandbox) -> None:
     value = answer.json
     assert value is not None
     assert (value["text"], value["language"], value["duration"]) == (TEXT, "en", 2.5)
+    assert value["usage"] == {"type": "duration", "seconds": 4}
     assert [(each["start"], each["end"], each["text"]) for each in value["segments"]] == [
         (0, 1.6, "Hello from the sandbox."),
         (1.6, 3.6, "It hears every sound alike."),
