@@ -12,7 +12,7 @@ from qwen_wsgi.api import errors, health, lifecycle, models, status
 from qwen_wsgi.api.dialects import chat, completions, embeddings, messages, responses
 from qwen_wsgi.api.files import batches, files
 from qwen_wsgi.api.flask_app import Application
-from qwen_wsgi.api.media import images, rerank, speech, videos
+from qwen_wsgi.api.media import images, rerank, speech, transcriptions, videos
 from qwen_wsgi.api.websocket import route as websocket
 from qwen_wsgi.services import Services, build_services, configure_logs
 from qwen_wsgi.settings import Settings
@@ -47,6 +47,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
         embeddings,
         images,
         videos,
+        transcriptions,
         speech,
         rerank,
         files,

@@ -50,6 +50,7 @@ from qwen_wsgi.upstream.routing.trials import Trials
 from qwen_wsgi.upstream.tasks.looks import TaskLooks
 from qwen_wsgi.upstream.tasks.lost import LostTasks
 from qwen_wsgi.upstream.tasks.tasks import Tasks
+from qwen_wsgi.upstream.tasks.uploads import Uploads
 from qwen_wsgi.upstream.tokenizer import HostTokenizer
 
 log = logging.getLogger(__name__)
@@ -166,6 +167,7 @@ class Services:
     looks: TaskLooks
     lost_tasks: LostTasks
     downloads: Downloads
+    uploads: Uploads
     pdf_reader: PdfReader
     tokenizer: HostTokenizer
     sandbox: SandboxHost
@@ -250,6 +252,7 @@ def build_services(
         stopping=lambda: admission.draining,
         notify=notifier(settings.environ.get("NOTIFY_SOCKET", "")),
     )
+    downloads = Downloads(settings, transport)
     retrier = Retrier(settings, router, pool, cooldowns, affinity, clock, outcomes=outcomes)
     executor = Executor(
         settings,
@@ -295,7 +298,8 @@ def build_services(
         tasks=tasks,
         looks=TaskLooks(tasks, clock, workers=settings.workers, sleep=sleep),
         lost_tasks=LostTasks(client, tasks, clock, sleep=sleep),
-        downloads=Downloads(settings, transport),
+        downloads=downloads,
+        uploads=Uploads(client, downloads),
         pdf_reader=PdfReader(clock),
         tokenizer=HostTokenizer(settings, router, executor, clock),
         sandbox=sandbox,

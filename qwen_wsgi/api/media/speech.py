@@ -124,6 +124,7 @@ class _Speech:
             generation.forwarded_headers(self._call.environ),
             self._call.record,
             requests,
+            at_origin=True,
             once=True,
         )
         self.close()
