@@ -19,6 +19,7 @@ from qwen_wsgi.protocol.images import answer as answers
 from qwen_wsgi.protocol.images.models import Road, image_model
 from qwen_wsgi.protocol.images.request import ImageRequest, native_calls, parse_request
 from qwen_wsgi.upstream.executor import UnaryAnswer, UnaryCall, UnaryRequests
+from qwen_wsgi.upstream.routing.accounts import base_url_of
 from qwen_wsgi.upstream.routing.router import Plan, Route
 from qwen_wsgi.upstream.tasks.tasks import task_id_of
 
@@ -141,7 +142,7 @@ def _entries(
         entry: dict[str, Any] = {}
         if request.base64:
             content = call.services.downloads.open(
-                picture.url, route.account.base_url or "", max_bytes=min(_PICTURE_BYTES, left)
+                picture.url, base_url_of(route.account), max_bytes=min(_PICTURE_BYTES, left)
             ).read()
             left -= len(content) * 4 // 3
             if left <= 0:

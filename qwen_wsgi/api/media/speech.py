@@ -27,6 +27,7 @@ from qwen_wsgi.protocol.speech.request import (
 from qwen_wsgi.upstream.executor import UnaryCall, UnaryRequests
 from qwen_wsgi.upstream.failures.classify import connection_error
 from qwen_wsgi.upstream.native_stream import NativeStream
+from qwen_wsgi.upstream.routing.accounts import base_url_of
 from qwen_wsgi.upstream.routing.router import Plan, Route
 
 blueprint = Blueprint("speech", __name__)
@@ -129,7 +130,7 @@ class _Speech:
         )
         self.close()
         route, self._stream = self._call.services.executor.native_stream(unary, self._plan)
-        self._base_url = route.account.base_url or ""
+        self._base_url = base_url_of(route.account)
         return route
 
     def _part(self) -> Iterator[bytes]:

@@ -35,6 +35,7 @@ from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.upstream.executor import UnaryCall, UnaryRequests
 from qwen_wsgi.upstream.failures.classify import connection_error
 from qwen_wsgi.upstream.native_stream import NativeStream
+from qwen_wsgi.upstream.routing.accounts import base_url_of
 from qwen_wsgi.upstream.routing.router import Plan, Route
 from qwen_wsgi.upstream.tasks.tasks import TaskState, task_id_of
 from qwen_wsgi.upstream.tasks.uploads import RESOLVE
@@ -316,7 +317,7 @@ def _fetched(call: LiveCall, url: str, route: Route) -> bytes:
     most = services.settings.max_answer_bytes
     for left in reversed(range(_FETCHES)):
         try:
-            found = services.downloads.open(url, route.account.base_url or "", max_bytes=most)
+            found = services.downloads.open(url, base_url_of(route.account), max_bytes=most)
             return found.read()
         except UpstreamError as error:
             if error.failure is None or not left:  # else its connection failed

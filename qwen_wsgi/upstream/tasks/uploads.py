@@ -16,6 +16,7 @@ from qwen_wsgi.errors import BadRequest, Failure, Scope, UpstreamError
 from qwen_wsgi.protocol import json_access
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.http.download import Downloads
+from qwen_wsgi.upstream.routing.accounts import base_url_of
 
 #: Headers of a call with the URL of such a file.
 RESOLVE: Final[Mapping[str, str]] = {"X-DashScope-OssResourceResolve": "enable"}
@@ -72,7 +73,7 @@ class Uploads:
         try:
             status = self._downloads.send(
                 policy.get("upload_host"),
-                account.base_url or "",
+                base_url_of(account),
                 pieces,
                 {"Content-Type": f"multipart/form-data; boundary={boundary}"},
             )
