@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from greenlet import GreenletExit
 from openai.types.responses import Response
 from werkzeug.test import TestResponse
 
+from qwen_wsgi.api.dialects.background import worker
+from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError
-from qwen_wsgi.state.background import is_gone, this_worker
+from qwen_wsgi.state.background import Job, is_gone, this_worker
 from tests.api.apps import App, error_of, in_front_of
 from tests.api.responding import ADA, BOB, MODELS, answer, post
 from tests.fakes.raw_server import whole
@@ -285,6 +288,22 @@ def test_a_stop_leaves_what_waits(places: dict[str, str]) -> None:
         background.stop()
         assert background.in_flight == 0
         assert now(app, id)["status"] == "queued"
+
+
+def test_a_call_that_a_stop_cuts(places: dict[str, str]) -> None:
+    """The log's line of it says so."""
+
+    def cut(call: LiveCall, job: Job) -> dict[str, Any]:
+        raise GreenletExit
+
+    with in_front_of(MODELS, **places) as (app, _):
+        id = begun(app)["id"]
+        app.services.background.work = worker(app.services, cut)
+        made(app)
+        failed = now(app, id)
+        assert failed["status"] == "failed"
+        assert "stopped or restarted" in failed["error"]["message"]
+        assert app.calls[-2]["outcome"] == "cut_by_stop"
 
 
 def test_a_list_that_cannot_be_used(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,17 @@ from qwen_wsgi.state.shared_files import this_boot
 from tests.fakes.clock import FakeClock
 
 ME, OTHER = "boot/pid:[1]/1/1", "boot/pid:[1]/2/2"
+
+
+_OPEN: list[BackgroundQueue] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    """All queues of a test are closed after it."""
+    yield
+    while _OPEN:
+        _OPEN.pop().close()
 
 
 class Queue:
@@ -28,6 +40,7 @@ class Queue:
             sleep=self.clock.advance,
             **{"per_client": 10, **bounds},
         )
+        _OPEN.append(self.queue)
 
     def add(self, id: str, owner: str = "ada", request: bytes = b"{}") -> None:
         self.queue.add(
