@@ -22,7 +22,7 @@ from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.chat_attempt import ChatCall
 from qwen_wsgi.upstream.executor import Executor
 from qwen_wsgi.upstream.open_stream import OpenStream
-from qwen_wsgi.upstream.relay import Relay
+from qwen_wsgi.upstream.relay import Relay, failed_late
 from qwen_wsgi.upstream.routing.router import Plan
 
 T = TypeVar("T")
@@ -139,6 +139,11 @@ class Turns:
         self._made[call.tool] += outcome.failure is None
         return outcome
 
+    @property
+    def has_made(self) -> bool:
+        """Whether a tool has run with success."""
+        return any(self._made.values())
+
     def settle(self) -> None:
         """Add the later turns and the tools to the record of the call, once, at its end."""
         record = self._call.record
@@ -178,8 +183,11 @@ class TurnRelay(Relay):
     def complete(self) -> None:
         """Carry the answer to its end for a client that takes it as a whole: the encoder has it.
 
+        After a tool has made something, which is billed, a failure is told in the answer, beside
+        what was made; a client that got an error alone would have it made again.
+
         Raises:
-            ApiError: it failed.
+            ApiError: it failed before.
         """
         self._opening.wait(None)
         self._stream = first = self._opening.take()
@@ -189,7 +197,9 @@ class TurnRelay(Relay):
         except ApiError as error:
             if self._stream is not None:
                 self._stream.on_failure(error)
-            raise
+            if not self._turns.has_made:
+                raise
+            self._encoder.fail(failed_late(error, self._record))
 
     def close(self) -> None:
         try:

@@ -192,16 +192,22 @@ class UpstreamClient:
         *,
         headers: Mapping[str, str],
         record: CallRecord,
+        at_origin: bool = True,
     ) -> NativeStream:
-        """Ask the native API for a stream, and wait for its first event.
+        """Ask for a stream of JSON events, and wait for the first one.
+
+        Args:
+            at_origin: of the native API; else of a path behind the base URL.
 
         Raises:
             ApiError: no usable credential, no answer, or a refusal.
         """
         sent_at = self._clock.monotonic()
-        asking = {**headers, "X-DashScope-SSE": "enable", "Accept": "text/event-stream"}
+        asking = {**headers, "Accept": "text/event-stream"}
+        if at_origin:
+            asking["X-DashScope-SSE"] = "enable"
         response, token = self._request(
-            account, path, body, asking, sent_at, record.request_id, at_origin=True
+            account, path, body, asking, sent_at, record.request_id, at_origin=at_origin
         )
         record.upstream_request_id = classify.request_id(response.headers, secrets=_secrets(token))
         reader, clock = BodyReader(response), self._clock

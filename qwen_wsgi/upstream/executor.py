@@ -294,7 +294,7 @@ class Executor:
         return self._retrier.run(plan, ask, call.record)
 
     def native_stream(self, call: UnaryCall, plan: Plan) -> tuple[Route, NativeStream]:
-        """Open a stream of the native API, of the only request of a call; its owner must close it.
+        """Open a stream of JSON events, of the only request of a call; its owner must close it.
 
         Raises:
             ApiError: no account answered; nothing was sent to the client yet.
@@ -304,7 +304,12 @@ class Executor:
             (body,), call.record.changed, _ = call.requests(route)
             try:
                 stream = self._client.open_native(
-                    route.account, call.path, body, headers=call.headers, record=call.record
+                    route.account,
+                    call.path,
+                    body,
+                    headers=call.headers,
+                    record=call.record,
+                    at_origin=call.at_origin,
                 )
             except UpstreamError as error:
                 if call.once and error.failure is not None and error.failure.cause in _LOST:

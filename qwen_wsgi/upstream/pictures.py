@@ -13,6 +13,7 @@ from qwen_wsgi.protocol.images.request import ImageRequest, native_calls
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.executor import Executor, UnaryAnswer, UnaryCall, UnaryRequests
 from qwen_wsgi.upstream.http.download import Downloads
+from qwen_wsgi.upstream.routing.accounts import base_url_of
 from qwen_wsgi.upstream.routing.router import Plan, Route
 from qwen_wsgi.upstream.tasks.tasks import Tasks, task_id_of
 
@@ -89,4 +90,4 @@ class Pictures:
             UpstreamError: it may not be fetched, is larger, or does not come.
         """
         most = min(_PICTURE_BYTES, max_bytes)
-        return self._downloads.open(url, route.account.base_url or "", max_bytes=most).read()
+        return self._downloads.open(url, base_url_of(route.account), max_bytes=most).read()

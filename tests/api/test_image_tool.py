@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -475,17 +476,38 @@ def test_a_call_that_was_cut_is_not_carried_out(app: App, sandbox: Sandbox) -> N
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_second_turn_that_fails(sandbox: Sandbox, stream: bool) -> None:
+def test_a_second_turn_that_fails_leaves_the_picture(sandbox: Sandbox, stream: bool) -> None:
     with in_front_of(sandbox) as app:
         sandbox.control(next=[{"spec": "size=1000"}, {"spec": "error=internal_error"}])
         answer = post(app, stream=stream)
-        if stream:
-            last = events_of(answer)[-1]
-            assert last["type"] == "response.failed"
-            assert pictures(last["response"])[0]["status"] == "completed"
-        else:
-            assert answer.status_code == 500
+        response = events_of(answer)[-1]["response"] if stream else answer.get_json()
         (call,) = app.calls
-        assert call["outcome"] == "upstream_error"
-        assert call["pictures"] == 1
-        assert app.services.admission.in_flight == 0
+        in_flight = app.services.admission.in_flight
+
+    assert (answer.status_code, response["status"], in_flight) == (200, "failed", 0)
+    assert response["error"]["code"] == "server_error"
+    assert pictures(response)[0]["status"] == "completed"
+    assert (call["status"], call["outcome"], call["pictures"]) == (200, "upstream_error", 1)
+
+
+def test_a_second_turn_that_fails_after_no_picture(sandbox: Sandbox) -> None:
+    with in_front_of(sandbox) as app:
+        args = arguments(prompt="a cat [[sandbox: inspection]]")
+        sandbox.control(next=[{"spec": args}, {"spec": "error=internal_error"}])
+        answer = post(app)
+        (call,) = app.calls
+
+    assert (answer.status_code, call["outcome"]) == (500, "upstream_error")
+
+
+def test_in_the_background(sandbox: Sandbox, tmp_path: Path) -> None:
+    with in_front_of(sandbox, QWEN_PROXY_STATE_DIR=str(tmp_path)) as app:
+        id = post(app, background=True).get_json()["id"]
+        app.services.background.look()
+        app.services.background.wait(5)
+        response = app.client.get(f"/v1/responses/{id}").get_json()
+
+    assert (response["status"], kinds(response)) == (
+        "completed",
+        ["image_generation_call", "message"],
+    )

@@ -14,6 +14,7 @@ from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.responses import compaction, items, parameters
+from qwen_wsgi.protocol.responses.background import Background, asked_for
 from qwen_wsgi.protocol.responses.conversation import ADDITIONAL_TOOLS, Conversation
 from qwen_wsgi.protocol.responses.server_tools import image_tool
 from qwen_wsgi.protocol.responses.server_tools.image_tool import ImageOffer, ImageTool
@@ -69,6 +70,7 @@ class ResponsesRequest:
         image: the tool by which the model may have pictures made, so that the answer may have
             several turns, or None.
         max_tool_calls: runs of tools by the proxy that the client allows, or None.
+        background: the client does not wait for the answer; None if it does.
     """
 
     chat: ChatRequest
@@ -85,6 +87,7 @@ class ResponsesRequest:
     summarizes: bool = False
     image: ImageTool | None = None
     max_tool_calls: int | None = None
+    background: Background | None = None
 
 
 def previous_of(body: JsonObject) -> Previous:
@@ -141,6 +144,7 @@ def _parsed(
 ) -> ResponsesRequest:
     previous = previous_of(body)
     _refuse(body)
+    background = asked_for(body)
     history = compaction.shortened(history)
     known = {id for item in history if isinstance(id := item.get("id"), str)}
     own = items.normalized(body, seed=seed, known=known, stored=stored)
@@ -164,7 +168,9 @@ def _parsed(
     image = _image(tools, members, [*history, *own])
     if stream or image is not None:  # turns are always read as streams
         members |= {"stream": True, "stream_options": {"include_usage": True}}
-    echo = _echo(body, previous)
+    if background is not None and background.half_price:
+        members["service_tier"] = "flex"
+    echo = _echo(body, previous, background)
     return ResponsesRequest(
         chat=_chat(members, [echo, own]),
         changed=changes.entries,
@@ -180,6 +186,7 @@ def _parsed(
         summarizes=summarizes,
         image=image,
         max_tool_calls=body.get("max_tool_calls"),
+        background=background,
     )
 
 
@@ -255,10 +262,6 @@ def _unwritable() -> BadRequest:
 
 def _refuse(body: JsonObject) -> None:
     """Refuse what would need another kind of answer."""
-    if validation.flag(body, "background"):
-        raise validation.unsupported(
-            "background", "Background responses are not supported here. Use 'stream': true."
-        )
     if body.get("conversation") is not None:
         raise validation.unsupported(
             "conversation",
@@ -289,7 +292,7 @@ def _all_tools(body: JsonObject, all_items: Sequence[Mapping[str, Any]]) -> list
 # --- members that the response repeats ----------------------------------------------------------
 
 
-def _echo(body: JsonObject, previous: Previous) -> dict[str, Any]:
+def _echo(body: JsonObject, previous: Previous, background: Background | None) -> dict[str, Any]:
     """The members of a response object that repeat the request, with OpenAI's defaults.
 
     The host's defaults for temperature and top_p are unknown, so those stay null.
@@ -299,7 +302,7 @@ def _echo(body: JsonObject, previous: Previous) -> dict[str, Any]:
     parallel = body.get("parallel_tool_calls")
     choice = body.get("tool_choice")
     echo = {
-        "background": False,
+        "background": background is not None,
         "instructions": body.get("instructions"),
         "max_output_tokens": body.get("max_output_tokens"),
         "max_tool_calls": body.get("max_tool_calls"),
