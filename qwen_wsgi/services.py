@@ -259,7 +259,6 @@ def build_services(
         stopping=lambda: admission.draining,
         notify=notifier(settings.environ.get("NOTIFY_SOCKET", "")),
     )
-    downloads = Downloads(settings, transport)
     retrier = Retrier(settings, router, pool, cooldowns, affinity, clock, outcomes=outcomes)
     executor = Executor(
         settings,
