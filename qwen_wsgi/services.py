@@ -12,8 +12,10 @@ from typing import Final
 
 from qwen_wsgi import logs
 from qwen_wsgi.access.admission import Admission
+from qwen_wsgi.access.budget import Budgets
 from qwen_wsgi.access.connections import Connections
-from qwen_wsgi.access.guard import Guard
+from qwen_wsgi.access.guard import Client, Guard
+from qwen_wsgi.access.limits import Calendar, Limits
 from qwen_wsgi.accounting.ledger import Ledger
 from qwen_wsgi.background import Background
 from qwen_wsgi.clock import Clock, SystemClock, sleep
@@ -26,6 +28,7 @@ from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.background import BackgroundQueue
 from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.host_objects import HostObjects
+from qwen_wsgi.state.limit_counters import LimitCounters
 from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.state.responses import ResponseStore
@@ -97,19 +100,25 @@ class Maintenance:
     """Keeps the logins of an idle proxy fresh, so that the first call after a night need not wait;
     and reports what the worker does.
 
-    Accounts that were refused are tried again as well, and shared files that were removed are begun
-    anew.
+    Accounts that were refused are tried again as well, shared files that were removed are begun
+    anew, and what dead workers held of clients' limits is given back.
 
     One thread per worker; which worker renews a login is settled by the login's locks.
     """
 
     def __init__(
-        self, discovery: Discovery, files: SharedFiles, trials: Trials, reporting: Reporting
+        self,
+        discovery: Discovery,
+        files: SharedFiles,
+        trials: Trials,
+        reporting: Reporting,
+        budgets: Budgets,
     ) -> None:
         self._discovery = discovery
         self._files = files
         self._trials = trials
         self._reporting = reporting
+        self._budgets = budgets
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -126,6 +135,7 @@ class Maintenance:
         while not self._stop.wait(MAINTENANCE_S):
             self._guarded(self._maintain_logins)
             self._guarded(self._files.look_after)
+            self._guarded(self._budgets.look_after)
             self._guarded(self._trials.run)
             self._guarded(self._reporting.report)
 
@@ -148,6 +158,7 @@ class Services:
     clock: Clock
     guard: Guard
     admission: Admission
+    budgets: Budgets
     connections: Connections
     connection_memory: ConnectionMemory
     discovery: Discovery
@@ -198,6 +209,7 @@ class Services:
         self.responses.close()
         self.videos.close()
         self.host_objects.close()
+        self.budgets.close()
         self.sandbox.close()
 
 
@@ -223,6 +235,7 @@ def build_services(
     state_dir: Path | None = None,
     known_in: Path | None = None,
     sleep: Callable[[float], None] = sleep,
+    limits_of: Callable[[Client], Limits | None] = lambda client: None,
 ) -> Services:
     """Wire everything together; opens no connection and starts no thread.
 
@@ -233,6 +246,7 @@ def build_services(
         known_in: without `state_dir`: the state directory of a server. What it knows of accounts
             now is the beginning; nothing is written there.
         sleep: for the pauses between questions about tasks.
+        limits_of: what a client may take, see `access.budget.Budgets`.
     """
     clock = clock or SystemClock()
     sandbox = SandboxHost()
@@ -269,6 +283,10 @@ def build_services(
         RefusedInputs(files),
         BatchChat(settings, pool),
     )
+    counters = LimitCounters(
+        None if state_dir is None else state_dir / "limits", clock, Calendar(settings.timezone)
+    )
+    budgets = Budgets(limits_of, counters)
     downloads = Downloads(settings, transport)
     responses = ResponseStore(
         None if state_dir is None else state_dir / "responses",
@@ -282,6 +300,7 @@ def build_services(
         clock=clock,
         guard=Guard(settings),
         admission=admission,
+        budgets=budgets,
         connections=Connections(settings.websockets, settings.websockets_per_key),
         connection_memory=ConnectionMemory(
             # One request of the largest size must fit.
@@ -326,7 +345,9 @@ def build_services(
         tokenizer=HostTokenizer(settings, router, executor, clock),
         sandbox=sandbox,
         workers=workers,
-        maintenance=Maintenance(discovery, files, Trials(pool, catalogue, outcomes), reporting),
+        maintenance=Maintenance(
+            discovery, files, Trials(pool, catalogue, outcomes), reporting, budgets
+        ),
         started_at=clock.monotonic(),
     )
 

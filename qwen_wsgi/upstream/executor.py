@@ -208,6 +208,8 @@ class Executor:
         """
         answers: list[ChatAnswer] = []
         size = AnswerSize()
+        if record.budget is not None:
+            record.budget.reserve(len(calls))
         try:
             works = (partial(self.complete, replace(each, size=size), plan) for each in calls)
             for answer in in_order(works, at_a_time=at_a_time):
@@ -270,6 +272,9 @@ class Executor:
 
         def ask(route: Route, slot: Slot) -> UnaryAnswer | None:
             bodies, call.record.changed, native_path = call.requests(route)
+            if call.record.budget is not None and len(bodies) > 1:
+                call.record.budget.reserve(len(bodies))
+                call.record.budget.sent(len(bodies) - 1)
             post = partial(self._post, call, route, native_path)
             asked_at = self._clock.now()
             works = [partial(post, body) for body in bodies]
