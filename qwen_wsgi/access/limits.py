@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import os
 from array import array
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
@@ -40,7 +41,7 @@ _STEP_S: Final = 3600
 _DAY_S: Final = 86_400.0
 
 #: Places in `State.head`.
-_VERSION, _BUCKET, _WALL, _REQUESTS, _TOKENS, _DAY, _DAY_TOKENS, _MONTH, _MONEY = range(9)
+_VERSION, _BUCKET, _WALL, _REQUESTS, _TOKENS, _DAY, _DAY_TOKENS, _MONTH, _MONEY, _BEGUN = range(10)
 _HEAD: Final = 16
 #: Of the layout of `State.pack`.
 VERSION: Final = 1
@@ -153,6 +154,16 @@ class State:
     def in_flight(self) -> int:
         """Calls in flight, of all workers."""
         return sum(self.places)
+
+    @property
+    def begun(self) -> int:
+        """Another number after each time that the counting was begun anew."""
+        return self.head[_BEGUN]
+
+    def begin_anew(self) -> None:
+        """Note that a state that was lost is replaced by this one, in which no worker has a row."""
+        self.head[_BEGUN] = int.from_bytes(os.urandom(4), "big")
+        self.forget_all_workers()
 
     def forget_all_workers(self) -> None:
         """Free the rows of all workers."""
@@ -414,8 +425,9 @@ def together(first: Owed, second: Owed) -> Owed:
 def book_owed(state: State, owed: Owed, now: Moment) -> None:
     """Book what another copy of the state knows."""
     advance(state, now)
+    latest = state.head[_BUCKET]
     for bucket, (requests, tokens) in owed.buckets.items():
-        _book(state, Granted(bucket, 0, 0), requests, tokens, 0)
+        _book(state, Granted(min(bucket, latest), 0, 0), requests, tokens, 0)
     _book(state, Granted(-1, owed.day, owed.month), 0, owed.tokens, owed.money)
 
 

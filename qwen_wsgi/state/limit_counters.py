@@ -225,6 +225,7 @@ class Counter:
         #: The lock is taken, and the state that is worked at is the file's.
         self._holds = False
         self._row = _NO_ROW
+        self._begun = 0
         self.places = 0
         #: Tokens that are reserved and not settled: those of span `s` at `s % _SPANS`; and those of
         #: the latest day.
@@ -291,7 +292,6 @@ class Counter:
         Args:
             places: of the worker's, how many are given back.
         """
-        self._note_open(granted, -granted.tokens)
         self.places -= places
 
         def work(state: State, now: Moment) -> None:
@@ -299,7 +299,7 @@ class Counter:
 
         # The row first: of a worker that is killed in between, too little is given back and not
         # too much.
-        self._change(work, row_first=True)
+        self._change(work, first=partial(self._note_open, granted, -granted.tokens))
 
     def remaining(self, limits: Limits) -> Mapping[str, Room]:
         """What is left, see `access.limits.remaining`. Waits for nobody."""
@@ -349,29 +349,36 @@ class Counter:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _change(self, work: Callable[[State, Moment], T], *, row_first: bool = False) -> T:
-        """Have something changed: in the file, or for now in this process's copy."""
+    def _change(
+        self, work: Callable[[State, Moment], T], *, first: Callable[[], None] | None = None
+    ) -> T:
+        """Have something changed: in the file, or for now in this process's copy.
+
+        Args:
+            first: changes what the worker's row says, which is written before the state then.
+        """
         if self._fd >= 0 and self._take():
             self._holds = True
             try:
-                return self._in_file(work, row_first=row_first)
+                return self._in_file(work, first)
             finally:
                 self._holds = False
                 self._free()
+        if first is not None:
+            first()
         return self._here(work)
 
-    def _in_file(self, work: Callable[[State, Moment], T], *, row_first: bool) -> T:
-        now, state = self._all.moment(), self._read()
-        if state is not None:
-            self._join(state, now, anew=False)
-        else:
-            state = self._begun_anew()
-            self._join(state, now, anew=True)
+    def _in_file(self, work: Callable[[State, Moment], T], first: Callable[[], None] | None) -> T:
+        now = self._all.moment()
+        state = self._read() or self._begun_anew()
+        self._join(state, now)
         if self._owed is not None:
             owed, self._owed = self._owed, None
             arithmetic.book_owed(state, owed, now)
-        if row_first:
-            self._write_row(now)
+        if first is not None:
+            first()
+            with contextlib.suppress(OSError):  # the state cannot be written either
+                self._write_row(now)
         result = work(state, now)
         if self._row >= 0:
             state.places[self._row] = self.places
@@ -379,13 +386,20 @@ class Counter:
         data = state.pack()
         try:
             os.pwrite(self._fd, data + _CHECKSUM.pack(crc32(data)), 0)
-            if not row_first:
+            if first is None:
                 self._write_row(now)
         except OSError as error:  # of a full disk, where the file was cut
-            self._tell_unusable(error)
-            fd, self._fd = self._fd, -1
-            os.close(fd)  # the lock is freed, too
+            self._give_up(state, now, error)
         return result
+
+    def _give_up(self, state: State, now: Moment, error: OSError) -> None:
+        """Count in this process alone from here on: the file cannot be written."""
+        before = self._read() or State()
+        arithmetic.advance(before, now)
+        self._owed = arithmetic.difference(before, state)
+        self._tell_unusable(error)
+        fd, self._fd = self._fd, -1
+        os.close(fd)  # the lock is freed, too
 
     def _begun_anew(self) -> State:
         """A state for a file that has none: an empty one, or of a file that was damaged what this
@@ -400,7 +414,7 @@ class Counter:
             "the counters of a client's limits were damaged or cut, and begin anew"
             f" path={self._path}"
         )
-        self._state.forget_all_workers()
+        self._state.begin_anew()
         return self._state
 
     def _here(self, work: Callable[[State, Moment], T]) -> T:
@@ -476,17 +490,15 @@ class Counter:
 
     # --- rows ------------------------------------------------------------------------------------
 
-    def _join(self, state: State, now: Moment, *, anew: bool) -> None:
-        """Have a row of our own, also if others have freed it because this process stood still.
-
-        Args:
-            anew: the state was begun just now, and has what this process has open.
-        """
+    def _join(self, state: State, now: Moment) -> None:
+        """Have a row of our own, also if others have freed it because this process stood still."""
         name = self._all.worker
         tag = crc32(name) or 1
         if self._row >= 0 and state.tags[self._row] == tag:
             return
-        had_one = self._row >= 0
+        # Of a state that was begun anew nobody has given anything back.
+        was_freed = self._row >= 0 and state.begun == self._begun
+        self._begun = state.begun
         if tag in state.tags:
             self._row = state.tags.index(tag)
         else:
@@ -497,7 +509,7 @@ class Counter:
         if self._row >= 0:
             state.tags[self._row] = tag
             state.places[self._row] = self.places
-        if had_one and not anew:
+        if was_freed:
             # They have given back what we have reserved.
             open_spans = _spans_of(self._open, self._latest_span)
             arithmetic.book_owed(state, Owed.of_spans(open_spans, *self._open_day), now)

@@ -109,9 +109,7 @@ def test_a_window_lets_pass_what_a_list_of_times_would(
         early = arithmetic.reserve(copy, limits, at(free_ms - 1), requests=requests, tokens=tokens)
         assert isinstance(early, Refused)
         copy = state.copy()
-        granted(
-            arithmetic.reserve(copy, limits, at(free_ms), requests=requests, tokens=tokens)
-        )
+        granted(arithmetic.reserve(copy, limits, at(free_ms), requests=requests, tokens=tokens))
 
 
 @examples(60)
