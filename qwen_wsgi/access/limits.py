@@ -1,8 +1,8 @@
 """What a client may take within a minute, a day and a month, and at the same time. Pure.
 
 The state of one client is a fixed number of integers. Requests and tokens of the last minute are
-in buckets of a quarter of a second, which count until all of such a bucket is older than 60 s: a
-client never gets more than its limit in any 60 s, and waits at most a quarter of a second too long.
+in buckets of half a second, each of which counts until the latest that is in it is 60 s old: a
+client never gets more than its limit in any 60 s, and waits at most half a second too long.
 
 Two clocks: the minute goes by one that never steps (milliseconds, the same in all processes of the
 machine), days and months by the wall clock. See docs/limits.md and docs/decisions/059.
@@ -21,7 +21,7 @@ from zoneinfo import ZoneInfo
 
 #: The window, and a bucket of it. Milliseconds.
 WINDOW_MS: Final = 60_000
-BUCKET_MS: Final = 250
+BUCKET_MS: Final = 500
 #: Those that may count at a moment: the window, and the bucket that is being filled.
 BUCKETS: Final = WINDOW_MS // BUCKET_MS + 1
 #: Workers that may have calls of one client in flight: twice as many as a server has, because
@@ -33,7 +33,7 @@ GUESSED_ANSWER: Final = 2_000
 MICROS: Final = 1_000_000
 
 #: Buckets of one span: what a worker has open is known by these.
-SPAN: Final = 16
+SPAN: Final = 8
 
 #: A wall clock that is set back over a midnight by less than this still counts for the day that it
 #: has seen already: else each such step would give a second day's tokens. Seconds.
@@ -50,7 +50,8 @@ _MOST: Final = 2**31 - 1
 
 _EMPTY_Q: Final = array("q", bytes(8 * BUCKETS))
 _EMPTY_I: Final = array("i", bytes(4 * BUCKETS))
-_SIZES: Final = (8 * _HEAD, 8 * BUCKETS, 4 * BUCKETS, 4 * ROWS, 4 * ROWS)
+_EMPTY_H: Final = array("H", bytes(2 * BUCKETS))
+_SIZES: Final = (8 * _HEAD, 8 * BUCKETS, 4 * BUCKETS, 2 * BUCKETS, 4 * ROWS, 4 * ROWS)
 _ENDS: Final = tuple(itertools.accumulate(_SIZES))
 #: Bytes of a packed state: less than a page, so that a process that is killed while it writes
 #: leaves the old or the new one.
@@ -136,17 +137,19 @@ class State:
 
     Attributes:
         tokens, requests: of each bucket; bucket `b` is at `b % BUCKETS`.
+        last: milliseconds from the beginning of the bucket to the latest that was booked in it.
         places: calls in flight of each worker, by its row.
         tags: who has a row; 0 for nobody.
     """
 
-    __slots__ = ("head", "places", "requests", "tags", "tokens")
+    __slots__ = ("head", "last", "places", "requests", "tags", "tokens")
 
     def __init__(self) -> None:
         self.head = array("q", bytes(8 * _HEAD))
         self.head[_VERSION] = VERSION
         self.tokens = _EMPTY_Q[:]
         self.requests = _EMPTY_I[:]
+        self.last = _EMPTY_H[:]
         self.places = array("i", bytes(4 * ROWS))
         self.tags = array("I", bytes(4 * ROWS))
 
@@ -178,18 +181,20 @@ class State:
 
     def pack(self) -> bytes:
         """Pack it into `STATE_BYTES`."""
-        return b"".join((self.head, self.tokens, self.requests, self.places, self.tags))
+        parts = (self.head, self.tokens, self.requests, self.last, self.places, self.tags)
+        return b"".join(parts)
 
     @classmethod
     def unpack(cls, data: bytes) -> State | None:
         """Read what `pack` has made; None for another version's."""
         state = cls.__new__(cls)
-        a, b, c, d, _ = _ENDS
+        a, b, c, d, e, _ = _ENDS
         state.head = array("q", data[:a])
         state.tokens = array("q", data[a:b])
         state.requests = array("i", data[b:c])
-        state.places = array("i", data[c:d])
-        state.tags = array("I", data[d:])
+        state.last = array("H", data[c:d])
+        state.places = array("i", data[d:e])
+        state.tags = array("I", data[e:])
         return state if state.head[_VERSION] == VERSION else None
 
 
@@ -266,6 +271,7 @@ def reserve(
         return _refused(state, limits, now, requests, tokens, money, places)
     granted = Granted(head[_BUCKET], head[_DAY], head[_MONTH], requests, tokens, money)
     _book(state, granted, requests, tokens, money)
+    _touch(state, now)
     if row >= 0:
         state.places[row] += places
     return granted
@@ -277,6 +283,7 @@ def count(state: State, now: Moment, requests: int = 1) -> Granted:
     head = state.head
     granted = Granted(head[_BUCKET], head[_DAY], head[_MONTH], requests)
     _book(state, granted, requests, 0, 0)
+    _touch(state, now)
     return granted
 
 
@@ -361,6 +368,7 @@ def advance(state: State, now: Moment) -> None:
         if not -BUCKETS < passed < BUCKETS:
             state.tokens[:] = _EMPTY_Q
             state.requests[:] = _EMPTY_I
+            state.last[:] = _EMPTY_H
             head[_TOKENS] = head[_REQUESTS] = 0
             head[_BUCKET] = bucket
         elif passed > 0:
@@ -370,6 +378,11 @@ def advance(state: State, now: Moment) -> None:
             if end > BUCKETS:
                 _clear(state, 0, end - BUCKETS)
             head[_BUCKET] = bucket
+    oldest = (head[_BUCKET] - BUCKETS + 1) % BUCKETS
+    if (state.requests[oldest] or state.tokens[oldest]) and not _leaves_s(
+        state, head[_BUCKET] - BUCKETS + 1, now
+    ):
+        _clear(state, oldest, oldest + 1)
     if now.day != head[_DAY] and not _is_step_back(head, now, _DAY, now.day):
         head[_DAY], head[_DAY_TOKENS] = now.day, 0
     if now.month != head[_MONTH] and not _is_step_back(head, now, _MONTH, now.month):
@@ -427,7 +440,10 @@ def book_owed(state: State, owed: Owed, now: Moment) -> None:
     advance(state, now)
     latest = state.head[_BUCKET]
     for bucket, (requests, tokens) in owed.buckets.items():
-        _book(state, Granted(min(bucket, latest), 0, 0), requests, tokens, 0)
+        bucket = min(bucket, latest)
+        _book(state, Granted(bucket, 0, 0), requests, tokens, 0)
+        if bucket > latest - BUCKETS:
+            state.last[bucket % BUCKETS] = BUCKET_MS - 1  # when exactly is not known
     _book(state, Granted(-1, owed.day, owed.month), 0, owed.tokens, owed.money)
 
 
@@ -455,8 +471,17 @@ def _add(state: State, ring: array[int], total: int, bucket: int, amount: int) -
     state.head[total] += after - before
 
 
+def _touch(state: State, now: Moment) -> None:
+    """Note that something was booked in the latest bucket at this moment."""
+    bucket = state.head[_BUCKET]
+    at, offset = bucket % BUCKETS, now.at_ms - bucket * BUCKET_MS
+    if offset > state.last[at]:
+        state.last[at] = offset
+
+
 def _clear(state: State, first: int, end: int) -> None:
     head = state.head
+    state.last[first:end] = _EMPTY_H[first:end]
     if head[_REQUESTS]:
         head[_REQUESTS] -= sum(state.requests[first:end])
         state.requests[first:end] = _EMPTY_I[first:end]
@@ -526,7 +551,7 @@ def _free_s(state: State, ring: array[int], excess: int, now: Moment) -> float:
     gone = list(itertools.accumulate(_in_order(ring, oldest)))
     # Not beyond the last one: an excess that cannot go is told apart by the caller.
     bucket = oldest + min(bisect.bisect_left(gone, excess), BUCKETS - 1)
-    return _leaves_s(bucket, now)
+    return _leaves_s(state, bucket, now)
 
 
 def _reset_s(state: State, ring: array[int], now: Moment) -> float:
@@ -534,13 +559,14 @@ def _reset_s(state: State, ring: array[int], now: Moment) -> float:
     latest = state.head[_BUCKET]
     for bucket in range(latest, latest - BUCKETS, -1):
         if ring[bucket % BUCKETS]:
-            return _leaves_s(bucket, now)
+            return _leaves_s(state, bucket, now)
     return 0.0
 
 
-def _leaves_s(bucket: int, now: Moment) -> float:
+def _leaves_s(state: State, bucket: int, now: Moment) -> float:
     """Seconds until a bucket does not count any more."""
-    return max(0, (bucket + BUCKETS) * BUCKET_MS - now.at_ms) / 1000
+    latest_ms = bucket * BUCKET_MS + state.last[bucket % BUCKETS]
+    return max(0, latest_ms + WINDOW_MS - now.at_ms) / 1000
 
 
 def _in_order(ring: array[int], oldest: int) -> Sequence[int]:

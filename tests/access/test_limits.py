@@ -54,7 +54,7 @@ def test_exactly_as_many_pass_as_the_limit_says() -> None:
     found = [arithmetic.reserve(state, limits, at(START_MS)) for _ in range(400)]
 
     assert sum(isinstance(each, Granted) for each in found) == 100
-    assert refused(found[-1]) == Refused("rpm", 100, 100, 1, 60.25)
+    assert refused(found[-1]) == Refused("rpm", 100, 100, 1, 60.0)
 
 
 @dataclass
@@ -170,7 +170,7 @@ def test_a_correction_goes_to_the_bucket_of_the_reservation() -> None:
     arithmetic.settle(state, call, 30, 0, at(START_MS + 50_000))
 
     assert arithmetic.remaining(state, limits, at(START_MS + 50_000))["tpm"].left == 70
-    assert arithmetic.remaining(state, limits, at(START_MS + 60_250))["tpm"].left == 100
+    assert arithmetic.remaining(state, limits, at(START_MS + 60_000))["tpm"].left == 100
 
 
 def test_a_correction_that_comes_when_the_window_is_over_changes_the_day_alone() -> None:
@@ -298,7 +298,7 @@ def test_a_steady_clock_that_goes_back_a_little_gives_nothing_away() -> None:
     found = refused(arithmetic.reserve(state, limits, at(START_MS - 30_000)))
     arithmetic.settle(state, call, 4, 0, at(START_MS - 30_000))
 
-    assert found.retry_after_s == 90.25
+    assert found.retry_after_s == 90.0
 
 
 # --- days and months -----------------------------------------------------------------------------
