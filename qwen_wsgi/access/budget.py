@@ -139,6 +139,9 @@ class Budget:
         )
         if isinstance(found, Refused):
             self._refused = True
+            if begun and found.limit == "rpm":  # the call as a whole is what its client knows
+                own = self._booked
+                found = found._replace(used=found.used - own, wanted=found.wanted + own)
             raise refusal(found)
         self._granted.append(found)
         self._booked += more

@@ -380,8 +380,7 @@ class Counter:
             with contextlib.suppress(OSError):  # the state cannot be written either
                 self._write_row(now)
         result = work(state, now)
-        if self._row >= 0:
-            state.places[self._row] = self.places
+        self._set_places(state)
         self._state = state
         data = state.pack()
         try:
@@ -398,7 +397,7 @@ class Counter:
         arithmetic.advance(before, now)
         self._owed = arithmetic.difference(before, state)
         self._tell_unusable(error)
-        fd, self._fd = self._fd, -1
+        fd, self._fd, self._row = self._fd, -1, _NO_ROW
         os.close(fd)  # the lock is freed, too
 
     def _begun_anew(self) -> State:
@@ -421,19 +420,25 @@ class Counter:
         """Count in this process alone, from what it knew last."""
         now, state = self._all.moment(), self._state
         arithmetic.advance(state, now)
-        if self._row < 0:
-            state.forget_all_workers()
+        if self._fd < 0:
+            state.forget_all_workers()  # nothing is heard of the others
+        self._set_places(state)
         before = state.copy()
         result = work(state, now)
-        state.places[max(self._row, 0)] = self.places
+        self._set_places(state)
         if self._path is not None:
             owed = arithmetic.difference(before, state)
             self._owed = owed if self._owed is None else arithmetic.together(self._owed, owed)
         return result
 
+    def _set_places(self, state: State) -> None:
+        """Set how many places this worker has, in its row, or in the only one without a file."""
+        if self._row >= 0 or self._fd < 0:
+            state.places[max(self._row, 0)] = self.places
+
     def _for_this_worker(self, limits: Limits) -> Limits:
-        """The limits where the calls of this worker are in no row that others see."""
-        if self._row >= 0 or not self._holds or limits.concurrency is None:
+        """The limits where the calls of this worker are in no row."""
+        if self._row >= 0 or self._fd < 0 or limits.concurrency is None:
             return limits
         return limits._replace(concurrency=limits.concurrency - self.places)
 
@@ -502,8 +507,8 @@ class Counter:
         if tag in state.tags:
             self._row = state.tags.index(tag)
         else:
-            if 0 not in state.tags:
-                self._sweep(state, self._all.is_gone)
+            # Who begins may take the place of one that has died.
+            self._sweep(state, self._all.is_gone)
             free = 0 in state.tags and len(name) <= _NAME_BYTES
             self._row = state.tags.index(0) if free else _NO_ROW
         if self._row >= 0:

@@ -61,8 +61,14 @@ def lock(directory: Path) -> None:
 
 
 def main() -> None:
-    what, directory, *more = sys.argv[1:]
-    {"reserve": reserve, "hold": hold, "lock": lock}[what](Path(directory), *map(int, more))
+    what, path, *more = sys.argv[1:]
+    numbers = [int(each) for each in more]
+    if what == "reserve":
+        reserve(Path(path), *numbers)
+    elif what == "hold":
+        hold(Path(path), *numbers)
+    elif what == "lock":
+        lock(Path(path))
 
 
 if __name__ == "__main__":

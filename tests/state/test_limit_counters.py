@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_wsgi.access.limits import Calendar, Granted, Limits, Refused
+from qwen_wsgi.access.limits import ROWS, Calendar, Granted, Limits, Refused
 from qwen_wsgi.state import file_lock, limit_counters
 from qwen_wsgi.state.limit_counters import UNUSED_S, Counter, LimitCounters
 from tests.fakes.clock import FakeClock
@@ -157,7 +157,9 @@ def test_a_new_worker_gives_back_what_the_one_before_held(box: Box) -> None:
     reserved(box.worker("dead").of("c"), 900)
     box.dead.add("dead")
 
-    reserved(box.worker().of("c"), 900)
+    counter = box.worker().of("c")
+    reserved(counter, 10)
+    assert left(counter) == {"rpm": 8, "tpm": 990, "tokens_per_day": 4990, "concurrency": 3}
 
 
 def test_settled_calls_of_a_dead_worker_stay_counted(box: Box) -> None:
@@ -214,11 +216,9 @@ def test_a_client_that_nobody_serves_costs_no_writes(box: Box) -> None:
     assert box.file.stat().st_mtime_ns == 1_000_000_000 != written
 
 
-def test_more_workers_than_rows_keep_to_the_limits_each_by_itself(
-    box: Box, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counters = [box.worker(f"w{n}").of("c") for n in range(limit_counters.ROWS + 1)]
-    many = LIMITS._replace(rpm=None, concurrency=limit_counters.ROWS + 2)
+def test_more_workers_than_rows_keep_to_the_limits_each_by_itself(box: Box) -> None:
+    counters = [box.worker(f"w{n}").of("c") for n in range(ROWS + 1)]
+    many = LIMITS._replace(rpm=None, concurrency=ROWS + 2)
     for counter in counters:
         reserved(counter, limits=many)
     last = counters[-1]
