@@ -28,7 +28,7 @@ from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.background import BackgroundQueue
 from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.host_objects import HostObjects
-from qwen_wsgi.state.limit_counters import LimitCounters
+from qwen_wsgi.state.limits.counters import LimitCounters
 from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.state.responses import ResponseStore

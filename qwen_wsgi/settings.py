@@ -27,7 +27,7 @@ COMMAND: Final = "_QWEN_PROXY_COMMAND"
 
 #: Connections of a worker beyond its calls, and files of the process itself.
 _SPARE_CONNECTIONS: Final = 256
-_SPARE_FILES: Final = 64
+_SPARE_FILES: Final = 128
 
 
 #: A key that is shorter can be guessed; `openssl rand -hex 24` gives 48 characters.

@@ -392,7 +392,7 @@ PLACES = {
     "segno": ("qwen_wsgi/cli/login.py",),
     "greenlet": (),
     "gunicorn": ("qwen_wsgi/server.py",),
-    "fcntl": ("qwen_wsgi/credentials/locks/proxy_lock.py", "qwen_wsgi/state/file_lock.py"),
+    "fcntl": ("qwen_wsgi/credentials/locks/proxy_lock.py", "qwen_wsgi/state/limits/file_lock.py"),
     "zstandard": ("qwen_wsgi/api/codings.py",),
     "sqlite3": ("qwen_wsgi/state/",),
     "subprocess": ("qwen_wsgi/doctor/machine.py", "qwen_wsgi/documents/pdf.py"),

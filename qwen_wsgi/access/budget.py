@@ -26,7 +26,7 @@ _TOKEN_BYTES: Final = 4
 
 
 class Counter(Protocol):
-    """Counts what one client takes; `state.limit_counters.Counter` is one."""
+    """Counts what one client takes; `state.limits.counter.Counter` is one."""
 
     def reserve(
         self, limits: Limits, *, requests: int = 1, tokens: int = 0, places: int = 1
@@ -46,7 +46,7 @@ class Counter(Protocol):
 
 
 class Counters(Protocol):
-    """The counters of all clients; `state.limit_counters.LimitCounters` is one."""
+    """The counters of all clients; `state.limits.counters.LimitCounters` is one."""
 
     def of(self, client: str, /) -> Counter: ...
     def look_after(self) -> None: ...
@@ -76,7 +76,7 @@ class Budgets:
         return {} if limits is None else self._counters.of(client.id).remaining(limits)
 
     def look_after(self) -> None:
-        """To be called every few seconds, see `state.limit_counters.LimitCounters`."""
+        """To be called every few seconds, see `state.limits.counters.LimitCounters`."""
         self._counters.look_after()
 
     def close(self) -> None:
@@ -216,7 +216,8 @@ class Budget:
         """
         counter = self._counter()
         booked = self._refused or bool(self._granted)
-        rooms = (counter.known_remaining if booked else counter.remaining)(self.limits)
+        told = Limits(self.limits.rpm, self.limits.tpm, self.limits.tokens_per_day)
+        rooms = counter.known_remaining(told) if booked else counter.remaining(told)
         requests, tokens = rooms.get("rpm"), _tighter(rooms.get("tpm"), rooms.get("tokens_per_day"))
         found: list[tuple[str, str]] = []
         for name, room in (("requests", requests), ("tokens", tokens)):

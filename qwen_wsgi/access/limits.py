@@ -45,8 +45,9 @@ _VERSION, _BUCKET, _WALL, _REQUESTS, _TOKENS, _DAY, _DAY_TOKENS, _MONTH, _MONEY,
 _HEAD: Final = 16
 #: Of the layout of `State.pack`.
 VERSION: Final = 1
-#: The largest number in a bucket of requests.
+#: The largest numbers in a bucket of requests, and in one of tokens.
 _MOST: Final = 2**31 - 1
+_MOST_TOKENS: Final = 2**62
 
 _EMPTY_Q: Final = array("q", bytes(8 * BUCKETS))
 _EMPTY_I: Final = array("i", bytes(4 * BUCKETS))
@@ -467,7 +468,12 @@ def _book(state: State, where: Granted, requests: int, tokens: int, money: int) 
 def _add(state: State, ring: array[int], total: int, bucket: int, amount: int) -> None:
     at = bucket % BUCKETS
     before = ring[at]
-    ring[at] = after = min(max(0, before + amount), _MOST if ring.typecode == "i" else 2**62)
+    after = before + amount
+    if after < 0:
+        after = 0
+    elif after > _MOST:
+        after = min(after, _MOST if ring.typecode == "i" else _MOST_TOKENS)
+    ring[at] = after
     state.head[total] += after - before
 
 

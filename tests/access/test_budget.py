@@ -12,7 +12,7 @@ from qwen_wsgi.access.guard import Client
 from qwen_wsgi.access.limits import Calendar, Limits, Refused
 from qwen_wsgi.errors import LimitReached
 from qwen_wsgi.protocol.usage import Usage
-from qwen_wsgi.state.limit_counters import LimitCounters
+from qwen_wsgi.state.limits.counters import LimitCounters
 from tests.fakes.clock import FakeClock
 
 CLIENT = Client("id", "name")

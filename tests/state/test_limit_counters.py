@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from qwen_wsgi.access.limits import ROWS, Calendar, Granted, Limits, Refused
-from qwen_wsgi.state import file_lock, limit_counters
-from qwen_wsgi.state.limit_counters import UNUSED_S, Counter, LimitCounters
+from qwen_wsgi.state.limits import counters, file_lock
+from qwen_wsgi.state.limits.counter import Counter
+from qwen_wsgi.state.limits.counters import UNUSED_S, LimitCounters
 from tests.fakes.clock import FakeClock
 
 LIMITS = Limits(rpm=10, tpm=1000, tokens_per_day=5000, concurrency=4)
@@ -217,17 +218,17 @@ def test_a_client_that_nobody_serves_costs_no_writes(box: Box) -> None:
 
 
 def test_more_workers_than_rows_keep_to_the_limits_each_by_itself(box: Box) -> None:
-    counters = [box.worker(f"w{n}").of("c") for n in range(ROWS + 1)]
+    all_of_them = [box.worker(f"w{n}").of("c") for n in range(ROWS + 1)]
     many = LIMITS._replace(rpm=None, concurrency=ROWS + 2)
-    for counter in counters:
+    for counter in all_of_them:
         reserved(counter, limits=many)
-    last = counters[-1]
+    last = all_of_them[-1]
     reserved(last, limits=many)
     found = last.reserve(many)
 
     assert isinstance(found, Refused)
     assert found.limit == "concurrency"
-    assert left(counters[0])["concurrency"] == 0
+    assert left(all_of_them[0])["concurrency"] == 0
 
 
 # --- locks ---------------------------------------------------------------------------------------
@@ -491,7 +492,7 @@ def test_a_file_that_is_locked_is_not_removed(box: Box, holder: Callable[[], Non
 def test_files_of_idle_clients_are_closed_when_there_are_many(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limit_counters, "_MOST_OPEN", 2)
+    monkeypatch.setattr(counters, "_MOST_OPEN", 2)
     worker = box.worker()
     busy = reserved(worker.of("busy"), 100)
     worker.of("idle").settle(reserved(worker.of("idle"), 100), 60)

@@ -1,4 +1,4 @@
-"""What clients have taken of their limits, counted by all workers together.
+"""What one client has taken of its limits, counted by all workers together.
 
 One small file per client, so that no other work can lock it. Each change reads it, changes it and
 writes it under a lock that the kernel frees when its holder dies. The lock is held for some
@@ -14,16 +14,14 @@ is made: a full disk refuses then, and not later. Nothing is mapped (docs/decisi
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
+import functools
 import logging
 import math
 import os
 import random
 import threading
 import time
-from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from struct import Struct
@@ -33,7 +31,6 @@ from zlib import crc32
 from qwen_wsgi.access import limits as arithmetic
 from qwen_wsgi.access.limits import (
     ROWS,
-    SPAN,
     STATE_BYTES,
     Calendar,
     Granted,
@@ -44,9 +41,9 @@ from qwen_wsgi.access.limits import (
     Room,
     State,
 )
-from qwen_wsgi.clock import Clock, boottime, sleep
-from qwen_wsgi.state import file_lock
-from qwen_wsgi.state.background import is_gone, this_worker
+from qwen_wsgi.clock import Clock
+from qwen_wsgi.state.limits import file_lock, rows
+from qwen_wsgi.state.limits.rows import NAME_BYTES, ROW_BYTES, Open
 
 log = logging.getLogger(__name__)
 
@@ -57,151 +54,64 @@ PATIENCE_S: Final = 0.25
 _IMPATIENT_S: Final = 1.0
 #: Pauses between two tries. Seconds.
 _POLL_S: Final = (0.0002, 0.003)
-#: How often the log is told of the same trouble. Seconds.
+#: How often the log is told of the same trouble (seconds), and how many are remembered.
 _TELL_S: Final = 60.0
+_MOST_TOLD: Final = 256
 #: How often a refusal looks for workers that have died. Seconds.
 _SWEEP_S: Final = 0.5
-#: Longer than the longest month: nothing in a file that was not written for so long counts.
-UNUSED_S: Final = 40 * 86_400.0
-#: How often the directory is searched for such files. Seconds.
-_PRUNE_S: Final = 3600.0
-#: Files that a worker keeps open, beyond those with calls in flight.
-_MOST_OPEN: Final = 256
 
 _CHECKSUM: Final = Struct("<I")
 _PAGE: Final = 4096
 _BLOCK: Final = STATE_BYTES + _CHECKSUM.size
 assert _BLOCK <= _PAGE, "a write of one page is not cut by a signal"
-#: Name of the worker, when it wrote (`boottime`), the latest span, the day, its open tokens of that
-#: day, and those of the last `_SPANS` spans.
-_SPANS: Final = 16
-_NAME_BYTES: Final = 88
-_ROW: Final = Struct(f"={_NAME_BYTES}sdqqq{_SPANS}q")
-_ROW_BYTES: Final = 256
-_FILE_BYTES: Final = _PAGE + ROWS * _ROW_BYTES
+_FILE_BYTES: Final = _PAGE + ROWS * ROW_BYTES
 #: No row is free: the places of this worker are counted by itself alone.
 _NO_ROW: Final = -1
 
 
-class LimitCounters:
-    """The counters of all clients. Shared by all greenlets and threads of a worker.
+class Common:
+    """What the counters of all clients share in this process.
 
-    Args:
-        directory: created when it is needed. None counts in this process alone.
-        boottime: tells how long workers were silent, also across processes.
-        worker, is_gone: as in `state.background`.
+    Args: as of `counters.LimitCounters`.
     """
 
     def __init__(
         self,
-        directory: Path | None,
         clock: Clock,
         calendar: Calendar,
         *,
-        sleep: Callable[[float], None] = sleep,
-        boottime: Callable[[], float] = boottime,
-        worker: Callable[[], str] = this_worker,
-        is_gone: Callable[[str, float], bool] = is_gone,
-        patience_s: float = PATIENCE_S,
+        sleep: Callable[[float], None],
+        boottime: Callable[[], float],
+        name: Callable[[], str],
+        is_gone: Callable[[str, float], bool],
+        patience_s: float,
     ) -> None:
-        self.directory = directory
         self.clock = clock
         self.sleep = sleep
         self.boottime = boottime
         self.is_gone = is_gone
         self.patience_s = patience_s
         self._calendar = calendar
-        self._worker = worker
-        self._name: bytes | None = None
-        self._counters: dict[str, Counter] = {}
+        self._name = name
         self._told: dict[str, float] = {}
-        self._pruned_s = -math.inf
 
-    def of(self, client: str) -> Counter:
-        """The counter of a client, by its id."""
-        found = self._counters.get(client)
-        if found is None:
-            if len(self._counters) >= _MOST_OPEN:
-                self._close_idle()
-            found = self._counters[client] = Counter(self, client)
-        return found
-
-    @property
+    @functools.cached_property
     def worker(self) -> bytes:
         """The name of this process, asked for when it is first needed: after the fork."""
-        if self._name is None:
-            self._name = self._worker().encode()
-        return self._name
+        return self._name().encode()
 
     def moment(self) -> Moment:
         """Now."""
         return self._calendar.moment(self.clock.monotonic(), self.clock.now())
 
-    def look_after(self) -> None:
-        """Give back what dead workers held, say that this one lives, go over to files that were
-        replaced, and remove those of clients that were not seen for long. To be called every few
-        seconds."""
-        gone: dict[str, bool] = {}
-
-        def ask(worker: str, silent_s: float) -> bool:
-            if worker not in gone:
-                gone[worker] = self.is_gone(worker, silent_s)
-            return gone[worker]
-
-        for counter in list(self._counters.values()):
-            counter.look_after(ask)
-        if self.directory is not None and self._is_due():
-            self._prune(self.directory)
-
-    def close(self) -> None:
-        """Close all files."""
-        counters, self._counters = self._counters, {}
-        for counter in counters.values():
-            counter.close()
-
     def tell(self, trouble: str) -> None:
         """Say something in the log, once a minute."""
         now_s = self.clock.monotonic()
         if now_s - self._told.get(trouble, -math.inf) >= _TELL_S:
-            if len(self._told) >= _MOST_OPEN:
+            if len(self._told) >= _MOST_TOLD:
                 self._told.clear()
             self._told[trouble] = now_s
             log.warning("%s", trouble)
-
-    def _close_idle(self) -> None:
-        """Close the file of the client that was first seen of those without a call in flight."""
-        for client, counter in self._counters.items():
-            if counter.is_idle:
-                counter.close()
-                del self._counters[client]
-                return
-
-    def _is_due(self) -> bool:
-        now_s = self.clock.monotonic()
-        due = now_s - self._pruned_s >= _PRUNE_S
-        if due:
-            self._pruned_s = now_s
-        return due
-
-    def _prune(self, directory: Path) -> None:
-        """Remove the files of clients that were not seen for long."""
-        with contextlib.suppress(OSError), os.scandir(directory) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    if self._is_unused(entry.stat(follow_symlinks=False).st_mtime):
-                        self._remove(entry.path)
-
-    def _is_unused(self, written_at: float) -> bool:
-        return self.clock.now() - written_at > UNUSED_S
-
-    def _remove(self, path: str) -> None:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            # Nobody writes while it is locked, and who has it open finds out (`look_after`).
-            if file_lock.take(fd) and self._is_unused(os.fstat(fd).st_mtime):
-                os.unlink(path)
-        finally:
-            os.close(fd)
 
 
 class Counter:
@@ -211,12 +121,9 @@ class Counter:
         places: calls of the client that this worker has in flight.
     """
 
-    def __init__(self, counters: LimitCounters, client: str) -> None:
-        self._all = counters
-        self._path: Path | None = None
-        if counters.directory is not None:
-            name = hashlib.sha256(b"qwen-proxy limits\0" + client.encode(errors="replace"))
-            self._path = counters.directory / name.hexdigest()[:32]
+    def __init__(self, common: Common, path: Path | None) -> None:
+        self._all = common
+        self._path = path
         self._fd = -1
         #: A change is under way, by a thread of this process.
         self._busy = threading.Lock()
@@ -227,15 +134,11 @@ class Counter:
         self._row = _NO_ROW
         self._begun = 0
         self.places = 0
-        #: Tokens that are reserved and not settled: those of span `s` at `s % _SPANS`; and those of
-        #: the latest day.
-        self._open = array("q", bytes(8 * _SPANS))
-        self._latest_span = 0
-        self._open_day = (0, 0)
+        self._open = Open()
         self._impatient_until_s = -math.inf
         self._swept_s = -math.inf
-        if self._path is not None:
-            self._open_file(self._path)
+        if path is not None:
+            self._open_file(path)
 
     @property
     def is_idle(self) -> bool:
@@ -250,23 +153,22 @@ class Counter:
         """Book a call, see `access.limits.reserve`."""
 
         def work(state: State, now: Moment) -> Granted | Refused:
-            reserve = partial(
-                arithmetic.reserve,
-                state,
-                self._for_this_worker(limits),
-                now,
-                requests=requests,
-                tokens=tokens,
-                row=self._row,
-                places=places,
-            )
-            found = reserve()
-            if isinstance(found, Refused) and self._sweep(state, self._all.is_gone):
-                found = reserve()
-            if isinstance(found, Granted):
-                self.places += places
-                self._note_open(found, tokens)
-            return found
+            while True:
+                found = arithmetic.reserve(
+                    state,
+                    self._for_this_worker(limits),
+                    now,
+                    requests=requests,
+                    tokens=tokens,
+                    row=self._row,
+                    places=places,
+                )
+                if isinstance(found, Granted):
+                    self.places += places
+                    self._open.note(found, tokens)
+                    return found
+                if not self._sweep(state, self._all.is_gone):
+                    return found
 
         return self._change(work)
 
@@ -299,7 +201,7 @@ class Counter:
 
         # The row first: of a worker that is killed in between, too little is given back and not
         # too much.
-        self._change(work, first=partial(self._note_open, granted, -granted.tokens))
+        self._change(work, first=partial(self._open.note, granted, -granted.tokens))
 
     def remaining(self, limits: Limits) -> Mapping[str, Room]:
         """What is left, see `access.limits.remaining`. Waits for nobody."""
@@ -313,7 +215,7 @@ class Counter:
         return arithmetic.remaining(self._state, limits, self._all.moment())
 
     def look_after(self, is_gone: Callable[[str, float], bool]) -> None:
-        """See `LimitCounters.look_after`."""
+        """See `counters.LimitCounters.look_after`."""
         if self._path is None:
             return
         if self._fd < 0 or self._is_replaced(self._path):
@@ -377,8 +279,10 @@ class Counter:
             arithmetic.book_owed(state, owed, now)
         if first is not None:
             first()
-            with contextlib.suppress(OSError):  # the state cannot be written either
+            try:  # noqa: SIM105  # suppress() costs as much as the write
                 self._write_row(now)
+            except OSError:  # the state cannot be written either
+                pass
         result = work(state, now)
         self._set_places(state)
         self._state = state
@@ -498,7 +402,7 @@ class Counter:
     def _join(self, state: State, now: Moment) -> None:
         """Have a row of our own, also if others have freed it because this process stood still."""
         name = self._all.worker
-        tag = crc32(name) or 1
+        tag = _tag_of(name)
         if self._row >= 0 and state.tags[self._row] == tag:
             return
         # Of a state that was begun anew nobody has given anything back.
@@ -509,15 +413,14 @@ class Counter:
         else:
             # Who begins may take the place of one that has died.
             self._sweep(state, self._all.is_gone)
-            free = 0 in state.tags and len(name) <= _NAME_BYTES
+            free = 0 in state.tags and len(name) <= NAME_BYTES
             self._row = state.tags.index(0) if free else _NO_ROW
         if self._row >= 0:
             state.tags[self._row] = tag
             state.places[self._row] = self.places
         if was_freed:
             # They have given back what we have reserved.
-            open_spans = _spans_of(self._open, self._latest_span)
-            arithmetic.book_owed(state, Owed.of_spans(open_spans, *self._open_day), now)
+            arithmetic.book_owed(state, self._open.owed(), now)
 
     def _leave(self, state: State) -> None:
         if self._row >= 0:
@@ -526,36 +429,9 @@ class Counter:
 
     def _write_row(self, now: Moment) -> None:
         """Write who we are and what we have open. Raises OSError."""
-        if self._row < 0:
-            return
-        self._roll(now.at_ms // arithmetic.BUCKET_MS // SPAN)
-        row = _ROW.pack(
-            self._all.worker, self._all.boottime(), self._latest_span, *self._open_day, *self._open
-        )
-        at = _PAGE + self._row * _ROW_BYTES
-        os.pwrite(self._fd, row + _CHECKSUM.pack(crc32(row)), at)
-
-    def _note_open(self, granted: Granted, tokens: int) -> None:
-        """Note that tokens are reserved, or with a negative number that they are settled."""
-        if not tokens:
-            return
-        span = granted.bucket // SPAN
-        self._roll(span)
-        if span > self._latest_span - _SPANS:
-            at = span % _SPANS
-            self._open[at] = max(0, self._open[at] + tokens)
-        day, open_tokens = self._open_day
-        if granted.day >= day:
-            before = open_tokens if granted.day == day else 0
-            self._open_day = granted.day, max(0, before + tokens)
-
-    def _roll(self, span: int) -> None:
-        """Go on to a span: what is open of those before the window has left it."""
-        if span <= self._latest_span:
-            return
-        for passed in range(max(self._latest_span, span - _SPANS) + 1, span + 1):
-            self._open[passed % _SPANS] = 0
-        self._latest_span = span
+        if self._row >= 0:
+            row = self._open.packed(self._all.worker, self._all.boottime(), now)
+            os.pwrite(self._fd, row, _PAGE + self._row * ROW_BYTES)
 
     def _sweep(self, state: State, is_gone: Callable[[str, float], bool]) -> bool:
         """Give back what dead workers held; whether there were any."""
@@ -567,22 +443,19 @@ class Counter:
         return any([self._sweep_row(state, row, is_gone) for row in rows])
 
     def _sweep_row(self, state: State, row: int, is_gone: Callable[[str, float], bool]) -> bool:
-        spans: dict[int, int] = {}
-        day = tokens = 0
         try:
-            data = os.pread(self._fd, _ROW.size + _CHECKSUM.size, _PAGE + row * _ROW_BYTES)
+            found = rows.read(os.pread(self._fd, rows.WRITTEN_BYTES, _PAGE + row * ROW_BYTES))
         except OSError:
-            data = b""
-        whole = len(data) == _ROW.size + _CHECKSUM.size
-        if whole and crc32(data[: _ROW.size]) == _CHECKSUM.unpack_from(data, _ROW.size)[0]:
-            name, beat, latest, day, tokens, *opened = _ROW.unpack_from(data)
-            name = name.rstrip(b"\0")
-            silent_s = self._all.boottime() - beat
-            if (crc32(name) or 1) == state.tags[row] and not is_gone(name.decode(), silent_s):
-                return False
-            spans = _spans_of(opened, latest)
-        # Else it was cut: a worker that lives knows what is its own, and joins again.
-        arithmetic.forget_worker(state, row, spans, day, tokens)
+            found = None
+        if found is None:
+            # It was cut: a worker that lives knows what is its own, and joins again.
+            arithmetic.forget_worker(state, row, {}, 0, 0)
+            return True
+        if _tag_of(found.worker) == state.tags[row] and not is_gone(
+            found.worker.decode(), self._all.boottime() - found.at
+        ):
+            return False
+        arithmetic.forget_worker(state, row, found.spans, found.day, found.tokens)
         return True
 
     # --- the file --------------------------------------------------------------------------------
@@ -617,7 +490,6 @@ class Counter:
         )
 
 
-def _spans_of(opened: Sequence[int], latest: int) -> dict[int, int]:
-    """The tokens of each span, of a ring."""
-    spans = range(latest - _SPANS + 1, latest + 1)
-    return {span: opened[span % _SPANS] for span in spans if opened[span % _SPANS]}
+def _tag_of(worker: bytes) -> int:
+    """What stands for a worker's name in the state; never 0."""
+    return crc32(worker) or 1
