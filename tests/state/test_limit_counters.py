@@ -6,6 +6,7 @@ import logging
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def test_the_file_is_small_private_and_tells_nothing_of_the_client(box: Box) -> 
     assert stat.S_IMODE(box.file.parent.stat().st_mode) == 0o700
     assert status.st_size <= 40_000
     assert b"client-id" not in box.file.read_bytes()
-    assert len(box.file.name) == 32
+    assert len(box.file.name) == 34
 
 
 def test_a_restart_forgets_nothing(box: Box) -> None:
@@ -255,7 +256,7 @@ def test_a_lock_that_is_held_for_long_stops_nobody_and_nothing_is_lost(
         reserved(counter, 50)
         # It counts on from what it knew last, and keeps to the limits by itself.
         assert isinstance(counter.reserve(LIMITS, tokens=700), Refused)
-    assert counter.known_remaining(LIMITS)["tpm"].left == 650
+    assert counter.remaining(LIMITS)["tpm"].left == 650
     assert caplog.text.count("locked by a process that does not go on") == 1
     holder()
 
@@ -263,6 +264,21 @@ def test_a_lock_that_is_held_for_long_stops_nobody_and_nothing_is_lost(
 
     other = box.worker().of("c")
     assert left(other) == {"rpm": 5, "tpm": 650, "tokens_per_day": 4650, "concurrency": 1}
+
+
+def test_rounds_of_care_wait_for_no_lock(
+    box: Box, holder: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = box.worker(patience_s=5)
+    worker.of("c").remaining(LIMITS)
+    began_s = time.monotonic()
+    worker.look_after()
+
+    assert time.monotonic() - began_s < 1
+    assert caplog.text == ""
+    holder()
+    worker.look_after()
+    reserved(worker.of("c"))
 
 
 def test_the_log_is_told_again_after_a_minute(

@@ -52,6 +52,8 @@ T = TypeVar("T")
 #: How long a change waits for the lock, and how long after that nobody waits again. Seconds.
 PATIENCE_S: Final = 0.25
 _IMPATIENT_S: Final = 1.0
+#: How long a round of `look_after` waits for it: many clients' locks may be held. Seconds.
+_GLANCE_S: Final = 0.01
 #: Pauses between two tries. Seconds.
 _POLL_S: Final = (0.0002, 0.003)
 #: How often the log is told of the same trouble (seconds), and how many are remembered.
@@ -205,9 +207,9 @@ class Counter:
 
     def remaining(self, limits: Limits) -> Mapping[str, Room]:
         """What is left, see `access.limits.remaining`. Waits for nobody."""
-        state = self._read() if self._fd >= 0 else None
-        if state is not None:  # else it is being written, or cannot be used
-            self._state = state
+        if self._fd >= 0 and self._owed is None:  # else this process knows more than the file
+            # None while it is being written.
+            self._state = self._read() or self._state
         return self.known_remaining(limits)
 
     def known_remaining(self, limits: Limits) -> Mapping[str, Room]:
@@ -227,12 +229,13 @@ class Counter:
             arithmetic.advance(state, now)
             self._swept_s = -math.inf
             self._sweep(state, is_gone)
-            if not self.places and self._holds:
+            if not self.places:
                 self._leave(state)
 
         # A client that nobody serves costs nothing, and its file gets old.
-        if self.places or self._owed is not None or self._row >= 0 or any(self._state.tags):
-            self._change(work)
+        concerned = self.places or self._owed is not None or self._row >= 0
+        if (concerned or any(self._state.tags)) and self._take(_GLANCE_S):
+            self._locked(work)
 
     def close(self) -> None:
         """Leave the file; calls that are still in flight count no more."""
@@ -260,15 +263,21 @@ class Counter:
             first: changes what the worker's row says, which is written before the state then.
         """
         if self._fd >= 0 and self._take():
-            self._holds = True
-            try:
-                return self._in_file(work, first)
-            finally:
-                self._holds = False
-                self._free()
+            return self._locked(work, first)
         if first is not None:
             first()
         return self._here(work)
+
+    def _locked(
+        self, work: Callable[[State, Moment], T], first: Callable[[], None] | None = None
+    ) -> T:
+        """Have something changed in the file, whose lock was taken, and free it."""
+        self._holds = True
+        try:
+            return self._in_file(work, first)
+        finally:
+            self._holds = False
+            self._free()
 
     def _in_file(self, work: Callable[[State, Moment], T], first: Callable[[], None] | None) -> T:
         now = self._all.moment()
@@ -346,9 +355,16 @@ class Counter:
             return limits
         return limits._replace(concurrency=limits.concurrency - self.places)
 
-    def _take(self) -> bool:
-        """Take the lock, of this process's threads and of all processes; False where it is not
-        free for long."""
+    def _take(self, patience_s: float | None = None) -> bool:
+        """Take the lock, of this process's threads and of all processes.
+
+        Args:
+            patience_s: how long to wait for it; None waits for as long as a call may, unless one
+                has done so in vain a moment ago, and tells the log if that is in vain.
+
+        Returns:
+            False where it is not free for so long.
+        """
         end_s = None
         while True:
             if self._busy.acquire(blocking=False):
@@ -365,8 +381,10 @@ class Counter:
                 self._busy.release()
             now_s = time.monotonic()
             if end_s is None:
-                patience_s = 0.0 if now_s < self._impatient_until_s else self._all.patience_s
-                end_s = now_s + patience_s
+                wait_s = 0.0 if now_s < self._impatient_until_s else self._all.patience_s
+                end_s = now_s + (wait_s if patience_s is None else patience_s)
+            if now_s >= end_s and patience_s is not None:
+                return False
             if now_s >= end_s:
                 self._impatient_until_s = now_s + _IMPATIENT_S
                 self._all.tell(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from qwen_wsgi.access.limits import Calendar
+from qwen_wsgi.access.limits import VERSION, Calendar
 from qwen_wsgi.clock import Clock, boottime, sleep
 from qwen_wsgi.state.background import is_gone, this_worker
 from qwen_wsgi.state.limits import file_lock
@@ -69,7 +69,7 @@ class LimitCounters:
             path = None
             if self._directory is not None:
                 name = hashlib.sha256(b"qwen-proxy limits\0" + client.encode(errors="replace"))
-                path = self._directory / name.hexdigest()[:32]
+                path = self._directory / f"{name.hexdigest()[:32]}-{VERSION}"
             found = self._counters[client] = Counter(self._common, path)
         return found
 
