@@ -167,13 +167,17 @@ class LiveCall:
                     self.relay.close()
             finally:
                 try:
-                    if self.budget is not None:
-                        self.budget.close(self.record.usage)
+                    self.settle()
                     if self.count_as is not None:
                         self._remember_tokens(self.count_as)
                 finally:
                     self.record.end(self.services.clock.monotonic())
                     self.services.ledger.write(self.record)
+
+    def settle(self) -> None:
+        """Settle the limits of the client by what the call has used. Harmless when repeated."""
+        if self.budget is not None:
+            self.budget.close(self.record.usage)
 
     def _remember_tokens(self, key: bytes) -> None:
         usage = self.record.usage
@@ -267,7 +271,7 @@ def finish_response(response: Response) -> Response:
         headers.add("x-upstream-request-id", record.upstream_request_id)
     if call.budget is not None:
         if call.relay is None:
-            call.budget.close(record.usage)  # the answer is complete: what it tells is exact
+            call.settle()  # the answer is complete: what the headers tell is exact
         for name, value in call.budget.headers(
             anthropic=call.is_anthropic, now=call.services.clock.now()
         ):

@@ -273,6 +273,43 @@ def test_a_wall_clock_that_is_set_back_over_midnight_gives_no_second_day() -> No
     assert refused(arithmetic.reserve(state, limits, after)).limit == "tokens_per_day"
 
 
+@examples(60)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 3000), st.sampled_from([0, 0, 0, -600, 600, -3500]), st.booleans()
+        ),
+        min_size=20,
+        max_size=120,
+    ),
+    st.integers(1, 120),
+)
+def test_small_steps_of_the_wall_clock_give_no_day_more_than_its_tokens(
+    steps: list[tuple[int, int, bool]], limit: int
+) -> None:
+    """And the minute does not go by it; a restart in between changes nothing."""
+    state, model, limits = State(), Model(), Limits(rpm=3, tokens_per_day=limit)
+    calendar, steady_s, wall_s = Calendar("UTC"), 5000, 1_795_176_000
+    latest = 0
+    by_day: dict[int, int] = {}
+    for pause_s, step_s, restarts in steps:
+        steady_s += pause_s
+        wall_s += pause_s + step_s
+        now = calendar.moment(steady_s, wall_s)
+        latest = max(latest, now.day)
+        state = state.copy() if restarts else state
+        found = arithmetic.reserve(state, limits, now, tokens=7)
+        if isinstance(found, Granted):
+            model.add(now.at_ms, 1, 7)
+            by_day[latest] = by_day.get(latest, 0) + 7
+            assert by_day[latest] <= limit
+            assert model.within(now.at_ms, WINDOW_MS)[0] <= 3
+        elif found.limit == "tokens_per_day":
+            assert by_day.get(latest, 0) + 7 > limit
+        else:
+            assert model.within(now.at_ms, WINDOW_MS + BUCKET_MS)[0] == 3
+
+
 def test_a_wall_clock_that_was_a_day_ahead_is_not_believed_when_it_is_mended() -> None:
     state, limits = State(), Limits(tokens_per_day=100, money_per_month=1.0)
     wrong = at(START_MS, wall_s=1_000_000 + 86_400, day=11, month=4)
