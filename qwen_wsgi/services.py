@@ -23,11 +23,13 @@ from qwen_wsgi.reporting import Reporting, notifier
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.connection_memory import ConnectionMemory
+from qwen_wsgi.state.database import database_in
 from qwen_wsgi.state.host_objects import HostObjects
 from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.state.responses import ResponseStore
 from qwen_wsgi.state.shared_files import SharedFiles
+from qwen_wsgi.state.sqlite import Database
 from qwen_wsgi.state.state_key import StateKey
 from qwen_wsgi.state.token_counts import TokenCounts
 from qwen_wsgi.state.videos import VideoStore
@@ -157,6 +159,7 @@ class Services:
     executor: Executor
     transport: Transport
     ledger: Ledger
+    database: Database
     responses: ResponseStore
     host_objects: HostObjects
     host_files: HostFiles
@@ -188,9 +191,7 @@ class Services:
         self.maintenance.stop()
         drain_logins(self.discovery.logins(), self.clock)
         self.transport.close()
-        self.responses.close()
-        self.videos.close()
-        self.host_objects.close()
+        self.database.close()
         self.sandbox.close()
 
 
@@ -235,6 +236,7 @@ def build_services(
     cooldowns, outcomes, affinity = Cooldowns(known), Outcomes(known), Affinity(files)
     pool = AccountPool(settings, discovery, cooldowns, start_sandbox=sandbox.base_url)
     transport = transport or Transport(settings)
+    database = database_in(state_dir, clock)
     catalogue = Catalogue(settings, pool, transport, clock, SharedLists(files), outcomes)
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
@@ -283,18 +285,19 @@ def build_services(
         executor=executor,
         transport=transport,
         ledger=ledger,
+        database=database,
         responses=ResponseStore(
-            None if state_dir is None else state_dir / "responses",
+            database,
             clock,
             ttl_s=settings.responses_ttl_s,
             max_bytes=settings.responses_max_bytes,
             largest_history=settings.max_body_bytes,
         ),
-        host_objects=HostObjects(None if state_dir is None else state_dir / "files", clock),
+        host_objects=HostObjects(database, clock),
         host_files=HostFiles(retrier, client, idle_s=settings.idle_timeout_s),
         token_counts=TokenCounts(files),
         state_key=StateKey(settings.state_key, state_dir),
-        videos=VideoStore(None if state_dir is None else state_dir / "videos", clock),
+        videos=VideoStore(database, clock),
         tasks=tasks,
         looks=TaskLooks(tasks, clock, workers=settings.workers, sleep=sleep),
         lost_tasks=LostTasks(client, tasks, clock, sleep=sleep),

@@ -1,5 +1,8 @@
 """SQLite with care: one file for all workers, private, opened anew when it was replaced or damaged.
 
+Everything that must last is in it. Each feature has tables of its own, with a version of its own;
+what an older version of the proxy wrote is brought forward when the file is opened.
+
 Calls block the event loop. Small ones take below a millisecond; every four megabytes SQLite empties
 its log into the database, which takes what the disk needs to sync. No call waits for another
 process while blocking: SQLite's own waiting is off, and the pause before another try is a `sleep`
@@ -13,24 +16,26 @@ import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
 from qwen_wsgi.clock import Clock, sleep
+from qwen_wsgi.state.migrations import DAMAGED, NewerVersion, Tables, bring_forward, code_of
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+#: The file, in a directory of its own.
+FILE: Final = "state.sqlite3"
 
 #: While another process writes: how often, and after what pauses, it is tried again.
 TRIES: Final = 40
 _PAUSE_S: Final = 0.025
 
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
-#: A plain SQLITE_ERROR is damage as well: our statements fit every file that we made.
-_DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
 
 #: What to do about the other codes.
 _REMEDIES: Final[Mapping[int, str]] = {
@@ -54,6 +59,13 @@ class DatabaseUnavailable(Exception):
         self.passing = passing
 
 
+class TooNew(DatabaseUnavailable):
+    """A newer version of the proxy wrote the file: this one would harm it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, passing=False)
+
+
 class Damaged(Exception):
     """What a transaction read is not what was written: raise it to have the file set aside."""
 
@@ -65,32 +77,23 @@ class Database:
 
     Args:
         directory: created when it is needed, for this file alone. None keeps it all in memory.
-        name: of the file; holds the version of the schema, so that another version uses another.
-        schema: statements that create everything; run where `has_schema` finds nothing.
-        has_schema: a query that has a row where the schema is there already.
+        tables: of all features.
         keep_damaged_s: how long a damaged file is kept beside the new one.
-        damage: what it means that the file is damaged, as a sentence for the log.
         clock: its wall clock says when a damaged file is old enough to go.
     """
 
     def __init__(
         self,
         directory: Path | None,
-        name: str,
-        *,
-        schema: str,
-        has_schema: str,
-        keep_damaged_s: float,
-        damage: str,
         clock: Clock,
+        *,
+        tables: Sequence[Tables],
+        keep_damaged_s: float,
         sleep: Callable[[float], None] = sleep,
     ) -> None:
         self.directory = directory
-        self._name = name
-        self._schema = schema
-        self._has_schema = has_schema
+        self._tables = tables
         self._keep_damaged_s = keep_damaged_s
-        self._damage = damage
         self._clock = clock
         self._sleep = sleep
         self._lock = threading.Lock()
@@ -122,16 +125,21 @@ class Database:
                     try:
                         return self._transact(work, write=write)
                     except (sqlite3.Error, Damaged) as error:
-                        code = _code_of(error)
+                        code = code_of(error)
                         if code not in _BUSY:
                             self._close()
-                        if code in _DAMAGED and not repaired:
+                        if code in DAMAGED and not repaired:
                             repaired = True
                             self._set_aside(error)
                             continue
                         tries -= 1
                         if code not in _BUSY or tries <= 0:
                             raise
+            except NewerVersion as error:
+                raise TooNew(
+                    f"{self._file()} {error}. Install that version again, or move the file away: "
+                    "client keys and what was stored are in it."
+                ) from error
             except (sqlite3.Error, Damaged, OSError) as error:
                 raise self._unavailable(error) from error
             self._sleep(_PAUSE_S)
@@ -157,12 +165,6 @@ class Database:
         """Close the file; the next use opens it again."""
         with self._lock:
             self._close()
-
-    def remove(self) -> None:
-        """Delete the file, and a damaged one that was kept."""
-        if self.directory is not None:
-            for directory in (self.directory, _aside(self.directory)):
-                shutil.rmtree(directory, ignore_errors=True)
 
     def _transact(self, work: Callable[[sqlite3.Connection], T], *, write: bool) -> T:
         database = self._opened()
@@ -231,8 +233,7 @@ class Database:
             # What is deleted is gone from the file, too.
             database.execute("PRAGMA secure_delete = ON")
             database.execute(f"PRAGMA journal_size_limit = {16 * 1024 * 1024}")
-            if database.execute(self._has_schema).fetchone() is None:
-                database.executescript(self._schema)
+            bring_forward(database, self._tables, self.directory and self.directory.parent)
         except BaseException:
             database.close()
             raise
@@ -254,7 +255,7 @@ class Database:
                 shutil.rmtree(aside)
 
     def _file(self) -> Path | None:
-        return self.directory and self.directory / self._name
+        return self.directory and self.directory / FILE
 
     def _close(self) -> None:
         database, self._connection = self._connection, None
@@ -278,23 +279,21 @@ class Database:
         aside = _aside(directory)
         shutil.rmtree(aside, ignore_errors=True)
         directory.rename(aside)
-        log.error("%s The file is kept for a while in %s: %s", self._damage, aside, error)
+        log.error(
+            "The file of the state is damaged, and a new one is begun. %s If this happens again, "
+            "check the disk. The damaged file is kept for a while path=%s: %s",
+            " ".join(each.damage for each in self._tables),
+            aside,
+            error,
+        )
 
     def _unavailable(self, error: Exception) -> DatabaseUnavailable:
-        code = _code_of(error)
+        code = code_of(error)
         busy = code in _BUSY
         remedy = _REMEDIES.get(sqlite3.SQLITE_BUSY if busy else code, _NO_ACCESS)
         return DatabaseUnavailable(
             f"{self._file()} cannot be used: {error}. {remedy}", passing=busy
         )
-
-
-def _code_of(error: Exception) -> int:
-    """What SQLite calls a failure, without the details; 0 for one of the system's."""
-    if isinstance(error, OSError):
-        return 0
-    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
-    return code & 0xFF
 
 
 def _inode_of(file: Path) -> int:

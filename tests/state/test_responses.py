@@ -21,20 +21,38 @@ from hypothesis import strategies as st
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.state.responses import (
     LARGEST,
+    TABLES,
     ResponseMissing,
     ResponseStore,
     Stored,
     StoreUnavailable,
 )
+from qwen_wsgi.state.sqlite import FILE, Database
 from tests.fakes.clock import FakeClock
 from tests.kit.privileges import as_ordinary_user
 from tests.kit.properties import examples
 
-FILE = "responses-1.sqlite3"
 DAY_S = 86_400.0
 BOUNDS = {"ttl_s": 7 * DAY_S, "max_bytes": 2**20}
 
-OpenStore = Callable[..., ResponseStore]
+
+
+class Store(ResponseStore):
+    """A store with a database of its own, as a worker has it."""
+
+    def __init__(
+        self, directory: Path | None, clock: FakeClock, sleep: Callable[[float], None], **bounds: Any
+    ) -> None:
+        database = Database(
+            directory, clock, tables=[TABLES], keep_damaged_s=7 * DAY_S, sleep=sleep
+        )
+        super().__init__(database, clock, **bounds)
+
+    def close(self) -> None:
+        self._database.close()
+
+
+OpenStore = Callable[..., Store]
 
 
 @pytest.fixture
@@ -50,11 +68,11 @@ def directory(tmp_path: Path) -> Path:
 @pytest.fixture
 def open_store(directory: Path, clock: FakeClock) -> Iterator[OpenStore]:
     """Stores as several workers have them, over the same file unless told otherwise."""
-    opened: list[ResponseStore] = []
+    opened: list[Store] = []
 
-    def begin(path: Path | None = directory, **options: Any) -> ResponseStore:
+    def begin(path: Path | None = directory, **options: Any) -> Store:
         options = {**BOUNDS, "sleep": clock.advance, **options}
-        opened.append(ResponseStore(path, clock, **options))
+        opened.append(Store(path, clock, **options))
         return opened[-1]
 
     yield begin
@@ -63,7 +81,7 @@ def open_store(directory: Path, clock: FakeClock) -> Iterator[OpenStore]:
 
 
 @pytest.fixture
-def store(open_store: OpenStore) -> ResponseStore:
+def store(open_store: OpenStore) -> Store:
     return open_store()
 
 
