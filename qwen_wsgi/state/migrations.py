@@ -126,7 +126,8 @@ def _attached(database: sqlite3.Connection, tables: Tables, directory: Path | No
         return None
     schema = _schema_of(tables)
     try:
-        database.execute(f"ATTACH ? AS {schema}", (str(file),))
+        # By URI: by its name it would be made anew if another process has moved it just now.
+        database.execute(f"ATTACH ? AS {schema}", (f"{file.absolute().as_uri()}?mode=rw",))
         database.execute(f"SELECT count(*) FROM {schema}.sqlite_master")
     except sqlite3.Error as error:
         if code_of(error) not in DAMAGED:

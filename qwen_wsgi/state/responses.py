@@ -392,9 +392,9 @@ class ResponseStore:
         if not self._removed:
             self._removed = True
             with suppress(DatabaseUnavailable):
-                count = self._database.run(_remove_all, write=True)
-                if count:
+                if self._database.run(_remove_all, write=True):
                     self._database.empty_log()
+            self._database.remove_damaged()
         return True
 
 

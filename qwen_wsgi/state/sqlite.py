@@ -166,6 +166,11 @@ class Database:
         with self._lock:
             self._close()
 
+    def remove_damaged(self) -> None:
+        """Delete a damaged file that was kept."""
+        if self.directory is not None:
+            shutil.rmtree(_aside(self.directory), ignore_errors=True)
+
     def _transact(self, work: Callable[[sqlite3.Connection], T], *, write: bool) -> T:
         database = self._opened()
         database.execute("BEGIN IMMEDIATE" if write else "BEGIN")
@@ -224,7 +229,11 @@ class Database:
             self._make_private(file)
             self._inode = _inode_of(file)
         database = sqlite3.connect(
-            file or ":memory:", timeout=0, isolation_level=None, check_same_thread=False
+            file or ":memory:",
+            timeout=0,
+            isolation_level=None,
+            check_same_thread=False,
+            uri=True,  # for what is attached; our own name is a path, and begins with a slash
         )
         try:
             database.execute("PRAGMA journal_mode = WAL")
