@@ -9,7 +9,14 @@ from flask import Flask
 
 from qwen_wsgi import settings as settings_module
 from qwen_wsgi.api import errors, health, lifecycle, models, status
-from qwen_wsgi.api.dialects import chat, completions, embeddings, messages, responses
+from qwen_wsgi.api.dialects import (
+    background,
+    chat,
+    completions,
+    embeddings,
+    messages,
+    responses,
+)
 from qwen_wsgi.api.files import batches, files
 from qwen_wsgi.api.flask_app import Application
 from qwen_wsgi.api.media import images, rerank, speech, transcriptions, videos
@@ -57,4 +64,5 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
     ):
         app.register_blueprint(module.blueprint)
     errors.register(app)
+    services.background.work = background.worker(services, responses.make)
     return app

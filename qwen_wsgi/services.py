@@ -15,6 +15,7 @@ from qwen_wsgi.access.admission import Admission
 from qwen_wsgi.access.connections import Connections
 from qwen_wsgi.access.guard import Guard
 from qwen_wsgi.accounting.ledger import Ledger
+from qwen_wsgi.background import Background
 from qwen_wsgi.clock import Clock, SystemClock, sleep
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.sources.discovery import Discovery
@@ -22,6 +23,7 @@ from qwen_wsgi.documents.pdf import PdfReader
 from qwen_wsgi.reporting import Reporting, notifier
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.state.background import BackgroundQueue
 from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.database import database_in
 from qwen_wsgi.state.host_objects import HostObjects
@@ -161,6 +163,7 @@ class Services:
     ledger: Ledger
     database: Database
     responses: ResponseStore
+    background: Background
     host_objects: HostObjects
     host_files: HostFiles
     token_counts: TokenCounts
@@ -189,6 +192,7 @@ class Services:
     def close(self) -> None:
         """Finish the token refreshes that were sent, and free the rest."""
         self.maintenance.stop()
+        self.background.stop()
         drain_logins(self.discovery.logins(), self.clock)
         self.transport.close()
         self.database.close()
@@ -236,7 +240,7 @@ def build_services(
     cooldowns, outcomes, affinity = Cooldowns(known), Outcomes(known), Affinity(files)
     pool = AccountPool(settings, discovery, cooldowns, start_sandbox=sandbox.base_url)
     transport = transport or Transport(settings)
-    database = database_in(state_dir, clock)
+    database = database_in(state_dir, clock, sleep=sleep)
     catalogue = Catalogue(settings, pool, transport, clock, SharedLists(files), outcomes)
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
@@ -265,6 +269,13 @@ def build_services(
         RefusedInputs(files),
         BatchChat(settings, pool),
     )
+    responses = ResponseStore(
+        database,
+        clock,
+        ttl_s=settings.responses_ttl_s,
+        max_bytes=settings.responses_max_bytes,
+        largest_history=settings.max_body_bytes,
+    )
     return Services(
         settings=settings,
         clock=clock,
@@ -286,12 +297,18 @@ def build_services(
         transport=transport,
         ledger=ledger,
         database=database,
-        responses=ResponseStore(
-            database,
+        responses=responses,
+        background=Background(
+            BackgroundQueue(
+                database,
+                clock,
+                per_client=settings.background_per_key,
+                kept_s=settings.responses_ttl_s,
+            ),
+            responses,
             clock,
-            ttl_s=settings.responses_ttl_s,
-            max_bytes=settings.responses_max_bytes,
-            largest_history=settings.max_body_bytes,
+            limit=settings.background,
+            stop_s=settings.graceful_timeout_s,
         ),
         host_objects=HostObjects(database, clock),
         host_files=HostFiles(retrier, client, idle_s=settings.idle_timeout_s),

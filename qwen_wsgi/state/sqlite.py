@@ -166,6 +166,12 @@ class Database:
         with self._lock:
             self._close()
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is a file, or something in memory."""
+        file = self._file()
+        return self._connection is not None if file is None else file.exists()
+
     def remove_damaged(self) -> None:
         """Delete a damaged file that was kept."""
         if self.directory is not None:
