@@ -19,7 +19,6 @@ import logging  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
 import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
 from typing import Final  # noqa: E402
 
 import gevent  # noqa: E402
@@ -27,10 +26,7 @@ from gunicorn.workers.base import Worker  # noqa: E402
 
 from qwen_wsgi import server as _server  # noqa: E402
 from qwen_wsgi import settings  # noqa: E402
-from qwen_wsgi.clock import SystemClock  # noqa: E402
 from qwen_wsgi.errors import SettingsError  # noqa: E402
-from qwen_wsgi.state.database import prepare  # noqa: E402
-from qwen_wsgi.state.sqlite import TooNew  # noqa: E402
 
 #: The exit code for settings that cannot work; the systemd unit does not restart after it.
 _EXIT_BAD_SETTINGS: Final = 2
@@ -65,8 +61,8 @@ pre_fork = _server.hold_signals
 def on_starting(server: object) -> None:
     """Bring what an older version has stored forward, before there are workers that use it."""
     try:
-        prepare(Path(_settings.state_dir), SystemClock())
-    except TooNew as error:
+        _server.prepare_state(_settings)
+    except SettingsError as error:
         print(f"qwen-proxy: {error}", file=sys.stderr)
         sys.exit(_EXIT_BAD_SETTINGS)
 

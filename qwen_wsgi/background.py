@@ -1,8 +1,8 @@
 """Makes the responses that clients do not wait for: takes them from the queue, and ends each once.
 
-Every worker looks at the queue (`state.background`) twice a second, and at once after a request of
-its own. It works at some responses at a time, beside and apart from the calls that clients wait
-for, and breaks one off that was cancelled by way of another worker, or that is late.
+Every worker looks at the queue (`state.database.background`) twice a second, and at once after a
+request of its own. It works at some responses at a time, beside and apart from the calls that
+clients wait for, and breaks one off that was cancelled by way of another worker, or that is late.
 
 A response whose worker is gone is not made again: nobody can tell what its upstream did, and it
 would be paid twice. It becomes `failed`, and says so.
@@ -21,15 +21,15 @@ from qwen_wsgi.errors import ApiError, ClientGone, forget_frames
 from qwen_wsgi.greenlets import Strand
 from qwen_wsgi.protocol.responses import background as protocol
 from qwen_wsgi.shortage import fault_error
-from qwen_wsgi.state.background import BackgroundQueue, Job, this_worker
-from qwen_wsgi.state.responses import ResponseStore
+from qwen_wsgi.state.database.background import BackgroundQueue, Job, this_worker
+from qwen_wsgi.state.database.responses import ResponseStore
 
 log = logging.getLogger(__name__)
 
 #: Between two looks at the queue.
 LOOK_S: Final = 0.5
 #: Between two signs of life, and two searches for what others have left; far below
-#: `state.background.SILENT_S`.
+#: `state.database.background.SILENT_S`.
 BEAT_S: Final = 5.0
 #: How long what a stop breaks off may take to be written down.
 _WRITE_S: Final = 3.0

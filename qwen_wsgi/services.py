@@ -23,18 +23,18 @@ from qwen_wsgi.documents.pdf import PdfReader
 from qwen_wsgi.reporting import Reporting, notifier
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.state.background import BackgroundQueue
 from qwen_wsgi.state.connection_memory import ConnectionMemory
-from qwen_wsgi.state.database import database_in
-from qwen_wsgi.state.host_objects import HostObjects
+from qwen_wsgi.state.database.background import BackgroundQueue
+from qwen_wsgi.state.database.host_objects import HostObjects
+from qwen_wsgi.state.database.responses import ResponseStore
+from qwen_wsgi.state.database.sqlite import Database
+from qwen_wsgi.state.database.tables import database_in
+from qwen_wsgi.state.database.videos import VideoStore
 from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.refused_inputs import RefusedInputs
-from qwen_wsgi.state.responses import ResponseStore
 from qwen_wsgi.state.shared_files import SharedFiles
-from qwen_wsgi.state.sqlite import Database
 from qwen_wsgi.state.state_key import StateKey
 from qwen_wsgi.state.token_counts import TokenCounts
-from qwen_wsgi.state.videos import VideoStore
 from qwen_wsgi.state.workers import Workers
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.executor import Executor

@@ -151,7 +151,7 @@ ALLOWED: dict[str, set[str]] = {
     "sandbox": set(),
     "services": set(),  # filled below: it wires everything below the API
     "app": {"settings", "services", "api"},
-    "server": {"logs", "redaction", "settings", "services", "text"},
+    "server": {"errors", "clock", "logs", "redaction", "settings", "services", "state", "text"},
     "doctor": {
         "",
         "errors",

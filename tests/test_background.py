@@ -11,9 +11,9 @@ import pytest
 
 from qwen_wsgi.background import Background
 from qwen_wsgi.errors import ApiError
-from qwen_wsgi.state.background import BackgroundQueue, Job
-from qwen_wsgi.state.database import database_in
-from qwen_wsgi.state.responses import ResponseStore, Stored
+from qwen_wsgi.state.database.background import BackgroundQueue, Job
+from qwen_wsgi.state.database.responses import ResponseStore, Stored
+from qwen_wsgi.state.database.tables import database_in
 from tests.fakes.clock import FakeClock
 
 OTHER = "boot/pid:[1]/2/2"

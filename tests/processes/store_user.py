@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen_wsgi.clock import SystemClock
-from qwen_wsgi.state.database import database_in
-from qwen_wsgi.state.responses import ResponseStore
+from qwen_wsgi.state.database.responses import ResponseStore
+from qwen_wsgi.state.database.tables import database_in
 
 
 def store_at(directory: Path) -> ResponseStore:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_wsgi.state.sqlite import FILE
+from qwen_wsgi.state.database.sqlite import FILE
 from tests.processes.store_user import store_at
 
 pytestmark = pytest.mark.server

@@ -18,8 +18,8 @@ from qwen_wsgi.greenlets import apart
 from qwen_wsgi.protocol import responses as protocol
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import ResponseEncoder, ResponsesRequest, compaction
-from qwen_wsgi.state.background import Job
-from qwen_wsgi.state.responses import ResponseStore, Stored
+from qwen_wsgi.state.database.background import Job
+from qwen_wsgi.state.database.responses import ResponseStore, Stored
 from qwen_wsgi.upstream.chat_attempt import ChatCall
 
 blueprint = Blueprint("responses", __name__)

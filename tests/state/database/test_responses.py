@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.errors import ApiError
-from qwen_wsgi.state.responses import (
+from qwen_wsgi.state.database.responses import (
     LARGEST,
     TABLES,
     ResponseMissing,
@@ -27,7 +27,7 @@ from qwen_wsgi.state.responses import (
     Stored,
     StoreUnavailable,
 )
-from qwen_wsgi.state.sqlite import FILE, Database
+from qwen_wsgi.state.database.sqlite import FILE, Database
 from tests.fakes.clock import FakeClock
 from tests.kit.privileges import as_ordinary_user
 from tests.kit.properties import examples
@@ -547,7 +547,7 @@ def test_the_index_of_the_log_may_be_cut(directory: Path, left: int) -> None:
     """SQLite maps it: unmended, the next look at it would kill the worker."""
     program = (
         "import os, sys; from pathlib import Path\n"
-        "from tests.state.test_responses import *\n"
+        "from tests.state.database.test_responses import *\n"
         "directory, left = Path(sys.argv[1]), int(sys.argv[2])\n"
         "stores = [Store(directory, FakeClock(), print, **BOUNDS) for _ in range(2)]\n"
         "for number in range(20):\n"

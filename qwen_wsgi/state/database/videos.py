@@ -18,8 +18,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import ApiError
-from qwen_wsgi.state.migrations import Tables
-from qwen_wsgi.state.sqlite import Damaged, Database, DatabaseUnavailable
+from qwen_wsgi.state.database.migrations import Tables
+from qwen_wsgi.state.database.sqlite import Damaged, Database, DatabaseUnavailable
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from qwen_wsgi.clock import Clock, sleep
-from qwen_wsgi.state import background, host_objects, responses, videos
-from qwen_wsgi.state.sqlite import Database, DatabaseUnavailable, TooNew
+from qwen_wsgi.state.database import background, host_objects, responses, videos
+from qwen_wsgi.state.database.sqlite import Database, DatabaseUnavailable, TooNew
 
 log = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from qwen_wsgi.errors import ApiError, Overloaded
-from qwen_wsgi.state.background import BackgroundQueue, Job
-from qwen_wsgi.state.database import DIRECTORY, database_in
-from qwen_wsgi.state.responses import Stored
+from qwen_wsgi.state.database.background import BackgroundQueue, Job
+from qwen_wsgi.state.database.responses import Stored
+from qwen_wsgi.state.database.sqlite import Database
+from qwen_wsgi.state.database.tables import DIRECTORY, database_in
 from qwen_wsgi.state.shared_files import this_boot
-from qwen_wsgi.state.sqlite import Database
 from tests.fakes.clock import FakeClock
 
 ME, OTHER = "boot/pid:[1]/1/1", "boot/pid:[1]/2/2"

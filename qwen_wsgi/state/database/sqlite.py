@@ -22,7 +22,13 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from qwen_wsgi.clock import Clock, sleep
-from qwen_wsgi.state.migrations import DAMAGED, NewerVersion, Tables, bring_forward, code_of
+from qwen_wsgi.state.database.migrations import (
+    DAMAGED,
+    NewerVersion,
+    Tables,
+    bring_forward,
+    code_of,
+)
 
 log = logging.getLogger(__name__)
 

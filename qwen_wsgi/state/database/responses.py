@@ -22,8 +22,8 @@ from typing import Any, Final
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import ApiError, BadRequest
 from qwen_wsgi.protocol.json_object import compact
-from qwen_wsgi.state.migrations import Tables
-from qwen_wsgi.state.sqlite import Damaged, Database, DatabaseUnavailable
+from qwen_wsgi.state.database.migrations import Tables
+from qwen_wsgi.state.database.sqlite import Damaged, Database, DatabaseUnavailable
 
 log = logging.getLogger(__name__)
 

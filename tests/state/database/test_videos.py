@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from qwen_wsgi.errors import ApiError
-from qwen_wsgi.state.database import DIRECTORY, database_in
+from qwen_wsgi.state.database.tables import DIRECTORY, database_in
+from qwen_wsgi.state.database.videos import KEPT_S, VideoStore
 from qwen_wsgi.state.state_key import StateKey
-from qwen_wsgi.state.videos import KEPT_S, VideoStore
 from tests.fakes.clock import FakeClock
 
 STATE = {"output": {"task_status": "PENDING"}}

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from qwen_wsgi.state.database import DIRECTORY, TABLES, database_in, prepare
-from qwen_wsgi.state.host_objects import HostObjects
-from qwen_wsgi.state.migrations import Tables
-from qwen_wsgi.state.responses import ResponseStore
-from qwen_wsgi.state.sqlite import FILE, Database, DatabaseUnavailable, TooNew
-from qwen_wsgi.state.videos import VideoStore
+from qwen_wsgi.state.database.host_objects import HostObjects
+from qwen_wsgi.state.database.migrations import Tables
+from qwen_wsgi.state.database.responses import ResponseStore
+from qwen_wsgi.state.database.sqlite import FILE, Database, DatabaseUnavailable, TooNew
+from qwen_wsgi.state.database.tables import DIRECTORY, TABLES, database_in, prepare
+from qwen_wsgi.state.database.videos import VideoStore
 from tests.fakes.clock import FakeClock
 
 #: As the versions of the proxy made them that had a file for each.

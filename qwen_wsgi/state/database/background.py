@@ -1,7 +1,7 @@
 """The responses that are to be made in the background: a queue that all workers of the box share.
 
 A row is here from the request until the response has ended and is among the stored ones
-(`state.responses`). Only one worker gets a row to work at (`claim`), and only one process ends it:
+(`responses`). Only one worker gets a row to work at (`claim`), and only one process ends it:
 whoever marked it as `ending`. A worker notes now and then that it lives; the rows of one that does
 not are found with `lost`.
 
@@ -21,10 +21,10 @@ from typing import Any, Final, NamedTuple, TypeVar
 from qwen_wsgi.clock import Clock, boottime
 from qwen_wsgi.errors import ApiError, Overloaded
 from qwen_wsgi.protocol.json_object import compact
-from qwen_wsgi.state.migrations import Tables
-from qwen_wsgi.state.responses import Stored
+from qwen_wsgi.state.database.migrations import Tables
+from qwen_wsgi.state.database.responses import Stored
+from qwen_wsgi.state.database.sqlite import Damaged, Database, DatabaseUnavailable
 from qwen_wsgi.state.shared_files import this_boot
-from qwen_wsgi.state.sqlite import Damaged, Database, DatabaseUnavailable
 
 log = logging.getLogger(__name__)
 

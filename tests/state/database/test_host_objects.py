@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from qwen_wsgi.errors import ApiError
-from qwen_wsgi.state.database import DIRECTORY, database_in
-from qwen_wsgi.state.host_objects import HostObjects
+from qwen_wsgi.state.database.host_objects import HostObjects
+from qwen_wsgi.state.database.tables import DIRECTORY, database_in
 from tests.fakes.clock import FakeClock
 
 DAY = 86_400
