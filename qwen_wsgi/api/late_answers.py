@@ -15,6 +15,7 @@ from qwen_wsgi.api import http
 from qwen_wsgi.api.flask_app import FinishedResponse
 from qwen_wsgi.errors import ApiError, ClientGone, StreamBroken
 from qwen_wsgi.greenlets import Task
+from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.relay import failed_late
@@ -67,6 +68,11 @@ class LateJson:
         if self._record.outcome == "open":
             self._record.outcome = "client_gone"
         self._work.cancel()
+
+
+def error_event(error: ApiError) -> bytes:
+    """The last event of a stream that failed, as OpenAI's endpoints of sound have it."""
+    return sse.render(error.body())
 
 
 class Carried:

@@ -13,7 +13,7 @@ from qwen_wsgi.api import http, lifecycle
 from qwen_wsgi.api.body import is_form
 from qwen_wsgi.api.dialects import generation
 from qwen_wsgi.api.flask_app import FinishedResponse
-from qwen_wsgi.api.late_answers import Carried
+from qwen_wsgi.api.late_answers import Carried, error_event
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.capabilities import Capability
 from qwen_wsgi.errors import ApiError, BadRequest, UpstreamError
@@ -136,7 +136,7 @@ def _directly(call: LiveCall, request: TranscriptionRequest, plan: Plan) -> Resp
     if request.stream:
         # A model of chat says when it is done; what the others' last event is, no page tells.
         heard = _Heard(call, request, says_end=road is Road.CHAT)
-        carried = Carried(heard.events(), call.record, heard.close, last_words=_error_event)
+        carried = Carried(heard.events(), call.record, heard.close, last_words=error_event)
         call.relay = carried
         heard.begin(unary, plan)
         return http.event_stream(carried)
@@ -210,10 +210,6 @@ def _note(
     seconds = request.seconds if seconds is None else seconds
     if seconds is not None:
         call.record.units = (("seconds", round(seconds, 3)),)
-
-
-def _error_event(error: ApiError) -> bytes:
-    return b"data: " + compact(error.body()).encode() + b"\n\n"
 
 
 # --- by a task -----------------------------------------------------------------------------------

@@ -85,19 +85,7 @@ def not_here() -> BadRequest:
 
 def queued(echo: Mapping[str, Any], *, id: str, created: int, model: str) -> dict[str, Any]:
     """The response object before anybody works at it."""
-    return {
-        "id": id,
-        "object": "response",
-        "created_at": created,
-        "status": QUEUED,
-        "error": None,
-        "incomplete_details": None,
-        "access_programs": None,
-        "model": model,
-        "output": [],
-        **echo,
-        "usage": None,
-    }
+    return mapping.response(mapping.head(id, created), echo, model=model, status=QUEUED)
 
 
 def failed(response: Mapping[str, Any], error: ApiError) -> dict[str, Any]:

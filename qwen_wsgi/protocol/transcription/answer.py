@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qwen_wsgi.errors import AnswerTooLarge, UpstreamError
-from qwen_wsgi.protocol import json_access
-from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol import json_access, sse
 
 
 class Transcript:
@@ -66,9 +65,9 @@ class Transcript:
         """The native form: the sentence that is being spoken, or, in `text`, the text so far or
         the next piece of it: no page tells which."""
         if text := json_access.text(output.get("text")):
-            known = "".join(self._pieces)
-            if text.startswith(known):
-                return text[len(known) :]
+            # Put together only where it may be a part of what came, which is as long then.
+            if len(text) >= self._length and text.startswith("".join(self._pieces)):
+                return text[self._length :]
             if self._sentence is None:
                 return text
             self._corrected = text
@@ -117,16 +116,12 @@ def json_answer(text: str, usage: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def delta_event(piece: str) -> bytes:
     """OpenAI's `transcript.text.delta`."""
-    return _event({"type": "transcript.text.delta", "delta": piece})
+    return sse.render({"type": "transcript.text.delta", "delta": piece})
 
 
 def done_event(text: str, usage: Mapping[str, Any] | None) -> bytes:
     """OpenAI's `transcript.text.done`."""
-    return _event({"type": "transcript.text.done", **json_answer(text, usage)})
-
-
-def _event(value: Mapping[str, Any]) -> bytes:
-    return b"data: " + compact(value).encode() + b"\n\n"
+    return sse.render({"type": "transcript.text.done", **json_answer(text, usage)})
 
 
 def url_of_result(output: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,6 +34,8 @@ T = TypeVar("T")
 #: Of all clients together, and the bytes of their requests.
 MAX_ROWS: Final = 2_000
 MAX_BYTES: Final = 256 * 1024 * 1024
+#: How often the log is told that the file cannot be used. Seconds.
+_TELL_S: Final = 60.0
 #: Of one request. Bytes.
 LARGEST: Final = 16 * 1024 * 1024
 #: A worker whose event loop stands still for 30 s is killed (gunicorn.conf.py): one that gave no
@@ -158,6 +161,8 @@ class BackgroundQueue:
         self._boottime = boottime
         self._was_used = False
         self._database = database
+        #: What the log was told last, and when: workers look at the queue twice a second.
+        self._told = ("", -math.inf)
 
     @property
     def is_used(self) -> bool:
@@ -437,7 +442,7 @@ class BackgroundQueue:
         try:
             return self._database.run(work, write=write)
         except DatabaseUnavailable as error:
-            log.error("responses in the background cannot be used: %s", error)
+            self._tell(str(error))
             raise ApiError(
                 "The proxy cannot use its list of responses in the background now; its log says "
                 "why. Leave out 'background' to have a response at once.",
@@ -445,6 +450,12 @@ class BackgroundQueue:
                 code="background_unavailable",
                 retry_after_s=1 if error.passing else None,
             ) from error
+
+    def _tell(self, problem: str) -> None:
+        now_s = self._clock.monotonic()
+        if problem != self._told[0] or now_s - self._told[1] >= _TELL_S:
+            self._told = (problem, now_s)
+            log.error("responses in the background cannot be used: %s", problem)
 
 
 def _job(database: sqlite3.Connection, where: str, values: Sequence[Any]) -> Job | None:

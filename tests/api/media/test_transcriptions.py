@@ -31,18 +31,6 @@ def wav(seconds: float = 1.0, rate: int = 8000) -> bytes:
     return b"RIFF" + size + b"WAVEfmt " + head + b"data" + struct.pack("<I", len(data)) + data
 
 
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as started:
-        yield started
-
-
-@pytest.fixture
-def app(sandbox: Sandbox) -> Iterator[App]:
-    with running(DASHSCOPE_BASE_URL=sandbox.base_url, DASHSCOPE_API_KEY=UPSTREAM_KEY) as made:
-        yield made
-
-
 def transcribed(app: App, sound: bytes | None = None, **fields: Any) -> TestResponse:
     parts: list[tuple[str, Any]] = [("file", ("speech.bin", wav() if sound is None else sound))]
     for name, value in {"model": FLASH, **fields}.items():

@@ -174,6 +174,19 @@ def test_a_disk_that_cannot_be_written(tmp_path: Path) -> None:
     assert (refused.value.status, refused.value.code) == (503, "background_unavailable")
 
 
+def test_the_log_is_told_once_a_minute(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each worker looks at the queue twice a second."""
+    (tmp_path / "background").write_text("a file in the way")
+    world = Queue(tmp_path / "background")
+
+    for _ in range(150):
+        with pytest.raises(ApiError):
+            world.queue.waits()
+        world.clock.advance(0.5)
+
+    assert len(caplog.messages) == 2
+
+
 def test_a_damaged_row(tmp_path: Path) -> None:
     world = Queue(tmp_path)
     world.add("a")
