@@ -157,7 +157,7 @@ def test_harm_to_any_file_ends_no_worker_and_no_call(
         load.wait_for_calls(10)
         first = workers(proxy)
         names = {file.name.partition("-")[0] for file in files_of(proxy)}
-        assert {"affinity", "cooldown", "lists", "outcomes", "workers", "responses"} <= names
+        assert {"affinity", "cooldown", "lists", "outcomes", "workers", "state.sqlite3"} <= names
         for harm in HARM:
             for file in files_of(proxy):
                 if file.exists() and not (harm is cut and file.name.endswith(INDEX)):
