@@ -205,6 +205,7 @@ ALLOWED["services"] = {
     "accounting",
     "credentials",
     "documents",
+    "greenlets",
     "sandbox",
     "state",
     "upstream",

@@ -300,16 +300,23 @@ class BackgroundQueue:
 
     # --- the end -----------------------------------------------------------------------------
 
-    def begin_end(self, key: int, by: str, *, of: str) -> bool:
-        """Mark one as ending, if the worker `of` still works at it; whether it was marked, so that
-        the caller is the one who stores its end and then calls `end` or `keep`. Raises as `claim`.
+    def begin_end(self, key: int, worker: str) -> bool:
+        """Mark one as ending, if `worker` still works at it; whether it was marked, so that the
+        caller is the one who stores its end and then calls `end` or `keep`. Raises as `claim`.
         """
+        return self._mark_ending(key, worker, of=worker, among=(_RUNNING,))
+
+    def take_over(self, job: Job, worker: str) -> bool:
+        """The same for one whose worker is gone, perhaps while it was ending. Raises as `claim`."""
+        return self._mark_ending(job.key, worker, of=job.worker, among=(_RUNNING, _ENDING))
+
+    def _mark_ending(self, key: int, by: str, *, of: str, among: Sequence[str]) -> bool:
         return self._do(
             lambda database: (
                 database.execute(
                     "UPDATE background_jobs SET status = ?, worker = ?, beat = ? WHERE key = ?"
-                    " AND status IN (?, ?) AND worker = ?",
-                    (_ENDING, by, self._boottime(), key, _RUNNING, _ENDING, of),
+                    f" AND status IN ({', '.join('?' * len(among))}) AND worker = ?",
+                    (_ENDING, by, self._boottime(), key, *among, of),
                 ).rowcount
                 == 1
             ),

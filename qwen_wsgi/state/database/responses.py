@@ -5,13 +5,11 @@ server's user can read; no client gets what another one's key has stored.
 `QWEN_PROXY_RESPONSES_TTL=0` keeps nothing, and removes what was kept before.
 
 Storing is a service beside the answer: whatever is wrong with the file, a call goes on without it
-and the log says why. Storing a megabyte blocks the event loop for ten milliseconds; 16 MiB, the
-most that is stored of one call, for two hundred.
+and the log says why.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +19,7 @@ from typing import Any, Final
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import ApiError, BadRequest
-from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol.json_object import loads, render_slowly
 from qwen_wsgi.state.database.migrations import Tables
 from qwen_wsgi.state.database.sqlite import Damaged, Database, DatabaseUnavailable
 
@@ -191,9 +189,8 @@ class ResponseStore:
         if self._keeps_nothing():
             return False
         try:
-            response_body, input_body = (
-                compact(dict(response)).encode(),
-                compact(list(input_items)).encode(),
+            response_body, input_body = self._database.apart(
+                lambda: (render_slowly(dict(response)), render_slowly(list(input_items)))
             )
             size = len(response_body) + len(input_body) + _OVERHEAD
             if size > (most := min(LARGEST, self._max_bytes)):
@@ -457,7 +454,7 @@ def _stored(database: sqlite3.Connection, key: int, previous: str | None) -> Sto
         "SELECT response, input FROM response_bodies WHERE key = ?", (key,)
     ).fetchone()
     try:
-        response, items = (json.loads(body) for body in row or ())
+        response, items = (loads(body) for body in row or ())
     except ValueError as error:
         raise Damaged(f"a body was lost ({error})") from None
     return Stored(response, items, previous)

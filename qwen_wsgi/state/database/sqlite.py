@@ -3,10 +3,10 @@
 Everything that must last is in it. Each feature has tables of its own, with a version of its own;
 what an older version of the proxy wrote is brought forward when the file is opened.
 
-Calls block the event loop. Small ones take below a millisecond; every four megabytes SQLite empties
-its log into the database, which takes what the disk needs to sync. No call waits for another
-process while blocking: SQLite's own waiting is off, and the pause before another try is a `sleep`
-that lets other greenlets run.
+A worker works with it in a thread apart, so that its event loop waits for no disk: a large body
+takes tenths of a second, and every four megabytes SQLite empties its log into the database, which
+takes what the disk needs to sync. No work waits in that thread for another process: SQLite's own
+waiting is off, and the pause before another try is a `sleep` of the caller.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from qwen_wsgi.clock import Clock, sleep
 from qwen_wsgi.state.database.migrations import (
@@ -40,6 +41,9 @@ FILE: Final = "state.sqlite3"
 #: While another process writes: how often, and after what pauses, it is tried again.
 TRIES: Final = 40
 _PAUSE_S: Final = 0.025
+
+#: How long a worker waits for a disk that does not answer, before its call goes on without.
+_DISK_S: Final = 10.0
 
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
 
@@ -76,6 +80,18 @@ class Damaged(Exception):
     """What a transaction read is not what was written: raise it to have the file set aside."""
 
 
+class Apart(Protocol):
+    """Runs some work in a thread apart (`greenlets.ThreadApart`)."""
+
+    def __call__(self, work: Callable[[], T], *, timeout_s: float | None = None) -> T:
+        """The result of the work, or its exception; TimeoutError if it takes longer."""
+
+
+def here(work: Callable[[], T], *, timeout_s: float | None = None) -> T:
+    """Do some work in the thread of the caller: where there is no event loop."""
+    return work()
+
+
 class Database:
     """One SQLite file, shared by the greenlets and threads of a worker and by all workers.
 
@@ -86,6 +102,7 @@ class Database:
         tables: of all features.
         keep_damaged_s: how long a damaged file is kept beside the new one.
         clock: its wall clock says when a damaged file is old enough to go.
+        apart: a thread for this database alone.
     """
 
     def __init__(
@@ -96,8 +113,10 @@ class Database:
         tables: Sequence[Tables],
         keep_damaged_s: float,
         sleep: Callable[[float], None] = sleep,
+        apart: Apart = here,
     ) -> None:
         self.directory = directory
+        self.apart = apart
         self._tables = tables
         self._keep_damaged_s = keep_damaged_s
         self._clock = clock
@@ -126,29 +145,42 @@ class Database:
         """
         repaired = False
         while True:
+            attempt = partial(self._attempt, work, write=write, repair=not repaired)
             try:
-                with self._lock:
-                    try:
-                        return self._transact(work, write=write)
-                    except (sqlite3.Error, Damaged) as error:
-                        code = code_of(error)
-                        if code not in _BUSY:
-                            self._close()
-                        if code in DAMAGED and not repaired:
-                            repaired = True
-                            self._set_aside(error)
-                            continue
-                        tries -= 1
-                        if code not in _BUSY or tries <= 0:
-                            raise
+                return self.apart(attempt, timeout_s=_DISK_S)
             except NewerVersion as error:
                 raise TooNew(
                     f"{self._file()} {error}. Install that version again, or move the file away: "
                     "client keys and what was stored are in it."
                 ) from error
             except (sqlite3.Error, Damaged, OSError) as error:
-                raise self._unavailable(error) from error
+                code = code_of(error)
+                if code in DAMAGED and not repaired:
+                    repaired = True
+                    continue
+                tries -= 1
+                if code not in _BUSY or tries <= 0:
+                    raise self._unavailable(error) from error
             self._sleep(_PAUSE_S)
+
+    def _attempt(
+        self, work: Callable[[sqlite3.Connection], T], *, write: bool, repair: bool
+    ) -> T:
+        """Try once.
+
+        Args:
+            repair: whether a damaged file is set aside, so that the next try has a new one.
+        """
+        with self._lock:
+            try:
+                return self._transact(work, write=write)
+            except (sqlite3.Error, Damaged) as error:
+                code = code_of(error)
+                if code not in _BUSY:
+                    self._close()
+                if code in DAMAGED and repair:
+                    self._set_aside(error)
+                raise
 
     def empty_log(self) -> bool:
         """Write the log into the database and empty it, so that what was deleted is in neither.
@@ -160,15 +192,23 @@ class Database:
             Whether it is empty.
         """
         for _ in range(TRIES):
-            with self._lock, suppress(sqlite3.Error, OSError):
-                busy, *_rest = self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                if not busy:
+            with suppress(sqlite3.Error, OSError):
+                if self.apart(self._emptied, timeout_s=_DISK_S):
                     return True
             self._sleep(_PAUSE_S)
         return False
 
+    def _emptied(self) -> bool:
+        with self._lock:
+            busy, *_rest = self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return not busy
+
     def close(self) -> None:
         """Close the file; the next use opens it again."""
+        with suppress(TimeoutError):
+            self.apart(self._closed, timeout_s=_DISK_S)
+
+    def _closed(self) -> None:
         with self._lock:
             self._close()
 
@@ -309,6 +349,13 @@ class Database:
         )
 
     def _unavailable(self, error: Exception) -> DatabaseUnavailable:
+        if isinstance(error, TimeoutError):
+            return DatabaseUnavailable(
+                f"{self._file()} cannot be used: its disk did not answer within {_DISK_S:g} s. "
+                "Check whether the disk is failing, or too slow for what is stored "
+                "(QWEN_PROXY_RESPONSES_TTL=0 stores no responses).",
+                passing=True,
+            )
         code = code_of(error)
         busy = code in _BUSY
         remedy = _REMEDIES.get(sqlite3.SQLITE_BUSY if busy else code, _NO_ACCESS)

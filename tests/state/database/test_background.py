@@ -80,10 +80,10 @@ def test_only_one_worker_gets_it_and_only_one_ends_it() -> None:
 
     assert world.queue.claim(OTHER) is None
     assert world.queue.mine(ME) == {job.key}
-    assert not world.queue.begin_end(job.key, OTHER, of=OTHER)
+    assert not world.queue.begin_end(job.key, OTHER)
     assert world.queue.cancel("ada", "a", OTHER) is not None
     assert world.queue.mine(ME) == frozenset()
-    assert not world.queue.begin_end(job.key, ME, of=ME)
+    assert not world.queue.begin_end(job.key, ME)
     assert world.queue.cancel("ada", "a", ME) is None
     assert world.queue.end(job.key)
     assert not world.queue.end(job.key)
