@@ -11,6 +11,7 @@ waiting is off, and the pause before another try is a `sleep` of the caller.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -47,14 +48,36 @@ _DISK_S: Final = 10.0
 
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
 
-#: What to do about the other codes.
+_NO_ROOM: Final = "Free some space on its disk, or set QWEN_PROXY_RESPONSES_TTL=0."
+_NO_WRITING: Final = (
+    "It may only be read: check whether its disk is mounted read-only, as one that fails is, and "
+    "whether it belongs to the user who runs the server."
+)
+_FAILING: Final = "Check whether its disk is full or failing."
+_NO_ACCESS: Final = "Give it to the user who runs the server, or set QWEN_PROXY_STATE_DIR."
+
+#: What to do about SQLite's other codes, and about the system's errors.
 _REMEDIES: Final[Mapping[int, str]] = {
-    sqlite3.SQLITE_BUSY: "Another process holds it; if this goes on, restart qwen-proxy.",
-    sqlite3.SQLITE_FULL: "Free some space on its disk, or set QWEN_PROXY_RESPONSES_TTL=0.",
-    sqlite3.SQLITE_IOERR: "Check whether its disk is full or failing.",
+    **dict.fromkeys(_BUSY, "Another process holds it; if this goes on, restart qwen-proxy."),
+    **dict.fromkeys(DAMAGED, "It is damaged: check its disk, or restore a backup of it."),
+    sqlite3.SQLITE_FULL: _NO_ROOM,
+    sqlite3.SQLITE_READONLY: _NO_WRITING,
+    sqlite3.SQLITE_IOERR: _FAILING,
     sqlite3.SQLITE_NOMEM: "The machine is out of memory.",
 }
-_NO_ACCESS: Final = "Give it to the user who runs the server, or set QWEN_PROXY_STATE_DIR."
+_SYSTEMS_REMEDIES: Final[Mapping[int | None, str]] = {
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+    errno.EROFS: _NO_WRITING,
+    errno.EIO: _FAILING,
+}
+
+
+def remedy_of(error: Exception) -> str:
+    """What to do about a file that cannot be used, as a sentence."""
+    if isinstance(error, OSError):
+        return _SYSTEMS_REMEDIES.get(error.errno, _NO_ACCESS)
+    return _REMEDIES.get(code_of(error), _NO_ACCESS)
 
 
 class DatabaseUnavailable(Exception):
@@ -163,9 +186,7 @@ class Database:
                     raise self._unavailable(error) from error
             self._sleep(_PAUSE_S)
 
-    def _attempt(
-        self, work: Callable[[sqlite3.Connection], T], *, write: bool, repair: bool
-    ) -> T:
+    def _attempt(self, work: Callable[[sqlite3.Connection], T], *, write: bool, repair: bool) -> T:
         """Try once.
 
         Args:
@@ -221,7 +242,7 @@ class Database:
     def remove_damaged(self) -> None:
         """Delete a damaged file that was kept."""
         if self.directory is not None:
-            shutil.rmtree(_aside(self.directory), ignore_errors=True)
+            shutil.rmtree(aside(self.directory), ignore_errors=True)
 
     def _transact(self, work: Callable[[sqlite3.Connection], T], *, write: bool) -> T:
         database = self._opened()
@@ -310,10 +331,10 @@ class Database:
         for path in (directory, file):
             if (mode := path.stat().st_mode) & 0o077:
                 path.chmod(mode & 0o700)
-        aside = _aside(directory)
+        damaged = aside(directory)
         with suppress(OSError):
-            if aside.stat().st_ctime < self._clock.now() - self._keep_damaged_s:
-                shutil.rmtree(aside)
+            if damaged.stat().st_ctime < self._clock.now() - self._keep_damaged_s:
+                shutil.rmtree(damaged)
 
     def _file(self) -> Path | None:
         return self.directory and self.directory / FILE
@@ -337,14 +358,14 @@ class Database:
         directory, file = self.directory, self._file()
         if directory is None or file is None or _inode_of(file) != self._inode:
             return
-        aside = _aside(directory)
-        shutil.rmtree(aside, ignore_errors=True)
-        directory.rename(aside)
+        damaged = aside(directory)
+        shutil.rmtree(damaged, ignore_errors=True)
+        directory.rename(damaged)
         log.error(
             "The file of the state is damaged, and a new one is begun. %s If this happens again, "
             "check the disk. The damaged file is kept for a while path=%s: %s",
             " ".join(each.damage for each in self._tables),
-            aside,
+            damaged,
             error,
         )
 
@@ -356,11 +377,9 @@ class Database:
                 "(QWEN_PROXY_RESPONSES_TTL=0 stores no responses).",
                 passing=True,
             )
-        code = code_of(error)
-        busy = code in _BUSY
-        remedy = _REMEDIES.get(sqlite3.SQLITE_BUSY if busy else code, _NO_ACCESS)
         return DatabaseUnavailable(
-            f"{self._file()} cannot be used: {error}. {remedy}", passing=busy
+            f"{self._file()} cannot be used: {error}. {remedy_of(error)}",
+            passing=code_of(error) in _BUSY,
         )
 
 
@@ -372,5 +391,6 @@ def _inode_of(file: Path) -> int:
         return 0
 
 
-def _aside(directory: Path) -> Path:
+def aside(directory: Path) -> Path:
+    """Where a damaged database is kept, with its directory."""
     return directory.with_name(directory.name + ".damaged")

@@ -9,7 +9,13 @@ from typing import Final
 
 from qwen_wsgi.clock import Clock, sleep
 from qwen_wsgi.state.database import background, host_objects, responses, videos
-from qwen_wsgi.state.database.sqlite import Apart, Database, DatabaseUnavailable, TooNew, here
+from qwen_wsgi.state.database.sqlite import (
+    Apart,
+    Database,
+    DatabaseUnavailable,
+    TooNew,
+    here,
+)
 
 log = logging.getLogger(__name__)
 
