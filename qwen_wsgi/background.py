@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import ApiError, ClientGone, forget_frames
-from qwen_wsgi.greenlets import Strand
+from qwen_wsgi.greenlets import Strand, lock
 from qwen_wsgi.protocol.responses import background as protocol
 from qwen_wsgi.shortage import fault_error
 from qwen_wsgi.state.database.background import BackgroundQueue, Job, this_worker
@@ -73,7 +73,7 @@ class Background:
         self._ending: set[int] = set()
         #: Held from when one is marked as ending until its end is stored, unless it is running: who
         #: looks for those that were left must not find it meanwhile.
-        self._ends = threading.Lock()
+        self._ends = lock()
         self._beaten_s = float("-inf")
         #: When a stop breaks off what is under way; None while there is no stop.
         self._stop_at_s: float | None = None

@@ -10,7 +10,6 @@ Requests of clients are in it.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -21,10 +20,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from qwen_wsgi.clock import Clock, boottime
 from qwen_wsgi.errors import ApiError, Overloaded
-from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.state.database.migrations import Tables
 from qwen_wsgi.state.database.responses import Stored
-from qwen_wsgi.state.database.sqlite import Damaged, Database, DatabaseUnavailable
+from qwen_wsgi.state.database.sqlite import Database, DatabaseUnavailable, value_of
 from qwen_wsgi.state.shared_files import this_boot
 
 log = logging.getLogger(__name__)
@@ -198,13 +196,10 @@ class BackgroundQueue:
             ApiError: 413: the request is too large to be kept; 503: it cannot be kept now.
             Overloaded: 429 for one client's, 503 for all: too many wait.
         """
-        bodies = (
-            compact(dict(stored.response)).encode(),
-            compact(list(stored.input_items)).encode(),
-            stored.previous,
-            compact(dict(headers)).encode(),
-            request,
+        response, items, kept_headers = self._rendered(
+            dict(stored.response), list(stored.input_items), dict(headers)
         )
+        bodies = (response, items, stored.previous, kept_headers, request)
         size = sum(len(each) for each in bodies if isinstance(each, bytes))
         if size > LARGEST:
             raise ApiError(
@@ -377,7 +372,7 @@ class BackgroundQueue:
     def keep(self, key: int, response: Mapping[str, Any]) -> None:
         """Keep the last object of one here, because it cannot be stored elsewhere. Raises as
         `claim`."""
-        body = compact(dict(response)).encode()
+        (body,) = self._rendered(dict(response))
 
         def update(database: sqlite3.Connection) -> None:
             database.execute(
@@ -449,14 +444,23 @@ class BackgroundQueue:
         try:
             return self._database.run(work, write=write)
         except DatabaseUnavailable as error:
-            self._tell(str(error))
-            raise ApiError(
-                "The proxy cannot use its list of responses in the background now; its log says "
-                "why. Leave out 'background' to have a response at once.",
-                status=503,
-                code="background_unavailable",
-                retry_after_s=1 if error.passing else None,
-            ) from error
+            raise self._unavailable(error) from error
+
+    def _rendered(self, *values: Any) -> list[bytes]:
+        try:
+            return self._database.rendered(*values)
+        except DatabaseUnavailable as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: DatabaseUnavailable) -> ApiError:
+        self._tell(str(error))
+        return ApiError(
+            "The proxy cannot use its list of responses in the background now; its log says "
+            "why. Leave out 'background' to have a response at once.",
+            status=503,
+            code="background_unavailable",
+            retry_after_s=1 if error.passing else None,
+        )
 
     def _tell(self, problem: str) -> None:
         now_s = self._clock.monotonic()
@@ -475,11 +479,8 @@ def _job(database: sqlite3.Connection, where: str, values: Sequence[Any]) -> Job
     if row is None:
         return None
     *facts, response, items, previous, headers, request = row
-    try:
-        stored = Stored(json.loads(response), json.loads(items), previous)
-        return Job._make([*facts, stored, json.loads(headers), request])
-    except ValueError as error:
-        raise Damaged(f"a body was lost ({error})") from None
+    stored = Stored(value_of(response), value_of(items), previous)
+    return Job._make([*facts, stored, value_of(headers), request])
 
 
 # --- who works ----------------------------------------------------------------------------------

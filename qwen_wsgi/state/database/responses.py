@@ -19,9 +19,8 @@ from typing import Any, Final
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import ApiError, BadRequest
-from qwen_wsgi.protocol.json_object import loads, render_slowly
 from qwen_wsgi.state.database.migrations import Tables
-from qwen_wsgi.state.database.sqlite import Damaged, Database, DatabaseUnavailable
+from qwen_wsgi.state.database.sqlite import Database, DatabaseUnavailable, value_of
 
 log = logging.getLogger(__name__)
 
@@ -189,9 +188,7 @@ class ResponseStore:
         if self._keeps_nothing():
             return False
         try:
-            response_body, input_body = self._database.apart(
-                lambda: (render_slowly(dict(response)), render_slowly(list(input_items)))
-            )
+            response_body, input_body = self._database.rendered(dict(response), list(input_items))
             size = len(response_body) + len(input_body) + _OVERHEAD
             if size > (most := min(LARGEST, self._max_bytes)):
                 log.warning("a response is not stored: it has %d bytes of at most %d", size, most)
@@ -453,10 +450,7 @@ def _stored(database: sqlite3.Connection, key: int, previous: str | None) -> Sto
     row = database.execute(
         "SELECT response, input FROM response_bodies WHERE key = ?", (key,)
     ).fetchone()
-    try:
-        response, items = (loads(body) for body in row or ())
-    except ValueError as error:
-        raise Damaged(f"a body was lost ({error})") from None
+    response, items = map(value_of, row or (None, None))
     return Stored(response, items, previous)
 
 

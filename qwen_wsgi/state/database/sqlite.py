@@ -21,9 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from qwen_wsgi.clock import Clock, sleep
+from qwen_wsgi.protocol.json_object import loads, render_slowly
 from qwen_wsgi.state.database.migrations import (
     DAMAGED,
     NewerVersion,
@@ -103,6 +104,21 @@ class Damaged(Exception):
     """What a transaction read is not what was written: raise it to have the file set aside."""
 
 
+def value_of(body: Any) -> Any:
+    """A value as `Database.rendered` has made it.
+
+    Raises:
+        Damaged: it is something else.
+        RecursionError: it is nested just as deep as could still be rendered.
+    """
+    try:
+        if isinstance(body, bytes):
+            return loads(body)
+    except ValueError as error:
+        raise Damaged(f"a body was lost ({error})") from None
+    raise Damaged("a body was lost")
+
+
 class Apart(Protocol):
     """Runs some work in a thread apart (`greenlets.ThreadApart`)."""
 
@@ -139,7 +155,7 @@ class Database:
         apart: Apart = here,
     ) -> None:
         self.directory = directory
-        self.apart = apart
+        self._apart = apart
         self._tables = tables
         self._keep_damaged_s = keep_damaged_s
         self._clock = clock
@@ -170,7 +186,7 @@ class Database:
         while True:
             attempt = partial(self._attempt, work, write=write, repair=not repaired)
             try:
-                return self.apart(attempt, timeout_s=_DISK_S)
+                return self._apart(attempt, timeout_s=_DISK_S)
             except NewerVersion as error:
                 raise TooNew(
                     f"{self._file()} {error}. Install that version again, or move the file away: "
@@ -203,6 +219,18 @@ class Database:
                     self._set_aside(error)
                 raise
 
+    def rendered(self, *values: Any) -> list[bytes]:
+        """Values as JSON, to be stored. Made in the database's thread: large ones take long.
+
+        Raises:
+            DatabaseUnavailable: the thread is at work for too long.
+            RecursionError, ValueError: a value cannot be rendered.
+        """
+        try:
+            return self._apart(lambda: list(map(render_slowly, values)), timeout_s=_DISK_S)
+        except TimeoutError as error:
+            raise self._unavailable(error) from error
+
     def empty_log(self) -> bool:
         """Write the log into the database and empty it, so that what was deleted is in neither.
 
@@ -214,7 +242,7 @@ class Database:
         """
         for _ in range(TRIES):
             with suppress(sqlite3.Error, OSError):
-                if self.apart(self._emptied, timeout_s=_DISK_S):
+                if self._apart(self._emptied, timeout_s=_DISK_S):
                     return True
             self._sleep(_PAUSE_S)
         return False
@@ -227,7 +255,7 @@ class Database:
     def close(self) -> None:
         """Close the file; the next use opens it again."""
         with suppress(TimeoutError):
-            self.apart(self._closed, timeout_s=_DISK_S)
+            self._apart(self._closed, timeout_s=_DISK_S)
 
     def _closed(self) -> None:
         with self._lock:
