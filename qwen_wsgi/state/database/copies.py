@@ -6,6 +6,7 @@ the version that made it; a later version brings them forward at its start.
 
 from __future__ import annotations
 
+import itertools
 import os
 import pwd
 import sqlite3
@@ -57,8 +58,8 @@ def backup(directory: Path, target: Path, *, overwrite: bool) -> int:
         Bytes of the copy.
 
     Raises:
-        CopyFailed: there is no database or no room, the target is there already, or the database is
-            damaged.
+        CopyFailed: there is no database or no room, the target is there already or in the
+            database's directory, or the database is damaged.
     """
     source = directory / FILE
     check_user(directory)
@@ -66,6 +67,8 @@ def backup(directory: Path, target: Path, *, overwrite: bool) -> int:
         raise CopyFailed(f"There is no database yet: {source} is made by the first start.")
     if target.is_dir():
         raise CopyFailed(f"{target} is a directory: name a file.")
+    if target.parent.resolve() == directory.resolve():
+        raise CopyFailed(f"{directory} is the database's own directory: choose another one.")
     _refuse_existing(target, overwrite=overwrite)
     with _beside(target) as copy:
         _copy(source, copy, mode="rw")
@@ -203,7 +206,8 @@ def _keep(target: Path, clock: Clock) -> Path | None:
     if not target.exists():
         return None
     when = time.strftime("%Y%m%dT%H%M%S", time.gmtime(clock.now()))
-    kept = target.with_name(f"{target.name}.replaced-{when}")
+    names = (f"{target.name}.replaced-{when}{'-' * number}" for number in itertools.count())
+    kept = next(kept for name in names if not (kept := target.with_name(name)).exists())
     os.link(target, kept)
     for name in _COMPANIONS:
         with suppress(FileNotFoundError):

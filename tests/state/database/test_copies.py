@@ -114,7 +114,10 @@ def test_a_copy_needs_a_place(world: World) -> None:
     world.copy.mkdir()
     with pytest.raises(CopyFailed, match="is a directory"):
         world.backup(overwrite=True)
-    world.copy = world.copy / "no" / "copy"
+    world.copy = world.file
+    with pytest.raises(CopyFailed, match="the database's own directory"):
+        world.backup(overwrite=True)
+    world.copy = world.file.with_name("no") / "copy"
     with pytest.raises(CopyFailed, match="No such file or directory"):
         world.backup()
 
@@ -163,6 +166,20 @@ def test_what_was_copied_comes_back_and_what_was_there_is_kept(world: World) -> 
     assert ids_in(done.replaced) == {"r1", "r2"}
     assert stat.S_IMODE(world.file.stat().st_mode) == 0o600
     assert stat.S_IMODE(done.replaced.stat().st_mode) == 0o600
+
+
+def test_what_was_replaced_may_be_brought_back_as_well(world: World) -> None:
+    world.put("r1")
+    world.backup()
+    world.put("r2")
+    first = world.restore().replaced
+    assert first is not None
+
+    world.copy = first
+    second = world.restore().replaced
+
+    assert second not in (None, first)
+    assert world.has("r2")
 
 
 def test_a_state_directory_of_another_box(world: World) -> None:
