@@ -172,7 +172,7 @@ class Settings:
     max_answer_bytes: int = setting(
         "QWEN_PROXY_MAX_ANSWER",
         "Largest whole answer of an upstream; the client gets 502 `upstream_too_large` above it.",
-        default=64 * 1024 * 1024,
+        default=32 * 1024 * 1024,
         parse=values.size(1024),
         unit="bytes",
     )

@@ -6,10 +6,14 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from qwen_wsgi.errors import AnswerTooLarge
-from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol.json_object import compact, encoded
 
 #: Text and items of one answer. The longest answers of 2026 have about a megabyte.
 MOST_BYTES: Final = 32 * 1024 * 1024
+
+#: What came in one piece and is turned into events is bounded lower: at the end of a stream of
+#: Responses all of it is there a dozen times.
+MOST_AS_EVENTS: Final = 6 * 1024 * 1024
 
 #: What a content block, an output item or a part of one takes in memory besides its text.
 ITEM_BYTES: Final = 1024
@@ -38,7 +42,10 @@ class AnswerSize:
         """
         self._left -= count
         if self._left < 0:
-            raise AnswerTooLarge(f"has more than {self._most >> 20} MiB of text and items")
+            most, unit = self._most, "bytes"
+            if most >= 1 << 20:
+                most, unit = most >> 20, "MiB"
+            raise AnswerTooLarge(f"has more than {most} {unit} of text and items")
 
     def add_text(self, text: str) -> None:
         """Count a text."""
@@ -56,6 +63,25 @@ class AnswerSize:
         data = compact(value).encode()
         self.add(len(data) + container_bytes * (data.count(b"[") + data.count(b"{")))
         return data
+
+
+def as_events(values: Iterable[Any]) -> list[bytes]:
+    """Render what came in one piece as server-sent events.
+
+    Raises:
+        AnswerTooLarge: they would be too large together.
+    """
+    events, left = [], MOST_AS_EVENTS
+    for value in values:
+        data = encoded(value)
+        left -= len(data)
+        if left < 0:  # before it is copied
+            raise AnswerTooLarge(
+                f"came in one piece of more than {MOST_AS_EVENTS >> 20} MiB, which is too much to "
+                "be turned into events"
+            )
+        events.append(b"data: %b\n\n" % data)
+    return events
 
 
 class Text:

@@ -31,6 +31,34 @@ def is_long(text: bytes) -> bool:
     )
 
 
+#: Bytes of memory for each of these characters of a JSON text (CPython 3.11): an object, an array,
+#: a value of one, a member, and half of a text.
+_VALUE_BYTES: Final = ((b"{", 150), (b"[", 80), (b",", 40), (b":", 60), (b'"', 30))
+#: Four bytes of UTF-8 begin with these.
+_ASTRAL: Final = (b"\xf0", b"\xf1", b"\xf2", b"\xf3", b"\xf4")
+#: No text takes more than so many times its size, values of few characters included.
+_MOST_TIMES: Final = 80
+
+
+def reading_bytes(data: bytes, *, most: int) -> int:
+    """How much memory a JSON text and its values take at most while it is read; 0 for a text that
+    is too short to take `most`.
+
+    An upper bound, because what stands in texts is counted as if it were outside. Python keeps a
+    text in one, two or four bytes for each of its characters, whichever the widest one needs, and
+    has two of these copies while it finds that out; one with escapes is first put together apart.
+    """
+    size = len(data)
+    if size * _MOST_TIMES <= most:
+        return 0
+    escaped = b"\\" in data
+    times = 4 if escaped else 2
+    if (escaped and b"\\u" in data) or not data.isascii():
+        wide = (escaped and b"\\ud" in data.lower()) or any(each in data for each in _ASTRAL)
+        times += 5 if wide else 2
+    return size * times + sum(data.count(sign) * each for sign, each in _VALUE_BYTES)
+
+
 class JsonObjectError(ValueError):
     """The text is not a JSON object. `str()` says where and why, without quoting it."""
 
@@ -172,6 +200,26 @@ def compact(value: Any) -> str:
         # An unpaired surrogate, which JSON can only write as an escape.
         return json.dumps(value, separators=(",", ":"))
     return text
+
+
+def encoded(value: Any) -> bytes:
+    """Render a value as `compact` does, as bytes: in one piece, without copies of its texts."""
+    try:
+        return msgspec.json.encode(value)
+    except (UnicodeEncodeError, OverflowError, TypeError):
+        return compact(value).encode()
+
+
+def with_members(data: bytes, changes: Mapping[str, Any]) -> bytes:
+    """Replace members of an object, or add them; the values of the others are not even parsed.
+
+    Raises:
+        JsonObjectError: it is no JSON object.
+    """
+    try:
+        return msgspec.json.encode(_RAW.decode(data) | dict(changes))
+    except (ValueError, RecursionError):
+        raise JsonObjectError("not a JSON object") from None
 
 
 def loads(data: bytes) -> Any:

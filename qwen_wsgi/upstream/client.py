@@ -351,10 +351,21 @@ class UpstreamClient:
     ) -> bytes:
         """The events of an upstream that answered a stream request with a whole completion."""
         assert stream.reader is not None
-        data = self._whole_body(account, stream.reader, sent_at)
-        completion = _json_answer(response, data, account, token, self._clock.now())
-        events = b"".join(chat.chunks_of(completion, with_usage=True)) + sse.DONE
-        first = stream.chunks.feed(events)
+        # No name for what is large and not needed any more.
+        events = chat.chunks_of(
+            _json_answer(
+                response,
+                self._whole_body(account, stream.reader, sent_at),
+                account,
+                token,
+                self._clock.now(),
+            ),
+            with_usage=True,
+        )
+        events.append(sse.DONE)
+        joined = b"".join(events)
+        events.clear()
+        first = stream.chunks.feed(joined)
         stream.fail_if_reported()
         if not stream.chunks.complete:
             raise empty()

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
-import urllib.error
 import urllib.request
-from contextlib import suppress
-from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
 
-from tests.fakes.raw_server import COMPLETION, Peer, RawServer, chunked, head, whole
+from tests.fakes.raw_server import Peer, RawServer, chunked, head
 from tests.kit.calls import GENERATIONS
 from tests.kit.proxy import Proxy, StartProxy
+from tests.kit.worker_memory import MB, Memory, ask
 
 pytestmark = pytest.mark.server
 
-MB = 1_000_000
 #: What an upstream sends in one go, in MB, and how often.
 FLOOD = 500
 
@@ -58,47 +54,6 @@ def flood(kind: str, megabytes: int) -> Any:
         peer.send(chunked(chunk({}, "stop"), b"data: [DONE]\n\n"))
 
     return script
-
-
-class Memory:
-    """The memory of a proxy's worker, by the kernel's count."""
-
-    def __init__(self, proxy: Proxy) -> None:
-        pid = proxy.process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        self._worker = Path("/proc") / max(
-            children, key=lambda each: self._mb(Path("/proc") / each)
-        )
-
-    def _mb(self, process: Path, field: str = "VmRSS") -> float:
-        for line in (process / "status").read_text().splitlines():
-            if line.startswith(field):
-                return int(line.split()[1]) / 1000
-        raise AssertionError(f"no {field}")
-
-    def __enter__(self) -> Memory:
-        (self._worker / "clear_refs").write_text("5")  # forget the peak: proc(5)
-        self._before_mb = self._mb(self._worker)
-        self.grown_mb = 0.0
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.grown_mb = self._mb(self._worker, "VmHWM") - self._before_mb
-
-
-def ask(proxy: Proxy, path: str, body: dict[str, Any]) -> tuple[bytes, int]:
-    """The end of an answer, and its size; read without holding up other threads."""
-    data = json.dumps(body).encode()
-    request = f"POST {path} HTTP/1.0\r\nContent-Type: application/json\r\n"
-    request += f"Host: 127.0.0.1\r\nContent-Length: {len(data)}\r\n\r\n"
-    kept, size, buffer = b"", 0, bytearray(MB)
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=60) as sock:
-        sock.sendall(request.encode() + data)
-        with suppress(ConnectionResetError):
-            while count := sock.recv_into(buffer):
-                size += count
-                kept = (kept + bytes(buffer[max(0, count - 2000) : count]))[-2000:]
-    return kept, size
 
 
 class Pulse:
@@ -167,20 +122,3 @@ def test_500_mb_of_an_upstream_cost_less_than_100_mb_of_memory(start_proxy: Star
             else:
                 assert b"so it was given up" in answer or b'"output":[]' in answer
                 assert size < 60 * MB
-
-
-def test_a_whole_json_answer_of_64_mib_is_copied_once(start_proxy: StartProxy) -> None:
-    """It takes its bytes, and the text in them."""
-    text = "x" * ((64 << 20) - 1000)
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}}
-    value = {**COMPLETION, "choices": [{**choice, "finish_reason": "stop"}]}
-    answers = [whole(json.dumps(each).encode()) for each in (COMPLETION, value)]
-    with RawServer(*answers) as server:
-        proxy = start_proxy(QWEN_UPSTREAM_BASE_URL=server.url, QWEN_UPSTREAM_API_KEY="x")
-        ask(proxy, *GENERATIONS["chat, whole"])  # what happens once has happened
-        with Memory(proxy) as memory:
-            answer, size = ask(proxy, *GENERATIONS["chat, whole"])
-
-    assert size > len(text)
-    assert answer.endswith(b'"finish_reason": "stop"}]}')
-    assert memory.grown_mb < 160

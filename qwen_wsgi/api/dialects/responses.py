@@ -44,9 +44,9 @@ def create() -> Response:
     if request.stream:
         encoder = ResponseEncoder(request, id=id, created=created, model=model, keep=keep)
         return generation.stream(call, chat, plan, encoder)
-    answer = services.executor.complete(chat, plan)
+    value = services.executor.complete(chat, plan).value  # its bytes are not needed any more
     return http.json_value(
-        protocol.whole(request, answer.value, id=id, created=created, model=model, keep=keep)
+        protocol.whole(request, value, id=id, created=created, model=model, keep=keep)
     )
 
 

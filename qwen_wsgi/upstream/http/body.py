@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import re
 import ssl
 import time
@@ -49,9 +50,6 @@ _TRAILERS: Final = 64
 _TRAILER_BYTES: Final = 16 * 1024
 #: The body is complete before them, so they are not waited for much longer.
 _TRAILERS_S: Final = 0.2
-
-#: A whole body is collected in blocks of so many bytes.
-_BLOCK_BYTES: Final = 1 << 20
 
 #: What one step of decompressing may give; the rest of what was received waits for the next.
 _PLAIN_BYTES: Final = 256 * 1024
@@ -429,26 +427,20 @@ class BodyReader:
         if not cut and self.length is not None and self.length > limit:
             raise BodyTooLarge
         end_s = time.monotonic() + timeout_s
-        # In blocks: small pieces would take many times their size, and one that grows is copied.
-        blocks: list[bytes] = []
-        block, size = bytearray(), 0
-        while data := self.read(timeout_s):
-            block += data
-            size += len(data)
-            if size > limit:
-                if not cut:
-                    blocks.clear()  # the traceback may keep them for a while
-                    raise BodyTooLarge
-                del block[len(block) - (size - limit) :]
-                break
-            if len(block) >= _BLOCK_BYTES:
-                blocks.append(bytes(block))
-                block.clear()
-            timeout_s = end_s - time.monotonic()
-            if timeout_s <= 0:
-                raise ReadTimeout
-        blocks.append(bytes(block))
-        return b"".join(blocks)
+        # Grows in place and gives its bytes away: to join pieces would copy all of them at once.
+        with io.BytesIO() as body:  # closed, because a traceback may keep it for a while
+            while data := self.read(timeout_s):
+                left = limit - body.tell()
+                if len(data) > left:
+                    if not cut:
+                        raise BodyTooLarge
+                    body.write(data[:left])
+                    break
+                body.write(data)
+                timeout_s = end_s - time.monotonic()
+                if timeout_s <= 0:
+                    raise ReadTimeout
+            return body.getvalue()
 
     def close(self) -> None:
         """Let go of the response; its connection is kept for others only if the body ended."""

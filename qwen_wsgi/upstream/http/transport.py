@@ -17,6 +17,7 @@ from urllib3.exceptions import LocationParseError
 from qwen_wsgi import __version__
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import AnswerTooLarge, ApiError, Scope, UpstreamError, forget_frames
+from qwen_wsgi.protocol.json_object import reading_bytes
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.shortage import shortage_of
 from qwen_wsgi.upstream.failures.classify import connection_error
@@ -31,6 +32,10 @@ from qwen_wsgi.upstream.http.http1 import (
 
 #: An error body longer than this says nothing more.
 ERROR_BODY_BYTES: Final = 64 * 1024
+
+#: Memory that may be used for reading an answer, however small the setting is: it is 2.8 times the
+#: limit of its bytes, which is 90 MiB for the default.
+_READING_BYTES: Final = 16 * 1024 * 1024
 
 #: The setting that bounds the wait for an answer's head, and for a whole answer.
 FIRST_BYTE: Final = "QWEN_PROXY_FIRST_BYTE_TIMEOUT"
@@ -173,7 +178,8 @@ class Transport:
     def read_all(
         self, reader: BodyReader, left_s: float, *, timeout_s: float, setting: str = ""
     ) -> bytes:
-        """Read the whole of an answer's body, at most as much as the setting allows.
+        """Read the whole of an answer's body, which is JSON: at most as much as the setting allows,
+        and nothing whose values would take a multiple of it.
 
         Args:
             left_s: how long it may still take, however many pieces it comes in.
@@ -181,13 +187,13 @@ class Transport:
             setting: the name of the setting that says so, if one does.
 
         Raises:
-            AnswerTooLarge: it is larger (502).
+            AnswerTooLarge: it is larger, or its values are (502).
             UpstreamError: the connection broke (502).
             UpstreamTimeout: it did not come in time (504).
         """
         limit = self._max_answer_bytes
         try:
-            return reader.read_all(max(left_s, 0.001), limit=limit)
+            body = reader.read_all(max(left_s, 0.001), limit=limit)
         except ReadTimeout:
             raise connection_error(
                 "timeout",
@@ -200,6 +206,13 @@ class Transport:
             ) from None
         except BodyBroken as error:
             raise broken(error) from error
+        most = max(limit * 14 // 5, _READING_BYTES)
+        if reading_bytes(body, most=most) > most:
+            raise AnswerTooLarge(
+                f"may take more than {most} bytes of memory to read (QWEN_PROXY_MAX_ANSWER on the "
+                "server is for answers of plain text; many small values take more)"
+            )
+        return body
 
     def close(self) -> None:
         """Close every pooled connection."""

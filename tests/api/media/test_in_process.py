@@ -109,7 +109,7 @@ def test_pictures_together_have_a_limit(sandbox: Sandbox) -> None:
         QWEN_PROXY_MAX_ANSWER="1m",
     ) as app:
         answer = picture(
-            app, n=2, prompt="[[sandbox: result-bytes=600000]]", response_format="b64_json"
+            app, n=2, prompt="[[sandbox: result-bytes=900000]]", response_format="b64_json"
         )
     assert (answer.status_code, answer.json["error"]["code"]) == (502, "upstream_too_large")  # type: ignore[index]  # it is JSON
 
