@@ -79,6 +79,7 @@ def post_worker_init(worker: Worker) -> None:
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     if (services := _server.services_of(worker)) is not None:
         services.maintenance.start()
+        services.background.start()
         if worker.age == 1:
             _server.announce(worker)
 

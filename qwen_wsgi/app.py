@@ -8,11 +8,18 @@ from pathlib import Path
 from flask import Flask
 
 from qwen_wsgi import settings as settings_module
-from qwen_wsgi.api import cors, errors, health, lifecycle, models, status
-from qwen_wsgi.api.dialects import chat, completions, embeddings, messages, responses
+from qwen_wsgi.api import errors, health, lifecycle, models, status
+from qwen_wsgi.api.dialects import (
+    background,
+    chat,
+    completions,
+    embeddings,
+    messages,
+    responses,
+)
 from qwen_wsgi.api.files import batches, files
 from qwen_wsgi.api.flask_app import Application
-from qwen_wsgi.api.media import images, rerank, speech, videos
+from qwen_wsgi.api.media import images, rerank, speech, transcriptions, videos
 from qwen_wsgi.api.websocket import route as websocket
 from qwen_wsgi.services import Services, build_services, configure_logs
 from qwen_wsgi.settings import Settings
@@ -35,8 +42,6 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
     app = Application("qwen_wsgi", static_folder=None)
     app.extensions["qwen_wsgi"] = services
     app.before_request(partial(lifecycle.begin, services))
-    app.before_request(cors.preflight)
-    app.after_request(cors.allow_origin)
     app.after_request(lifecycle.finish_response)
     app.teardown_request(lifecycle.end)
     for module in (
@@ -49,6 +54,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
         embeddings,
         images,
         videos,
+        transcriptions,
         speech,
         rerank,
         files,
@@ -58,4 +64,5 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
     ):
         app.register_blueprint(module.blueprint)
     errors.register(app)
+    services.background.work = background.worker(services, responses.make)
     return app

@@ -389,6 +389,11 @@ class Strand:
         error = _ClientGoneExit("the client closed the connection")
         self._greenlet.kill(error if client_gone else gevent.GreenletExit(), block=False)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the work is over, or was broken off before it began."""
+        return bool(self._greenlet.ready())
+
     @staticmethod
     def wait_for(strands: Iterable[Strand], timeout_s: float) -> None:
         """Wait for the end of several, at most for so long."""

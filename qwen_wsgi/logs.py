@@ -23,6 +23,9 @@ _PRIORITIES: Final = (
     (logging.DEBUG, "<7>"),
 )
 
+#: Values that need no look at their text: most of a call's line.
+_NUMBERS: Final = frozenset({int, float})
+
 
 class Formatter(logging.Formatter):
     """`human`: time, level, message, `key=value`; `json`: one object a line.
@@ -64,7 +67,10 @@ class Formatter(logging.Formatter):
         parts = [f"{record.levelname:<7}", shown]
         if not self._journal:
             parts.insert(0, stamp)
-        parts += [f"{name}={_value(value)}" for name, value in fields.items()]
+        parts += [
+            f"{name}={value if type(value) in _NUMBERS else _value(value)}"
+            for name, value in fields.items()
+        ]
         text = self._redaction.redact(" ".join(parts) + (f"\n{trace}" if trace else ""))
         return in_journal(text, record.levelno) if self._journal else text
 
@@ -93,8 +99,6 @@ def is_journal(environ: Mapping[str, str], stream: TextIO) -> bool:
 
 def _value(value: object) -> str:
     text = str(value)
-    if isinstance(value, (int, float)):  # noqa: UP038  # a union would be built at each call
-        return text
     # Text from a client (a model name) must not break or forge a line.
     if text.isprintable() and " " not in text and '"' not in text and text:
         return text

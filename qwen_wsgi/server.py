@@ -287,6 +287,13 @@ class StreamWorker(GeventWorker):
         # What came since the fork (see `hold_signals`) is handled now.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
+    def run(self) -> None:
+        super().run()
+        if (services := services_of(self)) is not None:
+            # Responses that nobody waits for may go on as long as streams. A worker that gives no
+            # sign of life for gunicorn's `timeout` would be killed.
+            services.background.stop(self.notify)
+
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         # A TLS socket (only if somebody configures gunicorn so) must encrypt what it sends.
         if not hasattr(client, "pending"):
@@ -344,6 +351,7 @@ class StreamWorker(GeventWorker):
         super().handle_exit(sig, frame)
         if (services := services_of(self)) is not None:
             services.admission.draining = True
+            services.background.drain()
             gevent.spawn(services.connections.stop)
         # In a greenlet, as in gunicorn's handle_quit: a signal handler must not touch the sockets.
         gevent.spawn(self._shut_idle)

@@ -15,6 +15,7 @@ from qwen_wsgi.access.admission import Admission
 from qwen_wsgi.access.connections import Connections
 from qwen_wsgi.access.guard import Guard
 from qwen_wsgi.accounting.ledger import Ledger
+from qwen_wsgi.background import Background
 from qwen_wsgi.clock import Clock, SystemClock, sleep
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.sources.discovery import Discovery
@@ -22,6 +23,7 @@ from qwen_wsgi.documents.pdf import PdfReader
 from qwen_wsgi.reporting import Reporting, notifier
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.state.background import BackgroundQueue
 from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.host_objects import HostObjects
 from qwen_wsgi.state.model_lists import SharedLists
@@ -50,6 +52,7 @@ from qwen_wsgi.upstream.routing.trials import Trials
 from qwen_wsgi.upstream.tasks.looks import TaskLooks
 from qwen_wsgi.upstream.tasks.lost import LostTasks
 from qwen_wsgi.upstream.tasks.tasks import Tasks
+from qwen_wsgi.upstream.tasks.uploads import Uploads
 from qwen_wsgi.upstream.tokenizer import HostTokenizer
 
 log = logging.getLogger(__name__)
@@ -157,6 +160,7 @@ class Services:
     transport: Transport
     ledger: Ledger
     responses: ResponseStore
+    background: Background
     host_objects: HostObjects
     host_files: HostFiles
     token_counts: TokenCounts
@@ -166,6 +170,7 @@ class Services:
     looks: TaskLooks
     lost_tasks: LostTasks
     downloads: Downloads
+    uploads: Uploads
     pdf_reader: PdfReader
     tokenizer: HostTokenizer
     sandbox: SandboxHost
@@ -184,8 +189,10 @@ class Services:
     def close(self) -> None:
         """Finish the token refreshes that were sent, and free the rest."""
         self.maintenance.stop()
+        self.background.stop()
         drain_logins(self.discovery.logins(), self.clock)
         self.transport.close()
+        self.background.queue.close()
         self.responses.close()
         self.videos.close()
         self.host_objects.close()
@@ -250,6 +257,7 @@ def build_services(
         stopping=lambda: admission.draining,
         notify=notifier(settings.environ.get("NOTIFY_SOCKET", "")),
     )
+    downloads = Downloads(settings, transport)
     retrier = Retrier(settings, router, pool, cooldowns, affinity, clock, outcomes=outcomes)
     executor = Executor(
         settings,
@@ -259,6 +267,13 @@ def build_services(
         clock,
         RefusedInputs(files),
         BatchChat(settings, pool),
+    )
+    responses = ResponseStore(
+        None if state_dir is None else state_dir / "responses",
+        clock,
+        ttl_s=settings.responses_ttl_s,
+        max_bytes=settings.responses_max_bytes,
+        largest_history=settings.max_body_bytes,
     )
     return Services(
         settings=settings,
@@ -280,12 +295,19 @@ def build_services(
         executor=executor,
         transport=transport,
         ledger=ledger,
-        responses=ResponseStore(
-            None if state_dir is None else state_dir / "responses",
+        responses=responses,
+        background=Background(
+            BackgroundQueue(
+                None if state_dir is None else state_dir / "background",
+                clock,
+                per_client=settings.background_per_key,
+                kept_s=settings.responses_ttl_s,
+                sleep=sleep,
+            ),
+            responses,
             clock,
-            ttl_s=settings.responses_ttl_s,
-            max_bytes=settings.responses_max_bytes,
-            largest_history=settings.max_body_bytes,
+            limit=settings.background,
+            stop_s=settings.graceful_timeout_s,
         ),
         host_objects=HostObjects(None if state_dir is None else state_dir / "files", clock),
         host_files=HostFiles(retrier, client, idle_s=settings.idle_timeout_s),
@@ -295,7 +317,8 @@ def build_services(
         tasks=tasks,
         looks=TaskLooks(tasks, clock, workers=settings.workers, sleep=sleep),
         lost_tasks=LostTasks(client, tasks, clock, sleep=sleep),
-        downloads=Downloads(settings, transport),
+        downloads=downloads,
+        uploads=Uploads(client, downloads),
         pdf_reader=PdfReader(clock),
         tokenizer=HostTokenizer(settings, router, executor, clock),
         sandbox=sandbox,

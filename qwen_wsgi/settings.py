@@ -172,7 +172,7 @@ class Settings:
     max_answer_bytes: int = setting(
         "QWEN_PROXY_MAX_ANSWER",
         "Largest whole answer of an upstream; the client gets 502 `upstream_too_large` above it.",
-        default=32 * 1024 * 1024,
+        default=64 * 1024 * 1024,
         parse=values.size(1024),
         unit="bytes",
     )
@@ -452,6 +452,25 @@ class Settings:
         default=256 * 1024 * 1024,
         parse=values.size(1024 * 1024),
         unit="bytes",
+    )
+    background: int = setting(
+        "QWEN_PROXY_BACKGROUND",
+        "Responses in the background that one worker makes at a time; 0 refuses all.",
+        default=8,
+        parse=values.integer(0),
+    )
+    background_per_key: int = setting(
+        "QWEN_PROXY_BACKGROUND_PER_KEY",
+        "Responses in the background of one client key that wait or are made, in all workers.",
+        default=100,
+        parse=values.integer(1),
+    )
+    background_timeout_s: float = setting(
+        "QWEN_PROXY_BACKGROUND_TIMEOUT",
+        "In what time a response in the background has to be done, if it has no completion window.",
+        default=7200.0,
+        parse=values.seconds(),
+        unit="s",
     )
 
     log_level: str = setting(

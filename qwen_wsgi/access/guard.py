@@ -56,6 +56,8 @@ class Guard:
         if origins is None:
             origins = ("*",) if self._keys else ()
         self._origins = frozenset(origins)
+        #: Whether answers differ by the page that asks, so that caches must tell them apart.
+        self.origin_matters = bool(self._origins) and "*" not in self._origins
 
     def identify(self, environ: Mapping[str, Any]) -> Client:
         """Check the caller's key, or without client keys where it calls from.
@@ -180,11 +182,6 @@ class Guard:
             return self._trust_unix
         parsed = ip_address(address)
         return parsed is not None and any(parsed in network for network in self._trusted)
-
-    @property
-    def origin_matters(self) -> bool:
-        """Whether answers differ by the page that asks, so that caches must tell them apart."""
-        return bool(self._origins) and "*" not in self._origins
 
     def allowed_origin(self, origin: str) -> str | None:
         """The value of `Access-Control-Allow-Origin` for a page's origin, or None."""

@@ -86,10 +86,16 @@ def read_json(
 
 
 class Form(NamedTuple):
-    """A multipart body: the fields, and the files by the name of their field."""
+    """A multipart body: the fields, and the files by the name of their field.
+
+    Attributes:
+        fields: the last value of each.
+        values: all values of each.
+    """
 
     fields: dict[str, str]
     files: dict[str, list[FileStorage]]
+    values: dict[str, list[str]]
 
 
 def read_form(environ: WSGIEnvironment, settings: Settings, *, take: Callable[[int], None]) -> Form:
@@ -122,6 +128,7 @@ def read_form(environ: WSGIEnvironment, settings: Settings, *, take: Callable[[i
     return Form(
         {name: values[-1] for name, values in fields.lists()},
         {name: list(values) for name, values in files.lists()},
+        {name: list(values) for name, values in fields.lists()},
     )
 
 

@@ -15,7 +15,8 @@ from qwen_wsgi.api import http
 from qwen_wsgi.api.flask_app import FinishedResponse
 from qwen_wsgi.errors import ApiError, ClientGone, StreamBroken
 from qwen_wsgi.greenlets import Task
-from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol import sse
+from qwen_wsgi.protocol.json_object import encoded
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.relay import failed_late
 
@@ -60,13 +61,18 @@ class LateJson:
             raise
         except BaseException as fault:  # the outermost frame: nothing else can report it
             made = failed_late(fault, record).body()
-        yield compact(made).encode()
+        yield encoded(made)
 
     def close(self) -> None:
         """Stop the work. Harmless when repeated."""
         if self._record.outcome == "open":
             self._record.outcome = "client_gone"
         self._work.cancel()
+
+
+def error_event(error: ApiError) -> bytes:
+    """The last event of a stream that failed, as OpenAI's endpoints of sound have it."""
+    return sse.render(error.body())
 
 
 class Carried:

@@ -13,7 +13,7 @@ from flask import Request, Response, request
 
 from qwen_wsgi.access.guard import Client
 from qwen_wsgi.accounting.record import CallRecord
-from qwen_wsgi.api import body
+from qwen_wsgi.api import body, cors
 from qwen_wsgi.api.body import Form
 from qwen_wsgi.api.flask_app import CALL, ROUTE_PATH
 from qwen_wsgi.errors import ApiError
@@ -167,8 +167,11 @@ def live() -> LiveCall:
     return found
 
 
-def begin(services: Services) -> None:
-    """Start the record of a request, before anything can fail."""
+def begin(services: Services) -> Response | None:
+    """Start the record of a request, before anything can fail.
+
+    A preflight of CORS is answered here, without a key: browsers never send one with it.
+    """
     current: Request = request._get_current_object()  # type: ignore[attr-defined]  # of its proxy
     environ = current.environ
     call = LiveCall(
@@ -184,6 +187,10 @@ def begin(services: Services) -> None:
     # The server closes it, too, if nothing else did (`server.free_call`).
     environ[CALL] = call
     _LIVE.set(call)
+    if call.record.method != "OPTIONS":
+        return None
+    call.record.quiet = True
+    return Response(status=204)
 
 
 def request_id_of(environ: Mapping[str, Any]) -> str:
@@ -224,7 +231,9 @@ def finish_response(response: Response) -> Response:
     """Add the headers that every answer has, and end the call with the stream's end."""
     call = live()
     record = call.record
-    headers = response.headers
+    headers, guard = response.headers, call.services.guard
+    if guard.origin_matters or "HTTP_ORIGIN" in call.environ:
+        cors.allow(headers, guard, call.environ)
     headers.add("x-request-id", record.request_id)
     if call.is_anthropic:
         headers.add("request-id", record.request_id)

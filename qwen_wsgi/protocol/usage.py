@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwen_wsgi.protocol import json_access
-
 
 @dataclass(frozen=True)
 class Usage:
@@ -90,4 +88,5 @@ def _first(*counts: int | None) -> int | None:
 
 
 def _count(holder: Any, name: str) -> int | None:
-    return json_access.integer(holder.get(name)) if isinstance(holder, dict) else None
+    count = holder.get(name) if isinstance(holder, dict) else None
+    return count if type(count) is int else None  # a boolean is an int in Python, too

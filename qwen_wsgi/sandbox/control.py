@@ -16,7 +16,8 @@ Json = dict[str, Any]
 
 ROUTES: Final = (
     *("chat", "completions", "embeddings", "models", "device", "token", "tokenizer"),
-    *("generation", "synthesizer", "image-task", "video-task", "tasks", "results"),
+    *("generation", "synthesizer", "image-task", "video-task", "file-task", "tasks", "results"),
+    *("uploads", "storage"),
     *("multimodal-embeddings", "reranks", "native-rerank"),
     *("files", "batches", "batch-chat"),
 )

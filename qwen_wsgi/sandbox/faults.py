@@ -204,7 +204,7 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
         ("cached", "count 64", _TEST, "usage says that many cached prompt tokens"),
     ),
     "pictures, videos, speech": (
-        ("partial", "count 1", _DOC, "that many of the pictures fail"),
+        ("partial", "count 1", _DOC, "that many of the pictures, or files, fail"),
         ("one-choice", "", _DOC, "all pictures are parts of one choice"),
         ("no-pieces", "", _DOC, "speech comes as a URL only, also in a stream"),
         ("task-looks", "count 5", _TEST, "a task is done when it was looked at so many times"),

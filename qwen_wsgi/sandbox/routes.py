@@ -14,7 +14,7 @@ from qwen_wsgi.sandbox.errors import Refusal
 from qwen_wsgi.sandbox.faults import BadSpec, Spec
 from qwen_wsgi.sandbox.journal import Record
 from qwen_wsgi.sandbox.models import model_entry, model_list
-from qwen_wsgi.sandbox.native import rerank
+from qwen_wsgi.sandbox.native import asr, rerank
 from qwen_wsgi.sandbox.native import routes as native
 from qwen_wsgi.sandbox.replies import (
     answered,
@@ -91,6 +91,9 @@ def respond(world: World, request: Request, record: Record | None) -> Reply:
         "synthesizer": native.synthesizer,
         "image-task": native.image_task,
         "video-task": native.video_task,
+        "file-task": native.file_task,
+        "uploads": native.uploads,
+        "storage": native.storage,
         "tasks": native.tasks,
         "results": native.results,
         "files": _files,
@@ -172,6 +175,8 @@ def _chat_answer(world: World, record: Record, body: Json | None, spec: Spec) ->
     refusal = _chat_refusal(world, body, spec)
     if refusal is not None:
         return refused(refusal, spec)
+    if asr.has(str(body.get("model"))) and "text" not in spec:
+        spec = spec.merged(Spec({"text": asr.TEXT}))
     made = chat.answer(body, spec, now_s=world.clock())
     streamed = record.stream and "non-stream-json" not in spec
     if streamed or "stream-anyway" in spec:
@@ -191,6 +196,8 @@ def _chat_refusal(world: World, body: Json, spec: Spec) -> Refusal | None:
     if "lax" not in spec and (refusal := params.refusal_for(body)) is not None:
         return refusal
     base = str(body.get("model")).partition("/sandbox/")[0]
+    if asr.has(base) and (refusal := asr.chat_refusal(body)) is not None:
+        return refusal
     knobs = world.control.knobs
     if knobs.strict_models and base not in knobs.models and not base.startswith("sandbox/"):
         return errors.chosen(Spec({"model-not-found": ""}), base)

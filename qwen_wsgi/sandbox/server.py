@@ -39,6 +39,8 @@ _KEPT_BODIES: Final = frozenset(ROUTES) - {
     "token",
     "tasks",
     "results",
+    "uploads",
+    "storage",
     "files",
     "batches",
 }

@@ -72,7 +72,7 @@ class SharedFiles:
     def __init__(
         self, directory: Path | None, *, copy: bool = False, boot_id: str | None = None
     ) -> None:
-        self.boot_id = _boot_id() if boot_id is None else boot_id
+        self.boot_id = this_boot() if boot_id is None else boot_id
         self.directory = None if copy else directory
         self._copied_from = directory if copy else None
         self._open: list[Content] = []
@@ -317,7 +317,8 @@ def _with_checksum(data: bytes) -> bytes:
     return data + _CHECKSUM.pack(crc32(data))
 
 
-def _boot_id() -> str:
+def this_boot() -> str:
+    """The id of the machine's boot, another one after each; "" if it is unknown."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

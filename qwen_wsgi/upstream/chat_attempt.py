@@ -194,6 +194,7 @@ class ChatAttempt:
                 body,
                 headers=call.headers,
                 request_id=call.record.request_id,
+                size=call.size,
             )
         except UpstreamError as error:
             self._learn(error, call, route)
@@ -202,8 +203,6 @@ class ChatAttempt:
             self._prove(route, adapted.left_out)
         call.record.usage = parse_usage(answer.value.get("usage"))
         call.record.upstream_request_id = answer.upstream_request_id
-        if call.size is not None:
-            call.size.add(len(answer.body))
         value = mended(answer.value)
         if adapted.renamed or adapted.customs:
             value = renamed_tools.completion(value, adapted.renamed, adapted.customs)

@@ -272,7 +272,7 @@ class Executor:
         def ask(route: Route, slot: Slot) -> UnaryAnswer | None:
             bodies, call.record.changed, native_path = call.requests(route)
             # Each has a bound of its own; together they are one answer.
-            size = AnswerSize(self._most_bytes)
+            size = AnswerSize(self._most_bytes) if len(bodies) > 1 else None
             post = partial(self._post, call, route, native_path, size)
             asked_at = self._clock.now()
             works = [partial(post, body) for body in bodies]
@@ -297,7 +297,7 @@ class Executor:
         return self._retrier.run(plan, ask, call.record)
 
     def native_stream(self, call: UnaryCall, plan: Plan) -> tuple[Route, NativeStream]:
-        """Open a stream of the native API, of the only request of a call; its owner must close it.
+        """Open a stream of JSON events, of the only request of a call; its owner must close it.
 
         Raises:
             ApiError: no account answered; nothing was sent to the client yet.
@@ -307,7 +307,12 @@ class Executor:
             (body,), call.record.changed, _ = call.requests(route)
             try:
                 stream = self._client.open_native(
-                    route.account, call.path, body, headers=call.headers, record=call.record
+                    route.account,
+                    call.path,
+                    body,
+                    headers=call.headers,
+                    record=call.record,
+                    at_origin=call.at_origin,
                 )
             except UpstreamError as error:
                 if call.once and error.failure is not None and error.failure.cause in _LOST:
@@ -320,7 +325,12 @@ class Executor:
         return self._retrier.run(plan, ask, call.record, discard=lambda asked: asked[1].close())
 
     def _post(
-        self, call: UnaryCall, route: Route, native_path: str, size: AnswerSize, body: bytes
+        self,
+        call: UnaryCall,
+        route: Route,
+        native_path: str,
+        size: AnswerSize | None,
+        body: bytes,
     ) -> JsonAnswer:
         answer = self._client.post_json(
             route.account,
@@ -329,8 +339,8 @@ class Executor:
             headers=call.headers,
             at_origin=call.at_origin or bool(native_path),
             request_id=call.record.request_id,
+            size=size,
         )
-        size.add(len(answer.body))
         call.record.usage = parse_usage(answer.value.get("usage"))
         call.record.upstream_request_id = answer.upstream_request_id
         return answer

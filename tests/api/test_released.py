@@ -46,6 +46,35 @@ def file_uploaded(peer: Peer) -> None:
     peer.send(FILE)
 
 
+def file_transcribed(peer: Peer) -> None:
+    """The storage and its policy, the task's beginning and end, and the transcript, in one."""
+    host = next(line[6:] for line in peer.request.split(b"\r\n") if line.startswith(b"Host: "))
+    origin = f"http://{host.decode()}"
+    made = {
+        "data": {
+            **dict.fromkeys(("policy", "signature", "upload_dir", "oss_access_key_id"), "p"),
+            **dict.fromkeys(("x_oss_object_acl", "x_oss_forbid_overwrite"), "p"),
+            "upload_host": origin + "/storage",
+        },
+        "output": {
+            "task_id": "t-1",
+            "task_status": "SUCCEEDED",
+            "result": {"transcription_url": origin + "/made"},
+        },
+        "usage": {"seconds": 1},
+        "transcripts": [
+            {"text": "a", "sentences": [{"begin_time": 0, "end_time": 1, "text": "a"}]}
+        ],
+    }
+    peer.send(whole(json.dumps(made).encode()))
+
+
+def transcript(**fields: str) -> bytes:
+    """A form that asks for one."""
+    given = b"".join(uploads.field(name, value) for name, value in fields.items())
+    return given + uploads.file(b"RIFF\0\0\0\0WAVE") + uploads.END
+
+
 #: What a server without client keys calls everybody.
 OWNER = "local"
 FORM = uploads.field("purpose", "batch") + uploads.file(b"{}") + uploads.END
@@ -101,6 +130,15 @@ CALLS: dict[str, Request] = {
         "/v1/embeddings",
         {"model": "qwen3-vl-embedding", "input": [{"image": "https://x/1.png"}]},
         whole(b'{"output":{"embeddings":[{"index":0,"embedding":[0.5]}]}}'),
+    ),
+    "transcript": Request("/v1/audio/transcriptions", transcript(model="qwen3-asr-flash"), WHOLE),
+    "transcript, streamed": Request(
+        "/v1/audio/transcriptions", transcript(model="qwen3-asr-flash", stream="true"), ANSWER
+    ),
+    "transcript, by a task": Request(
+        "/v1/audio/transcriptions",
+        transcript(model="qwen3-asr-flash", response_format="verbose_json"),
+        file_transcribed,
     ),
     "upload": Request("/v1/files", FORM, file_uploaded),
     "a file": Request("/v1/files/file-1", b"", FILE, "GET"),

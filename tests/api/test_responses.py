@@ -11,21 +11,9 @@ from openai.types.responses import CompactedResponse
 from werkzeug.test import TestResponse
 
 from tests.api.apps import App, error_of, in_front_of
+from tests.api.responding import ADA, BOB, MODELS, USAGE, answer, post
 from tests.fakes.raw_server import RawServer, whole
 from tests.fakes.raw_server import stream as streamed
-from tests.kit.secrets import secret
-
-ADA, BOB = secret("client-ada"), secret("client-bob")
-MODELS = whole(json.dumps({"object": "list", "data": [{"id": "m"}]}).encode())
-USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-
-
-def answer(text: str) -> bytes:
-    """A whole chat completion."""
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    body = {"id": "c", "object": "chat.completion", "created": 7, "model": "m"}
-    return whole(json.dumps({**body, "choices": [choice], "usage": USAGE}).encode())
 
 
 def event(delta: dict[str, Any], finish: str | None = None) -> bytes:
@@ -46,13 +34,6 @@ GOOD_STREAM = streamed(
 def places(tmp_path: Path) -> dict[str, str]:
     """Where the responses are kept."""
     return {"HOME": str(tmp_path), "QWEN_PROXY_STATE_DIR": str(tmp_path / "state")}
-
-
-def post(app: App, *, key: str = "", **members: Any) -> TestResponse:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return app.client.post(
-        "/v1/responses", json={"model": "m", "input": "Hello", **members}, headers=headers
-    )
 
 
 def made(app: App, **members: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from qwen_wsgi.protocol import changes, messages, responses, sse, tokens
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, Completion, parse_request
 from qwen_wsgi.protocol.encoder import Encoder
 from qwen_wsgi.protocol.json_object import JsonObject
+from qwen_wsgi.protocol.transcription.answer import Transcript
 from qwen_wsgi.upstream.adapt import Options, Target, adapt
 
 pytestmark = pytest.mark.once
@@ -309,6 +310,20 @@ CASES = [
     *((of_messages, value, f"messages-{name}") for name, value in MESSAGES.items()),
     *((of_responses, value, f"responses-{name}") for name, value in RESPONSES.items()),
 ]
+
+
+def of_transcript(events: list[Json]) -> Callable[[], object]:
+    def work() -> None:
+        transcript = Transcript(most_characters=10_000_000)
+        for event in events:
+            transcript.see(event)
+
+    return work
+
+
+CASES.append(
+    (of_transcript, lambda n: [{"output": {"text": f"word {i} "}} for i in range(n)], "transcript")
+)
 
 
 def seconds(work: Callable[[], object]) -> float:

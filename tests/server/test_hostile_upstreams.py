@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import random
 import time
 import urllib.request
+from collections.abc import Callable
 from threading import Thread
 from typing import Any
 
 import pytest
 
-from tests.fakes.raw_server import Peer, RawServer, chunked, head
+from tests.fakes.raw_server import COMPLETION, Peer, RawServer, chunked, head, whole
 from tests.kit.calls import GENERATIONS
 from tests.kit.proxy import Proxy, StartProxy
 from tests.kit.worker_memory import MB, Memory, ask
@@ -122,3 +125,69 @@ def test_500_mb_of_an_upstream_cost_less_than_100_mb_of_memory(start_proxy: Star
             else:
                 assert b"so it was given up" in answer or b'"output":[]' in answer
                 assert size < 60 * MB
+
+
+def whole_of(megabytes: int, **headers: str) -> Callable[[Peer], None]:
+    """A whole answer whose text has no end for long, in chunks, or up to the connection's end."""
+
+    def frame(data: bytes) -> bytes:
+        return chunked(data, end=False) if "transfer_encoding" in headers else data
+
+    begin = b'{"choices":[{"message":{"content":"'
+    block = b"x" * MB
+    if headers.get("content_encoding") == "gzip":
+        begin, block = b"", gzip.compress(random.Random(1).randbytes(MB))
+
+    def script(peer: Peer) -> None:
+        peer.send(head(content_type="application/json", **headers) + frame(begin))
+        for _ in range(megabytes):
+            peer.send(frame(block))
+        peer.close()
+
+    return script
+
+
+@pytest.mark.parametrize("name", ["chat, whole", "messages, whole", "responses, streamed"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"connection": "close"},
+        {"transfer_encoding": "chunked"},
+        {"connection": "close", "content_encoding": "gzip"},
+    ],
+    ids=lambda headers: ", ".join(headers.values()),
+)
+def test_500_mb_of_a_whole_answer_cost_less_than_100_mb_of_memory(
+    start_proxy: StartProxy, headers: dict[str, str], name: str
+) -> None:
+    current = [whole_of(1, **headers)]
+    with RawServer(lambda peer: current[0](peer)) as server:
+        proxy = start_proxy(
+            QWEN_UPSTREAM_BASE_URL=server.url,
+            QWEN_UPSTREAM_API_KEY="x",
+            QWEN_PROXY_RETRY_BUDGET="0",
+        )
+        ask(proxy, *GENERATIONS[name])  # what happens once has happened
+        current[0] = whole_of(FLOOD, **headers)
+        with Memory(proxy) as memory:
+            answer, _ = ask(proxy, *GENERATIONS[name])
+
+    assert b"QWEN_PROXY_MAX_ANSWER" in answer
+    assert memory.grown_mb < 100
+
+
+def test_a_whole_json_answer_of_64_mib_is_copied_once(start_proxy: StartProxy) -> None:
+    """It takes its bytes, and the text in them."""
+    text = "x" * ((64 << 20) - 1000)
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}}
+    value = {**COMPLETION, "choices": [{**choice, "finish_reason": "stop"}]}
+    answers = [whole(json.dumps(each).encode()) for each in (COMPLETION, value)]
+    with RawServer(*answers) as server:
+        proxy = start_proxy(QWEN_UPSTREAM_BASE_URL=server.url, QWEN_UPSTREAM_API_KEY="x")
+        ask(proxy, *GENERATIONS["chat, whole"])  # what happens once has happened
+        with Memory(proxy) as memory:
+            answer, size = ask(proxy, *GENERATIONS["chat, whole"])
+
+    assert size > len(text)
+    assert answer.endswith(b'"finish_reason": "stop"}]}')
+    assert memory.grown_mb < 160

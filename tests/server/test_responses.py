@@ -311,7 +311,7 @@ def test_a_cut_by_length_is_incomplete(client: openai.OpenAI) -> None:
     ("asked", "param"),
     [
         ({"input": None}, "input"),
-        ({"input": "x", "background": True}, "background"),
+        ({"input": "x", "background": True, "store": False}, "store"),
         ({"input": "x", "conversation": "conv_1"}, "conversation"),
         ({"input": "x", "previous_response_id": "resp_nobody"}, "previous_response_id"),
         ({"input": [{"type": "item_reference", "id": "msg_nobody"}]}, "input"),

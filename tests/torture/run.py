@@ -128,13 +128,20 @@ class Result:
         It is no fault of ours when a look-alike took away the lock of another one that still
         waited for its answer, or ours; and after a kill the one more sending is as designed.
         """
-        excused = self.clis["lock-removed-at-exit-of-another"] + self.clis["lock-taken-over"]
-        return 0 if self.killed else max(0, self.sent["us", "refused"] - excused)
+        return 0 if self.killed else max(0, self.sent["us", "refused"] - self.locks_broken)
+
+    @property
+    def locks_broken(self) -> int:
+        """How often a look-alike took the lock of another process that was at work."""
+        return self.clis["lock-removed-at-exit-of-another"] + self.clis["lock-taken-over"]
 
     @property
     def explained(self) -> int:
-        """How many of the lost logins the one unrecoverable window explains."""
-        return min(self.named, len(self.lost))
+        """How many of the lost logins are no fault of ours: the one unrecoverable window took them;
+        or two look-alikes sent one token because the lock was broken, and the one that was refused
+        deleted the file in which the other one had just written the successor."""
+        deleted = min(self.clis["file-deleted"], self.locks_broken)
+        return min(self.named + deleted, len(self.lost))
 
     def good(self) -> bool:
         return not self.reused and len(self.lost) == self.explained and not self.secrets_logged
@@ -165,7 +172,7 @@ class Result:
             rows.append((name.replace("no-token", "no token"), str(self.ours[name]), "–"))
         rows.append(("workers killed", str(self.killed), "–"))
         rows.append(("logins lost", str(len(self.lost)), str(self.lost_by_clis)))
-        rows.append(("… of them in the one window", str(self.explained), "–"))
+        rows.append(("… of them no fault of ours", str(self.explained), "–"))
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = [
             "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"

@@ -17,7 +17,7 @@ from qwen_wsgi.protocol.encoder import Encoder
 from qwen_wsgi.state.host_objects import HostObjects
 from qwen_wsgi.upstream.chat_attempt import ChatCall
 from qwen_wsgi.upstream.relay import Relay
-from qwen_wsgi.upstream.routing.affinity import conversation_key
+from qwen_wsgi.upstream.routing.affinity import HEADERS, conversation_key
 from qwen_wsgi.upstream.routing.router import Plan
 
 #: How many proxies of our kind a call has gone through: one behind another is all right.
@@ -104,6 +104,17 @@ def forwarded_headers(environ: Mapping[str, Any]) -> dict[str, str]:
         headers["User-Agent"] = agent
     headers[_HOPS] = str(_hops(environ) + 1)
     return headers
+
+
+def kept_headers(environ: Mapping[str, Any]) -> dict[str, str]:
+    """The headers that a call needs that is made when its request is long over, as WSGI spells
+    them: what `chat_call` reads."""
+    named = ("HTTP_USER_AGENT", "HTTP_X_QWEN_ACCOUNT", _HOPS_WSGI, *HEADERS)
+    return {
+        name: value
+        for name, value in environ.items()
+        if name in named or name.startswith(_DASHSCOPE)
+    }
 
 
 def _hops(environ: Mapping[str, Any]) -> int:

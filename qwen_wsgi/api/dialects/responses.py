@@ -10,7 +10,7 @@ from typing import Any, Final
 from flask import Blueprint, Response, request
 
 from qwen_wsgi.api import http, lifecycle
-from qwen_wsgi.api.dialects import attachments, counting, generation
+from qwen_wsgi.api.dialects import attachments, background, counting, generation
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.api.paging import limit_of, oldest_first
 from qwen_wsgi.errors import BadRequest, NotFound, UpstreamError
@@ -18,6 +18,7 @@ from qwen_wsgi.greenlets import apart
 from qwen_wsgi.protocol import responses as protocol
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import ResponseEncoder, ResponsesRequest, compaction
+from qwen_wsgi.state.background import Job
 from qwen_wsgi.state.responses import ResponseStore, Stored
 from qwen_wsgi.upstream.chat_attempt import ChatCall
 
@@ -36,10 +37,13 @@ def create() -> Response:
     """Answer a request, as a stream of events or as a whole, and store it if the client wants."""
     call = lifecycle.live()
     services = call.services
-    id = new_id()
-    request, chat = chat_of(call, call.read_body(), id)
+    id, body = new_id(), call.read_body()
+    request, chat = chat_of(call, body, id)
     plan = services.executor.plan(chat)
     created, model = int(services.clock.now()), request.model or plan.model
+    if request.background is not None:
+        object = protocol.background.queued(request.echo, id=id, created=created, model=model)
+        return http.json_value(background.begin(call, request, chat, plan, object, body.source))
     keep = _Storing(services.responses, call.owner, request).put
     if request.stream:
         encoder = ResponseEncoder(request, id=id, created=created, model=model, keep=keep)
@@ -72,7 +76,10 @@ def compact() -> Response:
     call = lifecycle.live()
     services = call.services
     id = new_id()
-    body, read = attachments.with_texts(call, compaction.triggered(call.read_body()), "input")
+    body = call.read_body()
+    if body.get("background"):
+        raise protocol.background.not_here()
+    body, read = attachments.with_texts(call, compaction.triggered(body), "input")
     request = _request(call, body, id)
     chat = generation.chat_call(call, request.chat, (*read, *request.changed))
     plan = services.executor.plan(chat)
@@ -91,8 +98,8 @@ def retrieve(id: str) -> Response:
     """A stored response."""
     if request.args.get("stream", "") == "true":
         raise BadRequest(
-            "A stored response cannot be streamed again: only responses in the background can, "
-            "and this server has none.",
+            "A response cannot be streamed once more here, also none in the background: leave out "
+            "'stream', and ask again while its status is queued or in_progress.",
             param="stream",
             code="unsupported_parameter",
         )
@@ -101,18 +108,23 @@ def retrieve(id: str) -> Response:
 
 @blueprint.delete("/v1/responses/<id>")
 def delete(id: str) -> Response:
-    """Forget a stored response: `{"id", "object": "response", "deleted": true}`."""
+    """Forget a stored response: `{"id", "object": "response", "deleted": true}`. One in the
+    background is broken off."""
     call = lifecycle.live()
-    if not call.services.responses.delete(call.owner, id):
+    waited = call.services.background.delete(call.owner, id)
+    if not call.services.responses.delete(call.owner, id) and not waited:
         raise _not_found(id)
     return http.json_value({"id": id, "object": "response", "deleted": True})
 
 
 @blueprint.post("/v1/responses/<id>/cancel")
 def cancel(id: str) -> Response:
-    """No response runs in the background, so there is none that could be cancelled."""
-    _stored(id)
-    raise BadRequest("Cannot cancel a synchronous response.", code="unsupported_operation")
+    """End a response in the background; one that has ended stays as it is."""
+    call = lifecycle.live()
+    response = call.services.background.cancel(call.owner, id) or _stored(id).response
+    if not response.get("background"):
+        raise BadRequest("Cannot cancel a synchronous response.", code="unsupported_operation")
+    return http.json_value(response)
 
 
 @blueprint.get("/v1/responses/<id>/input_items")
@@ -158,6 +170,20 @@ def chat_of(
     return request, generation.chat_call(call, request.chat, (*read, *request.changed))
 
 
+def make(call: LiveCall, job: Job) -> dict[str, Any]:
+    """Make the whole response of a request in the background, as `create` would have.
+
+    Raises:
+        ApiError: it failed.
+    """
+    executor, object = call.services.executor, job.stored.response
+    request, chat = chat_of(call, JsonObject(job.request), job.id)
+    answer = executor.complete(chat, executor.plan(chat))
+    return protocol.whole(
+        request, answer.value, id=job.id, created=object["created_at"], model=object["model"]
+    )
+
+
 def _request(
     call: LiveCall,
     body: JsonObject,
@@ -199,7 +225,8 @@ def _named(
 
 def _stored(id: str) -> Stored:
     call = lifecycle.live()
-    found = call.services.responses.get(call.owner, id)
+    # In this order: it leaves the queue when its end is stored.
+    found = background.known(call, id) or call.services.responses.get(call.owner, id)
     if found is None:
         raise _not_found(id)
     return found

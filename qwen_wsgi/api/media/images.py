@@ -18,6 +18,7 @@ from qwen_wsgi.protocol.images import answer as answers
 from qwen_wsgi.protocol.images.models import Road, image_model
 from qwen_wsgi.protocol.images.request import ImageRequest, native_calls, parse_request
 from qwen_wsgi.upstream.executor import UnaryAnswer, UnaryCall, UnaryRequests
+from qwen_wsgi.upstream.routing.accounts import base_url_of
 from qwen_wsgi.upstream.routing.router import Plan, Route
 from qwen_wsgi.upstream.tasks.tasks import task_id_of
 
@@ -145,18 +146,17 @@ def _entry(picture: answers.Made, *, as_base64: bool) -> dict[str, Any]:
 
 def _pictures(call: LiveCall, route: Route, made: list[answers.Made]) -> list[bytes]:
     """The pictures themselves, in base64."""
-    # Twice as much as JSON may have, because nothing of it is parsed or copied.
-    left = 2 * call.services.settings.max_answer_bytes
+    left = call.services.settings.max_answer_bytes
     pictures = []
     for picture in made:
         download = call.services.downloads.open(
-            picture.url, route.account.base_url or "", max_bytes=min(_PICTURE_BYTES, left)
+            picture.url, base_url_of(route.account), max_bytes=min(_PICTURE_BYTES, left)
         )
         pictures.append(base64.b64encode(download.read()))
         left -= len(pictures[-1])
         if left <= 0:
             raise AnswerTooLarge(
-                "is larger than the limit for all pictures together (twice QWEN_PROXY_MAX_ANSWER "
-                "on the server); ask for URLs"
+                "is larger than the limit for all pictures together (QWEN_PROXY_MAX_ANSWER on "
+                "the server); ask for URLs"
             )
     return pictures

@@ -10,11 +10,9 @@ from flask import Blueprint, Response
 
 from qwen_wsgi.api import http, lifecycle
 from qwen_wsgi.api.dialects import generation
-from qwen_wsgi.api.late_answers import Carried
+from qwen_wsgi.api.late_answers import Carried, error_event
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.capabilities import Capability
-from qwen_wsgi.errors import ApiError
-from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.protocol.speech import answer
 from qwen_wsgi.protocol.speech.models import speech_model
 from qwen_wsgi.protocol.speech.request import (
@@ -27,6 +25,7 @@ from qwen_wsgi.protocol.speech.request import (
 from qwen_wsgi.upstream.executor import UnaryCall, UnaryRequests
 from qwen_wsgi.upstream.failures.classify import connection_error
 from qwen_wsgi.upstream.native_stream import NativeStream
+from qwen_wsgi.upstream.routing.accounts import base_url_of
 from qwen_wsgi.upstream.routing.router import Plan, Route
 
 blueprint = Blueprint("speech", __name__)
@@ -52,7 +51,7 @@ def create() -> Response:
         _events(speech) if request.events else speech.sound(),
         call.record,
         speech.close,
-        last_words=_error_event if request.events else lambda error: b"",
+        last_words=error_event if request.events else lambda error: b"",
     )
     call.relay = carried
     speech.begin()
@@ -124,11 +123,12 @@ class _Speech:
             generation.forwarded_headers(self._call.environ),
             self._call.record,
             requests,
+            at_origin=True,
             once=True,
         )
         self.close()
         route, self._stream = self._call.services.executor.native_stream(unary, self._plan)
-        self._base_url = route.account.base_url or ""
+        self._base_url = base_url_of(route.account)
         return route
 
     def _part(self) -> Iterator[bytes]:
@@ -166,7 +166,3 @@ def _events(speech: _Speech) -> Iterator[bytes]:
     for sound in speech.sound():
         yield answer.delta_event(sound)
     yield answer.done_event(speech.spoken)
-
-
-def _error_event(error: ApiError) -> bytes:
-    return b"data: " + compact(error.body()).encode() + b"\n\n"

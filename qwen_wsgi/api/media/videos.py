@@ -33,6 +33,7 @@ from qwen_wsgi.protocol.videos.ids import VideoRef, read_id
 from qwen_wsgi.protocol.videos.request import VideoRequest, parse_request
 from qwen_wsgi.state.videos import KnownVideo
 from qwen_wsgi.upstream.http.download import ResultMissing
+from qwen_wsgi.upstream.routing.accounts import base_url_of
 
 blueprint = Blueprint("videos", __name__)
 blueprint.before_request(lifecycle.check_caller)
@@ -110,7 +111,7 @@ def content(id: str) -> Response:
     call.admit()
     call.watch = watch_client(call.environ)
     part = results.wanted_part(call.environ)
-    base_url = found.account.base_url or "" if found.account is not None else ""
+    base_url = "" if found.account is None else base_url_of(found.account)
     try:
         download = call.services.downloads.open(url, base_url, max_bytes=_VIDEO_BYTES, headers=part)
     except ResultMissing as error:

@@ -97,6 +97,8 @@ class Turn:
         before = self._conversation(protocol.previous_of(body).id)
         history = apart(before.items) if before.size >= LONG_BYTES else before.items()
         request, chat = responses.chat_of(call, body, id, history)
+        if request.background is not None:
+            raise protocol.background.not_here()
         created = int(call.services.clock.now())
         keep = _Keeping(self, request, id, before).put
         try:

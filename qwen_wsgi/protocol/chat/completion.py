@@ -16,7 +16,7 @@ from qwen_wsgi.protocol.chat.tool_calls import (
     arguments_of,
 )
 from qwen_wsgi.protocol.json_access import choice_number, objects
-from qwen_wsgi.protocol.json_object import compact, loads
+from qwen_wsgi.protocol.json_object import encoded, loads
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 
@@ -105,7 +105,7 @@ class _Members:
     def set(self, name: str, value: Any) -> None:
         """Keep a value; one that every chunk repeats counts once."""
         is_scalar = not isinstance(value, list | dict)
-        kept = value if is_scalar else _Json(compact(value).encode())
+        kept = value if is_scalar else _Json(encoded(value))
         if name not in self._members or self._members[name] != kept:
             self._count(name)
             self._size.add_json(value)

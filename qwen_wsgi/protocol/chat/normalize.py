@@ -6,7 +6,7 @@ What hosts were seen to send is in the docstrings. Text is never changed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from qwen_wsgi.errors import AnswerTooLarge
@@ -46,7 +46,7 @@ class _Choice:
     """The state of one choice."""
 
     index: int
-    calls: ToolCalls = field(default_factory=ToolCalls)
+    calls: ToolCalls | None = None  #: made with the first: most answers have none
     role_sent: bool = False
     finished: bool = False
     #: A call in OpenAI's form before `tool_calls`: whether it came, and whether it has arguments.
@@ -164,6 +164,8 @@ class ChunkNormalizer:
         fragments = delta.get("tool_calls")
         if fragments is not None:
             seed = f"{chunk.get('id')}/{chunk.get('created')}/{known.index}"
+            if known.calls is None:
+                known.calls = ToolCalls()
             sent = self._fragments(fragments, known.calls, seed)
             if sent != fragments or not sent:
                 normalized = {**normalized, "tool_calls": sent or None}
@@ -233,7 +235,7 @@ def _completed(delta: dict[str, Any], known: _Choice) -> dict[str, Any]:
     if known.function and known.function_empty:
         function = {**(delta.get("function_call") or {}), "arguments": NO_ARGUMENTS}
         known.function_empty, delta = False, {**delta, "function_call": function}
-    empty = known.calls.empty() if known.calls else ()
+    empty = known.calls.empty() if known.calls is not None else ()
     if not empty:
         return delta
     # openai.lib.streaming wants at most one fragment of a call in a chunk.

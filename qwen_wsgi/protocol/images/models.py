@@ -81,9 +81,12 @@ def _pixels(least: int, most: int, *, widest: float = _WIDEST) -> Callable[[Size
         if ratio == wanted.ratio and pixels == wanted.pixels:
             return wanted
         height = math.sqrt(pixels / ratio)
-        # Up to reach the least, down to stay below the most.
-        rounded = math.ceil if pixels == least else math.floor
-        wide, high = _stepped(height * ratio, rounded), _stepped(height, rounded)
+        # Down to stay below the most, or up to reach the least.
+        size = rounded(height * ratio, height, math.floor)
+        return size if size.pixels >= least else rounded(height * ratio, height, math.ceil)
+
+    def rounded(width: float, height: float, way: Callable[[float], int]) -> Size:
+        wide, high = _stepped(width, way), _stepped(height, way)
         # Rounding may have made a narrow shape narrower still.
         most_high, most_wide = (_stepped(side * widest, math.floor) for side in (wide, high))
         return Size(min(wide, most_wide), min(high, most_high))

@@ -72,7 +72,7 @@ class ResponseEncoder:
     ) -> None:
         self._request = request
         self._keep = keep
-        self._head = {"id": id, "object": "response", "created_at": created}
+        self._head = mapping.head(id, created)
         self._model = model
         self._stem = id.removeprefix("resp_")
         self._events = Events()
@@ -177,17 +177,16 @@ class ResponseEncoder:
         error: dict[str, Any] | None = None,
         details: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        return {
-            **self._head,
-            "status": status,
-            "error": error,
-            "incomplete_details": details,
-            "access_programs": None,
-            "model": self._model,
-            "output": [item.object() for item in self._items],
-            **self._request.echo,
-            "usage": mapping.usage(self._usage),
-        }
+        return mapping.response(
+            self._head,
+            self._request.echo,
+            model=self._model,
+            status=status,
+            output=[item.object() for item in self._items],
+            error=error,
+            details=details,
+            used=self._usage,
+        )
 
     def _last(self, response: dict[str, Any]) -> bytes:
         self._response = response

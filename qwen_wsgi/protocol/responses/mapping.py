@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from qwen_wsgi.errors import ApiError
@@ -71,6 +71,42 @@ def _logprob(each: Any) -> dict[str, Any] | None:
     if not isinstance(octets, list) or not all(type(octet) is int for octet in octets):
         octets = list(token.encode(errors="replace"))
     return {"token": token, "logprob": logprob, "bytes": octets}
+
+
+def response(
+    head: Mapping[str, Any],
+    echo: Mapping[str, Any],
+    *,
+    model: str,
+    status: str,
+    output: Sequence[Mapping[str, Any]] = (),
+    error: Mapping[str, Any] | None = None,
+    details: Mapping[str, Any] | None = None,
+    used: Usage | None = None,
+) -> dict[str, Any]:
+    """OpenAI's response object.
+
+    Args:
+        head: of `head`.
+        echo: what is told of the request.
+        details: why it is incomplete.
+    """
+    return {
+        **head,
+        "status": status,
+        "error": error,
+        "incomplete_details": details,
+        "access_programs": None,
+        "model": model,
+        "output": list(output),
+        **echo,
+        "usage": usage(used),
+    }
+
+
+def head(id: str, created: int) -> dict[str, Any]:
+    """The first members of a response object: `{"id", "object", "created_at"}`."""
+    return {"id": id, "object": "response", "created_at": created}
 
 
 def error(failure: ApiError) -> dict[str, Any]:

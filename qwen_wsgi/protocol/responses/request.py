@@ -14,6 +14,7 @@ from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.responses import compaction, items, parameters
+from qwen_wsgi.protocol.responses.background import Background, asked_for
 from qwen_wsgi.protocol.responses.conversation import ADDITIONAL_TOOLS, Conversation
 from qwen_wsgi.protocol.responses.tools import Names, Tools
 
@@ -64,6 +65,7 @@ class ResponsesRequest:
         packs_thinking: the client requested packed thinking (`content.pack_thinking`).
         sends_sources: the client requested the pages that a search found.
         summarizes: the answer is to be a summary of the conversation (`compaction`).
+        background: the client does not wait for the answer; None if it does.
     """
 
     chat: ChatRequest
@@ -78,6 +80,7 @@ class ResponsesRequest:
     packs_thinking: bool
     sends_sources: bool
     summarizes: bool = False
+    background: Background | None = None
 
 
 def previous_of(body: JsonObject) -> Previous:
@@ -130,6 +133,7 @@ def _parsed(
 ) -> ResponsesRequest:
     previous = previous_of(body)
     _refuse(body)
+    background = asked_for(body)
     history = compaction.shortened(history)
     known = {id for item in history if isinstance(id := item.get("id"), str)}
     own = items.normalized(body, seed=seed, known=known, stored=stored)
@@ -152,7 +156,9 @@ def _parsed(
         members["model"] = model
     if stream:
         members |= {"stream": True, "stream_options": {"include_usage": True}}
-    echo = _echo(body, previous)
+    if background is not None and background.half_price:
+        members["service_tier"] = "flex"
+    echo = _echo(body, previous, background)
     return ResponsesRequest(
         chat=_chat(members, [echo, own]),
         changed=changes.entries,
@@ -166,6 +172,7 @@ def _parsed(
         packs_thinking=parameters.ENCRYPTED in include,
         sends_sources=parameters.SOURCES in include,
         summarizes=summarizes,
+        background=background,
     )
 
 
@@ -217,10 +224,6 @@ def _unwritable() -> BadRequest:
 
 def _refuse(body: JsonObject) -> None:
     """Refuse what would need another kind of answer."""
-    if validation.flag(body, "background"):
-        raise validation.unsupported(
-            "background", "Background responses are not supported here. Use 'stream': true."
-        )
     if body.get("conversation") is not None:
         raise validation.unsupported(
             "conversation",
@@ -251,7 +254,7 @@ def _all_tools(body: JsonObject, all_items: Sequence[Mapping[str, Any]]) -> list
 # --- members that the response repeats ----------------------------------------------------------
 
 
-def _echo(body: JsonObject, previous: Previous) -> dict[str, Any]:
+def _echo(body: JsonObject, previous: Previous, background: Background | None) -> dict[str, Any]:
     """The members of a response object that repeat the request, with OpenAI's defaults.
 
     The host's defaults for temperature and top_p are unknown, so those stay null.
@@ -261,7 +264,7 @@ def _echo(body: JsonObject, previous: Previous) -> dict[str, Any]:
     parallel = body.get("parallel_tool_calls")
     choice = body.get("tool_choice")
     echo = {
-        "background": False,
+        "background": background is not None,
         "instructions": body.get("instructions"),
         "max_output_tokens": body.get("max_output_tokens"),
         "max_tool_calls": body.get("max_tool_calls"),

@@ -8,8 +8,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from qwen_wsgi.protocol import json_access
-from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol import json_access, sse
 
 #: A length that a streamed WAV cannot know yet; players read on to the end.
 _UNKNOWN = 0xFFFF_FFFF
@@ -81,11 +80,11 @@ class Spoken:
 def delta_event(sound: bytes) -> bytes:
     """OpenAI's `speech.audio.delta`."""
     value = {"type": "speech.audio.delta", "audio": base64.b64encode(sound).decode("ascii")}
-    return b"data: " + compact(value).encode() + b"\n\n"
+    return sse.render(value)
 
 
 def done_event(spoken: Spoken) -> bytes:
     """OpenAI's `speech.audio.done`."""
     given, made = spoken.input_tokens, spoken.output_tokens
     usage = {"input_tokens": given, "output_tokens": made, "total_tokens": given + made}
-    return b"data: " + compact({"type": "speech.audio.done", "usage": usage}).encode() + b"\n\n"
+    return sse.render({"type": "speech.audio.done", "usage": usage})

@@ -60,11 +60,14 @@ class Media:
         self._lock = threading.Lock()
         self._files: OrderedDict[str, File] = OrderedDict()
         self.tasks: dict[str, Task] = {}
+        #: Of the temporary storage: the model that may use a file, and its bytes, by its key.
+        self.stored: dict[str, tuple[str, bytes]] = {}
 
     def reset(self) -> None:
         with self._lock:
             self._files.clear()
             self.tasks.clear()
+            self.stored.clear()
 
     # --- files -------------------------------------------------------------------------------
 
@@ -92,6 +95,10 @@ class Media:
             file = self._files.get(path)
         fresh = file is not None and self._clock() - file.made_at < LIFETIME_S
         return file if fresh else None
+
+    @property
+    def origin(self) -> str:
+        return self._origin()
 
     # --- tasks -------------------------------------------------------------------------------
 

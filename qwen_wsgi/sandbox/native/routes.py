@@ -1,4 +1,4 @@
-"""Model Studio's native routes: what is made at once, tasks, and the files that were made."""
+"""Model Studio's native routes: what is made at once, tasks, and files, made or given."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qwen_wsgi.sandbox import errors, faults, stream
 from qwen_wsgi.sandbox.errors import Refusal
 from qwen_wsgi.sandbox.faults import Spec
 from qwen_wsgi.sandbox.journal import Record
-from qwen_wsgi.sandbox.native import images, multimodal, rerank, speech, videos
+from qwen_wsgi.sandbox.native import asr, images, multimodal, rerank, speech, videos
 from qwen_wsgi.sandbox.native.media import File
 from qwen_wsgi.sandbox.replies import answered, faulty, wanted_refusal
 from qwen_wsgi.sandbox.steps import FOREVER_S, Close, Data, Head, Pause, Step, encode_json, whole
@@ -33,6 +33,8 @@ _POSTS: Final = {
     _AIGC + "video-generation/video-synthesis": "video-task",
     _AIGC + "image2video/video-synthesis": "video-task",
     _SERVICES + "audio/tts/SpeechSynthesizer": "synthesizer",
+    _SERVICES + "audio/asr/transcription": "file-task",
+    "/_storage": "storage",
 }
 _TASKS: Final = "/api/v1/tasks"
 #: Polls of a task until it is done.
@@ -46,6 +48,8 @@ def route_of(method: str, path: str) -> str | None:
         return _POSTS[path]
     if path.rstrip("/") == _TASKS or path.startswith(_TASKS + "/"):
         return "tasks"
+    if method == "GET" and path == "/api/v1/uploads":
+        return "uploads"
     if method == "GET" and path.startswith("/_results/"):
         return "results"
     return None
@@ -82,6 +86,8 @@ def generation(world: World, request: Request, record: Record) -> Reply:
             return errors.NOT_ASYNCHRONOUS
         if speech.has(record.model):
             return _spoken(world, request, record, speech.generate(body), spec)
+        if asr.is_native(record.model):
+            return _heard(world, request, record, asr.generate(body, spec), spec)
         if images.has(record.model):
             return _made(images.generate(body, spec, _keep_picture(world, spec)))
         return Refusal(404, "ModelNotFound", f"Model not exist: {record.model}", form="native")
@@ -117,6 +123,76 @@ def _spoken(
     told = speech.events(*made, keep, pieces="no-pieces" not in spec)
     payloads = (encode_json(_made(event)).decode() for event in told)
     return stream.script(payloads, spec, world.control.knobs.interval_s)
+
+
+def _heard(
+    world: World, request: Request, record: Record, made: Json | Refusal, spec: Spec
+) -> Json | Refusal | Iterator[Step]:
+    if isinstance(made, Refusal):
+        return made
+    if (request.header("x-dashscope-sse") or "").lower() != "enable":
+        return _made(made)
+    record.stream = True
+    payloads = (encode_json(_made(event)).decode() for event in asr.events(made))
+    return stream.script(payloads, spec, world.control.knobs.interval_s)
+
+
+def file_task(world: World, request: Request, record: Record) -> Reply:
+    """Begin a task that transcribes a file."""
+
+    def make(body: Json, spec: Spec) -> Json | Refusal:
+        resolve = request.header("x-dashscope-ossresourceresolve")
+        made = asr.transcribe(body, spec, world.media.stored.get, resolve)
+        if isinstance(made, Refusal):
+            return made
+        data = encode_json(made.get("document", {}))
+        path = world.media.keep("transcript.json", "application/json", data)
+        url = world.media.url(path, spec.text("result-host"))
+        told = {"output": asr.output_of(made, url), "usage": {"seconds": 4}}
+        return begun(world, request, record, spec, told)
+
+    return _whole(world, request, record, make)
+
+
+def uploads(world: World, request: Request, record: Record) -> Reply:
+    """Allow a file to be stored for a model."""
+    query = {name: values[-1] for name, values in parse_qs(request.query).items()}
+    record.model = query.get("model", "")
+
+    def make(spec: Spec) -> Json | Refusal:
+        if query.get("action") != "getPolicy" or not record.model:
+            text = "action=getPolicy and model are required"
+            return Refusal(400, "InvalidParameter", text, form="native")
+        host = spec.text("result-host") or world.media.origin
+        made = asr.policy(record.model, f"dashscope-instant/{uuid.uuid4().hex}", host + "/_storage")
+        return _made(made)
+
+    return answered(world, request, record, make, native=True)
+
+
+def storage(world: World, request: Request, record: Record) -> Reply:
+    """Store a file of a form, as OSS does: the file has to be its last field."""
+    spec = spec_for(world, request, record, [])
+    fields = asr.form_fields(request.header("content-type") or "", request.body)
+    given = dict(fields)
+    signed = given.get("Signature", b"").decode("utf-8", "replace")
+    fine = (
+        bool(fields)
+        and fields[-1][0] == "file"
+        and given.get("policy") == b"sandbox-policy"
+        and given.get("OSSAccessKeyId") == b"sandbox-id"
+        and given.get("success_action_status") == b"200"
+        and signed.startswith("sandbox-signature-")
+    )
+
+    def steps() -> Iterator[Step]:
+        if not fine:
+            return whole(403, b"<Error><Code>AccessDenied</Code></Error>", "application/xml")
+        model = signed.removeprefix("sandbox-signature-")
+        world.media.stored["oss://" + given["key"].decode()] = (model, given["file"])
+        return whole(200, b"", None)
+
+    return Reply(faulty(world, spec, steps, wanted_refusal(world, spec)), spec)
 
 
 def image_task(world: World, request: Request, record: Record) -> Reply:

@@ -15,6 +15,7 @@ import re
 import ssl
 import time
 import zlib
+from collections.abc import Callable
 from typing import Any, Final
 
 import requests
@@ -411,13 +412,21 @@ class BodyReader:
         self._ended = not data
         return data
 
-    def read_all(self, timeout_s: float, *, limit: int, cut: bool = False) -> bytes:
+    def read_all(
+        self,
+        timeout_s: float,
+        *,
+        limit: int,
+        cut: bool = False,
+        count: Callable[[int], None] | None = None,
+    ) -> bytes:
         """The whole rest of the body.
 
         Args:
             timeout_s: for all of it, however many pieces it comes in.
             limit: the most bytes that are read.
             cut: leave out what is beyond the limit.
+            count: called with the bytes of each piece; what it raises ends the reading.
 
         Raises:
             ReadTimeout: it did not come in time.
@@ -437,6 +446,8 @@ class BodyReader:
                     body.write(data[:left])
                     break
                 body.write(data)
+                if count is not None:
+                    count(len(data))
                 timeout_s = end_s - time.monotonic()
                 if timeout_s <= 0:
                     raise ReadTimeout

@@ -1,4 +1,5 @@
-"""Fetches a result that an upstream names by its URL: a picture, a video, a sound, a transcript.
+"""Fetches a result that an upstream names by its URL: a picture, a video, a sound, a transcript;
+and sends a file to where an upstream wants to have it.
 
 Connects only to an address that was checked, follows few redirects by the same rules, sends no
 credential, and gives the bytes on as they come: a slow client makes a slow download.
@@ -10,7 +11,7 @@ import io
 import ipaddress
 import socket
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 from urllib.parse import urljoin, urlsplit
@@ -149,7 +150,7 @@ class Downloads:
                 url = checked(url, base_url, self._hosts)
             except RefusedURL as error:
                 raise _refused(error) from None
-            response, pool = self._ask(url, base_url, headers)
+            response, pool = self._ask("GET", url, base_url, headers)
             status = response.status
             if status in (301, 302, 303, 307, 308) and (to := response.headers.get("location")):
                 response.close()
@@ -164,7 +165,40 @@ class Downloads:
             return Download(response, pool, max_bytes)
         raise _refused("it was redirected too often")
 
-    def _ask(self, url: str, base_url: str, headers: Mapping[str, str]) -> tuple[Any, Any]:
+    def send(
+        self, url: object, base_url: str, pieces: Sequence[bytes], headers: Mapping[str, str]
+    ) -> int:
+        """POST a file to a URL, by the rules for results; the status of the answer.
+
+        Raises:
+            UpstreamError: the URL leads elsewhere, or nobody answers.
+        """
+        try:
+            url = checked(url, base_url, self._hosts)
+        except RefusedURL as error:
+            raise _refused(error) from None
+        sent = {**headers, "Content-Length": str(sum(map(len, pieces)))}
+        # Piece by piece: a whole file would have to be written within the time for connecting.
+        body = (
+            piece[place : place + _PIECE_BYTES]
+            for piece in pieces
+            for place in range(0, len(piece), _PIECE_BYTES)
+        )
+        response, pool = self._ask("POST", url, base_url, sent, body)
+        try:
+            return int(response.status)
+        finally:
+            response.close()
+            pool.close()
+
+    def _ask(
+        self,
+        method: str,
+        url: str,
+        base_url: str,
+        headers: Mapping[str, str],
+        body: Iterator[bytes] | None = None,
+    ) -> tuple[Any, Any]:
         parts = urlsplit(url)
         assert parts.hostname is not None
         proxies, verify = self._transport.route(url)
@@ -182,8 +216,9 @@ class Downloads:
         }
         try:
             response = pool.urlopen(
-                "GET",
+                method,
                 target,
+                body=body,
                 headers=sent,
                 redirect=False,
                 retries=False,
@@ -195,7 +230,7 @@ class Downloads:
         except (HTTPError, OSError) as error:
             pool.close()
             raise connection_error(
-                "unreachable", f"The host of the result cannot be reached ({type(error).__name__})."
+                "unreachable", f"The host of the file cannot be reached ({type(error).__name__})."
             ) from error
         except BaseException:
             pool.close()

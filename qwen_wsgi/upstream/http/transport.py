@@ -17,7 +17,7 @@ from urllib3.exceptions import LocationParseError
 from qwen_wsgi import __version__
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import AnswerTooLarge, ApiError, Scope, UpstreamError, forget_frames
-from qwen_wsgi.protocol.json_object import reading_bytes
+from qwen_wsgi.protocol.answer_text import AnswerSize, check_values
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.shortage import shortage_of
 from qwen_wsgi.upstream.failures.classify import connection_error
@@ -32,10 +32,6 @@ from qwen_wsgi.upstream.http.http1 import (
 
 #: An error body longer than this says nothing more.
 ERROR_BODY_BYTES: Final = 64 * 1024
-
-#: Memory that may be used for reading an answer, however small the setting is: it is 2.8 times the
-#: limit of its bytes, which is 90 MiB for the default.
-_READING_BYTES: Final = 16 * 1024 * 1024
 
 #: The setting that bounds the wait for an answer's head, and for a whole answer.
 FIRST_BYTE: Final = "QWEN_PROXY_FIRST_BYTE_TIMEOUT"
@@ -176,7 +172,13 @@ class Transport:
             reader.close()
 
     def read_all(
-        self, reader: BodyReader, left_s: float, *, timeout_s: float, setting: str = ""
+        self,
+        reader: BodyReader,
+        left_s: float,
+        *,
+        timeout_s: float,
+        setting: str = "",
+        size: AnswerSize | None = None,
     ) -> bytes:
         """Read the whole of an answer's body, which is JSON: at most as much as the setting allows,
         and nothing whose values would take a multiple of it.
@@ -185,6 +187,7 @@ class Transport:
             left_s: how long it may still take, however many pieces it comes in.
             timeout_s: how long the whole answer may take, for the error.
             setting: the name of the setting that says so, if one does.
+            size: counts this answer and others, which become one.
 
         Raises:
             AnswerTooLarge: it is larger, or its values are (502).
@@ -193,7 +196,9 @@ class Transport:
         """
         limit = self._max_answer_bytes
         try:
-            body = reader.read_all(max(left_s, 0.001), limit=limit)
+            body = reader.read_all(
+                max(left_s, 0.001), limit=limit, count=None if size is None else size.add
+            )
         except ReadTimeout:
             raise connection_error(
                 "timeout",
@@ -206,12 +211,9 @@ class Transport:
             ) from None
         except BodyBroken as error:
             raise broken(error) from error
-        most = max(limit * 14 // 5, _READING_BYTES)
-        if reading_bytes(body, most=most) > most:
-            raise AnswerTooLarge(
-                f"may take more than {most} bytes of memory to read (QWEN_PROXY_MAX_ANSWER on the "
-                "server is for answers of plain text; many small values take more)"
-            )
+        check_values(body, limit=limit)
+        if size is not None:
+            size.add_values(body)
         return body
 
     def close(self) -> None:

@@ -198,6 +198,15 @@ def token_of(account: Account, *, rejected: str | None = None) -> AccessToken:
         ) from error
 
 
+def base_url_of(account: Account) -> str:
+    """Where an account is asked now: what its token says, if it has no base URL of its own.
+
+    Raises:
+        AccountUnavailable: as `token_of`.
+    """
+    return account.base_url or token_of(account).base_url
+
+
 def _groups(same: tuple[str, ...]) -> Mapping[str, str]:
     """Account name -> its group, of `("a+b", "c+d")`."""
     return {name: group for group in same for name in group.split("+")}

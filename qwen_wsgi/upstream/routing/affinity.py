@@ -24,7 +24,7 @@ AFFINITY_S: Final = 3600.0
 
 #: Headers by which agents name a session (as WSGI spells them): Codex, opencode, Claude Code,
 #: OpenRouter's and LiteLLM's clients.
-_HEADERS: Final = (
+HEADERS: Final = (
     "HTTP_SESSION_ID",
     "HTTP_X_SESSION_ID",
     "HTTP_X_SESSION_AFFINITY",
@@ -94,7 +94,7 @@ def _named(body: JsonObject, environ: Mapping[str, Any]) -> str | None:
     named = body.get("prompt_cache_key")
     if isinstance(named, str) and named:
         return named
-    for header in _HEADERS:
+    for header in HEADERS:
         if value := environ.get(header):
             return str(value)
     metadata = body.get("metadata")

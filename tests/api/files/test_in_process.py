@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,18 +21,6 @@ LINE = json.dumps(
     }
 ).encode()
 BATCH = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as started:
-        yield started
-
-
-@pytest.fixture
-def app(sandbox: Sandbox) -> Iterator[App]:
-    with running(DASHSCOPE_BASE_URL=sandbox.base_url, DASHSCOPE_API_KEY=UPSTREAM_KEY) as made:
-        yield made
 
 
 def json_of(answer: TestResponse) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,18 +12,6 @@ from werkzeug.test import TestResponse
 
 from qwen_wsgi.sandbox import Sandbox
 from tests.api.apps import UPSTREAM_KEY, App, running
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as started:
-        yield started
-
-
-@pytest.fixture
-def app(sandbox: Sandbox) -> Iterator[App]:
-    with running(DASHSCOPE_BASE_URL=sandbox.base_url, DASHSCOPE_API_KEY=UPSTREAM_KEY) as made:
-        yield made
 
 
 def picture(app: App, **members: Any) -> TestResponse:
@@ -109,7 +96,7 @@ def test_pictures_together_have_a_limit(sandbox: Sandbox) -> None:
         QWEN_PROXY_MAX_ANSWER="1m",
     ) as app:
         answer = picture(
-            app, n=2, prompt="[[sandbox: result-bytes=900000]]", response_format="b64_json"
+            app, n=2, prompt="[[sandbox: result-bytes=600000]]", response_format="b64_json"
         )
     assert (answer.status_code, answer.json["error"]["code"]) == (502, "upstream_too_large")  # type: ignore[index]  # it is JSON
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import contextlib
 import os
 import shutil
@@ -81,11 +80,6 @@ def make_tree(tree: Path, mirror: str) -> None:
 
 def _download_wheels(directory: Path) -> None:
     """There is no network in the machine: pip finds there what it would get from PyPI."""
-    package = configparser.ConfigParser(interpolation=None)
-    package.read(REPO / "setup.cfg")
-    wanted = package["options"]["install_requires"] + package["options.extras_require"]["pdf"]
-    lines = [line.strip() for line in wanted.splitlines()]
-    needed = [line for line in lines if line and not line.startswith("#")]
     platforms = [
         f"--platform={each}" if each == "any" else f"--platform={each}_{os.uname().machine}"
         for each in _PLATFORMS
@@ -93,7 +87,7 @@ def _download_wheels(directory: Path) -> None:
     _run(
         *(sys.executable, "-m", "pip", "download", "-qq", "--dest", directory),
         *("--only-binary=:all:", f"--python-version={PYTHON}", "--implementation=cp", *platforms),
-        *("setuptools >= 78.1.1", *needed),
+        *("--require-hashes", "-r", REPO / "qwen_wsgi/constraints.txt"),
     )
 
 

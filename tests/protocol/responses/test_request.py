@@ -137,7 +137,28 @@ def test_a_strict_operator_has_losses_refused() -> None:
 @pytest.mark.parametrize(
     ("members", "param", "code"),
     [
-        ({"background": True}, "background", "unsupported_parameter"),
+        ({"background": True, "stream": True}, "stream", "unsupported_parameter"),
+        ({"background": True, "store": False}, "store", "invalid_value"),
+        (
+            {"background": True, "background_options": {"completion_window": "3h"}},
+            "background_options.completion_window",
+            "invalid_value",
+        ),
+        (
+            {"background_options": {"completion_window": "8h"}},
+            "background_options.completion_window",
+            "invalid_value",
+        ),
+        (
+            {
+                "background": True,
+                "background_options": {"completion_window": "8h"},
+                "service_tier": "flex",
+            },
+            "service_tier",
+            "invalid_value",
+        ),
+        ({"background_options": 5}, "background_options", "invalid_type"),
         ({"conversation": "conv_1"}, "conversation", "unsupported_parameter"),
         ({"conversation": {"id": "conv_1"}}, "conversation", "unsupported_parameter"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt", "unsupported_parameter"),
