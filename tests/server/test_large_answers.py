@@ -124,7 +124,7 @@ def test_a_large_answer_costs_less_than_100_mb_in_every_dialect(
             grown_mb, answer, told = cost(proxy, GENERATIONS[name])
             assert grown_mb < MOST_MB
             if size == LARGE and name in AS_EVENTS:
-                assert b"too much to be turned into events" in answer
+                assert b"too much to be turned into the events" in answer
             else:
                 assert told > size, answer
 
