@@ -62,6 +62,10 @@ class AnswerSize:
         """
         self.add(max(0, reading_bytes(data, most=0) * _PER // _TIMES - len(data)))
 
+    def has_room(self, count: int) -> bool:
+        """Whether so many bytes more can be counted."""
+        return count <= self._left
+
     def add_text(self, text: str) -> None:
         """Count a text."""
         self.add(len(text) if text.isascii() else len(_utf8(text)))
