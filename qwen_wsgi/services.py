@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from qwen_wsgi import logs
 from qwen_wsgi.access.admission import Admission
@@ -22,20 +22,22 @@ from qwen_wsgi.clock import Clock, SystemClock, sleep
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.documents.pdf import PdfReader
+from qwen_wsgi.greenlets import ThreadApart
 from qwen_wsgi.reporting import Reporting, notifier
-from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.state.background import BackgroundQueue
 from qwen_wsgi.state.connection_memory import ConnectionMemory
-from qwen_wsgi.state.host_objects import HostObjects
+from qwen_wsgi.state.database.background import BackgroundQueue
+from qwen_wsgi.state.database.host_objects import HostObjects
+from qwen_wsgi.state.database.responses import ResponseStore
+from qwen_wsgi.state.database.sqlite import Database
+from qwen_wsgi.state.database.tables import database_in
+from qwen_wsgi.state.database.videos import VideoStore
 from qwen_wsgi.state.limits.counters import LimitCounters
 from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.refused_inputs import RefusedInputs
-from qwen_wsgi.state.responses import ResponseStore
 from qwen_wsgi.state.shared_files import SharedFiles
 from qwen_wsgi.state.state_key import StateKey
 from qwen_wsgi.state.token_counts import TokenCounts
-from qwen_wsgi.state.videos import VideoStore
 from qwen_wsgi.state.workers import Workers
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.executor import Executor
@@ -58,6 +60,9 @@ from qwen_wsgi.upstream.tasks.lost import LostTasks
 from qwen_wsgi.upstream.tasks.tasks import Tasks
 from qwen_wsgi.upstream.tasks.uploads import Uploads
 from qwen_wsgi.upstream.tokenizer import HostTokenizer
+
+if TYPE_CHECKING:
+    from qwen_wsgi.sandbox import Sandbox
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +87,9 @@ class SandboxHost:
 
     def base_url(self) -> str:
         """The running sandbox's OpenAI base URL."""
+        # Loaded when it is needed: a server with accounts needs none of it.
+        from qwen_wsgi.sandbox import Sandbox
+
         with self._lock:
             if self._sandbox is None:
                 # A visible pace for people; tests that need speed run their own sandbox.
@@ -171,6 +179,7 @@ class Services:
     executor: Executor
     transport: Transport
     ledger: Ledger
+    database: Database
     responses: ResponseStore
     background: Background
     host_objects: HostObjects
@@ -205,11 +214,8 @@ class Services:
         self.background.stop()
         drain_logins(self.discovery.logins(), self.clock)
         self.transport.close()
-        self.background.queue.close()
-        self.responses.close()
-        self.videos.close()
-        self.host_objects.close()
         self.budgets.close()
+        self.database.close()
         self.sandbox.close()
 
 
@@ -256,6 +262,7 @@ def build_services(
     cooldowns, outcomes, affinity = Cooldowns(known), Outcomes(known), Affinity(files)
     pool = AccountPool(settings, discovery, cooldowns, start_sandbox=sandbox.base_url)
     transport = transport or Transport(settings)
+    database = database_in(state_dir, clock, sleep=sleep, apart=ThreadApart())
     catalogue = Catalogue(settings, pool, transport, clock, SharedLists(files), outcomes)
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
@@ -289,7 +296,7 @@ def build_services(
     budgets = Budgets(limits_of, counters)
     downloads = Downloads(settings, transport)
     responses = ResponseStore(
-        None if state_dir is None else state_dir / "responses",
+        database,
         clock,
         ttl_s=settings.responses_ttl_s,
         max_bytes=settings.responses_max_bytes,
@@ -316,25 +323,25 @@ def build_services(
         executor=executor,
         transport=transport,
         ledger=ledger,
+        database=database,
         responses=responses,
         background=Background(
             BackgroundQueue(
-                None if state_dir is None else state_dir / "background",
+                database,
                 clock,
                 per_client=settings.background_per_key,
                 kept_s=settings.responses_ttl_s,
-                sleep=sleep,
             ),
             responses,
             clock,
             limit=settings.background,
             stop_s=settings.graceful_timeout_s,
         ),
-        host_objects=HostObjects(None if state_dir is None else state_dir / "files", clock),
+        host_objects=HostObjects(database, clock),
         host_files=HostFiles(retrier, client, idle_s=settings.idle_timeout_s),
         token_counts=TokenCounts(files),
         state_key=StateKey(settings.state_key, state_dir),
-        videos=VideoStore(None if state_dir is None else state_dir / "videos", clock),
+        videos=VideoStore(database, clock),
         tasks=tasks,
         looks=TaskLooks(tasks, clock, workers=settings.workers, sleep=sleep),
         lost_tasks=LostTasks(client, tasks, clock, sleep=sleep),

@@ -12,7 +12,7 @@ from typing import Final
 
 from qwen_wsgi.access.limits import VERSION, Calendar
 from qwen_wsgi.clock import Clock, boottime, sleep
-from qwen_wsgi.state.background import is_gone, this_worker
+from qwen_wsgi.state.database.background import is_gone, this_worker
 from qwen_wsgi.state.limits import file_lock
 from qwen_wsgi.state.limits.counter import PATIENCE_S, Common, Counter
 
@@ -30,7 +30,7 @@ class LimitCounters:
     Args:
         directory: created when it is needed. None counts in this process alone.
         boottime: tells how long workers were silent, also across processes.
-        worker, is_gone: as in `state.background`.
+        worker, is_gone: as in `state.database.background`.
     """
 
     def __init__(
