@@ -59,29 +59,32 @@ class Budgets:
     Args:
         limits_of: the limits of a client, which is known by its `id` (of a response in the
             background only that and the name are known); None for one without.
+
+    Attributes:
+        counters: what all clients have taken.
     """
 
     def __init__(self, limits_of: Callable[[Client], Limits | None], counters: Counters) -> None:
         self._limits_of = limits_of
-        self._counters = counters
+        self.counters = counters
 
     def of(self, client: Client) -> Budget | None:
         """The budget of a call of this client; None if it has no limits."""
         limits = self._limits_of(client)
-        return None if limits is None else Budget(limits, lambda: self._counters.of(client.id))
+        return None if limits is None else Budget(limits, lambda: self.counters.of(client.id))
 
     def remaining(self, client: Client) -> Mapping[str, Room]:
         """What is left of each limit of a client, by its name in `Limits`."""
         limits = self._limits_of(client)
-        return {} if limits is None else self._counters.of(client.id).remaining(limits)
+        return {} if limits is None else self.counters.of(client.id).remaining(limits)
 
     def look_after(self) -> None:
         """To be called every few seconds, see `state.limits.counters.LimitCounters`."""
-        self._counters.look_after()
+        self.counters.look_after()
 
     def close(self) -> None:
         """Free what the counters hold."""
-        self._counters.close()
+        self.counters.close()
 
 
 class Budget:
