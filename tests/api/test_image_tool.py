@@ -523,7 +523,7 @@ def test_each_turn_and_each_picture_counts_and_none_is_refused_once_it_began(
     client = Client("local", "local")
     with in_front_of(sandbox, limits_of=lambda client: limits) as app:
         with post(app, stream=stream, max_output_tokens=500) as answer:
-            assert answer.status_code == 200, answer.text
+            assert answer.status_code == 200, answer.data
             assert answer.headers["x-ratelimit-remaining-requests"] == "0"
             assert b"completed" in answer.data
         used = limits._replace(rpm=10)
