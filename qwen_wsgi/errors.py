@@ -180,6 +180,13 @@ class Overloaded(ApiError):
     type = "server_error"
 
 
+class LimitReached(ApiError):
+    """The client has taken what its key allows for now."""
+
+    status = 429
+    type = "rate_limit_error"
+
+
 class AccountUnavailable(ApiError):
     """None of our accounts can answer now: the operator's problem, never the client's key."""
 

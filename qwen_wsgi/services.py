@@ -12,8 +12,10 @@ from typing import Final
 
 from qwen_wsgi import logs
 from qwen_wsgi.access.admission import Admission
+from qwen_wsgi.access.budget import Budgets
 from qwen_wsgi.access.connections import Connections
-from qwen_wsgi.access.guard import Guard
+from qwen_wsgi.access.guard import Client, Guard
+from qwen_wsgi.access.limits import Calendar, Limits
 from qwen_wsgi.accounting.ledger import Ledger
 from qwen_wsgi.background import Background
 from qwen_wsgi.clock import Clock, SystemClock, sleep
@@ -30,6 +32,7 @@ from qwen_wsgi.state.database.responses import ResponseStore
 from qwen_wsgi.state.database.sqlite import Database
 from qwen_wsgi.state.database.tables import database_in
 from qwen_wsgi.state.database.videos import VideoStore
+from qwen_wsgi.state.limits.counters import LimitCounters
 from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.state.shared_files import SharedFiles
@@ -104,19 +107,25 @@ class Maintenance:
     """Keeps the logins of an idle proxy fresh, so that the first call after a night need not wait;
     and reports what the worker does.
 
-    Accounts that were refused are tried again as well, and shared files that were removed are begun
-    anew.
+    Accounts that were refused are tried again as well, shared files that were removed are begun
+    anew, and what dead workers held of clients' limits is given back.
 
     One thread per worker; which worker renews a login is settled by the login's locks.
     """
 
     def __init__(
-        self, discovery: Discovery, files: SharedFiles, trials: Trials, reporting: Reporting
+        self,
+        discovery: Discovery,
+        files: SharedFiles,
+        trials: Trials,
+        reporting: Reporting,
+        budgets: Budgets,
     ) -> None:
         self._discovery = discovery
         self._files = files
         self._trials = trials
         self._reporting = reporting
+        self._budgets = budgets
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -133,6 +142,7 @@ class Maintenance:
         while not self._stop.wait(MAINTENANCE_S):
             self._guarded(self._maintain_logins)
             self._guarded(self._files.look_after)
+            self._guarded(self._budgets.look_after)
             self._guarded(self._trials.run)
             self._guarded(self._reporting.report)
 
@@ -155,6 +165,7 @@ class Services:
     clock: Clock
     guard: Guard
     admission: Admission
+    budgets: Budgets
     connections: Connections
     connection_memory: ConnectionMemory
     discovery: Discovery
@@ -202,6 +213,7 @@ class Services:
         self.background.stop()
         drain_logins(self.discovery.logins(), self.clock)
         self.transport.close()
+        self.budgets.close()
         self.database.close()
         self.sandbox.close()
 
@@ -228,6 +240,7 @@ def build_services(
     state_dir: Path | None = None,
     known_in: Path | None = None,
     sleep: Callable[[float], None] = sleep,
+    limits_of: Callable[[Client], Limits | None] = lambda client: None,
 ) -> Services:
     """Wire everything together; opens no connection and starts no thread.
 
@@ -238,6 +251,7 @@ def build_services(
         known_in: without `state_dir`: the state directory of a server. What it knows of accounts
             now is the beginning; nothing is written there.
         sleep: for the pauses between questions about tasks.
+        limits_of: what a client may take, see `access.budget.Budgets`.
     """
     clock = clock or SystemClock()
     sandbox = SandboxHost()
@@ -275,6 +289,10 @@ def build_services(
         RefusedInputs(files),
         BatchChat(settings, pool),
     )
+    counters = LimitCounters(
+        None if state_dir is None else state_dir / "limits", clock, Calendar(settings.timezone)
+    )
+    budgets = Budgets(limits_of, counters)
     downloads = Downloads(settings, transport)
     responses = ResponseStore(
         database,
@@ -288,6 +306,7 @@ def build_services(
         clock=clock,
         guard=Guard(settings),
         admission=admission,
+        budgets=budgets,
         connections=Connections(settings.websockets, settings.websockets_per_key),
         connection_memory=ConnectionMemory(
             # One request of the largest size must fit.
@@ -332,7 +351,9 @@ def build_services(
         tokenizer=HostTokenizer(settings, router, executor, clock),
         sandbox=sandbox,
         workers=workers,
-        maintenance=Maintenance(discovery, files, Trials(pool, catalogue, outcomes), reporting),
+        maintenance=Maintenance(
+            discovery, files, Trials(pool, catalogue, outcomes), reporting, budgets
+        ),
         started_at=clock.monotonic(),
     )
 

@@ -10,6 +10,7 @@ import ipaddress
 import re
 from collections.abc import Callable
 from typing import Final
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from qwen_wsgi.hosts import Family
 
@@ -202,6 +203,18 @@ def trusted_proxies(raw: str) -> tuple[str, ...]:
         if word != "unix":
             ipaddress.ip_network(word, strict=False)
     return found
+
+
+def timezone(raw: str) -> str:
+    """The name of a time zone of this machine's list."""
+    try:
+        ZoneInfo(raw)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(
+            "is no time zone that this machine knows (such as Europe/Berlin; the list is that of "
+            "Debian's package tzdata)"
+        ) from None
+    return raw
 
 
 def key(raw: str) -> str:

@@ -27,7 +27,7 @@ COMMAND: Final = "_QWEN_PROXY_COMMAND"
 
 #: Connections of a worker beyond its calls, and files of the process itself.
 _SPARE_CONNECTIONS: Final = 256
-_SPARE_FILES: Final = 64
+_SPARE_FILES: Final = 128
 
 
 #: A key that is shorter can be guessed; `openssl rand -hex 24` gives 48 characters.
@@ -495,6 +495,13 @@ class Settings:
         shown_default="$STATE_DIRECTORY, else ~/.local/state/qwen-proxy ($XDG_STATE_HOME)",
     )
 
+    timezone: str = setting(
+        "QWEN_PROXY_TIMEZONE",
+        "Time zone in which the days and months of limits end, e.g. Europe/Berlin.",
+        default="",
+        parse=values.timezone,
+        shown_default="this machine's",
+    )
     state_key: str = setting(
         "QWEN_PROXY_STATE_KEY",
         "Signs ids of videos; boxes with the same one understand each other's.",

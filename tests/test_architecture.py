@@ -111,7 +111,7 @@ ALLOWED: dict[str, set[str]] = {
     "protocol": {"errors"},
     "credentials": {"", "errors", "shortage", "clock", "settings", "hosts", "net", "redaction"},
     "accounting": {"errors", "clock", "protocol.usage"},
-    "state": {"errors", "clock", "settings", "protocol"},
+    "state": {"errors", "clock", "settings", "protocol", "access.limits"},
     "access": {"errors", "settings", "net", "protocol", "redaction"},
     "upstream": {
         "",
@@ -394,7 +394,11 @@ PLACES = {
     "segno": ("qwen_wsgi/cli/login.py",),
     "greenlet": (),
     "gunicorn": ("qwen_wsgi/server.py",),
-    "fcntl": ("qwen_wsgi/credentials/locks/proxy_lock.py", "qwen_wsgi/state/database/in_use.py"),
+    "fcntl": (
+        "qwen_wsgi/credentials/locks/proxy_lock.py",
+        "qwen_wsgi/state/database/in_use.py",
+        "qwen_wsgi/state/limits/file_lock.py",
+    ),
     "zstandard": ("qwen_wsgi/api/codings.py",),
     "sqlite3": ("qwen_wsgi/state/",),
     "subprocess": ("qwen_wsgi/doctor/machine.py", "qwen_wsgi/documents/pdf.py"),

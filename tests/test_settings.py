@@ -79,6 +79,7 @@ TAKEN: list[tuple[str, str, Any]] = [
     ("QWEN_PROXY_UPSTREAM_STREAM", "as-asked", "as-asked"),
     ("QWEN_HOME", "~/other", "~/other"),
     ("QWEN_PROXY_STATE_KEY", "k" * 32, "k" * 32),
+    ("QWEN_PROXY_TIMEZONE", "Europe/Berlin", "Europe/Berlin"),
     ("QWEN_CLI_AUTH", '{"a": "b c"}', '{"a": "b c"}'),
     ("QWEN_OAUTH_BASE_URL", "http://127.0.0.1:9/", "http://127.0.0.1:9"),
     ("OPENAI_BASE_URL", "https://x.example/v1", "https://x.example/v1"),
@@ -153,6 +154,7 @@ REFUSED: dict[str, list[str]] = {
     "QWEN_UPSTREAM_BASE_URL": ["x.example/v1", "ftp://x", "//x", "http://a b"],
     "QWEN_UPSTREAM_API_KEY": ["a b"],
     "QWEN_PROXY_STATE_KEY": ["k" * 31, "k" * 31 + " k"],
+    "QWEN_PROXY_TIMEZONE": ["Europe/Nowhere", "../../etc/passwd", "CEST+2 hours"],
     "QWEN_PROXY_HOST_FAMILIES": [
         "gateway.example",
         "gateway.example=model-studio",

@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from qwen_wsgi.errors import ApiError, ClientGone, InternalError, UpstreamError, forget_frames
 from qwen_wsgi.protocol.usage import Usage
+
+
+class CallBudget(Protocol):
+    """What the call takes of its client's limits; `access.budget.Budget` is one."""
+
+    def reserve(self, calls: int = 1) -> None:
+        """Reserve for upstream requests. Raises LimitReached."""
+
+    def sent(self, calls: int = 1) -> None:
+        """Note that upstream requests are sent."""
+
+    def unsent(self) -> None:
+        """Note that one of them did not reach an upstream."""
+
+    def streamed(self, events: bytes) -> None:
+        """Note what a stream has brought."""
 
 
 @dataclass
@@ -33,6 +50,8 @@ class CallRecord:
         usage: as the upstream reported it; None is "unknown", never an estimate.
         units: what was made or read besides tokens, by name, for the log: `("documents", 12)`.
         quiet: not worth a log line at INFO: health checks and the landing page.
+        budget: where upstream requests are counted; None if the client has no limits, or if they
+            do not count.
     """
 
     request_id: str = ""
@@ -60,6 +79,7 @@ class CallRecord:
     error_code: str = ""
     upstream_request_id: str = ""
     quiet: bool = False
+    budget: CallBudget | None = None
 
     @property
     def completion_id(self) -> str:
@@ -98,6 +118,7 @@ class CallRecord:
             client_id=self.client_id,
             model=self.model,
             started_at=self.started_at,
+            budget=self.budget,
         )
 
     def join(self, parts: Sequence[CallRecord], *, complete: int) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flask import Request, Response, request
 
+from qwen_wsgi.access.budget import Budget
 from qwen_wsgi.access.guard import Client
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api import body, cors
@@ -69,6 +70,10 @@ class LiveCall:
     #: What the answer is carried by after its head.
     relay: Carrier | None = None
     closed: bool = False
+    #: What the call takes of its client's limits; None if the client has none.
+    budget: Budget | None = None
+    #: The prompt's tokens, where an upstream has counted a part of it.
+    prompt_tokens: int | None = None
     #: The key in `TokenCounts` under which the prompt's exact tokens are remembered, or None.
     count_as: bytes | None = None
 
@@ -84,6 +89,18 @@ class LiveCall:
         """The id of the client: stored responses belong to it."""
         assert self.client is not None, "check_caller comes first"
         return self.client.id
+
+    def know(self, client: Client, *, counts: bool = True) -> None:
+        """Set the caller, whose limits hold from here on.
+
+        Args:
+            counts: the call's upstream requests count against them.
+        """
+        self.client = client
+        self.record.client, self.record.client_id = client.name, client.id
+        self.budget = self.services.budgets.of(client)
+        if counts:
+            self.record.budget = self.budget
 
     def read_body(self) -> JsonObject:
         """Admit the call, read its JSON body, and from then on watch whether the client stays.
@@ -149,10 +166,18 @@ class LiveCall:
                 if self.relay is not None:
                     self.relay.close()
             finally:
-                if self.count_as is not None:
-                    self._remember_tokens(self.count_as)
-                self.record.end(self.services.clock.monotonic())
-                self.services.ledger.write(self.record)
+                try:
+                    self.settle()
+                    if self.count_as is not None:
+                        self._remember_tokens(self.count_as)
+                finally:
+                    self.record.end(self.services.clock.monotonic())
+                    self.services.ledger.write(self.record)
+
+    def settle(self) -> None:
+        """Settle the limits of the client by what the call has used. Harmless when repeated."""
+        if self.budget is not None:
+            self.budget.close(self.record.usage)
 
     def _remember_tokens(self, key: bytes) -> None:
         usage = self.record.usage
@@ -210,11 +235,11 @@ def check_caller() -> None:
     call = live()
     guard = call.services.guard
     try:
-        call.client = client = guard.identify(call.environ)
+        client = guard.identify(call.environ)
     except ApiError:
         call.record.address = guard.client_address(call.environ)
         raise
-    call.record.client, call.record.client_id = client.name, client.id
+    call.know(client, counts=call.record.method == "POST")
 
 
 def refuse_pages() -> None:
@@ -244,6 +269,13 @@ def finish_response(response: Response) -> Response:
         headers.add("x-qwen-proxy-changed", changes.header(record.changed))
     if record.upstream_request_id:
         headers.add("x-upstream-request-id", record.upstream_request_id)
+    if call.budget is not None:
+        if call.relay is None:
+            call.settle()  # the answer is complete: what the headers tell is exact
+        for name, value in call.budget.headers(
+            anthropic=call.is_anthropic, now=call.services.clock.now()
+        ):
+            headers.add(name, value)
     elapsed_s = call.services.clock.monotonic() - record.started_at
     headers.add("openai-processing-ms", str(round(elapsed_s * 1000)))
     if record.account:

@@ -13,13 +13,13 @@ estimate shows a client when its context fills up; it is never reported as usage
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from qwen_wsgi.protocol.json_access import Members, objects
-from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol.json_object import JsonObject, compact
 
 #: Length of a conversation's key.
 KEY_BYTES: Final = 8
@@ -74,6 +74,37 @@ def estimate(request: Members) -> int:
 def estimate_added(request: Members, counted: int) -> int:
     """Estimate the tokens of the messages behind the first `counted`, whose number is known."""
     return sum(map(_of_message, islice(objects(request.get("messages")), counted, None)))
+
+
+def quick(request: JsonObject) -> int:
+    """Estimate the prompt tokens of a chat request by its bytes: for what is reserved of a limit
+    before each call. A token is about four bytes in most languages. Media that are in the request
+    as text count as in `estimate`."""
+    source = request.source
+    size, media = len(source), 0
+    if size >= _WITH_MEDIA and any(mark in source for mark in _MEDIA_MARKS):
+        for message in objects(request.get("messages")):
+            for part in objects(message.get("content")):
+                if not isinstance(part.get("text"), str):
+                    size -= sum(map(len, _texts_in(part)))
+                    media += _of_part(part)
+    return max(1, size // 4) + media
+
+
+#: Requests with media in them are longer, and have one of these.
+_WITH_MEDIA: Final = 1024
+_MEDIA_MARKS: Final = (b";base64,", b'"input_audio"', b'"file_data"')
+
+
+def _texts_in(part: dict[str, Any]) -> Iterator[str]:
+    """The texts of a part of another kind, which are in an object or a list of it."""
+    for value in part.values():
+        inner = value.values() if isinstance(value, dict) else value
+        for each in inner if isinstance(inner, Iterable) and not isinstance(inner, str) else ():
+            if isinstance(each, str):
+                yield each
+        if isinstance(value, str):
+            yield value
 
 
 class Countable(NamedTuple):

@@ -209,6 +209,8 @@ class Executor:
         """
         answers: list[ChatAnswer] = []
         size = AnswerSize()
+        if record.budget is not None:
+            record.budget.reserve(len(calls))
         try:
             works = (partial(self.complete, replace(each, size=size), plan) for each in calls)
             for answer in in_order(works, at_a_time=at_a_time):
@@ -271,6 +273,9 @@ class Executor:
 
         def ask(route: Route, slot: Slot) -> UnaryAnswer | None:
             bodies, call.record.changed, native_path = call.requests(route)
+            if call.record.budget is not None and len(bodies) > 1:
+                call.record.budget.reserve(len(bodies))
+                call.record.budget.sent(len(bodies) - 1)
             # Each has a bound of its own; together they are one answer.
             size = AnswerSize(self._most_bytes) if len(bodies) > 1 else None
             post = partial(self._post, call, route, native_path, size)

@@ -44,6 +44,7 @@ class OpenStream:
 
     __slots__ = (
         "_blocks",
+        "_budget",
         "_content_at",
         "_ended",
         "_explain",
@@ -86,6 +87,7 @@ class OpenStream:
         self._patience_s = patience_s
         self._patience_by = patience_by
         self._blocks = sse.EventBlocks()
+        self._budget = record.budget
         self._ended = False
         self.heard_at = self._content_at = monotonic() if sent_at is None else sent_at
         self._left_s = 0.0
@@ -144,6 +146,8 @@ class OpenStream:
         except (BodyBroken, sse.EventTooLarge) as error:
             raise broken(error) from error
         events = chunks.feed(block) if block else b""
+        if self._budget is not None and block:
+            self._budget.streamed(block)
         now = self._monotonic()
         if now - self.heard_at > self.record.longest_gap_s:
             self.record.longest_gap_s = now - self.heard_at

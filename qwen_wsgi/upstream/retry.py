@@ -40,6 +40,8 @@ T = TypeVar("T")
 MOST_ATTEMPTS: Final = 3
 #: Pause before the same host is asked again after it failed; doubled with each attempt.
 _BACKOFF_S: Final = 0.5
+#: Causes of a failure after which no upstream has seen anything of the request.
+_UNSENT: Final = frozenset({"unreachable", "connect_timeout", "tls", "proxy", "bad_url"})
 #: What is left of a call's time is nothing.
 _NO_TIME_S: Final = 0.001
 
@@ -117,6 +119,8 @@ class Retrier:
         Raises:
             ApiError: the client's error.
         """
+        if record.budget is not None:
+            record.budget.reserve()
         attempts = _Attempts(plan, record, self._clock.monotonic() + self._budget_s)
         try:
             while True:
@@ -132,6 +136,8 @@ class Retrier:
                 except ApiError as error:
                     slot.release()
                     forget_frames(error)
+                    if record.budget is not None and not _has_reached(error):
+                        record.budget.unsent()
                     self._failed(error, route, slot.began, attempts)
                     continue
                 except BaseException:
@@ -220,6 +226,8 @@ class Retrier:
             raise
         attempts.count += 1
         record.attempts += 1
+        if record.budget is not None:
+            record.budget.sent()
         return slot
 
     def _failed(self, error: ApiError, route: Route, began: float, attempts: _Attempts) -> None:
@@ -359,6 +367,12 @@ def _is_of_accounts(error: ApiError) -> bool:
     if isinstance(error, UpstreamError):
         return error.failure is not None and error.failure.scope is not Scope.REQUEST
     return isinstance(error, AccountUnavailable)
+
+
+def _has_reached(error: ApiError) -> bool:
+    """Whether an attempt that failed has reached an upstream."""
+    failure = error.failure if isinstance(error, UpstreamError) else None
+    return failure is not None and failure.cause not in _UNSENT
 
 
 def _is_last(name: str, attempts: _Attempts) -> bool:

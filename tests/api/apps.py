@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from qwen_wsgi.access.guard import Client
+from qwen_wsgi.access.limits import Limits
 from qwen_wsgi.app import create_app
 from qwen_wsgi.logs import Formatter
 from qwen_wsgi.redaction import DISCOVERED, Redaction
@@ -20,6 +22,8 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.raw_server import Answer, RawServer
 from tests.fakes.upstream import settings_of
 from tests.kit.secrets import secret
+
+LimitsOf = Callable[[Client], Limits | None]
 
 UPSTREAM_KEY = secret("upstream-of-api")
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
@@ -55,12 +59,16 @@ class App:
 
 
 @contextmanager
-def running(clock: FakeClock | None = None, **environ: Any) -> Iterator[App]:
+def running(
+    clock: FakeClock | None = None, *, limits_of: LimitsOf = lambda client: None, **environ: Any
+) -> Iterator[App]:
     """The application with these settings; its log is collected as JSON lines."""
     clock = clock or FakeClock()
     # Without a second attempt: what one failure becomes is what most tests are about.
     defaults = {"LOG_LEVEL": "DEBUG", "QWEN_PROXY_RETRY_BUDGET": 0}
-    services = build_services(settings_of(**{**defaults, **environ}), clock, sleep=clock.advance)
+    services = build_services(
+        settings_of(**{**defaults, **environ}), clock, sleep=clock.advance, limits_of=limits_of
+    )
     app = create_app(services=services)
     log = io.StringIO()
     handler = logging.StreamHandler(log)

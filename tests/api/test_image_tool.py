@@ -15,6 +15,8 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 from werkzeug.test import TestResponse
 
+from qwen_wsgi.access.guard import Client
+from qwen_wsgi.access.limits import Limits
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.tools.pictures import MOST_PICTURES
 from qwen_wsgi.tools.relay import MOST_TURNS
@@ -511,3 +513,27 @@ def test_in_the_background(sandbox: Sandbox, tmp_path: Path) -> None:
         "completed",
         ["image_generation_call", "message"],
     )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_each_turn_and_each_picture_counts_and_none_is_refused_once_it_began(
+    sandbox: Sandbox, stream: bool
+) -> None:
+    limits = Limits(rpm=1, tpm=100_000, concurrency=1)
+    client = Client("local", "local")
+    with in_front_of(sandbox, limits_of=lambda client: limits) as app:
+        with post(app, stream=stream, max_output_tokens=500) as answer:
+            assert answer.status_code == 200, answer.data
+            assert answer.headers["x-ratelimit-remaining-requests"] == "0"
+            assert b"completed" in answer.data
+        used = limits._replace(rpm=10)
+        rooms = app.services.budgets.counters.of(client.id).remaining(used)
+        refused = post(app)
+        (line, _) = app.calls
+
+    # A turn, the picture, and the turn that tells of it.
+    assert 10 - rooms["rpm"].left == 3
+    tokens = line["prompt_tokens"] + line["completion_tokens"]
+    assert 100_000 - rooms["tpm"].left == tokens
+    assert rooms["concurrency"].left == 1
+    assert error_of(refused)["code"] == "rate_limit_exceeded"

@@ -50,7 +50,7 @@ def test_a_small_limit_of_open_files_is_raised_to_what_the_streams_need(
         before=["sh", "-c", 'ulimit -S -n 256; exec "$@"', "sh"],
     )
     # Calls, WebSockets, and what a worker has besides.
-    assert json.loads(server.get("/process")[1])["files"] == 2 * (100 + 256 + 256) + 64
+    assert json.loads(server.get("/process")[1])["files"] == 2 * (100 + 256 + 256) + 128
 
 
 def test_no_control_socket_is_made(gunicorn: StartServer, place: Path) -> None:

@@ -18,7 +18,7 @@ from qwen_wsgi.sandbox import Sandbox
 from tests.kit.log_files import note_log_file
 from tests.kit.processes import free_port
 from tests.kit.secrets import secret
-from tests.kit.servers import REPO
+from tests.kit.servers import CONF, REPO
 
 #: The client key of the shared server.
 CLIENT_KEY = secret("client")
@@ -84,8 +84,13 @@ class Proxy:
 StartProxy = Callable[..., Proxy]
 
 
-def start(directory: Path, environment: Mapping[str, str]) -> Proxy:
-    """Start `qwen-proxy serve` in a home below `directory`, and wait until it answers."""
+def start(directory: Path, environment: Mapping[str, str], *, application: str = "") -> Proxy:
+    """Start `qwen-proxy serve` in a home below `directory`, and wait until it answers.
+
+    Args:
+        application: a WSGI application of the tests (`module:name`) that takes the place of the
+            shipped one.
+    """
     home = directory / "home"
     home.mkdir(exist_ok=True)
     port = free_port()
@@ -106,9 +111,14 @@ def start(directory: Path, environment: Mapping[str, str]) -> Proxy:
         "PYTHONDONTWRITEBYTECODE": "1",
         **environment,
     }
+    command = [sys.executable, "-m", "qwen_wsgi.cli", "serve"]
+    if application:
+        # What `serve` becomes.
+        command = [sys.executable, "-P", "-m", "gunicorn", "-c", str(CONF), "--chdir", str(REPO)]
+        command.append(application)
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "qwen_wsgi.cli", "serve"],
+            command,
             cwd=directory,
             env=env,
             stdout=out,

@@ -182,3 +182,34 @@ def test_anything_has_a_number(messages: Any, tools: Any) -> None:
 @given(st.text(), st.text())
 def test_more_text_is_not_fewer_tokens(one: str, other: str) -> None:
     assert tokens.of_text(one + "\n" + other) + 1 >= tokens.of_text(one)
+
+
+def quick(content: Any, **members: Any) -> int:
+    body = {"messages": [{"role": "user", "content": content}], **members}
+    return tokens.quick(JsonObject(json.dumps(body, ensure_ascii=False).encode()))
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_quick_estimate_is_of_the_right_size(name: str) -> None:
+    text, count = KNOWN[name]
+
+    assert 0.25 * count <= quick(text * 20) / 20 <= 2.2 * count
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 400_000}},
+        {"type": "input_audio", "input_audio": {"data": "A" * 400_000, "format": "wav"}},
+        {"type": "video", "video": ["data:image/png;base64," + "A" * 200_000] * 2},
+        {"type": "file", "file": {"file_data": "A" * 400_000, "filename": "a.pdf"}},
+        {"type": "odd", "odd": "data:;base64," + "A" * 400_000, "n": 5},
+    ],
+    ids=lambda part: part["type"],
+)
+def test_media_are_not_estimated_by_their_bytes(part: dict[str, Any]) -> None:
+    assert 900 < quick([part, {"type": "text", "text": "What is it?"}]) < 2200
+
+
+def test_a_text_that_speaks_of_media_is_estimated_by_its_bytes() -> None:
+    assert quick([{"type": "text", "text": ";base64," * 1000}]) > 1900

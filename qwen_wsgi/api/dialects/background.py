@@ -92,16 +92,14 @@ def worker(
             request_id=job.id,
             method=_METHOD,
             path=_PATH,
-            client=job.client,
-            client_id=job.owner,
             started_at=services.clock.monotonic(),
         )
         call = LiveCall(
             record=record,
             services=services,
             environ=dict(job.headers),
-            client=Client(job.owner, job.client),
         )
+        call.know(Client(job.owner, job.client))
         try:
             response = background.told(make(call, job), record.account, record.changed)
             record.status = 200

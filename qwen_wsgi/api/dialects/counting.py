@@ -30,10 +30,14 @@ def watch(call: LiveCall, chat: Members, model: str) -> None:
     if call.services.token_counts.wanted(call.owner):
         keys = tokens.beginnings(chat, call.owner, model)
         call.count_as = keys[-1] if keys else None
+        if call.budget is not None and (known := call.services.token_counts.longest(keys)):
+            added = tokens.estimate_added(chat, known.messages)
+            call.prompt_tokens = known.tokens + added
 
 
 def count(call: LiveCall, chat: Members, model: str) -> tuple[int, str]:
     """The tokens of a prompt, and how they were found."""
+    call.record.budget = None  # a host that is asked generates nothing
     counts = call.services.token_counts
     counts.want(call.owner)
     keys = tokens.beginnings(chat, call.owner, model)

@@ -12,8 +12,10 @@ from qwen_wsgi.access.guard import Client
 from qwen_wsgi.api import http
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError
+from qwen_wsgi.protocol import tokens
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.encoder import Encoder
+from qwen_wsgi.protocol.json_access import integer
 from qwen_wsgi.state.database.host_objects import HostObjects
 from qwen_wsgi.tools.relay import TurnRelay, Turns
 from qwen_wsgi.upstream.chat_attempt import ChatCall
@@ -44,6 +46,9 @@ def chat_call(call: LiveCall, chat: ChatRequest, changed: tuple[str, ...] = ()) 
     """
     environ, record = call.environ, call.record
     record.stream, record.model = chat.stream, chat.model
+    if call.budget is not None:
+        prompt = call.prompt_tokens
+        call.budget.expect(tokens.quick(chat.body) if prompt is None else prompt, _answer_of(chat))
     return ChatCall(
         chat,
         forwarded_headers(environ),
@@ -54,6 +59,13 @@ def chat_call(call: LiveCall, chat: ChatRequest, changed: tuple[str, ...] = ()) 
         # Not the call itself: it holds the relay, which holds this.
         account_of_file=partial(_account_of_file, call.services.host_objects, call.client),
     )
+
+
+def _answer_of(chat: ChatRequest) -> int | None:
+    """The most tokens that the client allows for an answer, or None."""
+    named = (chat.body.get("max_completion_tokens"), chat.body.get("max_tokens"))
+    counts = [count for each in named if (count := integer(each)) is not None]
+    return max(counts, default=None)
 
 
 def _account_of_file(objects: HostObjects, client: Client | None, id: str) -> str | None:

@@ -131,8 +131,9 @@ class Turn:
             ApiError: 401, 403 or 503.
         """
         call = self.call
-        call.client = call.services.guard.identify(call.environ)
-        call.services.admission.enter(call.client.id, body_bytes)
+        client = call.services.guard.identify(call.environ)
+        call.know(client)
+        call.services.admission.enter(client.id, body_bytes)
         call.admitted, call.body_bytes = True, body_bytes
 
     def _conversation(self, id: str | None) -> Conversation:

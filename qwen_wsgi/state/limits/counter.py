@@ -1,0 +1,513 @@
+"""What one client has taken of its limits, counted by all workers together.
+
+One small file per client, so that no other work can lock it. Each change reads it, changes it and
+writes it under a lock that the kernel frees when its holder dies. The lock is held for some
+microseconds; where it is not free within a quarter of a second, as with a worker that was stopped
+(SIGSTOP), and where the file cannot be used at all, this process counts on by itself from what it
+knows, and adds to the file later what it has booked.
+
+A file is one page with the state (`access.limits.State`) and its checksum, and behind it a row for
+each worker that has calls of the client in flight: who it is, and what it has reserved and not
+settled, so that others can give back what a dead worker holds. All room is reserved when the file
+is made: a full disk refuses then, and not later. Nothing is mapped (docs/decisions/044).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from struct import Struct
+from typing import Final, TypeVar
+from zlib import crc32
+
+from qwen_wsgi.access import limits as arithmetic
+from qwen_wsgi.access.limits import (
+    ROWS,
+    STATE_BYTES,
+    Calendar,
+    Granted,
+    Limits,
+    Moment,
+    Owed,
+    Refused,
+    Room,
+    State,
+)
+from qwen_wsgi.clock import Clock
+from qwen_wsgi.state.limits import file_lock, rows
+from qwen_wsgi.state.limits.rows import NAME_BYTES, ROW_BYTES, Open
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: How long a change waits for the lock, and how long after that nobody waits again. Seconds.
+PATIENCE_S: Final = 0.25
+_IMPATIENT_S: Final = 1.0
+#: How long a round of `look_after` waits for it: many clients' locks may be held. Seconds.
+_GLANCE_S: Final = 0.01
+#: Pauses between two tries. Seconds.
+_POLL_S: Final = (0.0002, 0.003)
+#: How often the log is told of the same trouble (seconds), and how many are remembered.
+_TELL_S: Final = 60.0
+_MOST_TOLD: Final = 256
+#: How often a refusal looks for workers that have died. Seconds.
+_SWEEP_S: Final = 0.5
+
+_CHECKSUM: Final = Struct("<I")
+_PAGE: Final = 4096
+_BLOCK: Final = STATE_BYTES + _CHECKSUM.size
+assert _BLOCK <= _PAGE, "a write of one page is not cut by a signal"
+_FILE_BYTES: Final = _PAGE + ROWS * ROW_BYTES
+#: No row is free: the places of this worker are counted by itself alone.
+_NO_ROW: Final = -1
+
+
+class Common:
+    """What the counters of all clients share in this process.
+
+    Args: as of `counters.LimitCounters`.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        calendar: Calendar,
+        *,
+        sleep: Callable[[float], None],
+        boottime: Callable[[], float],
+        name: Callable[[], str],
+        is_gone: Callable[[str, float], bool],
+        patience_s: float,
+    ) -> None:
+        self.clock = clock
+        self.sleep = sleep
+        self.boottime = boottime
+        self.is_gone = is_gone
+        self.patience_s = patience_s
+        self._calendar = calendar
+        self._name = name
+        self._told: dict[str, float] = {}
+
+    @functools.cached_property
+    def worker(self) -> bytes:
+        """The name of this process, asked for when it is first needed: after the fork."""
+        return self._name().encode()
+
+    def moment(self) -> Moment:
+        """Now."""
+        return self._calendar.moment(self.clock.monotonic(), self.clock.now())
+
+    def tell(self, trouble: str) -> None:
+        """Say something in the log, once a minute."""
+        now_s = self.clock.monotonic()
+        if now_s - self._told.get(trouble, -math.inf) >= _TELL_S:
+            if len(self._told) >= _MOST_TOLD:
+                self._told.clear()
+            self._told[trouble] = now_s
+            log.warning("%s", trouble)
+
+
+class Counter:
+    """What one client has taken.
+
+    Attributes:
+        places: calls of the client that this worker has in flight.
+    """
+
+    def __init__(self, common: Common, path: Path | None) -> None:
+        self._all = common
+        self._path = path
+        self._fd = -1
+        #: A change is under way, by a thread of this process.
+        self._busy = threading.Lock()
+        self._state = State()
+        self._owed: Owed | None = None
+        #: The lock is taken, and the state that is worked at is the file's.
+        self._holds = False
+        self._row = _NO_ROW
+        self._begun = 0
+        self.places = 0
+        self._open = Open()
+        self._impatient_until_s = -math.inf
+        self._swept_s = -math.inf
+        if path is not None:
+            self._open_file(path)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it may be closed, without anything lost."""
+        return not self.places and self._owed is None and self._fd >= 0
+
+    # --- changes ---------------------------------------------------------------------------------
+
+    def reserve(
+        self, limits: Limits, *, requests: int = 1, tokens: int = 0, places: int = 1
+    ) -> Granted | Refused:
+        """Book a call, see `access.limits.reserve`."""
+
+        def work(state: State, now: Moment) -> Granted | Refused:
+            while True:
+                found = arithmetic.reserve(
+                    state,
+                    self._for_this_worker(limits),
+                    now,
+                    requests=requests,
+                    tokens=tokens,
+                    row=self._row,
+                    places=places,
+                )
+                if isinstance(found, Granted):
+                    self.places += places
+                    self._open.note(found, tokens)
+                    return found
+                if not self._sweep(state, self._all.is_gone):
+                    return found
+
+        return self._change(work)
+
+    def count(self, requests: int) -> None:
+        """Count further requests, see `access.limits.count`."""
+
+        def work(state: State, now: Moment) -> None:
+            arithmetic.count(state, now, requests)
+
+        self._change(work)
+
+    def settle(
+        self,
+        granted: Granted,
+        tokens: int,
+        money: int = 0,
+        *,
+        requests: int = 0,
+        places: int = 1,
+    ) -> None:
+        """End a call, see `access.limits.settle`.
+
+        Args:
+            places: of the worker's, how many are given back.
+        """
+        self.places -= places
+
+        def work(state: State, now: Moment) -> None:
+            arithmetic.settle(state, granted, tokens, money, now, requests=requests)
+
+        # The row first: of a worker that is killed in between, too little is given back and not
+        # too much.
+        self._change(work, first=partial(self._open.note, granted, -granted.tokens))
+
+    def remaining(self, limits: Limits) -> Mapping[str, Room]:
+        """What is left, see `access.limits.remaining`. Waits for nobody."""
+        if self._fd >= 0 and self._owed is None:  # else this process knows more than the file
+            # None while it is being written.
+            self._state = self._read() or self._state
+        return self.known_remaining(limits)
+
+    def known_remaining(self, limits: Limits) -> Mapping[str, Room]:
+        """The same as this process knows it since its latest change."""
+        return arithmetic.remaining(self._state, limits, self._all.moment())
+
+    def look_after(self, is_gone: Callable[[str, float], bool]) -> None:
+        """See `counters.LimitCounters.look_after`."""
+        if self._path is None:
+            return
+        if self._fd < 0 or self._is_replaced(self._path):
+            self._open_file(self._path)
+        if self._fd < 0:
+            return
+
+        def work(state: State, now: Moment) -> None:
+            arithmetic.advance(state, now)
+            self._swept_s = -math.inf
+            self._sweep(state, is_gone)
+            if not self.places:
+                self._leave(state)
+
+        # A client that nobody serves costs nothing, and its file gets old.
+        concerned = self.places or self._owed is not None or self._row >= 0
+        if (concerned or any(self._state.tags)) and self._take(_GLANCE_S):
+            self._locked(work)
+
+    def close(self) -> None:
+        """Leave the file; calls that are still in flight count no more."""
+        if self._fd < 0:
+            return
+        self.places = 0
+
+        def work(state: State, now: Moment) -> None:
+            if self._holds:
+                self._leave(state)
+
+        if self._row >= 0:
+            self._change(work)
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _change(
+        self, work: Callable[[State, Moment], T], *, first: Callable[[], None] | None = None
+    ) -> T:
+        """Have something changed: in the file, or for now in this process's copy.
+
+        Args:
+            first: changes what the worker's row says, which is written before the state then.
+        """
+        if self._fd >= 0 and self._take():
+            return self._locked(work, first)
+        if first is not None:
+            first()
+        return self._here(work)
+
+    def _locked(
+        self, work: Callable[[State, Moment], T], first: Callable[[], None] | None = None
+    ) -> T:
+        """Have something changed in the file, whose lock was taken, and free it."""
+        self._holds = True
+        try:
+            return self._in_file(work, first)
+        finally:
+            self._holds = False
+            self._free()
+
+    def _in_file(self, work: Callable[[State, Moment], T], first: Callable[[], None] | None) -> T:
+        now = self._all.moment()
+        state = self._read() or self._begun_anew()
+        self._join(state, now)
+        if self._owed is not None:
+            owed, self._owed = self._owed, None
+            arithmetic.book_owed(state, owed, now)
+        if first is not None:
+            first()
+            try:  # noqa: SIM105  # suppress() costs as much as the write
+                self._write_row(now)
+            except OSError:  # the state cannot be written either
+                pass
+        result = work(state, now)
+        self._set_places(state)
+        self._state = state
+        data = state.pack()
+        try:
+            os.pwrite(self._fd, data + _CHECKSUM.pack(crc32(data)), 0)
+            if first is None:
+                self._write_row(now)
+        except OSError as error:  # of a full disk, where the file was cut
+            self._give_up(state, now, error)
+        return result
+
+    def _give_up(self, state: State, now: Moment, error: OSError) -> None:
+        """Count in this process alone from here on: the file cannot be written."""
+        before = self._read() or State()
+        arithmetic.advance(before, now)
+        self._owed = arithmetic.difference(before, state)
+        self._tell_unusable(error)
+        fd, self._fd, self._row = self._fd, -1, _NO_ROW
+        os.close(fd)  # the lock is freed, too
+
+    def _begun_anew(self) -> State:
+        """A state for a file that has none: an empty one, or of a file that was damaged what this
+        process knows."""
+        try:
+            found = os.pread(self._fd, _BLOCK, 0)
+        except OSError:
+            found = b""
+        if len(found) == _BLOCK and not any(found):
+            return State()  # it was made just now
+        self._all.tell(
+            "the counters of a client's limits were damaged or cut, and begin anew"
+            f" path={self._path}"
+        )
+        self._state.begin_anew()
+        return self._state
+
+    def _here(self, work: Callable[[State, Moment], T]) -> T:
+        """Count in this process alone, from what it knew last."""
+        now, state = self._all.moment(), self._state
+        arithmetic.advance(state, now)
+        if self._fd < 0:
+            state.forget_all_workers()  # nothing is heard of the others
+        self._set_places(state)
+        before = state.copy()
+        result = work(state, now)
+        self._set_places(state)
+        if self._path is not None:
+            owed = arithmetic.difference(before, state)
+            self._owed = owed if self._owed is None else arithmetic.together(self._owed, owed)
+        return result
+
+    def _set_places(self, state: State) -> None:
+        """Set how many places this worker has, in its row, or in the only one without a file."""
+        if self._row >= 0 or self._fd < 0:
+            state.places[max(self._row, 0)] = self.places
+
+    def _for_this_worker(self, limits: Limits) -> Limits:
+        """The limits where the calls of this worker are in no row."""
+        if self._row >= 0 or self._fd < 0 or limits.concurrency is None:
+            return limits
+        return limits._replace(concurrency=limits.concurrency - self.places)
+
+    def _take(self, patience_s: float | None = None) -> bool:
+        """Take the lock, of this process's threads and of all processes.
+
+        Args:
+            patience_s: how long to wait for it; None waits for as long as a call may, unless one
+                has done so in vain a moment ago, and tells the log if that is in vain.
+
+        Returns:
+            False where it is not free for so long.
+        """
+        end_s = None
+        while True:
+            if self._busy.acquire(blocking=False):
+                try:
+                    if file_lock.take(self._fd):
+                        return True
+                except OSError as error:
+                    self._busy.release()
+                    self._tell_unusable(error)
+                    return False
+                except BaseException:
+                    self._busy.release()
+                    raise
+                self._busy.release()
+            now_s = time.monotonic()
+            if end_s is None:
+                wait_s = 0.0 if now_s < self._impatient_until_s else self._all.patience_s
+                end_s = now_s + (wait_s if patience_s is None else patience_s)
+            if now_s >= end_s and patience_s is not None:
+                return False
+            if now_s >= end_s:
+                self._impatient_until_s = now_s + _IMPATIENT_S
+                self._all.tell(
+                    "the counters of a client's limits are locked by a process that does not go on;"
+                    f" each other one counts by itself meanwhile path={self._path}"
+                )
+                return False
+            shortest_s, longest_s = _POLL_S
+            self._all.sleep(shortest_s + (longest_s - shortest_s) * random.random())
+            if self._fd < 0:
+                return False  # another thread has given it up
+
+    def _free(self) -> None:
+        try:
+            if self._fd >= 0:
+                file_lock.free(self._fd)
+        finally:
+            self._busy.release()
+
+    def _read(self) -> State | None:
+        """The state in the file; None if there is none."""
+        try:
+            found = os.pread(self._fd, _BLOCK, 0)
+        except OSError:
+            return None
+        data = found[:STATE_BYTES]
+        if len(found) < _BLOCK or _CHECKSUM.unpack_from(found, STATE_BYTES)[0] != crc32(data):
+            return None
+        return State.unpack(data)
+
+    # --- rows ------------------------------------------------------------------------------------
+
+    def _join(self, state: State, now: Moment) -> None:
+        """Have a row of our own, also if others have freed it because this process stood still."""
+        name = self._all.worker
+        tag = _tag_of(name)
+        if self._row >= 0 and state.tags[self._row] == tag:
+            return
+        # Of a state that was begun anew nobody has given anything back.
+        was_freed = self._row >= 0 and state.begun == self._begun
+        self._begun = state.begun
+        if tag in state.tags:
+            self._row = state.tags.index(tag)
+        else:
+            # Who begins may take the place of one that has died.
+            self._sweep(state, self._all.is_gone)
+            free = 0 in state.tags and len(name) <= NAME_BYTES
+            self._row = state.tags.index(0) if free else _NO_ROW
+        if self._row >= 0:
+            state.tags[self._row] = tag
+            state.places[self._row] = self.places
+        if was_freed:
+            # They have given back what we have reserved.
+            arithmetic.book_owed(state, self._open.owed(), now)
+
+    def _leave(self, state: State) -> None:
+        if self._row >= 0:
+            state.places[self._row] = state.tags[self._row] = 0
+            self._row = _NO_ROW
+
+    def _write_row(self, now: Moment) -> None:
+        """Write who we are and what we have open. Raises OSError."""
+        if self._row >= 0:
+            row = self._open.packed(self._all.worker, self._all.boottime(), now)
+            os.pwrite(self._fd, row, _PAGE + self._row * ROW_BYTES)
+
+    def _sweep(self, state: State, is_gone: Callable[[str, float], bool]) -> bool:
+        """Give back what dead workers held; whether there were any."""
+        now_s = self._all.clock.monotonic()
+        if not self._holds or abs(now_s - self._swept_s) < _SWEEP_S:
+            return False
+        self._swept_s = now_s
+        rows = [row for row, tag in enumerate(state.tags) if tag and row != self._row]
+        return any([self._sweep_row(state, row, is_gone) for row in rows])
+
+    def _sweep_row(self, state: State, row: int, is_gone: Callable[[str, float], bool]) -> bool:
+        try:
+            found = rows.read(os.pread(self._fd, rows.WRITTEN_BYTES, _PAGE + row * ROW_BYTES))
+        except OSError:
+            found = None
+        if found is None:
+            # It was cut: a worker that lives knows what is its own, and joins again.
+            arithmetic.forget_worker(state, row, {}, 0, 0)
+            return True
+        if _tag_of(found.worker) == state.tags[row] and not is_gone(
+            found.worker.decode(), self._all.boottime() - found.at
+        ):
+            return False
+        arithmetic.forget_worker(state, row, found.spans, found.day, found.tokens)
+        return True
+
+    # --- the file --------------------------------------------------------------------------------
+
+    def _open_file(self, path: Path) -> None:
+        fd = -1
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            fd = os.open(path, flags, 0o600)
+            os.posix_fallocate(fd, 0, _FILE_BYTES)
+        except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+            self._tell_unusable(error)
+            return
+        old, self._fd, self._row = self._fd, fd, _NO_ROW
+        if old >= 0:
+            os.close(old)
+        self._state = self._read() or State()
+
+    def _is_replaced(self, path: Path) -> bool:
+        try:
+            return not os.path.samestat(os.lstat(path), os.fstat(self._fd))
+        except OSError:
+            return True
+
+    def _tell_unusable(self, error: OSError) -> None:
+        self._all.tell(
+            "the counters of a client's limits cannot be used, so each worker counts by itself"
+            f" path={self._path}: {error}"
+        )
+
+
+def _tag_of(worker: bytes) -> int:
+    """What stands for a worker's name in the state; never 0."""
+    return crc32(worker) or 1

@@ -1,0 +1,36 @@
+"""The application with limits for its clients, which are in the variable TEST_LIMITS.
+
+A JSON object: `{"<client key>": {"rpm": 100}}`, the members of `access.limits.Limits`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from flask import Flask
+
+from qwen_wsgi import settings as settings_module
+from qwen_wsgi.access.guard import Client, Guard
+from qwen_wsgi.access.limits import Limits
+from qwen_wsgi.app import create_app
+from qwen_wsgi.services import build_services
+
+
+def make() -> Flask:
+    """As `create_app` does, with limits."""
+    settings = settings_module.load()
+    guard = Guard(settings)
+    limits = {
+        guard.identify({"HTTP_AUTHORIZATION": f"Bearer {key}"}).id: Limits(**members)
+        for key, members in json.loads(settings.environ["TEST_LIMITS"]).items()
+    }
+
+    def limits_of(client: Client) -> Limits | None:
+        return limits.get(client.id)
+
+    services = build_services(settings, state_dir=Path(settings.state_dir), limits_of=limits_of)
+    return create_app(services=services)
+
+
+application = make()
