@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +15,22 @@ from qwen_wsgi import logs
 from qwen_wsgi.access.admission import Admission
 from qwen_wsgi.access.connections import Connections
 from qwen_wsgi.access.guard import Guard
+from qwen_wsgi.accounting import metric_families, metrics
 from qwen_wsgi.accounting.ledger import Ledger
+from qwen_wsgi.accounting.metrics import Metrics
 from qwen_wsgi.background import Background
 from qwen_wsgi.clock import Clock, SystemClock, sleep
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
+from qwen_wsgi.credentials.refresh.attempt import Outcome
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.documents.pdf import PdfReader
+from qwen_wsgi.metering import Metering
 from qwen_wsgi.reporting import Reporting, notifier
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.background import BackgroundQueue
 from qwen_wsgi.state.connection_memory import ConnectionMemory
+from qwen_wsgi.state.counters import SharedCounters
 from qwen_wsgi.state.host_objects import HostObjects
 from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.refused_inputs import RefusedInputs
@@ -36,6 +42,7 @@ from qwen_wsgi.state.videos import VideoStore
 from qwen_wsgi.state.workers import Workers
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.executor import Executor
+from qwen_wsgi.upstream.failures.causes import CAUSES
 from qwen_wsgi.upstream.host_files import HostFiles
 from qwen_wsgi.upstream.http.download import Downloads
 from qwen_wsgi.upstream.http.transport import Transport
@@ -160,6 +167,8 @@ class Services:
     executor: Executor
     transport: Transport
     ledger: Ledger
+    metrics: Metrics
+    metering: Metering
     responses: ResponseStore
     background: Background
     host_objects: HostObjects
@@ -199,6 +208,7 @@ class Services:
         self.videos.close()
         self.host_objects.close()
         self.sandbox.close()
+        self.metering.stop()
 
 
 def drain_logins(logins: Iterable[OAuthLogin], clock: Clock, timeout_s: float = DRAIN_S) -> None:
@@ -250,6 +260,14 @@ def build_services(
     admission = Admission(
         settings.max_in_flight, settings.max_body_bytes_in_flight, share=_share(settings)
     )
+    guard = Guard(settings)
+    connections = Connections(settings.websockets, settings.websockets_per_key)
+    counted = Metrics(
+        causes=CAUSES,
+        models=lambda: _models(pool, catalogue),
+        clients=guard.labels,
+        monotonic=clock.monotonic,
+    )
     workers = Workers(files)
     statuses = AccountStatuses(settings, pool, cooldowns, outcomes, catalogue)
     reporting = Reporting(
@@ -280,9 +298,9 @@ def build_services(
     return Services(
         settings=settings,
         clock=clock,
-        guard=Guard(settings),
+        guard=guard,
         admission=admission,
-        connections=Connections(settings.websockets, settings.websockets_per_key),
+        connections=connections,
         connection_memory=ConnectionMemory(
             # One request of the largest size must fit.
             max(settings.websocket_memory_bytes, settings.max_body_bytes)
@@ -297,6 +315,15 @@ def build_services(
         executor=executor,
         transport=transport,
         ledger=ledger,
+        metrics=counted,
+        metering=Metering(
+            counted,
+            SharedCounters(None if state_dir is None else state_dir / "metrics", since=clock.now()),
+            clock,
+            zeros=lambda: _zeros(pool),
+            gauges=lambda: _gauges(admission, connections, pool),
+            logins=lambda: _logins(pool),
+        ),
         responses=responses,
         background=Background(
             BackgroundQueue(
@@ -340,6 +367,41 @@ def _share(settings: Settings) -> int:
     if len(settings.all_client_keys) == 1:
         return max(1, most - _SPARE)  # so that a place is left for whoever looks what is wrong
     return max(1, math.ceil(most * settings.key_share))
+
+
+def _models(pool: AccountPool, catalogue: Catalogue) -> set[str]:
+    """The models of all accounts, as far as they are known."""
+    return {model for account in pool.accounts() for model in catalogue.known(account).models}
+
+
+def _logins(pool: AccountPool) -> list[tuple[str, Counter[str]]]:
+    """The counters of each account's login, by the name of the account."""
+    return [
+        (account.name, account.credential.refresher.counters)
+        for account in pool.accounts()
+        if isinstance(account.credential, OAuthLogin)
+    ]
+
+
+def _zeros(pool: AccountPool) -> Iterable[metrics.Key]:
+    outcomes = [outcome.value for outcome in Outcome]
+    return metrics.zeros(
+        CAUSES,
+        [account.name for account in pool.accounts()],
+        {account: outcomes for account, _ in _logins(pool)},
+    )
+
+
+def _gauges(admission: Admission, connections: Connections, pool: AccountPool) -> metrics.Rows:
+    """How things are with this worker."""
+    rows: metrics.Rows = {
+        (metric_families.IN_FLIGHT.name,): [admission.in_flight],
+        (metric_families.WEBSOCKETS.name,): [len(connections)],
+    }
+    for name, limiter in pool.limiters():
+        rows[metric_families.ACCOUNT_IN_FLIGHT.name, name] = [limiter.in_flight]
+        rows[metric_families.QUEUED.name, name] = [limiter.waiting]
+    return rows
 
 
 def _usable(statuses: AccountStatuses) -> tuple[int, int]:

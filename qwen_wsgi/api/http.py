@@ -23,6 +23,11 @@ def json_value(value: Any, status: int = 200) -> Response:
     return json_bytes(compact(value).encode(), status)
 
 
+def text(body: str, content_type: str) -> Response:
+    """A text."""
+    return FinishedResponse(body.encode(), content_type=content_type)
+
+
 def event_stream(events: Iterable[bytes]) -> Response:
     """A stream of server-sent events; a header keeps nginx from buffering it."""
     response = FinishedResponse(events, content_type="text/event-stream; charset=utf-8")

@@ -153,6 +153,7 @@ class LiveCall:
                     self._remember_tokens(self.count_as)
                 self.record.end(self.services.clock.monotonic())
                 self.services.ledger.write(self.record)
+                self.services.metrics.count(self.record)
 
     def _remember_tokens(self, key: bytes) -> None:
         usage = self.record.usage
