@@ -24,21 +24,24 @@ from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.refresh.attempt import Outcome
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.documents.pdf import PdfReader
+from qwen_wsgi.greenlets import ThreadApart
 from qwen_wsgi.metering import Metering
 from qwen_wsgi.reporting import Reporting, notifier
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.state.background import BackgroundQueue
 from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.counters import SharedCounters
-from qwen_wsgi.state.host_objects import HostObjects
+from qwen_wsgi.state.database.background import BackgroundQueue
+from qwen_wsgi.state.database.host_objects import HostObjects
+from qwen_wsgi.state.database.responses import ResponseStore
+from qwen_wsgi.state.database.sqlite import Database
+from qwen_wsgi.state.database.tables import database_in
+from qwen_wsgi.state.database.videos import VideoStore
 from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.refused_inputs import RefusedInputs
-from qwen_wsgi.state.responses import ResponseStore
 from qwen_wsgi.state.shared_files import SharedFiles
 from qwen_wsgi.state.state_key import StateKey
 from qwen_wsgi.state.token_counts import TokenCounts
-from qwen_wsgi.state.videos import VideoStore
 from qwen_wsgi.state.workers import Workers
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.executor import Executor
@@ -169,6 +172,7 @@ class Services:
     ledger: Ledger
     metrics: Metrics
     metering: Metering
+    database: Database
     responses: ResponseStore
     background: Background
     host_objects: HostObjects
@@ -203,10 +207,7 @@ class Services:
         self.background.stop()
         drain_logins(self.discovery.logins(), self.clock)
         self.transport.close()
-        self.background.queue.close()
-        self.responses.close()
-        self.videos.close()
-        self.host_objects.close()
+        self.database.close()
         self.sandbox.close()
         self.metering.stop()
 
@@ -252,6 +253,7 @@ def build_services(
     cooldowns, outcomes, affinity = Cooldowns(known), Outcomes(known), Affinity(files)
     pool = AccountPool(settings, discovery, cooldowns, start_sandbox=sandbox.base_url)
     transport = transport or Transport(settings)
+    database = database_in(state_dir, clock, sleep=sleep, apart=ThreadApart())
     catalogue = Catalogue(settings, pool, transport, clock, SharedLists(files), outcomes)
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
@@ -289,7 +291,7 @@ def build_services(
     )
     downloads = Downloads(settings, transport)
     responses = ResponseStore(
-        None if state_dir is None else state_dir / "responses",
+        database,
         clock,
         ttl_s=settings.responses_ttl_s,
         max_bytes=settings.responses_max_bytes,
@@ -324,25 +326,25 @@ def build_services(
             gauges=lambda: _gauges(admission, connections, pool),
             logins=lambda: _logins(pool),
         ),
+        database=database,
         responses=responses,
         background=Background(
             BackgroundQueue(
-                None if state_dir is None else state_dir / "background",
+                database,
                 clock,
                 per_client=settings.background_per_key,
                 kept_s=settings.responses_ttl_s,
-                sleep=sleep,
             ),
             responses,
             clock,
             limit=settings.background,
             stop_s=settings.graceful_timeout_s,
         ),
-        host_objects=HostObjects(None if state_dir is None else state_dir / "files", clock),
+        host_objects=HostObjects(database, clock),
         host_files=HostFiles(retrier, client, idle_s=settings.idle_timeout_s),
         token_counts=TokenCounts(files),
         state_key=StateKey(settings.state_key, state_dir),
-        videos=VideoStore(None if state_dir is None else state_dir / "videos", clock),
+        videos=VideoStore(database, clock),
         tasks=tasks,
         looks=TaskLooks(tasks, clock, workers=settings.workers, sleep=sleep),
         lost_tasks=LostTasks(client, tasks, clock, sleep=sleep),

@@ -174,13 +174,54 @@ def compact(value: Any) -> str:
     return text
 
 
-def encode(value: Any) -> bytes:
-    """Render a value for ourselves, ten times as fast as `compact`; tuples become arrays.
+def render(value: Any) -> bytes:
+    """Render a value as JSON without white space, several times as fast as `compact`."""
+    try:
+        return msgspec.json.encode(value)
+    except (UnicodeEncodeError, OverflowError):
+        return compact(value).encode()
 
-    Raises:
-        UnicodeEncodeError: a string holds an unpaired surrogate.
+
+def render_slowly(value: Any) -> bytes:
+    """Render a value as `render` does, in many short calls of C, for a thread of its own.
+
+    One call for eight megabytes keeps the interpreter for itself for seven milliseconds. So long
+    texts are rendered in slices, and items one by one. What is nested deeper than an item's content
+    is rendered in one call: to look at each value would take longer than to render it.
     """
-    return msgspec.json.encode(value)
+    pieces: list[bytes] = []
+    _render_into(pieces, value, _SPLIT_DEPTH)
+    return b"".join(pieces)
+
+
+#: An item's content: list, item, list of parts, part, text; and one more for a picture's URL.
+_SPLIT_DEPTH: Final = 6
+#: Characters: a tenth of a millisecond.
+_SLICE: Final = 1 << 17
+
+
+def _render_into(pieces: list[bytes], value: Any, depth: int) -> None:
+    if isinstance(value, str) and len(value) > _SLICE:
+        pieces.append(b'"')
+        for start in range(0, len(value), _SLICE):
+            pieces.append(render(value[start : start + _SLICE])[1:-1])
+        pieces.append(b'"')
+    elif isinstance(value, dict) and value and depth:
+        before = b"{"
+        for name, each in value.items():
+            pieces.append(b"%b%b:" % (before, render(name)))
+            _render_into(pieces, each, depth - 1)
+            before = b","
+        pieces.append(b"}")
+    elif isinstance(value, list | tuple) and value and depth:
+        before = b"["
+        for each in value:
+            pieces.append(before)
+            _render_into(pieces, each, depth - 1)
+            before = b","
+        pieces.append(b"]")
+    else:
+        pieces.append(render(value))
 
 
 def loads(data: bytes) -> Any:

@@ -24,8 +24,8 @@ from typing import Any, Final, NamedTuple
 from zlib import crc32
 
 from qwen_wsgi.clock import boottime
-from qwen_wsgi.protocol.json_object import encode, loads
-from qwen_wsgi.state.background import is_gone, this_worker
+from qwen_wsgi.protocol.json_object import loads, render
+from qwen_wsgi.state.database.background import is_gone, this_worker
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class SharedCounters:
         since: when this worker began, seconds since 1970.
         boottime: seconds that never step, the same in all processes.
         worker: names this process when it writes first.
-        gone: whether a worker has ended, see `state.background.is_gone`.
+        gone: whether a worker has ended, see `state.database.background.is_gone`.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class SharedCounters:
         self._taken = {
             id: at for id, at in self._taken.items() if now - at < _NAMED_S or id in self._left
         }
-        content = encode(
+        content = render(
             {
                 "worker": self._worker,
                 "beat": now,
