@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from typing import Any
 
 import pytest
@@ -305,3 +307,18 @@ def test_every_route_has_an_endpoint() -> None:
             endpoint = endpoint_of(method, rule.rule)
             assert endpoint in ENDPOINTS
             assert (endpoint == "other") is (rule.rule in open_to_all), rule.rule
+
+
+@pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is not installed (apt: prometheus)"
+)
+def test_prometheus_finds_nothing_to_complain_of(app: App) -> None:
+    app.chat(hello())
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"],
+        input=app.get("/metrics").text,
+        capture_output=True,
+        text=True,
+    )
+
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
