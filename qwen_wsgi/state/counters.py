@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 from zlib import crc32
 
 from qwen_wsgi.clock import boottime
-from qwen_wsgi.protocol.json_object import loads, render
+from qwen_wsgi.protocol.json_object import encoded, loads
 from qwen_wsgi.state.database.background import is_gone, this_worker
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class SharedCounters:
         self._taken = {
             id: at for id, at in self._taken.items() if now - at < _NAMED_S or id in self._left
         }
-        content = render(
+        content = encoded(
             {
                 "worker": self._worker,
                 "beat": now,
