@@ -26,6 +26,7 @@ from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.documents.pdf import PdfReader
 from qwen_wsgi.greenlets import ThreadApart
 from qwen_wsgi.metering import Metering
+from qwen_wsgi.redaction import DISCOVERED, Redaction
 from qwen_wsgi.reporting import Reporting, notifier
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
@@ -38,6 +39,7 @@ from qwen_wsgi.state.database.sqlite import Database
 from qwen_wsgi.state.database.tables import database_in
 from qwen_wsgi.state.database.videos import VideoStore
 from qwen_wsgi.state.model_lists import SharedLists
+from qwen_wsgi.state.recordings import Recordings
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.state.shared_files import SharedFiles
 from qwen_wsgi.state.state_key import StateKey
@@ -172,6 +174,9 @@ class Services:
     ledger: Ledger
     metrics: Metrics
     metering: Metering
+    recordings: Recordings
+    #: Masks the secrets in a text that is written down.
+    redact: Callable[[str], str]
     database: Database
     responses: ResponseStore
     background: Background
@@ -326,6 +331,8 @@ def build_services(
             gauges=lambda: _gauges(admission, connections, pool),
             logins=lambda: _logins(pool),
         ),
+        recordings=Recordings(None if state_dir is None else state_dir / "recordings", clock),
+        redact=Redaction(_secrets(settings), DISCOVERED).redact,
         database=database,
         responses=responses,
         background=Background(
@@ -412,11 +419,16 @@ def _usable(statuses: AccountStatuses) -> tuple[int, int]:
     return len(states), sum(state.is_usable for state in states)
 
 
+def _secrets(settings: Settings) -> tuple[str, ...]:
+    """The secrets that the settings hold."""
+    return (*settings.all_client_keys, settings.upstream_api_key, settings.state_key)
+
+
 def configure_logs(settings: Settings) -> None:
     """Send the package's log to standard error, without the secrets that the settings hold."""
     logs.configure(
         level=settings.log_level,
         style=settings.log_format,
-        secrets=(*settings.all_client_keys, settings.upstream_api_key, settings.state_key),
+        secrets=_secrets(settings),
         environ=settings.environ,
     )
