@@ -21,7 +21,11 @@ import resource  # noqa: E402
 import sys  # noqa: E402
 from typing import Final  # noqa: E402
 
+# What is not ours is loaded here, before workers are forked: they are ready earlier, and share its
+# memory. Our own modules are loaded by the workers: a reload must find new code.
+import flask  # noqa: E402, F401
 import gevent  # noqa: E402
+import requests  # noqa: E402, F401
 from gunicorn.workers.base import Worker  # noqa: E402
 
 from qwen_wsgi import server as _server  # noqa: E402

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from qwen_wsgi import logs
 from qwen_wsgi.access.admission import Admission
@@ -28,7 +28,6 @@ from qwen_wsgi.greenlets import ThreadApart
 from qwen_wsgi.metering import Metering
 from qwen_wsgi.redaction import DISCOVERED, Redaction
 from qwen_wsgi.reporting import Reporting, notifier
-from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.counters import SharedCounters
@@ -68,6 +67,9 @@ from qwen_wsgi.upstream.tasks.tasks import Tasks
 from qwen_wsgi.upstream.tasks.uploads import Uploads
 from qwen_wsgi.upstream.tokenizer import HostTokenizer
 
+if TYPE_CHECKING:
+    from qwen_wsgi.sandbox import Sandbox
+
 log = logging.getLogger(__name__)
 
 #: How often logins are looked at while nobody calls; two `stat`s each.
@@ -91,6 +93,9 @@ class SandboxHost:
 
     def base_url(self) -> str:
         """The running sandbox's OpenAI base URL."""
+        # Loaded when it is needed: a server with accounts needs none of it.
+        from qwen_wsgi.sandbox import Sandbox
+
         with self._lock:
             if self._sandbox is None:
                 # A visible pace for people; tests that need speed run their own sandbox.

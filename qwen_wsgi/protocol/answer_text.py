@@ -12,8 +12,8 @@ from qwen_wsgi.protocol.json_object import encoded, reading_bytes
 MOST_BYTES: Final = 32 * 1024 * 1024
 
 #: What came in one piece and is turned into events is bounded lower: at the end of a stream of
-#: Responses all of it is there a dozen times.
-MOST_AS_EVENTS: Final = 6 * 1024 * 1024
+#: Responses all of it is there some twenty times.
+MOST_AS_EVENTS: Final = 4 * 1024 * 1024
 
 #: The values of a whole JSON answer may take so many times its limit while they are read: its
 #: bytes, and a text of as many, and what belongs to them.

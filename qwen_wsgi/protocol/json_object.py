@@ -274,9 +274,9 @@ def render_slowly(value: Any) -> bytes:
     texts are rendered in slices, and items one by one. What is nested deeper than an item's content
     is rendered in one call: to look at each value would take longer than to render it.
     """
-    pieces: list[bytes] = []
-    _render_into(pieces, value, _SPLIT_DEPTH)
-    return b"".join(pieces)
+    out = io.BytesIO()  # grows in place, and gives its bytes away
+    _render_into(out, value, _SPLIT_DEPTH)
+    return out.getvalue()
 
 
 #: An item's content: list, item, list of parts, part, text; and one more for a picture's URL.
@@ -285,28 +285,28 @@ _SPLIT_DEPTH: Final = 6
 _SLICE: Final = 1 << 17
 
 
-def _render_into(pieces: list[bytes], value: Any, depth: int) -> None:
+def _render_into(out: io.BytesIO, value: Any, depth: int) -> None:
     if isinstance(value, str) and len(value) > _SLICE:
-        pieces.append(b'"')
+        out.write(b'"')
         for start in range(0, len(value), _SLICE):
-            pieces.append(encoded(value[start : start + _SLICE])[1:-1])
-        pieces.append(b'"')
+            out.write(encoded(value[start : start + _SLICE])[1:-1])
+        out.write(b'"')
     elif isinstance(value, dict) and value and depth:
         before = b"{"
         for name, each in value.items():
-            pieces.append(b"%b%b:" % (before, encoded(name)))
-            _render_into(pieces, each, depth - 1)
+            out.write(b"%b%b:" % (before, encoded(name)))
+            _render_into(out, each, depth - 1)
             before = b","
-        pieces.append(b"}")
+        out.write(b"}")
     elif isinstance(value, list | tuple) and value and depth:
         before = b"["
         for each in value:
-            pieces.append(before)
-            _render_into(pieces, each, depth - 1)
+            out.write(before)
+            _render_into(out, each, depth - 1)
             before = b","
-        pieces.append(b"]")
+        out.write(b"]")
     else:
-        pieces.append(encoded(value))
+        out.write(encoded(value))
 
 
 def with_members(data: bytes, changes: Mapping[str, Any]) -> bytes:

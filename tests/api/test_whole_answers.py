@@ -37,7 +37,7 @@ def test_7_mib_in_one_piece_are_too_much_for_events(name: str) -> None:
             error = error_of(response)
             assert error["code"] == "upstream_too_large"
         assert len(server.requests) == 2, "nobody is asked again"
-    assert "in one piece of more than 6 MiB" in error["message"]
+    assert "in one piece of more than 4 MiB" in error["message"]
     assert "Ask for less at a time" in error["message"]
 
 

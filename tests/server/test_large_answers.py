@@ -104,7 +104,7 @@ def cost(proxy: Proxy, call: Call) -> tuple[float, bytes, int]:
     return memory.grown_mb, answer, size
 
 
-#: Where a whole answer is turned into events, so that it may have 6 MiB.
+#: Where a whole answer is turned into events, so that it may have 4 MiB.
 AS_EVENTS: Final = {name for name in GENERATIONS if "streamed" in name} | {"responses, whole"}
 
 
@@ -119,7 +119,7 @@ def test_a_large_answer_costs_less_than_100_mb_in_every_dialect(
     with RawServer(upstream) as server:
         proxy = proxy_at(start_proxy, server)
         ask(proxy, *GENERATIONS[name])  # what happens once has happened
-        for size in (LARGE, 5 * MIB):
+        for size in (LARGE, 15 * MIB // 4):
             upstream.answer = whole(made(text(size)))
             grown_mb, answer, told = cost(proxy, GENERATIONS[name])
             assert grown_mb < MOST_MB
