@@ -89,7 +89,7 @@ def test_they_are_the_sums_of_all_workers_and_never_go_back(proxy: Proxy, sandbo
         assert rise("qwen_proxy_tokens_total", kind=kind) == sum(line[name] for line in lines)
     assert rise("qwen_proxy_attempts_total", account="dashscope") == 20
     found = seen[-1]
-    assert found.value("qwen_proxy_workers") == 2
+    wait_until(lambda: scrape(proxy).value("qwen_proxy_workers") == 2, "both have begun")
     assert "env-1" in found.values_of("client") <= {"env-1", "none"}
     assert abs(found.value("qwen_proxy_start_time_seconds") - time.time()) < 3600
     wait_until(lambda: scrape(proxy).value("qwen_proxy_loop_lag_seconds_count") > 2, "the lag")
