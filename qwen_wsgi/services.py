@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from qwen_wsgi import logs
 from qwen_wsgi.access.admission import Admission
@@ -67,9 +67,6 @@ from qwen_wsgi.upstream.tasks.tasks import Tasks
 from qwen_wsgi.upstream.tasks.uploads import Uploads
 from qwen_wsgi.upstream.tokenizer import HostTokenizer
 
-if TYPE_CHECKING:
-    from qwen_wsgi.sandbox import Sandbox
-
 log = logging.getLogger(__name__)
 
 #: How often logins are looked at while nobody calls; two `stat`s each.
@@ -89,25 +86,27 @@ class SandboxHost:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sandbox: Sandbox | None = None
+        self._base_url = ""
+        self._stop: Callable[[], None] | None = None
 
     def base_url(self) -> str:
         """The running sandbox's OpenAI base URL."""
-        # Loaded when it is needed: a server with accounts needs none of it.
-        from qwen_wsgi.sandbox import Sandbox
-
         with self._lock:
-            if self._sandbox is None:
+            if self._stop is None:
+                # Loaded when it is needed: a server with accounts needs none of it.
+                from qwen_wsgi.sandbox import Sandbox
+
                 # A visible pace for people; tests that need speed run their own sandbox.
-                self._sandbox = Sandbox(chunk_interval_s=0.03, private=True).start()
-            return self._sandbox.base_url
+                sandbox = Sandbox(chunk_interval_s=0.03, private=True).start()
+                self._base_url, self._stop = sandbox.base_url, sandbox.stop
+            return self._base_url
 
     def close(self) -> None:
         """Stop it, if it runs."""
         with self._lock:
-            if self._sandbox is not None:
-                self._sandbox.stop()
-                self._sandbox = None
+            if self._stop is not None:
+                self._stop()
+                self._stop = None
 
 
 class Maintenance:
