@@ -95,6 +95,7 @@ def post_worker_init(worker: Worker) -> None:
     if (services := _server.services_of(worker)) is not None:
         services.maintenance.start()
         services.background.start()
+        services.metering.start()
         if worker.age == 1:
             _server.announce(worker)
 

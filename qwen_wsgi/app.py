@@ -8,7 +8,7 @@ from pathlib import Path
 from flask import Flask
 
 from qwen_wsgi import settings as settings_module
-from qwen_wsgi.api import errors, health, lifecycle, models, status
+from qwen_wsgi.api import errors, health, lifecycle, metrics, models, status
 from qwen_wsgi.api.dialects import (
     background,
     chat,
@@ -60,6 +60,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
         files,
         batches,
         health,
+        metrics,
         status,
     ):
         app.register_blueprint(module.blueprint)

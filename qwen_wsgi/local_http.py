@@ -1,10 +1,10 @@
-"""GET from the server on this machine, over TCP or a unix socket: for commands, not for calls."""
+"""Asks the server on this machine, over TCP or a unix socket: for commands, not for calls."""
 
 from __future__ import annotations
 
 import http.client
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -66,11 +66,7 @@ def get(
         OSError: no connection, or no answer.
         http.client.HTTPException: the answer is not HTTP.
     """
-    client: http.client.HTTPConnection
-    if address.path:
-        client = _UnixConnection(address.path, timeout_s)
-    else:
-        client = http.client.HTTPConnection(address.here, address.port, timeout=timeout_s)
+    client = _connection(address, timeout_s)
     try:
         # Without client keys the server accepts only this machine's names.
         client.request("GET", path, headers={**headers, "Host": "localhost", "Connection": "close"})
@@ -78,3 +74,26 @@ def get(
         return response.status, response.read(MAX_BYTES)
     finally:
         client.close()
+
+
+def post(
+    address: Address, path: str, body: bytes, *, timeout_s: float, headers: Mapping[str, str]
+) -> Iterator[tuple[int, Mapping[str, str], bytes]]:
+    """Status, headers and a piece of the body, for each piece as it comes; once without a piece at
+    first. Arguments and errors as of `get`."""
+    client = _connection(address, timeout_s)
+    try:
+        client.request("POST", path, body, {**headers, "Host": "localhost", "Connection": "close"})
+        response = client.getresponse()
+        told = {name.lower(): value for name, value in response.getheaders()}
+        yield response.status, told, b""
+        while piece := response.read1(65536):
+            yield response.status, told, piece
+    finally:
+        client.close()
+
+
+def _connection(address: Address, timeout_s: float) -> http.client.HTTPConnection:
+    if address.path:
+        return _UnixConnection(address.path, timeout_s)
+    return http.client.HTTPConnection(address.here, address.port, timeout=timeout_s)

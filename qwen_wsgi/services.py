@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +17,22 @@ from qwen_wsgi.access.budget import Budgets
 from qwen_wsgi.access.connections import Connections
 from qwen_wsgi.access.guard import Client, Guard
 from qwen_wsgi.access.limits import Calendar, Limits
+from qwen_wsgi.accounting import metric_families, metrics
 from qwen_wsgi.accounting.ledger import Ledger
+from qwen_wsgi.accounting.metrics import Metrics
 from qwen_wsgi.background import Background
 from qwen_wsgi.clock import Clock, SystemClock, sleep
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
+from qwen_wsgi.credentials.refresh.attempt import Outcome
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.documents.pdf import PdfReader
 from qwen_wsgi.greenlets import ThreadApart
+from qwen_wsgi.metering import Metering
+from qwen_wsgi.redaction import DISCOVERED, Redaction
 from qwen_wsgi.reporting import Reporting, notifier
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.connection_memory import ConnectionMemory
+from qwen_wsgi.state.counters import SharedCounters
 from qwen_wsgi.state.database.background import BackgroundQueue
 from qwen_wsgi.state.database.host_objects import HostObjects
 from qwen_wsgi.state.database.responses import ResponseStore
@@ -34,6 +41,7 @@ from qwen_wsgi.state.database.tables import database_in
 from qwen_wsgi.state.database.videos import VideoStore
 from qwen_wsgi.state.limits.counters import LimitCounters
 from qwen_wsgi.state.model_lists import SharedLists
+from qwen_wsgi.state.recordings import Recordings
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.state.shared_files import SharedFiles
 from qwen_wsgi.state.state_key import StateKey
@@ -41,6 +49,7 @@ from qwen_wsgi.state.token_counts import TokenCounts
 from qwen_wsgi.state.workers import Workers
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.executor import Executor
+from qwen_wsgi.upstream.failures.causes import CAUSES
 from qwen_wsgi.upstream.host_files import HostFiles
 from qwen_wsgi.upstream.http.download import Downloads
 from qwen_wsgi.upstream.http.transport import Transport
@@ -178,6 +187,11 @@ class Services:
     executor: Executor
     transport: Transport
     ledger: Ledger
+    metrics: Metrics
+    metering: Metering
+    recordings: Recordings
+    #: Masks the secrets in a text that is written down.
+    redact: Callable[[str], str]
     database: Database
     responses: ResponseStore
     background: Background
@@ -216,6 +230,7 @@ class Services:
         self.budgets.close()
         self.database.close()
         self.sandbox.close()
+        self.metering.stop()
 
 
 def drain_logins(logins: Iterable[OAuthLogin], clock: Clock, timeout_s: float = DRAIN_S) -> None:
@@ -270,6 +285,14 @@ def build_services(
     admission = Admission(
         settings.max_in_flight, settings.max_body_bytes_in_flight, share=_share(settings)
     )
+    guard = Guard(settings)
+    connections = Connections(settings.websockets, settings.websockets_per_key)
+    counted = Metrics(
+        causes=CAUSES,
+        models=lambda: _models(pool, catalogue),
+        clients=guard.labels,
+        monotonic=clock.monotonic,
+    )
     workers = Workers(files)
     statuses = AccountStatuses(settings, pool, cooldowns, outcomes, catalogue)
     reporting = Reporting(
@@ -304,10 +327,10 @@ def build_services(
     return Services(
         settings=settings,
         clock=clock,
-        guard=Guard(settings),
+        guard=guard,
         admission=admission,
         budgets=budgets,
-        connections=Connections(settings.websockets, settings.websockets_per_key),
+        connections=connections,
         connection_memory=ConnectionMemory(
             # One request of the largest size must fit.
             max(settings.websocket_memory_bytes, settings.max_body_bytes)
@@ -322,6 +345,17 @@ def build_services(
         executor=executor,
         transport=transport,
         ledger=ledger,
+        metrics=counted,
+        metering=Metering(
+            counted,
+            SharedCounters(None if state_dir is None else state_dir / "metrics", since=clock.now()),
+            clock,
+            zeros=lambda: _zeros(pool),
+            gauges=lambda: _gauges(admission, connections, pool),
+            logins=lambda: _logins(pool),
+        ),
+        recordings=Recordings(None if state_dir is None else state_dir / "recordings", clock),
+        redact=Redaction(_secrets(settings), DISCOVERED).redact,
         database=database,
         responses=responses,
         background=Background(
@@ -369,10 +403,50 @@ def _share(settings: Settings) -> int:
     return max(1, math.ceil(most * settings.key_share))
 
 
+def _models(pool: AccountPool, catalogue: Catalogue) -> set[str]:
+    """The models of all accounts, as far as they are known."""
+    return {model for account in pool.accounts() for model in catalogue.known(account).models}
+
+
+def _logins(pool: AccountPool) -> list[tuple[str, Counter[str]]]:
+    """The counters of each account's login, by the name of the account."""
+    return [
+        (account.name, account.credential.refresher.counters)
+        for account in pool.accounts()
+        if isinstance(account.credential, OAuthLogin)
+    ]
+
+
+def _zeros(pool: AccountPool) -> Iterable[metrics.Key]:
+    outcomes = [outcome.value for outcome in Outcome]
+    return metrics.zeros(
+        CAUSES,
+        [account.name for account in pool.accounts()],
+        {account: outcomes for account, _ in _logins(pool)},
+    )
+
+
+def _gauges(admission: Admission, connections: Connections, pool: AccountPool) -> metrics.Rows:
+    """How things are with this worker."""
+    rows: metrics.Rows = {
+        (metric_families.IN_FLIGHT.name,): [admission.in_flight],
+        (metric_families.WEBSOCKETS.name,): [len(connections)],
+    }
+    for name, limiter in pool.limiters():
+        rows[metric_families.ACCOUNT_IN_FLIGHT.name, name] = [limiter.in_flight]
+        rows[metric_families.QUEUED.name, name] = [limiter.waiting]
+    return rows
+
+
 def _usable(statuses: AccountStatuses) -> tuple[int, int]:
     """How many accounts there are, and how many of them are usable."""
     states = [status.state for _, status in statuses.summary().accounts]
     return len(states), sum(state.is_usable for state in states)
+
+
+def _secrets(settings: Settings) -> tuple[str, ...]:
+    """The secrets that the settings hold."""
+    return (*settings.all_client_keys, settings.upstream_api_key, settings.state_key)
 
 
 def configure_logs(settings: Settings) -> None:
@@ -380,6 +454,6 @@ def configure_logs(settings: Settings) -> None:
     logs.configure(
         level=settings.log_level,
         style=settings.log_format,
-        secrets=(*settings.all_client_keys, settings.upstream_api_key, settings.state_key),
+        secrets=_secrets(settings),
         environ=settings.environ,
     )

@@ -43,6 +43,8 @@ class Guard:
 
     def __init__(self, settings: Settings) -> None:
         self._keys = [(key.encode(), _client_of(key)) for key in settings.all_client_keys]
+        #: Names for metrics, by `Client.id`: they show nothing of a key.
+        self.labels = {client.id: f"env-{n}" for n, (_, client) in enumerate(self._keys, 1)}
         self._hosts = {host.lower() for host in settings.allowed_hosts}
         if settings.public_url:
             self._hosts.add(urlsplit(settings.public_url).hostname or "")
@@ -96,8 +98,10 @@ class Guard:
         Raises:
             Forbidden: the request comes from a page of another site, or by another name.
         """
-        if self._keys:
-            return
+        if not self._keys:
+            self._refuse_page(environ)
+
+    def _refuse_page(self, environ: Mapping[str, Any]) -> None:
         host = _host_name(environ.get("HTTP_HOST", ""))
         if not is_loopback(host) and host.lower() not in self._hosts:
             # A page of evil.example whose name was rebound to 127.0.0.1 sends its own name here.
@@ -155,6 +159,34 @@ class Guard:
                 "Only programs on the server's own machine may ask for this.", code="local_only"
             )
 
+    def require_metrics(self, environ: Mapping[str, Any]) -> Client | None:
+        """Check that the caller may read the metrics: it is on this machine, and no web page, or
+        has a key that says so. Its client; None for this machine, which needs no key.
+
+        Raises:
+            Unauthorized: it is elsewhere, and has no key or a wrong one.
+            Forbidden: its key does not allow it, or it is a web page.
+        """
+        if self._is_local(environ) and not self._is_forwarded_by_a_stranger(environ):
+            self._refuse_page(environ)
+            if "HTTP_ORIGIN" in environ:
+                raise Forbidden("Web pages may not read the metrics.", code="origin_not_allowed")
+            return None
+        client = self.identify(environ)
+        if not _reads_metrics(client):
+            raise Forbidden(
+                "Metrics are for programs on the server's own machine, and for client keys that "
+                "allow it. Yours does not.",
+                code="metrics_not_allowed",
+            )
+        return client
+
+    def _is_forwarded_by_a_stranger(self, environ: Mapping[str, Any]) -> bool:
+        """Whether a proxy passed the request on whose word on the caller's address is not trusted:
+        the caller may be anywhere, although the proxy is on this machine."""
+        peer = environ.get("REMOTE_ADDR") or "unix"
+        return "HTTP_X_FORWARDED_FOR" in environ and not self._is_trusted(peer)
+
     def _is_local(self, environ: Mapping[str, Any]) -> bool:
         """Whether the caller is on this machine."""
         address = self.client_address(environ)
@@ -188,6 +220,12 @@ class Guard:
         if "*" in self._origins:
             return "*"
         return origin if origin in self._origins else None
+
+
+def _reads_metrics(client: Client) -> bool:
+    """Whether a client's key allows it to read the metrics from elsewhere; those of the environment
+    do not."""
+    return False
 
 
 #: A name or an address, and perhaps a port (RFC 9110 §7.2): no user, path, or other tricks.

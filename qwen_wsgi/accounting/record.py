@@ -39,6 +39,8 @@ class CallRecord:
         upstream_model: the model's name at the account that was asked last, or "".
         attempts: upstream requests that were begun; the repetition after a refreshed login is not
             counted.
+        failures: those of them that failed, each with the name of its account and its cause, a
+            stable word.
         queued_s: time in queues and pauses.
         connect_s: time to set up the last connection; 0.0 for one that was kept alive.
         first_byte_at: when the upstream's first event arrived, or None.
@@ -49,6 +51,9 @@ class CallRecord:
             `cut_by_stop`, `failed` (a fault of ours), or `open`.
         usage: as the upstream reported it; None is "unknown", never an estimate.
         units: what was made or read besides tokens, by name, for the log: `("documents", 12)`.
+        cause: why an upstream failed that ended the call: a stable word, of
+            `upstream.failures.causes`, or "".
+        keepalives: those that were sent to the client.
         quiet: not worth a log line at INFO: health checks and the landing page.
         budget: where upstream requests are counted; None if the client has no limits, or if they
             do not count.
@@ -67,6 +72,7 @@ class CallRecord:
     stream: bool = False
     status: int = 0
     attempts: int = 0
+    failures: tuple[tuple[str, str], ...] = ()
     queued_s: float = 0.0
     connect_s: float = 0.0
     first_byte_at: float | None = None
@@ -77,6 +83,8 @@ class CallRecord:
     units: tuple[tuple[str, float], ...] = ()
     outcome: str = "open"
     error_code: str = ""
+    cause: str = ""
+    keepalives: int = 0
     upstream_request_id: str = ""
     quiet: bool = False
     budget: CallBudget | None = None
@@ -94,7 +102,7 @@ class CallRecord:
                 self.upstream_request_id = error.upstream_request_id or self.upstream_request_id
             else:
                 self.outcome = "failed" if isinstance(error, InternalError) else "refused"
-            self.error_code = error.code or error.type
+            self.note(error)
             self.status = error.status
         elif isinstance(error, ClientGone | GeneratorExit):
             forget_frames(error)  # one of Flask's frames holds it
@@ -103,6 +111,12 @@ class CallRecord:
         else:
             self.outcome = "failed"
             self.status = 500
+
+    def note(self, error: ApiError) -> None:
+        """Record the code and the cause of a failure."""
+        self.error_code = error.code or error.type
+        failure = error.failure if isinstance(error, UpstreamError) else None
+        self.cause = "" if failure is None else failure.cause
 
     def end(self, at: float) -> None:
         """Close the record; a call that nothing else has ended is complete."""
@@ -137,4 +151,5 @@ class CallRecord:
         self.upstream_request_id = decisive.upstream_request_id
         self.connect_s, self.first_byte_at = decisive.connect_s, decisive.first_byte_at
         self.attempts = sum(part.attempts for part in parts)
+        self.failures = tuple(failure for part in parts for failure in part.failures)
         self.queued_s = max(part.queued_s for part in parts)

@@ -30,6 +30,11 @@ def json_pieces(pieces: Sequence[bytes]) -> Response:
     return response
 
 
+def text(body: str, content_type: str) -> Response:
+    """A text."""
+    return FinishedResponse(body.encode(), content_type=content_type)
+
+
 def event_stream(events: Iterable[bytes]) -> Response:
     """A stream of server-sent events; a header keeps nginx from buffering it."""
     response = FinishedResponse(events, content_type="text/event-stream; charset=utf-8")

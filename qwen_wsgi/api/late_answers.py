@@ -53,6 +53,7 @@ class LateJson:
         record, wait_s = self._record, 0.0
         try:
             while not self._work.wait(wait_s):
+                record.keepalives += 1
                 yield b"\n"
                 wait_s = self._settings.keepalive_interval_s
             made = self._work.take()

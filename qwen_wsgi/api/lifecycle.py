@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flask import Request, Response, request
@@ -18,10 +19,11 @@ from qwen_wsgi.api import body, cors
 from qwen_wsgi.api.body import Form
 from qwen_wsgi.api.flask_app import CALL, ROUTE_PATH
 from qwen_wsgi.errors import ApiError
-from qwen_wsgi.greenlets import Watch, watch_client
+from qwen_wsgi.greenlets import Watch, apart, watch_client
 from qwen_wsgi.protocol import changes
-from qwen_wsgi.protocol.json_object import JsonObject
+from qwen_wsgi.protocol.json_object import JsonObject, loads
 from qwen_wsgi.services import Services
+from qwen_wsgi.state.recordings import Recording
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
@@ -31,6 +33,11 @@ _MESSAGES: Final = "/v1/messages"
 
 #: What an upload takes of the worker's memory: a few pieces on their way.
 _UPLOAD_BYTES: Final = 512 * 1024
+
+#: Headers that are never written down.
+_SECRET_HEADERS: Final = frozenset(
+    {"HTTP_AUTHORIZATION", "HTTP_X_API_KEY", "HTTP_COOKIE", "HTTP_PROXY_AUTHORIZATION"}
+)
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -76,6 +83,8 @@ class LiveCall:
     prompt_tokens: int | None = None
     #: The key in `TokenCounts` under which the prompt's exact tokens are remembered, or None.
     count_as: bytes | None = None
+    #: Its bodies on their way into a file, if the operator has asked for that.
+    recording: Recording | None = None
 
     @property
     def is_anthropic(self) -> bool:
@@ -113,7 +122,23 @@ class LiveCall:
         self._enter()
         parsed = body.read_json(self.environ, self.services.settings, take=self._take_bytes)
         self.watch = watch_client(self.environ)
+        self._begin_recording(parsed)
         return parsed
+
+    def _begin_recording(self, parsed: JsonObject) -> None:
+        """Record the call if the operator has asked for calls of its client."""
+        services, client = self.services, self.client
+        if client is None:
+            return
+        path = services.recordings.begin(services.guard.labels.get(client.id, client.name))
+        if path is not None:
+            request = {
+                "method": self.record.method,
+                "path": self.record.path,
+                "headers": _told_headers(self.environ),
+                "body": loads(parsed.source),
+            }
+            self.recording = Recording(path, services.redact, request)
 
     def read_form(self) -> Form:
         """As `read_body`, for a multipart body. Raises as `read_body`."""
@@ -173,11 +198,27 @@ class LiveCall:
                 finally:
                     self.record.end(self.services.clock.monotonic())
                     self.services.ledger.write(self.record)
+                    self.services.metrics.count(self.record)
+                    if self.recording is not None:
+                        self._end_recording(self.recording)
 
     def settle(self) -> None:
         """Settle the limits of the client by what the call has used. Harmless when repeated."""
         if self.budget is not None:
             self.budget.close(self.record.usage)
+
+    def _end_recording(self, recording: Recording) -> None:
+        record = self.record
+        facts = {
+            "request_id": record.request_id,
+            "outcome": record.outcome,
+            "error": record.error_code,
+            "account": record.account,
+            "model": record.upstream_model or record.model,
+            "attempts": record.attempts,
+            "changed": list(record.changed),
+        }
+        apart(partial(recording.write, facts))
 
     def _remember_tokens(self, key: bytes) -> None:
         usage = self.record.usage
@@ -283,10 +324,29 @@ def finish_response(response: Response) -> Response:
     record.status = response.status_code
     if body.READ not in call.environ and has_body(call.environ):
         leave_unread(call.environ)
+    if call.recording is not None:
+        _record_answer(call.recording, response)
     if call.relay is not None:
         # The server calls this when the body was sent or its client is gone.
         response.call_on_close(call.close)
     return response
+
+
+def _record_answer(recording: Recording, response: Response) -> None:
+    recording.begin_answer(response.status_code, dict(response.headers))
+    if isinstance(response.response, list):
+        recording.keep(response.response)
+    else:
+        response.response = recording.passing(response.response)  # type: ignore[arg-type]  # bytes
+
+
+def _told_headers(environ: Mapping[str, Any]) -> dict[str, str]:
+    """A request's headers but for those that hold secrets, by their names in HTTP."""
+    return {
+        name.removeprefix("HTTP_").replace("_", "-").lower(): str(value)
+        for name, value in environ.items()
+        if name.startswith("HTTP_") and name not in _SECRET_HEADERS
+    }
 
 
 def has_body(environ: Mapping[str, Any]) -> bool:

@@ -153,6 +153,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("action", choices=("status", "refresh", "forget"))
     sub.add_argument("--account", metavar="NAME", help="one login; default: all")
     sub.add_argument("--json", action="store_true", help="print JSON")
+    sub = add("record", _record, "record the next calls of a client key, with their bodies")
+    sub.add_argument("--key", metavar="NAME", help="the key's name, or `local` without keys")
+    sub.add_argument("--calls", metavar="N", type=int, default=5, help="how many; default: 5")
+    sub.add_argument(
+        "--minutes", metavar="N", type=float, default=10, help="for how long; default: 10"
+    )
+    sub.add_argument("--list", action="store_true", help="show what was ordered and recorded")
+    sub.add_argument("--stop", action="store_true", help="record nothing any more")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+    sub = add("replay", _replay, "send a recorded call to the running server, and print its answer")
+    sub.add_argument("file", metavar="FILE", help="a recording")
+    sub.add_argument("--account", default="", metavar="NAME", help="ask this account alone")
     sub = add("state", _state, "look after what is stored: back it up, restore it, check it")
     sub.add_argument("action", choices=("backup", "restore", "check"))
     sub.add_argument("file", nargs="?", metavar="FILE", help="the copy, for backup and restore")
@@ -240,6 +252,34 @@ def _creds(settings: Settings, arguments: argparse.Namespace) -> int:
         account=arguments.account,
         json_output=arguments.json,
         out=sys.stdout,
+    )
+
+
+def _record(settings: Settings, arguments: argparse.Namespace) -> int:
+    from qwen_wsgi.cli import recordings
+
+    return recordings.record(
+        settings,
+        key=arguments.key,
+        calls=arguments.calls,
+        minutes=arguments.minutes,
+        listing=arguments.list,
+        stop=arguments.stop,
+        json_output=arguments.json,
+        out=sys.stdout,
+        err=sys.stderr,
+    )
+
+
+def _replay(settings: Settings, arguments: argparse.Namespace) -> int:
+    from qwen_wsgi.cli import recordings
+
+    return recordings.replay(
+        settings,
+        arguments.file,
+        account=arguments.account,
+        out=sys.stdout.buffer,
+        err=sys.stderr,
     )
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import http.client
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from qwen_wsgi import local_http, net
@@ -35,6 +36,56 @@ class Answer(NamedTuple):
     why: str
 
 
+class Unreachable(Exception):
+    """The server cannot be asked. `str()` of it is half a sentence that says why.
+
+    Attributes:
+        server: where it was looked for; "" where that could not be found out.
+    """
+
+    def __init__(self, why: str, server: str = "") -> None:
+        super().__init__(why)
+        self.server = server
+
+
+def find(settings: Settings) -> tuple[net.Address, dict[str, str]]:
+    """Where the server of these settings listens, and the headers with a client key, if need be.
+
+    Raises:
+        Unreachable: that is unknown, or whoever listens there must not get a key.
+    """
+    try:
+        address = net.parse(settings.bind_address)
+    except ValueError as error:
+        raise Unreachable(str(error)) from None
+    if not address.path and not address.port:
+        raise Unreachable("with PORT=0 its port is unknown", str(address))
+    keys = settings.all_client_keys
+    if keys and not address.path and not local_http.listeners(address.port) <= {0, os.geteuid()}:
+        # On a port that is free any user's program may listen.
+        why = "a program of another user listens there; it gets no client key"
+        raise Unreachable(why, str(address))
+    return address, {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+
+
+@contextmanager
+def explained(timeout_s: float) -> Iterator[None]:
+    """Failures of a connection as `Unreachable`, with the reason in words."""
+    try:
+        yield
+    except PermissionError:
+        why = "this user may not connect to its socket (root may: `qwen-proxy status`)"
+        raise Unreachable(why) from None
+    except TimeoutError:
+        raise Unreachable(f"it did not answer within {timeout_s:g} s") from None
+    except (ConnectionRefusedError, FileNotFoundError):
+        raise Unreachable("no server listens there") from None
+    except OSError as error:
+        raise Unreachable(error.strerror or str(error)) from None
+    except http.client.HTTPException:
+        raise Unreachable("another program listens there") from None
+
+
 def ask(
     settings: Settings,
     path: str,
@@ -49,30 +100,12 @@ def ask(
     """
     shown = settings.bind_address
     try:
-        address = net.parse(shown)
-    except ValueError as error:
-        return Answer(shown, None, str(error))
-    shown = str(address)
-    if not address.path and not address.port:
-        return Answer(shown, None, "with PORT=0 its port is unknown")
-    keys = settings.all_client_keys
-    if keys and not address.path and not local_http.listeners(address.port) <= {0, os.geteuid()}:
-        # On a port that is free any user's program may listen.
-        return Answer(shown, None, "a program of another user listens there; it gets no client key")
-    headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
-    try:
-        status, body = local_http.get(address, path, timeout_s=timeout_s, headers=headers)
-    except PermissionError:
-        why = "this user may not connect to its socket (root may: `qwen-proxy status`)"
-        return Answer(shown, None, why)
-    except TimeoutError:
-        return Answer(shown, None, f"it did not answer within {timeout_s:g} s")
-    except (ConnectionRefusedError, FileNotFoundError):
-        return Answer(shown, None, "no server listens there")
-    except OSError as error:
-        return Answer(shown, None, error.strerror or str(error))
-    except http.client.HTTPException:
-        return Answer(shown, None, "another program listens there")
+        address, headers = find(settings)
+        shown = str(address)
+        with explained(timeout_s):
+            status, body = local_http.get(address, path, timeout_s=timeout_s, headers=headers)
+    except Unreachable as error:
+        return Answer(error.server or shown, None, str(error))
     answer = _read(shown, status, body)
     if answer.value is not None and not check(answer.value):
         return Answer(shown, None, _OTHER_VERSION)

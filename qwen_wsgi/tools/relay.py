@@ -236,6 +236,7 @@ class TurnRelay(Relay):
         settings, self._running = self._settings, task
         wait_s = None if settings.keepalive == "off" else settings.keepalive_interval_s
         while not task.wait(wait_s):
+            self._record.keepalives += 1
             yield self._encoder.keep_alive(settings.keepalive)
 
 

@@ -71,6 +71,7 @@ class Relay:
             # The first keep-alive is due at once: wait_first has waited for it already.
             wait_s = 0.0
             while not self._opening.wait(wait_s):
+                record.keepalives += 1
                 yield self._encoder.keep_alive(self._settings.keepalive)
                 wait_s = self._settings.keepalive_interval_s
             if self._stream is None:
@@ -115,6 +116,7 @@ class Relay:
                 yield rendered
                 written_at = stream.heard_at
             elif beats and monotonic() - written_at >= interval_s:
+                self._record.keepalives += 1
                 yield self._encoder.keep_alive(settings.keepalive)
                 written_at = monotonic()
             events = read(interval_s)
@@ -145,7 +147,8 @@ def failed_late(fault: BaseException, record: CallRecord) -> ApiError:
         error, outcome = fault_error(fault, record.request_id), "failed"
     else:
         error, outcome = stopping(), "cut_by_stop"
-    record.outcome, record.error_code = outcome, error.code or error.type
+    record.outcome = outcome
+    record.note(error)
     return error
 
 

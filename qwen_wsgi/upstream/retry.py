@@ -247,6 +247,7 @@ class Retrier:
         failure = error.failure if isinstance(error, UpstreamError) else None
         if failure is None:
             raise error
+        attempts.record.failures += ((name, failure.cause),)
         if not failure.at_once:  # else nobody has answered, and nobody has failed
             self._outcomes.failed(route.account, error)
             self._learn(failure, attempts.plan, route, began)

@@ -1,7 +1,7 @@
 """A WSGI application for the deployment tests: stands in for the proxy behind gunicorn and nginx.
 
 It has what the hooks of gunicorn.conf.py look for: `extensions["qwen_wsgi"]` with `close()`,
-`admission`, `background`, and the parts that the start-up banner reads.
+`admission`, `background`, `metering`, and the parts that the start-up banner reads.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Application:
             admission=SimpleNamespace(draining=False),
             connections=SimpleNamespace(stop=lambda: None),
             maintenance=SimpleNamespace(start=lambda: None),
+            metering=SimpleNamespace(start=lambda: None),
             background=SimpleNamespace(
                 start=lambda: None, drain=lambda: None, stop=lambda notify: None
             ),

@@ -231,3 +231,39 @@ def test_without_the_sites_lines_for_websockets_clients_use_http(proxy: Proxy) -
 
     assert caught.value.response.status_code == 426
     assert b"took the header 'Upgrade' out" in (caught.value.response.body or b"")
+
+
+@pytest.mark.parametrize(
+    ("address", "key", "status"),
+    [
+        ("127.0.0.1", None, 200),
+        ("192.168.1.7", None, 401),
+        ("192.168.1.7", CLIENT_KEY, 403),
+    ],
+)
+def test_nginx_opens_the_metrics_to_this_machine_alone(
+    proxy: Proxy, address: str, key: str | None, status: int, tmp_path: Path
+) -> None:
+    """The address is one that nginx believes to see; what the client sends is replaced."""
+
+    def seen_from(site: str) -> str:
+        real = "    set_real_ip_from 127.0.0.1;\n    real_ip_header X-Test-Address;\n"
+        return site.replace("    server_tokens off;\n", real + "    server_tokens off;\n")
+
+    with (
+        servers.start_nginx(tmp_path, proxy.port, edit=seen_from) as server,
+        Exchange(
+            int(server.address),
+            method="GET",
+            path="/metrics",
+            key=key,
+            headers={
+                "Host": "localhost",
+                "X-Test-Address": address,
+                "X-Forwarded-For": "127.0.0.1",
+                "Forwarded": "for=127.0.0.1",
+            },
+        ) as exchange,
+    ):
+        assert exchange.head()[0] == status
+        note_log_file(server.log)

@@ -274,6 +274,7 @@ class Session:
         record.fail(error)
         record.end(record.started_at)
         self.services.ledger.write(record)
+        self.services.metrics.count(record)
         self.refuse(error, stream_id, record.request_id)
 
     def _create(self, request: _Request, stream_id: str | None) -> None:

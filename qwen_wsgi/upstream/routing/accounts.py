@@ -149,6 +149,13 @@ class AccountPool:
             limiter = self._limiters[account.name] = Limiter(self._slots, self._queue)
         return limiter
 
+    def limiters(self) -> list[tuple[str, Limiter]]:
+        """The slots of each account in this worker, by the account's name; those of Batch Chat, and
+        of accounts that are gone, once they were used."""
+        for account in self.accounts():
+            self.limiter(account)
+        return list(self._limiters.items())
+
     def cooldown_s(self, account: Account, model: str) -> float:
         """For how long the account is not to be asked for a model; 0.0 mostly."""
         cooldowns = self._cooldowns

@@ -1,0 +1,300 @@
+"""Counts what happens in one worker: calls, tokens, times, failures.
+
+A row is a list of numbers, and its key the metric's name followed by the values of its labels. Rows
+of workers are added number by number. Values of labels are from closed sets, so that no client can
+make the rows grow without end.
+"""
+
+from __future__ import annotations
+
+import functools
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Final
+
+from qwen_wsgi.accounting import metric_families as families
+from qwen_wsgi.accounting.metric_families import INVALID, NONE, OTHER, Family
+from qwen_wsgi.accounting.record import CallRecord
+
+Key = tuple[str, ...]
+Row = list[float]
+Rows = dict[Key, Row]
+
+#: Combinations of client, account and model that are told apart; further ones are `other`.
+MOST_COMBINATIONS: Final = 1000
+#: How often the models of the catalogue are looked up for names that are not among them. Seconds.
+_LOOK_EVERY_S: Final = 1.0
+#: Tokens of one call that can be true; an upstream may tell anything.
+_MOST_TOKENS: Final = 10**12
+#: Characters of the value of a label.
+_LONGEST: Final = 100
+
+_OTHERS: Final = (OTHER, OTHER, OTHER)
+_STATUSES: Final = {1: "1xx", 2: "2xx", 3: "3xx", 4: "4xx", 5: "5xx"}
+
+# Looked up once: `count` runs at the end of every call.
+_CALLS: Final = families.CALLS.name
+_CLIENT_CALLS: Final = families.CLIENT_CALLS.name
+_TOKENS: Final = families.TOKENS.name
+_CLIENT_TOKENS: Final = families.CLIENT_TOKENS.name
+_DURATION: Final = families.DURATION.name
+_FIRST_BYTE: Final = families.FIRST_BYTE.name
+_ATTEMPTS: Final = families.ATTEMPTS.name
+_GAP: Final = (families.GAP.name,)
+_QUEUE: Final = (families.QUEUE.name,)
+_LAG: Final = (families.LOOP_LAG.name,)
+_SECONDS: Final = families.SECONDS
+#: Metrics with the combinations that are bounded.
+_COMBINED: Final = frozenset({_CLIENT_CALLS, _CLIENT_TOKENS})
+
+
+class Metrics:
+    """The counts of one worker. Not locked: greenlets switch at I/O only.
+
+    Args:
+        causes: names of the failures of upstreams.
+        models: the models of the catalogue now.
+        clients: names of clients by their ids, where those of the records are not to be shown.
+        monotonic: seconds that never step.
+
+    Attributes:
+        rows: what was counted.
+        changes: becomes another number whenever a call is counted.
+    """
+
+    def __init__(
+        self,
+        *,
+        causes: Collection[str],
+        models: Callable[[], Collection[str]],
+        clients: Mapping[str, str],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.rows: Rows = {}
+        self.changes = 0
+        self._causes = frozenset({*causes, *families.OWN_CAUSES, INVALID, OTHER})
+        self._find_models = models
+        self._models: frozenset[str] = frozenset()
+        self._looked_at = float("-inf")
+        self._clients = clients
+        self._monotonic = monotonic
+        self._combinations: set[Key] = set()
+
+    def count(self, call: CallRecord) -> None:
+        """Count a call that has ended."""
+        if call.quiet:
+            return
+        self.changes += 1
+        outcome, endpoint = call.outcome, endpoint_of(call.method, call.path)
+        self._add((_CALLS, endpoint, outcome, _STATUSES.get(call.status // 100, NONE)))
+        combination = self._combined((self._client(call), call.account or NONE, self._model(call)))
+        self._add((_CLIENT_CALLS, *combination, outcome))
+        if outcome != "complete":
+            self._count_failure(call)
+        if call.keepalives:
+            self._add((families.KEEPALIVES.name,), call.keepalives)
+        if call.attempts or call.failures:
+            self._count_upstream(call, endpoint, combination)
+
+    def _count_upstream(self, call: CallRecord, endpoint: str, combination: Key) -> None:
+        """Count what there is of a call that reached an upstream."""
+        if call.ended_at is not None:
+            self._observe((_DURATION, endpoint), call.ended_at - call.started_at)
+        if call.first_byte_at is not None:
+            self._observe((_FIRST_BYTE, endpoint), call.first_byte_at - call.started_at)
+            self._observe(_GAP, call.longest_gap_s)
+        self._observe(_QUEUE, call.queued_s)
+        for account, cause in call.failures:
+            self._add((_ATTEMPTS, account))
+            self._count_failed_attempt(account, cause)
+        if (others := call.attempts - len(call.failures)) > 0:
+            self._add((_ATTEMPTS, call.account or NONE), others)
+            if call.outcome == "upstream_error" and call.cause:  # after the first byte
+                self._count_failed_attempt(call.account, call.cause)
+        usage = call.usage
+        if usage is None:
+            self._add((families.UNKNOWN_USAGE.name,))
+            return
+        for kind, tokens in (
+            ("input", usage.prompt),
+            ("cached", usage.cached),
+            ("cache_written", usage.cache_written),
+            ("output", usage.completion),
+            ("reasoning", usage.reasoning),
+        ):
+            if tokens is not None and 0 < tokens <= _MOST_TOKENS:
+                self._add((_TOKENS, kind), tokens)
+                self._add((_CLIENT_TOKENS, *combination, kind), tokens)
+
+    def _count_failed_attempt(self, account: str, cause: str) -> None:
+        cause = cause if cause in self._causes else OTHER
+        self._add((families.ATTEMPT_FAILURES.name, account, cause))
+
+    def _count_failure(self, call: CallRecord) -> None:
+        if call.outcome == "client_gone":
+            phase = families.PHASES[call.first_byte_at is not None]
+            self._add((families.CLIENT_ABORTS.name, phase))
+            return
+        cause = call.cause or call.error_code
+        if cause not in self._causes:
+            cause = INVALID if 400 <= call.status < 500 else OTHER
+        self._add((families.ERRORS.name, cause))
+
+    def observe_lag(self, seconds: float) -> None:
+        """Count how late the event loop was, once."""
+        self._observe(_LAG, seconds, families.LAGS)
+
+    def count_refreshes(self, account: str, outcome: str, count: int) -> None:
+        """Count attempts to refresh a login."""
+        self.changes += 1
+        self._add((families.REFRESHES.name, account, outcome), count)
+
+    def add(self, rows: Iterable[tuple[Key, Row]]) -> None:
+        """Add what another worker has counted, which has ended."""
+        self.changes += 1
+        for key, row in rows:
+            if key[0] in _COMBINED:
+                key = (key[0], *self._combined(key[1:4]), key[4])
+            add_row(self.rows, key, row)
+
+    def _add(self, key: Key, count: float = 1) -> None:
+        row = self.rows.get(key)
+        if row is None:
+            self.rows[key] = [count]
+        else:
+            row[0] += count
+
+    def _observe(self, key: Key, value: float, bounds: tuple[float, ...] = _SECONDS) -> None:
+        row = self.rows.get(key)
+        if row is None:
+            row = self.rows[key] = [0] * (len(bounds) + 2)
+        row[bisect_left(bounds, value)] += 1
+        row[-1] += value
+
+    def _combined(self, combination: Key) -> Key:
+        """The combination if it is known or there is room for it."""
+        known = self._combinations
+        if combination not in known:
+            if len(known) >= MOST_COMBINATIONS:
+                return _OTHERS
+            known.add(combination)
+        return combination
+
+    def _client(self, call: CallRecord) -> str:
+        name = self._clients.get(call.client_id)
+        if name is not None:
+            return name
+        if call.client in ("", "-"):
+            return NONE
+        # The name of an environment's key that is gone shows its end.
+        return call.client if _is_label(call.client) and "…" not in call.client else OTHER
+
+    def _model(self, call: CallRecord) -> str:
+        model = call.upstream_model or call.model
+        if model in self._models:
+            return model
+        if not model:
+            return NONE
+        now = self._monotonic()
+        if now - self._looked_at >= _LOOK_EVERY_S:
+            self._looked_at = now
+            self._models = frozenset(filter(_is_label, self._find_models()))
+        return model if model in self._models else OTHER
+
+
+def _is_label(name: str) -> bool:
+    """Whether a name is fit to be shown."""
+    return len(name) <= _LONGEST and name.isprintable()
+
+
+def add_row(rows: Rows, key: Key, row: Row) -> None:
+    """Add a row's numbers to those of the same key."""
+    present = rows.get(key)
+    if present is None or len(present) != len(row):
+        rows[key] = row[:]
+        return
+    for at, number in enumerate(row):
+        present[at] += number
+
+
+def is_row(key: Key, row: Row) -> bool:
+    """Whether it is a row of a metric as it is now; another version of the program may have written
+    it."""
+    family = families.BY_NAME.get(key[0]) if key else None
+    return family is not None and len(key) == len(family.labels) + 1 and len(row) == family.width
+
+
+def zeros(
+    causes: Iterable[str], accounts: Iterable[str], refreshes: Mapping[str, Iterable[str]]
+) -> Iterator[Key]:
+    """The keys of rows that are shown before anything was counted: rates can then see the first.
+
+    Args:
+        causes: of failures of upstreams.
+        accounts: names of those that there are.
+        refreshes: for each account with a login, the ways in which a refresh may end.
+    """
+    for endpoint in families.ENDPOINTS:
+        for outcome, statuses in families.OUTCOMES.items():
+            for status in statuses:
+                yield _CALLS, endpoint, outcome, status
+        yield _DURATION, endpoint
+        yield _FIRST_BYTE, endpoint
+    for kind in families.TOKEN_KINDS:
+        yield _TOKENS, kind
+    for cause in sorted({*causes, *families.OWN_CAUSES, INVALID, OTHER}):
+        yield families.ERRORS.name, cause
+    for phase in families.PHASES:
+        yield families.CLIENT_ABORTS.name, phase
+    for account in accounts:
+        yield _ATTEMPTS, account
+    for account, outcomes in refreshes.items():
+        for outcome in outcomes:
+            yield families.REFRESHES.name, account, outcome
+    for family in families.FAMILIES:
+        if not family.labels and family.kind != "gauge":
+            yield (family.name,)
+
+
+def zero_row(family: Family) -> Row:
+    """The numbers of a row before anything was counted."""
+    return [0] * family.width
+
+
+#: Endpoints by the path behind `/v1`, and by the beginning of it.
+_EXACT: Final = {
+    "chat/completions": "chat_completions",
+    "messages/count_tokens": "token_counts",
+    "responses/input_tokens": "token_counts",
+    "responses/compact": "responses",
+    "audio/speech": "speech",
+    "audio/transcriptions": "transcriptions",
+    "audio/translations": "transcriptions",
+}
+_FIRST: Final = {
+    "reranks": "rerank",
+    **{
+        name: name
+        for name in (
+            *("completions", "messages", "embeddings", "rerank", "images", "videos"),
+            *("files", "batches", "models"),
+        )
+    },
+}
+
+
+@functools.lru_cache(maxsize=1024)
+def endpoint_of(method: str, path: str) -> str:
+    """The endpoint of a call as a word of `ENDPOINTS`, however its path is spelled."""
+    segments = [segment for segment in path.split("/") if segment]
+    while segments and segments[0] in ("v1", "v2"):
+        del segments[0]
+    behind = "/".join(segments)
+    if behind in _EXACT:
+        return _EXACT[behind]
+    if behind == "responses":
+        return "websockets" if method == "GET" else "responses"
+    first = segments[0] if segments else ""
+    if first == "responses":
+        return "stored_responses"
+    return _FIRST.get(first, OTHER)
