@@ -41,6 +41,7 @@ from qwen_wsgi.upstream.executor import Executor
 from qwen_wsgi.upstream.host_files import HostFiles
 from qwen_wsgi.upstream.http.download import Downloads
 from qwen_wsgi.upstream.http.transport import Transport
+from qwen_wsgi.upstream.pictures import Pictures
 from qwen_wsgi.upstream.retry import Retrier
 from qwen_wsgi.upstream.routing.account_status import AccountStatuses
 from qwen_wsgi.upstream.routing.accounts import AccountPool
@@ -173,6 +174,7 @@ class Services:
     looks: TaskLooks
     lost_tasks: LostTasks
     downloads: Downloads
+    pictures: Pictures
     uploads: Uploads
     pdf_reader: PdfReader
     tokenizer: HostTokenizer
@@ -258,7 +260,6 @@ def build_services(
         stopping=lambda: admission.draining,
         notify=notifier(settings.environ.get("NOTIFY_SOCKET", "")),
     )
-    downloads = Downloads(settings, transport)
     retrier = Retrier(settings, router, pool, cooldowns, affinity, clock, outcomes=outcomes)
     executor = Executor(
         settings,
@@ -269,6 +270,7 @@ def build_services(
         RefusedInputs(files),
         BatchChat(settings, pool),
     )
+    downloads = Downloads(settings, transport)
     responses = ResponseStore(
         database,
         clock,
@@ -319,6 +321,7 @@ def build_services(
         looks=TaskLooks(tasks, clock, workers=settings.workers, sleep=sleep),
         lost_tasks=LostTasks(client, tasks, clock, sleep=sleep),
         downloads=downloads,
+        pictures=Pictures(settings, executor, tasks, downloads),
         uploads=Uploads(client, downloads),
         pdf_reader=PdfReader(clock),
         tokenizer=HostTokenizer(settings, router, executor, clock),

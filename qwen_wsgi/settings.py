@@ -334,6 +334,12 @@ class Settings:
         default="",
         shown_default="off",
     )
+    image_model: str = setting(
+        "QWEN_PROXY_IMAGE_MODEL",
+        "Model for the Responses tool `image_generation` where the tool names none that is here.",
+        default="",
+        shown_default="off",
+    )
     model_aliases: tuple[tuple[str, str], ...] = setting(
         "QWEN_PROXY_MODEL_ALIASES",
         "Other names for models: `gpt-4o=qwen3.7-plus,claude-*=qwen3.8-max`.",

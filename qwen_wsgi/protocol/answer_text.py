@@ -40,6 +40,10 @@ class AnswerSize:
         if self._left < 0:
             raise AnswerTooLarge(f"has more than {self._most >> 20} MiB of text and items")
 
+    def has_room(self, count: int) -> bool:
+        """Whether so many bytes more can be counted."""
+        return count <= self._left
+
     def add_text(self, text: str) -> None:
         """Count a text."""
         self.add(len(text) if text.isascii() else len(_utf8(text)))

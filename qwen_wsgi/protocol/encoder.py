@@ -6,7 +6,9 @@ requests (`Changes` lists what is lost), and an `Encoder` that translates chat's
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import sse
@@ -45,6 +47,30 @@ class Encoder(Protocol):
         Args:
             kind: `comment`, or `chunk` for an event: the operator's setting.
         """
+
+
+@dataclass(frozen=True)
+class ServerCall:
+    """A model's call of a tool that the proxy runs.
+
+    Attributes:
+        tool: the tool's name, the same in every dialect: `image_generation`.
+        number: tells it from the other calls of the answer.
+        work: tells what the tool is to do, when it is begun; what that is, is between the dialect
+            and the tool.
+    """
+
+    tool: str
+    number: int
+    work: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of such a tool ended: with a value, or with a failure, which the model is told."""
+
+    value: Any = None
+    failure: ApiError | None = None
 
 
 def error_event(error: ApiError) -> bytes:

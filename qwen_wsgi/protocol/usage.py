@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,35 @@ def parse(usage: Any) -> Usage | None:
         reasoning=_count(usage.get("completion_tokens_details"), "reasoning_tokens"),
         cache_written=_cache_written(usage),
     )
+
+
+def total(used: Sequence[Usage | None]) -> Usage | None:
+    """The sum of several calls; a count, or all of it, that is unknown of one is unknown.
+
+    A detail that only some hosts send (`cached`, `reasoning`, `cache_written`) is the sum of those
+    that were sent.
+    """
+    known = [each for each in used if each is not None]
+    if not known or len(known) < len(used):
+        return None
+    return Usage(
+        prompt=_sum([each.prompt for each in known]),
+        completion=_sum([each.completion for each in known]),
+        total=_sum([each.total for each in known]),
+        cached=_sum_of_sent(each.cached for each in known),
+        reasoning=_sum_of_sent(each.reasoning for each in known),
+        cache_written=_sum_of_sent(each.cache_written for each in known),
+    )
+
+
+def _sum(counts: Sequence[int | None]) -> int | None:
+    sent = [count for count in counts if count is not None]
+    return sum(sent) if len(sent) == len(counts) else None
+
+
+def _sum_of_sent(counts: Iterable[int | None]) -> int | None:
+    sent = [count for count in counts if count is not None]
+    return sum(sent) if sent else None
 
 
 def normalized(usage: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -263,6 +263,7 @@ def _tool_calls(body: Json, spec: Spec) -> tuple[ToolCall, ...]:
     functions = _functions(body)
     messages = _messages(body)
     answered = bool(messages) and messages[-1].get("role") == "tool"
+    answered = answered and _rounds(messages) >= spec.count("tool-rounds", 1)
     choice = body.get("tool_choice")
     if not functions or answered or choice == "none" or "no-tools" in spec:
         return ()
@@ -271,6 +272,16 @@ def _tool_calls(body: Json, spec: Spec) -> tuple[ToolCall, ...]:
         functions = [f for f in functions if f.get("name") == wanted.get("name")] or functions[:1]
     count = spec.count("tools", 1)
     return tuple(_call(functions[i % len(functions)], spec) for i in range(count))
+
+
+def _rounds(messages: list[Json]) -> int:
+    """How many answers with calls there were since the user spoke."""
+    rounds = 0
+    for message in reversed(messages):
+        if message.get("role") == "user":
+            break
+        rounds += bool(message.get("tool_calls"))
+    return rounds
 
 
 def _functions(body: Json) -> list[Json]:
@@ -284,6 +295,8 @@ def _functions(body: Json) -> list[Json]:
 def _call(function: Json, spec: Spec) -> ToolCall:
     value = instance_of(function.get("parameters", {"type": "object"}))
     arguments = json.dumps(value if isinstance(value, dict) else {}, ensure_ascii=False)
+    if "tool-args" in spec:
+        arguments = spec.text("tool-args")
     if "tool-bad-json" in spec:
         arguments = arguments[: max(1, len(arguments) - 2)]
     if "tool-empty-args" in spec:

@@ -177,6 +177,9 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
     ),
     "tool calls": (
         ("tools", "count 2", _DOC, "that many parallel tool calls"),
+        ("tool-args", "text {}", _TEST, "the arguments of calls (percent-encode commas)"),
+        ("tool-rounds", "count 2", _TEST,
+            "calls tools in that many answers, one after the other, before it answers with text"),
         ("null-args", "", _SEEN, "arguments: null in the first fragment and in an extra last one"),
         ("tool-collide", "", _CLI, "parallel calls share index 0 and differ by id"),
         ("tool-no-index", "", _CLI, "fragments without index"),

@@ -95,7 +95,12 @@ class Relay:
             if self._stream is not None:
                 self._stream.close()
 
-    def _carry(self, stream: OpenStream) -> Iterator[bytes]:
+    def _carry(self, stream: OpenStream, end: Callable[[], bytes] | None = None) -> Iterator[bytes]:
+        """Carry one stream to its end.
+
+        Args:
+            end: renders what comes last; None for a stream that is the whole answer.
+        """
         # Looked up once: this loop runs for every read of every stream.
         settings, monotonic = self._settings, self._clock.monotonic
         chunks, feed, read = stream.chunks, self._encoder.feed, stream.read
@@ -113,9 +118,11 @@ class Relay:
                 yield self._encoder.keep_alive(settings.keepalive)
                 written_at = monotonic()
             events = read(interval_s)
-        self._record.outcome = "complete"
+        if end is None:
+            self._record.outcome = "complete"
+            end = self._encoder.end
         # In one write.
-        yield (feed(events) if events else b"") + self._encoder.end()
+        yield (feed(events) if events else b"") + end()
         stream.drain()
 
 

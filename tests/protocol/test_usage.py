@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi.protocol.usage import Usage, normalized, parse
+from qwen_wsgi.protocol.usage import Usage, normalized, parse, total
 
 
 @pytest.mark.parametrize(
@@ -108,3 +108,18 @@ def test_counts_of_the_cache_are_added_where_openai_has_them(
 )
 def test_a_usage_that_lacks_nothing_stays_the_same_object(usage: dict[str, Any]) -> None:
     assert normalized(usage) is usage
+
+
+@pytest.mark.parametrize(
+    ("used", "sum"),
+    [
+        ([], None),
+        ([Usage(1, 2, 3), None], None),
+        ([Usage(1, 2, 3)], Usage(1, 2, 3)),
+        ([Usage(1, 2, 3), Usage(10, 20, 30, 5)], Usage(11, 22, 33, 5)),
+        ([Usage(1, 2), Usage(10, 20, 30, 5, 6, 7), Usage(1, 1, 1, 1, 1, 1)],
+            Usage(12, 23, None, 6, 7, 8)),
+    ],
+)  # fmt: skip
+def test_a_sum_is_known_only_if_all_of_it_is(used: list[Usage | None], sum: Usage | None) -> None:
+    assert total(used) == sum

@@ -431,6 +431,20 @@ def test_parallel_tool_calls(sandbox: Sandbox) -> None:
     assert len({fragment["id"] for fragment in together if fragment["id"]}) == 2
 
 
+def test_rounds_of_tool_calls(sandbox: Sandbox) -> None:
+    messages: list[Any] = [{"role": "user", "content": "hello"}]
+    finishes = []
+    for _ in range(3):
+        answer = ask(sandbox, "tool-rounds=2", tools=[TOOL], messages=messages).json()
+        choice = answer["choices"][0]
+        finishes.append(choice["finish_reason"])
+        messages.append(choice["message"])
+        for called in choice["message"].get("tool_calls", ()):
+            messages.append({"role": "tool", "tool_call_id": called["id"], "content": "done"})
+
+    assert finishes == ["tool_calls", "tool_calls", "stop"]
+
+
 def test_null_arguments(sandbox: Sandbox) -> None:
     fragments = tool_stream(sandbox, "null-args").fragments
 
@@ -461,6 +475,7 @@ def test_arguments_of_tool_calls(sandbox: Sandbox) -> None:
 
     assert json.loads(whole["function"]["arguments"]) == {"city": "sandbox city"}
     assert arguments_of(tool_stream(sandbox, "tool-empty-args").fragments) == ""
+    assert arguments_of(tool_stream(sandbox, "tool-args=%7B%22a%22: 1%7D").fragments) == '{"a": 1}'
     with pytest.raises(ValueError, match="Unterminated"):
         json.loads(arguments_of(tool_stream(sandbox, "tool-bad-json").fragments))
 

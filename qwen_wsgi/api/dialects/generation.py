@@ -15,6 +15,7 @@ from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.encoder import Encoder
 from qwen_wsgi.state.database.host_objects import HostObjects
+from qwen_wsgi.tools.relay import TurnRelay, Turns
 from qwen_wsgi.upstream.chat_attempt import ChatCall
 from qwen_wsgi.upstream.relay import Relay
 from qwen_wsgi.upstream.routing.affinity import HEADERS, conversation_key
@@ -77,6 +78,33 @@ def stream(call: LiveCall, chat: ChatCall, plan: Plan, encoder: Encoder) -> Resp
     )
     relay.wait_first()
     return http.event_stream(relay)
+
+
+def stream_turns(call: LiveCall, turns: Turns) -> Response:
+    """Answer with a stream of several turns. Raises as `stream`."""
+    relay = call.relay = _turn_relay(call, turns)
+    relay.wait_first()
+    return http.event_stream(relay)
+
+
+def complete_turns(call: LiveCall, turns: Turns) -> None:
+    """Carry several turns to their end; their encoder has the answer.
+
+    Raises:
+        ApiError: one of them failed.
+    """
+    relay = _turn_relay(call, turns)
+    try:
+        relay.complete()
+    finally:
+        relay.close()
+
+
+def _turn_relay(call: LiveCall, turns: Turns) -> TurnRelay:
+    # The sum of several prompts is not the tokens of the one that was counted.
+    call.count_as = None
+    services = call.services
+    return TurnRelay(turns, settings=services.settings, clock=services.clock, record=call.record)
 
 
 def pinned_account(environ: Mapping[str, Any]) -> str:

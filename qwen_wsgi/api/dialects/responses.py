@@ -15,12 +15,18 @@ from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.api.paging import limit_of, oldest_first
 from qwen_wsgi.errors import BadRequest, NotFound, UpstreamError
 from qwen_wsgi.greenlets import apart
+from qwen_wsgi.protocol import json_access
 from qwen_wsgi.protocol import responses as protocol
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import ResponseEncoder, ResponsesRequest, compaction
+from qwen_wsgi.protocol.responses.server_tools import image_tool
+from qwen_wsgi.protocol.responses.server_tools.image_tool import ImageOffer
 from qwen_wsgi.state.database.background import Job
 from qwen_wsgi.state.database.responses import ResponseStore, Stored
+from qwen_wsgi.tools.pictures import PictureTool, offer_of
+from qwen_wsgi.tools.relay import Turns
 from qwen_wsgi.upstream.chat_attempt import ChatCall
+from qwen_wsgi.upstream.routing.router import Plan
 
 blueprint = Blueprint("responses", __name__)
 blueprint.before_request(lifecycle.check_caller)
@@ -45,9 +51,11 @@ def create() -> Response:
         object = protocol.background.queued(request.echo, id=id, created=created, model=model)
         return http.json_value(background.begin(call, request, chat, plan, object, body.source))
     keep = _Storing(services.responses, call.owner, request).put
-    if request.stream:
+    if request.stream or request.image is not None:
         encoder = ResponseEncoder(request, id=id, created=created, model=model, keep=keep)
-        return generation.stream(call, chat, plan, encoder)
+        if request.stream:
+            return stream(call, request, chat, plan, encoder)
+        return http.json_value(_complete_turns(call, request, chat, plan, encoder))
     answer = services.executor.complete(chat, plan)
     return http.json_value(
         protocol.whole(request, answer.value, id=id, created=created, model=model, keep=keep)
@@ -157,6 +165,45 @@ def new_id() -> str:
     return _PREFIX + os.urandom(_ID_BYTES).hex()
 
 
+def stream(
+    call: LiveCall, request: ResponsesRequest, chat: ChatCall, plan: Plan, encoder: ResponseEncoder
+) -> Response:
+    """Answer with a stream, of several turns if the model has a tool that the proxy runs.
+
+    Raises:
+        ApiError: no account answered, and nothing was sent to the client yet.
+    """
+    if request.image is None:
+        return generation.stream(call, chat, plan, encoder)
+    return generation.stream_turns(call, _turns(call, request, chat, plan, encoder))
+
+
+def _complete_turns(
+    call: LiveCall, request: ResponsesRequest, chat: ChatCall, plan: Plan, encoder: ResponseEncoder
+) -> dict[str, Any]:
+    """The whole response, of several turns."""
+    generation.complete_turns(call, _turns(call, request, chat, plan, encoder))
+    assert encoder.response is not None, "it has ended"
+    return encoder.response
+
+
+def _turns(
+    call: LiveCall, request: ResponsesRequest, chat: ChatCall, plan: Plan, encoder: ResponseEncoder
+) -> Turns:
+    services = call.services
+    assert request.image is not None, "asked before"
+    pictures = PictureTool(
+        services.pictures,
+        services.router,
+        request.image,
+        headers=chat.headers,
+        pinned=chat.pinned,
+        max_bytes=services.settings.max_answer_bytes,
+        most=request.max_tool_calls,
+    )
+    return Turns(services.executor, chat, plan, encoder, {image_tool.NAME: pictures})
+
+
 def chat_of(
     call: LiveCall,
     body: JsonObject,
@@ -167,7 +214,9 @@ def chat_of(
     body, read = attachments.with_texts(call, body, "input")
     request = _request(call, body, id, history)
     counting.watch(call, request.chat.body, request.model)
-    return request, generation.chat_call(call, request.chat, (*read, *request.changed))
+    chat = generation.chat_call(call, request.chat, (*read, *request.changed))
+    call.record.stream = request.stream
+    return request, chat
 
 
 def make(call: LiveCall, job: Job) -> dict[str, Any]:
@@ -177,11 +226,14 @@ def make(call: LiveCall, job: Job) -> dict[str, Any]:
         ApiError: it failed.
     """
     executor, object = call.services.executor, job.stored.response
+    created, model = object["created_at"], object["model"]
     request, chat = chat_of(call, JsonObject(job.request), job.id)
-    answer = executor.complete(chat, executor.plan(chat))
-    return protocol.whole(
-        request, answer.value, id=job.id, created=object["created_at"], model=object["model"]
-    )
+    plan = executor.plan(chat)
+    if request.image is not None:
+        encoder = ResponseEncoder(request, id=job.id, created=created, model=model)
+        return _complete_turns(call, request, chat, plan, encoder)
+    answer = executor.complete(chat, plan)
+    return protocol.whole(request, answer.value, id=job.id, created=created, model=model)
 
 
 def _request(
@@ -200,6 +252,7 @@ def _request(
     before = protocol.previous_of(body)
     if history is None:
         history = services.responses.history(owner, before.id) if before.id else ()
+    tool = image_tool.requested(body)
     parse = partial(
         protocol.parse_request,
         body,
@@ -207,8 +260,19 @@ def _request(
         stored=_named(services.responses, owner, before.references),
         seed=id,
         strict=services.settings.strict,
+        images=None if tool is None else _offer(call, tool),
     )
     return apart(parse) if body.is_long or len(history) >= _LONG_HISTORY else parse()
+
+
+def _offer(call: LiveCall, tool: Mapping[str, Any]) -> ImageOffer | None:
+    """The model that can make pictures for this request, or None."""
+    return offer_of(
+        call.services.router,
+        json_access.text(tool.get("model")) or "",
+        call.services.settings.image_model,
+        pinned=generation.pinned_account(call.environ),
+    )
 
 
 def _named(

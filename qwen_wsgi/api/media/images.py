@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from flask import Blueprint, Response
 
@@ -16,18 +15,11 @@ from qwen_wsgi.api.media.members import read_members
 from qwen_wsgi.capabilities import Capability
 from qwen_wsgi.errors import AnswerTooLarge, ApiError
 from qwen_wsgi.protocol.images import answer as answers
-from qwen_wsgi.protocol.images.models import Road, image_model
-from qwen_wsgi.protocol.images.request import ImageRequest, native_calls, parse_request
-from qwen_wsgi.upstream.executor import UnaryAnswer, UnaryCall, UnaryRequests
-from qwen_wsgi.upstream.routing.accounts import base_url_of
-from qwen_wsgi.upstream.routing.router import Plan, Route
-from qwen_wsgi.upstream.tasks.tasks import task_id_of
+from qwen_wsgi.protocol.images.request import ImageRequest, parse_request
+from qwen_wsgi.upstream.routing.router import Route
 
 blueprint = Blueprint("images", __name__)
 blueprint.before_request(lifecycle.check_caller)
-
-#: A picture of the largest size that a model makes, as PNG, is below.
-_PICTURE_BYTES: Final = 25 * 1024 * 1024
 
 
 @blueprint.post("/v1/images/generations")
@@ -63,7 +55,13 @@ def _create(*, edit: bool) -> Response:
         pinned=generation.pinned_account(call.environ),
         capability=Capability.IMAGE_EDIT if request.pictures else Capability.IMAGE,
     )
-    answer = _ask(call, request, plan)
+    answer = call.services.pictures.make(
+        request,
+        plan,
+        generation.forwarded_headers(call.environ),
+        call.record,
+        strict=call.services.settings.strict,
+    )
     found = [each.value for each in answer.answers]
     made = [picture for value in found for picture in answers.pictures_of(value)]
     if not made:
@@ -81,54 +79,6 @@ def _request(call: LiveCall, *, edit: bool) -> ImageRequest:
     return parse_request(*read_members(call), edit=edit)
 
 
-# --- asking --------------------------------------------------------------------------------------
-
-
-def _ask(call: LiveCall, request: ImageRequest, plan: Plan) -> UnaryAnswer:
-    """The native answers; those of tasks are their last states.
-
-    Raises:
-        ApiError: no account answered.
-    """
-    road = image_model(plan.routes[0].model).road
-    headers = generation.forwarded_headers(call.environ)
-    if road is not Road.SYNC:
-        headers["X-DashScope-Async"] = "enable"
-    if any(url.startswith("oss://") for url in request.pictures):
-        headers["X-DashScope-OssResourceResolve"] = "enable"
-    strict = call.services.settings.strict
-
-    def requests(route: Route) -> UnaryRequests:
-        native = native_calls(request, model=route.model, strict=strict)
-        return UnaryRequests(native.bodies, native.changed)
-
-    unary = UnaryCall(
-        road.value, headers, call.record, requests, at_origin=True, once=True, several=True
-    )
-    answer = call.services.executor.unary(unary, plan.alike(lambda model: image_model(model).road))
-    assert answer is not None  # no cause is taken for a missing path
-    return answer if road is Road.SYNC else _ended(call, answer)
-
-
-def _ended(call: LiveCall, answer: UnaryAnswer) -> UnaryAnswer:
-    """Wait for the tasks that were begun."""
-    account = answer.route.account
-    wait = partial(
-        call.services.tasks.wait, account, within_s=call.services.settings.first_byte_timeout_s
-    )
-    ended, failed = [], []
-    for each in answer.answers:
-        try:
-            state = wait(task_id_of(each.value))
-        except ApiError as error:
-            failed.append(error)
-        else:
-            ended.append(each._replace(value=dict(state.answer)))
-    if not ended:
-        raise failed[0]
-    return answer._replace(answers=tuple(ended))
-
-
 # --- answering -----------------------------------------------------------------------------------
 
 
@@ -141,9 +91,7 @@ def _entries(
     for picture in made:
         entry: dict[str, Any] = {}
         if request.base64:
-            content = call.services.downloads.open(
-                picture.url, base_url_of(route.account), max_bytes=min(_PICTURE_BYTES, left)
-            ).read()
+            content = call.services.pictures.fetch(picture.url, route, max_bytes=left)
             left -= len(content) * 4 // 3
             if left <= 0:
                 raise AnswerTooLarge(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qwen_wsgi.access import connections
 from qwen_wsgi.accounting.record import CallRecord
-from qwen_wsgi.api.dialects import generation, responses
+from qwen_wsgi.api.dialects import responses
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError, ClientGone, forget_frames
 from qwen_wsgi.greenlets import apart
@@ -110,7 +110,7 @@ class Turn:
                 self._send([encoder.end()])
                 return
             # What it returns would be the answer to a POST.
-            generation.stream(call, chat, plan, encoder)
+            responses.stream(call, request, chat, plan, encoder)
         except ApiError as error:
             if not _fails_the_response(error):
                 raise

@@ -16,6 +16,7 @@ from qwen_wsgi.protocol.changes import Changes, header_token
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.protocol.responses import compaction, content, items
+from qwen_wsgi.protocol.responses.server_tools import image_tool
 from qwen_wsgi.protocol.responses.tools import Names
 
 #: An item with tools, which are added to those of the whole request.
@@ -53,7 +54,6 @@ _DROPPED: Final = frozenset(
         "computer_call_output",
         "configuration_update",
         "file_search_call",
-        "image_generation_call",
         "mcp_approval_request",
         "mcp_approval_response",
         "mcp_call",
@@ -65,7 +65,7 @@ _DROPPED: Final = frozenset(
 )
 _KNOWN: Final = (
     *("message", "reasoning", "function_call", "custom_tool_call"),
-    *("function_call_output", "custom_tool_call_output", items.REFERENCE),
+    *("function_call_output", "custom_tool_call_output", image_tool.CALL, items.REFERENCE),
 )
 
 #: The answer to a call without one, because hosts refuse such a chat. The call itself stays: the
@@ -140,6 +140,8 @@ class Conversation:
             self._call(item, kind, path)
         elif kind in _OUTPUTS:
             self._output(item, kind, path)
+        elif kind == image_tool.CALL:
+            self._picture(item, path)
         elif kind in compaction.SUMMARIES:
             self._summary(item, kind, path)
         elif kind not in _SILENT:
@@ -168,6 +170,12 @@ class Conversation:
         id = validation.text(item, "call_id", path) or validation.text(item, "id", path)
         if not id:
             raise validation.missing(path + "call_id")
+        call = self._called_by(id, name, arguments)
+        self._latest[id] = call
+        self._open.setdefault(id, []).append(call)
+
+    def _called_by(self, id: str, name: str, arguments: str) -> _Call:
+        """Add a call to the assistant's message, or begin one with it."""
         answer = self._growing()
         if answer is None:
             answer = self._begin()
@@ -175,8 +183,15 @@ class Conversation:
             self._think(answer)
         call = _Call(id, name, arguments, answer)
         answer.calls.append(call)
-        self._latest[id] = call
-        self._open.setdefault(id, []).append(call)
+        return call
+
+    def _picture(self, item: dict[str, Any], path: str) -> None:
+        """Add a picture that the assistant had made: a call and its output, without the picture."""
+        id = validation.text(item, "id", path) or ""
+        arguments = compact(image_tool.arguments_of(item))
+        call = self._called_by(id, self._names.of_server(image_tool.NAME), arguments)
+        call.answers.append(image_tool.told_of(item))
+        call.message.over = True
 
     def _called(self, item: dict[str, Any], kind: str, path: str) -> tuple[str, str]:
         """A call's name and arguments in chat."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from qwen_wsgi.errors import AnswerTooLarge, ApiError
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.answer_text import AnswerSize, Text
+from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.chat.completion import chunks_of
 from qwen_wsgi.protocol.chat.normalize import finish_reason
 from qwen_wsgi.protocol.chat.template import TextReader
 from qwen_wsgi.protocol.chat.tool_calls import ToolCalls, arguments_of, made_up_id
-from qwen_wsgi.protocol.encoder import COMMENT
+from qwen_wsgi.protocol.encoder import COMMENT, Outcome, ServerCall
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import compact, loads
 from qwen_wsgi.protocol.responses import mapping
@@ -31,8 +33,11 @@ from qwen_wsgi.protocol.responses.output import (
     Search,
 )
 from qwen_wsgi.protocol.responses.request import ResponsesRequest
+from qwen_wsgi.protocol.responses.server_tools import image_tool, turns
+from qwen_wsgi.protocol.responses.server_tools.image_item import ImageCall
+from qwen_wsgi.protocol.responses.server_tools.image_tool import ImageWork
 from qwen_wsgi.protocol.translation import citations
-from qwen_wsgi.protocol.usage import Usage
+from qwen_wsgi.protocol.usage import Usage, total
 from qwen_wsgi.protocol.usage import parse as parse_usage
 
 Keep = Callable[[dict[str, Any]], bool]
@@ -46,6 +51,9 @@ class ResponseEncoder:
 
     Thinking and text end where the other, or a call, begins; calls stay open until the finish,
     because some hosts send several at once. Items are in the order in which they began.
+
+    It can show several turns (`tools.relay.TurnEncoder`): calls of tools that the proxy runs become
+    items of their own kind, which stay open until the tool has run.
 
     Args:
         request: the request that is answered.
@@ -84,11 +92,16 @@ class ResponseEncoder:
         self._open_text: Reasoning | Message | None = None
         self._summary: Compaction | None = None
         self._tool_calls = ToolCalls()
-        self._calls: dict[int, Call] = {}
+        self._calls: dict[int, Call | ImageCall] = {}
         #: Arguments of calls whose names are not known yet.
         self._early: dict[int, Text] = {}
         self._finish: str | None = None
         self._usage: Usage | None = None
+        #: Of the turns that have ended: their usage, the messages of the model and the tools, the
+        #: number of calls, and the place of the next turn's first item.
+        self._spent: list[Usage | None] = []
+        self._said: list[dict[str, Any]] = []
+        self._calls_before = self._turn_begins = 0
         #: What a search by the host found; None if the client requested none.
         self._sources = citations.Sources() if request.chat.searches else None
         self._searched = False
@@ -135,6 +148,8 @@ class ResponseEncoder:
         self._close(out)
         reason = _REASONS.get(self._finish or "")
         status = INCOMPLETE if reason else COMPLETED
+        if self._spent:
+            self._usage = total(self._spent)
         details = {"reason": reason} if reason else None
         response = self._object(status, details=details)
         if not self._keep(response):
@@ -148,6 +163,8 @@ class ResponseEncoder:
             return b""
         if isinstance(error, AnswerTooLarge):
             self._items.clear()
+        if self._spent:
+            self._usage = total([*self._spent, self._usage])
         begun = b"" if self._begun else self._begin()
         return begun + self._last(self._object("failed", error=mapping.error(error)))
 
@@ -318,8 +335,12 @@ class ResponseEncoder:
         if call.name:
             self._close_text(out)
             tool = self._request.names.tool_of(call.name)
-            kind, prefix = (CustomCall, "ctc") if tool.custom else (Call, "fc")
-            call_id = call.id or made_up_id(self._stem, call.number)
+            kind: type[Call | ImageCall]
+            if tool.server:
+                kind, prefix = ImageCall, "ig"
+            else:
+                kind, prefix = (CustomCall, "ctc") if tool.custom else (Call, "fc")
+            call_id = call.id or made_up_id(self._stem, self._calls_before + call.number)
             item = kind(*self._next(prefix), call_id=call_id, tool=tool)
             self._calls[call.number] = item
             self._add(item, out)
@@ -332,8 +353,65 @@ class ResponseEncoder:
         if self._summary is not None and not self._summary.finished:
             out.append(self._summary.finish(status))
         for item in self._calls.values():
-            if not item.finished:
+            # A tool that the proxy runs is run after the turn, unless its call was cut.
+            if not item.finished and (status == INCOMPLETE or not isinstance(item, ImageCall)):
                 out.append(item.finish(status))
+
+    # --- turns ------------------------------------------------------------------------------
+
+    def end_turn(self) -> bytes:
+        """Encode the end of a turn: all items are complete but those of `waiting`."""
+        out = [] if self._begun else [self._begin()]
+        self._close(out)
+        self._spent.append(self._usage)
+        self._usage = None
+        return b"".join(out)
+
+    def waiting(self) -> Sequence[ServerCall]:
+        """The calls of the turn that the proxy is to carry out. The pictures that one may change
+        are the latest ones at the moment when it is begun."""
+        return [
+            ServerCall(item.tool.name, number, partial(self._work_of, item))
+            for number, item in self._calls.items()
+            if isinstance(item, ImageCall) and not item.finished
+        ]
+
+    def _work_of(self, item: ImageCall) -> ImageWork:
+        pictures = () if self._request.image is None else self._request.image.pictures
+        for other in self._items:
+            if isinstance(other, ImageCall) and other.data:
+                pictures = (image_tool.data_url(other.data),)
+        return ImageWork(item.arguments, pictures)
+
+    def begin_call(self, call: ServerCall) -> bytes:
+        """Encode that a picture is being made."""
+        return self._image_call(call).generating()
+
+    def end_call(self, call: ServerCall, outcome: Outcome) -> bytes:
+        """Encode the picture, or that there is none."""
+        item = self._image_call(call)
+        if outcome.failure is not None:
+            return item.fail(outcome.failure)
+        return item.complete(outcome.value)
+
+    def _image_call(self, call: ServerCall) -> ImageCall:
+        item = self._calls[call.number]
+        assert isinstance(item, ImageCall), "it is one of waiting()"
+        return item
+
+    def next_turn(self, *, last: bool) -> ChatRequest | None:
+        """The next turn's request. None if no tool has run, the answer was cut, or the client has
+        to run tools of its own first: it sends their outputs with the next request."""
+        ran = [isinstance(item, ImageCall) for item in self._calls.values()]
+        if not ran or not all(ran) or self._finish in _REASONS:
+            return None
+        items = [item.object() for item in self._items[self._turn_begins :]]
+        self._said += turns.messages_of(items, self._request.names)
+        self._turn_begins = len(self._items)
+        self._calls_before += len(ran)
+        self._tool_calls, self._calls, self._early = ToolCalls(), {}, {}
+        self._finish, self._reader, self._only_text = None, TextReader(), False
+        return turns.next_request(self._request, self._said, last=last)
 
 
 def whole(

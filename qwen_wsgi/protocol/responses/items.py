@@ -15,6 +15,7 @@ from qwen_wsgi.protocol.changes import header_token
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.responses import content
+from qwen_wsgi.protocol.responses.server_tools import image_tool
 from qwen_wsgi.protocol.translation.arguments import as_object_text
 from qwen_wsgi.protocol.validation import wrong_type
 
@@ -29,12 +30,14 @@ _PREFIXES: Final = {
     "custom_tool_call": "ctc",
     "custom_tool_call_output": "ctco",
     "web_search_call": "ws",
+    image_tool.CALL: "ig",
     "compaction": "cmp",
 }
 
 _COMPLETED: Final = "completed"
 _STATUSES: Final = ("in_progress", _COMPLETED, "incomplete")
 _SEARCH_STATUSES: Final = (*_STATUSES, "searching", "failed")
+_IMAGE_STATUSES: Final = ("in_progress", "generating", _COMPLETED, "failed")
 
 
 def kind_of(item: Mapping[str, Any], path: str) -> str:
@@ -58,8 +61,14 @@ def references(body: JsonObject) -> Iterator[str]:
     for item in objects(body.get("input")):
         if not isinstance(id := item.get("id"), str):
             continue
-        if item.get("type") == REFERENCE or (item.get("type") is None and "role" not in item):
+        kind = item.get("type")
+        if kind == REFERENCE or (kind is None and "role" not in item) or _is_bare_picture(item):
             yield id
+
+
+def _is_bare_picture(item: Mapping[str, Any]) -> bool:
+    """Whether an item names a picture that was made by its id alone, as OpenAI's guide does."""
+    return item.get("type") == image_tool.CALL and not item.get("result")
 
 
 def normalized(
@@ -95,6 +104,10 @@ def normalized(
                 items.append(_stored(id, path, stored))
                 known.add(str(id))
             continue
+        if _is_bare_picture(item):
+            if id in known:
+                continue
+            item = stored.get(id or "", item)
         id = id or f"{_PREFIXES.get(kind, 'item')}_{seed}_in{index}"
         known.add(id)
         items.append(stored_form(item, kind, id))
@@ -183,6 +196,12 @@ def _search(item: dict[str, Any]) -> dict[str, Any]:
     return _with_status(item, _SEARCH_STATUSES)
 
 
+def _picture(item: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(item.setdefault("result", None), str):
+        item["result"] = None
+    return _with_status(item, _IMAGE_STATUSES)
+
+
 _FORMS: Final[Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
     "message": _message,
     "reasoning": _reasoning,
@@ -191,6 +210,7 @@ _FORMS: Final[Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
     "custom_tool_call": _call,
     "custom_tool_call_output": _output,
     "web_search_call": _search,
+    image_tool.CALL: _picture,
 }
 
 

@@ -96,8 +96,13 @@ def include_of(body: JsonObject) -> list[str]:
     return include
 
 
-def members_of(body: JsonObject, include: list[str], changes: Changes) -> dict[str, Any]:
+def members_of(
+    body: JsonObject, include: list[str], changes: Changes, *, runs_tools: bool = False
+) -> dict[str, Any]:
     """Translate all members of the request except messages and tools.
+
+    Args:
+        runs_tools: the proxy runs tools for this request, so that their number can be limited.
 
     Raises:
         BadRequest: a parameter has a wrong type or value.
@@ -114,7 +119,7 @@ def members_of(body: JsonObject, include: list[str], changes: Changes) -> dict[s
         **_extras(body, changes),
     }
     validation.mapping(body, "stream_options")  # `include_obfuscation` is ignored
-    if validation.count(body, "max_tool_calls", least=1) is not None:
+    if validation.count(body, "max_tool_calls", least=1) is not None and not runs_tools:
         changes.note("max_tool_calls", "no-built-in-tools")
     if body.get("context_management"):
         changes.lose(

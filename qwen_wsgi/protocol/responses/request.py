@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -16,6 +16,8 @@ from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.responses import compaction, items, parameters
 from qwen_wsgi.protocol.responses.background import Background, asked_for
 from qwen_wsgi.protocol.responses.conversation import ADDITIONAL_TOOLS, Conversation
+from qwen_wsgi.protocol.responses.server_tools import image_tool
+from qwen_wsgi.protocol.responses.server_tools.image_tool import ImageOffer, ImageTool
 from qwen_wsgi.protocol.responses.tools import Names, Tools
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -65,6 +67,9 @@ class ResponsesRequest:
         packs_thinking: the client requested packed thinking (`content.pack_thinking`).
         sends_sources: the client requested the pages that a search found.
         summarizes: the answer is to be a summary of the conversation (`compaction`).
+        image: the tool by which the model may have pictures made, so that the answer may have
+            several turns, or None.
+        max_tool_calls: runs of tools by the proxy that the client allows, or None.
         background: the client does not wait for the answer; None if it does.
     """
 
@@ -80,6 +85,8 @@ class ResponsesRequest:
     packs_thinking: bool
     sends_sources: bool
     summarizes: bool = False
+    image: ImageTool | None = None
+    max_tool_calls: int | None = None
     background: Background | None = None
 
 
@@ -104,6 +111,7 @@ def parse_request(
     stored: Mapping[str, Mapping[str, Any]] = _NOTHING,
     seed: str = "",
     strict: bool = False,
+    images: ImageOffer | None = None,
 ) -> ResponsesRequest:
     """Check a request and translate it.
 
@@ -114,12 +122,14 @@ def parse_request(
         seed: for the ids of input items without one, `fc_<seed>_in3`: the response's id, without
             `resp_`.
         strict: refuse a request that would lose something.
+        images: the model for the tool `image_generation`; None if there is none.
 
     Raises:
         BadRequest: with OpenAI's `param` and `code`.
     """
     try:
-        return _parsed(body, history, stored, seed.removeprefix("resp_"), Changes(strict=strict))
+        changes = Changes(strict=strict)
+        return _parsed(body, history, stored, seed.removeprefix("resp_"), changes, images)
     except RecursionError:
         raise _unwritable() from None
 
@@ -130,6 +140,7 @@ def _parsed(
     stored: Mapping[str, Mapping[str, Any]],
     seed: str,
     changes: Changes,
+    images: ImageOffer | None,
 ) -> ResponsesRequest:
     previous = previous_of(body)
     _refuse(body)
@@ -137,7 +148,7 @@ def _parsed(
     history = compaction.shortened(history)
     known = {id for item in history if isinstance(id := item.get("id"), str)}
     own = items.normalized(body, seed=seed, known=known, stored=stored)
-    tools = Tools(_all_tools(body, [*history, *own]), changes)
+    tools = Tools(_all_tools(body, [*history, *own]), changes, images)
     include = parameters.include_of(body)
     model = validation.text(body, "model") or ""
     stream = bool(validation.flag(body, "stream"))
@@ -145,7 +156,7 @@ def _parsed(
     members: dict[str, Any] = {
         "messages": _messages(body, history, own, tools.names, changes),
         **tools.members(body.get("tool_choice")),
-        **parameters.members_of(body, include, changes),
+        **parameters.members_of(body, include, changes, runs_tools=tools.image is not None),
     }
     if summarizes:
         for name in ("tools", "tool_choice", "response_format"):
@@ -154,7 +165,8 @@ def _parsed(
         members.pop("parallel_tool_calls", None)
     if model:
         members["model"] = model
-    if stream:
+    image = _image(tools, members, [*history, *own])
+    if stream or image is not None:  # turns are always read as streams
         members |= {"stream": True, "stream_options": {"include_usage": True}}
     if background is not None and background.half_price:
         members["service_tier"] = "flex"
@@ -172,8 +184,34 @@ def _parsed(
         packs_thinking=parameters.ENCRYPTED in include,
         sends_sources=parameters.SOURCES in include,
         summarizes=summarizes,
+        image=image,
+        max_tool_calls=body.get("max_tool_calls"),
         background=background,
     )
+
+
+def _image(
+    tools: Tools, members: Mapping[str, Any], all_items: Sequence[Mapping[str, Any]]
+) -> ImageTool | None:
+    """The tool that makes pictures, with those of the conversation; None if it was not offered.
+
+    Raises:
+        BadRequest: it may only change pictures, and there is none.
+    """
+    if tools.image is None or "tools" not in members:
+        return None
+    name = tools.names.of_server(image_tool.NAME)
+    if all(tool.get("function", {}).get("name") != name for tool in members["tools"]):
+        return None
+    pictures = image_tool.pictures_of(all_items)
+    if tools.image.action == "edit" and not pictures:
+        raise BadRequest(
+            "The tool 'image_generation' has the action 'edit', but the conversation has no "
+            "picture. Send one as 'input_image', or use the action 'auto'.",
+            param="tools",
+            code="invalid_value",
+        )
+    return replace(tools.image, pictures=pictures)
 
 
 def _messages(

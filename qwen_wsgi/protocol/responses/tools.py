@@ -9,6 +9,8 @@ from typing import Any, Final
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import validation
 from qwen_wsgi.protocol.changes import Changes, header_token
+from qwen_wsgi.protocol.responses.server_tools import image_tool
+from qwen_wsgi.protocol.responses.server_tools.image_tool import ImageOffer, ImageTool
 from qwen_wsgi.protocol.translation import free_text
 from qwen_wsgi.protocol.translation.tool_names import LONGEST, fits, fitting
 from qwen_wsgi.protocol.validation import wrong_type
@@ -29,11 +31,13 @@ class Tool:
 
     Attributes:
         custom: it takes one free text instead of JSON.
+        server: the proxy runs it.
     """
 
     name: str
     namespace: str | None = None
     custom: bool = False
+    server: bool = False
 
 
 class Names:
@@ -60,6 +64,26 @@ class Names:
         self._names[key] = name
         self._tools.setdefault(name, tool)
         return name
+
+    def add_server(self, tool: Tool) -> str:
+        """Add a tool that the proxy runs; return its name in chat. No tool of the client has it,
+        and the client never calls it by a name."""
+        name = tool.name
+        if name in self._plain or name in self._tools:
+            name = fitting(name, f"\0{name}")
+        self._tools[name] = tool
+        return name
+
+    def server_names(self) -> frozenset[str]:
+        """The names in chat of the tools that the proxy runs."""
+        return frozenset(name for name, tool in self._tools.items() if tool.server)
+
+    def of_server(self, tool_name: str) -> str:
+        """The name in chat of a tool that the proxy runs, or ran in an earlier turn."""
+        for name in self.server_names():
+            if self._tools[name].name == tool_name:
+                return name
+        return fitting(tool_name, f"\0{tool_name}") if tool_name in self._plain else tool_name
 
     def in_chat(self, name: str, namespace: str | None = None) -> str:
         """The name in chat of a tool, which may be one of an earlier turn only."""
@@ -94,12 +118,22 @@ class _Offered:
 class Tools:
     """The tools of one request.
 
+    Args:
+        images: the model for pictures; None if there is none.
+
     Raises:
         BadRequest: the list, or a supported tool, is invalid.
+
+    Attributes:
+        image: the tool that makes pictures, or None.
     """
 
-    def __init__(self, given: list[dict[str, Any]], changes: Changes) -> None:
+    def __init__(
+        self, given: list[dict[str, Any]], changes: Changes, images: ImageOffer | None = None
+    ) -> None:
         self._changes = changes
+        self._images = images
+        self.image: ImageTool | None = None
         self.names = Names(
             name
             for each in given
@@ -122,6 +156,8 @@ class Tools:
                 self._offer(each)
         elif kind.startswith("web_search"):
             self._search(given, kind)
+        elif kind == image_tool.NAME and self._images is not None:
+            self._image(given, path, self._images)
         else:
             self._dropped.add(kind)
             self._changes.lose(
@@ -193,6 +229,13 @@ class Tools:
                 what="web_search-filters-dropped",
             )
 
+    def _image(self, given: dict[str, Any], path: str, images: ImageOffer) -> None:
+        if self.image is not None:
+            return  # items of the conversation repeat it
+        self.image = image_tool.parse_tool(given, path, images, self._changes)
+        tool = Tool(image_tool.NAME, server=True)
+        self._offered.append(_Offered(tool, self.image.function(self.names.add_server(tool))))
+
     def members(self, choice: Any) -> dict[str, Any]:
         """The members `tools` and `tool_choice` of a chat request, if needed.
 
@@ -215,10 +258,30 @@ class Tools:
             return self._members(self._offered, self._searches, chat)
         if kind.startswith("web_search") and self._searches:
             return self._members(self._offered, True, {"type": "web_search"})
+        if kind == image_tool.NAME:
+            return self._forced_image()
         raise validation.unsupported(
             "tool_choice",
             f"Tools of type '{header_token(kind)}' are not available for Qwen's models, so "
             "none can be forced. Choose 'auto' or a function.",
+        )
+
+    def _forced_image(self) -> dict[str, Any]:
+        if self.image is not None:
+            name = self.names.of_server(image_tool.NAME)
+            choice = {"type": "function", "function": {"name": name}}
+            return self._members(self._offered, self._searches, choice)
+        if image_tool.NAME not in self._dropped:
+            raise BadRequest(
+                f"Tool choice '{image_tool.NAME}' not found in 'tools' parameter.",
+                param="tool_choice",
+                code="invalid_value",
+            )
+        raise validation.unsupported(
+            "tool_choice",
+            "No model for pictures is known, so 'image_generation' cannot be forced. Name one as "
+            "'model' of the tool (GET /v1/models shows which have the capability 'image'), or have "
+            "the operator of this proxy set QWEN_PROXY_IMAGE_MODEL.",
         )
 
     def _members(
@@ -259,6 +322,8 @@ class Tools:
                 kept += [other for other in self._offered if other.tool.namespace == name]
             elif kind.startswith("web_search"):
                 searches = self._searches
+            elif kind == image_tool.NAME:
+                kept += [other for other in self._offered if other.tool.server]
         return self._members([each for each in self._offered if each in kept], searches, mode)
 
     def _named(self, choice: dict[str, Any], path: str) -> _Offered:
@@ -267,6 +332,8 @@ class Tools:
         custom = choice.get("type") == "custom"
         for each in self._offered:
             tool = each.tool
+            if tool.server:
+                continue
             if tool.name == name and tool.custom == custom and namespace in (None, tool.namespace):
                 return each
         raise BadRequest(
