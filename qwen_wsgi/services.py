@@ -14,6 +14,7 @@ from qwen_wsgi import logs
 from qwen_wsgi.access.admission import Admission
 from qwen_wsgi.access.connections import Connections
 from qwen_wsgi.access.guard import Guard
+from qwen_wsgi.access.key_ring import KeyRing
 from qwen_wsgi.accounting.ledger import Ledger
 from qwen_wsgi.background import Background
 from qwen_wsgi.clock import Clock, SystemClock, sleep
@@ -25,6 +26,7 @@ from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.database.background import BackgroundQueue
+from qwen_wsgi.state.database.client_keys import ClientKeys
 from qwen_wsgi.state.database.host_objects import HostObjects
 from qwen_wsgi.state.database.responses import ResponseStore
 from qwen_wsgi.state.database.sqlite import Database
@@ -106,9 +108,15 @@ class Maintenance:
     """
 
     def __init__(
-        self, discovery: Discovery, files: SharedFiles, trials: Trials, reporting: Reporting
+        self,
+        discovery: Discovery,
+        files: SharedFiles,
+        trials: Trials,
+        reporting: Reporting,
+        key_ring: KeyRing,
     ) -> None:
         self._discovery = discovery
+        self._key_ring = key_ring
         self._files = files
         self._trials = trials
         self._reporting = reporting
@@ -130,6 +138,7 @@ class Maintenance:
             self._guarded(self._files.look_after)
             self._guarded(self._trials.run)
             self._guarded(self._reporting.report)
+            self._guarded(self._key_ring.write_uses)
 
     def _maintain_logins(self) -> None:
         for login in self._discovery.logins():
@@ -149,6 +158,8 @@ class Services:
     settings: Settings
     clock: Clock
     guard: Guard
+    client_keys: ClientKeys
+    key_ring: KeyRing
     admission: Admission
     connections: Connections
     connection_memory: ConnectionMemory
@@ -195,6 +206,7 @@ class Services:
         """Finish the token refreshes that were sent, and free the rest."""
         self.maintenance.stop()
         self.background.stop()
+        self.key_ring.write_uses()
         drain_logins(self.discovery.logins(), self.clock)
         self.transport.close()
         self.database.close()
@@ -248,9 +260,16 @@ def build_services(
     client = UpstreamClient(settings, transport, clock)
     tasks = Tasks(client, clock, sleep=sleep)
     ledger = Ledger()
+    client_keys = ClientKeys(database, clock, state_dir)
+    key_ring = KeyRing(client_keys, clock)
     admission = Admission(
-        settings.max_in_flight, settings.max_body_bytes_in_flight, share=_share(settings)
+        settings.max_in_flight, settings.max_body_bytes_in_flight, share=_share(settings, 0)
     )
+
+    def share_anew(count: int) -> None:
+        admission.share = _share(settings, count)
+
+    key_ring.on_change = share_anew
     workers = Workers(files)
     statuses = AccountStatuses(settings, pool, cooldowns, outcomes, catalogue)
     reporting = Reporting(
@@ -281,7 +300,9 @@ def build_services(
     return Services(
         settings=settings,
         clock=clock,
-        guard=Guard(settings),
+        guard=Guard(settings, key_ring, clock),
+        client_keys=client_keys,
+        key_ring=key_ring,
         admission=admission,
         connections=Connections(settings.websockets, settings.websockets_per_key),
         connection_memory=ConnectionMemory(
@@ -327,18 +348,25 @@ def build_services(
         tokenizer=HostTokenizer(settings, router, executor, clock),
         sandbox=sandbox,
         workers=workers,
-        maintenance=Maintenance(discovery, files, Trials(pool, catalogue, outcomes), reporting),
+        maintenance=Maintenance(
+            discovery, files, Trials(pool, catalogue, outcomes), reporting, key_ring
+        ),
         started_at=clock.monotonic(),
     )
 
 
-def _share(settings: Settings) -> int:
+def _share(settings: Settings, of_database: int) -> int:
     """The calls of one client key that a worker serves at a time: of several keys, none takes all
-    places."""
+    places.
+
+    Args:
+        of_database: how many keys there are besides those of the environment.
+    """
     most = settings.max_in_flight
-    if not settings.all_client_keys:
+    count = len(settings.all_client_keys) + of_database
+    if not count:
         return most
-    if len(settings.all_client_keys) == 1:
+    if count == 1:
         return max(1, most - _SPARE)  # so that a place is left for whoever looks what is wrong
     return max(1, math.ceil(most * settings.key_share))
 

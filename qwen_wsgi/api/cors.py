@@ -29,7 +29,7 @@ def allow(headers: Headers, guard: Guard, environ: Mapping[str, Any]) -> None:
         "x-qwen-proxy-changed, x-qwen-proxy-tokens, server-timing, retry-after"
     )
     if environ["REQUEST_METHOD"] == "OPTIONS":
-        headers["access-control-allow-methods"] = "GET, POST, DELETE, OPTIONS"
+        headers["access-control-allow-methods"] = "GET, POST, PATCH, DELETE, OPTIONS"
         headers["access-control-allow-headers"] = (
             environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS") or "*"
         )

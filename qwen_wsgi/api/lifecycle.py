@@ -201,8 +201,11 @@ def request_id_of(environ: Mapping[str, Any]) -> str:
     return "req_" + os.urandom(16).hex()
 
 
-def check_caller() -> None:
+def check_caller(*, admin: bool = False) -> None:
     """Check the caller's key; for blueprints that are not open to everybody.
+
+    Args:
+        admin: whether it must be an admin's.
 
     Raises:
         ApiError: 401 or 403.
@@ -210,10 +213,13 @@ def check_caller() -> None:
     call = live()
     guard = call.services.guard
     try:
-        call.client = client = guard.identify(call.environ)
+        client = guard.require_admin(call.environ) if admin else guard.identify(call.environ)
     except ApiError:
         call.record.address = guard.client_address(call.environ)
+        if (holder := guard.holder(call.environ)) is not None:
+            call.record.client, call.record.client_id = holder.name, holder.id
         raise
+    call.client = client
     call.record.client, call.record.client_id = client.name, client.id
 
 

@@ -1,4 +1,4 @@
-"""The command line: `qwen-proxy serve | login | status | doctor | models | clients | …`.
+"""The command line: `qwen-proxy serve | login | status | doctor | models | clients | keys | …`.
 
 Only the parser and the dispatch. Each command imports what it needs itself, so that `--help`,
 `--version` and `settings` start fast.
@@ -7,17 +7,21 @@ Only the parser and the dispatch. Each command imports what it needs itself, so 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final, TextIO
 
 from qwen_wsgi import __version__, logs
 from qwen_wsgi import settings as settings_module
 from qwen_wsgi.cli import interrupts, invocation
+from qwen_wsgi.cli.keys import options as keys_options
 from qwen_wsgi.errors import CannotStartYet, SettingsError
 from qwen_wsgi.settings import Settings
 
@@ -25,6 +29,9 @@ from qwen_wsgi.settings import Settings
 EXIT_CONFIGURATION: Final = 2
 #: Exit status for what may pass by itself; systemd restarts.
 EXIT_NOT_YET: Final = 1
+
+#: A running server has seen a new key by then (`access.key_ring.LOOK_S`).
+_SEEN_S: Final = 0.3
 
 Command = Callable[[Settings, argparse.Namespace], int]
 
@@ -153,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("action", choices=("status", "refresh", "forget"))
     sub.add_argument("--account", metavar="NAME", help="one login; default: all")
     sub.add_argument("--json", action="store_true", help="print JSON")
+    keys_options.add_to(add("keys", _keys, "make, show, change and revoke client keys"))
     return parser
 
 
@@ -224,6 +232,34 @@ def _login(settings: Settings, arguments: argparse.Namespace) -> int:
         out=sys.stdout,
         err=sys.stderr,
     )
+
+
+def _keys(settings: Settings, arguments: argparse.Namespace) -> int:
+    from qwen_wsgi.cli.keys import command
+
+    def recipe(secret: str) -> str:
+        from qwen_wsgi.cli import accounts
+        from qwen_wsgi.clients import command as clients
+
+        time.sleep(_SEEN_S)
+        keyed = replace(settings, client_keys=(secret, *settings.client_keys))
+        out = io.StringIO()
+        clients.show(
+            keyed,
+            arguments.client,
+            url="",
+            model="",
+            models=lambda: accounts.models_to_offer(keyed),
+            json_output=False,
+            out=out,
+        )
+        return out.getvalue().replace("YOUR_CLIENT_KEY", secret)
+
+    if arguments.action == "add":
+        from qwen_wsgi.clients import command as clients
+
+        clients.known(arguments.client)  # before there is a key
+    return command.run(settings, arguments, recipe=recipe, out=sys.stdout)
 
 
 def _creds(settings: Settings, arguments: argparse.Namespace) -> int:

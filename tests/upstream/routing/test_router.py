@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from qwen_wsgi.access.permit import Permit
 from qwen_wsgi.capabilities import Capability
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import AccountUnavailable, ApiError, BadRequest, NotFound
@@ -190,7 +191,7 @@ class TestChance:
         assert (route.account.name, route.model, route.listed) == ("b", "gpt-9", False)
 
     def test_and_by_the_header(self) -> None:
-        (route,) = router_of(*THREE, OPENAI_MODEL="m").plan("gpt-9", pinned="b").routes
+        (route,) = router_of(*THREE, OPENAI_MODEL="m").plan("gpt-9", permit=Permit("b")).routes
         assert (route.account.name, route.model) == ("b", "gpt-9")
 
     def test_another_server_is_believed(self) -> None:
@@ -225,15 +226,15 @@ class TestNames:
         for plan in (
             router.plan("b:m"),
             router.plan("b/m"),
-            router.plan("m", pinned="b"),
-            router.plan("openai/m", pinned="b"),
+            router.plan("m", permit=Permit("b")),
+            router.plan("openai/m", permit=Permit("b")),
         ):
             assert names_of(plan) == ["b"]
             assert plan.routes[0].model == "m"
 
     def test_an_unknown_account_is_a_bad_request(self) -> None:
         with pytest.raises(BadRequest) as caught:
-            router_of(*THREE).plan("m", pinned="zzz")
+            router_of(*THREE).plan("m", permit=Permit("zzz"))
         assert caught.value.code == "account_not_found"
 
     def test_a_literal_id_comes_before_what_it_may_mean(self) -> None:
