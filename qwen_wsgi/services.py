@@ -35,7 +35,7 @@ from qwen_wsgi.state.database.videos import VideoStore
 from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.state.shared_files import SharedFiles
-from qwen_wsgi.state.state_key import StateKey
+from qwen_wsgi.state.state_key import StateKey, command_key
 from qwen_wsgi.state.token_counts import TokenCounts
 from qwen_wsgi.state.workers import Workers
 from qwen_wsgi.upstream.client import UpstreamClient
@@ -262,6 +262,7 @@ def build_services(
     ledger = Ledger()
     client_keys = ClientKeys(database, clock, state_dir)
     key_ring = KeyRing(client_keys, clock)
+    state_key = StateKey(settings.state_key, state_dir)
     admission = Admission(
         settings.max_in_flight, settings.max_body_bytes_in_flight, share=_share(settings, 0)
     )
@@ -300,7 +301,7 @@ def build_services(
     return Services(
         settings=settings,
         clock=clock,
-        guard=Guard(settings, key_ring, clock),
+        guard=Guard(settings, key_ring, clock, command_key=lambda: command_key(state_key.get())),
         client_keys=client_keys,
         key_ring=key_ring,
         admission=admission,
@@ -336,7 +337,7 @@ def build_services(
         host_objects=HostObjects(database, clock),
         host_files=HostFiles(retrier, client, idle_s=settings.idle_timeout_s),
         token_counts=TokenCounts(files),
-        state_key=StateKey(settings.state_key, state_dir),
+        state_key=state_key,
         videos=VideoStore(database, clock),
         tasks=tasks,
         looks=TaskLooks(tasks, clock, workers=settings.workers, sleep=sleep),

@@ -30,7 +30,7 @@ _ID_BYTES: Final = 12
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 #: Names that clients without a row in the database have.
-_TAKEN: Final = re.compile(r"local|env-(admin-)?[0-9]+|key_.*", re.IGNORECASE)
+_TAKEN: Final = re.compile(r"local|command|env-(admin-)?[0-9]+|key_.*", re.IGNORECASE)
 
 _MOST_ENTRIES: Final = 64
 _ENTRY_CHARS: Final = 200

@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -33,7 +33,8 @@ class Client(NamedTuple):
             database its id, of one of the environment a digest, which reveals nothing of a key
             that cannot be guessed. `local` where no keys are needed.
         name: for the log: of a key of the database its name; `env-1`, `env-2`, … and
-            `env-admin-1`, … of those of the environment; `local`.
+            `env-admin-1`, … of those of the environment; `local`; `command` of this program's own
+            commands.
         key: of the database, with its limits; None for all others.
     """
 
@@ -43,6 +44,7 @@ class Client(NamedTuple):
 
 
 _LOCAL: Final = Client("local", "local")
+_COMMAND: Final = Client("command", "command")
 
 
 class Guard:
@@ -50,11 +52,19 @@ class Guard:
 
     Args:
         ring: what this worker knows of the database's keys; None has none.
+        command_key: the key of commands on this machine, where the database has keys and the
+            environment none that they could use; "" for none. Raises ApiError.
     """
 
     def __init__(
-        self, settings: Settings, ring: KeyRing | None = None, clock: Clock | None = None
+        self,
+        settings: Settings,
+        ring: KeyRing | None = None,
+        clock: Clock | None = None,
+        *,
+        command_key: Callable[[], str] = lambda: "",
     ) -> None:
+        self._command_key = command_key
         self._clock = clock or SystemClock()
         self._ring = ring or KeyRing(None, self._clock)
         self._keys = [
@@ -118,6 +128,8 @@ class Guard:
         """The holder of a key of the database; raises as `identify`."""
         held = self._ring.find(offered)
         if held is None:
+            if self._is_command(offered, environ):
+                return _COMMAND
             if not self._ring.is_certain:
                 raise KeysUnavailable("").told()
             raise Unauthorized("Incorrect API key provided.", code="invalid_api_key")
@@ -132,6 +144,16 @@ class Guard:
             )
         self._ring.used(key)
         return Client(key.id, key.name, key)
+
+    def _is_command(self, offered: bytes, environ: Mapping[str, Any]) -> bool:
+        """Whether a command of this server's user calls, from this machine."""
+        if not self._ring.is_closed or not self._is_local(environ):
+            return False
+        try:
+            key = self._command_key().encode()
+        except ApiError:
+            return False  # the log says why
+        return bool(key) and hmac.compare_digest(key, offered)
 
     def _refusal(self, held: Held) -> ApiError | None:
         """Why a key that is known is not valid now; None if it is."""

@@ -10,10 +10,14 @@ import http.client
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from qwen_wsgi import local_http, net
+from qwen_wsgi.errors import ApiError
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.state import key_copy
+from qwen_wsgi.state.state_key import StateKey, command_key
 
 #: A worker answers within milliseconds, unless it stands still.
 _TIMEOUT_S: Final = 5.0
@@ -55,7 +59,7 @@ def ask(
     shown = str(address)
     if not address.path and not address.port:
         return Answer(shown, None, "with PORT=0 its port is unknown")
-    keys = settings.all_client_keys
+    keys = settings.all_client_keys or _command_key(settings)
     if keys and not address.path and not local_http.listeners(address.port) <= {0, os.geteuid()}:
         # On a port that is free any user's program may listen.
         return Answer(shown, None, "a program of another user listens there; it gets no client key")
@@ -77,6 +81,17 @@ def ask(
     if answer.value is not None and not check(answer.value):
         return Answer(shown, None, _OTHER_VERSION)
     return answer
+
+
+def _command_key(settings: Settings) -> tuple[str, ...]:
+    """The key for commands, where the server has no keys but those of its database."""
+    directory = Path(settings.state_dir)
+    if not key_copy.exists(directory):
+        return ()
+    try:
+        return (command_key(StateKey(settings.state_key, directory).get()),)
+    except ApiError:
+        return ()  # another user's server
 
 
 def _read(shown: str, status: int, body: bytes) -> Answer:
