@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -379,12 +380,12 @@ def test_a_browser_that_comes_from_another_site_is_refused(site: str) -> None:
 
 
 class World:
-    """A guard over a database in memory."""
+    """A guard over a database in memory, or in a directory."""
 
-    def __init__(self, **environ: Any) -> None:
+    def __init__(self, directory: Path | None = None, **environ: Any) -> None:
         self.clock = FakeClock()
-        database = database_in(None, self.clock)
-        self.store = ClientKeys(database, self.clock, None)
+        self.database = database_in(directory, self.clock)
+        self.store = ClientKeys(self.database, self.clock, directory)
         self.ring = KeyRing(self.store, self.clock)
         self.guard = Guard(
             settings_of(**environ), self.ring, self.clock, command_key=lambda: COMMAND_KEY
@@ -546,3 +547,33 @@ def test_an_unknown_key_is_503_while_the_database_cannot_be_read(
         world.guard.client_again("key_other", "other")
     assert (caught.value.status, caught.value.code) == (503, "keys_unavailable")
     assert "/secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("copy", ["whole", "damaged"])
+@pytest.mark.parametrize("harm", ["garbage", "unreadable", "lost"])
+def test_a_restart_without_the_database_opens_nothing(tmp_path: Path, harm: str, copy: str) -> None:
+    before = World(tmp_path)
+    key, revoked = before.add(), before.add("ben")
+    before.store.revoke("ben")
+    before.database.close()
+    file = tmp_path / "database/state.sqlite3"
+    for each in file.parent.iterdir():
+        each.unlink()
+    if harm == "garbage":
+        file.write_bytes(b"x" * 9000)
+    elif harm == "unreadable":
+        file.mkdir()
+    if copy == "damaged":
+        (tmp_path / "client-keys.json").write_text("{")
+    world = World(tmp_path, QWEN_PROXY_API_KEYS="" if copy == "whole" else KEY)
+
+    assert world.refused(**LOCAL) == (401, "missing_api_key")
+    if copy == "whole":
+        assert world.ask(key).name == "anna"
+        assert world.refused(revoked) == (401, "revoked_api_key")
+        unknown = (503, "keys_unavailable") if harm == "unreadable" else (401, "invalid_api_key")
+        assert world.refused("unknown") == unknown
+    else:
+        assert world.refused(key) == (503, "keys_unavailable")
+        assert world.ask(KEY).name == "env-1"
+    world.database.close()
