@@ -92,8 +92,9 @@ class KeyRing:
 
     @property
     def is_certain(self) -> bool:
-        """Whether a key that is not found is surely none."""
-        return not self._trouble
+        """Whether a key that is not found is surely none: also while the database cannot be read,
+        if there never was one."""
+        return not self._trouble or not self._closed
 
     def count(self) -> int:
         """How many keys are valid now."""
@@ -161,9 +162,9 @@ class KeyRing:
             self._trouble = self._lost()
         except KeysUnavailable as error:
             self._trouble = str(error)
-            if self._number is None:  # nothing is known yet
+            if not self._by_id:  # nothing is known yet
                 self._begin_with_copy(self._store)
-        if self._trouble:
+        if self._trouble and self._closed:
             self._tell(self._trouble)
 
     def _take(self, found: KeySet) -> None:
@@ -185,7 +186,7 @@ class KeyRing:
 
     def _begin_with_copy(self, store: KeyStore) -> None:
         self._closed = self._closed or store.existed()
-        if not self._by_id and (kept := store.kept()):
+        if self._closed and (kept := store.kept()):
             self._know(kept)
 
     def _know(self, keys: tuple[KeptKey, ...]) -> None:

@@ -186,11 +186,21 @@ def test_after_a_restart_without_either_nobody_is_served_without_a_key() -> None
     assert world.name_of(b"anna") is None
 
 
-def test_a_broken_database_that_never_had_keys_closes_nothing() -> None:
+def test_a_broken_database_that_never_had_keys_closes_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     world = World()
     world.store.broken = True
 
     assert not world.ring.is_closed
+    assert world.ring.is_certain
+    assert caplog.records == []
+
+    # Another process can use it, and makes the first key.
+    world.store.copy, world.store.has_existed = (kept(ANNA),), True
+    world.clock.advance(LOOK_S)
+    assert world.ring.is_closed
+    assert world.name_of(b"anna") == "anna"
 
 
 def test_keys_that_vanish_from_database_and_copy_stay_known(
