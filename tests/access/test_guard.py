@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from qwen_wsgi.access.guard import Client, Guard
 from qwen_wsgi.access.key_ring import KeyRing
 from qwen_wsgi.errors import ApiError, Forbidden, Unauthorized
 from qwen_wsgi.state.database.client_keys import ClientKeys
+from qwen_wsgi.state.database.sqlite import Database
 from qwen_wsgi.state.database.tables import database_in
 from tests.fakes.clock import FakeClock
 from tests.fakes.upstream import settings_of
@@ -379,12 +381,23 @@ def test_a_browser_that_comes_from_another_site_is_refused(site: str) -> None:
 # --- keys of the database ------------------------------------------------------------------------
 
 
+_opened: list[Database] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed_at_the_end() -> Iterator[None]:
+    yield
+    while _opened:
+        _opened.pop().close()
+
+
 class World:
     """A guard over a database in memory, or in a directory."""
 
     def __init__(self, directory: Path | None = None, **environ: Any) -> None:
         self.clock = FakeClock()
         self.database = database_in(directory, self.clock)
+        _opened.append(self.database)
         self.store = ClientKeys(self.database, self.clock, directory)
         self.ring = KeyRing(self.store, self.clock)
         self.guard = Guard(
@@ -576,4 +589,3 @@ def test_a_restart_without_the_database_opens_nothing(tmp_path: Path, harm: str,
     else:
         assert world.refused(key) == (503, "keys_unavailable")
         assert world.ask(KEY).name == "env-1"
-    world.database.close()

@@ -155,11 +155,10 @@ def test_what_a_person_reads(desk: Desk) -> None:
     desk.run("revoke", "Bertholdina")
 
     lines = desk.run("list").out.splitlines()
-    assert [line.index(word) for line, word in zip(lines, ("STATE", "valid", "rev"), strict=True)]
     assert lines[0].split() == ["NAME", "STATE", "LAST", "USED", "LIMITS"]
     assert lines[1].split()[:5] == ["anna", "valid", "for", "30", "d"]
     assert lines[1].endswith("rpm 60")
-    assert lines[2].startswith("Bertholdina  revoked 0 s ago")
+    assert re.match(r"Bertholdina  revoked \d s ago  never +none$", lines[2])
     assert lines[0].index("STATE") == lines[1].index("valid") == lines[2].index("revoked")
 
     details = desk.run("show", "anna").out

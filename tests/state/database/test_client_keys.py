@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,16 @@ from qwen_wsgi.state.database.sqlite import Database
 from qwen_wsgi.state.database.tables import database_in
 from tests.fakes.clock import FakeClock
 
+_opened: list[Database] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed_at_the_end() -> Iterator[None]:
+    yield
+    while _opened:
+        _opened.pop().close()
+
+
 _ENTRY = {"id": "key_1", "name": "x", "created_at": 0}
 
 
@@ -33,7 +44,8 @@ class World:
     def __init__(self, directory: Path, clock: FakeClock | None = None) -> None:
         self.directory = directory
         self.clock = clock or FakeClock()
-        self.database: Database = database_in(directory, self.clock)
+        self.database = database_in(directory, self.clock)
+        _opened.append(self.database)
         self.keys = ClientKeys(self.database, self.clock, directory)
 
     def add(self, name: str, **members: object) -> NewKey:
@@ -234,8 +246,6 @@ def test_two_that_add_one_name_at_once_do_not_both_get_it(tmp_path: Path) -> Non
         thread.join()
 
     assert sorted(type(result).__name__ for result in results) == ["NameTaken", "NewKey"]
-    for world in worlds:
-        world.database.close()
 
 
 # --- the copy ------------------------------------------------------------------------------------
@@ -300,7 +310,6 @@ def test_a_database_that_was_begun_anew_gets_its_keys_from_the_copy(
     assert again.keys.find("anna") == made.key
     again.add("carl")
     assert again.names == ["anna", "ben", "carl"]
-    again.database.close()
 
 
 def test_of_several_processes_one_takes_the_keys_from_the_copy(
@@ -317,8 +326,6 @@ def test_of_several_processes_one_takes_the_keys_from_the_copy(
 
     assert len(numbers) == 1
     assert caplog.text.count("taken from their copy") == 1
-    for each in worlds:
-        each.database.close()
 
 
 @pytest.mark.parametrize(
@@ -353,7 +360,6 @@ def test_without_database_and_with_a_damaged_copy_keys_are_unavailable(
     assert again.keys.kept() == ()
     assert again.keys.existed()
     assert key_copy.keys_in(world.directory) == ()
-    again.database.close()
 
 
 def test_a_database_that_cannot_be_read_is_told(world: World, tmp_path: Path) -> None:
@@ -368,12 +374,13 @@ def test_a_database_that_cannot_be_read_is_told(world: World, tmp_path: Path) ->
         again.keys.number()
 
     assert [kept.key.name for kept in again.keys.kept()] == ["anna"]
-    again.database.close()
 
 
 def test_in_memory_there_is_no_copy() -> None:
     clock = FakeClock()
-    keys = ClientKeys(database_in(None, clock), clock, None)
+    database = database_in(None, clock)
+    _opened.append(database)
+    keys = ClientKeys(database, clock, None)
     keys.add({"name": "anna"})
 
     assert not keys.existed()
