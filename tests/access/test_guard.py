@@ -535,6 +535,12 @@ def test_commands_on_this_machine_have_a_key_of_their_own() -> None:
     assert world.ask(COMMAND_KEY, **LOCAL).name == "command"
     assert world.refused(COMMAND_KEY) == (401, "invalid_api_key")
 
+    def unreadable() -> str:
+        raise ApiError("the state's key cannot be read")
+
+    world.guard._command_key = unreadable
+    assert world.refused(COMMAND_KEY, **LOCAL) == (401, "invalid_api_key")
+
 
 def test_an_unknown_key_is_503_while_the_database_cannot_be_read(
     monkeypatch: pytest.MonkeyPatch,
