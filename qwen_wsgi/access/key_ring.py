@@ -168,12 +168,11 @@ class KeyRing:
             self._tell(self._trouble)
 
     def _take(self, found: KeySet) -> None:
-        if not found.keys and self._closed:
-            # The database and its copy are gone, while this worker knows what was in them.
-            self._number = found.number
-            return
         self._number = found.number
-        self._know(found.keys)
+        self._closed = self._closed or bool(found.number)
+        # Else the database and its copy are gone, while this worker knows what was in them.
+        if found.number or not self._by_id:
+            self._know(found.keys)
 
     def _lost(self) -> str:
         """What is wrong where the database has no keys, and there were some."""

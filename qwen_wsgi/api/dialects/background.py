@@ -98,6 +98,7 @@ def worker(
         call = LiveCall(record=record, services=services, environ=dict(job.headers))
         try:
             call.client = services.guard.client_again(job.owner, job.client)
+            record.client = call.client.name
             response = background.told(make(call, job), record.account, record.changed)
             record.status = 200
         except (Exception, ClientGone) as error:

@@ -311,7 +311,9 @@ def _renumber(database: sqlite3.Connection) -> None:
 
 def _read(database: sqlite3.Connection) -> KeySet:
     digests: dict[str, list[tuple[bytes, int | None]]] = {}
-    for digest, id, until in database.execute("SELECT digest, id, until FROM client_key_digests"):
+    for digest, id, until in database.execute(
+        "SELECT digest, id, until FROM client_key_digests ORDER BY made"
+    ):
         digests.setdefault(id, []).append((digest, until))
     rows = database.execute("SELECT value, last_used_at FROM client_keys ORDER BY number")
     keys = [_key(*row) for row in rows]
