@@ -7,16 +7,13 @@ Only the parser and the dispatch. Each command imports what it needs itself, so 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 from qwen_wsgi import __version__, logs
 from qwen_wsgi import settings as settings_module
@@ -29,9 +26,6 @@ from qwen_wsgi.settings import Settings
 EXIT_CONFIGURATION: Final = 2
 #: Exit status for what may pass by itself; systemd restarts.
 EXIT_NOT_YET: Final = 1
-
-#: A running server has seen a new key by then (`access.key_ring.LOOK_S`).
-_SEEN_S: Final = 0.3
 
 Command = Callable[[Settings, argparse.Namespace], int]
 
@@ -237,23 +231,10 @@ def _login(settings: Settings, arguments: argparse.Namespace) -> int:
 def _keys(settings: Settings, arguments: argparse.Namespace) -> int:
     from qwen_wsgi.cli.keys import command
 
-    def recipe(secret: str) -> str:
-        from qwen_wsgi.cli import accounts
-        from qwen_wsgi.clients import command as clients
+    def recipe(made: Any) -> str:
+        from qwen_wsgi.cli.keys.recipe import recipe
 
-        time.sleep(_SEEN_S)
-        keyed = replace(settings, client_keys=(secret, *settings.client_keys))
-        out = io.StringIO()
-        clients.show(
-            keyed,
-            arguments.client,
-            url="",
-            model="",
-            models=lambda: accounts.models_to_offer(keyed),
-            json_output=False,
-            out=out,
-        )
-        return out.getvalue().replace("YOUR_CLIENT_KEY", secret)
+        return recipe(settings, arguments.client, made)
 
     if arguments.action == "add":
         from qwen_wsgi.clients import command as clients

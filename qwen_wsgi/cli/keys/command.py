@@ -26,7 +26,7 @@ from qwen_wsgi.state.database.client_keys import ClientKeys
 from qwen_wsgi.state.database.tables import database_in
 
 #: Makes the text with the set-up of a client for a new key. Raises SettingsError.
-Recipe = Callable[[str], str]
+Recipe = Callable[[NewKey], str]
 
 
 def run(
@@ -87,7 +87,7 @@ class _Run:
         self._out.write("It is shown this once. A running server knows it within a second.\n\n")
         self._out.flush()  # to find the models for the set-up may take a while
         try:
-            self._out.write(self._recipe(made.secret))
+            self._out.write(self._recipe(made))
         except SettingsError as error:
             self._out.write(f"The set-up of a client cannot be shown: {error}\n")
 

@@ -95,6 +95,15 @@ def test_a_new_key_is_printed_with_the_set_up_of_a_client(desk: Desk) -> None:
     )
 
 
+def test_the_set_up_has_a_model_that_the_key_may_use(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QWEN_PROXY_SANDBOX", "1")
+    ran = desk.run("add", "anna", "--client", "openai-python", "--models", "qwen3-coder*")
+
+    assert re.search(r'model="qwen3-coder[^"]*"', ran.out)
+
+
 def test_the_default_client_is_one() -> None:
     arguments = main._parser().parse_args(["keys", "add", "anna"])
 
