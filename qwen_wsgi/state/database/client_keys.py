@@ -115,13 +115,16 @@ class ClientKeys:
         return self._run(_number, tries=_TRIES)
 
     def read(self) -> KeySet:
-        """All keys. A database that was begun anew first gets those of the copy.
+        """All keys. A database that was begun anew first gets those of the copy, and a copy that
+        somebody has removed is written again.
 
         Raises:
             KeysUnavailable: they cannot be read now.
         """
         found = self._run(_read, tries=_TRIES)
         if found.number:
+            if self._directory is not None and not self.existed():
+                self._copy_again(self._directory)
             return found
         copy = self._copy()
         if copy is None:
@@ -276,6 +279,13 @@ class ClientKeys:
             return result
 
         return self._run(change, write=True)
+
+    def _copy_again(self, directory: Path) -> None:
+        """Write the copy, as part of a transaction: nobody else's later one is overwritten."""
+        try:
+            self._run(lambda database: key_copy.write(directory, _read(database).keys), write=True)
+        except KeysUnavailable as error:
+            log.warning("the copy of the client keys cannot be written: %s", error)
 
     def _copy(self) -> tuple[KeptKey, ...] | None:
         if self._directory is None:

@@ -265,6 +265,23 @@ def test_the_copy_is_written_with_every_change_and_is_private(world: World) -> N
     assert [file.name for file in world.directory.iterdir() if file.is_file()] == [key_copy.FILE]
 
 
+def test_a_copy_that_was_removed_is_written_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.add("anna")
+    world.copy.unlink()
+    found = world.keys.read()
+    assert key_copy.read(world.directory) == found.keys
+
+    def full(directory: Path, keys: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    world.copy.unlink()
+    monkeypatch.setattr(key_copy, "write", full)
+    assert world.keys.read() == found
+    assert "No space left" in caplog.text
+
+
 def test_a_change_without_its_copy_does_not_count(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
