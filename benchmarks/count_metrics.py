@@ -32,9 +32,7 @@ def main() -> int:
     """Measure and print; 1 if the goal is missed."""
     models = [f"qwen-{number}" for number in range(40)]
     clients = {f"id-{number}": f"env-{number}" for number in range(10)}
-    metrics = Metrics(
-        causes=CAUSES, models=lambda: models, clients=clients, monotonic=time.monotonic
-    )
+    metrics = Metrics(causes=CAUSES, models=lambda: models, monotonic=time.monotonic)
     calls = [
         _call(model, client, usage=usage)
         for model, client, usage in itertools.product(models, clients, (True, False))

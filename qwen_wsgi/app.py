@@ -9,6 +9,8 @@ from flask import Flask
 
 from qwen_wsgi import settings as settings_module
 from qwen_wsgi.api import errors, health, lifecycle, metrics, models, status
+from qwen_wsgi.api.admin import accounts as admin_accounts
+from qwen_wsgi.api.admin import keys as admin_keys
 from qwen_wsgi.api.dialects import (
     background,
     chat,
@@ -62,8 +64,12 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
         health,
         metrics,
         status,
+        admin_keys,
+        admin_accounts,
     ):
         app.register_blueprint(module.blueprint)
     errors.register(app)
+    # Before the first call: whether keys are needed at all must be known by then.
+    services.key_ring.look()
     services.background.work = background.worker(services, responses.make)
     return app

@@ -28,7 +28,7 @@ _LOOKS_SECRET: Final = re.compile(
 )
 
 #: Endings of the names of environment variables that hold secrets.
-_SECRET_NAMES: Final = ("_API_KEY", "_API_KEYS", "_TOKEN", "_SECRET", "_PASSWORD")
+_SECRET_NAMES: Final = ("_API_KEY", "_API_KEYS", "_ADMIN_KEYS", "_TOKEN", "_SECRET", "_PASSWORD")
 
 
 def mask(secret: str) -> str:

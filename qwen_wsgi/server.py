@@ -497,10 +497,12 @@ def _announce(services: Services, endpoints: list[str]) -> None:
     models = services.catalogue.models(refresh=True)
     problems = services.discovery.problems()
     statuses = {account.name: services.statuses.of(account) for account in accounts}
+    guard = services.guard
+    keys = guard.count_keys() if guard.needs_key else None
     if settings.log_format == "json":
         # Whoever reads the log expects an object in every line.
-        fields = text.ready(settings, accounts, models, problems, statuses)
+        fields = text.ready(settings, accounts, models, problems, statuses, keys=keys)
         log.info("ready", extra={"fields": fields})
     else:
-        banner = text.banner(settings, accounts, models, problems, endpoints, statuses)
+        banner = text.banner(settings, accounts, models, problems, endpoints, statuses, keys=keys)
         print(banner, file=sys.stderr, flush=True)

@@ -13,9 +13,10 @@ from typing import Final
 
 from qwen_wsgi import logs
 from qwen_wsgi.access.admission import Admission
-from qwen_wsgi.access.budget import Budgets
+from qwen_wsgi.access.budget import Budgets, limits_of
 from qwen_wsgi.access.connections import Connections
 from qwen_wsgi.access.guard import Client, Guard
+from qwen_wsgi.access.key_ring import KeyRing
 from qwen_wsgi.access.limits import Calendar, Limits
 from qwen_wsgi.accounting import metric_families, metrics
 from qwen_wsgi.accounting.ledger import Ledger
@@ -34,6 +35,7 @@ from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.counters import SharedCounters
 from qwen_wsgi.state.database.background import BackgroundQueue
+from qwen_wsgi.state.database.client_keys import ClientKeys
 from qwen_wsgi.state.database.host_objects import HostObjects
 from qwen_wsgi.state.database.responses import ResponseStore
 from qwen_wsgi.state.database.sqlite import Database
@@ -44,7 +46,7 @@ from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.recordings import Recordings
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.state.shared_files import SharedFiles
-from qwen_wsgi.state.state_key import StateKey
+from qwen_wsgi.state.state_key import StateKey, command_key
 from qwen_wsgi.state.token_counts import TokenCounts
 from qwen_wsgi.state.workers import Workers
 from qwen_wsgi.upstream.client import UpstreamClient
@@ -129,8 +131,10 @@ class Maintenance:
         trials: Trials,
         reporting: Reporting,
         budgets: Budgets,
+        key_ring: KeyRing,
     ) -> None:
         self._discovery = discovery
+        self._key_ring = key_ring
         self._files = files
         self._trials = trials
         self._reporting = reporting
@@ -154,6 +158,7 @@ class Maintenance:
             self._guarded(self._budgets.look_after)
             self._guarded(self._trials.run)
             self._guarded(self._reporting.report)
+            self._guarded(self._key_ring.write_uses)
 
     def _maintain_logins(self) -> None:
         for login in self._discovery.logins():
@@ -173,6 +178,8 @@ class Services:
     settings: Settings
     clock: Clock
     guard: Guard
+    client_keys: ClientKeys
+    key_ring: KeyRing
     admission: Admission
     budgets: Budgets
     connections: Connections
@@ -225,6 +232,7 @@ class Services:
         """Finish the token refreshes that were sent, and free the rest."""
         self.maintenance.stop()
         self.background.stop()
+        self.key_ring.write_uses()
         drain_logins(self.discovery.logins(), self.clock)
         self.transport.close()
         self.budgets.close()
@@ -255,7 +263,7 @@ def build_services(
     state_dir: Path | None = None,
     known_in: Path | None = None,
     sleep: Callable[[float], None] = sleep,
-    limits_of: Callable[[Client], Limits | None] = lambda client: None,
+    limits_of: Callable[[Client], Limits | None] = limits_of,
 ) -> Services:
     """Wire everything together; opens no connection and starts no thread.
 
@@ -282,16 +290,21 @@ def build_services(
     client = UpstreamClient(settings, transport, clock)
     tasks = Tasks(client, clock, sleep=sleep)
     ledger = Ledger()
+    client_keys = ClientKeys(database, clock, state_dir)
+    key_ring = KeyRing(client_keys, clock)
+    state_key = StateKey(settings.state_key, state_dir)
     admission = Admission(
-        settings.max_in_flight, settings.max_body_bytes_in_flight, share=_share(settings)
+        settings.max_in_flight, settings.max_body_bytes_in_flight, share=_share(settings, 0)
     )
-    guard = Guard(settings)
+
+    def share_anew(count: int) -> None:
+        admission.share = _share(settings, count)
+
+    key_ring.on_change = share_anew
+    guard = Guard(settings, key_ring, clock, command_key=lambda: command_key(state_key.get()))
     connections = Connections(settings.websockets, settings.websockets_per_key)
     counted = Metrics(
-        causes=CAUSES,
-        models=lambda: _models(pool, catalogue),
-        clients=guard.labels,
-        monotonic=clock.monotonic,
+        causes=CAUSES, models=lambda: _models(pool, catalogue), monotonic=clock.monotonic
     )
     workers = Workers(files)
     statuses = AccountStatuses(settings, pool, cooldowns, outcomes, catalogue)
@@ -328,6 +341,8 @@ def build_services(
         settings=settings,
         clock=clock,
         guard=guard,
+        client_keys=client_keys,
+        key_ring=key_ring,
         admission=admission,
         budgets=budgets,
         connections=connections,
@@ -373,7 +388,7 @@ def build_services(
         host_objects=HostObjects(database, clock),
         host_files=HostFiles(retrier, client, idle_s=settings.idle_timeout_s),
         token_counts=TokenCounts(files),
-        state_key=StateKey(settings.state_key, state_dir),
+        state_key=state_key,
         videos=VideoStore(database, clock),
         tasks=tasks,
         looks=TaskLooks(tasks, clock, workers=settings.workers, sleep=sleep),
@@ -386,19 +401,24 @@ def build_services(
         sandbox=sandbox,
         workers=workers,
         maintenance=Maintenance(
-            discovery, files, Trials(pool, catalogue, outcomes), reporting, budgets
+            discovery, files, Trials(pool, catalogue, outcomes), reporting, budgets, key_ring
         ),
         started_at=clock.monotonic(),
     )
 
 
-def _share(settings: Settings) -> int:
+def _share(settings: Settings, of_database: int) -> int:
     """The calls of one client key that a worker serves at a time: of several keys, none takes all
-    places."""
+    places.
+
+    Args:
+        of_database: how many keys there are besides those of the environment.
+    """
     most = settings.max_in_flight
-    if not settings.all_client_keys:
+    count = len(settings.all_client_keys) + of_database
+    if not count:
         return most
-    if len(settings.all_client_keys) == 1:
+    if count == 1:
         return max(1, most - _SPARE)  # so that a place is left for whoever looks what is wrong
     return max(1, math.ceil(most * settings.key_share))
 

@@ -220,7 +220,8 @@ class Settings:
 
     client_keys: tuple[str, ...] = setting(
         "QWEN_PROXY_API_KEYS",
-        "Client keys, comma separated. Without any client key, only this machine is served.",
+        "Client keys, comma separated. Without any client key, also none of `qwen-proxy keys`, "
+        "only this machine is served.",
         default=(),
         parse=values.keys,
         secret=True,
@@ -230,6 +231,13 @@ class Settings:
         "One more client key (never sent upstream).",
         default="",
         parse=values.key,
+        secret=True,
+    )
+    admin_keys: tuple[str, ...] = setting(
+        "QWEN_PROXY_ADMIN_KEYS",
+        "Client keys that may use /admin/v1 as well, comma separated.",
+        default=(),
+        parse=values.keys,
         secret=True,
     )
     allowed_hosts: tuple[str, ...] = setting(
@@ -522,9 +530,23 @@ class Settings:
 
     @property
     def all_client_keys(self) -> tuple[str, ...]:
-        """Every client key; empty means "this machine only"."""
+        """Every client key of the environment, each once. Those of the database are not here."""
+        return tuple(key for key, _ in self.named_client_keys)
+
+    @property
+    def named_client_keys(self) -> tuple[tuple[str, str], ...]:
+        """The same, each with its client's name: `env-1`, …, and `env-admin-1`, … of admins."""
         extra = (self.openai_api_key,) if self.openai_api_key else ()
-        return self.client_keys + extra
+        ordinary = [
+            key for key in dict.fromkeys(self.client_keys + extra) if key not in self.admin_keys
+        ]
+        return (
+            *((key, f"env-{number}") for number, key in enumerate(ordinary, 1)),
+            *(
+                (key, f"env-admin-{number}")
+                for number, key in enumerate(dict.fromkeys(self.admin_keys), 1)
+            ),
+        )
 
     @property
     def weak_client_keys(self) -> int:

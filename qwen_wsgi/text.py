@@ -159,14 +159,16 @@ def ready(
     models: Sequence[Mapping[str, Any]],
     problems: Sequence[str],
     statuses: Mapping[str, CredentialStatus] = MappingProxyType({}),
+    *,
+    keys: int | None = None,
 ) -> dict[str, Any]:
-    """The facts of the banner, as the fields of a log line for programs."""
+    """The facts of the banner, as the fields of a log line for programs; `keys` as for `banner`."""
     rows = [account_row(account, statuses.get(account.name)) for account in accounts]
     return {
         "version": __version__,
         "url": url(settings),
         "listens_on": settings.bind_address,
-        "client_keys": len(settings.all_client_keys),
+        "client_keys": len(settings.all_client_keys) if keys is None else keys,
         "accounts": [
             {"name": row["name"], "state": row["state"], "origin": row["origin"]} for row in rows
         ],
@@ -175,8 +177,12 @@ def ready(
     }
 
 
-def curl(settings: Settings, model: str) -> str:
-    """A curl command that streams an answer."""
+def curl(settings: Settings, model: str, *, keyed: bool = False) -> str:
+    """A curl command that streams an answer.
+
+    Args:
+        keyed: a key is needed, also if the settings have none.
+    """
     body = json.dumps(
         {
             "model": model,
@@ -187,7 +193,8 @@ def curl(settings: Settings, model: str) -> str:
     socket = ""
     if path := net.parse(settings.bind_address).path:
         socket = f"--unix-socket {path} "
-    key = "-H 'Authorization: Bearer YOUR_CLIENT_KEY' " if settings.all_client_keys else ""
+    keyed = keyed or bool(settings.all_client_keys)
+    key = "-H 'Authorization: Bearer YOUR_CLIENT_KEY' " if keyed else ""
     return (
         f"curl -N {socket}{base_url(settings)}/chat/completions {key}"
         f"-H 'Content-Type: application/json' -d {shlex.quote(body)}"
@@ -207,19 +214,22 @@ def banner(
     problems: Sequence[str],
     endpoints: Iterable[str] = (),
     statuses: Mapping[str, CredentialStatus] = MappingProxyType({}),
+    *,
+    keys: int | None = None,
 ) -> str:
     """Render what the first worker prints when it is ready.
 
     Args:
         endpoints: each as `POST /v1/responses`.
         statuses: by account name; what is missing is asked of the credential.
+        keys: how many client keys are valid; None where no key is needed, or the settings have all.
     """
     lines = [
         "",
         f"  qwen-proxy {__version__} is ready",
         "",
         f"  URL       {url(settings)}",
-        f"  clients   {_clients(settings)}",
+        f"  clients   {_clients(settings, keys)}",
     ]
     if any(account.kind == "sandbox" for account in accounts):
         note = _SANDBOX_ON if settings.sandbox == "on" else _SANDBOX_NOTE
@@ -244,7 +254,12 @@ def banner(
     for methods, path in _by_path(endpoints):
         lines.append(f"  {label:<9} {methods:<11} {path}")
         label = ""
-    lines += ["", "  Try it:", f"  {curl(settings, chat_model(models))}", ""]
+    lines += [
+        "",
+        "  Try it:",
+        f"  {curl(settings, chat_model(models), keyed=keys is not None)}",
+        "",
+    ]
     return with_command("\n".join(lines), settings.command)
 
 
@@ -257,10 +272,12 @@ def _by_path(endpoints: Iterable[str]) -> list[tuple[str, str]]:
     return [(", ".join(sorted(found, reverse=True)), path) for path, found in methods.items()]
 
 
-def _clients(settings: Settings) -> str:
-    if settings.all_client_keys:
-        number = len(settings.all_client_keys)
+def _clients(settings: Settings, keys: int | None) -> str:
+    number = len(settings.all_client_keys) if keys is None else keys
+    if keys == 0:
+        return "nobody: every client key was revoked or has expired (`qwen-proxy keys add NAME`)"
+    if number:
         return "all that have " + (
             "the client key" if number == 1 else f"one of the {number} client keys"
         )
-    return "this machine only (set QWEN_PROXY_API_KEYS to serve others)"
+    return "this machine only (`qwen-proxy keys add NAME` lets others in)"

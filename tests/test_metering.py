@@ -30,9 +30,7 @@ class Worker:
         self.clock = FakeClock()
         self.in_flight = 0
         self.logins: dict[str, Mapping[str, int]] = {}
-        self.metrics = Metrics(
-            causes=(), models=lambda: (), clients={}, monotonic=self.clock.monotonic
-        )
+        self.metrics = Metrics(causes=(), models=lambda: (), monotonic=self.clock.monotonic)
         self.shared = SharedCounters(
             directory, since=NOON_S, boottime=self.clock.monotonic, gone=lambda worker, _: False
         )

@@ -58,6 +58,7 @@ TAKEN: list[tuple[str, str, Any]] = [
     ("QWEN_PROXY_API_KEYS", "one", ("one",)),
     ("QWEN_PROXY_API_KEYS", " one , two,,", ("one", "two")),
     ("QWEN_PROXY_API_KEYS", ",", ()),
+    ("QWEN_PROXY_ADMIN_KEYS", " one , two,,", ("one", "two")),
     ("OPENAI_API_KEY", " key ", "key"),
     ("QWEN_PROXY_ALLOWED_HOSTS", "a.lan, b.lan", ("a.lan", "b.lan")),
     ("QWEN_PROXY_TRUSTED_PROXIES", "unix", ("unix",)),
@@ -149,6 +150,7 @@ REFUSED: dict[str, list[str]] = {
     "QWEN_PROXY_WEBSOCKET_IDLE": ["0", *SECONDS],
     "QWEN_PROXY_WEBSOCKET_MEMORY": ["0", "1048575", "128T"],
     "QWEN_PROXY_API_KEYS": ["a b", "one,t wo"],
+    "QWEN_PROXY_ADMIN_KEYS": ["a b", "one,t wo"],
     "OPENAI_API_KEY": ["a b", "a\tb"],
     "QWEN_PROXY_TRUSTED_PROXIES": ["localhost", "10.0.0.0/33", "127.0.0.1,nginx", "1.2.3"],
     "QWEN_UPSTREAM_BASE_URL": ["x.example/v1", "ftp://x", "//x", "http://a b"],
@@ -304,6 +306,8 @@ def test_the_name_of_a_machine_that_a_shell_has_set_is_no_address(
         ({"QWEN_PROXY_API_KEYS": "a,b"}, ("a", "b")),
         ({"OPENAI_API_KEY": "c"}, ("c",)),
         ({"QWEN_PROXY_API_KEYS": "a,b", "OPENAI_API_KEY": "c"}, ("a", "b", "c")),
+        ({"QWEN_PROXY_API_KEYS": "a,b,a", "OPENAI_API_KEY": "b"}, ("a", "b")),
+        ({"QWEN_PROXY_API_KEYS": "a,b", "QWEN_PROXY_ADMIN_KEYS": "a,d"}, ("b", "a", "d")),
     ],
     ids=str,
 )
@@ -369,6 +373,7 @@ SECRETS = [name for name, item in FIELDS.items() if item.metadata["secret"]]
 def test_what_is_a_secret() -> None:
     assert set(SECRETS) == {
         "QWEN_PROXY_API_KEYS",
+        "QWEN_PROXY_ADMIN_KEYS",
         "OPENAI_API_KEY",
         "QWEN_UPSTREAM_API_KEY",
         "QWEN_CLI_AUTH",

@@ -222,3 +222,21 @@ def test_without_accounts_the_ways_to_get_one_are_told() -> None:
 
     assert "DASHSCOPE_API_KEY" in text
     assert "QWEN_UPSTREAM_BASE_URL" in text
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (None, "this machine only (`qwen-proxy keys add NAME` lets others in)"),
+        (0, "nobody: every client key was revoked or has expired"),
+        (1, "all that have the client key"),
+        (3, "all that have one of the 3 client keys"),
+    ],
+)
+def test_the_banner_knows_keys_of_the_database(keys: int | None, told: str) -> None:
+    text = report.banner(settings_of(), [keyed()], [], (), keys=keys)
+
+    assert told in text
+    assert ("YOUR_CLIENT_KEY" in text) is (keys is not None)
+    facts = report.ready(settings_of(), [keyed()], [], (), keys=keys)
+    assert facts["client_keys"] == (keys or 0)

@@ -19,7 +19,8 @@ class Admission:
 
     Attributes:
         limit: calls.
-        share: calls of one client, so that one key never takes all places.
+        share: calls of one client, so that one key never takes all places; another number when
+            keys come or go.
         limit_bytes: bytes of their bodies together; a body that is alone always has room. It is
             held until its call ends, since another account may have to be asked.
         draining: the worker stops; /health then says that it takes no more.

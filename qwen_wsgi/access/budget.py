@@ -53,6 +53,11 @@ class Counters(Protocol):
     def close(self) -> None: ...
 
 
+def limits_of(client: Client) -> Limits | None:
+    """The limits of a client's key; only those of the database have some."""
+    return None if client.key is None else client.key.limits
+
+
 class Budgets:
     """Gives calls their budgets.
 

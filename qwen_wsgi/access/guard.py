@@ -1,4 +1,5 @@
-"""Checks who calls: client keys, or without any that the caller is this machine."""
+"""Checks who calls: client keys, of the environment and of the database; or without any that the
+caller is this machine."""
 
 from __future__ import annotations
 
@@ -6,19 +7,21 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from qwen_wsgi.errors import Forbidden, Unauthorized
+from qwen_wsgi.access.client_key import ID_PREFIX, ClientKey, KeysUnavailable
+from qwen_wsgi.access.key_ring import Held, KeyRing
+from qwen_wsgi.clock import Clock, SystemClock
+from qwen_wsgi.errors import ApiError, Forbidden, Unauthorized
 from qwen_wsgi.net import ip_address, is_loopback, is_loopback_address
-from qwen_wsgi.redaction import mask
 from qwen_wsgi.settings import Settings
 
 _NO_KEY_YET: Final = (
     "This qwen-proxy has no client keys, so it serves its own machine only. To let others in, its "
-    "operator sets QWEN_PROXY_API_KEYS (for example to the output of `openssl rand -hex 24`), "
-    "restarts it, and hands the key out."
+    "operator makes one with `qwen-proxy keys add NAME`, or sets QWEN_PROXY_API_KEYS and restarts "
+    "it, and hands the key out."
 )
 
 
@@ -26,25 +29,50 @@ class Client(NamedTuple):
     """The caller of a request.
 
     Attributes:
-        id: unique and the same after a restart, for what belongs to a client: a digest of its key.
-            It reveals nothing of a key that cannot be guessed. `local` where no keys are needed.
-        name: for the log: `key…abcd`, or `local`.
+        id: unique and the same after a restart, for what belongs to a client: of a key of the
+            database its id, of one of the environment a digest, which reveals nothing of a key
+            that cannot be guessed. `local` where no keys are needed.
+        name: for the log: of a key of the database its name; `env-1`, `env-2`, … and
+            `env-admin-1`, … of those of the environment; `local`; `command` of this program's own
+            commands.
+        key: of the database, with its limits; None for all others.
     """
 
     id: str
     name: str
+    key: ClientKey | None = None
 
 
 _LOCAL: Final = Client("local", "local")
+_COMMAND: Final = Client("command", "command")
 
 
 class Guard:
-    """The rules for callers, from the settings. Keeps no state."""
+    """The rules for callers, from the settings and the keys of the database.
 
-    def __init__(self, settings: Settings) -> None:
-        self._keys = [(key.encode(), _client_of(key)) for key in settings.all_client_keys]
-        #: Names for metrics, by `Client.id`: they show nothing of a key.
-        self.labels = {client.id: f"env-{n}" for n, (_, client) in enumerate(self._keys, 1)}
+    Args:
+        ring: what this worker knows of the database's keys; None has none.
+        command_key: the key of commands on this machine, where the database has keys and the
+            environment none that they could use; "" for none. Raises ApiError.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        ring: KeyRing | None = None,
+        clock: Clock | None = None,
+        *,
+        command_key: Callable[[], str] = lambda: "",
+    ) -> None:
+        self._command_key = command_key
+        self._clock = clock or SystemClock()
+        self._ring = ring or KeyRing(None, self._clock)
+        self._keys = [
+            (key.encode(), _client_of(key, name)) for key, name in settings.named_client_keys
+        ]
+        self._admins = frozenset(
+            client.id for key, client in self._keys if key.decode() in settings.admin_keys
+        )
         self._hosts = {host.lower() for host in settings.allowed_hosts}
         if settings.public_url:
             self._hosts.add(urlsplit(settings.public_url).hostname or "")
@@ -54,21 +82,32 @@ class Guard:
             for word in settings.trusted_proxies
             if word != "unix"
         ]
-        origins = settings.cors_origins
-        if origins is None:
-            origins = ("*",) if self._keys else ()
-        self._origins = frozenset(origins)
+        #: Of the setting; None leaves it to whether there are keys.
+        self._origins = None if settings.cors_origins is None else frozenset(settings.cors_origins)
         #: Whether answers differ by the page that asks, so that caches must tell them apart.
-        self.origin_matters = bool(self._origins) and "*" not in self._origins
+        self.origin_matters = bool(self._origins) and "*" not in (self._origins or ())
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether nobody is served without a client key: there are some, or there were."""
+        return bool(self._keys) or self._ring.is_closed
+
+    def count_keys(self) -> int:
+        """How many client keys are valid now."""
+        return len(self._keys) + self._ring.count()
 
     def identify(self, environ: Mapping[str, Any]) -> Client:
         """Check the caller's key, or without client keys where it calls from.
 
         Raises:
-            Unauthorized: no key, a wrong key, or no keys exist and the caller is elsewhere.
-            Forbidden: a web page tries to use a server that needs no key (DNS rebinding, CSRF).
+            Unauthorized: no key, a wrong key, one that was revoked or has expired, or no keys exist
+                and the caller is elsewhere.
+            Forbidden: the key may not be used from the caller's network; or a web page tries to use
+                a server that needs no key (DNS rebinding, CSRF).
+            ApiError: 503 `keys_unavailable`: the key is not known, and the database that might know
+                it cannot be read.
         """
-        if not self._keys:
+        if not self._keys and not self._ring.is_closed:
             self._require_local(environ)
             return _LOCAL
         offered = _offered_key(environ)
@@ -83,9 +122,99 @@ class Guard:
             # Every key is compared, in constant time, whether or not one matched before.
             if hmac.compare_digest(key, offered):
                 found = client
-        if found is None:
+        return self._of_database(offered, environ) if found is None else found
+
+    def _of_database(self, offered: bytes, environ: Mapping[str, Any]) -> Client:
+        """The holder of a key of the database; raises as `identify`."""
+        held = self._ring.find(offered)
+        if held is None:
+            if self._is_command(offered, environ):
+                return _COMMAND
+            if not self._ring.is_certain:
+                raise KeysUnavailable("").told()
             raise Unauthorized("Incorrect API key provided.", code="invalid_api_key")
-        return found
+        key = held.key
+        if (refusal := self._refusal(held)) is not None:
+            raise refusal
+        if key.cidr and not key.allows_address(address := self.client_address(environ)):
+            raise Forbidden(
+                f"This key may not be used from {address[:64]}: its operator has bound it to "
+                "certain networks.",
+                code="network_not_allowed",
+            )
+        self._ring.used(key)
+        return Client(key.id, key.name, key)
+
+    def _is_command(self, offered: bytes, environ: Mapping[str, Any]) -> bool:
+        """Whether a command of this server's user calls, from this machine."""
+        if not self._ring.is_closed or not self._is_local(environ):
+            return False
+        try:
+            key = self._command_key().encode()
+        except ApiError:
+            return False  # the log says why
+        return bool(key) and hmac.compare_digest(key, offered)
+
+    def _refusal(self, held: Held) -> ApiError | None:
+        """Why a key that is known is not valid now; None if it is."""
+        if held.key.revoked_at is not None:
+            return Unauthorized(
+                f"Your API key ('{held.key.name}') was revoked. Ask the operator of this proxy for "
+                "a new one.",
+                code="revoked_api_key",
+            )
+        if not held.is_over(self._clock.now()):
+            return None
+        if held.key.expired(self._clock.now()):
+            why = "has expired. Ask the operator of this proxy for more time, or for a new one."
+        else:
+            why = "was replaced by a new one, and its time is over. Use the new one."
+        return Unauthorized(f"Your API key ('{held.key.name}') {why}", code="expired_api_key")
+
+    def client_again(self, id: str, name: str) -> Client:
+        """A client whose request was made a while ago, with its key as it is now.
+
+        Args:
+            id, name: of the client as `identify` then told it.
+
+        Raises:
+            Unauthorized: its key was revoked, or has expired.
+            ApiError: 503: its key is not known, and the database cannot be read.
+        """
+        if not id.startswith(ID_PREFIX):
+            return Client(id, name)
+        key = self._ring.by_id(id)
+        if key is None:
+            if not self._ring.is_certain:
+                raise KeysUnavailable("").told()
+            raise Unauthorized("The key of this request is gone.", code="invalid_api_key")
+        if (refusal := self._refusal(Held(key, None))) is not None:
+            raise refusal
+        return Client(key.id, key.name, key)
+
+    def holder(self, environ: Mapping[str, Any]) -> Client | None:
+        """Who a refused caller is, where its key is known; for the log."""
+        offered = _offered_key(environ)
+        held = self._ring.find(offered) if offered else None
+        return None if held is None else Client(held.key.id, held.key.name, held.key)
+
+    def require_admin(self, environ: Mapping[str, Any]) -> Client:
+        """Check that the caller's key is one of an admin.
+
+        Raises:
+            Unauthorized: no key, or none that is valid.
+            Forbidden: it is no admin's, or may not be used from here.
+            ApiError: 503 `keys_unavailable`, as `identify`.
+        """
+        client = self.identify(environ)
+        admin = client.id in self._admins if client.key is None else client.key.admin
+        if not admin:
+            raise Forbidden(
+                "This needs a key of an admin. The operator of this proxy makes one with "
+                "`qwen-proxy keys add NAME --admin`, or sets QWEN_PROXY_ADMIN_KEYS.",
+                code="admin_key_required",
+            )
+        return client
 
     def _require_local(self, environ: Mapping[str, Any]) -> None:
         if not self._is_local(environ):
@@ -98,7 +227,7 @@ class Guard:
         Raises:
             Forbidden: the request comes from a page of another site, or by another name.
         """
-        if not self._keys:
+        if not self.needs_key:
             self._refuse_page(environ)
 
     def _refuse_page(self, environ: Mapping[str, Any]) -> None:
@@ -107,7 +236,7 @@ class Guard:
             # A page of evil.example whose name was rebound to 127.0.0.1 sends its own name here.
             raise Forbidden(
                 f"The Host header names '{host[:100]}', and without client keys only names of "
-                "this machine are served. Use http://127.0.0.1, set QWEN_PROXY_API_KEYS, or add "
+                "this machine are served. Use http://127.0.0.1, make a client key, or add "
                 "the name to QWEN_PROXY_ALLOWED_HOSTS.",
                 code="host_not_allowed",
             )
@@ -117,8 +246,8 @@ class Guard:
         if cross or (origin and self.allowed_origin(origin) is None):
             # A browser sends a simple cross-origin POST even though it may not read the answer.
             raise Forbidden(
-                "Web pages may not call this server while it has no client keys. Set "
-                "QWEN_PROXY_API_KEYS, or name the page's origin in QWEN_PROXY_CORS_ORIGINS.",
+                "Web pages may not call this server while it has no client keys. Make one, or "
+                "name the page's origin in QWEN_PROXY_CORS_ORIGINS.",
                 code="origin_not_allowed",
             )
 
@@ -144,7 +273,7 @@ class Guard:
             return True
         try:
             self.identify(environ)
-        except (Unauthorized, Forbidden):
+        except ApiError:
             return False
         return True
 
@@ -217,15 +346,18 @@ class Guard:
 
     def allowed_origin(self, origin: str) -> str | None:
         """The value of `Access-Control-Allow-Origin` for a page's origin, or None."""
-        if "*" in self._origins:
+        origins = self._origins
+        if origins is None:
+            return "*" if self.needs_key else None
+        if "*" in origins:
             return "*"
-        return origin if origin in self._origins else None
+        return origin if origin in origins else None
 
 
 def _reads_metrics(client: Client) -> bool:
     """Whether a client's key allows it to read the metrics from elsewhere; those of the environment
     do not."""
-    return False
+    return client.key is not None and client.key.metrics
 
 
 #: A name or an address, and perhaps a port (RFC 9110 §7.2): no user, path, or other tricks.
@@ -242,9 +374,9 @@ def _host_name(header: str) -> str:
         return ""
 
 
-def _client_of(key: str) -> Client:
+def _client_of(key: str, name: str) -> Client:
     digest = hashlib.sha256(b"qwen-proxy client\0" + key.encode()).hexdigest()
-    return Client(id=digest[:32], name="key" + mask(key))
+    return Client(id=digest[:32], name=name)
 
 
 def _offered_key(environ: Mapping[str, Any]) -> bytes:

@@ -51,14 +51,19 @@ PHASES: Final = ("before_first_byte", "after_first_byte")
 #: Causes of failed calls that are none of an upstream (`upstream.failures.causes`), by the code
 #: that the client got. Another one is INVALID where the request was at fault, else OTHER.
 OWN_CAUSES: Final = (
+    "account_not_allowed",
     "answer_too_large",
     "credentials_expired",
     "credentials_missing",
     "credentials_rejected",
+    "expired_api_key",
     "insufficient_quota",
     "internal_error",
     "invalid_api_key",
+    "keys_unavailable",
     "missing_api_key",
+    "model_not_allowed",
+    "network_not_allowed",
     "no_usable_account",
     "oauth_tier_closed",
     "overloaded",
@@ -66,6 +71,7 @@ OWN_CAUSES: Final = (
     "rate_limit_exceeded",
     "request_timeout",
     "request_too_large",
+    "revoked_api_key",
     "upstream_account_refused",
     "upstream_unavailable",
 )

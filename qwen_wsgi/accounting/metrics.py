@@ -54,7 +54,6 @@ class Metrics:
     Args:
         causes: names of the failures of upstreams.
         models: the models of the catalogue now.
-        clients: names of clients by their ids, where those of the records are not to be shown.
         monotonic: seconds that never step.
 
     Attributes:
@@ -67,7 +66,6 @@ class Metrics:
         *,
         causes: Collection[str],
         models: Callable[[], Collection[str]],
-        clients: Mapping[str, str],
         monotonic: Callable[[], float],
     ) -> None:
         self.rows: Rows = {}
@@ -76,7 +74,6 @@ class Metrics:
         self._find_models = models
         self._models: frozenset[str] = frozenset()
         self._looked_at = float("-inf")
-        self._clients = clients
         self._monotonic = monotonic
         self._combinations: set[Key] = set()
 
@@ -181,9 +178,6 @@ class Metrics:
         return combination
 
     def _client(self, call: CallRecord) -> str:
-        name = self._clients.get(call.client_id)
-        if name is not None:
-            return name
         if call.client in ("", "-"):
             return NONE
         # The name of an environment's key that is gone shows its end.

@@ -31,7 +31,7 @@ def allow(headers: Headers, guard: Guard, environ: Mapping[str, Any]) -> None:
         "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
     )
     if environ["REQUEST_METHOD"] == "OPTIONS":
-        headers["access-control-allow-methods"] = "GET, POST, DELETE, OPTIONS"
+        headers["access-control-allow-methods"] = "GET, POST, PATCH, DELETE, OPTIONS"
         headers["access-control-allow-headers"] = (
             environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS") or "*"
         )

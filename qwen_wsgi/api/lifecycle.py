@@ -130,7 +130,7 @@ class LiveCall:
         services, client = self.services, self.client
         if client is None:
             return
-        path = services.recordings.begin(services.guard.labels.get(client.id, client.name))
+        path = services.recordings.begin(client.name)
         if path is not None:
             request = {
                 "method": self.record.method,
@@ -267,8 +267,11 @@ def request_id_of(environ: Mapping[str, Any]) -> str:
     return "req_" + os.urandom(16).hex()
 
 
-def check_caller() -> None:
+def check_caller(*, admin: bool = False) -> None:
     """Check the caller's key; for blueprints that are not open to everybody.
+
+    Args:
+        admin: whether it must be an admin's.
 
     Raises:
         ApiError: 401 or 403.
@@ -276,9 +279,11 @@ def check_caller() -> None:
     call = live()
     guard = call.services.guard
     try:
-        client = guard.identify(call.environ)
+        client = guard.require_admin(call.environ) if admin else guard.identify(call.environ)
     except ApiError:
         call.record.address = guard.client_address(call.environ)
+        if (holder := guard.holder(call.environ)) is not None:
+            call.record.client, call.record.client_id = holder.name, holder.id
         raise
     call.know(client, counts=call.record.method == "POST")
 

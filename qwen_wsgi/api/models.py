@@ -7,6 +7,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from qwen_wsgi.api import http, lifecycle
+from qwen_wsgi.api.dialects import generation
 from qwen_wsgi.capabilities import is_chat_model
 from qwen_wsgi.errors import NotFound
 from qwen_wsgi.protocol.messages import models as anthropic
@@ -20,13 +21,14 @@ blueprint.before_request(lifecycle.check_caller)
 
 @blueprint.get("/v1/models")
 def list_models() -> Response:
-    """All models of all accounts; `?refresh=1` asks the hosts now.
+    """All models of all accounts that the client's key may use; `?refresh=1` asks the hosts now.
 
     A client of Anthropic's API also gets each chat model as `anthropic/<id>`; Codex, which sends
     its `client_version`, gets the chat models in its own form as `models`.
     """
     refresh = request.args.get("refresh", "") not in ("", "0", "false")
-    data = lifecycle.live().services.catalogue.models(refresh=refresh)
+    call = lifecycle.live()
+    data = call.services.catalogue.models(refresh=refresh, permit=generation.permit_of(call))
     if lifecycle.live().is_anthropic:
         data += [_in_namespace(entry) for entry in data if _is_offered(entry)]
         return http.json_value(anthropic.page(data, request.args))
@@ -40,7 +42,9 @@ def list_models() -> Response:
 @blueprint.get("/v1/models/<path:id>")
 def get_model(id: str) -> Response:
     """One model; ids may hold slashes, plain or as %2F."""
-    entries = {entry["id"]: entry for entry in lifecycle.live().services.catalogue.models()}
+    call = lifecycle.live()
+    models = call.services.catalogue.models(permit=generation.permit_of(call))
+    entries = {entry["id"]: entry for entry in models}
     entry = entries.get(id)
     if entry is None and (found := entries.get(id.removeprefix(ANTHROPIC))) is not None:
         entry = _in_namespace(found)

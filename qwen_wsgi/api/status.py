@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from flask import Blueprint, Response
 
 from qwen_wsgi import __version__, text
 from qwen_wsgi.api import http, lifecycle
+from qwen_wsgi.services import Services
 
 blueprint = Blueprint("status", __name__)
 
@@ -33,11 +35,16 @@ def status() -> Response:
             "workers": len(workers),
             "in_flight": sum(each.in_flight for each in workers),
             "calls": sum(each.ended for each in workers),
-            "accounts": [
-                text.status_row(account, status, services.outcomes.latest(account))
-                for account, status in services.statuses.summary().accounts
-            ],
+            "accounts": account_rows(services),
             "problems": list(services.discovery.problems()),
             "notes": list(map(str, services.discovery.notes())),
         }
     )
+
+
+def account_rows(services: Services) -> list[dict[str, Any]]:
+    """The accounts as `text.status_row` describes them."""
+    return [
+        text.status_row(account, status, services.outcomes.latest(account))
+        for account, status in services.statuses.summary().accounts
+    ]

@@ -41,6 +41,13 @@ _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
 _OF_THE_TERMINAL: Final = ("TERM", "LANG", "LANGUAGE", "COLUMNS", "LINES", "NO_COLOR", "TZ")
 
 
+#: Said to a user who is not root.
+_OWN_KEYS: Final = (
+    "qwen-proxy: these are the client keys of your own state directory, which the service does not "
+    "have. For the service's: sudo qwen-proxy keys"
+)
+
+
 class Identity(NamedTuple):
     """Whose rights the service has."""
 
@@ -72,6 +79,8 @@ def main() -> NoReturn:
     if unit is None:
         os.execve(command[0], command, environ)
     if os.geteuid() != 0:
+        if "keys" in arguments[:1]:
+            print(_OWN_KEYS, file=sys.stderr)
         hints = {} if "serve" in arguments[:1] else address(unit, environ)
         os.execve(command[0], command, environ | hints)
     try:

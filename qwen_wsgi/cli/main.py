@@ -1,4 +1,4 @@
-"""The command line: `qwen-proxy serve | login | status | doctor | models | clients | …`.
+"""The command line: `qwen-proxy serve | login | status | doctor | models | clients | keys | …`.
 
 Only the parser and the dispatch. Each command imports what it needs itself, so that `--help`,
 `--version` and `settings` start fast.
@@ -13,11 +13,12 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 from qwen_wsgi import __version__, logs
 from qwen_wsgi import settings as settings_module
 from qwen_wsgi.cli import interrupts, invocation
+from qwen_wsgi.cli.keys import options as keys_options
 from qwen_wsgi.errors import CannotStartYet, SettingsError
 from qwen_wsgi.settings import Settings
 
@@ -170,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("file", nargs="?", metavar="FILE", help="the copy, for backup and restore")
     sub.add_argument("--force", action="store_true", help="overwrite a copy that is there already")
     sub.add_argument("--json", action="store_true", help="print JSON")
+    keys_options.add_to(add("keys", _keys, "make, show, change and revoke client keys"))
     return parser
 
 
@@ -241,6 +243,21 @@ def _login(settings: Settings, arguments: argparse.Namespace) -> int:
         out=sys.stdout,
         err=sys.stderr,
     )
+
+
+def _keys(settings: Settings, arguments: argparse.Namespace) -> int:
+    from qwen_wsgi.cli.keys import command
+
+    def recipe(made: Any) -> str:
+        from qwen_wsgi.cli.keys.recipe import recipe
+
+        return recipe(settings, arguments.client, made)
+
+    if arguments.action == "add":
+        from qwen_wsgi.clients import command as clients
+
+        clients.known(arguments.client)  # before there is a key
+    return command.run(settings, arguments, recipe=recipe, out=sys.stdout)
 
 
 def _creds(settings: Settings, arguments: argparse.Namespace) -> int:

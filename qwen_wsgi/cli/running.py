@@ -11,10 +11,14 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from qwen_wsgi import local_http, net
+from qwen_wsgi.errors import ApiError
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.state import key_copy
+from qwen_wsgi.state.state_key import StateKey, command_key
 
 #: A worker answers within milliseconds, unless it stands still.
 _TIMEOUT_S: Final = 5.0
@@ -60,7 +64,7 @@ def find(settings: Settings) -> tuple[net.Address, dict[str, str]]:
         raise Unreachable(str(error)) from None
     if not address.path and not address.port:
         raise Unreachable("with PORT=0 its port is unknown", str(address))
-    keys = settings.all_client_keys
+    keys = settings.all_client_keys or _command_key(settings)
     if keys and not address.path and not local_http.listeners(address.port) <= {0, os.geteuid()}:
         # On a port that is free any user's program may listen.
         why = "a program of another user listens there; it gets no client key"
@@ -110,6 +114,17 @@ def ask(
     if answer.value is not None and not check(answer.value):
         return Answer(shown, None, _OTHER_VERSION)
     return answer
+
+
+def _command_key(settings: Settings) -> tuple[str, ...]:
+    """The key for commands, where the server has no keys but those of its database."""
+    directory = Path(settings.state_dir)
+    if not key_copy.exists(directory):
+        return ()
+    try:
+        return (command_key(StateKey(settings.state_key, directory).get()),)
+    except ApiError:
+        return ()  # another user's server
 
 
 def _read(shown: str, status: int, body: bytes) -> Answer:

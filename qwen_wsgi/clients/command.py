@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 from qwen_wsgi import net
 from qwen_wsgi.clients import trust
 from qwen_wsgi.clients.known import CLIENTS, nearest, target_for
-from qwen_wsgi.clients.recipe import as_json, as_text, is_model_name, origin_of
+from qwen_wsgi.clients.recipe import Client, as_json, as_text, is_model_name, origin_of
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.net import is_loopback
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.state import key_copy
 
 #: An address for documentation (RFC 5737): the route to it is the route out of this machine.
 _OUTSIDE: Final = ("192.0.2.1", 9)
@@ -25,8 +26,8 @@ _OUTSIDE: Final = ("192.0.2.1", 9)
 OWN_AUTHORITY: Final = Path("/etc/qwen-proxy/tls/ca.crt")
 
 _NO_KEYS: Final = (
-    "No client keys are set in the environment of this command. A server without "
-    "QWEN_PROXY_API_KEYS serves only programs on its own machine."
+    "There are no client keys: neither in the environment of this command, nor of `qwen-proxy "
+    "keys`. A server without client keys serves only programs on its own machine."
 )
 
 
@@ -55,6 +56,20 @@ def show_list(*, json_output: bool, out: TextIO) -> None:
         out.write(f"{client.name:<{width}}  {client.speaks:<9}  {client.title}\n")
 
 
+def known(name: str) -> Client:
+    """The client of this name.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    client = CLIENTS.get(name)
+    if client is None:
+        near = ", ".join(nearest(name))
+        hint = f"similar names: {near}" if near else "`qwen-proxy clients` lists all"
+        raise SettingsError(f"there is no recipe for {name!r}; {hint}")
+    return client
+
+
 def show(
     settings: Settings,
     name: str,
@@ -79,15 +94,12 @@ def show(
     Raises:
         SettingsError: there is no such client, or `url` or `model` is invalid.
     """
-    client = CLIENTS.get(name)
-    if client is None:
-        near = ", ".join(nearest(name))
-        hint = f"similar names: {near}" if near else "`qwen-proxy clients` lists all"
-        raise SettingsError(f"there is no recipe for {name!r}; {hint}")
+    client = known(name)
     if model and not is_model_name(model):
         raise SettingsError(f"{model!r} is not the name of a model; `qwen-proxy models` lists them")
     origin, notes = _origin(settings, url, lan)
-    if not settings.all_client_keys and not is_loopback(urlsplit(origin).hostname or ""):
+    keyed = settings.all_client_keys or key_copy.exists(Path(settings.state_dir))
+    if not keyed and not is_loopback(urlsplit(origin).hostname or ""):
         notes += (_NO_KEYS,)
     if origin.startswith("https:") and authority.exists():
         notes += (trust.note(name, str(authority)),)

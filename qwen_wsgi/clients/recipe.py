@@ -142,7 +142,7 @@ def key_in_shell(*more: str) -> Snippet:
 
     The placeholder is a valid word: a server without client keys accepts any.
     """
-    key = f"export {KEY_VARIABLE}=YOUR_CLIENT_KEY  # one of QWEN_PROXY_API_KEYS"
+    key = f"export {KEY_VARIABLE}=YOUR_CLIENT_KEY  # your client key"
     return shell("".join(line + "\n" for line in (key, *more)))
 
 

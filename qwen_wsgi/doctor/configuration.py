@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 from qwen_wsgi import net
+from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.credential import StaticKey
 from qwen_wsgi.credentials.sources.discovery import Discovery
@@ -15,6 +17,7 @@ from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.redaction import mask
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.state import key_copy
 
 TELL: Final = Teller("settings")
 
@@ -82,6 +85,17 @@ def sources(discovery: Discovery) -> Iterator[Finding]:
         yield TELL.ok("account sources", "the files and variables that name accounts are valid")
 
 
+def valid_keys(settings: Settings) -> int | None:
+    """How many client keys are valid, of the environment and of the database; None where there are
+    and were none, so that this machine needs none."""
+    directory = Path(settings.state_dir)
+    if not settings.all_client_keys and not key_copy.exists(directory):
+        return None
+    now = SystemClock().now()
+    stored = sum(key.is_valid(now) for key in key_copy.keys_in(directory))
+    return len(settings.all_client_keys) + stored
+
+
 def reach(settings: Settings) -> Iterator[Finding]:
     """Check who can reach the server, and whether strangers get in."""
     try:
@@ -89,7 +103,14 @@ def reach(settings: Settings) -> Iterator[Finding]:
     except ValueError as error:
         yield TELL.fail("address", str(error), "Correct HOST and PORT, or QWEN_PROXY_BIND.")
         return
-    keys = len(settings.all_client_keys)
+    keys = valid_keys(settings)
+    if keys == 0:
+        yield TELL.warn(
+            "client keys",
+            "every client key was revoked or has expired, so nobody is served",
+            "Make one with `qwen-proxy keys add NAME`.",
+        )
+        return
     if keys:
         where = "the LAN" if bind.open_to_lan else "nginx" if bind.path else "this machine"
         yield TELL.ok("address", f"{bind}: open to {where}, with {keys} client key(s)")
@@ -98,7 +119,7 @@ def reach(settings: Settings) -> Iterator[Finding]:
         yield TELL.warn(
             "address",
             f"{bind} is open to the LAN, but without client keys only this machine is served",
-            f"Set QWEN_PROXY_API_KEYS for the LAN. {_NEW_KEY} Or listen on 127.0.0.1.",
+            "Make a client key for the LAN (`qwen-proxy keys add NAME`), or listen on 127.0.0.1.",
         )
     else:
         yield TELL.ok(
@@ -143,7 +164,11 @@ def client_keys(settings: Settings, accounts: Sequence[Account]) -> Iterator[Fin
         if isinstance(account.credential, StaticKey) and account.credential.key
     }
     for key in settings.all_client_keys:
-        name = "OPENAI_API_KEY" if key == settings.openai_api_key else "QWEN_PROXY_API_KEYS"
+        name = "QWEN_PROXY_API_KEYS"
+        if key in settings.admin_keys:
+            name = "QWEN_PROXY_ADMIN_KEYS"
+        elif key == settings.openai_api_key:
+            name = "OPENAI_API_KEY"
         if key in ours:
             yield TELL.warn(
                 name,
@@ -164,7 +189,7 @@ def client_keys(settings: Settings, accounts: Sequence[Account]) -> Iterator[Fin
 
 def web_pages(settings: Settings) -> Iterator[Finding]:
     """Check whether any web page in a browser may call."""
-    if "*" in (settings.cors_origins or ()) and not settings.all_client_keys:
+    if "*" in (settings.cors_origins or ()) and valid_keys(settings) is None:
         yield TELL.warn(
             "QWEN_PROXY_CORS_ORIGINS",
             "every web page that is open in a browser on this machine may call without a key",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from qwen_wsgi.credentials.account import Account
+from qwen_wsgi.doctor.configuration import valid_keys
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.settings import Settings
@@ -47,6 +48,6 @@ def shared_by(settings: Settings, open_at: Sequence[str]) -> tuple[str, ...]:
         open_at: addresses that other machines reach.
     """
     why = [f"other machines reach {', '.join(open_at)}"] if open_at else []
-    if (keys := len(settings.all_client_keys)) > 1:
+    if (keys := valid_keys(settings) or 0) > 1:
         why.append(f"there are {keys} client keys")
     return tuple(why)

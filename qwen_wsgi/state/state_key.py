@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import logging
 import os
 import secrets
@@ -61,6 +63,12 @@ class StateKey:
                 code="state_key_unavailable",
                 should_retry=False,
             ) from error
+
+
+def command_key(key: bytes) -> str:
+    """The client key of commands on the server's own machine that can read the state's key: what it
+    protects is theirs already."""
+    return hmac.new(key, b"qwen-proxy command", hashlib.sha256).hexdigest()
 
 
 def _read(file: Path) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
+from qwen_wsgi.access.permit import Permit
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.capabilities import Capability
 from qwen_wsgi.errors import ApiError
@@ -27,7 +28,7 @@ class PictureTool:
     Args:
         tool: as the client has described it.
         headers: of the client, for the upstream.
-        pinned: the account that alone may answer, or "".
+        permit: what the call may use.
         max_bytes: of one picture.
         most: pictures that the client allows, or None.
     """
@@ -41,7 +42,7 @@ class PictureTool:
         tool: ImageTool,
         *,
         headers: Mapping[str, str],
-        pinned: str,
+        permit: Permit,
         max_bytes: int,
         most: int | None,
     ) -> None:
@@ -50,7 +51,7 @@ class PictureTool:
         self._router = router
         self._tool = tool
         self._headers = headers
-        self._pinned = pinned
+        self._permit = permit
         self._max_bytes = max_bytes
 
     def run(self, call: ServerCall, record: CallRecord) -> Outcome:
@@ -58,7 +59,7 @@ class PictureTool:
         request = self._tool.request_of(call.work())
         plan = self._router.plan(
             request.model,
-            pinned=self._pinned,
+            permit=self._permit,
             capability=Capability.IMAGE_EDIT if request.pictures else Capability.IMAGE,
         )
         if most := image_model(plan.routes[0].model).inputs:
@@ -78,9 +79,9 @@ class PictureTool:
         )
 
 
-def offer_of(router: Router, wanted: str, default: str, *, pinned: str) -> ImageOffer | None:
+def offer_of(router: Router, wanted: str, default: str, *, permit: Permit) -> ImageOffer | None:
     """The model for pictures: the one that the tool names, else the operator's; None if no account
-    has either.
+    has either, or the key may use neither.
 
     Args:
         wanted: by the tool, or "".
@@ -89,16 +90,16 @@ def offer_of(router: Router, wanted: str, default: str, *, pinned: str) -> Image
     for name in dict.fromkeys((wanted, default)):
         if not name:
             continue
-        makes = _has(router, name, Capability.IMAGE, pinned)
-        edits = _has(router, name, Capability.IMAGE_EDIT, pinned)
+        makes = _has(router, name, Capability.IMAGE, permit)
+        edits = _has(router, name, Capability.IMAGE_EDIT, permit)
         if makes or edits:
             return ImageOffer(name, makes, edits, instead=bool(wanted) and name != wanted)
     return None
 
 
-def _has(router: Router, model: str, capability: Capability, pinned: str) -> bool:
+def _has(router: Router, model: str, capability: Capability, permit: Permit) -> bool:
     try:
-        router.plan(model, capability=capability, pinned=pinned)
+        router.plan(model, capability=capability, permit=permit)
     except ApiError:
         return False
     return True

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from qwen_wsgi.access.permit import EVERYTHING, Permit
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import UpstreamError
@@ -42,7 +43,7 @@ class ChatCall:
     Attributes:
         headers: of the client, for the upstream.
         record: filled in as the call goes on.
-        pinned: the account that the client named, or "".
+        permit: what the call may use.
         conversation: computes the call's key for affinity.
         changed: what the translation from the client's dialect changed or dropped.
         size: shared by the parts of a call, whose answers become one; None for a call of one part.
@@ -53,7 +54,7 @@ class ChatCall:
     request: ChatRequest
     headers: Mapping[str, str]
     record: CallRecord
-    pinned: str = ""
+    permit: Permit = EVERYTHING
     conversation: Callable[[], bytes] | None = None
     changed: tuple[str, ...] = ()
     size: AnswerSize | None = None

@@ -137,7 +137,7 @@ class Executor:
         """
         plan = self._router.plan(
             call.request.model,
-            pinned=call.pinned,
+            permit=call.permit,
             conversation=call.conversation,
             evidence=call.evidence,
         )

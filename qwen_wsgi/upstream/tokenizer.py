@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
+from qwen_wsgi.access.permit import EVERYTHING, Permit
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import ApiError, UpstreamError, forget_frames
@@ -75,7 +76,7 @@ class HostTokenizer:
         *,
         headers: Mapping[str, str],
         record: CallRecord,
-        pinned: str = "",
+        permit: Permit = EVERYTHING,
     ) -> int | None:
         """The tokens of some messages whose contents are texts; None if no host says it, or the
         texts are too long to ask one.
@@ -83,12 +84,12 @@ class HostTokenizer:
         Args:
             headers: of the client, for the upstream.
             record: of the client's call.
-            pinned: the account that the client named, or "".
+            permit: what the call may use.
         """
         if sum(len(each["content"]) for each in messages) > _MOST_CHARACTERS:
             return None
         try:
-            plan = self._router.plan(model, pinned=pinned)
+            plan = self._router.plan(model, permit=permit)
         except ApiError:
             return None  # no such model or account: the client hears it when it calls
         routes = tuple(route for route in plan.routes if self._may_ask(route))

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qwen_wsgi.access.guard import Guard
-from qwen_wsgi.errors import Forbidden, Unauthorized
+from qwen_wsgi.access.client_key import KeysUnavailable
+from qwen_wsgi.access.guard import Client, Guard
+from qwen_wsgi.access.key_ring import KeyRing
+from qwen_wsgi.errors import ApiError, Forbidden, Unauthorized
+from qwen_wsgi.state.database.client_keys import ClientKeys
+from qwen_wsgi.state.database.sqlite import Database
+from qwen_wsgi.state.database.tables import database_in
+from tests.fakes.clock import FakeClock
 from tests.fakes.upstream import settings_of
 from tests.kit.secrets import secret
 
 KEY = secret("client-one")
 OTHER_KEY = secret("client-two")
+THIRD_KEY = secret("client-three")
+ADMIN_KEY = secret("client-admin")
+ALL_KEYS = (KEY, OTHER_KEY, THIRD_KEY, ADMIN_KEY)
 LOCAL = {"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": "127.0.0.1:8080"}
 
 
@@ -31,18 +42,18 @@ def without_keys(**environ: Any) -> Guard:
 @pytest.mark.parametrize(
     ("headers", "name"),
     [
-        ({"HTTP_AUTHORIZATION": f"Bearer {KEY}"}, "key…0000"),
-        ({"HTTP_AUTHORIZATION": f"bearer {KEY}"}, "key…0000"),
-        ({"HTTP_AUTHORIZATION": f"BEARER   {KEY} "}, "key…0000"),
-        ({"HTTP_AUTHORIZATION": f"Bearer {OTHER_KEY}"}, "key…0000"),
-        ({"HTTP_X_API_KEY": KEY}, "key…0000"),
-        ({"HTTP_X_API_KEY": f" {OTHER_KEY} "}, "key…0000"),
-        ({"HTTP_AUTHORIZATION": "Basic eA==", "HTTP_X_API_KEY": KEY}, "key…0000"),
-        ({"HTTP_AUTHORIZATION": "Bearer ", "HTTP_X_API_KEY": KEY}, "key…0000"),
+        ({"HTTP_AUTHORIZATION": f"Bearer {KEY}"}, "env-1"),
+        ({"HTTP_AUTHORIZATION": f"bearer {KEY}"}, "env-1"),
+        ({"HTTP_AUTHORIZATION": f"BEARER   {KEY} "}, "env-1"),
+        ({"HTTP_AUTHORIZATION": f"Bearer {OTHER_KEY}"}, "env-2"),
+        ({"HTTP_X_API_KEY": KEY}, "env-1"),
+        ({"HTTP_X_API_KEY": f" {OTHER_KEY} "}, "env-2"),
+        ({"HTTP_AUTHORIZATION": "Basic eA==", "HTTP_X_API_KEY": KEY}, "env-1"),
+        ({"HTTP_AUTHORIZATION": "Bearer ", "HTTP_X_API_KEY": KEY}, "env-1"),
     ],
     ids=lambda value: str(sorted(value)) if isinstance(value, dict) else None,
 )
-def test_a_known_key_is_let_in_from_anywhere_and_named_by_its_end(
+def test_a_known_key_is_let_in_from_anywhere_and_named_by_its_number(
     headers: dict[str, str], name: str
 ) -> None:
     environ = {"REMOTE_ADDR": "203.0.113.9", "HTTP_HOST": "any.example", **headers}
@@ -115,22 +126,38 @@ def test_a_key_owns_its_own_things_by_whatever_header_it_comes() -> None:
     assert re.fullmatch("[0-9a-f]{32}", owner)
 
 
-def test_keys_with_the_same_end_share_a_name_and_nothing_else() -> None:
-    guard = with_keys()
-    one, other = {"HTTP_X_API_KEY": KEY}, {"HTTP_X_API_KEY": OTHER_KEY}
+def test_keys_of_the_environment_are_named_by_their_number_and_no_admins() -> None:
+    guard = with_keys(OPENAI_API_KEY=THIRD_KEY, QWEN_PROXY_ADMIN_KEYS=f"{ADMIN_KEY}, {OTHER_KEY}")
 
-    assert guard.identify(one).name == guard.identify(other).name
-    assert guard.identify(one).id != guard.identify(other).id
+    clients = {key: guard.identify({"HTTP_X_API_KEY": key}) for key in ALL_KEYS}
+
+    assert [clients[key].name for key in ALL_KEYS] == [
+        "env-1",
+        "env-admin-2",
+        "env-2",
+        "env-admin-1",
+    ]
+    assert len({client.id for client in clients.values()}) == 4
+    assert all(client.key is None for client in clients.values())
+    assert guard.require_admin({"HTTP_X_API_KEY": ADMIN_KEY}).name == "env-admin-1"
+    for key in (KEY, THIRD_KEY):
+        with pytest.raises(Forbidden) as caught:
+            guard.require_admin({"HTTP_X_API_KEY": key})
+        assert caught.value.code == "admin_key_required"
+    with pytest.raises(Unauthorized):
+        guard.require_admin(LOCAL)
+
+
+def test_a_key_that_is_named_twice_is_one_client() -> None:
+    guard = Guard(settings_of(QWEN_PROXY_API_KEYS=f"{KEY},{KEY}", OPENAI_API_KEY=KEY))
+
+    assert guard.identify({"HTTP_X_API_KEY": KEY}).name == "env-1"
+    assert guard.count_keys() == 1
 
 
 def test_without_keys_all_callers_of_this_machine_are_one_owner() -> None:
     assert without_keys().identify(LOCAL).id == "local"
     assert without_keys().identify({**LOCAL, "HTTP_X_API_KEY": "any"}).id == "local"
-
-
-def test_a_short_key_is_not_shown_at_all() -> None:
-    guard = Guard(settings_of(QWEN_PROXY_API_KEYS="short"))
-    assert guard.identify({"HTTP_X_API_KEY": "short"}).name == "key****"
 
 
 # --- this machine only --------------------------------------------------------------------------
@@ -349,3 +376,222 @@ def test_a_browser_that_comes_from_another_site_is_refused(site: str) -> None:
         without_keys().identify({**environ, "HTTP_SEC_FETCH_SITE": harmless})
     allowed = without_keys(QWEN_PROXY_CORS_ORIGINS="https://app.example")
     allowed.identify({**environ, "HTTP_ORIGIN": "https://app.example"})
+
+
+# --- keys of the database ------------------------------------------------------------------------
+
+
+_opened: list[Database] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed_at_the_end() -> Iterator[None]:
+    yield
+    while _opened:
+        _opened.pop().close()
+
+
+class World:
+    """A guard over a database in memory, or in a directory."""
+
+    def __init__(self, directory: Path | None = None, **environ: Any) -> None:
+        self.clock = FakeClock()
+        self.database = database_in(directory, self.clock)
+        _opened.append(self.database)
+        self.store = ClientKeys(self.database, self.clock, directory)
+        self.ring = KeyRing(self.store, self.clock)
+        self.guard = Guard(
+            settings_of(**environ), self.ring, self.clock, command_key=lambda: COMMAND_KEY
+        )
+
+    def add(self, name: str = "anna", **members: Any) -> str:
+        made = self.store.add({"name": name, **members}).secret
+        self.ring.look_again()
+        return made
+
+    def ask(self, key: str = "", **environ: Any) -> Client:
+        sent = {"HTTP_AUTHORIZATION": f"Bearer {key}"} if key else {}
+        return self.guard.identify({"REMOTE_ADDR": "203.0.113.9", **sent, **environ})
+
+    def refused(self, key: str = "", **environ: Any) -> tuple[int, str | None]:
+        with pytest.raises(ApiError) as caught:
+            self.ask(key, **environ)
+        assert not key or key not in caught.value.message
+        return caught.value.status, caught.value.code
+
+
+COMMAND_KEY = "0123456789abcdef"
+
+
+def test_a_key_of_the_database_is_a_client_with_its_limits() -> None:
+    world = World()
+    client = world.ask(world.add(rpm=5))
+
+    assert client.key is not None
+    assert (client.id, client.name, client.key.rpm) == (client.key.id, "anna", 5)
+    assert world.guard.count_keys() == 1
+
+
+def test_the_first_key_closes_the_server_to_callers_without_one_for_good() -> None:
+    world = World()
+    assert world.guard.identify(LOCAL).name == "local"
+    assert world.guard.allowed_origin("https://page.example") is None
+
+    key = world.add()
+    for environ in (LOCAL, {}):
+        assert world.refused(**environ) == (401, "missing_api_key")
+    assert world.refused("wrong", **LOCAL) == (401, "invalid_api_key")
+    assert world.guard.allowed_origin("https://page.example") == "*"
+    world.guard.refuse_pages({"HTTP_HOST": "any.example"})
+
+    world.store.revoke("anna")
+    world.ring.look_again()
+    assert world.refused(key, **LOCAL) == (401, "revoked_api_key")
+    assert world.refused(**LOCAL) == (401, "missing_api_key")
+    assert world.guard.needs_key
+    assert world.guard.count_keys() == 0
+
+
+def test_keys_of_the_environment_and_of_the_database_work_side_by_side() -> None:
+    world = World(QWEN_PROXY_API_KEYS=KEY)
+    key = world.add()
+
+    assert (world.ask(KEY).name, world.ask(key).name) == ("env-1", "anna")
+    assert world.guard.count_keys() == 2
+
+
+def test_an_expired_key_and_a_rotated_secret_are_told_as_such() -> None:
+    world = World()
+    key = world.add(expires_at=int(world.clock.now()) + 60)
+    other = world.add("ben")
+    rotated = world.store.rotate("ben", grace_s=30)
+    assert rotated is not None
+    world.ring.look_again()
+    assert world.ask(key).name == "anna"
+    assert world.ask(other) == world.ask(rotated.secret)
+
+    world.clock.advance(31)
+    assert world.refused(other) == (401, "expired_api_key")
+    assert world.ask(rotated.secret).name == "ben"
+    world.clock.advance(30)
+    assert world.refused(key) == (401, "expired_api_key")
+    holder = world.guard.holder({"HTTP_X_API_KEY": key})
+    assert holder is not None and holder.name == "anna"
+
+
+def test_the_forwarded_address_decides_behind_a_trusted_proxy_alone() -> None:
+    world = World()
+    key = world.add(cidr=("192.168.1.0/24",))
+
+    assert world.ask(key, REMOTE_ADDR="192.168.1.7").name == "anna"
+    assert world.ask(key, REMOTE_ADDR="", HTTP_X_FORWARDED_FOR="192.168.1.7").name == "anna"
+    for environ in (
+        {"REMOTE_ADDR": "203.0.113.9"},
+        {"REMOTE_ADDR": "203.0.113.9", "HTTP_X_FORWARDED_FOR": "192.168.1.7"},
+        {"REMOTE_ADDR": "", "HTTP_X_FORWARDED_FOR": "192.168.1.7, 203.0.113.9"},
+        {"REMOTE_ADDR": "127.0.0.1"},
+    ):
+        assert world.refused(key, **environ) == (403, "network_not_allowed")
+
+
+def test_admins_are_those_whose_key_says_so() -> None:
+    world = World(QWEN_PROXY_API_KEYS=KEY)
+    ordinary, admin = world.add(), world.add("boss", admin=True)
+
+    assert world.guard.require_admin({"HTTP_X_API_KEY": admin}).name == "boss"
+    for key, status in ((ordinary, 403), (KEY, 403), ("", 401), ("wrong", 401)):
+        with pytest.raises(ApiError) as caught:
+            world.guard.require_admin({"HTTP_X_API_KEY": key})
+        assert caught.value.status == status
+
+
+def test_without_keys_nobody_is_an_admin() -> None:
+    with pytest.raises(Forbidden):
+        World().guard.require_admin(LOCAL)
+
+
+def test_a_client_of_a_while_ago_is_looked_up_again() -> None:
+    world = World()
+    world.add()
+    key = world.store.find("anna")
+    assert key is not None
+
+    assert world.guard.client_again("local", "local") == Client("local", "local")
+    assert world.guard.client_again(key.id, "before").name == "anna"
+    world.store.revoke("anna")
+    world.ring.look_again()
+    for id, code in ((key.id, "revoked_api_key"), ("key_gone", "invalid_api_key")):
+        with pytest.raises(Unauthorized) as caught:
+            world.guard.client_again(id, "anna")
+        assert caught.value.code == code
+
+
+def test_commands_on_this_machine_have_a_key_of_their_own() -> None:
+    world = World()
+    with pytest.raises(Unauthorized):
+        world.ask(COMMAND_KEY)
+    world.add()
+
+    assert world.ask(COMMAND_KEY, **LOCAL).name == "command"
+    assert world.refused(COMMAND_KEY) == (401, "invalid_api_key")
+
+    def unreadable() -> str:
+        raise ApiError("the state's key cannot be read")
+
+    world.guard._command_key = unreadable
+    assert world.refused(COMMAND_KEY, **LOCAL) == (401, "invalid_api_key")
+
+
+def test_an_unknown_key_is_503_while_the_database_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(QWEN_PROXY_API_KEYS=KEY)
+    key = world.add()
+    assert world.ask(key).name == "anna"
+    known = world.ask(key).id
+
+    def unavailable() -> int:
+        raise KeysUnavailable("/secret/path is damaged")
+
+    monkeypatch.setattr(world.store, "number", unavailable)
+    world.clock.advance(1)
+
+    assert world.ask(key).name == "anna"
+    assert world.ask(KEY).name == "env-1"
+    assert world.refused("another") == (503, "keys_unavailable")
+    assert world.refused() == (401, "missing_api_key")
+    assert not world.guard.is_known({"HTTP_X_API_KEY": "another", "REMOTE_ADDR": "203.0.113.9"})
+    assert world.guard.client_again(known, "anna").name == "anna"
+    with pytest.raises(ApiError) as caught:
+        world.guard.client_again("key_other", "other")
+    assert (caught.value.status, caught.value.code) == (503, "keys_unavailable")
+    assert "/secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("copy", ["whole", "damaged"])
+@pytest.mark.parametrize("harm", ["garbage", "unreadable", "lost"])
+def test_a_restart_without_the_database_opens_nothing(tmp_path: Path, harm: str, copy: str) -> None:
+    before = World(tmp_path)
+    key, revoked = before.add(), before.add("ben")
+    before.store.revoke("ben")
+    before.database.close()
+    file = tmp_path / "database/state.sqlite3"
+    for each in file.parent.iterdir():
+        each.unlink()
+    if harm == "garbage":
+        file.write_bytes(b"x" * 9000)
+    elif harm == "unreadable":
+        file.mkdir()
+    if copy == "damaged":
+        (tmp_path / "client-keys.json").write_text("{")
+    world = World(tmp_path, QWEN_PROXY_API_KEYS="" if copy == "whole" else KEY)
+
+    assert world.refused(**LOCAL) == (401, "missing_api_key")
+    if copy == "whole":
+        assert world.ask(key).name == "anna"
+        assert world.refused(revoked) == (401, "revoked_api_key")
+        unknown = (503, "keys_unavailable") if harm == "unreadable" else (401, "invalid_api_key")
+        assert world.refused("unknown") == unknown
+    else:
+        assert world.refused(key) == (503, "keys_unavailable")
+        assert world.ask(KEY).name == "env-1"

@@ -42,7 +42,6 @@ class World:
         self.metrics = Metrics(
             causes=["rate_limited", "timeout"],
             models=self._find,
-            clients={"id-1": "env-1"},
             monotonic=self.clock.monotonic,
         )
 

@@ -11,7 +11,10 @@ import pytest
 
 from qwen_wsgi import local_http
 from qwen_wsgi.cli import accounts, running
+from qwen_wsgi.errors import ApiError
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.state import key_copy
+from qwen_wsgi.state.state_key import StateKey, command_key
 from tests.fakes.raw_server import RawServer, whole
 from tests.fakes.upstream import settings_of
 from tests.kit.secrets import core, secret
@@ -215,3 +218,30 @@ def test_models_are_those_of_the_server(home: Path, capsys: pytest.CaptureFixtur
 def test_a_clients_setup_offers_the_servers_models(home: Path) -> None:
     with RawServer(whole(b'{"object": "list", "data": [{"id": "b"}]}')) as server:
         assert accounts.models_to_offer(of(server, home)) == ([{"id": "b"}], [])
+
+
+def test_where_the_database_has_the_keys_a_command_shows_its_own(home: Path) -> None:
+    with RawServer(report(), report()) as server:
+        settings = of(server, home)
+        running.ask(settings, "/status")
+        key_copy.write(Path(settings.state_dir), ())
+        running.ask(settings, "/status")
+        before, after = server.requests
+
+    key = command_key(StateKey("", Path(settings.state_dir)).get())
+    assert b"Authorization" not in before
+    assert f"Authorization: Bearer {key}".encode() in after
+
+
+def test_without_the_state_s_key_it_shows_none(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(self: StateKey) -> bytes:
+        raise ApiError("no")
+
+    monkeypatch.setattr(StateKey, "get", unreadable)
+    with RawServer(report()) as server:
+        settings = of(server, home)
+        key_copy.write(Path(settings.state_dir), ())
+        running.ask(settings, "/status")
+        (request,) = server.requests
+
+    assert b"Authorization" not in request

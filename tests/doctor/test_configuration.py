@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from qwen_wsgi import net
+from qwen_wsgi.access.client_key import ClientKey, KeptKey
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.credentials.sources.discovery import Discovery
-from qwen_wsgi.doctor import configuration
+from qwen_wsgi.doctor import configuration, plan_terms
 from qwen_wsgi.doctor.findings import Finding, Level
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.state import key_copy
 from qwen_wsgi.upstream.routing.accounts import AccountPool
 from qwen_wsgi.upstream.routing.cooldown import Cooldowns
 from tests.fakes.machine import faults, levels, one
@@ -166,3 +168,37 @@ class TestImpostors:
         )
 
         assert faults(found) == []
+
+
+class TestKeysOfTheDatabase:
+    """They are read from their copy, so that doctor opens no database."""
+
+    @staticmethod
+    def settings_with(load: Load, *keys: ClientKey, **environ: str) -> Settings:
+        settings = load(HOST="0.0.0.0", DASHSCOPE_API_KEY=KEY, **environ)
+        key_copy.write(Path(settings.state_dir), [KeptKey(key, ()) for key in keys])
+        return settings
+
+    def test_they_are_counted_with_those_of_the_environment(self, load: Load) -> None:
+        keys = (
+            ClientKey("key_a", "a", 0),
+            ClientKey("key_b", "b", 0, revoked_at=1),
+            ClientKey("key_c", "c", 0, expires_at=1),
+        )
+        settings = self.settings_with(load, *keys, QWEN_PROXY_API_KEYS=CLIENT_KEY)
+
+        assert "open to the LAN, with 2 client key(s)" in str(found_with(settings))
+        assert plan_terms.shared_by(settings, ()) == ("there are 2 client keys",)
+
+    def test_without_a_valid_one_nobody_is_served(self, load: Load) -> None:
+        settings = self.settings_with(load, ClientKey("key_b", "b", 0, revoked_at=1))
+
+        found = found_with(settings)
+        assert levels(found)["client keys"] == "warn"
+        assert "nobody is served" in str(found)
+        assert configuration.valid_keys(load(DASHSCOPE_API_KEY=KEY)) == 0
+
+    def test_an_admins_key_that_can_be_guessed_is_told_by_its_setting(self, load: Load) -> None:
+        found = found_with(load(QWEN_PROXY_ADMIN_KEYS="abc"))
+
+        assert levels(found)["QWEN_PROXY_ADMIN_KEYS"] == "warn"

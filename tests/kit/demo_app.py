@@ -37,6 +37,7 @@ class Application:
             discovery=SimpleNamespace(problems=lambda: [], notes=lambda: []),
             admission=SimpleNamespace(draining=False),
             connections=SimpleNamespace(stop=lambda: None),
+            guard=SimpleNamespace(needs_key=False),
             maintenance=SimpleNamespace(start=lambda: None),
             metering=SimpleNamespace(start=lambda: None),
             background=SimpleNamespace(

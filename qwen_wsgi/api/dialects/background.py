@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from qwen_wsgi.access.guard import Client
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api.dialects import generation
 from qwen_wsgi.api.lifecycle import LiveCall
@@ -92,15 +91,13 @@ def worker(
             request_id=job.id,
             method=_METHOD,
             path=_PATH,
+            client=job.client,
+            client_id=job.owner,
             started_at=services.clock.monotonic(),
         )
-        call = LiveCall(
-            record=record,
-            services=services,
-            environ=dict(job.headers),
-        )
-        call.know(Client(job.owner, job.client))
+        call = LiveCall(record=record, services=services, environ=dict(job.headers))
         try:
+            call.know(services.guard.client_again(job.owner, job.client))
             response = background.told(make(call, job), record.account, record.changed)
             record.status = 200
         except (Exception, ClientGone) as error:

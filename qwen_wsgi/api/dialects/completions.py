@@ -35,7 +35,7 @@ def create() -> Response:
     call.record.stream, call.record.model = request.stream, request.model
     plan = call.services.router.plan(
         request.model,
-        pinned=generation.pinned_account(call.environ),
+        permit=generation.permit_of(call),
         # Only old models fill gaps: today's cannot stand in for them.
         literal=request.has_gap,
         evidence=partial(evidence_of, b"", request.body),

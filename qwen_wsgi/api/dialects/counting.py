@@ -65,7 +65,7 @@ def _by_host(call: LiveCall, prompt: tokens.Countable, model: str) -> int | None
         prompt.messages,
         headers=generation.forwarded_headers(call.environ),
         record=call.record,
-        pinned=generation.pinned_account(call.environ),
+        permit=generation.permit_of(call),
     )
 
 

@@ -35,7 +35,7 @@ def create() -> Response:
     record.model = model_of(body)
     plan = services.router.plan(
         record.model,
-        pinned=generation.pinned_account(call.environ),
+        permit=generation.permit_of(call),
         capability=Capability.EMBEDDING,
         evidence=partial(evidence_of, b"", body),
     )

@@ -9,6 +9,7 @@ from typing import Any, Final
 from flask import Response
 
 from qwen_wsgi.access.guard import Client
+from qwen_wsgi.access.permit import EVERYTHING, Permit
 from qwen_wsgi.api import http
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError
@@ -53,7 +54,7 @@ def chat_call(call: LiveCall, chat: ChatRequest, changed: tuple[str, ...] = ()) 
         chat,
         forwarded_headers(environ),
         record,
-        pinned=pinned_account(environ),
+        permit=permit_of(call),
         conversation=lambda: conversation_key(chat.body, environ, client=record.client_id),
         changed=changed,
         # Not the call itself: it holds the relay, which holds this.
@@ -119,10 +120,14 @@ def _turn_relay(call: LiveCall, turns: Turns) -> TurnRelay:
     return TurnRelay(turns, settings=services.settings, clock=services.clock, record=call.record)
 
 
-def pinned_account(environ: Mapping[str, Any]) -> str:
-    """The account that alone may answer, by the header `x-qwen-account`; else ""."""
-    name: str = environ.get("HTTP_X_QWEN_ACCOUNT", "")
-    return name
+def permit_of(call: LiveCall) -> Permit:
+    """What a call may use: the account of its header `x-qwen-account` alone, if it has one, and of
+    accounts and models those of its client's key."""
+    pinned: str = call.environ.get("HTTP_X_QWEN_ACCOUNT", "")
+    key = None if call.client is None else call.client.key
+    if key is None:
+        return Permit(pinned) if pinned else EVERYTHING
+    return Permit(pinned, key.accounts, key.models)
 
 
 def forwarded_headers(environ: Mapping[str, Any]) -> dict[str, str]:

@@ -197,7 +197,7 @@ def _turns(
         services.router,
         request.image,
         headers=chat.headers,
-        pinned=chat.pinned,
+        permit=chat.permit,
         max_bytes=services.settings.max_answer_bytes,
         most=request.max_tool_calls,
     )
@@ -271,7 +271,7 @@ def _offer(call: LiveCall, tool: Mapping[str, Any]) -> ImageOffer | None:
         call.services.router,
         json_access.text(tool.get("model")) or "",
         call.services.settings.image_model,
-        pinned=generation.pinned_account(call.environ),
+        permit=generation.permit_of(call),
     )
 
 

@@ -11,11 +11,13 @@ from typing import Any, Final
 
 from flask import Blueprint, Response, request
 
+from qwen_wsgi.access.permit import Permit
 from qwen_wsgi.api import http, lifecycle
+from qwen_wsgi.api.dialects import generation
 from qwen_wsgi.api.files.files import ask, not_found, owned_by_client, page_of_client
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.api.paging import limit_of, page
-from qwen_wsgi.errors import ApiError, BadRequest, UpstreamError, forget_frames
+from qwen_wsgi.errors import ApiError, BadRequest, Forbidden, UpstreamError, forget_frames
 from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.protocol import files as protocol
 from qwen_wsgi.protocol.json_access import text
@@ -38,6 +40,7 @@ def create() -> Response:
     billed all the same.
     """
     call = lifecycle.live()
+    _check_models(generation.permit_of(call))
     wanted = protocol.batch_request(call.read_body())
     if call.watch is not None:
         call.watch.stop()
@@ -73,6 +76,21 @@ def cancel(id: str) -> Response:
     made = protocol.batch_object(ask(call, owned, "POST", f"/batches/{owned.id}/cancel"))
     _keep(call, owned.account, made)
     return http.json_value(made)
+
+
+def _check_models(permit: Permit) -> None:
+    """Refuse keys that may use certain models only: the lines of a batch name their models
+    themselves, and go to the host as they are.
+
+    Raises:
+        Forbidden: it is such a key.
+    """
+    if permit.models and "*" not in permit.models:
+        raise Forbidden(
+            "Your key may not begin batches: the lines of a batch name models that this proxy does "
+            f"not check, and your key may use only: {', '.join(permit.models)}.",
+            code="model_not_allowed",
+        )
 
 
 def _latest(call: LiveCall, owned: Owned) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def create() -> Response:
     call = lifecycle.live()
     services, record = call.services, call.record
     call.admit(upload=True)
-    plan = services.router.plan_files(pinned=generation.pinned_account(call.environ))
+    plan = services.router.plan_files(permit=generation.permit_of(call))
     _check_room(call)
     pieces = body.pieces(
         call.environ, services.settings, max_bytes=services.settings.max_upload_bytes
@@ -94,7 +94,7 @@ def content(id: str) -> Response:
     call.admit()
     call.watch = watch_client(call.environ)
     download = services.host_files.download(
-        services.router.plan_files(owning=owned.account),
+        services.router.plan_files(permit=generation.permit_of(call), owning=owned.account),
         f"/files/{owned.id}/content",
         generation.forwarded_headers(call.environ),
         call.record,
@@ -198,7 +198,7 @@ def ask(
     call.admit()
     services = call.services
     headers = generation.forwarded_headers(call.environ)
-    plan = services.router.plan_files(owning=owned.account)
+    plan = services.router.plan_files(permit=generation.permit_of(call), owning=owned.account)
     answer = services.host_files.ask(plan, method, path, headers, call.record, sent)
     if answer is None:
         raise not_found(owned.value.get("object", "file"), owned.id)

@@ -51,7 +51,7 @@ def _create(*, edit: bool) -> Response:
     call.record.model = request.model
     plan = call.services.router.plan(
         request.model,
-        pinned=generation.pinned_account(call.environ),
+        permit=generation.permit_of(call),
         capability=Capability.IMAGE_EDIT if request.pictures else Capability.IMAGE,
     )
     answer = call.services.pictures.make(

@@ -36,7 +36,7 @@ def create() -> Response:
     record.model = request.model
     plan = services.router.plan(
         request.model,
-        pinned=generation.pinned_account(call.environ),
+        permit=generation.permit_of(call),
         capability=Capability.RERANK,
         evidence=partial(evidence_of, b"", request.body),
     )

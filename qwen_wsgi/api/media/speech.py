@@ -43,7 +43,7 @@ def create() -> Response:
     call.record.model, call.record.stream = request.model, True
     plan = call.services.router.plan(
         request.model,
-        pinned=generation.pinned_account(call.environ),
+        permit=generation.permit_of(call),
         capability=Capability.SPEECH,
     )
     speech = _Speech(call, request, plan)

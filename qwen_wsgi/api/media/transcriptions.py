@@ -101,7 +101,7 @@ def _plan(call: LiveCall, model: str) -> Plan:
     """
     plan = call.services.router.plan(
         model,
-        pinned=generation.pinned_account(call.environ),
+        permit=generation.permit_of(call),
         capability=Capability.TRANSCRIPTION,
     )
     return plan.alike(asr_model)

@@ -45,7 +45,7 @@ def start(call: LiveCall, request: VideoRequest) -> Started:
     call.record.model = request.model
     plan = services.router.plan(
         request.model,
-        pinned=generation.pinned_account(call.environ),
+        permit=generation.permit_of(call),
         capability=Capability.VIDEO,
     )
     path = video_model(plan.routes[0].model).path

@@ -11,6 +11,7 @@ from typing import Any, Final
 from flask import Blueprint, Response, request
 
 from qwen_wsgi.api import http, lifecycle
+from qwen_wsgi.api.dialects import generation as dialects
 from qwen_wsgi.api.late_answers import LateJson
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.api.media import content as results
@@ -22,6 +23,7 @@ from qwen_wsgi.errors import (
     AccountUnavailable,
     ApiError,
     BadRequest,
+    Forbidden,
     NotFound,
     UpstreamError,
     UpstreamTimeout,
@@ -317,12 +319,19 @@ def _find(call: LiveCall, id: str) -> _Found:
             code="video_not_found",
         )
     call.record.account, call.record.model = ref.account, ref.model
+    if not dialects.permit_of(call).allows_account(ref.account):
+        raise Forbidden(
+            f"The video is at the account '{ref.account}', which your key may not use any more.",
+            code="account_not_allowed",
+        )
     return _found(call, id, ref, known)
 
 
 def _found(call: LiveCall, id: str, ref: VideoRef, known: KnownVideo | None) -> _Found:
     accounts = call.services.pool.accounts()
     account = next((each for each in accounts if each.name == ref.account), None)
+    if not dialects.permit_of(call).allows_account(ref.account):
+        account = None  # in a list: nobody is asked, and it is as it was when it was last seen
     return _Found(call, id, ref, account, known)
 
 

@@ -25,7 +25,9 @@ from qwen_wsgi.credentials.files.watched import FileIdentity, Unusable
 #: so qwen-code's meaning is looked up in its files only.
 FILES_ONLY: Final = frozenset({"OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"})
 #: Secrets of this server that no settings file may ever refer to.
-NEVER: Final = frozenset({"QWEN_PROXY_API_KEYS", "QWEN_CLI_AUTH"})
+NEVER: Final = frozenset(
+    {"QWEN_PROXY_API_KEYS", "QWEN_PROXY_ADMIN_KEYS", "QWEN_PROXY_STATE_KEY", "QWEN_CLI_AUTH"}
+)
 
 #: How the names of keys end.
 KEY_ENDING: Final = "_API_KEY"

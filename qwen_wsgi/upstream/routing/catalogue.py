@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
+from qwen_wsgi.access.permit import EVERYTHING, Permit
 from qwen_wsgi.capabilities import can_be_called
 from qwen_wsgi.capabilities import listed as listed_capabilities
 from qwen_wsgi.clock import Clock
@@ -112,23 +113,26 @@ class Catalogue:
         self._clock = clock
         self._cache: dict[tuple[str, str | None], _Cached] = {}
 
-    def models(self, *, refresh: bool = False) -> list[dict[str, Any]]:
+    def models(self, *, refresh: bool = False, permit: Permit = EVERYTHING) -> list[dict[str, Any]]:
         """The union over all accounts, for `GET /v1/models`; the first account's entry counts.
 
         Other names of these models follow, each with its model in `alias_of`.
 
         Args:
             refresh: fetch the lists now, unless they are younger than a second.
+            permit: what the caller may use; other accounts and models are left out.
         """
         max_age_s = _REFRESH_MIN_AGE_S if refresh else self._max_age_s
         union: dict[str, dict[str, Any]] = {}
-        accounts = self._pool.accounts()
+        accounts = [each for each in self._pool.accounts() if permit.allows_account(each.name)]
         works = [partial(self.listing, account, max_age_s=max_age_s) for account in accounts]
         # All at a time: one host that does not answer must not make the others wait.
-        listings = in_order(works, at_a_time=len(works))
+        listings = in_order(works, at_a_time=max(1, len(works)))
         for account, listing in zip(accounts, listings, strict=True):
             for id, entry in listing.models.items():
-                if id not in union and not self._pool.has_refused(account, id):
+                if id in union or not permit.allows_model(id):
+                    continue
+                if not self._pool.has_refused(account, id):
                     union[id] = entry
         names = [account.name for account in accounts]
         for alias, id in listed_aliases(self._aliases, union, accounts=names).items():

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
+from qwen_wsgi.access.permit import EVERYTHING, Permit
 from qwen_wsgi.capabilities import (
     ENDPOINTS,
     EVERYWHERE,
@@ -16,7 +17,7 @@ from qwen_wsgi.capabilities import (
     may_have,
 )
 from qwen_wsgi.credentials.account import Account
-from qwen_wsgi.errors import AccountUnavailable, ApiError, BadRequest, NotFound
+from qwen_wsgi.errors import AccountUnavailable, ApiError, BadRequest, Forbidden, NotFound
 from qwen_wsgi.hosts import Family, has_files
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.routing import model_profiles
@@ -111,7 +112,7 @@ class Router:
         self,
         model: str,
         *,
-        pinned: str = "",
+        permit: Permit = EVERYTHING,
         capability: Capability = Capability.CHAT,
         literal: bool = False,
         conversation: Callable[[], bytes] | None = None,
@@ -124,7 +125,7 @@ class Router:
         begins like the host's models, or the account is pinned; a refusal is remembered.
 
         Args:
-            pinned: the only account that may answer, by name (`x-qwen-account`).
+            permit: what the call may use. A model is checked by the name that the upstream gets.
             capability: what the model is to do.
             literal: no other model may stand in for an old name.
             conversation: computes the call's key; used only where there is a choice.
@@ -133,22 +134,26 @@ class Router:
         Raises:
             BadRequest: no model named, and no default set; or no account of the pinned name; or the
                 model does something else.
+            Forbidden: the client's key may not use the account (`account_not_allowed`), or none of
+                the models that were meant (`model_not_allowed`).
             ApiError: 501: no account has a route for such calls.
             NotFound: `model_not_found`: every account has a live list, and none has the model.
             AccountUnavailable: there is no account at all.
         """
-        accounts = self._accounts(pinned)
+        accounts, pinned = self._accounts(permit), bool(permit.pinned)
         default = self._default
         if capability not in EVERYWHERE:
             accounts = _with_route(accounts, capability)
             default = ""
         for name in (model, default):
             # The operator's default is for the names that nobody lists: it is no chance.
-            chance = bool(pinned) or not default
+            chance = pinned or not default
             routes = name and self._routes(
-                name, accounts, pinned=bool(pinned), chance=chance, literal=literal
+                name, accounts, permit, pinned=pinned, chance=chance, literal=literal
             )
             if routes:
+                if permit.models:
+                    routes = _permitted(routes, permit, name)
                 routes = _able(routes, capability, name)
                 several = len(routes) > 1 and conversation is not None
                 return Plan(
@@ -170,19 +175,23 @@ class Router:
             code="model_not_found",
         )
 
-    def plan_files(self, *, pinned: str = "", owning: str = "") -> Plan:
+    def plan_files(self, *, permit: Permit = EVERYTHING, owning: str = "") -> Plan:
         """The accounts that may have files and batches; the model of their routes is `files`, under
         which their limits are known.
 
         Args:
-            pinned: the only account that may answer, by name (`x-qwen-account`).
-            owning: the account that has the file or the batch in question, by name.
+            permit: what the call may use.
+            owning: the account that has the file or the batch in question, by name; the one that
+                the call names does not matter then.
 
         Raises:
             BadRequest: no account of the pinned name.
+            Forbidden: the client's key may not use the account.
             ApiError: 501: no account has files; 503: the account is not there any more.
         """
-        accounts = self._accounts("" if owning else pinned)
+        if owning and not permit.allows_account(owning):
+            raise _account_not_allowed(owning, permit)
+        accounts = self._accounts(permit._replace(pinned="") if owning else permit)
         if owning:
             accounts = tuple(each for each in accounts if each.name == owning)
             if not accounts:
@@ -197,8 +206,8 @@ class Router:
             raise not_available("Files and batches are", "them")
         return Plan(FILES, tuple(Route(each, FILES) for each in able), None)
 
-    def _accounts(self, pinned: str) -> tuple[Account, ...]:
-        accounts = self._pool.accounts()
+    def _accounts(self, permit: Permit) -> tuple[Account, ...]:
+        accounts, pinned = self._pool.accounts(), permit.pinned
         if not accounts:
             raise AccountUnavailable(
                 "This proxy has no Qwen account. Its operator has to log in with qwen-code or to "
@@ -207,8 +216,10 @@ class Router:
                 code="no_account",
                 should_retry=False,
             )
+        if pinned and not permit.allows_account(pinned):
+            raise _account_not_allowed(pinned, permit)
         if not pinned:
-            return accounts
+            return _allowed(accounts, permit) if permit.accounts else accounts
         named = tuple(each for each in accounts if each.name == pinned)
         if not named:
             raise BadRequest(
@@ -221,19 +232,23 @@ class Router:
         self,
         name: str,
         accounts: tuple[Account, ...],
+        permit: Permit,
         *,
         pinned: bool,
         chance: bool,
         literal: bool,
     ) -> tuple[Route, ...]:
-        refs: tuple[ModelRef, ...] = self._interpretations(
-            name, tuple(each.name for each in accounts)
-        )
+        # A name may pin an account that the key may not use: that is told, and is no other model.
+        all_names = permit.accounts and not pinned
+        named = self._pool.accounts() if all_names else accounts
+        refs: tuple[ModelRef, ...] = self._interpretations(name, tuple(each.name for each in named))
         for ref in refs:
             if literal and ref.renamed:
                 continue
             if listed := self._listed(ref, accounts):
                 return (*listed, *self._unlisted(ref, accounts))
+        if all_names:
+            _check_named(refs, permit)
         plain = tuple(ref for ref in refs if not ref.renamed)
         # No account lists it. A model that is known from elsewhere is the best interpretation.
         best = max(
@@ -324,6 +339,57 @@ class Router:
             if best is None or rank < best_rank:
                 best, best_rank = Candidate(cooldown_s, route), rank
         return best
+
+
+def _allowed(accounts: tuple[Account, ...], permit: Permit) -> tuple[Account, ...]:
+    """The accounts that a key may use.
+
+    Raises:
+        AccountUnavailable: none of them is there.
+    """
+    found = tuple(each for each in accounts if permit.allows_account(each.name))
+    if not found:
+        raise AccountUnavailable(
+            "None of the accounts that your key may use is there: "
+            f"{', '.join(permit.accounts)}. The operator of this proxy has to change the key, or "
+            "its accounts.",
+            code="no_account",
+            should_retry=False,
+        )
+    return found
+
+
+def _check_named(refs: tuple[ModelRef, ...], permit: Permit) -> None:
+    """Refuse a name that asks for an account that the key may not use."""
+    for ref in refs:
+        if ref.account is not None and not permit.allows_account(ref.account):
+            raise _account_not_allowed(ref.account, permit)
+
+
+def _account_not_allowed(name: str, permit: Permit) -> Forbidden:
+    return Forbidden(
+        f"Your key may not use the account '{name[:64]}', but: {', '.join(permit.accounts)}.",
+        code="account_not_allowed",
+    )
+
+
+def _permitted(routes: tuple[Route, ...], permit: Permit, name: str) -> tuple[Route, ...]:
+    """The routes whose model the key may ask for, by the name that the upstream gets.
+
+    Raises:
+        Forbidden: none is.
+    """
+    found = tuple(route for route in routes if permit.allows_model(route.model))
+    if found:
+        return found
+    meant = ", ".join(dict.fromkeys(route.model for route in routes))
+    shown = f"`{name[:100]}`" if meant == name else f"`{name[:100]}` ({meant[:200]})"
+    raise Forbidden(
+        f"Your key may not use the model {shown}. It may use: {', '.join(permit.models)}. "
+        "GET /v1/models lists what is there.",
+        param="model",
+        code="model_not_allowed",
+    )
 
 
 def _with_route(accounts: tuple[Account, ...], capability: Capability) -> tuple[Account, ...]:

@@ -15,7 +15,6 @@ from gevent.queue import Queue
 from wsproto import events
 from wsproto.connection import Connection, ConnectionType
 
-from qwen_wsgi.access.guard import Client
 from qwen_wsgi.api.websocket.session import LONGEST_S, Session
 from qwen_wsgi.services import Services, build_services
 from tests.fakes.clock import FakeClock
@@ -33,13 +32,15 @@ class Talk:
         pongs: it answers pings.
     """
 
-    def __init__(self, services: Services, *, pongs: bool = True) -> None:
+    def __init__(self, services: Services, *, pongs: bool = True, key: str = "") -> None:
         self._ours, self._socket = socket.socketpair()
         self._connection = Connection(ConnectionType.CLIENT)
         self._pongs = pongs
         self._received: Queue[Any] = Queue()
-        self.session = Session(services, ENVIRON, Client("local", "local"), "req-1")
-        services.connections.enter(self.session, "local")
+        environ = {**ENVIRON, "HTTP_X_API_KEY": key} if key else ENVIRON
+        client = services.guard.identify(environ)
+        self.session = Session(services, environ, client, "req-1")
+        services.connections.enter(self.session, client.id)
         self.greenlet = gevent.spawn(self.session.run, self._ours, b"101\r\n\r\n")
         assert self._socket.recv(7) == b"101\r\n\r\n"
         self._reader = gevent.spawn(self._read)
@@ -82,9 +83,9 @@ class Talk:
 
 
 @contextmanager
-def talking(services: Services, *, pongs: bool = True) -> Iterator[Talk]:
+def talking(services: Services, *, pongs: bool = True, key: str = "") -> Iterator[Talk]:
     """A client, and the check that nothing is left of it."""
-    talk = Talk(services, pongs=pongs)
+    talk = Talk(services, pongs=pongs, key=key)
     try:
         yield talk
     finally:
@@ -184,6 +185,34 @@ def test_turns_with_what_is_kept_between_them(clock: FakeClock) -> None:
         (stored,) = [services.responses.get("local", event["response"]["id"])]
         assert stored is not None
         assert [item.get("role") for item in stored.input_items] == ["user", "assistant", "user"]
+        services.close()
+
+
+def test_each_turn_obeys_the_key_as_it_is_then(clock: FakeClock) -> None:
+    answer = stream(chunk({"content": "Good"}), chunk({}, "stop"), b"data: [DONE]\n\n")
+    with RawServer(answer, answer) as server:
+        settings = settings_of(QWEN_UPSTREAM_BASE_URL=server.url + "/v1", QWEN_UPSTREAM_API_KEY="k")
+        services = build_services(settings, clock)
+        keys, ring = services.client_keys, services.key_ring
+        made = keys.add({"name": "anna", "models": ("m*",)})
+        ring.look_again()
+        with talking(services, key=made.secret) as talk:
+
+            def refused(model: str) -> tuple[int, str]:
+                talk.send(type="response.create", model=model, input="x", stream_id="lane")
+                error = talk.receive()
+                return error["status"], error["error"]["code"]
+
+            assert refused("other") == (403, "model_not_allowed")
+            talk.send(type="response.create", model="m", input="x", stream_id="lane")
+            response = talk.until("response.completed")["response"]
+            assert services.responses.get(made.key.id, response["id"]) is not None
+            keys.edit("anna", {"cidr": ("192.168.1.0/24",)})
+            ring.look_again()
+            assert refused("m") == (403, "network_not_allowed")
+            keys.revoke("anna")
+            ring.look_again()
+            assert refused("m") == (401, "revoked_api_key")
         services.close()
 
 

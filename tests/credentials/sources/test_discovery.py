@@ -395,15 +395,22 @@ class TestSettingsFile:
     def test_the_servers_own_secrets_cannot_be_pulled_in(self, home: Home) -> None:
         home.openai(
             entry("a", envKey="QWEN_PROXY_API_KEYS"),
+            entry("a2", envKey="QWEN_PROXY_ADMIN_KEYS"),
+            entry("a3", envKey="QWEN_PROXY_STATE_KEY"),
             entry("b"),
             entry("c", baseUrl="https://models.example.test/$QWEN_CLI_AUTH"),
             env={"MY_KEY": "$QWEN_PROXY_API_KEYS"},
         )
 
-        discovery = home.discovery(QWEN_PROXY_API_KEYS=OTHER_KEY, QWEN_CLI_AUTH=OTHER_KEY)
+        discovery = home.discovery(
+            QWEN_PROXY_API_KEYS=OTHER_KEY,
+            QWEN_PROXY_ADMIN_KEYS=OTHER_KEY,
+            QWEN_PROXY_STATE_KEY=OTHER_KEY * 2,
+            QWEN_CLI_AUTH=OTHER_KEY,
+        )
 
         keys = discovery.accounts()
-        assert len(keys) == 3
+        assert len(keys) == 5
         assert all(one.credential.status().state is TokenState.MISSING for one in keys)
         assert OTHER_KEY not in repr(keys)
 

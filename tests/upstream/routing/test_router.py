@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from qwen_wsgi.access.permit import Permit
 from qwen_wsgi.capabilities import Capability
 from qwen_wsgi.credentials.account import Account
-from qwen_wsgi.errors import AccountUnavailable, ApiError, BadRequest, NotFound
+from qwen_wsgi.errors import AccountUnavailable, ApiError, BadRequest, Forbidden, NotFound
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.state.shared_files import key_of
 from qwen_wsgi.upstream.routing.accounts import MODEL_NOT_FOUND
@@ -190,7 +191,7 @@ class TestChance:
         assert (route.account.name, route.model, route.listed) == ("b", "gpt-9", False)
 
     def test_and_by_the_header(self) -> None:
-        (route,) = router_of(*THREE, OPENAI_MODEL="m").plan("gpt-9", pinned="b").routes
+        (route,) = router_of(*THREE, OPENAI_MODEL="m").plan("gpt-9", permit=Permit("b")).routes
         assert (route.account.name, route.model) == ("b", "gpt-9")
 
     def test_another_server_is_believed(self) -> None:
@@ -225,15 +226,15 @@ class TestNames:
         for plan in (
             router.plan("b:m"),
             router.plan("b/m"),
-            router.plan("m", pinned="b"),
-            router.plan("openai/m", pinned="b"),
+            router.plan("m", permit=Permit("b")),
+            router.plan("openai/m", permit=Permit("b")),
         ):
             assert names_of(plan) == ["b"]
             assert plan.routes[0].model == "m"
 
     def test_an_unknown_account_is_a_bad_request(self) -> None:
         with pytest.raises(BadRequest) as caught:
-            router_of(*THREE).plan("m", pinned="zzz")
+            router_of(*THREE).plan("m", permit=Permit("zzz"))
         assert caught.value.code == "account_not_found"
 
     def test_a_literal_id_comes_before_what_it_may_mean(self) -> None:
@@ -377,3 +378,53 @@ def test_the_default_model_stands_in_for_no_picture() -> None:
 
     with pytest.raises(NotFound):
         world.plan("dall-e-3", capability=Capability.IMAGE)
+
+
+class TestWhatAKeyMayUse:
+    def test_routes_to_models_that_it_may_not_use_are_left_out(self) -> None:
+        """A host may serve another model for an old name than the one beside it."""
+        router = router_of(("a", live("qwen-max")), ("b", live("qwen3-max")))
+        permit = Permit(models=("qwen3*",))
+
+        with pytest.raises(Forbidden) as caught:
+            router.plan("qwen-max", permit=permit)
+        assert caught.value.code == "model_not_allowed"
+        assert [route.model for route in router.plan("qwen3-max", permit=permit).routes] == [
+            "qwen3-max"
+        ]
+
+    def test_what_the_portal_is_asked_for_counts(self) -> None:
+        world = World(("a", live("coder-model")), family=Family.PORTAL)
+
+        with pytest.raises(Forbidden):
+            world.plan("qwen3-coder-plus", permit=Permit(models=("qwen3*",)))
+        assert world.plan("qwen3-coder-plus", permit=Permit(models=("coder*",)))
+
+    def test_only_its_accounts_are_asked(self) -> None:
+        router = router_of(*THREE)
+
+        assert names_of(router.plan("m", permit=Permit(accounts=("c", "b")))) == ["b", "c"]
+        for permit in (Permit("a", ("b",)), Permit("zzz", ("b",))):
+            with pytest.raises(Forbidden) as caught:
+                router.plan("m", permit=permit)
+            assert caught.value.code == "account_not_allowed"
+        with pytest.raises(Forbidden):
+            router.plan("a:m", permit=Permit(accounts=("b",)))
+
+    def test_a_listed_model_whose_name_looks_like_a_pin_is_that_model(self) -> None:
+        router = router_of(("a", live("m")), ("b", live("a:m")))
+
+        (route,) = router.plan("a:m", permit=Permit(accounts=("b",))).routes
+        assert (route.account.name, route.model) == ("b", "a:m")
+
+    def test_files_are_at_its_accounts(self) -> None:
+        router = router_of(*THREE)
+
+        assert names_of(router.plan_files(permit=Permit(accounts=("b",)))) == ["b"]
+        assert names_of(router.plan_files(permit=Permit("a", ("b",)), owning="b")) == ["b"]
+        with pytest.raises(Forbidden):
+            router.plan_files(permit=Permit(accounts=("b",)), owning="a")
+
+    def test_without_any_of_its_accounts_it_is_told(self) -> None:
+        with pytest.raises(AccountUnavailable, match="zzz"):
+            router_of(*THREE).plan("m", permit=Permit(accounts=("zzz",)))

@@ -1,0 +1,1 @@
+"""`/admin/v1`: what an admin's key may do over HTTP."""

@@ -1,0 +1,1 @@
+"""`qwen-proxy keys`: makes, shows, changes, rotates and revokes client keys."""

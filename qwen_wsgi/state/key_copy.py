@@ -1,0 +1,107 @@
+"""A copy of the client keys beside the database: `client-keys.json`, with digests, not secrets.
+
+It is written with every change, before the change counts. That it exists means that there were
+keys: a server whose database was lost or damaged then gets them from here, and serves nobody
+without a key.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from qwen_wsgi.access.client_key import ClientKey, KeptKey, of_json
+
+FILE: Final = "client-keys.json"
+
+_VERSION: Final = 1
+#: The most keys that there can be have a tenth of it.
+_MOST_BYTES: Final = 64 * 1024 * 1024
+
+
+class CopyDamaged(ValueError):
+    """The file is not what was written."""
+
+
+def write(directory: Path, keys: Iterable[KeptKey]) -> None:
+    """Replace the copy, durably.
+
+    Raises:
+        OSError: it cannot be written; the old one is as it was.
+    """
+    content = json.dumps({"version": _VERSION, "keys": list(map(_entry, keys))}, indent=1)
+    file = directory / FILE
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    aside = file.with_name(f".{FILE}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as out:
+            out.write(content + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+        aside.replace(file)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
+
+
+def read(directory: Path) -> tuple[KeptKey, ...] | None:
+    """The keys in the copy; None if there is none.
+
+    Raises:
+        OSError: it cannot be read.
+        CopyDamaged: it is not what was written.
+    """
+    try:
+        with (directory / FILE).open("rb") as file:
+            content = file.read(_MOST_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return tuple(map(_kept, json.loads(content)["keys"]))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CopyDamaged(f"{directory / FILE} is damaged ({type(error).__name__})") from None
+
+
+def exists(directory: Path | None) -> bool:
+    """Whether there were keys. Where that cannot be seen, there may have been."""
+    if directory is None:
+        return False
+    try:
+        (directory / FILE).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def keys_in(directory: Path) -> tuple[ClientKey, ...]:
+    """The keys for commands that only look, without opening the database; () if the copy is missing
+    or cannot be read."""
+    try:
+        found = read(directory) or ()
+    except (OSError, CopyDamaged):
+        return ()
+    return tuple(kept.key for kept in found)
+
+
+def _entry(kept: KeptKey) -> dict[str, Any]:
+    digests = [{"sha256": digest.hex(), "until": until} for digest, until in kept.digests]
+    return {**kept.key.json(), "digests": digests}
+
+
+def _kept(entry: dict[str, Any]) -> KeptKey:
+    digests = [(bytes.fromhex(each["sha256"]), each["until"]) for each in entry["digests"]]
+    if any(len(digest) != 32 for digest, _ in digests):
+        raise ValueError("no digest")
+    return KeptKey(of_json(entry), tuple(digests))
