@@ -9,6 +9,7 @@ from flask import Flask
 
 from qwen_wsgi import settings as settings_module
 from qwen_wsgi.api import errors, health, lifecycle, models, status
+from qwen_wsgi.api.admin import usage
 from qwen_wsgi.api.dialects import (
     background,
     chat,
@@ -61,6 +62,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
         batches,
         health,
         status,
+        usage,
     ):
         app.register_blueprint(module.blueprint)
     errors.register(app)

@@ -7,14 +7,19 @@ import math
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from qwen_wsgi import logs
+from qwen_wsgi import greenlets, logs
 from qwen_wsgi.access.admission import Admission
 from qwen_wsgi.access.connections import Connections
 from qwen_wsgi.access.guard import Guard
+from qwen_wsgi.accounting import prices as price_table
+from qwen_wsgi.accounting.books import Books, journal_in
 from qwen_wsgi.accounting.ledger import Ledger
+from qwen_wsgi.accounting.prices import Cost, Prices
+from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.background import Background
 from qwen_wsgi.clock import Clock, SystemClock, sleep
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
@@ -99,19 +104,25 @@ class Maintenance:
     """Keeps the logins of an idle proxy fresh, so that the first call after a night need not wait;
     and reports what the worker does.
 
-    Accounts that were refused are tried again as well, and shared files that were removed are begun
-    anew.
+    Accounts that were refused are tried again as well, shared files that were removed are begun
+    anew, and what calls wrote down is brought into the ledger.
 
     One thread per worker; which worker renews a login is settled by the login's locks.
     """
 
     def __init__(
-        self, discovery: Discovery, files: SharedFiles, trials: Trials, reporting: Reporting
+        self,
+        discovery: Discovery,
+        files: SharedFiles,
+        trials: Trials,
+        reporting: Reporting,
+        bring_calls: Callable[[], None],
     ) -> None:
         self._discovery = discovery
         self._files = files
         self._trials = trials
         self._reporting = reporting
+        self._bring_calls = bring_calls
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -129,6 +140,7 @@ class Maintenance:
             self._guarded(self._maintain_logins)
             self._guarded(self._files.look_after)
             self._guarded(self._trials.run)
+            self._guarded(self._bring_calls)
             self._guarded(self._reporting.report)
 
     def _maintain_logins(self) -> None:
@@ -162,6 +174,10 @@ class Services:
     executor: Executor
     transport: Transport
     ledger: Ledger
+    #: The ledger for those who read it; None keeps none.
+    books: Books | None
+    #: Why the operator's own prices are not used; "" if they are, or there are none.
+    price_problem: str
     database: Database
     responses: ResponseStore
     background: Background
@@ -197,6 +213,9 @@ class Services:
         self.background.stop()
         drain_logins(self.discovery.logins(), self.clock)
         self.transport.close()
+        self.ledger.close()
+        if self.books is not None:
+            self.books.close()
         self.database.close()
         self.sandbox.close()
 
@@ -247,7 +266,12 @@ def build_services(
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
     tasks = Tasks(client, clock, sleep=sleep)
-    ledger = Ledger()
+    prices, price_problem = _prices(settings)
+    books = journal = None
+    if state_dir is not None and settings.ledger_days:
+        books = Books(state_dir, clock, days=settings.ledger_days, sleep=sleep)
+        journal = journal_in(state_dir, clock)
+    ledger = Ledger(clock, journal, cost=partial(_cost, prices))
     admission = Admission(
         settings.max_in_flight, settings.max_body_bytes_in_flight, share=_share(settings)
     )
@@ -298,6 +322,8 @@ def build_services(
         executor=executor,
         transport=transport,
         ledger=ledger,
+        books=books,
+        price_problem=price_problem,
         database=database,
         responses=responses,
         background=Background(
@@ -327,9 +353,40 @@ def build_services(
         tokenizer=HostTokenizer(settings, router, executor, clock),
         sandbox=sandbox,
         workers=workers,
-        maintenance=Maintenance(discovery, files, Trials(pool, catalogue, outcomes), reporting),
+        maintenance=Maintenance(
+            discovery,
+            files,
+            Trials(pool, catalogue, outcomes),
+            reporting,
+            partial(_bring_calls, ledger, books),
+        ),
         started_at=clock.monotonic(),
     )
+
+
+def _prices(settings: Settings) -> tuple[Prices, str]:
+    """The prices of models, and why those of the operator are not among them."""
+    if not settings.prices:
+        return price_table.load(), ""
+    try:
+        return price_table.load(Path(settings.prices)), ""
+    except ValueError as error:
+        return price_table.load(), (
+            f"The prices of QWEN_PROXY_PRICES={settings.prices} are not used, and the built-in "
+            f"ones are: {error}"
+        )
+
+
+def _cost(prices: Prices, call: CallRecord, at: float) -> Cost | None:
+    model = call.upstream_model or call.model
+    return prices.cost(model, call.usage, flex=call.half_price, at=at, units=call.units)
+
+
+def _bring_calls(ledger: Ledger, books: Books | None) -> None:
+    """Bring what calls wrote down into the table, while the loop goes on."""
+    ledger.flush()
+    if books is not None:
+        greenlets.apart(books.maintain)
 
 
 def _share(settings: Settings) -> int:

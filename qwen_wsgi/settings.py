@@ -225,6 +225,13 @@ class Settings:
         parse=values.keys,
         secret=True,
     )
+    admin_keys: tuple[str, ...] = setting(
+        "QWEN_PROXY_ADMIN_KEYS",
+        "Client keys that may also ask for what concerns all clients, comma separated.",
+        default=(),
+        parse=values.keys,
+        secret=True,
+    )
     openai_api_key: str = setting(
         "OPENAI_API_KEY",
         "One more client key (never sent upstream).",
@@ -479,6 +486,20 @@ class Settings:
         unit="s",
     )
 
+    ledger_days: int = setting(
+        "QWEN_PROXY_LEDGER_DAYS",
+        "How long each call's record is kept for `qwen-proxy usage`; 0 keeps none.",
+        default=400,
+        parse=values.integer(0, 36_500),
+        unit="days",
+    )
+    prices: str = setting(
+        "QWEN_PROXY_PRICES",
+        "A file with prices of models, which win over the built-in ones.",
+        default="",
+        shown_default="the built-in prices",
+    )
+
     log_level: str = setting(
         "LOG_LEVEL", "Lowest level that is logged.", default="INFO", parse=values.log_level
     )
@@ -517,7 +538,7 @@ class Settings:
     def all_client_keys(self) -> tuple[str, ...]:
         """Every client key; empty means "this machine only"."""
         extra = (self.openai_api_key,) if self.openai_api_key else ()
-        return self.client_keys + extra
+        return self.client_keys + extra + self.admin_keys
 
     @property
     def weak_client_keys(self) -> int:

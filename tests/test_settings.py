@@ -116,6 +116,10 @@ TAKEN: list[tuple[str, str, Any]] = [
     ("QWEN_PROXY_RESPONSES_TTL", "0", 0.0),
     ("QWEN_PROXY_RESPONSES_TTL", "86400", 86_400.0),
     ("QWEN_PROXY_RESPONSES_MAX_BYTES", "1048576", 1_048_576),
+    ("QWEN_PROXY_LEDGER_DAYS", "0", 0),
+    ("QWEN_PROXY_LEDGER_DAYS", "400", 400),
+    ("QWEN_PROXY_PRICES", "/etc/qwen-proxy/prices.json", "/etc/qwen-proxy/prices.json"),
+    ("QWEN_PROXY_ADMIN_KEYS", "a, b", ("a", "b")),
     ("LOG_LEVEL", "debug", "DEBUG"),
     ("QWEN_PROXY_LOG_FORMAT", "json", "json"),
     ("QWEN_PROXY_STATE_DIR", "/var/lib/x", "/var/lib/x"),
@@ -148,6 +152,7 @@ REFUSED: dict[str, list[str]] = {
     "QWEN_PROXY_WEBSOCKET_IDLE": ["0", *SECONDS],
     "QWEN_PROXY_WEBSOCKET_MEMORY": ["0", "1048575", "128T"],
     "QWEN_PROXY_API_KEYS": ["a b", "one,t wo"],
+    "QWEN_PROXY_ADMIN_KEYS": ["a b"],
     "OPENAI_API_KEY": ["a b", "a\tb"],
     "QWEN_PROXY_TRUSTED_PROXIES": ["localhost", "10.0.0.0/33", "127.0.0.1,nginx", "1.2.3"],
     "QWEN_UPSTREAM_BASE_URL": ["x.example/v1", "ftp://x", "//x", "http://a b"],
@@ -184,6 +189,7 @@ REFUSED: dict[str, list[str]] = {
     "QWEN_PROXY_KEEPALIVE_INTERVAL": ["0", *SECONDS],
     "QWEN_PROXY_RESPONSES_TTL": SECONDS,
     "QWEN_PROXY_RESPONSES_MAX_BYTES": ["0", "1048575", "1023k"],
+    "QWEN_PROXY_LEDGER_DAYS": ["-1", "1.5", "7d", "36501"],
     "LOG_LEVEL": ["TRACE", "10"],
     "QWEN_PROXY_LOG_FORMAT": ["xml", "JSON"],
 }
@@ -203,6 +209,7 @@ def test_every_setting_has_a_row_here() -> None:
         "QWEN_PROXY_ACCOUNT_ORDER",
         "QWEN_PROXY_SAME_ACCOUNT",
         "QWEN_PROXY_STATE_DIR",
+        "QWEN_PROXY_PRICES",
     }
     assert FIELDS.keys() - REFUSED.keys() == free_text
 
@@ -367,6 +374,7 @@ SECRETS = [name for name, item in FIELDS.items() if item.metadata["secret"]]
 def test_what_is_a_secret() -> None:
     assert set(SECRETS) == {
         "QWEN_PROXY_API_KEYS",
+        "QWEN_PROXY_ADMIN_KEYS",
         "OPENAI_API_KEY",
         "QWEN_UPSTREAM_API_KEY",
         "QWEN_CLI_AUTH",

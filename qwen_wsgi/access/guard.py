@@ -43,6 +43,7 @@ class Guard:
 
     def __init__(self, settings: Settings) -> None:
         self._keys = [(key.encode(), _client_of(key)) for key in settings.all_client_keys]
+        self._admins = frozenset(_client_of(key).id for key in settings.admin_keys)
         self._hosts = {host.lower() for host in settings.allowed_hosts}
         if settings.public_url:
             self._hosts.add(urlsplit(settings.public_url).hostname or "")
@@ -143,6 +144,20 @@ class Guard:
         except (Unauthorized, Forbidden):
             return False
         return True
+
+    def require_admin(self, environ: Mapping[str, Any]) -> Client:
+        """Check that the caller may ask for what concerns all clients.
+
+        Raises:
+            Unauthorized: as `identify`.
+            Forbidden: its key is no admin key.
+        """
+        client = self.identify(environ)
+        if client.id not in self._admins:
+            raise Forbidden(
+                "This needs an admin key: one of QWEN_PROXY_ADMIN_KEYS.", code="admin_required"
+            )
+        return client
 
     def require_this_machine(self, environ: Mapping[str, Any]) -> None:
         """Check that the caller is on this machine, whatever key it has.

@@ -32,7 +32,11 @@ class CallRecord:
             `cut_by_stop`, `failed` (a fault of ours), or `open`.
         usage: as the upstream reported it; None is "unknown", never an estimate.
         units: what was made or read besides tokens, by name, for the log: `("documents", 12)`.
-        quiet: not worth a log line at INFO: health checks and the landing page.
+        endpoint: the path of its route: `/v1/responses/{id}`; `unknown` where there is none.
+        half_price: the account that was asked last is Batch Chat.
+        quiet: not worth a log line at INFO, nor a row in the ledger: health checks and the landing
+            page.
+        is_written: the ledger has it.
     """
 
     request_id: str = ""
@@ -60,6 +64,9 @@ class CallRecord:
     error_code: str = ""
     upstream_request_id: str = ""
     quiet: bool = False
+    endpoint: str = "unknown"
+    half_price: bool = False
+    is_written: bool = False
 
     @property
     def completion_id(self) -> str:
@@ -112,7 +119,7 @@ class CallRecord:
         if not decisive.account:
             decisive = next((part for part in parts if part.account), decisive)
         self.account, self.upstream_model = decisive.account, decisive.upstream_model
-        self.changed = decisive.changed
+        self.changed, self.half_price = decisive.changed, decisive.half_price
         self.upstream_request_id = decisive.upstream_request_id
         self.connect_s, self.first_byte_at = decisive.connect_s, decisive.first_byte_at
         self.attempts = sum(part.attempts for part in parts)

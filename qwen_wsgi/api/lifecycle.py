@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flask import Request, Response, request
@@ -15,7 +16,7 @@ from qwen_wsgi.access.guard import Client
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api import body, cors
 from qwen_wsgi.api.body import Form
-from qwen_wsgi.api.flask_app import CALL, ROUTE_PATH
+from qwen_wsgi.api.flask_app import CALL, ROUTE_PATH, path_of
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.greenlets import Watch, watch_client
 from qwen_wsgi.protocol import changes
@@ -131,8 +132,22 @@ class LiveCall:
         self.services.admission.take(count)
         self.body_bytes += count
 
+    @property
+    def write_record(self) -> Callable[[], None]:
+        """What writes the record, before the last byte of an answer whose head was sent long ago.
+
+        It does not know the call: what has it may be held by the call.
+        """
+        return partial(self.services.ledger.write, self.record)
+
+    def complete(self) -> None:
+        """Write the record of a complete answer: its last event comes next."""
+        self.record.outcome = "complete"
+        self.services.ledger.write(self.record)
+
     def close(self) -> None:
-        """Free what the call holds, and write its record. Harmless when repeated.
+        """Free what the call holds, and write its record if that was not done. Harmless when
+        repeated.
 
         Whatever fails on the way, the rest is done.
         """
@@ -151,7 +166,6 @@ class LiveCall:
             finally:
                 if self.count_as is not None:
                     self._remember_tokens(self.count_as)
-                self.record.end(self.services.clock.monotonic())
                 self.services.ledger.write(self.record)
 
     def _remember_tokens(self, key: bytes) -> None:
@@ -184,6 +198,8 @@ def begin(services: Services) -> Response | None:
         services=services,
         environ=environ,
     )
+    if current.url_rule is not None:
+        call.record.endpoint = path_of(current.url_rule.rule)
     # The server closes it, too, if nothing else did (`server.free_call`).
     environ[CALL] = call
     _LIVE.set(call)

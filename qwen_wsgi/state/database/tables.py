@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from qwen_wsgi.clock import Clock, sleep
-from qwen_wsgi.state.database import background, host_objects, responses, videos
+from qwen_wsgi.state.database import background, calls, host_objects, responses, videos
 from qwen_wsgi.state.database.sqlite import Database, DatabaseUnavailable, TooNew
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,13 @@ log = logging.getLogger(__name__)
 DIRECTORY: Final = "database"
 
 #: The tables of all features, in the order in which they are made.
-TABLES: Final = (responses.TABLES, host_objects.TABLES, videos.TABLES, background.TABLES)
+TABLES: Final = (
+    responses.TABLES,
+    host_objects.TABLES,
+    videos.TABLES,
+    background.TABLES,
+    calls.TABLES,
+)
 
 #: A damaged file is kept so long, for whoever wants to save something of it. Seconds.
 _KEEP_DAMAGED_S: Final = 7 * 86_400.0
