@@ -10,9 +10,9 @@ from qwen_wsgi.accounting import call_log
 from qwen_wsgi.accounting.prices import Cost
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol.json_object import MOST, compact
 from qwen_wsgi.protocol.usage import Usage
-from qwen_wsgi.state.database.calls import MOST, CallRow, line_of
+from qwen_wsgi.state.database.calls import CallRow, line_of
 
 log = logging.getLogger(__name__)
 
@@ -101,14 +101,14 @@ def row(call: CallRecord, at: float, cost: Cost | None) -> CallRow:
     usage, units = call.usage or _NOTHING, None
     if call.units:
         units = compact(dict(call.units[:_MOST_UNITS]))
-    begun, ended = call.started_at, call.ended_at or call.started_at
-    first = call.first_byte_at
+    begun, first = call.started_at, call.first_byte_at
+    ended = begun if call.ended_at is None else call.ended_at
     money = saved = currency = None
     if cost is not None:
         money, saved, currency = cost
         money, saved = min(money, MOST), max(-MOST, min(saved, MOST))
     return CallRow(
-        round(at, 3),
+        at,
         call.client_id,
         call.client[:_LONGEST],
         call.account[:_LONGEST],
@@ -125,11 +125,11 @@ def row(call: CallRecord, at: float, cost: Cost | None) -> CallRow:
         _bounded(usage.reasoning),
         units,
         int(_is_unknown(call)),
-        round(call.queued_s * 1000, 1),
-        round(call.connect_s * 1000, 1),
-        None if first is None else round((first - begun) * 1000, 1),
-        round(call.longest_gap_s * 1000, 1),
-        round((ended - begun) * 1000, 1),
+        _ms(call.queued_s),
+        _ms(call.connect_s),
+        None if first is None else _ms(first - begun),
+        _ms(call.longest_gap_s),
+        _ms(ended - begun),
         int(call.stream),
         call.request_id,
         money,
@@ -150,6 +150,11 @@ def _is_unknown(call: CallRecord) -> bool:
     return asked and (call.first_byte_at is not None or call.outcome in _USES)
 
 
+def _ms(seconds: float) -> float:
+    """Milliseconds with one digit; `round` takes five times as long."""
+    return int(seconds * 1e4) / 10 if seconds else 0.0
+
+
 def _bounded(count: int | None) -> int | None:
     """A count that can be added up: upstreams send any number."""
-    return count if count is None or 0 <= count <= MOST else None
+    return None if count is None or not 0 <= count <= MOST else count

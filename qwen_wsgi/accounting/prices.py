@@ -90,33 +90,42 @@ class Price(NamedTuple):
         self, usage: Usage | None, units: Sequence[tuple[str, float]], *, flex: bool
     ) -> Cost | None:
         """What a call costs; None if a count or a price is not known."""
-        made = [self.units[name] * count for name, count in units if name in self.units]
-        tokens = self._tokens(usage, flex=flex)
-        if tokens is None and not made:
-            return None
-        paid, full = tokens or (0.0, 0.0)
-        money = round(paid + sum(made) * _MICRO)
-        return Cost(money, round(full + sum(made) * _MICRO) - money, self.currency)
+        made: float | None = None
+        for name, count in units:
+            if name in self.units:
+                made = (made or 0.0) + self.units[name] * count * _MICRO
+        tokens = self._tokens(usage, flex)
+        if tokens is None:
+            return None if made is None else Cost(round(made), 0, self.currency)
+        paid, full = tokens
+        money = round(paid + (made or 0.0))
+        return Cost(money, round(full + (made or 0.0)) - money, self.currency)
 
-    def _tokens(self, usage: Usage | None, *, flex: bool) -> tuple[float, float] | None:
+    def _tokens(self, usage: Usage | None, flex: bool) -> tuple[float, float] | None:
         """The price of the tokens, and the one without a cache; both in millionths."""
         if usage is None or (prompt := usage.prompt) is None:
             return None
-        tier = next((t for t in self.tiers if t.up_to is None or prompt <= t.up_to), None)
-        if tier is None or tier.input is None:
+        for tier in self.tiers:
+            if tier.up_to is None or prompt <= tier.up_to:
+                break
+        else:
             return None
-        written = 0.0
-        if usage.completion:
+        price, completion = tier.input, usage.completion
+        if price is None:
+            return None
+        full = prompt * price
+        if completion:
             if tier.output is None:
                 return None
-            written = usage.completion * tier.output
-        elif usage.completion is None and tier.output is not None:
+            full += completion * tier.output
+        elif completion is None and tier.output is not None:
             return None
-        full = prompt * tier.input + written
         if flex:
             half = full * self.discounts.half_price
             return half, half
-        return full - tier.input * self._spared(usage), full
+        if usage.cached or usage.cache_written:
+            return full - price * self._spared(usage), full
+        return full, full
 
     def _spared(self, usage: Usage) -> float:
         """The tokens of plain input that the cache has spared; negative if it cost some."""

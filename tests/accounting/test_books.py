@@ -17,7 +17,7 @@ from qwen_wsgi.state.database import tables
 from qwen_wsgi.state.database.calls import line_of
 from qwen_wsgi.state.database.sqlite import FILE
 from tests.fakes.clock import NOON_S, FakeClock
-from tests.state.database.test_calls import DAY, call
+from tests.kit.call_rows import DAY, call
 
 ALL = Span(0, 2e9)
 

@@ -12,9 +12,10 @@ import pytest
 from qwen_wsgi.accounting.ledger import Ledger, row
 from qwen_wsgi.accounting.prices import Cost
 from qwen_wsgi.accounting.record import CallRecord
+from qwen_wsgi.protocol.json_object import MOST
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.state.call_journal import MAX_LINE
-from qwen_wsgi.state.database.calls import MOST, CallRow, line_of, row_of
+from qwen_wsgi.state.database.calls import CallRow, line_of, row_of
 from tests.fakes.clock import NOON_S, FakeClock
 
 

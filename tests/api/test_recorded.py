@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,19 @@ import pytest
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.state.database.calls import CallRow, row_of
 from tests.api.apps import App, running
-from tests.server.test_transcriptions import wav
 
 KEY = "sk-one-of-the-accounts"
+
+#: A second of silence: 8000 samples of a byte.
+WAV = (
+    b"RIFF"
+    + struct.pack("<I", 36 + 8000)
+    + b"WAVEfmt "
+    + struct.pack("<IHHIIHH", 16, 1, 1, 8000, 8000, 1, 8)
+    + b"data"
+    + struct.pack("<I", 8000)
+    + bytes(8000)
+)
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +222,7 @@ def test_the_events_of_a_transcript(app: App, tmp_path: Path) -> None:
     form = {
         "model": "qwen3-asr-flash",
         "stream": "true",
-        "file": (io.BytesIO(wav()), "a.wav"),
+        "file": (io.BytesIO(WAV), "a.wav"),
     }
     answer = app.client.post("/v1/audio/transcriptions", data=form, buffered=False)
     said, counts = carried(answer, tmp_path)

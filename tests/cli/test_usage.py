@@ -20,8 +20,8 @@ from qwen_wsgi.cli import usage
 from qwen_wsgi.state.database.calls import CallRow, line_of
 from tests.fakes.clock import NOON_S, FakeClock
 from tests.fakes.upstream import settings_of
+from tests.kit.call_rows import DAY, call
 from tests.kit.servers import REPO
-from tests.state.database.test_calls import DAY, call
 
 NOTHING: dict[str, Any] = dict.fromkeys(
     (

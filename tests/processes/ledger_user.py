@@ -17,7 +17,7 @@ from qwen_wsgi.accounting.books import Books, journal_in
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.state.call_journal import JournalWriter
 from qwen_wsgi.state.database.calls import line_of
-from tests.state.database.test_calls import call
+from tests.kit.call_rows import call
 
 
 def write(directory: Path, name: str) -> None:

@@ -219,7 +219,6 @@ def test_a_disk_that_fails_is_not_asked_for_each_call(world: World) -> None:
         asked.append(fd)
         raise OSError(errno.EIO, "no")
 
-    world.disk.write = write  # type: ignore[method-assign]
     world.writer._write = write
     for number in range(5):
         world.writer.append(line(number))

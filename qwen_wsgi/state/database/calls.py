@@ -6,14 +6,13 @@ journal is read, so that each call is here once, whoever is killed when.
 
 from __future__ import annotations
 
-import json
 import logging
 import sqlite3
 from collections.abc import Sequence
-from typing import Any, Final, Literal, NamedTuple, get_args, get_type_hints
+from typing import Any, Final, Literal, NamedTuple
 
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol.json_object import Summable, plain_bytes, reader
 from qwen_wsgi.state.database.migrations import Tables
 from qwen_wsgi.state.database.sqlite import Database
 
@@ -28,8 +27,8 @@ QUARTER_S: Final = 900
 _AT_A_TIME: Final = 500
 _DAY_S: Final = 86_400.0
 
-#: Nobody's count; the sums of millions of them fit into SQLite's numbers.
-MOST: Final = 10**12
+#: The year 5138, which can still be written as a date.
+_LATEST_S: Final = 1e11
 
 _DAMAGE: Final = (
     "The ledger is lost: `qwen-proxy usage` knows only the calls from now on, and those of the "
@@ -100,36 +99,32 @@ class CallRow(NamedTuple):
     account: str
     model: str
     endpoint: str
-    status: int
+    status: Summable
     outcome: str
     error: str
-    attempts: int
-    input_tokens: int | None
-    cached_tokens: int | None
-    cache_written_tokens: int | None
-    output_tokens: int | None
-    reasoning_tokens: int | None
+    attempts: Summable
+    input_tokens: Summable | None
+    cached_tokens: Summable | None
+    cache_written_tokens: Summable | None
+    output_tokens: Summable | None
+    reasoning_tokens: Summable | None
     units: str | None
-    unknown_usage: int
+    unknown_usage: Summable
     queue_ms: float
     connect_ms: float
     first_byte_ms: float | None
     longest_gap_ms: float
     total_ms: float
-    stream: int
+    stream: Summable
     request_id: str
-    money_micro: int | None
-    saved_micro: int | None
+    money_micro: Summable | None
+    saved_micro: Summable | None
     currency: str | None
 
 
 #: Of the lines: a line of another version is not read.
 _VERSION: Final = 1
-#: What each member of a row may be. Whole numbers are numbers, too.
-_KINDS: Final = tuple(
-    (*(get_args(kind) or (kind,)), *((int,) if float in (kind, *get_args(kind)) else ()))
-    for kind in get_type_hints(CallRow).values()
-)
+_read: Final = reader(tuple[int, CallRow])
 _INSERT: Final = (
     f"INSERT INTO calls ({', '.join(CallRow._fields)})"
     f" VALUES ({', '.join('?' * len(CallRow._fields))})"
@@ -138,23 +133,23 @@ _INSERT: Final = (
 
 def line_of(row: CallRow) -> bytes:
     """A row as the line of a journal, with its end."""
-    return (compact((_VERSION, *row)) + "\n").encode()
+    try:
+        return plain_bytes((_VERSION, row)) + b"\n"
+    except UnicodeEncodeError:
+        # Half a surrogate pair, which JSON can write, no database can.
+        fit = (v.encode(errors="replace").decode() if type(v) is str else v for v in row)
+        return plain_bytes((_VERSION, CallRow._make(fit))) + b"\n"
 
 
 def row_of(line: bytes) -> CallRow | None:
     """The row of a line; None for anything else than a line of this version."""
     try:
-        values = json.loads(line)
+        version, row = _read(line)
     except (ValueError, RecursionError):
         return None
-    if type(values) is not list or values[:1] != [_VERSION] or len(values) != len(_KINDS) + 1:
+    if version != _VERSION or not 0 <= row.at < _LATEST_S:
         return None
-    for value, kinds in zip(values[1:], _KINDS, strict=True):
-        if type(value) not in kinds or (isinstance(value, int | float) and not abs(value) < 2**53):
-            return None
-    # Half a surrogate pair, which JSON can write, no database can.
-    fit = (v.encode(errors="replace").decode() if type(v) is str else v for v in values[1:])
-    return CallRow._make(fit)
+    return row
 
 
 class Totals(NamedTuple):

@@ -17,43 +17,8 @@ from qwen_wsgi.state.database.calls import CallRow, CallTable, Totals, line_of, 
 from qwen_wsgi.state.database.sqlite import FILE
 from qwen_wsgi.state.database.tables import DIRECTORY, database_in
 from tests.fakes.clock import NOON_S, FakeClock
+from tests.kit.call_rows import DAY, PLAIN, call
 from tests.kit.properties import examples
-
-DAY = 86_400.0
-
-PLAIN = CallRow(
-    at=NOON_S,
-    client_id="one",
-    client="One",
-    account="dashscope",
-    model="qwen3.8-max",
-    endpoint="/v1/chat/completions",
-    status=200,
-    outcome="complete",
-    error="",
-    attempts=1,
-    input_tokens=100,
-    cached_tokens=40,
-    cache_written_tokens=None,
-    output_tokens=10,
-    reasoning_tokens=4,
-    units=None,
-    unknown_usage=0,
-    queue_ms=0.0,
-    connect_ms=0.5,
-    first_byte_ms=12.5,
-    longest_gap_ms=3.0,
-    total_ms=40.0,
-    stream=1,
-    request_id="req_1",
-    money_micro=200,
-    saved_micro=50,
-    currency="USD",
-)
-
-
-def call(**other: Any) -> CallRow:
-    return PLAIN._replace(**other)
 
 
 @pytest.fixture
@@ -101,7 +66,8 @@ def test_a_row_is_what_was_written(table: CallTable, tmp_path: Path) -> None:
 
 
 def test_lines_are_added_once_whoever_adds_them(table: CallTable) -> None:
-    lines = [line_of(PLAIN), b"garbage", b"[]", b"[2,1]"]
+    other = line_of(PLAIN).replace(b"[1,", b"[2,", 1)
+    lines = [line_of(PLAIN), b"garbage", b"[]", other]
 
     assert table.add("j", 0, 70, lines) == 3
     assert table.add("j", 0, 70, lines) is None
@@ -118,6 +84,8 @@ def test_lines_are_added_once_whoever_adds_them(table: CallTable) -> None:
         (1, "noon"),
         (1, None),
         (1, 1e300),
+        (1, -1.0),
+        (11, 2**63 + 5),
         (2, None),
         (2, ["x"]),
         (7, 1.5),
@@ -131,7 +99,7 @@ def test_lines_are_added_once_whoever_adds_them(table: CallTable) -> None:
 def test_a_line_with_a_wrong_member_is_none(at: int, value: Any) -> None:
     members = json.loads(line_of(PLAIN))
     assert row_of(json.dumps(members).encode()) == PLAIN
-    members[at] = value
+    members[1][at - 1] = value
 
     assert row_of(json.dumps(members).encode()) is None
 
