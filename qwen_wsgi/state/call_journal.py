@@ -131,7 +131,8 @@ class JournalWriter:
             self._torn = False
             return
         try:
-            os.ftruncate(self._fd, self._size)
+            # By what is there: somebody may have cut the file meanwhile.
+            os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
         except OSError:
             self._size += written
             self._torn = True
@@ -296,6 +297,11 @@ class Journals:
     def _fold_one(self, name: str, fd: int, until_s: float) -> Folded:
         is_complete = file_lock.take(fd)
         begin, lines = self._target.offset(name), 0
+        if os.fstat(fd).st_size < begin:
+            log.warning("a journal of calls was cut, and is read from its beginning path=%s", name)
+            if self._target.add(name, begin, 0, []) is None:
+                return Folded(0, False)
+            begin = 0
         while data := os.pread(fd, _READ_BYTES, begin):
             if self._monotonic() >= until_s:
                 return Folded(lines, False)

@@ -321,6 +321,24 @@ def test_garbage_without_an_end_is_passed_over(world: World) -> None:
     assert numbers(world.table.lines) == [0, 1]
 
 
+def test_a_journal_that_was_cut_is_read_from_its_beginning(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.writer.append(line(0))
+    world.journals.fold()
+    os.truncate(world.files[0], 0)
+    world.journals.fold()
+    world.writer.append(line(1))
+    world.journals.fold()
+
+    assert numbers(world.table.lines) == [0, 1]
+    assert "was cut" in caplog.text
+    # What another reader has done meanwhile is not undone.
+    os.truncate(world.files[0], 0)
+    world.table.before_add = lambda: world.table.read.clear()
+    assert world.journals.fold() == (0, False)
+
+
 def test_a_journal_that_was_removed_is_begun_anew(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
