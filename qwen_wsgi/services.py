@@ -215,7 +215,7 @@ class Services:
         self.transport.close()
         self.ledger.close()
         if self.books is not None:
-            self.books.close()
+            greenlets.apart(self.books.close)  # where it is used
         self.database.close()
         self.sandbox.close()
 

@@ -140,7 +140,7 @@ class Carried:
         except (GeneratorExit, ClientGone):
             raise
         except BaseException as fault:  # the outermost frame: nothing else can report it any more
-            last = self._last_words(failed_late(fault, self._record))
+            last = held + self._last_words(failed_late(fault, self._record))
         self._write_record()
         if last:
             yield last

@@ -69,6 +69,8 @@ class LiveCall:
     watch: Watch | None = None
     #: What the answer is carried by after its head.
     relay: Carrier | None = None
+    #: The answer goes on after its head; else all of it is there, also where there is a relay.
+    goes_on: bool = False
     closed: bool = False
     #: The key in `TokenCounts` under which the prompt's exact tokens are remembered, or None.
     count_as: bytes | None = None
@@ -267,7 +269,8 @@ def finish_response(response: Response) -> Response:
     record.status = response.status_code
     if body.READ not in call.environ and has_body(call.environ):
         leave_unread(call.environ)
-    if call.relay is not None:
+    if call.relay is not None and not response.is_sequence:
+        call.goes_on = True
         # The server calls this when the body was sent or its client is gone.
         response.call_on_close(call.close)
     return response
@@ -309,5 +312,5 @@ def end(error: BaseException | None) -> None:
     _LIVE.set(None)
     if error is not None:
         call.record.fail(error)
-    if call.relay is None or error is not None:
+    if not call.goes_on or error is not None:
         call.close()

@@ -164,6 +164,18 @@ def test_a_call_that_fails(
     assert row.unknown_usage == 0
 
 
+@pytest.mark.parametrize("dialect", STREAMED)
+def test_a_stream_that_fails_before_its_first_event(app: App, tmp_path: Path, dialect: str) -> None:
+    path, body = STREAMED[dialect]
+    refused = json.loads(json.dumps(body).replace("cached=5", "error=limit_requests"))
+    answer = app.client.post(path, json={**refused, "stream": True}, buffered=False)
+    _, counts = carried(answer, tmp_path)
+
+    assert (answer.status_code, counts) == (429, [1])
+    (row,) = rows(tmp_path)
+    assert (row.outcome, row.status, row.unknown_usage) == ("upstream_error", 429, 0)
+
+
 def test_what_is_not_recorded(app: App, tmp_path: Path) -> None:
     for path in ("/", "/health", "/health/live", "/status", "/v1/usage"):
         assert app.get(path, headers={"Host": "127.0.0.1"}).status_code in (200, 503)
@@ -250,14 +262,15 @@ def test_the_content_of_a_file(app: App, tmp_path: Path) -> None:
 
 
 def test_late_json(app: App, tmp_path: Path) -> None:
-    body = {"model": "wan2.7-t2v", "prompt": "a cat [[sandbox: polls=2]]"}
+    body = {"model": "wan2.7-t2v", "prompt": "a cat"}
     answer = app.client.post("/v1/videos/generations", json=body, buffered=False)
     said, counts = carried(answer, tmp_path)
 
-    assert json.loads(said)
-    assert counts[-1] == 1
+    assert json.loads(said)["status"] == "completed"
+    assert counts == [1]
     (row,) = rows(tmp_path)
-    assert row.endpoint == "/v1/videos/generations"
+    assert (row.endpoint, row.outcome, row.status) == ("/v1/videos/generations", "complete", 200)
+    assert '"seconds"' in (row.units or "")
 
 
 def test_what_the_upstream_does_not_count_is_unknown(app: App, tmp_path: Path) -> None:
