@@ -70,7 +70,9 @@ def recorded(directory: Path) -> Counter[str]:
 def killed(process: Started) -> list[str]:
     """Kill a process; what it has printed."""
     process.kill()
-    said, complaints = process.communicate()
+    assert process.stdout is not None and process.stderr is not None
+    # Not `communicate`, which knows nothing of what `readline` has read ahead.
+    said, complaints = process.stdout.read(), process.stderr.read()
     assert complaints == ""
     # The last line may be cut: what was to be told had been done.
     return said[: said.rfind("\n") + 1].split()
