@@ -158,7 +158,10 @@ def _receipt(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = []
     if unknown := sum(row["unknown_usage"] for row in rows):
-        notes.append(f"Of {unknown:,} calls it is unknown what they used: they broke off.")
+        notes.append(
+            f"Of {unknown:,} calls it is unknown what they used: they broke off, or their upstream "
+            "did not say."
+        )
     if any(row["money"] is None and row["input_tokens"] + row["output_tokens"] for row in rows):
         notes.append("No money stands where a price is not known (QWEN_PROXY_PRICES adds prices).")
     return notes

@@ -23,8 +23,11 @@ By = Literal["client", "model", "account", "endpoint", "day", "hour"]
 #: Days and hours are put together of these, in any time zone of the world. Seconds.
 QUARTER_S: Final = 900
 
-#: Rows that are removed with one transaction.
+#: Of all clients together; 2.4 GB. Whoever has no key can have calls refused, and recorded.
+MAX_ROWS: Final = 10_000_000
+#: Rows that are removed with one transaction; and where there are too many of them.
 _AT_A_TIME: Final = 500
+_MANY: Final = 20_000
 _DAY_S: Final = 86_400.0
 
 #: The year 5138, which can still be written as a date.
@@ -190,12 +193,16 @@ class CallTable:
     Args:
         database: with `TABLES`.
         kept_s: how long they are kept.
+        max_rows: of more calls those of refused callers without a name go first, then the oldest.
     """
 
-    def __init__(self, database: Database, clock: Clock, *, kept_s: float) -> None:
+    def __init__(
+        self, database: Database, clock: Clock, *, kept_s: float, max_rows: int = MAX_ROWS
+    ) -> None:
         self._database = database
         self._clock = clock
         self._kept_s = kept_s
+        self._max_rows = max_rows
 
     # --- from the journals: `state.call_journal.Target` ------------------------------------------
 
@@ -252,15 +259,23 @@ class CallTable:
         return self._database.exists
 
     def prune(self) -> bool:
-        """Remove some of the calls that are old enough; whether there may be more of them.
+        """Remove some of the calls that are old enough, or too many; whether there may be more.
 
         Raises:
             DatabaseUnavailable: the table cannot be written now.
         """
         before = self._clock.now() - self._kept_s
-        (oldest,) = self._database.run(
-            lambda database: database.execute("SELECT min(at) FROM calls").fetchone()
+        oldest, excess = self._database.run(
+            lambda database: (
+                database.execute("SELECT min(at) FROM calls").fetchone()[0],
+                _excess(database, self._max_rows),
+            )
         )
+        if excess > 0:
+            self._database.run(
+                lambda database: _make_room(database, min(excess + _AT_A_TIME, _MANY)), write=True
+            )
+            return excess > _MANY
         if oldest is None or oldest >= before:
             return False
         removed = self._database.run(
@@ -316,6 +331,26 @@ class CallTable:
 def _offset(database: sqlite3.Connection, journal: str) -> int:
     row = database.execute("SELECT read FROM call_journals WHERE name = ?", (journal,)).fetchone()
     return 0 if row is None else row[0]
+
+
+def _excess(database: sqlite3.Connection, most: int) -> int:
+    """How many rows there are too many; counted only where it can be."""
+    first, last = database.execute("SELECT min(key), max(key) FROM calls").fetchone()
+    if first is None or last - first < most:
+        return 0
+    (count,) = database.execute("SELECT count(*) FROM calls").fetchone()
+    return max(0, int(count) - most)
+
+
+def _make_room(database: sqlite3.Connection, count: int) -> None:
+    """Remove some rows: those of callers without a name before others, the oldest first."""
+    removed = 0
+    for where in ("client_id = ''", "1"):
+        removed += database.execute(
+            f"DELETE FROM calls WHERE key IN"
+            f" (SELECT key FROM calls WHERE {where} ORDER BY at LIMIT ?)",
+            (count - removed,),
+        ).rowcount
 
 
 def _journals(database: sqlite3.Connection) -> list[tuple[str]]:

@@ -201,6 +201,21 @@ def test_what_is_old_is_removed_some_at_a_time(
     assert rows_of(tmp_path) == []
 
 
+def test_of_too_many_calls_those_of_nobody_go_first(clock: FakeClock, tmp_path: Path) -> None:
+    database = database_in(tmp_path, clock)
+    with closing(CallTable(database, clock, kept_s=DAY, max_rows=1000)) as table:
+        add(table, *(call(client_id="", client="-", outcome="refused") for _ in range(700)))
+        add(table, *(call(request_id=str(number)) for number in range(900)))
+
+        assert not table.prune()
+        # 600 too many, and some more, so that it is not counted for each call.
+        assert [t.calls for t in ask(table, "client")] == [500]
+        found = {row[25 - 1] for row in rows_of(tmp_path)}
+        assert found == {str(number) for number in range(400, 900)}
+        assert not table.prune()
+        assert len(rows_of(tmp_path)) == 500
+
+
 def test_of_a_damaged_database_the_calls_after_it_are_kept(
     clock: FakeClock, tmp_path: Path, table: CallTable, caplog: pytest.LogCaptureFixture
 ) -> None:
