@@ -21,15 +21,21 @@ import resource  # noqa: E402
 import sys  # noqa: E402
 from typing import Final  # noqa: E402
 
+# What is not ours is loaded here, before workers are forked: they are ready earlier, and share its
+# memory. Our own modules are loaded by the workers: a reload must find new code.
+import flask  # noqa: E402, F401
 import gevent  # noqa: E402
+import requests  # noqa: E402, F401
 from gunicorn.workers.base import Worker  # noqa: E402
 
 from qwen_wsgi import server as _server  # noqa: E402
 from qwen_wsgi import settings  # noqa: E402
-from qwen_wsgi.errors import SettingsError  # noqa: E402
+from qwen_wsgi.errors import CannotStartYet, SettingsError  # noqa: E402
 
 #: The exit code for settings that cannot work; the systemd unit does not restart after it.
 _EXIT_BAD_SETTINGS: Final = 2
+#: The one for what may pass by itself; the unit restarts after it.
+_EXIT_NOT_YET: Final = 1
 
 #: gunicorn's master kills a worker that is not gone by its own graceful timeout. Workers get this
 #: much less, so that they can still write the calls that they cut into the ledger, and wait for a
@@ -62,9 +68,9 @@ def on_starting(server: object) -> None:
     """Bring what an older version has stored forward, before there are workers that use it."""
     try:
         _server.prepare_state(_settings)
-    except SettingsError as error:
+    except (SettingsError, CannotStartYet) as error:
         print(f"qwen-proxy: {error}", file=sys.stderr)
-        sys.exit(_EXIT_BAD_SETTINGS)
+        sys.exit(_EXIT_BAD_SETTINGS if isinstance(error, SettingsError) else _EXIT_NOT_YET)
 
 
 def post_fork(server: object, worker: Worker) -> None:

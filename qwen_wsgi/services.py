@@ -25,8 +25,8 @@ from qwen_wsgi.clock import Clock, SystemClock, sleep
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.documents.pdf import PdfReader
+from qwen_wsgi.greenlets import ThreadApart
 from qwen_wsgi.reporting import Reporting, notifier
-from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.database.background import BackgroundQueue
@@ -82,22 +82,27 @@ class SandboxHost:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sandbox: Sandbox | None = None
+        self._base_url = ""
+        self._stop: Callable[[], None] | None = None
 
     def base_url(self) -> str:
         """The running sandbox's OpenAI base URL."""
         with self._lock:
-            if self._sandbox is None:
+            if self._stop is None:
+                # Loaded when it is needed: a server with accounts needs none of it.
+                from qwen_wsgi.sandbox import Sandbox
+
                 # A visible pace for people; tests that need speed run their own sandbox.
-                self._sandbox = Sandbox(chunk_interval_s=0.03, private=True).start()
-            return self._sandbox.base_url
+                sandbox = Sandbox(chunk_interval_s=0.03, private=True).start()
+                self._base_url, self._stop = sandbox.base_url, sandbox.stop
+            return self._base_url
 
     def close(self) -> None:
         """Stop it, if it runs."""
         with self._lock:
-            if self._sandbox is not None:
-                self._sandbox.stop()
-                self._sandbox = None
+            if self._stop is not None:
+                self._stop()
+                self._stop = None
 
 
 class Maintenance:
@@ -261,7 +266,7 @@ def build_services(
     cooldowns, outcomes, affinity = Cooldowns(known), Outcomes(known), Affinity(files)
     pool = AccountPool(settings, discovery, cooldowns, start_sandbox=sandbox.base_url)
     transport = transport or Transport(settings)
-    database = database_in(state_dir, clock, sleep=sleep)
+    database = database_in(state_dir, clock, sleep=sleep, apart=ThreadApart())
     catalogue = Catalogue(settings, pool, transport, clock, SharedLists(files), outcomes)
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)

@@ -263,7 +263,8 @@ def _tool_calls(body: Json, spec: Spec) -> tuple[ToolCall, ...]:
     functions = _functions(body)
     messages = _messages(body)
     answered = bool(messages) and messages[-1].get("role") == "tool"
-    answered = answered and _rounds(messages) >= spec.count("tool-rounds", 1)
+    if "tool-rounds" in spec:
+        answered = answered and _rounds(messages) >= spec.count("tool-rounds", 1)
     choice = body.get("tool_choice")
     if not functions or answered or choice == "none" or "no-tools" in spec:
         return ()

@@ -221,7 +221,7 @@ def test_one_whose_worker_died_behind_the_last_write(places: dict[str, str]) -> 
         id, services = begun(app)["id"], app.services
         job = services.background.queue.claim(GONE)
         assert job is not None
-        services.background.queue.begin_end(job.key, GONE, of=GONE)
+        services.background.queue.begin_end(job.key, GONE)
         services.responses.put("local", {**job.stored.response, "status": "completed"}, [], None)
         made(app)
 

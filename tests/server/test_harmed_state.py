@@ -32,7 +32,8 @@ def cut(file: Path) -> None:
 
 
 def overwrite(file: Path) -> None:
-    size = file.stat().st_size
+    # SQLite may have made its index very long (and empty), when what was in it made no sense.
+    size = min(file.stat().st_size, 1 << 24)
     with file.open("r+b") as opened:
         opened.write(random.Random(7).randbytes(size))
 

@@ -56,9 +56,9 @@ def create() -> Response:
         if request.stream:
             return stream(call, request, chat, plan, encoder)
         return http.json_value(_complete_turns(call, request, chat, plan, encoder))
-    answer = services.executor.complete(chat, plan)
+    value = services.executor.complete(chat, plan).value  # its bytes are not needed any more
     return http.json_value(
-        protocol.whole(request, answer.value, id=id, created=created, model=model, keep=keep)
+        protocol.whole(request, value, id=id, created=created, model=model, keep=keep)
     )
 
 

@@ -10,7 +10,6 @@ Requests of clients are in it.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -21,10 +20,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from qwen_wsgi.clock import Clock, boottime
 from qwen_wsgi.errors import ApiError, Overloaded
-from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.state.database.migrations import Tables
 from qwen_wsgi.state.database.responses import Stored
-from qwen_wsgi.state.database.sqlite import Damaged, Database, DatabaseUnavailable
+from qwen_wsgi.state.database.sqlite import Database, DatabaseUnavailable, value_of
 from qwen_wsgi.state.shared_files import this_boot
 
 log = logging.getLogger(__name__)
@@ -198,13 +196,10 @@ class BackgroundQueue:
             ApiError: 413: the request is too large to be kept; 503: it cannot be kept now.
             Overloaded: 429 for one client's, 503 for all: too many wait.
         """
-        bodies = (
-            compact(dict(stored.response)).encode(),
-            compact(list(stored.input_items)).encode(),
-            stored.previous,
-            compact(dict(headers)).encode(),
-            request,
+        response, items, kept_headers = self._rendered(
+            dict(stored.response), list(stored.input_items), dict(headers)
         )
+        bodies = (response, items, stored.previous, kept_headers, request)
         size = sum(len(each) for each in bodies if isinstance(each, bytes))
         if size > LARGEST:
             raise ApiError(
@@ -300,16 +295,23 @@ class BackgroundQueue:
 
     # --- the end -----------------------------------------------------------------------------
 
-    def begin_end(self, key: int, by: str, *, of: str) -> bool:
-        """Mark one as ending, if the worker `of` still works at it; whether it was marked, so that
-        the caller is the one who stores its end and then calls `end` or `keep`. Raises as `claim`.
+    def begin_end(self, key: int, worker: str) -> bool:
+        """Mark one as ending, if `worker` still works at it; whether it was marked, so that the
+        caller is the one who stores its end and then calls `end` or `keep`. Raises as `claim`.
         """
+        return self._mark_ending(key, worker, of=worker, among=(_RUNNING,))
+
+    def take_over(self, job: Job, worker: str) -> bool:
+        """The same for one whose worker is gone, perhaps while it was ending. Raises as `claim`."""
+        return self._mark_ending(job.key, worker, of=job.worker, among=(_RUNNING, _ENDING))
+
+    def _mark_ending(self, key: int, by: str, *, of: str, among: Sequence[str]) -> bool:
         return self._do(
             lambda database: (
                 database.execute(
                     "UPDATE background_jobs SET status = ?, worker = ?, beat = ? WHERE key = ?"
-                    " AND status IN (?, ?) AND worker = ?",
-                    (_ENDING, by, self._boottime(), key, _RUNNING, _ENDING, of),
+                    f" AND status IN ({', '.join('?' * len(among))}) AND worker = ?",
+                    (_ENDING, by, self._boottime(), key, *among, of),
                 ).rowcount
                 == 1
             ),
@@ -370,7 +372,7 @@ class BackgroundQueue:
     def keep(self, key: int, response: Mapping[str, Any]) -> None:
         """Keep the last object of one here, because it cannot be stored elsewhere. Raises as
         `claim`."""
-        body = compact(dict(response)).encode()
+        (body,) = self._rendered(dict(response))
 
         def update(database: sqlite3.Connection) -> None:
             database.execute(
@@ -442,14 +444,23 @@ class BackgroundQueue:
         try:
             return self._database.run(work, write=write)
         except DatabaseUnavailable as error:
-            self._tell(str(error))
-            raise ApiError(
-                "The proxy cannot use its list of responses in the background now; its log says "
-                "why. Leave out 'background' to have a response at once.",
-                status=503,
-                code="background_unavailable",
-                retry_after_s=1 if error.passing else None,
-            ) from error
+            raise self._unavailable(error) from error
+
+    def _rendered(self, *values: Any) -> list[bytes]:
+        try:
+            return self._database.rendered(*values)
+        except DatabaseUnavailable as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: DatabaseUnavailable) -> ApiError:
+        self._tell(str(error))
+        return ApiError(
+            "The proxy cannot use its list of responses in the background now; its log says "
+            "why. Leave out 'background' to have a response at once.",
+            status=503,
+            code="background_unavailable",
+            retry_after_s=1 if error.passing else None,
+        )
 
     def _tell(self, problem: str) -> None:
         now_s = self._clock.monotonic()
@@ -468,11 +479,8 @@ def _job(database: sqlite3.Connection, where: str, values: Sequence[Any]) -> Job
     if row is None:
         return None
     *facts, response, items, previous, headers, request = row
-    try:
-        stored = Stored(json.loads(response), json.loads(items), previous)
-        return Job._make([*facts, stored, json.loads(headers), request])
-    except ValueError as error:
-        raise Damaged(f"a body was lost ({error})") from None
+    stored = Stored(value_of(response), value_of(items), previous)
+    return Job._make([*facts, stored, value_of(headers), request])
 
 
 # --- who works ----------------------------------------------------------------------------------

@@ -93,18 +93,38 @@ def bring_forward(
         shutil.rmtree(file.parent, ignore_errors=True)
 
 
-def _behind(database: sqlite3.Connection, every: Sequence[Tables]) -> list[tuple[Tables, int]]:
-    """The tables that are not what they should be, each with the version that is there."""
-    database.execute(
-        "CREATE TABLE IF NOT EXISTS features (name TEXT PRIMARY KEY, version INTEGER NOT NULL)"
-    )
-    found: Mapping[str, int] = dict(database.execute("SELECT name, version FROM features"))
+def versions_of(database: sqlite3.Connection) -> Mapping[str, int]:
+    """The version of each feature's tables.
+
+    Raises:
+        sqlite3.Error: they cannot be read; also if there are none.
+    """
+    return dict(database.execute("SELECT name, version FROM features"))
+
+
+def check_versions(database: sqlite3.Connection, every: Sequence[Tables]) -> None:
+    """Check that no newer version of the proxy made any of the tables.
+
+    Raises:
+        NewerVersion: one did.
+        sqlite3.Error: they cannot be read.
+    """
+    found = versions_of(database)
     for tables in every:
         if (version := found.get(tables.feature, 0)) > len(tables.versions):
             raise NewerVersion(
                 f"was written by a newer version of qwen-proxy (version {version} of its "
                 f"{tables.feature}; this one knows {len(tables.versions)})"
             )
+
+
+def _behind(database: sqlite3.Connection, every: Sequence[Tables]) -> list[tuple[Tables, int]]:
+    """The tables that are not what they should be, each with the version that is there."""
+    database.execute(
+        "CREATE TABLE IF NOT EXISTS features (name TEXT PRIMARY KEY, version INTEGER NOT NULL)"
+    )
+    check_versions(database, every)
+    found = versions_of(database)
     versions = ((each, found.get(each.feature, 0)) for each in every)
     return [(each, version) for each, version in versions if version < len(each.versions)]
 

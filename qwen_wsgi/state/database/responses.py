@@ -5,13 +5,11 @@ server's user can read; no client gets what another one's key has stored.
 `QWEN_PROXY_RESPONSES_TTL=0` keeps nothing, and removes what was kept before.
 
 Storing is a service beside the answer: whatever is wrong with the file, a call goes on without it
-and the log says why. Storing a megabyte blocks the event loop for ten milliseconds; 16 MiB, the
-most that is stored of one call, for two hundred.
+and the log says why.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +19,8 @@ from typing import Any, Final
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import ApiError, BadRequest
-from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.state.database.migrations import Tables
-from qwen_wsgi.state.database.sqlite import Damaged, Database, DatabaseUnavailable
+from qwen_wsgi.state.database.sqlite import Database, DatabaseUnavailable, value_of
 
 log = logging.getLogger(__name__)
 
@@ -191,10 +188,7 @@ class ResponseStore:
         if self._keeps_nothing():
             return False
         try:
-            response_body, input_body = (
-                compact(dict(response)).encode(),
-                compact(list(input_items)).encode(),
-            )
+            response_body, input_body = self._database.rendered(dict(response), list(input_items))
             size = len(response_body) + len(input_body) + _OVERHEAD
             if size > (most := min(LARGEST, self._max_bytes)):
                 log.warning("a response is not stored: it has %d bytes of at most %d", size, most)
@@ -456,10 +450,7 @@ def _stored(database: sqlite3.Connection, key: int, previous: str | None) -> Sto
     row = database.execute(
         "SELECT response, input FROM response_bodies WHERE key = ?", (key,)
     ).fetchone()
-    try:
-        response, items = (json.loads(body) for body in row or ())
-    except ValueError as error:
-        raise Damaged(f"a body was lost ({error})") from None
+    response, items = map(value_of, row or (None, None))
     return Stored(response, items, previous)
 
 

@@ -3,14 +3,15 @@
 Everything that must last is in it. Each feature has tables of its own, with a version of its own;
 what an older version of the proxy wrote is brought forward when the file is opened.
 
-Calls block the event loop. Small ones take below a millisecond; every four megabytes SQLite empties
-its log into the database, which takes what the disk needs to sync. No call waits for another
-process while blocking: SQLite's own waiting is off, and the pause before another try is a `sleep`
-that lets other greenlets run.
+A worker works with it in a thread apart, so that its event loop waits for no disk: a large body
+takes tenths of a second, and every four megabytes SQLite empties its log into the database, which
+takes what the disk needs to sync. No work waits in that thread for another process: SQLite's own
+waiting is off, and the pause before another try is a `sleep` of the caller.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -18,10 +19,12 @@ import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from qwen_wsgi.clock import Clock, sleep
+from qwen_wsgi.protocol.json_object import loads, render_slowly
 from qwen_wsgi.state.database.migrations import (
     DAMAGED,
     NewerVersion,
@@ -41,16 +44,41 @@ FILE: Final = "state.sqlite3"
 TRIES: Final = 40
 _PAUSE_S: Final = 0.025
 
+#: How long a worker waits for a disk that does not answer, before its call goes on without.
+_DISK_S: Final = 10.0
+
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
 
-#: What to do about the other codes.
+_NO_ROOM: Final = "Free some space on its disk, or set QWEN_PROXY_RESPONSES_TTL=0."
+_NO_WRITING: Final = (
+    "It may only be read: check whether its disk is mounted read-only, as one that fails is, and "
+    "whether it belongs to the user who runs the server."
+)
+_FAILING: Final = "Check whether its disk is full or failing."
+_NO_ACCESS: Final = "Give it to the user who runs the server, or set QWEN_PROXY_STATE_DIR."
+
+#: What to do about SQLite's other codes, and about the system's errors.
 _REMEDIES: Final[Mapping[int, str]] = {
-    sqlite3.SQLITE_BUSY: "Another process holds it; if this goes on, restart qwen-proxy.",
-    sqlite3.SQLITE_FULL: "Free some space on its disk, or set QWEN_PROXY_RESPONSES_TTL=0.",
-    sqlite3.SQLITE_IOERR: "Check whether its disk is full or failing.",
+    **dict.fromkeys(_BUSY, "Another process holds it; if this goes on, restart qwen-proxy."),
+    **dict.fromkeys(DAMAGED, "It is damaged: check its disk, or restore a backup of it."),
+    sqlite3.SQLITE_FULL: _NO_ROOM,
+    sqlite3.SQLITE_READONLY: _NO_WRITING,
+    sqlite3.SQLITE_IOERR: _FAILING,
     sqlite3.SQLITE_NOMEM: "The machine is out of memory.",
 }
-_NO_ACCESS: Final = "Give it to the user who runs the server, or set QWEN_PROXY_STATE_DIR."
+_SYSTEMS_REMEDIES: Final[Mapping[int | None, str]] = {
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+    errno.EROFS: _NO_WRITING,
+    errno.EIO: _FAILING,
+}
+
+
+def remedy_of(error: Exception) -> str:
+    """What to do about a file that cannot be used, as a sentence."""
+    if isinstance(error, OSError):
+        return _SYSTEMS_REMEDIES.get(error.errno, _NO_ACCESS)
+    return _REMEDIES.get(code_of(error), _NO_ACCESS)
 
 
 class DatabaseUnavailable(Exception):
@@ -76,6 +104,33 @@ class Damaged(Exception):
     """What a transaction read is not what was written: raise it to have the file set aside."""
 
 
+def value_of(body: Any) -> Any:
+    """A value as `Database.rendered` has made it.
+
+    Raises:
+        Damaged: it is something else.
+        RecursionError: it is nested just as deep as could still be rendered.
+    """
+    try:
+        if isinstance(body, bytes):
+            return loads(body)
+    except ValueError as error:
+        raise Damaged(f"a body was lost ({error})") from None
+    raise Damaged("a body was lost")
+
+
+class Apart(Protocol):
+    """Runs some work in a thread apart (`greenlets.ThreadApart`)."""
+
+    def __call__(self, work: Callable[[], T], *, timeout_s: float | None = None) -> T:
+        """The result of the work, or its exception; TimeoutError if it takes longer."""
+
+
+def here(work: Callable[[], T], *, timeout_s: float | None = None) -> T:
+    """Do some work in the thread of the caller: where there is no event loop."""
+    return work()
+
+
 class Database:
     """One SQLite file, shared by the greenlets and threads of a worker and by all workers.
 
@@ -86,6 +141,7 @@ class Database:
         tables: of all features.
         keep_damaged_s: how long a damaged file is kept beside the new one.
         clock: its wall clock says when a damaged file is old enough to go.
+        apart: a thread for this database alone.
     """
 
     def __init__(
@@ -96,8 +152,10 @@ class Database:
         tables: Sequence[Tables],
         keep_damaged_s: float,
         sleep: Callable[[float], None] = sleep,
+        apart: Apart = here,
     ) -> None:
         self.directory = directory
+        self._apart = apart
         self._tables = tables
         self._keep_damaged_s = keep_damaged_s
         self._clock = clock
@@ -126,29 +184,52 @@ class Database:
         """
         repaired = False
         while True:
+            attempt = partial(self._attempt, work, write=write, repair=not repaired)
             try:
-                with self._lock:
-                    try:
-                        return self._transact(work, write=write)
-                    except (sqlite3.Error, Damaged) as error:
-                        code = code_of(error)
-                        if code not in _BUSY:
-                            self._close()
-                        if code in DAMAGED and not repaired:
-                            repaired = True
-                            self._set_aside(error)
-                            continue
-                        tries -= 1
-                        if code not in _BUSY or tries <= 0:
-                            raise
+                return self._apart(attempt, timeout_s=_DISK_S)
             except NewerVersion as error:
                 raise TooNew(
                     f"{self._file()} {error}. Install that version again, or move the file away: "
                     "client keys and what was stored are in it."
                 ) from error
             except (sqlite3.Error, Damaged, OSError) as error:
-                raise self._unavailable(error) from error
+                code = code_of(error)
+                if code in DAMAGED and not repaired:
+                    repaired = True
+                    continue
+                tries -= 1
+                if code not in _BUSY or tries <= 0:
+                    raise self._unavailable(error) from error
             self._sleep(_PAUSE_S)
+
+    def _attempt(self, work: Callable[[sqlite3.Connection], T], *, write: bool, repair: bool) -> T:
+        """Try once.
+
+        Args:
+            repair: whether a damaged file is set aside, so that the next try has a new one.
+        """
+        with self._lock:
+            try:
+                return self._transact(work, write=write)
+            except (sqlite3.Error, Damaged) as error:
+                code = code_of(error)
+                if code not in _BUSY:
+                    self._close()
+                if code in DAMAGED and repair:
+                    self._set_aside(error)
+                raise
+
+    def rendered(self, *values: Any) -> list[bytes]:
+        """Values as JSON, to be stored. Made in the database's thread: large ones take long.
+
+        Raises:
+            DatabaseUnavailable: the thread is at work for too long.
+            RecursionError, ValueError: a value cannot be rendered.
+        """
+        try:
+            return self._apart(lambda: list(map(render_slowly, values)), timeout_s=_DISK_S)
+        except TimeoutError as error:
+            raise self._unavailable(error) from error
 
     def empty_log(self) -> bool:
         """Write the log into the database and empty it, so that what was deleted is in neither.
@@ -160,15 +241,23 @@ class Database:
             Whether it is empty.
         """
         for _ in range(TRIES):
-            with self._lock, suppress(sqlite3.Error, OSError):
-                busy, *_rest = self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                if not busy:
+            with suppress(sqlite3.Error, OSError):
+                if self._apart(self._emptied, timeout_s=_DISK_S):
                     return True
             self._sleep(_PAUSE_S)
         return False
 
+    def _emptied(self) -> bool:
+        with self._lock:
+            busy, *_rest = self._opened().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return not busy
+
     def close(self) -> None:
         """Close the file; the next use opens it again."""
+        with suppress(TimeoutError):
+            self._apart(self._closed, timeout_s=_DISK_S)
+
+    def _closed(self) -> None:
         with self._lock:
             self._close()
 
@@ -181,7 +270,7 @@ class Database:
     def remove_damaged(self) -> None:
         """Delete a damaged file that was kept."""
         if self.directory is not None:
-            shutil.rmtree(_aside(self.directory), ignore_errors=True)
+            shutil.rmtree(aside(self.directory), ignore_errors=True)
 
     def _transact(self, work: Callable[[sqlite3.Connection], T], *, write: bool) -> T:
         database = self._opened()
@@ -270,10 +359,10 @@ class Database:
         for path in (directory, file):
             if (mode := path.stat().st_mode) & 0o077:
                 path.chmod(mode & 0o700)
-        aside = _aside(directory)
+        damaged = aside(directory)
         with suppress(OSError):
-            if aside.stat().st_ctime < self._clock.now() - self._keep_damaged_s:
-                shutil.rmtree(aside)
+            if damaged.stat().st_ctime < self._clock.now() - self._keep_damaged_s:
+                shutil.rmtree(damaged)
 
     def _file(self) -> Path | None:
         return self.directory and self.directory / FILE
@@ -297,23 +386,28 @@ class Database:
         directory, file = self.directory, self._file()
         if directory is None or file is None or _inode_of(file) != self._inode:
             return
-        aside = _aside(directory)
-        shutil.rmtree(aside, ignore_errors=True)
-        directory.rename(aside)
+        damaged = aside(directory)
+        shutil.rmtree(damaged, ignore_errors=True)
+        directory.rename(damaged)
         log.error(
             "The file of the state is damaged, and a new one is begun. %s If this happens again, "
             "check the disk. The damaged file is kept for a while path=%s: %s",
             " ".join(each.damage for each in self._tables),
-            aside,
+            damaged,
             error,
         )
 
     def _unavailable(self, error: Exception) -> DatabaseUnavailable:
-        code = code_of(error)
-        busy = code in _BUSY
-        remedy = _REMEDIES.get(sqlite3.SQLITE_BUSY if busy else code, _NO_ACCESS)
+        if isinstance(error, TimeoutError):
+            return DatabaseUnavailable(
+                f"{self._file()} cannot be used: its disk did not answer within {_DISK_S:g} s. "
+                "Check whether the disk is failing, or too slow for what is stored "
+                "(QWEN_PROXY_RESPONSES_TTL=0 stores no responses).",
+                passing=True,
+            )
         return DatabaseUnavailable(
-            f"{self._file()} cannot be used: {error}. {remedy}", passing=busy
+            f"{self._file()} cannot be used: {error}. {remedy_of(error)}",
+            passing=code_of(error) in _BUSY,
         )
 
 
@@ -325,5 +419,6 @@ def _inode_of(file: Path) -> int:
         return 0
 
 
-def _aside(directory: Path) -> Path:
+def aside(directory: Path) -> Path:
+    """Where a damaged database is kept, with its directory."""
     return directory.with_name(directory.name + ".damaged")

@@ -9,7 +9,13 @@ from typing import Final
 
 from qwen_wsgi.clock import Clock, sleep
 from qwen_wsgi.state.database import background, calls, host_objects, responses, videos
-from qwen_wsgi.state.database.sqlite import Database, DatabaseUnavailable, TooNew
+from qwen_wsgi.state.database.sqlite import (
+    Apart,
+    Database,
+    DatabaseUnavailable,
+    TooNew,
+    here,
+)
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +36,17 @@ _KEEP_DAMAGED_S: Final = 7 * 86_400.0
 
 
 def database_in(
-    state_dir: Path | None, clock: Clock, *, sleep: Callable[[float], None] = sleep
+    state_dir: Path | None,
+    clock: Clock,
+    *,
+    sleep: Callable[[float], None] = sleep,
+    apart: Apart = here,
 ) -> Database:
     """The database of a state directory, which is opened when it is first used.
 
     Args:
         state_dir: None keeps it all in memory.
+        apart: a thread for it alone, where there is an event loop.
     """
     return Database(
         None if state_dir is None else state_dir / DIRECTORY,
@@ -43,6 +54,7 @@ def database_in(
         tables=TABLES,
         keep_damaged_s=_KEEP_DAMAGED_S,
         sleep=sleep,
+        apart=apart,
     )
 
 

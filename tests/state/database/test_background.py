@@ -80,13 +80,25 @@ def test_only_one_worker_gets_it_and_only_one_ends_it() -> None:
 
     assert world.queue.claim(OTHER) is None
     assert world.queue.mine(ME) == {job.key}
-    assert not world.queue.begin_end(job.key, OTHER, of=OTHER)
+    assert not world.queue.begin_end(job.key, OTHER)
     assert world.queue.cancel("ada", "a", OTHER) is not None
     assert world.queue.mine(ME) == frozenset()
-    assert not world.queue.begin_end(job.key, ME, of=ME)
+    assert not world.queue.begin_end(job.key, ME)
     assert world.queue.cancel("ada", "a", ME) is None
     assert world.queue.end(job.key)
     assert not world.queue.end(job.key)
+
+
+def test_what_its_client_has_cancelled_has_no_other_end() -> None:
+    """Also of the same worker, which was about to store one."""
+    world = Queue()
+    world.add("a")
+    job = world.claim(ME)
+    assert world.queue.cancel("ada", "a", ME) is not None
+
+    assert not world.queue.begin_end(job.key, ME)
+    assert not world.queue.take_over(job._replace(worker=OTHER), OTHER)
+    assert world.queue.take_over(job, OTHER)
 
 
 def test_clients_take_turns() -> None:

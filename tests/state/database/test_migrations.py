@@ -28,8 +28,9 @@ OLD = {
         CREATE TABLE bodies (key INTEGER PRIMARY KEY, response BLOB NOT NULL, input BLOB NOT NULL);
         INSERT INTO responses VALUES (7, 'me', 'resp_1', NULL, 900, 1800000000),
             (8, 'you', 'resp_2', NULL, 800, 1800000000);
-        INSERT INTO bodies VALUES (7, '{"id":"resp_1","output":[]}', '[{"a":1}]'),
-            (8, '{"id":"resp_2","output":[]}', '[]');
+        INSERT INTO bodies VALUES
+            (7, CAST('{"id":"resp_1","output":[]}' AS BLOB), CAST('[{"a":1}]' AS BLOB)),
+            (8, CAST('{"id":"resp_2","output":[]}' AS BLOB), CAST('[]' AS BLOB));
     """,
     "files/host-objects-1.sqlite3": """
         CREATE TABLE objects (key INTEGER PRIMARY KEY, kind TEXT NOT NULL, id TEXT NOT NULL,

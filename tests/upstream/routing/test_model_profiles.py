@@ -127,6 +127,7 @@ def test_every_row_makes_sense() -> None:
         assert known.switch or known.efforts.get("none") != "none"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("index", range(len(model_profiles._TRAITS)))
 def test_no_row_stands_behind_another_that_takes_all_its_names(index: int) -> None:
     patterns = [re.compile(pattern) for pattern, _ in model_profiles._TRAITS]
