@@ -11,6 +11,7 @@ from qwen_wsgi import settings as settings_module
 from qwen_wsgi.api import errors, health, lifecycle, metrics, models, status
 from qwen_wsgi.api.admin import accounts as admin_accounts
 from qwen_wsgi.api.admin import keys as admin_keys
+from qwen_wsgi.api.admin import usage
 from qwen_wsgi.api.dialects import (
     background,
     chat,
@@ -66,6 +67,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
         status,
         admin_keys,
         admin_accounts,
+        usage,
     ):
         app.register_blueprint(module.blueprint)
     errors.register(app)

@@ -490,6 +490,8 @@ def _announce(services: Services, endpoints: list[str]) -> None:
             "others with `openssl rand -hex 24`.",
             weak,
         )
+    if services.price_problem:
+        log.warning("%s", services.price_problem)
     for note in services.discovery.notes():
         log.warning("%s", with_command(str(note), settings.command))
     accounts = services.pool.accounts()

@@ -8,10 +8,11 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from qwen_wsgi import logs
+from qwen_wsgi import greenlets, logs
 from qwen_wsgi.access.admission import Admission
 from qwen_wsgi.access.budget import Budgets, limits_of
 from qwen_wsgi.access.connections import Connections
@@ -19,8 +20,12 @@ from qwen_wsgi.access.guard import Client, Guard
 from qwen_wsgi.access.key_ring import KeyRing
 from qwen_wsgi.access.limits import Calendar, Limits
 from qwen_wsgi.accounting import metric_families, metrics
+from qwen_wsgi.accounting import prices as price_table
+from qwen_wsgi.accounting.books import Books, journal_in
 from qwen_wsgi.accounting.ledger import Ledger
 from qwen_wsgi.accounting.metrics import Metrics
+from qwen_wsgi.accounting.prices import Cost, Prices
+from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.background import Background
 from qwen_wsgi.clock import Clock, SystemClock, sleep
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
@@ -119,7 +124,8 @@ class Maintenance:
     and reports what the worker does.
 
     Accounts that were refused are tried again as well, shared files that were removed are begun
-    anew, and what dead workers held of clients' limits is given back.
+    anew, what dead workers held of clients' limits is given back, and what calls wrote down is
+    brought into the ledger.
 
     One thread per worker; which worker renews a login is settled by the login's locks.
     """
@@ -132,6 +138,7 @@ class Maintenance:
         reporting: Reporting,
         budgets: Budgets,
         key_ring: KeyRing,
+        bring_calls: Callable[[], None],
     ) -> None:
         self._discovery = discovery
         self._key_ring = key_ring
@@ -139,6 +146,7 @@ class Maintenance:
         self._trials = trials
         self._reporting = reporting
         self._budgets = budgets
+        self._bring_calls = bring_calls
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -157,6 +165,7 @@ class Maintenance:
             self._guarded(self._files.look_after)
             self._guarded(self._budgets.look_after)
             self._guarded(self._trials.run)
+            self._guarded(self._bring_calls)
             self._guarded(self._reporting.report)
             self._guarded(self._key_ring.write_uses)
 
@@ -199,6 +208,10 @@ class Services:
     recordings: Recordings
     #: Masks the secrets in a text that is written down.
     redact: Callable[[str], str]
+    #: The ledger for those who read it; None keeps none.
+    books: Books | None
+    #: Why the operator's own prices are not used; "" if they are, or there are none.
+    price_problem: str
     database: Database
     responses: ResponseStore
     background: Background
@@ -236,6 +249,9 @@ class Services:
         drain_logins(self.discovery.logins(), self.clock)
         self.transport.close()
         self.budgets.close()
+        self.ledger.close()
+        if self.books is not None:
+            greenlets.apart(self.books.close)  # where it is used
         self.database.close()
         self.sandbox.close()
         self.metering.stop()
@@ -289,10 +305,15 @@ def build_services(
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
     tasks = Tasks(client, clock, sleep=sleep)
-    ledger = Ledger()
     client_keys = ClientKeys(database, clock, state_dir)
     key_ring = KeyRing(client_keys, clock)
     state_key = StateKey(settings.state_key, state_dir)
+    prices, price_problem = _prices(settings)
+    books = journal = None
+    if state_dir is not None and settings.ledger_days:
+        books = Books(state_dir, clock, days=settings.ledger_days, sleep=sleep)
+        journal = journal_in(state_dir, clock)
+    ledger = Ledger(clock, journal, cost=partial(_cost, prices))
     admission = Admission(
         settings.max_in_flight, settings.max_body_bytes_in_flight, share=_share(settings, 0)
     )
@@ -371,6 +392,8 @@ def build_services(
         ),
         recordings=Recordings(None if state_dir is None else state_dir / "recordings", clock),
         redact=Redaction(_secrets(settings), DISCOVERED).redact,
+        books=books,
+        price_problem=price_problem,
         database=database,
         responses=responses,
         background=Background(
@@ -401,10 +424,41 @@ def build_services(
         sandbox=sandbox,
         workers=workers,
         maintenance=Maintenance(
-            discovery, files, Trials(pool, catalogue, outcomes), reporting, budgets, key_ring
+            discovery,
+            files,
+            Trials(pool, catalogue, outcomes),
+            reporting,
+            budgets,
+            key_ring,
+            partial(_bring_calls, ledger, books),
         ),
         started_at=clock.monotonic(),
     )
+
+
+def _prices(settings: Settings) -> tuple[Prices, str]:
+    """The prices of models, and why those of the operator are not among them."""
+    if not settings.prices:
+        return price_table.load(), ""
+    try:
+        return price_table.load(Path(settings.prices)), ""
+    except ValueError as error:
+        return price_table.load(), (
+            f"The prices of QWEN_PROXY_PRICES={settings.prices} are not used, and the built-in "
+            f"ones are: {error}"
+        )
+
+
+def _cost(prices: Prices, call: CallRecord, at: float) -> Cost | None:
+    model = call.upstream_model or call.model
+    return prices.cost(model, call.usage, flex=call.half_price, at=at, units=call.units)
+
+
+def _bring_calls(ledger: Ledger, books: Books | None) -> None:
+    """Bring what calls wrote down into the table, while the loop goes on."""
+    ledger.flush()
+    if books is not None:
+        greenlets.apart(books.maintain)
 
 
 def _share(settings: Settings, of_database: int) -> int:

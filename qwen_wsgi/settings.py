@@ -11,8 +11,10 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import tzinfo
 from pathlib import Path
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 from qwen_wsgi import net
 from qwen_wsgi import setting_values as values
@@ -487,6 +489,20 @@ class Settings:
         unit="s",
     )
 
+    ledger_days: int = setting(
+        "QWEN_PROXY_LEDGER_DAYS",
+        "How long each call's record is kept for `qwen-proxy usage`; 0 keeps none.",
+        default=400,
+        parse=values.integer(0, 36_500),
+        unit="days",
+    )
+    prices: str = setting(
+        "QWEN_PROXY_PRICES",
+        "A file with prices of models, which win over the built-in ones.",
+        default="",
+        shown_default="the built-in prices",
+    )
+
     log_level: str = setting(
         "LOG_LEVEL", "Lowest level that is logged.", default="INFO", parse=values.log_level
     )
@@ -547,6 +563,11 @@ class Settings:
                 for number, key in enumerate(dict.fromkeys(self.admin_keys), 1)
             ),
         )
+
+    @property
+    def zone(self) -> tzinfo | None:
+        """The time zone of days and months; None is this machine's."""
+        return ZoneInfo(self.timezone) if self.timezone else None
 
     @property
     def weak_client_keys(self) -> int:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi.accounting.ledger import Ledger, fields
+from qwen_wsgi.accounting import call_log
+from qwen_wsgi.accounting.call_log import fields
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.logs import Formatter, configure, is_journal
 from qwen_wsgi.protocol.usage import Usage
@@ -390,7 +391,7 @@ def test_a_call_is_one_line_and_a_quiet_one_only_at_debug(
     stream = io.StringIO()
     configure(level=level, style="json", secrets=(), stream=stream)
 
-    Ledger().write(call_of(quiet=quiet, model="a\nb", path="/v1/\r\n"))
+    call_log.write(call_of(quiet=quiet, model="a\nb", path="/v1/\r\n"))
 
     assert len(stream.getvalue().splitlines()) == lines
 
@@ -399,6 +400,6 @@ def test_a_path_with_line_ends_cannot_break_the_calls_line() -> None:
     stream = io.StringIO()
     configure(level="INFO", style="human", secrets=(), stream=stream)
 
-    Ledger().write(call_of(path="/v1/a\n2026 ERROR forged", model="m"))
+    call_log.write(call_of(path="/v1/a\n2026 ERROR forged", model="m"))
 
     assert len(stream.getvalue().splitlines()) == 1

@@ -118,6 +118,10 @@ TAKEN: list[tuple[str, str, Any]] = [
     ("QWEN_PROXY_RESPONSES_TTL", "0", 0.0),
     ("QWEN_PROXY_RESPONSES_TTL", "86400", 86_400.0),
     ("QWEN_PROXY_RESPONSES_MAX_BYTES", "1048576", 1_048_576),
+    ("QWEN_PROXY_LEDGER_DAYS", "0", 0),
+    ("QWEN_PROXY_LEDGER_DAYS", "400", 400),
+    ("QWEN_PROXY_PRICES", "/etc/qwen-proxy/prices.json", "/etc/qwen-proxy/prices.json"),
+    ("QWEN_PROXY_ADMIN_KEYS", "a, b", ("a", "b")),
     ("LOG_LEVEL", "debug", "DEBUG"),
     ("QWEN_PROXY_LOG_FORMAT", "json", "json"),
     ("QWEN_PROXY_STATE_DIR", "/var/lib/x", "/var/lib/x"),
@@ -188,6 +192,7 @@ REFUSED: dict[str, list[str]] = {
     "QWEN_PROXY_KEEPALIVE_INTERVAL": ["0", *SECONDS],
     "QWEN_PROXY_RESPONSES_TTL": SECONDS,
     "QWEN_PROXY_RESPONSES_MAX_BYTES": ["0", "1048575", "1023k"],
+    "QWEN_PROXY_LEDGER_DAYS": ["-1", "1.5", "7d", "36501"],
     "LOG_LEVEL": ["TRACE", "10"],
     "QWEN_PROXY_LOG_FORMAT": ["xml", "JSON"],
 }
@@ -207,6 +212,7 @@ def test_every_setting_has_a_row_here() -> None:
         "QWEN_PROXY_ACCOUNT_ORDER",
         "QWEN_PROXY_SAME_ACCOUNT",
         "QWEN_PROXY_STATE_DIR",
+        "QWEN_PROXY_PRICES",
     }
     assert FIELDS.keys() - REFUSED.keys() == free_text
 

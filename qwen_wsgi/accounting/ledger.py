@@ -1,69 +1,164 @@
-"""The log of calls: one line per call, at its end."""
+"""The record of calls: each one once, in the log and in the ledger, before its answer has ended."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final, Protocol
 
+from qwen_wsgi.accounting import call_log
+from qwen_wsgi.accounting.prices import Cost
 from qwen_wsgi.accounting.record import CallRecord
+from qwen_wsgi.clock import Clock
+from qwen_wsgi.protocol.json_object import MOST, compact
 from qwen_wsgi.protocol.usage import Usage
+from qwen_wsgi.state.database.calls import CallRow, line_of
 
-#: Characters of what a client or an upstream made up.
-_LONGEST: Final = 200
+log = logging.getLogger(__name__)
 
-log = logging.getLogger("qwen_wsgi.calls")
+#: Characters of what a client or an upstream made up; each may take six bytes. With all of them a
+#: line stays below `call_journal.MAX_LINE`.
+_LONGEST: Final = 100
+#: Kinds of things that one call made.
+_MOST_UNITS: Final = 8
+
+#: Outcomes after which an account may have counted tokens that it has not told.
+_USES: Final = frozenset({"complete", "client_gone", "cut_by_stop"})
+#: What asks a model is sent; the rest looks at what is there.
+_ASKING: Final = frozenset({"POST", "BACKGROUND", "WS"})
+
+
+class Writer(Protocol):
+    """Where lines of calls go; `state.call_journal.JournalWriter` is one."""
+
+    def append(self, line: bytes) -> None:
+        """Write a line, which has its end."""
+
+    def flush(self) -> None:
+        """Write what could not be written before; to be called every few seconds."""
+
+    def close(self) -> None:
+        """Write no more."""
 
 
 class Ledger:
-    """Receives every call exactly once, when it ends.
+    """Receives every call exactly once: before the last byte of its answer, or when its client has
+    gone.
+
+    Args:
+        writer: None keeps no ledger: there is the log alone.
+        cost: what a call costs, by its record and its time.
 
     Attributes:
         calls: how many there were, without health checks and the like.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        writer: Writer | None = None,
+        *,
+        cost: Callable[[CallRecord, float], Cost | None] = lambda call, at: None,
+    ) -> None:
         self.calls = 0
+        self._clock = clock
+        self._writer = writer
+        self._cost = cost
 
     def write(self, call: CallRecord) -> None:
-        """Write the call's log line."""
+        """End the record, and write it down. Harmless when repeated; a fault of ours here must not
+        cost a client its answer, and is told in the log."""
+        if call.is_written:
+            return
+        call.is_written = True
+        call.end(self._clock.monotonic())
         self.calls += not call.quiet
-        level = logging.DEBUG if call.quiet else logging.INFO
-        if log.isEnabledFor(level):
-            # Not log.log(): it looks up the caller's line, which is always this one.
-            line = logging.LogRecord(log.name, level, __file__, 0, "call", (), None)
-            line.fields = fields(call)
-            log.handle(line)
+        try:
+            if self._writer is not None and not call.quiet:
+                at = self._clock.now()
+                self._writer.append(line_of(row(call, at, self._cost(call, at))))
+        except Exception as error:
+            log.error("a call is not in the ledger: %s", call.request_id, exc_info=error)
+        call_log.write(call)
+
+    def cost_of(self, call: CallRecord) -> Cost | None:
+        """What a call has cost by the prices of now; None where a price is unknown."""
+        return self._cost(call, self._clock.now())
+
+    def flush(self) -> None:
+        """Write down what could not be written before; to be called every few seconds."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Leave the journal to who reads it."""
+        if self._writer is not None:
+            self._writer.close()
 
 
-def fields(call: CallRecord) -> dict[str, Any]:
-    """The call as the log line's fields; unknown ones are left out. Durations in milliseconds."""
-    usage = call.usage or Usage()
-    ended = call.started_at if call.ended_at is None else call.ended_at
-    first = None if call.first_byte_at is None else call.first_byte_at - call.started_at
-    known: dict[str, Any] = {
-        "request_id": call.request_id,
-        "client": call.client,
-        "address": call.address or None,
-        "method": call.method,
-        "path": call.path[:_LONGEST],
-        "status": call.status or None,
-        "outcome": call.outcome,
-        "account": call.account or None,
-        "model": (call.upstream_model or call.model)[:_LONGEST] or None,
-        "stream": call.stream or None,
-        "attempts": call.attempts or None,
-        "queue_ms": round(call.queued_s * 1000, 1) or None,
-        "connect_ms": round(call.connect_s * 1000, 1) or None,
-        "first_byte_ms": None if first is None else round(first * 1000, 1),
-        "longest_gap_ms": round(call.longest_gap_s * 1000, 1) or None,
-        "total_ms": round((ended - call.started_at) * 1000, 1),
-        "prompt_tokens": usage.prompt,
-        "completion_tokens": usage.completion,
-        "cached_tokens": usage.cached,
-        "cache_written_tokens": usage.cache_written,
-        "reasoning_tokens": usage.reasoning,
-        **dict(call.units),
-        "error": call.error_code[:_LONGEST] or None,
-        "upstream_request_id": call.upstream_request_id or None,
-    }
-    return {name: value for name, value in known.items() if value is not None}
+def row(call: CallRecord, at: float, cost: Cost | None) -> CallRow:
+    """The row of a call that has ended.
+
+    Args:
+        at: the time now, seconds since 1970.
+    """
+    usage, units = call.usage or _NOTHING, None
+    if call.units:
+        units = compact(dict(call.units[:_MOST_UNITS]))
+    begun, first = call.started_at, call.first_byte_at
+    ended = begun if call.ended_at is None else call.ended_at
+    money = saved = currency = None
+    if cost is not None:
+        money, saved, currency = cost
+        money, saved = min(money, MOST), max(-MOST, min(saved, MOST))
+    return CallRow(
+        at,
+        call.client_id,
+        call.client[:_LONGEST],
+        call.account[:_LONGEST],
+        (call.upstream_model or call.model)[:_LONGEST],
+        call.endpoint,
+        call.status,
+        call.outcome,
+        call.error_code[:_LONGEST],
+        call.attempts,
+        _bounded(usage.prompt),
+        _bounded(usage.cached),
+        _bounded(usage.cache_written),
+        _bounded(usage.completion),
+        _bounded(usage.reasoning),
+        units,
+        int(_is_unknown(call)),
+        _ms(call.queued_s),
+        _ms(call.connect_s),
+        None if first is None else _ms(first - begun),
+        _ms(call.longest_gap_s),
+        _ms(ended - begun),
+        int(call.stream),
+        call.request_id,
+        money,
+        saved,
+        currency,
+    )
+
+
+_NOTHING: Final = Usage()
+
+
+def _is_unknown(call: CallRecord) -> bool:
+    """Whether an account may have counted something for the call, and nobody knows what."""
+    usage = call.usage
+    if call.units or (usage is not None and (usage.prompt, usage.completion) != (None, None)):
+        return False
+    asked = call.attempts > 0 and bool(call.model) and call.method in _ASKING
+    return asked and (call.first_byte_at is not None or call.outcome in _USES)
+
+
+def _ms(seconds: float) -> float:
+    """Milliseconds with one digit; `round` takes five times as long."""
+    return int(seconds * 1e4) / 10 if seconds else 0.0
+
+
+def _bounded(count: int | None) -> int | None:
+    """A count that can be added up: upstreams send any number."""
+    return None if count is None or not 0 <= count <= MOST else count

@@ -33,6 +33,8 @@ ENDPOINTS: Final = (
     "token_counts",
     "stored_responses",
     "websockets",
+    "usage",
+    "admin",
     "other",
 )
 #: Of `outcome`, as in `CallRecord.outcome`, each with the classes of statuses that belong to it.

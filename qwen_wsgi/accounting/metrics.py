@@ -271,7 +271,7 @@ _FIRST: Final = {
         name: name
         for name in (
             *("completions", "messages", "embeddings", "rerank", "images", "videos"),
-            *("files", "batches", "models"),
+            *("files", "batches", "models", "usage", "admin"),
         )
     },
 }

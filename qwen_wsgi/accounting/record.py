@@ -54,9 +54,13 @@ class CallRecord:
         cause: why an upstream failed that ended the call: a stable word, of
             `upstream.failures.causes`, or "".
         keepalives: those that were sent to the client.
-        quiet: not worth a log line at INFO: health checks and the landing page.
         budget: where upstream requests are counted; None if the client has no limits, or if they
             do not count.
+        endpoint: the path of its route: `/v1/responses/{id}`; `unknown` where there is none.
+        half_price: the account that was asked last is Batch Chat.
+        quiet: not worth a log line at INFO, nor a row in the ledger: health checks and the landing
+            page.
+        is_written: the ledger has it.
     """
 
     request_id: str = ""
@@ -88,6 +92,9 @@ class CallRecord:
     upstream_request_id: str = ""
     quiet: bool = False
     budget: CallBudget | None = None
+    endpoint: str = "unknown"
+    half_price: bool = False
+    is_written: bool = False
 
     @property
     def completion_id(self) -> str:
@@ -147,7 +154,7 @@ class CallRecord:
         if not decisive.account:
             decisive = next((part for part in parts if part.account), decisive)
         self.account, self.upstream_model = decisive.account, decisive.upstream_model
-        self.changed = decisive.changed
+        self.changed, self.half_price = decisive.changed, decisive.half_price
         self.upstream_request_id = decisive.upstream_request_id
         self.connect_s, self.first_byte_at = decisive.connect_s, decisive.first_byte_at
         self.attempts = sum(part.attempts for part in parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from functools import cached_property
@@ -28,6 +29,12 @@ CALL: Final = "qwen_wsgi.call"
 
 #: An argument in a rule of Flask's: `<id>`, `<path:id>`.
 _ARGUMENT: Final = re.compile(r"<(?:\w+:)?(\w+)>")
+
+
+@functools.cache
+def path_of(rule: str) -> str:
+    """The path of a route as people write it: `/v1/responses/{id}`."""
+    return _ARGUMENT.sub(r"{\1}", rule)
 
 
 class _NoSessions(SessionInterface):
@@ -95,7 +102,7 @@ class Application(Flask):
     def endpoints(self) -> list[str]:
         """The endpoints by path: `POST /v1/responses`, `GET /v1/responses/{id}`, …"""
         found = {
-            (_ARGUMENT.sub(r"{\1}", rule.rule), method)
+            (path_of(rule.rule), method)
             for rule in self.url_map.iter_rules()
             for method in rule.methods or ()
             if method not in ("HEAD", "OPTIONS")

@@ -28,8 +28,20 @@ class LateJson:
     Used by one greenlet. `close` must be called on every exit; it stops the work.
     """
 
-    def __init__(self, work: Callable[[], Any], *, settings: Settings, record: CallRecord) -> None:
+    def __init__(
+        self,
+        work: Callable[[], Any],
+        *,
+        settings: Settings,
+        record: CallRecord,
+        write_record: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            write_record: writes the record down, before the JSON is sent.
+        """
         self._settings = settings
+        self._write_record = write_record
         self._record = record
         self._work = Task(work, discard=lambda made: None)
 
@@ -62,7 +74,9 @@ class LateJson:
             raise
         except BaseException as fault:  # the outermost frame: nothing else can report it
             made = failed_late(fault, record).body()
-        yield encoded(made)
+        last = encoded(made)
+        self._write_record()
+        yield last
 
     def close(self) -> None:
         """Stop the work. Harmless when repeated."""
@@ -90,27 +104,45 @@ class Carried:
         close: Callable[[], None],
         *,
         last_words: Callable[[ApiError], bytes] = lambda error: b"",
+        write_record: Callable[[], None] = lambda: None,
+        holds: bool = False,
     ) -> None:
         """
         Args:
             pieces: of the body, as they come.
             close: frees the upstream; harmless when repeated.
             last_words: what is sent of a failure before the connection breaks.
+            write_record: writes the record down, before the end of the body is sent.
+            holds: the last piece is the end: each one waits for the next. Else the end comes after
+                it, as that of a body without a length does.
         """
         self._pieces = pieces
         self._record = record
         self._close = close
         self._last_words = last_words
+        self._write_record = write_record
+        self._holds = holds
 
     def __iter__(self) -> Iterator[bytes]:
+        held = b""
         try:
-            yield from self._pieces
+            for piece in self._pieces:
+                if not self._holds:
+                    yield piece
+                    continue
+                if held:
+                    yield held
+                held = piece
             self._record.outcome = "complete"
+            self._write_record()
+            if held:
+                yield held
             return
         except (GeneratorExit, ClientGone):
             raise
         except BaseException as fault:  # the outermost frame: nothing else can report it any more
-            last = self._last_words(failed_late(fault, self._record))
+            last = held + self._last_words(failed_late(fault, self._record))
+        self._write_record()
         if last:
             yield last
         raise StreamBroken("the answer failed after its head was sent")

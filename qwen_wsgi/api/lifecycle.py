@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from qwen_wsgi.access.guard import Client
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api import body, cors
 from qwen_wsgi.api.body import Form
-from qwen_wsgi.api.flask_app import CALL, ROUTE_PATH
+from qwen_wsgi.api.flask_app import CALL, ROUTE_PATH, path_of
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.greenlets import Watch, apart, watch_client
 from qwen_wsgi.protocol import changes
@@ -76,6 +76,8 @@ class LiveCall:
     watch: Watch | None = None
     #: What the answer is carried by after its head.
     relay: Carrier | None = None
+    #: The answer goes on after its head; else all of it is there, also where there is a relay.
+    goes_on: bool = False
     closed: bool = False
     #: What the call takes of its client's limits; None if the client has none.
     budget: Budget | None = None
@@ -173,8 +175,22 @@ class LiveCall:
         self.services.admission.take(count)
         self.body_bytes += count
 
+    @property
+    def write_record(self) -> Callable[[], None]:
+        """What writes the record, before the last byte of an answer whose head was sent long ago.
+
+        It does not know the call: what has it may be held by the call.
+        """
+        return partial(self.services.ledger.write, self.record)
+
+    def complete(self) -> None:
+        """Write the record of a complete answer: its last event comes next."""
+        self.record.outcome = "complete"
+        self.services.ledger.write(self.record)
+
     def close(self) -> None:
-        """Free what the call holds, and write its record. Harmless when repeated.
+        """Free what the call holds, and write its record if that was not done. Harmless when
+        repeated.
 
         Whatever fails on the way, the rest is done.
         """
@@ -196,7 +212,6 @@ class LiveCall:
                     if self.count_as is not None:
                         self._remember_tokens(self.count_as)
                 finally:
-                    self.record.end(self.services.clock.monotonic())
                     self.services.ledger.write(self.record)
                     self.services.metrics.count(self.record)
                     if self.recording is not None:
@@ -205,7 +220,11 @@ class LiveCall:
     def settle(self) -> None:
         """Settle the limits of the client by what the call has used. Harmless when repeated."""
         if self.budget is not None:
-            self.budget.close(self.record.usage)
+            money = 0
+            if self.budget.limits.money_per_month is not None:
+                cost = self.services.ledger.cost_of(self.record)
+                money = 0 if cost is None else cost.money_micro
+            self.budget.close(self.record.usage, money=money)
 
     def _end_recording(self, recording: Recording) -> None:
         record = self.record
@@ -250,6 +269,8 @@ def begin(services: Services) -> Response | None:
         services=services,
         environ=environ,
     )
+    if current.url_rule is not None:
+        call.record.endpoint = path_of(current.url_rule.rule)
     # The server closes it, too, if nothing else did (`server.free_call`).
     environ[CALL] = call
     _LIVE.set(call)
@@ -331,7 +352,8 @@ def finish_response(response: Response) -> Response:
         leave_unread(call.environ)
     if call.recording is not None:
         _record_answer(call.recording, response)
-    if call.relay is not None:
+    if call.relay is not None and not response.is_sequence:
+        call.goes_on = True
         # The server calls this when the body was sent or its client is gone.
         response.call_on_close(call.close)
     return response
@@ -390,5 +412,5 @@ def end(error: BaseException | None) -> None:
     _LIVE.set(None)
     if error is not None:
         call.record.fail(error)
-    if call.relay is None or error is not None:
+    if not call.goes_on or error is not None:
         call.close()

@@ -1,4 +1,4 @@
-"""The command line: `qwen-proxy serve | login | status | doctor | models | clients | keys | …`.
+"""The command line: `qwen-proxy serve | login | status | doctor | usage | clients | keys | …`.
 
 Only the parser and the dispatch. Each command imports what it needs itself, so that `--help`,
 `--version` and `settings` start fast.
@@ -137,6 +137,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--no-calls", action="store_true", help="contact no upstream")
     sub.add_argument("--problems", action="store_true", help="print only what is wrong")
     sub.add_argument("--json", action="store_true", help="print JSON")
+    sub = add("usage", _usage, "show what was used: calls, tokens, money, and what caches saved")
+    sub.add_argument(
+        "--by",
+        choices=("client", "model", "account", "endpoint", "day", "hour"),
+        default="client",
+        help="what calls are summed up by (default: client)",
+    )
+    times = "7d (ago), 2026-11-01, 2026-11-01T12:30, today, month"
+    sub.add_argument("--since", metavar="TIME", default="30d", help=f"{times} (default: 30d)")
+    sub.add_argument(
+        "--until", metavar="TIME", default="now", help="the same; a date is in it (default: now)"
+    )
+    form = sub.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--csv", action="store_true", help="print a table for spreadsheets")
     sub = add("clients", _clients, "list the clients that are known, or print the set-up of one")
     sub.add_argument("name", nargs="?", metavar="NAME", help="the client; default: list all")
     sub.add_argument("--url", default="", help="the server's address; default: from the settings")
@@ -212,6 +227,21 @@ def _doctor(settings: Settings, arguments: argparse.Namespace) -> int:
     )
 
 
+def _usage(settings: Settings, arguments: argparse.Namespace) -> int:
+    from qwen_wsgi.cli.stored import usage
+
+    return usage.run(
+        settings,
+        by=arguments.by,
+        since=arguments.since,
+        until=arguments.until,
+        json_output=arguments.json,
+        csv_output=arguments.csv,
+        out=sys.stdout,
+        err=sys.stderr,
+    )
+
+
 def _clients(settings: Settings, arguments: argparse.Namespace) -> int:
     from qwen_wsgi.clients import command
 
@@ -273,7 +303,7 @@ def _creds(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _record(settings: Settings, arguments: argparse.Namespace) -> int:
-    from qwen_wsgi.cli import recordings
+    from qwen_wsgi.cli.stored import recordings
 
     return recordings.record(
         settings,
@@ -289,7 +319,7 @@ def _record(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _replay(settings: Settings, arguments: argparse.Namespace) -> int:
-    from qwen_wsgi.cli import recordings
+    from qwen_wsgi.cli.stored import recordings
 
     return recordings.replay(
         settings,
@@ -301,7 +331,7 @@ def _replay(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _state(settings: Settings, arguments: argparse.Namespace) -> int:
-    from qwen_wsgi.cli import state
+    from qwen_wsgi.cli.stored import state
 
     return state.run(
         settings,

@@ -10,11 +10,18 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import repeat
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Annotated, Any, Final, NamedTuple, NoReturn, TypeVar
 
 import msgspec
+
+T = TypeVar("T")
+
+#: The largest `Summable`.
+MOST: Final = 10**12
+#: For shapes (`reader`): a whole number of which millions can be added up in 64 bits.
+Summable = Annotated[int, msgspec.Meta(ge=-MOST, le=MOST)]
 
 #: Bytes of JSON whose reading or writing takes long: two milliseconds.
 LONG_BYTES: Final = 1 << 20
@@ -92,6 +99,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 #: `json.dumps` would make an encoder for each value.
 _encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_PLAIN: Final = msgspec.json.Encoder()
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Any])
 _RAW: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ANY: Final = msgspec.json.Decoder()
@@ -214,6 +222,24 @@ def compact(value: Any) -> str:
         # An unpaired surrogate, which JSON can only write as an escape.
         return json.dumps(value, separators=(",", ":"))
     return text
+
+
+def plain_bytes(value: Any) -> bytes:
+    """Render a value without white space, ten times as fast as `compact`.
+
+    Raises:
+        UnicodeEncodeError: a text has an unpaired surrogate.
+        OverflowError: a number has more than 64 bits.
+    """
+    return _PLAIN.encode(value)
+
+
+def reader(shape: type[T]) -> Callable[[bytes], T]:
+    """A function that reads JSON of one shape: tuples and named tuples are arrays.
+
+    The function raises ValueError for anything else, and RecursionError.
+    """
+    return msgspec.json.Decoder(shape).decode
 
 
 def encoded(value: Any) -> bytes:

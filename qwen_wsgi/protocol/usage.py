@@ -14,6 +14,8 @@ class Usage:
     Attributes:
         cached: prompt tokens that were read from a cache.
         cache_written: prompt tokens that were written to one, which costs more.
+        explicit_cache: the client had marked what was to be cached: other prices than those of a
+            cache that works by itself.
     """
 
     prompt: int | None = None
@@ -22,13 +24,14 @@ class Usage:
     cached: int | None = None
     reasoning: int | None = None
     cache_written: int | None = None
+    explicit_cache: bool = False
 
 
 def parse(usage: Any) -> Usage | None:
     """Parse OpenAI's `usage` object, as DashScope fills it; None for any other value.
 
     Shape: `{"prompt_tokens", "completion_tokens", "total_tokens",
-    "prompt_tokens_details": {"cached_tokens", "cache_write_tokens"}|null,
+    "prompt_tokens_details": {"cached_tokens", "cache_write_tokens", "cache_type"}|null,
     "completion_tokens_details": {"reasoning_tokens"}|null}`. Counts in other places:
     see `normalized`.
     """
@@ -36,6 +39,7 @@ def parse(usage: Any) -> Usage | None:
         return None
     prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
     total = _count(usage, "total_tokens")
+    details = usage.get("prompt_tokens_details")
     if total and prompt == completion == 0:
         prompt = completion = None  # only the total was sent (qwen-code reads it so, too)
     return Usage(
@@ -45,6 +49,7 @@ def parse(usage: Any) -> Usage | None:
         cached=_cached(usage),
         reasoning=_count(usage.get("completion_tokens_details"), "reasoning_tokens"),
         cache_written=_cache_written(usage),
+        explicit_cache=isinstance(details, dict) and details.get("cache_type") == "ephemeral",
     )
 
 
@@ -64,6 +69,7 @@ def total(used: Sequence[Usage | None]) -> Usage | None:
         cached=_sum_of_sent(each.cached for each in known),
         reasoning=_sum_of_sent(each.reasoning for each in known),
         cache_written=_sum_of_sent(each.cache_written for each in known),
+        explicit_cache=any(each.explicit_cache for each in known),
     )
 
 

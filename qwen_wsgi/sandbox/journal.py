@@ -32,6 +32,7 @@ class Record:
     status was sent), cut or reset (the sandbox broke the connection deliberately), client_gone (the
     client disconnected first; `gone_s` is when this was noticed), stopped (the sandbox was
     stopped), failed (an error of the sandbox itself; the state shows it as `last_failure`).
+    `usage` is what the client was told, and None unless all of that was sent: the sandbox's books.
     """
 
     seq: int
@@ -53,6 +54,7 @@ class Record:
     first_byte_s: float | None = None
     ended_s: float | None = None
     gone_s: float | None = None
+    usage: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the record as a JSON object; the body as text if it is UTF-8, else as base64."""

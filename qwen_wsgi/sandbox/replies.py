@@ -81,7 +81,9 @@ def answered(
             return iter((Close(),))
         if isinstance(made, bytes):
             return late_or_broken(made, spec, "application/octet-stream")
-        return late_or_broken(encode_json(made), spec) if isinstance(made, dict) else made
+        if isinstance(made, dict):
+            return booked(late_or_broken(encode_json(made), spec), record, made)
+        return made
 
     return Reply(faulty(world, spec, steps, wanted_refusal(world, spec, record.model)), spec)
 
@@ -162,6 +164,13 @@ def without_length(steps: Iterator[Step]) -> Iterator[Step]:
 def then(steps: Iterator[Step], last: Step) -> Iterator[Step]:
     yield from steps
     yield last
+
+
+def booked(steps: Iterator[Step], record: Record, answer: Json) -> Iterator[Step]:
+    """Note the usage of a whole answer once it was sent."""
+    yield from steps
+    usage = answer.get("usage")
+    record.usage = usage if isinstance(usage, dict) else None
 
 
 def late_or_broken(body: bytes, spec: Spec, content_type: str = JSON_TYPE) -> Iterator[Step]:

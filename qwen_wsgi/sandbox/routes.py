@@ -18,6 +18,7 @@ from qwen_wsgi.sandbox.native import asr, rerank
 from qwen_wsgi.sandbox.native import routes as native
 from qwen_wsgi.sandbox.replies import (
     answered,
+    booked,
     faulty,
     late_or_broken,
     refused,
@@ -181,9 +182,17 @@ def _chat_answer(world: World, record: Record, body: Json | None, spec: Spec) ->
     streamed = record.stream and "non-stream-json" not in spec
     if streamed or "stream-anyway" in spec:
         chunks = chat.chunks(made, spec, include_usage=chat.wants_usage(body))
-        events = stream.payloads(chunks, spec)
+        events = stream.payloads(_booked(chunks, record), spec)
         return stream.script(events, spec, world.control.knobs.interval_s)
-    return late_or_broken(encode_json(chat.completion(made, spec)), spec)
+    whole = chat.completion(made, spec)
+    return booked(late_or_broken(encode_json(whole), spec), record, whole)
+
+
+def _booked(chunks: Iterator[Json], record: Record) -> Iterator[Json]:
+    """Note the usage of a chunk once the next one is wanted: then it was sent."""
+    for chunk in chunks:
+        yield chunk
+        record.usage = chunk.get("usage") or record.usage
 
 
 def _chat_refusal(world: World, body: Json, spec: Spec) -> Refusal | None:

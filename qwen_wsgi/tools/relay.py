@@ -167,7 +167,13 @@ class TurnRelay(Relay):
     that keep-alives flow meanwhile; whatever runs when the client goes is stopped by `close`."""
 
     def __init__(
-        self, turns: Turns, *, settings: Settings, clock: Clock, record: CallRecord
+        self,
+        turns: Turns,
+        *,
+        settings: Settings,
+        clock: Clock,
+        record: CallRecord,
+        write_record: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(
             turns.open_first,
@@ -175,6 +181,7 @@ class TurnRelay(Relay):
             clock=clock,
             encoder=turns.encoder,
             record=record,
+            write_record=write_record,
         )
         self._turns = turns
         #: The tool or the opening of a turn that is under way.
@@ -228,8 +235,14 @@ class TurnRelay(Relay):
             opening = Task(open_next, discard=OpenStream.close)
             yield from self._wait_for(opening)
             self._stream = stream = opening.take()
+        last = encoder.end()
         self._record.outcome = "complete"
-        yield encoder.end()
+        self._settle()
+        yield last
+
+    def _settle(self) -> None:
+        self._turns.settle()
+        super()._settle()
 
     def _wait_for(self, task: Task[Outcome] | Task[OpenStream]) -> Iterator[bytes]:
         """Keep-alives until a task has ended."""

@@ -238,12 +238,16 @@ class OpenStream:
         except (ReadTimeout, BodyBroken):
             return
 
+    def note_usage(self) -> None:
+        """Write the usage that was reported so far into the record."""
+        self.record.usage = self.chunks.usage
+
     def close(self) -> None:
         """Stop the upstream and release the slot; harmless when repeated.
 
         Closes the connection unless the answer was read to its end.
         """
-        self.record.usage = self.chunks.usage
+        self.note_usage()
         try:
             if self.reader is not None:
                 self.reader.close()

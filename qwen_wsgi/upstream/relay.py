@@ -38,11 +38,17 @@ class Relay:
         clock: Clock,
         encoder: Encoder,
         record: CallRecord,
+        write_record: Callable[[], None] = lambda: None,
     ) -> None:
+        """
+        Args:
+            write_record: writes the record down, before the last event leaves.
+        """
         self._settings = settings
         self._clock = clock
         self._encoder = encoder
         self._record = record
+        self._write_record = write_record
         self._stream: OpenStream | None = None
         self._opening = Task(open_stream, discard=OpenStream.close)
 
@@ -82,7 +88,11 @@ class Relay:
         except BaseException as fault:  # the outermost frame: nothing else can report it
             if self._stream is not None and isinstance(fault, ApiError):
                 self._stream.on_failure(fault)
-            yield self._encoder.fail(failed_late(fault, record))
+            error = failed_late(fault, record)
+            if self._stream is not None:
+                self._stream.note_usage()
+            self._settle()
+            yield self._encoder.fail(error)
         if record.outcome != "complete" and not self._encoder.ends_after_failure:
             raise StreamBroken("the stream failed; its client was sent an error event")
 
@@ -95,6 +105,10 @@ class Relay:
         finally:
             if self._stream is not None:
                 self._stream.close()
+
+    def _settle(self) -> None:
+        """Write down how the stream has ended: its last event comes next."""
+        self._write_record()
 
     def _carry(self, stream: OpenStream, end: Callable[[], bytes] | None = None) -> Iterator[bytes]:
         """Carry one stream to its end.
@@ -121,10 +135,14 @@ class Relay:
                 written_at = monotonic()
             events = read(interval_s)
         if end is None:
+            last = (feed(events) if events else b"") + self._encoder.end()
             self._record.outcome = "complete"
-            end = self._encoder.end
+            stream.note_usage()
+            self._settle()
+        else:
+            last = (feed(events) if events else b"") + end()
         # In one write.
-        yield (feed(events) if events else b"") + end()
+        yield last
         stream.drain()
 
 

@@ -212,6 +212,7 @@ class Retrier:
         finally:
             record.queued_s += self._clock.monotonic() - started_s
             record.account, record.upstream_model = account.name, route.model
+            record.half_price = account.batch_wait_s is not None
         cooldowns = self._cooldowns
         try:
             slot.began = cooldowns.now()

@@ -1,0 +1,1 @@
+"""Records of calls: prices, sums, and the ledger."""

@@ -67,7 +67,7 @@ def world() -> World:
 
 def call(**members: object) -> CallRecord:
     known = {
-        "client": "key…abcd",
+        "client": "env-1",
         "client_id": "id-1",
         "method": "POST",
         "path": "/v1/chat/completions",
@@ -240,7 +240,7 @@ def test_names_of_a_list_that_nobody_can_show_are_other(world: World, name: str)
 @pytest.mark.parametrize(
     ("id", "name", "shown"),
     [
-        ("id-1", "key…abcd", "env-1"),
+        ("id-1", "env-1", "env-1"),
         ("id-2", "anna", "anna"),
         ("local", "local", "local"),
         ("", "-", "none"),

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from flask.testing import FlaskClient
@@ -60,14 +61,26 @@ class App:
 
 @contextmanager
 def running(
-    clock: FakeClock | None = None, *, limits_of: LimitsOf = lambda client: None, **environ: Any
+    clock: FakeClock | None = None,
+    *,
+    limits_of: LimitsOf = lambda client: None,
+    state_dir: Path | None = None,
+    **environ: Any,
 ) -> Iterator[App]:
-    """The application with these settings; its log is collected as JSON lines."""
+    """The application with these settings; its log is collected as JSON lines.
+
+    Args:
+        state_dir: None keeps all in memory, and no ledger.
+    """
     clock = clock or FakeClock()
     # Without a second attempt: what one failure becomes is what most tests are about.
     defaults = {"LOG_LEVEL": "DEBUG", "QWEN_PROXY_RETRY_BUDGET": 0}
     services = build_services(
-        settings_of(**{**defaults, **environ}), clock, sleep=clock.advance, limits_of=limits_of
+        settings_of(**{**defaults, **environ}),
+        clock,
+        state_dir=state_dir,
+        sleep=clock.advance,
+        limits_of=limits_of,
     )
     app = create_app(services=services)
     log = io.StringIO()

@@ -124,3 +124,66 @@ def test_a_fault_names_the_id_to_ask_about(
 
     assert (next(body), b"req-1" in next(body)) == (b"begin", True)
     assert "made by the test" in caplog.text
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_late_json_is_recorded_before_it_is_sent(record: CallRecord, fails: bool) -> None:
+    def work() -> str:
+        gevent.sleep(0.05)
+        if fails:
+            raise UpstreamError("x", code="upstream_broken")
+        return "made"
+
+    written: list[str] = []
+    late = LateJson(
+        work,
+        settings=settings_of(QWEN_PROXY_KEEPALIVE_INTERVAL="0.01"),
+        record=record,
+        write_record=lambda: written.append(record.outcome),
+    )
+    late.response()
+    for piece in late:
+        assert bool(written) == bool(piece.strip())
+    late.close()
+
+    assert written == ["upstream_error" if fails else "complete"]
+
+
+@pytest.mark.parametrize("holds", [False, True])
+def test_a_body_is_recorded_before_its_end(record: CallRecord, holds: bool) -> None:
+    written: list[str] = []
+    body = Carried(
+        iter([b"a", b"b", b"c"]),
+        record,
+        lambda: None,
+        write_record=lambda: written.append(record.outcome),
+        holds=holds,
+    )
+
+    found = [(piece, list(written)) for piece in body]
+
+    assert b"".join(piece for piece, _ in found) == b"abc"
+    # With a length the last piece is the end; without one an empty chunk comes after it.
+    assert [len(before) for _, before in found] == [0, 0, int(holds)]
+    assert written == ["complete"]
+    assert b"".join(Carried(iter([]), record, lambda: None, holds=True)) == b""
+
+
+@pytest.mark.parametrize("holds", [False, True])
+def test_a_body_that_fails_is_recorded_before_its_last_words(
+    record: CallRecord, holds: bool
+) -> None:
+    written: list[str] = []
+    body = iter(
+        Carried(
+            broken(lambda: BadRequest("x", code="wrong")),
+            record,
+            lambda: None,
+            last_words=told,
+            write_record=lambda: written.append(record.outcome),
+            holds=holds,
+        )
+    )
+
+    assert holds or next(body) == b"begin"
+    assert (next(body), written) == (b"beginwrong" if holds else b"wrong", ["refused"])

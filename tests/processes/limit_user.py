@@ -15,7 +15,7 @@ from pathlib import Path
 
 from qwen_wsgi.access.limits import Calendar, Granted, Limits
 from qwen_wsgi.clock import SystemClock
-from qwen_wsgi.state.limits import file_lock
+from qwen_wsgi.state import file_lock
 from qwen_wsgi.state.limits.counters import LimitCounters
 
 CLIENT = "client"

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from qwen_wsgi.access.limits import ROWS, Calendar, Granted, Limits, Refused
-from qwen_wsgi.state.limits import counters, file_lock
+from qwen_wsgi.state import file_lock
+from qwen_wsgi.state.limits import counters
 from qwen_wsgi.state.limits.counter import Counter
 from qwen_wsgi.state.limits.counters import UNUSED_S, LimitCounters
 from tests.fakes.clock import FakeClock

@@ -91,6 +91,7 @@ def worker(
             request_id=job.id,
             method=_METHOD,
             path=_PATH,
+            endpoint=_PATH,
             client=job.client,
             client_id=job.owner,
             started_at=services.clock.monotonic(),

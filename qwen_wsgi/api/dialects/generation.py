@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -88,6 +88,7 @@ def stream(call: LiveCall, chat: ChatCall, plan: Plan, encoder: Encoder) -> Resp
         clock=services.clock,
         encoder=encoder,
         record=call.record,
+        write_record=call.write_record,
     )
     relay.wait_first()
     return http.event_stream(relay)
@@ -95,7 +96,7 @@ def stream(call: LiveCall, chat: ChatCall, plan: Plan, encoder: Encoder) -> Resp
 
 def stream_turns(call: LiveCall, turns: Turns) -> Response:
     """Answer with a stream of several turns. Raises as `stream`."""
-    relay = call.relay = _turn_relay(call, turns)
+    relay = call.relay = _turn_relay(call, turns, call.write_record)
     relay.wait_first()
     return http.event_stream(relay)
 
@@ -113,11 +114,19 @@ def complete_turns(call: LiveCall, turns: Turns) -> None:
         relay.close()
 
 
-def _turn_relay(call: LiveCall, turns: Turns) -> TurnRelay:
+def _turn_relay(
+    call: LiveCall, turns: Turns, write_record: Callable[[], None] = lambda: None
+) -> TurnRelay:
     # The sum of several prompts is not the tokens of the one that was counted.
     call.count_as = None
     services = call.services
-    return TurnRelay(turns, settings=services.settings, clock=services.clock, record=call.record)
+    return TurnRelay(
+        turns,
+        settings=services.settings,
+        clock=services.clock,
+        record=call.record,
+        write_record=write_record,
+    )
 
 
 def permit_of(call: LiveCall) -> Permit:

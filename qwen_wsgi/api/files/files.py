@@ -101,7 +101,13 @@ def content(id: str) -> Response:
     )
     if download is None:
         raise not_found("file", id)
-    call.relay = Carried(download.pieces(), call.record, download.close)
+    call.relay = Carried(
+        download.pieces(),
+        call.record,
+        download.close,
+        write_record=call.write_record,
+        holds=True,
+    )
     return http.carried(call.relay, download.content_type, length=download.length)
 
 

@@ -62,7 +62,13 @@ def content(
     Raises:
         UpstreamError: the host sends something else than wanted.
     """
-    call.relay = Carried(download.pieces(), call.record, download.close)
+    call.relay = Carried(
+        download.pieces(),
+        call.record,
+        download.close,
+        write_record=call.write_record,
+        holds=True,
+    )
     kind = download.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in _ANY_BYTES:
         kind = next(iter(types))

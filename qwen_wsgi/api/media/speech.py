@@ -48,10 +48,11 @@ def create() -> Response:
     )
     speech = _Speech(call, request, plan)
     carried = Carried(
-        _events(speech) if request.events else speech.sound(),
+        _events(call, speech) if request.events else speech.sound(),
         call.record,
         speech.close,
         last_words=error_event if request.events else lambda error: b"",
+        write_record=call.write_record,
     )
     call.relay = carried
     speech.begin()
@@ -162,7 +163,8 @@ class _Speech:
         self.close()
 
 
-def _events(speech: _Speech) -> Iterator[bytes]:
+def _events(call: LiveCall, speech: _Speech) -> Iterator[bytes]:
     for sound in speech.sound():
         yield answer.delta_event(sound)
+    call.complete()
     yield answer.done_event(speech.spoken)

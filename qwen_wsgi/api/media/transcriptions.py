@@ -137,7 +137,13 @@ def _directly(call: LiveCall, request: TranscriptionRequest, plan: Plan) -> Resp
     if request.stream:
         # A model of chat says when it is done; what the others' last event is, no page tells.
         heard = _Heard(call, request, says_end=road is Road.CHAT)
-        carried = Carried(heard.events(), call.record, heard.close, last_words=error_event)
+        carried = Carried(
+            heard.events(),
+            call.record,
+            heard.close,
+            last_words=error_event,
+            write_record=call.write_record,
+        )
         call.relay = carried
         heard.begin(unary, plan)
         return http.event_stream(carried)
@@ -184,6 +190,7 @@ class _Heard:
         if self._says_end and not transcript.finished:
             raise connection_error("broken", "The upstream's answer ended before its end.")
         _note(call, self._request, transcript.usage, transcript.seconds)
+        call.complete()
         yield answers.done_event(transcript.text, transcript.usage)
 
     def close(self) -> None:

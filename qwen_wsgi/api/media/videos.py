@@ -154,7 +154,10 @@ def generate() -> Response:
         made = _begun(call, started, read)
         return http.json_value(answers.generation(made, started.state.answer))
     late = LateJson(
-        partial(_finished, call, started), settings=call.services.settings, record=call.record
+        partial(_finished, call, started),
+        settings=call.services.settings,
+        record=call.record,
+        write_record=call.write_record,
     )
     call.relay = late
     return late.response()

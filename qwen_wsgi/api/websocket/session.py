@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 #: The method of turns in the log: their path is that of a POST.
 METHOD: Final = "WS"
+_ENDPOINT: Final = "/v1/responses"
 
 _RESTART: Final = "the server is being stopped or restarted"
 
@@ -272,7 +273,6 @@ class Session:
         """Refuse an event for which no turn is begun; the log has a line of it as of a turn."""
         record = self.new_record()
         record.fail(error)
-        record.end(record.started_at)
         self.services.ledger.write(record)
         self.services.metrics.count(record)
         self.refuse(error, stream_id, record.request_id)
@@ -324,6 +324,7 @@ class Session:
             request_id=f"{self.request_id}-{next(self._turns)}",
             method=METHOD,
             path=self.environ["PATH_INFO"],
+            endpoint=_ENDPOINT,
             client=self.client.name,
             client_id=self.client.id,
             started_at=self.services.clock.monotonic(),

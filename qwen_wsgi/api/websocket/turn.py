@@ -87,6 +87,7 @@ class Turn:
             self.call.close()
 
     def _refuse(self, error: ApiError) -> None:
+        self.call.write_record()
         with suppress(ClientGone):
             self.connection.refuse(error, self.stream_id, self.call.record.request_id)
 
@@ -107,7 +108,9 @@ class Turn:
             encoder = _MessageEncoder(request, id=id, created=created, model=model, keep=keep)
             if not generates:
                 call.record.status = 200
-                self._send([encoder.end()])
+                last = encoder.end()
+                call.complete()
+                self._send([last])
                 return
             # What it returns would be the answer to a POST.
             responses.stream(call, request, chat, plan, encoder)
@@ -117,6 +120,7 @@ class Turn:
             call.record.fail(error)
             forget_frames(error)
             failed = ResponseEncoder(request, id=id, created=created, model=request.model)
+            call.write_record()
             self._send([failed.fail(error)])
             return
         call.record.status = 200

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Final
 
 from qwen_wsgi.clock import Clock, sleep
-from qwen_wsgi.state.database import background, client_keys, host_objects, responses, videos
+from qwen_wsgi.state.database import (
+    background,
+    calls,
+    client_keys,
+    host_objects,
+    responses,
+    videos,
+)
 from qwen_wsgi.state.database.sqlite import (
     Apart,
     Database,
@@ -29,6 +36,7 @@ TABLES: Final = (
     videos.TABLES,
     background.TABLES,
     client_keys.TABLES,
+    calls.TABLES,
 )
 
 #: A damaged file is kept so long, for whoever wants to save something of it. Seconds.

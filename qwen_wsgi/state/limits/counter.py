@@ -42,7 +42,8 @@ from qwen_wsgi.access.limits import (
     State,
 )
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.state.limits import file_lock, rows
+from qwen_wsgi.state import file_lock
+from qwen_wsgi.state.limits import rows
 from qwen_wsgi.state.limits.rows import NAME_BYTES, ROW_BYTES, Open
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from typing import Final
 
 from qwen_wsgi.access.limits import VERSION, Calendar
 from qwen_wsgi.clock import Clock, boottime, sleep
+from qwen_wsgi.state import file_lock
 from qwen_wsgi.state.database.background import is_gone, this_worker
-from qwen_wsgi.state.limits import file_lock
 from qwen_wsgi.state.limits.counter import PATIENCE_S, Common, Counter
 
 #: Longer than the longest month: nothing in a file that was not written for so long counts.

@@ -1,0 +1,1 @@
+"""HTTP for who looks after the server."""

@@ -16,7 +16,9 @@ from wsproto import events
 from wsproto.connection import Connection, ConnectionType
 
 from qwen_wsgi.api.websocket.session import LONGEST_S, Session
+from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.services import Services, build_services
+from qwen_wsgi.state.database.calls import row_of
 from tests.fakes.clock import FakeClock
 from tests.fakes.raw_server import RawServer, stream
 from tests.fakes.upstream import settings_of
@@ -224,3 +226,85 @@ def test_a_client_that_answers_no_ping_is_given_up(clock: FakeClock, services: S
         clock.advance(1)
         talk.greenlet.join(PATIENCE_S)
         assert talk.greenlet.dead
+
+
+class Rows:
+    """Counts the calls that are written down."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+
+    def append(self, line: bytes) -> None:
+        self.lines.append(line)
+
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("event", "last", "outcome"),
+    [
+        ({"type": "nonsense"}, "error", "refused"),
+        ({"type": "response.create", "model": "qwen3.8-max"}, "error", "refused"),
+        (
+            {"type": "response.create", "model": "qwen3.8-max", "input": "x", "generate": False},
+            "response.completed",
+            "complete",
+        ),
+        (
+            {"type": "response.create", "model": "qwen3.8-max", "input": "hello"},
+            "response.completed",
+            "complete",
+        ),
+        (
+            {
+                "type": "response.create",
+                "model": "qwen3.8-max",
+                "input": "[[sandbox: cut-after=2]]",
+            },
+            "response.failed",
+            "upstream_error",
+        ),
+        (
+            {
+                "type": "response.create",
+                "model": "qwen3.8-max",
+                "input": "[[sandbox: error=limit_requests]]",
+            },
+            "response.failed",
+            "upstream_error",
+        ),
+    ],
+)
+def test_a_turn_is_in_the_ledger_before_its_last_event_is_sent(
+    clock: FakeClock, event: dict[str, Any], last: str, outcome: str
+) -> None:
+    with Sandbox() as sandbox:
+        services = build_services(
+            settings_of(
+                QWEN_UPSTREAM_BASE_URL=sandbox.base_url,
+                QWEN_UPSTREAM_API_KEY="sk-up",
+                QWEN_PROXY_RETRY_BUDGET="0",
+            ),
+            clock,
+        )
+        rows = Rows()
+        services.ledger._writer = rows
+        with talking(services) as talk:
+            send, written = talk.session.send, list[int]()
+
+            def spy(messages: Any) -> None:
+                for message in messages:
+                    written.append(len(rows.lines))
+                    send([message])
+
+            talk.session.send = spy  # type: ignore[method-assign]  # to look between
+            talk.send(**event)
+            talk.until(last)
+            gevent.sleep(0)
+            assert written[-1] == 1
+        services.close()
+    (line,) = rows.lines
+    row = row_of(line)
+    assert row is not None
+    assert (row.outcome, row.endpoint) == (outcome, "/v1/responses")

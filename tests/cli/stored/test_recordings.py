@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi.cli import main, recordings
+from qwen_wsgi.cli import main
+from qwen_wsgi.cli.stored import recordings
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.recordings import Recording
 from tests.fakes.raw_server import RawServer, whole

@@ -51,7 +51,7 @@ def test_a_copy_and_its_way_back(run: Any, state_dir: Path) -> None:
 
     assert run("backup", "copy") == (
         0,
-        f"{copy} has a copy of {state_dir}/database (0.3 MB).\n",
+        f"{copy} has a copy of {state_dir}/database (0.4 MB).\n",
         "",
     )
     status, out, err = run("backup", "copy")
@@ -61,7 +61,7 @@ def test_a_copy_and_its_way_back(run: Any, state_dir: Path) -> None:
 
     status, out, err = run("restore", "copy")
     assert (status, err) == (0, "")
-    assert out.startswith(f"{copy} is the server's database now (0.3 MB). Start the server.\n")
+    assert out.startswith(f"{copy} is the server's database now (0.4 MB). Start the server.\n")
     (replaced,) = (state_dir / DIRECTORY).glob("*.replaced-*")
     assert f"What was there before is kept in {replaced}: only there is" in out
 

@@ -1,0 +1,1 @@
+"""Commands about what the server has stored: state (backups), usage, recordings."""

@@ -1,0 +1,357 @@
+"""The ledger: one row for each call that has ended. No prompts and no answers are in it.
+
+Rows come from the journals of the workers (`state.call_journal`), in one transaction with how far a
+journal is read, so that each call is here once, whoever is killed when.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+from qwen_wsgi.clock import Clock
+from qwen_wsgi.protocol.json_object import Summable, plain_bytes, reader
+from qwen_wsgi.state.database.migrations import Tables
+from qwen_wsgi.state.database.sqlite import Database
+
+log = logging.getLogger(__name__)
+
+By = Literal["client", "model", "account", "endpoint", "day", "hour"]
+
+#: Days and hours are put together of these, in any time zone of the world. Seconds.
+QUARTER_S: Final = 900
+
+#: Of all clients together; 2.4 GB. Whoever has no key can have calls refused, and recorded.
+MAX_ROWS: Final = 10_000_000
+#: Rows that are removed with one transaction; and where there are too many of them.
+_AT_A_TIME: Final = 500
+_MANY: Final = 20_000
+_DAY_S: Final = 86_400.0
+
+#: The year 5138, which can still be written as a date.
+_LATEST_S: Final = 1e11
+
+_DAMAGE: Final = (
+    "The ledger is lost: `qwen-proxy usage` knows only the calls from now on, and those of the "
+    "last seconds."
+)
+
+_FIRST: Final = (
+    """
+    CREATE TABLE calls (
+        key INTEGER PRIMARY KEY,
+        at REAL NOT NULL,
+        client_id TEXT NOT NULL,
+        client TEXT NOT NULL,
+        account TEXT NOT NULL,
+        model TEXT NOT NULL,
+        endpoint TEXT NOT NULL,
+        status INTEGER NOT NULL,
+        outcome TEXT NOT NULL,
+        error TEXT NOT NULL,
+        attempts INTEGER NOT NULL,
+        input_tokens INTEGER,
+        cached_tokens INTEGER,
+        cache_written_tokens INTEGER,
+        output_tokens INTEGER,
+        reasoning_tokens INTEGER,
+        units TEXT,
+        unknown_usage INTEGER NOT NULL,
+        queue_ms REAL NOT NULL,
+        connect_ms REAL NOT NULL,
+        first_byte_ms REAL,
+        longest_gap_ms REAL NOT NULL,
+        total_ms REAL NOT NULL,
+        stream INTEGER NOT NULL,
+        request_id TEXT NOT NULL,
+        money_micro INTEGER,
+        saved_micro INTEGER,
+        currency TEXT
+    )
+    """,
+    """CREATE INDEX calls_by_time ON calls (at)""",
+    """CREATE INDEX calls_by_client ON calls (client_id, at)""",
+    """CREATE TABLE call_journals (name TEXT PRIMARY KEY, read INTEGER NOT NULL)""",
+)
+
+TABLES: Final = Tables("calls", (_FIRST,), _DAMAGE)
+
+
+class CallRow(NamedTuple):
+    """One call. Times are milliseconds, but for `at`.
+
+    Attributes:
+        at: when it ended, seconds since 1970.
+        client_id, client: `access.guard.Client`; "" and `-` of a caller that was refused.
+        model: as the account calls it, else as the client does.
+        endpoint: the path of the route: `/v1/responses/{id}`.
+        outcome: `complete`, `refused`, `upstream_error`, `client_gone`, `cut_by_stop`, `failed`.
+        error: its code, or "".
+        input_tokens: those that were cached among them; None is unknown, as of all tokens.
+        units: what was made or read besides tokens, as JSON: `{"pictures": 2}`.
+        unknown_usage: 1: the account may have counted something, and nobody knows what.
+        money_micro: millionths of the currency; None where the price is not known.
+        saved_micro: what the cache has saved of it.
+    """
+
+    at: float
+    client_id: str
+    client: str
+    account: str
+    model: str
+    endpoint: str
+    status: Summable
+    outcome: str
+    error: str
+    attempts: Summable
+    input_tokens: Summable | None
+    cached_tokens: Summable | None
+    cache_written_tokens: Summable | None
+    output_tokens: Summable | None
+    reasoning_tokens: Summable | None
+    units: str | None
+    unknown_usage: Summable
+    queue_ms: float
+    connect_ms: float
+    first_byte_ms: float | None
+    longest_gap_ms: float
+    total_ms: float
+    stream: Summable
+    request_id: str
+    money_micro: Summable | None
+    saved_micro: Summable | None
+    currency: str | None
+
+
+#: Of the lines: a line of another version is not read.
+_VERSION: Final = 1
+_read: Final = reader(tuple[int, CallRow])
+_INSERT: Final = (
+    f"INSERT INTO calls ({', '.join(CallRow._fields)})"
+    f" VALUES ({', '.join('?' * len(CallRow._fields))})"
+)
+
+
+def line_of(row: CallRow) -> bytes:
+    """A row as the line of a journal, with its end."""
+    try:
+        return plain_bytes((_VERSION, row)) + b"\n"
+    except UnicodeEncodeError:
+        # Half a surrogate pair, which JSON can write, no database can.
+        fit = (v.encode(errors="replace").decode() if type(v) is str else v for v in row)
+        return plain_bytes((_VERSION, CallRow._make(fit))) + b"\n"
+
+
+def row_of(line: bytes) -> CallRow | None:
+    """The row of a line; None for anything else than a line of this version."""
+    try:
+        version, row = _read(line)
+    except (ValueError, RecursionError):
+        return None
+    if version != _VERSION or not 0 <= row.at < _LATEST_S:
+        return None
+    return row
+
+
+class Totals(NamedTuple):
+    """The calls of one kind, summed up.
+
+    Attributes:
+        key: what they have in common: a name, or for times the number of the quarter of an hour
+            since 1970 in which they ended.
+        priced: the currency of their money; `""`: used something that has no price; None: used
+            nothing that is known.
+        calls: all of them, the refused ones among them.
+    """
+
+    key: str | int
+    priced: str | None
+    calls: int
+    refused: int
+    failed: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    unknown_usage: int
+    money_micro: int
+    saved_micro: int
+
+
+_SUMS: Final = ", ".join(f"coalesce(sum({name}), 0)" for name in Totals._fields[5:])
+_PRICED: Final = (
+    "coalesce(currency, CASE WHEN coalesce(input_tokens, output_tokens) IS NOT NULL"
+    " OR units IS NOT NULL THEN '' END)"
+)
+
+
+class CallTable:
+    """The calls of all workers. Shared by the threads of a process.
+
+    Args:
+        database: with `TABLES`.
+        kept_s: how long they are kept.
+        max_rows: of more calls those of refused callers without a name go first, then the oldest.
+    """
+
+    def __init__(
+        self, database: Database, clock: Clock, *, kept_s: float, max_rows: int = MAX_ROWS
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._kept_s = kept_s
+        self._max_rows = max_rows
+
+    # --- from the journals: `state.call_journal.Target` ------------------------------------------
+
+    def offset(self, journal: str) -> int:
+        """How far a journal is in the table; 0 for one that it does not know. Bytes.
+
+        Raises:
+            DatabaseUnavailable: the table cannot be read now.
+        """
+        return self._database.run(lambda database: _offset(database, journal))
+
+    def add(self, journal: str, begin: int, end: int, lines: Sequence[bytes]) -> int | None:
+        """Add the lines between two places of a journal, in one transaction with the second place.
+
+        Returns:
+            How many lines were no calls; None if the journal is not read up to `begin`, and nothing
+            was added.
+
+        Raises:
+            DatabaseUnavailable: the table cannot be written now; nothing was added.
+        """
+        found = [row_of(line) for line in lines]
+        rows = [row for row in found if row is not None]
+
+        def write(database: sqlite3.Connection) -> bool:
+            if _offset(database, journal) != begin:
+                return False
+            database.executemany(_INSERT, rows)
+            database.execute("INSERT OR REPLACE INTO call_journals VALUES (?, ?)", (journal, end))
+            return True
+
+        return len(found) - len(rows) if self._database.run(write, write=True) else None
+
+    def forget(self, journals: Sequence[str]) -> None:
+        """Forget how far all other journals than these are read: they are removed.
+
+        Raises:
+            DatabaseUnavailable: the table cannot be written now.
+        """
+        known = {name for (name,) in self._database.run(_journals)}
+        if gone := known.difference(journals):
+            self._database.run(
+                lambda database: database.executemany(
+                    "DELETE FROM call_journals WHERE name = ?", [(name,) for name in gone]
+                ),
+                write=True,
+            )
+
+    # --- what becomes of them --------------------------------------------------------------------
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a database."""
+        return self._database.exists
+
+    def prune(self) -> bool:
+        """Remove some of the calls that are old enough, or too many; whether there may be more.
+
+        Raises:
+            DatabaseUnavailable: the table cannot be written now.
+        """
+        before = self._clock.now() - self._kept_s
+        oldest, excess = self._database.run(
+            lambda database: (
+                database.execute("SELECT min(at) FROM calls").fetchone()[0],
+                _excess(database, self._max_rows),
+            )
+        )
+        if excess > 0:
+            self._database.run(
+                lambda database: _make_room(database, min(excess + _AT_A_TIME, _MANY)), write=True
+            )
+            return excess > _MANY
+        if oldest is None or oldest >= before:
+            return False
+        removed = self._database.run(
+            lambda database: (
+                database.execute(
+                    "DELETE FROM calls WHERE key IN"
+                    " (SELECT key FROM calls WHERE at < ? ORDER BY at LIMIT ?)",
+                    (before, _AT_A_TIME),
+                ).rowcount
+            ),
+            write=True,
+        )
+        return removed == _AT_A_TIME
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    def totals(
+        self, by: By, since: float, until: float, *, client_id: str | None = None
+    ) -> list[Totals]:
+        """The calls that ended in a time, summed up by what they have in common.
+
+        Args:
+            since, until: seconds since 1970, the second one excluded.
+            client_id: only those of this client; None for all.
+
+        Raises:
+            DatabaseUnavailable: the table cannot be read now.
+        """
+        # A client is one person also after a new name, which is the one that is shown: SQLite takes
+        # the other columns from the row of the maximum (lang_select.html, "Bare columns").
+        shown, group = {
+            "client": ("client", "client_id"),
+            "day": (f"CAST(at / {QUARTER_S} AS INTEGER)", "1"),
+            "hour": (f"CAST(at / {QUARTER_S} AS INTEGER)", "1"),
+        }.get(by, (by, "1"))
+        where = "at >= ? AND at < ?"
+        values: tuple[Any, ...] = (since, until)
+        if client_id is not None:
+            where, values = f"client_id = ? AND {where}", (client_id, *values)
+        rows = self._database.run(
+            lambda database: database.execute(
+                f"SELECT {shown}, {_PRICED}, count(*), sum(outcome = 'refused'),"
+                " sum(outcome IN ('upstream_error', 'failed', 'cut_by_stop')),"
+                f" {_SUMS}, max(at) FROM calls WHERE {where} GROUP BY {group}, 2",
+                values,
+            ).fetchall()
+        )
+        return [Totals(*row[:-1]) for row in rows]
+
+
+def _offset(database: sqlite3.Connection, journal: str) -> int:
+    row = database.execute("SELECT read FROM call_journals WHERE name = ?", (journal,)).fetchone()
+    return 0 if row is None else row[0]
+
+
+def _excess(database: sqlite3.Connection, most: int) -> int:
+    """How many rows there are too many; counted only where it can be."""
+    first, last = database.execute("SELECT min(key), max(key) FROM calls").fetchone()
+    if first is None or last - first < most:
+        return 0
+    (count,) = database.execute("SELECT count(*) FROM calls").fetchone()
+    return max(0, int(count) - most)
+
+
+def _make_room(database: sqlite3.Connection, count: int) -> None:
+    """Remove some rows: those of callers without a name before others, the oldest first."""
+    removed = 0
+    for where in ("client_id = ''", "1"):
+        removed += database.execute(
+            f"DELETE FROM calls WHERE key IN"
+            f" (SELECT key FROM calls WHERE {where} ORDER BY at LIMIT ?)",
+            (count - removed,),
+        ).rowcount
+
+
+def _journals(database: sqlite3.Connection) -> list[tuple[str]]:
+    return database.execute("SELECT name FROM call_journals").fetchall()
