@@ -20,7 +20,7 @@ from qwen_wsgi.clock import Clock, SystemClock, sleep
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.documents.pdf import PdfReader
-from qwen_wsgi.reporting import Reporting, notifier
+from qwen_wsgi.reporting import REFUSED, Reporting, notifier
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.background import BackgroundQueue
@@ -258,6 +258,7 @@ def build_services(
         accounts=lambda: _usable(statuses),
         stopping=lambda: admission.draining,
         notify=notifier(settings.environ.get("NOTIFY_SOCKET", "")),
+        refused=settings.environ.get(REFUSED, ""),
     )
     retrier = Retrier(settings, router, pool, cooldowns, affinity, clock, outcomes=outcomes)
     executor = Executor(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flask import Request, Response, request
 
+from qwen_wsgi.access import connections
 from qwen_wsgi.access.guard import Client
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api import body, cors
@@ -205,7 +206,7 @@ def check_caller() -> None:
     """Check the caller's key; for blueprints that are not open to everybody.
 
     Raises:
-        ApiError: 401 or 403.
+        ApiError: 401 or 403; 503 while the server stops.
     """
     call = live()
     guard = call.services.guard
@@ -215,6 +216,8 @@ def check_caller() -> None:
         call.record.address = guard.client_address(call.environ)
         raise
     call.record.client, call.record.client_id = client.name, client.id
+    if call.services.admission.draining:
+        raise connections.stopping()
 
 
 def refuse_pages() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from qwen_wsgi import env_file
 from qwen_wsgi.doctor import service as services
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.doctor.machine import Machine
@@ -27,6 +28,7 @@ _STATUSES: Final = {
     "3": ("a worker could not start", "journalctl -u qwen-proxy -n 50"),
     "4": ("the application could not be imported", "journalctl -u qwen-proxy -n 50"),
     "200": ("its working directory does not exist", "systemctl cat qwen-proxy"),
+    "216": ("a group of the unit does not exist", "sudo make install"),
     "203": ("its program does not exist: was it removed?", "sudo make install"),
     "217": ("the user of User= does not exist", "systemctl cat qwen-proxy"),
     "226": ("a directory of BindPaths= does not exist", "systemctl cat qwen-proxy"),
@@ -102,19 +104,19 @@ def environment(unit: Service) -> Iterator[Finding]:
             yield TELL.skipped(
                 str(file.path), "this user may not read it, so its settings are unknown"
             )
-        elif lines := services.ignored_lines(file.text):
+        elif lines := env_file.parse(file.text).ignored:
             numbers = ", ".join(map(str, lines[:5]))
             yield TELL.warn(
                 str(file.path),
-                f"line {numbers} is ignored: systemd takes no blanks around `=`, and no `export`",
-                "Write NAME=value.",
+                f"line {numbers} is ignored: it has no `=`, or more than a name before it",
+                "Write NAME=value, without `export`.",
             )
     secrets = list(filter(names_secret, services.open_variables(unit)))
     if secrets:
         yield TELL.warn(
             "Environment=",
             f"every user of this machine can read {', '.join(secrets)} in the unit",
-            "Move it to /etc/qwen-proxy/qwen-proxy.env, which only root can read.",
+            "Move it to /etc/qwen-proxy/qwen-proxy.env, which only root and the service can read.",
         )
 
 
