@@ -470,6 +470,8 @@ class StreamWorker(GeventWorker):
         latest = time.monotonic() - quiet_s
         for client in [client for client, since in self._waiting.items() if since <= latest]:
             self._shut(client)
+        if not self._refuses:
+            return  # a body that is on its way is a call that is to be served
         for reading in [client for client in self._clients if client.waits_for_body]:
             reading.is_stopping = True
             self._shut(reading)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from qwen_wsgi.sandbox import Sandbox
 from tests.kit.log_files import note_log_file
@@ -84,11 +85,27 @@ class Proxy:
 StartProxy = Callable[..., Proxy]
 
 
-def start(directory: Path, environment: Mapping[str, str]) -> Proxy:
-    """Start `qwen-proxy serve` in a home below `directory`, and wait until it answers."""
+#: As systemd passes a socket (sd_listen_fds(3)): as file 3, to the process that it starts. The
+#: first argument is the number that it has here.
+_PASS: Final = """\
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def start(
+    directory: Path, environment: Mapping[str, str], *, listener: socket.socket | None = None
+) -> Proxy:
+    """Start `qwen-proxy serve` in a home below `directory`, and wait until it answers.
+
+    Args:
+        listener: a socket that listens, which it serves as those of a socket unit.
+    """
     home = directory / "home"
     home.mkdir(exist_ok=True)
-    port = free_port()
+    port = free_port() if listener is None else listener.getsockname()[1]
     log = directory / f"proxy-{port}.log"
     note_log_file(log)
     env = {
@@ -106,13 +123,17 @@ def start(directory: Path, environment: Mapping[str, str]) -> Proxy:
         "PYTHONDONTWRITEBYTECODE": "1",
         **environment,
     }
-    with log.open("wb") as out:
+    command = [sys.executable, "-m", "qwen_wsgi.cli", "serve"]
+    if listener is not None:
+        command = [sys.executable, "-c", _PASS, str(listener.fileno()), *command]
+    with log.open("ab") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "qwen_wsgi.cli", "serve"],
+            command,
             cwd=directory,
             env=env,
             stdout=out,
             stderr=out,
+            pass_fds=() if listener is None else (listener.fileno(),),
         )
     proxy = Proxy(process, port, log, home)
     _wait_until_up(proxy)
