@@ -126,11 +126,7 @@ def read(path: str) -> Parsed | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        remedy = (
-            f". Let the service read it: sudo chgrp qwen-proxy-env {path} && sudo chmod 0640 {path}"
-            if isinstance(error, PermissionError)
-            else ""
-        )
+        remedy = f". {read_remedy(path)}" if isinstance(error, PermissionError) else ""
         raise SettingsError(
             f"{VARIABLE}={path} cannot be read ({error.strerror}){remedy}"
         ) from None
@@ -145,6 +141,11 @@ def read(path: str) -> Parsed | None:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise SettingsError(f"{VARIABLE}={path}, line {line}: there is a zero byte")
     return parse(text)
+
+
+def read_remedy(path: str) -> str:
+    """How the installed service may read the file: through a group that `make install` makes."""
+    return f"Let the service read it: sudo chgrp qwen-proxy-env {path} && sudo chmod 0640 {path}"
 
 
 def with_options(environ: Mapping[str, str], options: Mapping[str, str]) -> dict[str, str]:

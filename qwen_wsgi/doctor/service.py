@@ -273,6 +273,9 @@ def differing(settings: Settings, unit: Service) -> tuple[str, ...]:
         sorted(
             name
             for name, value in unit.environ.items()
-            if name[:1] != "_" and value and settings.environ.get(name, "").strip() != value.strip()
+            if name != env_file.VARIABLE  # what it says counts, and not where it is
+            and name[:1] != "_"
+            and value
+            and settings.environ.get(name, "").strip() != value.strip()
         )
     )

@@ -197,6 +197,19 @@ class TestEnvironment:
 
         assert env_file.parse(text) == ({}, ())
 
+    def test_files_that_systemd_itself_reads_are_beneath_the_servers_own(
+        self, machine: FakeMachine
+    ) -> None:
+        (machine.root / "given.env").write_text("QWEN_PROXY_WORKERS=3\nPORT=3\n")
+        write_env_file(machine, "QWEN_PROXY_WORKERS=4\n")
+
+        unit = look(machine, EnvironmentFiles="/given.env (ignore_errors=no)")
+
+        assert unit.settings is not None
+        assert (unit.settings.workers, unit.settings.port) == (4, 3)
+        assert unit.given["QWEN_PROXY_WORKERS"] == "3"
+        assert [str(file.path) for file in unit.files] == ["/given.env", ENV_FILE]
+
 
 class TestFilesOfTheUnit:
     """Without systemd the unit's files say what the service gets."""
@@ -217,12 +230,13 @@ class TestFilesOfTheUnit:
 
         assert (unit.user, unit["Group"], unit["UMask"]) == ("qwen-proxy", "qwen-proxy", "0077")
         assert (unit["StateDirectory"], unit["StateDirectoryMode"]) == ("qwen-proxy", "0700")
-        assert unit.environ == {
+        assert unit.given == {
             "QWEN_PROXY_BIND": "unix:/run/qwen-proxy/http.sock",
             "QWEN_PROXY_SANDBOX": "0",
-            "DASHSCOPE_API_KEY": KEY,
+            "QWEN_PROXY_ENV_FILE": ENV_FILE,
         }
-        assert unit["EnvironmentFiles"] == f"{ENV_FILE} (ignore_errors=yes)"
+        assert {**unit.environ, **unit.given, "DASHSCOPE_API_KEY": KEY} == unit.environ
+        assert [str(file.path) for file in unit.files] == [ENV_FILE]
         assert unit.bind == "unix:/run/qwen-proxy/http.sock"
 
     def test_drop_ins_add_replace_and_begin_anew(self, machine: FakeMachine) -> None:
