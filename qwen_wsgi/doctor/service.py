@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +16,7 @@ from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings
 
 UNIT: Final = "qwen-proxy.service"
+SOCKET: Final = "qwen-proxy.socket"
 
 _PROPERTIES: Final = (
     "LoadState",
@@ -29,7 +30,6 @@ _PROPERTIES: Final = (
     "User",
     "Group",
     "SupplementaryGroups",
-    "TriggeredBy",
     "ExecStart",
     "Environment",
     "EnvironmentFiles",
@@ -46,6 +46,7 @@ _PROPERTIES: Final = (
     "ReadWritePaths",
     "LimitNOFILE",
     "TimeoutStopUSec",
+    "Listen",
 )
 
 _TIMEOUT_S: Final = 10.0
@@ -86,6 +87,7 @@ class Service:
         environ: the same, with what the environment file that the server reads says.
         settings: parsed from it; None if it is not fully known, or invalid.
         problem: why it is invalid.
+        socket: the properties of the socket unit, as far as they are known.
     """
 
     properties: Mapping[str, str]
@@ -94,6 +96,7 @@ class Service:
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     settings: Settings | None = None
     problem: str = ""
+    socket: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> str:
         return self.properties.get(name, "")
@@ -116,6 +119,19 @@ class Service:
     @property
     def bind(self) -> str:
         """Where it listens, in gunicorn's notation; "" if unknown."""
+        return next(iter(self.sockets), self.own_bind)
+
+    @property
+    def sockets(self) -> tuple[str, ...]:
+        """Where systemd listens for it, in the same notation."""
+        if self.socket.get("ActiveState") != "active":
+            return ()
+        found = re.findall(r"(\S+) \(Stream\)", self.socket.get("Listen", ""))
+        return tuple(f"unix:{each}" if each.startswith("/") else each for each in found)
+
+    @property
+    def own_bind(self) -> str:
+        """Where its settings say that it listens."""
         if self.settings is not None:
             return self.settings.bind_address
         return self.environ.get("QWEN_PROXY_BIND", "")
@@ -140,7 +156,7 @@ def look(machine: Machine) -> Service:
         raise NotHere("there is no systemd here")
     try:
         done = machine.run(
-            [systemctl, "show", UNIT, "--no-pager", "-p", ",".join(_PROPERTIES)],
+            [systemctl, "show", UNIT, SOCKET, "--no-pager", "-p", ",".join(_PROPERTIES)],
             timeout_s=_TIMEOUT_S,
         )
     except OSError as error:
@@ -148,10 +164,12 @@ def look(machine: Machine) -> Service:
     if done.status:
         lines = (done.err or done.out).strip().splitlines()
         raise NotHere(f"systemctl says: {lines[0] if lines else f'status {done.status}'}")
-    properties = _properties(done.out)
+    # One block for each, with an empty line between them.
+    service, _, socket = done.out.partition("\n\n")
+    properties = _properties(service)
     if properties.get("LoadState") in (None, "", "not-found"):
         raise NotHere("the service is not installed")
-    return _service(properties, machine)
+    return replace(_service(properties, machine), socket=_properties(socket))
 
 
 def read(machine: Machine) -> Service:

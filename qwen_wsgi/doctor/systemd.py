@@ -45,6 +45,7 @@ def check(settings: Settings, found: Service | str, machine: Machine) -> Iterato
         yield TELL.skipped(services.UNIT, found)
         return
     yield from state(found)
+    yield from socket(found)
     yield from environment(found)
     yield from compared(settings, found, machine)
     yield from homes(found, machine)
@@ -79,6 +80,36 @@ def state(unit: Service) -> Iterator[Finding]:
         )
     for path in unit["DropInPaths"].split():
         yield TELL.note("drop-in", path)
+
+
+def socket(unit: Service) -> Iterator[Finding]:
+    """Check the socket unit, which keeps calls waiting during a restart."""
+    if unit.socket.get("LoadState") != "loaded":
+        return
+    if unit.sockets:
+        listening = " and ".join(unit.sockets)
+        if unit.own_bind and unit.own_bind not in unit.sockets:
+            yield TELL.warn(
+                services.SOCKET,
+                f"systemd listens on {listening}, so the address {unit.own_bind} of the settings "
+                "has no effect",
+                "Correct one of them: sudo systemctl edit qwen-proxy.socket",
+            )
+        else:
+            yield TELL.ok(services.SOCKET, f"keeps {listening}: calls wait during a restart")
+    elif unit.socket.get("UnitFileState") == "enabled":
+        yield TELL.warn(
+            services.SOCKET,
+            "it is enabled, but systemd does not listen: calls fail during a restart",
+            f"sudo systemctl stop {services.UNIT} && sudo systemctl start {services.SOCKET} "
+            f"{services.UNIT}",
+        )
+    else:
+        yield TELL.note(
+            services.SOCKET,
+            "is not used: calls fail for some seconds during a restart or an upgrade",
+            'docs/operations.md, "Restarts without a lost call"',
+        )
 
 
 def _why(unit: Service) -> tuple[str, str]:

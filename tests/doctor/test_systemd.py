@@ -151,6 +151,49 @@ def test_what_is_wrong_with_the_unit(
     assert core(KEY) not in str(found)
 
 
+SOCKET = "/run/qwen-proxy/http.sock (Stream)"
+
+
+@pytest.mark.parametrize(
+    ("properties", "level", "words"),
+    [
+        ({"LoadState": "not-found"}, None, ""),
+        ({"LoadState": "loaded", "ActiveState": "active", "Listen": SOCKET}, "ok", "calls wait"),
+        (
+            {"LoadState": "loaded", "ActiveState": "active", "Listen": "[::]:8080 (Stream)"},
+            "warn",
+            "systemd listens on [::]:8080, so the address unix:/run/qwen-proxy/http.sock of",
+        ),
+        (
+            {"LoadState": "loaded", "ActiveState": "inactive", "UnitFileState": "enabled"},
+            "warn",
+            "enabled, but systemd does not listen",
+        ),
+        (
+            {"LoadState": "loaded", "ActiveState": "inactive", "UnitFileState": "disabled"},
+            "note",
+            "calls fail for some seconds",
+        ),
+    ],
+    ids=str,
+)
+def test_the_socket_unit(
+    machine: FakeMachine, properties: dict[str, str], level: str | None, words: str
+) -> None:
+    install_unit(machine)
+    block = "".join(f"{name}={value}\n" for name, value in properties.items())
+    service = machine.programs["systemctl"]
+    assert isinstance(service, Ran)
+    machine.programs["systemctl"] = service._replace(out=f"{service.out}\n{block}")
+
+    unit = services.look(machine)
+    found = list(systemd.socket(unit))
+
+    assert [each.level.value for each in found] == ([level] if level else [])
+    assert all(words in each.what for each in found)
+    assert unit.bind == ("[::]:8080" if "8080" in words else "unix:/run/qwen-proxy/http.sock")
+
+
 def test_no_limit_is_no_fault(machine: FakeMachine, load: Load) -> None:
     assert faults(found_of(machine, load, LimitNOFILE="infinity", TimeoutStopUSec="infinity")) == []
 

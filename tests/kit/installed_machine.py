@@ -29,7 +29,6 @@ GOOD_UNIT = {
     "Group": "qwen-proxy",
     "ExecStart": "{ path=/opt/qwen-proxy/venv/bin/python ; argv[]=/opt/… serve ; }",
     "SupplementaryGroups": "qwen-proxy-env",
-    "TriggeredBy": "qwen-proxy.socket",
     "Environment": "QWEN_PROXY_BIND=unix:/run/qwen-proxy/http.sock QWEN_PROXY_SANDBOX=0 "
     f"QWEN_PROXY_ENV_FILE={ENV_FILE}",
     "EnvironmentFiles": "",
