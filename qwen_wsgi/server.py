@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import gevent
 from gevent import monkey
+from gevent.event import Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn.glogging import Logger
@@ -44,8 +45,8 @@ _MIN_IDLE_S: Final = 0.1
 #: The same, where closing one that is used is worse than a wait.
 _QUIET_S: Final = 1.0
 
-#: How soon a worker sees that it has to end; nothing is lost meanwhile.
-_LOOK_S: Final = 0.2
+#: How often a worker gives its sign of life.
+_LOOK_S: Final = 1.0
 
 #: What refusals that are under way at a worker's end may still take.
 _REFUSAL_S: Final = 0.5
@@ -283,6 +284,27 @@ def _release_signals_after_fork() -> None:
     os.register_at_fork(after_in_parent=release)
 
 
+class Door(StreamServer):
+    """gevent's server, which can be told to accept nothing for a while.
+
+    Left to itself it begins to accept again as soon as a connection of its pool ends.
+    """
+
+    _is_open = True
+
+    def accept(self, wanted: bool) -> None:
+        """Accept connections, or leave them to others. Harmless when repeated."""
+        self._is_open = wanted
+        if wanted:
+            self.start_accepting()
+        else:
+            self.stop_accepting()
+
+    def start_accepting(self) -> None:
+        if self._is_open:
+            super().start_accepting()
+
+
 class StreamWorker(GeventWorker):
     """gunicorn's gevent worker, with an end that loses no call that it need not lose.
 
@@ -316,6 +338,7 @@ class StreamWorker(GeventWorker):
         #: Those that came after the stop had begun, or whose request did: it is being refused.
         self._refused: set[Any] = set()
         self._told_s = -_TELL_S
+        self._signalled = Event()
 
     # --- what master and worker tell each other ---------------------------------------------------
 
@@ -345,31 +368,30 @@ class StreamWorker(GeventWorker):
         self._shared[_READY] = 1
         while self.alive:
             self.notify()
-            gevent.sleep(_LOOK_S)
+            self._signalled.wait(_LOOK_S)
         self._end(servers)
         if (services := services_of(self)) is not None:
             # Responses that nobody waits for may go on as long as streams. A worker that gives no
             # sign of life for gunicorn's `timeout` would be killed.
             services.background.stop(self.notify)
 
-    def _serve(self, listener: Any) -> StreamServer:
+    def _serve(self, listener: Any) -> Door:
         """Accept connections, as gunicorn's worker does."""
         listener.setblocking(1)
         pool = Pool(self.worker_connections)
-        server = StreamServer(listener, handle=functools.partial(self.handle, listener), spawn=pool)
+        server = Door(listener, handle=functools.partial(self.handle, listener), spawn=pool)
         if self.cfg.workers > 1:
             server.max_accept = 1
         server.start()
         return server
 
-    def _end(self, servers: list[StreamServer]) -> None:
+    def _end(self, servers: list[Door]) -> None:
         """Let what is open finish, within the graceful timeout; then break it off."""
         end_s = time.monotonic() + self.cfg.graceful_timeout
         self._begin_end()
         while time.monotonic() < end_s and self._has_calls():
             for server in servers:
-                # Another signal may have changed it. Both are harmless when repeated.
-                (server.start_accepting if self._refuses else server.stop_accepting)()
+                server.accept(self._refuses)  # another signal may have changed it
             self._shut_idle()
             self.notify()
             gevent.sleep(_MIN_IDLE_S)
@@ -454,14 +476,12 @@ class StreamWorker(GeventWorker):
         super().handle_error(req, answers, addr, exc)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        already = not self.alive
         super().handle_exit(sig, frame)
         if (services := services_of(self)) is not None:
             # Now, and not when the loop looks next.
             services.admission.draining = self._refuses
-        if already and self.booted:
-            # It is leaving after a reload, and now the whole server stops.
-            gevent.spawn(self._shut_idle)
+        # In a greenlet, as in gunicorn's handle_quit: a signal handler must not touch the loop.
+        gevent.spawn(self._signalled.set)
 
     def _shut_idle(self) -> None:
         """Shut connections between two requests; not those that were used just now, whose next
