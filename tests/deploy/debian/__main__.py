@@ -192,6 +192,7 @@ def restarts_with_the_socket(machine: Machine) -> None:
     try:
         for _ in range(_RESTARTS):
             machine.run("sudo systemctl restart qwen-proxy")
+            _is_healthy(machine)  # systemd does not wait for the workers
     finally:
         machine.run("touch /tmp/enough")
         statuses = [word for each in clients for word in each.communicate()[0].split()]
