@@ -217,6 +217,11 @@ def source(environ: Mapping[str, str], name: str) -> str:
     return ENVIRONMENT if environ.get(name, "").strip() else DEFAULT
 
 
+def has_values(environ: Mapping[str, str]) -> bool:
+    """Whether the file has set something in a layered environment."""
+    return bool(_object(environ.get(_BENEATH, "")).keys() - _options(environ).keys())
+
+
 def _options(environ: Mapping[str, str]) -> dict[str, str]:
     noted = _object(environ.get(_OPTIONS, ""))
     return {name: value for name, value in noted.items() if value is not None}

@@ -80,8 +80,7 @@ def _renewed(old: Settings, environ: dict[str, str]) -> tuple[dict[str, str], Se
         SettingsError: they cannot be used.
     """
     path = old.environment_file
-    had_values = env_file.beneath(environ) != environ
-    if path and had_values and env_file.read(path) is None:
+    if path and env_file.has_values(environ) and env_file.read(path) is None:
         # Some editors take a file away for a moment; and the keys of all clients may be in it.
         raise SettingsError(f"{env_file.VARIABLE}={path} is not there any more")
     new, waiting = env_file.keep(environ, env_file.layered(environ), _FIXED)

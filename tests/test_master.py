@@ -115,6 +115,17 @@ class TestSettings:
         assert master.load_settings() == first
         assert told(caplog)[0][1].endswith("is not there any more")
 
+    def test_a_file_that_never_was_there_is_not_missed(
+        self, file: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        file.unlink()
+        options = env_file.with_options(dict(os.environ), {"QWEN_PROXY_PORT": "9"})
+        os.environ.update(options)
+        assert master.load_settings().port == 9
+
+        assert master.load_settings().port == 9
+        assert told(caplog) == []
+
     def test_a_file_that_comes_is_taken(self, file: Path) -> None:
         file.unlink()
         assert master.load_settings().log_level == "ERROR"
