@@ -13,8 +13,8 @@
 # Relative, so that the path of the checkout may contain spaces.
 python := .venv/bin/python
 # Four processes, also on two cores: most of the time is spent waiting for servers. Files stay
-# together, so that each server is started once.
-parallel = -n 4 --dist loadfile
+# together, so that each server is started once, and in the order of tests/conftest.py.
+parallel = -n 4 --dist loadfile --no-loadscope-reorder
 pytest = $(python) -m pytest $(parallel) $(ARGS)
 # Of the tests without servers, as a whole: for a part of them it says nothing. Python 3.11 has nothing
 # that counts the lines of greenlets well and in reasonable time.

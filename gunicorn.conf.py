@@ -22,15 +22,22 @@ import resource  # noqa: E402
 import sys  # noqa: E402
 from typing import Final  # noqa: E402
 
+# What is not ours is loaded here, before workers are forked: they are ready earlier, and share its
+# memory. Our own modules are loaded by the workers: a reload must find new code.
+import flask  # noqa: E402, F401
 import gevent  # noqa: E402
+import requests  # noqa: E402, F401
+from gunicorn.arbiter import Arbiter  # noqa: E402
 from gunicorn.workers.base import Worker  # noqa: E402
 
 from qwen_wsgi import master as _master  # noqa: E402
 from qwen_wsgi import server as _server  # noqa: E402
-from qwen_wsgi.errors import SettingsError  # noqa: E402
+from qwen_wsgi.errors import CannotStartYet, SettingsError  # noqa: E402
 
 #: The exit code for settings that cannot work; the systemd unit does not restart after it.
 _EXIT_BAD_SETTINGS: Final = 2
+#: The one for what may pass by itself; the unit restarts after it.
+_EXIT_NOT_YET: Final = 1
 
 #: gunicorn's master kills a worker that is not gone by its own graceful timeout. Workers get this
 #: much less, so that they can still write the calls that they cut into the ledger, and wait for a
@@ -56,9 +63,19 @@ def _writable(directory: str) -> str | None:
     return directory if os.path.isdir(directory) and os.access(directory, os.W_OK) else None
 
 
-on_starting = _master.Master.take_over
 on_reload = _master.tell_reload
 pre_fork = _master.Master.before_fork
+
+
+def on_starting(server: Arbiter) -> None:
+    """Have a master of ours; and bring what an older version has stored forward, before there are
+    workers that use it."""
+    _master.Master.take_over(server)
+    try:
+        _server.prepare_state(_settings)
+    except (SettingsError, CannotStartYet) as error:
+        print(f"qwen-proxy: {error}", file=sys.stderr)
+        sys.exit(_EXIT_BAD_SETTINGS if isinstance(error, SettingsError) else _EXIT_NOT_YET)
 
 
 def post_fork(server: object, worker: Worker) -> None:

@@ -39,12 +39,12 @@ def chat(
         {"role": "system", "content": "You are a helpful assistant."},
         {"role": "user", "content": content},
     ]
-    return _post("/v1/chat/completions", body)
+    return request("/v1/chat/completions", body)
 
 
 def responses(model: str, *, chunks: int) -> bytes:
     """The same as a stream of OpenAI's Responses API."""
-    return _post(
+    return request(
         "/v1/responses",
         {
             "model": model,
@@ -59,7 +59,7 @@ def responses(model: str, *, chunks: int) -> bytes:
 
 def messages(model: str, *, chunks: int) -> bytes:
     """The same as a stream of Anthropic's Messages API."""
-    return _post(
+    return request(
         "/v1/messages",
         {
             "model": model,
@@ -71,7 +71,8 @@ def messages(model: str, *, chunks: int) -> bytes:
     )
 
 
-def _post(path: str, body: dict[str, Any]) -> bytes:
+def request(path: str, body: dict[str, Any]) -> bytes:
+    """A whole HTTP request with this body."""
     data = json.dumps(body).encode()
     head = (
         f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: */*\r\n"

@@ -1,8 +1,8 @@
 """Makes the responses that clients do not wait for: takes them from the queue, and ends each once.
 
-Every worker looks at the queue (`state.background`) twice a second, and at once after a request of
-its own. It works at some responses at a time, beside and apart from the calls that clients wait
-for, and breaks one off that was cancelled by way of another worker, or that is late.
+Every worker looks at the queue (`state.database.background`) twice a second, and at once after a
+request of its own. It works at some responses at a time, beside and apart from the calls that
+clients wait for, and breaks one off that was cancelled by way of another worker, or that is late.
 
 A response whose worker is gone is not made again: nobody can tell what its upstream did, and it
 would be paid twice. It becomes `failed`, and says so.
@@ -18,18 +18,18 @@ from typing import Any, Final
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import ApiError, ClientGone, forget_frames
-from qwen_wsgi.greenlets import Strand
+from qwen_wsgi.greenlets import Strand, lock
 from qwen_wsgi.protocol.responses import background as protocol
 from qwen_wsgi.shortage import fault_error
-from qwen_wsgi.state.background import BackgroundQueue, Job, this_worker
-from qwen_wsgi.state.responses import ResponseStore
+from qwen_wsgi.state.database.background import BackgroundQueue, Job, this_worker
+from qwen_wsgi.state.database.responses import ResponseStore
 
 log = logging.getLogger(__name__)
 
 #: Between two looks at the queue.
 LOOK_S: Final = 0.5
 #: Between two signs of life, and two searches for what others have left; far below
-#: `state.background.SILENT_S`.
+#: `state.database.background.SILENT_S`.
 BEAT_S: Final = 5.0
 #: How long what a stop breaks off may take to be written down.
 _WRITE_S: Final = 3.0
@@ -40,7 +40,7 @@ Work = Callable[[Job], dict[str, Any]]
 
 
 class Background:
-    """The responses in the background of one worker. Not locked: greenlets switch at I/O only.
+    """The responses in the background of one worker, used by its greenlets.
 
     Args:
         limit: responses made at a time; 0 makes none.
@@ -71,6 +71,9 @@ class Background:
         self._why: dict[int, ApiError] = {}
         #: Those that are broken off, or whose end is being stored: they are left alone.
         self._ending: set[int] = set()
+        #: Held from when one is marked as ending until its end is stored, unless it is running: who
+        #: looks for those that were left must not find it meanwhile.
+        self._ends = lock()
         self._beaten_s = float("-inf")
         #: When a stop breaks off what is under way; None while there is no stop.
         self._stop_at_s: float | None = None
@@ -125,7 +128,8 @@ class Background:
         if now_s - self._beaten_s >= BEAT_S:
             self._beaten_s = now_s
             self.queue.beat(self._running)
-            self._end_left_ones(worker)
+            with self._ends:
+                self._end_left_ones(worker)
         while self._has_room and self.queue.waits() and (new := self.queue.claim(worker)):
             self._running[new.key] = new, Strand(partial(self._make, new, worker))
 
@@ -136,7 +140,7 @@ class Background:
     def _end_left_ones(self, worker: str) -> None:
         """End those that nobody works at any more, and those that nobody has begun in time."""
         for job in self.queue.lost(worker, self._running):
-            if self.queue.begin_end(job.key, worker, of=job.worker):
+            if self.queue.take_over(job, worker):
                 if self._responses.get(job.owner, job.id) is not None:
                     self.queue.end(job.key)  # it was stored just before its worker died
                 else:
@@ -152,7 +156,7 @@ class Background:
         try:
             response = self._outcome(job)
             self._ending.add(job.key)
-            if response is not None and self.queue.begin_end(job.key, worker, of=worker):
+            if response is not None and self.queue.begin_end(job.key, worker):
                 self.finish(job, response)
         except ApiError:
             pass  # the queue has told the log; `lost` finds it again
@@ -206,13 +210,14 @@ class Background:
         Raises:
             ApiError: the queue cannot be used now.
         """
-        job = self.queue.cancel(owner, id, this_worker())
-        if job is None:
-            return None
-        response = protocol.cancelled(job.stored.response)
-        self._break_off(job.key)
-        self.finish(job, response)
-        return response
+        with self._ends:
+            job = self.queue.cancel(owner, id, this_worker())
+            if job is None:
+                return None
+            response = protocol.cancelled(job.stored.response)
+            self._break_off(job.key)
+            self.finish(job, response)
+            return response
 
     def delete(self, owner: str, id: str) -> bool:
         """Forget one, and break it off; whether it was in the queue. Raises as `cancel`."""

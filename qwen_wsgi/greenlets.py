@@ -305,32 +305,48 @@ class Task(Generic[T]):
             self._greenlet.kill(block=False)
 
 
-@functools.cache
-def _thread_apart() -> ThreadPool:
-    """One thread: two would share the interpreter's lock, and hold twice as much memory."""
-    return ThreadPool(1)
+class ThreadApart:
+    """A thread for work that would stop the loop, while the loop serves other clients.
 
+    It does one work at a time, and ends it also for a caller that has left, before it begins the
+    next. The thread shares the interpreter with the loop: work in Python gets out of its way every
+    five milliseconds, one call of C only when it is over, unless it gives up the interpreter as
+    the system's and SQLite's do.
 
-def apart(work: Callable[[], T]) -> T:
-    """Run a long pure computation in a thread of its own, while the loop serves other clients.
-
-    Ten bodies of 60 MB that arrive together would otherwise be parsed in one round of the loop, and
-    all other clients would wait for the sum. The thread shares the interpreter with the loop, which
-    gets its turn every five milliseconds except within one call of C. It does one work at a time,
-    and ends it also for a caller that has left, before it begins the next.
-
-    Raises:
-        Exception: what the work raises.
+    Without gevent's monkey patching (unit tests, commands) the caller does the work itself.
     """
-    if not monkey.is_module_patched("socket"):
-        return work()
-    found = _thread_apart().apply(functools.partial(_outcome, work))
-    if isinstance(found, tuple):
-        return found[0]
-    try:
-        raise found
-    finally:
-        del found  # its traceback has this frame, and they would keep the work's arguments
+
+    def __init__(self) -> None:
+        self._pool: ThreadPool | None = None
+
+    def __call__(self, work: Callable[[], T], *, timeout_s: float | None = None) -> T:
+        """Run some work, and wait for it.
+
+        Args:
+            timeout_s: how long it may take with the works before it. It goes on all the same.
+
+        Raises:
+            TimeoutError: it took longer.
+            Exception: what the work raises.
+        """
+        if not monkey.is_module_patched("socket"):
+            return work()
+        if self._pool is None:  # in this process: no thread survives a fork
+            self._pool = ThreadPool(1)
+        with gevent.Timeout(timeout_s, TimeoutError):
+            found = self._pool.apply(functools.partial(_outcome, work))
+        if isinstance(found, tuple):
+            return found[0]
+        try:
+            raise found
+        finally:
+            del found  # its traceback has this frame, and they would keep the work's arguments
+
+
+#: For long pure computations. Ten bodies of 60 MB that arrive together would otherwise be parsed in
+#: one round of the loop, and all other clients would wait for the sum. One thread: two would share
+#: the interpreter's lock, and hold twice as much memory.
+apart: Final = ThreadApart()
 
 
 def _outcome(work: Callable[[], T]) -> tuple[T] | Exception:

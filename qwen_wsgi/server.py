@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
@@ -31,8 +32,13 @@ from gunicorn.workers.base import Worker
 from gunicorn.workers.ggevent import GeventWorker
 
 from qwen_wsgi import logs
+from qwen_wsgi.clock import SystemClock
+from qwen_wsgi.errors import CannotStartYet, SettingsError
 from qwen_wsgi.redaction import DISCOVERED, Redaction
 from qwen_wsgi.settings import Settings, with_command
+from qwen_wsgi.state.database import in_use
+from qwen_wsgi.state.database.sqlite import TooNew
+from qwen_wsgi.state.database.tables import prepare
 
 if TYPE_CHECKING:
     from qwen_wsgi.services import Services
@@ -556,6 +562,27 @@ def free_call(worker: object, request: object, environ: dict[str, Any], response
     call = environ.pop("qwen_wsgi.call", None)
     if call is not None and not call.closed:
         call.close()
+
+
+def prepare_state(settings: Settings) -> None:
+    """Bring what an older version has stored forward; in the master, before there are workers. From
+    now on, until all of them have ended, nobody restores a backup.
+
+    Raises:
+        SettingsError: a newer version of the proxy has written it.
+        CannotStartYet: it is being restored now.
+    """
+    state_dir = Path(settings.state_dir)
+    try:
+        with contextlib.suppress(OSError):  # what is wrong with the directory, `prepare` tells
+            in_use.hold(state_dir)
+        prepare(state_dir, SystemClock())
+    except TooNew as error:
+        raise SettingsError(str(error)) from error
+    except in_use.InUse:
+        raise CannotStartYet(
+            f"cannot use {settings.state_dir}: a backup is being restored there"
+        ) from None
 
 
 def services_of(worker: Worker) -> Services | None:

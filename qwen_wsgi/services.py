@@ -20,19 +20,21 @@ from qwen_wsgi.clock import Clock, SystemClock, sleep
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.documents.pdf import PdfReader
+from qwen_wsgi.greenlets import ThreadApart
 from qwen_wsgi.reporting import REFUSED, Reporting, notifier
-from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.state.background import BackgroundQueue
 from qwen_wsgi.state.connection_memory import ConnectionMemory
-from qwen_wsgi.state.host_objects import HostObjects
+from qwen_wsgi.state.database.background import BackgroundQueue
+from qwen_wsgi.state.database.host_objects import HostObjects
+from qwen_wsgi.state.database.responses import ResponseStore
+from qwen_wsgi.state.database.sqlite import Database
+from qwen_wsgi.state.database.tables import database_in
+from qwen_wsgi.state.database.videos import VideoStore
 from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.refused_inputs import RefusedInputs
-from qwen_wsgi.state.responses import ResponseStore
 from qwen_wsgi.state.shared_files import SharedFiles
 from qwen_wsgi.state.state_key import StateKey
 from qwen_wsgi.state.token_counts import TokenCounts
-from qwen_wsgi.state.videos import VideoStore
 from qwen_wsgi.state.workers import Workers
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.executor import Executor
@@ -75,22 +77,27 @@ class SandboxHost:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sandbox: Sandbox | None = None
+        self._base_url = ""
+        self._stop: Callable[[], None] | None = None
 
     def base_url(self) -> str:
         """The running sandbox's OpenAI base URL."""
         with self._lock:
-            if self._sandbox is None:
+            if self._stop is None:
+                # Loaded when it is needed: a server with accounts needs none of it.
+                from qwen_wsgi.sandbox import Sandbox
+
                 # A visible pace for people; tests that need speed run their own sandbox.
-                self._sandbox = Sandbox(chunk_interval_s=0.03, private=True).start()
-            return self._sandbox.base_url
+                sandbox = Sandbox(chunk_interval_s=0.03, private=True).start()
+                self._base_url, self._stop = sandbox.base_url, sandbox.stop
+            return self._base_url
 
     def close(self) -> None:
         """Stop it, if it runs."""
         with self._lock:
-            if self._sandbox is not None:
-                self._sandbox.stop()
-                self._sandbox = None
+            if self._stop is not None:
+                self._stop()
+                self._stop = None
 
 
 class Maintenance:
@@ -160,6 +167,7 @@ class Services:
     executor: Executor
     transport: Transport
     ledger: Ledger
+    database: Database
     responses: ResponseStore
     background: Background
     host_objects: HostObjects
@@ -194,10 +202,7 @@ class Services:
         self.background.stop()
         drain_logins(self.discovery.logins(), self.clock)
         self.transport.close()
-        self.background.queue.close()
-        self.responses.close()
-        self.videos.close()
-        self.host_objects.close()
+        self.database.close()
         self.sandbox.close()
 
 
@@ -242,6 +247,7 @@ def build_services(
     cooldowns, outcomes, affinity = Cooldowns(known), Outcomes(known), Affinity(files)
     pool = AccountPool(settings, discovery, cooldowns, start_sandbox=sandbox.base_url)
     transport = transport or Transport(settings)
+    database = database_in(state_dir, clock, sleep=sleep, apart=ThreadApart())
     catalogue = Catalogue(settings, pool, transport, clock, SharedLists(files), outcomes)
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
@@ -272,7 +278,7 @@ def build_services(
     )
     downloads = Downloads(settings, transport)
     responses = ResponseStore(
-        None if state_dir is None else state_dir / "responses",
+        database,
         clock,
         ttl_s=settings.responses_ttl_s,
         max_bytes=settings.responses_max_bytes,
@@ -298,25 +304,25 @@ def build_services(
         executor=executor,
         transport=transport,
         ledger=ledger,
+        database=database,
         responses=responses,
         background=Background(
             BackgroundQueue(
-                None if state_dir is None else state_dir / "background",
+                database,
                 clock,
                 per_client=settings.background_per_key,
                 kept_s=settings.responses_ttl_s,
-                sleep=sleep,
             ),
             responses,
             clock,
             limit=settings.background,
             stop_s=settings.graceful_timeout_s,
         ),
-        host_objects=HostObjects(None if state_dir is None else state_dir / "files", clock),
+        host_objects=HostObjects(database, clock),
         host_files=HostFiles(retrier, client, idle_s=settings.idle_timeout_s),
         token_counts=TokenCounts(files),
         state_key=StateKey(settings.state_key, state_dir),
-        videos=VideoStore(None if state_dir is None else state_dir / "videos", clock),
+        videos=VideoStore(database, clock),
         tasks=tasks,
         looks=TaskLooks(tasks, clock, workers=settings.workers, sleep=sleep),
         lost_tasks=LostTasks(client, tasks, clock, sleep=sleep),

@@ -54,6 +54,35 @@ print(gone())
 """
 
 
+TOO_LONG = """
+from qwen_wsgi.greenlets import ThreadApart
+one = ThreadApart()
+ended = []
+
+def work():
+    sleep(0.2)
+    ended.append(1)
+    return 7
+
+first = gevent.spawn(one, work)
+gevent.sleep(0)
+for _ in range(2):
+    try:
+        one(lambda: 1, timeout_s=0.02)
+    except TimeoutError:
+        print("too long")
+print(first.get(), ended, one(lambda: 8, timeout_s=5))
+"""
+
+TWO_THREADS = """
+from qwen_wsgi.greenlets import ThreadApart
+slow = gevent.spawn(ThreadApart(), lambda: sleep(0.3))
+gevent.sleep(0)
+print(apart(lambda: 1), slow.ready())
+slow.join()
+"""
+
+
 def ran(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", BEGIN + script],
@@ -74,3 +103,11 @@ def test_a_failure_is_raised_and_not_printed_and_nothing_is_kept_of_the_work() -
 
     assert process.stdout.splitlines() == ["refused", "None"]
     assert process.stderr == ""
+
+
+def test_a_caller_that_waits_too_long_goes_on_and_the_work_too() -> None:
+    assert ran(TOO_LONG).stdout.splitlines() == ["too long", "too long", "7 [1] 8"]
+
+
+def test_one_thread_does_not_wait_for_another() -> None:
+    assert ran(TWO_THREADS).stdout.strip() == "1 False"

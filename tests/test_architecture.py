@@ -163,7 +163,7 @@ ALLOWED: dict[str, set[str]] = {
     "sandbox": set(),
     "services": set(),  # filled below: it wires everything below the API
     "app": {"settings", "services", "api"},
-    "server": {"logs", "redaction", "settings", "services", "text"},
+    "server": {"errors", "clock", "logs", "redaction", "settings", "services", "state", "text"},
     "master": {"env_file", "errors", "reporting", "server", "settings"},
     "doctor": {
         "",
@@ -205,6 +205,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
         "clock",
         "credentials",
+        "state.database",
         "upstream.routing.account_status",
         "upstream.routing.accounts",
     },
@@ -220,6 +221,7 @@ ALLOWED["services"] = {
     "accounting",
     "credentials",
     "documents",
+    "greenlets",
     "sandbox",
     "state",
     "upstream",
@@ -396,7 +398,7 @@ PLACES = {
     "segno": ("qwen_wsgi/cli/login.py",),
     "greenlet": (),
     "gunicorn": ("qwen_wsgi/server.py", "qwen_wsgi/master.py"),
-    "fcntl": ("qwen_wsgi/credentials/locks/proxy_lock.py",),
+    "fcntl": ("qwen_wsgi/credentials/locks/proxy_lock.py", "qwen_wsgi/state/database/in_use.py"),
     "zstandard": ("qwen_wsgi/api/codings.py",),
     "sqlite3": ("qwen_wsgi/state/",),
     "subprocess": ("qwen_wsgi/doctor/machine.py", "qwen_wsgi/documents/pdf.py"),

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import gevent
 import pytest
 
 from qwen_wsgi.background import Background
 from qwen_wsgi.errors import ApiError
-from qwen_wsgi.state.background import BackgroundQueue, Job
-from qwen_wsgi.state.responses import ResponseStore, Stored
+from qwen_wsgi.state.database.background import BackgroundQueue, Job
+from qwen_wsgi.state.database.responses import ResponseStore, Stored
+from qwen_wsgi.state.database.tables import database_in
 from tests.fakes.clock import FakeClock
 
 OTHER = "boot/pid:[1]/2/2"
+
+T = TypeVar("T")
 
 
 class World:
@@ -23,12 +26,21 @@ class World:
 
     def __init__(self) -> None:
         self.clock = FakeClock()
-        self.queue = BackgroundQueue(None, self.clock, per_client=10, kept_s=100)
-        self.responses = ResponseStore(None, self.clock, ttl_s=100, max_bytes=1 << 20)
+        self.database = database_in(None, self.clock, apart=self._apart)
+        #: The results of its transactions are long on their way back.
+        self.slow: object = None
+        self.queue = BackgroundQueue(self.database, self.clock, per_client=10, kept_s=100)
+        self.responses = ResponseStore(self.database, self.clock, ttl_s=100, max_bytes=1 << 20)
         self.worker = Background(self.queue, self.responses, self.clock, limit=2, stop_s=3)
         self.worker.work = self._work
         self.begun: list[str] = []
         self.broken_off: list[str] = []
+
+    def _apart(self, work: Callable[[], T], *, timeout_s: float | None = None) -> T:
+        result = work()
+        if gevent.getcurrent() is self.slow:
+            gevent.sleep(0.02)
+        return result
 
     def _work(self, job: Job) -> dict[str, Any]:
         self.begun.append(job.id)
@@ -70,8 +82,7 @@ def world() -> Iterator[World]:
     made = World()
     yield made
     made.worker.stop()
-    made.queue.close()
-    made.responses.close()
+    made.database.close()
 
 
 def test_so_many_at_a_time(world: World) -> None:
@@ -102,6 +113,18 @@ def test_a_cancel_elsewhere(world: World) -> None:
     assert world.worker.in_flight == 0
     assert world.broken_off == ["a"]
     assert world.responses.get("ada", "a") is None  # the other one stores it
+
+
+def test_a_look_while_one_that_waits_is_cancelled_leaves_its_end_alone(world: World) -> None:
+    """It is ending, and nobody works at it: so is one whose worker is gone."""
+    world.add("a")
+    world.slow = cancel = gevent.spawn(world.worker.cancel, "ada", "a")
+    gevent.sleep(0.001)
+    world.worker.look()
+
+    assert (cancel.get() or {}).get("status") == "cancelled"
+    assert world.told("a") == ("cancelled", "")
+    assert world.begun == []
 
 
 def test_a_delete(world: World) -> None:

@@ -60,7 +60,7 @@ def test_every_command_of_the_architecture_is_one() -> None:
     room = text[text.index("  cli/ ") : text.index("  sandbox/ ")]
     commands = set(re.findall(r"^    (\w+) ", main._parser().format_help(), re.MULTILINE))
     assert commands == {
-        *("serve", "status", "models", "settings", "doctor", "clients", "login", "creds")
+        *("serve", "status", "models", "settings", "doctor", "clients", "login", "creds", "state")
     }
     for command in commands:
         assert command in room, command

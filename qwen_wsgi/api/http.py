@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from flask import Response
 
 from qwen_wsgi.api.flask_app import FinishedResponse
 from qwen_wsgi.errors import ApiError
-from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol.json_object import encoded
 
 
 def json_bytes(body: bytes, status: int = 200) -> Response:
@@ -20,7 +20,14 @@ def json_bytes(body: bytes, status: int = 200) -> Response:
 
 def json_value(value: Any, status: int = 200) -> Response:
     """Any value as JSON."""
-    return json_bytes(compact(value).encode(), status)
+    return json_bytes(encoded(value), status)
+
+
+def json_pieces(pieces: Sequence[bytes]) -> Response:
+    """JSON that is rendered in pieces, which are too large to be copied into one."""
+    response = FinishedResponse(pieces, content_type="application/json")
+    response.headers.add("content-length", str(sum(map(len, pieces))))
+    return response
 
 
 def event_stream(events: Iterable[bytes]) -> Response:

@@ -16,7 +16,7 @@ from qwen_wsgi.api.flask_app import FinishedResponse
 from qwen_wsgi.errors import ApiError, ClientGone, StreamBroken
 from qwen_wsgi.greenlets import Task
 from qwen_wsgi.protocol import sse
-from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol.json_object import encoded
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.relay import failed_late
 
@@ -61,7 +61,7 @@ class LateJson:
             raise
         except BaseException as fault:  # the outermost frame: nothing else can report it
             made = failed_late(fault, record).body()
-        yield compact(made).encode()
+        yield encoded(made)
 
     def close(self) -> None:
         """Stop the work. Harmless when repeated."""

@@ -158,6 +158,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("action", choices=("status", "refresh", "forget"))
     sub.add_argument("--account", metavar="NAME", help="one login; default: all")
     sub.add_argument("--json", action="store_true", help="print JSON")
+    sub = add("state", _state, "look after what is stored: back it up, restore it, check it")
+    sub.add_argument("action", choices=("backup", "restore", "check"))
+    sub.add_argument("file", nargs="?", metavar="FILE", help="the copy, for backup and restore")
+    sub.add_argument("--force", action="store_true", help="overwrite a copy that is there already")
+    sub.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -243,4 +248,18 @@ def _creds(settings: Settings, arguments: argparse.Namespace) -> int:
         account=arguments.account,
         json_output=arguments.json,
         out=sys.stdout,
+    )
+
+
+def _state(settings: Settings, arguments: argparse.Namespace) -> int:
+    from qwen_wsgi.cli import state
+
+    return state.run(
+        settings,
+        arguments.action,
+        arguments.file,
+        force=arguments.force,
+        json_output=arguments.json,
+        out=sys.stdout,
+        err=sys.stderr,
     )

@@ -6,10 +6,20 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from qwen_wsgi.errors import AnswerTooLarge
-from qwen_wsgi.protocol.json_object import compact
+from qwen_wsgi.protocol.json_object import encoded, reading_bytes
 
 #: Text and items of one answer. The longest answers of 2026 have about a megabyte.
 MOST_BYTES: Final = 32 * 1024 * 1024
+
+#: What came in one piece and is turned into events is bounded lower: at the end of a stream of
+#: Responses all of it is there some twenty times.
+MOST_AS_EVENTS: Final = 4 * 1024 * 1024
+
+#: The values of a whole JSON answer may take so many times its limit while they are read: its
+#: bytes, and a text of as many, and what belongs to them.
+_TIMES, _PER = 14, 5
+#: They may take this however low the limit is.
+_READING_BYTES: Final = 16 * 1024 * 1024
 
 #: What a content block, an output item or a part of one takes in memory besides its text.
 ITEM_BYTES: Final = 1024
@@ -38,7 +48,19 @@ class AnswerSize:
         """
         self._left -= count
         if self._left < 0:
-            raise AnswerTooLarge(f"has more than {self._most >> 20} MiB of text and items")
+            most, unit = self._most, "bytes"
+            if most >= 1 << 20:
+                most, unit = most >> 20, "MiB"
+            raise AnswerTooLarge(f"has more than {most} {unit} of text and items")
+
+    def add_values(self, data: bytes) -> None:
+        """Count what the values of a JSON text take besides its bytes, which are counted: what is
+        beyond 2.8 times as much.
+
+        Raises:
+            AnswerTooLarge: these are too many.
+        """
+        self.add(max(0, reading_bytes(data, most=0) * _PER // _TIMES - len(data)))
 
     def has_room(self, count: int) -> bool:
         """Whether so many bytes more can be counted."""
@@ -57,9 +79,45 @@ class AnswerSize:
         self._add_value(value, _AS_OBJECT_BYTES)
 
     def _add_value(self, value: Any, container_bytes: int) -> bytes:
-        data = compact(value).encode()
+        data = encoded(value)
         self.add(len(data) + container_bytes * (data.count(b"[") + data.count(b"{")))
         return data
+
+
+def check_values(data: bytes, *, limit: int) -> None:
+    """Refuse a JSON text whose values would take a multiple of it, before it is parsed.
+
+    Args:
+        limit: the most bytes that such a text may have (`QWEN_PROXY_MAX_ANSWER`).
+
+    Raises:
+        AnswerTooLarge: they may take more than 2.8 times the limit.
+    """
+    most = max(limit * _TIMES // _PER, _READING_BYTES)
+    if reading_bytes(data, most=most) > most:
+        raise AnswerTooLarge(
+            f"may take more than {most >> 20} MiB of memory while it is read, which is "
+            f"{_TIMES / _PER} times QWEN_PROXY_MAX_ANSWER on the server"
+        )
+
+
+def as_events(values: Iterable[Any]) -> list[bytes]:
+    """Render what came in one piece as server-sent events.
+
+    Raises:
+        AnswerTooLarge: they would be too large together.
+    """
+    events, left = [], MOST_AS_EVENTS
+    for value in values:
+        data = encoded(value)
+        left -= len(data)
+        if left < 0:  # before it is copied
+            raise AnswerTooLarge(
+                f"came in one piece of more than {MOST_AS_EVENTS >> 20} MiB, which is too much to "
+                "be turned into the events of a stream or into a response"
+            )
+        events.append(b"data: %b\n\n" % data)
+    return events
 
 
 class Text:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from qwen_wsgi.errors import ApiError, BadRequest, UpstreamError
 from qwen_wsgi.protocol import chat, sse, validation
-from qwen_wsgi.protocol.answer_text import AnswerSize
+from qwen_wsgi.protocol.answer_text import AnswerSize, as_events
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.chat.completion import combined
 from qwen_wsgi.protocol.encoder import COMMENT, error_event
@@ -376,14 +376,18 @@ def native_answer(value: Mapping[str, Any], *, model: str) -> dict[str, Any]:
 
 
 def events_of(answer: Mapping[str, Any], *, with_usage: bool) -> bytes:
-    """Render a whole `text_completion` as the events of a complete stream."""
+    """Render a whole `text_completion` as the events of a complete stream.
+
+    Raises:
+        AnswerTooLarge: they would be too large.
+    """
     head = {name: value for name, value in answer.items() if name not in ("choices", "usage")}
     rest: dict[str, Any] = {"usage": None} if with_usage else {}
     choices = []
     for choice in answer["choices"]:
         choices.append({**choice, "finish_reason": None})
         choices.append({**choice, "text": "", "logprobs": None})
-    events = [sse.render({**head, "choices": [choice], **rest}) for choice in choices]
+    events = [{**head, "choices": [choice], **rest} for choice in choices]
     if with_usage and answer.get("usage") is not None:
-        events.append(sse.render({**head, "choices": [], "usage": answer["usage"]}))
-    return b"".join(events) + sse.DONE
+        events.append({**head, "choices": [], "usage": answer["usage"]})
+    return b"".join([*as_events(events), sse.DONE])

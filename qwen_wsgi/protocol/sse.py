@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from qwen_wsgi.protocol.json_object import compact, loads
+from qwen_wsgi.protocol.json_object import encoded, loads
 
 #: Ends a stream in OpenAI's dialect.
 DONE: Final = b"data: [DONE]\n\n"
@@ -131,4 +131,4 @@ def is_done(event: bytes) -> bool:
 
 def render(value: Any) -> bytes:
     """Render one event whose payload is `value` as compact JSON."""
-    return b"data: " + compact(value).encode() + b"\n\n"
+    return b"".join((b"data: ", encoded(value), b"\n\n"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
@@ -23,7 +23,7 @@ from qwen_wsgi.protocol.chat.renamed_tools import (
     RenamedLegacyChunkStream,
     WholeCustomStream,
 )
-from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError, compact
+from qwen_wsgi.protocol.json_object import LONG_BYTES, JsonObjectError, encoded, with_members
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.refused_inputs import PROVED_S, SUSPECTED_S, RefusedInputs
@@ -65,11 +65,36 @@ class ChatCall:
         return evidence_of(conversation, self.request.body)
 
 
-class ChatAnswer(NamedTuple):
-    """A whole `chat.completion`: its bytes, and its value."""
+class ChatAnswer:
+    """A whole `chat.completion`.
 
-    body: bytes
-    value: dict[str, Any]
+    Attributes:
+        value: what other dialects render.
+
+    Args:
+        source: its bytes, where they are the upstream's own.
+        name: the client's name for the model, where the source has another one. It is put into the
+            source, so that numbers stay as they are written; a large one is rendered anew.
+    """
+
+    __slots__ = ("_name", "_source", "value")
+
+    def __init__(self, value: dict[str, Any], source: bytes = b"", name: str = "") -> None:
+        self.value = value if not name else {**value, "model": name}
+        self._source = b"" if name and len(source) >= LONG_BYTES else source
+        self._name = name
+
+    @property
+    def body(self) -> bytes:
+        """Its bytes; rendered here, because most dialects do not need them."""
+        if not self._source:
+            return encoded(self.value)
+        if not self._name:
+            return self._source
+        try:
+            return with_members(self._source, {"model": self._name})
+        except JsonObjectError:  # what Python reads is more than JSON: NaN, for one
+            return encoded(self.value)
 
 
 class ChatAttempt:
@@ -153,7 +178,7 @@ class ChatAttempt:
             value = functions.completion(value)
         elif isinstance(stream.chunks, WholeCustomStream):
             value = stream.chunks.turned_back(value)
-        return ChatAnswer(compact(value).encode(), value)
+        return ChatAnswer(value)
 
     def ask_whole(self, call: ChatCall, route: Route) -> ChatAnswer:
         """Ask for a whole answer; only what clients cannot use is changed, and the model's name.
@@ -169,6 +194,7 @@ class ChatAttempt:
                 body,
                 headers=call.headers,
                 request_id=call.record.request_id,
+                size=call.size,
             )
         except UpstreamError as error:
             self._learn(error, call, route)
@@ -177,16 +203,14 @@ class ChatAttempt:
             self._prove(route, adapted.left_out)
         call.record.usage = parse_usage(answer.value.get("usage"))
         call.record.upstream_request_id = answer.upstream_request_id
-        data, value = answer.body, mended(answer.value)
+        value = mended(answer.value)
         if adapted.renamed or adapted.customs:
             value = renamed_tools.completion(value, adapted.renamed, adapted.customs)
-        if value is not answer.value:
-            data = compact(value).encode()
         if adapted.legacy_functions:
             value = functions.completion(value)
-            data = compact(value).encode()
         name = call.request.model or route.model
-        return _named(data, value, name) if name != route.model else ChatAnswer(data, value)
+        source = answer.body if value is answer.value else b""
+        return ChatAnswer(value, source, name if name != route.model else "")
 
     def complete(self, call: ChatCall, route: Route) -> ChatAnswer:
         """A whole answer of this account, whichever way it gives one.
@@ -285,13 +309,3 @@ def _chunks(
         )
     kind = LegacyChunkStream if adapted.legacy_functions else ChunkStream
     return kind(hide_usage=hide_usage, normalize=normalize, model=model)
-
-
-def _named(data: bytes, value: dict[str, Any], name: str) -> ChatAnswer:
-    """A whole answer with the client's name for the model, however the upstream spells its own."""
-    renamed = {**value, "model": name}
-    try:
-        body = JsonObject(data).render({"model": name})
-    except JsonObjectError:
-        body = compact(renamed).encode()  # what Python reads is more than JSON: NaN, for one
-    return ChatAnswer(body, renamed)

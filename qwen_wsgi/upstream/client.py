@@ -13,11 +13,12 @@ from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.token import AccessToken
-from qwen_wsgi.errors import UpstreamError
+from qwen_wsgi.errors import AnswerTooLarge, UpstreamError
 from qwen_wsgi.hosts import origin_of
 from qwen_wsgi.protocol import chat, sse
+from qwen_wsgi.protocol.answer_text import AnswerSize
 from qwen_wsgi.protocol.chat import ChunkStream
-from qwen_wsgi.protocol.json_object import loads
+from qwen_wsgi.protocol.json_object import MOST_SLOWLY, encoded, loads
 from qwen_wsgi.redaction import mask
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.failures import classify
@@ -123,6 +124,7 @@ class UpstreamClient:
         headers: Mapping[str, str],
         at_origin: bool = False,
         request_id: str = "",
+        size: AnswerSize | None = None,
     ) -> JsonAnswer:
         """`send` as POST."""
         return self.send(
@@ -133,6 +135,7 @@ class UpstreamClient:
             headers=headers,
             at_origin=at_origin,
             request_id=request_id,
+            size=size,
         )
 
     def send(
@@ -145,6 +148,7 @@ class UpstreamClient:
         headers: Mapping[str, str],
         at_origin: bool = False,
         request_id: str = "",
+        size: AnswerSize | None = None,
     ) -> JsonAnswer:
         """Send a request, and read a whole JSON answer.
 
@@ -152,6 +156,7 @@ class UpstreamClient:
             body: a streamed one is sent once, and the time for the answer begins at its end.
             at_origin: the path is behind the host's name, not behind the base URL.
             request_id: the call's, for the log.
+            size: counts this answer and others, which become one.
 
         Raises:
             ApiError: no usable credential, no answer, a refusal, or no JSON object.
@@ -165,12 +170,10 @@ class UpstreamClient:
             sent_at = self._clock.monotonic()
         reader = BodyReader(response)
         try:
-            data = self._whole_body(account, reader, sent_at)
+            data = self._whole_body(account, reader, sent_at, size)
         finally:
             reader.close()
-        value = _json_answer(response, data, account, token, self._clock.now())
-        id = classify.request_id(response.headers, secrets=_secrets(token))
-        return JsonAnswer(data, value, id)
+        return _json_answer(response, data, account, token, self._clock.now())
 
     def download(
         self, account: Account, path: str, *, headers: Mapping[str, str], request_id: str = ""
@@ -241,7 +244,7 @@ class UpstreamClient:
         if status != 200:
             raise classify.from_response(status, {}, body, **told, now=self._clock.now())
         try:
-            value = loads(body)
+            value = loads(body, most_slowly=MOST_SLOWLY)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
@@ -315,11 +318,14 @@ class UpstreamClient:
             token_of(account, rejected=token.value)  # raises what it means, and remembers it
         raise error
 
-    def _whole_body(self, account: Account, reader: BodyReader, sent_at: float) -> bytes:
+    def _whole_body(
+        self, account: Account, reader: BodyReader, sent_at: float, size: AnswerSize | None = None
+    ) -> bytes:
         """The body of a whole answer, within the time for all of it.
 
         Args:
             sent_at: when it was asked for, by the clock's monotonic time.
+            size: counts this answer and others, which become one.
 
         Raises:
             UpstreamError: it is too large, too slow or broken.
@@ -327,7 +333,9 @@ class UpstreamClient:
         whole_s = account.batch_wait_s or self._settings.first_byte_timeout_s
         left_s = sent_at + whole_s - self._clock.monotonic()
         setting = FLEX if account.batch_wait_s else FIRST_BYTE
-        return self._transport.read_all(reader, left_s, timeout_s=whole_s, setting=setting)
+        return self._transport.read_all(
+            reader, left_s, timeout_s=whole_s, setting=setting, size=size
+        )
 
     def _error_body(self, response: Response) -> bytes:
         """The body of a refusal, as far as it comes."""
@@ -357,10 +365,21 @@ class UpstreamClient:
     ) -> bytes:
         """The events of an upstream that answered a stream request with a whole completion."""
         assert stream.reader is not None
-        data = self._whole_body(account, stream.reader, sent_at)
-        completion = _json_answer(response, data, account, token, self._clock.now())
-        events = b"".join(chat.chunks_of(completion, with_usage=True)) + sse.DONE
-        first = stream.chunks.feed(events)
+        # No name for what is large and not needed any more.
+        events = chat.chunks_of(
+            _json_answer(
+                response,
+                self._whole_body(account, stream.reader, sent_at),
+                account,
+                token,
+                self._clock.now(),
+            ).value,
+            with_usage=True,
+        )
+        events.append(sse.DONE)
+        joined = b"".join(events)
+        events.clear()
+        first = stream.chunks.feed(joined)
         stream.fail_if_reported()
         if not stream.chunks.complete:
             raise empty()
@@ -410,7 +429,18 @@ def _reported(
 
 
 def _hardly_json(data: bytes) -> Any:
-    """JSON with `NaN` and the like, as Python's own servers write it; None for no JSON."""
+    """JSON with `NaN` and the like, as Python's own servers write it; None for no JSON.
+
+    Raises:
+        AnswerTooLarge: it is too large to be tried.
+    """
+    if len(data) > MOST_SLOWLY:
+        if not data.startswith(b"{"):
+            return None
+        raise AnswerTooLarge(
+            "is broken JSON, or has NaN or unpaired surrogates in it, which may have "
+            f"{MOST_SLOWLY >> 20} MiB"
+        )
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
@@ -419,8 +449,8 @@ def _hardly_json(data: bytes) -> Any:
 
 def _json_answer(
     response: Response, data: bytes, account: Account, token: AccessToken, now: float
-) -> dict[str, Any]:
-    """The JSON object of a 200 answer.
+) -> JsonAnswer:
+    """The JSON object of a 200 answer. Its bytes are JSON, even where the answer's were not quite.
 
     Args:
         now: seconds since 1970.
@@ -428,10 +458,11 @@ def _json_answer(
     Raises:
         UpstreamError: it is no JSON object, or an error in disguise.
     """
+    strict = True
     try:
-        value = loads(data)  # json.loads would copy all of it
+        value = loads(data, most_slowly=MOST_SLOWLY)
     except (ValueError, RecursionError):
-        value = _hardly_json(data)
+        value, strict = _hardly_json(data), False
     text = error = None
     if isinstance(value, dict):
         text, error = chat.error_finish_of(value), chat.error_of(value)
@@ -448,4 +479,5 @@ def _json_answer(
             family=account.family,
             secrets=_secrets(token),
         )
-    return value
+    id = classify.request_id(response.headers, secrets=_secrets(token))
+    return JsonAnswer(data if strict else encoded(value), value, id)

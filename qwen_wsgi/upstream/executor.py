@@ -17,7 +17,7 @@ from qwen_wsgi.protocol.answer_text import AnswerSize
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream
 from qwen_wsgi.protocol.chat.completion import combined
 from qwen_wsgi.protocol.files import READERS, ids_in
-from qwen_wsgi.protocol.json_object import JsonObject, compact
+from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.refused_inputs import RefusedInputs
@@ -124,6 +124,7 @@ class Executor:
         self._retrier = retrier
         self._client = client
         self._clock = clock
+        self._most_bytes = settings.max_answer_bytes
         self._attempt = ChatAttempt(settings, client, clock, refused_inputs)
 
     # --- chat --------------------------------------------------------------------------------
@@ -254,7 +255,7 @@ class Executor:
         answers = self.complete_each(call.record, calls, plan, at_a_time=count)
         whole = combined([answer.value for answer in answers])
         call.record.usage = parse_usage(whole.get("usage"))
-        return ChatAnswer(compact(whole).encode(), whole)
+        return ChatAnswer(whole)
 
     # --- whole JSON answers ------------------------------------------------------------------
 
@@ -270,7 +271,9 @@ class Executor:
 
         def ask(route: Route, slot: Slot) -> UnaryAnswer | None:
             bodies, call.record.changed, native_path = call.requests(route)
-            post = partial(self._post, call, route, native_path)
+            # Each has a bound of its own; together they are one answer.
+            size = AnswerSize(self._most_bytes) if len(bodies) > 1 else None
+            post = partial(self._post, call, route, native_path, size)
             asked_at = self._clock.now()
             works = [partial(post, body) for body in bodies]
             try:
@@ -321,7 +324,14 @@ class Executor:
 
         return self._retrier.run(plan, ask, call.record, discard=lambda asked: asked[1].close())
 
-    def _post(self, call: UnaryCall, route: Route, native_path: str, body: bytes) -> JsonAnswer:
+    def _post(
+        self,
+        call: UnaryCall,
+        route: Route,
+        native_path: str,
+        size: AnswerSize | None,
+        body: bytes,
+    ) -> JsonAnswer:
         answer = self._client.post_json(
             route.account,
             native_path or call.path,
@@ -329,6 +339,7 @@ class Executor:
             headers=call.headers,
             at_origin=call.at_origin or bool(native_path),
             request_id=call.record.request_id,
+            size=size,
         )
         call.record.usage = parse_usage(answer.value.get("usage"))
         call.record.upstream_request_id = answer.upstream_request_id
@@ -427,6 +438,5 @@ def _streamed(
     """A whole answer as a stream that is complete already."""
     chunks = ChunkStream(hide_usage=hide_usage, normalize=False)
     stream = OpenStream(None, chunks, record, monotonic=monotonic)
-    events = b"".join(chat.chunks_of(answer.value, with_usage=True)) + sse.DONE
-    stream.begin(chunks.feed(events))
+    stream.begin(chunks.feed(b"".join([*chat.chunks_of(answer.value, with_usage=True), sse.DONE])))
     return stream

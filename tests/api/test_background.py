@@ -14,7 +14,7 @@ from werkzeug.test import TestResponse
 from qwen_wsgi.api.dialects.background import worker
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError
-from qwen_wsgi.state.background import Job, is_gone, this_worker
+from qwen_wsgi.state.database.background import Job, is_gone, this_worker
 from tests.api.apps import App, error_of, in_front_of
 from tests.api.responding import ADA, BOB, MODELS, answer, post
 from tests.fakes.raw_server import whole
@@ -221,7 +221,7 @@ def test_one_whose_worker_died_behind_the_last_write(places: dict[str, str]) -> 
         id, services = begun(app)["id"], app.services
         job = services.background.queue.claim(GONE)
         assert job is not None
-        services.background.queue.begin_end(job.key, GONE, of=GONE)
+        services.background.queue.begin_end(job.key, GONE)
         services.responses.put("local", {**job.stored.response, "status": "completed"}, [], None)
         made(app)
 

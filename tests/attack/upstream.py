@@ -68,6 +68,12 @@ def _large(size: int) -> Callable[[Peer], None]:
     return answer
 
 
+def _whole(content: bytes, more: bytes = b"") -> bytes:
+    """A whole answer with a content, which is written as JSON, and more choices."""
+    choice = b'{"index":0,"message":{"role":"assistant","content":%b},"finish_reason":"stop"}'
+    return whole(b'{"id":"c","choices":[' + more + choice % content + b"]}")
+
+
 #: What is answered: bytes, or a script.
 ANSWERS: dict[str, Answer] = {
     # Framing.
@@ -105,6 +111,15 @@ ANSWERS: dict[str, Answer] = {
     "a stream without an end": _again(_CHUNKED, chunked(_CHUNK * 20, end=False), 0.002),
     "500 MB": _large(500_000_000),
     "500 MB without a length": _again(head(connection="close"), _MEBIBYTE),
+    "a long whole text": _whole(b'"' + b"x" * 15_000_000 + b'"'),
+    "a long text that one character makes wide": _whole(
+        b'"' + b"x" * 15_000_000 + "\N{GRINNING FACE}".encode() + b'"'
+    ),
+    "millions of small values": _whole(b"[" + b"[]," * 5_000_000 + b"0]"),
+    "many long choices": _whole(b'"a"', b'{"index":0},' * 1_000_000),
+    "a refusal of 500 MB": _again(
+        head("400 Bad Request", content_type="application/json", connection="close"), _MEBIBYTE
+    ),
     "a huge event": _again(_CHUNKED, chunked(b"data: " + b"x" * 500_000, end=False)),
     "a huge text": stream(
         b'data: {"choices":[{"index":0,"delta":{"content":"' + b"x" * 3_000_000 + b'"}}]}\n\n'

@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -16,6 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from qwen_wsgi.clock import SystemClock
+from qwen_wsgi.state.database import in_use
+from qwen_wsgi.state.database.sqlite import FILE
+from qwen_wsgi.state.database.tables import DIRECTORY, prepare
 from tests.kit import servers
 from tests.kit.servers import Server, StartServer, wait_until, workers
 
@@ -68,6 +73,31 @@ def test_bad_settings_are_one_line_and_exit_code_2(place: Path) -> None:
     (line,) = server.text.splitlines()
     assert line.startswith("qwen-proxy: bad setting: QWEN_PROXY_WORKERS='many'")
     assert "QWEN_PROXY_KEEPALIVE='perhaps'" in line
+
+
+def test_a_state_of_a_newer_version_is_one_line_and_exit_code_2(place: Path) -> None:
+    state_dir = place / "state"
+    prepare(state_dir, SystemClock())
+    with contextlib.closing(sqlite3.connect(state_dir / DIRECTORY / FILE)) as newer, newer:
+        newer.execute("UPDATE features SET version = 99")
+    server = servers.start_gunicorn(place, {"QWEN_PROXY_STATE_DIR": str(state_dir)})
+    assert server.wait() == 2
+    (line,) = [each for each in server.text.splitlines() if each.startswith("qwen-proxy: ")]
+    assert "was written by a newer version of qwen-proxy" in line
+
+
+def test_a_start_waits_for_a_restore_and_the_lock_is_free_after_the_stop(
+    gunicorn: StartServer, place: Path
+) -> None:
+    state_dir = place / "state"
+    state_dir.mkdir()
+    with in_use.alone(state_dir):
+        server = servers.start_gunicorn(place, {"QWEN_PROXY_STATE_DIR": str(state_dir)})
+        time.sleep(0.3)
+    servers.serving(server)
+    assert in_use.is_used(state_dir)
+    server.stop()
+    assert not in_use.is_used(state_dir)
 
 
 def test_gunicorn_logs_in_the_format_of_the_application(gunicorn: StartServer) -> None:

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from qwen_wsgi.clock import SystemClock
-from qwen_wsgi.state.responses import ResponseStore
+from qwen_wsgi.state.database.responses import ResponseStore
+from qwen_wsgi.state.database.tables import database_in
 
 
 def store_at(directory: Path) -> ResponseStore:
-    return ResponseStore(directory, SystemClock(), ttl_s=3600, max_bytes=2**26)
+    database = database_in(directory, SystemClock())
+    return ResponseStore(database, SystemClock(), ttl_s=3600, max_bytes=2**26)
 
 
 def response(id: str, size: int) -> dict[str, Any]:
@@ -47,7 +49,7 @@ def full(directory: Path, most_bytes: int) -> None:
     taken = 0
     while store.put("a", response(f"r{taken}", 20_000), [], None):
         taken += 1
-    store.close()
+    store._database.close()
     print(taken, flush=True)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen_wsgi.state.database.sqlite import FILE
 from tests.processes.store_user import store_at
 
 pytestmark = pytest.mark.server
@@ -48,7 +49,7 @@ class Users:
 
 @pytest.fixture
 def users(tmp_path: Path) -> Iterator[Users]:
-    users = Users(tmp_path / "responses")
+    users = Users(tmp_path / "state")
     yield users
     users.end()
 
@@ -69,7 +70,7 @@ def killed(process: Started) -> list[str]:
 
 
 def check(directory: Path, stored: list[str]) -> None:
-    with closing(sqlite3.connect(directory / "responses-1.sqlite3")) as database:
+    with closing(sqlite3.connect(directory / "database" / FILE)) as database:
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     store = store_at(directory)
     for id in stored:
@@ -77,7 +78,7 @@ def check(directory: Path, stored: list[str]) -> None:
         assert found is not None, id
         assert found.response["id"] == id
         assert found.input_items == [{"id": id}]
-    store.close()
+    store._database.close()
 
 
 def test_processes_that_are_killed_while_they_store_lose_nothing_that_was_stored(
@@ -97,7 +98,7 @@ def test_processes_that_are_killed_while_they_store_lose_nothing_that_was_stored
     assert running == []
     assert len(set(stored)) == len(stored) > 100
     check(users.directory, stored)
-    assert not users.directory.with_name("responses.damaged").exists()
+    assert not (users.directory / "database.damaged").exists()
     last = users.start("put", "last")
     wait_for(last, 1)
     killed(last)
@@ -107,7 +108,8 @@ def test_a_conversation_of_a_process_that_was_killed_goes_on_in_another(users: U
     first = users.start("put", "p")
     last = [*wait_for(first, 20), *killed(first)][-1]
 
-    with closing(store_at(users.directory)) as store:
+    store = store_at(users.directory)
+    with closing(store._database):
         history = store.history("a", last)
 
     count = int(last.removeprefix("p-")) + 1
@@ -126,7 +128,7 @@ def test_when_the_system_takes_no_more_what_was_stored_stays(users: Users) -> No
     store = store_at(users.directory)
     assert all(store.get("a", f"r{number}") for number in range(int(out)))
     assert store.put("a", {"id": "room again", "output": []}, [], None)
-    store.close()
+    store._database.close()
 
 
 def test_a_process_that_forks_shares_no_connection_with_its_child(users: Users) -> None:
@@ -136,4 +138,4 @@ def test_a_process_that_forks_shares_no_connection_with_its_child(users: Users) 
     assert (process.returncode, trouble) == (0, "")
     store = store_at(users.directory)
     assert all(store.get("a", f"child-{number}") for number in range(50))
-    store.close()
+    store._database.close()

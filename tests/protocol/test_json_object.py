@@ -9,7 +9,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qwen_wsgi.protocol.json_object import LONG_BYTES, JsonObject, JsonObjectError, loads
+from qwen_wsgi.protocol.json_object import (
+    LONG_BYTES,
+    JsonObject,
+    JsonObjectError,
+    encoded,
+    loads,
+    render_slowly,
+)
 from tests.kit.properties import examples
 
 EXAMPLES = examples(150)
@@ -381,3 +388,20 @@ def test_what_takes_long_still_does_after_a_change() -> None:
     body = JsonObject(b'{"a":[' + b",".join([b'{"":0}'] * 10_000) + b'],"b":1}')
 
     assert JsonObject(body.render({"c": 2}, drop=("b",))).is_long
+
+
+LONG_TEXTS = st.builds(
+    lambda text, count: text * count,
+    st.text(st.characters(codec=None), min_size=1, max_size=3),
+    st.sampled_from([1, 131_072, 150_000, 300_000]),
+)
+
+
+@examples(60)
+@given(st.lists(VALUES | st.dictionaries(NAMES, st.lists(LONG_TEXTS | VALUES, max_size=2))))
+@example([{"content": [{"text": "\ud800" + "x" * 200_000 + "\U0001f600" * 100_000}]}])
+@example([10**30, {"a": [10**30, "x" * 200_000]}, {}, [], ()])
+def test_what_is_rendered_slowly_is_the_same(value: list[Any]) -> None:
+    quick, slow = encoded(value), render_slowly(value)
+
+    assert loads(slow) == loads(quick) == json.loads(json.dumps(value))

@@ -77,13 +77,15 @@ def workers(proxy: Proxy) -> set[int]:
 
 
 def database(proxy: Proxy) -> Path:
-    return proxy.home / ".local/state/qwen-proxy/background/background-1.sqlite3"
+    return proxy.home / ".local/state/qwen-proxy/database/state.sqlite3"
 
 
 def makers(proxy: Proxy) -> set[int]:
     """The workers that make a response now."""
     with closing(sqlite3.connect(database(proxy))) as opened:
-        rows = opened.execute("SELECT worker FROM jobs WHERE status = 'running'").fetchall()
+        rows = opened.execute(
+            "SELECT worker FROM background_jobs WHERE status = 'running'"
+        ).fetchall()
     return {int(worker.split("/")[2]) for (worker,) in rows}
 
 

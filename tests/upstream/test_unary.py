@@ -10,6 +10,7 @@ import pytest
 
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import Scope, UpstreamError
+from qwen_wsgi.protocol.answer_text import AnswerSize
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.upstream.client import JsonAnswer
 from qwen_wsgi.upstream.executor import Executor, UnaryCall, UnaryRequests
@@ -36,6 +37,7 @@ class FakeClient:
         headers: Mapping[str, str],
         at_origin: bool,
         request_id: str,
+        size: AnswerSize | None,
     ) -> JsonAnswer:
         assert path == "/embeddings"
         assert headers == {"User-Agent": "x"}
@@ -160,6 +162,7 @@ class Refusing(FakeClient):
         headers: Mapping[str, str],
         at_origin: bool,
         request_id: str,
+        size: AnswerSize | None,
     ) -> JsonAnswer:
         self.asked.append(body)
         raise self.error

@@ -14,8 +14,8 @@ from qwen_wsgi.errors import ClientGone
 from qwen_wsgi.protocol import validation
 from qwen_wsgi.protocol.responses import ResponsesRequest, background
 from qwen_wsgi.services import Services
-from qwen_wsgi.state.background import Job
-from qwen_wsgi.state.responses import Stored
+from qwen_wsgi.state.database.background import Job
+from qwen_wsgi.state.database.responses import Stored
 from qwen_wsgi.upstream.chat_attempt import ChatCall
 from qwen_wsgi.upstream.routing.router import Plan
 

@@ -14,7 +14,7 @@ from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.encoder import Encoder
-from qwen_wsgi.state.host_objects import HostObjects
+from qwen_wsgi.state.database.host_objects import HostObjects
 from qwen_wsgi.tools.relay import TurnRelay, Turns
 from qwen_wsgi.upstream.chat_attempt import ChatCall
 from qwen_wsgi.upstream.relay import Relay

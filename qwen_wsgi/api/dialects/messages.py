@@ -70,8 +70,8 @@ def _no_search(request: MessagesRequest, plan: Plan, id: str) -> Response:
 def _answer(call: LiveCall, request: MessagesRequest, chat: ChatCall, plan: Plan) -> Response:
     services, record, id = call.services, call.record, _id(call)
     if not request.chat.stream:
-        answer = services.executor.complete(chat, plan)
-        return http.json_value(messages.whole(request, answer.value, id=id))
+        value = services.executor.complete(chat, plan).value  # its bytes are not needed any more
+        return http.json_value(messages.whole(request, value, id=id))
     encoder = messages.MessagesEncoder(
         id=id,
         model=request.chat.model or plan.model,

@@ -21,8 +21,8 @@ from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import ResponseEncoder, ResponsesRequest, compaction
 from qwen_wsgi.protocol.responses.server_tools import image_tool
 from qwen_wsgi.protocol.responses.server_tools.image_tool import ImageOffer
-from qwen_wsgi.state.background import Job
-from qwen_wsgi.state.responses import ResponseStore, Stored
+from qwen_wsgi.state.database.background import Job
+from qwen_wsgi.state.database.responses import ResponseStore, Stored
 from qwen_wsgi.tools.pictures import PictureTool, offer_of
 from qwen_wsgi.tools.relay import Turns
 from qwen_wsgi.upstream.chat_attempt import ChatCall
@@ -56,9 +56,9 @@ def create() -> Response:
         if request.stream:
             return stream(call, request, chat, plan, encoder)
         return http.json_value(_complete_turns(call, request, chat, plan, encoder))
-    answer = services.executor.complete(chat, plan)
+    value = services.executor.complete(chat, plan).value  # its bytes are not needed any more
     return http.json_value(
-        protocol.whole(request, answer.value, id=id, created=created, model=model, keep=keep)
+        protocol.whole(request, value, id=id, created=created, model=model, keep=keep)
     )
 
 

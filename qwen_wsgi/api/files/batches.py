@@ -19,7 +19,7 @@ from qwen_wsgi.errors import ApiError, BadRequest, UpstreamError, forget_frames
 from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.protocol import files as protocol
 from qwen_wsgi.protocol.json_access import text
-from qwen_wsgi.state.host_objects import MOST_OF_OWNER, Owned
+from qwen_wsgi.state.database.host_objects import MOST_OF_OWNER, Owned
 
 log = logging.getLogger(__name__)
 

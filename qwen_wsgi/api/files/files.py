@@ -1,7 +1,7 @@
 """OpenAI's files: `/v1/files` over the files of an account of Model Studio.
 
-A file is its client's own (`state.host_objects`): nobody else sees, reads or deletes it. Its id is
-the host's.
+A file is its client's own (`state.database.host_objects`): nobody else sees, reads or deletes it.
+Its id is the host's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qwen_wsgi.errors import ApiError, BadRequest, NotFound, UpstreamError
 from qwen_wsgi.greenlets import watch_client
 from qwen_wsgi.protocol import files as protocol
 from qwen_wsgi.protocol.validation import missing, unsupported
-from qwen_wsgi.state.host_objects import MOST_OF_OWNER, Kind, Owned
+from qwen_wsgi.state.database.host_objects import MOST_OF_OWNER, Kind, Owned
 from qwen_wsgi.upstream.host_files import Upload
 
 blueprint = Blueprint("files", __name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from typing import Any
 
 from flask import Blueprint, Response
@@ -69,10 +68,15 @@ def _create(*, edit: bool) -> Response:
     call.record.units = (("pictures", len(made)),)
     if len(made) < request.count:
         call.record.changed += (f"n:{len(made)}-of-{request.count}",)
-    entries = _entries(call, request, answer.route, made)
-    return http.json_value(
-        answers.images_response(entries, found, created=int(call.services.clock.now()))
+    pictures: list[bytes] = []
+    if request.base64:
+        pictures = _pictures(call, answer.route, made)
+    response = answers.images_response(
+        [_entry(each, as_base64=request.base64) for each in made],
+        found,
+        created=int(call.services.clock.now()),
     )
+    return http.json_pieces(answers.with_pictures(response, pictures))
 
 
 def _request(call: LiveCall, *, edit: bool) -> ImageRequest:
@@ -82,26 +86,25 @@ def _request(call: LiveCall, *, edit: bool) -> ImageRequest:
 # --- answering -----------------------------------------------------------------------------------
 
 
-def _entries(
-    call: LiveCall, request: ImageRequest, route: Route, made: list[answers.Made]
-) -> list[Mapping[str, Any]]:
-    """The entries of `data`: pictures themselves, or their URLs."""
-    entries: list[Mapping[str, Any]] = []
+def _entry(picture: answers.Made, *, as_base64: bool) -> dict[str, Any]:
+    """The entry of `data`: of a picture itself, which is put in later, or of its URL."""
+    entry = {"b64_json": ""} if as_base64 else {"url": picture.url}
+    if picture.revised_prompt:
+        entry["revised_prompt"] = picture.revised_prompt
+    return entry
+
+
+def _pictures(call: LiveCall, route: Route, made: list[answers.Made]) -> list[bytes]:
+    """The pictures themselves, in base64."""
     left = call.services.settings.max_answer_bytes
+    pictures = []
     for picture in made:
-        entry: dict[str, Any] = {}
-        if request.base64:
-            content = call.services.pictures.fetch(picture.url, route, max_bytes=left)
-            left -= len(content) * 4 // 3
-            if left <= 0:
-                raise AnswerTooLarge(
-                    "is larger than the limit for all pictures together (QWEN_PROXY_MAX_ANSWER on "
-                    "the server); ask for URLs"
-                )
-            entry["b64_json"] = base64.b64encode(content).decode("ascii")
-        else:
-            entry["url"] = picture.url
-        if picture.revised_prompt:
-            entry["revised_prompt"] = picture.revised_prompt
-        entries.append(entry)
-    return entries
+        content = call.services.pictures.fetch(picture.url, route, max_bytes=left)
+        pictures.append(base64.b64encode(content))
+        left -= len(pictures[-1])
+        if left <= 0:
+            raise AnswerTooLarge(
+                "is larger than the limit for all pictures together (QWEN_PROXY_MAX_ANSWER on "
+                "the server); ask for URLs"
+            )
+    return pictures

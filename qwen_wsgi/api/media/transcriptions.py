@@ -18,7 +18,8 @@ from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.capabilities import Capability
 from qwen_wsgi.errors import ApiError, BadRequest, UpstreamError
 from qwen_wsgi.greenlets import apart
-from qwen_wsgi.protocol.json_object import compact, is_long, loads
+from qwen_wsgi.protocol.answer_text import check_values
+from qwen_wsgi.protocol.json_object import MOST_SLOWLY, encoded, is_long, loads
 from qwen_wsgi.protocol.transcription import answer as answers
 from qwen_wsgi.protocol.transcription import times
 from qwen_wsgi.protocol.transcription.answer import Transcript
@@ -314,7 +315,9 @@ def _fetched(call: LiveCall, url: str, route: Route) -> bytes:
     for left in reversed(range(_FETCHES)):
         try:
             found = services.downloads.open(url, base_url_of(route.account), max_bytes=most)
-            return found.read()
+            data = found.read()
+            check_values(data, limit=most)
+            return data
         except UpstreamError as error:
             if error.failure is None or not left:  # else its connection failed
                 raise
@@ -335,7 +338,7 @@ def _rendered(
         UpstreamError: it is no transcript.
     """
     try:
-        document = loads(data)
+        document = loads(data, most_slowly=MOST_SLOWLY)
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
@@ -344,7 +347,7 @@ def _rendered(
     if request.format == "verbose_json":
         words, segments = request.words, request.segments
         value = times.verbose(timed, seconds=seconds, usage=usage, words=words, segments=segments)
-        return partial(http.json_bytes, compact(value).encode())
+        return partial(http.json_bytes, encoded(value))
     if request.format in ("srt", "vtt"):
         render = times.srt if request.format == "srt" else times.vtt
         return partial(_text, render(timed.segments))

@@ -31,7 +31,7 @@ from qwen_wsgi.protocol import json_access
 from qwen_wsgi.protocol.videos import answer as answers
 from qwen_wsgi.protocol.videos.ids import VideoRef, read_id
 from qwen_wsgi.protocol.videos.request import VideoRequest, parse_request
-from qwen_wsgi.state.videos import KnownVideo
+from qwen_wsgi.state.database.videos import KnownVideo
 from qwen_wsgi.upstream.http.download import ResultMissing
 from qwen_wsgi.upstream.routing.accounts import base_url_of
 

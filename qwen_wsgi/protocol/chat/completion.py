@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from qwen_wsgi.errors import AnswerTooLarge
-from qwen_wsgi.protocol import sse
-from qwen_wsgi.protocol.answer_text import ITEM_BYTES, AnswerSize, Text
+from qwen_wsgi.protocol.answer_text import ITEM_BYTES, AnswerSize, Text, as_events
 from qwen_wsgi.protocol.chat.errors import ERROR_FINISH
 from qwen_wsgi.protocol.chat.normalize import TRUNCATED, finish_reason
 from qwen_wsgi.protocol.chat.tool_calls import (
@@ -17,7 +16,7 @@ from qwen_wsgi.protocol.chat.tool_calls import (
     arguments_of,
 )
 from qwen_wsgi.protocol.json_access import choice_number, objects
-from qwen_wsgi.protocol.json_object import compact, loads
+from qwen_wsgi.protocol.json_object import encoded, loads
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 
@@ -106,7 +105,7 @@ class _Members:
     def set(self, name: str, value: Any) -> None:
         """Keep a value; one that every chunk repeats counts once."""
         is_scalar = not isinstance(value, list | dict)
-        kept = value if is_scalar else _Json(compact(value).encode())
+        kept = value if is_scalar else _Json(encoded(value))
         if name not in self._members or self._members[name] != kept:
             self._count(name)
             self._size.add_json(value)
@@ -259,7 +258,11 @@ def _join_audio(audio: _Members, fragment: Mapping[str, Any]) -> None:
 
 
 def chunks_of(completion: Mapping[str, Any], *, with_usage: bool) -> list[bytes]:
-    """Render a whole completion as the events of a stream."""
+    """Render a whole completion as the events of a stream.
+
+    Raises:
+        AnswerTooLarge: they would be too large.
+    """
     head = {k: v for k, v in completion.items() if k not in ("choices", "usage")}
     head["object"] = "chat.completion.chunk"
     out = []
@@ -276,10 +279,10 @@ def chunks_of(completion: Mapping[str, Any], *, with_usage: bool) -> list[bytes]
             continue
         out.append({**rest, "delta": delta, "finish_reason": None})
         out.append({"index": rest["index"], "delta": {}, "finish_reason": finish})
-    events = [sse.render({**head, "choices": [choice]}) for choice in out]
+    events = [{**head, "choices": [choice]} for choice in out]
     if with_usage and completion.get("usage"):
-        events.append(sse.render({**head, "choices": [], "usage": completion["usage"]}))
-    return events
+        events.append({**head, "choices": [], "usage": completion["usage"]})
+    return as_events(events)
 
 
 def mended(completion: dict[str, Any]) -> dict[str, Any]:

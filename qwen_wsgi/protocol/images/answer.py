@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.protocol import json_access
+from qwen_wsgi.protocol.json_object import encoded
 
 
 class Made(NamedTuple):
@@ -70,6 +71,24 @@ def images_response(
     if usage := _usage(usages):
         response["usage"] = usage
     return response
+
+
+#: An empty picture as it is rendered. No text can hold this, because it has its quotes escaped.
+_EMPTY: Final = b'"b64_json":""'
+
+
+def with_pictures(response: Mapping[str, Any], pictures: Sequence[bytes]) -> list[bytes]:
+    """Render a response in pieces, without a copy of the pictures.
+
+    Args:
+        response: its entries have an empty `b64_json`.
+        pictures: what belongs there, in base64.
+    """
+    first, *rest = encoded(response).split(_EMPTY)
+    pieces = [first]
+    for picture, more in zip(pictures, rest, strict=True):
+        pieces += (_EMPTY[:-1], picture, b'"' + more)
+    return pieces
 
 
 def _size(usage: Mapping[str, Any]) -> str:

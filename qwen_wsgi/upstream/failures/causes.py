@@ -321,7 +321,8 @@ _LIST: Final[tuple[Cause, ...]] = (
         status=502,
         code="upstream_too_large",
         should_retry=False,
-        remedy="If such answers are wanted, raise QWEN_PROXY_MAX_ANSWER.",
+        remedy="If such answers are wanted and the message names QWEN_PROXY_MAX_ANSWER, raise it; "
+        "other limits are fixed.",
     ),
     # --- an account and a model --------------------------------------------------------------
     _throttle(

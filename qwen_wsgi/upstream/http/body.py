@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import re
 import ssl
 import time
 import zlib
+from collections.abc import Callable
 from typing import Any, Final
 
 import requests
@@ -49,9 +51,6 @@ _TRAILERS: Final = 64
 _TRAILER_BYTES: Final = 16 * 1024
 #: The body is complete before them, so they are not waited for much longer.
 _TRAILERS_S: Final = 0.2
-
-#: A whole body is collected in blocks of so many bytes.
-_BLOCK_BYTES: Final = 1 << 20
 
 #: What one step of decompressing may give; the rest of what was received waits for the next.
 _PLAIN_BYTES: Final = 256 * 1024
@@ -413,13 +412,21 @@ class BodyReader:
         self._ended = not data
         return data
 
-    def read_all(self, timeout_s: float, *, limit: int, cut: bool = False) -> bytes:
+    def read_all(
+        self,
+        timeout_s: float,
+        *,
+        limit: int,
+        cut: bool = False,
+        count: Callable[[int], None] | None = None,
+    ) -> bytes:
         """The whole rest of the body.
 
         Args:
             timeout_s: for all of it, however many pieces it comes in.
             limit: the most bytes that are read.
             cut: leave out what is beyond the limit.
+            count: called with the bytes of each piece; what it raises ends the reading.
 
         Raises:
             ReadTimeout: it did not come in time.
@@ -429,26 +436,22 @@ class BodyReader:
         if not cut and self.length is not None and self.length > limit:
             raise BodyTooLarge
         end_s = time.monotonic() + timeout_s
-        # In blocks: small pieces would take many times their size, and one that grows is copied.
-        blocks: list[bytes] = []
-        block, size = bytearray(), 0
-        while data := self.read(timeout_s):
-            block += data
-            size += len(data)
-            if size > limit:
-                if not cut:
-                    blocks.clear()  # the traceback may keep them for a while
-                    raise BodyTooLarge
-                del block[len(block) - (size - limit) :]
-                break
-            if len(block) >= _BLOCK_BYTES:
-                blocks.append(bytes(block))
-                block.clear()
-            timeout_s = end_s - time.monotonic()
-            if timeout_s <= 0:
-                raise ReadTimeout
-        blocks.append(bytes(block))
-        return b"".join(blocks)
+        # Grows in place and gives its bytes away: to join pieces would copy all of them at once.
+        with io.BytesIO() as body:  # closed, because a traceback may keep it for a while
+            while data := self.read(timeout_s):
+                left = limit - body.tell()
+                if len(data) > left:
+                    if not cut:
+                        raise BodyTooLarge
+                    body.write(data[:left])
+                    break
+                body.write(data)
+                if count is not None:
+                    count(len(data))
+                timeout_s = end_s - time.monotonic()
+                if timeout_s <= 0:
+                    raise ReadTimeout
+            return body.getvalue()
 
     def close(self) -> None:
         """Let go of the response; its connection is kept for others only if the body ended."""

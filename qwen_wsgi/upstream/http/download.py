@@ -7,6 +7,7 @@ credential, and gives the bytes on as they come: a slow client makes a slow down
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import socket
 import time
@@ -102,7 +103,9 @@ class Download:
     def read(self) -> bytes:
         """The whole body. Raises as `pieces`."""
         try:
-            return b"".join(self.pieces())
+            with io.BytesIO() as body:  # grows in place, and gives its bytes away
+                body.writelines(self.pieces())
+                return body.getvalue()
         finally:
             self.close()
 

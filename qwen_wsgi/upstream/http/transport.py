@@ -17,6 +17,7 @@ from urllib3.exceptions import LocationParseError
 from qwen_wsgi import __version__
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import AnswerTooLarge, ApiError, Scope, UpstreamError, forget_frames
+from qwen_wsgi.protocol.answer_text import AnswerSize, check_values
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.shortage import shortage_of
 from qwen_wsgi.upstream.failures.classify import connection_error
@@ -171,23 +172,33 @@ class Transport:
             reader.close()
 
     def read_all(
-        self, reader: BodyReader, left_s: float, *, timeout_s: float, setting: str = ""
+        self,
+        reader: BodyReader,
+        left_s: float,
+        *,
+        timeout_s: float,
+        setting: str = "",
+        size: AnswerSize | None = None,
     ) -> bytes:
-        """Read the whole of an answer's body, at most as much as the setting allows.
+        """Read the whole of an answer's body, which is JSON: at most as much as the setting allows,
+        and nothing whose values would take a multiple of it.
 
         Args:
             left_s: how long it may still take, however many pieces it comes in.
             timeout_s: how long the whole answer may take, for the error.
             setting: the name of the setting that says so, if one does.
+            size: counts this answer and others, which become one.
 
         Raises:
-            AnswerTooLarge: it is larger (502).
+            AnswerTooLarge: it is larger, or its values are (502).
             UpstreamError: the connection broke (502).
             UpstreamTimeout: it did not come in time (504).
         """
         limit = self._max_answer_bytes
         try:
-            return reader.read_all(max(left_s, 0.001), limit=limit)
+            body = reader.read_all(
+                max(left_s, 0.001), limit=limit, count=None if size is None else size.add
+            )
         except ReadTimeout:
             raise connection_error(
                 "timeout",
@@ -200,6 +211,10 @@ class Transport:
             ) from None
         except BodyBroken as error:
             raise broken(error) from error
+        check_values(body, limit=limit)
+        if size is not None:
+            size.add_values(body)
+        return body
 
     def close(self) -> None:
         """Close every pooled connection."""

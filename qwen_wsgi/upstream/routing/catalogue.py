@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import threading
@@ -18,6 +17,7 @@ from qwen_wsgi.credentials.account import Account, ProviderModel
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import ApiError, Scope, UpstreamError
 from qwen_wsgi.greenlets import in_order
+from qwen_wsgi.protocol.json_object import MOST_SLOWLY, loads
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.model_lists import SharedList, SharedLists
 from qwen_wsgi.upstream.failures import classify
@@ -274,7 +274,7 @@ def _parse(status: int, body: bytes) -> dict[str, dict[str, Any]]:
         UpstreamError: anything else.
     """
     try:
-        value = json.loads(body)
+        value = loads(body, most_slowly=MOST_SLOWLY)
     except (ValueError, RecursionError):
         value = None
     data = value.get("data") if isinstance(value, dict) else None

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 
 from qwen_wsgi.errors import ApiError, Overloaded
-from qwen_wsgi.state.background import BackgroundQueue, Job
-from qwen_wsgi.state.responses import Stored
+from qwen_wsgi.state.database.background import BackgroundQueue, Job
+from qwen_wsgi.state.database.responses import Stored
+from qwen_wsgi.state.database.sqlite import Database
+from qwen_wsgi.state.database.tables import DIRECTORY, database_in
 from qwen_wsgi.state.shared_files import this_boot
 from tests.fakes.clock import FakeClock
 
 ME, OTHER = "boot/pid:[1]/1/1", "boot/pid:[1]/2/2"
 
 
-_OPEN: list[BackgroundQueue] = []
+_OPEN: list[Database] = []
 
 
 @pytest.fixture(autouse=True)
@@ -32,15 +34,14 @@ class Queue:
 
     def __init__(self, directory: Path | None = None, **bounds: int) -> None:
         self.clock = FakeClock()
+        _OPEN.append(database_in(directory, self.clock, sleep=self.clock.advance))
         self.queue = BackgroundQueue(
-            directory,
+            _OPEN[-1],
             self.clock,
             kept_s=100,
             boottime=self.clock.monotonic,
-            sleep=self.clock.advance,
             **{"per_client": 10, **bounds},
         )
-        _OPEN.append(self.queue)
 
     def add(self, id: str, owner: str = "ada", request: bytes = b"{}") -> None:
         self.queue.add(
@@ -59,13 +60,13 @@ class Queue:
 
 
 def test_what_was_added_comes_back(tmp_path: Path) -> None:
-    world = Queue(tmp_path / "background")
+    world = Queue(tmp_path)
     assert not world.queue.is_used
     assert world.queue.get("ada", "a") is None
     world.add("a", request=b'{"x": 1}')
-    world.queue.close()
+    _OPEN[-1].close()
 
-    job = Queue(tmp_path / "background").queue.claim(ME)
+    job = Queue(tmp_path).queue.claim(ME)
     assert job is not None
     assert (job.owner, job.id, job.request) == ("ada", "a", b'{"x": 1}')
     assert job.stored == Stored({"id": "a", "output": []}, [{"type": "message"}], "resp_before")
@@ -79,13 +80,25 @@ def test_only_one_worker_gets_it_and_only_one_ends_it() -> None:
 
     assert world.queue.claim(OTHER) is None
     assert world.queue.mine(ME) == {job.key}
-    assert not world.queue.begin_end(job.key, OTHER, of=OTHER)
+    assert not world.queue.begin_end(job.key, OTHER)
     assert world.queue.cancel("ada", "a", OTHER) is not None
     assert world.queue.mine(ME) == frozenset()
-    assert not world.queue.begin_end(job.key, ME, of=ME)
+    assert not world.queue.begin_end(job.key, ME)
     assert world.queue.cancel("ada", "a", ME) is None
     assert world.queue.end(job.key)
     assert not world.queue.end(job.key)
+
+
+def test_what_its_client_has_cancelled_has_no_other_end() -> None:
+    """Also of the same worker, which was about to store one."""
+    world = Queue()
+    world.add("a")
+    job = world.claim(ME)
+    assert world.queue.cancel("ada", "a", ME) is not None
+
+    assert not world.queue.begin_end(job.key, ME)
+    assert not world.queue.take_over(job._replace(worker=OTHER), OTHER)
+    assert world.queue.take_over(job, OTHER)
 
 
 def test_clients_take_turns() -> None:
@@ -155,19 +168,19 @@ def test_one_that_is_late() -> None:
 
 
 def test_nothing_of_a_deleted_one_is_left(tmp_path: Path) -> None:
-    world = Queue(tmp_path / "background")
+    world = Queue(tmp_path)
     assert world.queue.delete("ada", "a") is None
     world.add("a", request=b'{"input": "a-secret-of-ada"}')
     assert world.queue.delete("bob", "a") is None
     assert world.queue.delete("ada", "a") is not None
-    files = b"".join(path.read_bytes() for path in (tmp_path / "background").iterdir())
-    world.queue.close()
+    files = b"".join(path.read_bytes() for path in (tmp_path / DIRECTORY).iterdir())
+    _OPEN[-1].close()
     assert b"a-secret-of-ada" not in files
 
 
 def test_a_disk_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "background").write_text("a file in the way")
-    world = Queue(tmp_path / "background")
+    (tmp_path / DIRECTORY).write_text("a file in the way")
+    world = Queue(tmp_path)
     with pytest.raises(ApiError, match="cannot use its list") as refused:
         world.add("a")
     assert (refused.value.status, refused.value.code) == (503, "background_unavailable")
@@ -187,10 +200,12 @@ def test_the_log_is_told_once_a_minute(tmp_path: Path, caplog: pytest.LogCapture
 
 
 def test_a_damaged_row(tmp_path: Path) -> None:
-    world = Queue(tmp_path / "background")
+    world = Queue(tmp_path)
     world.add("a")
-    world.queue._do(lambda database: database.execute("UPDATE bodies SET items = '{'"), write=True)
+    world.queue._do(
+        lambda database: database.execute("UPDATE background_bodies SET items = '{'"), write=True
+    )
     assert world.queue.get("ada", "a") is None
     world.add("b")
     assert world.queue.get("ada", "b") is not None
-    world.queue.close()
+    _OPEN[-1].close()

@@ -19,22 +19,43 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.errors import ApiError
-from qwen_wsgi.state.responses import (
+from qwen_wsgi.state.database.responses import (
     LARGEST,
+    TABLES,
     ResponseMissing,
     ResponseStore,
     Stored,
     StoreUnavailable,
 )
+from qwen_wsgi.state.database.sqlite import FILE, Database
 from tests.fakes.clock import FakeClock
 from tests.kit.privileges import as_ordinary_user
 from tests.kit.properties import examples
 
-FILE = "responses-1.sqlite3"
 DAY_S = 86_400.0
 BOUNDS = {"ttl_s": 7 * DAY_S, "max_bytes": 2**20}
 
-OpenStore = Callable[..., ResponseStore]
+
+class Store(ResponseStore):
+    """A store with a database of its own, as a worker has it."""
+
+    def __init__(
+        self,
+        directory: Path | None,
+        clock: FakeClock,
+        sleep: Callable[[float], None],
+        **bounds: Any,
+    ) -> None:
+        database = Database(
+            directory, clock, tables=[TABLES], keep_damaged_s=7 * DAY_S, sleep=sleep
+        )
+        super().__init__(database, clock, **bounds)
+
+    def close(self) -> None:
+        self._database.close()
+
+
+OpenStore = Callable[..., Store]
 
 
 @pytest.fixture
@@ -50,11 +71,11 @@ def directory(tmp_path: Path) -> Path:
 @pytest.fixture
 def open_store(directory: Path, clock: FakeClock) -> Iterator[OpenStore]:
     """Stores as several workers have them, over the same file unless told otherwise."""
-    opened: list[ResponseStore] = []
+    opened: list[Store] = []
 
-    def begin(path: Path | None = directory, **options: Any) -> ResponseStore:
+    def begin(path: Path | None = directory, **options: Any) -> Store:
         options = {**BOUNDS, "sleep": clock.advance, **options}
-        opened.append(ResponseStore(path, clock, **options))
+        opened.append(Store(path, clock, **options))
         return opened[-1]
 
     yield begin
@@ -63,7 +84,7 @@ def open_store(directory: Path, clock: FakeClock) -> Iterator[OpenStore]:
 
 
 @pytest.fixture
-def store(open_store: OpenStore) -> ResponseStore:
+def store(open_store: OpenStore) -> Store:
     return open_store()
 
 
@@ -246,7 +267,7 @@ def test_what_others_could_read_is_closed_to_them(open_store: OpenStore, directo
     assert (directory / FILE).stat().st_mode & 0o777 == 0o600
 
 
-def test_what_is_deleted_is_gone_from_the_file(store: ResponseStore, directory: Path) -> None:
+def test_what_is_deleted_is_gone_from_the_file(store: Store, directory: Path) -> None:
     store.put("a", response("r", "swordfish" * 2000), [], None)
     store.delete("a", "r")
     store.close()  # empties SQLite's log into the file
@@ -338,7 +359,7 @@ def test_nor_does_it_make_anything_live_for_ever(
 def test_without_any_time_nothing_is_kept_and_the_rest_is_removed(
     open_store: OpenStore, directory: Path
 ) -> None:
-    put(open_store(), "r")
+    open_store().put("a", {"id": "r", "output": ["a very private text"]}, [], None)
     aside = directory.with_name("responses.damaged")
     aside.mkdir()
     store = open_store(ttl_s=0)
@@ -349,7 +370,9 @@ def test_without_any_time_nothing_is_kept_and_the_rest_is_removed(
     assert store.delete("a", "r") is False
     with pytest.raises(ResponseMissing):
         store.history("a", "r")
-    assert list(directory.parent.iterdir()) == []
+    assert rows(directory) == []
+    assert not any(b"very private" in path.read_bytes() for path in directory.iterdir())
+    assert not aside.exists()
 
 
 # --- how much -----------------------------------------------------------------------------------
@@ -359,7 +382,7 @@ def rows(directory: Path) -> list[str]:
     """The ids in the file, in alphabetical order; and all its parts fit together."""
     with closing(sqlite3.connect(directory / FILE)) as database:
         ids = [id for (id,) in database.execute("SELECT id FROM responses ORDER BY id")]
-        told = database.execute("SELECT rows, bytes FROM totals").fetchall()
+        told = database.execute("SELECT rows, bytes FROM response_totals").fetchall()
         assert (
             told
             == database.execute(
@@ -367,7 +390,7 @@ def rows(directory: Path) -> list[str]:
             ).fetchall()
         )
         keys = database.execute("SELECT key FROM responses ORDER BY key").fetchall()
-        assert keys == database.execute("SELECT key FROM bodies ORDER BY key").fetchall()
+        assert keys == database.execute("SELECT key FROM response_bodies ORDER BY key").fetchall()
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     return ids
 
@@ -450,7 +473,7 @@ STEPS = st.lists(
 @examples(150)
 def test_whatever_is_done_the_limits_hold_and_nothing_is_mixed_up(steps: list[Any]) -> None:
     clock = FakeClock()
-    store = ResponseStore(None, clock, ttl_s=100, max_bytes=4000, max_rows=4)
+    store = Store(None, clock, clock.advance, ttl_s=100, max_bytes=4000, max_rows=4)
     last: dict[tuple[str, str], dict[str, Any]] = {}
     for step in steps:
         if step[0] == "put":
@@ -469,8 +492,10 @@ def test_whatever_is_done_the_limits_hold_and_nothing_is_mixed_up(steps: list[An
             clock.advance(step[1])
         database = store._database._opened()  # in memory nobody else can look
         count, size = database.execute("SELECT count(*), total(bytes) FROM responses").fetchone()
-        assert (count, size) == database.execute("SELECT rows, bytes FROM totals").fetchone()
-        assert database.execute("SELECT count(*) FROM bodies").fetchone() == (count,)
+        assert (count, size) == database.execute(
+            "SELECT rows, bytes FROM response_totals"
+        ).fetchone()
+        assert database.execute("SELECT count(*) FROM response_bodies").fetchone() == (count,)
         assert count <= 4
         assert size <= 4000
     store.close()
@@ -522,9 +547,9 @@ def test_the_index_of_the_log_may_be_cut(directory: Path, left: int) -> None:
     """SQLite maps it: unmended, the next look at it would kill the worker."""
     program = (
         "import os, sys; from pathlib import Path\n"
-        "from tests.state.test_responses import *\n"
+        "from tests.state.database.test_responses import *\n"
         "directory, left = Path(sys.argv[1]), int(sys.argv[2])\n"
-        "stores = [ResponseStore(directory, FakeClock(), **BOUNDS) for _ in range(2)]\n"
+        "stores = [Store(directory, FakeClock(), print, **BOUNDS) for _ in range(2)]\n"
         "for number in range(20):\n"
         "    assert put(stores[number % 2], f'r{number}')\n"
         "    os.truncate(directory / (FILE + '-shm'), left)\n"
@@ -549,7 +574,7 @@ def test_so_is_one_whose_bodies_are_not_what_was_written(
 ) -> None:
     put(store, "r")
     with closing(sqlite3.connect(directory / FILE)) as database, database:
-        database.execute("UPDATE bodies SET response = ?", (body,))
+        database.execute("UPDATE response_bodies SET response = ?", (body,))
 
     assert store.get("a", "r") is None
 
@@ -573,7 +598,7 @@ def test_several_workers_set_a_damaged_file_aside_once(
     for store in stores:
         put(store, "r")
     with closing(sqlite3.connect(directory / FILE)) as database, database:
-        database.execute("DROP TABLE bodies")
+        database.execute("DROP TABLE response_bodies")
 
     for number, store in enumerate(stores):
         assert put(store, f"new{number}") is True
@@ -808,26 +833,6 @@ def test_who_has_most_bytes_loses_first(open_store: OpenStore, clock: FakeClock)
     assert store.get("small", f"resp_{before - 3}")
 
 
-def test_a_file_of_before_counts_its_owners(directory: Path, open_store: OpenStore) -> None:
-    store = open_store()
-    put(store, "resp_1", owner="a")
-    put(store, "resp_2", owner="b")
-    store.close()
-    (file,) = directory.rglob("*.sqlite3")
-    with closing(sqlite3.connect(file)) as database, database:
-        for name in ("added_of_owner", "removed_of_owner"):
-            database.execute(f"DROP TRIGGER {name}")
-        database.execute("DROP TABLE owners")
-
-    again = open_store()
-    put(again, "resp_3", owner="b")
-    again.close()
-
-    with closing(sqlite3.connect(file)) as database:
-        rows = database.execute("SELECT owner, rows FROM owners ORDER BY owner").fetchall()
-    assert rows == [("a", 1), ("b", 2)]
-
-
 def test_a_conversation_that_is_too_large_is_not_read(open_store: OpenStore) -> None:
     store = open_store(largest_history=10_000)
     previous = None
@@ -844,8 +849,8 @@ def test_a_conversation_that_is_too_large_is_not_read(open_store: OpenStore) -> 
 def test_what_is_deleted_is_in_no_file(store: ResponseStore, directory: Path) -> None:
     """Nor in the log beside the database, at once."""
     store.put("a", {"id": "resp_1", "output": ["a very private text"]}, [], None)
-    assert any(b"very private" in path.read_bytes() for path in directory.rglob("*responses*"))
+    assert any(b"very private" in path.read_bytes() for path in directory.rglob("*.sqlite3*"))
 
     assert store.delete("a", "resp_1")
 
-    assert not any(b"very private" in path.read_bytes() for path in directory.rglob("*responses*"))
+    assert not any(b"very private" in path.read_bytes() for path in directory.rglob("*.sqlite3*"))

@@ -2,8 +2,7 @@
 
 The id of a video is enough to ask for it. Here is what an id cannot tell: which videos a client
 has, which were deleted, how finished ones ended, and which requests for one are under way, so that
-a lost answer's task is not taken for somebody else's. All workers share one SQLite database with
-prompts in it, which only the server's user can read.
+a lost answer's task is not taken for somebody else's. Prompts are among it.
 
 A service beside the answer: whatever is wrong with the file, videos are made and fetched without
 it, and the log says why.
@@ -15,19 +14,17 @@ import json
 import logging
 import sqlite3
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
-from qwen_wsgi.clock import Clock, sleep
+from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import ApiError
-from qwen_wsgi.state.sqlite import Damaged, Database, DatabaseUnavailable
+from qwen_wsgi.state.database.migrations import Tables
+from qwen_wsgi.state.database.sqlite import Damaged, Database, DatabaseUnavailable
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: The version of the schema is in the name: another one leaves this file alone.
-_FILE: Final = "videos-1.sqlite3"
 #: Hosts keep a video for 24 hours after its end, and making it takes less than two.
 KEPT_S: Final = 26 * 3600
 MAX_ROWS: Final = 20_000
@@ -36,31 +33,40 @@ _LARGEST_STATE: Final = 256 * 1024
 #: Rows that are removed with one write, so that none takes long.
 _AT_A_TIME: Final = 100
 
-_DAMAGE: Final = (
-    "the list of videos is damaged and lost; videos can still be fetched by their ids. If this "
-    "happens again, check the disk."
+_DAMAGE: Final = "The list of videos is lost: they can still be fetched by their ids."
+
+_FIRST: Final = (
+    """
+    CREATE TABLE videos (
+        key INTEGER PRIMARY KEY,
+        owner TEXT NOT NULL,
+        account TEXT NOT NULL,
+        model TEXT NOT NULL,
+        began REAL NOT NULL,
+        task TEXT,
+        id TEXT UNIQUE,
+        prompt TEXT,
+        state TEXT,
+        deleted INTEGER NOT NULL DEFAULT 0,
+        UNIQUE (account, task)
+    )
+    """,
+    """CREATE INDEX videos_by_owner ON videos (owner, key)""",
+    """CREATE INDEX videos_by_age ON videos (began)""",
+    """CREATE INDEX videos_by_account ON videos (account, began)""",
 )
 
-_SCHEMA: Final = """
-BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS videos (
-    key INTEGER PRIMARY KEY,
-    owner TEXT NOT NULL,
-    account TEXT NOT NULL,
-    model TEXT NOT NULL,
-    began REAL NOT NULL,
-    task TEXT,
-    id TEXT UNIQUE,
-    prompt TEXT,
-    state TEXT,
-    deleted INTEGER NOT NULL DEFAULT 0,
-    UNIQUE (account, task)
-);
-CREATE INDEX IF NOT EXISTS by_owner ON videos (owner, key);
-CREATE INDEX IF NOT EXISTS by_age ON videos (began);
-CREATE INDEX IF NOT EXISTS by_account ON videos (account, began);
-COMMIT;
-"""
+TABLES: Final = Tables(
+    "videos",
+    (_FIRST,),
+    damage=_DAMAGE,
+    old_file="videos/videos-1.sqlite3",
+    moves=(
+        "INSERT INTO videos"
+        " SELECT key, owner, account, model, began, task, id, prompt, state, deleted"
+        " FROM old.videos",
+    ),
+)
 
 
 class KnownVideo(NamedTuple):
@@ -81,30 +87,14 @@ class VideoStore:
     """The videos of all clients. Shared by all greenlets and threads of a worker.
 
     Args:
-        directory: created when it is needed, for this store alone. None keeps it all in memory.
+        database: with `TABLES`.
         max_rows: when there are more, the client that has most of them loses its oldest.
     """
 
-    def __init__(
-        self,
-        directory: Path | None,
-        clock: Clock,
-        *,
-        max_rows: int = MAX_ROWS,
-        sleep: Callable[[float], None] = sleep,
-    ) -> None:
+    def __init__(self, database: Database, clock: Clock, *, max_rows: int = MAX_ROWS) -> None:
+        self._database = database
         self._clock = clock
         self._max_rows = max_rows
-        self._database = Database(
-            directory,
-            _FILE,
-            schema=_SCHEMA,
-            has_schema="SELECT 1 FROM sqlite_master WHERE name = 'by_account'",
-            keep_damaged_s=KEPT_S,
-            damage=_DAMAGE,
-            clock=clock,
-            sleep=sleep,
-        )
 
     # --- a video that begins -----------------------------------------------------------------
 
@@ -254,10 +244,6 @@ class VideoStore:
         except DatabaseUnavailable as error:
             log.error("a video is not deleted: %s", error)
             raise _unavailable(error) from error
-
-    def close(self) -> None:
-        """Close the file; the next use opens it again."""
-        self._database.close()
 
     # --- inside ------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Which client owns which file and batch at which account, and what their host last said of them.
 
-All workers of the box share one SQLite database. Hosts know accounts, not our clients: without a
+Hosts know accounts, not our clients: without a
 row here nobody gets at a file, so a row is written before the client hears of its file, and goes
 only when the client deletes the file. A batch goes when its host has forgotten it.
 """
@@ -11,13 +11,13 @@ import json
 import logging
 import sqlite3
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol.json_object import compact
-from qwen_wsgi.state.sqlite import Damaged, Database, DatabaseUnavailable
+from qwen_wsgi.state.database.migrations import Tables
+from qwen_wsgi.state.database.sqlite import Damaged, Database, DatabaseUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -34,32 +34,38 @@ _BATCH_LIFE_S: Final = 40 * 86_400.0
 #: Text of an object; a batch's list of errors may be longer, and is left out then.
 _LARGEST: Final = 64 * 1024
 
-#: A damaged file is kept so long. Seconds.
-_KEEP_DAMAGED_S: Final = 30 * 86_400.0
 _DAMAGE: Final = (
-    "The list of who uploaded which file is damaged and lost: the files and batches are still at "
-    "their accounts, but no client gets at them through this proxy. If this happens again, check "
-    "the disk."
+    "The list of who uploaded which file is lost: files and batches are still at their accounts, "
+    "but no client gets at them through this proxy."
 )
 
-#: The version of the schema is in the name: another one leaves this file alone.
-_FILE: Final = "host-objects-1.sqlite3"
-_SCHEMA: Final = """
-BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS objects (
-    key INTEGER PRIMARY KEY,
-    kind TEXT NOT NULL,
-    id TEXT NOT NULL,
-    owner TEXT NOT NULL,
-    account TEXT NOT NULL,
-    purpose TEXT NOT NULL,
-    created_at REAL NOT NULL,
-    value BLOB NOT NULL,
-    UNIQUE (kind, id)
-);
-CREATE INDEX IF NOT EXISTS by_owner ON objects (kind, owner, key);
-COMMIT;
-"""
+_FIRST: Final = (
+    """
+    CREATE TABLE objects (
+        key INTEGER PRIMARY KEY,
+        kind TEXT NOT NULL,
+        id TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        account TEXT NOT NULL,
+        purpose TEXT NOT NULL,
+        created_at REAL NOT NULL,
+        value BLOB NOT NULL,
+        UNIQUE (kind, id)
+    )
+    """,
+    """CREATE INDEX objects_by_owner ON objects (kind, owner, key)""",
+)
+
+TABLES: Final = Tables(
+    "files and batches",
+    (_FIRST,),
+    damage=_DAMAGE,
+    old_file="files/host-objects-1.sqlite3",
+    moves=(
+        "INSERT INTO objects"
+        " SELECT key, kind, id, owner, account, purpose, created_at, value FROM old.objects",
+    ),
+)
 
 
 class Owned(NamedTuple):
@@ -79,20 +85,12 @@ class HostObjects:
     """The files and batches of all clients. Shared by all greenlets of a worker.
 
     Args:
-        directory: created when it is needed, for this store alone. None keeps it all in memory.
+        database: with `TABLES`.
     """
 
-    def __init__(self, directory: Path | None, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
         self._clock = clock
-        self._database = Database(
-            directory,
-            _FILE,
-            schema=_SCHEMA,
-            has_schema="SELECT 1 FROM sqlite_master WHERE name = 'by_owner'",
-            keep_damaged_s=_KEEP_DAMAGED_S,
-            damage=_DAMAGE,
-            clock=clock,
-        )
 
     def put(self, kind: Kind, owner: str, account: str, value: Mapping[str, Any]) -> bool:
         """Note whose an object is, or what its host says of it now.
@@ -202,10 +200,6 @@ class HostObjects:
             return [_owned(*row) for row in rows[:limit]], len(rows) > limit
 
         return self._run(read) if after.isascii() else None
-
-    def close(self) -> None:
-        """Close the file; the next use opens it again."""
-        self._database.close()
 
     def _run(self, work: Callable[[sqlite3.Connection], T], *, write: bool = False) -> T:
         try:

@@ -1,43 +1,34 @@
 """Stored responses: what `POST /v1/responses` with `store` keeps for later requests.
 
-All workers of the box share one SQLite database. Whole bodies are in it, as clients sent and got
-them, so it lies in a directory of its own that only the server's user can read, and no client gets
-what another one's key has stored. `QWEN_PROXY_RESPONSES_TTL=0` keeps nothing, and removes what was
-kept before.
+Whole bodies are kept, as clients sent and got them, in the database of the box, which only the
+server's user can read; no client gets what another one's key has stored.
+`QWEN_PROXY_RESPONSES_TTL=0` keeps nothing, and removes what was kept before.
 
 Storing is a service beside the answer: whatever is wrong with the file, a call goes on without it
-and the log says why. Storing a megabyte blocks the event loop for ten milliseconds; 16 MiB, the
-most that is stored of one call, for two hundred.
+and the log says why.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
-from qwen_wsgi.clock import Clock, sleep
+from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import ApiError, BadRequest
-from qwen_wsgi.protocol.json_object import compact
-from qwen_wsgi.state.sqlite import Damaged, Database, DatabaseUnavailable
+from qwen_wsgi.state.database.migrations import Tables
+from qwen_wsgi.state.database.sqlite import Database, DatabaseUnavailable, value_of
 
 log = logging.getLogger(__name__)
 
-_DAMAGE: Final = (
-    "the stored responses are damaged and lost; clients must begin their conversations anew. "
-    "If this happens again, check the disk."
-)
+_DAMAGE: Final = "Stored responses are lost: clients must begin their conversations anew."
 
 #: How many responses are kept, however small they are.
 MAX_ROWS: Final = 100_000
 
-#: The version of the schema is in the name: another one leaves this file alone.
-_FILE: Final = "responses-1.sqlite3"
 #: More would keep everybody else waiting. Bytes.
 LARGEST: Final = 16 * 1024 * 1024
 #: What a row takes besides its bodies, about. Bytes.
@@ -46,48 +37,70 @@ _OVERHEAD: Final = 512
 _EXPIRED_AT_A_TIME: Final = 100
 
 # Bodies are apart, because SQLite writes a whole row anew when one column changes.
-_SCHEMA: Final = """
-BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS responses (
-    key INTEGER PRIMARY KEY,
-    owner TEXT NOT NULL,
-    id TEXT NOT NULL,
-    previous TEXT,
-    bytes INTEGER NOT NULL,
-    used_at REAL NOT NULL,
-    UNIQUE (owner, id)
-);
-CREATE INDEX IF NOT EXISTS by_use ON responses (used_at);
-CREATE TABLE IF NOT EXISTS bodies (
-    key INTEGER PRIMARY KEY,
-    response BLOB NOT NULL,
-    input BLOB NOT NULL
-);
-CREATE TABLE IF NOT EXISTS totals (rows INTEGER NOT NULL, bytes INTEGER NOT NULL);
-INSERT INTO totals SELECT 0, 0 WHERE NOT EXISTS (SELECT * FROM totals);
-CREATE INDEX IF NOT EXISTS by_owner ON responses (owner, used_at, key);
-CREATE TABLE IF NOT EXISTS owners (
-    owner TEXT PRIMARY KEY, rows INTEGER NOT NULL, bytes INTEGER NOT NULL
-) WITHOUT ROWID;
-INSERT INTO owners SELECT owner, count(*), sum(bytes) FROM responses
-    WHERE NOT EXISTS (SELECT * FROM owners) GROUP BY owner;
-CREATE TRIGGER IF NOT EXISTS added_of_owner AFTER INSERT ON responses BEGIN
-    INSERT INTO owners VALUES (NEW.owner, 1, NEW.bytes) ON CONFLICT (owner)
-        DO UPDATE SET rows = rows + 1, bytes = bytes + NEW.bytes;
-END;
-CREATE TRIGGER IF NOT EXISTS removed_of_owner AFTER DELETE ON responses BEGIN
-    UPDATE owners SET rows = rows - 1, bytes = bytes - OLD.bytes WHERE owner = OLD.owner;
-    DELETE FROM owners WHERE owner = OLD.owner AND rows <= 0;
-END;
-CREATE TRIGGER IF NOT EXISTS added AFTER INSERT ON responses BEGIN
-    UPDATE totals SET rows = rows + 1, bytes = bytes + NEW.bytes;
-END;
-CREATE TRIGGER IF NOT EXISTS removed AFTER DELETE ON responses BEGIN
-    DELETE FROM bodies WHERE key = OLD.key;
-    UPDATE totals SET rows = rows - 1, bytes = bytes - OLD.bytes;
-END;
-COMMIT;
-"""
+_FIRST: Final = (
+    """
+    CREATE TABLE responses (
+        key INTEGER PRIMARY KEY,
+        owner TEXT NOT NULL,
+        id TEXT NOT NULL,
+        previous TEXT,
+        bytes INTEGER NOT NULL,
+        used_at REAL NOT NULL,
+        UNIQUE (owner, id)
+    )
+    """,
+    """CREATE INDEX responses_by_use ON responses (used_at)""",
+    """
+    CREATE TABLE response_bodies (
+        key INTEGER PRIMARY KEY,
+        response BLOB NOT NULL,
+        input BLOB NOT NULL
+    )
+    """,
+    """CREATE TABLE response_totals (rows INTEGER NOT NULL, bytes INTEGER NOT NULL)""",
+    """INSERT INTO response_totals VALUES (0, 0)""",
+    """CREATE INDEX responses_by_owner ON responses (owner, used_at, key)""",
+    """
+    CREATE TABLE response_owners (
+        owner TEXT PRIMARY KEY, rows INTEGER NOT NULL, bytes INTEGER NOT NULL
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TRIGGER response_added_of_owner AFTER INSERT ON responses BEGIN
+        INSERT INTO response_owners VALUES (NEW.owner, 1, NEW.bytes) ON CONFLICT (owner)
+            DO UPDATE SET rows = rows + 1, bytes = bytes + NEW.bytes;
+    END
+    """,
+    """
+    CREATE TRIGGER response_removed_of_owner AFTER DELETE ON responses BEGIN
+        UPDATE response_owners SET rows = rows - 1, bytes = bytes - OLD.bytes
+            WHERE owner = OLD.owner;
+        DELETE FROM response_owners WHERE owner = OLD.owner AND rows <= 0;
+    END
+    """,
+    """
+    CREATE TRIGGER response_added AFTER INSERT ON responses BEGIN
+        UPDATE response_totals SET rows = rows + 1, bytes = bytes + NEW.bytes;
+    END
+    """,
+    """
+    CREATE TRIGGER response_removed AFTER DELETE ON responses BEGIN
+        DELETE FROM response_bodies WHERE key = OLD.key;
+        UPDATE response_totals SET rows = rows - 1, bytes = bytes - OLD.bytes;
+    END
+    """,
+)
+
+TABLES: Final = Tables(
+    "responses",
+    (_FIRST,),
+    damage=_DAMAGE,
+    old_file="responses/responses-1.sqlite3",
+    moves=(
+        "INSERT INTO responses SELECT key, owner, id, previous, bytes, used_at FROM old.responses",
+        "INSERT INTO response_bodies SELECT key, response, input FROM old.bodies",
+    ),
+)
 
 
 class StoreUnavailable(ApiError):
@@ -128,7 +141,7 @@ class ResponseStore:
     `ttl_s` cannot be distinguished from a machine that was off for so long: everything expires.
 
     Args:
-        directory: created when it is needed, for this store alone. None keeps it all in memory.
+        database: with `TABLES`.
         ttl_s: how long what nobody uses is kept; 0 keeps nothing.
         max_bytes: of all bodies together. The file never shrinks; SQLite's log beside it may take
             16 MiB and more.
@@ -138,30 +151,20 @@ class ResponseStore:
 
     def __init__(
         self,
-        directory: Path | None,
+        database: Database,
         clock: Clock,
         *,
         ttl_s: float,
         max_bytes: int,
         max_rows: int = MAX_ROWS,
         largest_history: int = 64 * 1024 * 1024,
-        sleep: Callable[[float], None] = sleep,
     ) -> None:
         self._clock = clock
         self._ttl_s = ttl_s
         self._max_bytes = max_bytes
         self._max_rows = max_rows
         self._largest_history = largest_history
-        self._database = Database(
-            directory,
-            _FILE,
-            schema=_SCHEMA,
-            has_schema="SELECT 1 FROM sqlite_master WHERE name = 'removed_of_owner'",
-            keep_damaged_s=ttl_s,
-            damage=_DAMAGE,
-            clock=clock,
-            sleep=sleep,
-        )
+        self._database = database
         self._removed = False
 
     def put(
@@ -185,10 +188,7 @@ class ResponseStore:
         if self._keeps_nothing():
             return False
         try:
-            response_body, input_body = (
-                compact(dict(response)).encode(),
-                compact(list(input_items)).encode(),
-            )
+            response_body, input_body = self._database.rendered(dict(response), list(input_items))
             size = len(response_body) + len(input_body) + _OVERHEAD
             if size > (most := min(LARGEST, self._max_bytes)):
                 log.warning("a response is not stored: it has %d bytes of at most %d", size, most)
@@ -254,10 +254,6 @@ class ResponseStore:
         except DatabaseUnavailable as error:
             raise _unavailable(error) from error
 
-    def close(self) -> None:
-        """Close the file; the next use opens it again."""
-        self._database.close()
-
     # --- what is done in one transaction -----------------------------------------------------
 
     def _read(self, owner: str, id: str, *, whole: bool = False) -> list[Stored]:
@@ -322,7 +318,9 @@ class ResponseStore:
             "INSERT INTO responses (owner, id, previous, bytes, used_at) VALUES (?, ?, ?, ?, ?)",
             (*row, self._clock.now()),
         ).lastrowid
-        database.execute("INSERT INTO bodies VALUES (?, ?, ?)", (key, response_body, input_body))
+        database.execute(
+            "INSERT INTO response_bodies VALUES (?, ?, ?)", (key, response_body, input_body)
+        )
 
     def _touch(self, database: sqlite3.Connection, owner: str, id: str) -> None:
         """Note that a response and all that it continues are used now."""
@@ -345,12 +343,16 @@ class ResponseStore:
     def _make_room(self, database: sqlite3.Connection, owner: str, size: int) -> None:
         """Remove responses of those who have most, the oldest first, until there is room for one
         more of this owner, of so many bytes."""
-        rows, total = database.execute("SELECT rows + 1, bytes + ? FROM totals", (size,)).fetchone()
+        rows, total = database.execute(
+            "SELECT rows + 1, bytes + ? FROM response_totals", (size,)
+        ).fetchone()
         if rows <= self._max_rows and total <= self._max_bytes:
             return
         used = {
             name: [count, held]
-            for name, count, held in database.execute("SELECT owner, rows, bytes FROM owners")
+            for name, count, held in database.execute(
+                "SELECT owner, rows, bytes FROM response_owners"
+            )
         }
         own = used.setdefault(owner, [0, 0])
         own[0], own[1] = own[0] + 1, own[1] + size
@@ -383,8 +385,15 @@ class ResponseStore:
             return False
         if not self._removed:
             self._removed = True
-            self._database.remove()
+            with suppress(DatabaseUnavailable):
+                if self._database.run(_remove_all, write=True):
+                    self._database.empty_log()
+            self._database.remove_damaged()
         return True
+
+
+def _remove_all(database: sqlite3.Connection) -> int:
+    return database.execute("DELETE FROM responses").rowcount
 
 
 def _unavailable(error: DatabaseUnavailable) -> StoreUnavailable:
@@ -438,11 +447,10 @@ def _stored(database: sqlite3.Connection, key: int, previous: str | None) -> Sto
     Raises:
         Damaged: they are not what was written.
     """
-    row = database.execute("SELECT response, input FROM bodies WHERE key = ?", (key,)).fetchone()
-    try:
-        response, items = (json.loads(body) for body in row or ())
-    except ValueError as error:
-        raise Damaged(f"a body was lost ({error})") from None
+    row = database.execute(
+        "SELECT response, input FROM response_bodies WHERE key = ?", (key,)
+    ).fetchone()
+    response, items = map(value_of, row or (None, None))
     return Stored(response, items, previous)
 
 

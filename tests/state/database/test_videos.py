@@ -5,14 +5,15 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from qwen_wsgi.errors import ApiError
+from qwen_wsgi.state.database.tables import DIRECTORY, database_in
+from qwen_wsgi.state.database.videos import KEPT_S, VideoStore
 from qwen_wsgi.state.state_key import StateKey
-from qwen_wsgi.state.videos import KEPT_S, VideoStore
 from tests.fakes.clock import FakeClock
 
 STATE = {"output": {"task_status": "PENDING"}}
@@ -35,17 +36,24 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
+@contextmanager
+def opened(directory: Path | None, clock: FakeClock, **options: int) -> Iterator[VideoStore]:
+    """As a worker has it."""
+    with closing(database_in(directory, clock, sleep=clock.advance)) as database:
+        yield VideoStore(database, clock, **options)
+
+
 @pytest.fixture
 def store(clock: FakeClock) -> Iterator[VideoStore]:
-    with closing(VideoStore(None, clock)) as made:
+    with opened(None, clock) as made:
         yield made
 
 
 def test_what_is_kept_outlives_a_restart_and_is_private(tmp_path: Path, clock: FakeClock) -> None:
-    with closing(VideoStore(tmp_path / "videos", clock)) as first:
+    with opened(tmp_path, clock) as first:
         stored(first, "v1")
         first.update("me", "v1", {"output": {"task_status": "FAILED"}})
-    with closing(VideoStore(tmp_path / "videos", clock)) as again:
+    with opened(tmp_path, clock) as again:
         found = again.get("me", "v1")
 
         assert found is not None
@@ -53,7 +61,7 @@ def test_what_is_kept_outlives_a_restart_and_is_private(tmp_path: Path, clock: F
         assert found.prompt == "a cat"
         assert not found.deleted
         assert again.get("other", "v1") is None
-    (file,) = (tmp_path / "videos").glob("*.sqlite3")
+    (file,) = (tmp_path / DIRECTORY).glob("*.sqlite3")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
@@ -80,7 +88,7 @@ def test_a_clock_that_was_put_back_keeps_nothing_for_ever(
 
 
 def test_nobody_drives_out_what_others_have(clock: FakeClock) -> None:
-    with closing(VideoStore(None, clock, max_rows=5)) as store:
+    with opened(None, clock, max_rows=5) as store:
         stored(store, "mine")
         for number in range(20):
             stored(store, f"v{number}", owner="other")
@@ -106,7 +114,8 @@ def test_requests_that_are_under_way(store: VideoStore, clock: FakeClock) -> Non
 
 
 def test_of_two_requests_one_gets_a_task(tmp_path: Path, clock: FakeClock) -> None:
-    stores = [VideoStore(tmp_path / "videos", clock) for _ in range(4)]
+    databases = [database_in(tmp_path, clock) for _ in range(4)]
+    stores = [VideoStore(database, clock) for database in databases]
     keys = [each.begin("me", "a", "wan") for each in stores]
 
     def take(number: int) -> bool:
@@ -114,7 +123,7 @@ def test_of_two_requests_one_gets_a_task(tmp_path: Path, clock: FakeClock) -> No
 
     with ThreadPoolExecutor(4) as pool:
         assert sorted(pool.map(take, range(4))) == [False, False, False, True]
-    for each in stores:
+    for each in databases:
         each.close()
 
 
@@ -139,8 +148,8 @@ def test_a_page_after_one_that_is_not_there(store: VideoStore) -> None:
 
 
 def test_without_its_file_videos_go_on(tmp_path: Path, clock: FakeClock) -> None:
-    (tmp_path / "videos").write_text("in the way")
-    store = VideoStore(tmp_path / "videos", clock, sleep=clock.advance)
+    (tmp_path / DIRECTORY).write_text("in the way")
+    store = VideoStore(database_in(tmp_path, clock, sleep=clock.advance), clock)
     key = store.begin("me", "a", "wan")
 
     assert key == 0

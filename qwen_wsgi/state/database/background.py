@@ -1,16 +1,15 @@
 """The responses that are to be made in the background: a queue that all workers of the box share.
 
 A row is here from the request until the response has ended and is among the stored ones
-(`state.responses`). Only one worker gets a row to work at (`claim`), and only one process ends it:
+(`responses`). Only one worker gets a row to work at (`claim`), and only one process ends it:
 whoever marked it as `ending`. A worker notes now and then that it lives; the rows of one that does
 not are found with `lost`.
 
-Requests of clients are in the file, so only the server's user can read it.
+Requests of clients are in it.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -19,19 +18,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
-from qwen_wsgi.clock import Clock, boottime, sleep
+from qwen_wsgi.clock import Clock, boottime
 from qwen_wsgi.errors import ApiError, Overloaded
-from qwen_wsgi.protocol.json_object import compact
-from qwen_wsgi.state.responses import Stored
+from qwen_wsgi.state.database.migrations import Tables
+from qwen_wsgi.state.database.responses import Stored
+from qwen_wsgi.state.database.sqlite import Database, DatabaseUnavailable, value_of
 from qwen_wsgi.state.shared_files import this_boot
-from qwen_wsgi.state.sqlite import Damaged, Database, DatabaseUnavailable
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: The version of the schema is in the name: another one leaves this file alone.
-_FILE: Final = "background-1.sqlite3"
 #: Of all clients together, and the bytes of their requests.
 MAX_ROWS: Final = 2_000
 MAX_BYTES: Final = 256 * 1024 * 1024
@@ -52,43 +49,49 @@ _ENDING: Final = "ending"
 _ENDED: Final = "ended"
 
 _DAMAGE: Final = (
-    "the list of responses in the background is damaged and lost; those that were waiting or "
-    "running are unknown now. If this happens again, check the disk."
+    "Responses in the background are lost: those that were waiting or running are unknown now."
 )
 
 # Requests are apart, because SQLite writes a whole row anew when one column changes.
-_SCHEMA: Final = """
-BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS jobs (
-    key INTEGER PRIMARY KEY AUTOINCREMENT,
-    owner TEXT NOT NULL,
-    client TEXT NOT NULL,
-    id TEXT NOT NULL,
-    status TEXT NOT NULL,
-    worker TEXT NOT NULL DEFAULT '',
-    beat REAL NOT NULL DEFAULT 0,
-    deadline REAL NOT NULL,
-    bytes INTEGER NOT NULL,
-    UNIQUE (owner, id)
-);
-CREATE INDEX IF NOT EXISTS by_status ON jobs (status, owner, key);
-CREATE TABLE IF NOT EXISTS bodies (
-    key INTEGER PRIMARY KEY,
-    response BLOB NOT NULL,
-    items BLOB NOT NULL,
-    previous TEXT,
-    headers BLOB NOT NULL,
-    request BLOB NOT NULL
-);
-CREATE TRIGGER IF NOT EXISTS removed AFTER DELETE ON jobs BEGIN
-    DELETE FROM bodies WHERE key = OLD.key;
-END;
-COMMIT;
-"""
+_FIRST: Final = (
+    """
+    CREATE TABLE background_jobs (
+        key INTEGER PRIMARY KEY AUTOINCREMENT,
+        owner TEXT NOT NULL,
+        client TEXT NOT NULL,
+        id TEXT NOT NULL,
+        status TEXT NOT NULL,
+        worker TEXT NOT NULL DEFAULT '',
+        beat REAL NOT NULL DEFAULT 0,
+        deadline REAL NOT NULL,
+        bytes INTEGER NOT NULL,
+        UNIQUE (owner, id)
+    )
+    """,
+    """CREATE INDEX background_by_status ON background_jobs (status, owner, key)""",
+    """
+    CREATE TABLE background_bodies (
+        key INTEGER PRIMARY KEY,
+        response BLOB NOT NULL,
+        items BLOB NOT NULL,
+        previous TEXT,
+        headers BLOB NOT NULL,
+        request BLOB NOT NULL
+    )
+    """,
+    """
+    CREATE TRIGGER background_removed AFTER DELETE ON background_jobs BEGIN
+        DELETE FROM background_bodies WHERE key = OLD.key;
+    END
+    """,
+)
+
+TABLES: Final = Tables("responses in the background", (_FIRST,), _DAMAGE)
 
 _COLUMNS: Final = (
-    "jobs.key, owner, client, id, status, worker, beat, deadline, response, items, previous,"
-    " headers, request FROM jobs JOIN bodies ON bodies.key = jobs.key"
+    "job.key, owner, client, id, status, worker, beat, deadline, response, items, previous,"
+    " headers, request FROM background_jobs AS job"
+    " JOIN background_bodies AS body ON body.key = job.key"
 )
 
 
@@ -131,7 +134,7 @@ class BackgroundQueue:
     """The responses to be made, of all clients. Shared by all greenlets and threads of a worker.
 
     Args:
-        directory: created when it is needed, for this queue alone. None keeps it all in memory.
+        database: with `TABLES`.
         per_client: how many of one client may wait and run.
         kept_s: how long one that could not be stored among the others is told of.
         boottime: tells how long workers have been silent, also across processes.
@@ -139,7 +142,7 @@ class BackgroundQueue:
 
     def __init__(
         self,
-        directory: Path | None,
+        database: Database,
         clock: Clock,
         *,
         per_client: int,
@@ -147,7 +150,6 @@ class BackgroundQueue:
         max_rows: int = MAX_ROWS,
         max_bytes: int = MAX_BYTES,
         boottime: Callable[[], float] = boottime,
-        sleep: Callable[[float], None] = sleep,
     ) -> None:
         self._clock = clock
         self._per_client = per_client
@@ -155,26 +157,27 @@ class BackgroundQueue:
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self._boottime = boottime
-        self._path = None if directory is None else directory / _FILE
         self._was_used = False
+        self._database = database
         #: What the log was told last, and when: workers look at the queue twice a second.
         self._told = ("", -math.inf)
-        self._database = Database(
-            directory,
-            _FILE,
-            schema=_SCHEMA,
-            has_schema="SELECT 1 FROM sqlite_master WHERE name = 'removed'",
-            keep_damaged_s=kept_s,
-            damage=_DAMAGE,
-            clock=clock,
-            sleep=sleep,
-        )
 
     @property
     def is_used(self) -> bool:
-        """Whether there has ever been a row: without one no file is opened, or made."""
-        if not self._was_used and self._path is not None:
-            self._was_used = self._path.exists()
+        """Whether there has ever been a row: without one there is nothing to look for.
+
+        Raises:
+            ApiError: 503: the file cannot be read now.
+        """
+        if not self._was_used and self._database.exists:
+            self._was_used = self._do(
+                lambda database: (
+                    database.execute(
+                        "SELECT 1 FROM sqlite_sequence WHERE name = 'background_jobs'"
+                    ).fetchone()
+                    is not None
+                )
+            )
         return self._was_used
 
     def add(
@@ -193,13 +196,10 @@ class BackgroundQueue:
             ApiError: 413: the request is too large to be kept; 503: it cannot be kept now.
             Overloaded: 429 for one client's, 503 for all: too many wait.
         """
-        bodies = (
-            compact(dict(stored.response)).encode(),
-            compact(list(stored.input_items)).encode(),
-            stored.previous,
-            compact(dict(headers)).encode(),
-            request,
+        response, items, kept_headers = self._rendered(
+            dict(stored.response), list(stored.input_items), dict(headers)
         )
+        bodies = (response, items, stored.previous, kept_headers, request)
         size = sum(len(each) for each in bodies if isinstance(each, bytes))
         if size > LARGEST:
             raise ApiError(
@@ -214,11 +214,13 @@ class BackgroundQueue:
         def insert(database: sqlite3.Connection) -> None:
             self._check_room(database, owner, size)
             key = database.execute(
-                "INSERT INTO jobs (owner, client, id, status, deadline, bytes)"
+                "INSERT INTO background_jobs (owner, client, id, status, deadline, bytes)"
                 " VALUES (?, ?, ?, ?, ?, ?)",
                 (owner, client, stored.response["id"], _QUEUED, deadline, size),
             ).lastrowid
-            database.execute("INSERT INTO bodies VALUES (?, ?, ?, ?, ?, ?)", (key, *bodies))
+            database.execute(
+                "INSERT INTO background_bodies VALUES (?, ?, ?, ?, ?, ?)", (key, *bodies)
+            )
 
         self._do(insert, write=True)
         self._was_used = True
@@ -238,7 +240,7 @@ class BackgroundQueue:
         return self._do(
             lambda database: (
                 database.execute(
-                    "SELECT 1 FROM jobs WHERE status = ? LIMIT 1", (_QUEUED,)
+                    "SELECT 1 FROM background_jobs WHERE status = ? LIMIT 1", (_QUEUED,)
                 ).fetchone()
                 is not None
             )
@@ -253,18 +255,18 @@ class BackgroundQueue:
 
         def take(database: sqlite3.Connection) -> Job | None:
             row = database.execute(
-                "SELECT min(key) FROM jobs AS one WHERE status = ? GROUP BY owner ORDER BY"
-                " (SELECT count(*) FROM jobs AS other WHERE other.status = ?"
+                "SELECT min(key) FROM background_jobs AS one WHERE status = ? GROUP BY owner"
+                " ORDER BY (SELECT count(*) FROM background_jobs AS other WHERE other.status = ?"
                 " AND other.owner = one.owner), min(key) LIMIT 1",
                 (_QUEUED, _RUNNING),
             ).fetchone()
             if row is None:
                 return None
             database.execute(
-                "UPDATE jobs SET status = ?, worker = ?, beat = ? WHERE key = ?",
+                "UPDATE background_jobs SET status = ?, worker = ?, beat = ? WHERE key = ?",
                 (_RUNNING, worker, self._boottime(), row[0]),
             )
-            return _job(database, "jobs.key = ?", row)
+            return _job(database, "job.key = ?", row)
 
         return self._do(take, write=True)
 
@@ -274,7 +276,8 @@ class BackgroundQueue:
             lambda database: frozenset(
                 key
                 for (key,) in database.execute(
-                    "SELECT key FROM jobs WHERE status = ? AND worker = ?", (_RUNNING, worker)
+                    "SELECT key FROM background_jobs WHERE status = ? AND worker = ?",
+                    (_RUNNING, worker),
                 )
             )
         )
@@ -285,23 +288,30 @@ class BackgroundQueue:
         if rows:
             self._do(
                 lambda database: database.executemany(
-                    "UPDATE jobs SET beat = ? WHERE key = ?", rows
+                    "UPDATE background_jobs SET beat = ? WHERE key = ?", rows
                 ),
                 write=True,
             )
 
     # --- the end -----------------------------------------------------------------------------
 
-    def begin_end(self, key: int, by: str, *, of: str) -> bool:
-        """Mark one as ending, if the worker `of` still works at it; whether it was marked, so that
-        the caller is the one who stores its end and then calls `end` or `keep`. Raises as `claim`.
+    def begin_end(self, key: int, worker: str) -> bool:
+        """Mark one as ending, if `worker` still works at it; whether it was marked, so that the
+        caller is the one who stores its end and then calls `end` or `keep`. Raises as `claim`.
         """
+        return self._mark_ending(key, worker, of=worker, among=(_RUNNING,))
+
+    def take_over(self, job: Job, worker: str) -> bool:
+        """The same for one whose worker is gone, perhaps while it was ending. Raises as `claim`."""
+        return self._mark_ending(job.key, worker, of=job.worker, among=(_RUNNING, _ENDING))
+
+    def _mark_ending(self, key: int, by: str, *, of: str, among: Sequence[str]) -> bool:
         return self._do(
             lambda database: (
                 database.execute(
-                    "UPDATE jobs SET status = ?, worker = ?, beat = ? WHERE key = ?"
-                    " AND status IN (?, ?) AND worker = ?",
-                    (_ENDING, by, self._boottime(), key, _RUNNING, _ENDING, of),
+                    "UPDATE background_jobs SET status = ?, worker = ?, beat = ? WHERE key = ?"
+                    f" AND status IN ({', '.join('?' * len(among))}) AND worker = ?",
+                    (_ENDING, by, self._boottime(), key, *among, of),
                 ).rowcount
                 == 1
             ),
@@ -317,7 +327,7 @@ class BackgroundQueue:
             if found is None or found.status not in (_QUEUED, _RUNNING):
                 return None
             database.execute(
-                "UPDATE jobs SET status = ?, worker = ?, beat = ? WHERE key = ?",
+                "UPDATE background_jobs SET status = ?, worker = ?, beat = ? WHERE key = ?",
                 (_ENDING, by, self._boottime(), found.key),
             )
             return found
@@ -337,7 +347,7 @@ class BackgroundQueue:
 
         def read(database: sqlite3.Connection) -> list[Job]:
             rows = database.execute(
-                "SELECT key, worker, beat FROM jobs WHERE status IN (?, ?) LIMIT ?",
+                "SELECT key, worker, beat FROM background_jobs WHERE status IN (?, ?) LIMIT ?",
                 (_RUNNING, _ENDING, _AT_A_TIME),
             ).fetchall()
             gone = [
@@ -345,7 +355,7 @@ class BackgroundQueue:
                 for key, other, beat in rows
                 if (key not in own if other == worker else is_gone(other, now - beat))
             ]
-            return [job for key in gone if (job := _job(database, "jobs.key = ?", (key,)))]
+            return [job for key in gone if (job := _job(database, "job.key = ?", (key,)))]
 
         return self._do(read)
 
@@ -354,7 +364,7 @@ class BackgroundQueue:
         meanwhile. Raises as `claim`."""
         return self._do(
             lambda database: (
-                database.execute("DELETE FROM jobs WHERE key = ?", (key,)).rowcount == 1
+                database.execute("DELETE FROM background_jobs WHERE key = ?", (key,)).rowcount == 1
             ),
             write=True,
         )
@@ -362,15 +372,16 @@ class BackgroundQueue:
     def keep(self, key: int, response: Mapping[str, Any]) -> None:
         """Keep the last object of one here, because it cannot be stored elsewhere. Raises as
         `claim`."""
-        body = compact(dict(response)).encode()
+        (body,) = self._rendered(dict(response))
 
         def update(database: sqlite3.Connection) -> None:
             database.execute(
-                "UPDATE jobs SET status = ?, deadline = ?, bytes = ? WHERE key = ?",
+                "UPDATE background_jobs SET status = ?, deadline = ?, bytes = ? WHERE key = ?",
                 (_ENDED, self._clock.now() + self._kept_s, len(body), key),
             )
             database.execute(
-                "UPDATE bodies SET response = ?, request = x'' WHERE key = ?", (body, key)
+                "UPDATE background_bodies SET response = ?, request = x'' WHERE key = ?",
+                (body, key),
             )
 
         self._do(update, write=True)
@@ -383,17 +394,13 @@ class BackgroundQueue:
         def remove(database: sqlite3.Connection) -> Job | None:
             found = _job(database, "owner = ? AND id = ?", (owner, id))
             if found is not None:
-                database.execute("DELETE FROM jobs WHERE key = ?", (found.key,))
+                database.execute("DELETE FROM background_jobs WHERE key = ?", (found.key,))
             return found
 
         found = self._do(remove, write=True)
         if found is not None:
             self._database.empty_log()
         return found
-
-    def close(self) -> None:
-        """Close the file; the next use opens it again."""
-        self._database.close()
 
     # --- inside ------------------------------------------------------------------------------
 
@@ -404,13 +411,15 @@ class BackgroundQueue:
 
     def _check_room(self, database: sqlite3.Connection, owner: str, size: int) -> None:
         database.execute(
-            "DELETE FROM jobs WHERE key IN"
-            " (SELECT key FROM jobs WHERE status = ? AND deadline < ? LIMIT ?)",
+            "DELETE FROM background_jobs WHERE key IN"
+            " (SELECT key FROM background_jobs WHERE status = ? AND deadline < ? LIMIT ?)",
             (_ENDED, self._clock.now(), _AT_A_TIME),
         )
-        rows, held = database.execute("SELECT count(*), total(bytes) FROM jobs").fetchone()
+        rows, held = database.execute(
+            "SELECT count(*), total(bytes) FROM background_jobs"
+        ).fetchone()
         (own,) = database.execute(
-            "SELECT count(*) FROM jobs WHERE owner = ? AND status <> ?", (owner, _ENDED)
+            "SELECT count(*) FROM background_jobs WHERE owner = ? AND status <> ?", (owner, _ENDED)
         ).fetchone()
         if own >= self._per_client:
             raise Overloaded(
@@ -435,14 +444,23 @@ class BackgroundQueue:
         try:
             return self._database.run(work, write=write)
         except DatabaseUnavailable as error:
-            self._tell(str(error))
-            raise ApiError(
-                "The proxy cannot use its list of responses in the background now; its log says "
-                "why. Leave out 'background' to have a response at once.",
-                status=503,
-                code="background_unavailable",
-                retry_after_s=1 if error.passing else None,
-            ) from error
+            raise self._unavailable(error) from error
+
+    def _rendered(self, *values: Any) -> list[bytes]:
+        try:
+            return self._database.rendered(*values)
+        except DatabaseUnavailable as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: DatabaseUnavailable) -> ApiError:
+        self._tell(str(error))
+        return ApiError(
+            "The proxy cannot use its list of responses in the background now; its log says "
+            "why. Leave out 'background' to have a response at once.",
+            status=503,
+            code="background_unavailable",
+            retry_after_s=1 if error.passing else None,
+        )
 
     def _tell(self, problem: str) -> None:
         now_s = self._clock.monotonic()
@@ -461,11 +479,8 @@ def _job(database: sqlite3.Connection, where: str, values: Sequence[Any]) -> Job
     if row is None:
         return None
     *facts, response, items, previous, headers, request = row
-    try:
-        stored = Stored(json.loads(response), json.loads(items), previous)
-        return Job._make([*facts, stored, json.loads(headers), request])
-    except ValueError as error:
-        raise Damaged(f"a body was lost ({error})") from None
+    stored = Stored(value_of(response), value_of(items), previous)
+    return Job._make([*facts, stored, value_of(headers), request])
 
 
 # --- who works ----------------------------------------------------------------------------------

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from qwen_wsgi.errors import ApiError
-from qwen_wsgi.state.host_objects import HostObjects
+from qwen_wsgi.state.database.host_objects import HostObjects
+from qwen_wsgi.state.database.tables import DIRECTORY, database_in
 from tests.fakes.clock import FakeClock
 
 DAY = 86_400
@@ -20,9 +21,17 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
+@contextmanager
+def opened(directory: Path, clock: FakeClock) -> Iterator[HostObjects]:
+    """As a worker has them."""
+    database = database_in(directory, clock)
+    with closing(database):
+        yield HostObjects(database, clock)
+
+
 @pytest.fixture
 def objects(clock: FakeClock, tmp_path: Path) -> Iterator[HostObjects]:
-    with closing(HostObjects(tmp_path / "files", clock)) as made:
+    with opened(tmp_path, clock) as made:
         yield made
 
 
@@ -97,9 +106,9 @@ def test_another_worker_and_a_restart_know_it(
 ) -> None:
     objects.put("file", "one", "a", file("f1"))
 
-    with closing(HostObjects(tmp_path / "files", clock)) as other:
+    with opened(tmp_path, clock) as other:
         assert other.get("file", "one", "f1") is not None
-    assert (tmp_path / "files").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / DIRECTORY).stat().st_mode & 0o777 == 0o700
 
 
 def test_batches_go_when_their_host_has_forgotten_them_and_files_stay(
@@ -122,9 +131,9 @@ def test_a_large_object_is_kept_without_its_details(objects: HostObjects) -> Non
 
 
 def test_a_file_that_cannot_be_used_is_told(clock: FakeClock, tmp_path: Path) -> None:
-    (tmp_path / "files").write_text("in the way")
+    (tmp_path / DIRECTORY).write_text("in the way")
 
-    with pytest.raises(ApiError) as told:
-        HostObjects(tmp_path / "files", clock).count("file", "one")
+    with opened(tmp_path, clock) as objects, pytest.raises(ApiError) as told:
+        objects.count("file", "one")
 
     assert (told.value.status, told.value.code) == (503, "file_store_unavailable")
