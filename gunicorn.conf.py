@@ -2,6 +2,7 @@
 
 `qwen-proxy serve` starts `python -m gunicorn -c gunicorn.conf.py wsgi:application`. The values
 that an operator may change are settings (`qwen-proxy settings`); the others are fixed here.
+gunicorn reads this file at its start, and again at each reload.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from typing import Final  # noqa: E402
 import flask  # noqa: E402, F401
 import gevent  # noqa: E402
 import requests  # noqa: E402, F401
+from gunicorn.arbiter import Arbiter  # noqa: E402
 from gunicorn.workers.base import Worker  # noqa: E402
 
+from qwen_wsgi import master as _master  # noqa: E402
 from qwen_wsgi import server as _server  # noqa: E402
-from qwen_wsgi import settings  # noqa: E402
 from qwen_wsgi.errors import CannotStartYet, SettingsError  # noqa: E402
 
 #: The exit code for settings that cannot work; the systemd unit does not restart after it.
@@ -43,7 +45,7 @@ _EXIT_NOT_YET: Final = 1
 _WORKER_EXIT_S: Final = 30
 
 try:
-    _settings = settings.load()
+    _settings = _master.load_settings()
 except SettingsError as error:
     print(f"qwen-proxy: {error}", file=sys.stderr)
     sys.exit(_EXIT_BAD_SETTINGS)
@@ -61,11 +63,14 @@ def _writable(directory: str) -> str | None:
     return directory if os.path.isdir(directory) and os.access(directory, os.W_OK) else None
 
 
-pre_fork = _server.hold_signals
+on_reload = _master.tell_reload
+pre_fork = _master.Master.before_fork
 
 
-def on_starting(server: object) -> None:
-    """Bring what an older version has stored forward, before there are workers that use it."""
+def on_starting(server: Arbiter) -> None:
+    """Have a master of ours; and bring what an older version has stored forward, before there are
+    workers that use it."""
+    _master.Master.take_over(server)
     try:
         _server.prepare_state(_settings)
     except (SettingsError, CannotStartYet) as error:
@@ -78,7 +83,7 @@ def post_fork(server: object, worker: Worker) -> None:
     worker.cfg.set("graceful_timeout", _settings.graceful_timeout_s)
 
 
-def post_worker_init(worker: Worker) -> None:
+def post_worker_init(worker: _server.StreamWorker) -> None:
     """Begin the worker's own work, and print the banner once: not for a replaced worker."""
     # gunicorn looks up thirty settings per request, each through three calls; a plain attribute
     # costs none. After this the worker's settings do not change any more.
@@ -96,8 +101,8 @@ def post_worker_init(worker: Worker) -> None:
         services.maintenance.start()
         services.background.start()
         services.metering.start()
-        if worker.age == 1:
-            _server.announce(worker)
+        if worker.age == 1 or worker.tells:
+            _server.announce(worker, banner=worker.age == 1)
 
 
 post_request = _server.free_call
@@ -152,6 +157,7 @@ control_socket_disable = True
 
 # The application logs one line per call itself.
 accesslog = None
-logger_class = _server.log_class(_settings)
+logger_class = _server.ServerLog
+_server.ServerLog.settings = _settings
 errorlog = "-"
 loglevel = _settings.log_level.lower()

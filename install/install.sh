@@ -20,6 +20,7 @@ umask 022
 prefix=${PREFIX:-/opt/qwen-proxy}
 root=${DESTDIR-}
 user=qwen-proxy
+readers=qwen-proxy-env
 unit=$root/etc/systemd/system/qwen-proxy.service
 command=$root/usr/local/bin/qwen-proxy
 settings=$root/etc/qwen-proxy/qwen-proxy.env
@@ -129,7 +130,9 @@ if [ -n "$root" ] || command -v nginx >/dev/null 2>&1; then
     has_nginx=1
 fi
 if [ -z "$root" ]; then
-    getent group "$user" >/dev/null || groupadd --system "$user"
+    for group in "$user" "$readers"; do
+        getent group "$group" >/dev/null || groupadd --system "$group"
+    done
     getent passwd "$user" >/dev/null || useradd --system --gid "$user" --no-create-home \
         --home-dir /var/lib/qwen-proxy --shell /usr/sbin/nologin "$user"
     if [ -n "$has_nginx" ]; then
@@ -146,8 +149,12 @@ mkdir -p "$root/etc/qwen-proxy" "$(dirname "$unit")" "$(dirname "$command")"
 if [ -e "$settings" ]; then
     say "Kept $settings"
 else
-    # For root only: systemd reads it as root, and nginx is in the service's group.
     install -m 0600 systemd/qwen-proxy.env.example "$settings"
+fi
+if [ -z "$root" ]; then
+    # The service reads it itself, through a group of its own: nginx is in the service's other group.
+    chgrp "$readers" "$settings"
+    chmod 0640 "$settings"
 fi
 install -m 0644 systemd/qwen-proxy.env.example "$root/etc/qwen-proxy/qwen-proxy.env.example"
 install -m 0644 systemd/owner.conf.example "$root/etc/qwen-proxy/owner.conf.example"
@@ -156,6 +163,8 @@ sed -e "s|/opt/qwen-proxy/|$prefix/|g" \
     -e "${url:+s|^#\(Environment=QWEN_PROXY_PUBLIC_URL=\)|\1$url|}" \
     systemd/qwen-proxy.service >"$build/unit"
 install -m 0644 "$build/unit" "$unit"
+# Not switched on: an installation that listens elsewhere would not be reached any more.
+install -m 0644 systemd/qwen-proxy.socket "${unit%.service}.socket"
 sed "s|/opt/qwen-proxy/|$prefix/|g" systemd/qwen-proxy.command >"$build/command"
 if [ -e "$command" ] && ! grep -q 'installed by `make install`' "$command"; then
     say "Kept $command, which is another program; ours is: $prefix/venv/bin/qwen-proxy"
@@ -226,7 +235,8 @@ fi
 
 say
 if [ -n "$upgrade" ]; then
-    say "Upgraded. To run the new version (open streams may finish for up to a minute):"
+    say "Upgraded. To run the new version (open streams may finish for up to a minute, and new calls"
+    say "wait meanwhile if qwen-proxy.socket is used: docs/operations.md):"
     say "  sudo systemctl restart qwen-proxy"
 else
     say "Installed; nothing was started. Next:"

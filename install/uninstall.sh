@@ -25,11 +25,11 @@ if [ -z "$root" ]; then
         exit 1
     fi
     if [ -d /run/systemd/system ]; then
-        systemctl disable --now qwen-proxy.service 2>/dev/null || true
+        systemctl disable --now qwen-proxy.socket qwen-proxy.service 2>/dev/null || true
     fi
 fi
 
-rm -f "$root/etc/systemd/system/qwen-proxy.service"
+rm -f "$root/etc/systemd/system/qwen-proxy.service" "$root/etc/systemd/system/qwen-proxy.socket"
 if grep -qs 'installed by `make install`' "$root/usr/local/bin/qwen-proxy"; then
     rm -f "$root/usr/local/bin/qwen-proxy"
 fi
@@ -57,6 +57,7 @@ rm -f "$root/etc/qwen-proxy/qwen-proxy.env.example" "$root/etc/qwen-proxy/owner.
 
 if [ "${PURGE-}" = 1 ]; then
     rm -rf "$root/etc/qwen-proxy" "$root/etc/systemd/system/qwen-proxy.service.d" \
+        "$root/etc/systemd/system/qwen-proxy.socket.d" \
         "$root/var/lib/qwen-proxy"
     if [ -z "$root" ]; then
         # userdel warns that nginx's user is still in the group, which is removed next.
@@ -64,7 +65,11 @@ if [ "${PURGE-}" = 1 ]; then
             userdel "$user" 2>/dev/null ||
                 say "The user $user could not be removed; does a process of it run?"
         fi
-        if ! getent passwd "$user" >/dev/null && getent group "$user" >/dev/null; then groupdel "$user"; fi
+        if ! getent passwd "$user" >/dev/null; then
+            for group in "$user" qwen-proxy-env; do
+                ! getent group "$group" >/dev/null || groupdel "$group"
+            done
+        fi
     fi
     say "Removed, including settings, state and user."
 else

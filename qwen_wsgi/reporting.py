@@ -10,6 +10,9 @@ from typing import Final
 
 from qwen_wsgi.state.workers import Worker, Workers
 
+#: The variable in which the master tells its workers why new settings were refused at a reload.
+REFUSED: Final = "_QWEN_PROXY_REFUSED"
+
 #: systemd reads at once; a message that does not fit is not worth a wait.
 _SEND_S: Final = 1.0
 
@@ -23,6 +26,7 @@ class Reporting:
         accounts: how many accounts there are, and how many of them are usable.
         stopping: whether this worker stops.
         notify: sends a text to systemd.
+        refused: why the latest reload has changed no setting; empty if it did.
     """
 
     def __init__(
@@ -33,12 +37,14 @@ class Reporting:
         accounts: Callable[[], tuple[int, int]],
         stopping: Callable[[], bool],
         notify: Callable[[str], None],
+        refused: str = "",
     ) -> None:
         self._workers = workers
         self._calls = calls
         self._accounts = accounts
         self._stopping = stopping
         self._notify = notify
+        self._refused = " ".join(refused.split())
         self._told = ""
 
     def report(self) -> None:
@@ -66,6 +72,7 @@ class Reporting:
             f"{'stopping, ' if self._stopping() else ''}{_count(len(workers), 'worker')}, "
             f"{usable} of {_count(found, 'account')} usable, "
             f"{_count(in_flight, 'call')} in flight, {ended} served"
+            + (f"; settings not reloaded: {self._refused}" if self._refused else "")
         )
 
 

@@ -10,6 +10,7 @@ import errno
 import functools
 import json
 import logging
+import mmap
 import os
 import signal
 import socket
@@ -18,10 +19,13 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import gevent
 from gevent import monkey
+from gevent.event import Event
+from gevent.pool import Pool
+from gevent.server import StreamServer
 from gunicorn.glogging import Logger
 from gunicorn.http.body import ChunkedReader
 from gunicorn.workers.base import Worker
@@ -43,6 +47,21 @@ log = logging.getLogger(__name__)
 
 #: A connection that was used within this time may have a request on its way.
 _MIN_IDLE_S: Final = 0.1
+
+#: The same, where closing one that is used is worse than a wait.
+_QUIET_S: Final = 1.0
+
+#: How often a worker gives its sign of life.
+_LOOK_S: Final = 1.0
+
+#: What refusals that are under way at a worker's end may still take.
+_REFUSAL_S: Final = 0.5
+
+#: The bytes that a worker shares with the master: 1 when it accepts connections, and when it is to
+#: refuse new calls.
+_READY: Final = 0
+_REFUSING: Final = 1
+_SHARED_BYTES: Final = 2
 
 #: Read of a client's socket at a time: a large body goes through memory that is in the cache.
 _RECV_BYTES: Final = 64 * 1024
@@ -70,21 +89,23 @@ _STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _blocking_socket: Final = monkey.get_original("socket", "socket")
 
 
-def log_class(settings: Settings) -> type[Logger]:
-    """gunicorn's logger, which writes its few lines in the form of the application's."""
+class ServerLog(Logger):
+    """gunicorn's logger, which writes its few lines in the form of the application's.
 
-    class ServerLog(Logger):
-        def setup(self, cfg: Any) -> None:
-            super().setup(cfg)
-            secrets = (*settings.all_client_keys, settings.upstream_api_key)
-            redaction = Redaction(secrets, DISCOVERED)
-            journal = logs.is_journal(settings.environ, sys.stderr)
-            for handler in self.error_log.handlers:
-                handler.setFormatter(
-                    logs.Formatter(settings.log_format, redaction, journal=journal)
-                )
+    Attributes:
+        settings: gunicorn.conf.py sets them, also at a reload, when gunicorn calls `setup` again.
+    """
 
-    return ServerLog
+    settings: ClassVar[Settings]
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        settings = self.settings
+        secrets = (*settings.all_client_keys, settings.upstream_api_key)
+        redaction = Redaction(secrets, DISCOVERED)
+        journal = logs.is_journal(settings.environ, sys.stderr)
+        for handler in self.error_log.handlers:
+            handler.setFormatter(logs.Formatter(settings.log_format, redaction, journal=journal))
 
 
 class ClientSocket:
@@ -245,8 +266,8 @@ def _length_of(request: Any) -> int:
     return next((int(v) for name, v in request.headers if name == "CONTENT-LENGTH"), 0)
 
 
-def hold_signals(server: object, worker: Worker) -> None:
-    """gunicorn's hook before it forks a worker: no signal that stops it is lost on the way.
+def hold_signals() -> None:
+    """For gunicorn's hook before it forks a worker: no signal that stops it is lost on the way.
 
     Between the fork and the worker's own signal handlers, gunicorn's master has its handler in the
     child, which notes a signal for the master's loop that does not run there. A stop within that
@@ -269,13 +290,44 @@ def _release_signals_after_fork() -> None:
     os.register_at_fork(after_in_parent=release)
 
 
-class StreamWorker(GeventWorker):
-    """gunicorn's gevent worker, which on a stop does not wait for clients that want nothing.
+class Door(StreamServer):
+    """gevent's server, which can be told to accept nothing for a while.
 
-    A connection between two requests holds up gunicorn's graceful stop until its keep-alive time
-    is over, and every official SDK keeps such connections. Here the reading half of an idle
-    connection is shut, so that the parser, which waits for a request, sees the end. A request that
+    Left to itself it begins to accept again as soon as a connection of its pool ends.
+    """
+
+    _is_open = True
+
+    def accept(self, wanted: bool) -> None:
+        """Accept connections, or leave them to others. Harmless when repeated."""
+        self._is_open = wanted
+        if wanted:
+            self.start_accepting()
+        else:
+            self.stop_accepting()
+
+    def start_accepting(self) -> None:
+        if self._is_open:
+            super().start_accepting()
+
+
+class StreamWorker(GeventWorker):
+    """gunicorn's gevent worker, with an end that loses no call that it need not lose.
+
+    A worker whose successor serves takes no new connections, and goes when those that it has are
+    done: each is closed with the answer to its next request, or after a second without one. So does
+    a worker of a server that stops while systemd keeps the socket. Any other stop refuses what is
+    new with 503 as long as open calls last, and closes idle connections at once.
+
+    A connection between two requests would hold up gunicorn's own graceful stop until its
+    keep-alive time is over, and every official SDK keeps such connections. Here the reading half of
+    an idle one is shut, so that the parser, which waits for a request, sees the end. A request that
     is there already is answered. A head of which a part is there is lost; they come in one piece.
+
+    Attributes:
+        is_old: the master's note that another one is to take its place.
+        is_sent_off: the master's note that it was told to go.
+        tells: it is the first one with new settings, and tells the log what is odd about them.
     """
 
     #: How long a request's body may pause; gunicorn.conf.py sets what the settings say.
@@ -283,10 +335,34 @@ class StreamWorker(GeventWorker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.is_old = self.is_sent_off = self.tells = False
+        #: Shared with the master: made by it, before the fork.
+        self._shared = mmap.mmap(-1, _SHARED_BYTES)
         #: Connections that wait for a request, each with the time since when.
         self._waiting: dict[Any, float] = {}
         self._clients: set[ClientSocket] = set()
+        #: Those that came after the stop had begun, or whose request did: it is being refused.
+        self._refused: set[Any] = set()
         self._told_s = -_TELL_S
+        self._signalled = Event()
+
+    # --- what master and worker tell each other ---------------------------------------------------
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it accepts connections."""
+        return bool(self._shared[_READY])
+
+    def refuse(self) -> None:
+        """Of the master, before the signal: the whole server stops, and nobody serves new calls.
+        Without it they are others' business."""
+        self._shared[_REFUSING] = 1
+
+    @property
+    def _refuses(self) -> bool:
+        return bool(self._shared[_REFUSING])
+
+    # --- life -------------------------------------------------------------------------------------
 
     def init_signals(self) -> None:
         super().init_signals()
@@ -294,11 +370,62 @@ class StreamWorker(GeventWorker):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
     def run(self) -> None:
-        super().run()
+        servers = [self._serve(listener) for listener in self.sockets]
+        self._shared[_READY] = 1
+        while self.alive:
+            self.notify()
+            self._signalled.wait(_LOOK_S)
+        self._end(servers)
         if (services := services_of(self)) is not None:
             # Responses that nobody waits for may go on as long as streams. A worker that gives no
             # sign of life for gunicorn's `timeout` would be killed.
             services.background.stop(self.notify)
+
+    def _serve(self, listener: Any) -> Door:
+        """Accept connections, as gunicorn's worker does."""
+        listener.setblocking(1)
+        pool = Pool(self.worker_connections)
+        server = Door(listener, handle=functools.partial(self.handle, listener), spawn=pool)
+        if self.cfg.workers > 1:
+            server.max_accept = 1
+        server.start()
+        return server
+
+    def _end(self, servers: list[Door]) -> None:
+        """Let what is open finish, within the graceful timeout; then break it off."""
+        end_s = time.monotonic() + self.cfg.graceful_timeout
+        self._begin_end()
+        while time.monotonic() < end_s and self._has_calls():
+            for server in servers:
+                server.accept(self._refuses)  # another signal may have changed it
+            self._shut_idle()
+            self.notify()
+            gevent.sleep(_MIN_IDLE_S)
+        in_time = not self._has_calls()
+        for server in servers:
+            server.close()
+        if in_time:
+            for client in list(self._waiting):
+                self._shut(client)
+            for server in servers:
+                cast(Pool, server.pool).join(timeout=_REFUSAL_S)
+        else:
+            self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
+        for server in servers:
+            # Whatever is still open gets an exception, of which its client is told.
+            server.stop(timeout=0 if in_time else 1)
+
+    def _begin_end(self) -> None:
+        """Tell the application. Its answers close their connections from now on."""
+        services = services_of(self)
+        if services is not None:
+            services.admission.draining = self._refuses
+            services.background.drain()
+            services.connections.stop()
+
+    def _has_calls(self) -> bool:
+        """Whether something is open that the end has to wait for."""
+        return any(client not in self._refused for client in self._clients)
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         # A TLS socket (only if somebody configures gunicorn so) must encrypt what it sends.
@@ -307,12 +434,15 @@ class StreamWorker(GeventWorker):
             self._clients.add(client)
             if len(self._clients) >= self.worker_connections:
                 self._tell_limit()
+            if not self.alive and self._refuses:
+                self._refused.add(client)
         self._waiting[client] = time.monotonic()
         try:
             super().handle(listener, client, addr)
         finally:
             self._clients.discard(client)
             self._waiting.pop(client, None)
+            self._refused.discard(client)
 
     def _tell_limit(self) -> None:
         """Log that further connections wait, once a minute."""
@@ -330,6 +460,8 @@ class StreamWorker(GeventWorker):
         if not isinstance(sock, ClientSocket):
             return super().handle_request(listener_name, req, sock, addr)
         sock.begin(req)
+        if not self.alive and self._refuses:
+            self._refused.add(sock)  # it was open before
         client: Any = sock  # a socket to gunicorn
         try:
             return super().handle_request(listener_name, req, client, addr)
@@ -343,10 +475,6 @@ class StreamWorker(GeventWorker):
                 sock.linger()
             sock.begin(None)
             self._waiting[sock] = time.monotonic()
-            if not self.alive:
-                # This answer may have begun before the stop, and promised to keep the connection.
-                # Not at once: a busy client's next request may be on its way already.
-                gevent.spawn_later(2 * _MIN_IDLE_S, self._shut_idle)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer what never became a request in JSON, as every other failure."""
@@ -356,22 +484,20 @@ class StreamWorker(GeventWorker):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
         if (services := services_of(self)) is not None:
-            services.admission.draining = True
-            services.background.drain()
-            gevent.spawn(services.connections.stop)
-        # In a greenlet, as in gunicorn's handle_quit: a signal handler must not touch the sockets.
-        gevent.spawn(self._shut_idle)
-
-    def notify(self) -> None:
-        super().notify()
-        if not self.alive:
-            self._shut_idle()
+            # Now, and not when the loop looks next.
+            services.admission.draining = self._refuses
+        # In a greenlet, as in gunicorn's handle_quit: a signal handler must not touch the loop.
+        gevent.spawn(self._signalled.set)
 
     def _shut_idle(self) -> None:
-        """Shut what was not used just now; `notify` comes back for the rest within two seconds."""
-        latest = time.monotonic() - _MIN_IDLE_S
+        """Shut connections between two requests; not those that were used just now, whose next
+        request may be on its way."""
+        quiet_s = _MIN_IDLE_S if self._refuses else _QUIET_S
+        latest = time.monotonic() - quiet_s
         for client in [client for client, since in self._waiting.items() if since <= latest]:
             self._shut(client)
+        if not self._refuses:
+            return  # a body that is on its way is a call that is to be served
         for reading in [client for client in self._clients if client.waits_for_body]:
             reading.is_stopping = True
             self._shut(reading)
@@ -467,19 +593,20 @@ def services_of(worker: Worker) -> Services | None:
     return found
 
 
-def announce(worker: Worker) -> None:
-    """Tell from a thread that the server is ready, once the model lists are known.
+def announce(worker: Worker, *, banner: bool) -> None:
+    """Tell from a thread what is odd about the settings; and once the model lists are known, that
+    the server is ready.
 
     Fetching them here also spares the first call that wait. Nothing is told for a worker that
     failed before it had loaded the application.
     """
     if (services := services_of(worker)) is not None:
         application: Any = worker.wsgi
-        args = (services, application.endpoints())
+        args = (services, application.endpoints() if banner else None)
         threading.Thread(target=_announce, args=args, daemon=True).start()
 
 
-def _announce(services: Services, endpoints: list[str]) -> None:
+def _announce(services: Services, endpoints: list[str] | None) -> None:
     # Imported here, in the worker: the master loads this module, and a reload must find new code.
     from qwen_wsgi import text
 
@@ -494,6 +621,10 @@ def _announce(services: Services, endpoints: list[str]) -> None:
         log.warning("%s", services.price_problem)
     for note in services.discovery.notes():
         log.warning("%s", with_command(str(note), settings.command))
+    if endpoints is None:
+        for problem in services.discovery.problems():
+            log.warning("%s", with_command(problem, settings.command))
+        return
     accounts = services.pool.accounts()
     # Asked for now: a list of the server before this one may be an hour old.
     models = services.catalogue.models(refresh=True)

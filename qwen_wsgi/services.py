@@ -35,7 +35,7 @@ from qwen_wsgi.documents.pdf import PdfReader
 from qwen_wsgi.greenlets import ThreadApart
 from qwen_wsgi.metering import Metering
 from qwen_wsgi.redaction import DISCOVERED, Redaction
-from qwen_wsgi.reporting import Reporting, notifier
+from qwen_wsgi.reporting import REFUSED, Reporting, notifier
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.counters import SharedCounters
@@ -335,6 +335,7 @@ def build_services(
         accounts=lambda: _usable(statuses),
         stopping=lambda: admission.draining,
         notify=notifier(settings.environ.get("NOTIFY_SOCKET", "")),
+        refused=settings.environ.get(REFUSED, ""),
     )
     retrier = Retrier(settings, router, pool, cooldowns, affinity, clock, outcomes=outcomes)
     executor = Executor(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from qwen_wsgi import net
+from qwen_wsgi import env_file, net
 from qwen_wsgi import setting_values as values
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.redaction import mask
@@ -519,6 +519,13 @@ class Settings:
         shown_default="$STATE_DIRECTORY, else ~/.local/state/qwen-proxy ($XDG_STATE_HOME)",
     )
 
+    environment_file: str = setting(
+        env_file.VARIABLE,
+        "File with settings, which win over the environment; it is read again at each reload.",
+        default="",
+        shown_default="none; the service has /etc/qwen-proxy/qwen-proxy.env",
+    )
+
     timezone: str = setting(
         "QWEN_PROXY_TIMEZONE",
         "Time zone in which the days and months of limits end, e.g. Europe/Berlin.",
@@ -535,7 +542,8 @@ class Settings:
         shown_default="a random one, kept in the state directory",
     )
 
-    #: The process environment at start, which holds API keys by qwen-code's names.
+    #: The process environment, with the environment file's values in it; it holds API keys by
+    #: qwen-code's names.
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     #: The home directory.
     home: Path = field(default_factory=Path)
@@ -645,6 +653,13 @@ def environment() -> dict[str, str]:
     return dict(os.environ)
 
 
+def become(environ: Mapping[str, str]) -> None:
+    """Make this process's environment another one, for what it starts and for the libraries."""
+    for name in set(os.environ) - set(environ):
+        del os.environ[name]
+    os.environ.update(environ)
+
+
 def _foreign_host(env: Mapping[str, str], is_here: Callable[[str], bool]) -> str:
     """The value of HOST if it is not for us; "" if it is, or does not matter.
 
@@ -669,7 +684,9 @@ def _state_dir(env: Mapping[str, str], home: Path) -> str:
 
 
 def describe(settings: Settings) -> list[dict[str, str]]:
-    """Rows for `qwen-proxy settings`: `{"name", "value", "default", "unit", "description"}`."""
+    """Rows for `qwen-proxy settings`: `{"name", "value", "default", "unit", "description",
+    "source"}`; the source is `default`, `environment`, `command line`, or the path of the
+    environment file."""
     rows = []
     for item in dataclasses.fields(Settings):
         if not (meta := item.metadata):
@@ -684,9 +701,19 @@ def describe(settings: Settings) -> list[dict[str, str]]:
                 "default": default,
                 "unit": meta["unit"],
                 "description": meta["description"] + also,
+                "source": _source(settings, meta["wins"], meta["env"]),
             }
         )
     return rows
+
+
+def _source(settings: Settings, *names: str) -> str:
+    """Where the value of a setting comes from: of the first name that has one, as in `load`."""
+    environ = settings.environ
+    name = next((each for each in names if environ.get(each, "").strip()), "")
+    if not name or (name == "HOST" and settings.ignored_host):
+        return env_file.DEFAULT
+    return env_file.source(environ, name)
 
 
 def names() -> tuple[str, ...]:

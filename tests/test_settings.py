@@ -124,6 +124,7 @@ TAKEN: list[tuple[str, str, Any]] = [
     ("QWEN_PROXY_ADMIN_KEYS", "a, b", ("a", "b")),
     ("LOG_LEVEL", "debug", "DEBUG"),
     ("QWEN_PROXY_LOG_FORMAT", "json", "json"),
+    ("QWEN_PROXY_ENV_FILE", "/etc/x.env", "/etc/x.env"),
     ("QWEN_PROXY_STATE_DIR", "/var/lib/x", "/var/lib/x"),
 ]
 
@@ -213,6 +214,7 @@ def test_every_setting_has_a_row_here() -> None:
         "QWEN_PROXY_SAME_ACCOUNT",
         "QWEN_PROXY_STATE_DIR",
         "QWEN_PROXY_PRICES",
+        "QWEN_PROXY_ENV_FILE",
     }
     assert FIELDS.keys() - REFUSED.keys() == free_text
 
@@ -419,7 +421,7 @@ def test_the_table_has_every_setting_with_words_for_a_person() -> None:
 
     assert [row["name"] for row in rows] == list(FIELDS)
     for row in rows:
-        assert row.keys() == {"name", "value", "default", "unit", "description"}
+        assert row.keys() == {"name", "value", "default", "unit", "description", "source"}
         assert row["description"].endswith(".")
         assert len(row["description"]) < 120
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flask import Request, Response, request
 
+from qwen_wsgi.access import connections
 from qwen_wsgi.access.budget import Budget
 from qwen_wsgi.access.guard import Client
 from qwen_wsgi.accounting.record import CallRecord
@@ -295,7 +296,7 @@ def check_caller(*, admin: bool = False) -> None:
         admin: whether it must be an admin's.
 
     Raises:
-        ApiError: 401 or 403.
+        ApiError: 401 or 403; 503 while the server stops.
     """
     call = live()
     guard = call.services.guard
@@ -307,6 +308,8 @@ def check_caller(*, admin: bool = False) -> None:
             call.record.client, call.record.client_id = holder.name, holder.id
         raise
     call.know(client, counts=call.record.method == "POST")
+    if call.services.admission.draining:
+        raise connections.stopping()
 
 
 def refuse_pages() -> None:

@@ -84,7 +84,7 @@ def main() -> NoReturn:
         hints = {} if "serve" in arguments[:1] else address(unit, environ)
         os.execve(command[0], command, environ | hints)
     try:
-        who = identity(unit)
+        who, groups = identity(unit), supplementary_groups(unit)
     except KeyError as error:
         print(
             f"qwen-proxy: the service's unit names {error.args[0]}, which does not exist. "
@@ -96,7 +96,7 @@ def main() -> NoReturn:
     places = directories(unit, serving="serve" in arguments[:1])
     for place in places:
         make(place, who)
-    become(who, unit)
+    become(who, groups, unit)
     os.execve(command[0], command, environment(unit, who, places, environ) | seen)
 
 
@@ -134,6 +134,21 @@ def identity(unit: Service) -> Identity:
     return Identity(user.pw_name, user.pw_uid, gid, user.pw_dir, user.pw_shell)
 
 
+def supplementary_groups(unit: Service) -> list[int]:
+    """The further groups of the service; one of them may read the environment file.
+
+    Raises:
+        KeyError: one does not exist; the error's argument says which.
+    """
+    found = []
+    for name in unit["SupplementaryGroups"].split():
+        try:
+            found.append(grp.getgrnam(name).gr_gid)
+        except KeyError:
+            raise KeyError(f"the group {name}") from None
+    return found
+
+
 def directories(unit: Service, *, serving: bool) -> list[Directory]:
     """The service's directories; the one of its socket only for a server."""
     kinds = [("StateDirectory", "/var/lib", "STATE_DIRECTORY")]
@@ -166,14 +181,19 @@ def environment(
     }
     own = {"PATH": _PATH, "HOME": who.home, "USER": who.name, "LOGNAME": who.name}
     made = {place.variable: str(place.path) for place in places}
-    return {**kept, **own, "SHELL": who.shell, **made, **unit.environ}
+    # The command reads the file of QWEN_PROXY_ENV_FILE itself, as the server does.
+    return {**kept, **own, "SHELL": who.shell, **made, **unit.given}
 
 
-def become(who: Identity, unit: Service) -> None:
-    """Give up root's rights for good, and take the service's."""
+def become(who: Identity, groups: Sequence[int], unit: Service) -> None:
+    """Give up root's rights for good, and take the service's.
+
+    Args:
+        groups: the service's further groups.
+    """
     os.umask(int(unit["UMask"] or "022", 8))
     if who.uid != 0:
-        os.setgroups(os.getgrouplist(who.name, who.gid))
+        os.setgroups([*os.getgrouplist(who.name, who.gid), *groups])
         os.setresgid(who.gid, who.gid, who.gid)
         os.setresuid(who.uid, who.uid, who.uid)
     # root's directory may be closed to the service.

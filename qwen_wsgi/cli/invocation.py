@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from qwen_wsgi import env_file
+
 #: In an environment made by `make install`: there the command is called through sudo.
 INSTALLED_MARK: Final = "qwen-proxy-installed"
 
@@ -43,8 +45,8 @@ def command_words(
 
 
 def with_options(environ: Mapping[str, str], arguments: argparse.Namespace) -> dict[str, str]:
-    """The environment with the options of `serve` in it, which win over its variables."""
-    found = dict(environ)
+    """The environment with a note of the options of `serve`, which win over its variables."""
+    found: dict[str, str] = {}
     host, port = getattr(arguments, "host", None), getattr(arguments, "port", None)
     if host is not None or port is not None:
         found["QWEN_PROXY_BIND"] = ""
@@ -55,4 +57,4 @@ def with_options(environ: Mapping[str, str], arguments: argparse.Namespace) -> d
     ):
         if value is not None:
             found[name] = value
-    return found
+    return env_file.with_options(environ, found) if found else dict(environ)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TextIO
 
-from qwen_wsgi import __version__, logs
+from qwen_wsgi import __version__, env_file, logs
 from qwen_wsgi import settings as settings_module
 from qwen_wsgi.cli import interrupts, invocation
 from qwen_wsgi.cli.keys import options as keys_options
@@ -70,6 +70,7 @@ def _run(argv: Sequence[str] | None) -> int:
     command: Command = arguments.command
     try:
         with interrupts.repeated():
+            environ = env_file.layered(environ)
             return command(settings_module.load(environ), arguments)
     except (SettingsError, CannotStartYet) as error:
         _complain(str(error), environ, serving=command is _serve)
@@ -92,14 +93,18 @@ def _command_words(environ: Mapping[str, str]) -> str:
     )
 
 
-def _complain(problem: str, environ: Mapping[str, str], *, serving: bool) -> None:
+def _complain(
+    problem: str, environ: Mapping[str, str], *, serving: bool, level: int = logging.ERROR
+) -> None:
     """Say why a command cannot go on: in a line for a person; for a server, in its log's form."""
     words = environ[settings_module.COMMAND]
     shown = settings_module.with_command(f"qwen-proxy: {problem}", words)
     if serving and environ.get("QWEN_PROXY_LOG_FORMAT", "").strip() == "json":
-        shown = json.dumps({"level": "ERROR", "event": problem}, ensure_ascii=False)
+        shown = json.dumps(
+            {"level": logging.getLevelName(level), "event": problem}, ensure_ascii=False
+        )
     elif serving and logs.is_journal(environ, sys.stderr):
-        shown = logs.in_journal(shown, logging.ERROR)
+        shown = logs.in_journal(shown, level)
     print(shown, file=sys.stderr)
 
 
@@ -193,7 +198,10 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(settings: Settings, arguments: argparse.Namespace) -> int:
     from qwen_wsgi.cli import serve
 
-    serve.serve(settings, reload=arguments.reload)
+    def tell(note: str) -> None:
+        _complain(note, settings.environ, serving=True, level=logging.WARNING)
+
+    serve.serve(settings, reload=arguments.reload, tell=tell)
 
 
 def _status(settings: Settings, arguments: argparse.Namespace) -> int:

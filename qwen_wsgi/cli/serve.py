@@ -6,10 +6,12 @@ import errno
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NoReturn
 
 from qwen_wsgi import net
+from qwen_wsgi.cli import sockets
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import CannotStartYet, SettingsError
@@ -33,10 +35,13 @@ _PACKAGED: Final = Path(__file__).resolve().parents[1] / "_server"
 _CHECKOUT: Final = Path(__file__).resolve().parents[2]
 
 
-def serve(settings: Settings, *, reload: bool = False) -> NoReturn:
+def serve(
+    settings: Settings, *, reload: bool = False, tell: Callable[[str], None] = lambda note: None
+) -> NoReturn:
     """Check the accounts and the address, then replace this process by gunicorn.
 
     Args:
+        tell: is given a warning for the log.
         reload: whether workers are replaced when the code changes, for developers.
 
     Raises:
@@ -44,7 +49,12 @@ def serve(settings: Settings, *, reload: bool = False) -> NoReturn:
         CannotStartYet: the address is in use or not there yet, or a file cannot be read just now.
     """
     Discovery(settings, SystemClock()).check()
-    check_bind(settings)
+    if listening := sockets.passed(settings.environ):
+        settings, told = sockets.adopt(settings, listening)
+        if told:
+            tell(told)
+    else:
+        check_bind(settings)
     home = server_files()
     command = [
         # This interpreter's own gunicorn, not another one on PATH.

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+from qwen_wsgi import env_file
 from qwen_wsgi import settings as settings_module
 from qwen_wsgi.doctor.machine import Machine
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings
 
 UNIT: Final = "qwen-proxy.service"
+SOCKET: Final = "qwen-proxy.socket"
 
 _PROPERTIES: Final = (
     "LoadState",
@@ -27,6 +29,7 @@ _PROPERTIES: Final = (
     "NeedDaemonReload",
     "User",
     "Group",
+    "SupplementaryGroups",
     "ExecStart",
     "Environment",
     "EnvironmentFiles",
@@ -43,6 +46,7 @@ _PROPERTIES: Final = (
     "ReadWritePaths",
     "LimitNOFILE",
     "TimeoutStopUSec",
+    "Listen",
 )
 
 _TIMEOUT_S: Final = 10.0
@@ -64,7 +68,7 @@ class NotHere(Exception):
 
 @dataclass(frozen=True)
 class EnvironmentFile:
-    """An environment file of the unit.
+    """An environment file of the unit, or the one that the server itself reads.
 
     Attributes:
         text: None if this user may not read it; "" if it does not exist.
@@ -79,16 +83,20 @@ class Service:
     """The installed unit.
 
     Attributes:
-        environ: the service's environment, as far as this user may read it.
+        given: the environment that systemd gives to the service, as far as this user may read it.
+        environ: the same, with what the environment file that the server reads says.
         settings: parsed from it; None if it is not fully known, or invalid.
         problem: why it is invalid.
+        socket: the properties of the socket unit, as far as they are known.
     """
 
     properties: Mapping[str, str]
     files: tuple[EnvironmentFile, ...] = ()
+    given: Mapping[str, str] = field(default_factory=dict, repr=False)
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     settings: Settings | None = None
     problem: str = ""
+    socket: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> str:
         return self.properties.get(name, "")
@@ -111,6 +119,19 @@ class Service:
     @property
     def bind(self) -> str:
         """Where it listens, in gunicorn's notation; "" if unknown."""
+        return next(iter(self.sockets), self.own_bind)
+
+    @property
+    def sockets(self) -> tuple[str, ...]:
+        """Where systemd listens for it, in the same notation."""
+        if self.socket.get("ActiveState") != "active":
+            return ()
+        found = re.findall(r"(\S+) \(Stream\)", self.socket.get("Listen", ""))
+        return tuple(f"unix:{each}" if each.startswith("/") else each for each in found)
+
+    @property
+    def own_bind(self) -> str:
+        """Where its settings say that it listens."""
         if self.settings is not None:
             return self.settings.bind_address
         return self.environ.get("QWEN_PROXY_BIND", "")
@@ -135,7 +156,7 @@ def look(machine: Machine) -> Service:
         raise NotHere("there is no systemd here")
     try:
         done = machine.run(
-            [systemctl, "show", UNIT, "--no-pager", "-p", ",".join(_PROPERTIES)],
+            [systemctl, "show", UNIT, SOCKET, "--no-pager", "-p", ",".join(_PROPERTIES)],
             timeout_s=_TIMEOUT_S,
         )
     except OSError as error:
@@ -143,10 +164,12 @@ def look(machine: Machine) -> Service:
     if done.status:
         lines = (done.err or done.out).strip().splitlines()
         raise NotHere(f"systemctl says: {lines[0] if lines else f'status {done.status}'}")
-    properties = _properties(done.out)
+    # One block for each, with an empty line between them.
+    service, _, socket = done.out.partition("\n\n")
+    properties = _properties(service)
     if properties.get("LoadState") in (None, "", "not-found"):
         raise NotHere("the service is not installed")
-    return _service(properties, machine)
+    return replace(_service(properties, machine), socket=_properties(socket))
 
 
 def read(machine: Machine) -> Service:
@@ -203,17 +226,22 @@ def _of_files(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _service(properties: dict[str, str], machine: Machine) -> Service:
-    files = tuple(_environment_files(properties.get("EnvironmentFiles", ""), machine))
-    environ = _environment(properties.get("Environment", ""))
+    listed = re.findall(r"(/\S*) \(ignore_errors=\w+\)", properties.get("EnvironmentFiles", ""))
+    files = [_environment_file(path, machine) for path in listed]
+    given = _environment(properties.get("Environment", ""))
     for file in files:
-        environ |= parse_environment(file.text or "")
+        given |= env_file.parse(file.text or "").values
+    environ = given
+    if path := given.get(env_file.VARIABLE, "").strip():
+        files.append(own := _environment_file(path, machine))
+        environ = env_file.over(given, env_file.parse(own.text or "").values)
     problem, settings = "", None
     if all(file.text is not None for file in files):
         try:
             settings = settings_module.load(environ)
         except SettingsError as error:
             problem = str(error)
-    return Service(properties, files, environ, settings, problem)
+    return Service(properties, tuple(files), given, environ, settings, problem)
 
 
 def _properties(text: str) -> dict[str, str]:
@@ -226,16 +254,15 @@ def _properties(text: str) -> dict[str, str]:
     return found
 
 
-def _environment_files(listed: str, machine: Machine) -> Iterator[EnvironmentFile]:
-    for word in re.findall(r"(/\S*) \(ignore_errors=\w+\)", listed):
-        path = Path(word)
-        try:
-            text = (machine.root / word.lstrip("/")).read_text(errors="replace")
-        except FileNotFoundError:
-            text = ""
-        except OSError:
-            text = machine.root_saw.files.get(word) if machine.root_saw else None
-        yield EnvironmentFile(path, text)
+def _environment_file(path: str, machine: Machine) -> EnvironmentFile:
+    try:
+        text = (machine.root / path.lstrip("/")).read_text(errors="replace")
+    except FileNotFoundError:
+        text = ""
+    except OSError:
+        saw = machine.root_saw
+        return EnvironmentFile(Path(path), saw.files.get(path) if saw else None)
+    return EnvironmentFile(Path(path), text)
 
 
 def _environment(assignments: str) -> dict[str, str]:
@@ -245,29 +272,6 @@ def _environment(assignments: str) -> dict[str, str]:
         words = assignments.split()
     pairs = (word.partition("=") for word in words)
     return {name: value for name, equals, value in pairs if equals}
-
-
-def parse_environment(text: str) -> dict[str, str]:
-    """Parse an environment file as systemd does: quotes, and `\\` at the end of a line. Lines that
-    systemd ignores are ignored."""
-    found = {}
-    for line in text.replace("\\\n", "").splitlines():
-        name, equals, value = line.strip().partition("=")
-        if equals and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            value = value.strip()
-            if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-                value = value[1:-1]
-            found[name] = value
-    return found
-
-
-def ignored_lines(text: str) -> tuple[int, ...]:
-    """The numbers of lines that look like settings and are ignored: blanks around `=`, `export`."""
-    return tuple(
-        number
-        for number, line in enumerate(text.splitlines(), 1)
-        if re.match(r"\s*(export\s+)?[A-Z][A-Z0-9_]*(\s+=|=\s+\S)|\s*export\s", line)
-    )
 
 
 def seconds(span: str) -> float | None:
@@ -287,6 +291,9 @@ def differing(settings: Settings, unit: Service) -> tuple[str, ...]:
         sorted(
             name
             for name, value in unit.environ.items()
-            if value and settings.environ.get(name, "").strip() != value.strip()
+            if name != env_file.VARIABLE  # what it says counts, and not where it is
+            and name[:1] != "_"
+            and value
+            and settings.environ.get(name, "").strip() != value.strip()
         )
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from qwen_wsgi import env_file
 from qwen_wsgi.doctor import service as services
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.doctor.machine import Machine
@@ -27,6 +28,7 @@ _STATUSES: Final = {
     "3": ("a worker could not start", "journalctl -u qwen-proxy -n 50"),
     "4": ("the application could not be imported", "journalctl -u qwen-proxy -n 50"),
     "200": ("its working directory does not exist", "systemctl cat qwen-proxy"),
+    "216": ("a group of the unit does not exist", "sudo make install"),
     "203": ("its program does not exist: was it removed?", "sudo make install"),
     "217": ("the user of User= does not exist", "systemctl cat qwen-proxy"),
     "226": ("a directory of BindPaths= does not exist", "systemctl cat qwen-proxy"),
@@ -43,6 +45,7 @@ def check(settings: Settings, found: Service | str, machine: Machine) -> Iterato
         yield TELL.skipped(services.UNIT, found)
         return
     yield from state(found)
+    yield from socket(found)
     yield from environment(found)
     yield from compared(settings, found, machine)
     yield from homes(found, machine)
@@ -79,6 +82,36 @@ def state(unit: Service) -> Iterator[Finding]:
         yield TELL.note("drop-in", path)
 
 
+def socket(unit: Service) -> Iterator[Finding]:
+    """Check the socket unit, which keeps calls waiting during a restart."""
+    if unit.socket.get("LoadState") != "loaded":
+        return
+    if unit.sockets:
+        listening = " and ".join(unit.sockets)
+        if unit.own_bind and unit.own_bind not in unit.sockets:
+            yield TELL.warn(
+                services.SOCKET,
+                f"systemd listens on {listening}, so the address {unit.own_bind} of the settings "
+                "has no effect",
+                "Correct one of them: sudo systemctl edit qwen-proxy.socket",
+            )
+        else:
+            yield TELL.ok(services.SOCKET, f"keeps {listening}: calls wait during a restart")
+    elif unit.socket.get("UnitFileState") == "enabled":
+        yield TELL.warn(
+            services.SOCKET,
+            "it is enabled, but systemd does not listen: calls fail during a restart",
+            f"sudo systemctl stop {services.UNIT} && sudo systemctl start {services.SOCKET} "
+            f"{services.UNIT}",
+        )
+    else:
+        yield TELL.note(
+            services.SOCKET,
+            "is not used: calls fail for some seconds during a restart or an upgrade",
+            'docs/operations.md, "Restarts without a lost call"',
+        )
+
+
 def _why(unit: Service) -> tuple[str, str]:
     """Why it does not run, and the command that shows more."""
     if unit["Result"] == "start-limit-hit":
@@ -102,19 +135,19 @@ def environment(unit: Service) -> Iterator[Finding]:
             yield TELL.skipped(
                 str(file.path), "this user may not read it, so its settings are unknown"
             )
-        elif lines := services.ignored_lines(file.text):
+        elif lines := env_file.parse(file.text).ignored:
             numbers = ", ".join(map(str, lines[:5]))
             yield TELL.warn(
                 str(file.path),
-                f"line {numbers} is ignored: systemd takes no blanks around `=`, and no `export`",
-                "Write NAME=value.",
+                f"line {numbers} is ignored: it has no `=`, or more than a name before it",
+                "Write NAME=value, without `export`.",
             )
     secrets = list(filter(names_secret, services.open_variables(unit)))
     if secrets:
         yield TELL.warn(
             "Environment=",
             f"every user of this machine can read {', '.join(secrets)} in the unit",
-            "Move it to /etc/qwen-proxy/qwen-proxy.env, which only root can read.",
+            "Move it to /etc/qwen-proxy/qwen-proxy.env, which only root and the service can read.",
         )
 
 

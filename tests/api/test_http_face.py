@@ -554,6 +554,23 @@ def test_health_says_that_the_worker_is_draining() -> None:
     assert (status, body["status"], body["ready"]) == (503, "draining", False)
 
 
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("/v1/chat/completions", "server_error"), ("/v1/messages", "overloaded_error")],
+)
+def test_new_calls_are_refused_while_the_server_stops(path: str, kind: str) -> None:
+    with in_front_of(MODELS) as (app, _):
+        app.services.admission.draining = True
+        answer = app.client.post(path, json={"model": "m", "messages": []})
+        listed = app.get("/v1/models")
+        call = app.calls[0]
+
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert json.loads(answer.data)["error"]["type"] == kind
+    assert listed.status_code == 503
+    assert call["outcome"] == "refused"
+
+
 def test_liveness_and_readiness_are_apart() -> None:
     with in_front_of(MODELS) as (app, _):
         assert [app.get(f"/health/{what}").status_code for what in ("live", "ready")] == [200, 200]

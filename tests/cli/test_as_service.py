@@ -23,7 +23,8 @@ UNIT = Service(
         "RuntimeDirectory": "qwen-proxy",
         "RuntimeDirectoryMode": "0750",
     },
-    environ={"QWEN_PROXY_BIND": "unix:/run/x.sock", "DASHSCOPE_API_KEY": "k", "HOME": "/other"},
+    given={"QWEN_PROXY_BIND": "unix:/run/x.sock", "DASHSCOPE_API_KEY": "k", "HOME": "/other"},
+    environ={"QWEN_PROXY_BIND": "unix:/run/x.sock", "QWEN_PROXY_WORKERS": "of its file"},
 )
 
 

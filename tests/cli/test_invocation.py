@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen_wsgi import env_file
 from qwen_wsgi.cli import invocation
 from qwen_wsgi.settings import load, with_command
 
@@ -100,7 +101,8 @@ def test_options_win_over_the_environment(
         "PORT": "5",
         "QWEN_PROXY_WORKERS": "3",
     }
-    settings = load(invocation.with_options(environ, argparse.Namespace(**options)))
+    with_options = invocation.with_options(environ, argparse.Namespace(**options))
+    settings = load(env_file.layered(with_options))
 
     assert (settings.bind_address, settings.workers) == (address, workers)
 

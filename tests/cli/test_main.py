@@ -407,3 +407,29 @@ def test_the_servers_own_files_are_found() -> None:
 
     assert (directory / "gunicorn.conf.py").is_file()
     assert (directory / "wsgi.py").is_file()
+
+
+def test_settings_say_where_they_are_from(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "a.env"
+    file.write_text("OPENAI_MODEL=of-the-file\n")
+
+    status, out, _ = run("settings", "--json", PORT=4321, QWEN_PROXY_ENV_FILE=file)
+    rows = {row["name"]: (row["value"], row["source"]) for row in json.loads(out)}
+    text = run("settings", PORT=4321, QWEN_PROXY_ENV_FILE=file)[1]
+
+    assert status == 0
+    assert rows["OPENAI_MODEL"] == ("of-the-file", str(file))
+    assert rows["PORT"] == ("4321", "environment")
+    assert rows["LOG_LEVEL"] == ("INFO", "default")
+    assert f" From: {file}.\n" in text
+    assert " From: default" not in text
+
+
+def test_a_file_that_cannot_be_read_is_one_line_and_status_2(tmp_path: Path) -> None:
+    (tmp_path / "a.env").write_bytes(b"A=\xff")
+
+    done = as_program("status", QWEN_PROXY_ENV_FILE=tmp_path / "a.env")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "this is not UTF-8" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

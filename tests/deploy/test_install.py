@@ -114,6 +114,7 @@ def test_the_first_installation(installed: tuple[Installation, str]) -> None:
         "/etc/qwen-proxy/qwen-proxy.env.example",
         "/etc/qwen-proxy/owner.conf.example",
         "/etc/systemd/system/qwen-proxy.service",
+        "/etc/systemd/system/qwen-proxy.socket",
         "/etc/nginx/sites-available/qwen-proxy.conf",
         "/etc/nginx/sites-enabled/qwen-proxy.conf",
         "/usr/local/bin/qwen-proxy",
@@ -231,7 +232,7 @@ def test_the_unit_starts_the_program_where_it_was_put(system: Installation) -> N
     assert "/opt/qwen-proxy" not in unit
 
 
-def test_the_settings_are_for_root_alone(system: Installation) -> None:
+def test_the_settings_are_for_root_alone_until_their_group_is_there(system: Installation) -> None:
     assert system.at("/etc/qwen-proxy/qwen-proxy.env").stat().st_mode & 0o777 == 0o600
 
 

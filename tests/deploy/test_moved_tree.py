@@ -26,6 +26,7 @@ KEY, CLIENT_KEY = secret("moved-account"), secret("moved-client")
 SCRIPT = """
 cp -a {root}/. /
 groupadd --system qwen-proxy
+groupadd --system qwen-proxy-env
 useradd --system --gid qwen-proxy --no-create-home --home-dir /var/lib/qwen-proxy \\
     --shell /usr/sbin/nologin qwen-proxy
 usermod -aG qwen-proxy www-data
@@ -34,7 +35,8 @@ DASHSCOPE_API_KEY={key}
 QWEN_PROXY_API_KEYS={client_key}
 export WRONG=1
 END
-chmod 600 /etc/qwen-proxy/qwen-proxy.env
+chgrp qwen-proxy-env /etc/qwen-proxy/qwen-proxy.env
+chmod 640 /etc/qwen-proxy/qwen-proxy.env
 mkdir -m 700 /closed
 cd /closed
 say() {{ echo "=== $1"; }}

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from qwen_wsgi import settings
+from qwen_wsgi import env_file, settings
 from qwen_wsgi.cli.main import EXIT_CONFIGURATION, EXIT_NOT_YET
 from qwen_wsgi.credentials.sources import providers
 from tests.deploy import unit_sandbox
 from tests.kit.servers import REPO, StartServer
 
 UNIT = REPO / "systemd/qwen-proxy.service"
+SOCKET = REPO / "systemd/qwen-proxy.socket"
 OWNER = REPO / "systemd/owner.conf.example"
 EXAMPLE = REPO / "systemd/qwen-proxy.env.example"
 
@@ -55,6 +56,11 @@ def example_values() -> dict[str, str]:
     return values
 
 
+def rows(loaded: settings.Settings) -> list[dict[str, str]]:
+    """What is told of the settings, except where they come from."""
+    return [{**row, "source": ""} for row in settings.describe(loaded)]
+
+
 @needs_systemd_analyze
 @pytest.mark.parametrize("as_owner", [False, True], ids=["own user", "owner of ~/.qwen"])
 def test_systemd_understands_every_line(tmp_path: Path, as_owner: bool) -> None:
@@ -64,12 +70,14 @@ def test_systemd_understands_every_line(tmp_path: Path, as_owner: bool) -> None:
     unit = tmp_path / "qwen-proxy.service"
     unit.write_text(UNIT.read_text().replace("/opt/qwen-proxy/venv/bin/python", str(program)))
     assert str(program) in unit.read_text()
+    socket = tmp_path / "qwen-proxy.socket"
+    socket.write_text(SOCKET.read_text())
     if as_owner:
         drop_in = tmp_path / "qwen-proxy.service.d/owner.conf"
         drop_in.parent.mkdir()
         drop_in.write_text(OWNER.read_text())
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(unit)],
+        ["systemd-analyze", "verify", "--man=no", str(unit), str(socket)],
         capture_output=True,
         text=True,
         timeout=30,
@@ -135,6 +143,30 @@ def test_the_environment_of_the_unit_is_made_of_settings() -> None:
     assert f"server {loaded.bind} " in (REPO / "nginx/qwen-proxy.conf").read_text()
 
 
+def test_the_service_reads_its_environment_file_itself() -> None:
+    """systemd would give it once; and what is inherited cannot be taken back by a reload."""
+    environ = dict(line.split("=", 1) for line in unit_values("Environment"))
+    install = (REPO / "install/install.sh").read_text()
+    assert environ["QWEN_PROXY_ENV_FILE"] == "/etc/qwen-proxy/qwen-proxy.env"
+    assert unit_values("EnvironmentFile") == []
+    assert f"readers={one('SupplementaryGroups')}\n" in install
+    assert one("SupplementaryGroups") in env_file.read_remedy("/x")
+    assert one("ExecReload") == "/bin/kill -HUP $MAINPID"
+
+
+def test_the_socket_unit_is_where_the_service_and_nginx_have_it() -> None:
+    parser = configparser.ConfigParser(strict=False)
+    parser.read_string(SOCKET.read_text())
+    environ = dict(line.split("=", 1) for line in unit_values("Environment"))
+    given = parser["Socket"]
+    assert f"unix:{given['ListenStream']}" == environ["QWEN_PROXY_BIND"]
+    assert (given["SocketGroup"], given["SocketMode"]) == (one("Group"), "0660")
+    # It is in the directory of the service, which must outlive the service.
+    assert Path(given["ListenStream"]).parent == Path("/run", one("RuntimeDirectory"))
+    assert one("RuntimeDirectoryPreserve") == "yes"
+    assert parser["Install"]["WantedBy"] == "sockets.target"
+
+
 def test_the_drop_in_only_changes_what_it_must() -> None:
     parser = configparser.ConfigParser(strict=False)
     parser.read_string(OWNER.read_text())
@@ -145,7 +177,8 @@ def test_the_drop_in_only_changes_what_it_must() -> None:
 def test_the_example_names_every_setting_and_nothing_else() -> None:
     known = {row["name"] for row in settings.describe(settings.load({}))}
     keys = {name for one in providers.PROVIDERS for name in (one.key_env, one.base_url_env)}
-    assert known - set(example_values()) == set()
+    # Which cannot stand in the file that it names.
+    assert known - set(example_values()) == {"QWEN_PROXY_ENV_FILE"}
     assert set(example_values()) - known - keys == set()
 
 
@@ -156,6 +189,6 @@ def test_the_example_switches_nothing_on() -> None:
 def test_the_example_shows_the_defaults() -> None:
     values = {name: value for name, value in example_values().items() if value}
     shown = settings.load({n: v for n, v in values.items() if n not in SHOWN_BY_EXAMPLE})
-    assert settings.describe(shown) == settings.describe(settings.load({}))
+    assert rows(shown) == rows(settings.load({}))
     # And the others can be used.
     settings.load(values)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from qwen_wsgi import env_file
 from qwen_wsgi.doctor import service as services
 from qwen_wsgi.doctor import systemd, witness
 from qwen_wsgi.doctor.findings import Finding, Level
@@ -129,7 +130,7 @@ def test_no_service_is_no_ok(machine: FakeMachine, load: Load, answer: Any, word
             "Environment=",
             "warn",
             "every user of this machine can read DASHSCOPE_API_KEY",
-            "only root can read",
+            "only root and the service can read",
         ),
     ],
 )
@@ -148,6 +149,49 @@ def test_what_is_wrong_with_the_unit(
     (about,) = [each for each in found if each.subject == subject]
     assert (about.level.value, words in about.what, remedy in about.remedy) == (level, True, True)
     assert core(KEY) not in str(found)
+
+
+SOCKET = "/run/qwen-proxy/http.sock (Stream)"
+
+
+@pytest.mark.parametrize(
+    ("properties", "level", "words"),
+    [
+        ({"LoadState": "not-found"}, None, ""),
+        ({"LoadState": "loaded", "ActiveState": "active", "Listen": SOCKET}, "ok", "calls wait"),
+        (
+            {"LoadState": "loaded", "ActiveState": "active", "Listen": "[::]:8080 (Stream)"},
+            "warn",
+            "systemd listens on [::]:8080, so the address unix:/run/qwen-proxy/http.sock of",
+        ),
+        (
+            {"LoadState": "loaded", "ActiveState": "inactive", "UnitFileState": "enabled"},
+            "warn",
+            "enabled, but systemd does not listen",
+        ),
+        (
+            {"LoadState": "loaded", "ActiveState": "inactive", "UnitFileState": "disabled"},
+            "note",
+            "calls fail for some seconds",
+        ),
+    ],
+    ids=str,
+)
+def test_the_socket_unit(
+    machine: FakeMachine, properties: dict[str, str], level: str | None, words: str
+) -> None:
+    install_unit(machine)
+    block = "".join(f"{name}={value}\n" for name, value in properties.items())
+    service = machine.programs["systemctl"]
+    assert isinstance(service, Ran)
+    machine.programs["systemctl"] = service._replace(out=f"{service.out}\n{block}")
+
+    unit = services.look(machine)
+    found = list(systemd.socket(unit))
+
+    assert [each.level.value for each in found] == ([level] if level else [])
+    assert all(words in each.what for each in found)
+    assert unit.bind == ("[::]:8080" if "8080" in words else "unix:/run/qwen-proxy/http.sock")
 
 
 def test_no_limit_is_no_fault(machine: FakeMachine, load: Load) -> None:
@@ -183,7 +227,7 @@ class TestEnvironment:
 
         assert "PORT='http'" in fault.what
 
-    @pytest.mark.parametrize("line", ["NAME = value", "NAME= value", "export NAME=value"])
+    @pytest.mark.parametrize("line", ["NAME", "MY NAME=value", "1NAME=value", "export NAME=value"])
     def test_lines_that_set_nothing(self, machine: FakeMachine, line: str) -> None:
         write_env_file(machine, f"# a comment = of mine\nA=b\n{line}\n")
 
@@ -191,22 +235,23 @@ class TestEnvironment:
 
         assert "line 3" in fault.what
 
-    @pytest.mark.parametrize(
-        ("text", "found"),
-        [
-            ("A=b\n#B=c\n\n;x\nC='d e'\nE=\"f\"\n", {"A": "b", "C": "d e", "E": "f"}),
-            ("A=b\\\nc\n", {"A": "bc"}),
-            ("A = b\n1A=b\n=b\n", {}),
-        ],
-    )
-    def test_it_is_read_as_systemd_reads_it(self, text: str, found: dict[str, str]) -> None:
-        assert services.parse_environment(text) == found
-
     def test_the_shipped_example_has_no_line_that_sets_nothing(self) -> None:
         text = (REPO / "systemd/qwen-proxy.env.example").read_text()
 
-        assert services.ignored_lines(text) == ()
-        assert services.parse_environment(text) == {}
+        assert env_file.parse(text) == ({}, ())
+
+    def test_files_that_systemd_itself_reads_are_beneath_the_servers_own(
+        self, machine: FakeMachine
+    ) -> None:
+        (machine.root / "given.env").write_text("QWEN_PROXY_WORKERS=3\nPORT=3\n")
+        write_env_file(machine, "QWEN_PROXY_WORKERS=4\n")
+
+        unit = look(machine, EnvironmentFiles="/given.env (ignore_errors=no)")
+
+        assert unit.settings is not None
+        assert (unit.settings.workers, unit.settings.port) == (4, 3)
+        assert unit.given["QWEN_PROXY_WORKERS"] == "3"
+        assert [str(file.path) for file in unit.files] == ["/given.env", ENV_FILE]
 
 
 class TestFilesOfTheUnit:
@@ -228,12 +273,13 @@ class TestFilesOfTheUnit:
 
         assert (unit.user, unit["Group"], unit["UMask"]) == ("qwen-proxy", "qwen-proxy", "0077")
         assert (unit["StateDirectory"], unit["StateDirectoryMode"]) == ("qwen-proxy", "0700")
-        assert unit.environ == {
+        assert unit.given == {
             "QWEN_PROXY_BIND": "unix:/run/qwen-proxy/http.sock",
             "QWEN_PROXY_SANDBOX": "0",
-            "DASHSCOPE_API_KEY": KEY,
+            "QWEN_PROXY_ENV_FILE": ENV_FILE,
         }
-        assert unit["EnvironmentFiles"] == f"{ENV_FILE} (ignore_errors=yes)"
+        assert {**unit.environ, **unit.given, "DASHSCOPE_API_KEY": KEY} == unit.environ
+        assert [str(file.path) for file in unit.files] == [ENV_FILE]
         assert unit.bind == "unix:/run/qwen-proxy/http.sock"
 
     def test_drop_ins_add_replace_and_begin_anew(self, machine: FakeMachine) -> None:

@@ -38,6 +38,7 @@ class Application:
             admission=SimpleNamespace(draining=False),
             connections=SimpleNamespace(stop=lambda: None),
             guard=SimpleNamespace(needs_key=False),
+            price_problem="",
             maintenance=SimpleNamespace(start=lambda: None),
             metering=SimpleNamespace(start=lambda: None),
             background=SimpleNamespace(

@@ -28,8 +28,10 @@ GOOD_UNIT = {
     "User": "qwen-proxy",
     "Group": "qwen-proxy",
     "ExecStart": "{ path=/opt/qwen-proxy/venv/bin/python ; argv[]=/opt/… serve ; }",
-    "Environment": "QWEN_PROXY_BIND=unix:/run/qwen-proxy/http.sock QWEN_PROXY_SANDBOX=0",
-    "EnvironmentFiles": f"{ENV_FILE} (ignore_errors=yes)",
+    "SupplementaryGroups": "qwen-proxy-env",
+    "Environment": "QWEN_PROXY_BIND=unix:/run/qwen-proxy/http.sock QWEN_PROXY_SANDBOX=0 "
+    f"QWEN_PROXY_ENV_FILE={ENV_FILE}",
+    "EnvironmentFiles": "",
     "StateDirectory": "qwen-proxy",
     "DropInPaths": "",
     "ProtectHome": "yes",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from qwen_wsgi.sandbox import Sandbox
 from tests.kit.log_files import note_log_file
@@ -84,16 +85,33 @@ class Proxy:
 StartProxy = Callable[..., Proxy]
 
 
-def start(directory: Path, environment: Mapping[str, str], *, application: str = "") -> Proxy:
+#: As systemd passes a socket (sd_listen_fds(3)): as file 3, to the process that it starts. The
+#: first argument is the number that it has here.
+_PASS: Final = """\
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def start(
+    directory: Path,
+    environment: Mapping[str, str],
+    *,
+    application: str = "",
+    listener: socket.socket | None = None,
+) -> Proxy:
     """Start `qwen-proxy serve` in a home below `directory`, and wait until it answers.
 
     Args:
         application: a WSGI application of the tests (`module:name`) that takes the place of the
             shipped one.
+        listener: a socket that listens, which it serves as those of a socket unit.
     """
     home = directory / "home"
     home.mkdir(exist_ok=True)
-    port = free_port()
+    port = free_port() if listener is None else listener.getsockname()[1]
     log = directory / f"proxy-{port}.log"
     note_log_file(log)
     env = {
@@ -116,13 +134,16 @@ def start(directory: Path, environment: Mapping[str, str], *, application: str =
         # What `serve` becomes.
         command = [sys.executable, "-P", "-m", "gunicorn", "-c", str(CONF), "--chdir", str(REPO)]
         command.append(application)
-    with log.open("wb") as out:
+    if listener is not None:
+        command = [sys.executable, "-c", _PASS, str(listener.fileno()), *command]
+    with log.open("ab") as out:
         process = subprocess.Popen(
             command,
             cwd=directory,
             env=env,
             stdout=out,
             stderr=out,
+            pass_fds=() if listener is None else (listener.fileno(),),
         )
     proxy = Proxy(process, port, log, home)
     _wait_until_up(proxy)

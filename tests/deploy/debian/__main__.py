@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,7 @@ from tests.kit.secrets import secret
 from tests.kit.servers import REPO, wait_until
 
 _KEY: Final = secret("debian-client")
+_OTHER_KEY: Final = secret("debian-other")
 _CURL: Final = (
     "curl -sS --cacert /etc/qwen-proxy/tls/ca.crt --resolve qwen.lan:443:127.0.0.1 https://qwen.lan"
 )
@@ -38,6 +40,20 @@ _STREAM: Final = (
     )
     + "'"
 )
+#: Short calls through nginx until a file is there; each line of what it prints is a status.
+_SHORT_CALLS: Final = (
+    f"while [ ! -e /tmp/enough ]; do {_CURL}/v1/chat/completions -o /dev/null "
+    f"-w '%{{http_code}}\\n' -H 'Authorization: Bearer {_KEY}' "
+    "-H 'Content-Type: application/json' -d '"
+    + json.dumps(
+        {
+            "model": "qwen3.7-plus",
+            "messages": [{"role": "user", "content": "[[sandbox: text=short]]"}],
+        }
+    )
+    + "'; done"
+)
+_RESTARTS: Final = 20
 #: The editor of `sudoedit`: what the operator is told to write.
 _EDITOR: Final = f"""#!/bin/sh
 cat >>"$1" <<END
@@ -131,12 +147,59 @@ def a_reload(machine: Machine) -> None:
     _is_healthy(machine)
 
 
+def settings_by_a_reload(machine: Machine) -> None:
+    """A reload takes a new key; one with a bad setting changes nothing, and status says why."""
+    file = "/etc/qwen-proxy/qwen-proxy.env"
+    assert machine.run(f"stat -c '%U %G %a' {file}") == "root qwen-proxy-env 640\n"
+    assert "www-data" not in machine.run("getent group qwen-proxy-env")
+    models = f"{_CURL}/v1/models -o /dev/null -w '%{{http_code}}' -H 'Authorization: Bearer "
+    machine.run(f"cp {file} /tmp/before && echo OPENAI_API_KEY={_OTHER_KEY} >>{file}")
+    machine.run("sudo systemctl reload qwen-proxy")
+    wait_until(lambda: machine.run(f"{models}{_OTHER_KEY}'") == "200", "the new key is taken")
+    machine.run(f"echo QWEN_PROXY_WORKERS=many >>{file} && sudo systemctl reload qwen-proxy")
+    wait_until(
+        lambda: (
+            "settings not reloaded: bad setting: QWEN_PROXY_WORKERS='many'"
+            in machine.run("systemctl status qwen-proxy --no-pager")
+        ),
+        "systemctl status tells of it",
+    )
+    assert machine.run(f"{models}{_OTHER_KEY}'") == "200"
+    assert "stay as they were" in machine.run("journalctl -t qwen-proxy -p err --no-pager")
+    machine.run(f"cat /tmp/before >{file} && sudo systemctl reload qwen-proxy")
+    wait_until(lambda: machine.run(f"{models}{_OTHER_KEY}'") == "401", "the key is gone")
+
+
 def a_restart(machine: Machine) -> None:
     """The stream that runs goes on to its end; the next call is answered after it."""
     stream = _begin_stream(machine)
     machine.run("sudo systemctl restart qwen-proxy")
     _ends_well(stream)
     _is_healthy(machine)
+
+
+def restarts_with_the_socket(machine: Machine) -> None:
+    """With the socket unit no call is lost in 20 restarts, and doctor is content."""
+    machine.run(
+        "sudo systemctl stop qwen-proxy && sudo systemctl enable --now qwen-proxy.socket && "
+        "sudo systemctl start qwen-proxy"
+    )
+    machine.run("rm -f /tmp/enough")
+    clients = [
+        subprocess.Popen(machine.command(_SHORT_CALLS), stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    try:
+        for _ in range(_RESTARTS):
+            machine.run("sudo systemctl restart qwen-proxy")
+            _is_healthy(machine)  # systemd does not wait for the workers
+    finally:
+        machine.run("touch /tmp/enough")
+        statuses = [word for each in clients for word in each.communicate()[0].split()]
+    assert set(statuses) == {"200"}, Counter(statuses)
+    assert len(statuses) > _RESTARTS, statuses
+    printed = machine.run("sudo qwen-proxy doctor")
+    assert "calls wait during a restart" in printed, printed
 
 
 def a_crash(machine: Machine) -> None:
@@ -161,6 +224,7 @@ def an_upgrade(machine: Machine) -> None:
 
 def a_stop(machine: Machine) -> None:
     """nginx says so to clients, and status says how to start it."""
+    machine.run("sudo systemctl disable --now qwen-proxy.socket")
     machine.run("sudo systemctl stop qwen-proxy")
     assert "proxy_unavailable" in machine.run(f"{_CURL}/health")
     assert machine.run("systemctl is-active qwen-proxy", check=False) == "inactive\n"
@@ -179,7 +243,8 @@ def the_end(machine: Machine) -> None:
 #: In this order, each on what the ones before it left.
 _CHECKS: Final[tuple[Callable[[Machine], None], ...]] = (
     *(the_readme, a_stream_through_nginx, the_commands, the_other_site, the_journal, the_limits),
-    *(a_reload, a_restart, a_crash, an_upgrade, a_stop, the_end),
+    *(a_reload, settings_by_a_reload, a_restart, restarts_with_the_socket, a_crash),
+    *(an_upgrade, a_stop, the_end),
 )
 
 
