@@ -804,10 +804,12 @@ def test_a_caller_that_is_no_page_gets_no_such_headers() -> None:
 
 
 def test_the_application_can_be_made_from_settings_alone() -> None:
-    client = create_app(settings_of(QWEN_PROXY_API_KEYS=KEY)).test_client()
+    app = create_app(settings_of(QWEN_PROXY_API_KEYS=KEY))
+    client = app.test_client()
 
     assert client.get("/v1/models").status_code == 401
     assert client.get("/v1/models", headers=AUTH).status_code == 200
+    app.extensions["qwen_wsgi"].close()
 
 
 def test_what_the_upstream_gets_is_what_the_client_sent() -> None:

@@ -119,7 +119,7 @@ def test_the_server_sees_other_accounts(machine: FakeMachine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hard", "level"), [(524_288, "ok"), (-1, "ok"), (3088, "ok"), (3087, "warn")]
+    ("hard", "level"), [(524_288, "ok"), (-1, "ok"), (3152, "ok"), (3151, "warn")]
 )
 def test_the_limit_of_open_files(machine: FakeMachine, load: Load, hard: int, level: str) -> None:
     machine.files = (1024, hard)

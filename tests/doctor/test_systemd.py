@@ -123,7 +123,7 @@ def test_no_service_is_no_ok(machine: FakeMachine, load: Load, answer: Any, word
             "daemon-reload",
         ),
         ({"DropInPaths": "/etc/x/owner.conf"}, "drop-in", "note", "/etc/x/owner.conf", ""),
-        ({"LimitNOFILE": "1024"}, "LimitNOFILE", "warn", "needs 3088", "LimitNOFILE=3088"),
+        ({"LimitNOFILE": "1024"}, "LimitNOFILE", "warn", "needs 3152", "LimitNOFILE=3152"),
         ({"TimeoutStopUSec": "1min 30s"}, "TimeoutStopSec", "warn", "90 s after a stop", "Sec=95"),
         (
             {"Environment": f"DASHSCOPE_API_KEY={KEY}"},
