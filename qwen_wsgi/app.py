@@ -73,5 +73,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
     errors.register(app)
     # Before the first call: whether keys are needed at all must be known by then.
     services.key_ring.look()
+    if services.database.directory is not None:
+        services.database.close()  # until it is used: this application may serve nobody
     services.background.work = background.worker(services, responses.make)
     return app

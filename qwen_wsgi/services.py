@@ -160,6 +160,7 @@ class Maintenance:
 
     def _run(self) -> None:
         self._guarded(self._reporting.report)
+        self._guarded(self._bring_calls)  # what the workers before have left
         while not self._stop.wait(MAINTENANCE_S):
             self._guarded(self._maintain_logins)
             self._guarded(self._files.look_after)

@@ -27,12 +27,20 @@ hypothesis.settings.load_profile("patient")
 #: The files whose tests take longest. Begun last, one of them would keep a single processor busy
 #: while the others have nothing to do.
 _LONGEST = (
+    "test_install.py",
     "test_linear.py",
     "test_released.py",
     "test_large_answers.py",
     "test_hostile_upstreams.py",
-    "test_torture.py",
-    "test_soak.py",
+    "test_videos.py",
+    "test_websocket_ends.py",
+    "test_logins.py",
+    "test_starting.py",
+    "test_gunicorn_conf.py",
+    "test_moved_tree.py",
+    "test_many_workers.py",
+    "test_environment.py",
+    "test_reload.py",
     "test_main.py",
     "test_model_profiles.py",
     "test_pdf.py",
