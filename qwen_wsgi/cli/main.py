@@ -190,6 +190,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("action", choices=("backup", "restore", "check"))
     sub.add_argument("file", nargs="?", metavar="FILE", help="the copy, for backup and restore")
     sub.add_argument("--force", action="store_true", help="overwrite a copy that is there already")
+    sub.add_argument(
+        "--keep-keys", action="store_true", help="a restore leaves the client keys as they are now"
+    )
     sub.add_argument("--json", action="store_true", help="print JSON")
     keys_options.add_to(add("keys", _keys, "make, show, change and revoke client keys"))
     return parser
@@ -346,6 +349,7 @@ def _state(settings: Settings, arguments: argparse.Namespace) -> int:
         arguments.action,
         arguments.file,
         force=arguments.force,
+        keep_keys=arguments.keep_keys,
         json_output=arguments.json,
         out=sys.stdout,
         err=sys.stderr,

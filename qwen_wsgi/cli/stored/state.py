@@ -20,6 +20,7 @@ def run(
     file: str | None,
     *,
     force: bool,
+    keep_keys: bool = False,
     json_output: bool,
     out: TextIO,
     err: TextIO,
@@ -29,6 +30,7 @@ def run(
     Args:
         file: the copy to be made or to be restored.
         force: whether a copy that is there already is overwritten.
+        keep_keys: whether a restore leaves the client keys as they are now.
 
     Returns:
         The exit status: 0 if it was done, or if all is well; else 1.
@@ -50,10 +52,12 @@ def run(
             shown: dict[str, Any] = {"file": str(path), "bytes": size}
             text = f"{path} has a copy of {directory} ({_size(size)})."
         else:
-            done = restore(state_dir, directory, path, SystemClock(), tables=TABLES)
+            done = restore(
+                state_dir, directory, path, SystemClock(), tables=TABLES, keep_keys=keep_keys
+            )
             replaced = None if done.replaced is None else str(done.replaced)
-            shown = {"file": str(path), "bytes": done.size, "replaced": replaced}
-            text = _restored(path, replaced, done.size)
+            shown = {"file": str(path), "bytes": done.size, "replaced": replaced, "keys": done.keys}
+            text = _restored(path, replaced, done.size, done.keys)
     except CopyFailed as error:
         if json_output:
             out.write(json.dumps({"error": str(error)}, indent=2) + "\n")
@@ -64,8 +68,14 @@ def run(
     return 0
 
 
-def _restored(path: Path, replaced: str | None, size: int) -> str:
+def _restored(path: Path, replaced: str | None, size: int, keys: int) -> str:
     text = f"{path} is the server's database now ({_size(size)}). Start the server."
+    if keys:
+        text += (
+            f"\nIts {keys} client keys are as they were when the copy was made: those that were "
+            "revoked since are valid again, and those made since are not known. `qwen-proxy keys "
+            "list` shows them; --keep-keys would have left them as they were."
+        )
     if replaced is None:
         return text
     return (

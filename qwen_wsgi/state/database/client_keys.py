@@ -75,6 +75,9 @@ _FIRST: Final = (
     "CREATE TABLE client_key_changes (one INTEGER PRIMARY KEY, number INTEGER NOT NULL)",
 )
 
+#: All of them; what is in one of them makes no sense without the others.
+NAMES: Final = ("client_keys", "client_key_digests", "client_key_changes")
+
 TABLES: Final = Tables(
     "client keys",
     (_FIRST,),

@@ -17,8 +17,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.state.database import in_use
-from qwen_wsgi.state.database.migrations import NewerVersion, Tables, check_versions
+from qwen_wsgi.state.database import client_keys, in_use
+from qwen_wsgi.state.database.migrations import (
+    NewerVersion,
+    Tables,
+    bring_forward,
+    check_versions,
+)
 from qwen_wsgi.state.database.sqlite import FILE, remedy_of
 
 #: How long another process may hold the database, which it does for tenths of a second.
@@ -38,10 +43,12 @@ class Restored(NamedTuple):
     Attributes:
         replaced: where the database that was there is now; None if there was none.
         size: bytes of the new one.
+        keys: client keys that are as they were when the copy was made.
     """
 
     replaced: Path | None
     size: int
+    keys: int = 0
 
 
 def backup(directory: Path, target: Path, *, overwrite: bool) -> int:
@@ -78,7 +85,13 @@ def backup(directory: Path, target: Path, *, overwrite: bool) -> int:
 
 
 def restore(
-    state_dir: Path, directory: Path, source: Path, clock: Clock, *, tables: Sequence[Tables]
+    state_dir: Path,
+    directory: Path,
+    source: Path,
+    clock: Clock,
+    *,
+    tables: Sequence[Tables],
+    keep_keys: bool = False,
 ) -> Restored:
     """Put a copy in the place of the database; no server may run meanwhile.
 
@@ -87,10 +100,12 @@ def restore(
         directory: of the database, below it.
         source: a copy that `backup` made.
         tables: of all features, to know whether a newer version has made the copy.
+        keep_keys: the client keys stay as they are now: else those that were revoked since the copy
+            was made are valid again.
 
     Raises:
         CopyFailed: a server runs, or the copy is damaged, no copy, of a newer version, or cannot be
-            read or written.
+            read or written; or no keys can be kept.
     """
     check_user(state_dir)
     if not source.is_file():
@@ -103,8 +118,11 @@ def restore(
             with _beside(target) as copy:
                 _copy(source, copy, mode="ro")
                 _check(copy, tables)
+                if keep_keys:
+                    _carry_keys(target, copy, tables)
+                keys = 0 if keep_keys else _count_keys(copy)
                 replaced = _keep(target, clock)
-                return Restored(replaced, _publish(copy, target))
+                return Restored(replaced, _publish(copy, target), keys)
     except in_use.InUse:
         raise CopyFailed(
             f"A server uses {state_dir} now. Stop it first (`systemctl stop qwen-proxy`, or as it "
@@ -195,6 +213,40 @@ def _check(copy: Path, tables: Sequence[Tables]) -> None:
         raise CopyFailed(f"The file {error}. Install that version first.") from None
     except sqlite3.Error as error:
         raise _failed(copy, error) from error
+
+
+def _carry_keys(current: Path, copy: Path, tables: Sequence[Tables]) -> None:
+    """Give a copy the client keys of the database that it is to replace.
+
+    Raises:
+        CopyFailed: there is none, or it cannot be read.
+    """
+    if not current.exists():
+        raise CopyFailed(f"There are no keys to keep: {current} is missing.")
+    try:
+        with closing(opened(copy)) as database:
+            bring_forward(database, tables, None)
+            database.execute("ATTACH ? AS now", (f"{current.absolute().as_uri()}?mode=rw",))
+            database.execute("BEGIN IMMEDIATE")
+            for name in client_keys.NAMES:
+                database.execute(f"DELETE FROM main.{name}")
+                database.execute(f"INSERT INTO main.{name} SELECT * FROM now.{name}")  # noqa: S608
+            database.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise CopyFailed(
+            f"The keys of {current} cannot be kept: {error}. Without --keep-keys they are those of "
+            "the copy."
+        ) from error
+
+
+def _count_keys(copy: Path) -> int:
+    """How many client keys a copy has; 0 if its version had none."""
+    with closing(opened(copy)) as database:
+        try:
+            (count,) = database.execute(f"SELECT count(*) FROM {client_keys.NAMES[0]}").fetchone()  # noqa: S608
+        except sqlite3.Error:
+            return 0
+    return int(count)
 
 
 def _keep(target: Path, clock: Clock) -> Path | None:

@@ -85,7 +85,8 @@ def test_the_same_for_programs(run: Any, state_dir: Path) -> None:
     status, out, err = run("restore", "none", "--json")
 
     assert made == {"file": str(copy), "bytes": copy.stat().st_size}
-    assert done == {**made, "replaced": str(next((state_dir / DIRECTORY).glob("*.replaced-*")))}
+    replaced = str(next((state_dir / DIRECTORY).glob("*.replaced-*")))
+    assert done == {**made, "replaced": replaced, "keys": 0}
     assert (status, json.loads(out), err) == (
         1,
         {"error": f"There is no file {copy.with_name('none')}."},

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from qwen_wsgi.state.database import in_use
+from qwen_wsgi.access.client_key import digest_of
+from qwen_wsgi.state.database import client_keys, in_use
+from qwen_wsgi.state.database.client_keys import ClientKeys
 from qwen_wsgi.state.database.copies import CopyFailed, Restored, backup, restore
 from qwen_wsgi.state.database.responses import ResponseStore
 from qwen_wsgi.state.database.sqlite import FILE
@@ -48,8 +50,25 @@ class World:
     def backup(self, *, overwrite: bool = False) -> int:
         return backup(self.directory, self.copy, overwrite=overwrite)
 
-    def restore(self) -> Restored:
-        return restore(self.state_dir, self.directory, self.copy, self.clock, tables=TABLES)
+    def restore(self, *, keep_keys: bool = False) -> Restored:
+        return restore(
+            self.state_dir,
+            self.directory,
+            self.copy,
+            self.clock,
+            tables=TABLES,
+            keep_keys=keep_keys,
+        )
+
+    @contextmanager
+    def keys(self) -> Iterator[ClientKeys]:
+        """The client keys, without the copy beside the database."""
+        with closing(database_in(self.state_dir, self.clock, sleep=self.clock.advance)) as opened:
+            yield ClientKeys(opened, self.clock, None)
+
+    def valid_keys(self) -> set[str]:
+        with self.keys() as keys:
+            return {key.name for key in keys.all() if key.is_valid(self.clock.now())}
 
 
 @pytest.fixture
@@ -294,3 +313,54 @@ def test_a_copy_of_an_older_version_is_brought_forward(world: World) -> None:
     with world.used() as store:
         found = store._database.run(lambda database: database.execute("SELECT * FROM videos"))
     assert found is not None
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_client_keys_are_those_of_the_copy_unless_they_are_kept(world: World, keep: bool) -> None:
+    with world.keys() as keys:
+        keys.add({"name": "ada"})
+        keys.add({"name": "bob"})
+    world.put("r1")
+    world.backup()
+    with world.keys() as keys:
+        keys.revoke("bob")
+        cid = keys.add({"name": "cid"})
+    world.put("r2")
+
+    done = world.restore(keep_keys=keep)
+
+    assert (done.keys, world.valid_keys()) == ((0, {"ada", "cid"}) if keep else (2, {"ada", "bob"}))
+    assert (world.has("r1"), world.has("r2")) == (True, False)
+    with world.keys() as keys:
+        found = [kept for kept in keys.read().keys if kept.key.name == "cid"]
+        assert [digest for kept in found for digest, _ in kept.digests] == (
+            [digest_of(cid.secret.encode())] if keep else []
+        )
+
+
+def test_keys_are_kept_beside_a_copy_from_before_there_were_any(world: World) -> None:
+    world.put("r1")
+    with closing(sqlite3.connect(world.file)) as database:
+        for name in client_keys.NAMES:
+            database.execute(f"DROP TABLE {name}")
+        database.execute("DELETE FROM features WHERE name = 'client keys'")
+        database.commit()
+    world.backup()
+    with world.keys() as keys:
+        keys.add({"name": "ada"})
+
+    world.restore(keep_keys=True)
+
+    assert world.valid_keys() == {"ada"}
+
+
+def test_no_keys_can_be_kept_without_a_database(world: World) -> None:
+    world.put("r1")
+    world.backup()
+    world.file.write_bytes(b"garbage" * 1000)
+    with pytest.raises(CopyFailed, match="cannot be kept"):
+        world.restore(keep_keys=True)
+    world.file.unlink()
+    with pytest.raises(CopyFailed, match="no keys to keep"):
+        world.restore(keep_keys=True)
+    assert world.restore() == Restored(None, world.file.stat().st_size)
