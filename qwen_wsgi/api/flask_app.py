@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from flask import Flask, Request, Response
 from flask.sessions import NullSession, SessionInterface
 from werkzeug.datastructures import Headers
-from werkzeug.routing import MapAdapter
+from werkzeug.routing import MapAdapter, Rule
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -46,11 +46,28 @@ class _NoSessions(SessionInterface):
         return self._session
 
 
+class _Rule(Rule):
+    """A route that is matched, and never written into a link.
+
+    werkzeug compiles two functions for each route that put its URL together, half a millisecond a
+    route: nine tenths of the time in which an application is made. Another name in a later version
+    only brings that time back.
+    """
+
+    def _compile_builder(self, append_unknown: bool = True) -> Any:
+        return _no_url
+
+
+def _no_url(*values: Any) -> Any:
+    raise NotImplementedError("no URLs of routes are made here")
+
+
 class Application(Flask):
     """Flask without the questions that have one answer here: whether a function is a coroutine
     (seven times a call), which session a client has, and by which host name it came."""
 
     session_interface = _NoSessions()
+    url_rule_class = _Rule
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
         """Answer a request. What its call holds is freed if the answer does not even begin: a
