@@ -21,15 +21,16 @@ from qwen_wsgi.errors import ApiError, ClientGone, forget_frames
 from qwen_wsgi.greenlets import Strand, lock
 from qwen_wsgi.protocol.responses import background as protocol
 from qwen_wsgi.shortage import fault_error
-from qwen_wsgi.state.database.background import BackgroundQueue, Job, this_worker
+from qwen_wsgi.state.database.background import BackgroundQueue, Job
 from qwen_wsgi.state.database.responses import ResponseStore
+from qwen_wsgi.state.workers import this_worker
 
 log = logging.getLogger(__name__)
 
 #: Between two looks at the queue.
 LOOK_S: Final = 0.5
 #: Between two signs of life, and two searches for what others have left; far below
-#: `state.database.background.SILENT_S`.
+#: `state.workers.SILENT_S`.
 BEAT_S: Final = 5.0
 #: How long what a stop breaks off may take to be written down.
 _WRITE_S: Final = 3.0

@@ -297,15 +297,11 @@ def settle(
     its month while they last. The tokens of a call that began before midnight are yesterday's.
 
     Args:
-        requests: of those reserved, how many are given back.
+        requests: of those reserved, how many are given back: all of them, and no tokens used, for a
+            call that never reached an upstream.
     """
     advance(state, now)
     _book(state, granted, -requests, tokens - granted.tokens, money - granted.money)
-
-
-def give_back(state: State, granted: Granted, now: Moment) -> None:
-    """Take back all of a reservation: the call never reached an upstream."""
-    settle(state, granted, 0, 0, now, requests=granted.requests)
 
 
 def remaining(state: State, limits: Limits, now: Moment) -> Mapping[str, Room]:

@@ -6,13 +6,14 @@ No chat: its streams are `upstream.relay`'s.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from flask import Response
 
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api import http
 from qwen_wsgi.api.flask_app import FinishedResponse
+from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError, ClientGone, StreamBroken
 from qwen_wsgi.greenlets import Task
 from qwen_wsgi.protocol import sse
@@ -152,3 +153,24 @@ class Carried:
         if self._record.outcome == "open":
             self._record.outcome = "client_gone"
         self._close()
+
+
+class Download(Protocol):
+    """Bytes with a known end, as they come from an upstream."""
+
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes."""
+
+    def close(self) -> None:
+        """Free the upstream. Harmless when repeated."""
+
+
+def carried_download(call: LiveCall, download: Download) -> Carried:
+    """The body that passes a download on, for `LiveCall.relay`."""
+    return Carried(
+        download.pieces(),
+        call.record,
+        download.close,
+        write_record=call.write_record,
+        holds=True,
+    )

@@ -25,7 +25,7 @@ from zlib import crc32
 
 from qwen_wsgi.clock import boottime
 from qwen_wsgi.protocol.json_object import encoded, loads
-from qwen_wsgi.state.database.background import is_gone, this_worker
+from qwen_wsgi.state.workers import SILENT_S, is_gone, sees, this_worker
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +45,8 @@ _READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _NAMED_S: Final = 60.0
 #: A worker whose counts do not change gives a sign of life this often. Seconds.
 _BEAT_S: Final = 15.0
-#: One that gave none for so long is not shown as running; and one of another container, whose
-#: processes cannot be seen, has ended. The second is long because machines are suspended.
-_SILENT_S: Final = 45.0
+#: One of another container, whose processes cannot be seen, has ended if it gave none for so long.
+#: Long because machines are suspended; it is not shown as running much sooner (`SILENT_S`).
 _ELSEWHERE_S: Final = 3600.0
 #: After what time a file that cannot be read is removed. Seconds.
 _UNREADABLE_S: Final = 86_400.0
@@ -94,7 +93,7 @@ class SharedCounters:
         since: when this worker began, seconds since 1970.
         boottime: seconds that never step, the same in all processes.
         worker: names this process when it writes first.
-        gone: whether a worker has ended, see `state.database.background.is_gone`.
+        gone: whether a worker has ended, see `state.workers.is_gone`.
     """
 
     def __init__(
@@ -285,19 +284,14 @@ class SharedCounters:
 
     def _runs(self, block: Block) -> bool:
         """Whether its worker runs, and says so."""
-        return self._boottime() - block.beat < _SILENT_S and not self._is_gone(block.worker, 0.0)
+        return self._boottime() - block.beat < SILENT_S and not self._is_gone(block.worker, 0.0)
 
     def _is_alive(self, block: Block) -> bool:
         """Whether its worker may still write. Silence says nothing where the process can be seen:
         the machine may have slept."""
         if self._is_gone(block.worker, 0.0):
             return False
-        seen = _namespace_of(block.worker) == _namespace_of(self._worker)
-        return seen or self._boottime() - block.beat < _ELSEWHERE_S
-
-
-def _namespace_of(worker: str) -> str:
-    return worker.split("/")[1]
+        return sees(self._worker, block.worker) or self._boottime() - block.beat < _ELSEWHERE_S
 
 
 def _files(directory: Path) -> list[_File]:

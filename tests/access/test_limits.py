@@ -134,7 +134,7 @@ def test_the_sums_are_those_of_what_was_settled(steps: list[tuple[int, int, int,
         if ends and len(under_way) > 1:
             began, first, used_by_first = under_way.pop(0)
             if used_by_first % 7 == 0:
-                arithmetic.give_back(state, first, at(now))
+                arithmetic.settle(state, first, 0, 0, at(now), requests=first.requests)
             else:
                 arithmetic.settle(state, first, used_by_first, 0, at(now))
                 model.add(began, 1, used_by_first)

@@ -14,7 +14,8 @@ from werkzeug.test import TestResponse
 from qwen_wsgi.api.dialects.background import worker
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError
-from qwen_wsgi.state.database.background import Job, is_gone, this_worker
+from qwen_wsgi.state.database.background import Job
+from qwen_wsgi.state.workers import is_gone, this_worker
 from tests.api.apps import App, error_of, in_front_of
 from tests.api.responding import ADA, BOB, MODELS, answer, post
 from tests.fakes.raw_server import whole

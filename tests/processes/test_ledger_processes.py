@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,44 +16,15 @@ from qwen_wsgi.accounting.books import DIRECTORY, Books
 from qwen_wsgi.accounting.usage import Span
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.state.database.sqlite import FILE
+from tests.kit.process_users import Started, Users
 
 pytestmark = pytest.mark.server
-
-ROOT = Path(__file__).parents[2]
-
-Started = subprocess.Popen[str]
-
-
-class Users:
-    """Processes of one ledger; none of them outlives the test."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._processes: list[Started] = []
-
-    def start(self, what: str, *names: str) -> Started:
-        command = [sys.executable, "-m", "tests.processes.ledger_user", what, str(self.directory)]
-        process = subprocess.Popen(
-            [*command, *names],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._processes.append(process)
-        return process
-
-    def end(self) -> None:
-        for process in self._processes:
-            process.kill()
-            process.communicate()
 
 
 @pytest.fixture
 def users(tmp_path: Path) -> Iterator[Users]:
-    users = Users(tmp_path / "state")
-    yield users
-    users.end()
+    with Users.of("tests.processes.ledger_user", tmp_path / "state") as users:
+        yield users
 
 
 def recorded(directory: Path) -> Counter[str]:

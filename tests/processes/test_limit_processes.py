@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,47 +10,21 @@ from pathlib import Path
 import pytest
 
 from qwen_wsgi.access.limits import Granted, Limits, Refused
+from tests.kit.process_users import Started, Users
 from tests.processes.limit_user import CLIENT, counters
 
 pytestmark = pytest.mark.server
 
-ROOT = Path(__file__).parents[2]
 PROCESSES = 8
-
-
-class Users:
-    """Processes that share a directory; none of them outlives the test."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.started: list[subprocess.Popen[str]] = []
-
-    def start(self, what: str, *numbers: int) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "tests.processes.limit_user", what, str(self.directory)]
-        process = subprocess.Popen(
-            [*command, *map(str, numbers)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.started.append(process)
-        return process
-
-    def close(self) -> None:
-        for process in self.started:
-            process.kill()
-            process.communicate()
 
 
 @pytest.fixture
 def users(tmp_path: Path) -> Iterator[Users]:
-    users = Users(tmp_path / "limits")
-    yield users
-    users.close()
+    with Users.of("tests.processes.limit_user", tmp_path / "limits") as users:
+        yield users
 
 
-def line_of(process: subprocess.Popen[str]) -> str:
+def line_of(process: Started) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,45 +11,16 @@ from pathlib import Path
 import pytest
 
 from qwen_wsgi.state.database.sqlite import FILE
+from tests.kit.process_users import Started, Users
 from tests.processes.store_user import store_at
 
 pytestmark = pytest.mark.server
 
-ROOT = Path(__file__).parents[2]
-
-Started = subprocess.Popen[str]
-
-
-class Users:
-    """Processes that use one store; none of them outlives the test."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._processes: list[Started] = []
-
-    def start(self, what: str, *args: object) -> Started:
-        command = [sys.executable, "-m", "tests.processes.store_user", what, str(self.directory)]
-        process = subprocess.Popen(
-            [*command, *map(str, args)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._processes.append(process)
-        return process
-
-    def end(self) -> None:
-        for process in self._processes:
-            process.kill()
-            process.communicate()
-
 
 @pytest.fixture
 def users(tmp_path: Path) -> Iterator[Users]:
-    users = Users(tmp_path / "state")
-    yield users
-    users.end()
+    with Users.of("tests.processes.store_user", tmp_path / "state") as users:
+        yield users
 
 
 def wait_for(process: Started, count: int) -> list[str]:

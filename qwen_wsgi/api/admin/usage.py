@@ -25,8 +25,8 @@ T = TypeVar("T")
 #: Of a question that names no time; as of `qwen-proxy usage`.
 _SINCE: Final = "30d"
 
+#: Each route checks its caller itself: one is for all clients, the other one for admins.
 blueprint = Blueprint("usage", __name__)
-blueprint.before_request(lifecycle.check_caller)
 
 
 @blueprint.get("/v1/usage")
@@ -34,6 +34,7 @@ def own() -> Response:
     """The caller's own numbers: `{"object": "usage", "client", "today", "month", "limits"}`; today
     and this month by model, each in the shape of `accounting.usage`; of each limit
     `{"limit", "remaining", "resets_in_s"}`, or null for a key without limits."""
+    lifecycle.check_caller()
     call = lifecycle.live()
     books = _books(call)
     now, zone = call.services.clock.now(), call.services.settings.zone
@@ -69,8 +70,8 @@ def of_all() -> Response:
     Raises:
         ApiError: 403: the caller is no admin; 400: a parameter is wrong.
     """
-    call = lifecycle.live()
     lifecycle.check_caller(admin=True)
+    call = lifecycle.live()
     books, arguments, zone = _books(call), request.args, call.services.settings.zone
     by = next((each for each in BY if each == arguments.get("by", BY[0])), None)
     if by is None:

@@ -14,7 +14,7 @@ from flask import Blueprint, Response, request
 from qwen_wsgi.api import body, http, lifecycle
 from qwen_wsgi.api.dialects import generation
 from qwen_wsgi.api.files.form import UploadForm
-from qwen_wsgi.api.late_answers import Carried
+from qwen_wsgi.api.late_answers import carried_download
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.api.paging import limit_of, oldest_first, page
 from qwen_wsgi.errors import ApiError, BadRequest, NotFound, UpstreamError
@@ -101,13 +101,7 @@ def content(id: str) -> Response:
     )
     if download is None:
         raise not_found("file", id)
-    call.relay = Carried(
-        download.pieces(),
-        call.record,
-        download.close,
-        write_record=call.write_record,
-        holds=True,
-    )
+    call.relay = carried_download(call, download)
     return http.carried(call.relay, download.content_type, length=download.length)
 
 

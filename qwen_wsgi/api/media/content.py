@@ -9,7 +9,7 @@ from typing import Final
 from flask import Response
 
 from qwen_wsgi.api import http
-from qwen_wsgi.api.late_answers import Carried
+from qwen_wsgi.api.late_answers import carried_download
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError, UpstreamError
 from qwen_wsgi.upstream.http.download import Download
@@ -62,13 +62,7 @@ def content(
     Raises:
         UpstreamError: the host sends something else than wanted.
     """
-    call.relay = Carried(
-        download.pieces(),
-        call.record,
-        download.close,
-        write_record=call.write_record,
-        holds=True,
-    )
+    call.relay = carried_download(call, download)
     kind = download.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in _ANY_BYTES:
         kind = next(iter(types))

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from qwen_wsgi.clock import Clock, boottime
@@ -23,7 +21,7 @@ from qwen_wsgi.errors import ApiError, Overloaded
 from qwen_wsgi.state.database.migrations import Tables
 from qwen_wsgi.state.database.responses import Stored
 from qwen_wsgi.state.database.sqlite import Database, DatabaseUnavailable, value_of
-from qwen_wsgi.state.shared_files import this_boot
+from qwen_wsgi.state.workers import is_gone
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +34,6 @@ MAX_BYTES: Final = 256 * 1024 * 1024
 _TELL_S: Final = 60.0
 #: Of one request. Bytes.
 LARGEST: Final = 16 * 1024 * 1024
-#: A worker whose event loop stands still for 30 s is killed (gunicorn.conf.py): one that gave no
-#: sign for so long does not come back.
-SILENT_S: Final = 45.0
 #: Rows that are looked at, or removed, with one transaction.
 _AT_A_TIME: Final = 100
 
@@ -484,40 +479,3 @@ def _job(database: sqlite3.Connection, where: str, values: Sequence[Any]) -> Job
 
 
 # --- who works ----------------------------------------------------------------------------------
-
-
-def this_worker() -> str:
-    """A name of this process that no other process has, also after a restart of the machine:
-    `<boot>/<namespace of process ids>/<process id>/<its start>`."""
-    return f"{this_boot()}/{_namespace()}/{os.getpid()}/{_started(os.getpid())}"
-
-
-def is_gone(worker: str, silent_s: float) -> bool:
-    """Whether a worker has ended.
-
-    Args:
-        worker: as `this_worker` named it.
-        silent_s: how long it gave no sign. Negative after a restart of the machine.
-    """
-    boot, namespace, pid, started = worker.split("/")
-    if boot != this_boot() or silent_s > SILENT_S:
-        return True
-    # The process ids of another container say nothing here: its silence has to.
-    return namespace == _namespace() and _started(int(pid)) != started
-
-
-def _namespace() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> str:
-    """When a process began, in ticks since boot (proc(5), field 22); "" if there is none, or if it
-    has ended and its parent did not notice yet."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]

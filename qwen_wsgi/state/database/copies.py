@@ -23,6 +23,7 @@ from qwen_wsgi.state.database.migrations import (
     Tables,
     bring_forward,
     check_versions,
+    transaction,
 )
 from qwen_wsgi.state.database.sqlite import FILE, remedy_of
 
@@ -227,11 +228,11 @@ def _carry_keys(current: Path, copy: Path, tables: Sequence[Tables]) -> None:
         with closing(opened(copy)) as database:
             bring_forward(database, tables, None)
             database.execute("ATTACH ? AS now", (f"{current.absolute().as_uri()}?mode=rw",))
-            database.execute("BEGIN IMMEDIATE")
-            for name in client_keys.NAMES:
-                database.execute(f"DELETE FROM main.{name}")
-                database.execute(f"INSERT INTO main.{name} SELECT * FROM now.{name}")  # noqa: S608
-            database.execute("COMMIT")
+            with transaction(database):
+                for name in client_keys.NAMES:
+                    database.execute(f"DELETE FROM main.{name}")
+                    # The names are ours.
+                    database.execute(f"INSERT INTO main.{name} SELECT * FROM now.{name}")  # noqa: S608
     except sqlite3.Error as error:
         raise CopyFailed(
             f"The keys of {current} cannot be kept: {error}. Without --keep-keys they are those of "
@@ -243,7 +244,7 @@ def _count_keys(copy: Path) -> int:
     """How many client keys a copy has; 0 if its version had none."""
     with closing(opened(copy)) as database:
         try:
-            (count,) = database.execute(f"SELECT count(*) FROM {client_keys.NAMES[0]}").fetchone()  # noqa: S608
+            (count,) = database.execute("SELECT count(*) FROM client_keys").fetchone()
         except sqlite3.Error:
             return 0
     return int(count)

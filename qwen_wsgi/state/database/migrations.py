@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import shutil
 import sqlite3
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -53,6 +53,24 @@ def code_of(error: Exception) -> int:
     return code & 0xFF
 
 
+@contextmanager
+def transaction(database: sqlite3.Connection, *, write: bool = True) -> Iterator[None]:
+    """Do what is done meanwhile in one transaction; of a failure nothing is left.
+
+    Raises:
+        sqlite3.Error: it cannot be done now.
+    """
+    try:
+        database.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+        yield
+        database.execute("COMMIT")
+    except BaseException:
+        if database.in_transaction:
+            with suppress(sqlite3.Error):
+                database.execute("ROLLBACK")
+        raise
+
+
 def bring_forward(
     database: sqlite3.Connection, every: Sequence[Tables], directory: Path | None
 ) -> None:
@@ -70,20 +88,14 @@ def bring_forward(
     old = {each: file for each in every if (file := _attached(database, each, directory))}
     moved: list[Path] = []
     try:
-        database.execute("BEGIN IMMEDIATE")
-        for tables, version in _behind(database, every):  # another process may have done it
-            for number, statements in enumerate(tables.versions[version:], version):
-                _execute(database, statements)
-                if not number and tables in old and _move(database, tables, old[tables]):
-                    moved.append(old[tables])
-            row = (tables.feature, len(tables.versions))
-            database.execute("INSERT OR REPLACE INTO features VALUES (?, ?)", row)
-        database.execute("COMMIT")
-    except BaseException:
-        if database.in_transaction:
-            with suppress(sqlite3.Error):
-                database.execute("ROLLBACK")
-        raise
+        with transaction(database):
+            for tables, version in _behind(database, every):  # another process may have done it
+                for number, statements in enumerate(tables.versions[version:], version):
+                    _execute(database, statements)
+                    if not number and tables in old and _move(database, tables, old[tables]):
+                        moved.append(old[tables])
+                row = (tables.feature, len(tables.versions))
+                database.execute("INSERT OR REPLACE INTO features VALUES (?, ?)", row)
     finally:
         for tables in old:
             with suppress(sqlite3.Error):

@@ -31,6 +31,7 @@ from qwen_wsgi.state.database.migrations import (
     Tables,
     bring_forward,
     code_of,
+    transaction,
 )
 
 log = logging.getLogger(__name__)
@@ -274,16 +275,8 @@ class Database:
 
     def _transact(self, work: Callable[[sqlite3.Connection], T], *, write: bool) -> T:
         database = self._opened()
-        database.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-        try:
-            result = work(database)
-            database.execute("COMMIT")
-        except BaseException:
-            if database.in_transaction:
-                with suppress(sqlite3.Error):
-                    database.execute("ROLLBACK")
-            raise
-        return result
+        with transaction(database, write=write):
+            return work(database)
 
     def _opened(self) -> sqlite3.Connection:
         """The database, opened when it is first needed in this process, and again when the file at

@@ -13,8 +13,8 @@ from typing import Final
 from qwen_wsgi.access.limits import VERSION, Calendar
 from qwen_wsgi.clock import Clock, boottime, sleep
 from qwen_wsgi.state import file_lock
-from qwen_wsgi.state.database.background import is_gone, this_worker
 from qwen_wsgi.state.limits.counter import PATIENCE_S, Common, Counter
+from qwen_wsgi.state.workers import is_gone, this_worker
 
 #: Longer than the longest month: nothing in a file that was not written for so long counts.
 UNUSED_S: Final = 40 * 86_400.0
@@ -30,7 +30,7 @@ class LimitCounters:
     Args:
         directory: created when it is needed. None counts in this process alone.
         boottime: tells how long workers were silent, also across processes.
-        worker, is_gone: as in `state.database.background`.
+        worker, is_gone: as in `state.workers`.
     """
 
     def __init__(
