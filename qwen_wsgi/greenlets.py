@@ -416,6 +416,17 @@ class Strand:
         gevent.joinall([strand._greenlet for strand in strands], timeout=timeout_s)
 
 
+def later(work: Callable[[], None]) -> None:
+    """Do some work soon, beside whoever asks for it, who does not wait.
+
+    Without gevent's monkey patching (unit tests, commands) it is done at once.
+    """
+    if monkey.is_module_patched("socket"):
+        gevent.spawn(work)
+    else:
+        work()
+
+
 class _Woken(Exception):
     """Ends a read that waits."""
 

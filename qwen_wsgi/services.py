@@ -307,7 +307,7 @@ def build_services(
     client = UpstreamClient(settings, transport, clock)
     tasks = Tasks(client, clock, sleep=sleep)
     client_keys = ClientKeys(database, clock, state_dir)
-    key_ring = KeyRing(client_keys, clock)
+    key_ring = KeyRing(client_keys, clock, later=greenlets.later)
     state_key = StateKey(settings.state_key, state_dir)
     prices, price_problem = _prices(settings)
     books = journal = None

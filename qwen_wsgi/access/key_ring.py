@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 #: Between two looks whether the keys have changed, also where the last one failed.
 LOOK_S: Final = 0.25
+#: What is known is new enough for a call to go on with while others look: half the second within
+#: which a change must be in force. Seconds.
+FRESH_S: Final = 0.5
 #: Between two lines of the log about one trouble.
 _TELL_S: Final = 60.0
 #: How often the last use of a key is written, at most.
@@ -65,16 +68,26 @@ class KeyRing:
 
     Args:
         store: None has no keys, for tests and commands.
+        later: does some work beside the call that asks for it.
 
     Attributes:
         on_change: called with the number of valid keys whenever they have changed.
     """
 
-    def __init__(self, store: KeyStore | None, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: KeyStore | None,
+        clock: Clock,
+        *,
+        later: Callable[[Callable[[], None]], None] = lambda work: work(),
+    ) -> None:
         self.on_change: Callable[[int], None] = lambda count: None
         self._store = store
         self._clock = clock
+        self._later = later
         self._look_at_s = -math.inf if store is not None else math.inf
+        #: When the latest look that has succeeded began.
+        self._seen_at_s = -math.inf
         self._number: int | None = None
         self._held: dict[bytes, Held] = {}
         self._by_id: dict[str, ClientKey] = {}
@@ -115,7 +128,7 @@ class KeyRing:
     def look_again(self) -> None:
         """Look at the next call: this worker has just changed something itself."""
         if self._store is not None:
-            self._look_at_s = -math.inf
+            self._look_at_s = self._seen_at_s = -math.inf
 
     # --- when keys were used -----------------------------------------------------------------
 
@@ -149,17 +162,29 @@ class KeyRing:
     # --- what is known -----------------------------------------------------------------------
 
     def look(self) -> None:
-        """See whether the keys have changed, unless that was done a moment ago."""
+        """See whether the keys have changed, unless that was done a moment ago.
+
+        The database's thread may be at work at a large response. A call waits for it only where
+        what is known may be older than a change that is in force.
+        """
         now_s = self._clock.monotonic()
         if now_s < self._look_at_s:
             return
         self._look_at_s = now_s + LOOK_S
+        if now_s - self._seen_at_s < FRESH_S:
+            self._later(self._look)
+        else:
+            self._look()
+
+    def _look(self) -> None:
+        began_s = self._clock.monotonic()
         assert self._store is not None, "without one there is no look"
         try:
             number = self._store.number()
             if number != self._number:
                 self._take(self._store.read())
             self._trouble = self._lost()
+            self._seen_at_s = began_s
         except KeysUnavailable as error:
             self._trouble = str(error)
             if not self._by_id:  # nothing is known yet

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -14,7 +14,7 @@ from qwen_wsgi.access.client_key import (
     KeysUnavailable,
     digest_of,
 )
-from qwen_wsgi.access.key_ring import LOOK_S, KeyRing
+from qwen_wsgi.access.key_ring import FRESH_S, LOOK_S, KeyRing
 from tests.fakes.clock import FakeClock
 
 ANNA = ClientKey("key_a", "anna", 0)
@@ -251,3 +251,40 @@ def test_uses_that_cannot_be_written_are_written_later() -> None:
     world.ring.write_uses()
 
     assert [list(uses) for uses in world.store.uses] == [["key_a"]]
+
+
+def test_a_call_waits_for_a_look_only_where_what_is_known_is_old() -> None:
+    store, clock, waiting = FakeStore(kept(ANNA)), FakeClock(), list[Callable[[], None]]()
+    ring = KeyRing(store, clock, later=waiting.append)
+    assert ring.find(b"anna") is not None
+    assert (store.looks, waiting) == (1, [])
+
+    store.change(kept(BEN))
+    clock.advance(LOOK_S)
+    assert ring.find(b"anna") is not None  # the look goes on beside it
+    assert (store.looks, len(waiting)) == (1, 1)
+    waiting.pop()()
+    assert ring.find(b"anna") is None
+
+    # The latest look has not ended: what is known gets too old to be gone on with.
+    clock.advance(LOOK_S)
+    ring.find(b"ben")
+    store.change(kept(ANNA))
+    clock.advance(FRESH_S)
+    assert ring.find(b"anna") is not None
+    assert len(waiting) == 1
+
+
+def test_a_look_that_fails_makes_nothing_new() -> None:
+    store, clock, waiting = FakeStore(kept(ANNA)), FakeClock(), list[Callable[[], None]]()
+    ring = KeyRing(store, clock, later=waiting.append)
+    ring.look()
+    store.broken = True
+    clock.advance(FRESH_S)
+    ring.look()
+    store.broken = False
+    store.change(kept(BEN))
+    clock.advance(LOOK_S)
+
+    assert ring.find(b"ben") is not None
+    assert waiting == []
