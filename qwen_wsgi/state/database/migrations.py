@@ -85,9 +85,12 @@ def bring_forward(
     """
     if not _behind(database, every):
         return
-    old = {each: file for each in every if (file := _attached(database, each, directory))}
+    old: dict[Tables, Path] = {}
     moved: list[Path] = []
     try:
+        for each in every:
+            if file := _attached(database, each, directory):
+                old[each] = file
         with transaction(database):
             for tables, version in _behind(database, every):  # another process may have done it
                 for number, statements in enumerate(tables.versions[version:], version):
@@ -96,10 +99,14 @@ def bring_forward(
                         moved.append(old[tables])
                 row = (tables.feature, len(tables.versions))
                 database.execute("INSERT OR REPLACE INTO features VALUES (?, ?)", row)
+    except sqlite3.Error:
+        # Another process that has moved the old files deletes them while they are opened here.
+        if _behind(database, every):
+            raise
     finally:
-        for tables in old:
+        for each in every:
             with suppress(sqlite3.Error):
-                database.execute("DETACH " + _schema_of(tables))
+                database.execute("DETACH " + _schema_of(each))
     for file in moved:
         log.info("its content is in the common database now path=%s", file)
         shutil.rmtree(file.parent, ignore_errors=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen_wsgi.state.database import migrations
 from qwen_wsgi.state.database.host_objects import HostObjects
 from qwen_wsgi.state.database.migrations import Tables
 from qwen_wsgi.state.database.responses import ResponseStore
@@ -114,6 +115,24 @@ def test_several_workers_move_it_once(tmp_path: Path, clock: FakeClock) -> None:
         thread.join()
 
     assert failures == []
+
+
+def test_an_old_file_that_another_worker_deletes_while_it_is_opened_is_no_failure(
+    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_before(tmp_path)
+    late = []
+
+    def moved_meanwhile(*_args: object) -> Path | None:
+        monkeypatch.undo()
+        prepare(tmp_path, clock)
+        late.append(True)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(migrations, "_attached", moved_meanwhile)
+    with opened(tmp_path, clock) as database:
+        assert responses_in(database, clock).get("me", "resp_1") is not None
+    assert late
 
 
 @pytest.mark.parametrize("harm", ["garbage", "no tables"])
