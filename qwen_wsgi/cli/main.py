@@ -137,6 +137,11 @@ def _parser() -> argparse.ArgumentParser:
         ("settings", _settings, "list every setting: its value, its default, what it is for"),
     ):
         add(name, command, help).add_argument("--json", action="store_true", help="print JSON")
+    add(
+        "healthcheck",
+        _healthcheck,
+        "exit with 0 if the running server can serve calls, else with 1",
+    )
     sub = add("doctor", _doctor, "check this installation, and say what is wrong and what to do")
     sub.add_argument("--account", metavar="NAME", help="check one account; default: all")
     sub.add_argument("--no-calls", action="store_true", help="contact no upstream")
@@ -211,6 +216,17 @@ def _status(settings: Settings, arguments: argparse.Namespace) -> int:
     from qwen_wsgi.cli import accounts
 
     return accounts.status(settings, json_output=arguments.json)
+
+
+def _healthcheck(settings: Settings, arguments: argparse.Namespace) -> int:
+    from qwen_wsgi.cli import running
+
+    answer = running.ask(settings, "/health/ready")
+    if answer.value is None:
+        print(f"qwen-proxy: {answer.server}: {answer.why}", file=sys.stderr)
+        return 1
+    print(f"{answer.server}: {answer.value.get('status')}")
+    return 0
 
 
 def _models(settings: Settings, arguments: argparse.Namespace) -> int:
