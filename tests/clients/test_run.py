@@ -228,7 +228,7 @@ def test_a_program_that_is_not_there_is_told(
 ) -> None:
     (tmp_path / "bin/codex").unlink()
     with pytest.raises(
-        SettingsError, match="OpenAI Codex is not installed: there is no codex in PATH"
+        SettingsError, match="is not installed: there is no codex in PATH"
     ):
         started("codex")
     (tmp_path / "bin/codex").write_text("#!/nonexistent/interpreter\n")
