@@ -416,7 +416,11 @@ PLACES = {
     ),
     "zstandard": ("qwen_wsgi/api/codings.py",),
     "sqlite3": ("qwen_wsgi/state/",),
-    "subprocess": ("qwen_wsgi/doctor/machine.py", "qwen_wsgi/documents/pdf.py"),
+    "subprocess": (
+        "qwen_wsgi/clients/run.py",
+        "qwen_wsgi/doctor/machine.py",
+        "qwen_wsgi/documents/pdf.py",
+    ),
     "pypdf": ("qwen_wsgi/documents/pdf_process.py",),
     "certifi": ("qwen_wsgi/doctor/machine.py", "qwen_wsgi/upstream/http/download.py"),
     "packaging": ("qwen_wsgi/doctor/dependencies.py",),

@@ -311,6 +311,7 @@ def _run_client(settings: Settings, arguments: argparse.Namespace) -> int:
         url=arguments.url,
         model=arguments.model,
         models=lambda: accounts.models_to_offer(settings),
+        environ=settings_module.environment(),
         err=sys.stderr,
     )
 

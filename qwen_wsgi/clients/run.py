@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -40,6 +39,7 @@ def run(
     url: str,
     model: str,
     models: Callable[[], tuple[Iterable[Mapping[str, Any]], Iterable[str]]],
+    environ: Mapping[str, str],
     err: TextIO,
     ask: Callable[[str], str] = getpass.getpass,
     authority: Path = command.OWN_AUTHORITY,
@@ -50,6 +50,7 @@ def run(
     Args:
         arguments: the user's own, for the client.
         url, model, models: as those of `command.show`.
+        environ: the caller's environment, which the client gets.
         ask: asks a person for the client key.
         machine: qwen-code's settings of the whole machine, if there are any.
 
@@ -71,19 +72,19 @@ def run(
     entries, _ = models()
     target = target_for(client, origin, entries, model=model, default=settings.openai_model)
     launch = LAUNCHES[name](target, _settings_in(machine))
-    if shutil.which(launch.program) is None:
+    if shutil.which(launch.program, path=environ.get("PATH")) is None:
         raise SettingsError(
             f"{client.title} is not installed: there is no {launch.program} in PATH"
         )
-    key = os.environ.get(KEY_VARIABLE) or _asked(settings, origin, ask)
-    environ = {name: value for name, value in os.environ.items() if name not in launch.unset}
-    environ.update(launch.environment, **dict.fromkeys(launch.keys, key))
+    key = environ.get(KEY_VARIABLE) or _asked(settings, origin, ask)
+    given = {name: value for name, value in environ.items() if name not in launch.unset}
+    given.update(launch.environment, **dict.fromkeys(launch.keys, key))
     variable = trust.variable(name)
     if origin.startswith("https:") and variable and authority.exists():
-        environ.setdefault(variable, str(authority))
+        given.setdefault(variable, str(authority))
     print(f"{client.title} with {target.model} of {origin}", file=err, flush=True)
     with _files(launch) as paths:
-        return _wait([launch.program, *launch.arguments, *arguments], {**environ, **paths})
+        return _wait([launch.program, *launch.arguments, *arguments], {**given, **paths})
 
 
 def _settings_in(file: Path) -> Mapping[str, Any]:

@@ -64,7 +64,12 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
         settings = settings_of(HOME=tmp_path, QWEN_PROXY_STATE_DIR=tmp_path / "state")
         given = {
             **{"url": URL, "model": "", "models": lambda: ((), ()), "err": io.StringIO()},
-            **{"machine": tmp_path / "none", "authority": tmp_path / "none", **options},
+            **{
+                "environ": os.environ,
+                "machine": tmp_path / "none",
+                "authority": tmp_path / "none",
+                **options,
+            },
         }
         status = running.run(given.pop("settings", settings), name, arguments, **given)
         assert list(temporary.iterdir()) == []
@@ -227,9 +232,7 @@ def test_a_program_that_is_not_there_is_told(
     started: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "bin/codex").unlink()
-    with pytest.raises(
-        SettingsError, match="is not installed: there is no codex in PATH"
-    ):
+    with pytest.raises(SettingsError, match="is not installed: there is no codex in PATH"):
         started("codex")
     (tmp_path / "bin/codex").write_text("#!/nonexistent/interpreter\n")
     (tmp_path / "bin/codex").chmod(0o755)
