@@ -107,7 +107,7 @@ def row(call: CallRecord, at: float, cost: Cost | None) -> CallRow:
     usage, units, requests = call.usage or _NOTHING, None, None
     if call.units:
         units = compact(dict(call.units[:_MOST_UNITS]))
-    if call.requests != {call.account: call.attempts} and (call.requests or call.attempts):
+    if call.requests and call.requests != {call.account: call.attempts}:
         asked = [(name[:_LONGEST], n) for name, n in call.requests.items() if n > 0]
         requests = compact(dict(asked[:_MOST_ACCOUNTS]))
     begun, first = call.started_at, call.first_byte_at
