@@ -129,7 +129,8 @@ class PlanWatch:
         self._fresh: dict[tuple[str, str], KnownWindow] = {}
         self._told_s = -math.inf
         self._looked_s = -math.inf
-        self._stop = threading.Event()
+        self._stopped = False
+        self._wake = threading.Event()
 
     # --- for calls: no disk, no waiting ----------------------------------------------------------
 
@@ -214,6 +215,7 @@ class PlanWatch:
             else state
             for state in seen.states
         )
+        self._wake.set()
         log.warning(
             "the plan's window is spent, its vendor says account=%s window=%s until=%s",
             account,
@@ -241,18 +243,24 @@ class PlanWatch:
         threading.Thread(target=self._run, name="plans", daemon=True).start()
 
     def stop(self) -> None:
-        """Look no more."""
-        self._stop.set()
+        """Write down what vendors have said, and look no more."""
+        self._stopped = True
+        self._wake.set()
+        if self._fresh:
+            self._guarded_look()
 
     def _run(self) -> None:
-        while True:
-            try:
-                if self.is_due:
-                    self.look()
-            except Exception as error:  # the thread's top: the next look may go better
-                log.error("plans could not be looked at", exc_info=error)
-            if self._stop.wait(LOOK_CLOSELY_S):
-                return
+        while not self._stopped:
+            self._wake.clear()
+            self._guarded_look()
+            self._wake.wait(LOOK_CLOSELY_S)
+
+    def _guarded_look(self) -> None:
+        try:
+            if self.is_due:
+                self.look()
+        except Exception as error:  # a thread's top: the next look may go better
+            log.error("plans could not be looked at", exc_info=error)
 
     @property
     def is_due(self) -> bool:

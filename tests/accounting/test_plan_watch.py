@@ -208,6 +208,14 @@ class TestTold:
         watch.told(PLAN, "month allocated quota exceeded", 19 * DAY - 2)
         assert watch.blocked_s(PLAN) == BELIEVED_S
 
+    def test_a_stop_writes_it_down(self, world: World) -> None:
+        watch = world.worker()
+        watch.look()
+        watch.told(PLAN, "hour allocated quota exceeded", HOUR)
+        watch.stop()
+
+        assert world.opened[0].known_windows()[PLAN, "5h"].told_until == NOON_S + HOUR
+
     def test_it_is_told_once(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
         watch = world.worker()
         watch.look()
@@ -250,7 +258,8 @@ class TestLooks:
         world.note(attempts=950)
         watch.look()
         world.clock.advance(1)
-        assert watch.is_due, "little is left"
+        due: bool = watch.is_due
+        assert due, "little is left"
 
     def test_soon_again_when_a_call_ended_meanwhile(self, world: World) -> None:
         world.text = "1000/5h"
