@@ -76,6 +76,10 @@ def window(watch: PlanWatch, at: int = 0) -> dict[str, Any]:
     return found
 
 
+def due(watch: PlanWatch) -> bool:
+    return watch.is_due
+
+
 def test_what_all_workers_used_is_counted(world: World) -> None:
     one, two = world.worker(), world.worker()
     world.note(2)
@@ -248,18 +252,17 @@ class TestTold:
 class TestLooks:
     def test_how_often(self, world: World) -> None:
         watch = world.worker()
-        assert watch.is_due
+        assert due(watch)
         world.text = "1000/5h"
         watch.look()
         world.clock.advance(1)
-        assert not watch.is_due
+        assert not due(watch)
         world.clock.advance(4)
-        assert watch.is_due
+        assert due(watch)
         world.note(attempts=950)
         watch.look()
         world.clock.advance(1)
-        due: bool = watch.is_due
-        assert due, "little is left"
+        assert due(watch), "little is left"
 
     def test_soon_again_when_a_call_ended_meanwhile(self, world: World) -> None:
         world.text = "1000/5h"

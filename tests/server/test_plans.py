@@ -113,7 +113,9 @@ def test_what_the_vendor_says_outlasts_the_server(sandbox: Sandbox, tmp_path: Pa
     proxy.forget_troubles()
     proxy = start(tmp_path, environment(sandbox, "50/5h"))
     try:
-        wait_until(lambda: all(window(proxy)["spent"] for _ in range(4)), "the first looks", within_s=3)
+        wait_until(
+            lambda: all(window(proxy)["spent"] for _ in range(4)), "the first looks", within_s=3
+        )
         assert ask(proxy) == (PAY, "1")
     finally:
         proxy.stop()
