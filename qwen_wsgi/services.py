@@ -312,7 +312,6 @@ def build_services(
         books,
         clock,
         in_flight=lambda: {name: each.in_flight for name, each in pool.limiters()},
-        ended=lambda: ledger.calls,
         apart=greenlets.apart,
     )
     pool = AccountPool(settings, discovery, cooldowns, start_sandbox=sandbox.base_url, plans=plans)

@@ -99,7 +99,6 @@ class PlanWatch:
         accounts: those that have plans now.
         source: None counts nothing; only what vendors say is known then.
         in_flight: calls that this worker has at each account.
-        ended: how many calls have ended in this worker, which are in the ledger.
         apart: a thread in which the ledger is read.
 
     Attributes:
@@ -114,7 +113,6 @@ class PlanWatch:
         clock: Clock,
         *,
         in_flight: Callable[[], Mapping[str, int]] = dict,
-        ended: Callable[[], int] = int,
         apart: Callable[[Callable[[], _Read]], _Read] = lambda work: work(),
     ) -> None:
         self.seen: dict[str, _Seen] = {}
@@ -122,7 +120,6 @@ class PlanWatch:
         self._source = source
         self._clock = clock
         self._in_flight = in_flight
-        self._ended = ended
         self._apart = apart
         self._known: dict[tuple[str, str], KnownWindow] = {}
         #: What vendors have said since the last look, to be written down.
@@ -275,16 +272,15 @@ class PlanWatch:
         accounts = tuple(self._accounts())
         if not accounts:
             self.seen = {}
+            self._fresh.clear()
             return
-        fresh, ended, counted = dict(self._fresh), self._ended(), self._source is not None
+        fresh, counted = dict(self._fresh), self._source is not None
         try:
             read = self._apart(partial(self._read, accounts, fresh))
         except (DatabaseUnavailable, OSError) as error:
             self._tell(error)
             read, counted = self._unread(accounts), False
         else:
-            if self._ended() != ended:  # a call may be in the ledger, or not yet
-                self._looked_s -= LOOK_S
             for key, known in fresh.items():
                 if self._fresh.get(key) is known:
                     del self._fresh[key]

@@ -33,7 +33,6 @@ class World:
         self.stated = True
         self.names = [PLAN]
         self.running = 0
-        self.ended = 0
         self.writer: JournalWriter = journal_in(directory, self.clock)
         self.opened: list[Books] = []
 
@@ -49,7 +48,6 @@ class World:
             books,
             self.clock,
             in_flight=lambda: {PLAN: self.running},
-            ended=lambda: self.ended,
         )
 
     def note(self, count: int = 1, *, at: float | None = None, **more: Any) -> None:
@@ -263,15 +261,6 @@ class TestLooks:
         watch.look()
         world.clock.advance(1)
         assert due(watch), "little is left"
-
-    def test_soon_again_when_a_call_ended_meanwhile(self, world: World) -> None:
-        world.text = "1000/5h"
-        watch = world.worker()
-        ends = iter([1, 2])
-        watch._ended = lambda: next(ends)
-        watch.look()
-
-        assert watch.is_due
 
     def test_without_plans_nothing_is_read(self, world: World) -> None:
         world.names = []
