@@ -282,13 +282,15 @@ def test_calls_of_before_are_in_the_minutes(tmp_path: Path, clock: FakeClock) ->
         for each in TABLES
     ]
     with closing(Database(tmp_path / DIRECTORY, clock, tables=old, keep_damaged_s=1)) as before:
-        names = CallRow._fields[:-1]
-        marks = ", ".join("?" * len(names))
         rows = [call(attempts=3), call(at=NOON_S - 50 * DAY), call(attempts=0)]
+        _, *columns = before.run(
+            lambda database: [row[1] for row in database.execute("PRAGMA table_info(calls)")]
+        )
         before.run(
             lambda database: database.executemany(
-                f"INSERT INTO calls ({', '.join(names)}) VALUES ({marks})",
-                [row[:-1] for row in rows],
+                f"INSERT INTO calls ({', '.join(columns)})"
+                f" VALUES ({', '.join('?' * len(columns))})",
+                [[getattr(row, column) for column in columns] for row in rows],
             ),
             write=True,
         )
