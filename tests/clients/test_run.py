@@ -227,9 +227,7 @@ def test_a_program_that_is_not_there_is_told(
     started: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "bin/codex").unlink()
-    with pytest.raises(
-        SettingsError, match="is not installed: there is no codex in PATH"
-    ):
+    with pytest.raises(SettingsError, match="is not installed: there is no codex in PATH"):
         started("codex")
     (tmp_path / "bin/codex").write_text("#!/nonexistent/interpreter\n")
     (tmp_path / "bin/codex").chmod(0o755)
