@@ -107,12 +107,26 @@ class Books:
         wait_s: float = _ROUND_S,
     ) -> list[dict[str, Any]]:
         """As `report`, for several times."""
+        self.read_all(wait_s=wait_s)
         try:
-            if self._journals.exist:
-                self._journals.fold(wait_s=wait_s)
             return [
                 usage.report(self._totals(by, each, client_id), by, each, zone) for each in asked
             ]
+        except DatabaseUnavailable as error:
+            raise BooksUnavailable(str(error)) from error
+
+    def read_all(self, *, wait_s: float = _ROUND_S) -> None:
+        """Bring all that was written into the table, before a question.
+
+        Args:
+            wait_s: how long another process is waited for that reads the journals now.
+
+        Raises:
+            BooksUnavailable: they cannot be read now.
+        """
+        try:
+            if self._journals.exist:
+                self._journals.fold(wait_s=wait_s)
         except DatabaseUnavailable as error:
             raise BooksUnavailable(str(error)) from error
         except OSError as error:
@@ -129,10 +143,10 @@ class Books:
 
     # --- for `plan_watch.PlanWatch`; raise DatabaseUnavailable or OSError -------------------------
 
-    def fold(self, *, wait_s: float = 0.0) -> None:
+    def fold(self) -> None:
         """Bring what was written lately into the table, some of it, if it is much."""
         if self._journals.exist:
-            self._journals.fold(wait_s=wait_s, work_s=_ROUND_S)
+            self._journals.fold(work_s=_ROUND_S)
 
     def account_uses(self, account: str, since: float, *, step_s: float) -> list[Use]:
         """What an account was asked from a time on, by steps, the oldest first."""

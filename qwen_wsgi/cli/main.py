@@ -279,7 +279,7 @@ def _usage(settings: Settings, arguments: argparse.Namespace) -> int:
                 "qwen-proxy: usage --plans is a table or --json, and has no --csv", file=sys.stderr
             )
             return 2
-        return plans.run(settings, json_output=arguments.json, out=sys.stdout)
+        return plans.run(settings, json_output=arguments.json, out=sys.stdout, err=sys.stderr)
     return usage.run(
         settings,
         by=arguments.by,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ from qwen_wsgi.cli.stored import plans as command
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.upstream.failures.causes import PLAN_SPENT
 from tests.api.apps import UPSTREAM_KEY, App, error_of, running
-from tests.fakes.clock import FakeClock
+from tests.fakes.clock import NOON_S, FakeClock
 from tests.fakes.upstream import settings_of
 from tests.kit.prometheus_text import parse
 from tests.kit.secrets import secret
@@ -230,8 +232,10 @@ class TestCommand:
             },
         )
         out = io.StringIO()
-        assert command.run(settings, json_output=json_output, out=out, clock=FakeClock()) == 0
-        return out.getvalue()
+        err = io.StringIO()
+        status = command.run(settings, json_output=json_output, out=out, err=err, clock=FakeClock())
+        assert status == (1 if err.getvalue() else 0)
+        return out.getvalue() + err.getvalue()
 
     def test_by_the_ledger_while_no_server_runs(self, sandbox: Sandbox, tmp_path: Path) -> None:
         with in_front_of(sandbox, tmp_path) as app:
@@ -249,9 +253,7 @@ class TestCommand:
         assert head.split() == [
             *("account", "plan", "window", "used", "limit", "share", "ends", "forecast"),
         ]
-        assert row.split()[:7] == [PLAN, "dashscope", "5h", "2", "3", "calls", "67%"] or (
-            row.split()[0] == PLAN
-        )
+        assert row.split()[:7] == [PLAN, "dashscope", "5h", "2", "3", "calls", "67%"]
         assert "other programs with the same key" in rest[-2]
         assert rest[-1] == "While a window is spent: upstream:llama."
 
@@ -275,9 +277,33 @@ class TestCommand:
             BAILIAN_CODING_PLAN_API_KEY=secret("coding"),
         )
         out = io.StringIO()
-        command.run(settings, json_output=False, out=out, clock=FakeClock())
+        command.run(settings, json_output=False, out=out, err=out, clock=FakeClock())
         assert "coding-plan  coding-plan  5h" in out.getvalue()
         assert "The limits of coding-plan are assumed" in out.getvalue()
+
+    def test_a_ledger_that_cannot_be_read_is_told(self, sandbox: Sandbox, tmp_path: Path) -> None:
+        with in_front_of(sandbox, tmp_path) as app:
+            answered_by(app)
+        for name in ("database", "ledger"):
+            shutil.rmtree(tmp_path / name)
+            (tmp_path / name).write_text("no directory")
+        said = self.said(sandbox, tmp_path, json_output=False)
+        assert said.startswith("qwen-proxy: ")
+        assert "cannot be used" in said
+
+    def test_what_is_shown_of_a_window_that_is_spent(self) -> None:
+        window = {
+            **{"window": "5h", "kind": "rolling", "unit": "calls", "used": 7, "limit": 7.0},
+            **{"share": 1.0, "calls": 7, "tokens": 9, "spent": True, "ends_at": None},
+            **{"free_at": NOON_S + 60, "forecast_at": None, "told_by_vendor": True},
+        }
+        going = {**window, "spent": False, "ends_at": NOON_S + 9, "forecast_at": NOON_S + 86_400}
+        row = {"account": "a", "plan": "token-plan", "limits": "stated", "counted": True}
+
+        said = command.shown([{**row, "windows": [window, going]}], [], now=NOON_S)
+
+        assert re.search(r"100%  SPENT until \d\d:01 \(its vendor says\)", said)
+        assert re.search(r"from \d\d:00 on  spent at 2026-11-2\d \d\d:00", said)
 
     def test_nobody_has_a_plan(self, sandbox: Sandbox, tmp_path: Path) -> None:
         said = self.said(sandbox, tmp_path, json_output=False, QWEN_PROXY_PLANS="")

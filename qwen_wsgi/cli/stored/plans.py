@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from qwen_wsgi import text
-from qwen_wsgi.accounting.books import Books
+from qwen_wsgi.accounting.books import Books, BooksUnavailable
 from qwen_wsgi.accounting.plan_watch import PlanWatch
 from qwen_wsgi.cli import running
 from qwen_wsgi.cli.stored.usage import aligned
@@ -17,11 +17,22 @@ from qwen_wsgi.clock import Clock, SystemClock
 from qwen_wsgi.services import build_services, configure_logs, plan_accounts
 from qwen_wsgi.settings import Settings
 
+#: How long another process is waited for that reads the journals now.
+_WAIT_S: Final = 10.0
+
 _HEAD: Final = ["account", "plan", "window", "used", "limit", "", "share", "ends", "forecast"]
 
 
-def run(settings: Settings, *, json_output: bool, out: TextIO, clock: Clock | None = None) -> int:
-    """Print how things are with all plans: as the running server says, else by the ledger."""
+def run(
+    settings: Settings,
+    *,
+    json_output: bool,
+    out: TextIO,
+    err: TextIO,
+    clock: Clock | None = None,
+) -> int:
+    """Print how things are with all plans: as the running server says, else by the ledger; 1 if it
+    cannot be read."""
     clock = clock or SystemClock()
     answer = running.ask(settings, "/status", check=_has_plans)
     if answer.value is not None:
@@ -31,7 +42,11 @@ def run(settings: Settings, *, json_output: bool, out: TextIO, clock: Clock | No
             if row["plan"] is not None
         ]
     else:
-        rows = _own(settings, clock)
+        try:
+            rows = _own(settings, clock)
+        except BooksUnavailable as error:
+            print(f"qwen-proxy: {error}", file=err)
+            return 1
     if json_output:
         asked = {"server": answer.server if answer.value else None, "why_not": answer.why or None}
         value = {"asked": asked, "accounts": rows, "fallback": list(settings.plan_fallback)}
@@ -47,7 +62,11 @@ def _has_plans(value: dict[str, Any]) -> bool:
 
 
 def _own(settings: Settings, clock: Clock) -> list[dict[str, Any]]:
-    """What this command finds by itself, in the form of the server's."""
+    """What this command finds by itself, in the form of the server's.
+
+    Raises:
+        BooksUnavailable: the ledger cannot be read.
+    """
     directory = Path(settings.state_dir)
     configure_logs(settings)
     with closing(build_services(settings, clock, known_in=directory)) as services:
@@ -55,6 +74,7 @@ def _own(settings: Settings, clock: Clock) -> list[dict[str, Any]]:
     if not settings.ledger_days:
         return _reports(PlanWatch(lambda: found, None, clock))
     with closing(Books(directory, clock, days=settings.ledger_days)) as books:
+        books.read_all(wait_s=_WAIT_S)
         return _reports(PlanWatch(lambda: found, books, clock))
 
 
