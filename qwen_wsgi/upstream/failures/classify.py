@@ -306,7 +306,7 @@ def _error(
     now: float | None,
 ) -> UpstreamError:
     text = str(error.get("message") or "")
-    reset_s = retry_after.named_s(report.message, now=now, most_s=retry_after.LONGEST_S)
+    reset_s = retry_after.reset_s(report.message, now=now)
     if wait_s is None:
         wait_s = retry_after.named_s(report.message, now=now)
     param = error.get("param")

@@ -5,6 +5,7 @@ Pure: the current time is an argument, in seconds since 1970.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -77,6 +78,13 @@ def named_s(text: str, *, now: float | None, most_s: float = _DAY_S) -> float | 
         return min(seconds, most_s) if parts else None
     found = _AT.search(text)
     return None if found is None or now is None else _until_s(found, now, most_s)
+
+
+def reset_s(text: str, *, now: float | None) -> float | None:
+    """In how long a text says that a window ends; None if it does not say, or what it says is too
+    far away: a date without a year that has just passed would be that of the next year."""
+    found = named_s(text, now=now, most_s=math.inf)
+    return found if found is not None and found <= LONGEST_S else None
 
 
 def date_of(headers: Mapping[str, str]) -> float | None:
