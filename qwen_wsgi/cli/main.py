@@ -162,6 +162,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--until", metavar="TIME", default="now", help="the same; a date is in it (default: now)"
     )
+    sub.add_argument(
+        "--plans",
+        action="store_true",
+        help="how much of the windows of Coding and Token Plans is used, and when they end",
+    )
     form = sub.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--csv", action="store_true", help="print a table for spreadsheets")
@@ -266,8 +271,15 @@ def _doctor(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _usage(settings: Settings, arguments: argparse.Namespace) -> int:
-    from qwen_wsgi.cli.stored import usage
+    from qwen_wsgi.cli.stored import plans, usage
 
+    if arguments.plans:
+        if arguments.csv:
+            print(
+                "qwen-proxy: usage --plans is a table or --json, and has no --csv", file=sys.stderr
+            )
+            return 2
+        return plans.run(settings, json_output=arguments.json, out=sys.stdout, err=sys.stderr)
     return usage.run(
         settings,
         by=arguments.by,
