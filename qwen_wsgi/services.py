@@ -33,6 +33,7 @@ from qwen_wsgi.credentials.refresh.attempt import Outcome
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.documents.pdf import PdfReader
 from qwen_wsgi.greenlets import ThreadApart
+from qwen_wsgi.in_flight import CallsInFlight
 from qwen_wsgi.metering import Metering
 from qwen_wsgi.redaction import DISCOVERED, Redaction
 from qwen_wsgi.reporting import REFUSED, Reporting, notifier
@@ -191,6 +192,7 @@ class Services:
     client_keys: ClientKeys
     key_ring: KeyRing
     admission: Admission
+    in_flight: CallsInFlight
     budgets: Budgets
     connections: Connections
     connection_memory: ConnectionMemory
@@ -245,6 +247,7 @@ class Services:
     def close(self) -> None:
         """Finish the token refreshes that were sent, and free the rest."""
         self.maintenance.stop()
+        self.in_flight.socket.close()
         self.background.stop()
         self.key_ring.write_uses()
         drain_logins(self.discovery.logins(), self.clock)
@@ -367,6 +370,7 @@ def build_services(
         client_keys=client_keys,
         key_ring=key_ring,
         admission=admission,
+        in_flight=CallsInFlight(clock, state_dir, address_of=guard.client_address),
         budgets=budgets,
         connections=connections,
         connection_memory=ConnectionMemory(

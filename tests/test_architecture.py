@@ -110,10 +110,19 @@ ALLOWED: dict[str, set[str]] = {
     "metering": {"accounting", "clock", "state"},
     "background": {"errors", "clock", "greenlets", "shortage", "protocol", "state"},
     "greenlets": {"errors"},
+    "in_flight": {"errors", "clock", "greenlets", "accounting.record", "state"},
     "protocol": {"errors"},
     "credentials": {"", "errors", "shortage", "clock", "settings", "hosts", "net", "redaction"},
     "accounting": {"errors", "clock", "protocol.usage", "protocol.json_object", "state"},
-    "state": {"errors", "clock", "settings", "protocol", "access.client_key", "access.limits"},
+    "state": {
+        "errors",
+        "clock",
+        "settings",
+        "greenlets",
+        "protocol",
+        "access.client_key",
+        "access.limits",
+    },
     "access": {"errors", "clock", "settings", "setting_values", "net", "protocol", "redaction"},
     "upstream": {
         "",
@@ -155,6 +164,7 @@ ALLOWED: dict[str, set[str]] = {
         "hosts",
         "capabilities",
         "clock",
+        "in_flight",
         "settings",
         "greenlets",
         "protocol",
@@ -209,6 +219,7 @@ ALLOWED: dict[str, set[str]] = {
         "settings",
         "errors",
         "clock",
+        "in_flight",
         "access.client_key",
         "state",
         "credentials",
@@ -229,6 +240,7 @@ ALLOWED["services"] = {
     "greenlets",
     "reporting",
     "background",
+    "in_flight",
     "access",
     "accounting",
     "credentials",
@@ -293,8 +305,11 @@ ROOMS: dict[str, list[list[str]]] = {
 }
 
 #: Rooms with more files than the others: one per family of endpoints; one per group of checks;
-#: what dialects share; OpenAI's largest API; one per part of the fake upstream.
+#: what dialects share; OpenAI's largest API; one per part of the fake upstream; what workers share;
+#: one per feature with tables.
 LARGE_ROOMS = {
+    "state": 13,
+    "state/database": 13,
     "api": 13,
     "doctor": 20,
     "upstream/routing": 13,

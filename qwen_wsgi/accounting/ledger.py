@@ -23,7 +23,7 @@ _LONGEST: Final = 100
 _MOST_UNITS: Final = 8
 
 #: Outcomes after which an account may have counted tokens that it has not told.
-_USES: Final = frozenset({"complete", "client_gone", "cut_by_stop"})
+_USES: Final = frozenset({"complete", "client_gone", "cancelled", "cut_by_stop"})
 #: What asks a model is sent; the rest looks at what is there.
 _ASKING: Final = frozenset({"POST", "BACKGROUND", "WS"})
 

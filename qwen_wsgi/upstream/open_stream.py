@@ -148,9 +148,10 @@ class OpenStream:
         events = chunks.feed(block) if block else b""
         if self._budget is not None and block:
             self._budget.streamed(block)
-        now = self._monotonic()
-        if now - self.heard_at > self.record.longest_gap_s:
-            self.record.longest_gap_s = now - self.heard_at
+        record, now = self.record, self._monotonic()
+        record.received_bytes += len(data)
+        if now - self.heard_at > record.longest_gap_s:
+            record.longest_gap_s = now - self.heard_at
         self.heard_at = now
         if events:
             self._content_at, self._left_s = now, self._idle_s

@@ -8,6 +8,7 @@ from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import (
     ApiError,
+    CallCancelled,
     ClientGone,
     StreamBroken,
     UpstreamError,
@@ -98,8 +99,7 @@ class Relay:
 
     def close(self) -> None:
         """Stop the upstream, wherever the stream is. Harmless when repeated."""
-        if self._record.outcome == "open":
-            self._record.outcome = "client_gone"
+        self._record.leave()
         try:
             self._opening.cancel()
         finally:
@@ -153,9 +153,13 @@ def failed_late(fault: BaseException, record: CallRecord) -> ApiError:
 
     Args:
         fault: other than that the client is gone. One that is not an `Exception` comes from a stop
-            of the worker whose time for open answers is over.
+            of the worker whose time for open answers is over, or from an admin.
     """
-    if isinstance(fault, ApiError):
+    if isinstance(fault, CallCancelled):
+        forget_frames(fault)
+        error: ApiError = fault.error
+        outcome = "cancelled"
+    elif isinstance(fault, ApiError):
         forget_frames(fault)  # the caller's frame is among them
         error, outcome = fault, "refused"
         if isinstance(fault, UpstreamError):

@@ -87,7 +87,8 @@ class CallRow(NamedTuple):
         client_id, client: `access.guard.Client`; "" and `-` of a caller that was refused.
         model: as the account calls it, else as the client does.
         endpoint: the path of the route: `/v1/responses/{id}`.
-        outcome: `complete`, `refused`, `upstream_error`, `client_gone`, `cut_by_stop`, `failed`.
+        outcome: `complete`, `refused`, `upstream_error`, `client_gone`, `cancelled`, `cut_by_stop`,
+            `failed`.
         error: its code, or "".
         input_tokens: those that were cached among them; None is unknown, as of all tokens.
         units: what was made or read besides tokens, as JSON: `{"pictures": 2}`.
