@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -17,11 +16,13 @@ from typing import Any
 import openai
 import pytest
 
+from qwen_wsgi.cli import calls as calls_command
 from qwen_wsgi.sandbox import Sandbox
+from tests.fakes.upstream import settings_of
 from tests.kit.proxy import CLIENT_KEY, UPSTREAM_KEY, Proxy, start
 from tests.kit.raw_client import Exchange, chat, events
 from tests.kit.secrets import secret
-from tests.kit.servers import REPO, wait_until
+from tests.kit.servers import wait_until
 from tests.kit.websocket_client import Socket
 
 pytestmark = pytest.mark.server
@@ -99,22 +100,20 @@ def all_ended(sandbox: Sandbox) -> bool:
     return all(each.outcome != "open" for each in sandbox.requests)
 
 
-def command(proxy: Proxy, *words: str) -> tuple[int, str, str]:
-    env = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(proxy.home),
-        "PYTHONPATH": str(REPO),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "QWEN_PROXY_STATE_DIR": str(next(proxy.log.parent.glob("d*")) / "state"),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "qwen_wsgi.cli", "calls", *words],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=30,
+def command(proxy: Proxy, *words: str) -> tuple[int, str]:
+    """What `qwen-proxy calls` prints, as a process that is no worker."""
+    out = io.StringIO()
+    state_dir = next(proxy.log.parent.glob("d*")) / "state"
+    action, id = words or ("list", None)
+    status = calls_command.run(
+        settings_of(QWEN_PROXY_STATE_DIR=state_dir),
+        action,
+        id,
+        json_output=bool(words),
+        out=out,
+        err=out,
     )
-    return done.returncode, done.stdout, done.stderr
+    return status, out.getvalue()
 
 
 def test_calls_of_both_workers_are_listed_the_newest_last(proxy: Proxy, sandbox: Sandbox) -> None:
@@ -133,9 +132,9 @@ def test_calls_of_both_workers_are_listed_the_newest_last(proxy: Proxy, sandbox:
         assert (told["attempts"], told["stream"], told["address"]) == (1, True, "127.0.0.1")
         assert 0 < told["seconds_to_first_byte"] <= told["seconds"]
         assert told["received_bytes"] > 0
-        status, out, _ = command(proxy, "--json")
+        status, out = command(proxy)
         assert status == 0
-        assert [row["id"] for row in json.loads(out)["data"]] == [row["id"] for row in rows]
+        assert [line.split()[0] for line in out.splitlines()] == ["ID", *(r["id"] for r in rows)]
     wait_until(lambda: ids(proxy) == [], "the end of all calls")
     assert sandbox.wait_until(lambda: all_ended(sandbox), 5)
 
@@ -231,16 +230,16 @@ def test_all_calls_of_an_id_end_also_by_the_command(proxy: Proxy, sandbox: Sandb
         other = open_ones.enter_context(sent(proxy, "no-twin", stream=True))
         wait_until(lambda: sorted(ids(proxy)) == ["no-twin", *["twin"] * 4], "five calls")
 
-        status, out, err = command(proxy, "cancel", "twin", "--json")
+        status, out = command(proxy, "cancel", "twin")
 
-        assert (status, err) == (0, "")
+        assert status == 0
         assert json.loads(out) == {"object": "call", "id": "twin", "cancelled": 4}
         for twin in twins:
             assert "by 'qwen-proxy calls cancel'" in ends_whole(twin)["message"]
         assert ids(proxy) == ["no-twin"]
         other.read_until(b"data:")
     wait_until(lambda: ids(proxy) == [], "the end of all calls")
-    assert command(proxy)[:2] == (0, "No calls are in flight.\n")
+    assert command(proxy) == (0, "No calls are in flight.\n")
     assert command(proxy, "cancel", "twin")[0] == 1
 
 
