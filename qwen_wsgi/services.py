@@ -41,6 +41,7 @@ from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.counters import SharedCounters
 from qwen_wsgi.state.database.background import BackgroundQueue
+from qwen_wsgi.state.database.cached_answers import CachedAnswers
 from qwen_wsgi.state.database.client_keys import ClientKeys
 from qwen_wsgi.state.database.host_objects import HostObjects
 from qwen_wsgi.state.database.responses import ResponseStore
@@ -55,6 +56,7 @@ from qwen_wsgi.state.shared_files import SharedFiles
 from qwen_wsgi.state.state_key import StateKey, command_key
 from qwen_wsgi.state.token_counts import TokenCounts
 from qwen_wsgi.state.workers import Workers
+from qwen_wsgi.upstream.answer_cache import AnswerCache
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.executor import Executor
 from qwen_wsgi.upstream.failures.causes import CAUSES
@@ -140,7 +142,9 @@ class Maintenance:
         budgets: Budgets,
         key_ring: KeyRing,
         bring_calls: Callable[[], None],
+        cached_answers: CachedAnswers,
     ) -> None:
+        self._cached_answers = cached_answers
         self._discovery = discovery
         self._key_ring = key_ring
         self._files = files
@@ -168,6 +172,7 @@ class Maintenance:
             self._guarded(self._budgets.look_after)
             self._guarded(self._trials.run)
             self._guarded(self._bring_calls)
+            self._guarded(self._cached_answers.look_after)
             self._guarded(self._reporting.report)
             self._guarded(self._key_ring.write_uses)
 
@@ -341,6 +346,7 @@ def build_services(
         notify=notifier(settings.environ.get("NOTIFY_SOCKET", "")),
         refused=settings.environ.get(REFUSED, ""),
     )
+    cached_answers = CachedAnswers(database, clock, max_bytes=settings.response_cache_bytes)
     retrier = Retrier(settings, router, pool, cooldowns, affinity, clock, outcomes=outcomes)
     executor = Executor(
         settings,
@@ -350,6 +356,7 @@ def build_services(
         clock,
         RefusedInputs(files),
         BatchChat(settings, pool),
+        AnswerCache(settings, cached_answers),
     )
     counters = LimitCounters(
         None if state_dir is None else state_dir / "limits", clock, Calendar(settings.timezone)
@@ -437,6 +444,7 @@ def build_services(
             budgets,
             key_ring,
             partial(_bring_calls, ledger, books),
+            cached_answers,
         ),
         started_at=clock.monotonic(),
     )

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from qwen_wsgi.accounting import call_log
 from qwen_wsgi.accounting.prices import Cost
-from qwen_wsgi.accounting.record import CallRecord
+from qwen_wsgi.accounting.record import HIT, CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.protocol.json_object import MOST, compact
 from qwen_wsgi.protocol.usage import Usage
@@ -139,6 +139,7 @@ def row(call: CallRecord, at: float, cost: Cost | None) -> CallRow:
         money,
         saved,
         currency,
+        int(call.cache == HIT),
     )
 
 

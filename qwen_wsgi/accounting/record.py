@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from qwen_wsgi.errors import (
     ApiError,
@@ -16,6 +16,10 @@ from qwen_wsgi.errors import (
     forget_frames,
 )
 from qwen_wsgi.protocol.usage import Usage
+
+#: Of `CallRecord.cache`.
+HIT: Final = "hit"
+MISS: Final = "miss"
 
 
 class CallBudget(Protocol):
@@ -32,6 +36,9 @@ class CallBudget(Protocol):
 
     def streamed(self, events: bytes) -> None:
         """Note what a stream has brought."""
+
+
+_NOTHING: Final = Usage(prompt=0, completion=0, total=0)
 
 
 @dataclass
@@ -73,6 +80,7 @@ class CallRecord:
         received_bytes: of streams of upstreams, so far.
         parts: the records of the upstream calls that it is split into.
         is_cancelled: an admin ends it.
+        cache: HIT: the response cache has answered; MISS: it could not; "": it does not apply.
     """
 
     request_id: str = ""
@@ -111,6 +119,7 @@ class CallRecord:
     received_bytes: int = 0
     parts: tuple[CallRecord, ...] = ()
     is_cancelled: bool = False
+    cache: str = ""
 
     @property
     def completion_id(self) -> str:
@@ -157,6 +166,8 @@ class CallRecord:
         self.ended_at = at
         if self.outcome == "open":
             self.outcome = "complete"
+        if self.cache == HIT:  # what the client is told was used before, and is counted there
+            self.usage, self.units, self.first_byte_at = _NOTHING, (), None
 
     def part(self) -> CallRecord:
         """A record for one of the upstream calls that this call is split into (see `join`)."""

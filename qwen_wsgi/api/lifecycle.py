@@ -342,6 +342,8 @@ def finish_response(response: Response) -> Response:
         headers.add("x-qwen-proxy-attempts", str(record.attempts))
     if record.changed:
         headers.add("x-qwen-proxy-changed", changes.header(record.changed))
+    if record.cache:
+        headers.add("x-qwen-proxy-cache", record.cache)
     if record.upstream_request_id:
         headers.add("x-upstream-request-id", record.upstream_request_id)
     if call.budget is not None:

@@ -84,6 +84,8 @@ def _all_limits(key: ClientKey) -> Iterator[tuple[str, str]]:
     ):
         if words:
             yield name, ", ".join(words)
+    if key.cache is not None:
+        yield "response cache", span(key.cache) if key.cache else "off"
 
 
 def _rights(key: ClientKey) -> Iterator[str]:

@@ -76,7 +76,10 @@ _FIRST: Final = (
     """CREATE TABLE call_journals (name TEXT PRIMARY KEY, read INTEGER NOT NULL)""",
 )
 
-TABLES: Final = Tables("calls", (_FIRST,), _DAMAGE)
+#: Of the response cache.
+_SECOND: Final = ("ALTER TABLE calls ADD COLUMN cache_hits INTEGER NOT NULL DEFAULT 0",)
+
+TABLES: Final = Tables("calls", (_FIRST, _SECOND), _DAMAGE)
 
 
 class CallRow(NamedTuple):
@@ -95,6 +98,7 @@ class CallRow(NamedTuple):
         unknown_usage: 1: the account may have counted something, and nobody knows what.
         money_micro: millionths of the currency; None where the price is not known.
         saved_micro: what the cache has saved of it.
+        cache_hits: 1: the response cache has answered, and no account was asked.
     """
 
     at: float
@@ -124,6 +128,8 @@ class CallRow(NamedTuple):
     money_micro: Summable | None
     saved_micro: Summable | None
     currency: str | None
+    #: Lines of an older version end before this.
+    cache_hits: Summable = 0
 
 
 #: Of the lines: a line of another version is not read.
@@ -177,6 +183,7 @@ class Totals(NamedTuple):
     output_tokens: int
     reasoning_tokens: int
     unknown_usage: int
+    cache_hits: int
     money_micro: int
     saved_micro: int
 

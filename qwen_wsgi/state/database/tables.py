@@ -10,6 +10,7 @@ from typing import Final
 from qwen_wsgi.clock import Clock, sleep
 from qwen_wsgi.state.database import (
     background,
+    cached_answers,
     calls,
     client_keys,
     host_objects,
@@ -37,6 +38,7 @@ TABLES: Final = (
     background.TABLES,
     client_keys.TABLES,
     calls.TABLES,
+    cached_answers.TABLES,
 )
 
 #: A damaged file is kept so long, for whoever wants to save something of it. Seconds.
