@@ -122,8 +122,8 @@ class CachedAnswers:
                     " AND expires_at > ?",
                     (key, now - ttl_s, now),
                 ).fetchone()
-                if row is not None:
-                    return Found(at, bytes(row[0]))
+                if row is not None and isinstance(row[0], bytes):
+                    return Found(at, row[0])
             return None
 
         try:
