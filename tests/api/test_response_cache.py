@@ -69,8 +69,9 @@ def ask(
     headers = {"Cache-Control": cache_control} if cache_control else {}
     if key:
         headers["Authorization"] = f"Bearer {key}"
-    with app.client.post(path, json={**body, **members}, headers=headers) as response:
-        said = response.data  # to its end
+    response = app.client.post(path, json={**body, **members}, headers=headers)
+    said = response.data  # to its end
+    response.close()
     assert response.status_code == 200, said
     return response
 
@@ -133,7 +134,7 @@ def test_a_whole_answer_and_a_stream_of_it(app: App, sandbox: Sandbox, dialect: 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_a_stream_and_a_whole_answer_of_it(app: App, sandbox: Sandbox, dialect: str) -> None:
     path, body = DIALECTS[dialect]
-    options = {"stream_options": {"include_usage": True}} if "comp" in path else {}
+    options: dict[str, Any] = {"stream_options": {"include_usage": True}} if "comp" in path else {}
     first = ask(app, path, body, stream=True)
     again = ask(app, path, body, stream=True, **options)
     in_one = ask(app, path, body)
@@ -270,11 +271,10 @@ def test_a_key_that_is_revoked_leaves_nothing(sandbox: Sandbox, tmp_path: Path) 
     with served(sandbox, tmp_path) as app:
 
         def count() -> int:
-            return app.services.database.run(
-                lambda database: int(
-                    database.execute("SELECT count(*) FROM cached_answers").fetchone()[0]
-                )
+            found: tuple[int] = app.services.database.run(
+                lambda database: database.execute("SELECT count(*) FROM cached_answers").fetchone()
             )
+            return found[0]
 
         made = app.services.client_keys.add({"name": "anna"})
         app.services.key_ring.look_again()
