@@ -21,7 +21,7 @@ MODEL = "qwen3.7-plus"
 OTHER_KEY = secret("other-client-of-the-cache")
 TEXT = "Say it again [[sandbox: chunks=4, interval=0.001]]"
 #: So many calls, each on a connection of its own, meet both workers.
-CALLS = 8
+CALLS = 4
 
 
 def of_chat(client: openai.OpenAI, stream: bool, **more: Any) -> str:
