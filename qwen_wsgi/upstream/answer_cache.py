@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from qwen_wsgi.access.cache_policy import CachePolicy
 from qwen_wsgi.accounting.record import HIT, MISS, CallRecord
@@ -20,16 +20,13 @@ from qwen_wsgi.errors import AnswerTooLarge, ApiError, forget_frames
 from qwen_wsgi.greenlets import apart
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.answer_text import AnswerSize
-from qwen_wsgi.protocol.chat import ChunkStream, Completion
+from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream, Completion
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import LONG_BYTES, JsonObject, elements, encoded, loads
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.database.cached_answers import CachedAnswers
 from qwen_wsgi.upstream.chat_attempt import ChatCall
 from qwen_wsgi.upstream.routing.router import Plan, Route
-
-if TYPE_CHECKING:
-    from qwen_wsgi.protocol.chat import ChatRequest
 
 #: A part of each key: after a change of what keys mean, what was kept before is not found.
 _VERSION: Final = "1"

@@ -17,8 +17,8 @@ from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.state.database import cached_answers
 from tests.api.apps import App, in_front_of, running
 from tests.api.behind import events_of
-from tests.api.test_recorded import rows
 from tests.fakes.raw_server import whole
+from tests.kit.call_rows import rows
 from tests.kit.secrets import secret
 
 MODEL = "qwen3.8-max"
