@@ -239,6 +239,14 @@ def test_everything_else_makes_another_request(app: App, sandbox: Sandbox, chang
     assert asked(sandbox) == 2
 
 
+def test_what_is_refused_is_refused_with_the_cache_as_well(app: App, sandbox: Sandbox) -> None:
+    path, body = EMBEDDED
+    response = app.client.post(path, json={**body, "dimensions": "many"})
+    assert response.status_code == 400
+    assert response.get_json()["error"]["param"] == "dimensions"
+    assert asked(sandbox) == 0
+
+
 def test_a_client_goes_past_it(app: App, sandbox: Sandbox) -> None:
     path, body = CHAT
     assert cache_of(ask(app, path, body, cache_control="no-store")) == "miss"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -20,7 +19,8 @@ pytestmark = pytest.mark.server
 MODEL = "qwen3.7-plus"
 OTHER_KEY = secret("other-client-of-the-cache")
 TEXT = "Say it again [[sandbox: chunks=4, interval=0.001]]"
-#: So many calls, each on a connection of its own, meet both workers.
+#: Each call has a connection of its own, so that several meet both workers.
+CLOSE = {"Connection": "close"}
 CALLS = 4
 
 
@@ -45,39 +45,45 @@ def of_responses(client: openai.OpenAI, stream: bool, **more: Any) -> str:
         return "".join(e.delta for e in events if e.type == "response.output_text.delta")
 
 
-def of_messages(base_url: str, stream: bool) -> str:
+def of_messages(client: anthropic.Anthropic, stream: bool) -> str:
     asked: Any = {
         "model": MODEL,
         "max_tokens": 500,
         "extra_body": {"temperature": 0},  # this SDK has no such argument any more
         "messages": [{"role": "user", "content": TEXT}],
     }
-    with anthropic.Anthropic(base_url=base_url, api_key=CLIENT_KEY, max_retries=0) as client:
-        if not stream:
-            return str(getattr(client.messages.create(**asked).content[-1], "text", ""))
-        with client.messages.stream(**asked) as events:
-            return events.get_final_text()
+    if not stream:
+        return str(getattr(client.messages.create(**asked).content[-1], "text", ""))
+    with client.messages.stream(**asked) as events:
+        return events.get_final_text()
 
 
 def client_of(proxy: Proxy, key: str = CLIENT_KEY) -> openai.OpenAI:
-    return openai.OpenAI(base_url=proxy.base_url, api_key=key, max_retries=0, timeout=20)
+    return openai.OpenAI(
+        base_url=proxy.base_url, api_key=key, max_retries=0, timeout=20, default_headers=CLOSE
+    )
 
 
 def everything(proxy: Proxy) -> dict[str, set[str]]:
     """What all dialects say, whole and streamed, several times."""
     told: dict[str, set[str]] = {"chat": set(), "responses": set(), "messages": set()}
-    for number in range(CALLS):
-        with client_of(proxy) as client:
-            told["chat"].add(of_chat(client, number % 2 == 1))
-            told["responses"].add(of_responses(client, number % 2 == 1))
-        told["messages"].add(of_messages(proxy.origin, number % 2 == 1))
+    with (
+        client_of(proxy) as client,
+        anthropic.Anthropic(
+            base_url=proxy.origin, api_key=CLIENT_KEY, max_retries=0, default_headers=CLOSE
+        ) as other,
+    ):
+        for number in range(CALLS):
+            stream = number % 2 == 1
+            told["chat"].add(of_chat(client, stream))
+            told["responses"].add(of_responses(client, stream))
+            told["messages"].add(of_messages(other, stream))
     return told
 
 
-def cached(proxy: Proxy, ask: Callable[[openai.OpenAI], Any], key: str = CLIENT_KEY) -> str:
+def cache_of(answer: Any) -> str:
     """The header of an answer."""
-    with client_of(proxy, key) as client:
-        return str(ask(client).headers.get("x-qwen-proxy-cache"))
+    return str(answer.headers.get("x-qwen-proxy-cache"))
 
 
 def test_answers_of_both_workers_and_of_the_server_before(
@@ -114,10 +120,11 @@ def test_answers_of_both_workers_and_of_the_server_before(
     def vectors(client: openai.OpenAI) -> Any:
         return client.embeddings.with_raw_response.create(model="text-embedding-v4", input="a")
 
-    assert cached(proxy, chat) == "hit"
-    assert cached(proxy, lambda client: chat(client, **{"Cache-Control": "no-cache"})) == "miss"
-    assert cached(proxy, chat, OTHER_KEY) == "miss"
-    assert [cached(proxy, vectors) for _ in range(2)] == ["miss", "hit"]
+    with client_of(proxy) as client, client_of(proxy, OTHER_KEY) as other:
+        assert cache_of(chat(client)) == "hit"
+        assert cache_of(chat(client, **{"Cache-Control": "no-cache"})) == "miss"
+        assert cache_of(chat(other)) == "miss"
+        assert [cache_of(vectors(client)) for _ in range(2)] == ["miss", "hit"]
     state = proxy.home / ".local/state/qwen-proxy/database"
     assert {path.stat().st_mode & 0o777 for path in state.iterdir()} == {0o600}
     with closing(sqlite3.connect(state / "state.sqlite3")) as opened:
