@@ -100,6 +100,7 @@ def post_worker_init(worker: _server.StreamWorker) -> None:
     if (services := _server.services_of(worker)) is not None:
         services.maintenance.start()
         services.background.start()
+        services.in_flight.socket.start()
         services.metering.start()
         services.plans.start()
         if worker.age == 1 or worker.tells:

@@ -10,6 +10,7 @@ from flask import Flask
 from qwen_wsgi import settings as settings_module
 from qwen_wsgi.api import errors, health, lifecycle, metrics, models, status
 from qwen_wsgi.api.admin import accounts as admin_accounts
+from qwen_wsgi.api.admin import calls as admin_calls
 from qwen_wsgi.api.admin import keys as admin_keys
 from qwen_wsgi.api.admin import usage
 from qwen_wsgi.api.dialects import (
@@ -67,6 +68,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
         status,
         admin_keys,
         admin_accounts,
+        admin_calls,
         usage,
     ):
         app.register_blueprint(module.blueprint)

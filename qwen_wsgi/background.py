@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Final
 
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.errors import ApiError, ClientGone, forget_frames
+from qwen_wsgi.errors import ApiError, CallCancelled, ClientGone, forget_frames
 from qwen_wsgi.greenlets import Strand, lock
 from qwen_wsgi.protocol.responses import background as protocol
 from qwen_wsgi.shortage import fault_error
@@ -181,6 +181,9 @@ class Background:
         except ApiError as error:
             failure = error
             forget_frames(error)
+        except CallCancelled as cancelled:
+            failure = cancelled.error
+            forget_frames(cancelled)
         except ClientGone:
             failure = self._why.get(job.key)
         except Exception as fault:

@@ -180,6 +180,41 @@ class Overloaded(ApiError):
     type = "server_error"
 
 
+class Cancelled(ApiError):
+    """Somebody who looks after the proxy has ended the call.
+
+    403, because no client takes that for a reason to ask again at once.
+
+    Args:
+        by: who: the name of an admin's key, or the command.
+    """
+
+    status = 403
+    type = "permission_error"
+
+    def __init__(self, by: str) -> None:
+        super().__init__(
+            f"This call was cancelled by '{by}', who looks after this proxy. What had come of the "
+            "answer until then is not complete.",
+            code="call_cancelled",
+            should_retry=False,
+        )
+
+
+class CallCancelled(BaseException):
+    """Thrown into a call that somebody ends: stop, and tell the client why.
+
+    A BaseException like `ClientGone`: no handler for ordinary errors may go on with the call.
+
+    Args:
+        by: as for `Cancelled`.
+    """
+
+    def __init__(self, by: str) -> None:
+        super().__init__(by)
+        self.error = Cancelled(by)
+
+
 class LimitReached(ApiError):
     """The client has taken what its key allows for now."""
 

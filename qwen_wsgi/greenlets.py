@@ -20,7 +20,7 @@ from gevent import monkey
 from gevent.lock import BoundedSemaphore
 from gevent.threadpool import ThreadPool
 
-from qwen_wsgi.errors import ClientGone
+from qwen_wsgi.errors import CallCancelled, ClientGone
 
 T = TypeVar("T")
 
@@ -30,6 +30,10 @@ _READ: Final = 1
 
 class _ClientGoneExit(ClientGone, gevent.GreenletExit):
     """gunicorn's gevent worker swallows a GreenletExit: the connection ends without a traceback."""
+
+
+class CallCancelledExit(CallCancelled, gevent.GreenletExit):
+    """As `_ClientGoneExit`: a client that takes nothing any more cannot be told either."""
 
 
 class Watch(Protocol):
@@ -414,6 +418,28 @@ class Strand:
     def wait_for(strands: Iterable[Strand], timeout_s: float) -> None:
         """Wait for the end of several, at most for so long."""
         gevent.joinall([strand._greenlet for strand in strands], timeout=timeout_s)
+
+
+def current() -> Any:
+    """The greenlet that runs now, for `throw_into`."""
+    return gevent.getcurrent()
+
+
+def throw_into(greenlet: Any, error: Callable[[], BaseException | None]) -> None:
+    """Throw an error into a greenlet wherever it waits. Does not wait for that.
+
+    Args:
+        greenlet: of this thread.
+        error: makes it, when the greenlet is about to be woken; None: it is not to be thrown any
+            more, because the greenlet does something else by now.
+    """
+
+    def throw() -> None:
+        # Runs in the hub: the greenlet is parked in some wait, or has ended.
+        if not greenlet.dead and (found := error()) is not None:
+            greenlet.throw(found)
+
+    gevent.get_hub().loop.run_callback(throw)
 
 
 def later(work: Callable[[], None]) -> None:

@@ -34,6 +34,7 @@ from qwen_wsgi.credentials.refresh.attempt import Outcome
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.documents.pdf import PdfReader
 from qwen_wsgi.greenlets import ThreadApart
+from qwen_wsgi.in_flight import CallsInFlight
 from qwen_wsgi.metering import Metering
 from qwen_wsgi.redaction import DISCOVERED, Redaction
 from qwen_wsgi.reporting import REFUSED, Reporting, notifier
@@ -41,6 +42,7 @@ from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.counters import SharedCounters
 from qwen_wsgi.state.database.background import BackgroundQueue
+from qwen_wsgi.state.database.cached_answers import CachedAnswers
 from qwen_wsgi.state.database.client_keys import ClientKeys
 from qwen_wsgi.state.database.host_objects import HostObjects
 from qwen_wsgi.state.database.responses import ResponseStore
@@ -55,6 +57,7 @@ from qwen_wsgi.state.shared_files import SharedFiles
 from qwen_wsgi.state.state_key import StateKey, command_key
 from qwen_wsgi.state.token_counts import TokenCounts
 from qwen_wsgi.state.workers import Workers
+from qwen_wsgi.upstream.answer_cache import AnswerCache
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.executor import Executor
 from qwen_wsgi.upstream.failures.causes import CAUSES
@@ -140,7 +143,9 @@ class Maintenance:
         budgets: Budgets,
         key_ring: KeyRing,
         bring_calls: Callable[[], None],
+        cached_answers: CachedAnswers,
     ) -> None:
+        self._cached_answers = cached_answers
         self._discovery = discovery
         self._key_ring = key_ring
         self._files = files
@@ -168,6 +173,7 @@ class Maintenance:
             self._guarded(self._budgets.look_after)
             self._guarded(self._trials.run)
             self._guarded(self._bring_calls)
+            self._guarded(self._cached_answers.look_after)
             self._guarded(self._reporting.report)
             self._guarded(self._key_ring.write_uses)
 
@@ -192,6 +198,7 @@ class Services:
     client_keys: ClientKeys
     key_ring: KeyRing
     admission: Admission
+    in_flight: CallsInFlight
     budgets: Budgets
     connections: Connections
     connection_memory: ConnectionMemory
@@ -249,6 +256,7 @@ class Services:
         """Finish the token refreshes that were sent, and free the rest."""
         self.maintenance.stop()
         self.plans.stop()
+        self.in_flight.socket.close()
         self.background.stop()
         self.key_ring.write_uses()
         drain_logins(self.discovery.logins(), self.clock)
@@ -349,6 +357,7 @@ def build_services(
         notify=notifier(settings.environ.get("NOTIFY_SOCKET", "")),
         refused=settings.environ.get(REFUSED, ""),
     )
+    cached_answers = CachedAnswers(database, clock, max_bytes=settings.response_cache_bytes)
     retrier = Retrier(settings, router, pool, cooldowns, affinity, clock, outcomes=outcomes)
     executor = Executor(
         settings,
@@ -358,6 +367,7 @@ def build_services(
         clock,
         RefusedInputs(files),
         BatchChat(settings, pool),
+        AnswerCache(settings, cached_answers),
     )
     counters = LimitCounters(
         None if state_dir is None else state_dir / "limits", clock, Calendar(settings.timezone)
@@ -378,6 +388,7 @@ def build_services(
         client_keys=client_keys,
         key_ring=key_ring,
         admission=admission,
+        in_flight=CallsInFlight(clock, state_dir, address_of=guard.client_address),
         budgets=budgets,
         connections=connections,
         connection_memory=ConnectionMemory(
@@ -445,6 +456,7 @@ def build_services(
             budgets,
             key_ring,
             partial(_bring_calls, ledger, books),
+            cached_answers,
         ),
         started_at=clock.monotonic(),
     )

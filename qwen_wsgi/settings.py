@@ -483,6 +483,20 @@ class Settings:
         parse=values.size(1024 * 1024),
         unit="bytes",
     )
+    response_cache_s: float = setting(
+        "QWEN_PROXY_RESPONSE_CACHE",
+        "How long answers are kept for identical requests of the same key; 0 keeps none.",
+        default=0.0,
+        parse=values.seconds(zero=True),
+        unit="s",
+    )
+    response_cache_bytes: int = setting(
+        "QWEN_PROXY_RESPONSE_CACHE_SIZE",
+        "Total size of these answers; the oldest are removed first.",
+        default=128 * 1024 * 1024,
+        parse=values.size(1024 * 1024),
+        unit="bytes",
+    )
     background: int = setting(
         "QWEN_PROXY_BACKGROUND",
         "Responses in the background that one worker makes at a time; 0 refuses all.",

@@ -188,6 +188,13 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """Lines with columns below each other; the first row is their head."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, cells, widths)).rstrip() for cells in rows)
+
+
 def base_url(settings: Settings) -> str:
     """The base URL for clients on this machine, from the settings."""
     address = net.parse(settings.bind_address)

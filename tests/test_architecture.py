@@ -111,6 +111,7 @@ ALLOWED: dict[str, set[str]] = {
     "metering": {"accounting", "clock", "state"},
     "background": {"errors", "clock", "greenlets", "shortage", "protocol", "state"},
     "greenlets": {"errors"},
+    "in_flight": {"errors", "clock", "greenlets", "accounting.record", "state"},
     "protocol": {"errors"},
     "credentials": {"", "errors", "shortage", "clock", "settings", "hosts", "net", "redaction"},
     "accounting": {
@@ -121,7 +122,15 @@ ALLOWED: dict[str, set[str]] = {
         "protocol.json_object",
         "state",
     },
-    "state": {"errors", "clock", "settings", "protocol", "access.client_key", "access.limits"},
+    "state": {
+        "errors",
+        "clock",
+        "settings",
+        "greenlets",
+        "protocol",
+        "access.client_key",
+        "access.limits",
+    },
     "access": {"errors", "clock", "settings", "setting_values", "net", "protocol", "redaction"},
     "upstream": {
         "",
@@ -135,10 +144,12 @@ ALLOWED: dict[str, set[str]] = {
         "protocol",
         "redaction",
         "credentials",
+        "access.cache_policy",
         "access.permit",
         "accounting.record",
         "net",
         "plan_limits",
+        "state.database.cached_answers",
         "state.refused_inputs",
         "state.shared_files",
         "state.model_lists",
@@ -164,6 +175,7 @@ ALLOWED: dict[str, set[str]] = {
         "hosts",
         "capabilities",
         "clock",
+        "in_flight",
         "settings",
         "greenlets",
         "protocol",
@@ -219,6 +231,7 @@ ALLOWED: dict[str, set[str]] = {
         "settings",
         "errors",
         "clock",
+        "in_flight",
         "access.client_key",
         "state",
         "credentials",
@@ -239,6 +252,7 @@ ALLOWED["services"] = {
     "greenlets",
     "reporting",
     "background",
+    "in_flight",
     "access",
     "accounting",
     "credentials",
@@ -293,6 +307,7 @@ ROOMS: dict[str, list[list[str]]] = {
     "upstream": [
         ["tokenizer", "host_files", "pictures"],
         ["executor"],
+        ["answer_cache"],
         ["retry", "chat_attempt", "tasks"],
         ["client", "relay"],
         ["open_stream", "native_stream", "adapt"],
@@ -303,12 +318,14 @@ ROOMS: dict[str, list[list[str]]] = {
 }
 
 #: Rooms with more files than the others: one per family of endpoints; one per group of checks;
-#: what dialects share; OpenAI's largest API; one per part of the fake upstream.
+#: what dialects share; OpenAI's largest API; one per part of the fake upstream; what workers share;
+#: one per feature with tables.
 LARGE_ROOMS = {
+    "state": 13,
+    "state/database": 14,
     "api": 13,
     "doctor": 20,
     "upstream/routing": 14,
-    "state/database": 13,
     "protocol": 14,
     "protocol/chat": 13,
     "protocol/responses": 14,

@@ -106,6 +106,8 @@ class ClientKey:
         tools: tools of the proxy that it may use, as patterns.
         admin: may use `/admin/v1`.
         metrics: may read `/metrics`.
+        cache: how long the response cache keeps its answers, in seconds; 0 keeps none, None leaves
+            it to the server.
     """
 
     id: str
@@ -125,6 +127,7 @@ class ClientKey:
     admin: bool = False
     metrics: bool = False
     note: str = ""
+    cache: int | None = None
     last_used_at: int | None = None
 
     def json(self) -> dict[str, Any]:
@@ -318,6 +321,14 @@ def value_of(name: str, text: str) -> Any:
     return text
 
 
+def _cache(param: str, value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and value.strip().lower() == "off":
+        return 0
+    return int(seconds_of(value, param, zero=True))
+
+
 def _name(param: str, value: object) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise KeyProblem(
@@ -422,6 +433,7 @@ _READERS: Final[Mapping[str, Callable[[str, object], Any]]] = {
     "admin": _flag,
     "metrics": _flag,
     "note": _note,
+    "cache": _cache,
 }
 
 

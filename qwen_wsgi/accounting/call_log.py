@@ -40,6 +40,7 @@ def fields(call: CallRecord) -> dict[str, Any]:
         "account": call.account or None,
         "model": (call.upstream_model or call.model)[:_LONGEST] or None,
         "stream": call.stream or None,
+        "cache": call.cache or None,
         "attempts": call.attempts or None,
         "queue_ms": round(call.queued_s * 1000, 1) or None,
         "connect_ms": round(call.connect_s * 1000, 1) or None,

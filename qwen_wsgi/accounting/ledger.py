@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from qwen_wsgi.accounting import call_log
 from qwen_wsgi.accounting.prices import Cost
-from qwen_wsgi.accounting.record import CallRecord
+from qwen_wsgi.accounting.record import HIT, CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.protocol.json_object import MOST, compact
 from qwen_wsgi.protocol.usage import Usage
@@ -25,7 +25,7 @@ _MOST_UNITS: Final = 8
 _MOST_ACCOUNTS: Final = 8
 
 #: Outcomes after which an account may have counted tokens that it has not told.
-_USES: Final = frozenset({"complete", "client_gone", "cut_by_stop"})
+_USES: Final = frozenset({"complete", "client_gone", "cancelled", "cut_by_stop"})
 #: What asks a model is sent; the rest looks at what is there.
 _ASKING: Final = frozenset({"POST", "BACKGROUND", "WS"})
 
@@ -144,6 +144,7 @@ def row(call: CallRecord, at: float, cost: Cost | None) -> CallRow:
         money,
         saved,
         currency,
+        int(call.cache == HIT),
         requests,
     )
 

@@ -43,6 +43,7 @@ OUTCOMES: Final[Mapping[str, tuple[str, ...]]] = {
     "refused": ("4xx", "5xx"),
     "upstream_error": ("2xx", "4xx", "5xx"),
     "client_gone": ("2xx", "4xx"),
+    "cancelled": ("2xx", "4xx"),
     "cut_by_stop": ("2xx",),
     "failed": ("2xx", "5xx"),
 }
@@ -55,6 +56,7 @@ PHASES: Final = ("before_first_byte", "after_first_byte")
 OWN_CAUSES: Final = (
     "account_not_allowed",
     "answer_too_large",
+    "call_cancelled",
     "credentials_expired",
     "credentials_missing",
     "credentials_rejected",

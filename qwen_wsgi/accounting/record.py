@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
-from qwen_wsgi.errors import ApiError, ClientGone, InternalError, UpstreamError, forget_frames
+from qwen_wsgi.errors import (
+    ApiError,
+    CallCancelled,
+    Cancelled,
+    ClientGone,
+    InternalError,
+    UpstreamError,
+    forget_frames,
+)
 from qwen_wsgi.protocol.usage import Usage
+
+#: Of `CallRecord.cache`.
+HIT: Final = "hit"
+MISS: Final = "miss"
 
 
 class CallBudget(Protocol):
@@ -24,6 +36,9 @@ class CallBudget(Protocol):
 
     def streamed(self, events: bytes) -> None:
         """Note what a stream has brought."""
+
+
+_NOTHING: Final = Usage(prompt=0, completion=0, total=0)
 
 
 @dataclass
@@ -49,7 +64,7 @@ class CallRecord:
         changed: what was changed of the request for the account that was asked last, as entries of
             the header `x-qwen-proxy-changed`.
         outcome: `complete`, `refused` (by us), `upstream_error`, `client_gone`,
-            `cut_by_stop`, `failed` (a fault of ours), or `open`.
+            `cancelled` (by an admin), `cut_by_stop`, `failed` (a fault of ours), or `open`.
         usage: as the upstream reported it; None is "unknown", never an estimate.
         units: what was made or read besides tokens, by name, for the log: `("documents", 12)`.
         cause: why an upstream failed that ended the call: a stable word, of
@@ -62,6 +77,11 @@ class CallRecord:
         quiet: not worth a log line at INFO, nor a row in the ledger: health checks and the landing
             page.
         is_written: the ledger has it.
+        is_queued: it waits for a slot of an account, or for the end of a pause.
+        received_bytes: of streams of upstreams, so far.
+        parts: the records of the upstream calls that it is split into.
+        is_cancelled: an admin ends it.
+        cache: HIT: the response cache has answered; MISS: it could not; "": it does not apply.
     """
 
     request_id: str = ""
@@ -97,6 +117,11 @@ class CallRecord:
     endpoint: str = "unknown"
     half_price: bool = False
     is_written: bool = False
+    is_queued: bool = False
+    received_bytes: int = 0
+    parts: tuple[CallRecord, ...] = ()
+    is_cancelled: bool = False
+    cache: str = ""
 
     @property
     def completion_id(self) -> str:
@@ -109,17 +134,28 @@ class CallRecord:
             if isinstance(error, UpstreamError):
                 self.outcome = "upstream_error"
                 self.upstream_request_id = error.upstream_request_id or self.upstream_request_id
+            elif isinstance(error, Cancelled):
+                self.outcome = "cancelled"
             else:
                 self.outcome = "failed" if isinstance(error, InternalError) else "refused"
             self.note(error)
             self.status = error.status
         elif isinstance(error, ClientGone | GeneratorExit):
             forget_frames(error)  # one of Flask's frames holds it
-            self.outcome = "client_gone"
+            self.outcome = "open"
+            self.leave()
             self.status = self.status or 499
+        elif isinstance(error, CallCancelled):
+            forget_frames(error)
+            self.fail(error.error)
         else:
             self.outcome = "failed"
             self.status = 500
+
+    def leave(self) -> None:
+        """Note that nobody takes the answer any more, unless the call has ended."""
+        if self.outcome == "open":
+            self.outcome = "cancelled" if self.is_cancelled else "client_gone"
 
     def note(self, error: ApiError) -> None:
         """Record the code and the cause of a failure."""
@@ -132,6 +168,8 @@ class CallRecord:
         self.ended_at = at
         if self.outcome == "open":
             self.outcome = "complete"
+        if self.cache == HIT:  # what the client is told was used before, and is counted there
+            self.usage, self.units, self.first_byte_at = _NOTHING, (), None
 
     def count_request(self, account: str, count: int = 1) -> None:
         """Count a request to an account, or with -1 take back one that did not reach it."""
@@ -145,7 +183,7 @@ class CallRecord:
 
     def part(self) -> CallRecord:
         """A record for one of the upstream calls that this call is split into (see `join`)."""
-        return CallRecord(
+        part = CallRecord(
             request_id=self.request_id,
             client=self.client,
             client_id=self.client_id,
@@ -153,6 +191,8 @@ class CallRecord:
             started_at=self.started_at,
             budget=self.budget,
         )
+        self.parts += (part,)
+        return part
 
     def join(self, parts: Sequence[CallRecord], *, complete: int) -> None:
         """Add up the parts of a split call.

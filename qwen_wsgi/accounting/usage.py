@@ -1,10 +1,11 @@
 """What was used: the ledger's calls summed up for a question, in the shape that scripts rely on.
 
 `{"since", "until", "by", "rows": [{"key", "calls", "refused", "failed", "input_tokens",
-"cached_tokens", "output_tokens", "reasoning_tokens", "unknown_usage", "money", "saved_by_cache",
-"currency"}]}`. Pure.
+"cached_tokens", "output_tokens", "reasoning_tokens", "unknown_usage", "cache_hits", "money",
+"saved_by_cache", "currency"}]}`. Pure.
 
-`calls` are those that were not refused; `failed` and `unknown_usage` are among them. Tokens are the
+`calls` are those that were not refused; `failed`, `unknown_usage` and `cache_hits` (those that the
+response cache has answered, with nothing used) are among them. Tokens are the
 sums of what is known; `unknown_usage` says of how many calls nothing is. Each currency has a row of
 its own, and so has what was used without a known price: its `money` is None, never zero.
 """
@@ -32,6 +33,7 @@ COLUMNS: Final = (
     "output_tokens",
     "reasoning_tokens",
     "unknown_usage",
+    "cache_hits",
     "money",
     "saved_by_cache",
     "currency",

@@ -26,7 +26,8 @@ def allow(headers: Headers, guard: Guard, environ: Mapping[str, Any]) -> None:
     headers["access-control-allow-origin"] = allowed
     headers["access-control-expose-headers"] = (
         "x-request-id, x-upstream-request-id, x-qwen-proxy-account, x-qwen-proxy-attempts, "
-        "x-qwen-proxy-changed, x-qwen-proxy-tokens, server-timing, retry-after, "
+        "x-qwen-proxy-changed, x-qwen-proxy-cache, x-qwen-proxy-tokens, server-timing, "
+        "retry-after, "
         "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
         "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
     )

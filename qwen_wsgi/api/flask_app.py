@@ -13,6 +13,8 @@ from flask.sessions import NullSession, SessionInterface
 from werkzeug.datastructures import Headers
 from werkzeug.routing import MapAdapter, Rule
 
+from qwen_wsgi.errors import CallCancelled, forget_frames
+
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -82,6 +84,14 @@ class Application(Flask):
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         return func
+
+    def dispatch_request(self) -> Any:
+        """Answer a request, also one that somebody ends while it is answered."""
+        try:
+            return super().dispatch_request()
+        except CallCancelled as cancelled:
+            forget_frames(cancelled)
+            raise cancelled.error from None
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
         """Routes are the same under every host, and for every spelling of their paths."""

@@ -81,8 +81,7 @@ class LateJson:
 
     def close(self) -> None:
         """Stop the work. Harmless when repeated."""
-        if self._record.outcome == "open":
-            self._record.outcome = "client_gone"
+        self._record.leave()
         self._work.cancel()
 
 
@@ -150,8 +149,7 @@ class Carried:
 
     def close(self) -> None:
         """Stop the upstream. Harmless when repeated."""
-        if self._record.outcome == "open":
-            self._record.outcome = "client_gone"
+        self._record.leave()
         self._close()
 
 

@@ -20,7 +20,7 @@ from qwen_wsgi.api import body, cors
 from qwen_wsgi.api.body import Form
 from qwen_wsgi.api.flask_app import CALL, ROUTE_PATH, path_of
 from qwen_wsgi.errors import ApiError
-from qwen_wsgi.greenlets import Watch, apart, watch_client
+from qwen_wsgi.greenlets import Watch, apart, current, watch_client
 from qwen_wsgi.protocol import changes
 from qwen_wsgi.protocol.json_object import JsonObject, loads
 from qwen_wsgi.services import Services
@@ -88,6 +88,8 @@ class LiveCall:
     count_as: bytes | None = None
     #: Its bodies on their way into a file, if the operator has asked for that.
     recording: Recording | None = None
+    #: The greenlet that serves it, once the caller is known.
+    serving: Any = None
 
     @property
     def is_anthropic(self) -> bool:
@@ -108,6 +110,8 @@ class LiveCall:
         Args:
             counts: the call's upstream requests count against them.
         """
+        self.serving = current()
+        self.services.in_flight.begin(self)
         self.client = client
         self.record.client, self.record.client_id = client.name, client.id
         self.budget = self.services.budgets.of(client)
@@ -198,6 +202,7 @@ class LiveCall:
         if self.closed:
             return
         self.closed = True
+        self.services.in_flight.end(self)
         try:
             if self.admitted:
                 self.services.admission.leave(self.record.client_id, self.body_bytes)
@@ -258,20 +263,20 @@ def begin(services: Services) -> Response | None:
 
     A preflight of CORS is answered here, without a key: browsers never send one with it.
     """
-    current: Request = request._get_current_object()  # type: ignore[attr-defined]  # of its proxy
-    environ = current.environ
+    asked: Request = request._get_current_object()  # type: ignore[attr-defined]  # of its proxy
+    environ = asked.environ
     call = LiveCall(
         record=CallRecord(
             request_id=request_id_of(environ),
             method=environ["REQUEST_METHOD"],
-            path=current.path,
+            path=asked.path,
             started_at=services.clock.monotonic(),
         ),
         services=services,
         environ=environ,
     )
-    if current.url_rule is not None:
-        call.record.endpoint = path_of(current.url_rule.rule)
+    if asked.url_rule is not None:
+        call.record.endpoint = path_of(asked.url_rule.rule)
     # The server closes it, too, if nothing else did (`server.free_call`).
     environ[CALL] = call
     _LIVE.set(call)
@@ -337,6 +342,8 @@ def finish_response(response: Response) -> Response:
         headers.add("x-qwen-proxy-attempts", str(record.attempts))
     if record.changed:
         headers.add("x-qwen-proxy-changed", changes.header(record.changed))
+    if record.cache:
+        headers.add("x-qwen-proxy-cache", record.cache)
     if record.upstream_request_id:
         headers.add("x-upstream-request-id", record.upstream_request_id)
     if call.budget is not None:

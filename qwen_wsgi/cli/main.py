@@ -170,6 +170,10 @@ def _parser() -> argparse.ArgumentParser:
     form = sub.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--csv", action="store_true", help="print a table for spreadsheets")
+    sub = add("calls", _calls, "show the calls in flight of the running server, or cancel one")
+    sub.add_argument("action", nargs="?", choices=("list", "cancel"), default="list")
+    sub.add_argument("id", nargs="?", metavar="ID", help="the id of the call to be cancelled")
+    sub.add_argument("--json", action="store_true", help="print JSON")
     sub = add("clients", _clients, "list the clients that are known, or print the set-up of one")
     sub.add_argument("name", nargs="?", metavar="NAME", help="the client; default: list all")
     sub.add_argument("--url", default="", help="the server's address; default: from the settings")
@@ -287,6 +291,19 @@ def _usage(settings: Settings, arguments: argparse.Namespace) -> int:
         until=arguments.until,
         json_output=arguments.json,
         csv_output=arguments.csv,
+        out=sys.stdout,
+        err=sys.stderr,
+    )
+
+
+def _calls(settings: Settings, arguments: argparse.Namespace) -> int:
+    from qwen_wsgi.cli import calls
+
+    return calls.run(
+        settings,
+        arguments.action,
+        arguments.id,
+        json_output=arguments.json,
         out=sys.stdout,
         err=sys.stderr,
     )

@@ -370,6 +370,18 @@ def loads(data: bytes, *, most_slowly: int | None = None) -> Any:
     return _DECODER.decode(data.decode())
 
 
+_ELEMENTS: Final = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def elements(data: bytes) -> list[bytes]:
+    """The elements of a JSON array, each as it is written.
+
+    Raises:
+        ValueError: it is no array, or msgspec does not read it.
+    """
+    return [bytes(each) for each in _ELEMENTS.decode(data)]
+
+
 def _quickly(body: bytes) -> dict[str, Any] | None:
     """Parse an object with msgspec; None if it refuses it."""
     try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from qwen_wsgi.access.cache_policy import CachePolicy
 from qwen_wsgi.access.permit import EVERYTHING, Permit
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
@@ -49,6 +50,7 @@ class ChatCall:
         size: shared by the parts of a call, whose answers become one; None for a call of one part.
         account_of_file: the name of the account that has a file of the client, by the file's id;
             None for a file that it has not.
+        cache: what it may do with the response cache; None: nothing.
     """
 
     request: ChatRequest
@@ -59,6 +61,7 @@ class ChatCall:
     changed: tuple[str, ...] = ()
     size: AnswerSize | None = None
     account_of_file: Callable[[str], str | None] = lambda id: None
+    cache: CachePolicy | None = None
 
     def evidence(self) -> bytes:
         """Names the request, see `affinity.evidence_of`."""

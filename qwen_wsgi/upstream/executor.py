@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
+from qwen_wsgi.access.cache_policy import CachePolicy
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import ApiError, BadRequest, NotFound, UpstreamError, forget_frames
@@ -17,10 +18,11 @@ from qwen_wsgi.protocol.answer_text import AnswerSize
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream
 from qwen_wsgi.protocol.chat.completion import combined
 from qwen_wsgi.protocol.files import READERS, ids_in
-from qwen_wsgi.protocol.json_object import JsonObject
+from qwen_wsgi.protocol.json_object import JsonObject, loads
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.refused_inputs import RefusedInputs
+from qwen_wsgi.upstream.answer_cache import AnswerCache, Entry
 from qwen_wsgi.upstream.chat_attempt import ChatAnswer, ChatAttempt, ChatCall
 from qwen_wsgi.upstream.client import JsonAnswer, UpstreamClient
 from qwen_wsgi.upstream.native_stream import NativeStream
@@ -72,6 +74,7 @@ class UnaryCall:
             nothing was done, so that the request may be sent again.
         several: of several requests, those that are answered count: what was done is not thrown
             away for one that failed.
+        cache: what it may do with the response cache; None: nothing.
     """
 
     path: str
@@ -84,6 +87,7 @@ class UnaryCall:
     once: bool = False
     recover: Callable[[Route, float, UpstreamError], dict[str, Any] | None] | None = None
     several: bool = False
+    cache: CachePolicy | None = None
 
 
 class UnaryRequests(NamedTuple):
@@ -100,10 +104,16 @@ class UnaryRequests(NamedTuple):
 
 
 class UnaryAnswer(NamedTuple):
-    """The answers of one account, in the order of the requests."""
+    """The answers of one account, in the order of the requests.
+
+    Attributes:
+        keep: keeps them in the response cache, where that applies; to be called when they have
+            proved to be what they should be.
+    """
 
     route: Route
     answers: tuple[JsonAnswer, ...]
+    keep: Callable[[], None] = lambda: None
 
 
 class Executor:
@@ -118,7 +128,9 @@ class Executor:
         clock: Clock,
         refused_inputs: RefusedInputs,
         batch_chat: BatchChat,
+        cache: AnswerCache,
     ) -> None:
+        self._cache = cache
         self._batch_chat = batch_chat
         self._router = router
         self._retrier = retrier
@@ -158,15 +170,21 @@ class Executor:
         if plan.ordinary is not None:
             return _at_half_price(plan, lambda each: self.stream(call, each))
         hide_usage = not call.request.wants_usage
-        if (count := self._choices(call, plan)) > 1:
-            answer = self._several(call, plan, count)
+        entry = self._cache.of_chat(call, plan)
+        answer = None if entry is None else _cached(entry)
+        if answer is None and (count := self._choices(call, plan)) > 1:
+            answer = self._several(call, plan, count, entry)
+        if answer is not None:
             return _streamed(answer, call.record, self._clock.monotonic, hide_usage=hide_usage)
-        return self._retrier.run(
+        stream = self._retrier.run(
             plan,
             lambda route, slot: self._open(call, plan, route, slot, hide_usage=hide_usage),
             call.record,
             discard=OpenStream.close,
         )
+        if entry is not None:
+            stream.kept = entry.collecting()
+        return stream
 
     def complete(self, call: ChatCall, plan: Plan) -> ChatAnswer:
         """Get a whole chat answer: as the upstream sends it, or put together from a stream.
@@ -176,8 +194,11 @@ class Executor:
         """
         if plan.ordinary is not None:
             return _at_half_price(plan, lambda each: self.complete(call, each))
+        entry = self._cache.of_chat(call, plan)
+        if entry is not None and (kept := _cached(entry)) is not None:
+            return kept
         if (count := self._choices(call, plan)) > 1:
-            return self._several(call, plan, count)
+            return self._several(call, plan, count, entry)
 
         def ask(route: Route, slot: Slot) -> tuple[Route, OpenStream | ChatAnswer]:
             if self._attempt.asks_stream(route):
@@ -186,11 +207,15 @@ class Executor:
 
         route, answer = self._retrier.run(plan, ask, call.record, discard=_discard)
         if isinstance(answer, ChatAnswer):
-            return answer
-        try:
-            return self._attempt.read_whole(call, route, answer)
-        finally:
-            answer.close()
+            whole = answer
+        else:
+            try:
+                whole = self._attempt.read_whole(call, route, answer)
+            finally:
+                answer.close()
+        if entry is not None:
+            entry.keep_chat(whole.value, lambda: whole.body)
+        return whole
 
     def complete_each(
         self,
@@ -248,16 +273,19 @@ class Executor:
         # asked for one, too.
         return max(self._attempt.fan_out(call, route) for route in plan.routes)
 
-    def _several(self, call: ChatCall, plan: Plan, count: int) -> ChatAnswer:
+    def _several(self, call: ChatCall, plan: Plan, count: int, entry: Entry | None) -> ChatAnswer:
         """One answer for each choice, all at a time, combined to one answer."""
         calls = [
-            replace(call, request=request, record=call.record.part())
+            replace(call, request=request, record=call.record.part(), cache=None)
             for request in _singles(call.request, count)
         ]
         answers = self.complete_each(call.record, calls, plan, at_a_time=count)
         whole = combined([answer.value for answer in answers])
         call.record.usage = parse_usage(whole.get("usage"))
-        return ChatAnswer(whole)
+        answer = ChatAnswer(whole)
+        if entry is not None:
+            entry.keep_chat(whole, lambda: answer.body)
+        return answer
 
     # --- whole JSON answers ------------------------------------------------------------------
 
@@ -299,7 +327,16 @@ class Executor:
                     ask_no_more(error, _MAYBE_DONE)
                 raise
 
-        return self._retrier.run(plan, ask, call.record)
+        entry = self._cache.of_unary(
+            call.cache, plan, call.record, call.headers, call.path, partial(_sent, call)
+        )
+        if entry is not None and (kept := _cached_answer(entry)) is not None:
+            return kept
+        answer = self._retrier.run(plan, ask, call.record)
+        if entry is None or answer is None:
+            return answer
+        bodies = [each.body for each in answer.answers]
+        return answer._replace(keep=lambda: entry.keep(bodies))
 
     def native_stream(self, call: UnaryCall, plan: Plan) -> tuple[Route, NativeStream]:
         """Open a stream of JSON events, of the only request of a call; its owner must close it.
@@ -349,6 +386,28 @@ class Executor:
         call.record.usage = parse_usage(answer.value.get("usage"))
         call.record.upstream_request_id = answer.upstream_request_id
         return answer
+
+
+def _sent(call: UnaryCall, route: Route) -> tuple[str, Sequence[bytes]]:
+    """What is sent to an account, and where if not to the call's own path."""
+    bodies, _, native_path = call.requests(route)
+    return native_path, bodies
+
+
+def _cached(entry: Entry) -> ChatAnswer | None:
+    """The chat answer that is kept for a call, or None."""
+    if (found := entry.find()) is None:
+        return None
+    (body,) = found[1]
+    return ChatAnswer(loads(body), body)
+
+
+def _cached_answer(entry: Entry) -> UnaryAnswer | None:
+    """The answers that are kept for a call, or None."""
+    if (found := entry.find()) is None:
+        return None
+    route, bodies = found
+    return UnaryAnswer(route, tuple(JsonAnswer(body, loads(body), "") for body in bodies))
 
 
 def _answered(works: Sequence[Callable[[], JsonAnswer]]) -> tuple[JsonAnswer, ...]:

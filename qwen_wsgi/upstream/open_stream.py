@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.errors import ApiError, UpstreamError
@@ -19,6 +19,16 @@ from qwen_wsgi.upstream.routing.limiter import Slot
 #: After `[DONE]` only the last chunk of the framing is to come. If it does not come at once, the
 #: connection is given up rather than the client kept waiting for the end of its answer.
 _DRAIN_S: Final = 0.1
+
+
+class Kept(Protocol):
+    """Collects what a stream brings, to be kept; `answer_cache.Collecting` is one."""
+
+    def passing(self, feed: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+        """An encoder's `feed` that also collects."""
+
+    def complete(self, chunks: ChunkStream, *, id: str, model: str, created: int) -> None:
+        """Keep it: the stream has ended well."""
 
 
 class OpenStream:
@@ -38,6 +48,7 @@ class OpenStream:
     Attributes:
         first: the first events for the client, whole; set by `open`.
         slot: released when the stream is closed.
+        kept: collects the answer, to be kept; None as mostly.
         on_failure: called with a failure after the first event.
         heard_at: when the upstream sent something last; monotonic.
     """
@@ -56,6 +67,7 @@ class OpenStream:
         "chunks",
         "first",
         "heard_at",
+        "kept",
         "on_failure",
         "reader",
         "record",
@@ -80,6 +92,7 @@ class OpenStream:
         self.record = record
         self.first = b""
         self.slot: Slot | None = None
+        self.kept: Kept | None = None
         self.on_failure: Callable[[ApiError], None] = lambda error: None
         self._explain = explain
         self._monotonic = monotonic
@@ -148,9 +161,10 @@ class OpenStream:
         events = chunks.feed(block) if block else b""
         if self._budget is not None and block:
             self._budget.streamed(block)
-        now = self._monotonic()
-        if now - self.heard_at > self.record.longest_gap_s:
-            self.record.longest_gap_s = now - self.heard_at
+        record, now = self.record, self._monotonic()
+        record.received_bytes += len(data)
+        if now - self.heard_at > record.longest_gap_s:
+            record.longest_gap_s = now - self.heard_at
         self.heard_at = now
         if events:
             self._content_at, self._left_s = now, self._idle_s

@@ -8,6 +8,7 @@ from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import (
     ApiError,
+    CallCancelled,
     ClientGone,
     StreamBroken,
     UpstreamError,
@@ -17,7 +18,7 @@ from qwen_wsgi.greenlets import Task
 from qwen_wsgi.protocol.encoder import Encoder
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.shortage import fault_error
-from qwen_wsgi.upstream.open_stream import OpenStream
+from qwen_wsgi.upstream.open_stream import Kept, OpenStream
 
 
 class Relay:
@@ -98,8 +99,7 @@ class Relay:
 
     def close(self) -> None:
         """Stop the upstream, wherever the stream is. Harmless when repeated."""
-        if self._record.outcome == "open":
-            self._record.outcome = "client_gone"
+        self._record.leave()
         try:
             self._opening.cancel()
         finally:
@@ -110,6 +110,16 @@ class Relay:
         """Write down how the stream has ended: its last event comes next."""
         self._write_record()
 
+    def _keep(self, stream: OpenStream, kept: Kept) -> None:
+        """Keep the answer of a stream, before its client knows that it is complete."""
+        record = self._record
+        kept.complete(
+            stream.chunks,
+            id=record.completion_id,
+            model=record.model or record.upstream_model,
+            created=int(self._clock.now()),
+        )
+
     def _carry(self, stream: OpenStream, end: Callable[[], bytes] | None = None) -> Iterator[bytes]:
         """Carry one stream to its end.
 
@@ -118,9 +128,12 @@ class Relay:
         """
         # Looked up once: this loop runs for every read of every stream.
         settings, monotonic = self._settings, self._clock.monotonic
-        chunks, feed, read = stream.chunks, self._encoder.feed, stream.read
+        chunks, read = stream.chunks, stream.read
+        feed: Callable[[bytes], bytes] = self._encoder.feed
         beats = settings.keepalive != "off"
         interval_s = settings.keepalive_interval_s
+        if stream.kept is not None:
+            feed = stream.kept.passing(feed)
         events: bytes | None = stream.first
         written_at = monotonic()
         while events is not None:
@@ -138,6 +151,8 @@ class Relay:
             last = (feed(events) if events else b"") + self._encoder.end()
             self._record.outcome = "complete"
             stream.note_usage()
+            if stream.kept is not None:
+                self._keep(stream, stream.kept)
             self._settle()
         else:
             last = (feed(events) if events else b"") + end()
@@ -153,9 +168,13 @@ def failed_late(fault: BaseException, record: CallRecord) -> ApiError:
 
     Args:
         fault: other than that the client is gone. One that is not an `Exception` comes from a stop
-            of the worker whose time for open answers is over.
+            of the worker whose time for open answers is over, or from an admin.
     """
-    if isinstance(fault, ApiError):
+    if isinstance(fault, CallCancelled):
+        forget_frames(fault)
+        error: ApiError = fault.error
+        outcome = "cancelled"
+    elif isinstance(fault, ApiError):
         forget_frames(fault)  # the caller's frame is among them
         error, outcome = fault, "refused"
         if isinstance(fault, UpstreamError):

@@ -209,11 +209,13 @@ class Retrier:
         """Take a slot of the account; None if it began to cool down meanwhile."""
         record, account = attempts.record, route.account
         started_s = self._clock.monotonic()
+        record.is_queued = True
         try:
             slot = self._pool.limiter(account).acquire(
                 record.client_id, max(0.0, attempts.end_s - started_s)
             )
         finally:
+            record.is_queued = False
             record.queued_s += self._clock.monotonic() - started_s
             record.account, record.upstream_model = account.name, route.model
             record.half_price = account.batch_wait_s is not None
@@ -289,15 +291,21 @@ class Retrier:
         self._pause(pause_s, attempts)
 
     def _pause(self, seconds: float, attempts: _Attempts) -> None:
-        self._sleep(seconds)
+        attempts.record.is_queued = True
+        try:
+            self._sleep(seconds)
+        finally:
+            attempts.record.is_queued = False
         attempts.record.queued_s += seconds
 
     def _wait(self, seconds: float, seen: float, attempts: _Attempts) -> None:
         """Wait for so long, or until a pause has ended before its time."""
         started_s = self._clock.monotonic()
+        attempts.record.is_queued = True
         try:
             self._waiting.wait(seconds, seen)
         finally:
+            attempts.record.is_queued = False
             attempts.record.queued_s += self._clock.monotonic() - started_s
 
     def _learn(self, failure: Failure, plan: Plan, route: Route, began: float) -> None:

@@ -17,7 +17,7 @@ NOW = 1_795_176_000.5
 ISSUE = {
     *("id", "name", "created_at", "expires_at", "revoked_at", "rpm", "tpm", "tokens_per_day"),
     *("money_per_month", "concurrency", "models", "accounts", "cidr", "tools", "admin"),
-    *("metrics", "note", "last_used_at"),
+    *("metrics", "note", "cache", "last_used_at"),
 }
 
 
@@ -97,6 +97,11 @@ def test_what_is_no_key_is_not_read(value: dict[str, Any]) -> None:
         ({"admin": True, "metrics": False}, {"admin": True, "metrics": False}),
         ({"note": "für Anna"}, {"note": "für Anna"}),
         ({"note": None}, {"note": ""}),
+        ({"cache": "1h"}, {"cache": 3600}),
+        ({"cache": 90}, {"cache": 90}),
+        ({"cache": " OFF "}, {"cache": 0}),
+        ({"cache": 0}, {"cache": 0}),
+        ({"cache": None}, {"cache": None}),
     ],
     ids=str,
 )
@@ -146,6 +151,8 @@ def test_what_people_write(body: dict[str, Any], changes: dict[str, Any]) -> Non
         ({"expires_at": 0}, "expires_at", "seconds since 1970"),
         ({"admin": 1}, "admin", "true or false"),
         ({"note": "a\nb"}, "note", "one line"),
+        ({"cache": "soon"}, "cache", "a duration"),
+        ({"cache": True}, "cache", "a duration"),
         ({"note": "x" * 1001}, "note", "1000"),
         ({"id": "x"}, "id", "cannot be set"),
         ({"revoked_at": 1}, "revoked_at", "cannot be set"),
@@ -174,6 +181,8 @@ def test_what_is_wrong_is_told(body: dict[str, Any], param: str, told: str) -> N
         ("models", "a, b,,", ["a", "b"]),
         ("models", "none", []),
         ("note", "none", ""),
+        ("cache", "none", None),
+        ("cache", "off", "off"),
         ("note", "60", "60"),
     ],
 )

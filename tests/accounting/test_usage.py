@@ -108,6 +108,7 @@ def test_a_row_has_the_fixed_shape() -> None:
             output_tokens=10,
             reasoning_tokens=4,
             unknown_usage=1,
+            cache_hits=3,
             money_micro=1_234_567,
             saved_micro=-5,
         )
@@ -123,6 +124,7 @@ def test_a_row_has_the_fixed_shape() -> None:
         "output_tokens": 10,
         "reasoning_tokens": 4,
         "unknown_usage": 1,
+        "cache_hits": 3,
         "money": 1.234567,
         "saved_by_cache": -5e-06,
         "currency": "USD",

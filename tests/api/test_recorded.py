@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
-from qwen_wsgi.state.database.calls import CallRow, row_of
 from tests.api.apps import App, running
+from tests.kit.call_rows import rows
 
 KEY = "sk-one-of-the-accounts"
 
@@ -41,17 +41,6 @@ def app(sandbox: Sandbox, tmp_path: Path) -> Iterator[App]:
         state_dir=tmp_path, DASHSCOPE_BASE_URL=sandbox.base_url, DASHSCOPE_API_KEY=KEY
     ) as made:
         yield made
-
-
-def rows(directory: Path) -> list[CallRow]:
-    """What is in the journals."""
-    found = []
-    for file in sorted((directory / "ledger").glob("*.jsonl")):
-        for line in file.read_bytes().splitlines():
-            row = row_of(line)
-            assert row is not None
-            found.append(row)
-    return found
 
 
 MESSAGES = [{"role": "user", "content": "hello [[sandbox: chunks=4, interval=0.02, cached=5]]"}]

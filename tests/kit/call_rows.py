@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from qwen_wsgi.state.database.calls import CallRow
+from qwen_wsgi.state.database.calls import CallRow, row_of
 from tests.fakes.clock import NOON_S
 
 #: Seconds.
@@ -44,3 +45,14 @@ PLAIN = CallRow(
 def call(**other: Any) -> CallRow:
     """The usual call, but for these members."""
     return PLAIN._replace(**other)
+
+
+def rows(directory: Path) -> list[CallRow]:
+    """What is in the journals of a state directory."""
+    found = []
+    for file in sorted((directory / "ledger").glob("*.jsonl")):
+        for line in file.read_bytes().splitlines():
+            row = row_of(line)
+            assert row is not None
+            found.append(row)
+    return found

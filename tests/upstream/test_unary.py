@@ -11,7 +11,10 @@ import pytest
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import Scope, UpstreamError
 from qwen_wsgi.protocol.answer_text import AnswerSize
+from qwen_wsgi.state.database.cached_answers import CachedAnswers
+from qwen_wsgi.state.database.tables import database_in
 from qwen_wsgi.state.refused_inputs import RefusedInputs
+from qwen_wsgi.upstream.answer_cache import AnswerCache
 from qwen_wsgi.upstream.client import JsonAnswer
 from qwen_wsgi.upstream.executor import Executor, UnaryCall, UnaryRequests
 from qwen_wsgi.upstream.routing.batch_chat import BatchChat
@@ -67,6 +70,9 @@ def executor_of(world: World, client: Any) -> Executor:
         world.clock,
         RefusedInputs(None),
         BatchChat(settings, world.pool),
+        AnswerCache(
+            settings, CachedAnswers(database_in(None, world.clock), world.clock, max_bytes=0)
+        ),
     )
 
 

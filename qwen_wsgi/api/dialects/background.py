@@ -9,7 +9,7 @@ from typing import Any, Final
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api.dialects import generation
 from qwen_wsgi.api.lifecycle import LiveCall
-from qwen_wsgi.errors import ClientGone
+from qwen_wsgi.errors import CallCancelled, ClientGone
 from qwen_wsgi.protocol import validation
 from qwen_wsgi.protocol.responses import ResponsesRequest, background
 from qwen_wsgi.services import Services
@@ -101,7 +101,7 @@ def worker(
             call.know(services.guard.client_again(job.owner, job.client))
             response = background.told(make(call, job), record.account, record.changed)
             record.status = 200
-        except (Exception, ClientGone) as error:
+        except (Exception, ClientGone, CallCancelled) as error:
             record.fail(error)
             raise
         except BaseException:

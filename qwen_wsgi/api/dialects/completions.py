@@ -16,6 +16,7 @@ from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol import completions as protocol
 from qwen_wsgi.protocol.completions import CompletionsEncoder, CompletionsRequest
 from qwen_wsgi.protocol.usage import parse as parse_usage
+from qwen_wsgi.upstream.answer_cache import is_fixed, is_whole
 from qwen_wsgi.upstream.executor import UnaryCall, UnaryRequests
 from qwen_wsgi.upstream.routing.affinity import evidence_of
 from qwen_wsgi.upstream.routing.router import Plan, Route
@@ -69,7 +70,8 @@ def _by_chat(call: LiveCall, request: CompletionsRequest, plan: Plan) -> Respons
     if len(chats) == 1:
         answers = [executor.complete(chats[0], plan)]
     else:
-        parts = [replace(chat, record=record.part()) for chat in chats]
+        # Each prompt is an answer of its own, and the call has one line of what it used.
+        parts = [replace(chat, record=record.part(), cache=None) for chat in chats]
         answers = executor.complete_each(record, parts, plan)
     whole = protocol.whole([answer.value for answer in answers], **head)
     record.usage = parse_usage(whole.get("usage"))
@@ -117,10 +119,14 @@ def _ask_natively(call: LiveCall, request: CompletionsRequest, plan: Plan) -> An
         lambda route: _native_request(request, route),
         # Not a failure of the account, which would cool down, for chats as well.
         absent=_NO_SUCH_PATH,
+        cache=generation.cache_policy(call) if is_fixed(request.body) else None,
     )
     answer = call.services.executor.unary(unary, plan)
     if answer is not None:
-        return answer.answers[0].value
+        value = answer.answers[0].value
+        if is_whole(value):
+            answer.keep()
+        return value
     if request.suffix is not None:
         raise ApiError(
             "The upstream has no /completions for this model, so it cannot fill in the middle. Of "

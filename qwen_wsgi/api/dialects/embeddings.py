@@ -43,15 +43,18 @@ def create() -> Response:
     # Other servers may know more forms of it, so only what goes to Qwen's hosts is checked.
     checked = functools.cache(lambda: protocol.parse_request(body))
     requests = partial(_requests, body, checked, services.settings.strict)
-    unary = UnaryCall("/embeddings", headers, record, requests)
+    cache = generation.cache_policy(call)
+    unary = UnaryCall("/embeddings", headers, record, requests, cache=cache)
     answer = services.executor.unary(unary, _able(plan))
     assert answer is not None  # no cause is taken for a missing path
     if not answer.route.account.family.is_qwen:
+        answer.keep()
         return http.json_bytes(answer.answers[0].body)
     values = [each.value for each in answer.answers]
     combined = protocol.combine(checked(), values, model=answer.route.model)
     record.usage = parse_usage(combined["usage"])
     record.units = (("embeddings", len(combined["data"])),)
+    answer.keep()
     return http.json_value(combined)
 
 

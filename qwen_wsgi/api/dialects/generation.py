@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from flask import Response
 
+from qwen_wsgi.access.cache_policy import CachePolicy, policy_of
 from qwen_wsgi.access.guard import Client
 from qwen_wsgi.access.permit import EVERYTHING, Permit
 from qwen_wsgi.api import http
@@ -28,6 +29,8 @@ from qwen_wsgi.upstream.routing.router import Plan
 _HOPS: Final = "X-Qwen-Proxy-Hops"
 _HOPS_WSGI: Final = "HTTP_X_QWEN_PROXY_HOPS"
 _MOST_HOPS: Final = 3
+
+_CACHE_CONTROL: Final = "HTTP_CACHE_CONTROL"
 
 #: Switches of DashScope that a client may set, as WSGI spells them. The others choose whose
 #: workspace is used, or another kind of answer, and are the operator's.
@@ -59,7 +62,18 @@ def chat_call(call: LiveCall, chat: ChatRequest, changed: tuple[str, ...] = ()) 
         changed=changed,
         # Not the call itself: it holds the relay, which holds this.
         account_of_file=partial(_account_of_file, call.services.host_objects, call.client),
+        cache=cache_policy(call),
     )
+
+
+def cache_policy(call: LiveCall) -> CachePolicy | None:
+    """What a call may do with the response cache, by its key, the server's setting, and its
+    header; None: nothing, as mostly."""
+    key = None if call.client is None else call.client.key
+    ttl_s = call.services.settings.response_cache_s
+    if key is not None and key.cache is not None:
+        ttl_s = key.cache
+    return policy_of(call.owner, ttl_s, call.environ.get(_CACHE_CONTROL, "")) if ttl_s else None
 
 
 def _answer_of(chat: ChatRequest) -> int | None:
@@ -163,7 +177,7 @@ def forwarded_headers(environ: Mapping[str, Any]) -> dict[str, str]:
 def kept_headers(environ: Mapping[str, Any]) -> dict[str, str]:
     """The headers that a call needs that is made when its request is long over, as WSGI spells
     them: what `chat_call` reads."""
-    named = ("HTTP_USER_AGENT", "HTTP_X_QWEN_ACCOUNT", _HOPS_WSGI, *HEADERS)
+    named = ("HTTP_USER_AGENT", "HTTP_X_QWEN_ACCOUNT", _HOPS_WSGI, _CACHE_CONTROL, *HEADERS)
     return {
         name: value
         for name, value in environ.items()

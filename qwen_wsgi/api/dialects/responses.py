@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -201,6 +202,8 @@ def _turns(
         max_bytes=services.settings.max_answer_bytes,
         most=request.max_tool_calls,
     )
+    # A turn that is told again would have the same pictures made, and paid, again.
+    chat = replace(chat, cache=None)
     return Turns(services.executor, chat, plan, encoder, {image_tool.NAME: pictures})
 
 

@@ -46,6 +46,7 @@ def create() -> Response:
         record,
         partial(_requests, request, services.settings.strict),
         at_origin=True,
+        cache=generation.cache_policy(call),
     )
     answer = services.executor.unary(unary, plan)
     assert answer is not None  # no cause is taken for a missing path
@@ -58,6 +59,7 @@ def create() -> Response:
     )
     record.usage = parse_usage(made["usage"])
     record.units = (("documents", len(request.documents)),)
+    answer.keep()
     return http.json_value(made)
 
 

@@ -12,7 +12,7 @@ from qwen_wsgi.access import connections
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api.dialects import responses
 from qwen_wsgi.api.lifecycle import LiveCall
-from qwen_wsgi.errors import ApiError, ClientGone, forget_frames
+from qwen_wsgi.errors import ApiError, CallCancelled, ClientGone, forget_frames
 from qwen_wsgi.greenlets import apart
 from qwen_wsgi.protocol import responses as protocol
 from qwen_wsgi.protocol.json_object import LONG_BYTES, JsonObject
@@ -74,6 +74,9 @@ class Turn:
             forget_frames(error)
         except ClientGone as gone:
             record.fail(gone)
+        except CallCancelled as cancelled:
+            record.fail(cancelled)
+            self._refuse(cancelled.error)
         except Exception as fault:  # the outermost frame that can tell the client
             failure = fault_error(fault, record.request_id)
             record.fail(failure)

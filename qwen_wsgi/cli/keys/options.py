@@ -31,6 +31,7 @@ VALUES: Final = (
     Option("cidr", "LIST", "networks from which it may be used: 192.168.1.0/24,fd00::/8"),
     Option("expires", "TIME", "when it ends, from now: 12h, 30d"),
     Option("tools", "LIST", "tools of the proxy that it may use"),
+    Option("cache", "TIME", "keep answers for identical requests so long: 1h, or off"),
     Option("note", "TEXT", "a note for yourself"),
 )
 #: Options that are there or not.

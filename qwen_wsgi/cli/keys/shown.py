@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from qwen_wsgi import text
 from qwen_wsgi.access.client_key import ClientKey
 from qwen_wsgi.text import duration
 
@@ -20,18 +21,8 @@ def table(keys: Sequence[ClientKey], *, now: float) -> str:
     if not keys:
         return _NO_KEYS
     ordered = sorted(keys, key=lambda key: (key.revoked_at is not None, key.name.lower()))
-    rows = [
-        _HEAD,
-        *((key.name, state(key, now), _last_use(key, now), _limits(key)) for key in ordered),
-    ]
-    widths = [max(len(row[at]) for row in rows) for at in range(len(_HEAD) - 1)]
-    lines = (
-        "  ".join(
-            [*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[-1]]
-        )
-        for row in rows
-    )
-    return "".join(f"{line.rstrip()}\n" for line in lines)
+    rows = ((key.name, state(key, now), _last_use(key, now), _limits(key)) for key in ordered)
+    return text.table([_HEAD, *rows]) + "\n"
 
 
 def details(key: ClientKey, *, now: float) -> str:
@@ -93,6 +84,8 @@ def _all_limits(key: ClientKey) -> Iterator[tuple[str, str]]:
     ):
         if words:
             yield name, ", ".join(words)
+    if key.cache is not None:
+        yield "response cache", span(key.cache) if key.cache else "off"
 
 
 def _rights(key: ClientKey) -> Iterator[str]:

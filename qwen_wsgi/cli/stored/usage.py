@@ -29,6 +29,7 @@ _SHOWN: Final = (
     ("output_tokens", "output"),
     ("reasoning_tokens", "reasoning"),
     ("unknown_usage", "unknown"),
+    ("cache_hits", "hits"),
     ("money", "money"),
     ("saved_by_cache", "saved"),
 )

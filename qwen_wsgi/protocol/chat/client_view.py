@@ -68,6 +68,7 @@ class UsageView:
 
     def __init__(self, *, hide: bool, normalize: bool) -> None:
         self._hide, self._normalize = hide, normalize
+        self._hidden: Any = None
         self._owed: dict[str, Any] | None = None
         self._sent = False
 
@@ -79,6 +80,7 @@ class UsageView:
         """
         alone = not chunk.get("choices")
         if self._hide:
+            self._hidden = chunk["usage"]
             return None if alone else {k: v for k, v in chunk.items() if k != "usage"}
         if not self._normalize and not alone:
             return chunk
@@ -90,6 +92,11 @@ class UsageView:
             return None
         self._sent = True
         return chunk if usage is chunk["usage"] else {**chunk, "usage": usage}
+
+    @property
+    def hidden(self) -> Any:
+        """The usage that the client did not get, as it would have got it; None if there is none."""
+        return normalized(self._hidden) if self._normalize and self._hidden else self._hidden
 
     def owed(self) -> dict[str, Any] | None:
         """The chunk with usage that is still to be sent at the end of the stream."""

@@ -99,6 +99,11 @@ class ChunkStream:
             return self.finished or self.answered
         return self.finished and not self._normalizer.unfinished
 
+    @property
+    def hidden_usage(self) -> Any:
+        """The usage object that was hidden from the client, or None."""
+        return self._usage_view.hidden
+
     def feed(self, block: bytes) -> bytes:
         """Take a block of whole events; return what the client gets of it.
 

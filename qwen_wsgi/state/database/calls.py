@@ -78,9 +78,12 @@ _FIRST: Final = (
     """CREATE TABLE call_journals (name TEXT PRIMARY KEY, read INTEGER NOT NULL)""",
 )
 
+#: Of the response cache.
+_SECOND: Final = ("ALTER TABLE calls ADD COLUMN cache_hits INTEGER NOT NULL DEFAULT 0",)
+
 #: What accounts were asked, by the minute: the windows of plans are sums of it, which must not
 #: depend on how many calls there are. Kept for longer than the longest window.
-_SECOND: Final = (
+_THIRD: Final = (
     "ALTER TABLE calls ADD COLUMN requests TEXT",
     """
     CREATE TABLE account_minutes (
@@ -102,7 +105,7 @@ _SECOND: Final = (
     """,
 )
 
-TABLES: Final = Tables("calls", (_FIRST, _SECOND), _DAMAGE)
+TABLES: Final = Tables("calls", (_FIRST, _SECOND, _THIRD), _DAMAGE)
 
 _MINUTE_S: Final = 60.0
 #: How long the minutes of accounts are kept, and how often old ones are looked for. Seconds.
@@ -118,13 +121,15 @@ class CallRow(NamedTuple):
         client_id, client: `access.guard.Client`; "" and `-` of a caller that was refused.
         model: as the account calls it, else as the client does.
         endpoint: the path of the route: `/v1/responses/{id}`.
-        outcome: `complete`, `refused`, `upstream_error`, `client_gone`, `cut_by_stop`, `failed`.
+        outcome: `complete`, `refused`, `upstream_error`, `client_gone`, `cancelled`, `cut_by_stop`,
+            `failed`.
         error: its code, or "".
         input_tokens: those that were cached among them; None is unknown, as of all tokens.
         units: what was made or read besides tokens, as JSON: `{"pictures": 2}`.
         unknown_usage: 1: the account may have counted something, and nobody knows what.
         money_micro: millionths of the currency; None where the price is not known.
         saved_micro: what the cache has saved of it.
+        cache_hits: 1: the response cache has answered, and no account was asked.
         requests: how many requests each account got, as JSON: `{"coding-plan": 1, "dashscope": 1}`;
             None where those are the `attempts`, all at `account`.
     """
@@ -156,6 +161,8 @@ class CallRow(NamedTuple):
     money_micro: Summable | None
     saved_micro: Summable | None
     currency: str | None
+    #: Lines of an older version end before this.
+    cache_hits: Summable = 0
     requests: str | None = None
 
 
@@ -237,6 +244,7 @@ class Totals(NamedTuple):
     output_tokens: int
     reasoning_tokens: int
     unknown_usage: int
+    cache_hits: int
     money_micro: int
     saved_micro: int
 

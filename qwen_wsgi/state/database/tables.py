@@ -10,6 +10,7 @@ from typing import Final
 from qwen_wsgi.clock import Clock, sleep
 from qwen_wsgi.state.database import (
     background,
+    cached_answers,
     calls,
     client_keys,
     host_objects,
@@ -39,6 +40,7 @@ TABLES: Final = (
     client_keys.TABLES,
     calls.TABLES,
     plan_windows.TABLES,
+    cached_answers.TABLES,
 )
 
 #: A damaged file is kept so long, for whoever wants to save something of it. Seconds.

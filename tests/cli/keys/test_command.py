@@ -58,6 +58,7 @@ def test_every_option_arrives(desk: Desk) -> None:
         *("--money-per-month", "2.5", "--concurrency", "3", "--models", "qwen3*,x"),
         *("--accounts", "dashscope", "--cidr", "192.168.1.5/24,fd00::1", "--expires", "30d"),
         *("--tools", "web", "--admin", "--metrics", "--note", "Anna's laptop"),
+        *("--cache", "1h"),
     ).value
 
     assert KEY.fullmatch(made.pop("key"))
@@ -78,6 +79,7 @@ def test_every_option_arrives(desk: Desk) -> None:
         "admin": True,
         "metrics": True,
         "note": "Anna's laptop",
+        "cache": 3600,
         "last_used_at": None,
     }
 

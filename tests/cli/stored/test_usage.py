@@ -72,7 +72,7 @@ def test_a_table_a_total_and_the_cache_receipt(tmp_path: Path) -> None:
     assert head.endswith("by model")
     assert titles.split() == [
         *("model", "calls", "refused", "failed", "input", "cached", "output", "reasoning"),
-        *("unknown", "money", "saved"),
+        *("unknown", "hits", "money", "saved"),
     ]
     assert len({len(line) for line in (titles, *rows[:4])}) == 1
     assert rows[0].split()[:9] == [

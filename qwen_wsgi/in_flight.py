@@ -1,0 +1,215 @@
+"""The calls in flight: those of this worker, and by way of the other workers those of all.
+
+A call costs an entry in a dict while it runs. What is told of it is read from its record when
+somebody asks (`state.worker_sockets`); nothing is written down.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+
+from qwen_wsgi.accounting.record import CallRecord
+from qwen_wsgi.clock import Clock
+from qwen_wsgi.errors import CallCancelled
+from qwen_wsgi.greenlets import CallCancelledExit, throw_into
+from qwen_wsgi.state.worker_sockets import WorkerSocket, ask_others
+
+#: Of a list, and of what one worker tells. The newest are told.
+MOST: Final = 1000
+#: Characters of what clients and upstreams made up.
+_LONGEST: Final = 200
+
+#: The calls that ask this are not in it.
+_OWN: Final = "/admin/v1/calls"
+
+WAITING, QUEUED, STREAMING = "waiting", "queued", "streaming"
+
+
+class OpenCall(Protocol):
+    """A call while it runs; `api.lifecycle.LiveCall` is one.
+
+    Attributes:
+        serving: the greenlet that serves it.
+    """
+
+    record: CallRecord
+    environ: Any
+    closed: bool
+    serving: Any
+
+
+class Calls(NamedTuple):
+    """Calls of all workers.
+
+    Attributes:
+        rows: the oldest first, in the shape of `_told`.
+        has_more: there are older ones.
+        workers: how many have told theirs.
+        silent: how many have not, in time.
+    """
+
+    rows: list[dict[str, Any]]
+    has_more: bool
+    workers: int
+    silent: int
+
+
+class Cancelled(NamedTuple):
+    """What became of a cancellation.
+
+    Attributes:
+        calls: how many are ended.
+        silent: how many workers did not answer; the call may be in one of them.
+    """
+
+    calls: int
+    silent: int
+
+
+class CallsInFlight:
+    """The calls of this worker, and the way to those of the others.
+
+    Args:
+        state_dir: where workers find each other; None: there are no others.
+        address_of: the address of a caller, by its WSGI environment.
+        throw: as `greenlets.throw_into`.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        state_dir: Path | None,
+        *,
+        address_of: Callable[[Mapping[str, Any]], str],
+        throw: Callable[[Any, Callable[[], CallCancelled | None]], None] = throw_into,
+    ) -> None:
+        self._clock = clock
+        self._state_dir = state_dir
+        self._address_of = address_of
+        self._throw = throw
+        self._calls: dict[int, OpenCall] = {}
+        self.socket = WorkerSocket(state_dir, self._answer)
+
+    def begin(self, call: OpenCall) -> None:
+        """A call is under way. Harmless when repeated."""
+        self._calls[id(call)] = call
+
+    def end(self, call: OpenCall) -> None:
+        """It has ended. Harmless when repeated."""
+        self._calls.pop(id(call), None)
+
+    # --- all workers -------------------------------------------------------------------------
+
+    def all(self, limit: int = MOST) -> Calls:
+        """The calls of all workers, at most the newest so many."""
+        others = asked_calls(self._state_dir, limit)
+        rows = [*others.rows, *self._rows()]
+        return _newest(rows, limit, others._replace(workers=others.workers + 1))
+
+    def cancel(self, request_id: str, by: str) -> Cancelled:
+        """End the calls with an id, in whichever worker they run.
+
+        Args:
+            by: who wants it, for the client: the name of a key.
+        """
+        others = cancel_in_workers(self._state_dir, request_id, by)
+        return others._replace(calls=others.calls + self._cancel(request_id, by))
+
+    # --- this worker -------------------------------------------------------------------------
+
+    def _answer(self, question: Mapping[str, Any]) -> Any:
+        """Answer another process."""
+        if (id := question.get("cancel")) is not None:
+            return {"cancelled": self._cancel(str(id), str(question.get("by", "")))}
+        rows = self._rows()
+        return {"calls": rows[-MOST:], "more": len(rows) > MOST}
+
+    def _rows(self) -> list[dict[str, Any]]:
+        wall, monotonic, pid = self._clock.now(), self._clock.monotonic(), os.getpid()
+        return sorted(
+            (self._told(call, wall, monotonic, pid) for call in self._open()), key=_started_at
+        )
+
+    def _open(self) -> list[OpenCall]:
+        """Those that are not at their end."""
+        return [
+            call
+            for call in list(self._calls.values())
+            if not (call.closed or call.record.is_written or call.record.endpoint.startswith(_OWN))
+        ]
+
+    def _told(self, call: OpenCall, wall: float, monotonic: float, pid: int) -> dict[str, Any]:
+        """What is told of one call; documented in docs/keys.md."""
+        record = call.record
+        # A call that is split has told its parts, and itself nothing yet.
+        parts = record.parts or (record,)
+        asked = next((part for part in parts if part.account), record)
+        firsts = [part.first_byte_at for part in parts if part.first_byte_at is not None]
+        seconds = monotonic - record.started_at
+        state = STREAMING if firsts else WAITING
+        if not firsts and all(part.is_queued for part in parts):
+            state = QUEUED
+        return {
+            "object": "call",
+            "id": record.request_id,
+            "client": record.client[:_LONGEST],
+            "client_id": record.client_id[:_LONGEST],
+            "address": self._address_of(call.environ)[:_LONGEST],
+            "method": record.method,
+            "endpoint": record.endpoint,
+            "stream": record.stream,
+            "account": asked.account[:_LONGEST] or None,
+            "model": record.model[:_LONGEST] or None,
+            "upstream_model": asked.upstream_model[:_LONGEST] or None,
+            "state": state,
+            "started_at": round(wall - seconds, 3),
+            "seconds": round(seconds, 3),
+            "seconds_to_first_byte": round(min(firsts) - record.started_at, 3) if firsts else None,
+            "received_bytes": sum(part.received_bytes for part in parts),
+            "attempts": sum(part.attempts for part in parts),
+            "worker": pid,
+        }
+
+    def _cancel(self, request_id: str, by: str) -> int:
+        """End those of this worker; how many there are."""
+        found = [call for call in self._open() if call.record.request_id == request_id]
+        for call in found:
+
+            def error(call: OpenCall = call) -> CallCancelled | None:
+                # Asked when the call's greenlet is about to be woken: it may serve another by now.
+                if call.closed or call.record.is_written:
+                    return None
+                call.record.is_cancelled = True
+                return CallCancelledExit(by)
+
+            self._throw(call.serving, error)
+        return len(found)
+
+
+def asked_calls(state_dir: Path | None, limit: int = MOST) -> Calls:
+    """The calls of all workers but this process; for commands, of all."""
+    asked = ask_others(state_dir, {"calls": True})
+    answers = [each for each in asked.answers if isinstance(each, dict) and "calls" in each]
+    rows = [row for each in answers for row in each["calls"]]
+    more = any(each.get("more") for each in answers)
+    return _newest(rows, limit, Calls([], more, len(answers), asked.silent))
+
+
+def cancel_in_workers(state_dir: Path | None, request_id: str, by: str) -> Cancelled:
+    """As `CallsInFlight.cancel`, in all workers but this process."""
+    asked = ask_others(state_dir, {"cancel": request_id, "by": by})
+    answers = [each for each in asked.answers if isinstance(each, dict)]
+    return Cancelled(sum(each.get("cancelled", 0) for each in answers), asked.silent)
+
+
+def _newest(rows: list[dict[str, Any]], limit: int, found: Calls) -> Calls:
+    rows = sorted(rows, key=_started_at)
+    return found._replace(rows=rows[-limit:], has_more=found.has_more or len(rows) > limit)
+
+
+def _started_at(row: Mapping[str, Any]) -> float:
+    at: float = row["started_at"]
+    return at
