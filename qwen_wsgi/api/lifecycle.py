@@ -202,7 +202,6 @@ class LiveCall:
         if self.closed:
             return
         self.closed = True
-        self.services.in_flight.end(self)
         try:
             if self.admitted:
                 self.services.admission.leave(self.record.client_id, self.body_bytes)
@@ -218,10 +217,13 @@ class LiveCall:
                     if self.count_as is not None:
                         self._remember_tokens(self.count_as)
                 finally:
-                    self.services.ledger.write(self.record)
-                    self.services.metrics.count(self.record)
-                    if self.recording is not None:
-                        self._end_recording(self.recording)
+                    try:
+                        self.services.ledger.write(self.record)
+                        self.services.metrics.count(self.record)
+                        if self.recording is not None:
+                            self._end_recording(self.recording)
+                    finally:
+                        self.services.in_flight.end(self)
 
     def settle(self) -> None:
         """Settle the limits of the client by what the call has used. Harmless when repeated."""
