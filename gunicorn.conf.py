@@ -103,6 +103,8 @@ def post_worker_init(worker: _server.StreamWorker) -> None:
         services.maintenance.start()
         services.background.start()
         services.metering.start()
+        if services.sharing is not None:
+            services.sharing.start()
         if worker.age == 1 or worker.tells:
             _server.announce(worker, banner=worker.age == 1)
 

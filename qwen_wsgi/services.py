@@ -37,9 +37,9 @@ from qwen_wsgi.metering import Metering
 from qwen_wsgi.redaction import DISCOVERED, Redaction
 from qwen_wsgi.reporting import REFUSED, Reporting, notifier
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.sharing import BoxShare, RoutingShare, Sharing
 from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.counters import SharedCounters
-from qwen_wsgi.state.database.background import BackgroundQueue
 from qwen_wsgi.state.database.client_keys import ClientKeys
 from qwen_wsgi.state.database.host_objects import HostObjects
 from qwen_wsgi.state.database.responses import ResponseStore
@@ -50,7 +50,10 @@ from qwen_wsgi.state.limits.counters import LimitCounters
 from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.recordings import Recordings
 from qwen_wsgi.state.redis.connection import SharedStore, box_id
+from qwen_wsgi.state.redis.news import NewsStream
+from qwen_wsgi.state.redis.totals import UsageTotals
 from qwen_wsgi.state.refused_inputs import RefusedInputs
+from qwen_wsgi.state.shared.stores import SharedStores, stores_of
 from qwen_wsgi.state.shared_files import SharedFiles
 from qwen_wsgi.state.state_key import StateKey, command_key
 from qwen_wsgi.state.token_counts import TokenCounts
@@ -234,6 +237,9 @@ class Services:
     workers: Workers
     #: The Redis that several boxes share; None without one.
     shared_store: SharedStore | None
+    #: What all boxes have used, and what keeps this box and the others together; None alone.
+    usage_totals: UsageTotals | None
+    sharing: Sharing | None
     maintenance: Maintenance
     #: The worker's start, by the clock's monotonic time.
     started_at: float
@@ -248,6 +254,8 @@ class Services:
     def close(self) -> None:
         """Finish the token refreshes that were sent, and free the rest."""
         self.maintenance.stop()
+        if self.sharing is not None:
+            self.sharing.stop()
         self.background.stop()
         self.key_ring.write_uses()
         drain_logins(self.discovery.logins(), self.clock)
@@ -359,13 +367,25 @@ def build_services(
     )
     budgets = Budgets(limits_of, counters)
     downloads = Downloads(settings, transport)
-    responses = ResponseStore(
-        database,
+    # A command that leaves nothing behind shares nothing.
+    together = shared_store if state_dir is not None else None
+    stores = stores_of(settings, database, clock, together, apart=ThreadApart(), sleep=sleep)
+    background = Background(
+        stores.queue,
+        stores.responses,
         clock,
-        ttl_s=settings.responses_ttl_s,
-        max_bytes=settings.responses_max_bytes,
-        largest_history=settings.max_body_bytes,
+        limit=settings.background,
+        stop_s=settings.graceful_timeout_s,
+        elsewhere=stores.cancel_elsewhere,
     )
+    usage_totals = sharing = None
+    if together is not None and isinstance(stores, SharedStores):
+        usage_totals = usage_totals_of(settings, together)
+        routing = RoutingShare(NewsStream(together), cooldowns, affinity)
+        box = BoxShare(state_dir, clock, stores, background, books, usage_totals)
+        sharing = Sharing(
+            together, (routing.exchange, box.look, stores.responses.tell_uses), box.close
+        )
     return Services(
         settings=settings,
         clock=clock,
@@ -403,24 +423,13 @@ def build_services(
         books=books,
         price_problem=price_problem,
         database=database,
-        responses=responses,
-        background=Background(
-            BackgroundQueue(
-                database,
-                clock,
-                per_client=settings.background_per_key,
-                kept_s=settings.responses_ttl_s,
-            ),
-            responses,
-            clock,
-            limit=settings.background,
-            stop_s=settings.graceful_timeout_s,
-        ),
-        host_objects=HostObjects(database, clock),
+        responses=stores.responses,
+        background=background,
+        host_objects=stores.host_objects,
         host_files=HostFiles(retrier, client, idle_s=settings.idle_timeout_s),
         token_counts=TokenCounts(files),
         state_key=state_key,
-        videos=VideoStore(database, clock),
+        videos=stores.videos,
         tasks=tasks,
         looks=TaskLooks(tasks, clock, workers=settings.workers, sleep=sleep),
         lost_tasks=LostTasks(client, tasks, clock, sleep=sleep),
@@ -432,6 +441,8 @@ def build_services(
         sandbox=sandbox,
         workers=workers,
         shared_store=shared_store,
+        usage_totals=usage_totals,
+        sharing=sharing,
         maintenance=Maintenance(
             discovery,
             files,
@@ -455,6 +466,11 @@ def shared_store_of(settings: Settings, clock: Clock, state_dir: Path | None) ->
         clock,
         within=greenlets.within if greenlets.are_in_use() else None,
     )
+
+
+def usage_totals_of(settings: Settings, store: SharedStore) -> UsageTotals:
+    """What all boxes have used."""
+    return UsageTotals(store, kept_s=settings.ledger_days * 86_400.0)
 
 
 def _prices(settings: Settings) -> tuple[Prices, str]:

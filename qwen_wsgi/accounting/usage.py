@@ -166,7 +166,7 @@ def totals_of(
     else:
         keys = [getattr(each, by) for each in found]
     return [
-        Totals(key, each.priced, *each[_COUNTS_OF_QUARTERS:])
+        Totals._make((key, each.priced, *each[_COUNTS_OF_QUARTERS:]))
         for key, each in zip(keys, found, strict=True)
     ]
 

@@ -42,9 +42,7 @@ def own() -> Response:
     until = now + 1
     spans = [Span(usage.midnight(now, zone), until), Span(usage.midnight(now, zone, day=1), until)]
     others = [_of_others(call, each) for each in spans]
-    reports = partial(
-        books.reports, "model", spans, zone=zone, client_id=call.owner, others=others
-    )
+    reports = partial(books.reports, "model", spans, zone=zone, client_id=call.owner, others=others)
     today, month = _asked(call, reports)
     return http.json_value(
         {

@@ -353,7 +353,8 @@ class CallTable:
             where, values = f"client_id = ? AND {where}", (client_id, *values)
         rows = self._database.run(
             lambda database: database.execute(
-                f"SELECT {shown}, {_PRICED}, {_COUNTS}, {_SUMS}, max(at) FROM calls WHERE {where} GROUP BY {group}, 2",
+                f"SELECT {shown}, {_PRICED}, {_COUNTS}, {_SUMS}, max(at) FROM calls"
+                f" WHERE {where} GROUP BY {group}, 2",
                 values,
             ).fetchall()
         )
@@ -396,7 +397,8 @@ class CallTable:
                 (begin, _MANY),
             )
             last, hours = begin, set[int]()
-            for last, hour in rows:
+            for row_key, hour in rows:
+                last = row_key
                 hours.add(hour)
                 if len(hours) >= _HOURS_AT_A_TIME:
                     break

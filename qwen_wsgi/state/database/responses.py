@@ -209,7 +209,7 @@ class ResponseStore:
             self._database.run(
                 lambda database: self._insert(database, row, response_body, input_body), write=True
             )
-        except DatabaseUnavailable as error:
+        except (DatabaseUnavailable, ValueError) as error:  # half a surrogate pair in an id
             log.error("a response is not stored: %s", error)
             return False
         return True

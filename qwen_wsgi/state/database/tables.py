@@ -23,6 +23,7 @@ from qwen_wsgi.state.database.sqlite import (
     TooNew,
     here,
 )
+from qwen_wsgi.state.shared import outbox
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ TABLES: Final = (
     background.TABLES,
     client_keys.TABLES,
     calls.TABLES,
+    outbox.TABLES,
 )
 
 #: A damaged file is kept so long, for whoever wants to save something of it. Seconds.

@@ -62,7 +62,8 @@ end
 """
 
 #: ARGV: name, value, bytes before, previous, maker, ms left, ttl in ms (0: none), the most bytes,
-#: owner ("": not listed), age by which it is listed. 1: done, 0: it was deleted, -1: it is whole.
+#: owner ("": not listed), age by which it is listed, bytes besides the value. 1: done, 0: it was
+#: deleted, -1: it is whole.
 _PUT: Final = Lua(
     _COMMON
     + """
@@ -74,7 +75,7 @@ if ttl > 0 then
   local old = redis.call('ZRANGEBYSCORE', base .. 'use', '-inf', now - ttl, 'LIMIT', 0, 100)
   for _, each in ipairs(old) do forget(each) end
 end
-local size = #ARGV[2] + %d
+local size = #ARGV[2] + tonumber(ARGV[11])
 while tonumber(redis.call('GET', base .. 'total') or '0') + size > most do
   local oldest = redis.call('ZRANGE', base .. 'use', 0, 0)[1]
   if not oldest then break end
@@ -92,7 +93,6 @@ if ARGV[9] ~= '' then
 end
 return 1
 """
-    % _OVERHEAD
 )
 
 #: ARGV: name, ttl. The value, maker, deadline, Redis's time; or whether it was deleted.
@@ -123,17 +123,17 @@ return chain
 """
 )
 
-#: ARGV: name, how long to remember in ms, owner in lists, then box, kind, owner, id of the order.
+#: ARGV: name, how long to remember in ms, owner in lists, then box, kind, owner, id of the order;
+#: and how many orders are kept.
 _DELETE: Final = Lua(
     _COMMON
     + """
 redis.call('ZREM', base .. 'of:' .. ARGV[3], ARGV[1])
 redis.call('SET', base .. 'gone:' .. ARGV[1], 1, 'PX', ARGV[2])
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', %d, '*', 'what', 'delete', 'box', ARGV[4],
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[8], '*', 'what', 'delete', 'box', ARGV[4],
   'kind', ARGV[5], 'owner', ARGV[6], 'id', ARGV[7])
 return forget(ARGV[1])
 """
-    % _MOST_ORDERS
 )
 
 #: No conversation has so many turns.
@@ -248,7 +248,7 @@ class Records:
         arguments = (
             *(name, packed, len(value), _name(owner, previous) if previous else ""),
             *(maker, int(left_s * 1000), self._ttl_ms, self._max_bytes),
-            *(_of(owner) if self._listed else "", age),
+            *(_of(owner) if self._listed else "", age, _OVERHEAD),
         )
         return bool(self._run(_PUT, *arguments))
 
@@ -295,7 +295,7 @@ class Records:
     def delete(self, owner: str, id: str) -> bool:
         """Forget a record, and tell all boxes so; whether it was there. Raises SharedStoreAway."""
         order = (self._store.box, self._kind, owner, id)
-        arguments = (_name(owner, id), int(GONE_S * 1000), _of(owner), *order)
+        arguments = (_name(owner, id), int(GONE_S * 1000), _of(owner), *order, _MOST_ORDERS)
         return bool(self._run(_DELETE, *arguments))
 
     def count(self, owner: str) -> int:
@@ -315,12 +315,10 @@ class Records:
 
         Raises: as `get`.
         """
-        names: list[str] = [
-            name.decode()
-            for name in self._store.run(
-                lambda redis: redis.zrange(self._list(owner), 0, -1, desc=not oldest_first)
-            )
-        ]
+        listed: Any = self._store.run(
+            lambda redis: redis.zrange(self._list(owner), 0, -1, desc=not oldest_first)
+        )
+        names: list[str] = [name.decode() for name in listed]
         if after:
             if (last := _name(owner, after)) not in names:
                 return None
@@ -424,9 +422,7 @@ def _parts(names: Sequence[str], sizes: Sequence[int]) -> Iterable[list[str]]:
 
 def _name(owner: str, id: str) -> str:
     """The name of a record, which reveals neither."""
-    return hashlib.blake2b(
-        f"{owner}\0{id}".encode(errors="replace"), digest_size=16
-    ).hexdigest()
+    return hashlib.blake2b(f"{owner}\0{id}".encode(errors="replace"), digest_size=16).hexdigest()
 
 
 def _of(owner: str) -> str:

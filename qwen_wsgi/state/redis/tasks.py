@@ -60,7 +60,7 @@ class TaskNotes:
         Raises SharedStoreAway.
         """
         name = _name(account, model)
-        found = self._store.run(
+        found: Any = self._store.run(
             lambda redis: redis.zrangebyscore(name, since - _CLOCKS_S, "+inf")
         )
         split = [member.decode().split(" ", 2) for member in found]

@@ -52,8 +52,8 @@ class Packer:
 
         def work() -> bytes:
             packed = zlib.compress(value, _LEVEL)
-            return _PLAIN + packed if self._seal is None else _SEALED + self._seal.seal(
-                name, packed
+            return (
+                _PLAIN + packed if self._seal is None else _SEALED + self._seal.seal(name, packed)
             )
 
         return self._apart(work) if len(value) > _LONG else work()

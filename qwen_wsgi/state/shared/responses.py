@@ -34,7 +34,8 @@ from qwen_wsgi.state.shared.troubles import unknown_here
 
 log = logging.getLogger(__name__)
 
-#: In front of a value: the bytes of the response, and of its input; then the id of the previous one.
+#: In front of a value: the bytes of the response and of its input, which follow; then comes the id
+#: of the previous one.
 _HEAD: Final = Struct("<II")
 #: A response that should have ended so long ago is not made any more. Seconds.
 _LOST_S: Final = 120.0
@@ -295,7 +296,7 @@ class SharedQueue(BackgroundQueue):
 
 def _value(response_body: bytes, input_body: bytes, previous: str | None) -> bytes:
     head = _HEAD.pack(len(response_body), len(input_body))
-    return b"".join((head, response_body, input_body, (previous or "").encode()))
+    return b"".join((head, response_body, input_body, (previous or "").encode(errors="replace")))
 
 
 def _stored(value: bytes) -> Stored:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from qwen_wsgi.clock import Clock
@@ -47,10 +48,8 @@ class SharedVideos(VideoStore):
 
     def begin(self, owner: str, account: str, model: str) -> int:
         key = super().begin(owner, account, model)
-        try:
+        with suppress(SharedStoreAway):  # others that need it cannot ask either, mostly
             self._notes.note(account, model, key, self._clock.now())
-        except SharedStoreAway:
-            pass  # others that need it cannot ask either, mostly
         return key
 
     def begun(self, key: int, id: str, task: str, prompt: str, state: Mapping[str, Any]) -> bool:
@@ -58,10 +57,8 @@ class SharedVideos(VideoStore):
             return False
         if (request := self._request_of(key)) is not None:
             owner, account, model, began = request
-            try:
+            with suppress(SharedStoreAway):
                 self._notes.note(account, model, key, began, task)
-            except SharedStoreAway:
-                pass
             self._tell(owner, id, KnownVideo(id, prompt, state), began)
         return True
 
@@ -70,10 +67,8 @@ class SharedVideos(VideoStore):
         super().not_begun(key)
         if request is not None:
             _, account, model, _ = request
-            try:
+            with suppress(SharedStoreAway):  # then it counts as one that is under way
                 self._notes.remove(account, model, key)
-            except SharedStoreAway:
-                pass  # then it counts as one that is under way
 
     def others(self, key: int, since: float) -> tuple[frozenset[str], int]:
         tasks, unknown = super().others(key, since)

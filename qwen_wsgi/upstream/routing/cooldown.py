@@ -307,9 +307,7 @@ class Cooldowns:
                 self._write(row, None)
         elif since > row.since + _SAME_S and told.remaining_s < _LONGEST_S:
             until = now + told.remaining_s
-            self._write(
-                row, _Row(key, since, until, 0.0, told.failures, told.cause, told.evidence)
-            )
+            self._write(row, _Row(key, since, until, 0.0, told.failures, told.cause, told.evidence))
 
     def _change(self, key: bytes, cleared_at: float = 0.0) -> None:
         if self.changed is not None:
