@@ -171,8 +171,7 @@ class Maintenance:
             self._guarded(self._key_ring.write_uses)
 
     def _maintain_logins(self) -> None:
-        for login in self._discovery.logins():
-            login.maintain()
+        self._discovery.maintain()
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -522,7 +521,12 @@ def _usable(statuses: AccountStatuses) -> tuple[int, int]:
 
 def _secrets(settings: Settings) -> tuple[str, ...]:
     """The secrets that the settings hold."""
-    return (*settings.all_client_keys, settings.upstream_api_key, settings.state_key)
+    return (
+        *settings.all_client_keys,
+        settings.upstream_api_key,
+        settings.state_key,
+        settings.old_state_key,
+    )
 
 
 def configure_logs(settings: Settings) -> None:

@@ -535,11 +535,19 @@ class Settings:
     )
     state_key: str = setting(
         "QWEN_PROXY_STATE_KEY",
-        "Signs ids of videos; boxes with the same one understand each other's.",
+        "Signs ids of videos, and seals logins that boxes share (docs/boxes.md); the same on all.",
         default="",
         parse=values.long_key,
         secret=True,
         shown_default="a random one, kept in the state directory",
+    )
+
+    old_state_key: str = setting(
+        "QWEN_PROXY_STATE_KEY_OLD",
+        "The QWEN_PROXY_STATE_KEY before, while the boxes change to a new one: opens shared logins.",
+        default="",
+        parse=values.long_key,
+        secret=True,
     )
 
     #: The process environment, with the environment file's values in it; it holds API keys by

@@ -113,7 +113,15 @@ ALLOWED: dict[str, set[str]] = {
     "protocol": {"errors"},
     "credentials": {"", "errors", "shortage", "clock", "settings", "hosts", "net", "redaction"},
     "accounting": {"errors", "clock", "protocol.usage", "protocol.json_object", "state"},
-    "state": {"errors", "clock", "settings", "protocol", "access.client_key", "access.limits"},
+    "state": {
+        "errors",
+        "clock",
+        "settings",
+        "protocol",
+        "access.client_key",
+        "access.limits",
+        "credentials.shared.board",
+    },
     "access": {"errors", "clock", "settings", "setting_values", "net", "protocol", "redaction"},
     "upstream": {
         "",
@@ -277,7 +285,7 @@ ROOMS: dict[str, list[list[str]]] = {
         ["account"],
         ["oauth_login"],
         ["refresh"],
-        ["oauth", "credential"],
+        ["oauth", "credential", "shared"],
         ["files", "locks", "token"],
     ],
     "upstream": [
@@ -417,6 +425,7 @@ PLACES = {
     "zstandard": ("qwen_wsgi/api/codings.py",),
     "sqlite3": ("qwen_wsgi/state/",),
     "subprocess": ("qwen_wsgi/doctor/machine.py", "qwen_wsgi/documents/pdf.py"),
+    "cryptography": ("qwen_wsgi/state/redis/sealing.py",),
     "pypdf": ("qwen_wsgi/documents/pdf_process.py",),
     "certifi": ("qwen_wsgi/doctor/machine.py", "qwen_wsgi/upstream/http/download.py"),
     "packaging": ("qwen_wsgi/doctor/dependencies.py",),

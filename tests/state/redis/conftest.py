@@ -1,0 +1,1 @@
+"""A Redis of its own for this directory's tests."""
