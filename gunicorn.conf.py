@@ -98,6 +98,8 @@ def post_worker_init(worker: _server.StreamWorker) -> None:
     # Nobody prints them, and each record would ask for all of them.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     if (services := _server.services_of(worker)) is not None:
+        if services.shared_store is not None:
+            services.shared_store.start()
         services.maintenance.start()
         services.background.start()
         services.metering.start()

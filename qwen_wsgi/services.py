@@ -49,6 +49,7 @@ from qwen_wsgi.state.database.videos import VideoStore
 from qwen_wsgi.state.limits.counters import LimitCounters
 from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.recordings import Recordings
+from qwen_wsgi.state.redis.connection import SharedStore, box_id
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.state.shared_files import SharedFiles
 from qwen_wsgi.state.state_key import StateKey, command_key
@@ -230,6 +231,8 @@ class Services:
     tokenizer: HostTokenizer
     sandbox: SandboxHost
     workers: Workers
+    #: The Redis that several boxes share; None without one.
+    shared_store: SharedStore | None
     maintenance: Maintenance
     #: The worker's start, by the clock's monotonic time.
     started_at: float
@@ -255,6 +258,8 @@ class Services:
         self.database.close()
         self.sandbox.close()
         self.metering.stop()
+        if self.shared_store is not None:
+            self.shared_store.close()
 
 
 def drain_logins(logins: Iterable[OAuthLogin], clock: Clock, timeout_s: float = DRAIN_S) -> None:
@@ -294,6 +299,7 @@ def build_services(
     """
     clock = clock or SystemClock()
     sandbox = SandboxHost()
+    shared_store = shared_store_of(settings, clock, state_dir)
     discovery = Discovery(settings, clock, look_every_s=LOOK_EVERY_S)
     files = SharedFiles(state_dir)
     known = files if known_in is None else SharedFiles(known_in, copy=True)
@@ -424,6 +430,7 @@ def build_services(
         tokenizer=HostTokenizer(settings, router, executor, clock),
         sandbox=sandbox,
         workers=workers,
+        shared_store=shared_store,
         maintenance=Maintenance(
             discovery,
             files,
@@ -434,6 +441,18 @@ def build_services(
             partial(_bring_calls, ledger, books),
         ),
         started_at=clock.monotonic(),
+    )
+
+
+def shared_store_of(settings: Settings, clock: Clock, state_dir: Path | None) -> SharedStore | None:
+    """The Redis that several boxes share; None without one."""
+    if not settings.redis_url:
+        return None
+    return SharedStore(
+        settings.redis_url,
+        box_id(state_dir),
+        clock,
+        within=greenlets.within if greenlets.are_in_use() else None,
     )
 
 
@@ -522,10 +541,9 @@ def _usable(statuses: AccountStatuses) -> tuple[int, int]:
 def _secrets(settings: Settings) -> tuple[str, ...]:
     """The secrets that the settings hold."""
     return (
-        *settings.all_client_keys,
-        settings.upstream_api_key,
-        settings.state_key,
+        *(*settings.all_client_keys, settings.upstream_api_key, settings.state_key),
         settings.old_state_key,
+        *(settings.redis_url, settings.redis_password),
     )
 
 

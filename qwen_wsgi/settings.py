@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 from qwen_wsgi import env_file, net
 from qwen_wsgi import setting_values as values
 from qwen_wsgi.errors import SettingsError
-from qwen_wsgi.redaction import mask
+from qwen_wsgi.redaction import mask, masked_url
 
 #: Shown for a value that is not set.
 UNSET: Final = "–"
@@ -62,11 +62,13 @@ def setting(
     secret: bool = False,
     shown_default: str | None = None,
     wins: str = "",
+    show: Callable[[Any], str] | None = None,
 ) -> Any:
     """Declare one setting; `load` and `describe` read its metadata.
 
     Args:
         wins: a second name of the variable, which is read first.
+        show: shows a value without what is secret of it.
     """
     return field(
         default=default,
@@ -79,6 +81,7 @@ def setting(
             "secret": secret,
             "shown_default": shown_default,
             "wins": wins,
+            "show": show,
         },
     )
 
@@ -542,12 +545,24 @@ class Settings:
         shown_default="a random one, kept in the state directory",
     )
 
+<<<<<<< HEAD
     old_state_key: str = setting(
         "QWEN_PROXY_STATE_KEY_OLD",
         "The QWEN_PROXY_STATE_KEY before, while the boxes change to a new one: opens shared logins.",
         default="",
         parse=values.long_key,
         secret=True,
+=======
+    redis_url: str = setting(
+        "QWEN_PROXY_REDIS_URL",
+        "A Redis or Valkey that several boxes share: `redis://:PASSWORD@HOST:6379/0`, `rediss://…` "
+        "with TLS, `unix:///run/redis/redis.sock`.",
+        default="",
+        parse=values.redis_url,
+        secret=True,
+        shown_default="none: this box is alone",
+        show=masked_url,
+>>>>>>> w-redis
     )
 
     #: The process environment, with the environment file's values in it; it holds API keys by
@@ -579,6 +594,11 @@ class Settings:
                 for number, key in enumerate(dict.fromkeys(self.admin_keys), 1)
             ),
         )
+
+    @property
+    def redis_password(self) -> str:
+        """The password in `redis_url`; "" if there is none."""
+        return values.password_of(self.redis_url)
 
     @property
     def zone(self) -> tzinfo | None:
@@ -705,7 +725,9 @@ def describe(settings: Settings) -> list[dict[str, str]]:
         rows.append(
             {
                 "name": meta["env"],
-                "value": _shown(value, secret=meta["secret"]),
+                "value": meta["show"](value)
+                if meta["show"] and value
+                else _shown(value, secret=meta["secret"]),
                 "default": default,
                 "unit": meta["unit"],
                 "description": meta["description"] + also,

@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qs
 
-from qwen_wsgi import settings
+from qwen_wsgi import greenlets, settings
 from qwen_wsgi.clock import SystemClock, sleep
 from qwen_wsgi.credentials.files.journal import fingerprint
 from qwen_wsgi.credentials.files.login_store import LoginPaths, LoginStore
@@ -53,8 +53,9 @@ from qwen_wsgi.credentials.shared.sharing import Sharing
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import CredentialError
 from qwen_wsgi.sandbox import Record, Sandbox
+from qwen_wsgi.state.redis.connection import SharedStore
 from qwen_wsgi.state.redis.logins import RedisLogins
-from tests.kit.logins_redis import RedisServer, store_for
+from tests.kit.redis_server import RedisServer
 from tests.torture.run import (
     CALL_PAUSE_S,
     FAULTS,
@@ -139,7 +140,11 @@ def work(seconds: float) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     loaded, clock = settings.load(), SystemClock()
-    store = store_for(os.environ["TORTURE_REDIS"], os.environ["TORTURE_BOX"])
+    within = greenlets.within
+    store = SharedStore(
+        os.environ["TORTURE_REDIS"], os.environ["TORTURE_BOX"], clock, within=within
+    )
+    store.start()
     sharing = Sharing(
         RedisLogins(store, [STATE_KEY]),
         Path(loaded.state_dir) / "logins",
@@ -236,7 +241,9 @@ class Torture:
     def __init__(self, *, seconds: float, workers: int, clis: int, wild: bool) -> None:
         self.result = Result(wild=wild)
         self.directory = Path(tempfile.mkdtemp(prefix="qwen-boxes-"))
+        (self.directory / "redis").mkdir()
         self.redis = RedisServer(self.directory / "redis")
+        self.redis.start()
         self.end_s = 0.0
         self._seconds, self._workers, self._clis = seconds, workers, clis
         self._sandbox = Sandbox()
@@ -252,7 +259,7 @@ class Torture:
         for process in self._processes:
             process.kill()
             process.communicate()
-        self.redis.stop()
+        self.redis.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def origin(self, box: int) -> str:
@@ -340,10 +347,10 @@ class Torture:
             self.redis.kill()
             self._later.append((now_s + random.uniform(0.2, 3.0), self.redis.start))
         elif event == "stop redis" and not self._later:
-            self.redis.pause()
-            self._later.append((now_s + random.uniform(0.2, 3.0), self.redis.resume))
+            self.redis.send(signal.SIGSTOP)
+            self._later.append((now_s + random.uniform(0.2, 3.0), lambda: self.redis.send(signal.SIGCONT)))
         elif event == "flush redis" and not self._later:
-            self.redis.flush()
+            self.redis.command("FLUSHALL")
         elif not box.workers:
             return  # the whole box is stopped
         elif event == "kill worker":

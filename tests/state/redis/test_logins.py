@@ -11,28 +11,20 @@ from qwen_wsgi.credentials.shared.board import Board, BoardAway, Holder, Seen, U
 from qwen_wsgi.state.redis.connection import SharedStore
 from qwen_wsgi.state.redis.logins import RedisLogins
 from tests.fakes.board import FakeBoard, FakeRedis
-from tests.kit.logins_redis import RedisServer
+from tests.kit.redis_server import RedisServer
 
 KEY, OTHER_KEY = "k" * 32, "o" * 32
 NAME = "oauth"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    server = RedisServer()
-    yield server
-    server.stop()
-
-
 @pytest.fixture
-def stores(server: RedisServer) -> Iterator[Callable[[str], SharedStore]]:
+def stores(redis_server: RedisServer) -> Iterator[Callable[[str], SharedStore]]:
     made: list[SharedStore] = []
 
     def store(box: str) -> SharedStore:
-        made.append(SharedStore(server.url, box, SystemClock()))
+        made.append(SharedStore(redis_server.url, box, SystemClock()))
         return made[-1]
 
-    store("flush").run(lambda redis: redis.flushall())
     yield store
     for each in made:
         each.close()
@@ -213,7 +205,7 @@ def test_a_record_that_somebody_changed_is_told(stores: Callable[[str], SharedSt
     assert "cannot be read" in look(board).problem or "another" in look(board).problem
 
 
-def test_no_answer_is_told_as_such(server: RedisServer) -> None:
+def test_no_answer_is_told_as_such() -> None:
     store = SharedStore("unix:///nowhere/redis.sock", "b0", SystemClock())
     board = RedisLogins(store, [KEY])
 
