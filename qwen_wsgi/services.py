@@ -30,6 +30,7 @@ from qwen_wsgi.background import Background
 from qwen_wsgi.clock import Clock, SystemClock, sleep
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.refresh.attempt import Outcome
+from qwen_wsgi.credentials.shared.sharing import Sharing
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.documents.pdf import PdfReader
 from qwen_wsgi.greenlets import ThreadApart
@@ -149,9 +150,12 @@ class Maintenance:
         self._budgets = budgets
         self._bring_calls = bring_calls
         self._stop = threading.Event()
+        #: Whether this is a worker; commands make no rounds.
+        self.began = False
 
     def start(self) -> None:
         """Begin, in this process: after the fork."""
+        self.began = True
         threading.Thread(target=self._run, name="login-maintenance", daemon=True).start()
 
     def stop(self) -> None:
@@ -160,6 +164,7 @@ class Maintenance:
         self._reporting.close()
 
     def _run(self) -> None:
+        self._guarded(self._maintain_logins)  # a box without a login may get one of another box
         self._guarded(self._reporting.report)
         self._guarded(self._bring_calls)  # what the workers before have left
         while not self._stop.wait(MAINTENANCE_S):
@@ -250,6 +255,8 @@ class Services:
         self.background.stop()
         self.key_ring.write_uses()
         drain_logins(self.discovery.logins(), self.clock)
+        if self.maintenance.began:
+            release_logins(self.discovery.logins())
         self.transport.close()
         self.budgets.close()
         self.ledger.close()
@@ -276,6 +283,13 @@ def drain_logins(logins: Iterable[OAuthLogin], clock: Clock, timeout_s: float = 
             log.error("stopped while refreshing the login %s", login.shown)
 
 
+def release_logins(logins: Iterable[OAuthLogin]) -> None:
+    """Let another box renew the logins that boxes share, if no other worker of this one does."""
+    for login in logins:
+        if (shared := login.refresher.context.shared) is not None:
+            shared.release()
+
+
 def build_services(
     settings: Settings,
     clock: Clock | None = None,
@@ -299,8 +313,9 @@ def build_services(
     """
     clock = clock or SystemClock()
     sandbox = SandboxHost()
-    shared_store = shared_store_of(settings, clock, state_dir)
-    discovery = Discovery(settings, clock, look_every_s=LOOK_EVERY_S)
+    shared_store = shared_store_of(settings, clock, state_dir or known_in)
+    sharing = sharing_of(settings, clock, shared_store, state_dir or known_in, sleep=sleep)
+    discovery = Discovery(settings, clock, look_every_s=LOOK_EVERY_S, sharing=sharing)
     files = SharedFiles(state_dir)
     known = files if known_in is None else SharedFiles(known_in, copy=True)
     cooldowns, outcomes, affinity = Cooldowns(known), Outcomes(known), Affinity(files)
@@ -456,6 +471,24 @@ def shared_store_of(settings: Settings, clock: Clock, state_dir: Path | None) ->
     )
 
 
+def sharing_of(
+    settings: Settings,
+    clock: Clock,
+    store: SharedStore | None,
+    state_dir: Path | None,
+    *,
+    sleep: Callable[[float], None] = sleep,
+) -> Sharing | None:
+    """Shares the logins with other boxes; None without a Redis, or without a key to seal them."""
+    if store is None or state_dir is None or not settings.state_key:
+        return None
+    # Loaded with its package `cryptography` where it is needed.
+    from qwen_wsgi.state.redis.logins import RedisLogins
+
+    secrets = tuple(filter(None, (settings.state_key, settings.old_state_key)))
+    return Sharing(RedisLogins(store, secrets), state_dir / "logins", clock, sleep)
+
+
 def _prices(settings: Settings) -> tuple[Prices, str]:
     """The prices of models, and why those of the operator are not among them."""
     if not settings.prices:
@@ -541,7 +574,8 @@ def _usable(statuses: AccountStatuses) -> tuple[int, int]:
 def _secrets(settings: Settings) -> tuple[str, ...]:
     """The secrets that the settings hold."""
     return (
-        *(*settings.all_client_keys, settings.upstream_api_key, settings.state_key),
+        *(*settings.all_client_keys, settings.upstream_api_key),
+        *(settings.state_key, settings.old_state_key),
         settings.old_state_key,
         *(settings.redis_url, settings.redis_password),
     )

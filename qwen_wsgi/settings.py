@@ -544,15 +544,13 @@ class Settings:
         secret=True,
         shown_default="a random one, kept in the state directory",
     )
-
-<<<<<<< HEAD
     old_state_key: str = setting(
         "QWEN_PROXY_STATE_KEY_OLD",
-        "The QWEN_PROXY_STATE_KEY before, while the boxes change to a new one: opens shared logins.",
+        "The key before, while boxes change to a new QWEN_PROXY_STATE_KEY: opens shared logins.",
         default="",
         parse=values.long_key,
         secret=True,
-=======
+    )
     redis_url: str = setting(
         "QWEN_PROXY_REDIS_URL",
         "A Redis or Valkey that several boxes share: `redis://:PASSWORD@HOST:6379/0`, `rediss://…` "
@@ -562,7 +560,6 @@ class Settings:
         secret=True,
         shown_default="none: this box is alone",
         show=masked_url,
->>>>>>> w-redis
     )
 
     #: The process environment, with the environment file's values in it; it holds API keys by

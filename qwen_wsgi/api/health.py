@@ -22,8 +22,8 @@ blueprint.before_request(lifecycle.refuse_pages)
 def health() -> Response:
     """The worker's state: `{"status", "cause"?, "ready", "version", "sandbox", "uptime_s",
     "in_flight", "websockets", "accounts": [{"name", "kind", "state", "ability"?, "cause"?,
-    "left_alone_s"?, "remedy"?, "sharing"?, "models"?}]}`; models are those that are left alone, as `{"model",
-    "left_alone_s", "cause"}`.
+    "left_alone_s"?, "remedy"?, "sharing"?, "models"?}]}`; models are those that
+    are left alone, as `{"model", "left_alone_s", "cause"}`.
 
     200 while calls can be served; 503 when no account is usable or the worker is draining. Callers
     from elsewhere without a key get `{"status", "ready"}`.

@@ -7,6 +7,7 @@ import json
 import signal
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 from qwen_wsgi.clock import SystemClock
@@ -18,6 +19,7 @@ from qwen_wsgi.credentials.shared.board import BoardAway
 from qwen_wsgi.credentials.shared.shared_login import SharedLogin
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import SettingsError
+from qwen_wsgi.services import shared_store_of, sharing_of
 from qwen_wsgi.settings import Settings
 
 
@@ -36,7 +38,25 @@ def run(
     Raises:
         SettingsError: there is no such login.
     """
-    discovery = Discovery(settings, SystemClock())
+    clock, directory = SystemClock(), Path(settings.state_dir)
+    store = shared_store_of(settings, clock, directory)
+    sharing = sharing_of(settings, clock, store, directory)
+    try:
+        return _run(
+            Discovery(settings, clock, sharing=sharing),
+            action,
+            account=account,
+            json_output=json_output,
+            out=out,
+        )
+    finally:
+        if store is not None:
+            store.close()
+
+
+def _run(
+    discovery: Discovery, action: str, *, account: str | None, json_output: bool, out: TextIO
+) -> int:
     logins = _chosen(discovery, account)
     rows = []
     well = True

@@ -35,6 +35,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -250,7 +251,7 @@ class Torture:
         self._processes: list[subprocess.Popen[str]] = []
         self._logs: list[Path] = []
         #: When, and what then: something that was stopped goes on.
-        self._later: list[tuple[float, object]] = []
+        self._later: list[tuple[float, Callable[[], object]]] = []
 
     def __enter__(self) -> Torture:
         return self
@@ -348,7 +349,9 @@ class Torture:
             self._later.append((now_s + random.uniform(0.2, 3.0), self.redis.start))
         elif event == "stop redis" and not self._later:
             self.redis.send(signal.SIGSTOP)
-            self._later.append((now_s + random.uniform(0.2, 3.0), lambda: self.redis.send(signal.SIGCONT)))
+            self._later.append(
+                (now_s + random.uniform(0.2, 3.0), lambda: self.redis.send(signal.SIGCONT))
+            )
         elif event == "flush redis" and not self._later:
             self.redis.command("FLUSHALL")
         elif not box.workers:
@@ -378,7 +381,7 @@ class Torture:
         due = [each for each in self._later if each[0] <= now_s]
         self._later = [each for each in self._later if each[0] > now_s]
         for _, work in due:
-            work()  # type: ignore[operator]
+            work()
 
     # --- the verdict -----------------------------------------------------------------------------
 

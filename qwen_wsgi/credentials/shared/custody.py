@@ -158,10 +158,10 @@ def _wanted(
 ) -> Step:
     holder, (lease_s, settle_s) = seen.holder, spans
     forgot = known.fence > (0 if holder is None else holder.fence)
-    if forgot and known.box != me:
+    silent = known.keeps or known.box not in seen.boxes | seen.left
+    if forgot and known.box != me and not known.free and silent:
         # Redis does not know any more whose right it is. That box says so when it comes back.
-        if not known.free and (known.keeps or known.box not in seen.boxes | seen.left):
-            return Step.WAIT
+        return Step.WAIT
     if is_being_spent(seen, fp, me):
         return Step.WAIT
     if holder is None:

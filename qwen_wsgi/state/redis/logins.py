@@ -2,8 +2,8 @@
 
 Each hash has `version`, `record` (sealed) and `key` (the id of the key that sealed it); `holder`,
 `fence`, `keeps`, `beat` and `free` of the box that renews it; `spending`, `wanted`, `asks` and
-`boxes`; see `credentials.shared.board`. No entry expires by itself: silence is judged by who watches, so that no
-clock of Redis's machine can end a lease early.
+`boxes`; see `credentials.shared.board`. No entry expires by itself: silence is judged by who
+watches, so that no clock of Redis's machine can end a lease early.
 """
 
 from __future__ import annotations
@@ -172,7 +172,9 @@ class RedisLogins:
     ) -> Seen:
         """See `Board`."""
         found = self._run(_LOOK, name, self.box, fence, wanted, "1" if asks else "", known)
-        version, key, holder, held, keeps, beat, free, spending, wants, asking, sealed, boxes = found
+        version, key, holder, held, keeps, beat, free, spending, wants, asking, sealed, boxes = (
+            found
+        )
         there = _text(boxes).split()[1:]
         content, problem = None, ""
         if sealed is not None:
