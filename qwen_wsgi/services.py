@@ -30,6 +30,7 @@ from qwen_wsgi.background import Background
 from qwen_wsgi.clock import Clock, SystemClock, sleep
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.refresh.attempt import Outcome
+from qwen_wsgi.credentials.shared.sharing import Sharing
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.documents.pdf import PdfReader
 from qwen_wsgi.greenlets import ThreadApart
@@ -37,7 +38,7 @@ from qwen_wsgi.metering import Metering
 from qwen_wsgi.redaction import DISCOVERED, Redaction
 from qwen_wsgi.reporting import REFUSED, Reporting, notifier
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.sharing import BoxShare, RoutingShare, Sharing
+from qwen_wsgi.sharing import BoxShare, RoutingShare, StateSharing
 from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.counters import SharedCounters
 from qwen_wsgi.state.database.client_keys import ClientKeys
@@ -52,6 +53,7 @@ from qwen_wsgi.state.recordings import Recordings
 from qwen_wsgi.state.redis.connection import SharedStore, box_id
 from qwen_wsgi.state.redis.news import NewsStream
 from qwen_wsgi.state.redis.totals import UsageTotals
+from qwen_wsgi.state.redis.values import Sealing
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.state.shared.stores import SharedStores, stores_of
 from qwen_wsgi.state.shared_files import SharedFiles
@@ -152,9 +154,12 @@ class Maintenance:
         self._budgets = budgets
         self._bring_calls = bring_calls
         self._stop = threading.Event()
+        #: Whether this is a worker; commands make no rounds.
+        self.began = False
 
     def start(self) -> None:
         """Begin, in this process: after the fork."""
+        self.began = True
         threading.Thread(target=self._run, name="login-maintenance", daemon=True).start()
 
     def stop(self) -> None:
@@ -163,6 +168,7 @@ class Maintenance:
         self._reporting.close()
 
     def _run(self) -> None:
+        self._guarded(self._maintain_logins)  # a box without a login may get one of another box
         self._guarded(self._reporting.report)
         self._guarded(self._bring_calls)  # what the workers before have left
         while not self._stop.wait(MAINTENANCE_S):
@@ -175,8 +181,7 @@ class Maintenance:
             self._guarded(self._key_ring.write_uses)
 
     def _maintain_logins(self) -> None:
-        for login in self._discovery.logins():
-            login.maintain()
+        self._discovery.maintain()
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -239,7 +244,7 @@ class Services:
     shared_store: SharedStore | None
     #: What all boxes have used, and what keeps this box and the others together; None alone.
     usage_totals: UsageTotals | None
-    sharing: Sharing | None
+    sharing: StateSharing | None
     maintenance: Maintenance
     #: The worker's start, by the clock's monotonic time.
     started_at: float
@@ -259,6 +264,8 @@ class Services:
         self.background.stop()
         self.key_ring.write_uses()
         drain_logins(self.discovery.logins(), self.clock)
+        if self.maintenance.began:
+            release_logins(self.discovery.logins())
         self.transport.close()
         self.budgets.close()
         self.ledger.close()
@@ -285,6 +292,13 @@ def drain_logins(logins: Iterable[OAuthLogin], clock: Clock, timeout_s: float = 
             log.error("stopped while refreshing the login %s", login.shown)
 
 
+def release_logins(logins: Iterable[OAuthLogin]) -> None:
+    """Let another box renew the logins that boxes share, if no other worker of this one does."""
+    for login in logins:
+        if (shared := login.refresher.context.shared) is not None:
+            shared.release()
+
+
 def build_services(
     settings: Settings,
     clock: Clock | None = None,
@@ -308,8 +322,9 @@ def build_services(
     """
     clock = clock or SystemClock()
     sandbox = SandboxHost()
-    shared_store = shared_store_of(settings, clock, state_dir)
-    discovery = Discovery(settings, clock, look_every_s=LOOK_EVERY_S)
+    shared_store = shared_store_of(settings, clock, state_dir or known_in)
+    sharing = sharing_of(settings, clock, shared_store, state_dir or known_in, sleep=sleep)
+    discovery = Discovery(settings, clock, look_every_s=LOOK_EVERY_S, sharing=sharing)
     files = SharedFiles(state_dir)
     known = files if known_in is None else SharedFiles(known_in, copy=True)
     cooldowns, outcomes, affinity = Cooldowns(known), Outcomes(known), Affinity(files)
@@ -369,7 +384,12 @@ def build_services(
     downloads = Downloads(settings, transport)
     # A command that leaves nothing behind shares nothing.
     together = shared_store if state_dir is not None else None
-    stores = stores_of(settings, database, clock, together, apart=ThreadApart(), sleep=sleep)
+    stores = stores_of(
+        *(settings, database, clock, together),
+        seal=None if together is None else _seal(settings),
+        apart=ThreadApart(),
+        sleep=sleep,
+    )
     background = Background(
         stores.queue,
         stores.responses,
@@ -378,12 +398,12 @@ def build_services(
         stop_s=settings.graceful_timeout_s,
         elsewhere=stores.cancel_elsewhere,
     )
-    usage_totals = sharing = None
+    usage_totals = state_sharing = None
     if together is not None and isinstance(stores, SharedStores):
         usage_totals = usage_totals_of(settings, together)
         routing = RoutingShare(NewsStream(together), cooldowns, affinity)
         box = BoxShare(state_dir, clock, stores, background, books, usage_totals)
-        sharing = Sharing(
+        state_sharing = StateSharing(
             together, (routing.exchange, box.look, stores.responses.tell_uses), box.close
         )
     return Services(
@@ -442,7 +462,7 @@ def build_services(
         workers=workers,
         shared_store=shared_store,
         usage_totals=usage_totals,
-        sharing=sharing,
+        sharing=state_sharing,
         maintenance=Maintenance(
             discovery,
             files,
@@ -471,6 +491,37 @@ def shared_store_of(settings: Settings, clock: Clock, state_dir: Path | None) ->
 def usage_totals_of(settings: Settings, store: SharedStore) -> UsageTotals:
     """What all boxes have used."""
     return UsageTotals(store, kept_s=settings.ledger_days * 86_400.0)
+
+
+def sharing_of(
+    settings: Settings,
+    clock: Clock,
+    store: SharedStore | None,
+    state_dir: Path | None,
+    *,
+    sleep: Callable[[float], None] = sleep,
+) -> Sharing | None:
+    """Shares the logins with other boxes; None without a Redis, or without a key to seal them."""
+    if store is None or state_dir is None or not settings.state_key:
+        return None
+    # Loaded with its package `cryptography` where it is needed.
+    from qwen_wsgi.state.redis.logins import RedisLogins
+
+    return Sharing(RedisLogins(store, _state_keys(settings)), state_dir / "logins", clock, sleep)
+
+
+def _seal(settings: Settings) -> Sealing | None:
+    """Seals what clients have stored; None without a key that the boxes share."""
+    if not settings.state_key:
+        return None
+    from qwen_wsgi.state.redis.sealing import Seal
+
+    return Seal(_state_keys(settings))
+
+
+def _state_keys(settings: Settings) -> tuple[str, ...]:
+    """The key that seals, and the one before it."""
+    return tuple(filter(None, (settings.state_key, settings.old_state_key)))
 
 
 def _prices(settings: Settings) -> tuple[Prices, str]:
@@ -558,7 +609,9 @@ def _usable(statuses: AccountStatuses) -> tuple[int, int]:
 def _secrets(settings: Settings) -> tuple[str, ...]:
     """The secrets that the settings hold."""
     return (
-        *(*settings.all_client_keys, settings.upstream_api_key, settings.state_key),
+        *(*settings.all_client_keys, settings.upstream_api_key),
+        *(settings.state_key, settings.old_state_key),
+        settings.old_state_key,
         *(settings.redis_url, settings.redis_password),
     )
 

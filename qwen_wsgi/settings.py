@@ -538,13 +538,19 @@ class Settings:
     )
     state_key: str = setting(
         "QWEN_PROXY_STATE_KEY",
-        "Signs ids of videos; boxes with the same one understand each other's.",
+        "Signs ids of videos, and seals logins that boxes share (docs/boxes.md); the same on all.",
         default="",
         parse=values.long_key,
         secret=True,
         shown_default="a random one, kept in the state directory",
     )
-
+    old_state_key: str = setting(
+        "QWEN_PROXY_STATE_KEY_OLD",
+        "The key before, while boxes change to a new QWEN_PROXY_STATE_KEY: opens shared logins.",
+        default="",
+        parse=values.long_key,
+        secret=True,
+    )
     redis_url: str = setting(
         "QWEN_PROXY_REDIS_URL",
         "A Redis or Valkey that several boxes share: `redis://:PASSWORD@HOST:6379/0`, `rediss://…` "

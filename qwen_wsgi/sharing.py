@@ -238,7 +238,7 @@ class BoxShare:
             log.error("other boxes are not told what was used: %s", error)
 
 
-class Sharing:
+class StateSharing:
     """The thread of a worker that shares.
 
     Args:

@@ -131,6 +131,7 @@ ALLOWED: dict[str, set[str]] = {
         "redaction",
         "access.client_key",
         "access.limits",
+        "credentials.shared.board",
     },
     "access": {"errors", "clock", "settings", "setting_values", "net", "protocol", "redaction"},
     "upstream": {
@@ -296,7 +297,7 @@ ROOMS: dict[str, list[list[str]]] = {
         ["account"],
         ["oauth_login"],
         ["refresh"],
-        ["oauth", "credential"],
+        ["oauth", "credential", "shared"],
         ["files", "locks", "token"],
     ],
     "upstream": [
@@ -436,6 +437,7 @@ PLACES = {
     "zstandard": ("qwen_wsgi/api/codings.py",),
     "sqlite3": ("qwen_wsgi/state/",),
     "subprocess": ("qwen_wsgi/doctor/machine.py", "qwen_wsgi/documents/pdf.py"),
+    "cryptography": ("qwen_wsgi/state/redis/sealing.py",),
     "redis": ("qwen_wsgi/state/redis/",),
     "pypdf": ("qwen_wsgi/documents/pdf_process.py",),
     "certifi": ("qwen_wsgi/doctor/machine.py", "qwen_wsgi/upstream/http/download.py"),

@@ -143,6 +143,7 @@ class TestStatus:
                 "refused_refresh_tokens": 0,
             },
             "locks": {"proxy": None, "qwen_code": None},
+            "sharing": None,
         }
 
     def test_an_expired_login(self, machine: Machine) -> None:
