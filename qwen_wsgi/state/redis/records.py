@@ -38,6 +38,8 @@ _ROWS_AT_A_TIME: Final = 100
 #: Orders that are kept, about, and read at a time.
 _MOST_ORDERS: Final = 100_000
 _ORDERS_AT_A_TIME: Final = 100
+#: A box that is new reads the orders of so many seconds: it may have stored something since.
+_NEW_S: Final = 60
 
 _ORDERS: Final = f"{PREFIX}orders"
 _EPOCH: Final = f"{PREFIX}epoch"
@@ -326,14 +328,18 @@ class Records:
         values: list[bytes] = []
         for part in _parts(names, [_BYTES_AT_A_TIME // _ROWS_AT_A_TIME] * len(names)):
             for name, value in zip(part, self._values(part), strict=True):
-                if value is None:
-                    continue  # it has expired
+                if value is None:  # it has expired, or made room
+                    self._unlist(owner, name)
+                    continue
                 unpacked = self._packer.unpack(self._bound(name), value)
                 if wanted(unpacked):
                     values.append(unpacked)
                 if len(values) > limit:
                     return values[:limit], True
         return values, False
+
+    def _unlist(self, owner: str, name: str) -> None:
+        self._store.run(lambda redis: redis.zrem(self._list(owner), name))
 
     def _values(self, names: Sequence[str]) -> list[bytes | None]:
         def ask(redis: Redis) -> Any:
@@ -377,18 +383,20 @@ class OrderStream:
         """The next orders for this box.
 
         Args:
-            position: of the call before; "" reads none of those that are there.
+            position: of the call before; "" reads those of the last minute.
 
         Raises:
             SharedStoreAway: nobody knows.
         """
+        if not position:
+            seconds, _ = self._store.run(lambda redis: redis.time())
+            position = f"{(seconds - _NEW_S) * 1000}-0"
         epoch, found, newest = self._store.run(lambda redis: _ask_orders(redis, position))
         known = (epoch or b"").decode()
-        last = newest[0][0].decode() if newest else START
-        if not position or (not found and order_of(last) < order_of(position)):
-            # Also where it was emptied, and Redis's clock put back.
-            return Orders(last, [], known)
         entries = found[0][1] if found else []
+        if newest and order_of(newest[0][0].decode()) < order_of(position):
+            # It was emptied, and Redis's clock put back.
+            return Orders(START, [], known)
         orders = []
         for _, fields in entries:
             texts = {name.decode(): value.decode() for name, value in fields.items()}
@@ -401,7 +409,7 @@ class OrderStream:
 def _ask_orders(redis: Redis, position: str) -> Any:
     with redis.pipeline(transaction=False) as several:
         several.get(_EPOCH)
-        several.xread({_ORDERS: position or START}, count=_ORDERS_AT_A_TIME if position else 1)
+        several.xread({_ORDERS: position}, count=_ORDERS_AT_A_TIME)
         several.xrevrange(_ORDERS, count=1)
         return several.execute()
 
