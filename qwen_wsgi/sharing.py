@@ -143,7 +143,7 @@ class BoxShare:
         Raises:
             SharedStoreAway: the rest is done later.
         """
-        if self._is_mine():
+        if self.is_mine():
             self._obey()
             self._tell()
             now_s = self._clock.monotonic()
@@ -157,7 +157,7 @@ class BoxShare:
             os.close(self._lock)
             self._lock = -1
 
-    def _is_mine(self) -> bool:
+    def is_mine(self) -> bool:
         """Whether this worker does it; another one does when this one has ended."""
         if self._state_dir is None:
             return True

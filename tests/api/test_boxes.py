@@ -1,20 +1,34 @@
-"""Two boxes with one Redis: what is made on one is read, continued, cancelled and deleted on both."""
+"""Two boxes with one Redis: what one makes is read, continued, cancelled and deleted on both."""
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
+import random
+import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
+from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from werkzeug.test import TestResponse
 
+from qwen_wsgi.cli.stored import usage
+from qwen_wsgi.errors import ApiError
+from qwen_wsgi.sharing import BoxShare
+from qwen_wsgi.state.database.responses import ResponseStore
+from qwen_wsgi.state.database.sqlite import DatabaseUnavailable
+from qwen_wsgi.state.redis.records import LARGEST
+from qwen_wsgi.state.shared.stores import SharedStores, stores_of
 from qwen_wsgi.state.workers import this_worker
 from tests.api.apps import App, error_of, running
+from tests.api.two_boxes import Boxes, two_boxes
 from tests.kit import uploads
 from tests.kit.redis_server import needs_redis
-from tests.kit.two_boxes import Boxes, two_boxes
+from tests.kit.secrets import secret
 
 pytestmark = needs_redis
 
@@ -111,7 +125,7 @@ def box_beside(boxes: Boxes, state_key: str) -> AbstractContextManager[App]:
         boxes.a.clock,
         state_dir=boxes.directory / "c",
         QWEN_PROXY_REDIS_URL=boxes.redis.url,
-        **({"QWEN_PROXY_STATE_KEY": state_key} if state_key else {}),
+        QWEN_PROXY_STATE_KEY=state_key,
     )
 
 
@@ -397,3 +411,268 @@ def test_a_request_of_another_box_is_not_taken_for_ones_own(boxes: Boxes) -> Non
     assert a.others(own, now - 10) == (frozenset({"task-b"}), 0)
     boxes.lose_redis()
     assert a.others(own, now - 10) == (frozenset(), 1)
+
+
+# --- what is done for a box ----------------------------------------------------------------------
+
+
+def test_one_worker_of_a_box_does_it_and_another_one_after_its_end(
+    boxes: Boxes, tmp_path: Path
+) -> None:
+    services = boxes.a.services
+    stores = stores_of(
+        *(services.settings, services.database, boxes.a.clock, services.shared_store),
+    )
+    assert isinstance(stores, SharedStores)
+
+    def worker(directory: Path | None) -> BoxShare:
+        assert services.usage_totals is not None
+        return BoxShare(
+            *(directory, boxes.a.clock, stores, services.background),
+            *(services.books, services.usage_totals),
+        )
+
+    first, second = worker(tmp_path / "new"), worker(tmp_path / "new")
+    first.look()
+    assert (first.is_mine(), second.is_mine()) == (True, False)
+    second.look()
+    first.close()
+    assert second.is_mine()
+    second.close()
+    assert worker(None).is_mine()
+    (tmp_path / "file").touch()
+    assert worker(tmp_path / "file").is_mine()  # better twice than never
+
+
+def test_what_waits_and_cannot_be_read_is_left_out(
+    boxes: Boxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes.share()
+    boxes.lose_redis()
+    made = respond(boxes.a)
+    boxes.bring_redis_back()
+
+    def fails(*_: object) -> None:
+        raise ApiError("The disk fails.", status=503)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ResponseStore, "get", fails)
+        boxes.share()
+    assert "other boxes are not told of a response" in boxes.b.log
+    assert read(boxes.b, made["id"]).status_code == 404
+
+
+def test_an_order_that_cannot_be_obeyed_is_in_the_log(
+    boxes: Boxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = respond(boxes.a)
+    assert delete(boxes.b, made["id"]).status_code == 200
+
+    def fails(*_: object) -> None:
+        raise ApiError("The disk fails.", status=503)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ResponseStore, "delete", fails)
+        boxes.share()
+    assert "what another box has deleted may still be here" in boxes.b.log
+
+
+# --- large ones, and used ones -------------------------------------------------------------------
+
+
+def test_one_that_is_too_large_to_be_shared_stays_on_its_box(boxes: Boxes) -> None:
+    noise = random.Random(1).randbytes(LARGEST * 3 // 4).hex()
+    large = respond(boxes.a, noise)
+    in_background = respond(boxes.a, noise, background=True)
+
+    assert read(boxes.a, large["id"]).status_code == 200
+    for each in (large, in_background):
+        assert read(boxes.b, each["id"]).status_code == 404
+    assert "a response stays on this box" in boxes.b.log  # one log for both
+    assert "told to no other box" in boxes.b.log
+
+
+def test_a_conversation_of_two_boxes_may_not_be_larger_than_a_request() -> None:
+    with two_boxes(QWEN_PROXY_MAX_BODY="4000") as boxes:
+        first = respond(boxes.a, "x" * 700)
+        second = respond(boxes.b, "x" * 700, previous_response_id=first["id"])
+        answer = boxes.a.client.post(
+            "/v1/responses",
+            json={"model": MODEL, "input": "y", "previous_response_id": second["id"]},
+        )
+        assert error_of(answer)["code"] == "context_length_exceeded"
+
+
+def test_what_is_used_on_its_box_is_kept_in_redis_as_well(boxes: Boxes) -> None:
+    first = respond(boxes.a, "one")
+    second = respond(boxes.a, "two", previous_response_id=first["id"])
+    names = boxes.redis.command("KEYS", "qwen-proxy:response:rec:*")
+    assert isinstance(names, list)
+    for name in names:
+        boxes.redis.command("PEXPIRE", name.decode(), "60000")
+
+    read(boxes.a, second["id"])
+    boxes.share()
+    left = [boxes.redis.command("TTL", name.decode()) for name in names]
+    assert all(isinstance(each, int) and each > 600_000 for each in left)
+
+
+def test_no_responses_are_shared_where_none_are_stored() -> None:
+    with two_boxes(QWEN_PROXY_RESPONSES_TTL="0") as boxes:
+        made = respond(boxes.a)
+        for path in (f"/v1/responses/{made['id']}", "/v1/responses/resp_ä"):
+            assert boxes.b.get(path).status_code == 404
+        assert delete(boxes.b, made["id"]).status_code == 404
+        cancel = boxes.b.client.post(f"/v1/responses/{made['id']}/cancel")
+        assert cancel.status_code == 404
+        assert boxes.redis.command("KEYS", "qwen-proxy:response:*") == []
+
+
+def test_without_a_state_directory_nothing_is_shared() -> None:
+    with running(QWEN_PROXY_REDIS_URL="unix:///nonexistent/redis.sock") as app:
+        assert app.services.sharing is None
+        assert app.services.background.cancel("local", "resp_1") is None
+
+
+# --- usage ---------------------------------------------------------------------------------------
+
+
+def chat(app: App) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+    assert app.chat(body).status_code == 200
+
+
+def maintained(boxes: Boxes) -> None:
+    for app in (boxes.a, boxes.b):
+        assert app.services.books is not None
+        app.services.ledger.flush()
+        app.services.books.maintain()
+        app.clock.advance(6)
+    boxes.share()
+
+
+def printed(app: App, **options: Any) -> tuple[str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    asked = {"by": "client", "since": "1d", "until": "now", "json_output": False, **options}
+    settings = dataclasses.replace(
+        app.services.settings,
+        state_dir=str(app.services.database.directory.parent),  # type: ignore[union-attr]  # it has one
+    )
+    code = usage.run(settings, **{"csv_output": False, **asked}, out=out, err=err, clock=app.clock)
+    assert code == 0
+    return out.getvalue(), err.getvalue()
+
+
+def test_usage_is_that_of_both_boxes(boxes: Boxes) -> None:
+    assert "No other box has told." in printed(boxes.a)[0]
+    chat(boxes.a)
+    chat(boxes.b)
+    maintained(boxes)
+    chat(boxes.b)
+    maintained(boxes)
+
+    for app in (boxes.a, boxes.b):
+        today = app.get("/v1/usage").get_json()["today"]
+        assert [row["calls"] for row in today["rows"] if row["key"] == MODEL] == [3]
+        assert today["boxes"] == {"counted": 2, "others_unknown": False}
+        out, err = printed(app)
+        assert "those of 2 boxes" in out
+        assert err == ""
+
+    boxes.lose_redis()
+    today = boxes.a.get("/v1/usage").get_json()["today"]
+    assert [row["calls"] for row in today["rows"] if row["key"] == MODEL] == [1]
+    assert today["boxes"] == {"counted": 1, "others_unknown": True}
+    assert "of this box alone" in printed(boxes.a)[0]
+    assert "of this box alone" in printed(boxes.a, csv_output=True)[1]
+    told = json.loads(printed(boxes.a, json_output=True)[0])
+    assert told["boxes"]["others_unknown"] is True
+
+    boxes.bring_redis_back()
+    maintained(boxes)
+    maintained(boxes)
+    today = boxes.a.get("/v1/usage").get_json()["today"]
+    assert [row["calls"] for row in today["rows"] if row["key"] == MODEL] == [3]
+
+
+def test_usage_of_all_for_an_admin() -> None:
+    admin = secret("admin-of-boxes")
+    with two_boxes(QWEN_PROXY_ADMIN_KEYS=admin) as boxes:
+        answer = boxes.a.get("/admin/v1/usage", headers={"Authorization": f"Bearer {admin}"})
+        assert answer.get_json()["boxes"] == {"counted": 1, "others_unknown": False}
+
+
+def test_a_ledger_that_cannot_be_read_is_told_later(
+    boxes: Boxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise DatabaseUnavailable("the disk fails", passing=False)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(boxes.a.services.books, "changed", fails)
+        boxes.share()
+    assert "other boxes are not told what was used" in boxes.b.log
+
+
+# --- what is damaged, and what comes too late ----------------------------------------------------
+
+
+@pytest.mark.parametrize("rubbish", [b"rubbish", b"0" + zlib.compress(b"5")])
+def test_what_is_damaged_in_redis_is_told_and_harms_nothing(boxes: Boxes, rubbish: bytes) -> None:
+    response, file, clip = respond(boxes.a), upload(boxes.a), video(boxes.a)
+    client = redis.Redis(unix_socket_path=str(boxes.redis.socket))
+    with closing(client):
+        for key in client.keys("qwen-proxy:*:rec:*"):
+            client.hset(key, "v", rubbish)
+
+        for path in (f"/v1/responses/{response['id']}", f"/v1/files/{file['id']}"):
+            answer = boxes.b.get(path)
+            assert (answer.status_code, error_of(answer)["code"]) == (
+                503,
+                "shared_store_unreadable",
+            )
+            assert boxes.a.get(path).status_code == 200
+        assert boxes.b.get(f"/v1/videos/{clip}").get_json()["prompt"] is None
+        assert boxes.b.get("/v1/videos").status_code == 503
+        boxes.b.services.videos.update("local", clip, {"output": {}})
+        assert boxes.b.get("/v1/videos").status_code == 503
+
+
+def test_lists_of_files_that_are_damaged(boxes: Boxes) -> None:
+    upload(boxes.a)
+    client = redis.Redis(unix_socket_path=str(boxes.redis.socket))
+    with closing(client):
+        client.hset(client.keys("qwen-proxy:file:rec:*")[0], "v", b"rubbish")
+    for app in (boxes.a, boxes.b):
+        assert app.get("/v1/files").status_code == 503
+    boxes.lose_redis()
+    assert boxes.a.get("/v1/files").status_code == 200
+    assert boxes.a.services.host_objects.count("file", "local") == 1
+
+
+def test_what_comes_after_its_deletion_elsewhere_is_not_kept(boxes: Boxes) -> None:
+    file, clip = upload(boxes.a), video(boxes.a)
+    objects, videos = boxes.a.services.host_objects, boxes.a.services.videos
+    for path in (f"/v1/files/{file['id']}", f"/v1/videos/{clip}"):
+        assert boxes.b.client.delete(path).status_code == 200
+
+    assert objects.put("file", "local", "dashscope", file)
+    assert objects.get("file", "local", file["id"]) is None
+    videos.update("local", clip, {"output": {"task_status": "SUCCEEDED"}})
+    known = videos.get("local", clip)
+    assert known is not None
+    assert known.deleted
+
+
+def test_a_file_of_another_client_stays_its_own(boxes: Boxes) -> None:
+    file = upload(boxes.a)
+    objects = boxes.a.services.host_objects
+    assert not objects.put("file", "eve", "dashscope", file)
+    assert objects.get("file", "eve", file["id"]) is None
+
+
+def test_a_task_of_another_request_is_not_taken(boxes: Boxes) -> None:
+    videos = boxes.a.services.videos
+    first, second = (videos.begin("local", "dashscope", "wan") for _ in range(2))
+    assert videos.begun(first, "video_1", "task", "a cat", {})
+    assert not videos.begun(second, "video_2", "task", "a cat", {})

@@ -7,8 +7,8 @@ box can be used on any at once. Lists come from Redis; while it is away, from th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from collections.abc import Mapping
+from typing import Any, Final
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.protocol.json_object import compact
@@ -19,8 +19,6 @@ from qwen_wsgi.state.redis.records import Found, Records, TooLarge
 from qwen_wsgi.state.redis.values import Unreadable
 from qwen_wsgi.state.shared.outbox import Outbox
 from qwen_wsgi.state.shared.troubles import unknown_here
-
-T = TypeVar("T")
 
 #: Of each kind: what 100 000 of them have, packed.
 MAX_BYTES: Final = 64 * 1024 * 1024
@@ -60,8 +58,11 @@ class SharedHostObjects(HostObjects):
         found = super().get(kind, owner, id)
         if found is not None or not id.isascii():
             return found
-        shared = self._asked(kind, lambda: self._records[kind].get(owner, id))
-        return _owned(shared.value) if isinstance(shared, Found) else None
+        try:
+            shared = self._records[kind].get(owner, id)
+            return _owned(shared.value) if isinstance(shared, Found) else None
+        except (SharedStoreAway, Unreadable) as error:
+            raise unknown_here(kind, error) from error
 
     def remove(self, kind: Kind, owner: str, id: str) -> None:
         super().remove(kind, owner, id)
@@ -94,6 +95,7 @@ class SharedHostObjects(HostObjects):
             found = self._records[kind].page(
                 owner, limit=limit, after=after, oldest_first=oldest_first, wanted=wanted
             )
+            return None if found is None else ([_owned(each) for each in found[0]], found[1])
         except SharedStoreAway as error:
             here = super().page(
                 *(kind, owner), limit=limit, after=after, oldest_first=oldest_first, purpose=purpose
@@ -103,7 +105,6 @@ class SharedHostObjects(HostObjects):
             return here
         except Unreadable as error:
             raise unknown_here(kind, error) from error
-        return None if found is None else ([_owned(each) for each in found[0]], found[1])
 
     # --- for the others ----------------------------------------------------------------------
 
@@ -129,17 +130,11 @@ class SharedHostObjects(HostObjects):
         text = compact([value["id"], account, dict(value)]).encode()
         return self._records[kind].put(owner, value["id"], text, age=age)
 
-    def _asked(self, kind: Kind, ask: Callable[[], T]) -> T:
-        try:
-            return ask()
-        except (SharedStoreAway, Unreadable) as error:
-            raise unknown_here(kind, error) from error
-
 
 def _owned(text: bytes) -> Owned:
     """Raises Unreadable: it is something else."""
     try:
         id, account, value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise Unreadable(f"it is damaged ({error})") from None
     return Owned(id, account, value)

@@ -8,6 +8,7 @@ reads that from Redis. Deleting says so to all boxes (docs/decisions/068).
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Callable, Mapping
 from functools import partial
 from struct import Struct
@@ -311,7 +312,7 @@ def _stored(value: bytes) -> Stored:
             value[end:].decode() or None,
             size=response_bytes + input_bytes,
         )
-    except (Damaged, RecursionError, ValueError, ArithmeticError) as error:
+    except (Damaged, RecursionError, ValueError, struct.error) as error:
         raise Unreadable(f"it is damaged ({error})") from None
 
 

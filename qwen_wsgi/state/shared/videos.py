@@ -8,6 +8,7 @@ and fetched without it.
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,6 +24,8 @@ from qwen_wsgi.state.redis.tasks import TaskNotes
 from qwen_wsgi.state.redis.values import Unreadable
 from qwen_wsgi.state.shared.outbox import Outbox
 from qwen_wsgi.state.shared.troubles import unknown_here
+
+log = logging.getLogger(__name__)
 
 #: What 20 000 of them have, packed.
 MAX_BYTES: Final = 64 * 1024 * 1024
@@ -182,9 +185,11 @@ class SharedVideos(VideoStore):
             pass  # the log was told by whoever came before
         try:
             shared = self._records.get(owner, id)
-            return float(json.loads(shared.value)[3]) if isinstance(shared, Found) else 0.0
-        except (Unreadable, ValueError, LookupError):
-            return self._clock.now()
+            if isinstance(shared, Found):
+                return float(json.loads(shared.value)[3])
+        except (Unreadable, ValueError, TypeError, LookupError):
+            log.warning("when a video was begun is not known id=%s", id)
+        return self._clock.now()
 
     def _request_of(self, key: int) -> tuple[str, str, str, float] | None:
         """Owner, account, model and time of a request of this box."""
@@ -212,6 +217,6 @@ def _of(text: bytes) -> KnownVideo:
     """Raises Unreadable: it is something else."""
     try:
         id, prompt, state, _ = json.loads(text)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise Unreadable(f"it is damaged ({error})") from None
     return KnownVideo(id, prompt, state)
