@@ -14,7 +14,7 @@ from typing import Final
 
 from qwen_wsgi import greenlets, logs
 from qwen_wsgi.access.admission import Admission
-from qwen_wsgi.access.budget import Budgets, limits_of
+from qwen_wsgi.access.budget import Budgets, Counters, limits_of
 from qwen_wsgi.access.connections import Connections
 from qwen_wsgi.access.guard import Client, Guard
 from qwen_wsgi.access.key_ring import KeyRing
@@ -50,6 +50,7 @@ from qwen_wsgi.state.limits.counters import LimitCounters
 from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.recordings import Recordings
 from qwen_wsgi.state.redis.connection import SharedStore, box_id
+from qwen_wsgi.state.redis.limits import SharedLimitCounters
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.state.shared_files import SharedFiles
 from qwen_wsgi.state.state_key import StateKey, command_key
@@ -354,10 +355,7 @@ def build_services(
         RefusedInputs(files),
         BatchChat(settings, pool),
     )
-    counters = LimitCounters(
-        None if state_dir is None else state_dir / "limits", clock, Calendar(settings.timezone)
-    )
-    budgets = Budgets(limits_of, counters)
+    budgets = Budgets(limits_of, _counters(settings, clock, state_dir, shared_store))
     downloads = Downloads(settings, transport)
     responses = ResponseStore(
         database,
@@ -455,6 +453,17 @@ def shared_store_of(settings: Settings, clock: Clock, state_dir: Path | None) ->
         clock,
         within=greenlets.within if greenlets.are_in_use() else None,
     )
+
+
+def _counters(
+    settings: Settings, clock: Clock, state_dir: Path | None, shared_store: SharedStore | None
+) -> Counters:
+    """What counts what clients take: in files of this box, or with other boxes."""
+    calendar = Calendar(settings.timezone)
+    files = LimitCounters(None if state_dir is None else state_dir / "limits", clock, calendar)
+    if shared_store is None:
+        return files
+    return SharedLimitCounters(shared_store, files, clock, calendar, later=greenlets.later)
 
 
 def _prices(settings: Settings) -> tuple[Prices, str]:

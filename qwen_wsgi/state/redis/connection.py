@@ -88,6 +88,7 @@ class SharedStore:
         away: whether it is away now.
         since: since when, seconds since 1970; None while it is there.
         reason: why it is away; "" while it is there.
+        has_lost: for those who are told that it is back: whether it has lost some of what it had.
         version: of the server, as it told last; "" before.
         shown: its URL for logs and people.
     """
@@ -104,6 +105,7 @@ class SharedStore:
         self.away = False
         self.since: float | None = None
         self.reason = ""
+        self.has_lost = False
         self.version = ""
         self.shown = masked_url(url)
         self._url = url
@@ -201,20 +203,25 @@ class SharedStore:
         since, self.away, self.since, self.reason = self.since, False, None, ""
         away_s = 0.0 if since is None else max(0.0, self._clock.now() - since)
         log.warning("Redis is back after %.0f s redis=%s", away_s, self.shown)
-        self._data = None
-        self._see(found)
-        self._tell()
+        self._see(found, told=True)
 
-    def _see(self, found: tuple[bytes, bytes, str]) -> None:
+    def _see(self, found: tuple[bytes, bytes, str], *, told: bool = False) -> None:
+        """Tell everybody if it has other data than before.
+
+        Args:
+            told: tell them in any case.
+        """
         epoch, run, self.version = found
         before, self._data = self._data, (epoch, run)
-        if before is None or before == self._data:
-            return
-        log.warning(
-            "Redis has lost its data or was started anew; what this box knows is put back redis=%s",
-            self.shown,
-        )
-        self._tell()
+        self.has_lost = before not in (None, self._data)
+        if self.has_lost:
+            log.warning(
+                "Redis has lost its data or was started anew; what this box knows is put back"
+                " redis=%s",
+                self.shown,
+            )
+        if self.has_lost or told:
+            self._tell()
 
     def _tell(self) -> None:
         for callback in list(self._callbacks):
