@@ -49,6 +49,7 @@ from qwen_wsgi.state.database.videos import VideoStore
 from qwen_wsgi.state.limits.counters import LimitCounters
 from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.recordings import Recordings
+from qwen_wsgi.state.redis.client_keys import SharedClientKeys
 from qwen_wsgi.state.redis.connection import SharedStore, box_id
 from qwen_wsgi.state.redis.limits import SharedLimitCounters
 from qwen_wsgi.state.refused_inputs import RefusedInputs
@@ -313,7 +314,7 @@ def build_services(
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
     tasks = Tasks(client, clock, sleep=sleep)
-    client_keys = ClientKeys(database, clock, state_dir)
+    client_keys = client_keys_of(shared_store, database, clock, state_dir)
     key_ring = KeyRing(client_keys, clock, later=greenlets.later)
     state_key = StateKey(settings.state_key, state_dir)
     prices, price_problem = _prices(settings)
@@ -453,6 +454,15 @@ def shared_store_of(settings: Settings, clock: Clock, state_dir: Path | None) ->
         clock,
         within=greenlets.within if greenlets.are_in_use() else None,
     )
+
+
+def client_keys_of(
+    shared_store: SharedStore | None, database: Database, clock: Clock, state_dir: Path | None
+) -> ClientKeys:
+    """The client keys of this box, or of all that share a Redis."""
+    if shared_store is None:
+        return ClientKeys(database, clock, state_dir)
+    return SharedClientKeys(shared_store, database, clock, state_dir)
 
 
 def _counters(

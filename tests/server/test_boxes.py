@@ -83,10 +83,10 @@ def test_of_400_at_once_at_two_boxes_exactly_100_pass(boxes: list[Proxy], sandbo
 
 
 def test_places_are_shared_and_given_back(boxes: list[Proxy]) -> None:
-    long = "LONG"
+    long = chat("[[sandbox: chunks=1000,interval=0.05]]", stream=True)
     with (
-        Exchange(boxes[0].port, chat(long), key=PAIR) as one,
-        Exchange(boxes[1].port, chat(long), key=PAIR) as other,
+        Exchange(boxes[0].port, long, key=PAIR) as one,
+        Exchange(boxes[1].port, long, key=PAIR) as other,
     ):
         assert [one.head()[0], other.head()[0]] == [200, 200]
         assert [ask(box, PAIR)[0] for box in boxes] == [429, 429]
