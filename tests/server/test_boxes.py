@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.sandbox import Sandbox
+from qwen_wsgi.state.database.tables import database_in
+from qwen_wsgi.state.redis.client_keys import SharedClientKeys
+from qwen_wsgi.state.redis.connection import SharedStore
 from tests.kit.proxy import UPSTREAM_KEY, Proxy, start
 from tests.kit.raw_client import Exchange, chat
 from tests.kit.redis_server import RedisServer, needs_redis
@@ -93,6 +97,25 @@ def test_places_are_shared_and_given_back(boxes: list[Proxy]) -> None:
     wait_until(lambda: ask(boxes[1], PAIR)[0] == 200, "the places are given back", within_s=5)
     # One after the other, without a pause, at any worker of any box.
     assert {ask(boxes[n % 2], PAIR)[0] for n in range(10)} == {200}
+
+
+def test_a_key_of_one_box_works_and_ends_on_the_other_within_two_seconds(
+    boxes: list[Proxy], redis_server: RedisServer
+) -> None:
+    state = boxes[0].home / ".local/state/qwen-proxy"
+    clock = SystemClock()
+    store, database = SharedStore(redis_server.url, "a", clock), database_in(state, clock)
+    try:
+        keys = SharedClientKeys(store, database, clock, state)
+        made = keys.add({"name": "anna", "rpm": 100})
+        for box in boxes:
+            wait_until(lambda box=box: ask(box, made.secret)[0] == 200, "it works", within_s=2)  # type: ignore[misc]  # its default
+        assert keys.revoke("anna")
+        for box in boxes:
+            wait_until(lambda box=box: ask(box, made.secret)[0] == 401, "it ended", within_s=2)  # type: ignore[misc]  # its default
+    finally:
+        store.close()
+        database.close()
 
 
 class Load:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from hashlib import sha1
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.redaction import masked_url
@@ -73,6 +73,23 @@ class Lua:
             return client.evalsha(self._digest, len(keys), *keys, *args)
         except redis.exceptions.NoScriptError:
             return client.eval(self.text, len(keys), *keys, *args)
+
+
+class Survey(NamedTuple):
+    """How a Redis is set up.
+
+    Attributes:
+        seconds: that a question takes, with its connection.
+        policy: what it does when its memory is full (`maxmemory-policy`).
+        limit: of its memory in bytes; 0 for none.
+        persistent: whether it writes its data to the disk; None if it does not tell.
+    """
+
+    version: str
+    seconds: float
+    policy: str
+    limit: int
+    persistent: bool | None
 
 
 class SharedStore:
@@ -141,6 +158,26 @@ class SharedStore:
             if self.away:
                 raise SharedStoreAway(self.reason)
         return self._ask(work)
+
+    def away_s(self) -> float | None:
+        """For how long it has been away; None while it is there."""
+        return None if self.since is None else max(0.0, self._clock.now() - self.since)
+
+    def told(self) -> str:
+        """How it is, as a sentence for the operator."""
+        if (away_s := self.away_s()) is None:
+            version = f" {self.version}" if self.version else ""
+            return f"Redis{version} at {self.shown} is shared with other boxes."
+        return (
+            f"Redis at {self.shown} has been away for {away_s:.0f} s ({self.reason}): this box "
+            "counts limits by itself, and client keys cannot be changed."
+        )
+
+    def survey(self) -> Survey:
+        """What doctor wants to know. Raises SharedStoreAway."""
+        began_s = self._clock.monotonic()
+        self.run(lambda client: client.ping())
+        return self.run(_survey)._replace(seconds=self._clock.monotonic() - began_s)
 
     def subscribe(self, callback: Callable[[], None]) -> None:
         """Have something called when Redis is back after it was away, and when it has lost its data
@@ -300,6 +337,28 @@ def _state_of(client: redis.Redis) -> tuple[bytes, bytes, str]:
         several.info("server")
         _, epoch, info = several.execute()
     return epoch or b"", str(info.get("run_id", "")).encode(), str(info.get("redis_version", ""))
+
+
+def _survey(client: redis.Redis) -> Survey:
+    import redis
+
+    found: dict[str, Any] = {}
+    for part in ("server", "memory", "persistence"):
+        found.update(client.info(part))
+    persistent: bool | None = bool(found.get("aof_enabled"))
+    if not persistent:
+        try:
+            saves: Any = client.config_get("save")
+            persistent = bool(saves.get("save"))
+        except redis.ResponseError:  # a user who may not ask
+            persistent = None
+    return Survey(
+        str(found.get("redis_version", "")),
+        0.0,
+        str(found.get("maxmemory_policy", "")),
+        int(found.get("maxmemory", 0)),
+        persistent,
+    )
 
 
 def _probed(client: redis.Redis) -> tuple[bytes, bytes, str]:

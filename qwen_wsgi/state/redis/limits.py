@@ -350,6 +350,7 @@ class SharedLimitCounters:
         self._counters: dict[str, SharedCounter] = {}
         self._to_send: dict[str, SharedCounter] = {}
         self._is_sending = False
+        self._has_beaten = False
         #: Redis's time less this process's that never steps; until it is known, by the wall clock.
         self._ahead_ms = (clock.now() - clock.monotonic()) * 1000
         self._silent_since_s = clock.monotonic()
@@ -375,10 +376,11 @@ class SharedLimitCounters:
     def close(self) -> None:
         """Send what waits, and leave."""
         self._send()
-        try:
-            self.store.run(lambda client: client.zrem(_WORKERS, self.worker))
-        except SharedStoreAway as error:
-            log.debug("the worker is not signed off: %s", error)
+        if self._has_beaten:  # a command that only looks has not
+            try:
+                self.store.run(lambda client: client.zrem(_WORKERS, self.worker))
+            except SharedStoreAway as error:
+                log.debug("the worker is not signed off: %s", error)
         self.files.close()
 
     # --- for the counters ----------------------------------------------------------------------
@@ -446,6 +448,7 @@ class SharedLimitCounters:
                 return found
 
         (seconds, parts), workers, own = self.store.run(ask)
+        self._has_beaten = True
         now = seconds + parts / 1e6
         if calm and not self._is_sending:
             self._mend(own, int(now * 1000) if self.at_ms() is None else self.at_ms() or 0)
