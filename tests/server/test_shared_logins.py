@@ -1,4 +1,4 @@
-"""Two boxes with one login: two servers with homes and state directories of their own, one Redis."""
+"""Two boxes with one login: two servers with homes and state directories of their own."""
 
 from __future__ import annotations
 
