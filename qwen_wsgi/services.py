@@ -14,7 +14,7 @@ from typing import Final
 
 from qwen_wsgi import greenlets, logs
 from qwen_wsgi.access.admission import Admission
-from qwen_wsgi.access.budget import Budgets, limits_of
+from qwen_wsgi.access.budget import Budgets, Counters, limits_of
 from qwen_wsgi.access.connections import Connections
 from qwen_wsgi.access.guard import Client, Guard
 from qwen_wsgi.access.key_ring import KeyRing
@@ -50,10 +50,12 @@ from qwen_wsgi.state.database.videos import VideoStore
 from qwen_wsgi.state.limits.counters import LimitCounters
 from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.recordings import Recordings
+from qwen_wsgi.state.redis.client_keys import SharedClientKeys
 from qwen_wsgi.state.redis.connection import SharedStore, box_id
 from qwen_wsgi.state.redis.news import NewsStream
 from qwen_wsgi.state.redis.totals import UsageTotals
 from qwen_wsgi.state.redis.values import Sealing
+from qwen_wsgi.state.redis.limits import SharedLimitCounters
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.state.shared.stores import SharedStores, stores_of
 from qwen_wsgi.state.shared_files import SharedFiles
@@ -335,7 +337,7 @@ def build_services(
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
     tasks = Tasks(client, clock, sleep=sleep)
-    client_keys = ClientKeys(database, clock, state_dir)
+    client_keys = client_keys_of(shared_store, database, clock, state_dir)
     key_ring = KeyRing(client_keys, clock, later=greenlets.later)
     state_key = StateKey(settings.state_key, state_dir)
     prices, price_problem = _prices(settings)
@@ -377,10 +379,7 @@ def build_services(
         RefusedInputs(files),
         BatchChat(settings, pool),
     )
-    counters = LimitCounters(
-        None if state_dir is None else state_dir / "limits", clock, Calendar(settings.timezone)
-    )
-    budgets = Budgets(limits_of, counters)
+    budgets = Budgets(limits_of, _counters(settings, clock, state_dir, shared_store))
     downloads = Downloads(settings, transport)
     # A command that leaves nothing behind shares nothing.
     together = shared_store if state_dir is not None else None
@@ -502,7 +501,13 @@ def sharing_of(
     sleep: Callable[[float], None] = sleep,
 ) -> Sharing | None:
     """Shares the logins with other boxes; None without a Redis, or without a key to seal them."""
-    if store is None or state_dir is None or not settings.state_key:
+    if store is None or state_dir is None:
+        return None
+    if not settings.state_key:
+        log.warning(
+            "logins are not shared with other boxes: QWEN_PROXY_STATE_KEY is not set. Never use "
+            "one login on two boxes like this."
+        )
         return None
     # Loaded with its package `cryptography` where it is needed.
     from qwen_wsgi.state.redis.logins import RedisLogins
@@ -522,6 +527,26 @@ def _seal(settings: Settings) -> Sealing | None:
 def _state_keys(settings: Settings) -> tuple[str, ...]:
     """The key that seals, and the one before it."""
     return tuple(filter(None, (settings.state_key, settings.old_state_key)))
+
+
+def client_keys_of(
+    shared_store: SharedStore | None, database: Database, clock: Clock, state_dir: Path | None
+) -> ClientKeys:
+    """The client keys of this box, or of all that share a Redis."""
+    if shared_store is None:
+        return ClientKeys(database, clock, state_dir)
+    return SharedClientKeys(shared_store, database, clock, state_dir)
+
+
+def _counters(
+    settings: Settings, clock: Clock, state_dir: Path | None, shared_store: SharedStore | None
+) -> Counters:
+    """What counts what clients take: in files of this box, or with other boxes."""
+    calendar = Calendar(settings.timezone)
+    files = LimitCounters(None if state_dir is None else state_dir / "limits", clock, calendar)
+    if shared_store is None:
+        return files
+    return SharedLimitCounters(shared_store, files, clock, calendar, later=greenlets.later)
 
 
 def _prices(settings: Settings) -> tuple[Prices, str]:

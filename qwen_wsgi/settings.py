@@ -553,8 +553,8 @@ class Settings:
     )
     redis_url: str = setting(
         "QWEN_PROXY_REDIS_URL",
-        "A Redis or Valkey that several boxes share: `redis://:PASSWORD@HOST:6379/0`, `rediss://…` "
-        "with TLS, `unix:///run/redis/redis.sock`.",
+        "A Redis or Valkey that several boxes share: redis://:PASSWORD@HOST:6379/0, rediss://…, "
+        "unix:///….",
         default="",
         parse=values.redis_url,
         secret=True,

@@ -204,6 +204,7 @@ ALLOWED: dict[str, set[str]] = {
         "credentials",
         "accounting.record",
         "state.key_copy",
+        "state.redis.connection",
         "state.refused_inputs",
     },
     "clients": {
@@ -316,7 +317,7 @@ ROOMS: dict[str, list[list[str]]] = {
 #: what dialects share; OpenAI's largest API; one per part of the fake upstream.
 LARGE_ROOMS = {
     "api": 13,
-    "doctor": 20,
+    "doctor": 21,
     "upstream/routing": 13,
     "protocol": 14,
     "protocol/chat": 13,

@@ -71,6 +71,8 @@ class RedisServer:
     def _answers(self) -> bool:
         import redis
 
+        if self._process is None or self._process.poll() is not None:
+            raise AssertionError((self._directory / "redis.log").read_text()[-1000:])
         client = redis.Redis(unix_socket_path=str(self.socket), password=self.password or None)
         try:
             return bool(client.ping())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qwen_wsgi.credentials.files import document, durable
 from qwen_wsgi.credentials.files.document import CredentialDocument
-from qwen_wsgi.credentials.files.journal import MAX_LINE, Received, fingerprint
+from qwen_wsgi.credentials.files.journal import MAX_LINE, Intent, Received, fingerprint
 from qwen_wsgi.credentials.files.login_store import LoginPaths, LoginStore, render
 from qwen_wsgi.credentials.locks.proxy_lock import ProxyLock
 from qwen_wsgi.credentials.shared.shared_login import SharedLogin
@@ -106,11 +106,15 @@ class SharingBox:
         try:
             if why := self.shared.enter():
                 return why
-            login = self.login
-            tombstones = self.store.snapshot().journal.tombstones
-            why = "there is none"
-            if login is not None and fingerprint(login.refresh_token) not in tombstones:
-                why = self.shared.may_send(fingerprint(login.refresh_token))
+            snapshot = self.store.reload()
+            login, why = snapshot.newest.login, "there is none"
+            if login is not None:
+                fp = fingerprint(login.refresh_token)
+                at_ms = int(self._clock.now() * 1000)
+                intent = Intent(fp, 1, at_ms, "attempt")
+                self.store.write_journal(replace(snapshot.journal, intent=intent))
+                if why := self.shared.may_send(fp):
+                    self.store.write_journal(snapshot.journal)
             if why or login is None:
                 self.shared.leave()
                 return why
@@ -128,7 +132,8 @@ class SharingBox:
         at_ms = int(self._clock.now() * 1000)
         received = Received(fp, after, at_ms, 3_600_000, forced=False, published=False)
         line = (*journal.line, fp)[-MAX_LINE:]
-        new = replace(journal.with_spent(fp, at_ms), received=received, line=line)
+        new = journal.with_spent(fp, at_ms)
+        new = replace(new, received=received, line=line, intent=None)
         self.store.write_journal(new)
         self.shared.publish()
         self.shared.leave()

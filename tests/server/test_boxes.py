@@ -1,218 +1,184 @@
-"""Two real servers with one Redis: what one stores both have, also after troubles of Redis."""
+"""Two boxes (two state directories, two ports) with one Redis."""
 
 from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
-import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import openai
 import pytest
 
+from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.sandbox import Sandbox
+from qwen_wsgi.state.database.tables import database_in
+from qwen_wsgi.state.redis.client_keys import SharedClientKeys
+from qwen_wsgi.state.redis.connection import SharedStore
 from tests.kit.proxy import UPSTREAM_KEY, Proxy, start
+from tests.kit.raw_client import Exchange, chat
 from tests.kit.redis_server import RedisServer, needs_redis
 from tests.kit.secrets import secret
-from tests.kit.servers import REPO, wait_until
+from tests.kit.servers import wait_until
 
 pytestmark = [pytest.mark.server, needs_redis]
 
-MODEL = "qwen3.8-max"
-STATE_KEY = secret("state-key-of-servers") + "-0123456789abcdef"
-#: What is told by one box is known by the other.
-SOON_S = 3.0
-
-
-class Boxes(NamedTuple):
-    a: Proxy
-    b: Proxy
-    redis: RedisServer
+CROWD, PAIR, MANY = (secret(f"boxes-{name}") for name in ("crowd", "pair", "many"))
+LIMITS = {
+    CROWD: {"rpm": 100, "tpm": 10**9, "tokens_per_day": 10**9},
+    PAIR: {"concurrency": 2},
+    MANY: {"rpm": 10**6, "tokens_per_day": 10**9, "concurrency": 100},
+}
 
 
 @pytest.fixture(scope="module")
-def boxes(upstream: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boxes]:
+def redis_server() -> Iterator[RedisServer]:
     with (
-        tempfile.TemporaryDirectory(prefix="boxes-") as name,
-        RedisServer(Path(name)) as redis,
+        tempfile.TemporaryDirectory(prefix="redis-") as directory,
+        RedisServer(Path(directory)) as server,
     ):
-        environ = {
-            "DASHSCOPE_BASE_URL": upstream.base_url,
-            "DASHSCOPE_API_KEY": UPSTREAM_KEY,
-            "QWEN_PROXY_WORKERS": "2",
-            "QWEN_PROXY_REDIS_URL": redis.url,
-            "QWEN_PROXY_STATE_KEY": STATE_KEY,
-            "QWEN_PROXY_RETRY_BUDGET": "0",
-        }
-        places = [tmp_path_factory.mktemp(name) for name in ("box-a", "box-b")]
-        with ThreadPoolExecutor(2) as pool:
-            a, b = pool.map(lambda place: start(place, environ), places)
-            yield Boxes(a, b, redis)
-            list(pool.map(Proxy.stop, (a, b)))
+        yield server
 
 
-@pytest.fixture(autouse=True)
-def _no_troubles_of_the_test_before() -> None:
-    """The shared proxy is not used here."""
-
-
-def sdk(proxy: Proxy) -> openai.OpenAI:
-    return openai.OpenAI(base_url=proxy.base_url, api_key="none", max_retries=0, timeout=20)
-
-
-def usage(proxy: Proxy, redis: RedisServer) -> Any:
-    """What `qwen-proxy usage` prints, as the server's user runs it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "qwen_wsgi.cli", "usage", "--by", "endpoint", "--json"],
-        env={
-            "PATH": "/usr/bin:/bin",
-            "HOME": str(proxy.home),
-            "PYTHONPATH": str(REPO),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "QWEN_PROXY_REDIS_URL": redis.url,
-        },
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def test_one_conversation_goes_over_both(boxes: Boxes) -> None:
-    with sdk(boxes.a) as a, sdk(boxes.b) as b:
-        first = a.responses.create(model=MODEL, input="one")
-        second = b.responses.create(model=MODEL, input="two", previous_response_id=first.id)
-        events = [
-            *a.responses.create(
-                model=MODEL, input="three", previous_response_id=second.id, stream=True
+@pytest.fixture(scope="module")
+def boxes(
+    upstream: Sandbox, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[Proxy]]:
+    running: list[Proxy] = []
+    try:
+        for name in ("a", "b"):
+            running.append(
+                start(
+                    tmp_path_factory.mktemp(name),
+                    {
+                        "DASHSCOPE_BASE_URL": upstream.base_url,
+                        "DASHSCOPE_API_KEY": UPSTREAM_KEY,
+                        "QWEN_PROXY_API_KEYS": ",".join((CROWD, PAIR, MANY)),
+                        "QWEN_PROXY_WORKERS": "2",
+                        "QWEN_PROXY_REDIS_URL": redis_server.url,
+                        "TEST_LIMITS": json.dumps(LIMITS),
+                    },
+                    application="tests.kit.limited_app:application",
+                )
             )
-        ]
-        assert events[-1].type == "response.completed"
-        third = events[-1].response
-        assert b.responses.retrieve(third.id).output_text == third.output_text
-
-        b.responses.delete(first.id)
-        wait_until(lambda: not has(a, first.id), "it is gone on the other box", within_s=SOON_S)
-        with pytest.raises(openai.BadRequestError, match="is gone"):
-            b.responses.create(model=MODEL, input="four", previous_response_id=second.id)
+        yield running
+    finally:
+        for proxy in running:
+            proxy.stop()
 
 
-def has(client: openai.OpenAI, id: str) -> bool:
-    try:
-        client.responses.retrieve(id)
-    except openai.NotFoundError:
-        return False
-    return True
+def ask(proxy: Proxy, key: str, text: str = "[[sandbox: chunks=2]]") -> tuple[int, dict[str, str]]:
+    with Exchange(proxy.port, chat(text), key=key, timeout_s=30) as exchange:
+        status, headers = exchange.head()
+        exchange.body()
+        return status, headers
 
 
-def test_one_in_the_background_is_cancelled_by_way_of_the_other(boxes: Boxes) -> None:
-    with sdk(boxes.a) as a, sdk(boxes.b) as b:
-        first = a.responses.create(
-            model=MODEL, input="hello [[sandbox: slow-first=20]]", background=True
-        )
-        assert b.responses.retrieve(first.id).status in ("queued", "in_progress")
-        assert b.responses.cancel(first.id).status == "cancelled"
-        assert a.responses.retrieve(first.id).status == "cancelled"
+def test_of_400_at_once_at_two_boxes_exactly_100_pass(boxes: list[Proxy], sandbox: Sandbox) -> None:
+    with ThreadPoolExecutor(40) as pool:
+        found = list(pool.map(lambda n: ask(boxes[n % 2], CROWD), range(400)))
+
+    statuses = [status for status, _ in found]
+    assert (statuses.count(200), statuses.count(429)) == (100, 300)
+    sandbox.settle()
+    assert len(sandbox.chats) == 100
 
 
-def test_what_one_box_learns_of_an_account_the_other_knows(boxes: Boxes, sandbox: Sandbox) -> None:
-    with sdk(boxes.a) as a, sdk(boxes.b) as b:
-        sandbox.control(next=[{"spec": "throttle, retry-after=2", "route": "chat"}])
-        assert not answers(a)
-        wait_until(lambda: not answers(b), "the pause is known", within_s=SOON_S)
-        wait_until(lambda: answers(b), "the pause is over", within_s=SOON_S)
+def test_places_are_shared_and_given_back(boxes: list[Proxy]) -> None:
+    long = chat("[[sandbox: chunks=1000,interval=0.05]]", stream=True)
+    with (
+        Exchange(boxes[0].port, long, key=PAIR) as one,
+        Exchange(boxes[1].port, long, key=PAIR) as other,
+    ):
+        assert [one.head()[0], other.head()[0]] == [200, 200]
+        assert [ask(box, PAIR)[0] for box in boxes] == [429, 429]
+    wait_until(lambda: ask(boxes[1], PAIR)[0] == 200, "the places are given back", within_s=5)
+    # One after the other, without a pause, at any worker of any box.
+    assert {ask(boxes[n % 2], PAIR)[0] for n in range(10)} == {200}
 
 
-def answers(client: openai.OpenAI) -> bool:
-    try:
-        chat(client)
-    except openai.RateLimitError:
-        return False
-    return True
-
-
-def chat(client: openai.OpenAI) -> None:
-    client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "hi"}])
-
-
-def test_usage_is_that_of_both(boxes: Boxes) -> None:
-    with sdk(boxes.a) as a, sdk(boxes.b) as b:
-        for client in (a, b, b):
-            client.embeddings.create(model="text-embedding-v4", input="x")
-
-    def counted() -> bool:
-        with urllib.request.urlopen(boxes.b.origin + "/v1/usage", timeout=5) as answer:
-            found = json.load(answer)["today"]
-        calls = {row["key"]: row["calls"] for row in found["rows"]}
-        told = {"counted": 2, "others_unknown": False}
-        return bool(found["boxes"] == told and calls.get("text-embedding-v4") == 3)
-
-    wait_until(counted, "the calls of both are told", within_s=20)
-    found = usage(boxes.a, boxes.redis)
-    calls = {row["key"]: row["calls"] for row in found["rows"]}
-    assert (found["boxes"]["counted"], calls["/v1/embeddings"]) == (2, 3)
-
-
-@pytest.mark.parametrize("trouble", ["killed", "stopped", "flushed"])
-def test_no_call_fails_while_redis_has_troubles(
-    boxes: Boxes, sandbox: Sandbox, trouble: str
+def test_a_key_of_one_box_works_and_ends_on_the_other_within_two_seconds(
+    boxes: list[Proxy], redis_server: RedisServer
 ) -> None:
-    failures: list[Exception] = []
-    stop = threading.Event()
-
-    def calls(proxy: Proxy) -> None:
-        before = None
-        with sdk(proxy) as client:
-            while not stop.is_set():
-                try:
-                    chat(client)
-                    # A conversation on one box alone goes on.
-                    before = client.responses.create(
-                        model=MODEL, input="x", previous_response_id=before
-                    ).id
-                except Exception as error:
-                    failures.append(error)
-
-    threads = [threading.Thread(target=calls, args=(each,)) for each in (boxes.a, boxes.b)]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.2)
-    meet(boxes.redis, trouble)
-    stop.set()
-    for thread in threads:
-        thread.join(20)
-    assert failures == []
-
-    with sdk(boxes.a) as a, sdk(boxes.b) as b:
-        made = a.responses.create(model=MODEL, input="after it")
-        wait_until(lambda: known(b, made.id), "it is shared again", within_s=5 * SOON_S)
-
-
-def known(client: openai.OpenAI, id: str) -> bool:
+    state = boxes[0].home / ".local/state/qwen-proxy"
+    clock = SystemClock()
+    store, database = SharedStore(redis_server.url, "a", clock), database_in(state, clock)
     try:
-        return has(client, id)
-    except openai.InternalServerError:
-        return False
+        keys = SharedClientKeys(store, database, clock, state)
+        made = keys.add({"name": "anna", "rpm": 100})
+        for box in boxes:
+            wait_until(lambda box=box: ask(box, made.secret)[0] == 200, "it works", within_s=2)  # type: ignore[misc]  # its default
+        assert keys.revoke("anna")
+        for box in boxes:
+            wait_until(lambda box=box: ask(box, made.secret)[0] == 401, "it ended", within_s=2)  # type: ignore[misc]  # its default
+    finally:
+        store.close()
+        database.close()
 
 
-def meet(redis: RedisServer, trouble: str) -> None:
-    if trouble == "flushed":
-        redis.command("FLUSHALL")
-        time.sleep(0.4)
-    elif trouble == "stopped":
-        redis.send(signal.SIGSTOP)
-        time.sleep(0.8)
-        redis.send(signal.SIGCONT)
-    else:
-        redis.kill()
-        time.sleep(0.4)
-        redis.start()
+class Load:
+    """Calls at all boxes, one after the other in each of some threads, until `stop`."""
+
+    def __init__(self, boxes: list[Proxy], key: str) -> None:
+        self.statuses: list[int] = []
+        self._end = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(boxes[n % 2], key)) for n in range(4)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, box: Proxy, key: str) -> None:
+        while not self._end.is_set():
+            self.statuses.append(ask(box, key)[0])
+
+    def more(self, count: int) -> None:
+        """Wait for further calls."""
+        wanted = len(self.statuses) + count
+        wait_until(lambda: len(self.statuses) >= wanted, f"{count} more calls", within_s=10)
+
+    def stop(self) -> None:
+        self._end.set()
+        for thread in self._threads:
+            thread.join(30)
+
+
+def left(box: Proxy, key: str) -> int:
+    return int(ask(box, key)[1]["x-ratelimit-remaining-requests"])
+
+
+def test_no_call_fails_while_redis_is_stopped_flushed_killed_and_started(
+    boxes: list[Proxy], redis_server: RedisServer
+) -> None:
+    begun = 10**6 - left(boxes[0], MANY)
+    load = Load(boxes, MANY)
+    try:
+        load.more(10)
+        redis_server.send(signal.SIGSTOP)
+        load.more(20)
+        redis_server.send(signal.SIGCONT)
+        load.more(20)
+        counted = len(load.statuses)
+        redis_server.command("FLUSHALL")
+        load.more(20)
+        redis_server.kill()
+        load.more(20)
+        redis_server.start()
+        load.more(20)
+    finally:
+        load.stop()
+    assert set(load.statuses) == {200}
+    assert counted
+    assert begun == 1
+
+    def agree() -> bool:
+        one, other = left(boxes[0], MANY), left(boxes[1], MANY)
+        return one - other == 1
+
+    wait_until(agree, "both boxes count together again", within_s=5)
+    for box in boxes:
+        text = box.log.read_text()
+        assert "Redis is away" in text
+        assert "Redis is back" in text

@@ -257,6 +257,16 @@ def log_in(sandbox: Sandbox, paths: LoginPaths) -> None:
     aside.rename(paths.document)
 
 
+def was_forced(store: LoginStore) -> bool:
+    """Whether the token is the answer to a refusal: if it is refused, too, an account counts as
+    closed."""
+    snapshot = store.snapshot()
+    login, received = snapshot.newest.login, snapshot.journal.received
+    if login is None or received is None or not received.forced:
+        return False
+    return login.access_token == received.login.access_token
+
+
 # --- the run -------------------------------------------------------------------------------------
 
 
@@ -349,7 +359,7 @@ class Torture:
                 workers[number].send_signal(signal.SIGKILL)
                 self.result.killed += 1
                 workers[number] = self._start_worker()
-            if now_s > revoke_s and not self._was_forced():
+            if now_s > revoke_s and not was_forced(self._store):
                 revoke_s = now_s + random.uniform(*REVOKE_S)
                 self._sandbox.control(revoke_access_tokens=True)
                 self.result.revoked += 1
@@ -370,15 +380,6 @@ class Torture:
                         return number
             time.sleep(0.02)
         return random.randrange(len(workers))
-
-    def _was_forced(self) -> bool:
-        """Whether the token is the answer to a refusal: if it is refused, too, an account counts
-        as closed."""
-        snapshot = self._store.snapshot()
-        login, received = snapshot.newest.login, snapshot.journal.received
-        if login is None or received is None or not received.forced:
-            return False
-        return login.access_token == received.login.access_token
 
     def _check_login(self, *, final: bool) -> None:
         """Notice a lost login, and make a new one."""

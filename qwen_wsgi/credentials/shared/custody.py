@@ -110,6 +110,7 @@ def decide(
     able: bool,
     keeper: bool,
     fp: str,
+    open_attempt: bool = False,
     lease_s: float = LEASE_S,
     settle_s: float = SETTLE_S,
 ) -> Step:
@@ -121,12 +122,14 @@ def decide(
         able: this box could renew: its files can be written, and its login is the shared one.
         keeper: it would keep the right, see the module.
         fp: fingerprint of the login's refresh token.
+        open_attempt: this box has sent that token, or was about to, and does not know how it ended:
+            nobody else may send it, so the right stays here.
     """
     holder = seen.holder
     fence = 0 if holder is None else holder.fence
     if known.mine and fence <= known.fence:
         if holder is not None and holder.fence == known.fence and holder.box == me:
-            return _held(known, seen, able=able, me=me)
+            return Step.HOLD if open_attempt else _held(known, seen, able=able, me=me)
         # Redis was flushed, or restored from an older state. Nobody can have taken it from a box
         # that keeps it; a lease leaves the others time to say what they know.
         waits = not known.keeps and (silent_s < settle_s or bool(missing(known, seen)))

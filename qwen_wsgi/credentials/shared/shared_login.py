@@ -389,7 +389,8 @@ class SharedLogin:
         able = (in_step or known.mine) and self._store.write_problem() is None
         step = self._decide(known, seen, silent_s, able=able, fp=fp)
         learned = custody.learn(self.board.box, known, seen, in_step=in_step)
-        self._blocked = self._why_blocked(known, seen, fp)
+        alive = seen.holder is not None and silent_s < self.timing.settle_s
+        self._blocked = "" if alive else self._why_blocked(known, seen, fp)
         if step in (Step.WAIT, Step.HOLD) and learned == known:
             return
         durable.make_directory(self._file.path.parent)
@@ -400,6 +401,17 @@ class SharedLogin:
                 self._do(step, learned, known, seen)
         finally:
             self._lock.release()
+
+    def _has_open_attempt(self) -> bool:
+        """Whether this box may have spent the login's refresh token without knowing: a crash, or an
+        answer that was lost."""
+        snapshot = self._store.snapshot()
+        login, intent = snapshot.newest.login, snapshot.journal.intent
+        return (
+            login is not None
+            and intent is not None
+            and intent.fp == fingerprint(login.refresh_token)
+        )
 
     def _why_blocked(self, known: Custody, seen: Seen, fp: str) -> str:
         """Why no box renews the login, although none is known to have the right; ""."""
@@ -423,6 +435,7 @@ class SharedLogin:
             able=able,
             keeper=self.keeper,
             fp=fp,
+            open_attempt=self._has_open_attempt(),
             lease_s=self.timing.lease_s,
             settle_s=self.timing.settle_s,
         )
@@ -481,6 +494,8 @@ class SharedLogin:
         if self.board.away or self.problem or not self._lock.acquire(0.0):
             return
         try:
+            if self._has_open_attempt():
+                return
             with suppress(BoardAway, OSError):
                 known, view = self.custody(), self._look()  # is it there at all?
                 if known.mine and self._holds(view.seen, known):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from hashlib import sha1
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.redaction import masked_url
@@ -75,6 +75,23 @@ class Lua:
             return client.eval(self.text, len(keys), *keys, *args)
 
 
+class Survey(NamedTuple):
+    """How a Redis is set up.
+
+    Attributes:
+        seconds: that a question takes, with its connection.
+        policy: what it does when its memory is full (`maxmemory-policy`).
+        limit: of its memory in bytes; 0 for none.
+        persistent: whether it writes its data to the disk; None if it does not tell.
+    """
+
+    version: str
+    seconds: float
+    policy: str
+    limit: int
+    persistent: bool | None
+
+
 class SharedStore:
     """The connection of one process.
 
@@ -88,6 +105,7 @@ class SharedStore:
         away: whether it is away now.
         since: since when, seconds since 1970; None while it is there.
         reason: why it is away; "" while it is there.
+        has_lost: for those who are told that it is back: whether it has lost some of what it had.
         version: of the server, as it told last; "" before.
         shown: its URL for logs and people.
     """
@@ -104,6 +122,7 @@ class SharedStore:
         self.away = False
         self.since: float | None = None
         self.reason = ""
+        self.has_lost = False
         self.version = ""
         self.shown = masked_url(url)
         self._url = url
@@ -139,6 +158,26 @@ class SharedStore:
             if self.away:
                 raise SharedStoreAway(self.reason)
         return self._ask(work)
+
+    def away_s(self) -> float | None:
+        """For how long it has been away; None while it is there."""
+        return None if self.since is None else max(0.0, self._clock.now() - self.since)
+
+    def told(self) -> str:
+        """How it is, as a sentence for the operator."""
+        if (away_s := self.away_s()) is None:
+            version = f" {self.version}" if self.version else ""
+            return f"Redis{version} at {self.shown} is shared with other boxes."
+        return (
+            f"Redis at {self.shown} has been away for {away_s:.0f} s ({self.reason}): this box "
+            "counts limits by itself, and client keys cannot be changed."
+        )
+
+    def survey(self) -> Survey:
+        """What doctor wants to know. Raises SharedStoreAway."""
+        began_s = self._clock.monotonic()
+        self.run(lambda client: client.ping())
+        return self.run(_survey)._replace(seconds=self._clock.monotonic() - began_s)
 
     def subscribe(self, callback: Callable[[], None]) -> None:
         """Have something called when Redis is back after it was away, and when it has lost its data
@@ -201,20 +240,25 @@ class SharedStore:
         since, self.away, self.since, self.reason = self.since, False, None, ""
         away_s = 0.0 if since is None else max(0.0, self._clock.now() - since)
         log.warning("Redis is back after %.0f s redis=%s", away_s, self.shown)
-        self._data = None
-        self._see(found)
-        self._tell()
+        self._see(found, told=True)
 
-    def _see(self, found: tuple[bytes, bytes, str]) -> None:
+    def _see(self, found: tuple[bytes, bytes, str], *, told: bool = False) -> None:
+        """Tell everybody if it has other data than before.
+
+        Args:
+            told: tell them in any case.
+        """
         epoch, run, self.version = found
         before, self._data = self._data, (epoch, run)
-        if before is None or before == self._data:
-            return
-        log.warning(
-            "Redis has lost its data or was started anew; what this box knows is put back redis=%s",
-            self.shown,
-        )
-        self._tell()
+        self.has_lost = before not in (None, self._data)
+        if self.has_lost:
+            log.warning(
+                "Redis has lost its data or was started anew; what this box knows is put back"
+                " redis=%s",
+                self.shown,
+            )
+        if self.has_lost or told:
+            self._tell()
 
     def _tell(self) -> None:
         for callback in list(self._callbacks):
@@ -293,6 +337,28 @@ def _state_of(client: redis.Redis) -> tuple[bytes, bytes, str]:
         several.info("server")
         _, epoch, info = several.execute()
     return epoch or b"", str(info.get("run_id", "")).encode(), str(info.get("redis_version", ""))
+
+
+def _survey(client: redis.Redis) -> Survey:
+    import redis
+
+    found: dict[str, Any] = {}
+    for part in ("server", "memory", "persistence"):
+        found.update(client.info(part))
+    persistent: bool | None = bool(found.get("aof_enabled"))
+    if not persistent:
+        try:
+            saves: Any = client.config_get("save")
+            persistent = bool(saves.get("save"))
+        except redis.ResponseError:  # a user who may not ask
+            persistent = None
+    return Survey(
+        str(found.get("redis_version", "")),
+        0.0,
+        str(found.get("maxmemory_policy", "")),
+        int(found.get("maxmemory", 0)),
+        persistent,
+    )
 
 
 def _probed(client: redis.Redis) -> tuple[bytes, bytes, str]:
