@@ -52,10 +52,10 @@ from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.recordings import Recordings
 from qwen_wsgi.state.redis.client_keys import SharedClientKeys
 from qwen_wsgi.state.redis.connection import SharedStore, box_id
+from qwen_wsgi.state.redis.limits import SharedLimitCounters
 from qwen_wsgi.state.redis.news import NewsStream
 from qwen_wsgi.state.redis.totals import UsageTotals
 from qwen_wsgi.state.redis.values import Sealing
-from qwen_wsgi.state.redis.limits import SharedLimitCounters
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.state.shared.stores import SharedStores, stores_of
 from qwen_wsgi.state.shared_files import SharedFiles

@@ -16,7 +16,7 @@ LONG = b"a long text " * 20_000
 
 
 @pytest.mark.parametrize("value", [b"", b"a", LONG], ids=len)
-@pytest.mark.parametrize("keys", [(), (ONE,)])
+@pytest.mark.parametrize("keys", [(), (ONE,)], ids=["plain", "sealed"])
 def test_a_value_comes_back(value: bytes, keys: tuple[str, ...]) -> None:
     packer = Packer(Seal(keys) if keys else None)
     packed = packer.pack("name", value)
@@ -50,6 +50,7 @@ SEALED = Packer(Seal([ONE])).pack("name", b"text")
         (Packer(None), "name", b"0abc", "damaged"),
         (Packer(None), "name", b"0" + zlib.compress(bytes(2 * LARGEST + 1)), "larger"),
     ],
+    ids=range(8),
 )
 def test_what_cannot_be_read_says_why(packer: Packer, name: str, packed: bytes, why: str) -> None:
     with pytest.raises(Unreadable, match=why):
