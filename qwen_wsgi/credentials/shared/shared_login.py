@@ -316,6 +316,13 @@ class SharedLogin:
             self.name, record.render(given), version=view.seen.version, fence=fence
         ):
             return  # another box was faster: the next round looks again
+        received = ours.received
+        if given.login is not None and (
+            received is None or received.login.refresh_token != given.login.refresh_token
+        ):
+            # As a backup does: a qwen-code may delete the file.
+            seen = Received("", given.login, given.at_ms, None, forced=False, published=True)
+            ours = replace(ours, received=seen, line=())
         self._store.write_journal(replace(ours, agreed=given.fp or ours.agreed))
         log.info("login is given to the other boxes login=%s", self._store.shown)
 
