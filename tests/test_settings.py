@@ -90,6 +90,7 @@ TAKEN: list[tuple[str, str, Any]] = [
     ("QWEN_PROXY_UPSTREAM_STREAM", "as-asked", "as-asked"),
     ("QWEN_HOME", "~/other", "~/other"),
     ("QWEN_PROXY_STATE_KEY", "k" * 32, "k" * 32),
+    ("QWEN_PROXY_STATE_KEY_OLD", "k" * 32, "k" * 32),
     ("QWEN_PROXY_TIMEZONE", "Europe/Berlin", "Europe/Berlin"),
     ("QWEN_CLI_AUTH", '{"a": "b c"}', '{"a": "b c"}'),
     ("QWEN_OAUTH_BASE_URL", "http://127.0.0.1:9/", "http://127.0.0.1:9"),
@@ -185,6 +186,7 @@ REFUSED: dict[str, list[str]] = {
         "unix:///run/redis.sock?db=x",
     ],
     "QWEN_PROXY_STATE_KEY": ["k" * 31, "k" * 31 + " k"],
+    "QWEN_PROXY_STATE_KEY_OLD": ["k" * 31],
     "QWEN_PROXY_TIMEZONE": ["Europe/Nowhere", "../../etc/passwd", "CEST+2 hours"],
     "QWEN_PROXY_HOST_FAMILIES": [
         "gateway.example",
@@ -410,6 +412,7 @@ def test_what_is_a_secret() -> None:
         "QWEN_UPSTREAM_API_KEY",
         "QWEN_CLI_AUTH",
         "QWEN_PROXY_STATE_KEY",
+        "QWEN_PROXY_STATE_KEY_OLD",
         "QWEN_PROXY_REDIS_URL",
     }
 

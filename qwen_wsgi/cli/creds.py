@@ -57,6 +57,7 @@ def run(
 def _run(
     discovery: Discovery, action: str, *, account: str | None, json_output: bool, out: TextIO
 ) -> int:
+    discovery.find_shared()
     logins = _chosen(discovery, account)
     rows = []
     well = True

@@ -45,7 +45,7 @@ def _findings(where: str, found: Survey) -> Iterator[Finding]:
         )
     else:
         yield TELL.ok(where, f"it answers, version {found.version}")
-    took = f"a question with its connection took {found.seconds * 1000:.1f} ms"
+    took = f"a question took {found.seconds * 1000:.1f} ms"
     if found.seconds > _SLOW_S:
         yield TELL.warn(
             "latency",

@@ -137,7 +137,7 @@ class FakeBoard:
         if held is None or (held.box, held.fence) != (self._box, fence):
             return
         if to:
-            entry.holder, entry.asks = Holder(to, fence + 1, True, 0, free=False), ""
+            entry.holder, entry.asks = Holder(to, fence + 1, False, 0, free=False), ""
         else:
             entry.holder = Holder(held.box, held.fence, held.keeps, held.beat, free=True)
 

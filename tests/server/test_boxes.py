@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import tempfile
 import threading
@@ -17,6 +19,7 @@ from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.state.database.tables import database_in
 from qwen_wsgi.state.redis.client_keys import SharedClientKeys
 from qwen_wsgi.state.redis.connection import SharedStore
+from tests.kit.processes import tree
 from tests.kit.proxy import UPSTREAM_KEY, Proxy, start
 from tests.kit.raw_client import Exchange, chat
 from tests.kit.redis_server import RedisServer, needs_redis
@@ -97,6 +100,33 @@ def test_places_are_shared_and_given_back(boxes: list[Proxy]) -> None:
     wait_until(lambda: ask(boxes[1], PAIR)[0] == 200, "the places are given back", within_s=5)
     # One after the other, without a pause, at any worker of any box.
     assert {ask(boxes[n % 2], PAIR)[0] for n in range(10)} == {200}
+
+
+def answers(box: Proxy) -> bool:
+    try:
+        return ask(box, PAIR)[0] == 200
+    except OSError:
+        return False
+
+
+def test_what_a_killed_worker_held_is_free_at_the_other_box_within_seconds(
+    boxes: list[Proxy],
+) -> None:
+    """Sooner than the lease of a box ends: the workers that take their places see that they are
+    gone."""
+    long = chat("[[sandbox: chunks=1000,interval=0.05]]", stream=True)
+    with (
+        Exchange(boxes[0].port, long, key=PAIR) as one,
+        Exchange(boxes[0].port, long, key=PAIR) as other,
+    ):
+        assert [one.head()[0], other.head()[0]] == [200, 200]
+        assert ask(boxes[1], PAIR)[0] == 429
+        master = boxes[0].process.pid
+        for worker in tree(master)[1:]:
+            with contextlib.suppress(ProcessLookupError):  # a helper of one that was killed
+                os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: ask(boxes[1], PAIR)[0] == 200, "both places are free", within_s=10)
+    wait_until(lambda: answers(boxes[0]), "it has new workers", within_s=10)
 
 
 def test_a_key_of_one_box_works_and_ends_on_the_other_within_two_seconds(

@@ -119,7 +119,7 @@ class Board(Protocol):
         """
 
     def release(self, name: str, *, fence: int, to: str = "") -> None:
-        """Give the right up, for everybody or for one box."""
+        """Give the right up, for everybody or for one box, which has it when it claims it."""
 
     def leave(self, name: str) -> None:
         """This box stops, and has no right: the others need not wait for it."""

@@ -184,7 +184,8 @@ class SharedLogin:
             local = self._local(self._store.snapshot())
             verdict = agreement.decide(local, view.shared)
             in_step = verdict is Verdict.SAME
-            if verdict in _DONE and not _differs(local, view.shared):
+            held = self._store.held is not None
+            if verdict in _DONE and not held and not _differs(local, view.shared):
                 break
             if not self._apply(view):
                 break  # the lock was not free: the next look does it
@@ -198,7 +199,7 @@ class SharedLogin:
             known=before.seen.version,
             fence=mine.fence if mine.mine else 0,
             wanted=fingerprint(wanted) if wanted else "",
-            asks=self.keeper and not mine.mine,
+            asks=self.keeper and not mine.mine and self._store.write_problem() is None,
         )
         shared = before.shared if seen.version else None
         if seen.content is not None:
@@ -243,7 +244,8 @@ class SharedLogin:
         snapshot, shared = self._store.reload(), view.shared
         local = self._local(snapshot)
         verdict = agreement.decide(local, shared)
-        if verdict is Verdict.TAKE and shared is not None:
+        again = verdict is Verdict.SAME and self._store.held is not None
+        if (verdict is Verdict.TAKE or again) and shared is not None:
             self._take(snapshot, local, shared)
         elif verdict in (Verdict.GIVE, Verdict.GIVE_LOGOUT):
             self._give(snapshot, local, view, verdict)
@@ -256,7 +258,9 @@ class SharedLogin:
     def _take(self, snapshot: Snapshot, local: Local, shared: Record) -> None:
         login = shared.login
         assert login is not None
-        before = "" if local.fp == shared.fp else local.fp
+        before, held = local.fp, self._store.held
+        if before == shared.fp:
+            before = "" if held is None else held.spent
         spent = {**shared.spent, **local.spent}
         if before:
             spent[before] = shared.at_ms
@@ -316,6 +320,13 @@ class SharedLogin:
             self.name, record.render(given), version=view.seen.version, fence=fence
         ):
             return  # another box was faster: the next round looks again
+        received = ours.received
+        if given.login is not None and (
+            received is None or received.login.refresh_token != given.login.refresh_token
+        ):
+            # As a backup does: a qwen-code may delete the file.
+            seen = Received("", given.login, given.at_ms, None, forced=False, published=True)
+            ours = replace(ours, received=seen, line=())
         self._store.write_journal(replace(ours, agreed=given.fp or ours.agreed))
         log.info("login is given to the other boxes login=%s", self._store.shown)
 

@@ -113,11 +113,11 @@ class Discovery:
     def maintain(self) -> None:
         """Bring the logins in step with other boxes, and refresh those that are due; for idle
         processes, which make no calls."""
-        self._find_shared()
+        self.find_shared()
         for login in self.logins():
             login.maintain()
 
-    def _find_shared(self) -> None:
+    def find_shared(self) -> None:
         """Look at the logins of other boxes that this one does not have, or has forgotten."""
         if self._sharing is None:
             return

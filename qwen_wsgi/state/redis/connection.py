@@ -79,7 +79,7 @@ class Survey(NamedTuple):
     """How a Redis is set up.
 
     Attributes:
-        seconds: that a question takes, with its connection.
+        seconds: that a question takes.
         policy: what it does when its memory is full (`maxmemory-policy`).
         limit: of its memory in bytes; 0 for none.
         persistent: whether it writes its data to the disk; None if it does not tell.
@@ -175,9 +175,10 @@ class SharedStore:
 
     def survey(self) -> Survey:
         """What doctor wants to know. Raises SharedStoreAway."""
+        found = self.run(_survey)
         began_s = self._clock.monotonic()
         self.run(lambda client: client.ping())
-        return self.run(_survey)._replace(seconds=self._clock.monotonic() - began_s)
+        return found._replace(seconds=self._clock.monotonic() - began_s)
 
     def subscribe(self, callback: Callable[[], None]) -> None:
         """Have something called when Redis is back after it was away, and when it has lost its data

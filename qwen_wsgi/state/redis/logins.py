@@ -119,7 +119,7 @@ if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then return 0 end
 if ARGV[3] == '' then
   redis.call('HSET', key, 'free', 1)
 else
-  redis.call('HSET', key, 'holder', ARGV[3], 'fence', held[2] + 1, 'keeps', 1, 'beat', 0)
+  redis.call('HSET', key, 'holder', ARGV[3], 'fence', held[2] + 1, 'keeps', 0, 'beat', 0)
   redis.call('HDEL', key, 'asks')
 end
 return 1

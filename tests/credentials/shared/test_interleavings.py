@@ -104,7 +104,7 @@ def check(boxes: Boxes) -> None:
 
 
 @given(st.lists(EVENTS, max_size=40), st.integers(0, 2))
-@examples(300)
+@examples(40)
 def test_no_token_is_spent_by_two(events: list[tuple[str, int]], files: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
         boxes = Boxes(Path(directory), files=files)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,12 @@ import pytest
 
 from qwen_wsgi import settings
 from qwen_wsgi.credentials.credential import TokenState
+from qwen_wsgi.credentials.files.durable import WriteProblem
 from qwen_wsgi.credentials.files.login_store import LoginPaths
+from qwen_wsgi.credentials.locks.proxy_lock import ProxyLock
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.refresh.attempt import Outcome
+from qwen_wsgi.credentials.shared import shared_login
 from qwen_wsgi.credentials.shared.custody import LEASE_S
 from qwen_wsgi.credentials.shared.shared_login import SharedLogin
 from qwen_wsgi.credentials.shared.sharing import Sharing
@@ -509,3 +512,156 @@ def test_the_copies_are_private(world: World) -> None:
 
     paths = LoginPaths.beside(other.directory / "state/logins/oauth_creds.json")
     assert paths.journal.stat().st_mode & 0o077 == 0
+
+
+class TestWhatGoesWrong:
+    def test_a_record_of_another_version_is_told_and_stays(self, world: World) -> None:
+        one, other = world.box(), world.box()
+        one.log_in()
+        world.look(20)
+        entry = world.redis.entries["oauth"]
+        entry.version, entry.content = 10_000, b'{"format": 2}'
+
+        world.look(20)
+
+        assert "another format" in other.shared.describe()
+        assert other.login.status().sharing == "not_in_step"
+        assert entry.content == b'{"format": 2}'
+        assert one.token == other.token
+
+    def test_a_box_that_cannot_write_lets_another_one_renew(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        one, other = world.box(), world.box()
+        one.log_in()
+        world.look(20)
+        full = WriteProblem(28, "No space left on device")
+        monkeypatch.setattr(one.login.store, "write_problem", lambda: full)
+
+        world.look(30)
+
+        assert not one.shared.custody().mine
+        assert other.shared.custody().mine
+
+    def test_a_login_that_cannot_be_written_is_used_from_memory(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        one, other = world.box(), world.box()
+        one.log_in()
+        world.look(20)
+
+        def full(journal: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        store = other.login.store
+        monkeypatch.setattr(store, "write_journal", full)
+        token = one.log_in()["access_token"]
+        world.look(20)
+        assert other.token == token
+        assert "No space left" in other.shared.problem
+
+        monkeypatch.undo()
+        world.look(20)
+        assert other.token == token
+        assert store.held is None
+
+    def test_a_lock_that_is_held_is_waited_for_by_the_next_look(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shared_login, "_LOCK_S", 0.0)
+        one, other = world.box(), world.box()
+        one.log_in()
+        world.look(20)
+        lock = ProxyLock(other.login.store.paths.proxy_lock)
+        assert lock.acquire(0.0)
+        token = one.log_in()["access_token"]
+        world.look(10)
+        assert other.token != token
+        lock.release()
+
+        world.look(10)
+        assert other.token == token
+
+    def test_redis_goes_away_before_a_lease_is_used(self, world: World) -> None:
+        auth = json.dumps(world.document(LIFE_S))
+        box = world.box(QWEN_CLI_AUTH=auth)
+        world.look(30)
+
+        at(box, "reserved", world.cut)
+        attempt = box.login.refresher.attempt(rejected=box.token)
+
+        assert attempt.outcome is Outcome.NOT_SENT
+        assert "Redis went away" in attempt.detail
+        assert world.sent == []
+
+    def test_redis_goes_away_between_the_answer_and_the_others(self, world: World) -> None:
+        one, other = world.box(), world.box()
+        one.log_in()
+        world.look(20)
+        at(one, "journaled", world.cut)
+
+        attempt = one.login.refresher.attempt(rejected=one.token)
+        assert attempt.outcome is Outcome.OK
+        assert one.token != other.token
+
+        world.cut("")
+        world.look(20)
+        assert one.token == other.token
+        assert world.sent == [200]
+
+    def test_a_token_that_was_not_spent_is_free_for_others(self, world: World) -> None:
+        auth = json.dumps(world.document(LIFE_S))
+        box = world.box(QWEN_CLI_AUTH=auth)
+        world.look(30)
+        world.sandbox.control(faults={"token": "throttle, retry-after=1"})
+
+        attempt = box.login.refresher.attempt(rejected=box.token)
+
+        assert attempt.outcome is Outcome.THROTTLED
+        (entry,) = world.redis.entries.values()
+        assert entry.spending == ""
+
+    def test_another_process_decides_about_the_right(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shared_login, "_LOCK_S", 0.0)
+        one = world.box()
+        one.log_in()
+        world.look(20)
+        lock = ProxyLock(one.directory / "state/logins/custody_oauth.lock")
+        assert lock.acquire(0.0)
+
+        attempt = one.login.refresher.attempt(rejected=one.token)
+        assert attempt.outcome is Outcome.LEFT
+        assert not one.shared.take_over()
+        one.shared.release()
+        lock.release()
+
+        assert one.shared.custody().mine
+        assert world.sent == []
+
+    def test_a_box_with_an_open_attempt_keeps_the_right(self, world: World) -> None:
+        """Its process was killed while it waited for the answer."""
+        one, _ = world.box(), world.box()
+        one.log_in()
+        world.look(20)
+
+        class Killed(BaseException):
+            pass
+
+        def killed() -> None:
+            raise Killed
+
+        at(one, "intent", killed)
+        with pytest.raises(Killed):
+            one.login.refresher.attempt(rejected=one.token)
+        one.start()
+        one.shared.release()
+
+        assert one.shared.custody().mine
+
+
+def at(box: Box, name: str, work: Callable[[], object]) -> None:
+    """Have something happen between two steps of the box's next attempts."""
+    context = box.login.refresher.context
+    object.__setattr__(context, "checkpoint", lambda each: work() if each == name else None)

@@ -121,7 +121,7 @@ def test_the_right_is_handed_to_the_box_that_asks(boards: Callable[[str], Board]
     one.release(NAME, fence=fence, to="b1")
 
     seen = look(other)
-    assert (seen.holder, seen.asks) == (Holder("b1", fence + 1, True, 0, False), "")
+    assert (seen.holder, seen.asks) == (Holder("b1", fence + 1, False, 0, False), "")
     assert other.claim(NAME, seen=seen, above=0, keeps=True) == fence + 2
 
 
