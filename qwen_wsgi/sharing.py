@@ -46,7 +46,7 @@ _ROUNDS: Final = 4
 
 _COOLDOWN: Final = "cooldown"
 _CONVERSATION: Final = "conversation"
-#: Of a cooldown: seconds of the pause that remain, failures, cause, evidence.
+#: Of a cooldown: `Told` without its age.
 _TOLD: Final = Struct("<dI20s32s")
 _KEY_BYTES: Final = 8
 
@@ -93,7 +93,7 @@ class RoutingShare:
     def _of_cooldown(self, changed: tuple[bytes, float]) -> News:
         key, cleared_at = changed
         told = self._cooldowns.told(key, cleared_at)
-        value = _TOLD.pack(told.remaining_s, told.failures, told.cause, told.evidence)
+        value = _TOLD.pack(told.pause_s, told.failures, told.cause, told.evidence)
         return News(told.age_s, _COOLDOWN, key, value)
 
     def _learn(self, piece: News) -> None:
@@ -102,10 +102,8 @@ class RoutingShare:
         if piece.topic == _CONVERSATION and len(piece.value) == _KEY_BYTES:
             self._affinity.adopt(piece.key, piece.value, piece.age_s)
         elif piece.topic == _COOLDOWN and len(piece.value) == _TOLD.size:
-            remaining_s, failures, cause, evidence = _TOLD.unpack(piece.value)
-            self._cooldowns.adopt(
-                piece.key, Told(piece.age_s, remaining_s, failures, cause, evidence)
-            )
+            pause_s, failures, cause, evidence = _TOLD.unpack(piece.value)
+            self._cooldowns.adopt(piece.key, Told(piece.age_s, pause_s, failures, cause, evidence))
 
 
 class BoxShare:

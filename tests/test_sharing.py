@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,23 @@ def test_a_pause_has_the_same_end_on_all_boxes(boxes: tuple[Box, Box]) -> None:
     assert b.cooldowns.changed == {}
     exchange(a, b)
     assert a.cooldowns.remaining_s(KEY) == 20.0
+
+
+@needs_redis
+def test_a_worker_that_starts_late_brings_no_old_pause_back(
+    boxes: tuple[Box, Box], redis_server: RedisServer
+) -> None:
+    a, _ = boxes
+    a.cooldowns.set_cooldown(KEY, 0.02, "throttled")
+    a.cooldowns.record_failure(OTHER, "unreachable")
+    exchange(a)
+    time.sleep(0.03)
+
+    late = Box(redis_server.url, "box-c", 5.0)
+    exchange(late)
+    assert late.cooldowns.remaining_s(KEY) == 0
+    assert (late.cooldowns.remaining_s(OTHER), late.cooldowns.failures(OTHER)) == (0, 1)
+    late.store.close()
 
 
 @needs_redis

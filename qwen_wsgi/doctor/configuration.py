@@ -39,6 +39,7 @@ def check(
     yield from variables(discovery.notes())
     yield from sources(discovery)
     yield from shared_logins(settings, discovery)
+    yield from shared_prompts(settings)
     yield from reach(settings)
     yield from client_keys(settings, accounts)
     yield from web_pages(settings)
@@ -84,6 +85,17 @@ def sources(discovery: Discovery) -> Iterator[Finding]:
         yield TELL.warn("account sources", what.rstrip("."), remedy or "Correct or remove it.")
     if not fatal and not problems:
         yield TELL.ok("account sources", "the files and variables that name accounts are valid")
+
+
+def shared_prompts(settings: Settings) -> Iterator[Finding]:
+    """Tell of what clients store that others can read in Redis."""
+    if settings.redis_url and not settings.state_key and settings.responses_ttl_s:
+        yield TELL.warn(
+            "stored responses",
+            "lie in Redis as plain text: QWEN_PROXY_STATE_KEY is not set. Whoever can read Redis "
+            "or its files can read prompts and answers",
+            "Give all boxes the same QWEN_PROXY_STATE_KEY (openssl rand -hex 32).",
+        )
 
 
 def shared_logins(settings: Settings, discovery: Discovery) -> Iterator[Finding]:

@@ -135,7 +135,7 @@ def test_what_one_box_learns_of_an_account_the_other_knows(boxes: Boxes, sandbox
 def answers(client: openai.OpenAI) -> bool:
     try:
         chat(client)
-    except openai.RateLimitError:
+    except (openai.RateLimitError, openai.InternalServerError):
         return False
     return True
 

@@ -106,16 +106,17 @@ class _Row(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What one box tells the others of a key. Seconds from when it is told.
+    """What one box tells the others of a key.
 
     Attributes:
-        age_s: since the latest failure; of what was cleared, since the call began that succeeded.
-        remaining_s: of the pause; negative after it.
+        age_s: seconds since the latest failure; of what was cleared, since the call began that
+            succeeded.
+        pause_s: from the latest failure to the end of the pause; 0.0 without one.
         failures: in a row; 0: it was cleared.
     """
 
     age_s: float
-    remaining_s: float
+    pause_s: float
     failures: int = 0
     cause: bytes = b""
     evidence: bytes = b""
@@ -295,7 +296,8 @@ class Cooldowns:
         now, row = self.now(), self._row(key)
         if not row.failures:
             return Told(now - cleared_at, 0.0)
-        return Told(now - row.since, row.until - now, row.failures, row.cause, row.evidence)
+        pause_s = max(0.0, row.until - row.since)
+        return Told(now - row.since, pause_s, row.failures, row.cause, row.evidence)
 
     def adopt(self, key: bytes, told: Told) -> None:
         """Know what another box has told, unless something newer is known. Who probes is a matter
@@ -305,9 +307,10 @@ class Cooldowns:
         if not told.failures:
             if row.failures and row.since <= since:
                 self._write(row, None)
-        elif since > row.since + _SAME_S and told.remaining_s < _LONGEST_S:
-            until = now + told.remaining_s
-            self._write(row, _Row(key, since, until, 0.0, told.failures, told.cause, told.evidence))
+        elif since > row.since + _SAME_S and told.pause_s < _LONGEST_S:
+            until = since + told.pause_s if told.pause_s > 0 else 0.0
+            row_now = _Row(key, since, until, 0.0, told.failures, told.cause, told.evidence)
+            self._write(row, row_now)
 
     def _change(self, key: bytes, cleared_at: float = 0.0) -> None:
         if self.changed is not None:
