@@ -94,9 +94,9 @@ def test_the_least_recently_used_make_room(records: Open, redis_server: RedisSer
 
 
 def test_what_has_expired_frees_its_room(records: Open, redis_server: RedisServer) -> None:
-    short = records(ttl_s=0.02)
+    short = records(ttl_s=0.3)
     short.put("ada", "1", b"x" * 1000)
-    time.sleep(0.04)
+    time.sleep(0.32)
 
     assert short.get("ada", "1") is None
     short.put("ada", "2", b"y")
