@@ -53,7 +53,7 @@ class Boxes:
 
     def worker(self, box: str = "a", name: str = "") -> SharedLimitCounters:
         name = name or f"worker-{len(self._made)}"
-        store = SharedStore(self.url, box, self.clock)
+        store = SharedStore(self.url, box, self.clock, patience_s=10.0)
 
         def is_gone(worker: str, silent_s: float) -> bool:
             return worker in self.dead
