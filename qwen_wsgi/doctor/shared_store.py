@@ -19,7 +19,6 @@ _SLOW_S: Final = 0.02
 def check(store: SharedStore | None) -> Iterator[Finding]:
     """Look at the Redis, if one is set."""
     if store is None:
-        yield TELL.skipped("redis", "QWEN_PROXY_REDIS_URL is not set: this box is alone")
         return
     try:
         found = store.survey()

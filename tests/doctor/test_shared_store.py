@@ -38,8 +38,7 @@ PLACE = "redis://****@redis.lan:6379/0"
 
 
 def test_without_one_there_is_nothing_to_check() -> None:
-    (only,) = shared_store.check(None)
-    assert only.level is Level.SKIPPED
+    assert list(shared_store.check(None)) == []
 
 
 def test_a_good_one() -> None:
@@ -75,7 +74,7 @@ def server() -> Iterator[RedisServer]:
 
 @needs_redis
 def test_a_real_one(server: RedisServer) -> None:
-    store = SharedStore(server.url, "box", FakeClock())
+    store = SharedStore(server.url, "box", FakeClock(), patience_s=10.0)
     found = store.survey()
     assert int(found.version.partition(".")[0]) >= 6
     assert (found.policy, found.limit, found.persistent) == ("noeviction", 0, False)

@@ -95,7 +95,7 @@ class SharedClientKeys(ClientKeys):
         self._shared = shared_store
         #: The numbers, in Redis and here, of what was the same in both.
         self._same: tuple[bytes, int] | None = None
-        shared_store.each_second(self.synchronize)
+        shared_store.each_second(self._look)
 
     # --- as ClientKeys -------------------------------------------------------------------------
 
@@ -161,6 +161,12 @@ class SharedClientKeys(ClientKeys):
             if self._once():
                 return
         log.warning("the client keys of the boxes change too often to be brought together now")
+
+    def _look(self) -> None:
+        try:
+            self.synchronize()
+        except KeysUnavailable as error:  # the key ring tells the log what that means
+            log.debug("client keys are not brought together now: %s", error)
 
     def _once(self) -> bool:
         super().read()  # a database that was begun anew first gets the keys of its copy
