@@ -636,8 +636,7 @@ def _secrets(settings: Settings) -> tuple[str, ...]:
     return (
         *(*settings.all_client_keys, settings.upstream_api_key),
         *(settings.state_key, settings.old_state_key),
-        settings.old_state_key,
-        *(settings.redis_url, settings.redis_password),
+        *settings.redis_secrets,
     )
 
 

@@ -235,9 +235,10 @@ def redis_url(raw: str) -> str:
     return raw
 
 
-def password_of(url: str) -> str:
-    """The password in a URL that was read; "" if there is none."""
-    return unquote(urlsplit(url).password or "")
+def passwords_of(url: str) -> tuple[str, ...]:
+    """The password in a URL that was read, as it is and as it is written; () if there is none."""
+    written = urlsplit(url).password or ""
+    return tuple(dict.fromkeys((unquote(written), written))) if written else ()
 
 
 def trusted_proxies(raw: str) -> tuple[str, ...]:

@@ -593,9 +593,11 @@ class Settings:
         )
 
     @property
-    def redis_password(self) -> str:
-        """The password in `redis_url`; "" if there is none."""
-        return values.password_of(self.redis_url)
+    def redis_secrets(self) -> tuple[str, ...]:
+        """The password in `redis_url`, also as it is written there, and the URL with it; () if
+        there is none."""
+        passwords = values.passwords_of(self.redis_url)
+        return (self.redis_url, *passwords) if passwords else ()
 
     @property
     def zone(self) -> tzinfo | None:

@@ -424,9 +424,10 @@ def test_of_the_url_of_a_redis_the_place_is_shown_and_no_password() -> None:
     rows = {row["name"]: row for row in describe(settings)}
 
     assert rows["QWEN_PROXY_REDIS_URL"]["value"] == "rediss://****@redis.lan:6380/1"
-    assert settings.redis_password == word + "/"
+    assert settings.redis_secrets[1:] == (word + "/", word + "%2F")
+    assert settings.redis_secrets[0].startswith("rediss://user:")
     assert core(word) not in repr(settings) + str(rows)
-    assert load({"QWEN_PROXY_REDIS_URL": "redis://redis.lan"}).redis_password == ""
+    assert load({"QWEN_PROXY_REDIS_URL": "redis://redis.lan"}).redis_secrets == ()
 
 
 def test_without_its_package_the_url_of_a_redis_is_refused(

@@ -241,7 +241,7 @@ class DoctorRun:
         """Every secret that this run knows, to be masked in all findings."""
         settings = self._settings
         found = [*settings.all_client_keys, settings.upstream_api_key, settings.qwen_cli_auth]
-        found += [settings.redis_url, settings.redis_password]
+        found += settings.redis_secrets
         found += [v for name, v in settings.environ.items() if names_secret(name)]
         for account in self._all:
             credential = account.credential

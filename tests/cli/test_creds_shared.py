@@ -14,13 +14,20 @@ from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.doctor import configuration, locks
 from qwen_wsgi.doctor.findings import Level
+from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.services import shared_store_of, sharing_of
-from tests.cli.test_creds import Machine, machine
+from tests.kit.creds_machine import Machine
 from tests.kit.redis_server import RedisServer, needs_redis
 
-__all__ = ["machine"]  # a fixture
-
 pytestmark = needs_redis
+
+
+@pytest.fixture
+def machine(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Machine]:
+    with Sandbox() as sandbox:
+        yield Machine(home, sandbox, monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def server() -> Iterator[RedisServer]:
 
 @needs_redis
 def test_a_real_one(server: RedisServer) -> None:
-    store = SharedStore(server.url, "box", FakeClock())
+    store = SharedStore(server.url, "box", FakeClock(), patience_s=10.0)
     found = store.survey()
     assert int(found.version.partition(".")[0]) >= 6
     assert (found.policy, found.limit, found.persistent) == ("noeviction", 0, False)

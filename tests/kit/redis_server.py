@@ -16,6 +16,9 @@ from tests.kit.servers import wait_until
 
 PROGRAM = shutil.which("redis-server") or shutil.which("valkey-server") or ""
 
+#: It ends with the tests, also when they are killed (util-linux; every Debian has it).
+_WITH_US = [setpriv, "--pdeathsig", "KILL"] if (setpriv := shutil.which("setpriv")) else []
+
 needs_redis = pytest.mark.skipif(
     not PROGRAM, reason="redis-server is not installed (apt-get install redis-server)"
 )
@@ -59,7 +62,7 @@ class RedisServer:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        command = [PROGRAM, "--port", str(self.port), "--bind", "127.0.0.1"]
+        command = [*_WITH_US, PROGRAM, "--port", str(self.port), "--bind", "127.0.0.1"]
         command += ["--unixsocket", str(self.socket), "--save", "", "--appendonly", "no"]
         command += ["--dir", str(self._directory)]
         if self.password:

@@ -99,7 +99,8 @@ class SharedStore:
         url: as `settings.Settings.redis_url`.
         box: a name of this machine's state directory that no other box has.
         within: bounds the time of what is done inside it, with a TimeoutError; sockets do it
-            where it does nothing.
+            where it is None.
+        patience_s: how long a question may take.
 
     Attributes:
         away: whether it is away now.
@@ -117,6 +118,7 @@ class SharedStore:
         clock: Clock,
         *,
         within: Callable[[float], AbstractContextManager[object]] | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.box = box
         self.away = False
@@ -128,7 +130,8 @@ class SharedStore:
         self._url = url
         self._clock = clock
         self._within = within or (lambda seconds: nullcontext())
-        self._socket_timeout_s = PATIENCE_S if within is None else _BACKSTOP_S
+        self.patience_s = patience_s
+        self._socket_timeout_s = patience_s if within is None else _BACKSTOP_S
         self._client: redis.Redis | None = None
         self._pid = 0
         self._callbacks: list[Callable[[], None]] = []
@@ -280,7 +283,7 @@ class SharedStore:
         import redis
 
         try:
-            with self._within(PATIENCE_S):
+            with self._within(self.patience_s):
                 return work(client)
         except (redis.RedisError, TimeoutError, OSError) as error:
             self._lose(error)
@@ -309,7 +312,7 @@ class SharedStore:
     def _lose(self, error: Exception) -> None:
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
-            text = f"no answer within {PATIENCE_S * 1000:.0f} ms"
+            text = f"no answer within {self.patience_s * 1000:.0f} ms"
         self.reason = text
         if self.away:
             return

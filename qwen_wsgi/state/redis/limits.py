@@ -102,6 +102,9 @@ class SharedCounter:
         self.state = State()
         #: Whether what is known here may be more than what Redis has.
         self.is_suspect = False
+        #: When Redis lost its data last: a bucket. What was open then is in the day that was put
+        #: back.
+        self.lost_at = -1
         #: Whether the box's file knows the day and the month since Redis is away.
         self._is_prepared = False
         self._waiting: dict[Where, Booking] = {}
@@ -212,8 +215,10 @@ class SharedCounter:
             (is_t, is_p), (t, p) = found.get(where, (0, 0)), self.open.get(where, (0, 0))
             if is_t > t:
                 rows.append((*where, 0, 0, 0, 0, t - is_t, min(0, p - is_p), 1))
-            elif is_t < t or is_p != p:  # what was lost is counted in the day that was put back
-                rows.append((*where, 0, 0, 0, 0, t - is_t, p - is_p, 0))
+            elif is_t < t or is_p != p:
+                # Lost with the data; or given back, because this worker stood still.
+                counts = 0 if where[0] <= self.lost_at else 1
+                rows.append((*where, 0, 0, 0, 0, t - is_t, p - is_p, counts))
         if rows:
             self._change(Limits(), None, 1 + secrets.randbits(48), rows)
 
@@ -483,7 +488,9 @@ class SharedLimitCounters:
         """Redis is back, or has not what it had: what is known here goes there."""
         self._silent_since_s = self._clock.monotonic()
         for counter in self._counters.values():
-            counter.is_suspect = counter.is_suspect or self.store.has_lost
+            if self.store.has_lost:
+                counter.is_suspect = True
+                counter.lost_at = self.moment().at_ms // BUCKET_MS
             if counter.state.begun:
                 self._to_send.setdefault(counter._client, counter)
         self._put_back()

@@ -27,7 +27,7 @@ class Box:
     def __init__(self, directory: Path, name: str, url: str, clock: FakeClock) -> None:
         self.directory = directory / name
         self.clock = clock
-        self.store = SharedStore(url, name, clock)
+        self.store = SharedStore(url, name, clock, patience_s=10.0)
         self.database = database_in(self.directory, clock)
         self.keys = SharedClientKeys(self.store, self.database, clock, self.directory)
         self.ring = KeyRing(self.keys, clock)

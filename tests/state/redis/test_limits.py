@@ -53,7 +53,7 @@ class Boxes:
 
     def worker(self, box: str = "a", name: str = "") -> SharedLimitCounters:
         name = name or f"worker-{len(self._made)}"
-        store = SharedStore(self.url, box, self.clock)
+        store = SharedStore(self.url, box, self.clock, patience_s=10.0)
 
         def is_gone(worker: str, silent_s: float) -> bool:
             return worker in self.dead
@@ -339,6 +339,27 @@ def test_a_worker_that_was_thought_dead_settles_and_nothing_is_given_back_twice(
     assert left(other.of("c")) == {"rpm": 9, "tpm": 950, "tokens_per_day": 4950, "concurrency": 4}
 
 
+def test_a_worker_that_was_thought_dead_takes_its_own_back_when_it_goes_on(boxes: Boxes) -> None:
+    slow, other = boxes.worker("a", "slow"), boxes.worker("a")
+    call = reserved(slow.of("c"), 300)
+    boxes.probe()
+    boxes.dead.add("slow")
+    other.beat()
+    assert left(other.of("c"))["concurrency"] == 4
+
+    boxes.dead.clear()
+    boxes.clock.advance(10)
+    slow.beat()
+    assert left(other.of("c")) == {
+        "rpm": 9,
+        "tpm": 700,
+        "tokens_per_day": 4700,
+        "concurrency": 3,
+    }
+    slow.of("c").settle(call, 50)
+    assert left(other.of("c")) == {"rpm": 9, "tpm": 950, "tokens_per_day": 4950, "concurrency": 4}
+
+
 def test_a_question_that_was_done_and_broken_off_leaves_nothing(
     boxes: Boxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -443,6 +464,7 @@ def test_what_waits_of_many_minutes_is_bounded(own: tuple[Boxes, RedisServer]) -
     boxes, server = own
     counter = boxes.worker().of("c")
     limits = Limits(tokens_per_day=10**9)
+    boxes.probe()  # as a worker does when it begins
     reserved(counter, 1, limits)
     server.kill()
     boxes.probe()
