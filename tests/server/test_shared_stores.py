@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,14 +150,15 @@ def test_usage_is_that_of_both(boxes: Boxes) -> None:
         for client in (a, b, b):
             client.embeddings.create(model="text-embedding-v4", input="x")
 
-    def counted() -> bool:
-        with urllib.request.urlopen(boxes.b.origin + "/v1/usage", timeout=5) as answer:
+    def counted(proxy: Proxy) -> bool:
+        with urllib.request.urlopen(proxy.origin + "/v1/usage", timeout=5) as answer:
             found = json.load(answer)["today"]
         calls = {row["key"]: row["calls"] for row in found["rows"]}
         told = {"counted": 2, "others_unknown": False}
         return bool(found["boxes"] == told and calls.get("text-embedding-v4") == 3)
 
-    wait_until(counted, "the calls of both are told", within_s=20)
+    for proxy in (boxes.a, boxes.b):
+        wait_until(partial(counted, proxy), "the calls of both are told", within_s=20)
     found = usage(boxes.a, boxes.redis)
     calls = {row["key"]: row["calls"] for row in found["rows"]}
     assert (found["boxes"]["counted"], calls["/v1/embeddings"]) == (2, 3)
