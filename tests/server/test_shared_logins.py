@@ -80,7 +80,5 @@ def test_a_login_made_on_one_box_is_used_on_both_and_without_redis_too(
         assert answers(other)
     finally:
         for each in (one, other):
-            each.process.terminate()
-        for each in (one, other):
             assert each.stop() == 0
     assert "sandbox-at-" not in one.log.read_text() + other.log.read_text()
