@@ -98,11 +98,7 @@ def post_worker_init(worker: _server.StreamWorker) -> None:
     # Nobody prints them, and each record would ask for all of them.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     if (services := _server.services_of(worker)) is not None:
-        services.maintenance.start()
-        services.background.start()
-        services.in_flight.socket.start()
-        services.metering.start()
-        services.plans.start()
+        services.begin()
         if worker.age == 1 or worker.tells:
             _server.announce(worker, banner=worker.age == 1)
 

@@ -35,12 +35,12 @@ _HEAD = """\
 """
 
 
-def required(extra: str = "", path: Path = SETUP) -> list[str]:
-    """The requirements of setup.cfg, one a line, with those of an extra."""
+def required(*extras: str, path: Path = SETUP) -> list[str]:
+    """The requirements of setup.cfg, one a line, with those of extras."""
     parser = configparser.ConfigParser()
     parser.read(path)
     text = parser["options"]["install_requires"]
-    if extra:
+    for extra in extras:
         text += parser["options.extras_require"][extra]
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
@@ -48,7 +48,7 @@ def required(extra: str = "", path: Path = SETUP) -> list[str]:
 def to_pin(path: Path = SETUP) -> list[str]:
     """What `make install` installs beside the proxy: its requirements, and what installs them."""
     build = tomllib.loads((path.parent / "pyproject.toml").read_text())["build-system"]
-    return [*required("pdf", path), "pip", *build["requires"]]
+    return [*required("pdf", "redis", path=path), "pip", *build["requires"]]
 
 
 def lowest(path: Path = SETUP) -> list[str]:
@@ -58,7 +58,7 @@ def lowest(path: Path = SETUP) -> list[str]:
         ValueError: a requirement has no lower bound.
     """
     found = []
-    for line in required("dev", path):
+    for line in required("dev", path=path):
         bound = re.match(r"([\w-]+)(?:\[[\w,-]+\])? >= ([\w.]+)", line)
         if not bound:
             raise ValueError(f"{path.name}: {line!r} has no lower bound")
@@ -93,7 +93,8 @@ def pin(path: Path = PINNED) -> None:
             check=True,
             timeout=_TIMEOUT_S,
         )
-    path.write_text(_HEAD + done.stdout.replace(f" ; {_MARKER}", ""))
+    # What is of older Pythons alone keeps that part of its marker.
+    path.write_text(_HEAD + done.stdout.replace(f" ; {_MARKER}", "").replace(f" and {_MARKER}", ""))
 
 
 if __name__ == "__main__":

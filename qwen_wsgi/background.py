@@ -46,6 +46,7 @@ class Background:
     Args:
         limit: responses made at a time; 0 makes none.
         stop_s: how long a stop lets those under way go on.
+        elsewhere: ends a response that another box makes; its object, or None if none makes it.
 
     Attributes:
         work: makes the whole response of a job; raises ApiError for a failed one. Set by the API.
@@ -59,6 +60,7 @@ class Background:
         *,
         limit: int,
         stop_s: float,
+        elsewhere: Callable[[str, str], dict[str, Any] | None] = lambda owner, id: None,
     ) -> None:
         self.queue = queue
         self.work: Work | None = None
@@ -66,6 +68,7 @@ class Background:
         self._clock = clock
         self._limit = limit
         self._stop_s = stop_s
+        self._elsewhere = elsewhere
         #: Those under way, each with its greenlet.
         self._running: dict[int, tuple[Job, Strand]] = {}
         #: Why one under way is broken off; those of which nobody is to hear are not here.
@@ -209,11 +212,15 @@ class Background:
 
     def cancel(self, owner: str, id: str) -> dict[str, Any] | None:
         """End one as `cancelled`, also if another worker makes it, which sees it within half a
-        second; its object, or None if it has ended or is unknown.
+        second, or another box; its object, or None if it has ended or is unknown.
 
         Raises:
-            ApiError: the queue cannot be used now.
+            ApiError: the queue cannot be used now, or the other box does not answer.
         """
+        return self.cancel_here(owner, id) or self._elsewhere(owner, id)
+
+    def cancel_here(self, owner: str, id: str) -> dict[str, Any] | None:
+        """The same for one of this box."""
         with self._ends:
             job = self.queue.cancel(owner, id, this_worker())
             if job is None:

@@ -362,6 +362,34 @@ def _outcome(work: Callable[[], T]) -> tuple[T] | Exception:
         return error
 
 
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Break off what is done inside with a TimeoutError, if it takes longer.
+
+    What has arrived while the loop was busy with something else is read first: the other side is
+    not slow because we are. Does nothing without gevent's monkey patching.
+    """
+    if not monkey.is_module_patched("socket"):
+        yield
+        return
+    loop: Any = gevent.get_hub().loop
+    worker: Any = gevent.getcurrent()
+    timer, last = loop.timer(seconds), loop.timer(1e-4)
+    # Between the two the loop looks at the sockets.
+    timer.start(lambda: last.start(worker.throw, TimeoutError()))
+    try:
+        yield
+    finally:
+        for each in (timer, last):
+            each.stop()
+            each.close()
+
+
+def are_in_use() -> bool:
+    """Whether sockets let other greenlets run: in a worker, not in commands and unit tests."""
+    return monkey.is_module_patched("socket")
+
+
 def let_others_run() -> None:
     """Let the loop run once, and see what has arrived on all sockets."""
     if monkey.is_module_patched("socket"):

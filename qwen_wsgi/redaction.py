@@ -38,6 +38,13 @@ def mask(secret: str) -> str:
     return "…" + secret[-SHOWN_SECRET_CHARS:]
 
 
+def masked_url(url: str) -> str:
+    """A URL without user and password, and without its options."""
+    scheme, _, rest = url.partition("://")
+    user, _, place = rest.partition("?")[0].rpartition("@")
+    return f"{scheme}://" + ("****@" if user else "") + place
+
+
 def mask_lookalikes(text: str) -> str:
     """Mask everything in a text that looks like a secret, whether it is known or not."""
     # Three searches cost a fraction of the pattern, and most texts have none of the words.

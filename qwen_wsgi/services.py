@@ -14,7 +14,7 @@ from typing import Final
 
 from qwen_wsgi import greenlets, logs
 from qwen_wsgi.access.admission import Admission
-from qwen_wsgi.access.budget import Budgets, limits_of
+from qwen_wsgi.access.budget import Budgets, Counters, limits_of
 from qwen_wsgi.access.connections import Connections
 from qwen_wsgi.access.guard import Client, Guard
 from qwen_wsgi.access.key_ring import KeyRing
@@ -31,6 +31,7 @@ from qwen_wsgi.background import Background
 from qwen_wsgi.clock import Clock, SystemClock, sleep
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.refresh.attempt import Outcome
+from qwen_wsgi.credentials.shared.sharing import Sharing
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.documents.pdf import PdfReader
 from qwen_wsgi.greenlets import ThreadApart
@@ -39,9 +40,9 @@ from qwen_wsgi.metering import Metering
 from qwen_wsgi.redaction import DISCOVERED, Redaction
 from qwen_wsgi.reporting import REFUSED, Reporting, notifier
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.sharing import BoxShare, RoutingShare, StateSharing
 from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.counters import SharedCounters
-from qwen_wsgi.state.database.background import BackgroundQueue
 from qwen_wsgi.state.database.cached_answers import CachedAnswers
 from qwen_wsgi.state.database.client_keys import ClientKeys
 from qwen_wsgi.state.database.host_objects import HostObjects
@@ -52,7 +53,14 @@ from qwen_wsgi.state.database.videos import VideoStore
 from qwen_wsgi.state.limits.counters import LimitCounters
 from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.recordings import Recordings
+from qwen_wsgi.state.redis.client_keys import SharedClientKeys
+from qwen_wsgi.state.redis.connection import SharedStore, box_id
+from qwen_wsgi.state.redis.limits import SharedLimitCounters
+from qwen_wsgi.state.redis.news import NewsStream
+from qwen_wsgi.state.redis.totals import UsageTotals
+from qwen_wsgi.state.redis.values import Sealing
 from qwen_wsgi.state.refused_inputs import RefusedInputs
+from qwen_wsgi.state.shared.stores import SharedStores, stores_of
 from qwen_wsgi.state.shared_files import SharedFiles
 from qwen_wsgi.state.state_key import StateKey, command_key
 from qwen_wsgi.state.token_counts import TokenCounts
@@ -154,9 +162,12 @@ class Maintenance:
         self._budgets = budgets
         self._bring_calls = bring_calls
         self._stop = threading.Event()
+        #: Whether this is a worker; commands make no rounds.
+        self.began = False
 
     def start(self) -> None:
         """Begin, in this process: after the fork."""
+        self.began = True
         threading.Thread(target=self._run, name="login-maintenance", daemon=True).start()
 
     def stop(self) -> None:
@@ -165,6 +176,7 @@ class Maintenance:
         self._reporting.close()
 
     def _run(self) -> None:
+        self._guarded(self._maintain_logins)  # a box without a login may get one of another box
         self._guarded(self._reporting.report)
         self._guarded(self._bring_calls)  # what the workers before have left
         while not self._stop.wait(MAINTENANCE_S):
@@ -178,8 +190,7 @@ class Maintenance:
             self._guarded(self._key_ring.write_uses)
 
     def _maintain_logins(self) -> None:
-        for login in self._discovery.logins():
-            login.maintain()
+        self._discovery.maintain()
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -241,6 +252,11 @@ class Services:
     tokenizer: HostTokenizer
     sandbox: SandboxHost
     workers: Workers
+    #: The Redis that several boxes share; None without one.
+    shared_store: SharedStore | None
+    #: What all boxes have used, and what keeps this box and the others together; None alone.
+    usage_totals: UsageTotals | None
+    sharing: StateSharing | None
     maintenance: Maintenance
     #: The worker's start, by the clock's monotonic time.
     started_at: float
@@ -252,14 +268,30 @@ class Services:
             self.settings, self.pool, self.cooldowns, self.outcomes, self.catalogue
         )
 
+    def begin(self) -> None:
+        """Begin what a worker does beside its calls: in its own process, after the fork."""
+        if self.shared_store is not None:
+            self.shared_store.start()
+        self.maintenance.start()
+        self.background.start()
+        self.in_flight.socket.start()
+        self.metering.start()
+        self.plans.start()
+        if self.sharing is not None:
+            self.sharing.start()
+
     def close(self) -> None:
         """Finish the token refreshes that were sent, and free the rest."""
         self.maintenance.stop()
         self.plans.stop()
         self.in_flight.socket.close()
+        if self.sharing is not None:
+            self.sharing.stop()
         self.background.stop()
         self.key_ring.write_uses()
         drain_logins(self.discovery.logins(), self.clock)
+        if self.maintenance.began:
+            release_logins(self.discovery.logins())
         self.transport.close()
         self.budgets.close()
         self.ledger.close()
@@ -268,6 +300,8 @@ class Services:
         self.database.close()
         self.sandbox.close()
         self.metering.stop()
+        if self.shared_store is not None:
+            self.shared_store.close()
 
 
 def drain_logins(logins: Iterable[OAuthLogin], clock: Clock, timeout_s: float = DRAIN_S) -> None:
@@ -282,6 +316,13 @@ def drain_logins(logins: Iterable[OAuthLogin], clock: Clock, timeout_s: float = 
     for login in logins:
         if not login.refresher.drain(max(0.0, deadline_s - clock.monotonic())):
             log.error("stopped while refreshing the login %s", login.shown)
+
+
+def release_logins(logins: Iterable[OAuthLogin]) -> None:
+    """Let another box renew the logins that boxes share, if no other worker of this one does."""
+    for login in logins:
+        if (shared := login.refresher.context.shared) is not None:
+            shared.release()
 
 
 def build_services(
@@ -307,7 +348,9 @@ def build_services(
     """
     clock = clock or SystemClock()
     sandbox = SandboxHost()
-    discovery = Discovery(settings, clock, look_every_s=LOOK_EVERY_S)
+    shared_store = shared_store_of(settings, clock, state_dir or known_in)
+    sharing = sharing_of(settings, clock, shared_store, state_dir or known_in, sleep=sleep)
+    discovery = Discovery(settings, clock, look_every_s=LOOK_EVERY_S, sharing=sharing)
     files = SharedFiles(state_dir)
     known = files if known_in is None else SharedFiles(known_in, copy=True)
     cooldowns, outcomes, affinity = Cooldowns(known), Outcomes(known), Affinity(files)
@@ -329,7 +372,7 @@ def build_services(
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
     tasks = Tasks(client, clock, sleep=sleep)
-    client_keys = ClientKeys(database, clock, state_dir)
+    client_keys = client_keys_of(shared_store, database, clock, state_dir)
     key_ring = KeyRing(client_keys, clock, later=greenlets.later)
     state_key = StateKey(settings.state_key, state_dir)
     prices, price_problem = _prices(settings)
@@ -369,18 +412,32 @@ def build_services(
         BatchChat(settings, pool),
         AnswerCache(settings, cached_answers),
     )
-    counters = LimitCounters(
-        None if state_dir is None else state_dir / "limits", clock, Calendar(settings.timezone)
-    )
-    budgets = Budgets(limits_of, counters)
+    budgets = Budgets(limits_of, _counters(settings, clock, state_dir, shared_store))
     downloads = Downloads(settings, transport)
-    responses = ResponseStore(
-        database,
-        clock,
-        ttl_s=settings.responses_ttl_s,
-        max_bytes=settings.responses_max_bytes,
-        largest_history=settings.max_body_bytes,
+    # A command that leaves nothing behind shares nothing.
+    together = shared_store if state_dir is not None else None
+    stores = stores_of(
+        *(settings, database, clock, together),
+        seal=None if together is None else _seal(settings),
+        apart=ThreadApart(),
+        sleep=sleep,
     )
+    background = Background(
+        stores.queue,
+        stores.responses,
+        clock,
+        limit=settings.background,
+        stop_s=settings.graceful_timeout_s,
+        elsewhere=stores.cancel_elsewhere,
+    )
+    usage_totals = state_sharing = None
+    if together is not None and isinstance(stores, SharedStores):
+        usage_totals = usage_totals_of(settings, together)
+        routing = RoutingShare(NewsStream(together), cooldowns, affinity)
+        box = BoxShare(state_dir, clock, stores, background, books, usage_totals)
+        state_sharing = StateSharing(
+            together, (routing.exchange, box.look, stores.responses.tell_uses), box.close
+        )
     return Services(
         settings=settings,
         clock=clock,
@@ -420,24 +477,13 @@ def build_services(
         books=books,
         price_problem=price_problem,
         database=database,
-        responses=responses,
-        background=Background(
-            BackgroundQueue(
-                database,
-                clock,
-                per_client=settings.background_per_key,
-                kept_s=settings.responses_ttl_s,
-            ),
-            responses,
-            clock,
-            limit=settings.background,
-            stop_s=settings.graceful_timeout_s,
-        ),
-        host_objects=HostObjects(database, clock),
+        responses=stores.responses,
+        background=background,
+        host_objects=stores.host_objects,
         host_files=HostFiles(retrier, client, idle_s=settings.idle_timeout_s),
         token_counts=TokenCounts(files),
         state_key=state_key,
-        videos=VideoStore(database, clock),
+        videos=stores.videos,
         tasks=tasks,
         looks=TaskLooks(tasks, clock, workers=settings.workers, sleep=sleep),
         lost_tasks=LostTasks(client, tasks, clock, sleep=sleep),
@@ -448,6 +494,9 @@ def build_services(
         tokenizer=HostTokenizer(settings, router, executor, clock),
         sandbox=sandbox,
         workers=workers,
+        shared_store=shared_store,
+        usage_totals=usage_totals,
+        sharing=state_sharing,
         maintenance=Maintenance(
             discovery,
             files,
@@ -469,6 +518,80 @@ def plan_accounts(pool: AccountPool) -> list[PlanAccount]:
         for account in pool.accounts()
         if (limits := pool.limits_of(account)) is not None
     ]
+
+
+def shared_store_of(settings: Settings, clock: Clock, state_dir: Path | None) -> SharedStore | None:
+    """The Redis that several boxes share; None without one."""
+    if not settings.redis_url:
+        return None
+    return SharedStore(
+        settings.redis_url,
+        box_id(state_dir),
+        clock,
+        within=greenlets.within if greenlets.are_in_use() else None,
+    )
+
+
+def usage_totals_of(settings: Settings, store: SharedStore) -> UsageTotals:
+    """What all boxes have used."""
+    return UsageTotals(store, kept_s=settings.ledger_days * 86_400.0)
+
+
+def sharing_of(
+    settings: Settings,
+    clock: Clock,
+    store: SharedStore | None,
+    state_dir: Path | None,
+    *,
+    sleep: Callable[[float], None] = sleep,
+) -> Sharing | None:
+    """Shares the logins with other boxes; None without a Redis, or without a key to seal them."""
+    if store is None or state_dir is None:
+        return None
+    if not settings.state_key:
+        log.warning(
+            "logins are not shared with other boxes: QWEN_PROXY_STATE_KEY is not set. Never use "
+            "one login on two boxes like this."
+        )
+        return None
+    # Loaded with its package `cryptography` where it is needed.
+    from qwen_wsgi.state.redis.logins import RedisLogins
+
+    return Sharing(RedisLogins(store, _state_keys(settings)), state_dir / "logins", clock, sleep)
+
+
+def _seal(settings: Settings) -> Sealing | None:
+    """Seals what clients have stored; None without a key that the boxes share."""
+    if not settings.state_key:
+        return None
+    from qwen_wsgi.state.redis.sealing import Seal
+
+    return Seal(_state_keys(settings))
+
+
+def _state_keys(settings: Settings) -> tuple[str, ...]:
+    """The key that seals, and the one before it."""
+    return tuple(filter(None, (settings.state_key, settings.old_state_key)))
+
+
+def client_keys_of(
+    shared_store: SharedStore | None, database: Database, clock: Clock, state_dir: Path | None
+) -> ClientKeys:
+    """The client keys of this box, or of all that share a Redis."""
+    if shared_store is None:
+        return ClientKeys(database, clock, state_dir)
+    return SharedClientKeys(shared_store, database, clock, state_dir)
+
+
+def _counters(
+    settings: Settings, clock: Clock, state_dir: Path | None, shared_store: SharedStore | None
+) -> Counters:
+    """What counts what clients take: in files of this box, or with other boxes."""
+    calendar = Calendar(settings.timezone)
+    files = LimitCounters(None if state_dir is None else state_dir / "limits", clock, calendar)
+    if shared_store is None:
+        return files
+    return SharedLimitCounters(shared_store, files, clock, calendar, later=greenlets.later)
 
 
 def _prices(settings: Settings) -> tuple[Prices, str]:
@@ -555,7 +678,11 @@ def _usable(statuses: AccountStatuses) -> tuple[int, int]:
 
 def _secrets(settings: Settings) -> tuple[str, ...]:
     """The secrets that the settings hold."""
-    return (*settings.all_client_keys, settings.upstream_api_key, settings.state_key)
+    return (
+        *(*settings.all_client_keys, settings.upstream_api_key),
+        *(settings.state_key, settings.old_state_key),
+        *settings.redis_secrets,
+    )
 
 
 def configure_logs(settings: Settings) -> None:

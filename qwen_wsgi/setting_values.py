@@ -9,7 +9,9 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Final
+from urllib.parse import parse_qs, unquote, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from qwen_wsgi import plan_limits
@@ -214,6 +216,49 @@ def public_url(raw: str) -> str:
     if not re.fullmatch(r"https?://[^/@?#]+", found):
         raise ValueError("must be an address such as https://qwen.lan, without a path")
     return found
+
+
+#: What the URL of a Redis may have behind `?`, as the package `redis` reads it.
+_REDIS_OPTIONS: Final = ("db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+
+
+def redis_url(raw: str) -> str:
+    """The URL of a Redis, for which the package `redis` is needed."""
+    if not raw.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("must be a URL that begins with redis://, rediss:// or unix://")
+    try:
+        url = urlsplit(raw)
+        port, options = url.port, parse_qs(url.query, strict_parsing=bool(url.query))
+    except ValueError:
+        # The text of the error may quote the password.
+        raise ValueError(
+            "is no URL; in a password, write characters such as / @ # ? as %2F %40 %23 %3F"
+        ) from None
+    path = url.path
+    if url.scheme == "unix":
+        if not path.strip("/") or url.hostname:
+            raise ValueError("must name a socket, as in unix:///run/redis/redis.sock")
+        numbers = options.get("db", [])
+    else:
+        if not url.hostname or port == 0:
+            raise ValueError("must name a host, as in redis://192.168.1.5:6379/0")
+        numbers = [path.strip("/")] if path.strip("/") else options.get("db", [])
+    if not all(number.isascii() and number.isdigit() for number in numbers) or url.fragment:
+        raise ValueError("must end with the number of a database or nothing, as in …:6379/0")
+    if unknown := sorted(set(options) - set(_REDIS_OPTIONS)):
+        raise ValueError(f"has an option that is not known: {unknown[0]}")
+    if find_spec("redis") is None:
+        raise ValueError(
+            "the Python package `redis` is not installed, which it needs "
+            "(pip install 'qwen-wsgi[redis]')"
+        )
+    return raw
+
+
+def passwords_of(url: str) -> tuple[str, ...]:
+    """The password in a URL that was read, as it is and as it is written; () if there is none."""
+    written = urlsplit(url).password or ""
+    return tuple(dict.fromkeys((unquote(written), written))) if written else ()
 
 
 def trusted_proxies(raw: str) -> tuple[str, ...]:

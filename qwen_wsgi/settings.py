@@ -20,7 +20,7 @@ from qwen_wsgi import env_file, net
 from qwen_wsgi import setting_values as values
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.plan_limits import Plans
-from qwen_wsgi.redaction import mask
+from qwen_wsgi.redaction import mask, masked_url
 
 #: Shown for a value that is not set.
 UNSET: Final = "–"
@@ -63,11 +63,13 @@ def setting(
     secret: bool = False,
     shown_default: str | None = None,
     wins: str = "",
+    show: Callable[[Any], str] | None = None,
 ) -> Any:
     """Declare one setting; `load` and `describe` read its metadata.
 
     Args:
         wins: a second name of the variable, which is read first.
+        show: shows a value without what is secret of it.
     """
     return field(
         default=default,
@@ -80,6 +82,7 @@ def setting(
             "secret": secret,
             "shown_default": shown_default,
             "wins": wins,
+            "show": show,
         },
     )
 
@@ -563,11 +566,28 @@ class Settings:
     )
     state_key: str = setting(
         "QWEN_PROXY_STATE_KEY",
-        "Signs ids of videos; boxes with the same one understand each other's.",
+        "Signs ids of videos, and seals logins that boxes share (docs/boxes.md); the same on all.",
         default="",
         parse=values.long_key,
         secret=True,
         shown_default="a random one, kept in the state directory",
+    )
+    old_state_key: str = setting(
+        "QWEN_PROXY_STATE_KEY_OLD",
+        "The key before, while boxes change to a new QWEN_PROXY_STATE_KEY: opens shared logins.",
+        default="",
+        parse=values.long_key,
+        secret=True,
+    )
+    redis_url: str = setting(
+        "QWEN_PROXY_REDIS_URL",
+        "A Redis or Valkey that several boxes share: redis://:PASSWORD@HOST:6379/0, rediss://…, "
+        "unix:///….",
+        default="",
+        parse=values.redis_url,
+        secret=True,
+        shown_default="none: this box is alone",
+        show=masked_url,
     )
 
     #: The process environment, with the environment file's values in it; it holds API keys by
@@ -599,6 +619,13 @@ class Settings:
                 for number, key in enumerate(dict.fromkeys(self.admin_keys), 1)
             ),
         )
+
+    @property
+    def redis_secrets(self) -> tuple[str, ...]:
+        """The password in `redis_url`, also as it is written there, and the URL with it; () if
+        there is none."""
+        passwords = values.passwords_of(self.redis_url)
+        return (self.redis_url, *passwords) if passwords else ()
 
     @property
     def zone(self) -> tzinfo | None:
@@ -725,7 +752,9 @@ def describe(settings: Settings) -> list[dict[str, str]]:
         rows.append(
             {
                 "name": meta["env"],
-                "value": _shown(value, secret=meta["secret"]),
+                "value": meta["show"](value)
+                if meta["show"] and value
+                else _shown(value, secret=meta["secret"]),
                 "default": default,
                 "unit": meta["unit"],
                 "description": meta["description"] + also,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi import net, plan_limits
+from qwen_wsgi import net, plan_limits, setting_values
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.redaction import SHOWN_SECRET_CHARS
 from qwen_wsgi.settings import Settings, describe, load, names
@@ -55,6 +55,16 @@ TAKEN: list[tuple[str, str, Any]] = [
     ("QWEN_PROXY_WEBSOCKETS_PER_KEY", "1", 1),
     ("QWEN_PROXY_WEBSOCKET_IDLE", "0.5", 0.5),
     ("QWEN_PROXY_WEBSOCKET_MEMORY", "1048576", 1_048_576),
+    *[
+        ("QWEN_PROXY_REDIS_URL", url, url)
+        for url in (
+            "redis://192.168.1.5",
+            "rediss://user:a%2Fb@redis.lan:6380/2?ssl_ca_certs=/etc/ca.pem",
+            "redis://[fd00::1]:6379/0",
+            "unix:///run/redis/redis.sock?db=1",
+            "unix://:word@/run/redis/redis.sock",
+        )
+    ],
     ("QWEN_PROXY_API_KEYS", "one", ("one",)),
     ("QWEN_PROXY_API_KEYS", " one , two,,", ("one", "two")),
     ("QWEN_PROXY_API_KEYS", ",", ()),
@@ -80,6 +90,7 @@ TAKEN: list[tuple[str, str, Any]] = [
     ("QWEN_PROXY_UPSTREAM_STREAM", "as-asked", "as-asked"),
     ("QWEN_HOME", "~/other", "~/other"),
     ("QWEN_PROXY_STATE_KEY", "k" * 32, "k" * 32),
+    ("QWEN_PROXY_STATE_KEY_OLD", "k" * 32, "k" * 32),
     ("QWEN_PROXY_TIMEZONE", "Europe/Berlin", "Europe/Berlin"),
     ("QWEN_CLI_AUTH", '{"a": "b c"}', '{"a": "b c"}'),
     ("QWEN_OAUTH_BASE_URL", "http://127.0.0.1:9/", "http://127.0.0.1:9"),
@@ -165,7 +176,22 @@ REFUSED: dict[str, list[str]] = {
     "QWEN_PROXY_TRUSTED_PROXIES": ["localhost", "10.0.0.0/33", "127.0.0.1,nginx", "1.2.3"],
     "QWEN_UPSTREAM_BASE_URL": ["x.example/v1", "ftp://x", "//x", "http://a b"],
     "QWEN_UPSTREAM_API_KEY": ["a b"],
+    "QWEN_PROXY_REDIS_URL": [
+        "http://redis.lan",
+        "redis.lan:6379",
+        "redis://:a@",
+        "redis://redis.lan:none",
+        "redis://redis.lan:0",
+        "redis://redis.lan/first",
+        "redis://redis.lan/0?timeout=5",
+        "redis://redis.lan/0?db",
+        "redis://redis.lan/0#x",
+        "unix://:a@",
+        "unix://run/redis.sock",
+        "unix:///run/redis.sock?db=x",
+    ],
     "QWEN_PROXY_STATE_KEY": ["k" * 31, "k" * 31 + " k"],
+    "QWEN_PROXY_STATE_KEY_OLD": ["k" * 31],
     "QWEN_PROXY_TIMEZONE": ["Europe/Nowhere", "../../etc/passwd", "CEST+2 hours"],
     "QWEN_PROXY_HOST_FAMILIES": [
         "gateway.example",
@@ -395,10 +421,33 @@ def test_what_is_a_secret() -> None:
         "QWEN_UPSTREAM_API_KEY",
         "QWEN_CLI_AUTH",
         "QWEN_PROXY_STATE_KEY",
+        "QWEN_PROXY_STATE_KEY_OLD",
+        "QWEN_PROXY_REDIS_URL",
     }
 
 
-@pytest.mark.parametrize("name", SECRETS)
+def test_of_the_url_of_a_redis_the_place_is_shown_and_no_password() -> None:
+    word = secret("redis")
+    settings = load({"QWEN_PROXY_REDIS_URL": f"rediss://user:{word}%2F@redis.lan:6380/1"})
+
+    rows = {row["name"]: row for row in describe(settings)}
+
+    assert rows["QWEN_PROXY_REDIS_URL"]["value"] == "rediss://****@redis.lan:6380/1"
+    assert settings.redis_secrets[1:] == (word + "/", word + "%2F")
+    assert settings.redis_secrets[0].startswith("rediss://user:")
+    assert core(word) not in repr(settings) + str(rows)
+    assert load({"QWEN_PROXY_REDIS_URL": "redis://redis.lan"}).redis_secrets == ()
+
+
+def test_without_its_package_the_url_of_a_redis_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(setting_values, "find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match=r"pip install 'qwen-wsgi\[redis\]'"):
+        load({"QWEN_PROXY_REDIS_URL": "redis://redis.lan"})
+
+
+@pytest.mark.parametrize("name", [name for name in SECRETS if name != "QWEN_PROXY_REDIS_URL"])
 def test_a_secret_is_shown_nowhere_but_by_its_end(name: str) -> None:
     value = secret("setting")
     settings = load({name: value, "DASHSCOPE_API_KEY": value})

@@ -387,6 +387,16 @@ def advance(state: State, now: Moment) -> None:
     head[_WALL] = now.wall_s
 
 
+def raise_to(state: State, now: Moment, *, day: int, tokens: int, month: int, money: int) -> None:
+    """Count at least so much in a day and a month, as far as they are those of now."""
+    advance(state, now)
+    head = state.head
+    if day == head[_DAY]:
+        head[_DAY_TOKENS] = max(head[_DAY_TOKENS], tokens)
+    if month == head[_MONTH]:
+        head[_MONEY] = max(head[_MONEY], money)
+
+
 class Owed(NamedTuple):
     """What was booked in a copy of a state, to be booked in the state itself.
 

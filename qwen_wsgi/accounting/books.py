@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import tzinfo
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,10 +15,11 @@ from qwen_wsgi.accounting.plans import Use
 from qwen_wsgi.accounting.usage import Span
 from qwen_wsgi.clock import Clock, sleep
 from qwen_wsgi.state.call_journal import Journals, JournalWriter
-from qwen_wsgi.state.database.calls import By, CallTable
+from qwen_wsgi.state.database.calls import By, CallTable, Quarter
 from qwen_wsgi.state.database.plan_windows import KnownWindow, PlanWindowTable
 from qwen_wsgi.state.database.sqlite import DatabaseUnavailable
 from qwen_wsgi.state.database.tables import database_in
+from qwen_wsgi.state.redis.totals import OfOthers
 
 log = logging.getLogger(__name__)
 
@@ -84,17 +86,21 @@ class Books:
         zone: tzinfo | None = None,
         client_id: str | None = None,
         wait_s: float = _ROUND_S,
+        others: OfOthers | None = None,
     ) -> dict[str, Any]:
         """The calls of a time, summed up (`usage.report`).
 
         Args:
             client_id: only those of this client; None for all.
+            others: what other boxes have used in this time; None where there are none.
             wait_s: how long another process is waited for that reads the journals now.
 
         Raises:
             BooksUnavailable: they cannot be read now.
         """
-        (found,) = self.reports(by, [asked], zone=zone, client_id=client_id, wait_s=wait_s)
+        (found,) = self.reports(
+            by, [asked], zone=zone, client_id=client_id, wait_s=wait_s, others=[others]
+        )
         return found
 
     def reports(
@@ -105,12 +111,14 @@ class Books:
         zone: tzinfo | None = None,
         client_id: str | None = None,
         wait_s: float = _ROUND_S,
+        others: Sequence[OfOthers | None] = (),
     ) -> list[dict[str, Any]]:
         """As `report`, for several times."""
         self.read_all(wait_s=wait_s)
         try:
             return [
-                usage.report(self._totals(by, each, client_id), by, each, zone) for each in asked
+                self._report(by, each, zone, client_id, of_others)
+                for each, of_others in zip_longest(asked, others)
             ]
         except DatabaseUnavailable as error:
             raise BooksUnavailable(str(error)) from error
@@ -135,6 +143,32 @@ class Books:
                 f"the ledger{where} cannot be used: {error.strerror or error}. It belongs to the "
                 "user who runs the server."
             ) from error
+
+    def changed(self, key: int) -> tuple[int, dict[int, list[Quarter]]]:
+        """What has changed since a call, for other boxes (`CallTable.changed`).
+
+        Raises:
+            DatabaseUnavailable: it cannot be read now.
+        """
+        return self._table.changed(key) if self._table.exists else (key, {})
+
+    def _report(
+        self,
+        by: By,
+        asked: Span,
+        zone: tzinfo | None,
+        client_id: str | None,
+        others: OfOthers | None,
+    ) -> dict[str, Any]:
+        totals = self._totals(by, asked, client_id)
+        if others is None:
+            return usage.report(totals, by, asked, zone)
+        names = {}
+        if by == "client" and self._table.exists:
+            names = self._table.names(asked.since, asked.until)
+        more = usage.totals_of(others.quarters(), by, client_id=client_id, names=names)
+        boxes = {"counted": 1 + others.boxes, "others_unknown": not others.known}
+        return {**usage.report([*totals, *more], by, asked, zone), "boxes": boxes}
 
     def _totals(self, by: By, asked: Span, client_id: str | None) -> Any:
         if not self._table.exists:

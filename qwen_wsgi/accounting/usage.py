@@ -2,7 +2,9 @@
 
 `{"since", "until", "by", "rows": [{"key", "calls", "refused", "failed", "input_tokens",
 "cached_tokens", "output_tokens", "reasoning_tokens", "unknown_usage", "cache_hits", "money",
-"saved_by_cache", "currency"}]}`. Pure.
+"saved_by_cache", "currency"}]}`, and with other boxes `"boxes": {"counted", "others_unknown"}`: how
+many boxes the numbers are of, and whether they are of this box alone because the others' are
+unknown now. Pure.
 
 `calls` are those that were not refused; `failed`, `unknown_usage` and `cache_hits` (those that the
 response cache has answered, with nothing used) are among them. Tokens are the
@@ -15,9 +17,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, tzinfo
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, get_args
 
-from qwen_wsgi.state.database.calls import QUARTER_S, By, Totals
+from qwen_wsgi.state.database.calls import QUARTER_S, By, Quarter, Totals
 
 #: What calls can be summed up by.
 BY: Final[tuple[By, ...]] = get_args(By)
@@ -46,6 +49,7 @@ _MICRO: Final = 1e6
 
 #: Where the counts begin in `Totals`.
 _COUNTS: Final = Totals._fields.index("calls")
+_COUNTS_OF_QUARTERS: Final = Quarter._fields.index("calls")
 
 
 class Span(NamedTuple):
@@ -141,6 +145,37 @@ def report(
     else:
         rows.sort(key=lambda row: (-row["calls"], -row["refused"], row["key"], str(row)))
     return {"since": int(asked.since), "until": int(asked.until), "by": by, "rows": rows}
+
+
+def totals_of(
+    quarters: Iterable[Quarter],
+    by: By,
+    *,
+    client_id: str | None = None,
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> list[Totals]:
+    """What other boxes have used, in the form of this box's own numbers.
+
+    Args:
+        client_id: only that of this client; None for all.
+        names: the latest names of clients, by their ids: a client is one also after a new name.
+    """
+    found = [each for each in quarters if client_id is None or each.client_id == client_id]
+    if by in ("day", "hour"):
+        keys: list[str | int] = [each.number for each in found]
+    elif by == "client":
+        latest = {each.client_id: each.client for each in sorted(found, key=_number)} | dict(names)
+        keys = [latest[each.client_id] for each in found]
+    else:
+        keys = [getattr(each, by) for each in found]
+    return [
+        Totals._make((key, each.priced, *each[_COUNTS_OF_QUARTERS:]))
+        for key, each in zip(keys, found, strict=True)
+    ]
+
+
+def _number(quarter: Quarter) -> int:
+    return quarter.number
 
 
 def _add(

@@ -11,6 +11,7 @@ from qwen_wsgi.api import http, lifecycle
 from qwen_wsgi.api.flask_app import Application
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.credential import CredentialStatus
+from qwen_wsgi.state.redis.connection import SharedStore
 from qwen_wsgi.upstream.failures.causes import remedy_of
 from qwen_wsgi.upstream.routing.account_status import READY, Summary
 
@@ -22,8 +23,9 @@ blueprint.before_request(lifecycle.refuse_pages)
 def health() -> Response:
     """The worker's state: `{"status", "cause"?, "ready", "version", "sandbox", "uptime_s",
     "in_flight", "websockets", "accounts": [{"name", "kind", "state", "ability"?, "cause"?,
-    "left_alone_s"?, "remedy"?, "models"?, "plan"?}]}`; models are those that are left alone, as
-    `{"model", "left_alone_s", "cause"}`; a plan is that of `PlanWatch.report`.
+    "left_alone_s"?, "remedy"?, "sharing"?, "models"?, "plan"?}]}`; models are those that are left
+    alone, as `{"model", "left_alone_s", "cause"}`; a plan is that of `PlanWatch.report`. With a
+    Redis also `"redis": {"state": "ok"|"away", "away_s"?, "version"}`: calls go on without it.
 
     200 while calls can be served; 503 when no account is usable or the worker is draining. Callers
     from elsewhere without a key get `{"status", "ready"}`.
@@ -44,6 +46,7 @@ def health() -> Response:
         "in_flight": services.admission.in_flight,
         "websockets": len(services.connections),
         "accounts": [_row(account, each) for account, each in summary.accounts],
+        **_redis(services.shared_store),
     }
     return _answer(status, body)
 
@@ -63,6 +66,15 @@ def _cause(status: str, summary: Summary) -> dict[str, str]:
     return {"cause": summary.cause} if named else {}
 
 
+def _redis(store: SharedStore | None) -> dict[str, object]:
+    """How the Redis is that boxes share, if there is one; not where it is."""
+    if store is None:
+        return {}
+    away_s = store.away_s()
+    found = {"state": "ok"} if away_s is None else {"state": "away", "away_s": round(away_s, 1)}
+    return {"redis": {**found, "version": store.version}}
+
+
 def _row(account: Account, status: CredentialStatus) -> dict[str, object]:
     """One account: no hosts, no secrets, and of remedies only those that name none."""
     row: dict[str, object] = {
@@ -80,6 +92,8 @@ def _row(account: Account, status: CredentialStatus) -> dict[str, object]:
         row["remedy"] = remedy
     if (plan := lifecycle.live().services.plans.report(account.name)) is not None:
         row["plan"] = plan
+    if status.sharing:
+        row["sharing"] = status.sharing
     if status.models:
         row["models"] = [
             {"model": each.model, "left_alone_s": round(each.seconds, 1), "cause": each.cause}

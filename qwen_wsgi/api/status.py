@@ -28,6 +28,9 @@ def status() -> Response:
     services = call.services
     services.guard.require_this_machine(call.environ)
     workers = services.workers.all()
+    store = services.shared_store
+    told = [] if store is None else [store.told()]
+    away = store is not None and store.away
     return http.json_value(
         {
             "version": __version__,
@@ -36,8 +39,8 @@ def status() -> Response:
             "in_flight": sum(each.in_flight for each in workers),
             "calls": sum(each.ended for each in workers),
             "accounts": account_rows(services),
-            "problems": list(services.discovery.problems()),
-            "notes": list(map(str, services.discovery.notes())),
+            "problems": [*services.discovery.problems(), *(told if away else ())],
+            "notes": [*map(str, services.discovery.notes()), *(() if away else told)],
         }
     )
 

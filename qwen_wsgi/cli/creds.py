@@ -1,4 +1,4 @@
-"""`qwen-proxy creds status | refresh | forget`: shows and maintains the logins."""
+"""`qwen-proxy creds status | refresh | forget | take-over`: shows and maintains the logins."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import signal
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 from qwen_wsgi.clock import SystemClock
@@ -14,8 +15,11 @@ from qwen_wsgi.credentials.credential import Ability
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.refresh.attempt import Attempt, Outcome
 from qwen_wsgi.credentials.refresh.refresher import Refresher
+from qwen_wsgi.credentials.shared.board import BoardAway
+from qwen_wsgi.credentials.shared.shared_login import SharedLogin
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import SettingsError
+from qwen_wsgi.services import shared_store_of, sharing_of
 from qwen_wsgi.settings import Settings
 
 
@@ -34,7 +38,26 @@ def run(
     Raises:
         SettingsError: there is no such login.
     """
-    discovery = Discovery(settings, SystemClock())
+    clock, directory = SystemClock(), Path(settings.state_dir)
+    store = shared_store_of(settings, clock, directory)
+    sharing = sharing_of(settings, clock, store, directory)
+    try:
+        return _run(
+            Discovery(settings, clock, sharing=sharing),
+            action,
+            account=account,
+            json_output=json_output,
+            out=out,
+        )
+    finally:
+        if store is not None:
+            store.close()
+
+
+def _run(
+    discovery: Discovery, action: str, *, account: str | None, json_output: bool, out: TextIO
+) -> int:
+    discovery.find_shared()
     logins = _chosen(discovery, account)
     rows = []
     well = True
@@ -43,6 +66,8 @@ def run(
             row, good = _refresh(name, login)
         elif action == "forget":
             row, good = _forget(name, login)
+        elif action == "take-over":
+            row, good = _take_over(name, login)
         else:
             row, good = status(name, login), _is_well(login)  # in this order: `status` checks
         rows.append(row)
@@ -76,6 +101,8 @@ def _chosen(discovery: Discovery, account: str | None) -> dict[str, OAuthLogin]:
 def status(name: str, login: OAuthLogin) -> dict[str, Any]:
     """One login as `creds status --json` prints it: no secret, and `null` for what is unknown."""
     login.refresher.check_writable()
+    if (shared := login.refresher.context.shared) is not None:
+        shared.sync()
     snapshot = login.store.snapshot()
     current = login.status()
     left_s = None
@@ -92,6 +119,22 @@ def status(name: str, login: OAuthLogin) -> dict[str, Any]:
         "remedy": current.remedy or None,
         "journal": _journal(login),
         "locks": _locks(login),
+        "sharing": _sharing(login),
+    }
+
+
+def _sharing(login: OAuthLogin) -> dict[str, Any] | None:
+    """What this box has to do with the others; None for a login that is not shared."""
+    shared = login.refresher.context.shared
+    if shared is None:
+        return None
+    custody = shared.custody()
+    return {
+        "state": shared.state,
+        "this_box": shared.board.box,
+        "renewed_by": custody.box or None,
+        "also_without_redis": custody.keeps,
+        "problem": shared.problem or None,
     }
 
 
@@ -183,8 +226,26 @@ def _why_not_sent(login: OAuthLogin) -> str:
     return "nothing was sent: it was refreshed a moment ago"
 
 
+def _take_over(name: str, login: OAuthLogin) -> tuple[dict[str, Any], bool]:
+    """Let this box renew the login, because the one that did is gone for good."""
+    shared = login.refresher.context.shared
+    if shared is None:
+        why = "the login is not shared with other boxes (docs/boxes.md)"
+        return {**status(name, login), "taken_over": False, "why": why}, False
+    try:
+        done = shared.take_over()
+        why = "this box renews it now" if done else "another process or box was faster; try again"
+    except (BoardAway, OSError) as error:
+        done, why = False, str(error)
+    return {**status(name, login), "taken_over": done, "why": why}, done
+
+
 def _forget(name: str, login: OAuthLogin) -> tuple[dict[str, Any], bool]:
     snapshot = login.store.snapshot()
+    shared = login.refresher.context.shared
+    if shared is not None and shared.keeper:
+        why = f"delete {login.store.paths.document} first; then this forgets the login on all boxes"
+        return {**status(name, login), "forgotten": False, "why": why}, False
     if snapshot.newest.unpublished:
         # The file's own refresh token is spent: without the journal the login would be lost.
         why = (
@@ -194,10 +255,17 @@ def _forget(name: str, login: OAuthLogin) -> tuple[dict[str, Any], bool]:
         return {**status(name, login), "forgotten": False, "why": why}, False
     try:
         done = login.refresher.forget()
-        why = "the journal is gone" if done else "another process holds the lock; try again"
+        gone = "the journal is gone" if shared is None else _forgotten(shared)
+        why = gone if done else "another process holds the lock; try again"
     except OSError as error:
         done, why = False, f"the journal cannot be removed: {error.strerror}"
     return {**status(name, login), "forgotten": done, "why": why}, done
+
+
+def _forgotten(shared: SharedLogin) -> str:
+    if shared.state == "in_step":
+        return "it is forgotten on all boxes"
+    return "it is forgotten here; the other boxes hear of it when Redis is back"
 
 
 def _is_well(login: OAuthLogin) -> bool:

@@ -76,6 +76,8 @@ class CredentialStatus:
         cause: why it is not usable, or gets no calls for a while: a stable word.
         again_s: in how many seconds calls go to the account again; None if that is not known.
         models: models of the account that get no calls now.
+        sharing: how a login is shared with other boxes, a stable word: `in_step`, `redis_away` or
+            `not_in_step`; "" if it is not.
     """
 
     state: TokenState
@@ -88,6 +90,7 @@ class CredentialStatus:
     cause: str = ""
     again_s: float | None = None
     models: tuple[PausedModel, ...] = ()
+    sharing: str = ""
 
 
 class CredentialSource(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from qwen_wsgi import net
@@ -57,6 +57,7 @@ _GONE: Final = "is gone, and the latest login of the journal is used"
 _GONE_REMEDY: Final = (
     "The next renewal writes the file again. If it was a logout, run `qwen-proxy creds forget`."
 )
+_FORGOTTEN: Final = "was forgotten for all boxes, by `qwen-proxy creds forget` on one of them"
 
 
 @dataclass(frozen=True)
@@ -289,6 +290,13 @@ class OAuthLogin(CredentialSource):
         return (f" ({last.detail})" if last is not None else ""), ""
 
     def status(self) -> CredentialStatus:
+        found, shared = self._status(), self.refresher.context.shared
+        if shared is None:
+            return found
+        detail = f"{found.detail}; shared: {shared.describe()}"
+        return replace(found, detail=detail, sharing=shared.state)
+
+    def _status(self) -> CredentialStatus:
         snapshot = self.store.snapshot()
         verdict = self._verdict(snapshot)
         login = verdict.document
@@ -360,13 +368,19 @@ class OAuthLogin(CredentialSource):
         if not self._swept:
             self._swept = True
             self.refresher.sweep()
+        shared = self.refresher.context.shared
+        if shared is not None:
+            shared.sync()
         snapshot = self.store.snapshot()
-        if snapshot.newest.login is None:
+        if (login := snapshot.newest.login) is None:
             return
         self.refresher.back_up()
         stale = self.refresher.token_state(snapshot) is not TokenState.FRESH
         if snapshot.newest.unpublished or stale:
             self.refresher.start()
+        elif shared is not None and shared.may_try() and shared.wanted(login.access_token):
+            # The API refuses it on another box.
+            self.refresher.start(rejected=login.access_token)
 
     def _verdict(self, snapshot: Snapshot) -> _Verdict:
         cached = self._cached_verdict
@@ -380,6 +394,8 @@ class OAuthLogin(CredentialSource):
             # A torn file that our journal can repair needs no person.
             repaired = login is not None and snapshot.newest.unpublished
             verdict = self._verdict_on(login, reading.problem, "" if repaired else reading.remedy)
+        elif reading.exists and reading.value is not None:
+            verdict = _Verdict(None, None, _FORGOTTEN, _LOGIN_REMEDY)
         else:
             verdict = _Verdict(None, None, "does not exist", _LOGIN_REMEDY)
         self._cached_verdict = (snapshot, verdict)

@@ -38,6 +38,8 @@ def check(
     yield TELL.ok("environment", "every setting is valid")
     yield from variables(discovery.notes())
     yield from sources(discovery)
+    yield from shared_logins(settings, discovery)
+    yield from shared_prompts(settings)
     yield from reach(settings)
     yield from client_keys(settings, accounts)
     yield from web_pages(settings)
@@ -83,6 +85,29 @@ def sources(discovery: Discovery) -> Iterator[Finding]:
         yield TELL.warn("account sources", what.rstrip("."), remedy or "Correct or remove it.")
     if not fatal and not problems:
         yield TELL.ok("account sources", "the files and variables that name accounts are valid")
+
+
+def shared_prompts(settings: Settings) -> Iterator[Finding]:
+    """Tell of what clients store that others can read in Redis."""
+    if settings.redis_url and not settings.state_key and settings.responses_ttl_s:
+        yield TELL.warn(
+            "stored responses",
+            "lie in Redis as plain text: QWEN_PROXY_STATE_KEY is not set. Whoever can read Redis "
+            "or its files can read prompts and answers",
+            "Give all boxes the same QWEN_PROXY_STATE_KEY (openssl rand -hex 32).",
+        )
+
+
+def shared_logins(settings: Settings, discovery: Discovery) -> Iterator[Finding]:
+    """Tell of logins that boxes cannot share."""
+    if settings.redis_url and not settings.state_key and discovery.logins():
+        yield TELL.warn(
+            "logins",
+            "are not shared with other boxes: QWEN_PROXY_REDIS_URL is set, QWEN_PROXY_STATE_KEY is "
+            "not",
+            "Give all boxes the same QWEN_PROXY_STATE_KEY (openssl rand -hex 32); else never use "
+            "one login on two boxes.",
+        )
 
 
 def valid_keys(settings: Settings) -> int | None:

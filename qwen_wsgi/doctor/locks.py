@@ -29,6 +29,7 @@ def check(logins: Mapping[str, OAuthLogin], machine: Machine) -> Iterator[Findin
         yield from proxy_lock(name, login, machine)
         yield from cli_lock(name, login)
         yield from journal(name, login)
+        yield from sharing(name, login)
         paths = login.store.paths
         directories |= dict.fromkeys((paths.document.parent, paths.journal.parent))
     for directory in directories:
@@ -116,6 +117,23 @@ def journal(name: str, login: OAuthLogin) -> Iterator[Finding]:
             name,
             f"the last {backoff.failures} token refresh(es) failed ({backoff.outcome})",
             "`qwen-proxy creds status` shows more.",
+        )
+
+
+def sharing(name: str, login: OAuthLogin) -> Iterator[Finding]:
+    """Check whether a login that several boxes share is in step with them."""
+    shared = login.refresher.context.shared
+    if shared is None:
+        return
+    shared.sync()
+    what = f"shared with other boxes: {shared.describe()}"
+    if shared.state == "in_step":
+        yield TELL.ok(name, what)
+    else:
+        yield TELL.warn(
+            name,
+            what,
+            "Until this is mended, only the box that is named renews the login; see docs/boxes.md.",
         )
 
 

@@ -24,6 +24,7 @@ from qwen_wsgi.doctor import (
     plan_terms,
     report,
     server,
+    shared_store,
     systemd,
 )
 from qwen_wsgi.doctor import service as units
@@ -94,6 +95,7 @@ class DoctorRun:
             ("models", self._models()),
             ("clock", self._clock()),
             ("dependencies", dependencies.check(self._machine)),
+            ("redis", shared_store.check(self._services.shared_store)),
             ("terms", self._terms(unit, site, bind)),
             ("server", self._server(unit, bind)),
             ("systemd", systemd.check(self._settings, unit, self._machine)),
@@ -239,6 +241,7 @@ class DoctorRun:
         """Every secret that this run knows, to be masked in all findings."""
         settings = self._settings
         found = [*settings.all_client_keys, settings.upstream_api_key, settings.qwen_cli_auth]
+        found += settings.redis_secrets
         found += [v for name, v in settings.environ.items() if names_secret(name)]
         for account in self._all:
             credential = account.credential

@@ -33,7 +33,7 @@ def write(directory: Path, keys: Iterable[KeptKey]) -> None:
     Raises:
         OSError: it cannot be written; the old one is as it was.
     """
-    content = json.dumps({"version": _VERSION, "keys": list(map(_entry, keys))}, indent=1)
+    content = json.dumps({"version": _VERSION, "keys": list(map(entry_of, keys))}, indent=1)
     file = directory / FILE
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     aside = file.with_name(f".{FILE}.{os.getpid()}.{secrets.token_hex(4)}")
@@ -67,7 +67,7 @@ def read(directory: Path) -> tuple[KeptKey, ...] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        return tuple(map(_kept, json.loads(content)["keys"]))
+        return tuple(map(kept_of, json.loads(content)["keys"]))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CopyDamaged(f"{directory / FILE} is damaged ({type(error).__name__})") from None
 
@@ -95,12 +95,14 @@ def keys_in(directory: Path) -> tuple[ClientKey, ...]:
     return tuple(kept.key for kept in found)
 
 
-def _entry(kept: KeptKey) -> dict[str, Any]:
+def entry_of(kept: KeptKey) -> dict[str, Any]:
+    """A key as JSON, with its digests."""
     digests = [{"sha256": digest.hex(), "until": until} for digest, until in kept.digests]
     return {**kept.key.json(), "digests": digests}
 
 
-def _kept(entry: dict[str, Any]) -> KeptKey:
+def kept_of(entry: dict[str, Any]) -> KeptKey:
+    """A key from `entry_of`. Raises ValueError, TypeError, KeyError."""
     digests = [(bytes.fromhex(each["sha256"]), each["until"]) for each in entry["digests"]]
     if any(len(digest) != 32 for digest, _ in digests):
         raise ValueError("no digest")

@@ -202,3 +202,14 @@ class TestKeysOfTheDatabase:
         found = found_with(load(QWEN_PROXY_ADMIN_KEYS="abc"))
 
         assert levels(found)["QWEN_PROXY_ADMIN_KEYS"] == "warn"
+
+
+def test_prompts_that_lie_in_redis_as_plain_text(load: Load) -> None:
+    url = {"DASHSCOPE_API_KEY": KEY, "QWEN_PROXY_REDIS_URL": "redis://192.168.1.5"}
+    found = one(each for each in found_with(load(**url)) if each.subject == "stored responses")
+
+    assert found.level is Level.WARN
+    assert "QWEN_PROXY_STATE_KEY" in found.remedy
+    key = secret("state-key-of-doctor") + "0123456789abcdef"
+    assert faults(found_with(load(**url, QWEN_PROXY_STATE_KEY=key))) == []
+    assert faults(found_with(load(**url, QWEN_PROXY_RESPONSES_TTL="0"))) == []

@@ -1,7 +1,7 @@
 """A WSGI application for the deployment tests: stands in for the proxy behind gunicorn and nginx.
 
-It has what the hooks of gunicorn.conf.py look for: `extensions["qwen_wsgi"]` with `close()`,
-`admission`, `background`, `metering`, and the parts that the start-up banner reads.
+It has what the hooks of gunicorn.conf.py look for: `extensions["qwen_wsgi"]` with `begin()`,
+`close()`, `admission`, `background`, and the parts that the start-up banner reads.
 """
 
 from __future__ import annotations
@@ -39,11 +39,8 @@ class Application:
             connections=SimpleNamespace(stop=lambda: None),
             guard=SimpleNamespace(needs_key=False),
             price_problem="",
-            maintenance=SimpleNamespace(start=lambda: None),
-            metering=SimpleNamespace(start=lambda: None),
-            background=SimpleNamespace(
-                start=lambda: None, drain=lambda: None, stop=lambda notify: None
-            ),
+            begin=lambda: None,
+            background=SimpleNamespace(drain=lambda: None, stop=lambda notify: None),
             close=lambda: say("closed", os.getpid(), f"draining={services.admission.draining}"),
         )
         self.extensions = {"qwen_wsgi": services}

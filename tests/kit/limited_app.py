@@ -1,6 +1,8 @@
 """The application with limits for its clients, which are in the variable TEST_LIMITS.
 
 A JSON object: `{"<client key>": {"rpm": 100}}`, the members of `access.limits.Limits`.
+
+TEST_PATIENCE is how long a question to Redis may take: a busy machine is no Redis that is away.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from qwen_wsgi.access.guard import Client, Guard
 from qwen_wsgi.access.limits import Limits
 from qwen_wsgi.app import create_app
 from qwen_wsgi.services import build_services
+from qwen_wsgi.state.redis.connection import PATIENCE_S
 
 
 def make() -> Flask:
@@ -30,6 +33,8 @@ def make() -> Flask:
         return limits.get(client.id)
 
     services = build_services(settings, state_dir=Path(settings.state_dir), limits_of=limits_of)
+    if services.shared_store is not None:
+        services.shared_store.patience_s = float(settings.environ.get("TEST_PATIENCE", PATIENCE_S))
     return create_app(services=services)
 
 

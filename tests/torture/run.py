@@ -207,7 +207,7 @@ def work(seconds: float) -> None:
                 except CredentialError as error:
                     seen[f"no-token: {error.code}"] += 1
                     break
-                status = _ask(loaded.oauth_base_url, token.value)
+                status = ask(loaded.oauth_base_url, token.value)
                 seen[f"call-{status}"] += 1
                 if status != 401:
                     break
@@ -224,7 +224,8 @@ def work(seconds: float) -> None:
     print(json.dumps(seen), flush=True)
 
 
-def _ask(origin: str, token: str) -> int:
+def ask(origin: str, token: str) -> int:
+    """Make a call; its status, 0 if there was none."""
     connection = http.client.HTTPConnection(origin.removeprefix("http://"), timeout=10)
     body = {"model": "qwen3.7-plus", "messages": [{"role": "user", "content": "hi"}]}
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
@@ -237,6 +238,33 @@ def _ask(origin: str, token: str) -> int:
         return 0
     finally:
         connection.close()
+
+
+def log_in(sandbox: Sandbox, paths: LoginPaths) -> None:
+    """As a person would, who has to: without any lock."""
+    tokens = sandbox.issue()
+    document = {
+        "access_token": tokens["access_token"],
+        "refresh_token": tokens["refresh_token"],
+        "token_type": "Bearer",
+        "resource_url": tokens["resource_url"],
+        "expiry_date": int((time.time() + LIFE_S) * 1000),
+    }
+    paths.document.parent.mkdir(exist_ok=True)
+    aside = paths.document.with_suffix(".person")
+    aside.write_text(json.dumps(document, indent=2))
+    aside.chmod(0o600)
+    aside.rename(paths.document)
+
+
+def was_forced(store: LoginStore) -> bool:
+    """Whether the token is the answer to a refusal: if it is refused, too, an account counts as
+    closed."""
+    snapshot = store.snapshot()
+    login, received = snapshot.newest.login, snapshot.journal.received
+    if login is None or received is None or not received.forced:
+        return False
+    return login.access_token == received.login.access_token
 
 
 # --- the run -------------------------------------------------------------------------------------
@@ -274,7 +302,7 @@ class Torture:
     def run(self) -> Result:
         with self._sandbox:
             self._sandbox.control(access_ttl_s=LIFE_S)
-            self._log_in()
+            log_in(self._sandbox, self._paths)
             self._end_s = time.monotonic() + self._seconds
             workers = [self._start_worker() for _ in range(self._workers)]
             clis = [self._start_cli(("old", "new")[i % 2]) for i in range(self._clis)]
@@ -317,22 +345,6 @@ class Torture:
             "cli", "tests.torture.cli_lookalike", place, origin, generation, SCALE, self._seconds
         )
 
-    def _log_in(self) -> None:
-        """As a person would, who has to: without any lock."""
-        tokens = self._sandbox.issue()
-        document = {
-            "access_token": tokens["access_token"],
-            "refresh_token": tokens["refresh_token"],
-            "token_type": "Bearer",
-            "resource_url": tokens["resource_url"],
-            "expiry_date": int((time.time() + LIFE_S) * 1000),
-        }
-        self._paths.document.parent.mkdir(exist_ok=True)
-        aside = self._paths.document.with_suffix(".person")
-        aside.write_text(json.dumps(document, indent=2))
-        aside.chmod(0o600)
-        aside.rename(self._paths.document)
-
     def _trouble(self, workers: list[subprocess.Popen[str]]) -> None:
         """Until the end: choose faults, kill workers, revoke tokens, and look at the login."""
         specs, weights = zip(*FAULTS, strict=True)
@@ -347,7 +359,7 @@ class Torture:
                 workers[number].send_signal(signal.SIGKILL)
                 self.result.killed += 1
                 workers[number] = self._start_worker()
-            if now_s > revoke_s and not self._was_forced():
+            if now_s > revoke_s and not was_forced(self._store):
                 revoke_s = now_s + random.uniform(*REVOKE_S)
                 self._sandbox.control(revoke_access_tokens=True)
                 self.result.revoked += 1
@@ -368,15 +380,6 @@ class Torture:
                         return number
             time.sleep(0.02)
         return random.randrange(len(workers))
-
-    def _was_forced(self) -> bool:
-        """Whether the token is the answer to a refusal: if it is refused, too, an account counts
-        as closed."""
-        snapshot = self._store.snapshot()
-        login, received = snapshot.newest.login, snapshot.journal.received
-        if login is None or received is None or not received.forced:
-            return False
-        return login.access_token == received.login.access_token
 
     def _check_login(self, *, final: bool) -> None:
         """Notice a lost login, and make a new one."""
@@ -399,7 +402,7 @@ class Torture:
                 else:
                     self.result.lost.append(journal.fingerprint(login.refresh_token))
                 self._refused_since_s = None
-                self._log_in()
+                log_in(self._sandbox, self._paths)
 
     def _count(self) -> None:
         """Token requests that have ended since the last look, by who sent them."""

@@ -17,6 +17,7 @@ from qwen_wsgi.api import http, lifecycle
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError, BadRequest, NotFound
 from qwen_wsgi.greenlets import apart
+from qwen_wsgi.state.redis.totals import OfOthers
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ def own() -> Response:
     now, zone = call.services.clock.now(), call.services.settings.zone
     until = now + 1
     spans = [Span(usage.midnight(now, zone), until), Span(usage.midnight(now, zone, day=1), until)]
-    reports = partial(books.reports, "model", spans, zone=zone, client_id=call.owner)
+    others = [_of_others(call, each) for each in spans]
+    reports = partial(books.reports, "model", spans, zone=zone, client_id=call.owner, others=others)
     today, month = _asked(call, reports)
     return http.json_value(
         {
@@ -85,7 +87,14 @@ def of_all() -> Response:
         )
     except ValueError as error:
         raise BadRequest(f"{error}.", param=str(error).split(" ", 1)[0]) from None
-    return http.json_value(_asked(call, partial(books.report, by, asked, zone=zone)))
+    others = _of_others(call, asked)
+    return http.json_value(_asked(call, partial(books.report, by, asked, zone=zone, others=others)))
+
+
+def _of_others(call: LiveCall, asked: Span) -> OfOthers | None:
+    """What other boxes have used. Asked in the loop: Redis's connections are its own."""
+    totals = call.services.usage_totals
+    return None if totals is None else totals.of_others(asked.since, asked.until)
 
 
 def _books(call: LiveCall) -> Books:

@@ -14,7 +14,7 @@ from qwen_wsgi.api import http, lifecycle
 from qwen_wsgi.api.dialects import attachments, background, counting, generation
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.api.paging import limit_of, oldest_first
-from qwen_wsgi.errors import BadRequest, NotFound, UpstreamError
+from qwen_wsgi.errors import ApiError, BadRequest, NotFound, UpstreamError
 from qwen_wsgi.greenlets import apart
 from qwen_wsgi.protocol import json_access
 from qwen_wsgi.protocol import responses as protocol
@@ -120,8 +120,13 @@ def delete(id: str) -> Response:
     """Forget a stored response: `{"id", "object": "response", "deleted": true}`. One in the
     background is broken off."""
     call = lifecycle.live()
-    waited = call.services.background.delete(call.owner, id)
-    if not call.services.responses.delete(call.owner, id) and not waited:
+    found = call.services.background.delete(call.owner, id)
+    try:
+        found = call.services.responses.delete(call.owner, id) or found
+    except ApiError:
+        if not found:  # else it is not among the stored ones
+            raise
+    if not found:
         raise _not_found(id)
     return http.json_value({"id": id, "object": "response", "deleted": True})
 

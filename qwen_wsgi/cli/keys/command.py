@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -21,6 +22,7 @@ from qwen_wsgi.access.client_key import (
 from qwen_wsgi.cli.keys import options, shown
 from qwen_wsgi.clock import Clock, SystemClock
 from qwen_wsgi.errors import CannotStartYet, SettingsError
+from qwen_wsgi.services import client_keys_of, shared_store_of
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.database.client_keys import ClientKeys
 from qwen_wsgi.state.database.tables import database_in
@@ -49,15 +51,20 @@ def run(
     clock = clock or SystemClock()
     directory = Path(settings.state_dir)
     database = database_in(directory, clock)
+    shared = shared_store_of(settings, clock, directory)
     try:
-        store = ClientKeys(database, clock, directory)
+        store = client_keys_of(shared, database, clock, directory)
         _ACTIONS[arguments.action](_Run(store, arguments, clock, recipe, out))
+        if store.note:
+            print(store.note, file=sys.stderr)
     except KeyProblem as problem:
         raise SettingsError(str(problem)) from None
     except KeysUnavailable as error:
         raise CannotStartYet(f"the client keys cannot be used: {error}") from None
     finally:
         database.close()
+        if shared is not None:
+            shared.close()
     return 0
 
 

@@ -11,10 +11,12 @@ from typing import Any, Final, TextIO
 
 from qwen_wsgi.accounting import usage
 from qwen_wsgi.accounting.books import Books, BooksUnavailable
-from qwen_wsgi.accounting.usage import COLUMNS
+from qwen_wsgi.accounting.usage import COLUMNS, Span
 from qwen_wsgi.clock import Clock, SystemClock
+from qwen_wsgi.services import shared_store_of, usage_totals_of
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.database.calls import By
+from qwen_wsgi.state.redis.totals import OfOthers
 
 #: How long another process is waited for that reads the journals now.
 _WAIT_S: Final = 10.0
@@ -34,6 +36,10 @@ _SHOWN: Final = (
     ("saved_by_cache", "saved"),
 )
 _WIDEST: Final = 48
+_ALONE: Final = (
+    "The numbers are those of this box alone: the Redis that the boxes share does not answer "
+    "(QWEN_PROXY_REDIS_URL)."
+)
 
 
 def run(
@@ -58,14 +64,17 @@ def run(
     if not settings.ledger_days:
         print("qwen-proxy: no calls are recorded (QWEN_PROXY_LEDGER_DAYS=0)", file=err)
         return 1
+    others = _of_others(settings, clock, asked)
     books = Books(Path(settings.state_dir), clock, days=settings.ledger_days)
     try:
-        found = books.report(by, asked, zone=settings.zone, wait_s=_WAIT_S)
+        found = books.report(by, asked, zone=settings.zone, wait_s=_WAIT_S, others=others)
     except BooksUnavailable as error:
         print(f"qwen-proxy: {error}", file=err)
         return 1
     finally:
         books.close()
+    if csv_output and others is not None and not others.known:
+        print(f"qwen-proxy: {_ALONE}", file=err)  # its lines have no place for it
     if json_output:
         print(json.dumps(found, indent=2, ensure_ascii=False), file=out)
     elif csv_output:
@@ -75,6 +84,17 @@ def run(
     else:
         print(shown(found), file=out)
     return 0
+
+
+def _of_others(settings: Settings, clock: Clock, asked: Span) -> OfOthers | None:
+    """What other boxes have used; None where there are none."""
+    store = shared_store_of(settings, clock, Path(settings.state_dir))
+    if store is None:
+        return None
+    try:
+        return usage_totals_of(settings, store).of_others(asked.since, asked.until)
+    finally:
+        store.close()
 
 
 def _harmless(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,11 +108,12 @@ def shown(found: Mapping[str, Any]) -> str:
     rows, by = found["rows"], found["by"]
     head = f"Calls from {_time(found['since'])} to {_time(found['until'])}, by {by}"
     if not rows:
-        return f"{head}: none."
+        return "\n".join([f"{head}: none.", *_of_boxes(found)])
     table = [[by, *(heading for _, heading in _SHOWN)], *(_cells(row) for row in rows)]
     if len(rows) > 1:
         table.append(_total(rows))
-    return "\n".join([head, "", *aligned(table), "", *_receipt(rows), *_notes(rows)])
+    notes = [*_of_boxes(found), *_notes(rows)]
+    return "\n".join([head, "", *aligned(table), "", *_receipt(rows), *notes])
 
 
 def aligned(table: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
@@ -109,6 +130,17 @@ def aligned(table: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
         ).rstrip()
         for cells in table
     ]
+
+
+def _of_boxes(found: Mapping[str, Any]) -> list[str]:
+    """Of which boxes the numbers are, where there are several."""
+    boxes = found.get("boxes")
+    if boxes is None:
+        return []
+    if boxes["others_unknown"]:
+        return [_ALONE]
+    count = boxes["counted"]
+    return [f"The numbers are those of {count} boxes." if count > 1 else "No other box has told."]
 
 
 def _time(at: float) -> str:

@@ -14,6 +14,9 @@ workers share. Fields of the JSON object, each absent when it has no value:
                 the login whose refresh token has this fp now
     closed      {"fp", "at_ms"}: the access token that a refresh brought and the API still refused,
                 and when it did so last; 0 when it is to be given another chance
+    line        [fp, ...]: the refresh tokens that the latest login came from, the latest last
+    gone        {fp: at_ms}: logins that a person has forgotten on purpose, for all boxes
+    agreed      fp of the login on which this box and the others agreed last (docs/boxes.md)
 
 Times are wall-clock milliseconds, because processes and boots have no other clock in common.
 Refresh tokens appear as fingerprints, except inside `document`, which is why the file is 0600.
@@ -40,6 +43,9 @@ MAX_TOMBSTONES: Final = 16
 #: Enough for a few weeks of a login that is refreshed every few hours: a restored backup, or a copy
 #: in the environment, must not cause a spent token to be sent again.
 MAX_SPENT: Final = 128
+
+#: Of how many renewals a login remembers that it came from them.
+MAX_LINE: Final = 128
 
 _REMEDY: Final = "Remove the file: then the login in qwen-code's own file is used."
 
@@ -123,17 +129,21 @@ class Journal:
     forced: Forced | None = None
     closed: Closed | None = None
     spent: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    line: tuple[str, ...] = ()
+    gone: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    agreed: str = ""
 
     def with_tombstone(self, fp: str, at_ms: int) -> Journal:
         """Return the journal with one more refused refresh token, without the oldest."""
-        return replace(self, tombstones=_latest({**self.tombstones, fp: at_ms}, MAX_TOMBSTONES))
+        return replace(self, tombstones=latest({**self.tombstones, fp: at_ms}, MAX_TOMBSTONES))
 
     def with_spent(self, fp: str, at_ms: int) -> Journal:
         """Return the journal with one more spent refresh token, without the oldest."""
-        return replace(self, spent=_latest({**self.spent, fp: at_ms}, MAX_SPENT))
+        return replace(self, spent=latest({**self.spent, fp: at_ms}, MAX_SPENT))
 
 
-def _latest(times: Mapping[str, int], count: int) -> Mapping[str, int]:
+def latest(times: Mapping[str, int], count: int) -> Mapping[str, int]:
+    """The entries with the latest times."""
     names = sorted(times, key=lambda name: times[name])[-count:]
     return MappingProxyType({name: times[name] for name in names})
 
@@ -163,6 +173,12 @@ def render(journal: Journal) -> bytes:
         value["forced"] = vars(journal.forced)
     if journal.closed is not None:
         value["closed"] = vars(journal.closed)
+    if journal.line:
+        value["line"] = list(journal.line)
+    if journal.gone:
+        value["gone"] = dict(journal.gone)
+    if journal.agreed:
+        value["agreed"] = journal.agreed
     return json.dumps(value, indent=2).encode()
 
 
@@ -187,7 +203,18 @@ def parse(content: bytes, identity: FileIdentity | None = None) -> Journal:
         forced=_forced(value.get("forced")),
         closed=_closed(value.get("closed")),
         spent=_times(value.get("spent")),
+        line=_line(value.get("line")),
+        gone=_times(value.get("gone")),
+        agreed=_text(value.get("agreed")),
     )
+
+
+def _line(value: object) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, list) else ()
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _times(value: object) -> Mapping[str, int]:
@@ -263,9 +290,12 @@ def newest(shared: CredentialDocument | None, journal: Journal) -> Newest:
 
     The journal counts when the shared file holds a refresh token that we spent (it lags behind, or
     is a restored backup), or is gone (the CLI deletes it when a refresh of its own is refused).
-    Anything else in the shared file is a newer login or refresh of another program, and wins.
+    Anything else in the shared file is a newer login or refresh of another program, and wins. A
+    login that was forgotten for all boxes does not count, although its file is still there.
     """
     received = journal.received
+    if shared is not None and fingerprint(shared.refresh_token) in journal.gone:
+        shared = None
     if received is None:
         return Newest(shared, "shared")
     if shared is None:

@@ -31,6 +31,8 @@ class Outcome(enum.Enum):
     READ_ONLY = "read_only"
     #: No attempt is due yet, or there is no refresh token.
     NOT_DUE = "not_due"
+    #: Another box renews it, or none may.
+    LEFT = "left_to_another_box"
     #: An error in this program.
     FAILED = "failed"
 
@@ -81,7 +83,7 @@ class Step:
             and received is not None
             and fingerprint(received.login.refresh_token) != self.fp
         ):
-            self.journal = replace(self.journal, received=None)
+            self.journal = replace(self.journal, received=None, line=())
         intent = snapshot.journal.intent
         #: An earlier request with the same token whose answer was never recorded.
         self.earlier = intent if intent is not None and intent.fp == self.fp else None

@@ -47,10 +47,14 @@ class Committer:
             forced=self._forced(step, received),
             closed=_inherited(step.journal.closed, step, received),
             spent=step.journal.spent,
+            line=step.journal.line,
+            gone=step.journal.gone,
+            agreed=step.journal.agreed,
         )
         self._state.closed = _inherited(self._state.closed, step, received)
         if fingerprint(received.login.refresh_token) != step.fp:
             new = new.with_spent(step.fp, received.at_ms)
+            new = replace(new, line=(*new.line, step.fp)[-journal.MAX_LINE :])
         # From here on this process has the login, whatever happens to the disk.
         self._store.held = received
         try:

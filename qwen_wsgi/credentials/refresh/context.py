@@ -18,6 +18,7 @@ from qwen_wsgi.credentials.locks.proxy_lock import ProxyLock
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenEndpoint
 from qwen_wsgi.credentials.refresh.attempt import Attempt
 from qwen_wsgi.credentials.refresh.timing import RefreshTiming
+from qwen_wsgi.credentials.shared.shared_login import SharedLogin
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,8 @@ class RefreshContext:
     share: float
     proxy_lock: ProxyLock
     cli_lock: CliLock
+    #: None: it is this box's alone.
+    shared: SharedLogin | None = None
 
 
 def cli_lock_of(

@@ -68,7 +68,7 @@ class JournalUpdates:
                 fp = fingerprint(login.refresh_token)
                 at_ms = int(self._context.clock.now() * 1000)
                 seen = Received("", login, at_ms, None, forced=False, published=True)
-                self._store.write_journal(replace(snapshot.journal, received=seen))
+                self._store.write_journal(replace(snapshot.journal, received=seen, line=()))
             finally:
                 self._context.proxy_lock.release()
         except (OSError, Unusable) as error:
@@ -147,17 +147,25 @@ class JournalUpdates:
     def forget(self) -> bool:
         """Remove the journal, for a deliberate logout; False if the lock was not free in time.
 
+        A login that is shared is forgotten on all boxes; it may be their only copy, so the journal
+        says that it is gone.
+
         Raises:
             OSError: it cannot be removed.
         """
-        lock = self._context.proxy_lock
+        lock, shared = self._context.proxy_lock, self._context.shared
         if not lock.acquire(PROXY_LOCK_S):
             return False
         try:
-            with suppress(FileNotFoundError):
-                os.unlink(self._store.paths.journal)
+            if shared is not None:
+                shared.forget()
+            else:
+                with suppress(FileNotFoundError):
+                    os.unlink(self._store.paths.journal)
         finally:
             lock.release()
+        if shared is not None:
+            shared.sync()
         return True
 
     def _acquire(self) -> bool:

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Final
 
 from qwen_wsgi.clock import Clock, boottime, sleep
 from qwen_wsgi.credentials.credential import Ability, TokenState
@@ -31,8 +32,14 @@ from qwen_wsgi.credentials.refresh.lock_pair import LockPair
 from qwen_wsgi.credentials.refresh.policy import RefreshPolicy
 from qwen_wsgi.credentials.refresh.timing import CLOSED_CALL_S, RefreshTiming
 from qwen_wsgi.credentials.refresh.transaction import Transaction
+from qwen_wsgi.credentials.shared.shared_login import SharedLogin
 
 log = logging.getLogger(__name__)
+
+
+#: Outcomes after which the journal holds no pause.
+_UNRECORDED: Final = (Outcome.LOCK_TIMEOUT, Outcome.READ_ONLY, Outcome.FAILED, Outcome.LEFT)
+_QUIET: Final = (Outcome.OK, Outcome.ADOPTED, Outcome.LEFT)
 
 
 class Refresher:
@@ -57,6 +64,7 @@ class Refresher:
         jitter: Callable[[], float] = random.random,
         checkpoint: Callable[[str], None] = lambda name: None,
         boottime: Callable[[], float] = boottime,
+        shared: SharedLogin | None = None,
     ) -> None:
         """
         Args:
@@ -64,6 +72,7 @@ class Refresher:
                 `reserved`, `intent`, `answered` (or `ambiguous`, and `intent` again), `journaled`,
                 `published`, `finished`.
             boottime: seconds that never step and go on while the machine is suspended.
+            shared: for a login that other boxes use too.
         """
         timing = timing or RefreshTiming()
         self._state = state = RefreshState()
@@ -78,6 +87,7 @@ class Refresher:
             share=jitter(),
             proxy_lock=ProxyLock(store.paths.proxy_lock),
             cli_lock=cli_lock_of(store, clock, timing, state),
+            shared=shared,
         )
         self._policy = RefreshPolicy(context, state)
         self._locks = LockPair(context, state, self._policy)
@@ -291,7 +301,7 @@ class Refresher:
         state = self._state
         id = state.attempt_id = secrets.token_hex(4)
         try:
-            outcome, detail = self._locks.hold(
+            outcome, detail = self._left(rejected) or self._locks.hold(
                 rejected, lambda: self._transaction.run(id, rejected)
             )
         except Exception as error:  # the top of a thread: nothing above would log it
@@ -306,7 +316,7 @@ class Refresher:
         state.last = attempt
         self._hold_off(outcome, needed=rejected is not None)
         log.log(
-            logging.INFO if outcome in (Outcome.OK, Outcome.ADOPTED) else logging.WARNING,
+            logging.INFO if outcome in _QUIET else logging.WARNING,
             "login refresh outcome=%s login=%s attempt=%s: %s",
             outcome.value,
             self.context.store.shown,
@@ -315,18 +325,41 @@ class Refresher:
         )
         return attempt
 
+    def _left(self, rejected: str | None) -> tuple[Outcome, str] | None:
+        """Look at what the other boxes know, and leave the renewal to the one that may do it; None
+        if it is this one, or there is a login to be written into the file."""
+        store, shared = self.context.store, self.context.shared
+        if shared is None:
+            return None
+        shared.sync()
+
+        def settled() -> bool:
+            return self._state.draining or self._policy.is_settled(store.snapshot(), rejected)
+
+        snapshot = store.snapshot()
+        if not settled() and not shared.may_try():
+            needed = rejected is not None or self._policy.is_urgent(snapshot)
+            if needed and shared.ask(rejected or "", settled):
+                self._state.notify_waiters()  # the new token can be used
+            snapshot = store.snapshot()
+        if snapshot.newest.unpublished or shared.may_try():
+            return None
+        if self._policy.is_settled(snapshot, rejected):
+            return Outcome.ADOPTED, "another box renewed it"
+        return Outcome.LEFT, shared.describe()
+
     def _hold_off(self, outcome: Outcome, *, needed: bool) -> None:
         """Keep this process from trying again at once where the journal holds no pause.
 
         Args:
             needed: the API refuses the token that there is.
         """
-        if outcome not in (Outcome.LOCK_TIMEOUT, Outcome.READ_ONLY, Outcome.FAILED):
+        if outcome not in _UNRECORDED:
             return
         snapshot = self.context.store.snapshot()
         pause_s = self._policy.pause_s(snapshot)
-        if needed or self._policy.is_urgent(snapshot):
-            # Nothing was spent, and a disk or mount that is healed is used as soon as it is.
+        if needed or outcome is Outcome.LEFT or self._policy.is_urgent(snapshot):
+            # Nothing was spent, and a disk, a mount or a Redis that is healed is used soon.
             pause_s = min(pause_s, self.context.timing.urgent_retry_s)
         if snapshot.newest.login is not None:
             self._policy.hold_off(fingerprint(snapshot.newest.login.refresh_token), pause_s)

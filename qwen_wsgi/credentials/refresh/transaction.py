@@ -31,11 +31,15 @@ from qwen_wsgi.credentials.refresh.attempt import Outcome, Step
 from qwen_wsgi.credentials.refresh.commit import Committer
 from qwen_wsgi.credentials.refresh.context import RefreshContext, RefreshState
 from qwen_wsgi.credentials.refresh.policy import RefreshPolicy
+from qwen_wsgi.credentials.shared.shared_login import SharedLogin
 
 log = logging.getLogger(__name__)
 
 #: Doublings of the pause after which it is the longest for certain.
 _DOUBLINGS: Final = 16
+
+#: Outcomes after which the refresh token is as good as before.
+_UNSPENT: Final = (Outcome.NOT_SENT, Outcome.THROTTLED, Outcome.REFUSED)
 
 
 class _Stopping(NotSent):
@@ -80,6 +84,34 @@ class Transaction:
             return Outcome.ADOPTED, "another process renewed it"
         if not self._policy.is_due(snapshot, rejected):
             return Outcome.NOT_DUE, "no attempt is due"
+        shared = self._context.shared
+        if shared is None:
+            return self._spend(id, rejected, snapshot)
+        if why := shared.enter():
+            return Outcome.LEFT, why
+        try:
+            return self._spend_shared(id, rejected, shared)
+        finally:
+            shared.leave()
+
+    def _spend_shared(
+        self, id: str, rejected: str | None, shared: SharedLogin
+    ) -> tuple[Outcome, str]:
+        """The same with the right of this box to renew: what the other boxes know came just now."""
+        snapshot = self._store.reload()
+        if snapshot.newest.unpublished:
+            snapshot = self._republish(id, snapshot)
+        if self._policy.is_settled(snapshot, rejected):
+            return Outcome.ADOPTED, "another box renewed it"
+        if not self._policy.is_due(snapshot, rejected):
+            return Outcome.NOT_DUE, "no attempt is due"
+        outcome, detail = self._spend(id, rejected, snapshot)
+        if outcome in _UNSPENT:
+            shared.not_spent()
+        shared.publish()
+        return outcome, detail
+
+    def _spend(self, id: str, rejected: str | None, snapshot: Snapshot) -> tuple[Outcome, str]:
         login = snapshot.newest.login
         assert login is not None  # due
         shared, ours = self._store.reserve(login)
@@ -103,7 +135,12 @@ class Transaction:
         if received is not None:
             published = replace(received, login=login, published=True)
             self._store.write_journal(replace(snapshot.journal, received=published))
-        log.warning("login restored from the journal login=%s attempt=%s", self._store.shown, id)
+        if received is not None and received.spent and self._context.shared is not None:
+            log.info("login written to the file login=%s attempt=%s", self._store.shown, id)
+        else:
+            log.warning(
+                "login restored from the journal login=%s attempt=%s", self._store.shown, id
+            )
         return self._store.reload()
 
     def _exchange(self, step: Step) -> tuple[Outcome, str]:
@@ -164,6 +201,9 @@ class Transaction:
             self._store.write_journal(replace(step.journal, intent=intent))
         except OSError as error:
             raise NotSent(f"the journal cannot be written ({error.strerror})") from error
+        shared = self._context.shared
+        if shared is not None and (why := shared.may_send(step.fp)):
+            raise NotSent(why)
         step.sent = True
         self._context.checkpoint("intent")
 

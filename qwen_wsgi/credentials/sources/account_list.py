@@ -24,6 +24,7 @@ from qwen_wsgi.credentials.files.watched import (
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenEndpoint
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.refresh.refresher import Refresher
+from qwen_wsgi.credentials.shared.sharing import Sharing
 from qwen_wsgi.credentials.sources import (
     dashscope_files,
     dotenv,
@@ -72,8 +73,10 @@ class Build:
         clock: Clock,
         files: dict[Path, WatchedFile[Any]],
         logins: dict[Path, OAuthLogin],
+        sharing: Sharing | None = None,
     ) -> None:
         self._settings = settings
+        self._sharing = sharing
         self._clock = clock
         self._files = files
         self._logins = logins
@@ -334,14 +337,16 @@ class Build:
                 )
 
     def _add_logins(self, qwen_home: Path) -> None:
-        found = []
-        for path in login_files.login_files(qwen_home):
-            login = self._login(path, self._shown(path), LoginPaths.beside(path), None)
-            found.append(self._candidate(login_files.login_name(path), login, login.shown))
+        found = [self._file_login(path) for path in login_files.login_files(qwen_home)]
+        if self._sharing is not None:
+            names = {each.name for each in found if each is not None}
+            for path in login_files.login_files(self._sharing.directory):
+                if login_files.login_name(path) not in names:
+                    found.append(self._file_login(path))
         try:
             if (initial := login_files.environment_login(self._settings)) is not None:
                 path = Path(self._settings.state_dir) / "oauth_creds_env.json"
-                login = self._login(path, "in QWEN_CLI_AUTH", LoginPaths.beside(path), initial)
+                login = self._login(path, "in QWEN_CLI_AUTH", "oauth-env", initial)
                 found.append(self._candidate("oauth-env", login, "environment QWEN_CLI_AUTH"))
         except Unusable as error:
             self._problems.append(f"QWEN_CLI_AUTH {error}: {login_files.AUTH_REMEDY}.")
@@ -354,14 +359,29 @@ class Build:
                 family = self._family(each.name, url, "oauth")
                 self._add(Account(each.name, "oauth", url, each.origin, False, family, each.login))
 
+    def _file_login(self, path: Path) -> Candidate | None:
+        name = login_files.login_name(path)
+        login = self.login_at(path)
+        return self._candidate(name, login, login.shown)
+
+    def login_at(self, path: Path) -> OAuthLogin:
+        """The login in qwen-code's file, or in our copy of another box's; it may not exist."""
+        name, shown = login_files.login_name(path), self._shown(path)
+        if self._sharing is not None and path.parent == self._sharing.directory:
+            shown = f"{name} of other boxes"
+        return self._login(path, shown, name, None)
+
     def _login(
-        self, path: Path, shown: str, paths: LoginPaths, initial: CredentialDocument | None
+        self, path: Path, shown: str, name: str, initial: CredentialDocument | None
     ) -> OAuthLogin:
         if path not in self._logins:
-            store = LoginStore(paths, self._clock, shown=shown, initial=initial)
+            store = LoginStore(LoginPaths.beside(path), self._clock, shown=shown, initial=initial)
+            endpoint = _token_endpoint(self._settings, self._clock)
+            sharing = self._sharing
+            shared = None if sharing is None else sharing.of(name, store, initial)
             self._logins[path] = OAuthLogin(
                 store,
-                Refresher(store, _token_endpoint(self._settings, self._clock), self._clock),
+                Refresher(store, endpoint, self._clock, shared=shared),
                 fallback_base_url=self._settings.openai_base_url,
             )
         return self._logins[path]

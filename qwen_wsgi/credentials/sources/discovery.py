@@ -22,6 +22,7 @@ from qwen_wsgi.credentials.account import Account as Account
 from qwen_wsgi.credentials.account import ProviderModel as ProviderModel
 from qwen_wsgi.credentials.files.watched import Unusable, WatchedFile
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
+from qwen_wsgi.credentials.shared.sharing import Sharing
 from qwen_wsgi.credentials.sources import environment, login_files, providers
 from qwen_wsgi.credentials.sources.account_list import Build, Built, changed_at
 from qwen_wsgi.errors import CannotStartYet, SettingsError
@@ -37,13 +38,22 @@ class Discovery:
     between calls, so a fork at any time is safe.
     """
 
-    def __init__(self, settings: Settings, clock: Clock, *, look_every_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        *,
+        look_every_s: float = 0.0,
+        sharing: Sharing | None = None,
+    ) -> None:
         """
         Args:
+            sharing: shares the logins with other boxes.
             look_every_s: for how long an answer is reused without checking the files. It does not
                 delay changes of a login: each login checks its own file for every call.
         """
         self._settings = settings
+        self._sharing = sharing
         self._clock = clock
         self._files: dict[Path, WatchedFile[Any]] = {}
         self._logins: dict[Path, OAuthLogin] = {}
@@ -104,7 +114,36 @@ class Discovery:
 
     def qwen_home(self) -> Path:
         """qwen-code's directory."""
-        return Build(self._settings, self._clock, self._files, self._logins).qwen_home()
+        return self._build().qwen_home()
+
+    def maintain(self) -> None:
+        """Bring the logins in step with other boxes, and refresh those that are due; for idle
+        processes, which make no calls."""
+        self.find_shared()
+        for login in self.logins():
+            login.maintain()
+
+    def find_shared(self) -> None:
+        """Look at the logins of other boxes that this one does not have, or has forgotten."""
+        if self._sharing is None:
+            return
+        used = {each.name for each in self.accounts() if each.credential in self.logins()}
+        build, home = self._build(), self.qwen_home()
+        for name in sorted(self._sharing.names() - used):
+            copy = self._sharing.copy_of(name)
+            own = build.login_at(home / copy.name)
+            # One that was forgotten here must not come back by the copy.
+            ours = own.store.snapshot().journal
+            path = copy if not ours.gone and own.store.identity() is None else home / copy.name
+            login = build.login_at(path)
+            before = login.store.snapshot().newest.login
+            if (shared := login.refresher.context.shared) is not None:
+                shared.sync()
+            if before is None and login.store.snapshot().newest.login is not None:
+                self._built = None  # there is a new one
+
+    def _build(self) -> Build:
+        return Build(self._settings, self._clock, self._files, self._logins, self._sharing)
 
     def _current(self) -> Built:
         built, now_s = self._built, self._clock.monotonic()
@@ -118,7 +157,7 @@ class Discovery:
                     break
             else:
                 return built
-        fresh = Build(self._settings, self._clock, self._files, self._logins).run()
+        fresh = self._build().run()
         if built is not None and built.accounts == fresh.accounts:
             # A change without effect here, such as another theme.
             fresh = fresh._replace(accounts=built.accounts)

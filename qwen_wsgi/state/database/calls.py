@@ -30,6 +30,8 @@ MAX_ROWS: Final = 10_000_000
 #: Rows that are removed with one transaction; and where there are too many of them.
 _AT_A_TIME: Final = 500
 _MANY: Final = 20_000
+#: Hours that are summed up with one transaction, for other boxes.
+_HOURS_AT_A_TIME: Final = 24
 _DAY_S: Final = 86_400.0
 
 #: The year 5138, which can still be written as a date.
@@ -249,7 +251,39 @@ class Totals(NamedTuple):
     saved_micro: int
 
 
+class Quarter(NamedTuple):
+    """The calls of one kind in one quarter of an hour, summed up: what boxes tell each other.
+
+    Attributes:
+        number: of the quarter, since 1970.
+        client_id, client, account, model, endpoint: as in `CallRow`.
+        priced, calls, …: as in `Totals`.
+    """
+
+    number: int
+    client_id: str
+    client: str
+    account: str
+    model: str
+    endpoint: str
+    priced: str | None
+    calls: int
+    refused: int
+    failed: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    unknown_usage: int
+    money_micro: int
+    saved_micro: int
+
+
 _SUMS: Final = ", ".join(f"coalesce(sum({name}), 0)" for name in Totals._fields[5:])
+_COUNTS: Final = (
+    "count(*), sum(outcome = 'refused'),"
+    " sum(outcome IN ('upstream_error', 'failed', 'cut_by_stop'))"
+)
 _PRICED: Final = (
     "coalesce(currency, CASE WHEN coalesce(input_tokens, output_tokens) IS NOT NULL"
     " OR units IS NOT NULL THEN '' END)"
@@ -439,13 +473,68 @@ class CallTable:
             where, values = f"client_id = ? AND {where}", (client_id, *values)
         rows = self._database.run(
             lambda database: database.execute(
-                f"SELECT {shown}, {_PRICED}, count(*), sum(outcome = 'refused'),"
-                " sum(outcome IN ('upstream_error', 'failed', 'cut_by_stop')),"
-                f" {_SUMS}, max(at) FROM calls WHERE {where} GROUP BY {group}, 2",
+                f"SELECT {shown}, {_PRICED}, {_COUNTS}, {_SUMS}, max(at) FROM calls"
+                f" WHERE {where} GROUP BY {group}, 2",
                 values,
             ).fetchall()
         )
         return [Totals(*row[:-1]) for row in rows]
+
+    # --- for other boxes -------------------------------------------------------------------------
+
+    def names(self, since: float, until: float) -> dict[str, str]:
+        """The latest name of each client whose calls ended in a time, by its id.
+
+        Raises:
+            DatabaseUnavailable: the table cannot be read now.
+        """
+        rows = self._database.run(
+            lambda database: database.execute(
+                "SELECT client_id, client, max(at) FROM calls WHERE at >= ? AND at < ?"
+                " GROUP BY client_id",
+                (since, until),
+            ).fetchall()
+        )
+        return {id: name for id, name, _ in rows}
+
+    def changed(self, key: int) -> tuple[int, dict[int, list[Quarter]]]:
+        """The hours in which some of the calls ended that came after one, with all their quarters;
+        and the last one of those calls.
+
+        Args:
+            key: of that call; 0 for all.
+
+        Raises:
+            DatabaseUnavailable: the table cannot be read now.
+        """
+
+        def read(database: sqlite3.Connection) -> tuple[int, dict[int, list[Quarter]]]:
+            (newest,) = database.execute("SELECT max(key) FROM calls").fetchone()
+            begin = 0 if newest is None or newest < key else key  # the table was begun anew
+            rows = database.execute(
+                "SELECT key, CAST(at / 3600 AS INTEGER) FROM calls WHERE key > ?"
+                " ORDER BY key LIMIT ?",
+                (begin, _MANY),
+            )
+            last, hours = begin, set[int]()
+            for row_key, hour in rows:
+                last = row_key
+                hours.add(hour)
+                if len(hours) >= _HOURS_AT_A_TIME:
+                    break
+            return last, {hour: _quarters(database, hour) for hour in sorted(hours)}
+
+        return self._database.run(read)
+
+
+def _quarters(database: sqlite3.Connection, hour: int) -> list[Quarter]:
+    rows = database.execute(
+        f"SELECT CAST(at / {QUARTER_S} AS INTEGER), client_id, client, account, model, endpoint,"
+        f" {_PRICED}, {_COUNTS}, {_SUMS}, max(at) FROM calls WHERE at >= ? AND at < ?"
+        " GROUP BY 1, client_id, account, model, endpoint, 7",
+        (hour * 3600, (hour + 1) * 3600),
+    )
+    return [Quarter(*row[:-1]) for row in rows]
 
 
 def _offset(database: sqlite3.Connection, journal: str) -> int:

@@ -92,6 +92,9 @@ class ClientKeys:
         database: with `TABLES`.
         directory: of the copy; None keeps none, as of a database in memory.
         random: so many random bytes.
+
+    Attributes:
+        note: what the operator should know of the latest change; "" for nothing.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class ClientKeys:
         self._clock = clock
         self._directory = directory
         self._random = random
+        self.note = ""
 
     # --- for whoever checks keys -------------------------------------------------------------
 
@@ -124,7 +128,7 @@ class ClientKeys:
         Raises:
             KeysUnavailable: they cannot be read now.
         """
-        found = self._run(_read, tries=_TRIES)
+        found = self._run(read_all, tries=_TRIES)
         if found.number:
             if self._directory is not None and not self.existed():
                 self._copy_again(self._directory)
@@ -196,7 +200,7 @@ class ClientKeys:
             _make_room(database)
             database.execute(
                 "INSERT INTO client_keys (id, name, value) VALUES (?, ?, ?)",
-                (made.key.id, made.key.name, _text(made.key)),
+                (made.key.id, made.key.name, text_of(made.key, self._revision())),
             )
             self._put_digest(database, made.key.id, made.secret)
 
@@ -216,7 +220,7 @@ class ClientKeys:
                 return None
             changed = replace(found, **changes)
             _check_name(database, changed)
-            _update(database, changed)
+            _update(database, changed, self._revision())
             return changed
 
         return self._change(update)
@@ -238,6 +242,7 @@ class ClientKeys:
                 (until, until, found.id),
             )
             self._put_digest(database, found.id, secret)
+            _update(database, found, self._revision())
             database.execute(
                 "DELETE FROM client_key_digests WHERE id = ? AND digest NOT IN (SELECT digest"
                 " FROM client_key_digests WHERE id = ? ORDER BY made DESC LIMIT ?)",
@@ -256,12 +261,16 @@ class ClientKeys:
             if found is None or found.revoked_at is not None:
                 return found
             revoked = replace(found, revoked_at=int(self._clock.now()))
-            _update(database, revoked)
+            _update(database, revoked, self._revision())
             return revoked
 
         return self._change(update)
 
     # --- inside ------------------------------------------------------------------------------
+
+    def _revision(self) -> int:
+        """What tells which of two boxes knows a key's latest change: when it was made."""
+        return int(self._clock.now() * 1000)
 
     def _put_digest(self, database: sqlite3.Connection, id: str, secret: str) -> None:
         database.execute(
@@ -276,17 +285,23 @@ class ClientKeys:
 
         def change(database: sqlite3.Connection) -> T:
             result = work(database)
-            _renumber(database)
-            if self._directory is not None:
-                key_copy.write(self._directory, _read(database).keys)
+            self._has_changed(database)
             return result
 
         return self._run(change, write=True)
 
+    def _has_changed(self, database: sqlite3.Connection) -> None:
+        """Give the keys another number, and write their copy."""
+        _renumber(database)
+        if self._directory is not None:
+            key_copy.write(self._directory, read_all(database).keys)
+
     def _copy_again(self, directory: Path) -> None:
         """Write the copy, as part of a transaction: nobody else's later one is overwritten."""
         try:
-            self._run(lambda database: key_copy.write(directory, _read(database).keys), write=True)
+            self._run(
+                lambda database: key_copy.write(directory, read_all(database).keys), write=True
+            )
         except KeysUnavailable as error:
             log.warning("the copy of the client keys cannot be written: %s", error)
 
@@ -323,7 +338,8 @@ def _renumber(database: sqlite3.Connection) -> None:
     database.execute("INSERT OR REPLACE INTO client_key_changes VALUES (1, ?)", (number,))
 
 
-def _read(database: sqlite3.Connection) -> KeySet:
+def read_all(database: sqlite3.Connection) -> KeySet:
+    """All keys."""
     digests: dict[str, list[tuple[bytes, int | None]]] = {}
     for digest, id, until in database.execute(
         "SELECT digest, id, until FROM client_key_digests ORDER BY made"
@@ -344,14 +360,14 @@ def _restore(database: sqlite3.Connection, copy: tuple[KeptKey, ...]) -> tuple[K
             database.execute(
                 "INSERT INTO client_keys (id, name, revoked_at, last_used_at, value)"
                 " VALUES (?, ?, ?, ?, ?)",
-                (key.id, key.name, key.revoked_at, key.last_used_at, _text(key)),
+                (key.id, key.name, key.revoked_at, key.last_used_at, text_of(key)),
             )
             database.executemany(
                 "INSERT INTO client_key_digests (digest, id, until, made) VALUES (?, ?, ?, ?)",
                 [(digest, key.id, until, made) for made, (digest, until) in enumerate(digests)],
             )
         _renumber(database)
-    return _read(database), was_empty
+    return read_all(database), was_empty
 
 
 def _find(database: sqlite3.Connection, wanted: str) -> ClientKey | None:
@@ -397,15 +413,24 @@ def _make_room(database: sqlite3.Connection) -> None:
     database.execute("DELETE FROM client_key_digests WHERE id = ?", row)
 
 
-def _update(database: sqlite3.Connection, key: ClientKey) -> None:
+def _update(database: sqlite3.Connection, key: ClientKey, revision: int) -> None:
+    row = database.execute("SELECT value FROM client_keys WHERE id = ?", (key.id,)).fetchone()
+    revision = max(revision, 0 if row is None else revision_in(row[0]) + 1)
     database.execute(
         "UPDATE client_keys SET name = ?, revoked_at = ?, value = ? WHERE id = ?",
-        (key.name, key.revoked_at, _text(key), key.id),
+        (key.name, key.revoked_at, text_of(key, revision), key.id),
     )
 
 
-def _text(key: ClientKey) -> bytes:
-    return compact(key.json()).encode()
+def text_of(key: ClientKey, revision: int = 0) -> bytes:
+    """A key as it is written."""
+    return compact({**key.json(), "revision": revision}).encode()
+
+
+def revision_in(value: bytes) -> int:
+    """The number of a key's latest change; 0 of one that an older version wrote."""
+    found = json.loads(value).get("revision", 0)
+    return found if isinstance(found, int) else 0
 
 
 def _key(value: bytes, last_used_at: int | None) -> ClientKey:

@@ -29,7 +29,7 @@ Kind = Literal["file", "batch"]
 MOST_OF_OWNER: Final = 10_000
 
 #: Model Studio tells of a batch for 30 days. Seconds.
-_BATCH_LIFE_S: Final = 40 * 86_400.0
+BATCH_LIFE_S: Final = 40 * 86_400.0
 
 #: Text of an object; a batch's list of errors may be longer, and is left out then.
 _LARGEST: Final = 64 * 1024
@@ -111,7 +111,7 @@ class HostObjects:
         def write(database: sqlite3.Connection) -> bool:
             database.execute(
                 "DELETE FROM objects WHERE kind = 'batch' AND created_at < ?",
-                (now - _BATCH_LIFE_S,),
+                (now - BATCH_LIFE_S,),
             )
             done = database.execute(
                 "INSERT INTO objects (kind, id, owner, account, purpose, created_at, value)"

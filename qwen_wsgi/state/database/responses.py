@@ -14,7 +14,7 @@ import logging
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from qwen_wsgi.clock import Clock
@@ -121,11 +121,13 @@ class Stored:
         response: OpenAI's response object.
         input_items: what the client sent with this call, as items.
         previous: the id of the response that it continues, or None.
+        size: its bytes, where it was read from the store.
     """
 
     response: dict[str, Any]
     input_items: list[dict[str, Any]]
     previous: str | None
+    size: int = field(default=0, compare=False)
 
 
 class ResponseStore:
@@ -189,15 +191,25 @@ class ResponseStore:
             return False
         try:
             response_body, input_body = self._database.rendered(dict(response), list(input_items))
-            size = len(response_body) + len(input_body) + _OVERHEAD
-            if size > (most := min(LARGEST, self._max_bytes)):
-                log.warning("a response is not stored: it has %d bytes of at most %d", size, most)
-                return False
-            row = (owner, response["id"], previous, size)
+        except (DatabaseUnavailable, ValueError, RecursionError) as error:
+            log.error("a response is not stored: %s", error)
+            return False
+        return self._keep(owner, response["id"], previous, response_body, input_body)
+
+    def _keep(
+        self, owner: str, id: str, previous: str | None, response_body: bytes, input_body: bytes
+    ) -> bool:
+        """Store a response that is rendered; whether it is."""
+        size = len(response_body) + len(input_body) + _OVERHEAD
+        if size > (most := min(LARGEST, self._max_bytes)):
+            log.warning("a response is not stored: it has %d bytes of at most %d", size, most)
+            return False
+        row = (owner, id, previous, size)
+        try:
             self._database.run(
                 lambda database: self._insert(database, row, response_body, input_body), write=True
             )
-        except (DatabaseUnavailable, ValueError, RecursionError) as error:
+        except (DatabaseUnavailable, ValueError) as error:  # half a surrogate pair in an id
             log.error("a response is not stored: %s", error)
             return False
         return True
@@ -220,15 +232,11 @@ class ResponseStore:
             ApiError: 400: it is larger than a request may be.
             StoreUnavailable: it cannot be read now.
         """
-        found = self._read(owner, id, whole=True)
+        found = self._read(owner, id, most=self._largest_history)
         missing = found[0].previous if found else id
         if missing is not None:
-            raise _missing(id, missing)
-        return [
-            item
-            for each in found
-            for item in (*each.input_items, *(each.response.get("output") or ()))
-        ]
+            raise missing_response(id, missing)
+        return items_of(found)
 
     def delete(self, owner: str, id: str) -> bool:
         """Remove a response of this owner; whether it was there. What continues it stays, but has
@@ -237,7 +245,7 @@ class ResponseStore:
         Raises:
             StoreUnavailable: it cannot be removed now.
         """
-        if self._keeps_nothing() or not _can_be_an_id(id):
+        if self._keeps_nothing() or not can_be_an_id(id):
             return False
 
         def remove(database: sqlite3.Connection) -> bool:
@@ -256,16 +264,19 @@ class ResponseStore:
 
     # --- what is done in one transaction -----------------------------------------------------
 
-    def _read(self, owner: str, id: str, *, whole: bool = False) -> list[Stored]:
-        """A response, or with `whole` all that are there of its chain, oldest first."""
-        if self._keeps_nothing() or not _can_be_an_id(id):
+    def _read(self, owner: str, id: str, *, most: int | None = None) -> list[Stored]:
+        """A response, or with `most` all that are there of its chain, of so many bytes at most,
+        oldest first."""
+        if self._keeps_nothing() or not can_be_an_id(id):
             return []
 
         def read(database: sqlite3.Connection) -> list[Stored]:
             chain = _chain(database, owner, id, self._oldest())
-            if whole:
-                self._check_size(database, chain)
-            return [_stored(database, *row) for row in (chain if whole else chain[:1])]
+            if most is None:
+                chain = chain[:1]
+            else:
+                self._check_size(database, chain, most)
+            return [_stored(database, *row) for row in chain]
 
         try:
             found = self._database.run(read)
@@ -282,24 +293,15 @@ class ResponseStore:
         return found
 
     def _check_size(
-        self, database: sqlite3.Connection, chain: Sequence[tuple[int, str | None]]
+        self, database: sqlite3.Connection, chain: Sequence[tuple[int, str | None]], most: int
     ) -> None:
         """Refuse a conversation that is larger than a request's body may be, before it is read."""
         size = 0
         for key, _ in chain:
             row = database.execute("SELECT bytes FROM responses WHERE key = ?", (key,)).fetchone()
             size += row[0] - _OVERHEAD
-        if size > self._largest_history:
-            raise ApiError(
-                f"The conversation that 'previous_response_id' continues has {size} bytes, more "
-                f"than a request may have ({self._largest_history}, QWEN_PROXY_MAX_BODY on the "
-                "server): it exceeds the maximum context length. Compact it, or send what is "
-                "needed of it as `input`.",
-                status=400,
-                type="invalid_request_error",
-                code="context_length_exceeded",
-                param="previous_response_id",
-            )
+        if size > most:
+            raise too_large(size + self._largest_history - most, self._largest_history)
 
     def _insert(
         self,
@@ -406,7 +408,30 @@ def _unavailable(error: DatabaseUnavailable) -> StoreUnavailable:
     )
 
 
-def _missing(id: str, missing: str) -> ResponseMissing:
+def items_of(conversation: Sequence[Stored]) -> list[dict[str, Any]]:
+    """The items of a conversation: of each call those of the client, then those of the answer."""
+    return [
+        item
+        for each in conversation
+        for item in (*each.input_items, *(each.response.get("output") or ()))
+    ]
+
+
+def too_large(size: int, most: int) -> ApiError:
+    """The refusal of a conversation that is larger than a request may be."""
+    return ApiError(
+        f"The conversation that 'previous_response_id' continues has {size} bytes, more than a "
+        f"request may have ({most}, QWEN_PROXY_MAX_BODY on the server): it exceeds the maximum "
+        "context length. Compact it, or send what is needed of it as `input`.",
+        status=400,
+        type="invalid_request_error",
+        code="context_length_exceeded",
+        param="previous_response_id",
+    )
+
+
+def missing_response(id: str, missing: str) -> ResponseMissing:
+    """The refusal of a response that is not there, or whose predecessor `missing` is not."""
     why = "" if missing == id else f" It continues '{missing}', which is gone."
     return ResponseMissing(
         f"Previous response with id '{id[:100]}' not found.{why} Responses are kept for a "
@@ -451,9 +476,9 @@ def _stored(database: sqlite3.Connection, key: int, previous: str | None) -> Sto
         "SELECT response, input FROM response_bodies WHERE key = ?", (key,)
     ).fetchone()
     response, items = map(value_of, row or (None, None))
-    return Stored(response, items, previous)
+    return Stored(response, items, previous, size=sum(map(len, row or ())))
 
 
-def _can_be_an_id(id: str) -> bool:
+def can_be_an_id(id: str) -> bool:
     """Half a surrogate pair, which JSON can write, no database can."""
     return id.isascii()

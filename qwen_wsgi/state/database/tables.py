@@ -25,6 +25,7 @@ from qwen_wsgi.state.database.sqlite import (
     TooNew,
     here,
 )
+from qwen_wsgi.state.shared import outbox
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ TABLES: Final = (
     calls.TABLES,
     plan_windows.TABLES,
     cached_answers.TABLES,
+    outbox.TABLES,
 )
 
 #: A damaged file is kept so long, for whoever wants to save something of it. Seconds.

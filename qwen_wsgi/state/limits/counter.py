@@ -206,6 +206,14 @@ class Counter:
         # too much.
         self._change(work, first=partial(self._open.note, granted, -granted.tokens))
 
+    def raise_to(self, day: int, tokens: int, month: int, money: int) -> None:
+        """Count at least so much, see `access.limits.raise_to`."""
+
+        def work(state: State, now: Moment) -> None:
+            arithmetic.raise_to(state, now, day=day, tokens=tokens, month=month, money=money)
+
+        self._change(work)
+
     def remaining(self, limits: Limits) -> Mapping[str, Room]:
         """What is left, see `access.limits.remaining`. Waits for nobody."""
         if self._fd >= 0 and self._owed is None:  # else this process knows more than the file

@@ -13,9 +13,10 @@ from qwen_wsgi.credentials.credential import CredentialStatus, StaticKey, TokenS
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import AccountUnavailable, CredentialError
 from qwen_wsgi.hosts import Family
+from qwen_wsgi.net import is_local
 from qwen_wsgi.plan_limits import PlanLimits
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.state.shared_files import key_of
+from qwen_wsgi.state.shared_files import key_of, this_boot
 from qwen_wsgi.upstream.failures.causes import PLAN_SPENT
 from qwen_wsgi.upstream.routing.cooldown import Cooldowns
 from qwen_wsgi.upstream.routing.limiter import Limiter
@@ -307,11 +308,14 @@ def _groups(same: tuple[str, ...]) -> Mapping[str, str]:
 
 
 def _keys(account: Account, groups: Mapping[str, str]) -> Keys:
+    """The keys, by which other boxes know the account as well, unless it is on this machine."""
     url = account.base_url or account.name
+    here = (this_boot(),) if account.base_url and is_local(account.base_url) else ()
+    group = groups.get(account.name)
     return Keys(
-        payer=key_of("payer", groups.get(account.name) or _payer(account)),
-        host=key_of("host", url),
-        own=key_of("own", account.name, url),
+        payer=key_of("payer", group) if group else key_of("payer", _payer(account), *here),
+        host=key_of("host", url, *here),
+        own=key_of("own", account.name, url, *here),
     )
 
 

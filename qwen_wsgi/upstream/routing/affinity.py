@@ -21,6 +21,8 @@ _ROW: Final = Struct("=8s8sd")
 _ROWS: Final = 4096
 #: A conversation is remembered for as long as any upstream keeps its cache.
 AFFINITY_S: Final = 3600.0
+#: Other boxes are told again that a conversation goes on, so that they remember it as long.
+TELL_AGAIN_S: Final = 900.0
 
 #: Headers by which agents name a session (as WSGI spells them): Codex, opencode, Claude Code,
 #: OpenRouter's and LiteLLM's clients.
@@ -44,12 +46,18 @@ class Affinity:
 
     Args:
         files, boottime: as for `cooldown.Cooldowns`.
+
+    Attributes:
+        changed: the conversations of which other boxes are to be told; None where there are none.
     """
 
     def __init__(
         self, files: SharedFiles | None, *, boottime: Callable[[], float] = boottime
     ) -> None:
         self._now = boottime
+        self.changed: dict[bytes, bytes] | None = None
+        #: What the others know: whom, and when they were told.
+        self._known: dict[bytes, tuple[bytes, float]] = {}
         self._table = Table(files, "affinity", _ROW, version=_VERSION, rows=_ROWS, age=2)
 
     def account_of(self, conversation: bytes) -> bytes | None:
@@ -62,7 +70,29 @@ class Affinity:
 
     def remember(self, conversation: bytes, account: bytes) -> None:
         """Record who serves a conversation now."""
-        self._table.put(conversation, account, self._now())
+        now = self._now()
+        self._table.put(conversation, account, now)
+        if self.changed is not None:
+            known, told_at = self._known.get(conversation, (b"", 0.0))
+            if known != account or now - told_at > TELL_AGAIN_S:
+                self._know(conversation, account, now)
+                self.changed[conversation] = account
+                if len(self.changed) > _ROWS:
+                    del self.changed[next(iter(self.changed))]
+
+    def adopt(self, conversation: bytes, account: bytes, age_s: float) -> None:
+        """Know what another box has told, unless something newer is known here."""
+        when = self._now() - age_s
+        row = self._table.get(conversation)
+        if age_s < AFFINITY_S and (row is None or row[2] < when):
+            self._table.put(conversation, account, when)
+            self._know(conversation, account, when)
+
+    def _know(self, conversation: bytes, account: bytes, when: float) -> None:
+        self._known.pop(conversation, None)
+        self._known[conversation] = account, when
+        if len(self._known) > _ROWS:
+            del self._known[next(iter(self._known))]
 
 
 def conversation_key(body: JsonObject, environ: Mapping[str, Any], *, client: str) -> bytes:

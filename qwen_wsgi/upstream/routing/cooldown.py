@@ -66,6 +66,8 @@ _HALF: Final = 4
 _WITNESSES: Final = BREAKS_AT - 1
 #: A pause that is longer than another one by less than this is not longer.
 _SAME_S: Final = 0.01
+#: No pause that another box tells of is longer: a month's limit, and a week. Seconds.
+_LONGEST_S: Final = 38 * 86_400.0
 
 
 class _Row(NamedTuple):
@@ -103,6 +105,23 @@ class _Row(NamedTuple):
         return [one for one in each if one != bytes(size)]
 
 
+class Told(NamedTuple):
+    """What one box tells the others of a key.
+
+    Attributes:
+        age_s: seconds since the latest failure; of what was cleared, since the call began that
+            succeeded.
+        pause_s: from the latest failure to the end of the pause; 0.0 without one.
+        failures: in a row; 0: it was cleared.
+    """
+
+    age_s: float
+    pause_s: float
+    failures: int = 0
+    cause: bytes = b""
+    evidence: bytes = b""
+
+
 class Cooldowns:
     """Who gets no calls for a while, and why. Shared by the greenlets of a worker, and through its
     file by all workers.
@@ -113,12 +132,15 @@ class Cooldowns:
 
     Attributes:
         now: the clock of all times here, `began` included.
+        changed: the keys of which other boxes are to be told, each with when it was cleared; None
+            where there are no others.
     """
 
     def __init__(
         self, files: SharedFiles | None, *, boottime: Callable[[], float] = boottime
     ) -> None:
         self.now = boottime
+        self.changed: dict[bytes, float] | None = None
         self._table = Table(files, "cooldown", _ROW, version=_VERSION, rows=_ROWS, age=1, numbers=2)
         # Until when any of the rows matters (mostly none does, and nothing is looked up), and when
         # a pause was ended early, the last time.
@@ -190,6 +212,7 @@ class Cooldowns:
             failures = row.failures + 1 if row.is_current(now) else 1
         pause_s = steps.pause_s(failures) if seconds is None else seconds
         self._write(row, _Row(key, now, now + pause_s, 0.0, failures, _packed(cause)))
+        self._change(key)
         return pause_s
 
     def record_failure(
@@ -230,6 +253,7 @@ class Cooldowns:
             told.append(evidence)
         packed = b"".join(told[-_WITNESSES:])
         self._write(row, _Row(key, now, until, 0.0, failures, _packed(cause), packed))
+        self._change(key)
         return pause_s
 
     # --- probes and successes ----------------------------------------------------------------
@@ -263,6 +287,36 @@ class Cooldowns:
         row = self._find(key)
         if row is not None and (began is None or began >= row.since):
             self._write(row, None)
+            self._change(key, self.now() if began is None else began)
+
+    # --- other boxes -------------------------------------------------------------------------
+
+    def told(self, key: bytes, cleared_at: float) -> Told:
+        """What other boxes are to know of a key that has changed."""
+        now, row = self.now(), self._row(key)
+        if not row.failures:
+            return Told(now - cleared_at, 0.0)
+        pause_s = max(0.0, row.until - row.since)
+        return Told(now - row.since, pause_s, row.failures, row.cause, row.evidence)
+
+    def adopt(self, key: bytes, told: Told) -> None:
+        """Know what another box has told, unless something newer is known. Who probes is a matter
+        of each box."""
+        now, row = self.now(), self._row(key)
+        since = now - told.age_s
+        if not told.failures:
+            if row.failures and row.since <= since:
+                self._write(row, None)
+        elif since > row.since + _SAME_S and told.pause_s < _LONGEST_S:
+            until = since + told.pause_s if told.pause_s > 0 else 0.0
+            row_now = _Row(key, since, until, 0.0, told.failures, told.cause, told.evidence)
+            self._write(row, row_now)
+
+    def _change(self, key: bytes, cleared_at: float = 0.0) -> None:
+        if self.changed is not None:
+            self.changed[key] = cleared_at
+            if len(self.changed) > _ROWS:
+                del self.changed[next(iter(self.changed))]
 
     # --- rows --------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from qwen_wsgi.cli.keys import shown
 from qwen_wsgi.clients import known
 from qwen_wsgi.state import key_copy
 from tests.fakes.clock import NOON_S
+from tests.kit.redis_server import RedisServer, needs_redis
 
 KEY = re.compile(r"sk-qp-[0-9a-f]{48}")
 
@@ -227,3 +228,34 @@ def test_a_key_that_expires_in_words() -> None:
     assert shown.state(key, NOON_S - 7200) == "valid for 2 h"
     assert shown.state(key, NOON_S + 7200) == "expired 2 h ago"
     assert "money per month 2.5" in shown.table([key], now=NOON_S)
+
+
+# --- several boxes -------------------------------------------------------------------------------
+
+
+@needs_redis
+def test_with_a_redis_a_key_of_one_box_is_shown_and_revoked_on_another(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "r").mkdir()
+    with RedisServer(tmp_path / "r") as server:
+        monkeypatch.setenv("QWEN_PROXY_REDIS_URL", server.url)
+        made = desk.run("add", "anna", "--json").value
+        monkeypatch.setenv("QWEN_PROXY_STATE_DIR", str(tmp_path / "other"))
+        assert desk.run("show", "anna", "--json").value["id"] == made["id"]
+
+        server.kill()
+        refused = desk.run("add", "bert", "--json")
+        assert refused.status != 0
+        assert "Redis, which has the client keys of all boxes, is away" in refused.err
+        known = desk.run("list", "--json")
+        assert [key["name"] for key in known.value["data"]] == ["anna"]
+        assert "these are the keys that this box knows" in known.err
+        revoked = desk.run("revoke", "anna", "--json")
+        assert revoked.value["revoked_at"]
+        assert "revoked on this box, and on the others when it is back" in revoked.err
+
+        server.start()
+        desk.run("list")
+        monkeypatch.setenv("QWEN_PROXY_STATE_DIR", str(desk.state))
+        assert desk.run("show", "anna", "--json").value["revoked_at"]

@@ -1,0 +1,1 @@
+"""What several boxes share, in one Redis (or Valkey)."""

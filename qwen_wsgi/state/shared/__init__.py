@@ -1,0 +1,1 @@
+"""What the boxes of one Redis share of their state, beside what each keeps for itself."""
