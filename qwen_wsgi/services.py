@@ -76,6 +76,9 @@ from qwen_wsgi.upstream.tasks.lost import LostTasks
 from qwen_wsgi.upstream.tasks.tasks import Tasks
 from qwen_wsgi.upstream.tasks.uploads import Uploads
 from qwen_wsgi.upstream.tokenizer import HostTokenizer
+from qwen_wsgi.upstream.web.attempt import WebAttempt
+from qwen_wsgi.upstream.web.chats import WebChats
+from qwen_wsgi.upstream.web.site import WebSite
 
 log = logging.getLogger(__name__)
 
@@ -202,6 +205,8 @@ class Services:
     router: Router
     client: UpstreamClient
     executor: Executor
+    web_site: WebSite
+    web_chats: WebChats
     transport: Transport
     ledger: Ledger
     metrics: Metrics
@@ -246,6 +251,7 @@ class Services:
         """Finish the token refreshes that were sent, and free the rest."""
         self.maintenance.stop()
         self.background.stop()
+        self.web_chats.drain()
         self.key_ring.write_uses()
         drain_logins(self.discovery.logins(), self.clock)
         self.transport.close()
@@ -305,6 +311,8 @@ def build_services(
     catalogue = Catalogue(settings, pool, transport, clock, SharedLists(files), outcomes)
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
+    web_site = WebSite(settings, transport, clock)
+    web_chats = WebChats(web_site)
     tasks = Tasks(client, clock, sleep=sleep)
     client_keys = ClientKeys(database, clock, state_dir)
     key_ring = KeyRing(client_keys, clock, later=greenlets.later)
@@ -347,6 +355,7 @@ def build_services(
         clock,
         RefusedInputs(files),
         BatchChat(settings, pool),
+        WebAttempt(settings, web_site, web_chats, router, clock),
     )
     counters = LimitCounters(
         None if state_dir is None else state_dir / "limits", clock, Calendar(settings.timezone)
@@ -381,6 +390,8 @@ def build_services(
         router=router,
         client=client,
         executor=executor,
+        web_site=web_site,
+        web_chats=web_chats,
         transport=transport,
         ledger=ledger,
         metrics=counted,

@@ -37,7 +37,8 @@ _UPLOAD_BYTES: Final = 512 * 1024
 
 #: Headers that are never written down.
 _SECRET_HEADERS: Final = frozenset(
-    {"HTTP_AUTHORIZATION", "HTTP_X_API_KEY", "HTTP_COOKIE", "HTTP_PROXY_AUTHORIZATION"}
+    {"HTTP_AUTHORIZATION", "HTTP_X_API_KEY", "HTTP_X_QWEN_TOKEN", "HTTP_COOKIE"}
+    | {"HTTP_PROXY_AUTHORIZATION"}
 )
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")

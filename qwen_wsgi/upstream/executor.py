@@ -30,6 +30,7 @@ from qwen_wsgi.upstream.routing.accounts import MODEL_DENIED, MODEL_NOT_FOUND
 from qwen_wsgi.upstream.routing.batch_chat import BatchChat
 from qwen_wsgi.upstream.routing.limiter import Slot
 from qwen_wsgi.upstream.routing.router import Plan, Route, Router
+from qwen_wsgi.upstream.web.attempt import WebAttempt
 
 T = TypeVar("T")
 
@@ -118,6 +119,7 @@ class Executor:
         clock: Clock,
         refused_inputs: RefusedInputs,
         batch_chat: BatchChat,
+        web: WebAttempt | None = None,
     ) -> None:
         self._batch_chat = batch_chat
         self._router = router
@@ -125,7 +127,7 @@ class Executor:
         self._client = client
         self._clock = clock
         self._most_bytes = settings.max_answer_bytes
-        self._attempt = ChatAttempt(settings, client, clock, refused_inputs)
+        self._attempt = ChatAttempt(settings, client, clock, refused_inputs, web)
 
     # --- chat --------------------------------------------------------------------------------
 

@@ -1,0 +1,147 @@
+"""POST /v1/validate and POST /v1/refresh: whose a web token is, and a fresh one in its place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+from flask import Blueprint, Response
+
+from qwen_wsgi.api import body, http, lifecycle
+from qwen_wsgi.api.dialects.generation import forwarded_headers
+from qwen_wsgi.api.lifecycle import LiveCall
+from qwen_wsgi.errors import BadRequest, Forbidden, UpstreamError
+from qwen_wsgi.protocol.json_access import mapping, text
+from qwen_wsgi.protocol.web import token as web_token
+from qwen_wsgi.protocol.web.token import MOST_PACKED, BadWebToken, WebToken
+
+blueprint = Blueprint("web_tokens", __name__)
+blueprint.before_request(lifecycle.check_caller)
+
+#: Of a body: a token, and its JSON.
+_LARGEST: Final = MOST_PACKED + 64 * 1024
+_WHOAMI: Final = "/api/v1/auths/"
+
+
+@blueprint.post("/v1/validate")
+def validate() -> Response:
+    """Say whether a web token is well-formed and live, whose it is, and until when it is valid."""
+    call = lifecycle.live()
+    token = _token(call)
+    answer: dict[str, Any] = {"object": "web_token.validation", "well_formed": True}
+    if _has_expired(call, token):
+        return http.json_value(_dead(answer, token, "expired"))
+    try:
+        user = _ask(call, token)
+    except UpstreamError as error:
+        if error.code != "web_token_rejected":
+            raise
+        return http.json_value(_dead(answer, token, "rejected"))
+    if not text(user.get("id")):
+        return http.json_value(_dead(answer, token, "no_user"))
+    shown = {"id": _masked(text(user.get("id"))), "name": _masked(text(user.get("name")))}
+    shown["email"] = _masked_email(text(user.get("email")))
+    return http.json_value(
+        {**answer, "valid": True, "live": True, "user": shown, "expires_at": token.expires_at}
+    )
+
+
+@blueprint.post("/v1/refresh")
+def refresh() -> Response:
+    """A compressed token with a fresh session token in it; the old one goes on being valid for as
+    long as its host says."""
+    call = lifecycle.live()
+    token = _token(call)
+    user = _ask(call, token)
+    try:
+        renewed = token.renewed(text(user.get("token")))
+    except BadWebToken:
+        raise UpstreamError(
+            "chat.qwen.ai gave no new token. Log in there with a browser again, and make a new "
+            "compressed token.",
+            code="web_token_not_refreshed",
+            should_retry=False,
+        ) from None
+    return http.json_value(
+        {
+            "object": "web_token",
+            "token": web_token.packed(renewed),
+            "expires_at": renewed.expires_at or user.get("expires_at"),
+            "renewed": renewed.value != token.value,
+        }
+    )
+
+
+def _token(call: LiveCall) -> WebToken:
+    """The token of the request: of its body, else of its headers.
+
+    Raises:
+        ApiError: 403: web tokens are off; 400: there is none, or it cannot be used; 413.
+    """
+    if not call.services.settings.web:
+        raise Forbidden(
+            "This server takes no web tokens: its operator has to set QWEN_PROXY_WEB=1.",
+            code="web_account_off",
+        )
+    assert call.client is not None, "check_caller comes first"
+    offered = _offered(call)
+    if offered is not None:
+        try:
+            return web_token.parse(offered.strip())
+        except BadWebToken as error:
+            raise BadRequest(
+                f"The web token cannot be used: {error}.", param="token", code="invalid_web_token"
+            ) from None
+    if call.client.web is None:
+        raise BadRequest(
+            "Send a compressed token: `token` in the body, or in a header (docs/web-account.md).",
+            param="token",
+            code="missing_required_parameter",
+        )
+    return call.client.web
+
+
+def _offered(call: LiveCall) -> str | None:
+    """The token of the body, if it has one. The body is not recorded, whatever is."""
+    if not lifecycle.has_body(call.environ):
+        return None
+    call.admit()
+    bounded = replace(call.services.settings, max_body_bytes=_LARGEST)
+    read = body.read_json(call.environ, bounded, take=lambda count: None)
+    offered = read.get("token")
+    if offered is not None and not isinstance(offered, str):
+        raise BadRequest("`token` must be a text.", param="token", code="invalid_type")
+    return offered
+
+
+def _ask(call: LiveCall, token: WebToken) -> dict[str, Any]:
+    """What the host says of a token's user."""
+    account = call.services.pool.of_token(token)
+    answer = call.services.web_site.ask(
+        account, "GET", _WHOAMI, headers=forwarded_headers(call.environ)
+    )
+    return answer if "id" in answer or "token" in answer else mapping(answer.get("data"))
+
+
+def _has_expired(call: LiveCall, token: WebToken) -> bool:
+    return token.expires_at is not None and token.expires_at <= call.services.clock.now()
+
+
+def _dead(answer: dict[str, Any], token: WebToken, reason: str) -> dict[str, Any]:
+    return {
+        **answer,
+        "valid": False,
+        "live": False,
+        "reason": reason,
+        "expires_at": token.expires_at,
+    }
+
+
+def _masked(word: str) -> str:
+    """A name by its first two characters: enough for its owner."""
+    return f"{word[:2]}…" if len(word) > 3 else "…" if word else ""
+
+
+def _masked_email(address: str) -> str:
+    name, at, host = address.partition("@")
+    return f"{name[:2]}…@{host[:100]}" if at and len(name) > 2 else _masked(address)
