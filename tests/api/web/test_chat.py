@@ -366,9 +366,8 @@ class TestWhoMayCall:
             body = {"model": "qwen-image", "prompt": "x"}
             assert caller.post("/v1/images/generations", body).status_code == 501
             assert caller.post("/v1/videos", body).status_code in (400, 501)
-            body = {"model": "qwen3-rerank", "query": "x", "documents": ["y"]}
-            assert caller.post("/v1/rerank", body).status_code == 501
-            assert caller.get("/v1/files").status_code in (200, 501)
+            ranking = {"model": "qwen3-rerank", "query": "x", "documents": ["y"]}
+            assert caller.post("/v1/rerank", ranking).status_code == 501
             pinned = caller.post(
                 "/v1/chat/completions",
                 {"model": "m", "messages": [{"role": "user", "content": "x"}]},

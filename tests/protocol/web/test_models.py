@@ -41,7 +41,10 @@ def model(id: str, meta: Any) -> dict[str, Any]:
 
 
 def test_variants_follow_from_what_the_host_says() -> None:
-    meta = {"abilities": {"thinking": True}, "chat_type": ["t2t", "search", 5, "deep_research"]}
+    meta: dict[str, Any] = {
+        "abilities": {"thinking": True},
+        "chat_type": ["t2t", "search", 5, "deep_research"],
+    }
     meta["max_context_length"] = 1000
     value = {"data": [model("a", meta), model("b", {}), model("a-search", {}), {"id": 5}, 5]}
     found = entries_of(value)
