@@ -247,6 +247,15 @@ class Services:
             self.settings, self.pool, self.cooldowns, self.outcomes, self.catalogue
         )
 
+    @property
+    def logins(self) -> dict[str, OAuthLogin]:
+        """The accounts that are logins, by their names."""
+        return {
+            account.name: account.credential
+            for account in self.pool.accounts()
+            if isinstance(account.credential, OAuthLogin)
+        }
+
     def close(self) -> None:
         """Finish the token refreshes that were sent, and free the rest."""
         self.maintenance.stop()

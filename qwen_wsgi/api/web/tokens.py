@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -25,9 +26,13 @@ _WHOAMI: Final = "/api/v1/auths/"
 
 @blueprint.post("/v1/validate")
 def validate() -> Response:
-    """Say whether a web token is well-formed and live, whose it is, and until when it is valid."""
+    """Say whether a web token is well-formed and live, whose it is, and until when it is valid; for
+    an admin without one, the same of a login of this server."""
     call = lifecycle.live()
-    token = _token(call)
+    members = _members(call)
+    token = _token(call, members)
+    if token is None:
+        return _login_status(call, members)
     answer: dict[str, Any] = {"object": "web_token.validation", "well_formed": True}
     if _has_expired(call, token):
         return http.json_value(_dead(answer, token, "expired"))
@@ -49,9 +54,12 @@ def validate() -> Response:
 @blueprint.post("/v1/refresh")
 def refresh() -> Response:
     """A compressed token with a fresh session token in it; the old one goes on being valid for as
-    long as its host says."""
+    long as its host says. For an admin without one, refresh a login of this server."""
     call = lifecycle.live()
-    token = _token(call)
+    members = _members(call)
+    token = _token(call, members)
+    if token is None:
+        return _login_refreshed(call, members)
     user = _ask(call, token)
     try:
         renewed = token.renewed(text(user.get("token")))
@@ -72,46 +80,118 @@ def refresh() -> Response:
     )
 
 
-def _token(call: LiveCall) -> WebToken:
-    """The token of the request: of its body, else of its headers.
+# --- logins of this server -----------------------------------------------------------------------
+
+
+def _login_status(call: LiveCall, members: Mapping[str, Any]) -> Response:
+    name = _login_name(call, members)
+    status = call.services.logins[name].status()
+    ends_ms = status.expires_at_ms
+    return http.json_value(
+        {
+            "object": "login.validation",
+            "account": name,
+            "valid": status.state.is_usable,
+            "state": status.state.value,
+            "detail": status.detail,
+            "remedy": status.remedy,
+            "expires_at": None if ends_ms is None else ends_ms / 1000,
+        }
+    )
+
+
+def _login_refreshed(call: LiveCall, members: Mapping[str, Any]) -> Response:
+    name = _login_name(call, members)
+    call.admit()
+    login = call.services.logins[name]
+    attempt = login.renew()
+    status = login.status()
+    if attempt.outcome.value not in ("ok", "adopted"):
+        raise UpstreamError(
+            f"The login of the account '{name}' was not refreshed: {attempt.detail}. "
+            f"{status.remedy}".strip(),
+            code="login_not_refreshed",
+            should_retry=False,
+        )
+    ends_ms = status.expires_at_ms
+    return http.json_value(
+        {
+            "object": "login",
+            "account": name,
+            "refresh": attempt.outcome.value,
+            "expires_at": None if ends_ms is None else ends_ms / 1000,
+        }
+    )
+
+
+def _login_name(call: LiveCall, members: Mapping[str, Any]) -> str:
+    """The account whose login an admin means: the one that is named, else the only one.
 
     Raises:
-        ApiError: 403: web tokens are off; 400: there is none, or it cannot be used; 413.
+        BadRequest: there is no token, and the caller is no admin; or it is not clear which login.
     """
+    try:
+        call.services.guard.require_admin(call.environ)
+    except Forbidden:
+        raise BadRequest(
+            "Send a compressed token: `token` in the body, or in a header (docs/web-account.md). "
+            "For a login of this server a key of an admin is needed.",
+            param="token",
+            code="missing_required_parameter",
+        ) from None
+    names = sorted(call.services.logins)
+    named = members.get("account")
+    if named is None and len(names) == 1:
+        return names[0]
+    if not isinstance(named, str) or named not in names:
+        known = ", ".join(names) or "none"
+        raise BadRequest(
+            f"Name the account of the login as `account`; this server has: {known}.",
+            param="account",
+            code="account_not_found",
+        )
+    return named
+
+
+# --- web tokens ----------------------------------------------------------------------------------
+
+
+def _token(call: LiveCall, members: Mapping[str, Any]) -> WebToken | None:
+    """The web token of the request: of its body, else of its headers; None if it has none.
+
+    Raises:
+        ApiError: 403: web tokens are off; 400: it cannot be used.
+    """
+    offered = members.get("token")
+    if offered is None:
+        return None if call.client is None else call.client.web
     if not call.services.settings.web:
         raise Forbidden(
             "This server takes no web tokens: its operator has to set QWEN_PROXY_WEB=1.",
             code="web_account_off",
         )
-    assert call.client is not None, "check_caller comes first"
-    offered = _offered(call)
-    if offered is not None:
-        try:
-            return web_token.parse(offered.strip())
-        except BadWebToken as error:
-            raise BadRequest(
-                f"The web token cannot be used: {error}.", param="token", code="invalid_web_token"
-            ) from None
-    if call.client.web is None:
+    if not isinstance(offered, str):
+        raise BadRequest("`token` must be a text.", param="token", code="invalid_type")
+    try:
+        return web_token.parse(offered.strip())
+    except BadWebToken as error:
         raise BadRequest(
-            "Send a compressed token: `token` in the body, or in a header (docs/web-account.md).",
-            param="token",
-            code="missing_required_parameter",
-        )
-    return call.client.web
+            f"The web token cannot be used: {error}.", param="token", code="invalid_web_token"
+        ) from None
 
 
-def _offered(call: LiveCall) -> str | None:
-    """The token of the body, if it has one. The body is not recorded, whatever is."""
+def _members(call: LiveCall) -> dict[str, Any]:
+    """The members of the body. It is not recorded, whatever is: it holds a token.
+
+    Raises:
+        ApiError: 400 or 413.
+    """
     if not lifecycle.has_body(call.environ):
-        return None
+        return {}
     call.admit()
     bounded = replace(call.services.settings, max_body_bytes=_LARGEST)
     read = body.read_json(call.environ, bounded, take=lambda count: None)
-    offered = read.get("token")
-    if offered is not None and not isinstance(offered, str):
-        raise BadRequest("`token` must be a text.", param="token", code="invalid_type")
-    return offered
+    return {name: read[name] for name in read.names()}
 
 
 def _ask(call: LiveCall, token: WebToken) -> dict[str, Any]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from werkzeug.test import TestResponse
 
 from qwen_wsgi.protocol.web.token import parse
+from qwen_wsgi.sandbox import Sandbox
 from tests.api.apps import App, error_of, running
 from tests.api.web.behind import Caller, web_app
+from tests.fakes.clock import FakeClock
 from tests.protocol.web.tokens import gzipped
 
 
@@ -128,6 +133,78 @@ class TestRefresh:
             refused = post(app, "/v1/refresh", {"token": caller.token})
 
             assert (refused.status_code, error_of(refused)["code"]) == (401, "web_token_rejected")
+
+
+class TestLoginsOfTheServer:
+    ADMIN = "admin-key-that-is-long-enough"
+    CLIENT = "client-key-that-is-long-enough"
+
+    @contextmanager
+    def served(self, tmp_path: Path, *names: str) -> Iterator[tuple[App, Sandbox, Path]]:
+        """The application with these logins, each with an hour left; web tokens are off."""
+        clock = FakeClock()
+        with Sandbox(clock=clock.now) as site:
+            for name in names:
+                issued = site.issue()
+                content = {
+                    "access_token": issued["access_token"],
+                    "token_type": "Bearer",
+                    "refresh_token": issued["refresh_token"],
+                    "resource_url": site.origin,
+                    "expiry_date": int((clock.now() + 3600) * 1000),
+                }
+                (tmp_path / name).write_text(json.dumps(content))
+                (tmp_path / name).chmod(0o600)
+            with running(
+                clock,
+                QWEN_HOME=str(tmp_path),
+                QWEN_OAUTH_BASE_URL=site.origin,
+                QWEN_PROXY_ADMIN_KEYS=self.ADMIN,
+                QWEN_PROXY_API_KEYS=self.CLIENT,
+            ) as app:
+                yield app, site, tmp_path / names[0]
+
+    def headers(self, key: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {key}"}
+
+    def test_an_admin_validates_and_refreshes_the_only_one(self, tmp_path: Path) -> None:
+        with self.served(tmp_path, "oauth_creds.json") as (app, site, path):
+            told = value_of(post(app, "/v1/validate", {}, **self.headers(self.ADMIN)))
+            assert (told["account"], told["valid"], told["state"]) == ("oauth", True, "fresh")
+            assert told["expires_at"] == pytest.approx(app.clock.now() + 3600, abs=1)
+
+            before = json.loads(path.read_text())
+            told = value_of(post(app, "/v1/refresh", {}, **self.headers(self.ADMIN)))
+            after = json.loads(path.read_text())
+            assert (told["account"], told["refresh"]) == ("oauth", "ok")
+            assert before["refresh_token"] != after["refresh_token"]
+            assert told["expires_at"] == after["expiry_date"] / 1000
+
+    def test_one_of_several_is_named(self, tmp_path: Path) -> None:
+        names = ("oauth_creds.json", "oauth_creds_work.json")
+        with self.served(tmp_path, *names) as (app, _, _path):
+            admin = self.headers(self.ADMIN)
+            refused = post(app, "/v1/refresh", {}, **admin)
+            assert (refused.status_code, error_of(refused)["code"]) == (400, "account_not_found")
+            assert "oauth, oauth-work" in error_of(refused)["message"]
+
+            told = value_of(post(app, "/v1/refresh", {"account": "oauth-work"}, **admin))
+            assert told["account"] == "oauth-work"
+
+    def test_one_that_is_refused_is_told(self, tmp_path: Path) -> None:
+        with self.served(tmp_path, "oauth_creds.json") as (app, site, _path):
+            site.control(faults={"token": "html-200"})
+            refused = post(app, "/v1/refresh", {}, **self.headers(self.ADMIN))
+
+            assert (refused.status_code, error_of(refused)["code"]) == (502, "login_not_refreshed")
+
+    @pytest.mark.parametrize("path", ["/v1/validate", "/v1/refresh"])
+    def test_it_is_for_admins(self, tmp_path: Path, path: str) -> None:
+        with self.served(tmp_path, "oauth_creds.json") as (app, site, _path):
+            refused = post(app, path, {}, **self.headers(self.CLIENT))
+
+            assert (refused.status_code, error_of(refused)["param"]) == (400, "token")
+            assert not site.requests
 
 
 class TestDeletionOfChats:
