@@ -364,7 +364,7 @@ def build_services(
         clock,
         RefusedInputs(files),
         BatchChat(settings, pool),
-        WebAttempt(settings, web_site, web_chats, router, clock),
+        WebAttempt(settings, web_site, web_chats, clock, listed=router.listed),
     )
     counters = LimitCounters(
         None if state_dir is None else state_dir / "limits", clock, Calendar(settings.timezone)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
+from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.protocol.changes import header_token
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream
@@ -16,7 +17,7 @@ from qwen_wsgi.protocol.web.request import web_request
 from qwen_wsgi.protocol.web.stream import WebChunkStream
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.open_stream import OpenStream, empty
-from qwen_wsgi.upstream.routing.router import Route, Router
+from qwen_wsgi.upstream.routing.router import Route
 from qwen_wsgi.upstream.web.chats import TemporaryChat, WebChats
 from qwen_wsgi.upstream.web.site import WebSite
 
@@ -41,15 +42,25 @@ class _WebStream(OpenStream):
 
 
 class WebAttempt:
-    """Makes single attempts; shared by all greenlets of a worker."""
+    """Makes single attempts; shared by all greenlets of a worker.
+
+    Args:
+        listed: the models that an account's host lists itself, see `Router.listed`.
+    """
 
     def __init__(
-        self, settings: Settings, site: WebSite, chats: WebChats, router: Router, clock: Clock
+        self,
+        settings: Settings,
+        site: WebSite,
+        chats: WebChats,
+        clock: Clock,
+        *,
+        listed: Callable[[Account], Collection[str]] = lambda account: (),
     ) -> None:
         self._settings = settings
         self._site = site
         self._chats = chats
-        self._router = router
+        self._listed = listed
         self._clock = clock
 
     def open(
@@ -73,7 +84,7 @@ class WebAttempt:
         account = route.account
         wanted = web_request(
             request,
-            named(route.model, self._router.listed(account)),
+            named(route.model, self._listed(account)),
             searching=route.search,
             thinking=route.thinking,
             strict=self._settings.strict,

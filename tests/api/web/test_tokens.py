@@ -16,7 +16,7 @@ from qwen_wsgi.sandbox import Sandbox
 from tests.api.apps import App, error_of, running
 from tests.api.web.behind import Caller, web_app
 from tests.fakes.clock import FakeClock
-from tests.protocol.web.tokens import gzipped
+from tests.kit.web_tokens import gzipped
 
 
 def post(app: App, path: str, body: Any, **headers: str) -> TestResponse:

@@ -21,7 +21,7 @@ from qwen_wsgi.protocol.web.token import (
     packed,
     parse,
 )
-from tests.protocol.web.tokens import compressed, gzipped, jwt
+from tests.kit.web_tokens import compressed, gzipped, jwt
 
 JWT = jwt(id="u", exp=1_900_000_000)
 
