@@ -40,12 +40,19 @@ class Client(NamedTuple):
         key: of the database, with its limits; None for all others.
         web: a login of its own at the web API, which it brought with the request; then `id` and
             `name` are of that login (`web-…`), and `key` is what let it in.
+        let_in_by: the id of the client that was let in with such a login; "" for all others.
     """
 
     id: str
     name: str
     key: ClientKey | None = None
     web: WebToken | None = None
+    let_in_by: str = ""
+
+    @property
+    def payer(self) -> str:
+        """Whose limits and places its calls take: also of many web tokens those of one client."""
+        return self.let_in_by or self.id
 
 
 _LOCAL: Final = Client("local", "local")
@@ -159,7 +166,7 @@ class Guard:
                 code="expired_web_token",
             )
         digest = token.digest
-        return Client(f"web_{digest}", f"web-{digest[:8]}", client.key, token)
+        return Client(f"web_{digest}", f"web-{digest[:8]}", client.key, token, client.id)
 
     def _of_database(self, offered: bytes, environ: Mapping[str, Any]) -> Client:
         """The holder of a key of the database; raises as `identify`."""

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from qwen_wsgi.protocol.web.token import parse
+from qwen_wsgi.protocol.web.token import WebToken, packed, parse
 from qwen_wsgi.sandbox import Sandbox
 from tests.api.apps import App, error_of, running
 from tests.api.web.behind import Caller, web_app
 from tests.fakes.clock import FakeClock
+from tests.fakes.raw_server import RawServer, whole
 from tests.kit.web_tokens import gzipped
 
 
@@ -125,6 +126,21 @@ class TestRefresh:
             caller.headers["Authorization"] = f"Bearer {told['token']}"
             assert caller.chat().status_code == 200
             assert told["token"] not in app.log
+
+    def test_an_answer_without_a_token_is_no_refresh(self) -> None:
+        answer = whole(b'{"id": "ann"}')
+        with Sandbox() as site, RawServer(answer) as server:
+            token = packed(WebToken(site.web.token("ann")))
+            with running(FakeClock(), QWEN_PROXY_WEB=1, QWEN_WEB_BASE_URL=server.url) as app:
+                refused = post(app, "/v1/refresh", {"token": token})
+        assert error_of(refused)["code"] == "web_token_not_refreshed"
+
+    def test_a_200_without_a_user_is_no_live_token(self) -> None:
+        with Sandbox() as site, RawServer(whole(b'{"detail": null}')) as server:
+            token = packed(WebToken(site.web.token("ann")))
+            with running(FakeClock(), QWEN_PROXY_WEB=1, QWEN_WEB_BASE_URL=server.url) as app:
+                told = value_of(post(app, "/v1/validate", {"token": token}))
+        assert (told["live"], told["reason"]) == (False, "no_user")
 
     def test_a_dead_one_is_refused(self) -> None:
         with web_app() as (app, site):
