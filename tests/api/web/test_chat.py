@@ -461,3 +461,29 @@ class TestTheOperatorsAccount:
         with running(QWEN_PROXY_WEB=1, QWEN_WEB_TOKEN="H4sInonsense") as app:
             assert app.services.pool.accounts() == ()
             assert any("QWEN_WEB_TOKEN" in each for each in app.services.discovery.problems())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_tool_of_the_proxy_has_no_picture_made_by_the_operator_s_account(stream: bool) -> None:
+    with (
+        RawServer() as server,
+        web_app(
+            DASHSCOPE_BASE_URL=server.url + "/compatible-mode/v1",
+            DASHSCOPE_API_KEY="operator-key",
+            QWEN_PROXY_IMAGE_MODEL="qwen-image-3.0",
+            QWEN_PROXY_HOST_FAMILIES="127.0.0.1=dashscope",
+        ) as (app, site),
+    ):
+        body = {
+            "model": "qwen3-max",
+            "input": "draw",
+            "stream": stream,
+            "tools": [{"type": "image_generation"}],
+        }
+        answer = Caller(app, site, "ann").post("/v1/responses", body)
+        _ = answer.data
+        answer.close()
+
+        assert answer.status_code == 200
+        assert answer.headers["x-qwen-proxy-changed"] == "tools:image_generation-dropped"
+        assert not server.requests
