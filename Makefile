@@ -12,10 +12,12 @@
 
 # Relative, so that the path of the checkout may contain spaces.
 python := .venv/bin/python
-# Four processes, also on two cores: most of the time is spent waiting for servers. Files stay
-# together, so that each server is started once, and in the order of tests/conftest.py.
-parallel = -n 4 --dist loadfile --no-loadscope-reorder
-pytest = $(python) -m pytest $(parallel) $(ARGS)
+# Files stay together, so that each server is started once, and in the order of tests/conftest.py.
+together = --dist loadfile --no-loadscope-reorder
+# More processes than two cores: tests wait, those of servers for most of their time. Each further
+# one reads all tests once more.
+parallel = -n 3 $(together)
+pytest = $(python) -m pytest $(ARGS)
 # Of the tests without servers, as a whole: for a part of them it says nothing. Python 3.11 has nothing
 # that counts the lines of greenlets well and in reasonable time.
 floor = $(if $(ARGS),,$$($(python) -c 'import sys; print("--cov=qwen_wsgi --cov-report= --cov-fail-under=95" * hasattr(sys, "monitoring"))'))
@@ -30,12 +32,12 @@ run: ## serve on 127.0.0.1:8080; with no Qwen account yet, a built-in fake one a
 	@QWEN_PROXY_SANDBOX="$${QWEN_PROXY_SANDBOX:-auto}" exec $(python) -m qwen_wsgi.cli serve
 
 test: lint ## format, lint, types and all tests
-	@$(pytest) -m server
-	@$(pytest) -m "not server" $(floor)
+	@$(pytest) -n 4 $(together) -m server
+	@$(pytest) $(parallel) -m "not server" $(floor)
 
 fast: ## the tests that start no servers (ARGS="-k name -x" goes to pytest)
 	@sh install/venv.sh dev
-	@$(pytest) -m "not server" $(floor)
+	@$(pytest) $(parallel) -m "not server" $(floor)
 
 clients: ## install the real clients into .clients (1.5 GB of npm packages), and run their tests
 	@sh install/venv.sh dev

@@ -101,6 +101,7 @@ def post_worker_init(worker: _server.StreamWorker) -> None:
         services.maintenance.start()
         services.background.start()
         services.metering.start()
+        services.plans.start()
         if worker.age == 1 or worker.tells:
             _server.announce(worker, banner=worker.age == 1)
 

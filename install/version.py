@@ -2,6 +2,7 @@
 
     python install/version.py              print it
     python install/version.py FILE         write it into FILE, a module that has it as `version`
+    python install/version.py FILE VERSION write this one, for a build that has no git
 
 Without git (a source distribution) it is that of `qwen_wsgi/_version.py`, or the plain release.
 """
@@ -84,6 +85,6 @@ def _assigned(path: Path, name: str) -> str | None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        write(Path(sys.argv[1]), version())
+        write(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else version())
     else:
         print(version())

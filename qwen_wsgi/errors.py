@@ -219,6 +219,8 @@ class Failure:
             other requests.
         at_once: the next attempt needs no pause: the connection failed and not who is behind it, or
             the request is sent in another form.
+        reset_s: until the end of the pause that the upstream itself named, which may be later than
+            `wait_s`; None if it named none.
     """
 
     cause: str
@@ -229,6 +231,7 @@ class Failure:
     remedy: str = ""
     doubtful: bool = False
     at_once: bool = False
+    reset_s: float | None = None
 
 
 class UpstreamError(ApiError):

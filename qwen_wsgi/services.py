@@ -24,6 +24,7 @@ from qwen_wsgi.accounting import prices as price_table
 from qwen_wsgi.accounting.books import Books, journal_in
 from qwen_wsgi.accounting.ledger import Ledger
 from qwen_wsgi.accounting.metrics import Metrics
+from qwen_wsgi.accounting.plan_watch import PlanAccount, PlanWatch
 from qwen_wsgi.accounting.prices import Cost, Prices
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.background import Background
@@ -211,6 +212,8 @@ class Services:
     ledger: Ledger
     metrics: Metrics
     metering: Metering
+    #: How much of the windows of plans is used.
+    plans: PlanWatch
     recordings: Recordings
     #: Masks the secrets in a text that is written down.
     redact: Callable[[str], str]
@@ -259,6 +262,7 @@ class Services:
     def close(self) -> None:
         """Finish the token refreshes that were sent, and free the rest."""
         self.maintenance.stop()
+        self.plans.stop()
         self.background.stop()
         self.web_chats.drain()
         self.key_ring.write_uses()
@@ -314,7 +318,18 @@ def build_services(
     files = SharedFiles(state_dir)
     known = files if known_in is None else SharedFiles(known_in, copy=True)
     cooldowns, outcomes, affinity = Cooldowns(known), Outcomes(known), Affinity(files)
-    pool = AccountPool(settings, discovery, cooldowns, start_sandbox=sandbox.base_url)
+    books = journal = None
+    if state_dir is not None and settings.ledger_days:
+        books = Books(state_dir, clock, days=settings.ledger_days, sleep=sleep)
+        journal = journal_in(state_dir, clock)
+    plans = PlanWatch(
+        lambda: plan_accounts(pool),
+        books,
+        clock,
+        in_flight=lambda: {name: each.in_flight for name, each in pool.limiters()},
+        apart=greenlets.apart,
+    )
+    pool = AccountPool(settings, discovery, cooldowns, start_sandbox=sandbox.base_url, plans=plans)
     transport = transport or Transport(settings)
     database = database_in(state_dir, clock, sleep=sleep, apart=ThreadApart())
     catalogue = Catalogue(settings, pool, transport, clock, SharedLists(files), outcomes)
@@ -327,10 +342,6 @@ def build_services(
     key_ring = KeyRing(client_keys, clock, later=greenlets.later)
     state_key = StateKey(settings.state_key, state_dir)
     prices, price_problem = _prices(settings)
-    books = journal = None
-    if state_dir is not None and settings.ledger_days:
-        books = Books(state_dir, clock, days=settings.ledger_days, sleep=sleep)
-        journal = journal_in(state_dir, clock)
     ledger = Ledger(clock, journal, cost=partial(_cost, prices))
     admission = Admission(
         settings.max_in_flight, settings.max_body_bytes_in_flight, share=_share(settings, 0)
@@ -412,6 +423,7 @@ def build_services(
             gauges=lambda: _gauges(admission, connections, pool),
             logins=lambda: _logins(pool),
         ),
+        plans=plans,
         recordings=Recordings(None if state_dir is None else state_dir / "recordings", clock),
         redact=Redaction(_secrets(settings), DISCOVERED).redact,
         books=books,
@@ -456,6 +468,15 @@ def build_services(
         ),
         started_at=clock.monotonic(),
     )
+
+
+def plan_accounts(pool: AccountPool) -> list[PlanAccount]:
+    """The accounts that belong to plans."""
+    return [
+        PlanAccount(account.name, account.family.value, limits)
+        for account in pool.accounts()
+        if (limits := pool.limits_of(account)) is not None
+    ]
 
 
 def _prices(settings: Settings) -> tuple[Prices, str]:

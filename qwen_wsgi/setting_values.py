@@ -12,7 +12,9 @@ from collections.abc import Callable
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from qwen_wsgi import plan_limits
 from qwen_wsgi.hosts import Family
+from qwen_wsgi.plan_limits import Plans
 
 #: A number without a unit is seconds.
 _SECONDS: Final = {
@@ -33,6 +35,8 @@ _SIZE: Final = re.compile(r"([0-9]+)\s*([kmg]?)(?:i?b)?", re.IGNORECASE)
 
 #: A host, or `*.` and what all hosts below it end with.
 _HOST: Final = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9._-]*[a-z0-9])?")
+
+_ACCOUNT: Final = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 #: Of a key that signs: its guesses can be tried without asking anybody.
 _LONG_KEY_CHARS: Final = 32
@@ -140,6 +144,22 @@ def aliases(raw: str) -> tuple[tuple[str, str], ...]:
             raise ValueError("a * may only end a name")
         found[name] = model
     return tuple(found.items())
+
+
+def plans(raw: str) -> Plans:
+    """What plans allow, see `plan_limits`."""
+    return plan_limits.parse(raw)
+
+
+def fallbacks(raw: str) -> tuple[str, ...]:
+    """Names of accounts, each perhaps with the model that it is asked for: `a,b:llama-4`."""
+    found = words(raw)
+    names = [word.partition(":")[0] for word in found]
+    if any(not _ACCOUNT.fullmatch(name) for name in names) or any(w.endswith(":") for w in found):
+        raise ValueError("must be names of accounts, or pairs of ACCOUNT:MODEL")
+    if len(set(names)) < len(names):
+        raise ValueError("names an account twice")
+    return found
 
 
 def voices(raw: str) -> tuple[tuple[str, str], ...]:

@@ -19,6 +19,7 @@ from zoneinfo import ZoneInfo
 from qwen_wsgi import env_file, net
 from qwen_wsgi import setting_values as values
 from qwen_wsgi.errors import SettingsError
+from qwen_wsgi.plan_limits import Plans
 from qwen_wsgi.redaction import mask
 
 #: Shown for a value that is not set.
@@ -386,6 +387,19 @@ class Settings:
         default=(),
         parse=values.words,
     )
+    plans: Plans = setting(
+        "QWEN_PROXY_PLANS",
+        "Limits of plans, by account or kind: `coding=6000/5h,45000/week,90000/month@17; token=…`.",
+        default=Plans(),
+        parse=values.plans,
+        shown_default="Coding Plan: pro; Token Plan: counted without limits",
+    )
+    plan_fallback: tuple[str, ...] = setting(
+        "QWEN_PROXY_PLAN_FALLBACK",
+        "Accounts that answer only while a plan's window is spent, in this order: `a,b:MODEL`.",
+        default=(),
+        parse=values.fallbacks,
+    )
     account_in_flight: int = setting(
         "QWEN_PROXY_ACCOUNT_IN_FLIGHT",
         "Calls that one account serves at a time, in all workers together; 0 is no limit.",
@@ -749,7 +763,7 @@ def with_command(text: str, command: str) -> str:
 
 
 def _shown(value: object, *, secret: bool = False) -> str:
-    if value is None or value == "" or value == ():
+    if value is None or value == () or str(value) == "":
         return UNSET
     if isinstance(value, bool):
         return str(int(value))

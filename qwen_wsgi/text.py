@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -65,9 +66,18 @@ class Latest(Protocol):
         """How long ago the account answered, or None."""
 
 
-def status_row(account: Account, status: CredentialStatus, latest: Latest | None) -> dict[str, Any]:
+def status_row(
+    account: Account,
+    status: CredentialStatus,
+    latest: Latest | None,
+    plan: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """As `account_row`, with `{"usable", "cause", "left_alone_s", "last_call": {"age_s", "cause",
-    "answered_s"}}`."""
+    "answered_s"}, "plan"}`.
+
+    Args:
+        plan: how much of its plan's windows is used (`PlanWatch.report`), if it has one.
+    """
     last_call = None
     if latest is not None:
         before = None if latest.answered_s is None else round(latest.answered_s, 1)
@@ -78,6 +88,7 @@ def status_row(account: Account, status: CredentialStatus, latest: Latest | None
         "cause": status.cause,
         "left_alone_s": round(status.again_s or 0.0, 1),
         "last_call": last_call,
+        "plan": plan,
     }
 
 
@@ -97,6 +108,8 @@ def accounts_text(rows: Iterable[Mapping[str, Any]], problems: Sequence[str]) ->
         ]
         if told := _last_call(row):
             lines.append(f"    last call   {told}")
+        for window in (row.get("plan") or {}).get("windows", ()):
+            lines.append(f"    plan        {window_text(window)}")
         if row["remedy"]:
             lines.append(f"    to do       {row['remedy']}")
         blocks.append("\n".join(lines))
@@ -128,6 +141,43 @@ def _last_call(row: Mapping[str, Any]) -> str:
     before = last["answered_s"]
     answered = "" if before is None else f"; answered {duration(before)} ago"
     return f"failed {duration(last['age_s'])} ago: {last['cause']}{answered}"
+
+
+def window_text(window: Mapping[str, Any]) -> str:
+    """One window of a plan, in the machine's time: `5h: 4,120 of 6,000 calls (69%), ends 16:40`.
+
+    Args:
+        window: as `accounting.plans.State` renders it.
+    """
+    parts = [f"{window['window']}: {used_text(window)}"]
+    if window["spent"]:
+        by = ", its vendor says" if window["told_by_vendor"] else ""
+        parts.append(f"SPENT until {moment(window['free_at'])}{by}")
+    elif window["ends_at"] is not None:
+        word = "the first leave" if window["kind"] == "rolling" else "ends"
+        parts.append(f"{word} {moment(window['ends_at'])}")
+    if window["forecast_at"] is not None:
+        parts.append(f"spent at {moment(window['forecast_at'])} if it goes on so")
+    return ", ".join(parts)
+
+
+def used_text(window: Mapping[str, Any]) -> str:
+    """What is used of a window: `4,120 of 6,000 calls (69%)`."""
+    unit = window["unit"]
+    used = "unknown" if window["used"] is None else f"{window['used']:,.0f}"
+    limit = "an unknown limit" if window["limit"] is None else f"{window['limit']:,.0f}"
+    share = "" if window["share"] is None else f" ({window['share']:.0%})"
+    text = f"{used} of {limit}{'' if window['limit'] is None else ' ' + unit}{share}"
+    if unit == "credits" or window["limit"] is None:
+        text += f": {window['calls']:,} calls, {window['tokens']:,} tokens"
+    return text
+
+
+def moment(at: float, *, now: float | None = None) -> str:
+    """A time in the machine's zone: `16:40` of today, else `2026-11-30 16:40`."""
+    when = datetime.fromtimestamp(at)
+    today = datetime.now() if now is None else datetime.fromtimestamp(now)
+    return f"{when:%H:%M}" if when.date() == today.date() else f"{when:%Y-%m-%d %H:%M}"
 
 
 def duration(seconds: float) -> str:

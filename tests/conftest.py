@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -51,6 +52,25 @@ _LONGEST = (
 
 #: What this process logged, before it was redacted.
 _messages: list[str] = []
+
+
+#: A test, or all tests of a file, start servers (`needs` is that of tests/kit/client_programs.py).
+_WITH_SERVERS = re.compile(r"mark\.server\b|\bneeds\(")
+_ALL_WITH_SERVERS = re.compile(
+    rf"^pytestmark = (?:\[\n(?:    .*\n)*?)?.*(?:{_WITH_SERVERS.pattern})", re.MULTILINE
+)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Skip the files that hold no test of `-m server`, or only such ones for `-m "not server"`: to
+    read all files takes half a minute, in each of several processes."""
+    chosen = config.option.markexpr.split(" and ")[0]
+    if chosen not in ("server", "not server") or collection_path.suffix != ".py":
+        return None
+    text = collection_path.read_text()
+    if chosen == "server":
+        return None if _WITH_SERVERS.search(text) else True
+    return True if _ALL_WITH_SERVERS.search(text) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi import net
+from qwen_wsgi import net, plan_limits
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.redaction import SHOWN_SECRET_CHARS
 from qwen_wsgi.settings import Settings, describe, load, names
@@ -93,6 +93,8 @@ TAKEN: list[tuple[str, str, Any]] = [
     ("QWEN_PROXY_MODEL_ALIASES", "a=x,a=y, b-*=c:z=1,", (("a", "y"), ("b-*", "c:z=1"))),
     ("QWEN_PROXY_ACCOUNT_ORDER", "b, a", ("b", "a")),
     ("QWEN_PROXY_SAME_ACCOUNT", "a+b,c+d", ("a+b", "c+d")),
+    ("QWEN_PROXY_PLANS", "coding=6000/5h ;", plan_limits.parse("coding=6000/5h ;")),
+    ("QWEN_PROXY_PLAN_FALLBACK", "pay, local:llama-4", ("pay", "local:llama-4")),
     ("QWEN_PROXY_ACCOUNT_IN_FLIGHT", "8", 8),
     ("QWEN_PROXY_ACCOUNT_QUEUE", "0", 0),
     ("QWEN_PROXY_RETRY_BUDGET", "0", 0.0),
@@ -198,6 +200,8 @@ REFUSED: dict[str, list[str]] = {
     "QWEN_PROXY_KEEPALIVE_INTERVAL": ["0", *SECONDS],
     "QWEN_PROXY_RESPONSES_TTL": SECONDS,
     "QWEN_PROXY_RESPONSES_MAX_BYTES": ["0", "1048575", "1023k"],
+    "QWEN_PROXY_PLANS": ["6000/5h", "coding=gold", "coding=1/5h;coding=1/5h"],
+    "QWEN_PROXY_PLAN_FALLBACK": ["a,a:m", "a:", ":m", "A B"],
     "QWEN_PROXY_LEDGER_DAYS": ["-1", "1.5", "7d", "36501"],
     "LOG_LEVEL": ["TRACE", "10"],
     "QWEN_PROXY_LOG_FORMAT": ["xml", "JSON"],

@@ -55,6 +55,24 @@ def banner(*accounts: Account, listed: list[dict[str, Any]] | None = None, **env
     return report.banner(settings_of(**environ), accounts, listed, problems, endpoints)
 
 
+def test_an_account_with_a_plan_shows_its_windows() -> None:
+    window = {
+        **{"window": "7d", "kind": "first", "unit": "credits", "used": None, "limit": 100.0},
+        **{"share": None, "calls": 3, "tokens": 1200, "spent": False, "ends_at": 1_795_176_000},
+        **{"free_at": None, "forecast_at": None, "told_by_vendor": False},
+    }
+    account = keyed()
+    row = report.status_row(account, account.credential.status(), None, {"windows": [window]})
+    going = {**window, "unit": "calls", "used": 3, "share": 0.03, "forecast_at": 1_795_180_000}
+
+    assert (
+        "    plan        7d: unknown of 100 credits: 3 calls, 1,200 tokens, ends 2026-11-2"
+        in report.accounts_text([row], ())
+    )
+    assert report.window_text(going).startswith("7d: 3 of 100 calls (3%), ends 2026-11-2")
+    assert report.window_text(going).endswith("if it goes on so")
+
+
 def test_the_banner_has_all_that_a_newcomer_needs() -> None:
     text = banner(keyed(), expired(), listed=models("text-embedding-v4", "qwen3.7-plus"))
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import tzinfo
 from pathlib import Path
 from typing import Any, Final
 
 from qwen_wsgi.accounting import usage
+from qwen_wsgi.accounting.plans import Use
 from qwen_wsgi.accounting.usage import Span
 from qwen_wsgi.clock import Clock, sleep
 from qwen_wsgi.state.call_journal import Journals, JournalWriter
 from qwen_wsgi.state.database.calls import By, CallTable
+from qwen_wsgi.state.database.plan_windows import KnownWindow, PlanWindowTable
 from qwen_wsgi.state.database.sqlite import DatabaseUnavailable
 from qwen_wsgi.state.database.tables import database_in
 
@@ -53,6 +55,7 @@ class Books:
         # A database of its own: others' work in this process does not wait for a round.
         database = database_in(state_dir, clock, sleep=sleep)
         self._table = CallTable(database, clock, kept_s=days * _DAY_S)
+        self._windows = PlanWindowTable(database)
         self._journals = Journals(
             state_dir / DIRECTORY, self._table, monotonic=clock.monotonic, sleep=sleep
         )
@@ -104,12 +107,26 @@ class Books:
         wait_s: float = _ROUND_S,
     ) -> list[dict[str, Any]]:
         """As `report`, for several times."""
+        self.read_all(wait_s=wait_s)
         try:
-            if self._journals.exist:
-                self._journals.fold(wait_s=wait_s)
             return [
                 usage.report(self._totals(by, each, client_id), by, each, zone) for each in asked
             ]
+        except DatabaseUnavailable as error:
+            raise BooksUnavailable(str(error)) from error
+
+    def read_all(self, *, wait_s: float = _ROUND_S) -> None:
+        """Bring all that was written into the table, before a question.
+
+        Args:
+            wait_s: how long another process is waited for that reads the journals now.
+
+        Raises:
+            BooksUnavailable: they cannot be read now.
+        """
+        try:
+            if self._journals.exist:
+                self._journals.fold(wait_s=wait_s)
         except DatabaseUnavailable as error:
             raise BooksUnavailable(str(error)) from error
         except OSError as error:
@@ -123,6 +140,31 @@ class Books:
         if not self._table.exists:
             return []  # and none is made, only to look
         return self._table.totals(by, asked.since, asked.until, client_id=client_id)
+
+    # --- for `plan_watch.PlanWatch`; raise DatabaseUnavailable or OSError -------------------------
+
+    def fold(self) -> None:
+        """Bring what was written lately into the table, some of it, if it is much."""
+        if self._journals.exist:
+            self._journals.fold(work_s=_ROUND_S)
+
+    def account_uses(self, account: str, since: float, *, step_s: float) -> list[Use]:
+        """What an account was asked from a time on, by steps, the oldest first."""
+        if not self._table.exists:
+            return []
+        return [Use(*row) for row in self._table.account_uses(account, since, step_s=step_s)]
+
+    def next_use(self, account: str, since: float) -> float | None:
+        """When an account was first asked from a time on; None if it was not."""
+        return self._table.next_use(account, since) if self._table.exists else None
+
+    def known_windows(self) -> dict[tuple[str, str], KnownWindow]:
+        """What is known of the windows of plans, by account and window."""
+        return self._windows.all()
+
+    def put_windows(self, known: Mapping[tuple[str, str], KnownWindow]) -> None:
+        """Write down what has become known of windows of plans."""
+        self._windows.put(known)
 
     def close(self) -> None:
         """Close the database."""

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 _LONGEST: Final = 100
 #: Kinds of things that one call made.
 _MOST_UNITS: Final = 8
+#: Accounts that one call may have asked.
+_MOST_ACCOUNTS: Final = 8
 
 #: Outcomes after which an account may have counted tokens that it has not told.
 _USES: Final = frozenset({"complete", "client_gone", "cut_by_stop"})
@@ -102,9 +104,12 @@ def row(call: CallRecord, at: float, cost: Cost | None) -> CallRow:
     Args:
         at: the time now, seconds since 1970.
     """
-    usage, units = call.usage or _NOTHING, None
+    usage, units, requests = call.usage or _NOTHING, None, None
     if call.units:
         units = compact(dict(call.units[:_MOST_UNITS]))
+    if call.requests and call.requests != {call.account: call.attempts}:
+        asked = [(name[:_LONGEST], n) for name, n in call.requests.items() if n > 0]
+        requests = compact(dict(asked[:_MOST_ACCOUNTS]))
     begun, first = call.started_at, call.first_byte_at
     ended = begun if call.ended_at is None else call.ended_at
     money = saved = currency = None
@@ -139,6 +144,7 @@ def row(call: CallRecord, at: float, cost: Cost | None) -> CallRow:
         money,
         saved,
         currency,
+        requests,
     )
 
 

@@ -192,6 +192,26 @@ COOLDOWN: Final = _gauge(
 PAUSED_MODELS: Final = _gauge(
     "paused_models", "Models for which the account gets no calls now.", "account"
 )
+PLAN_USED: Final = _gauge(
+    "plan_used",
+    "What our own calls used of a window of the account's plan; none where that is not known.",
+    *("account", "window", "unit"),
+)
+PLAN_LIMIT: Final = _gauge(
+    "plan_limit",
+    "The limit of a window of the account's plan; none where it is not known.",
+    *("account", "window", "unit"),
+)
+PLAN_SPENT: Final = _gauge(
+    "plan_spent",
+    "1 if a window of the account's plan is spent, by our count or by its vendor's word, else 0.",
+    *("account", "window", "unit"),
+)
+PLAN_LEFT: Final = _gauge(
+    "plan_left_seconds",
+    "Seconds until a window of the account's plan ends, or is free again if it is spent.",
+    *("account", "window", "unit"),
+)
 START_TIME: Final = _gauge(
     "start_time_seconds", "Start of the oldest worker that runs, in seconds since 1970."
 )
@@ -206,6 +226,7 @@ FAMILIES: Final = (
     *(ATTEMPTS, ATTEMPT_FAILURES, CLIENT_ABORTS, KEEPALIVES, REFRESHES),
     *(IN_FLIGHT, ACCOUNT_IN_FLIGHT, QUEUED, WEBSOCKETS, WORKERS, LOOP_LAG),
     *(ACCOUNT_USABLE, ACCOUNT_STATE, CREDENTIAL_LEFT, COOLDOWN, PAUSED_MODELS),
+    *(PLAN_USED, PLAN_LIMIT, PLAN_SPENT, PLAN_LEFT),
     *(START_TIME, BUILD_INFO),
 )
 BY_NAME: Final[Mapping[str, Family]] = {family.name: family for family in FAMILIES}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from qwen_wsgi.errors import ApiError, ClientGone, InternalError, UpstreamError, forget_frames
@@ -39,6 +39,7 @@ class CallRecord:
         upstream_model: the model's name at the account that was asked last, or "".
         attempts: upstream requests that were begun; the repetition after a refreshed login is not
             counted.
+        requests: by account, how many of them have reached it, as far as that is known.
         failures: those of them that failed, each with the name of its account and its cause, a
             stable word.
         queued_s: time in queues and pauses.
@@ -76,6 +77,7 @@ class CallRecord:
     stream: bool = False
     status: int = 0
     attempts: int = 0
+    requests: dict[str, int] = field(default_factory=dict)
     failures: tuple[tuple[str, str], ...] = ()
     queued_s: float = 0.0
     connect_s: float = 0.0
@@ -131,6 +133,16 @@ class CallRecord:
         if self.outcome == "open":
             self.outcome = "complete"
 
+    def count_request(self, account: str, count: int = 1) -> None:
+        """Count a request to an account, or with -1 take back one that did not reach it."""
+        self.requests[account] = self.requests.get(account, 0) + count
+
+    def add_requests(self, others: Iterable[CallRecord]) -> None:
+        """Count the requests of parts of this call."""
+        for other in others:
+            for account, count in other.requests.items():
+                self.count_request(account, count)
+
     def part(self) -> CallRecord:
         """A record for one of the upstream calls that this call is split into (see `join`)."""
         return CallRecord(
@@ -158,5 +170,6 @@ class CallRecord:
         self.upstream_request_id = decisive.upstream_request_id
         self.connect_s, self.first_byte_at = decisive.connect_s, decisive.first_byte_at
         self.attempts = sum(part.attempts for part in parts)
+        self.add_requests(parts)
         self.failures = tuple(failure for part in parts for failure in part.failures)
         self.queued_s = max(part.queued_s for part in parts)

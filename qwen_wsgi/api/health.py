@@ -22,8 +22,8 @@ blueprint.before_request(lifecycle.refuse_pages)
 def health() -> Response:
     """The worker's state: `{"status", "cause"?, "ready", "version", "sandbox", "uptime_s",
     "in_flight", "websockets", "accounts": [{"name", "kind", "state", "ability"?, "cause"?,
-    "left_alone_s"?, "remedy"?, "models"?}]}`; models are those that are left alone, as `{"model",
-    "left_alone_s", "cause"}`.
+    "left_alone_s"?, "remedy"?, "models"?, "plan"?}]}`; models are those that are left alone, as
+    `{"model", "left_alone_s", "cause"}`; a plan is that of `PlanWatch.report`.
 
     200 while calls can be served; 503 when no account is usable or the worker is draining. Callers
     from elsewhere without a key get `{"status", "ready"}`.
@@ -78,6 +78,8 @@ def _row(account: Account, status: CredentialStatus) -> dict[str, object]:
         row["left_alone_s"] = round(status.again_s, 1)
     if (remedy := remedy_of(status.cause)) and not status.state.is_usable:
         row["remedy"] = remedy
+    if (plan := lifecycle.live().services.plans.report(account.name)) is not None:
+        row["plan"] = plan
     if status.models:
         row["models"] = [
             {"model": each.model, "left_alone_s": round(each.seconds, 1), "cause": each.cause}

@@ -50,4 +50,15 @@ def _of_accounts(services: Services) -> Rows:
             rows[families.CREDENTIAL_LEFT.name, name] = [max(0.0, left_s)]
         rows[families.COOLDOWN.name, name] = [status.again_s or 0.0]
         rows[families.PAUSED_MODELS.name, name] = [len(status.models)]
+        for window in (services.plans.report(name) or {"windows": ()})["windows"]:
+            labels = (name, window["window"], window["unit"])
+            rows[families.PLAN_SPENT.name, *labels] = [window["spent"]]
+            for family, value in (
+                (families.PLAN_USED, window["used"]),
+                (families.PLAN_LIMIT, window["limit"]),
+            ):
+                if value is not None:
+                    rows[family.name, *labels] = [value]
+            if (end := window["free_at"] or window["ends_at"]) is not None:
+                rows[families.PLAN_LEFT.name, *labels] = [max(0.0, end - now_ms / 1000)]
     return rows

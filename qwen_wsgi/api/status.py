@@ -45,6 +45,11 @@ def status() -> Response:
 def account_rows(services: Services) -> list[dict[str, Any]]:
     """The accounts as `text.status_row` describes them."""
     return [
-        text.status_row(account, status, services.outcomes.latest(account))
+        text.status_row(
+            account,
+            status,
+            services.outcomes.latest(account),
+            services.plans.report(account.name),
+        )
         for account, status in services.statuses.summary().accounts
     ]

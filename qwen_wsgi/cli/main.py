@@ -59,7 +59,10 @@ def _flush(stream: TextIO | None) -> None:
 
 def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    end = words.index("--") if words[:1] == ["run"] and "--" in words else len(words)
+    arguments = parser.parse_args(words[:end])
+    arguments.behind = words[end + 1 :]
     if arguments.command is None:
         parser.print_help()
         return 0
@@ -137,6 +140,11 @@ def _parser() -> argparse.ArgumentParser:
         ("settings", _settings, "list every setting: its value, its default, what it is for"),
     ):
         add(name, command, help).add_argument("--json", action="store_true", help="print JSON")
+    add(
+        "healthcheck",
+        _healthcheck,
+        "exit with 0 if the running server can serve calls, else with 1",
+    )
     sub = add("doctor", _doctor, "check this installation, and say what is wrong and what to do")
     sub.add_argument("--account", metavar="NAME", help="check one account; default: all")
     sub.add_argument("--no-calls", action="store_true", help="contact no upstream")
@@ -154,6 +162,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--until", metavar="TIME", default="now", help="the same; a date is in it (default: now)"
     )
+    sub.add_argument(
+        "--plans",
+        action="store_true",
+        help="how much of the windows of Coding and Token Plans is used, and when they end",
+    )
     form = sub.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--csv", action="store_true", help="print a table for spreadsheets")
@@ -162,6 +175,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--url", default="", help="the server's address; default: from the settings")
     sub.add_argument("--model", default="", help="the model; default: one that suits the client")
     sub.add_argument("--json", action="store_true", help="print JSON")
+    sub = add("run", _run_client, "start a client with this server; its own files stay as they are")
+    sub.add_argument(
+        "name", metavar="NAME", help="codex, claude-code, opencode, qwen-code or aider"
+    )
+    sub.add_argument("--url", default="", help="the server's address; default: from the settings")
+    sub.add_argument("--model", default="", help="the model; default: one that suits the client")
+    # Of argparse's own, REMAINDER would take our options behind the name.
+    sub.usage = "qwen-proxy run [-h] [--url URL] [--model MODEL] NAME [-- ARGUMENTS OF THE CLIENT]"
     sub = add(
         "login",
         _login,
@@ -213,6 +234,17 @@ def _status(settings: Settings, arguments: argparse.Namespace) -> int:
     return accounts.status(settings, json_output=arguments.json)
 
 
+def _healthcheck(settings: Settings, arguments: argparse.Namespace) -> int:
+    from qwen_wsgi.cli import running
+
+    answer = running.ask(settings, "/health/ready")
+    if answer.value is None:
+        print(f"qwen-proxy: {answer.server}: {answer.why}", file=sys.stderr)
+        return 1
+    print(f"{answer.server}: {answer.value.get('status')}")
+    return 0
+
+
 def _models(settings: Settings, arguments: argparse.Namespace) -> int:
     from qwen_wsgi.cli import accounts
 
@@ -239,8 +271,15 @@ def _doctor(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _usage(settings: Settings, arguments: argparse.Namespace) -> int:
-    from qwen_wsgi.cli.stored import usage
+    from qwen_wsgi.cli.stored import plans, usage
 
+    if arguments.plans:
+        if arguments.csv:
+            print(
+                "qwen-proxy: usage --plans is a table or --json, and has no --csv", file=sys.stderr
+            )
+            return 2
+        return plans.run(settings, json_output=arguments.json, out=sys.stdout, err=sys.stderr)
     return usage.run(
         settings,
         by=arguments.by,
@@ -271,6 +310,22 @@ def _clients(settings: Settings, arguments: argparse.Namespace) -> int:
         out=sys.stdout,
     )
     return 0
+
+
+def _run_client(settings: Settings, arguments: argparse.Namespace) -> int:
+    from qwen_wsgi.cli import accounts
+    from qwen_wsgi.clients import run
+
+    return run.run(
+        settings,
+        arguments.name,
+        arguments.behind,
+        url=arguments.url,
+        model=arguments.model,
+        models=lambda: accounts.models_to_offer(settings),
+        environ=settings_module.environment(),
+        err=sys.stderr,
+    )
 
 
 def _login(settings: Settings, arguments: argparse.Namespace) -> int:

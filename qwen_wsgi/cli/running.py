@@ -139,5 +139,7 @@ def _read(shown: str, status: int, body: bytes) -> Answer:
     if status == 404 and isinstance(value, dict) and "error" in value:
         return Answer(shown, None, _OTHER_VERSION)
     if isinstance(value, dict):
-        return Answer(shown, None, f"it answered {status}")
+        said = value.get("status")
+        word = f": {said}" if isinstance(said, str) else ""
+        return Answer(shown, None, f"it answered {status}{word}")
     return Answer(shown, None, "another program listens there")

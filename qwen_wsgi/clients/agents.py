@@ -56,11 +56,10 @@ def codex(target: Target) -> Recipe:
     )
 
 
-def claude_code(target: Target) -> Recipe:
-    """Claude Code: environment variables only; it adds `/v1/messages` to the address itself."""
+def claude_code_variables(target: Target) -> dict[str, str]:
+    """What Claude Code reads from its environment, but for the key."""
     variables = {
-        "ANTHROPIC_BASE_URL": f'"{target.origin}"',
-        "ANTHROPIC_AUTH_TOKEN": f'"${KEY_VARIABLE}"',
+        "ANTHROPIC_BASE_URL": target.origin,
         "ANTHROPIC_MODEL": target.model.name,
         "ANTHROPIC_DEFAULT_OPUS_MODEL": target.model.name,
         "ANTHROPIC_DEFAULT_SONNET_MODEL": target.model.name,
@@ -70,8 +69,18 @@ def claude_code(target: Target) -> Recipe:
         variables["CLAUDE_CODE_MAX_CONTEXT_TOKENS"] = str(target.model.context)
     if target.model.max_output:
         variables["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] = str(target.model.max_output)
-    variables["CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC"] = "1"
-    exports = (f"export {name}={value}" for name, value in variables.items())
+    return {**variables, "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}
+
+
+def claude_code(target: Target) -> Recipe:
+    """Claude Code: environment variables only; it adds `/v1/messages` to the address itself."""
+    variables = claude_code_variables(target)
+    url = variables.pop("ANTHROPIC_BASE_URL")
+    exports = (
+        f'export ANTHROPIC_BASE_URL="{url}"',
+        f'export ANTHROPIC_AUTH_TOKEN="${KEY_VARIABLE}"',
+        *(f"export {name}={value}" for name, value in variables.items()),
+    )
     return Recipe(
         snippets=(key_in_shell("unset ANTHROPIC_API_KEY", *exports),),
         command=f'claude -p "{PROMPT}"',

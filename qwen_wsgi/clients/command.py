@@ -97,14 +97,13 @@ def show(
     client = known(name)
     if model and not is_model_name(model):
         raise SettingsError(f"{model!r} is not the name of a model; `qwen-proxy models` lists them")
-    origin, notes = _origin(settings, url, lan)
-    keyed = settings.all_client_keys or key_copy.exists(Path(settings.state_dir))
-    if not keyed and not is_loopback(urlsplit(origin).hostname or ""):
+    address, notes = origin(settings, url, lan)
+    if not _has_keys(settings) and not is_loopback(urlsplit(address).hostname or ""):
         notes += (_NO_KEYS,)
-    if origin.startswith("https:") and authority.exists():
+    if address.startswith("https:") and authority.exists():
         notes += (trust.note(name, str(authority)),)
     entries, more = models()
-    target = target_for(client, origin, entries, model=model, default=settings.openai_model)
+    target = target_for(client, address, entries, model=model, default=settings.openai_model)
     recipe = client.recipe(target)
     recipe = replace(recipe, notes=(*recipe.notes, *notes, *more))
     if json_output:
@@ -113,7 +112,18 @@ def show(
         out.write(as_text(client, target, recipe))
 
 
-def _origin(settings: Settings, url: str, lan: Callable[[], str]) -> tuple[str, tuple[str, ...]]:
+def wants_key(settings: Settings, origin: str) -> bool:
+    """Whether the server of these settings wants a client key; of others nobody knows."""
+    return _has_keys(settings) or not is_loopback(urlsplit(origin).hostname or "")
+
+
+def _has_keys(settings: Settings) -> bool:
+    return bool(settings.all_client_keys) or key_copy.exists(Path(settings.state_dir))
+
+
+def origin(
+    settings: Settings, url: str, lan: Callable[[], str] = lan_address
+) -> tuple[str, tuple[str, ...]]:
     """The address for clients, and notes about it.
 
     Raises:

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from typing import Final
 
-_NODE: Final = "set `NODE_EXTRA_CA_CERTS=/path/to/ca.crt` in its environment"
+#: Variables with the path of an authority's certificate, by the client's name.
+_VARIABLES: Final = {
+    "codex": "CODEX_CA_CERTIFICATE",
+    **dict.fromkeys(
+        ("claude-code", "opencode", "qwen-code", "openai-node", "vercel-ai-sdk"),
+        "NODE_EXTRA_CA_CERTS",
+    ),
+}
 _PYTHON: Final = (
     "on Debian put it into the system's list (`sudo cp ca.crt "
     "/usr/local/share/ca-certificates/qwen-proxy.crt && sudo update-ca-certificates`) and set "
@@ -17,16 +24,19 @@ _EDITOR: Final = "put it into the system's list, and start the editor again"
 
 #: By the client's name.
 _HOW: Final = {
-    "codex": "set `CODEX_CA_CERTIFICATE=/path/to/ca.crt` in its environment",
-    "claude-code": _NODE,
-    "opencode": _NODE,
-    "qwen-code": _NODE,
-    "openai-node": _NODE,
-    "vercel-ai-sdk": _NODE,
+    **{
+        client: f"set `{variable}=/path/to/ca.crt` in its environment"
+        for client, variable in _VARIABLES.items()
+    },
     "continue": _EDITOR,
     "cline": _EDITOR,
     "curl": "add `--cacert /path/to/ca.crt`",
 }
+
+
+def variable(client: str) -> str:
+    """The environment variable that makes a client trust an authority; "" if it has none."""
+    return _VARIABLES.get(client, "")
 
 
 def note(client: str, authority: str) -> str:

@@ -8,13 +8,20 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
-from qwen_wsgi import __version__
+from qwen_wsgi import __version__, text
 from qwen_wsgi.doctor.findings import Finding, Teller
 from qwen_wsgi.doctor.machine import Machine
 from qwen_wsgi.net import Address
 from qwen_wsgi.settings import Settings
 
 TELL: Final = Teller("server")
+
+#: From this part of a plan's window on it is told.
+_NEARLY_SPENT: Final = 0.9
+_SPENT: Final = (
+    "`qwen-proxy usage --plans` shows more; QWEN_PROXY_PLAN_FALLBACK names who answers when it is "
+    "spent (docs/plans.md)."
+)
 
 #: The account that a server has which found no other.
 SANDBOX: Final = "sandbox"
@@ -103,6 +110,7 @@ def health(
         yield _other_program(subject)
         return
     yield from judged(subject, status, report)
+    yield from plans(report)
     if same_settings:
         yield from same_accounts(subject, report, accounts)
 
@@ -153,6 +161,19 @@ def judged(subject: str, status: int, report: Mapping[str, Any]) -> Iterator[Fin
             f"it runs version {report.get('version')}, but {__version__} is installed",
             "Restart it: sudo systemctl restart qwen-proxy",
         )
+
+
+def plans(report: Mapping[str, Any]) -> Iterator[Finding]:
+    """Judge how much of the windows of plans is used, as the server has counted."""
+    rows = report.get("accounts")
+    for row in rows if isinstance(rows, list) else ():
+        plan = row.get("plan") if isinstance(row, dict) else None
+        if not isinstance(plan, dict):
+            continue
+        for window in plan.get("windows", ()):
+            what = f"the plan's window {text.window_text(window)}"
+            if window["spent"] or (window["share"] or 0.0) >= _NEARLY_SPENT:
+                yield TELL.warn(str(row.get("name")), what, _SPENT)
 
 
 def same_accounts(

@@ -151,6 +151,7 @@ class Turns:
         self._later, self._of_tools = [], []
         if later:
             record.usage = total([record.usage, *(each.usage for each in later)])
+        record.add_requests((*later, *of_tools))
         for each in (*later, *of_tools):
             record.attempts += each.attempts
             record.queued_s += each.queued_s

@@ -24,6 +24,7 @@ from qwen_wsgi.errors import (
 )
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.failures import classify
+from qwen_wsgi.upstream.failures.causes import PLAN_SPENT
 from qwen_wsgi.upstream.routing.accounts import AccountPool
 from qwen_wsgi.upstream.routing.affinity import Affinity
 from qwen_wsgi.upstream.routing.cooldown import DOUBTED, REFUSED, Cooldowns
@@ -136,8 +137,10 @@ class Retrier:
                 except ApiError as error:
                     slot.release()
                     forget_frames(error)
-                    if record.budget is not None and not _has_reached(error):
-                        record.budget.unsent()
+                    if not _has_reached(error):
+                        record.count_request(route.account.name, -1)
+                        if record.budget is not None:
+                            record.budget.unsent()
                     self._failed(error, route, slot.began, attempts)
                     continue
                 except BaseException:
@@ -174,6 +177,7 @@ class Retrier:
         if failure is not None and failure.scope is not Scope.UPSTREAM:
             self._outcomes.failed(route.account, error)
             self._learn(failure, plan, route, began)
+            self._learn_of_plan(error, route)
 
     def _next(self, attempts: _Attempts) -> Candidate | None:
         """The next route to ask; None after a wait for one.
@@ -227,6 +231,9 @@ class Retrier:
             raise
         attempts.count += 1
         record.attempts += 1
+        record.count_request(account.name)
+        if self._pool.plans.seen:
+            self._pool.plans.began(account.name)
         if record.budget is not None:
             record.budget.sent()
         return slot
@@ -252,6 +259,7 @@ class Retrier:
         if not failure.at_once:  # else nobody has answered, and nobody has failed
             self._outcomes.failed(route.account, error)
             self._learn(failure, attempts.plan, route, began)
+            self._learn_of_plan(error, route)
         if attempts.error is None or isinstance(attempts.error, AccountUnavailable):
             attempts.error = error
         if not (failure.retry or failure.elsewhere):
@@ -263,10 +271,14 @@ class Retrier:
             return
         if not failure.retry:
             attempts.excluded.add(name)
-        elif not failure.elsewhere or _is_last(name, attempts):
+        elif not failure.elsewhere or self._is_last(name, attempts):
             self._back_off(failure, attempts)
         elif failure.scope is not Scope.ACCOUNT_MODEL:
             attempts.excluded.add(name)  # the others first; after a throttle its cooldown says so
+
+    def _is_last(self, name: str, attempts: _Attempts) -> bool:
+        """Whether no other account is left to ask."""
+        return self._router.choose(attempts.plan, {*attempts.excluded, name}) is None
 
     def _back_off(self, failure: Failure, attempts: _Attempts) -> None:
         if failure.scope in (Scope.ACCOUNT_MODEL, Scope.ACCOUNT):
@@ -319,6 +331,13 @@ class Retrier:
                 f": {failure.remedy}" if failure.remedy else "",
             )
 
+    def _learn_of_plan(self, error: ApiError, route: Route) -> None:
+        """Note that a plan's window is spent, if its vendor says until when."""
+        failure = error.failure if isinstance(error, UpstreamError) else None
+        if failure is not None and failure.cause == PLAN_SPENT and failure.reset_s:
+            message = error.upstream_message if isinstance(error, UpstreamError) else ""
+            self._pool.plans.told(route.account.name, message, failure.reset_s)
+
     def _succeeded(self, plan: Plan, route: Route, began: float) -> None:
         self._outcomes.answered(route.account)
         cooldowns, conversation = self._cooldowns, plan.conversation
@@ -335,20 +354,21 @@ class Retrier:
 
     def _tell_when(self, error: ApiError, plan: Plan) -> None:
         """Say in a failure of accounts when the first of them may be asked again."""
-        if self._cooldowns.is_clear or not _is_of_accounts(error):
+        is_clear = self._cooldowns.is_clear and not self._pool.plans.seen
+        if is_clear or not _is_of_accounts(error):
             return
         candidate = self._router.choose(plan, set())
         if candidate is not None and candidate.cooldown_s > 0:
-            error.retry_after_s = candidate.cooldown_s
+            route = candidate.route
+            _, _, longer_s = self._pool.why_paused(route.account, route.model)
+            error.retry_after_s = max(candidate.cooldown_s, longer_s)
 
     def _cooling_down(self, plan: Plan, candidate: Candidate) -> ApiError:
         """The error where every account cools down for longer than the call may wait."""
         account: Account = candidate.route.account
-        return classify.cooling_down(
-            self._pool.cooldown_cause(account, candidate.route.model),
-            model=plan.model,
-            wait_s=candidate.cooldown_s,
-        )
+        cause, why, longer_s = self._pool.why_paused(account, candidate.route.model)
+        wait_s = max(candidate.cooldown_s, longer_s)
+        return classify.cooling_down(cause, model=plan.model, wait_s=wait_s, why=why)
 
 
 def ask_no_more(error: UpstreamError, note: str = "") -> None:
@@ -375,12 +395,6 @@ def _has_reached(error: ApiError) -> bool:
     """Whether an attempt that failed has reached an upstream."""
     failure = error.failure if isinstance(error, UpstreamError) else None
     return failure is not None and failure.cause not in _UNSENT
-
-
-def _is_last(name: str, attempts: _Attempts) -> bool:
-    """Whether no other account is left to ask."""
-    others = {route.account.name for route in attempts.plan.routes} - attempts.excluded - {name}
-    return not others
 
 
 def _none_left(plan: Plan) -> ApiError:

@@ -47,6 +47,34 @@ def journal() -> Journal:
     return Journal()
 
 
+@pytest.mark.parametrize(
+    ("attempts", "requests", "written"),
+    [
+        (2, {"dashscope": 2}, None),
+        (2, {}, None),
+        (3, {"plan": 1, "dashscope": 2}, '{"plan":1,"dashscope":2}'),
+        (2, {"dashscope": 1, "plan": 0}, '{"dashscope":1}'),
+        (1, {"dashscope": 0}, "{}"),
+    ],
+)
+def test_requests_are_written_where_they_are_not_simply_the_attempts(
+    attempts: int, requests: dict[str, int], written: str | None
+) -> None:
+    call = CallRecord(account="dashscope", attempts=attempts, requests=requests)
+
+    assert row(call, 0.0, None).requests == written
+
+
+def test_parts_of_a_call_bring_their_requests() -> None:
+    call = CallRecord()
+    parts = [call.part() for _ in range(3)]
+    for account, part in zip(("a", "b", "a"), parts, strict=True):
+        part.count_request(account)
+    call.join(parts, complete=3)
+
+    assert call.requests == {"a": 2, "b": 1}
+
+
 def test_a_call_is_written_once_and_ended(journal: Journal) -> None:
     ledger = Ledger(FakeClock(), journal, cost=lambda call, at: Cost(7, 3, "USD"))
     call = record(

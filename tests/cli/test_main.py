@@ -163,6 +163,28 @@ def test_an_unreadable_file_of_qwen_code_is_one_line_and_status_2(home: Path, co
     assert core(KEY) not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (whole(b'{"status":"ok"}'), (0, "{}: ok\n", "")),
+        (
+            whole(b'{"status":"draining"}', "503 Service Unavailable"),
+            (1, "", "qwen-proxy: {}: it answered 503: draining\n"),
+        ),
+        (whole(b"[]", "503 Service Unavailable"), (1, "", "qwen-proxy: {}: another program")),
+    ],
+    ids=["ready", "draining", "another"],
+)
+def test_the_health_check_is_the_servers(
+    run: Any, answer: bytes, expected: tuple[int, str, str]
+) -> None:
+    with RawServer(answer) as server:
+        status, out, err = run("healthcheck", PORT=server.port)
+        place = f"127.0.0.1:{server.port}"
+    assert (status, out) == (expected[0], expected[1].format(place))
+    assert err.startswith(expected[2].format(place))
+
+
 # --- status --------------------------------------------------------------------------------------
 
 

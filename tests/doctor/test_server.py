@@ -96,6 +96,50 @@ def test_a_server_that_is_not_well(
     assert (fault.level.value, status in fault.what) == (level, True)
 
 
+def plan_of(**window: Any) -> list[dict[str, Any]]:
+    usual = {
+        "window": "5h",
+        "kind": "rolling",
+        "unit": "calls",
+        "used": 95,
+        "limit": 100.0,
+        "share": 0.95,
+        "calls": 95,
+        "tokens": 9,
+        "spent": False,
+        "ends_at": 1_795_176_000,
+        "free_at": None,
+        "forecast_at": None,
+        "told_by_vendor": False,
+    }
+    return [{"name": "dashscope", "plan": {"windows": [{**usual, **window}]}}]
+
+
+@pytest.mark.parametrize(
+    ("window", "words"),
+    [
+        ({}, "5h: 95 of 100 calls (95%)"),
+        ({"spent": True, "free_at": 1_795_176_000, "told_by_vendor": True}, "SPENT until 2026-11"),
+    ],
+)
+def test_a_plan_that_is_nearly_spent_is_told(
+    machine: FakeMachine, window: dict[str, Any], words: str
+) -> None:
+    machine.health = answer(accounts=plan_of(**window))
+
+    fault = one(faults(found_at(machine)))
+
+    assert (fault.level, fault.subject) == (Level.WARN, "dashscope")
+    assert words in fault.what
+    assert "usage --plans" in fault.remedy
+
+
+def test_a_plan_with_room_is_not(machine: FakeMachine) -> None:
+    machine.health = answer(accounts=[*plan_of(share=0.5), {"name": "x", "plan": None}, "odd"])
+
+    assert not [each for each in faults(found_at(machine)) if "plan" in each.what]
+
+
 def test_the_sandbox_is_noted(machine: FakeMachine) -> None:
     machine.health = answer(sandbox=True)
 

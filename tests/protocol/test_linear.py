@@ -29,7 +29,7 @@ pytestmark = pytest.mark.once
 Json = dict[str, Any]
 
 #: A square of this is seen, and what is linear takes some tenths of a second.
-COUNT = 12_000
+COUNT = 8_000
 RUNS = 3
 
 TARGET = Target(Family.DASHSCOPE, "qwen3.7-plus")

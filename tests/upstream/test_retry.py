@@ -44,6 +44,14 @@ def test_what_another_account_may_answer_goes_there_at_once(scope: Scope) -> Non
     assert (world.asked, world.pauses, world.record.attempts) == (["a", "b"], [], 2)
 
 
+def test_requests_are_counted_at_the_account_that_they_reached() -> None:
+    world = World("a", "b", "c")
+    unreached = failure(cause="unreachable")
+    assert world.run(unreached, failure(Scope.ACCOUNT), "ok") == "ok by c"
+    assert world.record.attempts == 3
+    assert world.record.requests == {"a": 0, "b": 1, "c": 1}
+
+
 def test_a_fault_of_the_request_goes_straight_back() -> None:
     world = World("a", "b")
     fault = failure(Scope.REQUEST, retry=False, elsewhere=False)

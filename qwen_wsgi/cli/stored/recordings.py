@@ -12,6 +12,7 @@ from qwen_wsgi.cli import running
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings
+from qwen_wsgi.state.key_copy import keys_in
 from qwen_wsgi.state.recordings import (
     LONGEST_MINUTES,
     LOOK_EVERY_S,
@@ -23,6 +24,8 @@ from qwen_wsgi.state.recordings import (
 
 #: An answer may take long, and is silent until then if it is not streamed.
 _ANSWER_S: Final = 600.0
+#: The names of keys of the environment, for people.
+_OF_THE_ENVIRONMENT: Final = "env-1, env-2, …, and `local` where there is no key at all"
 #: Headers of a recorded request that the connection of the replay has of its own.
 _OF_THE_CONNECTION: Final = frozenset(
     {
@@ -62,6 +65,11 @@ def record(
     try:
         if key is not None:
             order = recordings.order(key, calls, minutes)
+            if key not in _clients(settings):
+                err.write(
+                    f"Note: there is no client key {key!r} now; `qwen-proxy keys list` shows the "
+                    f"keys, and those of the environment are called {_OF_THE_ENVIRONMENT}.\n"
+                )
             shown, text = _order(order, recordings), _ordered(settings, order, recordings)
         elif stop:
             shown = {"stopped": recordings.stop()}
@@ -123,6 +131,12 @@ def replay(settings: Settings, file: str, *, account: str, out: BinaryIO, err: T
         err.write(f"qwen-proxy: the running server cannot be asked: {error}\n")
         return 1
     return int(status >= 400)
+
+
+def _clients(settings: Settings) -> frozenset[str]:
+    """What the log calls those who may call now, as far as it can be seen here."""
+    keys = (key.name for key in keys_in(Path(settings.state_dir)) if key.revoked_at is None)
+    return frozenset(("local", *keys, *(name for _, name in settings.named_client_keys)))
 
 
 def _directory(settings: Settings) -> Path:

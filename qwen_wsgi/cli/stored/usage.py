@@ -91,15 +91,23 @@ def shown(found: Mapping[str, Any]) -> str:
     table = [[by, *(heading for _, heading in _SHOWN)], *(_cells(row) for row in rows)]
     if len(rows) > 1:
         table.append(_total(rows))
+    return "\n".join([head, "", *aligned(table), "", *_receipt(rows), *_notes(rows)])
+
+
+def aligned(table: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
+    """The lines of a table.
+
+    Args:
+        left: so many columns begin below one another; the others end so.
+    """
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
+    return [
         "  ".join(
-            cell.ljust(width) if not at else cell.rjust(width)
+            cell.ljust(width) if at < left else cell.rjust(width)
             for at, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ).rstrip()
         for cells in table
     ]
-    return "\n".join([head, "", *lines, "", *_receipt(rows), *_notes(rows)])
 
 
 def _time(at: float) -> str:

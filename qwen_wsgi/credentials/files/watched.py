@@ -28,6 +28,12 @@ _PASSING: Final = frozenset(
     {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENODEV}
 )
 
+_READABLE: Final = "Make it a file that the user who runs qwen-proxy can read."
+_OTHERS: Final = (
+    "Run qwen-proxy as that user (in a container --user {owner}:GROUP, see docs/docker.md; as a "
+    "service see owner.conf.example), or let its user read the file."
+)
+
 
 class FileIdentity(NamedTuple):
     """Identifies one version of a file; compare with `!=`, never with `>`.
@@ -173,15 +179,23 @@ class WatchedFile(Generic[T]):
             identity = FileIdentity.of(os.stat(self._name))
         except OSError:
             identity = None
+        problem, remedy = f"cannot be read ({error.strerror})", _READABLE
+        owner = _owner_of(self.path)
+        if (shortage := by_errno(error.errno)) is not None:
+            remedy = shortage.remedy
+        elif error.errno == errno.EACCES and owner not in (None, os.geteuid()):
+            problem = (
+                f"cannot be read: it belongs to user {owner}, and qwen-proxy runs as user "
+                f"{os.geteuid()}"
+            )
+            remedy = _OTHERS.format(owner=owner)
         return Reading(
             identity,
             before.value,
-            f"cannot be read ({error.strerror})",
-            "Make it a file that the user who runs qwen-proxy can read."
-            if (shortage := by_errno(error.errno)) is None
-            else shortage.remedy,
+            problem,
+            remedy,
             unreadable=True,
-            passing=error.errno in _PASSING or by_errno(error.errno) is not None,
+            passing=error.errno in _PASSING or shortage is not None,
         )
 
     def _replace(self, before: Reading[T], after: Reading[T]) -> Reading[T]:
@@ -200,3 +214,15 @@ class WatchedFile(Generic[T]):
             log.info("file is usable again path=%s", self.shown)
         self._reading = after
         return after
+
+
+def _owner_of(path: Path) -> int | None:
+    """The user whose file it is; or whose directory, if that keeps us from looking into it."""
+    for each in (path, *path.parents):
+        try:
+            return os.stat(each).st_uid
+        except PermissionError:
+            continue
+        except OSError:
+            break
+    return None

@@ -94,7 +94,13 @@ class Discovery:
     def notes(self) -> tuple[environment.Note, ...]:
         """What there is to say about variables and keys that have no effect, or another than it
         seems."""
-        return (*environment.notes(self._settings), *self._current().unused)
+        current = self._current()
+        names = [account.name for account in current.accounts]
+        return (
+            *environment.notes(self._settings),
+            *environment.unknown_accounts(self._settings, names),
+            *current.unused,
+        )
 
     def qwen_home(self) -> Path:
         """qwen-code's directory."""

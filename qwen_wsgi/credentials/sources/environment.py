@@ -139,6 +139,26 @@ def _unused_keys(settings: Settings) -> Iterator[Note]:
             yield Note(each.base_url_env, f"is not used: {each.key_env} is not set")
 
 
+def unknown_accounts(settings: Settings, names: Collection[str]) -> Iterator[Note]:
+    """What there is to say about settings of plans that name accounts which are not there.
+
+    Args:
+        names: of all accounts.
+    """
+    fallbacks = tuple(word.partition(":")[0] for word in settings.plan_fallback)
+    for variable, named in (
+        ("QWEN_PROXY_PLANS", settings.plans.accounts),
+        ("QWEN_PROXY_PLAN_FALLBACK", fallbacks),
+    ):
+        if unknown := [name for name in named if name not in names]:
+            yield Note(
+                variable,
+                f"names what is no account: {', '.join(unknown)}",
+                f"The accounts are: {', '.join(sorted(names)) or 'none'}.",
+                misspelt=True,
+            )
+
+
 def unused_in_files(
     keys: Iterable[tuple[str, Value]], used: Collection[str], settings_file: str
 ) -> Iterator[Note]:

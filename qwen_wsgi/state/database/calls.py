@@ -7,7 +7,9 @@ journal is read, so that each call is here once, whoever is killed when.
 from __future__ import annotations
 
 import logging
+import math
 import sqlite3
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final, Literal, NamedTuple
 
@@ -76,7 +78,36 @@ _FIRST: Final = (
     """CREATE TABLE call_journals (name TEXT PRIMARY KEY, read INTEGER NOT NULL)""",
 )
 
-TABLES: Final = Tables("calls", (_FIRST,), _DAMAGE)
+#: What accounts were asked, by the minute: the windows of plans are sums of it, which must not
+#: depend on how many calls there are. Kept for longer than the longest window.
+_SECOND: Final = (
+    "ALTER TABLE calls ADD COLUMN requests TEXT",
+    """
+    CREATE TABLE account_minutes (
+        account TEXT NOT NULL,
+        minute INTEGER NOT NULL,
+        requests INTEGER NOT NULL,
+        tokens INTEGER NOT NULL,
+        PRIMARY KEY (account, minute)
+    ) WITHOUT ROWID
+    """,
+    # Of the calls of before it is not known which of their requests went to another account.
+    """
+    INSERT INTO account_minutes
+        SELECT account, CAST(at / 60 AS INTEGER), sum(attempts),
+            sum(coalesce(input_tokens, 0) + coalesce(output_tokens, 0))
+        FROM calls
+        WHERE at >= (SELECT max(at) FROM calls) - 3456000 AND account != '' AND attempts > 0
+        GROUP BY 1, 2
+    """,
+)
+
+TABLES: Final = Tables("calls", (_FIRST, _SECOND), _DAMAGE)
+
+_MINUTE_S: Final = 60.0
+#: How long the minutes of accounts are kept, and how often old ones are looked for. Seconds.
+_MINUTES_KEPT_S: Final = 40 * _DAY_S
+_LOOK_FOR_OLD_S: Final = 3600.0
 
 
 class CallRow(NamedTuple):
@@ -94,6 +125,8 @@ class CallRow(NamedTuple):
         unknown_usage: 1: the account may have counted something, and nobody knows what.
         money_micro: millionths of the currency; None where the price is not known.
         saved_micro: what the cache has saved of it.
+        requests: how many requests each account got, as JSON: `{"coding-plan": 1, "dashscope": 1}`;
+            None where those are the `attempts`, all at `account`.
     """
 
     at: float
@@ -123,14 +156,20 @@ class CallRow(NamedTuple):
     money_micro: Summable | None
     saved_micro: Summable | None
     currency: str | None
+    requests: str | None = None
 
 
 #: Of the lines: a line of another version is not read.
 _VERSION: Final = 1
 _read: Final = reader(tuple[int, CallRow])
+_read_requests: Final = reader(dict[str, Summable])
 _INSERT: Final = (
     f"INSERT INTO calls ({', '.join(CallRow._fields)})"
     f" VALUES ({', '.join('?' * len(CallRow._fields))})"
+)
+_ADD_MINUTE: Final = (
+    "INSERT INTO account_minutes VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
+    " SET requests = requests + excluded.requests, tokens = tokens + excluded.tokens"
 )
 
 
@@ -153,6 +192,28 @@ def row_of(line: bytes) -> CallRow | None:
     if version != _VERSION or not 0 <= row.at < _LATEST_S:
         return None
     return row
+
+
+def _minutes(rows: Sequence[CallRow]) -> list[tuple[str, int, int, int]]:
+    """What the rows add to the minutes of accounts: requests, and tokens of those who answered."""
+    requests: Counter[tuple[str, int]] = Counter()
+    tokens: Counter[tuple[str, int]] = Counter()
+    for row in rows:
+        minute = int(row.at / _MINUTE_S)
+        for account, count in _requests(row).items():
+            requests[account, minute] += count
+        if row.account:
+            tokens[row.account, minute] += (row.input_tokens or 0) + (row.output_tokens or 0)
+    return [(*key, requests[key], tokens[key]) for key in {**requests, **(+tokens)}]
+
+
+def _requests(row: CallRow) -> dict[str, int]:
+    if row.requests is None:
+        return {row.account: row.attempts} if row.account and row.attempts > 0 else {}
+    try:
+        return _read_requests(row.requests.encode())
+    except ValueError:
+        return {}
 
 
 class Totals(NamedTuple):
@@ -203,6 +264,7 @@ class CallTable:
         self._clock = clock
         self._kept_s = kept_s
         self._max_rows = max_rows
+        self._looked_for_old_s = -math.inf
 
     # --- from the journals: `state.call_journal.Target` ------------------------------------------
 
@@ -226,11 +288,13 @@ class CallTable:
         """
         found = [row_of(line) for line in lines]
         rows = [row for row in found if row is not None]
+        minutes = _minutes(rows)
 
         def write(database: sqlite3.Connection) -> bool:
             if _offset(database, journal) != begin:
                 return False
             database.executemany(_INSERT, rows)
+            database.executemany(_ADD_MINUTE, minutes)
             database.execute("INSERT OR REPLACE INTO call_journals VALUES (?, ?)", (journal, end))
             return True
 
@@ -264,6 +328,7 @@ class CallTable:
         Raises:
             DatabaseUnavailable: the table cannot be written now.
         """
+        self._prune_minutes()
         before = self._clock.now() - self._kept_s
         oldest, excess = self._database.run(
             lambda database: (
@@ -290,9 +355,56 @@ class CallTable:
         )
         return removed == _AT_A_TIME
 
+    def _prune_minutes(self) -> None:
+        now_s = self._clock.monotonic()
+        if now_s - self._looked_for_old_s < _LOOK_FOR_OLD_S:
+            return
+        before = int((self._clock.now() - _MINUTES_KEPT_S) / _MINUTE_S)
+        self._database.run(
+            lambda database: database.execute(
+                "DELETE FROM account_minutes WHERE minute < ?", (before,)
+            ),
+            write=True,
+        )
+        self._looked_for_old_s = now_s
+
     def close(self) -> None:
         """Close the database."""
         self._database.close()
+
+    def account_uses(
+        self, account: str, since: float, *, step_s: float = _MINUTE_S
+    ) -> list[tuple[float, int, int]]:
+        """What an account was asked from the minute of a time on, the oldest first: the begin of
+        each step, its requests, and their tokens. Steps without any are left out.
+
+        Raises:
+            DatabaseUnavailable: the table cannot be read now.
+        """
+        step = max(1, round(step_s / _MINUTE_S))
+        rows = self._database.run(
+            lambda database: database.execute(
+                "SELECT min(minute), sum(requests), sum(tokens) FROM account_minutes"
+                " WHERE account = ? AND minute >= ? GROUP BY minute / ? ORDER BY 1",
+                (account, int(max(since, 0.0) / _MINUTE_S), step),
+            ).fetchall()
+        )
+        return [(minute * _MINUTE_S, requests, tokens) for minute, requests, tokens in rows]
+
+    def next_use(self, account: str, since: float) -> float | None:
+        """The minute in which an account was first asked from a time on; None if it was not.
+
+        Raises:
+            DatabaseUnavailable: the table cannot be read now.
+        """
+        minute = math.ceil(max(since, 0.0) / _MINUTE_S)
+        (found,) = self._database.run(
+            lambda database: database.execute(
+                "SELECT min(minute) FROM account_minutes WHERE account = ? AND minute >= ?",
+                (account, minute),
+            ).fetchone()
+        )
+        return None if found is None else found * _MINUTE_S
 
     def totals(
         self, by: By, since: float, until: float, *, client_id: str | None = None

@@ -13,6 +13,7 @@ from qwen_wsgi.state.database import (
     calls,
     client_keys,
     host_objects,
+    plan_windows,
     responses,
     videos,
 )
@@ -37,6 +38,7 @@ TABLES: Final = (
     background.TABLES,
     client_keys.TABLES,
     calls.TABLES,
+    plan_windows.TABLES,
 )
 
 #: A damaged file is kept so long, for whoever wants to save something of it. Seconds.

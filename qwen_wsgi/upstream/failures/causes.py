@@ -20,6 +20,9 @@ INPUT_REFUSED: Final = "input_refused"
 _UNDERSTOOD: Final = frozenset({400, 403, 404, 409, 413, 422, 500, 502, 503, 504})
 
 
+#: The cause of a plan whose window is spent: its fallback answers, if it has one.
+PLAN_SPENT: Final = "plan_window_spent"
+
 #: The client's code where an account's credential is refused.
 REFUSED_CODE: Final = "upstream_account_refused"
 
@@ -58,12 +61,15 @@ class Cause:
     remedy: str = ""
     doubtful: bool = False
 
-    def failure(self, wait_s: float | None = None) -> Failure:
+    def failure(self, wait_s: float | None = None, reset_s: float | None = None) -> Failure:
         """What it means for the calls to come.
 
         Args:
             wait_s: the time that the upstream named, or None.
+            reset_s: the same, if it is longer than anybody is left alone.
         """
+        if reset_s is None:
+            reset_s = wait_s
         if self.scope is Scope.REQUEST:
             wait_s = None
         elif wait_s is None:
@@ -76,6 +82,7 @@ class Cause:
             wait_s,
             self.remedy,
             self.doubtful,
+            reset_s=reset_s,
         )
 
     @property
@@ -434,7 +441,7 @@ _LIST: Final[tuple[Cause, ...]] = (
         wait_s=600.0,
     ),
     _spent(
-        "plan_window_spent",
+        PLAN_SPENT,
         "the plan is used up until its window of hours, a week or a month ends",
         "The plan behind account '{account}' is used up until its window ends. Another model of "
         "the same plan does not help.",

@@ -171,19 +171,20 @@ def connection_error(cause: str, message: str) -> UpstreamError:
     return kind(message, code=f"upstream_{cause}", failure=row.failure())
 
 
-def cooling_down(cause: str, *, model: str, wait_s: float) -> ApiError:
+def cooling_down(cause: str, *, model: str, wait_s: float, why: str = "") -> ApiError:
     """The client's error while all accounts that serve a model are cooling down.
 
     Args:
         cause: why, as recorded in `Cooldowns`; another version may have written it.
         model: as the client named it.
         wait_s: when the first of them may be asked again.
+        why: what is wrong, in more words than those of the cause.
     """
     row = CAUSES.get(cause, CAUSES["internal_error"])
     busy = row.scope is Scope.UPSTREAM or row.code is None
     remedy = f" For the operator of this proxy: {row.remedy}" if row.refuses_account else ""
     return AccountUnavailable(
-        f"No account of this proxy can serve `{model}` now: {row.meaning}. The next attempt "
+        f"No account of this proxy can serve `{model}` now: {why or row.meaning}. The next attempt "
         f"is possible in {max(1.0, wait_s):.0f} s.{remedy}",
         status=503 if busy else row.status,
         type="server_error" if busy else row.type,
@@ -305,6 +306,7 @@ def _error(
     now: float | None,
 ) -> UpstreamError:
     text = str(error.get("message") or "")
+    reset_s = retry_after.reset_s(report.message, now=now)
     if wait_s is None:
         wait_s = retry_after.named_s(report.message, now=now)
     param = error.get("param")
@@ -317,6 +319,7 @@ def _error(
         param=param if isinstance(param, str) else None,
         account=account,
         wait_s=wait_s,
+        reset_s=reset_s,
     )
 
 
@@ -370,6 +373,7 @@ def _client_error(
     param: str | None,
     account: str,
     wait_s: float | None,
+    reset_s: float | None = None,
 ) -> UpstreamError:
     status = cause.status_for(report.status)
     message = text
@@ -384,7 +388,7 @@ def _client_error(
         param=param or cause.param,
         retry_after_s=None if cause.should_retry is False else client_wait_s,
         should_retry=cause.should_retry,
-        failure=cause.failure(wait_s),
+        failure=cause.failure(wait_s, reset_s),
         upstream_message=report.message or why,
     )
 

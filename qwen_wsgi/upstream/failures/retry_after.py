@@ -5,6 +5,7 @@ Pure: the current time is an argument, in seconds since 1970.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -12,6 +13,8 @@ from email.utils import parsedate_to_datetime
 from typing import Final
 
 _DAY_S: Final = 86_400.0
+#: The end of a plan's month is not further away, and no zone makes more of it.
+LONGEST_S: Final = 32 * _DAY_S
 
 #: The vendors' clock, where they name no zone.
 _BEIJING_S: Final = 8 * 3600.0
@@ -61,19 +64,27 @@ def retry_after_s(headers: Mapping[str, str], *, now: float | None = None) -> fl
     return _below_a_day(seconds)
 
 
-def named_s(text: str, *, now: float | None) -> float | None:
-    """For how long a text says to wait, a day at most; None if it does not say.
+def named_s(text: str, *, now: float | None, most_s: float = _DAY_S) -> float | None:
+    """For how long a text says to wait; None if it does not say.
 
     Args:
         text: with single spaces only.
         now: for a text that names a time of day.
+        most_s: a longer time becomes this one.
     """
     if found := _IN.search(text):
         parts = _PART.findall(found[1])
         seconds = sum(float(number) * _unit_s(unit) for number, unit in parts)
-        return min(seconds, _DAY_S) if parts else None
+        return min(seconds, most_s) if parts else None
     found = _AT.search(text)
-    return None if found is None or now is None else _until_s(found, now)
+    return None if found is None or now is None else _until_s(found, now, most_s)
+
+
+def reset_s(text: str, *, now: float | None) -> float | None:
+    """In how long a text says that a window ends; None if it does not say, or what it says is too
+    far away: a date without a year that has just passed would be that of the next year."""
+    found = named_s(text, now=now, most_s=math.inf)
+    return found if found is not None and found <= LONGEST_S else None
 
 
 def date_of(headers: Mapping[str, str]) -> float | None:
@@ -81,7 +92,7 @@ def date_of(headers: Mapping[str, str]) -> float | None:
     return _date(headers.get("date", ""))
 
 
-def _until_s(found: re.Match[str], now: float) -> float | None:
+def _until_s(found: re.Match[str], now: float, most_s: float) -> float | None:
     """The seconds until a time of day.
 
     Without a zone it is the vendor's or UTC: the earlier one that is still to come counts, because
@@ -104,7 +115,7 @@ def _until_s(found: re.Match[str], now: float) -> float | None:
             continue
         waits += [at.timestamp() - zone - now for zone in zones]
     to_come = [wait for wait in waits if wait > 0]
-    return min(*to_come, _DAY_S) if to_come else None
+    return min(*to_come, most_s) if to_come else None
 
 
 def _unit_s(unit: str) -> float:

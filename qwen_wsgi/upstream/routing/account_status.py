@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.credential import CredentialStatus, PausedModel, TokenState
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.upstream.failures.causes import CAUSES, Cause
+from qwen_wsgi.upstream.failures.causes import CAUSES, PLAN_SPENT, Cause
 from qwen_wsgi.upstream.routing.accounts import AccountPool
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
 from qwen_wsgi.upstream.routing.cooldown import Cooldowns
@@ -75,8 +75,9 @@ class AccountStatuses:
             return status
         seconds, cause = 0.0, ""
         models: tuple[PausedModel, ...] = ()
-        if not self._cooldowns.is_clear:
-            seconds, cause = self._pause(account)
+        blocked_s = self._pool.plans.blocked_s(account.name)
+        if blocked_s or not self._cooldowns.is_clear:
+            seconds, cause = self._pause(account, blocked_s)
             models = self._paused_models(account)
             status = replace(status, models=models)
         refused = self._refusal(account, cause)
@@ -89,11 +90,17 @@ class AccountStatuses:
         status = replace(status, cause=cause, again_s=seconds)
         return _paused(status) if seconds > self._budget_s else status
 
-    def _pause(self, account: Account) -> tuple[float, str]:
-        """For how long the whole account gets no calls, and why."""
+    def _pause(self, account: Account, blocked_s: float) -> tuple[float, str]:
+        """For how long the whole account gets no calls, and why.
+
+        Args:
+            blocked_s: for how long because a window of its plan is spent.
+        """
         keys = self._pool.keys(account)
         longest = max((keys.payer, keys.host), key=self._cooldowns.remaining_s)
         seconds = self._cooldowns.remaining_s(longest)
+        if blocked_s > seconds:
+            return blocked_s, PLAN_SPENT
         return seconds, self._cooldowns.cause(longest) if seconds else ""
 
     def _paused_models(self, account: Account) -> tuple[PausedModel, ...]:

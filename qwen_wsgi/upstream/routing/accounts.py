@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
 from qwen_wsgi.credentials import web
@@ -13,9 +14,11 @@ from qwen_wsgi.credentials.credential import CredentialStatus, StaticKey, TokenS
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import AccountUnavailable, CredentialError
 from qwen_wsgi.hosts import Family
+from qwen_wsgi.plan_limits import PlanLimits
 from qwen_wsgi.protocol.web.token import WebToken
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.shared_files import key_of
+from qwen_wsgi.upstream.failures.causes import PLAN_SPENT
 from qwen_wsgi.upstream.routing.cooldown import Cooldowns
 from qwen_wsgi.upstream.routing.limiter import Limiter
 
@@ -32,6 +35,60 @@ class Finder(Protocol):
 
     def accounts(self) -> tuple[Account, ...]:
         """All accounts, in order of preference; the same object while nothing changed."""
+
+
+class PlanWindows(Protocol):
+    """Which windows of plans are spent; `accounting.plan_watch.PlanWatch` is one. Cheap to ask."""
+
+    @property
+    def seen(self) -> Mapping[str, object]:
+        """By account, what is known of its plan; mostly empty, and then there is nothing to ask."""
+
+    def began(self, account: str) -> None:
+        """A call begins at an account."""
+
+    def is_spent(self, account: str) -> bool:
+        """Whether a window of its plan is spent, also of one that is only assumed."""
+
+    def blocked_s(self, account: str) -> float:
+        """For how long it is not to be asked because a window is spent."""
+
+    def free_in_s(self, account: str) -> float:
+        """In what time no window of it is spent any more."""
+
+    def spent_text(self, account: str) -> str:
+        """Which window is spent, as half a sentence; "" if none is."""
+
+    def told(self, account: str, text: str, seconds: float) -> None:
+        """A vendor says that a window is spent, and for how long."""
+
+
+class NoPlans:
+    """Accounts without plans."""
+
+    seen: Mapping[str, object] = MappingProxyType({})
+
+    def began(self, account: str) -> None:
+        """Nobody counts it."""
+
+    def is_spent(self, account: str) -> bool:
+        """Nothing can be."""
+        return False
+
+    def blocked_s(self, account: str) -> float:
+        """Nobody is."""
+        return 0.0
+
+    def free_in_s(self, account: str) -> float:
+        """Everything is."""
+        return 0.0
+
+    def spent_text(self, account: str) -> str:
+        """There is nothing to say."""
+        return ""
+
+    def told(self, account: str, text: str, seconds: float) -> None:
+        """Only the cooldown remembers it."""
 
 
 class Keys(NamedTuple):
@@ -89,6 +146,7 @@ class AccountPool:
     Args:
         finder: finds what the machine has.
         start_sandbox: starts the sandbox once and returns its base URL.
+        plans: which windows of plans are spent; None knows nothing of it.
     """
 
     def __init__(
@@ -98,7 +156,10 @@ class AccountPool:
         cooldowns: Cooldowns,
         *,
         start_sandbox: Callable[[], str],
+        plans: PlanWindows | None = None,
     ) -> None:
+        self.plans = plans or NoPlans()
+        self._limits = settings.plans
         self._finder = finder
         self._cooldowns = cooldowns
         self._sandbox_mode = settings.sandbox
@@ -167,13 +228,37 @@ class AccountPool:
 
     def cooldown_s(self, account: Account, model: str) -> float:
         """For how long the account is not to be asked for a model; 0.0 mostly."""
-        cooldowns = self._cooldowns
+        cooldowns, plans = self._cooldowns, self.plans
+        blocked_s = plans.blocked_s(account.name) if plans.seen else 0.0
         if cooldowns.is_clear:
-            return 0.0
+            return blocked_s
         keys, remaining_s = self.keys(account), cooldowns.remaining_s
         return max(
-            remaining_s(keys.payer), remaining_s(keys.of_model(model)), remaining_s(keys.host)
+            remaining_s(keys.payer),
+            remaining_s(keys.of_model(model)),
+            remaining_s(keys.host),
+            blocked_s,
         )
+
+    def limits_of(self, account: Account) -> PlanLimits | None:
+        """The limits of the plan that an account belongs to; None if it has none."""
+        return self._limits.limits_of(account.name, account.family)
+
+    def plan_is_spent(self, account: Account) -> bool:
+        """Whether a window of the account's plan is spent: by our count, by its vendor's word, or
+        because it has just refused a call for it."""
+        if self.plans.is_spent(account.name):
+            return True
+        payer = self.keys(account).payer
+        return self._cooldowns.cause(payer) == PLAN_SPENT and self._cooldowns.remaining_s(payer) > 0
+
+    def why_paused(self, account: Account, model: str) -> tuple[str, str, float]:
+        """Why an account is not to be asked for a model: the cause, more words for it or "", and
+        until when, in seconds from now, if that is longer than the pause."""
+        cause = self.cooldown_cause(account, model)
+        if cause != PLAN_SPENT:
+            return cause, "", 0.0
+        return cause, self.plans.spent_text(account.name), self.plans.free_in_s(account.name)
 
     def is_probed(self, account: Account, model: str) -> bool:
         """Whether it is not to be asked only because one call finds out whether its host is up."""
@@ -185,6 +270,8 @@ class AccountPool:
         """Why it is not to be asked for a model, by the longest of its cooldowns."""
         keys, cooldowns = self.keys(account), self._cooldowns
         longest = max((keys.payer, keys.of_model(model), keys.host), key=cooldowns.remaining_s)
+        if self.plans.blocked_s(account.name) > cooldowns.remaining_s(longest):
+            return PLAN_SPENT
         return cooldowns.cause(longest)
 
     def has_refused(self, account: Account, model: str) -> bool:

@@ -31,7 +31,8 @@ class BatchChat:
         """The plan for a call that is to cost half: the ordinary one where no account has Batch
         Chat, or where it has refused the model lately."""
         routes = tuple(
-            route._replace(account=twin)
+            # Whoever asks for it means it: it is no fallback.
+            route._replace(account=twin, fallback=0)
             for route in plan.routes
             if (twin := self._twin(route.account)) is not None
             and not self._pool.has_refused(twin, route.model)

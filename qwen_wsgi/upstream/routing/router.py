@@ -26,6 +26,7 @@ from qwen_wsgi.upstream.routing import model_profiles
 from qwen_wsgi.upstream.routing.accounts import AccountPool
 from qwen_wsgi.upstream.routing.affinity import Affinity
 from qwen_wsgi.upstream.routing.catalogue import Catalogue
+from qwen_wsgi.upstream.routing.fallbacks import Fallbacks
 from qwen_wsgi.upstream.routing.model_names import (
     ANTHROPIC,
     ModelRef,
@@ -33,6 +34,8 @@ from qwen_wsgi.upstream.routing.model_names import (
     interpretations,
 )
 
+#: While a plan is spent, all others come after its fallbacks.
+_AFTER_FALLBACKS: Final = 1000
 #: Stands for a model in the routes of files and batches.
 FILES: Final = "files"
 
@@ -42,6 +45,8 @@ class Route(NamedTuple):
 
     Attributes:
         listed: the account is known to have the model.
+        fallback: its place among those that answer only while a plan is spent
+            (QWEN_PROXY_PLAN_FALLBACK), from 1; 0 for all others.
     """
 
     account: Account
@@ -49,6 +54,7 @@ class Route(NamedTuple):
     listed: bool = True
     search: bool = False
     thinking: bool | None = None
+    fallback: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,9 @@ class Candidate(NamedTuple):
 class Router:
     """Finds the accounts for a model, and picks one for each attempt.
 
-    A pinned account comes alone. Else the order is: not cooling down; known to have the model; has
-    the conversation in its cache; priority; the fewest calls in flight in this worker.
+    A pinned account comes alone. Else the order is: not cooling down; fallbacks in their order,
+    while a plan is spent, and never else; known to have the model; has the conversation in its
+    cache; priority; the fewest calls in flight in this worker.
     """
 
     def __init__(
@@ -103,6 +110,7 @@ class Router:
         self._pool = pool
         self._catalogue = catalogue
         self._affinity = affinity
+        self._fallbacks = Fallbacks(settings)
         aliases = dict(settings.model_aliases)
         self._interpretations = functools.lru_cache(maxsize=512)(
             lambda name, accounts: tuple(interpretations(name, aliases=aliases, accounts=accounts))
@@ -160,6 +168,8 @@ class Router:
             if routes:
                 if permit.models:
                     routes = _permitted(routes, permit, name)
+                if self._fallbacks and not pinned:
+                    routes = self._with_fallbacks(name, routes, accounts, permit, capability)
                 routes = _able(routes, capability, name)
                 several = len(routes) > 1 and conversation is not None
                 return Plan(
@@ -331,6 +341,50 @@ class Router:
         models = listing.models.items()
         return frozenset(id for id, entry in models if "variant_of" not in entry)
 
+    def _with_fallbacks(
+        self,
+        name: str,
+        routes: tuple[Route, ...],
+        accounts: tuple[Account, ...],
+        permit: Permit,
+        capability: Capability,
+    ) -> tuple[Route, ...]:
+        """The routes with those at their end that answer only while a plan is spent; unchanged
+        where no plan has the model, or where the name names its account."""
+        fallbacks, pool = self._fallbacks, self._pool
+        if not any(
+            each.account.name not in fallbacks.places and pool.limits_of(each.account)
+            for each in routes
+        ):
+            return routes
+        asked = {each.account.name for each in routes}
+        refs = self._interpretations(name, tuple(each.name for each in pool.accounts()))
+        if len(asked) == 1 and any(ref.account in asked for ref in refs):
+            return routes
+        held = []
+        for account in accounts:
+            place = fallbacks.places.get(account.name)
+            if place is None:
+                continue
+            model = fallbacks.models[account.name] if capability is Capability.CHAT else ""
+            if model and permit.allows_model(model):
+                like = routes[0]
+                held.append(Route(account, model, True, like.search, like.thinking, place))
+            elif not model:
+                own = (each for each in routes if each.account is account)
+                held += [each._replace(fallback=place) for each in own]
+        held.sort(key=lambda each: each.fallback)
+        return (*(each for each in routes if each.account.name not in fallbacks.places), *held)
+
+    def _plans_are_spent(self, plan: Plan) -> bool:
+        """Whether the fallbacks of a plan are to answer now."""
+        pool = self._pool
+        return all(
+            pool.plan_is_spent(each.account)
+            for each in plan.routes
+            if not each.fallback and pool.limits_of(each.account)
+        )
+
     # --- which one next ----------------------------------------------------------------------
 
     def choose(self, plan: Plan, excluded: set[str]) -> Candidate | None:
@@ -347,14 +401,17 @@ class Router:
         latest = plan.conversation and self._affinity.account_of(plan.conversation)
         best: Candidate | None = None
         best_rank: tuple[object, ...] = ()
+        has_fallbacks = plan.routes[-1].fallback > 0
+        spent = has_fallbacks and self._plans_are_spent(plan)
         for place, route in enumerate(plan.routes):
             account = route.account
-            if account.name in excluded:
+            if account.name in excluded or (route.fallback and not spent):
                 continue
             cooldown_s = pool.cooldown_s(account, route.model)
             limiter = pool.limiter(account)
             rank = (
                 round(cooldown_s, 1),
+                (route.fallback or _AFTER_FALLBACKS) if spent else 0,
                 not route.listed,
                 pool.keys(account).own != latest,
                 pool.priority(account),

@@ -67,6 +67,15 @@ def test_an_order_is_told_with_its_place(home: Path) -> None:
     assert json.loads(record(settings, listing=True)[1])["orders"] == []
 
 
+def test_a_name_that_no_key_has_is_told(home: Path) -> None:
+    settings = settings_for(home, PORT=1, QWEN_PROXY_API_KEYS="one-of-the-keys,another-one-of-them")
+
+    assert "there is no client key 'alcie' now" in record(settings, key="alcie")[2]
+    for known in ("env-2", "local"):
+        assert record(settings, key=known)[2] == ""
+    assert "no client key 'env-3'" in record(settings, key="env-3")[2]
+
+
 def test_the_texts_for_a_person(home: Path) -> None:
     with RawServer(whole(b'{"status": "ok"}')) as server:
         settings = settings_for(home, PORT=server.port)

@@ -202,10 +202,18 @@ def test_missing_permission_is_a_problem_not_an_absence(
     try:
         with as_ordinary_user(tmp_path):
             reading = watched.read()
+            user = os.geteuid()
     finally:
         denied.chmod(0o700)
 
-    assert reading.problem == "cannot be read (Permission denied)"
+    owner = path.stat().st_uid
+    if owner == user:  # no root here, who could become another one
+        assert reading.problem == "cannot be read (Permission denied)"
+    else:
+        assert reading.problem == (
+            f"cannot be read: it belongs to user {owner}, and qwen-proxy runs as user {user}"
+        )
+        assert f"--user {owner}:GROUP" in reading.remedy
     assert reading.unreadable
     clock.advance(1)
     assert watched.read().value == "ONE"

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.state.database.calls import CallRow, CallTable, Totals, line_of, row_of
-from qwen_wsgi.state.database.sqlite import FILE
-from qwen_wsgi.state.database.tables import DIRECTORY, database_in
+from qwen_wsgi.state.database.plan_windows import KnownWindow, PlanWindowTable
+from qwen_wsgi.state.database.sqlite import FILE, Database
+from qwen_wsgi.state.database.tables import DIRECTORY, TABLES, database_in
 from tests.fakes.clock import NOON_S, FakeClock
 from tests.kit.call_rows import DAY, PLAIN, call
 from tests.kit.properties import examples
@@ -227,3 +228,85 @@ def test_of_a_damaged_database_the_calls_after_it_are_kept(
 
     assert [row[25 - 1] for row in rows_of(tmp_path)] == ["later"]
     assert "The ledger is lost" in caplog.text
+
+
+# --- what accounts were asked, by the minute -----------------------------------------------------
+
+
+def test_accounts_have_sums_by_the_minute(table: CallTable) -> None:
+    add(
+        table,
+        call(at=NOON_S, attempts=2),
+        call(at=NOON_S + 59, requests='{"plan":1,"dashscope":1}', attempts=2),
+        call(at=NOON_S + 60, input_tokens=None, output_tokens=None),
+        call(at=NOON_S + 600, attempts=0, account="", outcome="refused"),
+        call(at=NOON_S + 600, account="plan"),
+    )
+
+    assert table.account_uses("dashscope", 0) == [(NOON_S, 3, 220), (NOON_S + 60, 1, 0)]
+    assert table.account_uses("dashscope", NOON_S + 60) == [(NOON_S + 60, 1, 0)]
+    assert table.account_uses("plan", 0, step_s=3600) == [(NOON_S, 2, 110)]
+    assert table.account_uses("nobody", 0) == []
+    assert table.next_use("plan", -1) == NOON_S
+    assert table.next_use("plan", NOON_S + 1) == NOON_S + 600
+    assert table.next_use("plan", NOON_S + 601) is None
+
+
+def test_minutes_are_the_same_calls_once_as_the_table(table: CallTable) -> None:
+    lines = [line_of(call(at=NOON_S))]
+    assert table.add("j", 0, 10, lines) == 0
+    assert table.add("j", 0, 10, lines) is None
+
+    assert table.account_uses("dashscope", 0) == [(NOON_S, 1, 110)]
+
+
+def test_old_minutes_are_removed(clock: FakeClock, table: CallTable) -> None:
+    add(table, call(at=NOON_S - 41 * DAY), call(at=NOON_S - 39 * DAY))
+    table.prune()
+    assert len(table.account_uses("dashscope", 0)) == 1
+    clock.advance(2 * DAY)
+    table.prune()
+    assert table.account_uses("dashscope", 0) == []
+    assert ask(table, "account")[0].calls == 2
+
+
+def test_a_line_of_before_is_read(table: CallTable) -> None:
+    version, members = json.loads(line_of(PLAIN))
+
+    assert row_of(json.dumps([version, members[:-1]]).encode()) == PLAIN
+
+
+def test_calls_of_before_are_in_the_minutes(tmp_path: Path, clock: FakeClock) -> None:
+    old = [
+        each._replace(versions=each.versions[:1]) if each.feature == "calls" else each
+        for each in TABLES
+    ]
+    with closing(Database(tmp_path / DIRECTORY, clock, tables=old, keep_damaged_s=1)) as before:
+        rows = [call(attempts=3), call(at=NOON_S - 50 * DAY), call(attempts=0)]
+        _, *columns = before.run(
+            lambda database: [row[1] for row in database.execute("PRAGMA table_info(calls)")]
+        )
+        before.run(
+            lambda database: database.executemany(
+                f"INSERT INTO calls ({', '.join(columns)})"
+                f" VALUES ({', '.join('?' * len(columns))})",
+                [[getattr(row, column) for column in columns] for row in rows],
+            ),
+            write=True,
+        )
+    with closing(CallTable(database_in(tmp_path, clock), clock, kept_s=DAY)) as table:
+        assert table.account_uses("dashscope", 0) == [(NOON_S, 3, 110)]
+        assert ask(table, "account")[0].calls == 3
+
+
+def test_windows_of_plans_are_kept_and_the_later_word_counts(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    with closing(database_in(tmp_path, clock)) as database:
+        windows = PlanWindowTable(database)
+        assert windows.all() == {}
+        assert not database.exists
+        told = KnownWindow(None, NOON_S + 60, NOON_S)
+        windows.put({("a", "5h"): told, ("a", "week"): KnownWindow(begun_at=NOON_S)})
+        windows.put({("a", "5h"): KnownWindow(None, NOON_S + 30, NOON_S - 1)})
+        assert windows.all() == {("a", "5h"): told, ("a", "week"): KnownWindow(NOON_S)}

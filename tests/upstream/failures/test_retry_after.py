@@ -56,6 +56,21 @@ def test_what_a_text_says(text: str, seconds: float | None) -> None:
     assert retry_after.named_s(text, now=NOW) == pytest.approx(seconds)
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("The quota will reset at 11-20 14:20:00 UTC.", 4 * HOUR + 1200),
+        ("will reset at 11-27 10:00:00 UTC", 7 * DAY),
+        ("Resets in 161h39m41s.", 161 * HOUR + 39 * 60 + 41),
+        ("will reset at 11-20 09:59:59 UTC", None),
+        ("Resets in 900 days.", None),
+        ("quota exceeded", None),
+    ],
+)
+def test_when_a_window_ends(text: str, seconds: float | None) -> None:
+    assert retry_after.reset_s(text, now=NOW) == seconds
+
+
 def test_a_year_that_is_not_named_is_the_next_one_that_comes() -> None:
     new_years_eve = datetime(2026, 12, 31, 23, 0, 0, tzinfo=UTC).timestamp()
 
