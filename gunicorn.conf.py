@@ -136,7 +136,8 @@ keepalive = _settings.client_keepalive_s
 # As large as nginx passes on by default; API calls keep their data in the body.
 limit_request_line = 8190
 limit_request_fields = 100
-limit_request_field_size = 8190
+# A web token with a whole cookie jar is larger.
+limit_request_field_size = 32768 if _settings.web else 8190
 
 # X-Forwarded-For is the application's business; this is only about the scheme of the request.
 secure_scheme_headers = {"X-FORWARDED-PROTO": "https"}

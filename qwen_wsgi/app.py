@@ -24,6 +24,8 @@ from qwen_wsgi.api.dialects import (
 from qwen_wsgi.api.files import batches, files
 from qwen_wsgi.api.flask_app import Application
 from qwen_wsgi.api.media import images, rerank, speech, transcriptions, videos
+from qwen_wsgi.api.web import chats as web_chats
+from qwen_wsgi.api.web import tokens as web_tokens
 from qwen_wsgi.api.websocket import route as websocket
 from qwen_wsgi.services import Services, build_services, configure_logs
 from qwen_wsgi.settings import Settings
@@ -70,6 +72,8 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
         admin_accounts,
         admin_calls,
         usage,
+        web_tokens,
+        web_chats,
     ):
         app.register_blueprint(module.blueprint)
     errors.register(app)

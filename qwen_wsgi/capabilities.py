@@ -74,6 +74,7 @@ _OF_FAMILY: Final[Mapping[Family, frozenset[Capability]]] = {
     Family.TOKEN_PLAN: frozenset(EVERYWHERE) | {_C.IMAGE, _C.IMAGE_EDIT},
     Family.CODING_PLAN: frozenset(EVERYWHERE),
     Family.PORTAL: frozenset(EVERYWHERE),
+    Family.WEB: frozenset({_C.CHAT}),
     # They are believed: an OpenAI-compatible server is asked for what OpenAI's routes have.
     Family.OTHER: frozenset(EVERYWHERE),
 }

@@ -19,6 +19,8 @@ class Family(enum.Enum):
     PORTAL = "portal"
     #: Our own fake of Model Studio.
     SANDBOX = "sandbox"
+    #: The web API of chat.qwen.ai, for a user's own login there.
+    WEB = "web"
     #: Any other OpenAI-compatible server.
     OTHER = "other"
 

@@ -18,12 +18,14 @@ _ALONE_CHARS: Final = 4
 #: How many secrets are remembered; a login has some new ones a day.
 _REMEMBERED: Final = 2000
 
-#: What looks like a secret: bearer tokens, vendors' API keys, and JSON web tokens. The first group
-#: stays readable. A token ends before a quote or a backslash, so that masked JSON stays JSON.
+#: What looks like a secret: bearer tokens, vendors' API keys, JSON web tokens, and compressed
+#: tokens (`protocol.web.token`). The first group stays readable. A token ends before a quote or a
+#: backslash, so that masked JSON stays JSON.
 _LOOKS_SECRET: Final = re.compile(
     r"(bearer\s+)(?:[^\s\"'<>\\]{12,}|[a-z0-9._~+/=-]{8,})"
     r"|(?<![a-z0-9])(sk-)[a-z0-9._~+/=-]{8,}"
-    r"|(?<![a-z0-9])eyj[a-z0-9_.-]{20,}",
+    r"|(?<![a-z0-9])eyj[a-z0-9_.-]{20,}"
+    r"|(?<![a-z0-9+/])h4sia[a-z0-9+/_=-]{20,}",
     re.IGNORECASE,
 )
 
@@ -47,9 +49,9 @@ def masked_url(url: str) -> str:
 
 def mask_lookalikes(text: str) -> str:
     """Mask everything in a text that looks like a secret, whether it is known or not."""
-    # Three searches cost a fraction of the pattern, and most texts have none of the words.
+    # Four searches cost a fraction of the pattern, and most texts have none of the words.
     lower = text.lower()
-    if "sk-" not in lower and "bearer" not in lower and "eyj" not in lower:
+    if not any(word in lower for word in ("sk-", "bearer", "eyj", "h4sia")):
         return text
     return _LOOKS_SECRET.sub(_masked, text)
 

@@ -88,6 +88,9 @@ from qwen_wsgi.upstream.tasks.lost import LostTasks
 from qwen_wsgi.upstream.tasks.tasks import Tasks
 from qwen_wsgi.upstream.tasks.uploads import Uploads
 from qwen_wsgi.upstream.tokenizer import HostTokenizer
+from qwen_wsgi.upstream.web.attempt import WebAttempt
+from qwen_wsgi.upstream.web.chats import WebChats
+from qwen_wsgi.upstream.web.site import WebSite
 
 log = logging.getLogger(__name__)
 
@@ -221,6 +224,8 @@ class Services:
     router: Router
     client: UpstreamClient
     executor: Executor
+    web_site: WebSite
+    web_chats: WebChats
     transport: Transport
     ledger: Ledger
     metrics: Metrics
@@ -280,6 +285,15 @@ class Services:
         if self.sharing is not None:
             self.sharing.start()
 
+    @property
+    def logins(self) -> dict[str, OAuthLogin]:
+        """The accounts that are logins, by their names."""
+        return {
+            account.name: account.credential
+            for account in self.pool.accounts()
+            if isinstance(account.credential, OAuthLogin)
+        }
+
     def close(self) -> None:
         """Finish the token refreshes that were sent, and free the rest."""
         self.maintenance.stop()
@@ -288,6 +302,7 @@ class Services:
         if self.sharing is not None:
             self.sharing.stop()
         self.background.stop()
+        self.web_chats.drain()
         self.key_ring.write_uses()
         drain_logins(self.discovery.logins(), self.clock)
         if self.maintenance.began:
@@ -371,6 +386,8 @@ def build_services(
     catalogue = Catalogue(settings, pool, transport, clock, SharedLists(files), outcomes)
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
+    web_site = WebSite(settings, transport, clock)
+    web_chats = WebChats(web_site)
     tasks = Tasks(client, clock, sleep=sleep)
     client_keys = client_keys_of(shared_store, database, clock, state_dir)
     key_ring = KeyRing(client_keys, clock, later=greenlets.later)
@@ -411,6 +428,7 @@ def build_services(
         RefusedInputs(files),
         BatchChat(settings, pool),
         AnswerCache(settings, cached_answers),
+        WebAttempt(settings, web_site, web_chats, clock, listed=router.listed),
     )
     budgets = Budgets(limits_of, _counters(settings, clock, state_dir, shared_store))
     downloads = Downloads(settings, transport)
@@ -460,6 +478,8 @@ def build_services(
         router=router,
         client=client,
         executor=executor,
+        web_site=web_site,
+        web_chats=web_chats,
         transport=transport,
         ledger=ledger,
         metrics=counted,

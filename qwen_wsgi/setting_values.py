@@ -186,7 +186,7 @@ def hosts(raw: str) -> tuple[str, ...]:
 
 def host_families(raw: str) -> tuple[tuple[str, str], ...]:
     """Pairs of `HOST=FAMILY`."""
-    allowed = tuple(each.value for each in Family if each is not Family.SANDBOX)
+    allowed = tuple(each.value for each in Family if each not in (Family.SANDBOX, Family.WEB))
     found = {}
     for word in words(raw):
         host, equals, family = (part.strip().lower() for part in word.partition("="))

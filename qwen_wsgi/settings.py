@@ -336,6 +336,24 @@ class Settings:
         default="https://chat.qwen.ai",
         parse=values.base_url,
     )
+    web: bool = setting(
+        "QWEN_PROXY_WEB",
+        "Clients may bring a login of their own at chat.qwen.ai (docs/web-account.md).",
+        default=False,
+        parse=values.flag,
+    )
+    web_base_url: str = setting(
+        "QWEN_WEB_BASE_URL",
+        "Origin of the web API, with QWEN_PROXY_WEB=1.",
+        default="https://chat.qwen.ai",
+        parse=values.base_url,
+    )
+    web_token: str = setting(
+        "QWEN_WEB_TOKEN",
+        "Compressed token of the operator's own web account, with QWEN_PROXY_WEB=1.",
+        default="",
+        secret=True,
+    )
     openai_base_url: str = setting(
         "OPENAI_BASE_URL",
         "Base URL of logins whose credentials contain none.",

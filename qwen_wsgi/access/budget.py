@@ -76,12 +76,12 @@ class Budgets:
     def of(self, client: Client) -> Budget | None:
         """The budget of a call of this client; None if it has no limits."""
         limits = self._limits_of(client)
-        return None if limits is None else Budget(limits, lambda: self.counters.of(client.id))
+        return None if limits is None else Budget(limits, lambda: self.counters.of(client.payer))
 
     def remaining(self, client: Client) -> Mapping[str, Room]:
         """What is left of each limit of a client, by its name in `Limits`."""
         limits = self._limits_of(client)
-        return {} if limits is None else self.counters.of(client.id).remaining(limits)
+        return {} if limits is None else self.counters.of(client.payer).remaining(limits)
 
     def look_after(self) -> None:
         """To be called every few seconds, see `state.limits.counters.LimitCounters`."""

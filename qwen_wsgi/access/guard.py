@@ -16,6 +16,8 @@ from qwen_wsgi.access.key_ring import Held, KeyRing
 from qwen_wsgi.clock import Clock, SystemClock
 from qwen_wsgi.errors import ApiError, Forbidden, Unauthorized
 from qwen_wsgi.net import ip_address, is_loopback, is_loopback_address
+from qwen_wsgi.protocol.web import token as web_token
+from qwen_wsgi.protocol.web.token import BadWebToken, WebToken
 from qwen_wsgi.settings import Settings
 
 _NO_KEY_YET: Final = (
@@ -36,11 +38,21 @@ class Client(NamedTuple):
             `env-admin-1`, … of those of the environment; `local`; `command` of this program's own
             commands.
         key: of the database, with its limits; None for all others.
+        web: a login of its own at the web API, which it brought with the request; then `id` and
+            `name` are of that login (`web-…`), and `key` is what let it in.
+        let_in_by: the id of the client that was let in with such a login; "" for all others.
     """
 
     id: str
     name: str
     key: ClientKey | None = None
+    web: WebToken | None = None
+    let_in_by: str = ""
+
+    @property
+    def payer(self) -> str:
+        """Whose limits and places its calls take: also of many web tokens those of one client."""
+        return self.let_in_by or self.id
 
 
 _LOCAL: Final = Client("local", "local")
@@ -65,6 +77,7 @@ class Guard:
         command_key: Callable[[], str] = lambda: "",
     ) -> None:
         self._command_key = command_key
+        self._web = settings.web
         self._clock = clock or SystemClock()
         self._ring = ring or KeyRing(None, self._clock)
         self._keys = [
@@ -107,6 +120,14 @@ class Guard:
             ApiError: 503 `keys_unavailable`: the key is not known, and the database that might know
                 it cannot be read.
         """
+        if self._web and (where := _web_token_in(environ)):
+            return self._web_holder(environ, where)
+        if "HTTP_X_QWEN_TOKEN" in environ and not self._web:
+            raise Forbidden(
+                "This server takes no web tokens (header x-qwen-token): its operator has to set "
+                "QWEN_PROXY_WEB=1.",
+                code="web_account_off",
+            )
         if not self._keys and not self._ring.is_closed:
             self._require_local(environ)
             return _LOCAL
@@ -123,6 +144,29 @@ class Guard:
             if hmac.compare_digest(key, offered):
                 found = client
         return self._of_database(offered, environ) if found is None else found
+
+    def _web_holder(self, environ: Mapping[str, Any], where: str) -> Client:
+        """The caller that brings a web token in one header, and lets itself in by another one; or
+        without client keys by calling from this machine. Raises as `identify`."""
+        offered = _value_of(environ, where)
+        others = {name: value for name, value in environ.items() if name != where}
+        client = self.identify(others)
+        if client.web is not None:
+            raise Unauthorized("Send one web token, not two.", code="invalid_web_token")
+        try:
+            token = web_token.parse(offered)
+        except BadWebToken as error:
+            raise Unauthorized(
+                f"The web token cannot be used: {error}.", code="invalid_web_token"
+            ) from None
+        if token.expires_at is not None and token.expires_at <= self._clock.now():
+            raise Unauthorized(
+                "The web token has expired. Log in at chat.qwen.ai with a browser again, and make "
+                "a new one.",
+                code="expired_web_token",
+            )
+        digest = token.digest
+        return Client(f"web_{digest}", f"web-{digest[:8]}", client.key, token, client.id)
 
     def _of_database(self, offered: bytes, environ: Mapping[str, Any]) -> Client:
         """The holder of a key of the database; raises as `identify`."""
@@ -377,6 +421,28 @@ def _host_name(header: str) -> str:
 def _client_of(key: str, name: str) -> Client:
     digest = hashlib.sha256(b"qwen-proxy client\0" + key.encode()).hexdigest()
     return Client(id=digest[:32], name=name)
+
+
+#: Where a web token may stand, by WSGI's names; the first one that has one counts.
+_WEB_TOKEN_IN: Final = ("HTTP_X_QWEN_TOKEN", "HTTP_AUTHORIZATION", "HTTP_X_API_KEY")
+
+
+def _web_token_in(environ: Mapping[str, Any]) -> str:
+    """The header that holds a web token, by WSGI's name; "" if none does. What stands in
+    `x-qwen-token` is meant as one, whatever it looks like."""
+    for name in _WEB_TOKEN_IN:
+        value = _value_of(environ, name)
+        if value and (name == "HTTP_X_QWEN_TOKEN" or web_token.looks_like(value)):
+            return name
+    return ""
+
+
+def _value_of(environ: Mapping[str, Any], name: str) -> str:
+    value = str(environ.get(name, "")).strip()
+    if name != "HTTP_AUTHORIZATION":
+        return value
+    scheme, _, rest = value.partition(" ")
+    return rest.strip() if scheme.lower() == "bearer" else ""
 
 
 def _offered_key(environ: Mapping[str, Any]) -> bytes:

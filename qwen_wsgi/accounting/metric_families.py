@@ -35,6 +35,7 @@ ENDPOINTS: Final = (
     "websockets",
     "usage",
     "admin",
+    "web_account",
     "other",
 )
 #: Of `outcome`, as in `CallRecord.outcome`, each with the classes of statuses that belong to it.

@@ -264,6 +264,9 @@ _EXACT: Final = {
     "audio/speech": "speech",
     "audio/transcriptions": "transcriptions",
     "audio/translations": "transcriptions",
+    "validate": "web_account",
+    "refresh": "web_account",
+    "chats/delete": "web_account",
 }
 _FIRST: Final = {
     "reranks": "rerank",

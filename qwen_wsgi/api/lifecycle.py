@@ -37,7 +37,8 @@ _UPLOAD_BYTES: Final = 512 * 1024
 
 #: Headers that are never written down.
 _SECRET_HEADERS: Final = frozenset(
-    {"HTTP_AUTHORIZATION", "HTTP_X_API_KEY", "HTTP_COOKIE", "HTTP_PROXY_AUTHORIZATION"}
+    {"HTTP_AUTHORIZATION", "HTTP_X_API_KEY", "HTTP_X_QWEN_TOKEN", "HTTP_COOKIE"}
+    | {"HTTP_PROXY_AUTHORIZATION"}
 )
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -104,6 +105,11 @@ class LiveCall:
         assert self.client is not None, "check_caller comes first"
         return self.client.id
 
+    @property
+    def _payer(self) -> str:
+        """Whose places it takes."""
+        return self.record.client_id if self.client is None else self.client.payer
+
     def know(self, client: Client, *, counts: bool = True) -> None:
         """Set the caller, whose limits hold from here on.
 
@@ -158,7 +164,7 @@ class LiveCall:
         """Admit the call with its body. One that is too large is refused as such."""
         most = self.services.settings.max_body_bytes
         declared = min(int(self.environ.get("CONTENT_LENGTH") or 0), most)
-        self.services.admission.enter(self.record.client_id, declared)
+        self.services.admission.enter(self._payer, declared)
         self.admitted, self.body_bytes = True, declared
 
     def admit(self, *, upload: bool = False) -> None:
@@ -172,7 +178,7 @@ class LiveCall:
         """
         if not self.admitted:
             held = _UPLOAD_BYTES if upload else 0
-            self.services.admission.enter(self.record.client_id, held)
+            self.services.admission.enter(self._payer, held)
             self.admitted, self.body_bytes = True, held
 
     def _take_bytes(self, count: int) -> None:
@@ -204,7 +210,7 @@ class LiveCall:
         self.closed = True
         try:
             if self.admitted:
-                self.services.admission.leave(self.record.client_id, self.body_bytes)
+                self.services.admission.leave(self._payer, self.body_bytes)
             if self.watch is not None:
                 self.watch.stop()
         finally:

@@ -51,7 +51,7 @@ class Account:
     """
 
     name: str
-    kind: Literal["key", "oauth", "sandbox"]
+    kind: Literal["key", "oauth", "web", "sandbox"]
     base_url: str | None
     origin: str
     explicit: bool

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -23,6 +24,7 @@ from qwen_wsgi.credentials.credential import (
 )
 from qwen_wsgi.credentials.files.document import CredentialDocument
 from qwen_wsgi.credentials.files.login_store import LoginStore, Snapshot
+from qwen_wsgi.credentials.refresh.attempt import Attempt
 from qwen_wsgi.credentials.refresh.refresher import Refresher
 from qwen_wsgi.credentials.refresh.timing import CLOSED_WITHIN_S
 from qwen_wsgi.credentials.token import AccessToken
@@ -288,6 +290,21 @@ class OAuthLogin(CredentialSource):
             return ": it has no refresh token", _LOGIN_REMEDY
         last = self.refresher.last
         return (f" ({last.detail})" if last is not None else ""), ""
+
+    def renew(self) -> Attempt:
+        """Refresh now, even if it is early, because an admin wants it. Pauses still count.
+
+        In a thread: once a token was sent, its answer must be saved, even if the client leaves.
+        """
+        held = self.store.snapshot().newest.login
+        rejected = None if held is None else held.access_token
+        made: list[Attempt] = []
+        thread = threading.Thread(
+            target=lambda: made.append(self.refresher.attempt(rejected=rejected))
+        )
+        thread.start()
+        thread.join()
+        return made[0]
 
     def status(self) -> CredentialStatus:
         found, shared = self._status(), self.refresher.context.shared

@@ -15,11 +15,13 @@ class AccessToken:
         value: the secret; empty when the server needs none.
         base_url: without a slash at its end.
         expires_at_ms: wall clock, milliseconds since the epoch; None for API keys.
+        cookies: the line of the Cookie header that goes with it, of a web account; else "".
     """
 
     value: str
     base_url: str
     expires_at_ms: int | None
+    cookies: str = ""
 
     def __repr__(self) -> str:
         shown = mask(self.value) if self.value else ""

@@ -32,6 +32,9 @@ from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.failures.causes import CAUSES
 from qwen_wsgi.upstream.http.transport import Transport
 from qwen_wsgi.upstream.routing.router import Route
+from qwen_wsgi.upstream.web.attempt import WebAttempt
+from qwen_wsgi.upstream.web.chats import WebChats
+from qwen_wsgi.upstream.web.site import WebSite
 
 #: A model that needs longer for one token is of no use to a person who waits.
 FIRST_BYTE_S: Final = 60.0
@@ -92,7 +95,10 @@ class TokenProbe:
             idle_timeout_s=min(settings.idle_timeout_s, IDLE_S),
         )
         client = UpstreamClient(settings, transport, clock)
-        self._attempt = ChatAttempt(settings, client, clock, RefusedInputs(None))
+        site = WebSite(settings, transport, clock)
+        # In strict mode `max_tokens` would be refused, which the web API does not have.
+        web = WebAttempt(replace(settings, strict=False), site, WebChats(site), clock)
+        self._attempt = ChatAttempt(settings, client, clock, RefusedInputs(None), web)
 
     def request(self, account: Account, model: str) -> int | None:
         """Make the call and return the tokens that it used, None if the upstream reports none.

@@ -84,3 +84,4 @@ def reset(world: World) -> None:
     world.media.reset()
     world.storage.clear()
     world.batches.clear()
+    world.web.clear()

@@ -42,6 +42,7 @@ _DOC: Final = "DashScope's documentation"
 _CLI: Final = "quirk that qwen-code handles"
 _NET: Final = "what networks, gateways and load balancers do"
 _OAUTH: Final = "the login service and its portal, as observed by qwen-code and others"
+_WEB: Final = "projects that use the web API, mid 2026"
 _TEST: Final = "for tests"
 
 # Name, value (kind and default; empty if it takes none), source, meaning; by topic.
@@ -174,6 +175,11 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
         ("think-tags", "", _CLI, "thinking leaks into the content in <think> tags"),
         ("reasoning-field", "", _CLI, "thinking in `reasoning` instead of `reasoning_content`"),
         ("twice-finish", "", _CLI, "a second finish chunk"),
+    ),
+    "web account": (
+        ("web", "text challenge", _WEB,
+            "the web API: challenge, limited, unauthorized, internal, refused (with status 200); "
+            "error-event, no-end, no-text, think-only (in the stream)"),
     ),
     "tool calls": (
         ("tools", "count 2", _DOC, "that many parallel tool calls"),

@@ -28,6 +28,7 @@ from qwen_wsgi.sandbox.replies import (
     without_length,
 )
 from qwen_wsgi.sandbox.steps import Close, Pause, Step, encode_json, gzipped, whole
+from qwen_wsgi.sandbox.web import routes as web
 from qwen_wsgi.sandbox.wire import Request
 from qwen_wsgi.sandbox.world import Json, Reply, World, json_object, key_refusal, spec_for
 
@@ -53,6 +54,8 @@ def route_of(request: Request) -> str:
     if path in fixed and request.method == "POST":
         return fixed[path]
     if (found := native.route_of(request.method, path)) is not None:
+        return found
+    if (found := web.route_of(request.method, path)) is not None:
         return found
     for prefix in _PREFIXES:
         if path.startswith(prefix):
@@ -99,6 +102,7 @@ def respond(world: World, request: Request, record: Record | None) -> Reply:
         "results": native.results,
         "files": _files,
         "batches": _batches,
+        **dict.fromkeys(("web-auth", "web-models", "web-chats", "web-chat"), web.respond),
     }
     handler = handlers.get(record.route)
     if handler is None:

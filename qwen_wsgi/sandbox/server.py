@@ -28,6 +28,7 @@ from qwen_wsgi.sandbox.models import DEFAULT_MODELS
 from qwen_wsgi.sandbox.native.media import Media
 from qwen_wsgi.sandbox.oauth import OAuth
 from qwen_wsgi.sandbox.steps import Player, Uncounted, whole_json
+from qwen_wsgi.sandbox.web.site import Site
 from qwen_wsgi.sandbox.wire import Connection, Malformed, PeerGone, Request
 from qwen_wsgi.sandbox.world import World
 
@@ -43,6 +44,7 @@ _KEPT_BODIES: Final = frozenset(ROUTES) - {
     "storage",
     "files",
     "batches",
+    "web-auth",
 }
 # client_id of the qwen-code CLI, which is public.
 _CLI_CLIENT_ID: Final = "f0304373b74a44d2b584a3fb70ca9e56"
@@ -101,6 +103,7 @@ class Sandbox:
             Media(clock, lambda: self.origin),
             storage,
             Batches(clock, storage),
+            Site(clock),
         )
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
@@ -118,6 +121,11 @@ class Sandbox:
     def base_url(self) -> str:
         """The base URL for OpenAI clients."""
         return self.origin + "/compatible-mode/v1"
+
+    @property
+    def web(self) -> Site:
+        """The users and chats of the web API, whose base URL is `origin`."""
+        return self._world.web
 
     @property
     def requests(self) -> tuple[Record, ...]:

@@ -18,6 +18,7 @@ from qwen_wsgi.sandbox.journal import Journal, Record, bearer
 from qwen_wsgi.sandbox.native.media import Media
 from qwen_wsgi.sandbox.oauth import ACCESS_PREFIX, OAuth
 from qwen_wsgi.sandbox.steps import Step
+from qwen_wsgi.sandbox.web.site import Site
 from qwen_wsgi.sandbox.wire import Request
 
 Json = dict[str, Any]
@@ -36,6 +37,7 @@ class World:
     media: Media
     storage: Storage
     batches: Batches
+    web: Site
 
 
 @dataclass(frozen=True, slots=True)

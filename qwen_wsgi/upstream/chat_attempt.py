@@ -13,6 +13,7 @@ from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.greenlets import apart
+from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol import chat
 from qwen_wsgi.protocol.answer_text import AnswerSize
 from qwen_wsgi.protocol.changes import header_token
@@ -25,6 +26,7 @@ from qwen_wsgi.protocol.chat.renamed_tools import (
     RenamedLegacyChunkStream,
     WholeCustomStream,
 )
+from qwen_wsgi.protocol.json_access import integer
 from qwen_wsgi.protocol.json_object import LONG_BYTES, JsonObjectError, encoded, with_members
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.settings import Settings
@@ -35,6 +37,7 @@ from qwen_wsgi.upstream.failures.causes import INPUT_REFUSED
 from qwen_wsgi.upstream.open_stream import OpenStream
 from qwen_wsgi.upstream.routing.affinity import evidence_of
 from qwen_wsgi.upstream.routing.router import Route
+from qwen_wsgi.upstream.web.attempt import WebAttempt
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class ChatAttempt:
 
     Args:
         refused_inputs: what models refused to read; the attempts add to it.
+        web: makes the attempts at web accounts; None where there are none.
     """
 
     def __init__(
@@ -114,7 +118,9 @@ class ChatAttempt:
         client: UpstreamClient,
         clock: Clock,
         refused_inputs: RefusedInputs,
+        web: WebAttempt | None = None,
     ) -> None:
+        self._web = web
         self._options = Options(strict=settings.strict, cache_control=settings.cache_control)
         self._client = client
         self._clock = clock
@@ -122,10 +128,12 @@ class ChatAttempt:
 
     def asks_stream(self, route: Route) -> bool:
         """Whether a whole answer is put together from a stream at this account."""
-        return self._client.asks_stream(route.account)
+        return route.account.family is Family.WEB or self._client.asks_stream(route.account)
 
     def fan_out(self, call: ChatCall, route: Route) -> int:
         """Into how many calls this one has to be split for the choices that it asks for."""
+        if route.account.family is Family.WEB:
+            return integer(call.request.body.get("n")) or 1
         return self._adapted(call, route, stream=True).fan_out
 
     def open(
@@ -139,6 +147,16 @@ class ChatAttempt:
         Raises:
             ApiError: the account did not answer.
         """
+        if route.account.family is Family.WEB:
+            assert self._web is not None, "there are no web accounts"
+            return self._web.open(
+                route,
+                call.request,
+                headers=call.headers,
+                record=call.record,
+                changed=call.changed,
+                hide_usage=hide_usage,
+            )
         body, adapted = self._prepared(call, route, stream=True)
         name = call.request.model or route.model
         chunks = _chunks(

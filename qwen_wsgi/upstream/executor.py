@@ -32,6 +32,7 @@ from qwen_wsgi.upstream.routing.accounts import MODEL_DENIED, MODEL_NOT_FOUND
 from qwen_wsgi.upstream.routing.batch_chat import BatchChat
 from qwen_wsgi.upstream.routing.limiter import Slot
 from qwen_wsgi.upstream.routing.router import Plan, Route, Router
+from qwen_wsgi.upstream.web.attempt import WebAttempt
 
 T = TypeVar("T")
 
@@ -129,6 +130,7 @@ class Executor:
         refused_inputs: RefusedInputs,
         batch_chat: BatchChat,
         cache: AnswerCache,
+        web: WebAttempt | None = None,
     ) -> None:
         self._cache = cache
         self._batch_chat = batch_chat
@@ -137,7 +139,7 @@ class Executor:
         self._client = client
         self._clock = clock
         self._most_bytes = settings.max_answer_bytes
-        self._attempt = ChatAttempt(settings, client, clock, refused_inputs)
+        self._attempt = ChatAttempt(settings, client, clock, refused_inputs, web)
 
     # --- chat --------------------------------------------------------------------------------
 

@@ -228,17 +228,23 @@ class Retrier:
                     return None
                 host = self._pool.keys(account).host
                 slot.probed = host if cooldowns.begin_probe(host) else b""
+            self._count(account, attempts)
         except BaseException:
             slot.release()
+            if slot.probed:
+                cooldowns.end_probe(slot.probed)
             raise
+        return slot
+
+    def _count(self, account: Account, attempts: _Attempts) -> None:
+        """Count an attempt, for the log, the account's plan and the client's limits."""
         attempts.count += 1
-        record.attempts += 1
-        record.count_request(account.name)
+        attempts.record.attempts += 1
+        attempts.record.count_request(account.name)
         if self._pool.plans.seen:
             self._pool.plans.began(account.name)
-        if record.budget is not None:
-            record.budget.sent()
-        return slot
+        if attempts.record.budget is not None:
+            attempts.record.budget.sent()
 
     def _failed(self, error: ApiError, route: Route, began: float, attempts: _Attempts) -> None:
         """Learn from a failed attempt, and get ready for the next one.

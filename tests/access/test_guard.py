@@ -13,12 +13,14 @@ from qwen_wsgi.access.client_key import KeysUnavailable
 from qwen_wsgi.access.guard import Client, Guard
 from qwen_wsgi.access.key_ring import KeyRing
 from qwen_wsgi.errors import ApiError, Forbidden, Unauthorized
+from qwen_wsgi.protocol.web.token import WebToken, packed
 from qwen_wsgi.state.database.client_keys import ClientKeys
 from qwen_wsgi.state.database.sqlite import Database
 from qwen_wsgi.state.database.tables import database_in
 from tests.fakes.clock import FakeClock
 from tests.fakes.upstream import settings_of
 from tests.kit.secrets import secret
+from tests.kit.web_tokens import jwt
 
 KEY = secret("client-one")
 OTHER_KEY = secret("client-two")
@@ -595,3 +597,50 @@ def test_a_restart_without_the_database_opens_nothing(tmp_path: Path, harm: str,
     else:
         assert world.refused(key) == (503, "keys_unavailable")
         assert world.ask(KEY).name == "env-1"
+
+
+class TestWebTokens:
+    def token(self, user: str = "ann") -> str:
+        return packed(WebToken(jwt(id=user, exp=4e9)))
+
+    def test_many_tokens_take_the_places_and_limits_of_one_client(self) -> None:
+        guard = Guard(settings_of(QWEN_PROXY_WEB=1, QWEN_PROXY_API_KEYS="key-one-that-is-long"))
+        holders = [
+            guard.identify(
+                {
+                    "HTTP_AUTHORIZATION": f"Bearer {self.token(user)}",
+                    "HTTP_X_API_KEY": "key-one-that-is-long",
+                }
+            )
+            for user in ("ann", "bob")
+        ]
+        plain = guard.identify({"HTTP_AUTHORIZATION": "Bearer key-one-that-is-long"})
+
+        assert len({each.id for each in holders}) == 2
+        assert {each.payer for each in holders} == {plain.id} == {plain.payer}
+        assert plain.web is None
+
+    def test_a_token_may_stand_where_anthropic_s_clients_have_their_key(self) -> None:
+        guard = Guard(settings_of(QWEN_PROXY_WEB=1))
+        holder = guard.identify({**LOCAL, "HTTP_X_API_KEY": self.token()})
+
+        assert holder.web is not None
+        assert holder.name.startswith("web-")
+        assert self.token() not in repr(holder)
+
+    def test_two_tokens_are_one_too_many(self) -> None:
+        guard = Guard(settings_of(QWEN_PROXY_WEB=1))
+        environ = {
+            **LOCAL,
+            "HTTP_X_QWEN_TOKEN": self.token("ann"),
+            "HTTP_AUTHORIZATION": f"Bearer {self.token('bob')}",
+        }
+        with pytest.raises(Unauthorized) as raised:
+            guard.identify(environ)
+        assert raised.value.code == "invalid_web_token"
+
+    def test_a_client_key_that_looks_a_little_like_one_is_a_key(self) -> None:
+        key = "eyJ-is-how-this-key-begins|it-has-a-bar"
+        guard = Guard(settings_of(QWEN_PROXY_WEB=1, QWEN_PROXY_API_KEYS=key))
+
+        assert guard.identify({"HTTP_AUTHORIZATION": f"Bearer {key}"}).web is None

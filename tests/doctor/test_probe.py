@@ -6,10 +6,12 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from qwen_wsgi.clock import SystemClock
+from qwen_wsgi.credentials.web import operator_account
 from qwen_wsgi.doctor.findings import Level
 from qwen_wsgi.doctor.probe import (
     NotingTransport,
@@ -26,6 +28,7 @@ from qwen_wsgi.errors import (
     UpstreamError,
 )
 from qwen_wsgi.hosts import Family
+from qwen_wsgi.protocol.web.token import WebToken
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.upstream.failures.causes import CAUSES
 from qwen_wsgi.upstream.failures.classify import connection_error
@@ -37,12 +40,23 @@ KEY = secret("doctor-call")
 
 
 @contextmanager
-def probing() -> Iterator[tuple[Sandbox, TokenProbe, NotingTransport]]:
-    settings = settings_of()
+def probing(**environ: Any) -> Iterator[tuple[Sandbox, TokenProbe, NotingTransport]]:
+    settings = settings_of(**environ)
     transport = NotingTransport(settings, SystemClock())
     with Sandbox() as sandbox:
         yield sandbox, TokenProbe(settings, transport, SystemClock()), transport
     transport.close()
+
+
+def test_one_word_is_requested_of_a_web_account_and_its_chat_is_deleted() -> None:
+    with probing(QWEN_PROXY_STRICT=1) as (sandbox, probe, _):
+        token = WebToken(sandbox.web.token("operator"))
+        account = operator_account(token, sandbox.origin, SystemClock())
+
+        assert probe.request(account, "qwen3-max")
+
+        sandbox.settle()
+        assert (len(sandbox.web.chats), len(sandbox.web.deleted)) == (0, 1)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,12 @@ def begin(
     """
     services, settings, wanted = call.services, call.services.settings, request.background
     assert wanted is not None
+    if call.client is not None and call.client.web is not None:
+        raise validation.unsupported(
+            "background",
+            "A call with a web token cannot go on in the background: the token is not kept. Leave "
+            "it out.",
+        )
     if not settings.background or not settings.responses_ttl_s:
         name = "QWEN_PROXY_RESPONSES_TTL" if settings.background else "QWEN_PROXY_BACKGROUND"
         raise validation.unsupported(

@@ -145,9 +145,12 @@ def _turn_relay(
 
 def permit_of(call: LiveCall) -> Permit:
     """What a call may use: the account of its header `x-qwen-account` alone, if it has one, and of
-    accounts and models those of its client's key."""
+    accounts and models those of its client's key. Of a caller with a web token of its own the
+    account of that one alone."""
     pinned: str = call.environ.get("HTTP_X_QWEN_ACCOUNT", "")
     key = None if call.client is None else call.client.key
+    if call.client is not None and call.client.web is not None:
+        return Permit(pinned, models=() if key is None else key.models, web=call.client.web)
     if key is None:
         return Permit(pinned) if pinned else EVERYTHING
     return Permit(pinned, key.accounts, key.models)

@@ -140,7 +140,7 @@ class Turn:
         call = self.call
         client = call.services.guard.identify(call.environ)
         call.know(client)
-        call.services.admission.enter(client.id, body_bytes)
+        call.services.admission.enter(client.payer, body_bytes)
         call.admitted, call.body_bytes = True, body_bytes
 
     def _conversation(self, id: str | None) -> Conversation:

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from qwen_wsgi import net
 from qwen_wsgi.clock import Clock
+from qwen_wsgi.credentials import web
 from qwen_wsgi.credentials.account import Account, ProviderModel, family_for
 from qwen_wsgi.credentials.credential import StaticKey
 from qwen_wsgi.credentials.files.document import CredentialDocument
@@ -38,6 +39,8 @@ from qwen_wsgi.credentials.sources.login_files import Candidate
 from qwen_wsgi.credentials.sources.qwen_settings import KEY_ENDING, QwenSettings, Variables
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.hosts import Family, openai_base_url
+from qwen_wsgi.protocol.web import token as web_token
+from qwen_wsgi.redaction import DISCOVERED
 from qwen_wsgi.settings import Settings
 
 T = TypeVar("T")
@@ -99,6 +102,7 @@ class Build:
         self._add_settings(home, variables)
         self._add_dashscope_files()
         self._add_logins(home)
+        self._add_web()
         watched = tuple(self._readings.values())
         broken = [f"{file.shown} {r.problem}. {r.remedy}" for file, r in watched if r.problem]
         return Built(
@@ -249,6 +253,19 @@ class Build:
                 key,
             )
         )
+
+    def _add_web(self) -> None:
+        """Add the operator's own login at the web API, if there is one and it is switched on."""
+        settings = self._settings
+        if not settings.web or not settings.web_token:
+            return
+        try:
+            token = web_token.parse(settings.web_token.strip())
+        except web_token.BadWebToken as error:
+            self._problems.append(f"QWEN_WEB_TOKEN cannot be used: {error}. It is left out.")
+            return
+        DISCOVERED.add(token.value)
+        self._add(web.operator_account(token, settings.web_base_url, self._clock))
 
     def _add_dashscope_files(self) -> None:
         """Add the key in the `dashscope` package's files, where its variable is not set."""

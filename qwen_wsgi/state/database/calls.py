@@ -275,6 +275,7 @@ class Quarter(NamedTuple):
     output_tokens: int
     reasoning_tokens: int
     unknown_usage: int
+    cache_hits: int
     money_micro: int
     saved_micro: int
 

@@ -231,6 +231,8 @@ class Transport:
         sent["Accept-Encoding"] = "identity"  # the relay carries bytes, it does not unpack them
         if token.value:
             sent["Authorization"] = "Bearer " + token.value
+        if token.cookies:
+            sent["Cookie"] = token.cookies
         request.headers = sent  # type: ignore[assignment]  # a mapping is enough for the adapter
         request.hooks = {"response": []}
         return request

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
+from qwen_wsgi.credentials import web
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.credential import CredentialStatus, StaticKey, TokenState
 from qwen_wsgi.credentials.token import AccessToken
@@ -15,6 +16,7 @@ from qwen_wsgi.errors import AccountUnavailable, CredentialError
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.net import is_local
 from qwen_wsgi.plan_limits import PlanLimits
+from qwen_wsgi.protocol.web.token import WebToken
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.shared_files import key_of, this_boot
 from qwen_wsgi.upstream.failures.causes import PLAN_SPENT
@@ -162,6 +164,7 @@ class AccountPool:
         self._finder = finder
         self._cooldowns = cooldowns
         self._sandbox_mode = settings.sandbox
+        self._web_base_url = settings.web_base_url
         self._sandbox = Account(
             name="sandbox",
             kind="sandbox",
@@ -196,8 +199,14 @@ class AccountPool:
             self._found = found
         return self._accounts
 
+    def of_token(self, token: WebToken) -> Account:
+        """The account of a caller's own login at the web API; nothing of it is kept here."""
+        return web.holder_account(token, self._web_base_url)
+
     def keys(self, account: Account) -> Keys:
         """The account's keys in the shared files."""
+        if account.name == web.HOLDER:  # many logins have this name
+            return _keys(account, self._groups)
         return self._keys.get(account.name) or _keys(account, self._groups)
 
     def priority(self, account: Account) -> int:
@@ -331,6 +340,8 @@ def _payer(account: Account) -> str:
         if found := _WORKSPACE_KEY.match(credential.key):
             return f"workspace {found[1]}"
         return f"key {credential.key}"
+    if isinstance(credential, web.WebCredential):
+        return f"web {credential.digest}"
     return f"account {account.name} {account.base_url}"
 
 

@@ -18,7 +18,9 @@ from qwen_wsgi.credentials.account import Account, ProviderModel
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import ApiError, Scope, UpstreamError
 from qwen_wsgi.greenlets import in_order
+from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol.json_object import MOST_SLOWLY, loads
+from qwen_wsgi.protocol.web import models as web_models
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.model_lists import SharedList, SharedLists
 from qwen_wsgi.upstream.failures import classify
@@ -124,7 +126,10 @@ class Catalogue:
         """
         max_age_s = _REFRESH_MIN_AGE_S if refresh else self._max_age_s
         union: dict[str, dict[str, Any]] = {}
-        accounts = [each for each in self._pool.accounts() if permit.allows_account(each.name)]
+        if permit.web is not None:
+            accounts = [self._pool.of_token(permit.web)]
+        else:
+            accounts = [each for each in self._pool.accounts() if permit.allows_account(each.name)]
         works = [partial(self.listing, account, max_age_s=max_age_s) for account in accounts]
         # All at a time: one host that does not answer must not make the others wait.
         listings = in_order(works, at_a_time=max(1, len(works)))
@@ -178,7 +183,7 @@ class Catalogue:
             ApiError: there is no credential, or no answer.
         """
         token = token_of(account)
-        status, body = self._transport.get(token, "/models", timeout_s=_TIMEOUT_S)
+        status, body = self._transport.get(token, _path_of(account), timeout_s=_TIMEOUT_S)
         refusal = _refusal_of(account, status, body, token)
         if refusal is not None and account.credential.renewable:
             token_of(account, rejected=token.value)
@@ -218,10 +223,10 @@ class Catalogue:
         learned: SharedList | None = None
         try:
             token = token_of(account)
-            status, body = self._transport.get(token, "/models", timeout_s=_TIMEOUT_S)
+            status, body = self._transport.get(token, _path_of(account), timeout_s=_TIMEOUT_S)
             if (refusal := _refusal_of(account, status, body, token)) is not None:
                 raise refusal
-            cached.live = _parse(status, body)
+            cached.live = _parse(status, body, web=account.family is Family.WEB)
         except ApiError as error:
             if error.message != cached.error:
                 log.warning("no live model list account=%s: %s", account.name, error.message)
@@ -271,8 +276,16 @@ def _refusal_of(
     )
 
 
-def _parse(status: int, body: bytes) -> dict[str, dict[str, Any]]:
+def _path_of(account: Account) -> str:
+    """Where a host lists its models, behind the account's base URL."""
+    return "/api/models" if account.family is Family.WEB else "/models"
+
+
+def _parse(status: int, body: bytes, *, web: bool = False) -> dict[str, dict[str, Any]]:
     """The entries of `{"object": "list", "data": [{"id", ...}]}` by id.
+
+    Args:
+        web: it is the web API's list, whose entries get their variants.
 
     Raises:
         UpstreamError: anything else.
@@ -281,7 +294,9 @@ def _parse(status: int, body: bytes) -> dict[str, dict[str, Any]]:
         value = loads(body, most_slowly=MOST_SLOWLY)
     except (ValueError, RecursionError):
         value = None
-    data = value.get("data") if isinstance(value, dict) else None
+    if web and status == 200 and (entries := web_models.entries_of(value)) is not None:
+        return entries
+    data = value.get("data") if isinstance(value, dict) and not web else None
     if status != 200 or not isinstance(data, list):
         raise UpstreamError(f"GET /models answered HTTP {status} without a list of models.")
     return {

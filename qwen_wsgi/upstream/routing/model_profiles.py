@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from qwen_wsgi.hosts import Family
+from qwen_wsgi.protocol.web import models as web_models
 
 #: When this table was last compared with the vendor's pages: 2026-11-20.
 AS_OF_EPOCH: Final = 1_795_132_800
@@ -153,6 +154,7 @@ BUILT_IN: Final[Mapping[Family, tuple[str, ...]]] = {
         "MiniMax-M2.5",
     ),
     Family.PORTAL: ("coder-model",),
+    Family.WEB: tuple(web_models.fallback_entries()),
     Family.SANDBOX: (),
     Family.OTHER: (),
 }

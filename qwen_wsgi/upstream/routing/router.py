@@ -19,6 +19,8 @@ from qwen_wsgi.capabilities import (
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import AccountUnavailable, ApiError, BadRequest, Forbidden, NotFound
 from qwen_wsgi.hosts import Family, has_files
+from qwen_wsgi.protocol.web.models import named
+from qwen_wsgi.protocol.web.request import refuse_media_names
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.routing import model_profiles
 from qwen_wsgi.upstream.routing.accounts import AccountPool
@@ -149,10 +151,14 @@ class Router:
             AccountUnavailable: there is no account at all.
         """
         accounts, pinned = self._accounts(permit), bool(permit.pinned)
+        if permit.web is not None and capability is Capability.CHAT:
+            refuse_media_names(named(model))
         default = self._default
-        if capability not in EVERYWHERE:
+        if capability is not Capability.CHAT and (
+            capability not in EVERYWHERE or any(each.family is Family.WEB for each in accounts)
+        ):
             accounts = _with_route(accounts, capability)
-            default = ""
+            default = default if capability in EVERYWHERE else ""
         for name in (model, default):
             # The operator's default is for the names that nobody lists: it is no chance.
             chance = pinned or not default
@@ -199,6 +205,8 @@ class Router:
             Forbidden: the client's key may not use the account.
             ApiError: 501: no account has files; 503: the account is not there any more.
         """
+        if permit.web is not None:
+            raise not_available("Files and batches are", "them")
         if owning and not permit.allows_account(owning):
             raise _account_not_allowed(owning, permit)
         accounts = self._accounts(permit._replace(pinned="") if owning else permit)
@@ -217,7 +225,17 @@ class Router:
         return Plan(FILES, tuple(Route(each, FILES) for each in able), None)
 
     def _accounts(self, permit: Permit) -> tuple[Account, ...]:
-        accounts, pinned = self._pool.accounts(), permit.pinned
+        pinned = permit.pinned
+        if permit.web is not None:
+            own = self._pool.of_token(permit.web)
+            if pinned not in ("", own.name):
+                raise BadRequest(
+                    "A call with a web token is answered by the token's own account alone; leave "
+                    "the header x-qwen-account out.",
+                    code="account_not_found",
+                )
+            return (own,)
+        accounts = self._pool.accounts()
         if not accounts:
             raise AccountUnavailable(
                 "This proxy has no Qwen account. Its operator has to log in with qwen-code or to "
@@ -314,6 +332,14 @@ class Router:
             if ref.account in (None, account.name):
                 routes.append(Route(account, ref.model, False, ref.search, ref.thinking))
         return tuple(routes)
+
+    def listed(self, account: Account) -> frozenset[str]:
+        """The models that a web account's host lists itself, without their variants."""
+        listing = self._catalogue.known(account)
+        if not listing.live:
+            return frozenset()
+        models = listing.models.items()
+        return frozenset(id for id, entry in models if "variant_of" not in entry)
 
     def _with_fallbacks(
         self,

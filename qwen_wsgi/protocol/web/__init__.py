@@ -1,0 +1,1 @@
+"""The web API of chat.qwen.ai: its tokens, requests, events, models and errors. Pure."""

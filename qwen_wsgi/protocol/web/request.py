@@ -1,0 +1,240 @@
+"""A chat request as the web API takes it: one message, with all that was said before in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
+
+from qwen_wsgi.errors import ApiError, BadRequest
+from qwen_wsgi.protocol.changes import header_token
+from qwen_wsgi.protocol.chat.request import ChatRequest
+from qwen_wsgi.protocol.json_access import items, mapping, objects, text
+from qwen_wsgi.protocol.translation import search
+from qwen_wsgi.protocol.web.models import DEEP_RESEARCH, MEDIA, SEARCH, THINKING, Named
+
+#: Characters of all message text together: larger requests meet the firewall's captcha every time.
+MOST_CHARACTERS: Final = 128 * 1024
+
+#: Members that are used, or mean nothing here.
+_USED: Final = frozenset(
+    {"model", "messages", "stream", "stream_options", "n", "user", "metadata", "store", "tools"}
+    | {"tool_choice", "parallel_tool_calls", "enable_thinking", "thinking_budget"}
+    | {"reasoning_effort", "enable_search", "search_options", "web_search_options"}
+    | {"service_tier", "safety_identifier", "prompt_cache_key"}
+)
+
+
+class WebRequest(NamedTuple):
+    """A request that is ready but for the id of its chat.
+
+    Attributes:
+        chat_type: `t2t`, `search` or `deep_research`.
+        changed: what of the client's request is not sent, for `x-qwen-proxy-changed`.
+    """
+
+    model: str
+    chat_type: str
+    content: str | list[dict[str, Any]]
+    features: dict[str, Any]
+    changed: tuple[str, ...]
+
+    def new_chat(self, now: float) -> dict[str, Any]:
+        """The body that opens a chat. `now` is in seconds since 1970."""
+        return {
+            "title": "qwen-proxy",
+            "models": [self.model],
+            "chat_mode": "normal",
+            "chat_type": self.chat_type,
+            "timestamp": int(now * 1000),
+        }
+
+    def completion(self, chat_id: str, now: float, new_id: Callable[[], str]) -> dict[str, Any]:
+        """The body that asks for the answer.
+
+        Args:
+            new_id: makes a UUID.
+        """
+        kind, seconds = self.chat_type, int(now)
+        message = {
+            "fid": new_id(),
+            "parentId": None,
+            "parent_id": None,
+            "childrenIds": [new_id()],
+            "role": "user",
+            "content": self.content,
+            "user_action": "chat",
+            "files": [],
+            "timestamp": seconds,
+            "models": [self.model],
+            "chat_type": kind,
+            "sub_chat_type": kind,
+            "feature_config": self.features,
+            "extra": {"meta": {"subChatType": kind}},
+        }
+        return {
+            "stream": True,
+            "version": "2.1",
+            "incremental_output": True,
+            "chat_id": chat_id,
+            "chat_mode": "normal",
+            "model": self.model,
+            "parent_id": None,
+            "messages": [message],
+            "timestamp": seconds,
+        }
+
+
+def web_request(
+    request: ChatRequest,
+    named: Named,
+    *,
+    searching: bool = False,
+    thinking: bool | None = None,
+    strict: bool = False,
+) -> WebRequest:
+    """Translate a chat request.
+
+    Args:
+        searching, thinking: what the name that the client used for the model says of them.
+        strict: refuse what would be dropped.
+
+    Raises:
+        BadRequest: it has function tools, files, or pictures that are not at an address; in strict
+            mode also members that the web API does not have.
+        ApiError: 413: it is too large.
+    """
+    refuse_media_names(named)
+    _refuse_tools(request)
+    dropped = tuple(name for name in request.body.names() if name not in _USED)
+    dropped = tuple(name for name in dropped if request.body[name] is not None)
+    asked = [name for name in dropped if name not in request.added]
+    if strict and asked:
+        raise BadRequest(
+            f"The web account has no `{asked[0][:64]}`, and this proxy drops nothing "
+            "(QWEN_PROXY_STRICT). Leave it out.",
+            param=asked[0][:64],
+            code="unsupported_parameter",
+        )
+    if named.variant == DEEP_RESEARCH:
+        chat_type = "deep_research"
+    elif searching or named.variant == SEARCH or search.is_requested(request.body):
+        chat_type = "search"
+    else:
+        chat_type = "t2t"
+    return WebRequest(
+        named.model,
+        chat_type,
+        _content(request.body["messages"]),
+        _features(request, named, thinking),
+        tuple(f"-{header_token(name)}" for name in dropped),
+    )
+
+
+def refuse_media_names(named: Named) -> None:
+    """Refuse a name that makes pictures or videos.
+
+    Raises:
+        BadRequest: it does; the message names the endpoint.
+    """
+    if (made := MEDIA.get(named.variant)) is not None:
+        endpoint = "POST /v1/images/generations" if named.variant == "image" else "POST /v1/videos"
+        raise BadRequest(
+            f"The model `{named.model}-{named.variant}` makes {made} and does not chat: that is "
+            f"{endpoint}, which this proxy does not offer for the web account yet.",
+            param="model",
+            code="wrong_endpoint_for_model",
+        )
+
+
+def _refuse_tools(request: ChatRequest) -> None:
+    body = request.body
+    others = [tool for tool in items(body.get("tools")) if not search.is_tool(tool)]
+    if (others and body.get("tool_choice") != "none") or body.get("functions"):
+        raise BadRequest(
+            "The web account calls no functions: chat.qwen.ai ignores tools, so this request would "
+            "be answered as if there were none. Leave `tools` out (but for `web_search`), or use a "
+            "model of an account with an API key.",
+            param="tools",
+            code="unsupported_parameter",
+        )
+
+
+def _features(request: ChatRequest, named: Named, thinking: bool | None) -> dict[str, Any]:
+    body = request.body
+    effort, enabled = body.get("reasoning_effort"), body.get("enable_thinking")
+    if isinstance(enabled, bool):
+        thinking = enabled
+    elif named.variant == THINKING:
+        thinking = True
+    elif isinstance(effort, str):
+        thinking = effort != "none"
+    # Without the schema the events do not tell thoughts from the answer.
+    features: dict[str, Any] = {"output_schema": "phase", "research_mode": "normal"}
+    features["thinking_enabled"] = bool(thinking)
+    features["auto_thinking"] = False
+    budget = body.get("thinking_budget")
+    if thinking and isinstance(budget, int) and not isinstance(budget, bool):
+        features["thinking_budget"] = budget
+    return features
+
+
+def _content(messages: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """What the only message holds: a text, or with pictures a list of parts."""
+    pictures: list[str] = []
+    turns = [(text(each.get("role")), _text_of(each, pictures)) for each in messages]
+    turns = [(role, said) for role, said in turns if said]
+    if len(turns) == 1 and turns[0][0] == "user":
+        whole = turns[0][1]
+    else:
+        whole = "\n\n".join(f"{role}:{said}" for role, said in turns)
+    if len(whole) > MOST_CHARACTERS:
+        raise ApiError(
+            f"The messages have {len(whole)} characters of text, and the web account takes "
+            f"{MOST_CHARACTERS}: its firewall asks for a captcha above that. Send less, or use a "
+            "model of an account with an API key.",
+            status=413,
+            type="invalid_request_error",
+            code="web_request_too_large",
+            param="messages",
+            should_retry=False,
+        )
+    if not whole and not pictures:
+        raise BadRequest("The messages have no text.", param="messages")
+    if not pictures:
+        return whole
+    return [{"type": "text", "text": whole}, *({"type": "image", "image": url} for url in pictures)]
+
+
+def _text_of(message: dict[str, Any], pictures: list[str]) -> str:
+    """The text of a message; addresses of its pictures are added to the list."""
+    content = message.get("content")
+    pieces = [content] if isinstance(content, str) else list(_pieces(items(content), pictures))
+    for call in objects(items(message.get("tool_calls"))):
+        function = mapping(call.get("function"))
+        pieces.append(f"[called {text(function.get('name'))}({text(function.get('arguments'))})]")
+    return "\n".join(piece for piece in pieces if piece)
+
+
+def _pieces(parts: list[Any], pictures: list[str]) -> Iterator[str]:
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("text", "refusal"):
+            yield text(part.get(kind))
+        elif kind == "image_url":
+            holder = part.get("image_url")
+            url = text(holder.get("url")) if isinstance(holder, dict) else text(holder)
+            if not url.lower().startswith(("https://", "http://")):
+                raise BadRequest(
+                    "The web account takes pictures by their address (https://…) alone: this proxy "
+                    "uploads none to chat.qwen.ai yet.",
+                    param="messages",
+                    code="unsupported_content",
+                )
+            pictures.append(url)
+        else:
+            raise BadRequest(
+                f"The web account takes texts and pictures, and no part of the type "
+                f"'{str(kind)[:64]}'.",
+                param="messages",
+                code="unsupported_content",
+            )

@@ -1,0 +1,80 @@
+"""Users and their chats: kept in memory. Whoever has a token of a user sees that user's chats."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+Json = dict[str, Any]
+
+_LIFETIME_S: Final = 30 * 86400
+
+
+@dataclass
+class Site:
+    """The state of the web API. Thread-safe."""
+
+    clock: Callable[[], float]
+    #: Chats that there are, and those that were deleted: id -> user.
+    chats: dict[str, str] = field(default_factory=dict)
+    deleted: dict[str, str] = field(default_factory=dict)
+    #: Users that have logged out: their tokens are refused.
+    gone: set[str] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def token(self, user: str, lifetime_s: float = _LIFETIME_S) -> str:
+        """A session token as a browser's login gives it. It is not signed: nobody checks that."""
+        claims = {"id": user, "exp": int(self.clock() + lifetime_s), "jti": uuid.uuid4().hex}
+        return ".".join((_encoded({"alg": "HS256", "typ": "JWT"}), _encoded(claims), "c2FuZGJveA"))
+
+    def user_of(self, token: str | None) -> str | None:
+        """Whose a token is; None if it is not valid now."""
+        try:
+            part = (token or "").split(".")[1]
+            claims = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+            user, expires = str(claims["id"]), float(claims["exp"])
+        except (ValueError, IndexError, KeyError, TypeError):
+            return None
+        return user if expires > self.clock() and user not in self.gone else None
+
+    def open(self, user: str) -> str:
+        """Open a chat; its id."""
+        id = str(uuid.uuid4())
+        with self._lock:
+            self.chats[id] = user
+        return id
+
+    def owns(self, user: str, id: str) -> bool:
+        with self._lock:
+            return self.chats.get(id) == user
+
+    def delete(self, user: str, id: str) -> bool:
+        """Delete a chat; False if the user has none of this id."""
+        with self._lock:
+            if self.chats.get(id) != user:
+                return False
+            self.deleted[id] = self.chats.pop(id)
+            return True
+
+    def delete_all(self, user: str) -> None:
+        """Delete all chats of a user."""
+        with self._lock:
+            mine = [id for id, owner in self.chats.items() if owner == user]
+        for id in mine:
+            self.delete(user, id)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self.chats.clear()
+            self.deleted.clear()
+            self.gone.clear()
+
+
+def _encoded(value: Json) -> str:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
