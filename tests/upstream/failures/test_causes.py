@@ -913,6 +913,7 @@ class TestPrecedence:
             CODING: "rate_limit_exceeded",
             TOKEN: "rate_limit_exceeded",
             SANDBOX: "rate_limit_exceeded",
+            Family.WEB: "rate_limit_exceeded",
             PORTAL: "insufficient_quota",
             OTHER: "insufficient_quota",
         }
