@@ -28,6 +28,7 @@ needs_systemd_analyze = pytest.mark.skipif(
 
 #: Settings whose line in the example shows a value of somebody's own, not the default.
 SHOWN_BY_EXAMPLE = {
+    "QWEN_PROXY_REDIS_URL",
     "QWEN_UPSTREAM_BASE_URL",
     "QWEN_HOME",
     "QWEN_CLI_AUTH",
