@@ -58,7 +58,7 @@ def test_every_command_of_the_architecture_is_one() -> None:
 
     text = (ROOT / "docs/architecture.md").read_text()
     room = text[text.index("  cli/ ") : text.index("  sandbox/ ")]
-    commands = set(re.findall(r"^    (\w+) ", main._parser().format_help(), re.MULTILINE))
+    commands = set(re.findall(r"^    (\w+)\b", main._parser().format_help(), re.MULTILINE))
     assert commands == {
         *("serve", "status", "models", "settings", "doctor", "clients", "login", "creds", "state"),
         *("record", "replay", "keys", "usage", "healthcheck", "run", "calls"),
