@@ -28,10 +28,10 @@ from qwen_wsgi.accounting.plan_watch import PlanAccount, PlanWatch
 from qwen_wsgi.accounting.prices import Cost, Prices
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.background import Background
+from qwen_wsgi.boxes import client_keys_of, seal_of, shared_store_of, sharing_of, usage_totals_of
 from qwen_wsgi.clock import Clock, SystemClock, sleep
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.refresh.attempt import Outcome
-from qwen_wsgi.credentials.shared.sharing import Sharing
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.documents.pdf import PdfReader
 from qwen_wsgi.greenlets import ThreadApart
@@ -53,12 +53,10 @@ from qwen_wsgi.state.database.videos import VideoStore
 from qwen_wsgi.state.limits.counters import LimitCounters
 from qwen_wsgi.state.model_lists import SharedLists
 from qwen_wsgi.state.recordings import Recordings
-from qwen_wsgi.state.redis.client_keys import SharedClientKeys
-from qwen_wsgi.state.redis.connection import SharedStore, box_id
+from qwen_wsgi.state.redis.connection import SharedStore
 from qwen_wsgi.state.redis.limits import SharedLimitCounters
 from qwen_wsgi.state.redis.news import NewsStream
 from qwen_wsgi.state.redis.totals import UsageTotals
-from qwen_wsgi.state.redis.values import Sealing
 from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.state.shared.stores import SharedStores, stores_of
 from qwen_wsgi.state.shared_files import SharedFiles
@@ -363,7 +361,8 @@ def build_services(
     """
     clock = clock or SystemClock()
     sandbox = SandboxHost()
-    shared_store = shared_store_of(settings, clock, state_dir or known_in)
+    within = greenlets.within if greenlets.are_in_use() else None
+    shared_store = shared_store_of(settings, clock, state_dir or known_in, within=within)
     sharing = sharing_of(settings, clock, shared_store, state_dir or known_in, sleep=sleep)
     discovery = Discovery(settings, clock, look_every_s=LOOK_EVERY_S, sharing=sharing)
     files = SharedFiles(state_dir)
@@ -436,7 +435,7 @@ def build_services(
     together = shared_store if state_dir is not None else None
     stores = stores_of(
         *(settings, database, clock, together),
-        seal=None if together is None else _seal(settings),
+        seal=None if together is None else seal_of(settings),
         apart=ThreadApart(),
         sleep=sleep,
     )
@@ -538,69 +537,6 @@ def plan_accounts(pool: AccountPool) -> list[PlanAccount]:
         for account in pool.accounts()
         if (limits := pool.limits_of(account)) is not None
     ]
-
-
-def shared_store_of(settings: Settings, clock: Clock, state_dir: Path | None) -> SharedStore | None:
-    """The Redis that several boxes share; None without one."""
-    if not settings.redis_url:
-        return None
-    return SharedStore(
-        settings.redis_url,
-        box_id(state_dir),
-        clock,
-        within=greenlets.within if greenlets.are_in_use() else None,
-    )
-
-
-def usage_totals_of(settings: Settings, store: SharedStore) -> UsageTotals:
-    """What all boxes have used."""
-    return UsageTotals(store, kept_s=settings.ledger_days * 86_400.0)
-
-
-def sharing_of(
-    settings: Settings,
-    clock: Clock,
-    store: SharedStore | None,
-    state_dir: Path | None,
-    *,
-    sleep: Callable[[float], None] = sleep,
-) -> Sharing | None:
-    """Shares the logins with other boxes; None without a Redis, or without a key to seal them."""
-    if store is None or state_dir is None:
-        return None
-    if not settings.state_key:
-        log.warning(
-            "logins are not shared with other boxes: QWEN_PROXY_STATE_KEY is not set. Never use "
-            "one login on two boxes like this."
-        )
-        return None
-    # Loaded with its package `cryptography` where it is needed.
-    from qwen_wsgi.state.redis.logins import RedisLogins
-
-    return Sharing(RedisLogins(store, _state_keys(settings)), state_dir / "logins", clock, sleep)
-
-
-def _seal(settings: Settings) -> Sealing | None:
-    """Seals what clients have stored; None without a key that the boxes share."""
-    if not settings.state_key:
-        return None
-    from qwen_wsgi.state.redis.sealing import Seal
-
-    return Seal(_state_keys(settings))
-
-
-def _state_keys(settings: Settings) -> tuple[str, ...]:
-    """The key that seals, and the one before it."""
-    return tuple(filter(None, (settings.state_key, settings.old_state_key)))
-
-
-def client_keys_of(
-    shared_store: SharedStore | None, database: Database, clock: Clock, state_dir: Path | None
-) -> ClientKeys:
-    """The client keys of this box, or of all that share a Redis."""
-    if shared_store is None:
-        return ClientKeys(database, clock, state_dir)
-    return SharedClientKeys(shared_store, database, clock, state_dir)
 
 
 def _counters(

@@ -78,8 +78,10 @@ def shortage_of(error: BaseException) -> Shortage | None:
             return _MEMORY
         if isinstance(each, OSError) and (found := _BY_ERRNO.get(each.errno or 0)) is not None:
             return found
-        # A resolver that may open no file says only that it knows no such name.
-        if isinstance(each, socket.gaierror) and _no_file_is_left():
+        # A resolver that may open no file says only that it knows no such name; with libnss-mdns,
+        # that something is busy.
+        names = isinstance(each, socket.gaierror) or getattr(each, "errno", 0) == errno.EBUSY
+        if names and _no_file_is_left():
             return _FILES
     return None
 

@@ -19,7 +19,6 @@ from qwen_wsgi.credentials.shared.board import BoardAway
 from qwen_wsgi.credentials.shared.shared_login import SharedLogin
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.errors import SettingsError
-from qwen_wsgi.services import shared_store_of, sharing_of
 from qwen_wsgi.settings import Settings
 
 
@@ -39,8 +38,12 @@ def run(
         SettingsError: there is no such login.
     """
     clock, directory = SystemClock(), Path(settings.state_dir)
-    store = shared_store_of(settings, clock, directory)
-    sharing = sharing_of(settings, clock, store, directory)
+    store, sharing = None, None
+    if settings.redis_url:  # what a box alone need not load
+        from qwen_wsgi.boxes import shared_store_of, sharing_of
+
+        store = shared_store_of(settings, clock, directory)
+        sharing = sharing_of(settings, clock, store, directory)
     try:
         return _run(
             Discovery(settings, clock, sharing=sharing),

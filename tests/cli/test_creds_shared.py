@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from qwen_wsgi import settings
+from qwen_wsgi.boxes import shared_store_of, sharing_of
 from qwen_wsgi.cli.main import EXIT_CONFIGURATION
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.doctor import configuration, locks
 from qwen_wsgi.doctor.findings import Level
 from qwen_wsgi.sandbox import Sandbox
-from qwen_wsgi.services import shared_store_of, sharing_of
 from tests.kit.creds_machine import Machine
 from tests.kit.redis_server import RedisServer, needs_redis
 

@@ -19,10 +19,10 @@ from qwen_wsgi.access.client_key import (
     seconds_of,
     value_of,
 )
+from qwen_wsgi.boxes import client_keys_of, shared_store_of
 from qwen_wsgi.cli.keys import options, shown
 from qwen_wsgi.clock import Clock, SystemClock
 from qwen_wsgi.errors import CannotStartYet, SettingsError
-from qwen_wsgi.services import client_keys_of, shared_store_of
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.database.client_keys import ClientKeys
 from qwen_wsgi.state.database.tables import database_in

@@ -12,8 +12,8 @@ from typing import Any, Final, TextIO
 from qwen_wsgi.accounting import usage
 from qwen_wsgi.accounting.books import Books, BooksUnavailable
 from qwen_wsgi.accounting.usage import COLUMNS, Span
+from qwen_wsgi.boxes import shared_store_of, usage_totals_of
 from qwen_wsgi.clock import Clock, SystemClock
-from qwen_wsgi.services import shared_store_of, usage_totals_of
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.database.calls import By
 from qwen_wsgi.state.redis.totals import OfOthers
