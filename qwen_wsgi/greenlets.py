@@ -24,6 +24,10 @@ from qwen_wsgi.errors import CallCancelled, ClientGone
 
 T = TypeVar("T")
 
+#: Whether sockets let other greenlets run: in a worker, not in commands and unit tests. Without a
+#: frame of Python's: each call asks twice.
+are_in_use: Final = functools.partial(monkey.is_module_patched, "socket")
+
 #: libev's and libuv's flag for "readable".
 _READ: Final = 1
 
@@ -94,7 +98,7 @@ def watch_client(environ: Mapping[str, Any]) -> Watch:
     `stop()` it on every exit. Does nothing outside gunicorn's gevent worker, e.g. in unit tests.
     """
     client = environ.get("gunicorn.socket")
-    if client is None or not monkey.is_module_patched("socket"):
+    if client is None or not are_in_use():
         return _NoWatch()
     return _ClientWatch(client)
 
@@ -153,7 +157,7 @@ class TimedReads:
         self._reader: Any = None
         self._timer: Any = None
         self._io: Any = None
-        if not monkey.is_module_patched("socket"):
+        if not are_in_use():
             source.settimeout(timeout_s)
             return
         source.settimeout(None)
@@ -333,7 +337,7 @@ class ThreadApart:
             TimeoutError: it took longer.
             Exception: what the work raises.
         """
-        if not monkey.is_module_patched("socket"):
+        if not are_in_use():
             return work()
         if self._pool is None:  # in this process: no thread survives a fork
             self._pool = ThreadPool(1)
@@ -369,7 +373,7 @@ def within(seconds: float) -> Iterator[None]:
     What has arrived while the loop was busy with something else is read first: the other side is
     not slow because we are. Does nothing without gevent's monkey patching.
     """
-    if not monkey.is_module_patched("socket"):
+    if not are_in_use():
         yield
         return
     loop: Any = gevent.get_hub().loop
@@ -385,14 +389,9 @@ def within(seconds: float) -> Iterator[None]:
             each.close()
 
 
-def are_in_use() -> bool:
-    """Whether sockets let other greenlets run: in a worker, not in commands and unit tests."""
-    return monkey.is_module_patched("socket")
-
-
 def let_others_run() -> None:
     """Let the loop run once, and see what has arrived on all sockets."""
-    if monkey.is_module_patched("socket"):
+    if are_in_use():
         # Of 0 the loop makes a callback, of which it runs up to 50 before it looks at a socket.
         gevent.sleep(1e-6)
 
@@ -475,7 +474,7 @@ def later(work: Callable[[], None]) -> None:
 
     Without gevent's monkey patching (unit tests, commands) it is done at once.
     """
-    if monkey.is_module_patched("socket"):
+    if are_in_use():
         gevent.spawn(work)
     else:
         work()

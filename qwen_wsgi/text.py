@@ -191,8 +191,23 @@ def duration(seconds: float) -> str:
 def table(rows: Iterable[Sequence[str]]) -> str:
     """Lines with columns below each other; the first row is their head."""
     rows = list(rows)
+    return "\n".join(aligned(rows, left=len(rows[0])))
+
+
+def aligned(rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
+    """The lines of a table.
+
+    Args:
+        left: so many columns begin below one another; the others end so.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, cells, widths)).rstrip() for cells in rows)
+    return [
+        "  ".join(
+            cell.ljust(width) if at < left else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ).rstrip()
+        for cells in rows
+    ]
 
 
 def base_url(settings: Settings) -> str:

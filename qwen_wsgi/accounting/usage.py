@@ -49,7 +49,6 @@ _MICRO: Final = 1e6
 
 #: Where the counts begin in `Totals`.
 _COUNTS: Final = Totals._fields.index("calls")
-_COUNTS_OF_QUARTERS: Final = Quarter._fields.index("calls")
 
 
 class Span(NamedTuple):
@@ -169,7 +168,7 @@ def totals_of(
     else:
         keys = [getattr(each, by) for each in found]
     return [
-        Totals._make((key, each.priced, *each[_COUNTS_OF_QUARTERS:]))
+        Totals._make((key, each.priced, *each.counts))
         for key, each in zip(keys, found, strict=True)
     ]
 

@@ -1,4 +1,5 @@
-"""The key that signs what clients carry for us, such as ids of videos."""
+"""The key that signs what clients carry for us, such as ids of videos; and how random bytes are
+made once for all workers."""
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ class StateKey:
             return secrets.token_bytes(_BYTES)
         file = self._directory / _FILE
         try:
-            return _read(file) or _made(file)
+            return kept_or_made(file, _BYTES, lost="Earlier ids are not known any more.")
         except OSError as error:
             log.error(
                 "%s cannot be read or made: %s. Give the directory to the user who runs the "
@@ -71,40 +72,48 @@ def command_key(key: bytes) -> str:
     return hmac.new(key, b"qwen-proxy command", hashlib.sha256).hexdigest()
 
 
-def _read(file: Path) -> bytes:
-    """The key in a file; b"" if there is none, or not a whole one."""
-    try:
-        key = bytes.fromhex(file.read_text("ascii").strip())
-    except (FileNotFoundError, ValueError):
-        return b""
-    return key if len(key) == _BYTES else b""
+def kept_or_made(file: Path, size: int, *, lost: str = "") -> bytes:
+    """Random bytes in a file, as hexadecimal digits; made when they are first needed. Of several
+    processes that make them at the same time the first one's count.
 
-
-def _made(file: Path) -> bytes:
-    """Make the key. Of several processes the first one's counts.
+    Args:
+        size: how many there are; a file with others is replaced.
+        lost: what it means that it was replaced, for the log.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it can be neither read nor made.
     """
+    return _read(file, size) or _made(file, size, lost)
+
+
+def _read(file: Path, size: int) -> bytes:
+    """The bytes; b"" if there are none, or not all."""
+    try:
+        found = bytes.fromhex(file.read_text("ascii").strip())
+    except (FileNotFoundError, ValueError):
+        return b""
+    return found if len(found) == size else b""
+
+
+def _made(file: Path, size: int, lost: str) -> bytes:
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    own = file.with_name(f"{_FILE}.{os.getpid()}.{secrets.token_hex(4)}")
+    own = file.with_name(f"{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
     descriptor = os.open(own, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
         with os.fdopen(descriptor, "w") as out:
-            out.write(secrets.token_hex(_BYTES) + "\n")
+            out.write(secrets.token_hex(size) + "\n")
             out.flush()
             os.fsync(out.fileno())
-        if file.exists() and not _read(file):
+        if file.exists() and not _read(file, size):
             # Half of one, of a disk that was full.
-            log.error("%s holds no key: a new one is made, and earlier ids are not known", file)
+            log.error("%s was not whole, and is made anew. %s", file, lost)
             file.unlink()
         try:
             os.link(own, file)  # unlike a rename, never over one that is there
         except FileExistsError:
-            log.debug("another worker has made the key")
+            log.debug("another process has made %s", file)
     finally:
         own.unlink()
-    key = _read(file)
-    if not key:
-        raise OSError(f"{file} holds no key")
-    return key
+    if not (found := _read(file, size)):
+        raise OSError(f"{file} is not whole")
+    return found

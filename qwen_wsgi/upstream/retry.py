@@ -347,10 +347,10 @@ class Retrier:
 
     def _learn_of_plan(self, error: ApiError, route: Route) -> None:
         """Note that a plan's window is spent, if its vendor says until when."""
-        failure = error.failure if isinstance(error, UpstreamError) else None
-        if failure is not None and failure.cause == PLAN_SPENT and failure.reset_s:
-            message = error.upstream_message if isinstance(error, UpstreamError) else ""
-            self._pool.plans.told(route.account.name, message, failure.reset_s)
+        if not isinstance(error, UpstreamError) or (failure := error.failure) is None:
+            return
+        if failure.cause == PLAN_SPENT and failure.reset_s:
+            self._pool.plans.told(route.account.name, error.upstream_message, failure.reset_s)
 
     def _succeeded(self, plan: Plan, route: Route, began: float) -> None:
         self._outcomes.answered(route.account)

@@ -12,7 +12,6 @@ from qwen_wsgi import text
 from qwen_wsgi.accounting.books import Books, BooksUnavailable
 from qwen_wsgi.accounting.plan_watch import PlanWatch
 from qwen_wsgi.cli import running
-from qwen_wsgi.cli.stored.usage import aligned
 from qwen_wsgi.clock import Clock, SystemClock
 from qwen_wsgi.services import build_services, configure_logs, plan_accounts
 from qwen_wsgi.settings import Settings
@@ -93,7 +92,7 @@ def shown(rows: Sequence[Mapping[str, Any]], fallback: Sequence[str], *, now: fl
     table = [_HEAD]
     for row in rows:
         table += [_cells(row, window, now) for window in row["windows"]]
-    lines = [*aligned(table, left=3), ""]
+    lines = [*text.aligned(table, left=3), ""]
     assumed = [row["account"] for row in rows if row["limits"] == "assumed"]
     if assumed:
         lines.append(

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TextIO
 
+from qwen_wsgi import text
 from qwen_wsgi.accounting import usage
 from qwen_wsgi.accounting.books import Books, BooksUnavailable
 from qwen_wsgi.accounting.usage import COLUMNS, Span
@@ -113,23 +114,7 @@ def shown(found: Mapping[str, Any]) -> str:
     if len(rows) > 1:
         table.append(_total(rows))
     notes = [*_of_boxes(found), *_notes(rows)]
-    return "\n".join([head, "", *aligned(table), "", *_receipt(rows), *notes])
-
-
-def aligned(table: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
-    """The lines of a table.
-
-    Args:
-        left: so many columns begin below one another; the others end so.
-    """
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if at < left else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ).rstrip()
-        for cells in table
-    ]
+    return "\n".join([head, "", *text.aligned(table), "", *_receipt(rows), *notes])
 
 
 def _of_boxes(found: Mapping[str, Any]) -> list[str]:

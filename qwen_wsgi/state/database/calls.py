@@ -257,7 +257,8 @@ class Quarter(NamedTuple):
     Attributes:
         number: of the quarter, since 1970.
         client_id, client, account, model, endpoint: as in `CallRow`.
-        priced, calls, …: as in `Totals`.
+        priced: as in `Totals`.
+        counts: the numbers of `Totals`, from its `calls` on.
     """
 
     number: int
@@ -267,17 +268,7 @@ class Quarter(NamedTuple):
     model: str
     endpoint: str
     priced: str | None
-    calls: int
-    refused: int
-    failed: int
-    input_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    reasoning_tokens: int
-    unknown_usage: int
-    cache_hits: int
-    money_micro: int
-    saved_micro: int
+    counts: tuple[int, ...]
 
 
 _SUMS: Final = ", ".join(f"coalesce(sum({name}), 0)" for name in Totals._fields[5:])
@@ -535,7 +526,8 @@ def _quarters(database: sqlite3.Connection, hour: int) -> list[Quarter]:
         " GROUP BY 1, client_id, account, model, endpoint, 7",
         (hour * 3600, (hour + 1) * 3600),
     )
-    return [Quarter(*row[:-1]) for row in rows]
+    own = len(Quarter._fields) - 1
+    return [Quarter._make((*row[:own], tuple(row[own:-1]))) for row in rows]
 
 
 def _offset(database: sqlite3.Connection, journal: str) -> int:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.redaction import masked_url
+from qwen_wsgi.state.state_key import kept_or_made
 
 if TYPE_CHECKING:
     import redis
@@ -378,34 +379,7 @@ def box_id(directory: Path | None) -> str:
         return secrets.token_hex(_BOX_BYTES)
     file = directory / _BOX_FILE
     try:
-        return _read(file) or _made(file)
+        return kept_or_made(file, _BOX_BYTES).hex()
     except OSError as error:
         log.warning("%s cannot be read or made, this worker counts as a box: %s", file, error)
         return secrets.token_hex(_BOX_BYTES)
-
-
-def _read(file: Path) -> str:
-    try:
-        found = file.read_text("ascii").strip()
-    except (FileNotFoundError, ValueError):
-        return ""
-    return found if len(found) == 2 * _BOX_BYTES and found.isalnum() else ""
-
-
-def _made(file: Path) -> str:
-    """Make it. Of several processes the first one's counts."""
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    own = file.with_name(f".{_BOX_FILE}.{os.getpid()}.{secrets.token_hex(4)}")
-    own.write_text(secrets.token_hex(_BOX_BYTES) + "\n")
-    own.chmod(0o600)
-    try:
-        if file.exists() and not _read(file):
-            file.unlink()
-        os.link(own, file)
-    except FileExistsError:
-        log.debug("another worker has named the box")
-    finally:
-        own.unlink()
-    if not (found := _read(file)):
-        raise OSError(f"{file} holds no name")
-    return found

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from qwen_wsgi.protocol.json_object import compact
-from qwen_wsgi.state.database.calls import QUARTER_S, Quarter
+from qwen_wsgi.state.database.calls import QUARTER_S, Quarter, Totals
 from qwen_wsgi.state.redis.connection import PREFIX, SharedStore, SharedStoreAway
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ _DAY_HOURS: Final = 24
 _AT_A_TIME: Final = 10
 #: A question for all times asks for no more of them: a hundred years.
 _MOST_DAYS: Final = 36_525
+#: How many numbers a quarter has.
+_COUNTS: Final = len(Totals._fields) - Totals._fields.index("calls")
 #: Of one hour, as text.
 _LARGEST_TEXT: Final = 32 * 1024 * 1024
 
@@ -125,6 +127,7 @@ def _read(value: bytes) -> list[Quarter]:
     """The quarters of an hour; none of what is damaged, or of a newer version."""
     try:
         text = zlib.decompressobj().decompress(value, _LARGEST_TEXT)
-        return [Quarter(*each) for each in json.loads(text)]
+        found = [Quarter._make((*own, tuple(counts))) for *own, counts in json.loads(text)]
     except (zlib.error, ValueError, TypeError):
         return []
+    return found if all(len(each.counts) == _COUNTS for each in found) else []
