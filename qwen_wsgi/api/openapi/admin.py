@@ -259,6 +259,7 @@ OPERATIONS: Final = (
         _ADMIN_TAG,
         "Make a client key",
         (Answer("The key, with its secret.", {JSON: ref("new_client_key")}, status=201),),
+        example={"name": "anna", "expires": "30d", "rpm": 60},
         body={JSON: request(KEY, required=("name",), additionalProperties=False)},
         errors=(409,),
         access=Access.ADMIN,

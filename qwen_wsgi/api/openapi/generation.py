@@ -280,6 +280,11 @@ _RESPONSES_TAG: Final = "Responses"
 _MESSAGES_TAG: Final = "Messages"
 _OTHER_TAG: Final = "Embeddings and rankings"
 
+#: What examples ask for.
+_CHAT_MODEL: Final = "qwen3.7-plus"
+_HELLO: Final = [{"role": "user", "content": "Say hello."}]
+_SPOKEN: Final = {"model": _CHAT_MODEL, "input": "Say hello."}
+
 _RESPONSE: Final = Answer("The response.", {JSON: ref("responses.response")})
 
 _RESPONSE_BODY: Final = {JSON: request(RESPONSES, description="The members that have a meaning.")}
@@ -308,6 +313,7 @@ OPERATIONS: Final = (
         description="Members that the table does not have are passed on as they are. The form of "
         "Responses (`input` in place of `messages`) is understood, too. An explicit upstream of "
         "the operator answers as it does, which is passed on.",
+        example={"model": _CHAT_MODEL, "messages": _HELLO},
         body={JSON: request(CHAT)},
         asks_upstream=True,
     ),
@@ -329,6 +335,7 @@ OPERATIONS: Final = (
                 },
             ),
         ),
+        example={"model": _CHAT_MODEL, "prompt": "Once upon a time"},
         body={JSON: request(COMPLETIONS, required=("prompt",))},
         asks_upstream=True,
     ),
@@ -346,6 +353,7 @@ OPERATIONS: Final = (
                 },
             ),
         ),
+        example=_SPOKEN,
         body=_RESPONSE_BODY,
         asks_upstream=True,
     ),
@@ -369,6 +377,7 @@ OPERATIONS: Final = (
                 "How many tokens the prompt has.", {JSON: ref("responses.input_tokens")}, OF_COUNTS
             ),
         ),
+        example=_SPOKEN,
         body=_RESPONSE_BODY,
         asks_upstream=True,
     ),
@@ -379,6 +388,7 @@ OPERATIONS: Final = (
         "Shorten a conversation",
         (Answer("The shortened conversation.", {JSON: ref("compaction")}),),
         description="The user's messages, and a summary by the model. Nothing is stored.",
+        example=_SPOKEN,
         body=_RESPONSE_BODY,
         asks_upstream=True,
     ),
@@ -436,6 +446,7 @@ OPERATIONS: Final = (
                 OF_ANTHROPIC,
             ),
         ),
+        example={"model": _CHAT_MODEL, "max_tokens": 256, "messages": _HELLO},
         body=_MESSAGE_BODY,
         asks_upstream=True,
         anthropic=True,
@@ -452,6 +463,7 @@ OPERATIONS: Final = (
                 {**OF_ANTHROPIC, **OF_COUNTS},
             ),
         ),
+        example={"model": _CHAT_MODEL, "messages": _HELLO},
         body=_MESSAGE_BODY,
         asks_upstream=True,
         anthropic=True,
@@ -462,6 +474,7 @@ OPERATIONS: Final = (
         _MESSAGES_TAG,
         "Say that no cache is kept alive",
         (Answer("So that Claude Code does not try again.", {JSON: ref("cache_touch")}),),
+        example={},
         body={JSON: _OBJECT},
         anthropic=True,
     ),
@@ -476,6 +489,7 @@ OPERATIONS: Final = (
                 {JSON: either(ref("embeddings.response"), ref("embeddings.base64_response"))},
             ),
         ),
+        example={"model": "text-embedding-v4", "input": ["one", "two"]},
         body={JSON: request(EMBEDDINGS, required=("input",))},
         asks_upstream=True,
     ),
@@ -486,6 +500,7 @@ OPERATIONS: Final = (
             _OTHER_TAG,
             f"Rank documents, in the form of {whose}",
             (Answer("The best documents.", {JSON: ref("ranking")}),),
+            example={"model": "qwen3-rerank", "query": "fruit", "documents": ["apple", "car"]},
             body={JSON: request(RERANK, required=("query", "documents"))},
             asks_upstream=True,
         )

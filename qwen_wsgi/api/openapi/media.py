@@ -254,6 +254,7 @@ OPERATIONS: Final = (
         _PICTURES_TAG,
         "Make pictures",
         (_IMAGES,),
+        example={"model": "qwen-image-plus", "prompt": "A red boat"},
         body=_both(IMAGES, required=("prompt",)),
         asks_upstream=True,
     ),
@@ -263,6 +264,11 @@ OPERATIONS: Final = (
         _PICTURES_TAG,
         "Make pictures of pictures",
         (_IMAGES,),
+        example={
+            "model": "qwen-image-edit-plus",
+            "prompt": "Make the boat blue",
+            "image": "https://example.com/boat.png",
+        },
         body=_both(IMAGES, "image", "image[]", required=("prompt",)),
         asks_upstream=True,
     ),
@@ -277,6 +283,7 @@ OPERATIONS: Final = (
         _VIDEOS_TAG,
         "Begin a video",
         (_VIDEO,),
+        example={"model": "wan2.6-t2v", "prompt": "A boat at sea", "seconds": "5"},
         body=_both(VIDEOS, "input_reference", "image"),
         asks_upstream=True,
     ),
@@ -340,6 +347,7 @@ OPERATIONS: Final = (
         description="The older form. With `async` the answer does not wait. While it is waited "
         "for, spaces are sent before the JSON; a failure after that is an `error` with status 200 "
         "and a closed connection.",
+        example={"model": "wan2.6-t2v", "prompt": "A boat at sea"},
         body=_both(VIDEOS, "input_reference", "image"),
         asks_upstream=True,
     ),
@@ -365,6 +373,7 @@ OPERATIONS: Final = (
                 },
             ),
         ),
+        example={"model": "qwen3-tts-flash", "input": "Hello.", "voice": "Cherry"},
         body={JSON: request(SPEECH, required=("input",))},
         asks_upstream=True,
     ),

@@ -68,6 +68,7 @@ class Operation:
 
     Attributes:
         body: of the request, by content type.
+        example: of a body in JSON that is answered, where the server has an account for its model.
         errors: statuses besides those that follow from the rest.
         asks_upstream: an account is asked, so that its failures are possible, too.
         anthropic: errors have Anthropic's form.
@@ -81,6 +82,7 @@ class Operation:
     description: str = ""
     body: Mapping[str, Schema] = field(default_factory=dict)
     needs_body: bool = True
+    example: Mapping[str, Any] | None = None
     query: tuple[Query, ...] = ()
     errors: tuple[int, ...] = ()
     access: Access = Access.KEY
@@ -116,7 +118,10 @@ class Operation:
         if self.body:
             rendered["requestBody"] = {
                 "required": self.needs_body,
-                "content": {kind: {"schema": schema} for kind, schema in self.body.items()},
+                "content": {
+                    kind: {"schema": schema, **self._example(kind)}
+                    for kind, schema in self.body.items()
+                },
             }
         rendered["responses"] = {
             **{str(answer.status): self._answer(answer) for answer in self.answers},
@@ -125,6 +130,9 @@ class Operation:
         if self.access is Access.OPEN:
             rendered["security"] = []
         return rendered
+
+    def _example(self, kind: str) -> dict[str, Any]:
+        return {} if self.example is None or kind != JSON else {"example": dict(self.example)}
 
     def _parameters(self) -> Iterator[dict[str, Any]]:
         for name in re.findall(r"{(\w+)}", self.path):
