@@ -240,6 +240,9 @@ ALLOWED: dict[str, set[str]] = {
         "settings",
         "text",
         "net",
+        "redaction",
+        "credentials.files.durable",
+        "state.file_lock",
         "upstream.routing.model_profiles",
     },
     "cli": {
