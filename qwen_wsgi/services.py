@@ -89,6 +89,7 @@ from qwen_wsgi.upstream.tokenizer import HostTokenizer
 from qwen_wsgi.upstream.web.attempt import WebAttempt
 from qwen_wsgi.upstream.web.chats import WebChats
 from qwen_wsgi.upstream.web.site import WebSite
+from qwen_wsgi.upstream.web.uploads import WebUploads
 
 log = logging.getLogger(__name__)
 
@@ -387,6 +388,8 @@ def build_services(
     client = UpstreamClient(settings, transport, clock)
     web_site = WebSite(settings, transport, clock)
     web_chats = WebChats(web_site)
+    downloads = Downloads(settings, transport)
+    web_uploads = WebUploads(settings, web_site, downloads, clock)
     tasks = Tasks(client, clock, sleep=sleep)
     client_keys = client_keys_of(shared_store, database, clock, state_dir)
     key_ring = KeyRing(client_keys, clock, later=greenlets.later)
@@ -427,10 +430,9 @@ def build_services(
         RefusedInputs(files),
         BatchChat(settings, pool),
         AnswerCache(settings, cached_answers),
-        WebAttempt(settings, web_site, web_chats, clock, listed=router.listed),
+        WebAttempt(settings, web_site, web_chats, web_uploads, clock, listed=router.listed),
     )
     budgets = Budgets(limits_of, _counters(settings, clock, state_dir, shared_store))
-    downloads = Downloads(settings, transport)
     # A command that leaves nothing behind shares nothing.
     together = shared_store if state_dir is not None else None
     stores = stores_of(

@@ -102,7 +102,7 @@ def respond(world: World, request: Request, record: Record | None) -> Reply:
         "results": native.results,
         "files": _files,
         "batches": _batches,
-        **dict.fromkeys(("web-auth", "web-models", "web-chats", "web-chat"), web.respond),
+        **dict.fromkeys(web.ROUTES, web.respond),
     }
     handler = handlers.get(record.route)
     if handler is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from qwen_wsgi.errors import ApiError, BadRequest
@@ -11,6 +11,13 @@ from qwen_wsgi.protocol.chat.request import ChatRequest
 from qwen_wsgi.protocol.json_access import items, mapping, objects, text
 from qwen_wsgi.protocol.translation import search
 from qwen_wsgi.protocol.web.models import DEEP_RESEARCH, MEDIA, SEARCH, THINKING, Named
+from qwen_wsgi.protocol.web.pictures import (
+    MOST_PICTURES,
+    Picture,
+    is_address,
+    picture_of,
+    too_many,
+)
 
 #: Characters of all message text together: larger requests meet the firewall's captcha every time.
 MOST_CHARACTERS: Final = 128 * 1024
@@ -25,10 +32,11 @@ _USED: Final = frozenset(
 
 
 class WebRequest(NamedTuple):
-    """A request that is ready but for the id of its chat.
+    """A request that is ready but for the id of its chat, and the places of its pictures.
 
     Attributes:
         chat_type: `t2t`, `search` or `deep_research`.
+        pictures: those that are to be uploaded.
         changed: what of the client's request is not sent, for `x-qwen-proxy-changed`.
     """
 
@@ -37,6 +45,7 @@ class WebRequest(NamedTuple):
     content: str | list[dict[str, Any]]
     features: dict[str, Any]
     changed: tuple[str, ...]
+    pictures: tuple[Picture, ...] = ()
 
     def new_chat(self, now: float) -> dict[str, Any]:
         """The body that opens a chat. `now` is in seconds since 1970."""
@@ -48,11 +57,18 @@ class WebRequest(NamedTuple):
             "timestamp": int(now * 1000),
         }
 
-    def completion(self, chat_id: str, now: float, new_id: Callable[[], str]) -> dict[str, Any]:
+    def completion(
+        self,
+        chat_id: str,
+        now: float,
+        new_id: Callable[[], str],
+        files: Sequence[Mapping[str, Any]] = (),
+    ) -> dict[str, Any]:
         """The body that asks for the answer.
 
         Args:
             new_id: makes a UUID.
+            files: the entries of its pictures, as they were uploaded.
         """
         kind, seconds = self.chat_type, int(now)
         message = {
@@ -63,7 +79,7 @@ class WebRequest(NamedTuple):
             "role": "user",
             "content": self.content,
             "user_action": "chat",
-            "files": [],
+            "files": list(files),
             "timestamp": seconds,
             "models": [self.model],
             "chat_type": kind,
@@ -99,9 +115,9 @@ def web_request(
         strict: refuse what would be dropped.
 
     Raises:
-        BadRequest: it has function tools, files, or pictures that are not at an address; in strict
-            mode also members that the web API does not have.
-        ApiError: 413: it is too large.
+        BadRequest: it has function tools, files, or pictures that are broken; in strict mode also
+            members that the web API does not have.
+        ApiError: 413: it, or a picture, is too large.
     """
     refuse_media_names(named)
     _refuse_tools(request)
@@ -121,12 +137,15 @@ def web_request(
         chat_type = "search"
     else:
         chat_type = "t2t"
+    given: list[str] = []
+    content = _content(request.body["messages"], given)
     return WebRequest(
         named.model,
         chat_type,
-        _content(request.body["messages"]),
+        content,
         _features(request, named, thinking),
         tuple(f"-{header_token(name)}" for name in dropped),
+        _to_upload(given),
     )
 
 
@@ -178,9 +197,17 @@ def _features(request: ChatRequest, named: Named, thinking: bool | None) -> dict
     return features
 
 
-def _content(messages: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-    """What the only message holds: a text, or with pictures a list of parts."""
-    pictures: list[str] = []
+def _to_upload(given: list[str]) -> tuple[Picture, ...]:
+    """The pictures that are in the request itself, each once."""
+    held = dict.fromkeys(url for url in given if not is_address(url))
+    if len(held) > MOST_PICTURES:
+        raise too_many("messages")
+    return tuple(picture_of(url, "messages") for url in held)
+
+
+def _content(messages: list[dict[str, Any]], pictures: list[str]) -> str | list[dict[str, Any]]:
+    """What the only message holds: a text, or with pictures at addresses a list of parts; the
+    URLs of all pictures are added to the list."""
     turns = [(text(each.get("role")), _text_of(each, pictures)) for each in messages]
     turns = [(role, said) for role, said in turns if said]
     if len(turns) == 1 and turns[0][0] == "user":
@@ -200,13 +227,14 @@ def _content(messages: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
         )
     if not whole and not pictures:
         raise BadRequest("The messages have no text.", param="messages")
-    if not pictures:
+    linked = [url for url in pictures if is_address(url)]
+    if not linked:
         return whole
-    return [{"type": "text", "text": whole}, *({"type": "image", "image": url} for url in pictures)]
+    return [{"type": "text", "text": whole}, *({"type": "image", "image": url} for url in linked)]
 
 
 def _text_of(message: dict[str, Any], pictures: list[str]) -> str:
-    """The text of a message; addresses of its pictures are added to the list."""
+    """The text of a message; the URLs of its pictures are added to the list."""
     content = message.get("content")
     pieces = [content] if isinstance(content, str) else list(_pieces(items(content), pictures))
     for call in objects(items(message.get("tool_calls"))):
@@ -223,13 +251,6 @@ def _pieces(parts: list[Any], pictures: list[str]) -> Iterator[str]:
         elif kind == "image_url":
             holder = part.get("image_url")
             url = text(holder.get("url")) if isinstance(holder, dict) else text(holder)
-            if not url.lower().startswith(("https://", "http://")):
-                raise BadRequest(
-                    "The web account takes pictures by their address (https://…) alone: this proxy "
-                    "uploads none to chat.qwen.ai yet.",
-                    param="messages",
-                    code="unsupported_content",
-                )
             pictures.append(url)
         else:
             raise BadRequest(

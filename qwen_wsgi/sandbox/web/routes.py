@@ -14,9 +14,11 @@ from qwen_wsgi.sandbox.faults import Spec
 from qwen_wsgi.sandbox.journal import Record, bearer
 from qwen_wsgi.sandbox.replies import faulty, refused
 from qwen_wsgi.sandbox.steps import Step, whole_json
+from qwen_wsgi.sandbox.web import storage
 from qwen_wsgi.sandbox.wire import Request
 from qwen_wsgi.sandbox.world import Json, Reply, World, json_object, spec_for
 
+ROUTES: Final = ("web-auth", "web-models", "web-chats", "web-chat", "web-upload", "web-object")
 #: The firewall's limit, in characters of the message's text.
 _MOST_CHARACTERS: Final = 128 * 1024
 _MODELS: Final = {
@@ -44,6 +46,10 @@ def route_of(method: str, path: str) -> str | None:
         return "web-models"
     if path == "/api/v2/chat/completions" and method == "POST":
         return "web-chat"
+    if path == "/api/v2/files/getstsToken" and method == "POST":
+        return "web-upload"
+    if path.startswith(f"/{storage.BUCKET}/") and method == "PUT":
+        return "web-object"
     if path == "/api/v2/chats" or path.startswith("/api/v2/chats/"):
         return "web-chats"
     return None
@@ -51,6 +57,8 @@ def route_of(method: str, path: str) -> str | None:
 
 def respond(world: World, request: Request, record: Record) -> Reply:
     """Answer a request of the web API. Most failures come with status 200."""
+    if record.route == "web-object":
+        return storage.put(world, request, record)
     body = json_object(request) or {}
     said = _text_of(body)
     record.model = str(body.get("model", ""))
@@ -66,6 +74,11 @@ def respond(world: World, request: Request, record: Record) -> Reply:
             return whole_json(200, _failed(_ERRORS[wanted]))
         if user is None:
             return whole_json(401, _failed(_ERRORS["unauthorized"]))
+        if record.route == "web-upload":
+            place = storage.place(world, user, body)
+            if place is None:
+                return whole_json(200, _failed(_ERRORS["refused"]))
+            return whole_json(200, {"success": True, "data": place})
         handlers = {"web-auth": _auth, "web-models": _models, "web-chats": _chats}
         if record.route == "web-chat":
             return _completion(world, request, user, body, said, spec)
@@ -126,10 +139,14 @@ def _chats(world: World, request: Request, user: str) -> Iterator[Step]:
     return refused(missing, Spec())
 
 
-def _text_of(body: Json) -> str:
+def _message(body: Json) -> Json:
     messages = body.get("messages")
     message = messages[0] if isinstance(messages, list) and messages else {}
-    content = message.get("content") if isinstance(message, dict) else None
+    return message if isinstance(message, dict) else {}
+
+
+def _text_of(body: Json) -> str:
+    content = _message(body).get("content")
     if isinstance(content, list):
         return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
     return content if isinstance(content, str) else ""
@@ -143,8 +160,19 @@ def _completion(
         return whole_json(200, _failed(_ERRORS["refused"]))
     if not all(body.get(name) is True for name in ("stream", "incremental_output")):
         return whole_json(200, _failed(_ERRORS["refused"]))
+    if not _files_are_known(world, user, body):
+        return whole_json(200, _failed(_ERRORS["refused"]))
     events = (json.dumps(each, ensure_ascii=False) for each in _events(body, said, spec, chat))
     return stream.script(events, spec, world.control.knobs.interval_s)
+
+
+def _files_are_known(world: World, user: str, body: Json) -> bool:
+    """Whether the files of a message were uploaded by its user, or are elsewhere."""
+    files = _message(body).get("files")
+    return all(
+        isinstance(each, dict) and storage.url_is_known(world, user, each.get("url"))
+        for each in (files if isinstance(files, list) else [])
+    )
 
 
 def _events(body: Json, said: str, spec: Spec, chat: str) -> Iterator[Json]:

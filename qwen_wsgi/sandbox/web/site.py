@@ -23,6 +23,12 @@ class Site:
     #: Chats that there are, and those that were deleted: id -> user.
     chats: dict[str, str] = field(default_factory=dict)
     deleted: dict[str, str] = field(default_factory=dict)
+    #: What was uploaded: path -> user, content type, bytes.
+    objects: dict[str, tuple[str, str, bytes]] = field(default_factory=dict)
+    #: Places that were given: path -> user, size, and the secret that signs for it.
+    places: dict[str, tuple[str, int, str]] = field(default_factory=dict)
+    #: Where files are to be put; "" is here.
+    endpoint: str = ""
     #: Users that have logged out: their tokens are refused.
     gone: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -73,7 +79,10 @@ class Site:
         with self._lock:
             self.chats.clear()
             self.deleted.clear()
+            self.objects.clear()
+            self.places.clear()
             self.gone.clear()
+            self.endpoint = ""
 
 
 def _encoded(value: Json) -> str:
