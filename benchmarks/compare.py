@@ -13,41 +13,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 from benchmarks import load, servers
 from benchmarks.servers import CLIENT_KEY, Target
 from tests.kit import processes
-from tests.kit.processes import REPOSITORY
 
-_LIMITS: Final = ("--rpm", "1000000000", "--tpm", "1000000000")
-_MORE_LIMITS: Final = ("--tokens-per-day", "1000000000", "--concurrency", "100")
 _SETTLE_S: Final = 0.1
 _CONCURRENCY: Final = 16
-
-
-@contextmanager
-def _limited(up: Target, *, workers: int, directory: Path) -> Iterator[tuple[Target, str]]:
-    """This checkout's server, and a key of its database with all limits."""
-    with servers.proxy(up, workers=workers, directory=directory) as target:
-        home = directory / f"proxy-{target.port}"
-        added = subprocess.run(
-            [sys.executable, "-m", "qwen_wsgi.cli", "keys", "add", "limited", "--json"]
-            + [*_LIMITS, *_MORE_LIMITS],
-            env=servers.plain_environment(home),
-            cwd=REPOSITORY,
-            capture_output=True,
-            check=True,
-        )
-        yield target, json.loads(added.stdout)["key"]
 
 
 async def _cpu_us(target: Target, request: bytes, count: int) -> float:
@@ -102,7 +80,7 @@ def main() -> int:
         started = {"workers": arguments.workers, "directory": directory}
         before = stack.enter_context(servers.proxy(up, root=arguments.before, **started))
         now = stack.enter_context(servers.proxy(up, **started))
-        limited, key = stack.enter_context(_limited(up, **started))
+        limited, key = stack.enter_context(servers.limited(up, **started))
         for kind, stream in (("request", False), ("stream of one chunk", True)):
             request = load.chat("fast", stream=stream)
             asked = {

@@ -209,6 +209,28 @@ def proxy(
         yield Target("qwen-proxy", port, process.pid)
 
 
+_LIMITS: Final = ("--rpm", "1000000000", "--tpm", "1000000000")
+_MORE_LIMITS: Final = ("--tokens-per-day", "1000000000", "--concurrency", "100")
+
+
+@contextlib.contextmanager
+def limited(
+    up: Target, *, workers: int, directory: Path, config: Path | None = None
+) -> Iterator[tuple[Target, str]]:
+    """As `proxy`, and a key of its database with all limits."""
+    with proxy(up, workers=workers, directory=directory, config=config) as target:
+        home = directory / f"proxy-{target.port}"
+        added = subprocess.run(
+            [sys.executable, "-m", "qwen_wsgi.cli", "keys", "add", "limited", "--json"]
+            + [*_LIMITS, *_MORE_LIMITS],
+            env=plain_environment(home),
+            cwd=REPOSITORY,
+            capture_output=True,
+            check=True,
+        )
+        yield target, json.loads(added.stdout)["key"]
+
+
 #: The environment variable with the base URL of the bare stack's upstream.
 BARE_UPSTREAM: Final = "BARE_UPSTREAM"
 
