@@ -88,6 +88,7 @@ from qwen_wsgi.upstream.tasks.uploads import Uploads
 from qwen_wsgi.upstream.tokenizer import HostTokenizer
 from qwen_wsgi.upstream.web.attempt import WebAttempt
 from qwen_wsgi.upstream.web.chats import WebChats
+from qwen_wsgi.upstream.web.media import WebMedia
 from qwen_wsgi.upstream.web.site import WebSite
 from qwen_wsgi.upstream.web.uploads import WebUploads
 
@@ -225,6 +226,7 @@ class Services:
     executor: Executor
     web_site: WebSite
     web_chats: WebChats
+    web_media: WebMedia
     transport: Transport
     ledger: Ledger
     metrics: Metrics
@@ -390,7 +392,12 @@ def build_services(
     web_chats = WebChats(web_site)
     downloads = Downloads(settings, transport)
     web_uploads = WebUploads(settings, web_site, downloads, clock)
-    tasks = Tasks(client, clock, sleep=sleep)
+    web_media = WebMedia(
+        *(settings, web_site, web_chats, web_uploads, transport, clock),
+        listed=router.listed,
+        sleep=sleep,
+    )
+    tasks = Tasks(client, clock, web_media, sleep=sleep)
     client_keys = client_keys_of(shared_store, database, clock, state_dir)
     key_ring = KeyRing(client_keys, clock, later=greenlets.later)
     state_key = StateKey(settings.state_key, state_dir)
@@ -481,6 +488,7 @@ def build_services(
         executor=executor,
         web_site=web_site,
         web_chats=web_chats,
+        web_media=web_media,
         transport=transport,
         ledger=ledger,
         metrics=counted,
@@ -509,7 +517,7 @@ def build_services(
         looks=TaskLooks(tasks, clock, workers=settings.workers, sleep=sleep),
         lost_tasks=LostTasks(client, tasks, clock, sleep=sleep),
         downloads=downloads,
-        pictures=Pictures(settings, executor, tasks, downloads),
+        pictures=Pictures(settings, executor, tasks, downloads, web_media),
         uploads=Uploads(client, downloads),
         pdf_reader=PdfReader(clock),
         tokenizer=HostTokenizer(settings, router, executor, clock),

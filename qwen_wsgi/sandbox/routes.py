@@ -53,9 +53,9 @@ def route_of(request: Request) -> str:
     }
     if path in fixed and request.method == "POST":
         return fixed[path]
-    if (found := native.route_of(request.method, path)) is not None:
-        return found
     if (found := web.route_of(request.method, path)) is not None:
+        return found
+    if (found := native.route_of(request.method, path)) is not None:
         return found
     for prefix in _PREFIXES:
         if path.startswith(prefix):

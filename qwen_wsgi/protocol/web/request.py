@@ -158,10 +158,29 @@ def refuse_media_names(named: Named) -> None:
     if (made := MEDIA.get(named.variant)) is not None:
         endpoint = "POST /v1/images/generations" if named.variant == "image" else "POST /v1/videos"
         raise BadRequest(
-            f"The model `{named.model}-{named.variant}` makes {made} and does not chat: that is "
-            f"{endpoint}, which this proxy does not offer for the web account yet.",
+            f"The model `{named.model}-{named.variant}` makes {made} and does not chat: call it "
+            f"with {endpoint}.",
             param="model",
             code="wrong_endpoint_for_model",
+        )
+
+
+def refuse_long_text(whole: str, param: str) -> None:
+    """Refuse more text than the web API's firewall lets through.
+
+    Raises:
+        ApiError: 413.
+    """
+    if len(whole) > MOST_CHARACTERS:
+        raise ApiError(
+            f"Invalid '{param}': it has {len(whole)} characters of text, and the web account takes "
+            f"{MOST_CHARACTERS}: its firewall asks for a captcha above that. Send less, or use a "
+            "model of an account with an API key.",
+            status=413,
+            type="invalid_request_error",
+            code="web_request_too_large",
+            param=param,
+            should_retry=False,
         )
 
 
@@ -214,17 +233,7 @@ def _content(messages: list[dict[str, Any]], pictures: list[str]) -> str | list[
         whole = turns[0][1]
     else:
         whole = "\n\n".join(f"{role}:{said}" for role, said in turns)
-    if len(whole) > MOST_CHARACTERS:
-        raise ApiError(
-            f"The messages have {len(whole)} characters of text, and the web account takes "
-            f"{MOST_CHARACTERS}: its firewall asks for a captcha above that. Send less, or use a "
-            "model of an account with an API key.",
-            status=413,
-            type="invalid_request_error",
-            code="web_request_too_large",
-            param="messages",
-            should_retry=False,
-        )
+    refuse_long_text(whole, "messages")
     if not whole and not pictures:
         raise BadRequest("The messages have no text.", param="messages")
     linked = [url for url in pictures if is_address(url)]

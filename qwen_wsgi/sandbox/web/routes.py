@@ -14,15 +14,23 @@ from qwen_wsgi.sandbox.faults import Spec
 from qwen_wsgi.sandbox.journal import Record, bearer
 from qwen_wsgi.sandbox.replies import faulty, refused
 from qwen_wsgi.sandbox.steps import Step, whole_json
-from qwen_wsgi.sandbox.web import storage
+from qwen_wsgi.sandbox.web import media, storage
 from qwen_wsgi.sandbox.wire import Request
 from qwen_wsgi.sandbox.world import Json, Reply, World, json_object, spec_for
 
-ROUTES: Final = ("web-auth", "web-models", "web-chats", "web-chat", "web-upload", "web-object")
+ROUTES: Final = (
+    "web-auth",
+    "web-models",
+    "web-chats",
+    "web-chat",
+    "web-tasks",
+    "web-upload",
+    "web-object",
+)
 #: The firewall's limit, in characters of the message's text.
 _MOST_CHARACTERS: Final = 128 * 1024
 _MODELS: Final = {
-    "qwen3-max": (True, ["t2t", "search", "deep_research"]),
+    "qwen3-max": (True, ["t2t", "search", "deep_research", "t2i", "image_edit", "t2v"]),
     "qwen3-vl-plus": (True, ["t2t"]),
     "qwen3-coder-plus": (False, ["t2t", "t2i"]),
 }
@@ -50,6 +58,8 @@ def route_of(method: str, path: str) -> str | None:
         return "web-upload"
     if path.startswith(f"/{storage.BUCKET}/") and method == "PUT":
         return "web-object"
+    if path.startswith("/api/v1/tasks/status/") and method == "GET":
+        return "web-tasks"
     if path == "/api/v2/chats" or path.startswith("/api/v2/chats/"):
         return "web-chats"
     return None
@@ -79,6 +89,9 @@ def respond(world: World, request: Request, record: Record) -> Reply:
             if place is None:
                 return whole_json(200, _failed(_ERRORS["refused"]))
             return whole_json(200, {"success": True, "data": place})
+        if record.route == "web-tasks":
+            found = media.task(world, user, request.path.rpartition("/")[2])
+            return whole_json(200, _failed(_ERRORS["refused"]) if found is None else found)
         handlers = {"web-auth": _auth, "web-models": _models, "web-chats": _chats}
         if record.route == "web-chat":
             return _completion(world, request, user, body, said, spec)
@@ -130,6 +143,8 @@ def _chats(world: World, request: Request, user: str) -> Iterator[Step]:
     rest = request.path.removeprefix("/api/v2/chats").strip("/")
     if request.method == "POST" and rest == "new":
         return whole_json(200, {"success": True, "data": {"id": world.web.open(user)}})
+    if request.method == "GET" and world.web.owns(user, rest):
+        return whole_json(200, media.detail(world, rest))
     if request.method == "DELETE" and not rest:
         world.web.delete_all(user)
         return whole_json(200, {"success": True, "data": {"status": True}})
@@ -158,11 +173,20 @@ def _completion(
     chat = parse_qs(request.query).get("chat_id", [""])[0]
     if not world.web.owns(user, chat) or body.get("chat_id") != chat:
         return whole_json(200, _failed(_ERRORS["refused"]))
+    kind = _message(body).get("chat_type")
+    if kind == media.VIDEO:
+        if body.get("stream") is not False:
+            return whole_json(200, _failed(_ERRORS["refused"]))
+        return whole_json(200, media.begin_video(world, user, said, spec))
     if not all(body.get(name) is True for name in ("stream", "incremental_output")):
         return whole_json(200, _failed(_ERRORS["refused"]))
     if not _files_are_known(world, user, body):
         return whole_json(200, _failed(_ERRORS["refused"]))
-    events = (json.dumps(each, ensure_ascii=False) for each in _events(body, said, spec, chat))
+    if kind in media.PICTURES:
+        made = media.pictures(world, body, said, spec, chat)
+    else:
+        made = _events(body, said, spec, chat)
+    events = (json.dumps(each, ensure_ascii=False) for each in made)
     return stream.script(events, spec, world.control.knobs.interval_s)
 
 

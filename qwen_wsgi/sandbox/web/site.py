@@ -15,6 +15,16 @@ Json = dict[str, Any]
 _LIFETIME_S: Final = 30 * 86400
 
 
+@dataclass(slots=True)
+class Task:
+    """A video that is being made; it is done at so many looks at it."""
+
+    user: str
+    prompt: str
+    fails: bool
+    looks: int = 2
+
+
 @dataclass
 class Site:
     """The state of the web API. Thread-safe."""
@@ -27,6 +37,10 @@ class Site:
     objects: dict[str, tuple[str, str, bytes]] = field(default_factory=dict)
     #: Places that were given: path -> user, size, and the secret that signs for it.
     places: dict[str, tuple[str, int, str]] = field(default_factory=dict)
+    #: Addresses that the history of a chat names: chat -> URL.
+    history: dict[str, str] = field(default_factory=dict)
+    #: Videos that are being made: task -> what is known of it.
+    tasks: dict[str, Task] = field(default_factory=dict)
     #: Where files are to be put; "" is here.
     endpoint: str = ""
     #: Users that have logged out: their tokens are refused.
@@ -81,6 +95,8 @@ class Site:
             self.deleted.clear()
             self.objects.clear()
             self.places.clear()
+            self.history.clear()
+            self.tasks.clear()
             self.gone.clear()
             self.endpoint = ""
 

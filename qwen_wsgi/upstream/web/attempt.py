@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
@@ -19,11 +19,9 @@ from qwen_wsgi.protocol.web.stream import WebChunkStream
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.open_stream import OpenStream, empty
 from qwen_wsgi.upstream.routing.router import Route
-from qwen_wsgi.upstream.web.chats import TemporaryChat, WebChats
+from qwen_wsgi.upstream.web.chats import COMPLETIONS, TemporaryChat, WebChats
 from qwen_wsgi.upstream.web.site import Opened, WebSite
 from qwen_wsgi.upstream.web.uploads import WebUploads
-
-COMPLETIONS: Final = "/api/v2/chat/completions?chat_id="
 
 
 class _WebStream(OpenStream):

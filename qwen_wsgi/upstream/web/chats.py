@@ -20,6 +20,8 @@ from qwen_wsgi.upstream.web.site import WebSite
 log = logging.getLogger(__name__)
 
 PATH: Final = "/api/v2/chats"
+#: Behind it stands the id of a chat.
+COMPLETIONS: Final = "/api/v2/chat/completions?chat_id="
 #: Two tries of a deletion are over within 5 s.
 _DELETE_S: Final = 2.2
 _TRIES: Final = 2
