@@ -25,7 +25,14 @@ MOST_CHARACTERS: Final = 128 * 1024
 #: Members that are used, or mean nothing here.
 _USED: Final = frozenset(
     {"model", "messages", "stream", "stream_options", "n", "user", "metadata", "store", "tools"}
-    | {"tool_choice", "parallel_tool_calls", "enable_thinking", "thinking_budget"}
+    | {
+        "tool_choice",
+        "parallel_tool_calls",
+        "functions",
+        "function_call",
+        "enable_thinking",
+        "thinking_budget",
+    }
     | {"reasoning_effort", "enable_search", "search_options", "web_search_options"}
     | {"service_tier", "safety_identifier", "prompt_cache_key"}
 )
@@ -187,11 +194,12 @@ def refuse_long_text(whole: str, param: str) -> None:
 def _refuse_tools(request: ChatRequest) -> None:
     body = request.body
     others = [tool for tool in items(body.get("tools")) if not search.is_tool(tool)]
-    if (others and body.get("tool_choice") != "none") or body.get("functions"):
+    called = others and body.get("tool_choice") != "none"
+    if called or (body.get("functions") and body.get("function_call") != "none"):
         raise BadRequest(
             "The web account calls no functions: chat.qwen.ai ignores tools, so this request would "
-            "be answered as if there were none. Leave `tools` out (but for `web_search`), or use a "
-            "model of an account with an API key.",
+            "be answered as if there were none. Leave `tools` out (but for `web_search`), set "
+            "`tool_choice` to `none`, or use a model of an account with an API key.",
             param="tools",
             code="unsupported_parameter",
         )

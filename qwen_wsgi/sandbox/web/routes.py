@@ -219,6 +219,8 @@ def _events(body: Json, said: str, spec: Spec, chat: str) -> Iterator[Json]:
         tokens["output_tokens"] += 1 if content else 0
         tokens["total_tokens"] = tokens["input_tokens"] + tokens["output_tokens"]
         delta = {"role": "assistant", "content": content, "status": status, **more}
+        if wanted == "no-status":
+            del delta["status"]
         if phased:
             delta["phase"] = phase
         return {"choices": [{"delta": delta}], "usage": dict(tokens), "response_id": response}
@@ -238,5 +240,5 @@ def _events(body: Json, said: str, spec: Spec, chat: str) -> Iterator[Json]:
     if wanted == "error-event":
         yield {"error": _ERRORS["internal"]}
         return
-    if wanted != "no-end":
+    if wanted not in ("no-end", "no-status"):
         yield event("answer", "", "finished")

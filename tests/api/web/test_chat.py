@@ -219,9 +219,25 @@ class TestFailures:
 
     def test_an_end_in_good_order_behind_the_answer_is_one(self) -> None:
         with web_app() as (app, site):
-            answer = Caller(app, site, "ann").chat("[[sandbox: web=no-end, no-done]] hi")
+            answer = Caller(app, site, "ann").chat("[[sandbox: web=no-status, no-done]] hi")
 
             assert json_of(answer)["choices"][0]["finish_reason"] == "stop"
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_an_answer_that_was_being_typed_and_never_finished_is_cut(self, stream: bool) -> None:
+        with web_app() as (app, site):
+            said = "[[sandbox: web=no-end, no-done]] hi"
+            answer = Caller(app, site, "ann").chat(said, stream=stream)
+
+            if stream:
+                with pytest.raises(StreamBroken):
+                    _ = answer.data
+                answer.close()
+            else:
+                assert (answer.status_code, error_of(answer)["code"]) == (502, "upstream_broken")
+            assert app.calls[-1]["error"] == "upstream_broken"
+            site.settle()
+            assert not site.web.chats
 
     def test_a_cut_is_no_end(self) -> None:
         with web_app() as (app, site):
