@@ -89,6 +89,7 @@ from qwen_wsgi.upstream.tokenizer import HostTokenizer
 from qwen_wsgi.upstream.web.attempt import WebAttempt
 from qwen_wsgi.upstream.web.chats import WebChats
 from qwen_wsgi.upstream.web.media import WebMedia
+from qwen_wsgi.upstream.web.renewal import WebRenewal
 from qwen_wsgi.upstream.web.site import WebSite
 from qwen_wsgi.upstream.web.uploads import WebUploads
 
@@ -155,7 +156,9 @@ class Maintenance:
         key_ring: KeyRing,
         bring_calls: Callable[[], None],
         cached_answers: CachedAnswers,
+        web_renewal: WebRenewal,
     ) -> None:
+        self._web_renewal = web_renewal
         self._cached_answers = cached_answers
         self._discovery = discovery
         self._key_ring = key_ring
@@ -187,6 +190,7 @@ class Maintenance:
             self._guarded(self._files.look_after)
             self._guarded(self._budgets.look_after)
             self._guarded(self._trials.run)
+            self._guarded(self._web_renewal.look_after)
             self._guarded(self._bring_calls)
             self._guarded(self._cached_answers.look_after)
             self._guarded(self._reporting.report)
@@ -367,7 +371,12 @@ def build_services(
     within = greenlets.within if greenlets.are_in_use() else None
     shared_store = shared_store_of(settings, clock, state_dir or known_in, within=within)
     sharing = sharing_of(settings, clock, shared_store, state_dir or known_in, sleep=sleep)
-    discovery = Discovery(settings, clock, look_every_s=LOOK_EVERY_S, sharing=sharing)
+    discovery = Discovery(
+        *(settings, clock),
+        look_every_s=LOOK_EVERY_S,
+        sharing=sharing,
+        state_dir=state_dir or known_in,
+    )
     files = SharedFiles(state_dir)
     known = files if known_in is None else SharedFiles(known_in, copy=True)
     cooldowns, outcomes, affinity = Cooldowns(known), Outcomes(known), Affinity(files)
@@ -535,6 +544,7 @@ def build_services(
             key_ring,
             partial(_bring_calls, ledger, books),
             cached_answers,
+            WebRenewal(web_site, discovery.accounts, clock),
         ),
         started_at=clock.monotonic(),
     )

@@ -330,7 +330,7 @@ ROOMS: dict[str, list[list[str]]] = {
         ["account"],
         ["oauth_login"],
         ["refresh"],
-        ["oauth", "credential", "shared"],
+        ["oauth", "credential", "shared", "kept_web_token"],
         ["files", "locks", "token"],
     ],
     "upstream": [

@@ -105,7 +105,7 @@ def _failed(data: Json) -> Json:
 
 
 def _auth(world: World, request: Request, user: str) -> Iterator[Step]:
-    token = world.web.token(user)
+    token = world.web.token(world.web.renewed_for or user, world.web.renewed_s)
     return whole_json(
         200,
         {

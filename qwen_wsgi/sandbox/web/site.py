@@ -43,6 +43,9 @@ class Site:
     tasks: dict[str, Task] = field(default_factory=dict)
     #: Where files are to be put; "" is here.
     endpoint: str = ""
+    #: What a refresh gives: how long it lives, and whose it is ("" for the user's own).
+    renewed_s: float = _LIFETIME_S
+    renewed_for: str = ""
     #: Users that have logged out: their tokens are refused.
     gone: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -98,7 +101,8 @@ class Site:
             self.history.clear()
             self.tasks.clear()
             self.gone.clear()
-            self.endpoint = ""
+            self.endpoint = self.renewed_for = ""
+            self.renewed_s = _LIFETIME_S
 
 
 def _encoded(value: Json) -> str:
