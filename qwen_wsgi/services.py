@@ -35,6 +35,7 @@ from qwen_wsgi.credentials.refresh.attempt import Outcome
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.documents.pdf import PdfReader
 from qwen_wsgi.greenlets import ThreadApart
+from qwen_wsgi.hosts import Family
 from qwen_wsgi.in_flight import CallsInFlight
 from qwen_wsgi.metering import Metering
 from qwen_wsgi.redaction import DISCOVERED, Redaction
@@ -88,6 +89,7 @@ from qwen_wsgi.upstream.tasks.uploads import Uploads
 from qwen_wsgi.upstream.tokenizer import HostTokenizer
 from qwen_wsgi.upstream.web.attempt import WebAttempt
 from qwen_wsgi.upstream.web.chats import WebChats
+from qwen_wsgi.upstream.web.left_chats import LeftChats
 from qwen_wsgi.upstream.web.media import WebMedia
 from qwen_wsgi.upstream.web.renewal import WebRenewal
 from qwen_wsgi.upstream.web.site import WebSite
@@ -157,7 +159,9 @@ class Maintenance:
         bring_calls: Callable[[], None],
         cached_answers: CachedAnswers,
         web_renewal: WebRenewal,
+        delete_left_chats: Callable[[], None],
     ) -> None:
+        self._delete_left_chats = delete_left_chats
         self._web_renewal = web_renewal
         self._cached_answers = cached_answers
         self._discovery = discovery
@@ -185,6 +189,7 @@ class Maintenance:
         self._guarded(self._maintain_logins)  # a box without a login may get one of another box
         self._guarded(self._reporting.report)
         self._guarded(self._bring_calls)  # what the workers before have left
+        self._guarded(self._delete_left_chats)
         while not self._stop.wait(MAINTENANCE_S):
             self._guarded(self._maintain_logins)
             self._guarded(self._files.look_after)
@@ -398,7 +403,8 @@ def build_services(
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
     web_site = WebSite(settings, transport, clock)
-    web_chats = WebChats(web_site)
+    left_chats = LeftChats(None if state_dir is None else state_dir / "webchats")
+    web_chats = WebChats(web_site, left_chats)
     downloads = Downloads(settings, transport)
     web_uploads = WebUploads(settings, web_site, downloads, clock)
     web_media = WebMedia(
@@ -545,9 +551,21 @@ def build_services(
             partial(_bring_calls, ledger, books),
             cached_answers,
             WebRenewal(web_site, discovery.accounts, clock),
+            partial(_delete_left_chats, web_chats, discovery) if settings.web else _nothing,
         ),
         started_at=clock.monotonic(),
     )
+
+
+def _delete_left_chats(chats: WebChats, discovery: Discovery) -> None:
+    """Delete the temporary chats that killed workers have left in the operator's web account."""
+    chats.sweep()
+    for account in discovery.accounts():
+        if account.family is Family.WEB:
+            chats.delete_left(account, {})
+
+
+def _nothing() -> None: ...
 
 
 def plan_accounts(pool: AccountPool) -> list[PlanAccount]:

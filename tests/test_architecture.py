@@ -177,6 +177,7 @@ ALLOWED: dict[str, set[str]] = {
         "state.refused_inputs",
         "state.shared_files",
         "state.model_lists",
+        "state.workers",
     },
     "tools": {
         "errors",
