@@ -177,6 +177,7 @@ ALLOWED: dict[str, set[str]] = {
         "state.refused_inputs",
         "state.shared_files",
         "state.model_lists",
+        "state.workers",
     },
     "tools": {
         "errors",
@@ -333,7 +334,7 @@ ROOMS: dict[str, list[list[str]]] = {
         ["account"],
         ["oauth_login"],
         ["refresh"],
-        ["oauth", "credential", "shared"],
+        ["oauth", "credential", "shared", "kept_web_token"],
         ["files", "locks", "token"],
     ],
     "upstream": [
