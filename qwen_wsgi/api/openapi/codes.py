@@ -101,6 +101,7 @@ _REQUEST: Final[Mapping[str, Code]] = {
         (400,), "The prompt is longer than the model's context, or than what can be kept."
     ),
     "web_search_unavailable": Code((400,), "The model has no web search."),
+    "image_too_large": Code((413,), "A picture is larger than the web API takes."),
     "web_request_too_large": Code((413,), "The web API takes no request of this size."),
     "range_not_satisfiable": Code((416,), "The file has no such part (`Range`)."),
     "loop_detected": Code((508,), "The request came from this proxy: an account leads to itself."),
