@@ -43,7 +43,15 @@ NAV: Final[Mapping[str, tuple[str, ...]]] = {
         *("credentials.md", "routing.md", "plans.md", "keys.md", "limits.md", "web-account.md"),
     ),
     "API": (
-        *("dialects.md", "images.md", "videos.md", "speech.md", "transcription.md", "media.md"),
+        *(
+            "dialects.md",
+            "openapi.md",
+            "images.md",
+            "videos.md",
+            "speech.md",
+            "transcription.md",
+            "media.md",
+        ),
         "files.md",
     ),
     "Reference": ("reference",),
