@@ -674,7 +674,7 @@ def _secrets(settings: Settings) -> tuple[str, ...]:
     """The secrets that the settings hold."""
     return (
         *(*settings.all_client_keys, settings.upstream_api_key),
-        *(settings.state_key, settings.old_state_key),
+        *(settings.state_key, settings.old_state_key, settings.web_token),
         *settings.redis_secrets,
     )
 
