@@ -212,7 +212,18 @@ ALLOWED: dict[str, set[str]] = {
     "sandbox": set(),
     "services": set(),  # filled below: it wires everything below the API
     "app": {"settings", "services", "api"},
-    "server": {"errors", "clock", "logs", "redaction", "settings", "services", "state", "text"},
+    "exchange": set(),
+    "server": {
+        "errors",
+        "exchange",
+        "clock",
+        "logs",
+        "redaction",
+        "settings",
+        "services",
+        "state",
+        "text",
+    },
     "master": {"env_file", "errors", "reporting", "server", "settings"},
     "doctor": {
         "",
@@ -242,6 +253,9 @@ ALLOWED: dict[str, set[str]] = {
         "settings",
         "text",
         "net",
+        "redaction",
+        "credentials.files.durable",
+        "state.file_lock",
         "upstream.routing.model_profiles",
     },
     "cli": {
@@ -461,7 +475,7 @@ PLACES = {
     "wsproto": ("qwen_wsgi/protocol/websocket/",),
     "segno": ("qwen_wsgi/cli/login.py",),
     "greenlet": (),
-    "gunicorn": ("qwen_wsgi/server.py", "qwen_wsgi/master.py"),
+    "gunicorn": ("qwen_wsgi/server.py", "qwen_wsgi/exchange.py", "qwen_wsgi/master.py"),
     "fcntl": (
         "qwen_wsgi/credentials/locks/proxy_lock.py",
         "qwen_wsgi/state/database/in_use.py",
