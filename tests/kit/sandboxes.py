@@ -1,0 +1,30 @@
+"""Whether sandboxes work on this machine, and which processes are still there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from pathlib import Path
+
+from qwen_wsgi.tool_runner.sandbox import Bounds, Sandbox
+from qwen_wsgi.tool_runner.toolbox import works
+
+
+@functools.cache
+def without_sandbox() -> str:
+    """Why there can be no sandbox on this machine; "" if there can."""
+    return asyncio.run(works(Sandbox(Bounds(256 << 20, 40, 16 << 20), private=[])))
+
+
+def processes_with(marker: str) -> list[str]:
+    """The processes that have a text in their environment or command line, as `PID name`."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            text = (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes()
+            if marker.encode() in text:
+                found.append(f"{folder.name} {(folder / 'comm').read_text().strip()}")
+    return found
