@@ -34,6 +34,8 @@ EXIT_CONFIGURATION: Final = 2
 #: The first socket that systemd passes (sd_listen_fds(3)).
 _FIRST_PASSED: Final = 3
 _BACKLOG: Final = 512
+#: Numbers of files that a parent may have open.
+_MOST_FILES: Final = 1 << 20
 
 
 def main() -> int:
@@ -42,6 +44,9 @@ def main() -> int:
     parser.add_argument("--parent", type=int, help="the process with which this one ends")
     parser.add_argument("--socket", help="where to listen, instead of where the settings say")
     arguments = parser.parse_args()
+    if arguments.parent is not None:
+        # gunicorn's listening sockets pass to every program that it starts.
+        os.closerange(_FIRST_PASSED, _MOST_FILES)
     try:
         settings = settings_module.load(env_file.layered(settings_module.environment()))
         logs.configure(

@@ -110,10 +110,10 @@ class McpServer:
             return failed(f"It was given up after {seconds:g} seconds, the longest it may take.")
         except MCPError as error:
             if error.code == types.CONNECTION_CLOSED:
-                return failed(f"The server {self.entry.label} ended while it ran the tool.")
+                return self._lost(session)
             return failed(f"The server refuses the call: {error}"[:2000])
         except (anyio.ClosedResourceError, anyio.BrokenResourceError):
-            return failed(f"The server {self.entry.label} ended while it ran the tool.")
+            return self._lost(session)
         except Exception as error:  # such as an answer that does not fit its schema
             return failed(f"The server's answer cannot be used: {error}"[:2000])
         return of_mcp(answer.model_dump(mode="json", by_alias=True), self._output_bytes)
@@ -134,6 +134,15 @@ class McpServer:
         except Exception as error:
             return f"it does not answer ({type(error).__name__}: {error})"
         return ""
+
+    def _lost(self, session: ClientSession) -> Result:
+        """The result of a call in which the server ended; it is offered again when it is back."""
+        if self._session is session:
+            self._session = None
+            self.tools = {}
+            self.trouble = "it has ended, and is started anew"
+            self._renew.set()
+        return failed(f"The server {self.entry.label} ended while it ran the tool.")
 
     def _doubt(self, session: ClientSession) -> None:
         """After a call that took too long: a server that hangs is started anew."""
@@ -190,6 +199,9 @@ class McpServer:
                     await asyncio.wait((over, renew, again), return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     again.cancel()
+                if renew.done():
+                    # A program that has ended tells why.
+                    await asyncio.wait((over,), timeout=_REASON_S)
                 if over.done():
                     raise CannotStart(over.result())
                 if renew.done():

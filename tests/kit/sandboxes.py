@@ -5,10 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from qwen_wsgi.tool_runner.sandbox import Bounds, Sandbox
 from qwen_wsgi.tool_runner.toolbox import works
+
+
+@contextlib.contextmanager
+def open_folder(name: str = "") -> Iterator[Path]:
+    """A folder below /tmp that every user can pass; pytest's own is closed to all but its user."""
+    folder = Path("/tmp") / name if name else Path(tempfile.mkdtemp(dir="/tmp"))
+    folder.mkdir(exist_ok=not name)
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 @functools.cache

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import os
 import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
@@ -28,17 +27,15 @@ from qwen_wsgi.tool_runner.sandbox import (
     folder_for,
 )
 from qwen_wsgi.tool_runner.toolbox import works
-from tests.kit.sandboxes import processes_with, without_sandbox
+from tests.kit.sandboxes import open_folder, processes_with, without_sandbox
 
 needs_sandbox = pytest.mark.skipif(bool(without_sandbox()), reason=without_sandbox())
 
 
 @pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that every user can pass; pytest's own is closed to all but its user."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        os.chmod(folder, 0o755)
-        yield Path(folder)
+def folder() -> Iterator[Path]:
+    with open_folder() as made:
+        yield made
 
 
 BOUNDS = Bounds(memory=256 << 20, processes=40, disk=16 << 20)
@@ -359,8 +356,8 @@ def test_what_is_cancelled_is_ended_with_all_its_processes() -> None:
 
 
 @needs_sandbox
-def test_folders_are_seen_as_they_are_named(open_folder: Path) -> None:
-    tmp_path = open_folder
+def test_folders_are_seen_as_they_are_named(folder: Path) -> None:
+    tmp_path = folder
     for name, mode in (("r", 0o755), ("w", 0o777)):
         (tmp_path / name).mkdir()
         (tmp_path / name).chmod(mode)
@@ -405,12 +402,12 @@ def test_the_root_is_closed_before_the_program_starts() -> None:
     assert "--share-net" in arguments(Program(("x",), network=True), BOUNDS, bwrap="/bwrap")
 
 
-def test_a_sandbox_that_cannot_work_says_why(open_folder: Path) -> None:
-    broken = open_folder / "bwrap"
+def test_a_sandbox_that_cannot_work_says_why(folder: Path) -> None:
+    broken = folder / "bwrap"
     broken.write_text("#!/bin/sh\necho 'bwrap: no permissions' >&2\nexit 1\n")
     broken.chmod(0o755)
     assert "does not start" in asyncio.run(
-        works(Sandbox(BOUNDS, private=[], bwrap=str(open_folder / "missing")))
+        works(Sandbox(BOUNDS, private=[], bwrap=str(folder / "missing")))
     )
     found = asyncio.run(works(Sandbox(BOUNDS, private=[], bwrap=str(broken))))
     assert found.startswith("bubblewrap cannot work here")
