@@ -554,7 +554,7 @@ class Settings:
 
     tools: str = setting(
         "QWEN_PROXY_TOOLS",
-        "A file with the tools that the proxy runs itself (docs/tools.md), e.g. tools.json.",
+        "A file with the tools that the proxy runs itself (docs/tool-runner.md), e.g. tools.json.",
         default="",
         parse=values.whole_path,
         shown_default="none are offered",

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.settings import Settings
-from qwen_wsgi.tool_runner import sources, wire
+from qwen_wsgi.tool_runner import child, sources, wire
 from qwen_wsgi.tools.runner import RunnerUnavailable, ServerTool, ToolImage, ToolResult
 
 #: How long a list of tools is used before the runner is asked again.
@@ -140,6 +141,20 @@ class RunnerClient:
                 return b"".join(pieces)
             if size > wire.LONGEST_ANSWER:
                 raise OSError("its answer is too large")
+
+
+@contextlib.contextmanager
+def asking(settings: Settings, clock: Clock) -> Iterator[RunnerClient]:
+    """The runner for a command: the one that is there, or one that is started for the moment.
+
+    Raises:
+        SettingsError: none is there, and none can be started.
+    """
+    if child.listens(sources.socket_of(settings)):
+        yield RunnerClient.of(settings, clock)
+        return
+    with child.temporary(settings) as path:
+        yield RunnerClient(lambda: path, clock)
 
 
 def _why(path: str, error: Exception) -> str:
