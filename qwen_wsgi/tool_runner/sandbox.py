@@ -86,7 +86,7 @@ def arguments(program: Program, bounds: Bounds, *, bwrap: str, root: Path = Path
         root: where the system's folders are looked at.
     """
     found = [bwrap, "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"]
-    found += ["--new-session", "--hostname", "tools", "--cap-drop", "ALL"]
+    found += ["--new-session", "--cap-drop", "ALL"]
     if program.network:
         found += ["--share-net"]
     found += ["--ro-bind", "/usr", "/usr"]
