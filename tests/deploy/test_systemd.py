@@ -150,7 +150,9 @@ def test_sandboxes_work_under_the_system_call_rules_of_the_tools_unit_alone() ->
 def test_the_tools_unit_is_narrow_but_for_what_sandboxes_need() -> None:
     def lines(path: Path) -> set[str]:
         found = path.read_text().splitlines()
-        return {line for line in found if re.match(r"(Protect|Private|Restrict|NoNew|Lock|Cap)", line)}
+        return {
+            line for line in found if re.match(r"(Protect|Private|Restrict|NoNew|Lock|Cap)", line)
+        }
 
     left_out = {line.partition("=")[0] for line in lines(UNIT) - lines(TOOLS)}
 
