@@ -230,6 +230,7 @@ def test_killed_in_a_call_it_is_told_and_the_next_call_works(marker: str) -> Non
         killer.start()
         with pytest.raises(RunnerUnavailable, match="in the middle of the call"):
             client.call(tool, {"code": "import time; time.sleep(60)"}, seconds=60)
+        one.process.wait(10)
         with pytest.raises(RunnerUnavailable, match="nobody listens"):
             client.call(tool, {"code": "1"}, seconds=60)
 
