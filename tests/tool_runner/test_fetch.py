@@ -29,6 +29,7 @@ from qwen_wsgi.tool_runner.results import Result
         # IPv4 addresses in IPv6's clothes: translated, 6to4, Teredo.
         *("64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2002:c0a8:101::1"),
         *("2001:0:4136:e378:8000:63bf:80ff:fffe", "::ffff:10.0.0.1", "192.0.0.8", "no address"),
+        *("fec0::1", "192.88.99.1", "::7f00:1"),
     ],
 )
 def test_an_address_that_is_not_public_is_refused(address: str) -> None:

@@ -13,8 +13,15 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 #: Networks in whose addresses an IPv4 address is hidden: translation (RFC 6052, RFC 8215).
 _TRANSLATED: Final = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
-#: Shared by carriers (RFC 6598): not private, and not public either.
-_SHARED: Final = ipaddress.ip_network("100.64.0.0/10")
+#: Not private and not public either: shared by carriers (RFC 6598), for protocols (RFC 6890; older
+#: Pythons know only a part of it), relays of 6to4 (RFC 7526).
+_NEITHER: Final = (
+    ipaddress.ip_network("100.64.0.0/10"),
+    ipaddress.ip_network("192.0.0.0/24"),
+    ipaddress.ip_network("192.88.99.0/24"),
+)
+#: All public addresses of IPv6 but the translated ones (RFC 4291).
+_PUBLIC6: Final = ipaddress.ip_network("2000::/3")
 
 
 def is_named(host: str, hosts: Sequence[str]) -> bool:
@@ -39,10 +46,17 @@ def refusal(
             return "is this machine"
         if each.is_link_local or each.is_multicast:
             return "is of this machine's own link"
-        open_to_all = each.is_global and each not in _SHARED
-        if not open_to_all and not (private and each.is_private):
+        if not _is_public(each) and not (private and each.is_private):
             return "is no public address"
     return "is this machine" if is_here(str(address)) else ""
+
+
+def _is_public(address: _Address) -> bool:
+    if not address.is_global or any(address in network for network in _NEITHER):
+        return False
+    if isinstance(address, ipaddress.IPv4Address):
+        return True
+    return address in _PUBLIC6 or any(address in network for network in _TRANSLATED)
 
 
 def _hidden(address: _Address) -> tuple[_Address, ...]:
