@@ -71,6 +71,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         extra: dict[str, str] = {}
         if self.path == "/page":
             body = "<title>T</title><p>Grüße <a href='/x'>hier</a><script>no()</script>".encode()
+        elif self.path == "/hostile":
+            body = b"<![" * 1_000_000
         elif self.path == "/packed":
             body, extra = gzip.compress(b"x" * 1000), {"Content-Encoding": "gzip"}
         elif self.path == "/bomb":
@@ -135,6 +137,13 @@ def test_a_page_is_its_text(port: int) -> None:
 
     link = f"http://public.example:{port}/x"
     assert result == Result(f"# T\n\nGrüße hier ({link})")
+
+
+def test_a_page_that_keeps_the_parser_busy_is_given_up(port: int) -> None:
+    """How long it takes depends on Python's version; the bound does not."""
+    result = fetch(f"http://public.example:{port}/hostile", seconds=3)
+
+    assert not result.is_error or "3 seconds" in result.text or "cannot be read" in result.text
 
 
 def test_a_long_text_is_read_in_parts(port: int) -> None:
@@ -233,6 +242,14 @@ def test_headings_lists_and_tables() -> None:
     text = text_of(page, "http://a.example/")
 
     assert text == "# A title\n\n## Head\n\n- one\n- two\n\n| a | b\n\nend & more"
+
+
+def test_what_is_skipped_ends_where_it_does() -> None:
+    page = "<svg><svg><p>no</svg>no</svg>yes<svg></p>no"
+
+    assert text_of(page, "http://a.example/") == "yes"
+    many = "<svg>" * 100_000 + "</p>" * 100_000
+    assert text_of(many, "http://a.example/") == ""
 
 
 @pytest.mark.parametrize("page", ["<script>" * 50_000, "<a href=x>" * 50_000, "<" * 50_000, "</p"])

@@ -10,16 +10,18 @@ import asyncio
 import http.client
 import socket
 import ssl
+import sys
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
 
 from qwen_wsgi import __version__
 from qwen_wsgi.tool_runner.fetching import addresses
-from qwen_wsgi.tool_runner.fetching.page_text import text_of
 from qwen_wsgi.tool_runner.results import Result, cut, failed
 
 TOOL: Final = "get"
@@ -39,7 +41,11 @@ SCHEMA: Final = {
     "required": ["url"],
 }
 
+_PAGE_TEXT: Final = Path(__file__).with_name("page_text.py")
 _REDIRECTS: Final = 5
+#: Fetches at a time. They have threads of their own: a look-up of a name cannot be ended, and must
+#: hold up nothing else.
+_THREADS: Final = 32
 _CONNECT_S: Final = 10.0
 #: Bytes of an answer's body, before and after it is unpacked.
 _LARGEST: Final = 5 * 1024 * 1024
@@ -76,6 +82,7 @@ class Fetch:
         self._output_bytes = output_bytes
         self._resolve = resolve
         self._refusal = refusal
+        self._threads = ThreadPoolExecutor(_THREADS, "fetch")
 
     async def call(self, arguments: Mapping[str, Any], *, seconds: float) -> Result:
         """Fetch the URL of a call; what goes wrong is told in the result."""
@@ -85,7 +92,10 @@ class Fetch:
         one = _One(self._hosts, self._resolve, self._refusal, seconds)
         try:
             async with asyncio.timeout(seconds):
-                text = await asyncio.to_thread(one.fetch, url)
+                loop = asyncio.get_running_loop()
+                text, page_url = await loop.run_in_executor(self._threads, one.fetch, url)
+                if page_url:
+                    text = await _text_of_page(text, page_url)
         except TimeoutError:
             return failed(f"The URL did not answer completely within {seconds:g} seconds.")
         except _Refused as error:
@@ -120,8 +130,8 @@ class _One:
                 with suppress(OSError):
                     self._socket.shutdown(socket.SHUT_RDWR)
 
-    def fetch(self, url: str) -> str:
-        """The text behind a URL.
+    def fetch(self, url: str) -> tuple[str, str]:
+        """What is behind a URL; and where it was found if it is a page, else "".
 
         Raises:
             _Refused: there is none.
@@ -131,13 +141,13 @@ class _One:
                 found = self._ask(url)
             except (OSError, http.client.HTTPException, zlib.error) as error:
                 raise _Refused(f"{_shown(url)} cannot be fetched: {_reason(error)}") from None
-            if isinstance(found, str):
+            if isinstance(found, tuple):
                 return found
-            url = found[0]
+            url = found
         raise _Refused(f"{_shown(url)}: it was redirected more than {_REDIRECTS} times.")
 
-    def _ask(self, url: str) -> str | tuple[str]:
-        """The text, or where the URL leads on."""
+    def _ask(self, url: str) -> tuple[str, str] | str:
+        """As `fetch`, or where the URL leads on."""
         parts, host, port = _checked(url)
         where = self._address(host, port)
         timeout = min(_CONNECT_S, self._seconds)
@@ -165,7 +175,7 @@ class _One:
             response = connection.getresponse()
             to = response.headers.get("Location")
             if response.status in (301, 302, 303, 307, 308) and to:
-                return (urljoin(url, to),)
+                return urljoin(url, to)
             if response.status != 200:
                 raise _Refused(f"{_shown(url)} answered with HTTP {response.status}.")
             return _text(response, url)
@@ -227,8 +237,8 @@ def _checked(url: str) -> tuple[Any, str, int]:
     return parts, ascii_host, port or (443 if parts.scheme == "https" else 80)
 
 
-def _text(response: http.client.HTTPResponse, url: str) -> str:
-    """The text of an answer.
+def _text(response: http.client.HTTPResponse, url: str) -> tuple[str, str]:
+    """The text of an answer, and its URL if it is a page, else "".
 
     Raises:
         _Refused: it is none.
@@ -243,17 +253,40 @@ def _text(response: http.client.HTTPResponse, url: str) -> str:
         data = zlib.decompressobj(wbits=31).decompress(data, _LARGEST + 1)
     elif coding not in ("identity", ""):
         raise _Refused(f"{_shown(url)} is packed in a way that was not asked for.")
-    note = ""
-    if len(data) > _LARGEST:
-        data = data[:_LARGEST]
-        note = f"\n[cut: only the first {_LARGEST // 1024**2} MiB were read]"
+    is_cut, data = len(data) > _LARGEST, data[:_LARGEST]
     charset = response.headers.get_content_charset() or "utf-8"
     try:
         text = data.decode(charset, errors="replace")
     except LookupError:
         text = data.decode(errors="replace")
-    is_page = kind in ("text/html", "application/xhtml+xml")
-    return (text_of(text, url) if is_page else text) + note
+    if kind in ("text/html", "application/xhtml+xml"):
+        return text, url
+    return text + f"\n[cut: only the first {_LARGEST // 1024**2} MiB were read]" * is_cut, ""
+
+
+async def _text_of_page(page: str, url: str) -> str:
+    """The text of a page, from a process that is bounded.
+
+    Raises:
+        _Refused: it has none that can be found in reasonable time.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", "-S", str(_PAGE_TEXT), url),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env={},
+    )
+    try:
+        text, _ = await process.communicate(page.encode(errors="replace"))
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        raise _Refused(f"{_shown(url)} is a page that cannot be read as text.")
+    return text.decode(errors="replace")
 
 
 def _part(text: str, start: int) -> str:

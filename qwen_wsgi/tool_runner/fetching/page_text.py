@@ -1,8 +1,14 @@
-"""The text of a web page. Pure."""
+"""The text of a web page.
+
+Also a program of its own (`python -I -S page_text.py URL`, a page on its standard input): pages are
+written by anybody, and some keep Python's parser busy for minutes, which has no end from outside.
+"""
 
 from __future__ import annotations
 
 import re
+import resource
+import sys
 from html.parser import HTMLParser
 from typing import Final
 from urllib.parse import urljoin
@@ -17,7 +23,6 @@ _HEADINGS: Final = {f"h{level}": "#" * level + " " for level in range(1, 7)}
 #: Elements inside one another that are followed; a page with more is broken or hostile.
 _DEEPEST: Final = 10_000
 _BLANKS: Final = re.compile(r"[ \t\r\f\v]+")
-_LINES: Final = re.compile(r" *\n *")
 _EMPTY: Final = re.compile(r"\n{3,}")
 
 
@@ -26,8 +31,8 @@ def text_of(html: str, url: str) -> str:
     reader = _Reader(url)
     reader.feed(html)
     reader.close()
-    body = _BLANKS.sub(" ", "".join(reader.parts))
-    body = _EMPTY.sub("\n\n", _LINES.sub("\n", body)).strip()
+    lines = [_BLANKS.sub(" ", line).strip() for line in "".join(reader.parts).split("\n")]
+    body = _EMPTY.sub("\n\n", "\n".join(lines)).strip()
     title = " ".join("".join(reader.title).split())
     return f"# {title}\n\n{body}" if title and not body.startswith(f"# {title}") else body
 
@@ -38,18 +43,19 @@ class _Reader(HTMLParser):
         self.parts: list[str] = []
         self.title: list[str] = []
         self._url = url
-        self._skipped: list[str] = []
+        #: The element that is being skipped, and how many of its kind are open within it.
+        self._skipped = ""
+        self._depth = 0
         self._in_title = False
         self._links: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "title":
             self._in_title = True
-        elif tag in _SKIPPED:
-            if len(self._skipped) < _DEEPEST:
-                self._skipped.append(tag)
         elif self._skipped:
-            return
+            self._depth += tag == self._skipped
+        elif tag in _SKIPPED:
+            self._skipped, self._depth = tag, 1
         elif tag in _HEADINGS:
             self.parts.append("\n\n" + _HEADINGS[tag])
         elif tag == "li":
@@ -64,11 +70,10 @@ class _Reader(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag == "title":
             self._in_title = False
-        elif tag in self._skipped:
-            while self._skipped.pop() != tag:
-                pass
         elif self._skipped:
-            return
+            self._depth -= tag == self._skipped
+            if not self._depth:
+                self._skipped = ""
         elif tag == "a" and self._links:
             if link := self._links.pop():
                 self.parts.append(f" ({link})")
@@ -90,3 +95,20 @@ class _Reader(HTMLParser):
             return urljoin(self._url, href)
         except ValueError:
             return ""
+
+
+#: Of the program: CPU seconds, and bytes of memory.
+CPU_S: Final = 5
+_MEMORY: Final = 1 << 30
+
+
+def main() -> None:
+    """Read a page and write its text, within bounds."""
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+    page = sys.stdin.buffer.read().decode(errors="replace")
+    sys.stdout.buffer.write(text_of(page, sys.argv[1]).encode(errors="replace"))
+
+
+if __name__ == "__main__":
+    main()
