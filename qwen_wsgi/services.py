@@ -26,6 +26,7 @@ from qwen_wsgi.accounting.ledger import Ledger
 from qwen_wsgi.accounting.metrics import Metrics
 from qwen_wsgi.accounting.plan_watch import PlanAccount, PlanWatch
 from qwen_wsgi.accounting.prices import Cost, Prices
+from qwen_wsgi.accounting.recent import Recent
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.background import Background
 from qwen_wsgi.boxes import client_keys_of, seal_of, shared_store_of, sharing_of, usage_totals_of
@@ -392,7 +393,8 @@ def build_services(
     key_ring = KeyRing(client_keys, clock, later=greenlets.later)
     state_key = StateKey(settings.state_key, state_dir)
     prices, price_problem = _prices(settings)
-    ledger = Ledger(clock, journal, cost=partial(_cost, prices))
+    recent = Recent(clock.monotonic)
+    ledger = Ledger(clock, journal, cost=partial(_cost, prices), recent=recent)
     admission = Admission(
         settings.max_in_flight, settings.max_body_bytes_in_flight, share=_share(settings, 0)
     )
@@ -462,7 +464,7 @@ def build_services(
         client_keys=client_keys,
         key_ring=key_ring,
         admission=admission,
-        in_flight=CallsInFlight(clock, state_dir, address_of=guard.client_address),
+        in_flight=CallsInFlight(clock, state_dir, address_of=guard.client_address, recent=recent),
         budgets=budgets,
         connections=connections,
         connection_memory=ConnectionMemory(

@@ -122,7 +122,15 @@ ALLOWED: dict[str, set[str]] = {
     },
     "boxes": {"clock", "credentials.shared", "settings", "state"},
     "greenlets": {"errors"},
-    "in_flight": {"errors", "clock", "greenlets", "accounting.record", "state"},
+    "in_flight": {
+        "errors",
+        "clock",
+        "greenlets",
+        "accounting.recent",
+        "accounting.record",
+        "state",
+    },
+    "console": {"errors", "clock", "accounting", "state.database.calls", "credentials"},
     "protocol": {"errors"},
     "credentials": {
         "",
