@@ -21,6 +21,8 @@ from qwen_wsgi.state.worker_sockets import WorkerSocket, ask_others
 
 #: Of a list, and of what one worker tells. The newest are told.
 MOST: Final = 1000
+#: Pages that watch by way of one worker.
+MOST_PAGES: Final = 16
 #: Of a list that is asked for each second.
 MOST_WATCHED: Final = 100
 #: Characters of what clients and upstreams made up.
@@ -105,6 +107,7 @@ class CallsInFlight:
         recent: Recent | None = None,
     ) -> None:
         self._recent = recent
+        self._watching = 0
         self._clock = clock
         self._state_dir = state_dir
         self._address_of = address_of
@@ -142,6 +145,17 @@ class CallsInFlight:
         more = any(each.get("more") for each in told)
         ended = [CallRow(*row) for each in told for row in each["ended"]]
         return Watched(Calls(rows, more, len(told), asked.silent), ended)
+
+    def begin_watch(self) -> bool:
+        """Take a place for a page that watches; False if there is none in this worker."""
+        if self._watching >= MOST_PAGES:
+            return False
+        self._watching += 1
+        return True
+
+    def end_watch(self) -> None:
+        """Give the place back."""
+        self._watching -= 1
 
     def cancel(self, request_id: str, by: str) -> Cancelled:
         """End the calls with an id, in whichever worker they run.

@@ -183,6 +183,15 @@ class Books:
         self.read_all()
         return self._read(partial(self._table.latest, limit))
 
+    def find(self, request_id: str) -> list[CallRow]:
+        """The calls with an id among those that ended lately, the newest first.
+
+        Raises:
+            BooksUnavailable: they cannot be read now.
+        """
+        self.read_all()
+        return self._read(partial(self._table.find, request_id))
+
     def _names(self, by: By, asked: Span) -> dict[Any, str]:
         """The latest names of clients, by their ids; nothing for other keys."""
         if by != "client" or not self._table.exists:

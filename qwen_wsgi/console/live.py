@@ -35,6 +35,11 @@ class LiveRow(NamedTuple):
     id: str
     cells: tuple[str, ...]
 
+    @property
+    def address(self) -> str:
+        """Where its details are."""
+        return address(self.id)
+
 
 def live_row(told: Mapping[str, Any]) -> LiveRow:
     """A call in flight, as `in_flight.CallsInFlight` tells it."""
@@ -68,8 +73,8 @@ def ended_row(row: CallRow, zone: tzinfo | None = None) -> str:
 
 
 def address(request_id: str) -> str:
-    """Where the details of a call are, relative to the page of all calls."""
-    return f"/console/live/{escape(quote(request_id, safe=''))}"
+    """Where the details of a call are. Ids are the clients': they may hold slashes."""
+    return f"/console/live/call?id={quote(request_id, safe='')}"
 
 
 def ending(row: CallRow) -> str:
@@ -122,6 +127,33 @@ def facts(row: CallRow, zone: tzinfo | None = None) -> list[tuple[str, str]]:
 
 def _known(value: int | None) -> str:
     return "unknown" if value is None else f"{value:,}"
+
+
+def facts_in_flight(told: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """All that is told of a call in flight, as names and values."""
+    found = [
+        ("client", told["client"]),
+        ("from", told["address"]),
+        ("endpoint", told["endpoint"]),
+        ("model", told["model"]),
+        ("model at the account", told["upstream_model"]),
+        ("account", told["account"]),
+        ("stage", _STATES.get(told["state"], told["state"])),
+        ("attempts", str(told["attempts"])),
+        ("tokens so far", f"≈ {told['streamed_tokens']:,}"),
+        ("worker", str(told["worker"])),
+    ]
+    return [(name, readable(value or "") or "–") for name, value in found]
+
+
+def told_of(silent: int, has_more: bool) -> str:
+    """What the list of calls in flight leaves out; "" if nothing."""
+    notes = []
+    if has_more:
+        notes.append("Only the newest calls are shown.")
+    if silent:
+        notes.append(f"{silent} of the workers did not answer in time: their calls are missing.")
+    return " ".join(notes)
 
 
 def _name(text: str) -> str:

@@ -14,6 +14,15 @@ from qwen_wsgi.state.database.calls import CallRow
 _WIDTH: Final = 100
 
 
+#: The kinds of stages, in their order, and what they are.
+KINDS: Final = (
+    ("queue", "queue and pauses"),
+    ("connect", "connection"),
+    ("wait", "wait for the first byte"),
+    ("answer", "answer"),
+)
+
+
 class Stage(NamedTuple):
     """One part of a call.
 
@@ -67,23 +76,18 @@ def _timeline(
     first = total if first_ms is None else min(max(0.0, first_ms), total)
     queued = min(max(0.0, queue_ms), first)
     connected = min(queued + max(0.0, connect_ms), first)
-    ends = (
-        ("queue", "queue and pauses", queued),
-        ("connect", "connection", connected),
-        ("wait", "wait for the first byte", first),
-        ("answer", "answer", total),
-    )
     stages, begin = [], 0.0
-    for kind, name, end in ends:
+    for (kind, name), end in zip(KINDS, (queued, connected, first, total), strict=True):
         if end > begin:
             stages.append(Stage(kind, name, begin, end - begin))
             begin = end
     return Timeline(tuple(stages), total, max(0.0, gap_ms))
 
 
-def drawn(timeline: Timeline) -> str:
+def drawn(timeline: Timeline, *, large: bool = False) -> str:
     """The stages as one bar, in SVG. What it says is also said in words, so it is hidden from
     screen readers."""
+    size = " large" if large else ""
     total = timeline.total_ms or 1.0
     bars = []
     for stage in timeline.stages:
@@ -92,7 +96,7 @@ def drawn(timeline: Timeline) -> str:
             bars.append(f'<path class="{stage.kind}" d="M{x:.0f} 0h{width:.0f}v4H{x:.0f}z"/>')
     inside = "".join(bars)
     return (
-        f'<svg class="timeline" viewBox="0 0 {_WIDTH} 4" preserveAspectRatio="none" '
+        f'<svg class="timeline{size}" viewBox="0 0 {_WIDTH} 4" preserveAspectRatio="none" '
         f'aria-hidden="true">{inside}</svg>'
     )
 

@@ -166,3 +166,6 @@ def test_the_latest_calls_are_told_the_newest_first(books: Books, writer: Journa
     for number in range(7):
         writer.append(line_of(call(request_id=str(number), at=NOON_S + number)))
     assert [row.request_id for row in books.latest(3)] == ["6", "5", "4"]
+    writer.append(line_of(call(request_id="4", at=NOON_S + 9)))
+    assert [row.at for row in books.find("4")] == [NOON_S + 9, NOON_S + 4]
+    assert books.find("x") == []

@@ -102,7 +102,7 @@ def test_hostile_names_stay_texts(name: str, error: str, id: str) -> None:
 
 def test_a_row_is_small_and_links_to_the_rest() -> None:
     html = live.ended_row(call(request_id='a/"b', error="<x>", outcome="refused"), UTC)
-    assert 'href="/console/live/a%2F%22b"' in html
+    assert 'href="/console/live/call?id=a%2F%22b"' in html
     assert "&lt;x&gt;" in html
     assert len(live.ended_row(call(), UTC)) < 450
 

@@ -35,6 +35,10 @@ _MANY: Final = 20_000
 _HOURS_AT_A_TIME: Final = 24
 _DAY_S: Final = 86_400.0
 
+#: Among how many calls one is looked for by its id, which has no index: each call would pay for it.
+_LATELY: Final = 5000
+_MOST_OF_ID: Final = 10
+
 #: The year 5138, which can still be written as a date.
 _LATEST_S: Final = 1e11
 
@@ -551,6 +555,23 @@ class CallTable:
         rows = self._database.run(
             lambda database: database.execute(
                 f"SELECT {', '.join(CallRow._fields)} FROM calls ORDER BY at DESC LIMIT ?", (limit,)
+            ).fetchall()
+        )
+        return [CallRow(*row) for row in rows]
+
+    def find(self, request_id: str) -> list[CallRow]:
+        """The calls with an id among those that ended lately, the newest first: clients may give
+        several calls one id.
+
+        Raises:
+            DatabaseUnavailable: the table cannot be read now.
+        """
+        columns = ", ".join(CallRow._fields)
+        rows = self._database.run(
+            lambda database: database.execute(
+                f"SELECT {columns} FROM (SELECT * FROM calls ORDER BY at DESC LIMIT {_LATELY})"
+                f" WHERE request_id = ? ORDER BY at DESC LIMIT {_MOST_OF_ID}",
+                (request_id,),
             ).fetchall()
         )
         return [CallRow(*row) for row in rows]
