@@ -62,8 +62,9 @@ fix: ## format the code and repair what ruff can
 	@$(python) -m ruff check --fix .
 	@$(python) -m ruff format .
 
-bench: ## measure the speed goals
+bench: ## count the functions of a call, then measure the speed goals
 	@sh install/venv.sh dev
+	@$(python) -m benchmarks.calls
 	@$(python) -m benchmarks $(ARGS)
 
 install: ## as root: service, nginx site and /etc/qwen-proxy; starts nothing
