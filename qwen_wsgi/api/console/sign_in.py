@@ -13,7 +13,7 @@ from qwen_wsgi.api import lifecycle
 from qwen_wsgi.api.console import page
 from qwen_wsgi.console import browser
 from qwen_wsgi.console.pages import HOME, page_to_return_to
-from qwen_wsgi.errors import ApiError, Forbidden
+from qwen_wsgi.errors import ApiError, Forbidden, NotFound
 from qwen_wsgi.net import ip_address
 from qwen_wsgi.state.database.console_sessions import LINK, SESSION_S, TRIES_S, Person
 
@@ -35,6 +35,12 @@ _LINKS: Final = {
 
 blueprint = page.blueprint("sign_in", signed_in=False)
 for_signed_in = page.blueprint("sessions")
+
+
+@for_signed_in.route("/console/<path:unknown>")
+def unknown_page(unknown: str) -> Response:
+    """What is no page of the console; told to those who are signed in."""
+    raise NotFound("The console has no such page.", code="unknown_url")
 
 
 @blueprint.get("/console/sign-in")
