@@ -46,6 +46,7 @@ from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.counters import SharedCounters
 from qwen_wsgi.state.database.cached_answers import CachedAnswers
 from qwen_wsgi.state.database.client_keys import ClientKeys
+from qwen_wsgi.state.database.console_sessions import ConsoleSessions
 from qwen_wsgi.state.database.host_objects import HostObjects
 from qwen_wsgi.state.database.responses import ResponseStore
 from qwen_wsgi.state.database.sqlite import Database
@@ -210,6 +211,7 @@ class Services:
     guard: Guard
     client_keys: ClientKeys
     key_ring: KeyRing
+    console_sessions: ConsoleSessions
     admission: Admission
     in_flight: CallsInFlight
     budgets: Budgets
@@ -463,6 +465,7 @@ def build_services(
         guard=guard,
         client_keys=client_keys,
         key_ring=key_ring,
+        console_sessions=ConsoleSessions(database, clock),
         admission=admission,
         in_flight=CallsInFlight(clock, state_dir, address_of=guard.client_address, recent=recent),
         budgets=budgets,

@@ -202,7 +202,10 @@ ALLOWED: dict[str, set[str]] = {
         "services",
         "tools",
         "access",
+        "clients",
+        "console",
         "errors",
+        "net",
         "shortage",
         "hosts",
         "capabilities",
@@ -215,6 +218,7 @@ ALLOWED: dict[str, set[str]] = {
         "accounting",
         "state",
     },
+    "console": {"", "errors", "text", "upstream.failures.causes"},
     "documents": {"clock"},
     "sandbox": set(),
     "services": set(),  # filled below: it wires everything below the API
@@ -307,6 +311,8 @@ EXCEPTIONS = {
     ("qwen_wsgi/api/health.py", "credentials.credential"),
     # /status is what `qwen-proxy status` prints.
     ("qwen_wsgi/api/status.py", "text"),
+    # Pages show times and durations as commands do.
+    ("qwen_wsgi/api/console/page.py", "text"),
 }
 
 
@@ -362,7 +368,7 @@ ROOMS: dict[str, list[list[str]]] = {
 #: one per feature with tables.
 LARGE_ROOMS = {
     "state": 13,
-    "state/database": 14,
+    "state/database": 15,
     "api": 13,
     "doctor": 21,
     "upstream/routing": 14,

@@ -1,1 +1,1 @@
-"""The pages of the console, as far as they are made of values alone. Pure: no Flask, no I/O."""
+"""The console without HTTP: its pages, the checks of a browser's request, its words."""

@@ -1,0 +1,33 @@
+"""`/console`: the accounts and the box at a glance."""
+
+from __future__ import annotations
+
+from flask import Response
+
+from qwen_wsgi.api import lifecycle, status
+from qwen_wsgi.api.console import page
+from qwen_wsgi.console import accounts
+
+blueprint = page.blueprint("overview")
+
+
+@blueprint.get("/console")
+def overview() -> Response:
+    """The page."""
+    services = lifecycle.live().services
+    workers = services.workers.all()
+    store = services.shared_store
+    rows = status.account_rows(services)
+    return page.render(
+        "overview",
+        title="Overview",
+        accounts=[accounts.shown(row) for row in rows],
+        workers=len(workers),
+        in_flight=sum(each.in_flight for each in workers) or services.admission.in_flight,
+        calls=sum(each.ended for each in workers),
+        uptime_s=services.clock.monotonic() - services.started_at,
+        sandbox=any(row["kind"] == "sandbox" for row in rows),
+        redis="" if store is None else store.told(),
+        problems=[*services.discovery.problems()],
+        notes=[*map(str, services.discovery.notes())],
+    )

@@ -1,0 +1,16 @@
+"""The blueprints of the console, for the application."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from flask import Blueprint
+
+from qwen_wsgi.api.console import assets, overview, sign_in
+
+BLUEPRINTS: Final[tuple[Blueprint, ...]] = (
+    assets.blueprint,
+    sign_in.blueprint,
+    sign_in.for_signed_in,
+    overview.blueprint,
+)
