@@ -32,6 +32,7 @@ from qwen_wsgi.background import Background
 from qwen_wsgi.boxes import client_keys_of, seal_of, shared_store_of, sharing_of, usage_totals_of
 from qwen_wsgi.clock import Clock, SystemClock, sleep
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
+from qwen_wsgi.credentials.phone_login import PhoneLogin
 from qwen_wsgi.credentials.refresh.attempt import Outcome
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.documents.pdf import PdfReader
@@ -230,6 +231,7 @@ class Services:
     transport: Transport
     ledger: Ledger
     metrics: Metrics
+    phone_login: PhoneLogin | None
     metering: Metering
     #: How much of the windows of plans is used.
     plans: PlanWatch
@@ -487,6 +489,9 @@ def build_services(
         transport=transport,
         ledger=ledger,
         metrics=counted,
+        phone_login=None
+        if state_dir is None
+        else PhoneLogin(settings, state_dir, clock, begin=greenlets.later, sleep=sleep),
         metering=Metering(
             counted,
             SharedCounters(None if state_dir is None else state_dir / "metrics", since=clock.now()),

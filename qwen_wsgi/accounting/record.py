@@ -82,8 +82,9 @@ class CallRecord:
         is_written: the ledger has it.
         is_queued: it waits for a slot of an account, or for the end of a pause.
         received_bytes: of streams of upstreams, so far.
-        received_events: the events in them, whole ones; `event_bytes` are theirs, and
-            `shortest_event` those of the shortest one.
+        received_events: the events in them, whole ones. `like_events` are those after the first
+            read, whose frames are alike; `like_bytes` are theirs, `shortest_event` those of the
+            shortest one.
         parts: the records of the upstream calls that it is split into.
         is_cancelled: an admin ends it.
         cache: HIT: the response cache has answered; MISS: it could not; "": it does not apply.
@@ -125,7 +126,8 @@ class CallRecord:
     is_queued: bool = False
     received_bytes: int = 0
     received_events: int = 0
-    event_bytes: int = 0
+    like_events: int = 0
+    like_bytes: int = 0
     shortest_event: int = 0
     parts: tuple[CallRecord, ...] = ()
     is_cancelled: bool = False
@@ -140,7 +142,10 @@ class CallRecord:
         """Note what a stream has brought: whole events."""
         count = events.count(b"\n\n") or 1
         self.received_events += count
-        self.event_bytes += len(events)
+        if self.received_events == count:
+            return  # the first event has another frame, as it tells the role
+        self.like_events += count
+        self.like_bytes += len(events)
         if (length := len(events) // count) < self.shortest_event or not self.shortest_event:
             self.shortest_event = length
 
@@ -148,7 +153,7 @@ class CallRecord:
     def streamed_tokens(self) -> int:
         """An estimate of what was streamed: an event has a token or more, and the events of a
         stream are alike but for their texts."""
-        beyond = self.event_bytes - self.received_events * self.shortest_event
+        beyond = self.like_bytes - self.like_events * self.shortest_event
         return self.received_events + beyond // _TOKEN_BYTES
 
     def fail(self, error: BaseException) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from qwen_wsgi.console import timeline
-from qwen_wsgi.console.charts import readable, shortened
+from qwen_wsgi.console.usage.charts import readable, shortened
 from qwen_wsgi.state.database.calls import CallRow
 
 #: Characters of a name in a row.

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from qwen_wsgi.credentials.new_login import TIER_CLOSED
 from qwen_wsgi.credentials.phone_login import DONE, LOST, STARTING, STOPPED, WAITING
+
+#: What is said first.
+NOTICE: Final = TIER_CLOSED
 
 
 class Words(NamedTuple):

@@ -18,6 +18,10 @@ HOME: Final = "/console"
 
 PAGES: Final = (
     Page(HOME, "Overview"),
+    Page("/console/live", "Live"),
+    Page("/console/usage", "Usage"),
+    Page("/console/try", "Try it"),
+    Page("/console/login-to-qwen", "Log in to Qwen"),
     Page("/console/sessions", "Sessions"),
 )
 

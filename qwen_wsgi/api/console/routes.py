@@ -6,11 +6,16 @@ from typing import Final
 
 from flask import Blueprint
 
-from qwen_wsgi.api.console import assets, overview, sign_in
+from qwen_wsgi.api.console import assets, live, login, overview, sign_in, try_it, usage
 
 BLUEPRINTS: Final[tuple[Blueprint, ...]] = (
     assets.blueprint,
     sign_in.blueprint,
     sign_in.for_signed_in,
     overview.blueprint,
+    live.blueprint,
+    usage.blueprint,
+    try_it.blueprint,
+    try_it.for_scripts,
+    login.blueprint,
 )

@@ -13,9 +13,11 @@ from qwen_wsgi.accounting.books import Books
 from qwen_wsgi.api import http, lifecycle
 from qwen_wsgi.api.admin.usage import asked, books_of, of_others
 from qwen_wsgi.api.console import page
-from qwen_wsgi.console import table, usage_panels, usage_question
-from qwen_wsgi.console.usage_panels import Groups, Panel
-from qwen_wsgi.console.usage_question import CHOICES, Question
+from qwen_wsgi.console.usage import panels as usage_panels
+from qwen_wsgi.console.usage import question as usage_question
+from qwen_wsgi.console.usage import table
+from qwen_wsgi.console.usage.panels import Groups, Panel
+from qwen_wsgi.console.usage.question import CHOICES, Question
 from qwen_wsgi.errors import NotFound
 from qwen_wsgi.state.redis.totals import OfOthers
 
@@ -47,9 +49,7 @@ def shown() -> Response:
 def csv(kind: str) -> Response:
     """The numbers of one chart, for a spreadsheet."""
     question = _question()
-    found = usage_panels.find(
-        _panels(question, of_others(lifecycle.live(), question.span)), kind
-    )
+    found = usage_panels.find(_panels(question, of_others(lifecycle.live(), question.span)), kind)
     if found is None:
         raise NotFound("There is no such table.", code="unknown_url")
     response = http.text(table.csv_of(found.table), "text/csv; charset=utf-8")
@@ -61,16 +61,12 @@ def csv(kind: str) -> Response:
 
 def _question() -> Question:
     services = lifecycle.live().services
-    return usage_question.read(
-        request.args, now=services.clock.now(), zone=services.settings.zone
-    )
+    return usage_question.read(request.args, now=services.clock.now(), zone=services.settings.zone)
 
 
 def _panels(question: Question, others: OfOthers | None) -> list[Panel]:
     call = lifecycle.live()
-    read = partial(
-        _read, books_of(call), question, call.services.settings.zone, others
-    )
+    read = partial(_read, books_of(call), question, call.services.settings.zone, others)
     return asked(call, read)
 
 

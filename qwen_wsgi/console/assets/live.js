@@ -76,7 +76,7 @@ async function cancel(id, button) {
     told = await answer.text();
     if (!answer.ok) button.disabled = false;
   } catch { button.disabled = false; }
-  document.getElementById("live-note").textContent = told;
+  document.getElementById("live-told").textContent = told;
 }
 
 function watch(since) {

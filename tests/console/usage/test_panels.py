@@ -7,8 +7,8 @@ from typing import Any
 
 from qwen_wsgi.accounting import usage
 from qwen_wsgi.accounting.usage import Span
-from qwen_wsgi.console import usage_panels
-from qwen_wsgi.console.usage_panels import Groups, Panel
+from qwen_wsgi.console.usage import panels as usage_panels
+from qwen_wsgi.console.usage.panels import Groups, Panel
 from qwen_wsgi.state.database.calls import ErrorCount, FirstBytes
 
 PLAIN: dict[str, Any] = {

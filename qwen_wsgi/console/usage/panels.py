@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from qwen_wsgi.console import charts, table
-from qwen_wsgi.console.charts import Column
-from qwen_wsgi.console.table import Table, Value
+from qwen_wsgi.console.usage import charts, table
+from qwen_wsgi.console.usage.charts import Column
+from qwen_wsgi.console.usage.table import Table, Value
 from qwen_wsgi.state.database.calls import FIRST_BYTE_CLASSES_MS, ErrorCount, FirstBytes
 
 Row = Mapping[str, Any]
@@ -265,7 +265,7 @@ def _chart(
     title = f"{title} by {groups.by}"
     if groups.in_time:
         drawn = [Column(label_of(key), parts) for key, parts in columns]
-        return charts.vertical(drawn, title=title, unit=unit)
+        return charts.vertical(drawn, title=title, unit=unit, whole=not title.startswith("Money"))
     by_size = sorted(columns, key=lambda each: -sum(each[1]))
     bars = [Column(key or "–", parts) for key, parts in by_size[:_MOST_BARS]]
     if rest := [parts for _, parts in by_size[_MOST_BARS:]]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_wsgi.console.table import Table, csv_of, harmless, shown
+from qwen_wsgi.console.usage.table import Table, csv_of, harmless, shown
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "  =1"])

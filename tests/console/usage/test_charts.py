@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_wsgi.console import charts
-from qwen_wsgi.console.charts import Column
+from qwen_wsgi.console.usage import charts
+from qwen_wsgi.console.usage.charts import Column
 from tests.kit.properties import examples
 
 NUMBERS = st.one_of(st.integers(0, 10**15), st.floats(0, 1e12, allow_nan=False))
@@ -49,7 +49,7 @@ def test_bars_are_as_high_as_their_numbers(numbers: list[int]) -> None:
 
 
 def test_the_axis_ends_at_a_number_that_people_like() -> None:
-    assert [charts.nice_top(n) for n in (0, 1, 3, 17, 50, 51, 0.03)] == [1, 1, 5, 20, 50, 100, 0.05]
+    assert [charts.nice_top(n) for n in (0, 1, 3, 17, 50, 51, 0.03)] == [1, 1, 4, 20, 80, 80, 0.04]
     assert charts.nice_top(math.nan) == charts.nice_top(math.inf) == 1.0
 
 

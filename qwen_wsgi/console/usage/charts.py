@@ -21,7 +21,7 @@ _BOTTOM: Final = 22
 _TOP: Final = 8
 #: Of horizontal bars: of one with its name above it, and of the latter. On a small screen texts are
 #: twice as large beside the bars.
-_ROW: Final = 48
+_ROW: Final = 58
 _TEXT: Final = 27
 #: Characters of a name that have room.
 _LONGEST: Final = 40
@@ -30,7 +30,8 @@ _SPOKEN: Final = 600
 NOTHING: Final = "Nothing in this time."
 #: Labels beneath vertical bars: more would overlap.
 _MOST_LABELS: Final = 8
-_STEPS: Final = (1, 2, 5, 10)
+#: Ends of axes: the four parts of each are numbers that people like, too.
+_STEPS: Final = (1, 2, 4, 8, 20)
 _LINES: Final = 4
 
 
@@ -45,9 +46,14 @@ class Column(NamedTuple):
         return sum(self.parts)
 
 
-def vertical(columns: Sequence[Column], *, title: str, unit: str = "") -> str:
-    """Draw stacked bars side by side: what changes with time."""
+def vertical(columns: Sequence[Column], *, title: str, unit: str = "", whole: bool = False) -> str:
+    """Draw stacked bars side by side: what changes with time.
+
+    Args:
+        whole: of counts, of which there are no parts.
+    """
     top = nice_top(max((each.total for each in columns), default=0.0))
+    top = max(top, _LINES) if whole else top
     height, width = _HEIGHT - _TOP - _BOTTOM, _WIDTH - _LEFT
     step = width / max(1, len(columns))
     bar = max(1.0, min(step * 0.8, 48.0))

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_wsgi.accounting import usage
-from qwen_wsgi.console import usage_question
-from qwen_wsgi.console.usage_question import CHOICES
+from qwen_wsgi.console.usage import question as usage_question
+from qwen_wsgi.console.usage.question import CHOICES
 from tests.fakes.clock import NOON_S
 
 
