@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from flask import Flask
 
@@ -30,6 +31,15 @@ from qwen_wsgi.api.web import tokens as web_tokens
 from qwen_wsgi.api.websocket import route as websocket
 from qwen_wsgi.services import Services, build_services, configure_logs
 from qwen_wsgi.settings import Settings
+
+#: The routes that are called most.
+_STRAIGHT: Final = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/embeddings",
+)
 
 
 def create_app(settings: Settings | None = None, *, services: Services | None = None) -> Flask:
@@ -80,6 +90,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
     for blueprint in console.BLUEPRINTS:
         app.register_blueprint(blueprint)
     errors.register(app)
+    app.go_straight("POST", _STRAIGHT)
     # Before the first call: whether keys are needed at all must be known by then.
     services.key_ring.look()
     if services.database.directory is not None:

@@ -338,7 +338,7 @@ def test_a_picture_is_sent(admin: Tab, console: Console, tmp_path: Path, sandbox
         )
         ask(admin, "What is it?")
         assert admin.run("document.querySelectorAll('.turn.bad').length") == 0, admin.text()
-        body = bytes(sandbox.requests[-1].body).decode()
+        body = (sandbox.requests[-1].body or b"").decode()
         assert "data:image/png;base64,iVBOR" in body
 
 
