@@ -210,7 +210,7 @@ ALLOWED: dict[str, set[str]] = {
         "accounting",
         "state",
     },
-    "console": {"", "errors", "text", "upstream.failures.causes"},
+    "console": {"", "access", "errors", "text", "upstream.failures.causes"},
     "documents": {"clock"},
     "sandbox": set(),
     "services": set(),  # filled below: it wires everything below the API

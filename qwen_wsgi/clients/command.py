@@ -13,7 +13,15 @@ from urllib.parse import urlsplit
 from qwen_wsgi import net
 from qwen_wsgi.clients import trust
 from qwen_wsgi.clients.known import CLIENTS, nearest, target_for
-from qwen_wsgi.clients.recipe import Client, as_json, as_text, is_model_name, origin_of
+from qwen_wsgi.clients.recipe import (
+    Client,
+    Recipe,
+    Target,
+    as_json,
+    as_text,
+    is_model_name,
+    origin_of,
+)
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.net import is_loopback
 from qwen_wsgi.settings import Settings
@@ -98,18 +106,38 @@ def show(
     if model and not is_model_name(model):
         raise SettingsError(f"{model!r} is not the name of a model; `qwen-proxy models` lists them")
     address, notes = origin(settings, url, lan)
-    if not _has_keys(settings) and not is_loopback(urlsplit(address).hostname or ""):
-        notes += (_NO_KEYS,)
-    if address.startswith("https:") and authority.exists():
-        notes += (trust.note(name, str(authority)),)
     entries, more = models()
-    target = target_for(client, address, entries, model=model, default=settings.openai_model)
-    recipe = client.recipe(target)
+    target, recipe = made(settings, client, address, entries, model=model, authority=authority)
     recipe = replace(recipe, notes=(*recipe.notes, *notes, *more))
     if json_output:
         out.write(json.dumps(as_json(client, target, recipe), indent=2) + "\n")
     else:
         out.write(as_text(client, target, recipe))
+
+
+def made(
+    settings: Settings,
+    client: Client,
+    address: str,
+    entries: Iterable[Mapping[str, Any]],
+    *,
+    model: str = "",
+    authority: Path = OWN_AUTHORITY,
+) -> tuple[Target, Recipe]:
+    """The recipe for a client, and what it connects to.
+
+    Args:
+        address: the server's origin.
+        entries, model, authority: as for `show`.
+    """
+    target = target_for(client, address, entries, model=model, default=settings.openai_model)
+    recipe = client.recipe(target)
+    notes = list(recipe.notes)
+    if not _has_keys(settings) and not is_loopback(urlsplit(address).hostname or ""):
+        notes.append(_NO_KEYS)
+    if address.startswith("https:") and authority.exists():
+        notes.append(trust.note(client.name, str(authority)))
+    return target, replace(recipe, notes=tuple(notes))
 
 
 def wants_key(settings: Settings, origin: str) -> bool:

@@ -18,6 +18,8 @@ HOME: Final = "/console"
 
 PAGES: Final = (
     Page(HOME, "Overview"),
+    Page("/console/keys", "Keys"),
+    Page("/console/clients", "Clients"),
     Page("/console/sessions", "Sessions"),
 )
 

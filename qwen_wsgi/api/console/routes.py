@@ -6,11 +6,13 @@ from typing import Final
 
 from flask import Blueprint
 
-from qwen_wsgi.api.console import assets, overview, sign_in
+from qwen_wsgi.api.console import assets, keys, overview, recipes, sign_in
 
 BLUEPRINTS: Final[tuple[Blueprint, ...]] = (
     assets.blueprint,
     sign_in.blueprint,
     sign_in.for_signed_in,
     overview.blueprint,
+    keys.blueprint,
+    recipes.blueprint,
 )
