@@ -289,6 +289,7 @@ ALLOWED["services"] = {
     "documents",
     "sandbox",
     "boxes",
+    "console.doctor_process",
     "sharing",
     "state",
     "upstream",
@@ -476,6 +477,7 @@ PLACES = {
     "sqlite3": ("qwen_wsgi/state/",),
     "subprocess": (
         "qwen_wsgi/clients/run.py",
+        "qwen_wsgi/console/doctor_process.py",
         "qwen_wsgi/doctor/machine.py",
         "qwen_wsgi/documents/pdf.py",
     ),

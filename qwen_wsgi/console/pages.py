@@ -20,6 +20,7 @@ PAGES: Final = (
     Page(HOME, "Overview"),
     Page("/console/keys", "Keys"),
     Page("/console/clients", "Clients"),
+    Page("/console/doctor", "Doctor"),
     Page("/console/sessions", "Sessions"),
 )
 

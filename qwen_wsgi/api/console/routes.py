@@ -6,7 +6,7 @@ from typing import Final
 
 from flask import Blueprint
 
-from qwen_wsgi.api.console import assets, keys, overview, recipes, sign_in
+from qwen_wsgi.api.console import assets, doctor, keys, overview, recipes, sign_in
 
 BLUEPRINTS: Final[tuple[Blueprint, ...]] = (
     assets.blueprint,
@@ -15,4 +15,5 @@ BLUEPRINTS: Final[tuple[Blueprint, ...]] = (
     overview.blueprint,
     keys.blueprint,
     recipes.blueprint,
+    doctor.blueprint,
 )
