@@ -68,6 +68,8 @@ class Tab:
         self.received = 0
         for domain in ("Page", "Network", "Runtime", "Log", "Audits"):
             self.send(f"{domain}.enable")
+        # As the tab that a person looks at, also where others are open.
+        self.send("Emulation.setFocusEmulationEnabled", enabled=True)
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Have the browser do something; its answer."""
@@ -130,7 +132,11 @@ class Tab:
     def run(self, code: str) -> Any:
         """The value of an expression of JavaScript, or of the promise that it makes."""
         result = self.send(
-            "Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True
+            "Runtime.evaluate",
+            expression=code,
+            returnByValue=True,
+            awaitPromise=True,
+            userGesture=True,
         )
         if "exceptionDetails" in result:
             raise AssertionError(f"{code[:200]}: {result['exceptionDetails']}")

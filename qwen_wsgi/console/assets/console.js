@@ -4,10 +4,10 @@
 // Copies a text. Without TLS browsers give no clipboard to a page of another machine: then the text
 // is selected and copied in the old way.
 async function copied(text, source) {
-  if (navigator.clipboard && window.isSecureContext) {
+  try {
     await navigator.clipboard.writeText(text);
     return true;
-  }
+  } catch { /* there is none, or it is refused */ }
   const selection = getSelection();
   selection.selectAllChildren(source);
   const done = document.execCommand("copy");
@@ -25,10 +25,7 @@ function addCopyButton(pre) {
   const what = pre.dataset.copy;
   if (what) button.setAttribute("aria-label", `Copy ${what}`);
   button.addEventListener("click", async () => {
-    let done = false;
-    try {
-      done = await copied(pre.textContent, pre);
-    } catch { /* the browser refuses: it is told below */ }
+    const done = await copied(pre.textContent, pre);
     button.textContent = done ? "Copied" : "Press Ctrl+C";
     say(done ? "Copied." : "The text is selected; copy it with Ctrl+C.");
     setTimeout(() => { button.textContent = "Copy"; }, 2000);
