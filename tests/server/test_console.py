@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -135,6 +137,28 @@ def test_without_scripts_a_link_is_pasted(tab: Tab, console: Console) -> None:
     tab.fill("#code", link)
     tab.follow("#link-form button")
     assert tab.path() == "/console"
+
+
+def test_behind_tls_the_cookie_is_of_this_host_alone(console: Console) -> None:
+    """What a proxy in front says of TLS, as nginx does; a stranger's word is nothing."""
+    with closing(http.client.HTTPConnection("127.0.0.1", console.proxy.port)) as client:
+        headers = {
+            **{"Host": "qwen.lan", "Origin": "https://qwen.lan", "X-Forwarded-Proto": "https"},
+            **{"X-Forwarded-For": "192.168.1.9"},
+            "Content-Type": "application/x-www-form-urlencoded",
+        }
+        client.request("POST", "/console/sign-in", f"key={ADMIN}", headers)
+        answer = client.getresponse()
+        answer.read()
+        cookie = str(answer.headers["Set-Cookie"])
+        assert answer.status == 303
+        assert cookie.startswith("__Host-qwen-proxy-console=")
+        assert "Secure" in cookie
+        headers |= {"X-Forwarded-Proto": "http"}
+        client.request("POST", "/console/sign-in", f"key={ADMIN}", headers)
+        answer = client.getresponse()
+        assert answer.status == 403
+        assert b"X-Forwarded-Proto" in answer.read()
 
 
 def test_signing_out_ends_it(admin: Tab, console: Console) -> None:

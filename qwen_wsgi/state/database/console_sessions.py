@@ -123,7 +123,7 @@ class ConsoleSessions:
 
         def insert(database: sqlite3.Connection) -> None:
             database.execute("DELETE FROM console_links WHERE made_at < ?", (now - _KNOWN_S,))
-            _make_room(database, "console_links", "made_at", _MOST_LINKS)
+            _make_room(database, "console_links", "rowid", _MOST_LINKS)
             row = (digest_of(secret.encode()), now)
             database.execute("INSERT INTO console_links (digest, made_at) VALUES (?, ?)", row)
 
