@@ -28,6 +28,8 @@ PATIENCE_S: Final = 20.0
 _OPTIONS: Final = (
     "--headless=new",
     "--remote-debugging-port=0",
+    # Its sandbox needs rights that containers and root do not have; the pages are our own.
+    "--no-sandbox",
     "--no-first-run",
     "--no-default-browser-check",
     "--disable-background-networking",
@@ -236,8 +238,6 @@ def browsing() -> Iterator[Callable[[], Tab]]:
     with tempfile.TemporaryDirectory(prefix="qp-chromium", ignore_cleanup_errors=True) as profile:
         directory = Path(profile)
         options = [*_OPTIONS, f"--user-data-dir={directory}"]
-        if os.geteuid() == 0:
-            options.append("--no-sandbox")
         environment = {"PATH": os.environ["PATH"], "HOME": profile, "TMPDIR": profile}
         with (directory / "log").open("wb") as log:
             process = subprocess.Popen(

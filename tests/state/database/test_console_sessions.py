@@ -74,7 +74,7 @@ def test_the_oldest_make_room(table: str, clock: FakeClock, sessions: ConsoleSes
         elif table == "console_sessions":
             secrets.append(sessions.begin(ANNA, address=str(number), agent=""))
         else:
-            sessions.note_wrong_try(str(number))
+            sessions.begin_try(str(number))
 
     if links:
         outcomes = [sessions.spend_link(link) for link in links]
@@ -83,8 +83,8 @@ def test_the_oldest_make_room(table: str, clock: FakeClock, sessions: ConsoleSes
         assert len(sessions.all()) == 100
         assert sessions.find(secrets[-1]) is not None
     if table == "console_tries":
-        assert sessions.wrong_tries("0") == 0
-        assert sessions.wrong_tries("1099") == 1
+        tries = [sessions.begin_try("1099") for _ in range(10)]
+        assert tries.count(None) == 1
 
 
 def test_workers_see_each_others_sessions(
@@ -102,3 +102,17 @@ def test_workers_see_each_others_sessions(
     files = [path.read_bytes() for path in (tmp_path / "database").iterdir()]
     assert files
     assert not any(secret.encode() in content for content in files)
+
+
+def test_tries_are_counted_before_they_are_known_to_be_wrong(
+    clock: FakeClock, sessions: ConsoleSessions
+) -> None:
+    numbers = [sessions.begin_try("a") for _ in range(12)]
+    assert numbers[9] is not None
+    assert numbers[10:] == [None, None]
+    assert sessions.begin_try("b") is not None
+    sessions.forget_try(numbers[9])
+    assert sessions.begin_try("a") is not None
+    assert sessions.begin_try("a") is None
+    clock.advance(61)
+    assert sessions.begin_try("a") is not None
