@@ -31,6 +31,7 @@ from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.background import Background
 from qwen_wsgi.boxes import client_keys_of, seal_of, shared_store_of, sharing_of, usage_totals_of
 from qwen_wsgi.clock import Clock, SystemClock, sleep
+from qwen_wsgi.console.doctor_process import DoctorProcess
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.phone_login import PhoneLogin
 from qwen_wsgi.credentials.refresh.attempt import Outcome
@@ -224,6 +225,7 @@ class Services:
     client_keys: ClientKeys
     key_ring: KeyRing
     console_sessions: ConsoleSessions
+    doctor: DoctorProcess
     admission: Admission
     in_flight: CallsInFlight
     budgets: Budgets
@@ -492,6 +494,7 @@ def build_services(
         client_keys=client_keys,
         key_ring=key_ring,
         console_sessions=ConsoleSessions(database, clock),
+        doctor=DoctorProcess(settings.environ),
         admission=admission,
         in_flight=CallsInFlight(clock, state_dir, address_of=guard.client_address, recent=recent),
         budgets=budgets,

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple, Protocol
 
 from qwen_wsgi import text
 from qwen_wsgi.upstream.failures.causes import CAUSES, remedy_of
 
 #: How a state looks: what is well, what passes, what somebody has to see to.
 GOOD, WAITING, BAD = "good", "waiting", "bad"
+
+
+class Paused(Protocol):
+    """A model that gets no calls (`credentials.credential.PausedModel`)."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def cause(self) -> str: ...
 
 
 class Window(NamedTuple):
@@ -44,11 +55,15 @@ class ShownAccount(NamedTuple):
     remedy: str
 
 
-def shown(row: Mapping[str, Any]) -> ShownAccount:
+def shown(
+    row: Mapping[str, Any], *, in_flight: int = 0, paused: Iterable[Paused] = ()
+) -> ShownAccount:
     """An account for the page.
 
     Args:
         row: as `text.status_row` makes it.
+        in_flight: its calls in flight, of all workers.
+        paused: its models that get no calls for a while.
     """
     cause, pause_s = str(row["cause"]), float(row["left_alone_s"])
     mood, state = _state(row, pause_s)
@@ -58,10 +73,15 @@ def shown(row: Mapping[str, Any]) -> ShownAccount:
         ("from", str(row["origin"])),
         ("endpoint", str(row["endpoint"])),
         ("credential", str(row["credential"])),
+        ("in flight", "1 call" if in_flight == 1 else f"{in_flight or 'no'} calls"),
         ("last call", _last_call(row.get("last_call"))),
     ]
     if pause_s:
         facts.append(("no calls for", f"{text.duration(pause_s)}: {meaning_of(cause)}"))
+    facts += [
+        (f"no calls for {each.model}", f"{text.duration(each.seconds)}: {meaning_of(each.cause)}")
+        for each in paused
+    ]
     return ShownAccount(
         str(row["name"]),
         mood,

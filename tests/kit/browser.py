@@ -28,6 +28,8 @@ PATIENCE_S: Final = 20.0
 _OPTIONS: Final = (
     "--headless=new",
     "--remote-debugging-port=0",
+    # Its sandbox needs rights that containers and root do not have; the pages are our own.
+    "--no-sandbox",
     "--no-first-run",
     "--no-default-browser-check",
     "--disable-background-networking",
@@ -68,6 +70,8 @@ class Tab:
         self.received = 0
         for domain in ("Page", "Network", "Runtime", "Log", "Audits"):
             self.send(f"{domain}.enable")
+        # As the tab that a person looks at, also where others are open.
+        self.send("Emulation.setFocusEmulationEnabled", enabled=True)
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Have the browser do something; its answer."""
@@ -130,7 +134,11 @@ class Tab:
     def run(self, code: str) -> Any:
         """The value of an expression of JavaScript, or of the promise that it makes."""
         result = self.send(
-            "Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True
+            "Runtime.evaluate",
+            expression=code,
+            returnByValue=True,
+            awaitPromise=True,
+            userGesture=True,
         )
         if "exceptionDetails" in result:
             raise AssertionError(f"{code[:200]}: {result['exceptionDetails']}")
@@ -230,8 +238,6 @@ def browsing() -> Iterator[Callable[[], Tab]]:
     with tempfile.TemporaryDirectory(prefix="qp-chromium", ignore_cleanup_errors=True) as profile:
         directory = Path(profile)
         options = [*_OPTIONS, f"--user-data-dir={directory}"]
-        if os.geteuid() == 0:
-            options.append("--no-sandbox")
         environment = {"PATH": os.environ["PATH"], "HOME": profile, "TMPDIR": profile}
         with (directory / "log").open("wb") as log:
             process = subprocess.Popen(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from flask import Response
 
 from qwen_wsgi.api import lifecycle, status
 from qwen_wsgi.api.console import page
 from qwen_wsgi.console import accounts
+from qwen_wsgi.in_flight import MOST
 
 blueprint = page.blueprint("overview")
 
@@ -18,12 +21,18 @@ def overview() -> Response:
     workers = services.workers.all()
     store = services.shared_store
     rows = status.account_rows(services)
+    paused = {account.name: each.models for account, each in services.statuses.summary().accounts}
+    calls = services.in_flight.all(MOST).rows
+    open_calls = Counter(call["account"] for call in calls)
     return page.render(
         "overview",
         title="Overview",
-        accounts=[accounts.shown(row) for row in rows],
+        accounts=[
+            accounts.shown(row, in_flight=open_calls[row["name"]], paused=paused[row["name"]])
+            for row in rows
+        ],
         workers=len(workers),
-        in_flight=sum(each.in_flight for each in workers) or services.admission.in_flight,
+        in_flight=len(calls),
         calls=sum(each.ended for each in workers),
         uptime_s=services.clock.monotonic() - services.started_at,
         sandbox=any(row["kind"] == "sandbox" for row in rows),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 from flask import Blueprint, Response, g, render_template
+from markupsafe import Markup, escape
 from werkzeug.http import parse_cookie
 
 from qwen_wsgi import __version__, text
@@ -18,6 +20,7 @@ from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.console import browser, files
 from qwen_wsgi.console.pages import PAGES
 from qwen_wsgi.errors import ApiError, BadRequest, Forbidden, Unauthorized
+from qwen_wsgi.settings import with_command
 from qwen_wsgi.shortage import fault_error
 from qwen_wsgi.state.database.console_sessions import LINK, Session
 from qwen_wsgi.state.database.sqlite import DatabaseUnavailable
@@ -47,6 +50,10 @@ HEADERS: Final = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
+
+
+#: Escaped: there is no tag in it.
+_CODE: Final = re.compile(r"`([^`]+)`")
 
 
 class SignedIn(NamedTuple):
@@ -270,12 +277,20 @@ def render(template: str, *, title: str, status: int = 200, **values: Any) -> Re
         now=call.services.clock.now(),
         moment=text.moment,
         duration=text.duration,
+        prose=prose,
         **values,
     )
     response = http.text(html, "text/html; charset=utf-8")
     response.status_code = status
     response.headers.extend(HEADERS)
     return response
+
+
+def prose(text: str) -> Markup:
+    """A text of ours or of anybody, with what stands in `backticks` as code: commands as their
+    reader has to type them."""
+    typed = with_command(text, lifecycle.live().services.settings.command)
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(typed))))
 
 
 def redirect(path: str) -> Response:

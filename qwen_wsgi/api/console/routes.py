@@ -6,7 +6,18 @@ from typing import Final
 
 from flask import Blueprint
 
-from qwen_wsgi.api.console import assets, live, login, overview, sign_in, try_it, usage
+from qwen_wsgi.api.console import (
+    assets,
+    doctor,
+    keys,
+    live,
+    login,
+    overview,
+    recipes,
+    sign_in,
+    try_it,
+    usage,
+)
 
 BLUEPRINTS: Final[tuple[Blueprint, ...]] = (
     assets.blueprint,
@@ -18,4 +29,7 @@ BLUEPRINTS: Final[tuple[Blueprint, ...]] = (
     try_it.blueprint,
     try_it.for_scripts,
     login.blueprint,
+    keys.blueprint,
+    recipes.blueprint,
+    doctor.blueprint,
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from flask import Response
@@ -13,14 +14,12 @@ from qwen_wsgi.api import lifecycle
 from qwen_wsgi.api.console import page
 from qwen_wsgi.console import browser
 from qwen_wsgi.console.pages import HOME, page_to_return_to
-from qwen_wsgi.errors import ApiError, Forbidden, NotFound
+from qwen_wsgi.errors import ApiError, NotFound
 from qwen_wsgi.net import ip_address
-from qwen_wsgi.state.database.console_sessions import LINK, SESSION_S, TRIES_S, Person
+from qwen_wsgi.state.database.console_sessions import LINK, MOST_TRIES, SESSION_S, TRIES_S, Person
 
 log = logging.getLogger(__name__)
 
-#: Wrong tries of an address within a minute, after which it has to wait.
-_MOST_TRIES: Final = 10
 _LONGEST_KEY: Final = 512
 
 #: What became of a link that does not work.
@@ -32,6 +31,14 @@ _LINKS: Final = {
     "unknown": "This is not a link of this server, or a part of it is missing. Make another one on "
     "the server with `qwen-proxy console`.",
 }
+
+
+class Wrong(ApiError):
+    """What was offered does not let in."""
+
+    status = 403
+    type = "invalid_request_error"
+
 
 blueprint = page.blueprint("sign_in", signed_in=False)
 for_signed_in = page.blueprint("sessions")
@@ -54,15 +61,12 @@ def ask() -> Response:
 @blueprint.post("/console/sign-in")
 def sign_in() -> Response:
     """Sign in with a key of an admin."""
-    _check_tries()
     fields = page.form()
     key, wanted = fields.get("key", "").strip(), fields.get("wanted", "")
     try:
-        person = _admin(key)
-    except ApiError as error:
-        if error.status >= 500:
-            raise
-        _note_wrong_try(error)
+        with _counted():
+            person = _admin(key)
+    except Wrong as error:
         return _asked(wanted, error)
     return _let_in(person, page_to_return_to(wanted))
 
@@ -77,14 +81,15 @@ def ask_link() -> Response:
 @blueprint.post("/console/link")
 def use_link() -> Response:
     """Spend a one-time link."""
-    _check_tries()
     # Whoever has no script may have copied all of the address.
     secret = page.form().get("code", "").strip().rpartition("#")[2]
-    outcome = lifecycle.live().services.console_sessions.spend_link(secret)
-    if outcome != "spent":
-        problem = Forbidden(_LINKS[outcome], code=f"link_{outcome}")
-        _note_wrong_try(problem)
-        return page.render("link", title="Sign in", status=403, problem=problem.message)
+    try:
+        with _counted():
+            outcome = lifecycle.live().services.console_sessions.spend_link(secret)
+            if outcome != "spent":
+                raise Wrong(_LINKS[outcome], code=f"link_{outcome}")
+    except Wrong as error:
+        return page.render("link", title="Sign in", status=error.status, problem=error.message)
     return _let_in(LINK, HOME)
 
 
@@ -137,17 +142,23 @@ def _admin(key: str) -> Person:
     """Whose key this is.
 
     Raises:
-        ApiError: it is no key of an admin, or may not be used from here.
+        Wrong: it is no key of an admin, or may not be used from here.
+        ApiError: 503: that cannot be found out now.
     """
     call = lifecycle.live()
     if not key or len(key) > _LONGEST_KEY or not key.isascii() or not key.isprintable():
-        raise Forbidden("Please enter the key of an admin.", code="missing_api_key")
+        raise Wrong("Please enter the key of an admin.", code="missing_api_key")
     # The key alone counts, whatever else the browser sends.
     asked: Mapping[str, Any] = {
         **{name: value for name, value in call.environ.items() if name not in _KEY_HEADERS},
         "HTTP_AUTHORIZATION": f"Bearer {key}",
     }
-    client = call.services.guard.require_admin(asked)
+    try:
+        client = call.services.guard.require_admin(asked)
+    except ApiError as error:
+        if error.status >= 500:
+            raise
+        raise Wrong(error.message, status=error.status, code=error.code) from None
     return Person(client.id, client.name, digest_of(key.encode()))
 
 
@@ -202,24 +213,30 @@ def _address() -> str:
     return found[:64]
 
 
-def _check_tries() -> None:
-    """Refuse whoever has been wrong too often.
+@contextmanager
+def _counted() -> Iterator[None]:
+    """Count the try to sign in that is made meanwhile, if it is wrong.
 
     Raises:
-        ApiError: 429.
+        ApiError: 429: there were too many.
     """
-    if lifecycle.live().services.console_sessions.wrong_tries(_address()) >= _MOST_TRIES:
+    sessions, address = lifecycle.live().services.console_sessions, _address()
+    number = sessions.begin_try(address)
+    if number is None:
         raise ApiError(
-            f"{_MOST_TRIES} wrong tries within a minute came from your address. Wait a minute, and "
+            f"{MOST_TRIES} wrong tries within a minute came from your address. Wait a minute, and "
             "try again.",
             status=429,
             type="invalid_request_error",
             code="too_many_tries",
             retry_after_s=TRIES_S,
         )
-
-
-def _note_wrong_try(error: ApiError) -> None:
-    address = _address()
-    lifecycle.live().services.console_sessions.note_wrong_try(address)
-    log.warning("console: a sign-in was refused (%s) address=%s", error.code, address)
+    try:
+        yield
+    except Wrong as error:
+        log.warning("console: a sign-in was refused (%s) address=%s", error.code, address)
+        raise
+    except BaseException:  # nobody knows whether it was wrong
+        sessions.forget_try(number)
+        raise
+    sessions.forget_try(number)

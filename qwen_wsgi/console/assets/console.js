@@ -4,10 +4,10 @@
 // Copies a text. Without TLS browsers give no clipboard to a page of another machine: then the text
 // is selected and copied in the old way.
 async function copied(text, source) {
-  if (navigator.clipboard && window.isSecureContext) {
+  try {
     await navigator.clipboard.writeText(text);
     return true;
-  }
+  } catch { /* there is none, or it is refused */ }
   const selection = getSelection();
   selection.selectAllChildren(source);
   const done = document.execCommand("copy");
@@ -21,17 +21,16 @@ function addCopyButton(pre) {
   frame.className = "copy";
   button.type = "button";
   button.className = "plain";
-  button.textContent = "Copy";
-  const what = pre.dataset.copy;
-  if (what) button.setAttribute("aria-label", `Copy ${what}`);
+  const name = (word) => {
+    button.textContent = word;
+    button.setAttribute("aria-label", `${word} ${pre.dataset.copy}`);
+  };
+  name("Copy");
   button.addEventListener("click", async () => {
-    let done = false;
-    try {
-      done = await copied(pre.textContent, pre);
-    } catch { /* the browser refuses: it is told below */ }
-    button.textContent = done ? "Copied" : "Press Ctrl+C";
+    const done = await copied(pre.textContent, pre);
+    name(done ? "Copied" : "Press Ctrl+C");
     say(done ? "Copied." : "The text is selected; copy it with Ctrl+C.");
-    setTimeout(() => { button.textContent = "Copy"; }, 2000);
+    setTimeout(name, 2000, "Copy");
   });
   pre.replaceWith(frame);
   frame.append(button, pre);
@@ -76,6 +75,9 @@ for (const form of document.querySelectorAll("form[method=post]")) {
   });
 }
 // A page that comes back from the browser's memory has its buttons again.
-addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
+addEventListener("pageshow", (event) => {
+  if (!event.persisted) return;
+  for (const button of document.querySelectorAll("button")) button.disabled = false;
+});
 addEventListener("hashchange", takeLink);
 takeLink();

@@ -24,13 +24,14 @@ SESSION_S: Final = 12 * 3600
 IDLE_S: Final = 2 * 3600
 #: How often a request of a session is written down. Seconds.
 _SEEN_S: Final = 60
-#: Wrong tries of an address within so many seconds are counted.
+#: So many wrong tries of an address within so many seconds are the last ones for that time.
+MOST_TRIES: Final = 10
 TRIES_S: Final = 60
 
 #: Of each table; the oldest rows make room.
 _MOST_LINKS: Final = 50
 _MOST_SESSIONS: Final = 100
-_MOST_TRIES: Final = 1000
+_MOST_TRIED: Final = 1000
 
 #: Of what a browser says of itself.
 _AGENT_CHARS: Final = 200
@@ -123,7 +124,7 @@ class ConsoleSessions:
 
         def insert(database: sqlite3.Connection) -> None:
             database.execute("DELETE FROM console_links WHERE made_at < ?", (now - _KNOWN_S,))
-            _make_room(database, "console_links", "made_at", _MOST_LINKS)
+            _make_room(database, "console_links", "rowid", _MOST_LINKS)
             row = (digest_of(secret.encode()), now)
             database.execute("INSERT INTO console_links (digest, made_at) VALUES (?, ?)", row)
 
@@ -212,30 +213,36 @@ class ConsoleSessions:
 
     # --- wrong tries -------------------------------------------------------------------------
 
-    def wrong_tries(self, address: str) -> int:
-        """How often a sign-in from an address has failed lately."""
-        since = self._clock.now() - TRIES_S
-
-        def count(database: sqlite3.Connection) -> int:
-            found: int = database.execute(
-                "SELECT count(*) FROM console_tries WHERE address = ? AND at > ?", (address, since)
-            ).fetchone()[0]
-            return found
-
-        return self._database.run(count)
-
-    def note_wrong_try(self, address: str) -> None:
-        """Remember that a sign-in from an address has failed."""
+    def begin_try(self, address: str) -> int | None:
+        """Count a try to sign in as a wrong one, before it is known to be one: of many at the same
+        moment no more than `MOST_TRIES` are made. Its number, for `forget_try`; None if there were
+        too many from this address lately.
+        """
         now = self._clock.now()
 
-        def insert(database: sqlite3.Connection) -> None:
+        def insert(database: sqlite3.Connection) -> int | None:
             database.execute("DELETE FROM console_tries WHERE at <= ?", (now - TRIES_S,))
-            _make_room(database, "console_tries", "number", _MOST_TRIES)
-            database.execute(
-                "INSERT INTO console_tries (address, at) VALUES (?, ?)", (address, now)
-            )
+            (count,) = database.execute(
+                "SELECT count(*) FROM console_tries WHERE address = ?", (address,)
+            ).fetchone()
+            if count >= MOST_TRIES:
+                return None
+            _make_room(database, "console_tries", "number", _MOST_TRIED)
+            row = (address, now)
+            return database.execute(
+                "INSERT INTO console_tries (address, at) VALUES (?, ?)", row
+            ).lastrowid
 
-        self._database.run(insert, write=True)
+        return self._database.run(insert, write=True)
+
+    def forget_try(self, number: int) -> None:
+        """A try was not wrong."""
+        self._database.run(
+            lambda database: database.execute(
+                "DELETE FROM console_tries WHERE number = ?", (number,)
+            ),
+            write=True,
+        )
 
     def _secret(self) -> str:
         return base64.urlsafe_b64encode(self._random(30)).decode()

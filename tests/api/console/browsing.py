@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from werkzeug.test import TestResponse
 
+from qwen_wsgi.access.budget import limits_of
 from tests.api.apps import App, running
 from tests.fakes.clock import FakeClock
 from tests.kit.secrets import secret
@@ -71,7 +72,7 @@ def console(
         "QWEN_PROXY_ADMIN_KEYS": ADMIN,
         "QWEN_UPSTREAM_BASE_URL": "http://127.0.0.1:9/v1",
     }
-    with running(clock, state_dir=state_dir, **{**defaults, **environ}) as app:
+    with running(clock, limits_of=limits_of, state_dir=state_dir, **{**defaults, **environ}) as app:
         yield Browser(app)
 
 

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from qwen_wsgi.access.client_key import KeysUnavailable
+from qwen_wsgi.state.database.console_sessions import ConsoleSessions
+from qwen_wsgi.state.database.sqlite import DatabaseUnavailable
 from tests.api.console.browsing import (
     ADMIN,
     BY_TLS,
@@ -49,6 +52,10 @@ def test_one_gets_to_the_page_that_one_wanted(browser: Browser) -> None:
 
     for wanted, path in (
         ("/console/sessions", "/console/sessions"),
+        ("/console/keys/key_0", "/console/keys/key_0"),
+        ("/console/keys//evil.example", "/console"),
+        ("/console/keys/..%2f", "/console"),
+        ("/console/sign-in", "/console"),
         ("//evil.example/", "/console"),
         ("https://evil.example/console", "/console"),
     ):
@@ -198,6 +205,31 @@ def test_the_tenth_wrong_try_is_the_last_for_a_minute() -> None:
         assert elsewhere.sign_in("sk-wrong").status_code == 401
         clock.advance(61)
         assert browser.sign_in().status_code == 303
+
+
+def test_a_database_that_is_away_is_told(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise DatabaseUnavailable("the disk is full", passing=True)
+
+    browser.sign_in()
+    monkeypatch.setattr(ConsoleSessions, "find", fail)
+    refused = browser.get("/console")
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"] == "1"
+    assert "the disk is full" in words_of(refused)
+
+
+def test_keys_that_cannot_be_read_are_no_wrong_try(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeysUnavailable("").told()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(browser.app.services.guard, "require_admin", fail)
+        for _ in range(12):
+            assert browser.sign_in().status_code == 503
+    assert browser.sign_in().status_code == 303
 
 
 def test_an_ipv6_network_is_one_address() -> None:
@@ -356,7 +388,7 @@ def test_assets_are_kept_by_browsers(browser: Browser) -> None:
             "no-cache"
         )
     assert browser.get("/console/assets/base.html").status_code == 404
-    assert browser.get("/console/assets/..%2ffiles.py").status_code == 404
+    assert browser.get("/console/assets/..%2ffiles.py").status_code == 401
 
 
 def test_a_form_that_is_none_is_refused_in_words(browser: Browser) -> None:
