@@ -43,16 +43,8 @@ NAV: Final[Mapping[str, tuple[str, ...]]] = {
         *("credentials.md", "routing.md", "plans.md", "keys.md", "limits.md", "web-account.md"),
     ),
     "API": (
-        *(
-            "dialects.md",
-            "openapi.md",
-            "images.md",
-            "videos.md",
-            "speech.md",
-            "transcription.md",
-            "media.md",
-        ),
-        "files.md",
+        *("dialects.md", "images.md", "videos.md", "speech.md", "transcription.md", "media.md"),
+        *("files.md", "openapi.md"),
     ),
     "Reference": ("reference",),
     "Workflow": ("workflow.md", "contributing.md", "changelog.md"),
