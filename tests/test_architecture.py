@@ -177,6 +177,7 @@ ALLOWED: dict[str, set[str]] = {
         "state.refused_inputs",
         "state.shared_files",
         "state.model_lists",
+        "state.workers",
     },
     "tools": {
         "errors",
@@ -215,7 +216,18 @@ ALLOWED: dict[str, set[str]] = {
     "sandbox": set(),
     "services": set(),  # filled below: it wires everything below the API
     "app": {"settings", "services", "api"},
-    "server": {"errors", "clock", "logs", "redaction", "settings", "services", "state", "text"},
+    "exchange": set(),
+    "server": {
+        "errors",
+        "exchange",
+        "clock",
+        "logs",
+        "redaction",
+        "settings",
+        "services",
+        "state",
+        "text",
+    },
     "master": {"env_file", "errors", "reporting", "server", "settings"},
     "doctor": {
         "",
@@ -245,6 +257,9 @@ ALLOWED: dict[str, set[str]] = {
         "settings",
         "text",
         "net",
+        "redaction",
+        "credentials.files.durable",
+        "state.file_lock",
         "upstream.routing.model_profiles",
     },
     "cli": {
@@ -337,7 +352,7 @@ ROOMS: dict[str, list[list[str]]] = {
         ["account"],
         ["oauth_login"],
         ["refresh"],
-        ["oauth", "credential", "shared"],
+        ["oauth", "credential", "shared", "kept_web_token"],
         ["files", "locks", "token"],
     ],
     "upstream": [
@@ -469,7 +484,7 @@ PLACES = {
     "wsproto": ("qwen_wsgi/protocol/websocket/",),
     "segno": ("qwen_wsgi/cli/login.py",),
     "greenlet": (),
-    "gunicorn": ("qwen_wsgi/server.py", "qwen_wsgi/master.py"),
+    "gunicorn": ("qwen_wsgi/server.py", "qwen_wsgi/exchange.py", "qwen_wsgi/master.py"),
     "fcntl": (
         "qwen_wsgi/credentials/locks/proxy_lock.py",
         "qwen_wsgi/state/database/in_use.py",
