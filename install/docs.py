@@ -45,7 +45,7 @@ NAV: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "API": (
         *("dialects.md", "images.md", "videos.md", "speech.md", "transcription.md", "media.md"),
-        "files.md",
+        *("files.md", "openapi.md"),
     ),
     "Reference": ("reference",),
     "Workflow": ("workflow.md", "contributing.md", "changelog.md"),

@@ -48,14 +48,15 @@ _OWN_KEYS: Final = (
 )
 
 
-_OWN_CONSOLE: Final = (
-    "qwen-proxy: this link is for a server of your own, which the service is not. For the "
-    "service's console: sudo qwen-proxy console"
-)
 #: Said to root, whose command becomes the service, which has no clients.
 _OWN_FILES: Final = (
     "qwen-proxy: the client's files are those of a user: run this as that user, without sudo. "
     "Nothing was changed."
+)
+
+_OWN_CONSOLE: Final = (
+    "qwen-proxy: this link is for a server of your own, which the service is not. For the "
+    "service's console: sudo qwen-proxy console"
 )
 
 

@@ -22,7 +22,11 @@ _PATH: Final = re.compile(r"(?:/[A-Za-z0-9_-]+)+")
 
 PAGES: Final = (
     Page(HOME, "Overview"),
+    Page("/console/live", "Live"),
+    Page("/console/usage", "Usage"),
     Page("/console/keys", "Keys"),
+    Page("/console/login-to-qwen", "Log in to Qwen"),
+    Page("/console/try", "Try it"),
     Page("/console/clients", "Clients"),
     Page("/console/doctor", "Doctor"),
     Page("/console/sessions", "Sessions"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -16,9 +16,10 @@ from qwen_wsgi import __version__, text
 from qwen_wsgi.access import connections
 from qwen_wsgi.access.client_key import KeysUnavailable
 from qwen_wsgi.api import body, http, lifecycle
+from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.console import browser, files
 from qwen_wsgi.console.pages import PAGES
-from qwen_wsgi.errors import ApiError, BadRequest, Forbidden
+from qwen_wsgi.errors import ApiError, BadRequest, Forbidden, Unauthorized
 from qwen_wsgi.settings import with_command
 from qwen_wsgi.shortage import fault_error
 from qwen_wsgi.state.database.console_sessions import LINK, Session
@@ -38,7 +39,8 @@ _POLICY: Final = (
     "frame-ancestors 'none'"
 )
 
-_HEADERS: Final = {
+#: Of every page.
+HEADERS: Final = {
     "content-security-policy": _POLICY,
     "cache-control": "no-store",
     # Not `no-referrer`: then browsers would not tell from where a form comes, either.
@@ -75,14 +77,26 @@ def blueprint(name: str, *, signed_in: bool = True) -> Blueprint:
     Args:
         signed_in: only for those who are.
     """
-    made = Blueprint(f"console_{name}", __name__, template_folder=str(files.TEMPLATES))
-    made.before_request(_check_request)
-    if signed_in:
-        made.before_request(_check_session)
+    made = _blueprint(name, signed_in)
     made.register_error_handler(ApiError, _failed)
     made.register_error_handler(DatabaseUnavailable, _database_failed)
     made.register_error_handler(Unsigned, _not_signed_in)
     made.register_error_handler(Exception, _fault)
+    return made
+
+
+def blueprint_for_scripts(name: str) -> Blueprint:
+    """A blueprint for what the scripts of pages ask: failures are those of the API, in JSON."""
+    made = _blueprint(name, signed_in=True)
+    made.register_error_handler(Unsigned, _not_signed_in_script)
+    return made
+
+
+def _blueprint(name: str, signed_in: bool) -> Blueprint:
+    made = Blueprint(f"console_{name}", __name__, template_folder=str(files.TEMPLATES))
+    made.before_request(_check_request)
+    if signed_in:
+        made.before_request(_check_session)
     return made
 
 
@@ -163,10 +177,17 @@ def current(*, active: bool = False) -> SignedIn | None:
     """The session of the request, if there is one and its admin still is one.
 
     Args:
-        active: a person asks; see `ConsoleSessions.find`. Long streams call this again and again,
-            to see when it ends.
+        active: a person asks; see `ConsoleSessions.find`.
     """
-    call = lifecycle.live()
+    return _session_of(lifecycle.live(), active)
+
+
+def session_of(call: LiveCall) -> Callable[[], bool]:
+    """Whether the session of a call goes on; for streams, which go on after their request."""
+    return lambda: _session_of(call, False) is not None
+
+
+def _session_of(call: LiveCall, active: bool) -> SignedIn | None:
     cookies = parse_cookie(call.environ.get("HTTP_COOKIE", ""))
     secret = cookies.get(browser.cookie_name(call.environ), "")
     if not secret or len(secret) > 100:
@@ -261,7 +282,7 @@ def render(template: str, *, title: str, status: int = 200, **values: Any) -> Re
     )
     response = http.text(html, "text/html; charset=utf-8")
     response.status_code = status
-    response.headers.extend(_HEADERS)
+    response.headers.extend(HEADERS)
     return response
 
 
@@ -276,7 +297,7 @@ def redirect(path: str) -> Response:
     """Send the browser to one of our pages, by GET."""
     response = http.text("", "text/plain; charset=utf-8")
     response.status_code = 303
-    response.headers.extend(_HEADERS)
+    response.headers.extend(HEADERS)
     response.headers["location"] = path
     return response
 
@@ -291,6 +312,12 @@ def _not_signed_in(error: Unsigned) -> Response:
         problem="" if call.record.method == "GET" else _GONE,
         unsafe=is_unsafe(),
     )
+
+
+def _not_signed_in_script(error: Unsigned) -> Response:
+    failure = Unauthorized("Your session has ended. Sign in again.", code="session_ended")
+    lifecycle.live().record.fail(failure)
+    return http.error(failure)
 
 
 _GONE: Final = "Your session has ended, so nothing was changed. Sign in and repeat what you did."

@@ -57,17 +57,18 @@ def of_this_server(
         for each in call.services.catalogue.models()
         if allows(each.get("alias_of", each["id"]))
     ]
-    made = []
-    for client in CLIENTS.values():
-        target, notes = command.target_at(settings, client, address, entries, model=model)
-        recipe = client.recipe(target)
-        recipe = replace(recipe, notes=(*recipe.notes, *notes))
-        made.append((client, target, _with_key(recipe, secret) if secret else recipe))
+    made = [
+        (client, *command.made(settings, client, address, entries, model=model))
+        for client in CLIENTS.values()
+    ]
     return {
         "address": address,
         "model": model,
         "models": sorted({str(each["id"]) for each in entries if is_model_name(str(each["id"]))}),
-        "recipes": made,
+        "recipes": [
+            (client, target, _with_key(recipe, secret) if secret else recipe)
+            for client, target, recipe in made
+        ],
     }
 
 
