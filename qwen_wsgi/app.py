@@ -25,6 +25,7 @@ from qwen_wsgi.api.dialects import (
 from qwen_wsgi.api.files import batches, files
 from qwen_wsgi.api.flask_app import Application
 from qwen_wsgi.api.media import images, rerank, speech, transcriptions, videos
+from qwen_wsgi.api.openapi import route as openapi
 from qwen_wsgi.api.web import chats as web_chats
 from qwen_wsgi.api.web import tokens as web_tokens
 from qwen_wsgi.api.websocket import route as websocket
@@ -84,6 +85,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
         usage,
         web_tokens,
         web_chats,
+        openapi,
     ):
         app.register_blueprint(module.blueprint)
     errors.register(app)

@@ -33,9 +33,9 @@ from qwen_wsgi.clock import Clock, SystemClock, sleep
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.refresh.attempt import Outcome
 from qwen_wsgi.credentials.sources.discovery import Discovery
+from qwen_wsgi.credentials.web import WebCredential
 from qwen_wsgi.documents.pdf import PdfReader
 from qwen_wsgi.greenlets import ThreadApart
-from qwen_wsgi.hosts import Family
 from qwen_wsgi.in_flight import CallsInFlight
 from qwen_wsgi.metering import Metering
 from qwen_wsgi.redaction import DISCOVERED, Redaction
@@ -561,7 +561,7 @@ def _delete_left_chats(chats: WebChats, discovery: Discovery) -> None:
     """Delete the temporary chats that killed workers have left in the operator's web account."""
     chats.sweep()
     for account in discovery.accounts():
-        if account.family is Family.WEB:
+        if isinstance(account.credential, WebCredential):
             chats.delete_left(account, {})
 
 
@@ -674,7 +674,7 @@ def _secrets(settings: Settings) -> tuple[str, ...]:
     """The secrets that the settings hold."""
     return (
         *(*settings.all_client_keys, settings.upstream_api_key),
-        *(settings.state_key, settings.old_state_key),
+        *(settings.state_key, settings.old_state_key, settings.web_token),
         *settings.redis_secrets,
     )
 
