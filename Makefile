@@ -8,7 +8,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test fast clients pythons lowest lint fix bench docs release deb install uninstall clean
+.PHONY: help run test fast clients pythons lowest lint fix bench docs reference release deb install uninstall clean
 
 # Relative, so that the path of the checkout may contain spaces.
 python := .venv/bin/python
@@ -70,6 +70,10 @@ bench: ## count the functions of a call, then measure the speed goals
 docs: ## the documentation as a site, in dist/docs; it needs nothing from elsewhere
 	@sh install/venv.sh dev
 	@$(python) install/docs.py
+
+reference: ## write docs/reference/ anew, from the code
+	@sh install/venv.sh dev
+	@$(python) -B install/reference.py
 
 release: ## check that everything is ready for a release, and build its files in dist/
 	@sh install/venv.sh dev

@@ -26,6 +26,9 @@ from qwen_wsgi.api.files import batches, files
 from qwen_wsgi.api.flask_app import Application
 from qwen_wsgi.api.media import images, rerank, speech, transcriptions, videos
 from qwen_wsgi.api.openapi import route as openapi
+from qwen_wsgi.api.pages import assets as page_assets
+from qwen_wsgi.api.pages import docs as docs_page
+from qwen_wsgi.api.pages import start as start_page
 from qwen_wsgi.api.web import chats as web_chats
 from qwen_wsgi.api.web import tokens as web_tokens
 from qwen_wsgi.api.websocket import route as websocket
@@ -86,6 +89,9 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
         web_tokens,
         web_chats,
         openapi,
+        start_page,
+        docs_page,
+        page_assets,
     ):
         app.register_blueprint(module.blueprint)
     errors.register(app)

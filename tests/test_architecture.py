@@ -205,6 +205,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "api": {
         "",
+        "clients",
         "services",
         "tools",
         "access",
@@ -332,6 +333,8 @@ EXCEPTIONS = {
     ("qwen_wsgi/api/health.py", "credentials.credential"),
     # /status is what `qwen-proxy status` prints.
     ("qwen_wsgi/api/status.py", "text"),
+    # The start page shows plans as `qwen-proxy status` does.
+    ("qwen_wsgi/api/pages/start.py", "text"),
 }
 
 

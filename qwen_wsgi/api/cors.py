@@ -12,7 +12,7 @@ from qwen_wsgi.api.flask_app import ROUTE_PATH
 from qwen_wsgi.api.openapi.headers import EXPOSED
 
 #: What needs no key is for programs and people, and not for pages of other sites.
-_KEYLESS: Final = frozenset({"/", "/health", "/health/live", "/health/ready"})
+_KEYLESS: Final = frozenset({"/", "/docs", "/health", "/health/live", "/health/ready"})
 
 
 def allow(headers: Headers, guard: Guard, environ: Mapping[str, Any]) -> None:

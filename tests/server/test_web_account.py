@@ -215,7 +215,7 @@ def test_the_chat_of_a_killed_worker_goes_with_the_next_call_of_its_user(
     token = token_of(site, "ann")
     exchange = Exchange(
         proxy.port,
-        {**chat("[[sandbox: interval=0.5]] one two three"), "model": "qwen3-max"},
+        {**chat("[[sandbox: stall-after=3]] one two three", stream=True), "model": "qwen3-max"},
         key=token,
     )
     exchange.read_until(b"sandbox")

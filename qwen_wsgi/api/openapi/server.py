@@ -16,10 +16,12 @@ from qwen_wsgi.api.openapi.json_schema import (
     maybe,
     number,
     ref,
+    request,
     text,
 )
 from qwen_wsgi.api.openapi.operations import JSON, Access, Answer, Operation, Query
 
+HTML: Final = "text/html"
 _OBJECT: Final[Schema] = {"type": "object"}
 _STATUS: Final = text("`ok`, `degraded`, `no_usable_account`, `draining`, …")
 
@@ -198,7 +200,42 @@ OPERATIONS: Final = (
         "/",
         _SERVER_TAG,
         "What this is",
-        (Answer("The endpoints.", {JSON: ref("index")}),),
+        (Answer("The endpoints; for browsers a page.", {JSON: ref("index"), HTML: None}),),
+        description="The page has the state, and how clients are set up with this address. For "
+        "this machine it has accounts and models, too.",
+        errors=(401,),
+        access=Access.OPEN,
+    ),
+    Operation(
+        "POST",
+        "/",
+        _SERVER_TAG,
+        "The page for the holder of a key",
+        (Answer("With the accounts and the models of the key.", {HTML: None}),),
+        body={
+            "application/x-www-form-urlencoded": request(
+                {"key": text("The client key, which is not kept.")}
+            )
+        },
+        needs_body=False,
+        errors=(401, 503),
+        access=Access.OPEN,
+    ),
+    Operation(
+        "GET",
+        "/docs",
+        _SERVER_TAG,
+        "This description, to read",
+        (Answer("A page.", {HTML: None}),),
+        access=Access.OPEN,
+    ),
+    Operation(
+        "GET",
+        "/pages/{name}",
+        _SERVER_TAG,
+        "Style and script of the pages",
+        (Answer("The file.", {"text/css": None, "text/javascript": None}),),
+        errors=(404,),
         access=Access.OPEN,
     ),
     *(

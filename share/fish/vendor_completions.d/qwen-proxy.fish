@@ -4,7 +4,7 @@ function __qwen_proxy_at
     set -l words (commandline -opc)
     for word in $words[2..]
         switch "$at $word"
-            case ' serve' ' status' ' models' ' settings' ' healthcheck' ' doctor' ' usage' ' calls' ' clients' ' run' ' login' ' creds' ' record' ' replay' ' state' ' keys' 'keys add' 'keys list' 'keys show' 'keys edit' 'keys rotate' 'keys revoke'
+            case ' serve' ' status' ' models' ' settings' ' healthcheck' ' doctor' ' usage' ' calls' ' clients' ' run' ' login' ' creds' ' record' ' replay' ' state' ' tools' ' keys' 'keys add' 'keys list' 'keys show' 'keys edit' 'keys rotate' 'keys revoke'
                 set at (string trim "$at $word")
         end
     end
@@ -26,6 +26,7 @@ complete -c qwen-proxy -n '__qwen_proxy_at ""' -a creds -d 'look after the login
 complete -c qwen-proxy -n '__qwen_proxy_at ""' -a record -d 'record the next calls of a client key, with their bodies'
 complete -c qwen-proxy -n '__qwen_proxy_at ""' -a replay -d 'send a recorded call to the running server, and print its answer'
 complete -c qwen-proxy -n '__qwen_proxy_at ""' -a state -d 'look after what is stored: back it up, restore it, check it'
+complete -c qwen-proxy -n '__qwen_proxy_at ""' -a tools -d 'the tools that the server runs: list, call or check them'
 complete -c qwen-proxy -n '__qwen_proxy_at ""' -a keys -d 'make, show, change and revoke client keys'
 complete -c qwen-proxy -n '__qwen_proxy_at ""' -s h -l help -d 'show this help message and exit'
 complete -c qwen-proxy -n '__qwen_proxy_at ""' -l version -d 'show program\'s version number and exit'
@@ -92,6 +93,9 @@ complete -c qwen-proxy -n '__qwen_proxy_at "state"' -s h -l help -d 'show this h
 complete -c qwen-proxy -n '__qwen_proxy_at "state"' -l force -d 'overwrite a copy that is there already'
 complete -c qwen-proxy -n '__qwen_proxy_at "state"' -l keep-keys -d 'a restore leaves the client keys as they are now'
 complete -c qwen-proxy -n '__qwen_proxy_at "state"' -l json -d 'print JSON'
+complete -c qwen-proxy -n '__qwen_proxy_at "tools"' -a 'list call check'
+complete -c qwen-proxy -n '__qwen_proxy_at "tools"' -s h -l help -d 'show this help message and exit'
+complete -c qwen-proxy -n '__qwen_proxy_at "tools"' -l json -d 'print JSON'
 complete -c qwen-proxy -n '__qwen_proxy_at "keys"' -a add -d 'make a client key, and print it once'
 complete -c qwen-proxy -n '__qwen_proxy_at "keys"' -a list -d 'list all client keys, without their secrets'
 complete -c qwen-proxy -n '__qwen_proxy_at "keys"' -a show -d 'show a client key with its limits'

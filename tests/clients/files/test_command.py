@@ -442,6 +442,25 @@ def test_if_the_second_file_fails_it_is_said_what_became_of_the_first(
     assert user.everything() == {}
 
 
+@pytest.mark.parametrize("client", SET_UPS)
+def test_after_an_end_in_the_middle_an_undo_finds_nothing_to_do(
+    user: User, monkeypatch: Any, client: str
+) -> None:
+    user.has(client)
+    before = user.everything()
+
+    def ended(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(file_store, "replace", ended)
+    with pytest.raises(KeyboardInterrupt):
+        user.run(client)
+    monkeypatch.undo()
+
+    user.run(client, undo=True)
+    assert user.everything() == before
+
+
 def test_a_state_directory_that_cannot_be_used_is_told_of(user: User) -> None:
     (user.home / "state").write_text("")
     refused(user, "codex", "QWEN_PROXY_STATE_DIR names another directory")
