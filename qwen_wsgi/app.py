@@ -14,6 +14,7 @@ from qwen_wsgi.api.admin import accounts as admin_accounts
 from qwen_wsgi.api.admin import calls as admin_calls
 from qwen_wsgi.api.admin import keys as admin_keys
 from qwen_wsgi.api.admin import usage
+from qwen_wsgi.api.console import routes as console
 from qwen_wsgi.api.dialects import (
     background,
     chat,
@@ -94,6 +95,8 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
         page_assets,
     ):
         app.register_blueprint(module.blueprint)
+    for blueprint in console.BLUEPRINTS:
+        app.register_blueprint(blueprint)
     errors.register(app)
     app.go_straight("POST", _STRAIGHT)
     # Before the first call: whether keys are needed at all must be known by then.

@@ -26,11 +26,14 @@ from qwen_wsgi.accounting.ledger import Ledger
 from qwen_wsgi.accounting.metrics import Metrics
 from qwen_wsgi.accounting.plan_watch import PlanAccount, PlanWatch
 from qwen_wsgi.accounting.prices import Cost, Prices
+from qwen_wsgi.accounting.recent import Recent
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.background import Background
 from qwen_wsgi.boxes import client_keys_of, seal_of, shared_store_of, sharing_of, usage_totals_of
 from qwen_wsgi.clock import Clock, SystemClock, sleep
+from qwen_wsgi.console.doctor_process import DoctorProcess
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
+from qwen_wsgi.credentials.phone_login import PhoneLogin
 from qwen_wsgi.credentials.refresh.attempt import Outcome
 from qwen_wsgi.credentials.sources.discovery import Discovery
 from qwen_wsgi.credentials.web import WebCredential
@@ -46,6 +49,7 @@ from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.counters import SharedCounters
 from qwen_wsgi.state.database.cached_answers import CachedAnswers
 from qwen_wsgi.state.database.client_keys import ClientKeys
+from qwen_wsgi.state.database.console_sessions import ConsoleSessions
 from qwen_wsgi.state.database.host_objects import HostObjects
 from qwen_wsgi.state.database.responses import ResponseStore
 from qwen_wsgi.state.database.sqlite import Database
@@ -220,6 +224,8 @@ class Services:
     guard: Guard
     client_keys: ClientKeys
     key_ring: KeyRing
+    console_sessions: ConsoleSessions
+    doctor: DoctorProcess
     admission: Admission
     in_flight: CallsInFlight
     budgets: Budgets
@@ -239,6 +245,7 @@ class Services:
     transport: Transport
     ledger: Ledger
     metrics: Metrics
+    phone_login: PhoneLogin | None
     metering: Metering
     #: How much of the windows of plans is used.
     plans: PlanWatch
@@ -417,7 +424,8 @@ def build_services(
     key_ring = KeyRing(client_keys, clock, later=greenlets.later)
     state_key = StateKey(settings.state_key, state_dir)
     prices, price_problem = _prices(settings)
-    ledger = Ledger(clock, journal, cost=partial(_cost, prices))
+    recent = Recent(clock.monotonic)
+    ledger = Ledger(clock, journal, cost=partial(_cost, prices), recent=recent)
     admission = Admission(
         settings.max_in_flight, settings.max_body_bytes_in_flight, share=_share(settings, 0)
     )
@@ -485,8 +493,10 @@ def build_services(
         guard=guard,
         client_keys=client_keys,
         key_ring=key_ring,
+        console_sessions=ConsoleSessions(database, clock),
+        doctor=DoctorProcess(settings.environ),
         admission=admission,
-        in_flight=CallsInFlight(clock, state_dir, address_of=guard.client_address),
+        in_flight=CallsInFlight(clock, state_dir, address_of=guard.client_address, recent=recent),
         budgets=budgets,
         connections=connections,
         connection_memory=ConnectionMemory(
@@ -507,6 +517,9 @@ def build_services(
         transport=transport,
         ledger=ledger,
         metrics=counted,
+        phone_login=None
+        if state_dir is None
+        else PhoneLogin(settings, state_dir, clock, begin=greenlets.later, sleep=sleep),
         metering=Metering(
             counted,
             SharedCounters(None if state_dir is None else state_dir / "metrics", since=clock.now()),

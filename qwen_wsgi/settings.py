@@ -241,14 +241,14 @@ class Settings:
     )
     admin_keys: tuple[str, ...] = setting(
         "QWEN_PROXY_ADMIN_KEYS",
-        "Client keys that may use /admin/v1 as well, comma separated.",
+        "Client keys that may use /admin/v1 and the console as well, comma separated.",
         default=(),
         parse=values.keys,
         secret=True,
     )
     allowed_hosts: tuple[str, ...] = setting(
         "QWEN_PROXY_ALLOWED_HOSTS",
-        "Further host names that the Host header may have while no client key is set.",
+        "Further host names for the Host header, without client keys and on the console.",
         default=(),
         parse=values.words,
     )

@@ -14,10 +14,14 @@ from qwen_wsgi.api.openapi.headers import EXPOSED
 #: What needs no key is for programs and people, and not for pages of other sites.
 _KEYLESS: Final = frozenset({"/", "/docs", "/health", "/health/live", "/health/ready"})
 
+#: Its own pages alone call it.
+_CONSOLE: Final = "/console"
+
 
 def allow(headers: Headers, guard: Guard, environ: Mapping[str, Any]) -> None:
     """Add the headers that the origin of the request asks for."""
-    if environ[ROUTE_PATH] in _KEYLESS:
+    path = environ[ROUTE_PATH]
+    if path in _KEYLESS or path == _CONSOLE or path.startswith(_CONSOLE + "/"):
         return
     if guard.origin_matters:
         headers.add("vary", "Origin")

@@ -54,6 +54,11 @@ _OWN_FILES: Final = (
     "Nothing was changed."
 )
 
+_OWN_CONSOLE: Final = (
+    "qwen-proxy: this link is for a server of your own, which the service is not. For the "
+    "service's console: sudo qwen-proxy console"
+)
+
 
 class Identity(NamedTuple):
     """Whose rights the service has."""
@@ -88,6 +93,8 @@ def main() -> NoReturn:
     if os.geteuid() != 0:
         if "keys" in arguments[:1]:
             print(_OWN_KEYS, file=sys.stderr)
+        if "console" in arguments[:1]:
+            print(_OWN_CONSOLE, file=sys.stderr)
         hints = {} if "serve" in arguments[:1] else address(unit, environ)
         os.execve(command[0], command, environ | hints)
     if "clients" in arguments[:1] and {"--write", "--undo"} & set(arguments):

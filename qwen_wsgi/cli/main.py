@@ -174,6 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("action", nargs="?", choices=("list", "cancel"), default="list")
     sub.add_argument("id", nargs="?", metavar="ID", help="the id of the call to be cancelled")
     sub.add_argument("--json", action="store_true", help="print JSON")
+    sub = add("console", _console, "print a link that opens the console in a browser, once")
+    sub.add_argument("--url", default="", help="the server's address; default: from the settings")
+    sub.add_argument("--json", action="store_true", help="print JSON")
     sub = add("clients", _clients, "list the clients that are known, or print the set-up of one")
     sub.add_argument("name", nargs="?", metavar="NAME", help="the client; default: list all")
     sub.add_argument("--url", default="", help="the server's address; default: from the settings")
@@ -337,6 +340,14 @@ def _tools(settings: Settings, arguments: argparse.Namespace) -> int:
         json_output=arguments.json,
         out=sys.stdout,
         err=sys.stderr,
+    )
+
+
+def _console(settings: Settings, arguments: argparse.Namespace) -> int:
+    from qwen_wsgi.cli.keys import console_link
+
+    return console_link.run(
+        settings, url=arguments.url, json_output=arguments.json, out=sys.stdout, err=sys.stderr
     )
 
 

@@ -16,6 +16,7 @@ from qwen_wsgi.clients.known import CLIENTS, nearest, target_for
 from qwen_wsgi.clients.recipe import (
     KEY_VARIABLE,
     Client,
+    Recipe,
     Target,
     as_json,
     as_text,
@@ -138,10 +139,7 @@ def prepared(
     if model and not is_model_name(model):
         raise SettingsError(f"{model!r} is not the name of a model; `qwen-proxy models` lists them")
     address, notes = origin(settings, url, lan)
-    if not _has_keys(settings) and not is_loopback(urlsplit(address).hostname or ""):
-        notes += (_NO_KEYS,)
-    if address.startswith("https:") and authority.exists():
-        notes += (trust.note(client.name, str(authority)),)
+    notes += _notes(settings, client, address, authority)
     entries, more = models()
     target = target_for(client, address, entries, model=model, default=settings.openai_model)
     return target, (*notes, *more)
@@ -165,6 +163,37 @@ def key_of(
     except OSError:
         raise SettingsError(f"set {KEY_VARIABLE} to your client key") from None
     return ask(f"Your client key ({KEY_VARIABLE}): ") or _NO_KEY
+
+
+def made(
+    settings: Settings,
+    client: Client,
+    address: str,
+    entries: Iterable[Mapping[str, Any]],
+    *,
+    model: str = "",
+    authority: Path = OWN_AUTHORITY,
+) -> tuple[Target, Recipe]:
+    """The recipe for a client, and what it connects to.
+
+    Args:
+        address: the server's origin.
+        entries, model, authority: as for `show`.
+    """
+    target = target_for(client, address, entries, model=model, default=settings.openai_model)
+    recipe = client.recipe(target)
+    notes = _notes(settings, client, address, authority)
+    return target, replace(recipe, notes=(*recipe.notes, *notes))
+
+
+def _notes(settings: Settings, client: Client, address: str, authority: Path) -> tuple[str, ...]:
+    """What somebody must know to reach this address."""
+    notes: tuple[str, ...] = ()
+    if not _has_keys(settings) and not is_loopback(urlsplit(address).hostname or ""):
+        notes += (_NO_KEYS,)
+    if address.startswith("https:") and authority.exists():
+        notes += (trust.note(client.name, str(authority)),)
+    return notes
 
 
 def wants_key(settings: Settings, origin: str) -> bool:

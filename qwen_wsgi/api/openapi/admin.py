@@ -140,6 +140,10 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
             "seconds": number(),
             "seconds_to_first_byte": maybe(number()),
             "received_bytes": integer(),
+            "streamed_tokens": integer(),
+            "seconds_queued": number(),
+            "seconds_connecting": number(),
+            "longest_gap": number(),
             "attempts": integer(),
             "worker": integer(),
         }
