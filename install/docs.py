@@ -37,6 +37,7 @@ NAV: Final[Mapping[str, tuple[str, ...]]] = {
     "Start": ("index.md", "clients.md", "settings.md"),
     "Deployment": (
         *("deployment.md", "operations.md", "docker.md", "boxes.md", "security.md"),
+        "tool-runner.md",
         *("metrics.md", "usage.md"),
     ),
     "Accounts and keys": (

@@ -75,6 +75,8 @@ def test_it_has_the_program_unit_site_and_documents(package: Path) -> None:
     for name in (
         "/lib/systemd/system/qwen-proxy.service",
         "/lib/systemd/system/qwen-proxy.socket",
+        "/lib/systemd/system/qwen-proxy-tools.service",
+        "/lib/systemd/system/qwen-proxy-tools.socket",
         "/etc/nginx/sites-available/qwen-proxy.conf",
         "/etc/qwen-proxy/owner.conf.example",
         "/usr/bin/qwen-proxy",
