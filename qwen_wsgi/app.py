@@ -14,6 +14,7 @@ from qwen_wsgi.api.admin import accounts as admin_accounts
 from qwen_wsgi.api.admin import calls as admin_calls
 from qwen_wsgi.api.admin import keys as admin_keys
 from qwen_wsgi.api.admin import usage
+from qwen_wsgi.api.console import routes as console
 from qwen_wsgi.api.dialects import (
     background,
     chat,
@@ -25,6 +26,10 @@ from qwen_wsgi.api.dialects import (
 from qwen_wsgi.api.files import batches, files
 from qwen_wsgi.api.flask_app import Application
 from qwen_wsgi.api.media import images, rerank, speech, transcriptions, videos
+from qwen_wsgi.api.openapi import route as openapi
+from qwen_wsgi.api.pages import assets as page_assets
+from qwen_wsgi.api.pages import docs as docs_page
+from qwen_wsgi.api.pages import start as start_page
 from qwen_wsgi.api.web import chats as web_chats
 from qwen_wsgi.api.web import tokens as web_tokens
 from qwen_wsgi.api.websocket import route as websocket
@@ -84,8 +89,14 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
         usage,
         web_tokens,
         web_chats,
+        openapi,
+        start_page,
+        docs_page,
+        page_assets,
     ):
         app.register_blueprint(module.blueprint)
+    for blueprint in console.BLUEPRINTS:
+        app.register_blueprint(blueprint)
     errors.register(app)
     app.go_straight("POST", _STRAIGHT)
     # Before the first call: whether keys are needed at all must be known by then.

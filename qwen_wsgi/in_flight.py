@@ -11,14 +11,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
+from qwen_wsgi.accounting.recent import Recent
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import CallCancelled
 from qwen_wsgi.greenlets import CallCancelledExit, throw_into
+from qwen_wsgi.state.database.calls import CallRow
 from qwen_wsgi.state.worker_sockets import WorkerSocket, ask_others
 
 #: Of a list, and of what one worker tells. The newest are told.
 MOST: Final = 1000
+#: Pages that watch by way of one worker.
+MOST_PAGES: Final = 16
+#: Of a list that is asked for each second.
+MOST_WATCHED: Final = 100
 #: Characters of what clients and upstreams made up.
 _LONGEST: Final = 200
 
@@ -57,6 +63,18 @@ class Calls(NamedTuple):
     silent: int
 
 
+class Watched(NamedTuple):
+    """What happens in all workers, for a page that is open.
+
+    Attributes:
+        calls: those in flight, the newest `MOST_WATCHED` of each worker.
+        ended: those that have ended in the time that was asked about, in no order.
+    """
+
+    calls: Calls
+    ended: list[CallRow]
+
+
 class Cancelled(NamedTuple):
     """What became of a cancellation.
 
@@ -76,6 +94,7 @@ class CallsInFlight:
         state_dir: where workers find each other; None: there are no others.
         address_of: the address of a caller, by its WSGI environment.
         throw: as `greenlets.throw_into`.
+        recent: the calls of this worker that have ended lately; None tells none.
     """
 
     def __init__(
@@ -85,7 +104,10 @@ class CallsInFlight:
         *,
         address_of: Callable[[Mapping[str, Any]], str],
         throw: Callable[[Any, Callable[[], CallCancelled | None]], None] = throw_into,
+        recent: Recent | None = None,
     ) -> None:
+        self._recent = recent
+        self._watching = 0
         self._clock = clock
         self._state_dir = state_dir
         self._address_of = address_of
@@ -109,6 +131,32 @@ class CallsInFlight:
         rows = [*others.rows, *self._rows()]
         return _newest(rows, limit, others._replace(workers=others.workers + 1))
 
+    def watch(self, since: float, until: float) -> Watched:
+        """What happens in all workers. Asked again and again, each time for the time since the
+        last question, it tells each ended call once.
+
+        Args:
+            since, until: monotonic seconds, the same in all processes.
+        """
+        asked = ask_others(self._state_dir, {"watch": [since, until]})
+        told = [each for each in asked.answers if isinstance(each, dict) and "ended" in each]
+        told.append(self._watched(since, until))
+        rows = sorted((row for each in told for row in each["calls"]), key=_started_at)
+        more = any(each.get("more") for each in told)
+        ended = [CallRow(*row) for each in told for row in each["ended"]]
+        return Watched(Calls(rows, more, len(told), asked.silent), ended)
+
+    def begin_watch(self) -> bool:
+        """Take a place for a page that watches; False if there is none in this worker."""
+        if self._watching >= MOST_PAGES:
+            return False
+        self._watching += 1
+        return True
+
+    def end_watch(self) -> None:
+        """Give the place back."""
+        self._watching -= 1
+
     def cancel(self, request_id: str, by: str) -> Cancelled:
         """End the calls with an id, in whichever worker they run.
 
@@ -124,14 +172,26 @@ class CallsInFlight:
         """Answer another process."""
         if (id := question.get("cancel")) is not None:
             return {"cancelled": self._cancel(str(id), str(question.get("by", "")))}
+        if (watched := question.get("watch")) is not None:
+            return self._watched(*watched)
         rows = self._rows()
         return {"calls": rows[-MOST:], "more": len(rows) > MOST}
 
-    def _rows(self) -> list[dict[str, Any]]:
+    def _watched(self, since: float, until: float) -> dict[str, Any]:
+        rows = self._rows(MOST_WATCHED + 1)
+        ended = [] if self._recent is None else self._recent.between(since, until)
+        return {
+            "calls": rows[-MOST_WATCHED:],
+            "more": len(rows) > MOST_WATCHED,
+            "ended": ended,
+        }
+
+    def _rows(self, newest: int | None = None) -> list[dict[str, Any]]:
         wall, monotonic, pid = self._clock.now(), self._clock.monotonic(), os.getpid()
-        return sorted(
-            (self._told(call, wall, monotonic, pid) for call in self._open()), key=_started_at
-        )
+        calls = self._open()
+        if newest is not None:
+            calls = calls[-newest:]  # they are in the order in which they began
+        return sorted((self._told(call, wall, monotonic, pid) for call in calls), key=_started_at)
 
     def _open(self) -> list[OpenCall]:
         """Those that are not at their end."""
@@ -169,6 +229,10 @@ class CallsInFlight:
             "seconds": round(seconds, 3),
             "seconds_to_first_byte": round(min(firsts) - record.started_at, 3) if firsts else None,
             "received_bytes": sum(part.received_bytes for part in parts),
+            "streamed_tokens": sum(part.streamed_tokens for part in parts),
+            "seconds_queued": round(max(part.queued_s for part in parts), 3),
+            "seconds_connecting": round(asked.connect_s, 3),
+            "longest_gap": round(max(part.longest_gap_s for part in parts), 3),
             "attempts": sum(part.attempts for part in parts),
             "worker": pid,
         }

@@ -26,13 +26,17 @@ from qwen_wsgi.accounting.ledger import Ledger
 from qwen_wsgi.accounting.metrics import Metrics
 from qwen_wsgi.accounting.plan_watch import PlanAccount, PlanWatch
 from qwen_wsgi.accounting.prices import Cost, Prices
+from qwen_wsgi.accounting.recent import Recent
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.background import Background
 from qwen_wsgi.boxes import client_keys_of, seal_of, shared_store_of, sharing_of, usage_totals_of
 from qwen_wsgi.clock import Clock, SystemClock, sleep
+from qwen_wsgi.console.doctor_process import DoctorProcess
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
+from qwen_wsgi.credentials.phone_login import PhoneLogin
 from qwen_wsgi.credentials.refresh.attempt import Outcome
 from qwen_wsgi.credentials.sources.discovery import Discovery
+from qwen_wsgi.credentials.web import WebCredential
 from qwen_wsgi.documents.pdf import PdfReader
 from qwen_wsgi.greenlets import ThreadApart
 from qwen_wsgi.in_flight import CallsInFlight
@@ -45,6 +49,7 @@ from qwen_wsgi.state.connection_memory import ConnectionMemory
 from qwen_wsgi.state.counters import SharedCounters
 from qwen_wsgi.state.database.cached_answers import CachedAnswers
 from qwen_wsgi.state.database.client_keys import ClientKeys
+from qwen_wsgi.state.database.console_sessions import ConsoleSessions
 from qwen_wsgi.state.database.host_objects import HostObjects
 from qwen_wsgi.state.database.responses import ResponseStore
 from qwen_wsgi.state.database.sqlite import Database
@@ -88,7 +93,11 @@ from qwen_wsgi.upstream.tasks.uploads import Uploads
 from qwen_wsgi.upstream.tokenizer import HostTokenizer
 from qwen_wsgi.upstream.web.attempt import WebAttempt
 from qwen_wsgi.upstream.web.chats import WebChats
+from qwen_wsgi.upstream.web.left_chats import LeftChats
+from qwen_wsgi.upstream.web.media import WebMedia
+from qwen_wsgi.upstream.web.renewal import WebRenewal
 from qwen_wsgi.upstream.web.site import WebSite
+from qwen_wsgi.upstream.web.uploads import WebUploads
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +162,11 @@ class Maintenance:
         key_ring: KeyRing,
         bring_calls: Callable[[], None],
         cached_answers: CachedAnswers,
+        web_renewal: WebRenewal,
+        delete_left_chats: Callable[[], None],
     ) -> None:
+        self._delete_left_chats = delete_left_chats
+        self._web_renewal = web_renewal
         self._cached_answers = cached_answers
         self._discovery = discovery
         self._key_ring = key_ring
@@ -180,11 +193,13 @@ class Maintenance:
         self._guarded(self._maintain_logins)  # a box without a login may get one of another box
         self._guarded(self._reporting.report)
         self._guarded(self._bring_calls)  # what the workers before have left
+        self._guarded(self._delete_left_chats)
         while not self._stop.wait(MAINTENANCE_S):
             self._guarded(self._maintain_logins)
             self._guarded(self._files.look_after)
             self._guarded(self._budgets.look_after)
             self._guarded(self._trials.run)
+            self._guarded(self._web_renewal.look_after)
             self._guarded(self._bring_calls)
             self._guarded(self._cached_answers.look_after)
             self._guarded(self._reporting.report)
@@ -209,6 +224,8 @@ class Services:
     guard: Guard
     client_keys: ClientKeys
     key_ring: KeyRing
+    console_sessions: ConsoleSessions
+    doctor: DoctorProcess
     admission: Admission
     in_flight: CallsInFlight
     budgets: Budgets
@@ -224,9 +241,11 @@ class Services:
     executor: Executor
     web_site: WebSite
     web_chats: WebChats
+    web_media: WebMedia
     transport: Transport
     ledger: Ledger
     metrics: Metrics
+    phone_login: PhoneLogin | None
     metering: Metering
     #: How much of the windows of plans is used.
     plans: PlanWatch
@@ -364,7 +383,12 @@ def build_services(
     within = greenlets.within if greenlets.are_in_use() else None
     shared_store = shared_store_of(settings, clock, state_dir or known_in, within=within)
     sharing = sharing_of(settings, clock, shared_store, state_dir or known_in, sleep=sleep)
-    discovery = Discovery(settings, clock, look_every_s=LOOK_EVERY_S, sharing=sharing)
+    discovery = Discovery(
+        *(settings, clock),
+        look_every_s=LOOK_EVERY_S,
+        sharing=sharing,
+        state_dir=state_dir or known_in,
+    )
     files = SharedFiles(state_dir)
     known = files if known_in is None else SharedFiles(known_in, copy=True)
     cooldowns, outcomes, affinity = Cooldowns(known), Outcomes(known), Affinity(files)
@@ -386,13 +410,22 @@ def build_services(
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
     web_site = WebSite(settings, transport, clock)
-    web_chats = WebChats(web_site)
-    tasks = Tasks(client, clock, sleep=sleep)
+    left_chats = LeftChats(None if state_dir is None else state_dir / "webchats")
+    web_chats = WebChats(web_site, left_chats)
+    downloads = Downloads(settings, transport)
+    web_uploads = WebUploads(settings, web_site, downloads, clock)
+    web_media = WebMedia(
+        *(settings, web_site, web_chats, web_uploads, transport, clock),
+        listed=router.listed,
+        sleep=sleep,
+    )
+    tasks = Tasks(client, clock, web_media, sleep=sleep)
     client_keys = client_keys_of(shared_store, database, clock, state_dir)
     key_ring = KeyRing(client_keys, clock, later=greenlets.later)
     state_key = StateKey(settings.state_key, state_dir)
     prices, price_problem = _prices(settings)
-    ledger = Ledger(clock, journal, cost=partial(_cost, prices))
+    recent = Recent(clock.monotonic)
+    ledger = Ledger(clock, journal, cost=partial(_cost, prices), recent=recent)
     admission = Admission(
         settings.max_in_flight, settings.max_body_bytes_in_flight, share=_share(settings, 0)
     )
@@ -427,10 +460,9 @@ def build_services(
         RefusedInputs(files),
         BatchChat(settings, pool),
         AnswerCache(settings, cached_answers),
-        WebAttempt(settings, web_site, web_chats, clock, listed=router.listed),
+        WebAttempt(settings, web_site, web_chats, web_uploads, clock, listed=router.listed),
     )
     budgets = Budgets(limits_of, _counters(settings, clock, state_dir, shared_store))
-    downloads = Downloads(settings, transport)
     # A command that leaves nothing behind shares nothing.
     together = shared_store if state_dir is not None else None
     stores = stores_of(
@@ -461,8 +493,10 @@ def build_services(
         guard=guard,
         client_keys=client_keys,
         key_ring=key_ring,
+        console_sessions=ConsoleSessions(database, clock),
+        doctor=DoctorProcess(settings.environ),
         admission=admission,
-        in_flight=CallsInFlight(clock, state_dir, address_of=guard.client_address),
+        in_flight=CallsInFlight(clock, state_dir, address_of=guard.client_address, recent=recent),
         budgets=budgets,
         connections=connections,
         connection_memory=ConnectionMemory(
@@ -479,9 +513,13 @@ def build_services(
         executor=executor,
         web_site=web_site,
         web_chats=web_chats,
+        web_media=web_media,
         transport=transport,
         ledger=ledger,
         metrics=counted,
+        phone_login=None
+        if state_dir is None
+        else PhoneLogin(settings, state_dir, clock, begin=greenlets.later, sleep=sleep),
         metering=Metering(
             counted,
             SharedCounters(None if state_dir is None else state_dir / "metrics", since=clock.now()),
@@ -507,7 +545,7 @@ def build_services(
         looks=TaskLooks(tasks, clock, workers=settings.workers, sleep=sleep),
         lost_tasks=LostTasks(client, tasks, clock, sleep=sleep),
         downloads=downloads,
-        pictures=Pictures(settings, executor, tasks, downloads),
+        pictures=Pictures(settings, executor, tasks, downloads, web_media),
         uploads=Uploads(client, downloads),
         pdf_reader=PdfReader(clock),
         tokenizer=HostTokenizer(settings, router, executor, clock),
@@ -525,9 +563,22 @@ def build_services(
             key_ring,
             partial(_bring_calls, ledger, books),
             cached_answers,
+            WebRenewal(web_site, discovery.accounts, clock),
+            partial(_delete_left_chats, web_chats, discovery) if settings.web else _nothing,
         ),
         started_at=clock.monotonic(),
     )
+
+
+def _delete_left_chats(chats: WebChats, discovery: Discovery) -> None:
+    """Delete the temporary chats that killed workers have left in the operator's web account."""
+    chats.sweep()
+    for account in discovery.accounts():
+        if isinstance(account.credential, WebCredential):
+            chats.delete_left(account, {})
+
+
+def _nothing() -> None: ...
 
 
 def plan_accounts(pool: AccountPool) -> list[PlanAccount]:
@@ -636,7 +687,7 @@ def _secrets(settings: Settings) -> tuple[str, ...]:
     """The secrets that the settings hold."""
     return (
         *(*settings.all_client_keys, settings.upstream_api_key),
-        *(settings.state_key, settings.old_state_key),
+        *(settings.state_key, settings.old_state_key, settings.web_token),
         *settings.redis_secrets,
     )
 

@@ -11,11 +11,13 @@ import gevent
 import pytest
 
 from qwen_wsgi import greenlets, in_flight
+from qwen_wsgi.accounting.recent import Recent
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.errors import CallCancelled
 from qwen_wsgi.in_flight import CallsInFlight, Cancelled
 from qwen_wsgi.state.worker_sockets import Asked
 from tests.fakes.clock import NOON_S, FakeClock
+from tests.kit import call_rows
 
 
 @dataclass
@@ -204,3 +206,46 @@ def test_a_cancelled_call_in_its_record() -> None:
         403,
         "call_cancelled",
     )
+
+
+def test_a_watched_worker_tells_what_has_ended(world: World) -> None:
+    ended = call_rows.call(request_id="theirs")
+    answer = {"calls": [{"id": "b", "started_at": NOON_S + 1}], "more": True, "ended": [ended]}
+    world.others = Asked((answer, "odd"), 1)
+    world.begin("a")
+    recent = Recent(world.clock.monotonic)
+    world.calls._recent = recent
+    begun = world.clock.monotonic()
+    world.calls.watch(begun, begun)
+    world.clock.advance(1)
+    recent.add(call_rows.call(request_id="own"))
+    world.clock.advance(1)
+
+    found = world.calls.watch(begun, world.clock.monotonic())
+
+    assert [row["id"] for row in found.calls.rows] == ["a", "b"]
+    assert (found.calls.has_more, found.calls.workers, found.calls.silent) == (True, 2, 1)
+    assert [row.request_id for row in found.ended] == ["theirs", "own"]
+    assert world.asked[-1] == {"watch": [begun, begun + 2]}
+
+
+def test_the_newest_of_many_calls_are_watched(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_flight, "MOST_WATCHED", 2)
+    for id in "abc":
+        world.begin(id)
+        world.clock.advance(1)
+    answer = world.calls._answer({"watch": [0, 1]})
+    assert [row["id"] for row in answer["calls"]] == ["b", "c"]
+    assert (answer["more"], answer["ended"]) == (True, [])
+
+
+def test_tokens_of_a_stream_are_estimated() -> None:
+    record = CallRecord()
+    assert record.streamed_tokens == 0
+    record.note_events(b"data: {}\n\n")
+    record.note_events(b"data: {frame}\n\n" * 5)
+    assert record.streamed_tokens == 6
+    record.note_events(b"data: {frame" + b"x" * 40 + b"}\n\n")
+    assert record.streamed_tokens == 6 + 1 + 10

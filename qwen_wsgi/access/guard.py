@@ -354,6 +354,40 @@ class Guard:
             )
         return client
 
+    # --- the console -------------------------------------------------------------------------
+
+    def has_admin(self) -> bool:
+        """Whether there is a key of an admin."""
+        return bool(self._admins) or self._ring.has_admin()
+
+    def is_admin_still(self, id: str, digest: bytes, environ: Mapping[str, Any]) -> bool:
+        """Whether the key that somebody has signed in with is still one of an admin, and may be
+        used from the caller's network.
+
+        Args:
+            id: of the client.
+            digest: of the key (`client_key.digest_of`); of a key of the environment it is not used.
+        """
+        if not id.startswith(ID_PREFIX):
+            return id in self._admins
+        held = self._ring.of_digest(digest)
+        if held is None or held.key.id != id or not held.key.admin or self._refusal(held):
+            return False
+        return held.key.allows_address(self.client_address(environ))
+
+    def is_on_this_machine(self, environ: Mapping[str, Any]) -> bool:
+        """Whether the caller is surely on this machine: also no proxy of unknown callers is."""
+        return self._is_local(environ) and not self._is_forwarded_by_a_stranger(environ)
+
+    def is_own_name(self, environ: Mapping[str, Any]) -> bool:
+        """Whether the Host header names this server by an address, or by a name that nobody outside
+        of its network can point at it (DNS rebinding), or that the settings have."""
+        host = _host_name(environ.get("HTTP_HOST", "")).lower()
+        if is_loopback(host) or ip_address(host) is not None or host in self._hosts:
+            return True
+        last = host.rpartition(".")[2]
+        return bool(host) and (last == host or last in _PRIVATE)
+
     def _is_forwarded_by_a_stranger(self, environ: Mapping[str, Any]) -> bool:
         """Whether a proxy passed the request on whose word on the caller's address is not trusted:
         the caller may be anywhere, although the proxy is on this machine."""
@@ -406,6 +440,9 @@ def _reads_metrics(client: Client) -> bool:
 
 #: A name or an address, and perhaps a port (RFC 9110 §7.2): no user, path, or other tricks.
 _HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253})(?::\d{0,5})?")
+
+#: Ends of names that the public DNS does not have (RFC 6762, 8375, ICANN's reserved `internal`).
+_PRIVATE: Final = frozenset({"local", "lan", "home", "internal", "arpa", "localdomain"})
 
 
 def _host_name(header: str) -> str:

@@ -120,6 +120,17 @@ class KeyRing:
         self.look()
         return self._held.get(digest_of(secret)) if self._held else None
 
+    def of_digest(self, digest: bytes) -> Held | None:
+        """As `find`, by what is kept of the secret."""
+        self.look()
+        return self._held.get(digest)
+
+    def has_admin(self) -> bool:
+        """Whether a key that is valid now is one of an admin."""
+        self.look()
+        now = self._clock.now()
+        return any(key.admin and key.is_valid(now) for key in self._by_id.values())
+
     def by_id(self, id: str) -> ClientKey | None:
         """The key with this id, also one that was revoked or has expired."""
         self.look()

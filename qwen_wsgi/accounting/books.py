@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import tzinfo
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from qwen_wsgi.accounting import usage
 from qwen_wsgi.accounting.plans import Use
 from qwen_wsgi.accounting.usage import Span
 from qwen_wsgi.clock import Clock, sleep
 from qwen_wsgi.state.call_journal import Journals, JournalWriter
-from qwen_wsgi.state.database.calls import By, CallTable, Quarter
+from qwen_wsgi.state.database.calls import By, CallRow, CallTable, ErrorCount, FirstBytes, Quarter
 from qwen_wsgi.state.database.plan_windows import KnownWindow, PlanWindowTable
 from qwen_wsgi.state.database.sqlite import DatabaseUnavailable
 from qwen_wsgi.state.database.tables import database_in
 from qwen_wsgi.state.redis.totals import OfOthers
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Of the journals, below the state directory.
 DIRECTORY: Final = "ledger"
@@ -143,6 +147,67 @@ class Books:
                 f"the ledger{where} cannot be used: {error.strerror or error}. It belongs to the "
                 "user who runs the server."
             ) from error
+
+    def errors(self, by: By, asked: Span, zone: tzinfo | None = None) -> list[ErrorCount]:
+        """The calls of a time that were refused or failed, with the keys of a report's rows.
+
+        Raises:
+            BooksUnavailable: they cannot be read now.
+        """
+        names = self._names(by, asked)
+        found = Counter[tuple[str, str, str]]()
+        for each in self._read(partial(self._table.errors, by, *asked)):
+            key = usage.key_of(names.get(each.key, each.key), by, zone)
+            found[key, each.outcome, each.error] += each.calls
+        return [ErrorCount(*kind, calls) for kind, calls in found.items()]
+
+    def first_bytes(self, by: By, asked: Span, zone: tzinfo | None = None) -> list[FirstBytes]:
+        """The times to the first byte of the calls of a time, with the keys of a report's rows.
+
+        Raises:
+            BooksUnavailable: they cannot be read now.
+        """
+        names = self._names(by, asked)
+        found: dict[str, FirstBytes] = {}
+        for each in self._read(partial(self._table.first_bytes, by, *asked)):
+            key = usage.key_of(names.get(each.key, each.key), by, zone)
+            found[key] = usage.added(found.get(key), each._replace(key=key))
+        return list(found.values())
+
+    def latest(self, limit: int) -> list[CallRow]:
+        """The calls that ended last, the newest first; what is not yet in the table is read first.
+
+        Raises:
+            BooksUnavailable: they cannot be read now.
+        """
+        self.read_all()
+        return self._read(partial(self._table.latest, limit))
+
+    def find(self, request_id: str) -> list[CallRow]:
+        """The calls with an id among those that ended lately, the newest first.
+
+        Raises:
+            BooksUnavailable: they cannot be read now.
+        """
+        self.read_all()
+        return self._read(partial(self._table.find, request_id))
+
+    def _names(self, by: By, asked: Span) -> dict[Any, str]:
+        """The latest names of clients, by their ids; nothing for other keys."""
+        if by != "client" or not self._table.exists:
+            return {}
+        return dict(self._read(lambda: list(self._table.names(*asked).items())))
+
+    def _read(self, read: Callable[[], list[T]]) -> list[T]:
+        """What the table says; nothing where there is none.
+
+        Raises:
+            BooksUnavailable: it cannot be read now.
+        """
+        try:
+            return read() if self._table.exists else []
+        except DatabaseUnavailable as error:
+            raise BooksUnavailable(str(error)) from error
 
     def changed(self, key: int) -> tuple[int, dict[int, list[Quarter]]]:
         """What has changed since a call, for other boxes (`CallTable.changed`).

@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 from qwen_wsgi.accounting import call_log
 from qwen_wsgi.accounting.prices import Cost
+from qwen_wsgi.accounting.recent import Recent
 from qwen_wsgi.accounting.record import HIT, CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.protocol.json_object import MOST, compact
@@ -50,6 +51,7 @@ class Ledger:
     Args:
         writer: None keeps no ledger: there is the log alone.
         cost: what a call costs, by its record and its time.
+        recent: gets each row while somebody watches.
 
     Attributes:
         calls: how many there were, without health checks and the like.
@@ -61,7 +63,9 @@ class Ledger:
         writer: Writer | None = None,
         *,
         cost: Callable[[CallRecord, float], Cost | None] = lambda call, at: None,
+        recent: Recent | None = None,
     ) -> None:
+        self._recent = recent
         self.calls = 0
         self._clock = clock
         self._writer = writer
@@ -76,9 +80,14 @@ class Ledger:
         call.end(self._clock.monotonic())
         self.calls += not call.quiet
         try:
-            if self._writer is not None and not call.quiet:
+            watched = self._recent is not None and self._recent.is_watched
+            if (self._writer is not None or watched) and not call.quiet:
                 at = self._clock.now()
-                self._writer.append(line_of(row(call, at, self._cost(call, at))))
+                made = row(call, at, self._cost(call, at))
+                if self._writer is not None:
+                    self._writer.append(line_of(made))
+                if self._recent is not None and watched:
+                    self._recent.add(made)
         except Exception as error:
             log.error("a call is not in the ledger: %s", call.request_id, exc_info=error)
         call_log.write(call)

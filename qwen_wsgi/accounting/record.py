@@ -21,6 +21,9 @@ from qwen_wsgi.protocol.usage import Usage
 HIT: Final = "hit"
 MISS: Final = "miss"
 
+#: Bytes of an answer's text that are about one token.
+_TOKEN_BYTES: Final = 4
+
 
 class CallBudget(Protocol):
     """What the call takes of its client's limits; `access.budget.Budget` is one."""
@@ -79,6 +82,9 @@ class CallRecord:
         is_written: the ledger has it.
         is_queued: it waits for a slot of an account, or for the end of a pause.
         received_bytes: of streams of upstreams, so far.
+        received_events: the events in them, whole ones. `like_events` are those after the first
+            read, whose frames are alike; `like_bytes` are theirs, `shortest_event` those of the
+            shortest one.
         parts: the records of the upstream calls that it is split into.
         is_cancelled: an admin ends it.
         cache: HIT: the response cache has answered; MISS: it could not; "": it does not apply.
@@ -119,6 +125,10 @@ class CallRecord:
     is_written: bool = False
     is_queued: bool = False
     received_bytes: int = 0
+    received_events: int = 0
+    like_events: int = 0
+    like_bytes: int = 0
+    shortest_event: int = 0
     parts: tuple[CallRecord, ...] = ()
     is_cancelled: bool = False
     cache: str = ""
@@ -127,6 +137,24 @@ class CallRecord:
     def completion_id(self) -> str:
         """The id of the answer where the upstream gives none, and of chunks that come before it."""
         return "chatcmpl-" + self.request_id
+
+    def note_events(self, events: bytes) -> None:
+        """Note what a stream has brought: whole events."""
+        count = events.count(b"\n\n") or 1
+        self.received_events += count
+        if self.received_events == count:
+            return  # the first event has another frame, as it tells the role
+        self.like_events += count
+        self.like_bytes += len(events)
+        if (length := len(events) // count) < self.shortest_event or not self.shortest_event:
+            self.shortest_event = length
+
+    @property
+    def streamed_tokens(self) -> int:
+        """An estimate of what was streamed: an event has a token or more, and the events of a
+        stream are alike but for their texts."""
+        beyond = self.like_bytes - self.like_events * self.shortest_event
+        return self.received_events + beyond // _TOKEN_BYTES
 
     def fail(self, error: BaseException) -> None:
         """Record why the call failed."""

@@ -14,13 +14,14 @@ its own, and so has what was used without a known price: its `money` is None, ne
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, tzinfo
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, get_args
 
-from qwen_wsgi.state.database.calls import QUARTER_S, By, Quarter, Totals
+from qwen_wsgi.state.database.calls import QUARTER_S, By, FirstBytes, Quarter, Totals
 
 #: What calls can be summed up by.
 BY: Final[tuple[By, ...]] = get_args(By)
@@ -131,7 +132,7 @@ def report(
     """The answer to a question, as JSON."""
     groups: dict[tuple[str, str | None], list[int]] = {}
     for each in totals:
-        _add(groups, (_key(each.key, by, zone), each.priced), each[_COUNTS:])
+        _add(groups, (key_of(each.key, by, zone), each.priced), each[_COUNTS:])
     for key, counts in [(k, c) for (k, priced), c in groups.items() if priced is None]:
         # What has used nothing stands with what has.
         others = [(c[0], p) for (k, p), c in groups.items() if k == key and p is not None]
@@ -144,6 +145,12 @@ def report(
     else:
         rows.sort(key=lambda row: (-row["calls"], -row["refused"], row["key"], str(row)))
     return {"since": int(asked.since), "until": int(asked.until), "by": by, "rows": rows}
+
+
+def keys(by: By, asked: Span, zone: tzinfo | None = None) -> list[str]:
+    """The days or hours of a time, in order, as `report` names them: those without calls, too."""
+    quarters = range(int(asked.since // QUARTER_S), math.ceil(asked.until / QUARTER_S))
+    return list(dict.fromkeys(key_of(number, by, zone) for number in quarters))
 
 
 def totals_of(
@@ -173,6 +180,19 @@ def totals_of(
     ]
 
 
+def added(known: FirstBytes | None, more: FirstBytes) -> FirstBytes:
+    """The times to the first byte of two kinds of calls as those of one, the second one's."""
+    if known is None:
+        return more
+    return FirstBytes(
+        more.key,
+        known.calls + more.calls,
+        known.sum_ms + more.sum_ms,
+        max(known.most_ms, more.most_ms),
+        tuple(map(int.__add__, known.classes, more.classes)),
+    )
+
+
 def _number(quarter: Quarter) -> int:
     return quarter.number
 
@@ -186,7 +206,8 @@ def _add(
     known[:] = map(int.__add__, known, counts)
 
 
-def _key(key: str | int, by: By, zone: tzinfo | None) -> str:
+def key_of(key: str | int, by: By, zone: tzinfo | None) -> str:
+    """The key of a report's row: a name, or the day or hour of a quarter of an hour."""
     if isinstance(key, str):
         return key
     at = _local(key * QUARTER_S, zone)

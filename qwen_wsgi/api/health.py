@@ -1,14 +1,11 @@
-"""GET /health and GET /: open to everybody, so they tell no hosts and no secrets."""
+"""GET /health: open to everybody, so they tell no hosts and no secrets."""
 
 from __future__ import annotations
 
-from typing import cast
-
-from flask import Blueprint, Response, current_app
+from flask import Blueprint, Response
 
 from qwen_wsgi import __version__
 from qwen_wsgi.api import http, lifecycle
-from qwen_wsgi.api.flask_app import Application
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.credential import CredentialStatus
 from qwen_wsgi.state.redis.connection import SharedStore
@@ -115,18 +112,3 @@ def ready() -> Response:
     lifecycle.live().record.quiet = True
     status, summary = _status()
     return _answer(status, {"status": status, **_cause(status, summary)})
-
-
-@blueprint.get("/")
-def index() -> Response:
-    """Say what this is, and list the endpoints, for a person with a browser."""
-    lifecycle.live().record.quiet = True
-    return http.json_value(
-        {
-            "name": "qwen-proxy",
-            "version": __version__,
-            "what": "Qwen models behind OpenAI's and Anthropic's APIs. OpenAI's clients want this "
-            "address + /v1 as their base URL, Anthropic's the address alone.",
-            "endpoints": cast(Application, current_app).endpoints(),
-        }
-    )

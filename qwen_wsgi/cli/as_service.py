@@ -48,6 +48,18 @@ _OWN_KEYS: Final = (
 )
 
 
+#: Said to root, whose command becomes the service, which has no clients.
+_OWN_FILES: Final = (
+    "qwen-proxy: the client's files are those of a user: run this as that user, without sudo. "
+    "Nothing was changed."
+)
+
+_OWN_CONSOLE: Final = (
+    "qwen-proxy: this link is for a server of your own, which the service is not. For the "
+    "service's console: sudo qwen-proxy console"
+)
+
+
 class Identity(NamedTuple):
     """Whose rights the service has."""
 
@@ -81,8 +93,13 @@ def main() -> NoReturn:
     if os.geteuid() != 0:
         if "keys" in arguments[:1]:
             print(_OWN_KEYS, file=sys.stderr)
+        if "console" in arguments[:1]:
+            print(_OWN_CONSOLE, file=sys.stderr)
         hints = {} if "serve" in arguments[:1] else address(unit, environ)
         os.execve(command[0], command, environ | hints)
+    if "clients" in arguments[:1] and {"--write", "--undo"} & set(arguments):
+        print(_OWN_FILES, file=sys.stderr)
+        sys.exit(_EXIT_CONFIGURATION)
     try:
         who, groups = identity(unit), supplementary_groups(unit)
     except KeyError as error:

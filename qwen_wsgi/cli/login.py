@@ -19,9 +19,7 @@ from typing import Any, Final, Protocol, TextIO
 import segno
 
 from qwen_wsgi.clock import Clock, SystemClock, sleep
-from qwen_wsgi.credentials.files import durable
-from qwen_wsgi.credentials.files.login_store import LoginPaths
-from qwen_wsgi.credentials.locks.proxy_lock import ProxyLock
+from qwen_wsgi.credentials import new_login
 from qwen_wsgi.credentials.oauth import device_flow
 from qwen_wsgi.credentials.oauth.device_flow import (
     CodeShown,
@@ -30,10 +28,7 @@ from qwen_wsgi.credentials.oauth.device_flow import (
     LoginFailed,
     Waiting,
 )
-from qwen_wsgi.credentials.oauth.token_endpoint import TokenAnswer, TokenEndpoint
-from qwen_wsgi.credentials.refresh.timing import PROXY_LOCK_S
-from qwen_wsgi.credentials.sources import discovery
-from qwen_wsgi.errors import SettingsError
+from qwen_wsgi.credentials.oauth.token_endpoint import TokenAnswer
 from qwen_wsgi.settings import Settings
 
 #: Exit statuses of `qwen-proxy login`, so that scripts need no text.
@@ -62,16 +57,6 @@ _EXITS: Final = {
     "blocked": EXIT_BLOCKED,
     "server_error": EXIT_SERVER_ERROR,
     "not_saved": EXIT_NOT_SAVED,
-}
-TIER_CLOSED: Final = (
-    "Qwen's free tier closed on 2026-04-15. Without a paid account this login may succeed, but "
-    "every call will be refused: use an API key then."
-)
-_NOTES: Final = {
-    "pending": "",
-    "slow_down": "the service asks us to poll less often",
-    "offline": "offline, trying again",
-    "server_error": "the service fails, trying again",
 }
 #: Seconds between updates of the countdown on a terminal, and between its lines elsewhere.
 _TICK_S: Final = 1.0
@@ -109,11 +94,8 @@ def run(
         SettingsError: the name or QWEN_OAUTH_BASE_URL cannot be used.
     """
     clock = clock or SystemClock()
-    path = login_path(settings, account, clock)
-    try:
-        endpoint = TokenEndpoint(settings.oauth_base_url, clock=clock)
-    except ValueError as error:
-        raise SettingsError(f"QWEN_OAUTH_BASE_URL cannot be used: {error}") from None
+    path = new_login.path_of(settings, account, clock)
+    endpoint = new_login.endpoint_of(settings, clock)
     view: _View
     if json_output:
         view = _Events(_Output(out), sleep)
@@ -129,7 +111,7 @@ def run(
     try:
         device_flow.check_writable(path)
         answer = login.run()
-        _save(path, answer, clock)
+        new_login.save(path, answer, clock)
     except LoginFailed as failure:
         view.failed(failure)
         return _EXITS[failure.event]
@@ -138,38 +120,6 @@ def run(
         return EXIT_CANCELLED
     view.done(answer, account, path)
     return EXIT_OK
-
-
-def login_path(settings: Settings, account: str | None, clock: Clock) -> Path:
-    """The file of an account's login.
-
-    Raises:
-        SettingsError: the name cannot be used.
-    """
-    try:
-        name = device_flow.credentials_name(account)
-    except ValueError as error:
-        raise SettingsError(f"account name {account!r} cannot be used: {error}") from None
-    return discovery.Discovery(settings, clock).qwen_home() / name
-
-
-def _save(path: Path, answer: TokenAnswer, clock: Clock) -> None:
-    """Write the login under our lock, so that no refresh of ours overwrites it.
-
-    Raises:
-        LoginNotSaved: why; the file is unchanged.
-    """
-    lock = ProxyLock(LoginPaths.beside(path).proxy_lock)
-    locked = False
-    with suppress(OSError):
-        # Without the lock it is still as safe as qwen-code's own login, which takes none.
-        durable.make_directory(path.parent)
-        locked = lock.acquire(PROXY_LOCK_S)
-    try:
-        device_flow.write_login(path, answer, clock=clock)
-    finally:
-        if locked:
-            lock.release()
 
 
 class _View(Protocol):
@@ -233,7 +183,7 @@ class _Events:
                 url=event.code.url,
                 user_code=event.code.user_code,
                 left_s=round(event.left_s, 1),
-                warning=TIER_CLOSED,
+                warning=new_login.TIER_CLOSED,
             )
         elif event.why in ("pending", "slow_down"):
             self._emit(event.why, left_s=round(event.left_s, 1), interval_s=event.interval_s)
@@ -326,7 +276,7 @@ class _Page:
     def _show_code(self, event: CodeShown) -> None:
         code = event.code
         self._out.write(
-            f"Note: {TIER_CLOSED}\n\n"
+            f"Note: {new_login.TIER_CLOSED}\n\n"
             f"Open this address in a browser, on any device, and confirm:\n\n    {code.url}\n\n"
             f"The page must show the code {code.user_code}\n\n"
         )
@@ -346,7 +296,7 @@ class _Page:
         return "".join(f"{_WHITE_ON_BLACK}{line}{_NORMAL}\n" for line in lines) + "\n"
 
     def _show_state(self, event: Waiting) -> None:
-        note = _NOTES[event.why]
+        note = new_login.NOTES[event.why]
         if event.detail:
             note += f" ({event.detail})"
         if note != self._note:

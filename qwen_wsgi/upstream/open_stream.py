@@ -159,9 +159,11 @@ class OpenStream:
         except (BodyBroken, sse.EventTooLarge) as error:
             raise broken(error) from error
         events = chunks.feed(block) if block else b""
-        if self._budget is not None and block:
-            self._budget.streamed(block)
         record, now = self.record, self._monotonic()
+        if block:
+            record.note_events(block)
+            if self._budget is not None:
+                self._budget.streamed(block)
         record.received_bytes += len(data)
         if now - self.heard_at > record.longest_gap_s:
             record.longest_gap_s = now - self.heard_at

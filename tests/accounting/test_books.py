@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,39 @@ def test_a_damaged_database_costs_what_was_in_it(
     # What is still in a journal is not lost with it.
     assert calls(books) == [3]
     assert "The ledger is lost" in caplog.text
+
+
+def test_errors_and_first_bytes_have_the_keys_of_a_report(
+    books: Books, writer: JournalWriter
+) -> None:
+    bad = {"outcome": "refused", "error": "bad_key", "first_byte_ms": None}
+    for row in (
+        call(),
+        call(first_byte_ms=1000.0),
+        call(first_byte_ms=60_000.0, client="New name", at=NOON_S + 1),
+        call(**bad),
+        call(**bad, at=NOON_S - DAY),
+        call(outcome="client_gone", first_byte_ms=None),
+        call(client_id="two", client="Two", first_byte_ms=0.0),
+    ):
+        writer.append(line_of(row))
+
+    books.read_all()
+    assert [each.calls for each in books.errors("model", ALL)] == [2]
+    assert sorted(each.key for each in books.errors("day", ALL, UTC)) == (
+        sorted(row["key"] for row in books.report("day", ALL, zone=UTC)["rows"])
+    )
+    (one, two) = sorted(books.first_bytes("client", ALL))
+    assert (one.key, one.calls, one.most_ms) == ("New name", 3, 60_000.0)
+    assert one.classes == (1, 1, 0, 0, 0, 1)
+    assert (two.key, two.classes) == ("Two", (1, 0, 0, 0, 0, 0))
+
+
+def test_the_latest_calls_are_told_the_newest_first(books: Books, writer: JournalWriter) -> None:
+    assert books.latest(5) == []
+    for number in range(7):
+        writer.append(line_of(call(request_id=str(number), at=NOON_S + number)))
+    assert [row.request_id for row in books.latest(3)] == ["6", "5", "4"]
+    writer.append(line_of(call(request_id="4", at=NOON_S + 9)))
+    assert [row.at for row in books.find("4")] == [NOON_S + 9, NOON_S + 4]
+    assert books.find("x") == []

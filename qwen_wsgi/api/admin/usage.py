@@ -37,13 +37,13 @@ def own() -> Response:
     `{"limit", "remaining", "resets_in_s"}`, or null for a key without limits."""
     lifecycle.check_caller()
     call = lifecycle.live()
-    books = _books(call)
+    books = books_of(call)
     now, zone = call.services.clock.now(), call.services.settings.zone
     until = now + 1
     spans = [Span(usage.midnight(now, zone), until), Span(usage.midnight(now, zone, day=1), until)]
-    others = [_of_others(call, each) for each in spans]
+    others = [of_others(call, each) for each in spans]
     reports = partial(books.reports, "model", spans, zone=zone, client_id=call.owner, others=others)
-    today, month = _asked(call, reports)
+    today, month = asked(call, reports)
     return http.json_value(
         {
             "object": "usage",
@@ -74,12 +74,12 @@ def of_all() -> Response:
     """
     lifecycle.check_caller(admin=True)
     call = lifecycle.live()
-    books, arguments, zone = _books(call), request.args, call.services.settings.zone
+    books, arguments, zone = books_of(call), request.args, call.services.settings.zone
     by = next((each for each in BY if each == arguments.get("by", BY[0])), None)
     if by is None:
         raise BadRequest(f"'by' must be one of {', '.join(BY)}.", param="by")
     try:
-        asked = usage.span(
+        span = usage.span(
             arguments.get("since", _SINCE),
             arguments.get("until", "now"),
             now=call.services.clock.now(),
@@ -87,17 +87,22 @@ def of_all() -> Response:
         )
     except ValueError as error:
         raise BadRequest(f"{error}.", param=str(error).split(" ", 1)[0]) from None
-    others = _of_others(call, asked)
-    return http.json_value(_asked(call, partial(books.report, by, asked, zone=zone, others=others)))
+    others = of_others(call, span)
+    return http.json_value(asked(call, partial(books.report, by, span, zone=zone, others=others)))
 
 
-def _of_others(call: LiveCall, asked: Span) -> OfOthers | None:
+def of_others(call: LiveCall, asked: Span) -> OfOthers | None:
     """What other boxes have used. Asked in the loop: Redis's connections are its own."""
     totals = call.services.usage_totals
     return None if totals is None else totals.of_others(asked.since, asked.until)
 
 
-def _books(call: LiveCall) -> Books:
+def books_of(call: LiveCall) -> Books:
+    """The ledger.
+
+    Raises:
+        NotFound: there is none.
+    """
     books = call.services.books
     if books is None:
         raise NotFound(
@@ -106,7 +111,7 @@ def _books(call: LiveCall) -> Books:
     return books
 
 
-def _asked(call: LiveCall, ask: Callable[[], T]) -> T:
+def asked(call: LiveCall, ask: Callable[[], T]) -> T:
     """What the ledger says, asked beside the loop. The question itself is not in it.
 
     Raises:

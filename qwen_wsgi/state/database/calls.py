@@ -11,6 +11,7 @@ import math
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Final, Literal, NamedTuple
 
 from qwen_wsgi.clock import Clock
@@ -33,6 +34,10 @@ _MANY: Final = 20_000
 #: Hours that are summed up with one transaction, for other boxes.
 _HOURS_AT_A_TIME: Final = 24
 _DAY_S: Final = 86_400.0
+
+#: Among how many calls one is looked for by its id, which has no index: each call would pay for it.
+_LATELY: Final = 5000
+_MOST_OF_ID: Final = 10
 
 #: The year 5138, which can still be written as a date.
 _LATEST_S: Final = 1e11
@@ -251,6 +256,39 @@ class Totals(NamedTuple):
     saved_micro: int
 
 
+class ErrorCount(NamedTuple):
+    """How many calls of one kind were refused or failed in one way.
+
+    Attributes:
+        key: as in `Totals`.
+        outcome, error: as in `CallRow`.
+    """
+
+    key: Any
+    outcome: str
+    error: str
+    calls: int
+
+
+#: What times to the first byte are sorted into; one class more is for the longer ones.
+FIRST_BYTE_CLASSES_MS: Final = (500, 1000, 2000, 5000, 15_000)
+
+
+class FirstBytes(NamedTuple):
+    """The times to the first byte of the calls of one kind that had one.
+
+    Attributes:
+        key: as in `Totals`.
+        classes: of those calls, how many are in each class, see `FIRST_BYTE_CLASSES_MS`.
+    """
+
+    key: Any
+    calls: int
+    sum_ms: float
+    most_ms: float
+    classes: tuple[int, ...]
+
+
 class Quarter(NamedTuple):
     """The calls of one kind in one quarter of an hour, summed up: what boxes tell each other.
 
@@ -275,6 +313,11 @@ _SUMS: Final = ", ".join(f"coalesce(sum({name}), 0)" for name in Totals._fields[
 _COUNTS: Final = (
     "count(*), sum(outcome = 'refused'),"
     " sum(outcome IN ('upstream_error', 'failed', 'cut_by_stop'))"
+)
+_FAILED: Final = "outcome IN ('refused', 'upstream_error', 'failed', 'cut_by_stop')"
+_CLASSES: Final = ", ".join(
+    f"sum(first_byte_ms > {above} AND first_byte_ms <= {most})"
+    for above, most in pairwise((-1, *FIRST_BYTE_CLASSES_MS, "9e999"))
 )
 _PRICED: Final = (
     "coalesce(currency, CASE WHEN coalesce(input_tokens, output_tokens) IS NOT NULL"
@@ -472,6 +515,67 @@ class CallTable:
         )
         return [Totals(*row[:-1]) for row in rows]
 
+    def errors(self, by: By, since: float, until: float) -> list[ErrorCount]:
+        """The calls of a time that were refused or failed, by how; of clients the key is the id.
+
+        Raises:
+            DatabaseUnavailable: the table cannot be read now.
+        """
+        rows = self._database.run(
+            lambda database: database.execute(
+                f"SELECT {_key_column(by)}, outcome, error, count(*) FROM calls"
+                f" WHERE at >= ? AND at < ? AND {_FAILED} GROUP BY 1, 2, 3",
+                (since, until),
+            ).fetchall()
+        )
+        return [ErrorCount(*row) for row in rows]
+
+    def first_bytes(self, by: By, since: float, until: float) -> list[FirstBytes]:
+        """The times to the first byte of the calls of a time; of clients the key is the id.
+
+        Raises:
+            DatabaseUnavailable: the table cannot be read now.
+        """
+        rows = self._database.run(
+            lambda database: database.execute(
+                f"SELECT {_key_column(by)}, count(*), sum(first_byte_ms), max(first_byte_ms),"
+                f" {_CLASSES} FROM calls"
+                " WHERE at >= ? AND at < ? AND first_byte_ms IS NOT NULL GROUP BY 1",
+                (since, until),
+            ).fetchall()
+        )
+        return [FirstBytes._make((*row[:4], tuple(row[4:]))) for row in rows]
+
+    def latest(self, limit: int) -> list[CallRow]:
+        """The calls that ended last, the newest first.
+
+        Raises:
+            DatabaseUnavailable: the table cannot be read now.
+        """
+        rows = self._database.run(
+            lambda database: database.execute(
+                f"SELECT {', '.join(CallRow._fields)} FROM calls ORDER BY at DESC LIMIT ?", (limit,)
+            ).fetchall()
+        )
+        return [CallRow(*row) for row in rows]
+
+    def find(self, request_id: str) -> list[CallRow]:
+        """The calls with an id among those that ended lately, the newest first: clients may give
+        several calls one id.
+
+        Raises:
+            DatabaseUnavailable: the table cannot be read now.
+        """
+        columns = ", ".join(CallRow._fields)
+        rows = self._database.run(
+            lambda database: database.execute(
+                f"SELECT {columns} FROM (SELECT * FROM calls ORDER BY at DESC LIMIT {_LATELY})"
+                f" WHERE request_id = ? ORDER BY at DESC LIMIT {_MOST_OF_ID}",
+                (request_id,),
+            ).fetchall()
+        )
+        return [CallRow(*row) for row in rows]
+
     # --- for other boxes -------------------------------------------------------------------------
 
     def names(self, since: float, until: float) -> dict[str, str]:
@@ -517,6 +621,13 @@ class CallTable:
             return last, {hour: _quarters(database, hour) for hour in sorted(hours)}
 
         return self._database.run(read)
+
+
+def _key_column(by: By) -> str:
+    """What calls are grouped by, as a column."""
+    if by in ("day", "hour"):
+        return f"CAST(at / {QUARTER_S} AS INTEGER)"
+    return "client_id" if by == "client" else by
 
 
 def _quarters(database: sqlite3.Connection, hour: int) -> list[Quarter]:

@@ -13,6 +13,7 @@ from qwen_wsgi.state.database import (
     cached_answers,
     calls,
     client_keys,
+    console_sessions,
     host_objects,
     plan_windows,
     responses,
@@ -43,6 +44,7 @@ TABLES: Final = (
     plan_windows.TABLES,
     cached_answers.TABLES,
     outbox.TABLES,
+    console_sessions.TABLES,
 )
 
 #: A damaged file is kept so long, for whoever wants to save something of it. Seconds.

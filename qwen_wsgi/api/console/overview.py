@@ -1,0 +1,42 @@
+"""`/console`: the accounts and the box at a glance."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from flask import Response
+
+from qwen_wsgi.api import lifecycle, status
+from qwen_wsgi.api.console import page
+from qwen_wsgi.console import accounts
+from qwen_wsgi.in_flight import MOST
+
+blueprint = page.blueprint("overview")
+
+
+@blueprint.get("/console")
+def overview() -> Response:
+    """The page."""
+    services = lifecycle.live().services
+    workers = services.workers.all()
+    store = services.shared_store
+    rows = status.account_rows(services)
+    paused = {account.name: each.models for account, each in services.statuses.summary().accounts}
+    calls = services.in_flight.all(MOST).rows
+    open_calls = Counter(call["account"] for call in calls)
+    return page.render(
+        "overview",
+        title="Overview",
+        accounts=[
+            accounts.shown(row, in_flight=open_calls[row["name"]], paused=paused[row["name"]])
+            for row in rows
+        ],
+        workers=len(workers),
+        in_flight=len(calls),
+        calls=sum(each.ended for each in workers),
+        uptime_s=services.clock.monotonic() - services.started_at,
+        sandbox=any(row["kind"] == "sandbox" for row in rows),
+        redis="" if store is None else store.told(),
+        problems=[*services.discovery.problems()],
+        notes=[*map(str, services.discovery.notes())],
+    )

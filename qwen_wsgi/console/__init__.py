@@ -1,0 +1,1 @@
+"""The console without HTTP: its pages, the checks of a browser's request, its words."""

@@ -1,0 +1,1 @@
+"""What was used, as charts and tables. Pure."""

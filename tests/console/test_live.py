@@ -1,0 +1,118 @@
+"""Calls on the live page: stages that add up, words for every end, and hostile names."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC
+from html.parser import HTMLParser
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen_wsgi.console import live, timeline
+from tests.kit.call_rows import call
+from tests.kit.properties import examples
+
+TOLD: dict[str, Any] = {
+    "id": "req_1", "client": "anna", "endpoint": "/v1/messages", "account": "dashscope",
+    "model": "qwen3.8-max", "state": "streaming", "started_at": 12.5, "seconds": 3.2,
+    "seconds_to_first_byte": 0.5, "seconds_queued": 0.1, "seconds_connecting": 0.05,
+    "longest_gap": 1.5, "streamed_tokens": 1234, "worker": 7,
+}  # fmt: skip
+MS = st.floats(-1e6, 1e9)
+
+
+@given(MS, MS, st.none() | MS, MS, MS)
+def test_stages_add_up_to_the_call(
+    queue: float, connect: float, first: float | None, total: float, gap: float
+) -> None:
+    row = call(
+        queue_ms=queue, connect_ms=connect, first_byte_ms=first, total_ms=total, longest_gap_ms=gap
+    )
+    found = timeline.of_row(row)
+    assert sum(stage.ms for stage in found.stages) <= found.total_ms * (1 + 1e-9)
+    end = 0.0
+    for stage in found.stages:
+        assert stage.begin_ms == end
+        assert stage.ms > 0
+        end = stage.begin_ms + stage.ms
+    assert found.gap_ms >= 0
+    widths = [int(w) for w in re.findall(r"h(\d+)v", timeline.drawn(found))]
+    assert sum(widths) <= 102
+
+
+def test_the_stages_of_a_call() -> None:
+    row = call(queue_ms=100.0, connect_ms=20.0, first_byte_ms=500.0, total_ms=2000.0)
+    assert [(stage.kind, stage.ms) for stage in timeline.of_row(row).stages] == [
+        ("queue", 100.0),
+        ("connect", 20.0),
+        ("wait", 380.0),
+        ("answer", 1500.0),
+    ]
+    silent = timeline.of_row(call(first_byte_ms=None, total_ms=900.0, connect_ms=0.0))
+    assert [(stage.kind, stage.ms) for stage in silent.stages] == [("wait", 900.0)]
+    told = timeline.of_call(TOLD)
+    assert [stage.kind for stage in told.stages] == ["queue", "connect", "wait", "answer"]
+    assert (told.total_ms, told.gap_ms) == (3200.0, 1500.0)
+
+
+def test_durations_for_people() -> None:
+    assert [timeline.spoken(ms) for ms in (0, 850, 12_345, 245_000)] == (
+        ["0 ms", "850 ms", "12.3 s", "4 min 5 s"]
+    )
+
+
+def test_every_end_has_its_words() -> None:
+    outcomes = (
+        "complete", "refused", "upstream_error", "client_gone", "cancelled", "cut_by_stop", "failed"
+    )  # fmt: skip
+    texts = [timeline.why(outcome, "")[0] for outcome in outcomes]
+    assert len(set(texts)) == len(outcomes)
+    assert timeline.why("refused", "model_not_found")[1].startswith("No account has this model")
+    assert timeline.why("new", "new") == ["It ended as new."]
+
+
+def test_a_call_in_flight() -> None:
+    row = live.live_row(TOLD)
+    assert row.cells == ("anna", "qwen3.8-max", "dashscope", "streams", "≈ 1,234", "3.0 s")
+    assert row.key == "7-12.5-req_1"
+    early = {**TOLD, "model": None, "account": None, "streamed_tokens": 0, "state": "waiting"}
+    assert live.live_row(early).cells[1:5] == ("/v1/messages", "–", "waits", "–")
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.add(tag)
+        assert not any(name.startswith("on") or name == "style" for name, _ in attrs)
+
+
+@examples(100)
+@given(st.text(max_size=80), st.text(max_size=80), st.text(max_size=80))
+def test_hostile_names_stay_texts(name: str, error: str, id: str) -> None:
+    row = call(client=name, model=error, account=id, error=error, request_id=id, outcome="failed")
+    tags = Tags()
+    tags.feed(live.ended_row(row, UTC))
+    assert tags.found <= {"tr", "td", "a", "svg", "path"}
+
+
+def test_a_row_is_small_and_links_to_the_rest() -> None:
+    html = live.ended_row(call(request_id='a/"b', error="<x>", outcome="refused"), UTC)
+    assert 'href="/console/live/call?id=a%2F%22b"' in html
+    assert "&lt;x&gt;" in html
+    assert len(live.ended_row(call(), UTC)) < 450
+
+
+def test_tokens_and_money_that_nobody_knows_stay_unknown() -> None:
+    none = {"input_tokens": None, "output_tokens": None, "money_micro": None}
+    assert live.tokens(call()) == "100 / 10"
+    assert live.tokens(call(**none, unknown_usage=1)) == "unknown"
+    assert live.tokens(call(**none)) == "–"
+    assert live.tokens(call(output_tokens=None)) == "100 / ?"
+    assert live.money(call()) == "0.000200 USD"
+    assert live.money(call(**none)) == "unknown"
+    assert dict(live.facts(call(**none), UTC))["input tokens"] == "unknown"
