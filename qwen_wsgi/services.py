@@ -63,6 +63,7 @@ from qwen_wsgi.state.shared_files import SharedFiles
 from qwen_wsgi.state.state_key import StateKey, command_key
 from qwen_wsgi.state.token_counts import TokenCounts
 from qwen_wsgi.state.workers import Workers
+from qwen_wsgi.tools.runner import ToolRunner
 from qwen_wsgi.upstream.answer_cache import AnswerCache
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.executor import Executor
@@ -252,6 +253,8 @@ class Services:
     pictures: Pictures
     uploads: Uploads
     pdf_reader: PdfReader
+    #: Runs the operator's tools; None if there are none.
+    tool_runner: ToolRunner | None
     tokenizer: HostTokenizer
     sandbox: SandboxHost
     workers: Workers
@@ -347,6 +350,7 @@ def build_services(
     known_in: Path | None = None,
     sleep: Callable[[float], None] = sleep,
     limits_of: Callable[[Client], Limits | None] = limits_of,
+    tool_runner: ToolRunner | None = None,
 ) -> Services:
     """Wire everything together; opens no connection and starts no thread.
 
@@ -358,6 +362,7 @@ def build_services(
             now is the beginning; nothing is written there.
         sleep: for the pauses between questions about tasks.
         limits_of: what a client may take, see `access.budget.Budgets`.
+        tool_runner: None makes that of the settings, if there is any.
     """
     clock = clock or SystemClock()
     sandbox = SandboxHost()
@@ -509,6 +514,7 @@ def build_services(
         downloads=downloads,
         pictures=Pictures(settings, executor, tasks, downloads),
         uploads=Uploads(client, downloads),
+        tool_runner=tool_runner,
         pdf_reader=PdfReader(clock),
         tokenizer=HostTokenizer(settings, router, executor, clock),
         sandbox=sandbox,

@@ -139,6 +139,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
         "clock",
         "plan_limits",
+        "protocol.changes",
         "protocol.usage",
         "protocol.json_object",
         "state",
@@ -286,6 +287,7 @@ ALLOWED["services"] = {
     "boxes",
     "sharing",
     "state",
+    "tools",
     "upstream",
 }
 

@@ -27,15 +27,16 @@ def messages_of(items: Iterable[Mapping[str, Any]], names: Names) -> list[dict[s
 
 
 def next_request(
-    request: ResponsesRequest, said: list[dict[str, Any]], *, last: bool
+    request: ResponsesRequest, chat: ChatRequest, said: list[dict[str, Any]], *, last: bool
 ) -> ChatRequest:
     """The request of the next turn. What `tool_choice` forced is done: the model is free now.
 
     Args:
+        chat: of the first turn.
         said: messages of the turns before.
         last: without the tools of the proxy.
     """
-    body = request.chat.body
+    body = chat.body
     changed: dict[str, Any] = {"messages": [*body["messages"], *said]}
     drop = {"tool_choice"} if body.get("tool_choice") != "none" else set()
     if last:
@@ -46,7 +47,20 @@ def next_request(
         else:
             drop |= set(_OF_TOOLS)
     drop &= set(body.names())
-    return replace(request.chat, body=JsonObject(body.render(changed, drop=drop)))
+    return replace(chat, body=JsonObject(body.render(changed, drop=drop)))
+
+
+def with_results(chat: ChatRequest, results: Mapping[str, str]) -> ChatRequest:
+    """A request with the results of calls that had none.
+
+    Args:
+        results: by the ids of the calls.
+    """
+    messages = []
+    for each in chat.body["messages"]:
+        result = results.get(str(each.get("tool_call_id")))
+        messages.append(each if result is None else {**each, "content": result})
+    return replace(chat, body=JsonObject(chat.body.render({"messages": messages})))
 
 
 def _name_of(tool: Any) -> Any:
