@@ -46,6 +46,7 @@ from qwen_wsgi.protocol.responses.server_tools.mcp_calls import (
 )
 from qwen_wsgi.protocol.responses.server_tools.mcp_tool import Approved
 from qwen_wsgi.protocol.responses.tools import Tool
+from qwen_wsgi.protocol.server_tools import next_turn
 from qwen_wsgi.protocol.server_tools.results import (
     RUNNER,
     ToolWork,
@@ -442,7 +443,7 @@ class ResponseEncoder:
             str(approved.request["id"]): for_model(told_of(outcome))
             for approved, outcome in self._resumed
         }
-        self._chat = turns.with_results(self._chat, results)
+        self._chat = next_turn.with_results(self._chat, results)
         return self._chat
 
     def begin_call(self, call: ServerCall) -> bytes:
@@ -477,7 +478,8 @@ class ResponseEncoder:
         self._calls_before += len(ran)
         self._tool_calls, self._calls, self._early = ToolCalls(), {}, {}
         self._finish, self._reader, self._only_text = None, TextReader(), False
-        return turns.next_request(self._request, self._chat, self._said, last=last)
+        own = self._request.names.server_names()
+        return next_turn.next_request(self._chat, self._said, own, last=last)
 
 
 def _kind_of(tool: Tool) -> tuple[type[Call | ProxyCall], str]:

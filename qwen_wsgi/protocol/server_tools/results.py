@@ -62,11 +62,13 @@ class Told(NamedTuple):
 
     Attributes:
         error: it failed: by the tool, or by us.
+        structured: as of `Result`.
     """
 
     text: str
     error: bool
     images: Sequence[Image] = ()
+    structured: object = None
 
 
 def told_of(outcome: Outcome) -> Told:
@@ -74,7 +76,7 @@ def told_of(outcome: Outcome) -> Told:
     if outcome.failure is not None:
         return Told(outcome.failure.message, error=True)
     result: Result = outcome.value
-    return Told(result.text, result.is_error, tuple(result.images))
+    return Told(result.text, result.is_error, tuple(result.images), result.structured)
 
 
 def for_model(told: Told) -> str:
