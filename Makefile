@@ -8,7 +8,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test fast clients pythons lowest lint fix bench install uninstall clean
+.PHONY: help run test fast clients pythons lowest lint fix bench docs release deb install uninstall clean
 
 # Relative, so that the path of the checkout may contain spaces.
 python := .venv/bin/python
@@ -62,9 +62,21 @@ fix: ## format the code and repair what ruff can
 	@$(python) -m ruff check --fix .
 	@$(python) -m ruff format .
 
-bench: ## measure the speed goals
+bench: ## count the functions of a call, then measure the speed goals
 	@sh install/venv.sh dev
+	@$(python) -m benchmarks.calls
 	@$(python) -m benchmarks $(ARGS)
+
+docs: ## the documentation as a site, in dist/docs; it needs nothing from elsewhere
+	@sh install/venv.sh dev
+	@$(python) install/docs.py
+
+release: ## check that everything is ready for a release, and build its files in dist/
+	@sh install/venv.sh dev
+	@$(python) -B install/release.py
+
+deb: ## build dist/*.deb for this Debian and its Python (PYTHON=/usr/bin/python3.12: another one)
+	@sh install/deb.sh
 
 install: ## as root: service, nginx site and /etc/qwen-proxy; starts nothing
 	@sh install/install.sh

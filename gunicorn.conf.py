@@ -103,7 +103,7 @@ def post_worker_init(worker: _server.StreamWorker) -> None:
             _server.announce(worker, banner=worker.age == 1)
 
 
-post_request = _server.free_call
+post_request = _server.free_call_after
 
 
 def worker_exit(server: object, worker: Worker) -> None:

@@ -19,7 +19,6 @@ import collections
 import json
 import signal
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,14 +26,15 @@ from types import CodeType, FrameType
 from typing import Any, Final
 
 from benchmarks import load, servers
+from benchmarks.calls import Called, counting, name_of
 from tests.kit import processes
 from tests.kit.processes import REPOSITORY
 
 #: The kernel's tick is the finest that a CPU timer can be.
 _INTERVAL_S: Final = 0.001
 
-#: Requests whose calls are counted; the first ones, which set things up, weigh little.
-_COUNTED: Final = 2000
+#: Requests whose calls are counted.
+_COUNTED: Final = 1000
 
 _REQUESTS: Final = {
     "request": load.chat("fast"),
@@ -52,7 +52,7 @@ _init = post_worker_init
 def post_worker_init(worker):
     _init(worker)
     from benchmarks import profile_request
-    profile_request.{note}({result!r})
+    profile_request.sample({result!r})
 """
 
 
@@ -75,42 +75,12 @@ def sample(result: str) -> None:
 
     def write() -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        tables = [{_name(c): n for c, n in t.most_common(200)} for t in (alone, within)]
+        tables = [{name_of(c): n for c, n in t.most_common(200)} for t in (alone, within)]
         Path(result).write_text(json.dumps({"count": count, "tables": tables}))
 
     signal.signal(signal.SIGPROF, note)
     signal.setitimer(signal.ITIMER_PROF, _INTERVAL_S, _INTERVAL_S)
     atexit.register(write)
-
-
-def count(result: str) -> None:
-    """Count the calls of this process from now on; at its exit, write them as JSON to `result`."""
-    called: collections.Counter[CodeType] = collections.Counter()
-    by: collections.Counter[tuple[CodeType, CodeType]] = collections.Counter()
-
-    def note(frame: FrameType, event: str, argument: object) -> None:
-        if event == "call":
-            called[frame.f_code] += 1
-            if frame.f_back is not None:
-                by[frame.f_code, frame.f_back.f_code] += 1
-
-    def write() -> None:
-        sys.setprofile(None)
-        callers: dict[CodeType, list[tuple[str, int]]] = {}
-        for (code, caller), times in by.most_common():
-            callers.setdefault(code, []).append((_name(caller), times))
-        rows = [(_name(code), times, callers.get(code, [])) for code, times in called.most_common()]
-        Path(result).write_text(json.dumps(rows))
-
-    sys.setprofile(note)
-    atexit.register(write)
-
-
-def _name(code: CodeType) -> str:
-    path = code.co_filename
-    for root in (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), str(REPOSITORY)):
-        path = path.removeprefix(root + "/")
-    return f"{path}:{code.co_firstlineno} {code.co_qualname}"
 
 
 async def _load(kind: str, up: servers.Target, target: servers.Target, for_s: float) -> float:
@@ -138,7 +108,7 @@ def _print(title: str, table: dict[str, int], unit_us: float, top: int) -> None:
         print(f"{count * unit_us:9.1f}  {name}")
 
 
-def _print_calls(rows: list[Any], requests: int, top: int) -> None:
+def _print_calls(rows: list[Called], requests: int, top: int) -> None:
     print(f"{sum(row[1] for row in rows) / requests:.0f} calls per request")
     for name, times, callers in rows[:top]:
         told = "; ".join(f"{n / requests:.1f} {who}" for who, n in callers[:3])
@@ -160,28 +130,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.calls and arguments.kind == "paced":
         parser.error("--calls is for whole requests")
     processes.raise_open_files_limit(4096)
+    if arguments.calls:
+        with counting() as counted:
+            rows = counted.of(_REQUESTS[arguments.kind], _COUNTED)
+        _print_calls(rows, _COUNTED, arguments.top)
+        return 0
     with tempfile.TemporaryDirectory(prefix="qwen-proxy-profile-") as name:
         directory = Path(name)
         result, config = directory / "result.json", directory / "gunicorn.conf.py"
-        config.write_text(
-            _CONFIG.format(
-                conf=str(REPOSITORY / "gunicorn.conf.py"),
-                note="count" if arguments.calls else "sample",
-                result=str(result),
-            )
-        )
+        conf = str(REPOSITORY / "gunicorn.conf.py")
+        config.write_text(_CONFIG.format(conf=conf, result=str(result)))
         with servers.upstream() as up:
             with servers.proxy(up, workers=1, directory=directory, config=config) as target:
-                if arguments.calls:
-                    requests = _REQUESTS[arguments.kind]
-                    asyncio.run(load.hammer(target, requests, _COUNTED, 8))
-                    unit = 0.0
-                else:
-                    unit = asyncio.run(_load(arguments.kind, up, target, arguments.seconds))
+                unit = asyncio.run(_load(arguments.kind, up, target, arguments.seconds))
             found: Any = json.loads(result.read_text())
-    if arguments.calls:
-        _print_calls(found, _COUNTED, arguments.top)
-        return 0
     samples: int = found["count"]
     print(f"{arguments.kind}: {unit:.0f} µs of CPU each, {samples} samples")
     for title, table in zip(("itself", "with what it calls"), found["tables"], strict=True):

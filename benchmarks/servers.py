@@ -58,6 +58,7 @@ def _running(
     log: Path,
     env: Mapping[str, str] | None = None,
     how: signal.Signals = signal.SIGTERM,
+    root: Path = REPOSITORY,
 ) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -65,7 +66,7 @@ def _running(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            cwd=REPOSITORY,
+            cwd=root,
             env=env,
             # Ctrl-C reaches this program alone, which then stops the others in order.
             start_new_session=True,
@@ -167,24 +168,30 @@ def nginx(program: str, up: Target, *, workers: int, directory: Path) -> Iterato
         yield Target("nginx", port, process.pid)
 
 
-def _plain_environment(home: Path) -> dict[str, str]:
+def plain_environment(home: Path) -> dict[str, str]:
     """No setting of whoever runs this may change what is measured."""
     return {"PATH": _PATH, "HOME": str(home), "LC_ALL": "C.UTF-8"}
 
 
 @contextlib.contextmanager
 def proxy(
-    up: Target, *, workers: int, directory: Path, config: Path | None = None
+    up: Target,
+    *,
+    workers: int,
+    directory: Path,
+    config: Path | None = None,
+    root: Path = REPOSITORY,
 ) -> Iterator[Target]:
     """qwen-proxy with its defaults, a client key, and its log in a file.
 
     Args:
         config: in place of gunicorn.conf.py.
+        root: the checkout whose code runs.
     """
     port = free_port()
     home = directory / f"proxy-{port}"
     home.mkdir()
-    env = _plain_environment(home) | {
+    env = plain_environment(home) | {
         "QWEN_UPSTREAM_BASE_URL": f"http://127.0.0.1:{up.port}/v1",
         "QWEN_UPSTREAM_API_KEY": UPSTREAM_KEY,
         "QWEN_PROXY_API_KEYS": CLIENT_KEY,
@@ -197,9 +204,31 @@ def proxy(
         command = [sys.executable, "-m", "gunicorn", "-c", str(config), "wsgi:application"]
     log = home / "log"
     # SIGINT is gunicorn's quick stop; SIGTERM would wait for open streams.
-    with _running(command, log=log, env=env, how=signal.SIGINT) as process:
+    with _running(command, log=log, env=env, how=signal.SIGINT, root=root) as process:
         _wait_ready(process, port, workers, log)
         yield Target("qwen-proxy", port, process.pid)
+
+
+_LIMITS: Final = ("--rpm", "1000000000", "--tpm", "1000000000")
+_MORE_LIMITS: Final = ("--tokens-per-day", "1000000000", "--concurrency", "100")
+
+
+@contextlib.contextmanager
+def limited(
+    up: Target, *, workers: int, directory: Path, config: Path | None = None
+) -> Iterator[tuple[Target, str]]:
+    """As `proxy`, and a key of its database with all limits."""
+    with proxy(up, workers=workers, directory=directory, config=config) as target:
+        home = directory / f"proxy-{target.port}"
+        added = subprocess.run(
+            [sys.executable, "-m", "qwen_wsgi.cli", "keys", "add", "limited", "--json"]
+            + [*_LIMITS, *_MORE_LIMITS],
+            env=plain_environment(home),
+            cwd=REPOSITORY,
+            capture_output=True,
+            check=True,
+        )
+        yield target, json.loads(added.stdout)["key"]
 
 
 #: The environment variable with the base URL of the bare stack's upstream.
@@ -212,7 +241,7 @@ def bare(up: Target, *, workers: int, directory: Path) -> Iterator[Target]:
     port = free_port()
     home = directory / f"bare-{port}"
     home.mkdir()
-    env = _plain_environment(home) | {BARE_UPSTREAM: f"http://127.0.0.1:{up.port}/v1"}
+    env = plain_environment(home) | {BARE_UPSTREAM: f"http://127.0.0.1:{up.port}/v1"}
     command = [sys.executable, "-m", "gunicorn", "benchmarks.bare:app", "--worker-class", "gevent"]
     command += ["--workers", str(workers), "--bind", f"127.0.0.1:{port}", "--keep-alive", "75"]
     command += ["--worker-connections", "2000", "--no-control-socket"]
@@ -247,7 +276,7 @@ def litellm(
     config.write_text(
         json.dumps({"model_list": listed, "general_settings": {"master_key": CLIENT_KEY}})
     )
-    env = _plain_environment(home) | {
+    env = plain_environment(home) | {
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "LITELLM_TELEMETRY": "False",
         "LITELLM_LOG": "ERROR",

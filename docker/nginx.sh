@@ -3,7 +3,16 @@
 set -eu
 cd "${SOURCES:-/qwen-proxy}"
 . install/site.sh
+# A line for each server. A dead one of several gets no calls for a while; a single one always does.
+proxies=${PROXIES:-qwen-proxy:8080}
+servers= options=max_fails=0
+case $proxies in *,*) options='max_fails=1 fail_timeout=5s' ;; esac
+for each in $(printf '%s' "$proxies" | tr ',' ' '); do
+    servers="$servers    server $each $options;\\
+"
+done
+servers=${servers%??}
 write_site "${NAME:-qwen-proxy}" /etc/nginx/tls/server.crt,/etc/nginx/tls/server.key / '' |
-    sed "s|server unix:/run/qwen-proxy/http.sock|server ${PROXY:-qwen-proxy:8080}|" \
+    sed "s|^    server unix:/run/qwen-proxy/http.sock.*|$servers|" \
         >"${SITE:-/etc/nginx/conf.d/default.conf}"
 exec nginx -g 'daemon off;'

@@ -130,6 +130,16 @@ if [ -e "$command" ] && ! grep -q 'installed by `make install`' "$command"; then
 else
     install -m 0755 "$build/command" "$command"
 fi
+# The man page, and what shells complete: ours, and links where `man` and shells look.
+(cd share && find . -type f) | while read -r file; do
+    file=${file#./}
+    install -D -m 0644 "share/$file" "$root$prefix/share/$file"
+    found=$root/usr/local/share/$file
+    if [ ! -e "$found" ] || [ -L "$found" ]; then
+        mkdir -p "$(dirname "$found")"
+        ln -sf "$prefix/share/$file" "$found"
+    fi
+done
 if [ -n "$name" ]; then
     printf '# How clients reach this machine: written by `make install NAME=… TLS=…`.\n' >"$chosen"
     printf 'NAME=%s\nTLS=%s\n' "$name" "$tls" >>"$chosen"

@@ -16,7 +16,7 @@ fi
 
 # Built from a copy, so that a build as root leaves no file of root in the checkout.
 for item in setup.py setup.cfg pyproject.toml README.md LICENSE gunicorn.conf.py wsgi.py qwen_wsgi \
-    install; do
+    install share; do
     [ ! -e "$item" ] || cp -R "$item" "$build/"
 done
 # The copy has no git: it gets the version as a file.

@@ -51,6 +51,15 @@ fi
 if [ -e "$root$prefix/venv/qwen-proxy-python" ]; then
     rm -rf "$root$prefix/venv"
 fi
+for file in man/man1/qwen-proxy.1 bash-completion/completions/qwen-proxy \
+    zsh/site-functions/_qwen-proxy fish/vendor_completions.d/qwen-proxy.fish; do
+    found=$root/usr/local/share/$file
+    if [ "$(readlink "$found")" = "$prefix/share/$file" ]; then
+        rm -f "$found"
+    fi
+    rm -f "$root$prefix/share/$file"
+done
+find "$root$prefix/share" -depth -type d -empty -delete 2>/dev/null || true
 rm -f "$pristine"
 rmdir "$root$prefix" 2>/dev/null || true
 rm -f "$root/etc/qwen-proxy/qwen-proxy.env.example" "$root/etc/qwen-proxy/owner.conf.example"

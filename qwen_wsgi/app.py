@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from flask import Flask
 
@@ -24,11 +25,21 @@ from qwen_wsgi.api.dialects import (
 from qwen_wsgi.api.files import batches, files
 from qwen_wsgi.api.flask_app import Application
 from qwen_wsgi.api.media import images, rerank, speech, transcriptions, videos
+from qwen_wsgi.api.openapi import route as openapi
 from qwen_wsgi.api.web import chats as web_chats
 from qwen_wsgi.api.web import tokens as web_tokens
 from qwen_wsgi.api.websocket import route as websocket
 from qwen_wsgi.services import Services, build_services, configure_logs
 from qwen_wsgi.settings import Settings
+
+#: The routes that are called most.
+_STRAIGHT: Final = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/embeddings",
+)
 
 
 def create_app(settings: Settings | None = None, *, services: Services | None = None) -> Flask:
@@ -74,9 +85,11 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
         usage,
         web_tokens,
         web_chats,
+        openapi,
     ):
         app.register_blueprint(module.blueprint)
     errors.register(app)
+    app.go_straight("POST", _STRAIGHT)
     # Before the first call: whether keys are needed at all must be known by then.
     services.key_ring.look()
     if services.database.directory is not None:

@@ -66,6 +66,8 @@ _RULES: Final = tuple(
 EVERYWHERE: Final = (_C.CHAT, _C.EMBEDDING)
 _ALL: Final = frozenset(Capability)
 
+_WEB_VARIANTS: Final = (("-image", (_C.IMAGE, _C.IMAGE_EDIT)), ("-video", (_C.VIDEO,)))
+
 #: What the routes of a kind of host can be asked for. Pictures on the Token Plan's hosts were seen
 #: (August 2026), speech is there by WebSocket only; the Coding Plan and the portal only chat.
 _OF_FAMILY: Final[Mapping[Family, frozenset[Capability]]] = {
@@ -74,7 +76,7 @@ _OF_FAMILY: Final[Mapping[Family, frozenset[Capability]]] = {
     Family.TOKEN_PLAN: frozenset(EVERYWHERE) | {_C.IMAGE, _C.IMAGE_EDIT},
     Family.CODING_PLAN: frozenset(EVERYWHERE),
     Family.PORTAL: frozenset(EVERYWHERE),
-    Family.WEB: frozenset({_C.CHAT}),
+    Family.WEB: frozenset({_C.CHAT, _C.IMAGE, _C.IMAGE_EDIT, _C.VIDEO}),
     # They are believed: an OpenAI-compatible server is asked for what OpenAI's routes have.
     Family.OTHER: frozenset(EVERYWHERE),
 }
@@ -90,6 +92,14 @@ def capabilities_of(model: str) -> tuple[Capability, ...]:
     return next(found for pattern, found in _RULES if pattern.search(name))
 
 
+def capabilities_at(family: Family, model: str) -> tuple[Capability, ...]:
+    """What a model can do at a host of the family: the web API has variants that make something
+    else than their model, by the end of the name."""
+    if family is Family.WEB:
+        return next((can for end, can in _WEB_VARIANTS if model.endswith(end)), (_C.CHAT,))
+    return capabilities_of(model)
+
+
 def has_route(family: Family, capability: Capability) -> bool:
     """Whether hosts of a family have a route for such calls."""
     return capability in _OF_FAMILY[family]
@@ -98,13 +108,13 @@ def has_route(family: Family, capability: Capability) -> bool:
 def can_be_called(family: Family, model: str) -> bool:
     """Whether an endpoint of this proxy calls the model at a host of the family; other hosts than
     Alibaba's are believed."""
-    return not family.is_qwen or not _OF_FAMILY[family].isdisjoint(capabilities_of(model))
+    return not family.is_qwen or not _OF_FAMILY[family].isdisjoint(capabilities_at(family, model))
 
 
 def listed(family: Family, model: str) -> list[str]:
     """What a model at a host of the family can be called for, for a list of models."""
     if family.is_qwen:
-        return [each.value for each in capabilities_of(model) if has_route(family, each)]
+        return [each.value for each in capabilities_at(family, model) if has_route(family, each)]
     if _EMBEDS.search(model.lower()):
         return [Capability.EMBEDDING.value]
     return [] if _NEITHER.search(model.lower()) else [Capability.CHAT.value]
@@ -135,6 +145,8 @@ def may_have(family: Family, model: str) -> bool:
     The vendor's lists miss some (August 2026: deepseek-v4-pro-0813 with a Token Plan).
     """
     known = family.is_qwen and _OF_THE_HOSTS.match(model.lower()) is not None
+    if family is Family.WEB and capabilities_at(family, model) != (_C.CHAT,):
+        return False  # its variants are all in its list
     return known and can_be_called(family, model)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,9 @@ _PRIORITIES: Final = (
 
 #: Values that need no look at their text: most of a call's line.
 _NUMBERS: Final = frozenset({int, float})
+
+#: Texts that stand in a line as they are: most others of it.
+_PLAIN: Final = re.compile(r"[!#-~]+").fullmatch
 
 
 class Formatter(logging.Formatter):
@@ -68,7 +72,9 @@ class Formatter(logging.Formatter):
         if not self._journal:
             parts.insert(0, stamp)
         parts += [
-            f"{name}={value if type(value) in _NUMBERS else _value(value)}"
+            f"{name}={value}"
+            if type(value) in _NUMBERS or (type(value) is str and _PLAIN(value))
+            else f"{name}={_value(value)}"
             for name, value in fields.items()
         ]
         text = self._redaction.redact(" ".join(parts) + (f"\n{trace}" if trace else ""))

@@ -26,14 +26,17 @@ from gevent import monkey
 from gevent.event import Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
+from gunicorn import util
 from gunicorn.glogging import Logger
 from gunicorn.http.body import ChunkedReader
+from gunicorn.http.errors import NoMoreData
 from gunicorn.workers.base import Worker
 from gunicorn.workers.ggevent import GeventWorker
 
 from qwen_wsgi import logs
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.errors import CannotStartYet, SettingsError
+from qwen_wsgi.exchange import Answer, ClientParser, Surroundings
 from qwen_wsgi.redaction import DISCOVERED, Redaction
 from qwen_wsgi.settings import Settings, with_command
 from qwen_wsgi.state.database import in_use
@@ -81,6 +84,9 @@ _LINGER_BYTES: Final = 64 << 20
 
 #: The limit of connections is told so often.
 _TELL_S: Final = 60.0
+
+#: What a client that has gone away looks like.
+_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 
 #: Signals that stop a worker.
 _STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -375,6 +381,7 @@ class StreamWorker(GeventWorker):
         while self.alive:
             self.notify()
             self._signalled.wait(_LOOK_S)
+            self._shut_silent()
         self._end(servers)
         if (services := services_of(self)) is not None:
             # Responses that nobody waits for may go on as long as streams. A worker that gives no
@@ -429,20 +436,100 @@ class StreamWorker(GeventWorker):
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         # A TLS socket (only if somebody configures gunicorn so) must encrypt what it sends.
-        if not hasattr(client, "pending"):
-            client = ClientSocket(client, self.body_timeout_s)
-            self._clients.add(client)
-            if len(self._clients) >= self.worker_connections:
-                self._tell_limit()
-            if not self.alive and self._refuses:
-                self._refused.add(client)
-        self._waiting[client] = time.monotonic()
-        try:
+        if hasattr(client, "pending"):
             super().handle(listener, client, addr)
+            return
+        client.setblocking(1)
+        sock = ClientSocket(client, self.body_timeout_s)
+        self._clients.add(sock)
+        if len(self._clients) >= self.worker_connections:
+            self._tell_limit()
+        if not self.alive and self._refuses:
+            self._refused.add(sock)
+        try:
+            self._serve_requests(sock, addr, listener.getsockname())
+        except OSError as error:
+            if error.errno not in _GONE:
+                self.log.exception("Socket error processing request.")
         finally:
-            self._clients.discard(client)
-            self._waiting.pop(client, None)
-            self._refused.discard(client)
+            self._clients.discard(sock)
+            self._waiting.pop(sock, None)
+            self._refused.discard(sock)
+            util.close(client)
+
+    def _serve_requests(self, sock: ClientSocket, peer: Any, listener: Any) -> None:
+        """Answer the requests of a connection, one after the other, until it is to be closed.
+
+        Raises:
+            OSError: the client has closed it, or its answer was cut.
+        """
+        parser = ClientParser(self.cfg, sock, peer)
+        surroundings = Surroundings(sock, peer, listener, workers=self.cfg.workers)
+        request = None
+        try:
+            while True:
+                request = None
+                # How long it may wait: `_shut_silent` looks at all connections together.
+                self._waiting[sock] = time.monotonic()
+                request = next(parser)
+                del self._waiting[sock]
+                if not self._answer(request, sock, surroundings):
+                    return
+        except (StopIteration, NoMoreData, gevent.GreenletExit):
+            return  # it was closed between two requests, or within the head of one
+        except OSError:
+            raise
+        except BaseException as error:
+            self.handle_error(request, sock, peer, error)
+
+    def _answer(self, request: Any, sock: ClientSocket, surroundings: Surroundings) -> bool:
+        """Answer one request; whether the connection is kept for more."""
+        sock.begin(request)
+        if not self.alive and self._refuses:
+            self._refused.add(sock)  # it was open before
+        written: Any = sock  # a socket to gunicorn
+        answer, environ = Answer(request, written, self.cfg), surroundings.of(request)
+        try:
+            self._run_application(answer, environ)
+        except (gevent.GreenletExit, SystemExit):
+            request.must_close = True  # its client is gone, or the graceful timeout is over
+        except OSError:
+            raise
+        except Exception:
+            if not answer.headers_sent:
+                raise
+            # An error page in the middle of an answer would be taken for a part of it.
+            self.log.exception("Error handling request")
+            request.must_close = True
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        finally:
+            free_call(environ)
+            if not sock.answered and not self.alive:
+                # The call was ended without a word, at the end of the graceful timeout.
+                request.must_close = True
+                _write_json(sock, 503, "Service Unavailable", _STOPPED)
+            sock.flush()
+            if sock.is_unread:
+                sock.linger()
+            sock.begin(None)
+        return not answer.should_close()
+
+    def _run_application(self, answer: Answer, environ: dict[str, Any]) -> None:
+        if not self.alive or not self.cfg.keepalive:
+            answer.force_close()
+        request: Any = answer.req
+        if request._expected_100_continue:
+            answer.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        application: Any = self.wsgi  # it passes no `exc_info`
+        body = application(environ, answer.start_response)
+        try:
+            for piece in body:
+                answer.write(piece)
+            answer.close()
+        finally:
+            if hasattr(body, "close"):
+                body.close()
 
     def _tell_limit(self) -> None:
         """Log that further connections wait, once a minute."""
@@ -454,27 +541,6 @@ class StreamWorker(GeventWorker):
                 "QWEN_PROXY_WORKERS or QWEN_PROXY_MAX_IN_FLIGHT raises it.",
                 len(self._clients),
             )
-
-    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> bool:
-        self._waiting.pop(sock, None)
-        if not isinstance(sock, ClientSocket):
-            return super().handle_request(listener_name, req, sock, addr)
-        sock.begin(req)
-        if not self.alive and self._refuses:
-            self._refused.add(sock)  # it was open before
-        client: Any = sock  # a socket to gunicorn
-        try:
-            return super().handle_request(listener_name, req, client, addr)
-        finally:
-            if not sock.answered and not self.alive:
-                # gunicorn ended the call without a word, at the end of the graceful timeout.
-                req.must_close = True
-                _write_json(sock, 503, "Service Unavailable", _STOPPED)
-            sock.flush()
-            if sock.is_unread:
-                sock.linger()
-            sock.begin(None)
-            self._waiting[sock] = time.monotonic()
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer what never became a request in JSON, as every other failure."""
@@ -494,13 +560,23 @@ class StreamWorker(GeventWorker):
         request may be on its way."""
         quiet_s = _MIN_IDLE_S if self._refuses else _QUIET_S
         latest = time.monotonic() - quiet_s
-        for client in [client for client, since in self._waiting.items() if since <= latest]:
-            self._shut(client)
+        self._shut_waiting(latest)
         if not self._refuses:
             return  # a body that is on its way is a call that is to be served
         for reading in [client for client in self._clients if client.waits_for_body]:
             reading.is_stopping = True
             self._shut(reading)
+
+    def _shut_silent(self) -> None:
+        """Shut connections on which no request, or not all of its head, came for gunicorn's
+        `keepalive`. One look a second: a timer of their own would be made for each request."""
+        if self.cfg.keepalive:
+            self._shut_waiting(time.monotonic() - self.cfg.keepalive)
+
+    def _shut_waiting(self, since_s: float) -> None:
+        """Shut those that have waited since then."""
+        for client in [client for client, since in self._waiting.items() if since <= since_s]:
+            self._shut(client)
 
     @staticmethod
     def _shut(client: Any) -> None:
@@ -551,17 +627,18 @@ def _write_json(client: Any, status: int, reason: str, message: str) -> None:
         client.sendall(head.encode() + b"\r\n" + body)
 
 
-def free_call(worker: object, request: object, environ: dict[str, Any], response: object) -> None:
-    """Free what the call of a request holds, if that was not done: it is over, whatever failed.
-
-    gunicorn's `post_request`. gunicorn closes an answer only if it could begin it, and write its
-    line into the access log.
-    """
+def free_call(environ: dict[str, Any]) -> None:
+    """Free what the call of a request holds, if that was not done: it is over, whatever failed."""
     # Of api/lifecycle.py. Taken out: the call knows its environ, and they would hold each other
     # until the garbage collector's next full round.
     call = environ.pop("qwen_wsgi.call", None)
     if call is not None and not call.closed:
         call.close()
+
+
+def free_call_after(worker: object, request: object, environ: dict[str, Any], _: object) -> None:
+    """`free_call` for gunicorn's `post_request`: of connections that it serves itself."""
+    free_call(environ)
 
 
 def prepare_state(settings: Settings) -> None:

@@ -33,6 +33,7 @@ from qwen_wsgi.clock import Clock, SystemClock, sleep
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.refresh.attempt import Outcome
 from qwen_wsgi.credentials.sources.discovery import Discovery
+from qwen_wsgi.credentials.web import WebCredential
 from qwen_wsgi.documents.pdf import PdfReader
 from qwen_wsgi.greenlets import ThreadApart
 from qwen_wsgi.in_flight import CallsInFlight
@@ -89,7 +90,11 @@ from qwen_wsgi.upstream.tasks.uploads import Uploads
 from qwen_wsgi.upstream.tokenizer import HostTokenizer
 from qwen_wsgi.upstream.web.attempt import WebAttempt
 from qwen_wsgi.upstream.web.chats import WebChats
+from qwen_wsgi.upstream.web.left_chats import LeftChats
+from qwen_wsgi.upstream.web.media import WebMedia
+from qwen_wsgi.upstream.web.renewal import WebRenewal
 from qwen_wsgi.upstream.web.site import WebSite
+from qwen_wsgi.upstream.web.uploads import WebUploads
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +159,11 @@ class Maintenance:
         key_ring: KeyRing,
         bring_calls: Callable[[], None],
         cached_answers: CachedAnswers,
+        web_renewal: WebRenewal,
+        delete_left_chats: Callable[[], None],
     ) -> None:
+        self._delete_left_chats = delete_left_chats
+        self._web_renewal = web_renewal
         self._cached_answers = cached_answers
         self._discovery = discovery
         self._key_ring = key_ring
@@ -181,11 +190,13 @@ class Maintenance:
         self._guarded(self._maintain_logins)  # a box without a login may get one of another box
         self._guarded(self._reporting.report)
         self._guarded(self._bring_calls)  # what the workers before have left
+        self._guarded(self._delete_left_chats)
         while not self._stop.wait(MAINTENANCE_S):
             self._guarded(self._maintain_logins)
             self._guarded(self._files.look_after)
             self._guarded(self._budgets.look_after)
             self._guarded(self._trials.run)
+            self._guarded(self._web_renewal.look_after)
             self._guarded(self._bring_calls)
             self._guarded(self._cached_answers.look_after)
             self._guarded(self._reporting.report)
@@ -225,6 +236,7 @@ class Services:
     executor: Executor
     web_site: WebSite
     web_chats: WebChats
+    web_media: WebMedia
     transport: Transport
     ledger: Ledger
     metrics: Metrics
@@ -369,7 +381,12 @@ def build_services(
     within = greenlets.within if greenlets.are_in_use() else None
     shared_store = shared_store_of(settings, clock, state_dir or known_in, within=within)
     sharing = sharing_of(settings, clock, shared_store, state_dir or known_in, sleep=sleep)
-    discovery = Discovery(settings, clock, look_every_s=LOOK_EVERY_S, sharing=sharing)
+    discovery = Discovery(
+        *(settings, clock),
+        look_every_s=LOOK_EVERY_S,
+        sharing=sharing,
+        state_dir=state_dir or known_in,
+    )
     files = SharedFiles(state_dir)
     known = files if known_in is None else SharedFiles(known_in, copy=True)
     cooldowns, outcomes, affinity = Cooldowns(known), Outcomes(known), Affinity(files)
@@ -391,8 +408,16 @@ def build_services(
     router = Router(settings, pool, catalogue, affinity)
     client = UpstreamClient(settings, transport, clock)
     web_site = WebSite(settings, transport, clock)
-    web_chats = WebChats(web_site)
-    tasks = Tasks(client, clock, sleep=sleep)
+    left_chats = LeftChats(None if state_dir is None else state_dir / "webchats")
+    web_chats = WebChats(web_site, left_chats)
+    downloads = Downloads(settings, transport)
+    web_uploads = WebUploads(settings, web_site, downloads, clock)
+    web_media = WebMedia(
+        *(settings, web_site, web_chats, web_uploads, transport, clock),
+        listed=router.listed,
+        sleep=sleep,
+    )
+    tasks = Tasks(client, clock, web_media, sleep=sleep)
     client_keys = client_keys_of(shared_store, database, clock, state_dir)
     key_ring = KeyRing(client_keys, clock, later=greenlets.later)
     state_key = StateKey(settings.state_key, state_dir)
@@ -432,10 +457,9 @@ def build_services(
         RefusedInputs(files),
         BatchChat(settings, pool),
         AnswerCache(settings, cached_answers),
-        WebAttempt(settings, web_site, web_chats, clock, listed=router.listed),
+        WebAttempt(settings, web_site, web_chats, web_uploads, clock, listed=router.listed),
     )
     budgets = Budgets(limits_of, _counters(settings, clock, state_dir, shared_store))
-    downloads = Downloads(settings, transport)
     # A command that leaves nothing behind shares nothing.
     together = shared_store if state_dir is not None else None
     stores = stores_of(
@@ -484,6 +508,7 @@ def build_services(
         executor=executor,
         web_site=web_site,
         web_chats=web_chats,
+        web_media=web_media,
         transport=transport,
         ledger=ledger,
         metrics=counted,
@@ -512,7 +537,7 @@ def build_services(
         looks=TaskLooks(tasks, clock, workers=settings.workers, sleep=sleep),
         lost_tasks=LostTasks(client, tasks, clock, sleep=sleep),
         downloads=downloads,
-        pictures=Pictures(settings, executor, tasks, downloads),
+        pictures=Pictures(settings, executor, tasks, downloads, web_media),
         uploads=Uploads(client, downloads),
         tool_runner=tool_runner,
         pdf_reader=PdfReader(clock),
@@ -531,9 +556,22 @@ def build_services(
             key_ring,
             partial(_bring_calls, ledger, books),
             cached_answers,
+            WebRenewal(web_site, discovery.accounts, clock),
+            partial(_delete_left_chats, web_chats, discovery) if settings.web else _nothing,
         ),
         started_at=clock.monotonic(),
     )
+
+
+def _delete_left_chats(chats: WebChats, discovery: Discovery) -> None:
+    """Delete the temporary chats that killed workers have left in the operator's web account."""
+    chats.sweep()
+    for account in discovery.accounts():
+        if isinstance(account.credential, WebCredential):
+            chats.delete_left(account, {})
+
+
+def _nothing() -> None: ...
 
 
 def plan_accounts(pool: AccountPool) -> list[PlanAccount]:
@@ -642,7 +680,7 @@ def _secrets(settings: Settings) -> tuple[str, ...]:
     """The secrets that the settings hold."""
     return (
         *(*settings.all_client_keys, settings.upstream_api_key),
-        *(settings.state_key, settings.old_state_key),
+        *(settings.state_key, settings.old_state_key, settings.web_token),
         *settings.redis_secrets,
     )
 

@@ -18,9 +18,12 @@ from qwen_wsgi.net import is_loopback
 from tests.kit import log_files, secrets
 
 # A busy machine is no failure of a property. In CI the examples follow from the test's text, so
-# that a commit passes or fails for good; elsewhere they are drawn anew, to find more.
+# that a commit passes or fails for good, and are fewer, since each run has the same ones; elsewhere
+# they are drawn anew, to find more.
 _repeatable = bool(os.environ.get("CI"))
-hypothesis.settings.register_profile("patient", deadline=None, derandomize=_repeatable)
+hypothesis.settings.register_profile(
+    "patient", deadline=None, derandomize=_repeatable, max_examples=40 if _repeatable else 100
+)
 # For the other Pythons and the lowest versions, after all examples ran on the newest Python.
 hypothesis.settings.register_profile("few", deadline=None, derandomize=_repeatable, max_examples=20)
 hypothesis.settings.load_profile("patient")

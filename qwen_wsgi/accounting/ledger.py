@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from qwen_wsgi.accounting import call_log
 from qwen_wsgi.accounting.prices import Cost
@@ -110,8 +110,17 @@ def row(call: CallRecord, at: float, cost: Cost | None) -> CallRow:
     if call.requests and call.requests != {call.account: call.attempts}:
         asked = [(name[:_LONGEST], n) for name, n in call.requests.items() if n > 0]
         requests = compact(dict(asked[:_MOST_ACCOUNTS]))
+    prompt, cached, written, completion, reasoning = _bounded(
+        usage.prompt, usage.cached, usage.cache_written, usage.completion, usage.reasoning
+    )
     begun, first = call.started_at, call.first_byte_at
-    ended = begun if call.ended_at is None else call.ended_at
+    queued, connect, first, gap, total = _ms(
+        call.queued_s,
+        call.connect_s,
+        None if first is None else first - begun,
+        call.longest_gap_s,
+        0.0 if call.ended_at is None else call.ended_at - begun,
+    )
     money = saved = currency = None
     if cost is not None:
         money, saved, currency = cost
@@ -127,18 +136,18 @@ def row(call: CallRecord, at: float, cost: Cost | None) -> CallRow:
         call.outcome,
         call.error_code[:_LONGEST],
         call.attempts,
-        _bounded(usage.prompt),
-        _bounded(usage.cached),
-        _bounded(usage.cache_written),
-        _bounded(usage.completion),
-        _bounded(usage.reasoning),
+        prompt,
+        cached,
+        written,
+        completion,
+        reasoning,
         units,
         int(_is_unknown(call)),
-        _ms(call.queued_s),
-        _ms(call.connect_s),
-        None if first is None else _ms(first - begun),
-        _ms(call.longest_gap_s),
-        _ms(ended - begun),
+        queued,
+        connect,
+        first,
+        gap,
+        total,
         int(call.stream),
         call.request_id,
         money,
@@ -161,11 +170,11 @@ def _is_unknown(call: CallRecord) -> bool:
     return asked and (call.first_byte_at is not None or call.outcome in _USES)
 
 
-def _ms(seconds: float) -> float:
+def _ms(*seconds: float | None) -> list[Any]:
     """Milliseconds with one digit; `round` takes five times as long."""
-    return int(seconds * 1e4) / 10 if seconds else 0.0
+    return [each and int(each * 1e4) / 10 for each in seconds]
 
 
-def _bounded(count: int | None) -> int | None:
-    """A count that can be added up: upstreams send any number."""
-    return None if count is None or not 0 <= count <= MOST else count
+def _bounded(*counts: int | None) -> list[Any]:
+    """Counts that can be added up: upstreams send any number."""
+    return [None if each is None or not 0 <= each <= MOST else each for each in counts]

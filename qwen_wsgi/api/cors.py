@@ -9,6 +9,7 @@ from werkzeug.datastructures import Headers
 
 from qwen_wsgi.access.guard import Guard
 from qwen_wsgi.api.flask_app import ROUTE_PATH
+from qwen_wsgi.api.openapi.headers import EXPOSED
 
 #: What needs no key is for programs and people, and not for pages of other sites.
 _KEYLESS: Final = frozenset({"/", "/health", "/health/live", "/health/ready"})
@@ -24,13 +25,7 @@ def allow(headers: Headers, guard: Guard, environ: Mapping[str, Any]) -> None:
     if not origin or not (allowed := guard.allowed_origin(origin)):
         return
     headers["access-control-allow-origin"] = allowed
-    headers["access-control-expose-headers"] = (
-        "x-request-id, x-upstream-request-id, x-qwen-proxy-account, x-qwen-proxy-attempts, "
-        "x-qwen-proxy-changed, x-qwen-proxy-cache, x-qwen-proxy-tokens, server-timing, "
-        "retry-after, "
-        "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
-        "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
-    )
+    headers["access-control-expose-headers"] = EXPOSED
     if environ["REQUEST_METHOD"] == "OPTIONS":
         headers["access-control-allow-methods"] = "GET, POST, PATCH, DELETE, OPTIONS"
         headers["access-control-allow-headers"] = (

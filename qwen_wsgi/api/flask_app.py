@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, cast
 
-from flask import Flask, Request, Response
+from flask import Flask, Request, Response, request
 from flask.sessions import NullSession, SessionInterface
 from werkzeug.datastructures import Headers
 from werkzeug.routing import MapAdapter, Rule
@@ -29,6 +30,15 @@ ROUTE_PATH: Final = "qwen_wsgi.route_path"
 #: The member of the WSGI environment with the call that a request is: `closed` and `close`.
 CALL: Final = "qwen_wsgi.call"
 
+#: The member with the path of the endpoint, as people write it; "" for an unknown one.
+ENDPOINT: Final = "qwen_wsgi.endpoint"
+
+#: The member with a failure that Flask is to answer.
+_FAILED: Final = "qwen_wsgi.failed"
+
+#: The request that is being answered; each greenlet has its own. Flask's proxies take four calls.
+_ENVIRON: Final[ContextVar[WSGIEnvironment | None]] = ContextVar("environ", default=None)
+
 #: An argument in a rule of Flask's: `<id>`, `<path:id>`.
 _ARGUMENT: Final = re.compile(r"<(?:\w+:)?(\w+)>")
 
@@ -37,6 +47,42 @@ _ARGUMENT: Final = re.compile(r"<(?:\w+:)?(\w+)>")
 def path_of(rule: str) -> str:
     """The path of a route as people write it: `/v1/responses/{id}`."""
     return _ARGUMENT.sub(r"{\1}", rule)
+
+
+def spelt(path_info: str) -> str:
+    """A path as its client spelt it, of the WSGI environment's PATH_INFO."""
+    if not path_info.isascii():
+        path_info = path_info.encode("latin-1").decode(errors="replace")
+    return "/" + path_info.lstrip("/")
+
+
+def asked() -> WSGIEnvironment:
+    """The WSGI environment of the current request."""
+    found = _ENVIRON.get()
+    assert found is not None, "no request"
+    return found
+
+
+class _Straight(NamedTuple):
+    """What Flask would find out anew for each request to a route: whom to call, in order."""
+
+    endpoint: str
+    before: tuple[Callable[[], Any], ...]
+    view: Callable[[], Response]
+    after: tuple[Callable[[Response], Response], ...]
+    teardown: tuple[Callable[[BaseException | None], Any], ...]
+
+    def answer(self) -> Response:
+        """The answer to the current request. Raises what the view raises."""
+        for first in self.before:
+            if (found := first()) is not None:
+                break
+        else:
+            found = self.view()
+        response: Response = found
+        for then in self.after:
+            response = then(response)
+        return response
 
 
 class _NoSessions(SessionInterface):
@@ -71,9 +117,42 @@ class Application(Flask):
     session_interface = _NoSessions()
     url_rule_class = _Rule
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._straight: dict[tuple[str, str], _Straight] = {}
+
+    def go_straight(self, method: str, paths: Iterable[str]) -> None:
+        """Answer these routes without asking Flask whom to call, which it would find out anew for
+        each request in a hundred calls. Call it last, when all is registered.
+
+        Their views, and what comes before and after them, must not ask Flask for its `request`.
+        What they fail with is answered by Flask, with all that it knows.
+        """
+        adapter = self.url_map.bind("")
+        for path in paths:
+            endpoint, arguments = adapter.match(path, method)
+            assert not arguments, "a route with arguments"
+            names = (None, *_blueprints_of(endpoint))
+            self._straight[method, path] = _Straight(
+                endpoint=path,
+                before=tuple(f for name in names for f in self.before_request_funcs.get(name, ())),
+                view=cast(Callable[[], Response], self.view_functions[endpoint]),
+                after=tuple(
+                    f
+                    for name in reversed(names)
+                    for f in reversed(self.after_request_funcs.get(name, ()))
+                ),
+                teardown=tuple(
+                    f
+                    for name in reversed(names)
+                    for f in reversed(self.teardown_request_funcs.get(name, ()))
+                ),
+            )
+
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
         """Answer a request. What its call holds is freed if the answer does not even begin: a
         server refuses some headers, and then knows nothing that it could close."""
+        token = _ENVIRON.set(environ)
         try:
             return self.wsgi_app(environ, start_response)
         except BaseException:
@@ -81,6 +160,49 @@ class Application(Flask):
             if call is not None:
                 call.close()
             raise
+        finally:
+            _ENVIRON.reset(token)
+
+    def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer a request, straight where its route is one of those that can be."""
+        path: str = environ["PATH_INFO"]
+        straight = self._straight.get((environ["REQUEST_METHOD"], path))
+        if straight is None:
+            return super().wsgi_app(environ, start_response)
+        environ[ROUTE_PATH] = path
+        environ[ENDPOINT] = straight.endpoint
+        ending: BaseException | None = None
+        try:
+            try:
+                response = straight.answer()
+            except CallCancelled as cancelled:
+                forget_frames(cancelled)
+                environ[_FAILED] = cancelled.error
+            except Exception as error:
+                environ[_FAILED] = error
+            else:
+                return response(environ, start_response)
+        except BaseException as error:
+            ending = error
+            raise
+        finally:
+            if _FAILED not in environ:
+                for end in straight.teardown:
+                    end(ending)
+            ending = None  # its frames know this one
+        return super().wsgi_app(environ, start_response)
+
+    def preprocess_request(self) -> Any:
+        environ = request.environ
+        failed: Exception | None = environ.pop(_FAILED, None)
+        if failed is not None:
+            try:
+                raise failed
+            finally:
+                del failed  # its frames know this one
+        rule = request.url_rule
+        environ[ENDPOINT] = "" if rule is None else path_of(rule.rule)
+        return super().preprocess_request()
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         return func
@@ -137,9 +259,49 @@ class Application(Flask):
         return [f"{method} {path}" for path, method in sorted(found)]
 
 
+def _blueprints_of(endpoint: str) -> list[str]:
+    """The blueprints of an endpoint, the outer ones first."""
+    *parts, _ = endpoint.split(".")
+    return [".".join(parts[: length + 1]) for length in range(len(parts))]
+
+
+def add_headers(headers: Headers, more: Iterable[tuple[str, str]]) -> None:
+    """Add headers that hold no line ends; the server looks at each once more.
+
+    `Headers.add` asks three times what a value may be, a microsecond for each header.
+    """
+    headers._list.extend(more)
+
+
 class FinishedResponse(Response):
     """A response whose headers are as they will be sent, its length included: Flask need not copy
     and complete them."""
 
     def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:
         return self.headers
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """As Flask's, for bodies of bytes: they are passed on as they are."""
+        if environ["REQUEST_METHOD"] == "HEAD" or self.status_code in _BODILESS:
+            return super().__call__(environ, start_response)
+        start_response(self.status, list(self.headers))
+        return _Body(self)
+
+
+#: Statuses whose answers have no body.
+_BODILESS: Final = frozenset({*range(100, 200), 204, 304})
+
+
+class _Body:
+    """The body of a response, for the server, which closes it."""
+
+    __slots__ = ("_response",)
+
+    def __init__(self, response: Response) -> None:
+        self._response = response
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._response.response)  # type: ignore[arg-type]  # all of them are bytes
+
+    def close(self) -> None:
+        self._response.close()

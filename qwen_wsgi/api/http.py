@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from flask import Response
 
-from qwen_wsgi.api.flask_app import FinishedResponse
+from qwen_wsgi.api.flask_app import FinishedResponse, add_headers
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol.json_object import encoded
+
+#: Of an answer that is sent while it comes: nobody is to keep it, or to wait for its end.
+_AS_IT_COMES: Final = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
 
 
 def json_bytes(body: bytes, status: int = 200) -> Response:
@@ -38,8 +41,7 @@ def text(body: str, content_type: str) -> Response:
 def event_stream(events: Iterable[bytes]) -> Response:
     """A stream of server-sent events; a header keeps nginx from buffering it."""
     response = FinishedResponse(events, content_type="text/event-stream; charset=utf-8")
-    response.headers.add("cache-control", "no-cache")
-    response.headers.add("x-accel-buffering", "no")
+    add_headers(response.headers, _AS_IT_COMES)
     return response
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from flask import Request, Response, request
+from flask import Response
 
 from qwen_wsgi.access import connections
 from qwen_wsgi.access.budget import Budget
@@ -18,7 +18,7 @@ from qwen_wsgi.access.guard import Client
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api import body, cors
 from qwen_wsgi.api.body import Form
-from qwen_wsgi.api.flask_app import CALL, ROUTE_PATH, path_of
+from qwen_wsgi.api.flask_app import CALL, ENDPOINT, ROUTE_PATH, add_headers, asked, spelt
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.greenlets import Watch, apart, current, watch_client
 from qwen_wsgi.protocol import changes
@@ -271,20 +271,19 @@ def begin(services: Services) -> Response | None:
 
     A preflight of CORS is answered here, without a key: browsers never send one with it.
     """
-    asked: Request = request._get_current_object()  # type: ignore[attr-defined]  # of its proxy
-    environ = asked.environ
+    environ = asked()
     call = LiveCall(
         record=CallRecord(
             request_id=request_id_of(environ),
             method=environ["REQUEST_METHOD"],
-            path=asked.path,
+            path=spelt(environ["PATH_INFO"]),
             started_at=services.clock.monotonic(),
         ),
         services=services,
         environ=environ,
     )
-    if asked.url_rule is not None:
-        call.record.endpoint = path_of(asked.url_rule.rule)
+    if endpoint := environ[ENDPOINT]:
+        call.record.endpoint = endpoint
     # The server closes it, too, if nothing else did (`server.free_call`).
     environ[CALL] = call
     _LIVE.set(call)
@@ -342,29 +341,28 @@ def finish_response(response: Response) -> Response:
     headers, guard = response.headers, call.services.guard
     if guard.origin_matters or "HTTP_ORIGIN" in call.environ:
         cors.allow(headers, guard, call.environ)
-    headers.add("x-request-id", record.request_id)
-    if call.is_anthropic:
-        headers.add("request-id", record.request_id)
+    more = [("x-request-id", record.request_id)]
+    is_anthropic = call.is_anthropic
+    if is_anthropic:
+        more.append(("request-id", record.request_id))
     if record.account:
-        headers.add("x-qwen-proxy-account", record.account)
-        headers.add("x-qwen-proxy-attempts", str(record.attempts))
+        more.append(("x-qwen-proxy-account", record.account))
+        more.append(("x-qwen-proxy-attempts", str(record.attempts)))
     if record.changed:
-        headers.add("x-qwen-proxy-changed", changes.header(record.changed))
+        more.append(("x-qwen-proxy-changed", changes.header(record.changed)))
     if record.cache:
-        headers.add("x-qwen-proxy-cache", record.cache)
+        more.append(("x-qwen-proxy-cache", record.cache))
     if record.upstream_request_id:
-        headers.add("x-upstream-request-id", record.upstream_request_id)
+        more.append(("x-upstream-request-id", record.upstream_request_id))
     if call.budget is not None:
         if call.relay is None:
             call.settle()  # the answer is complete: what the headers tell is exact
-        for name, value in call.budget.headers(
-            anthropic=call.is_anthropic, now=call.services.clock.now()
-        ):
-            headers.add(name, value)
+        more += call.budget.headers(anthropic=is_anthropic, now=call.services.clock.now())
     elapsed_s = call.services.clock.monotonic() - record.started_at
-    headers.add("openai-processing-ms", str(round(elapsed_s * 1000)))
+    more.append(("openai-processing-ms", str(round(elapsed_s * 1000))))
     if record.account:
-        headers.add("server-timing", server_timing(record, elapsed_s))
+        more.append(("server-timing", server_timing(record, elapsed_s)))
+    add_headers(headers, more)
     record.status = response.status_code
     if body.READ not in call.environ and has_body(call.environ):
         leave_unread(call.environ)

@@ -8,11 +8,11 @@ from typing import Any, Final
 from qwen_wsgi.errors import BadRequest
 
 #: Entries of a page: OpenAI's default, and most, of all lists but that of files.
-_PAGE: Final = 20
-_LARGEST: Final = 100
+PAGE: Final = 20
+LARGEST: Final = 100
 
 
-def limit_of(query: Mapping[str, str], *, default: int = _PAGE, largest: int = _LARGEST) -> int:
+def limit_of(query: Mapping[str, str], *, default: int = PAGE, largest: int = LARGEST) -> int:
     """How many entries a page has.
 
     Raises:

@@ -48,6 +48,13 @@ _OWN_KEYS: Final = (
 )
 
 
+#: Said to root, whose command becomes the service, which has no clients.
+_OWN_FILES: Final = (
+    "qwen-proxy: the client's files are those of a user: run this as that user, without sudo. "
+    "Nothing was changed."
+)
+
+
 class Identity(NamedTuple):
     """Whose rights the service has."""
 
@@ -83,6 +90,9 @@ def main() -> NoReturn:
             print(_OWN_KEYS, file=sys.stderr)
         hints = {} if "serve" in arguments[:1] else address(unit, environ)
         os.execve(command[0], command, environ | hints)
+    if "clients" in arguments[:1] and {"--write", "--undo"} & set(arguments):
+        print(_OWN_FILES, file=sys.stderr)
+        sys.exit(_EXIT_CONFIGURATION)
     try:
         who, groups = identity(unit), supplementary_groups(unit)
     except KeyError as error:

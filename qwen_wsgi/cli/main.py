@@ -178,6 +178,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", nargs="?", metavar="NAME", help="the client; default: list all")
     sub.add_argument("--url", default="", help="the server's address; default: from the settings")
     sub.add_argument("--model", default="", help="the model; default: one that suits the client")
+    change = sub.add_mutually_exclusive_group()
+    change.add_argument(
+        "--write",
+        action="store_true",
+        help="write it into the client's own file; codex, claude-code, opencode, aider, continue",
+    )
+    change.add_argument("--undo", action="store_true", help="take back what --write has written")
+    sub.add_argument(
+        "--with-key",
+        action="store_true",
+        help="--write writes the client key, too, which otherwise stays in the environment",
+    )
     sub.add_argument("--json", action="store_true", help="print JSON")
     sub = add("run", _run_client, "start a client with this server; its own files stay as they are")
     sub.add_argument(
@@ -312,11 +324,31 @@ def _calls(settings: Settings, arguments: argparse.Namespace) -> int:
 def _clients(settings: Settings, arguments: argparse.Namespace) -> int:
     from qwen_wsgi.clients import command
 
+    if arguments.name is None and (arguments.write or arguments.undo):
+        raise SettingsError("name the client: `qwen-proxy clients codex --write`")
+    if arguments.with_key and not arguments.write:
+        raise SettingsError("--with-key belongs to --write")
     if arguments.name is None:
         command.show_list(json_output=arguments.json, out=sys.stdout)
         return 0
     from qwen_wsgi.cli import accounts
 
+    if arguments.write or arguments.undo:
+        from qwen_wsgi.clients.files import command as files
+
+        return files.run(
+            settings,
+            arguments.name,
+            undo=arguments.undo,
+            with_key=arguments.with_key,
+            url=arguments.url,
+            model=arguments.model,
+            models=lambda: accounts.models_to_offer(settings),
+            environ=settings_module.environment(),
+            json_output=arguments.json,
+            out=sys.stdout,
+            question=input if sys.stdin.isatty() and sys.stdout.isatty() else None,
+        )
     command.show(
         settings,
         arguments.name,

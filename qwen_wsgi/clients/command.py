@@ -13,7 +13,15 @@ from urllib.parse import urlsplit
 from qwen_wsgi import net
 from qwen_wsgi.clients import trust
 from qwen_wsgi.clients.known import CLIENTS, nearest, target_for
-from qwen_wsgi.clients.recipe import Client, as_json, as_text, is_model_name, origin_of
+from qwen_wsgi.clients.recipe import (
+    KEY_VARIABLE,
+    Client,
+    Target,
+    as_json,
+    as_text,
+    is_model_name,
+    origin_of,
+)
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.net import is_loopback
 from qwen_wsgi.settings import Settings
@@ -24,6 +32,12 @@ _OUTSIDE: Final = ("192.0.2.1", 9)
 
 #: The certificate of the authority that `make install TLS=internal` makes.
 OWN_AUTHORITY: Final = Path("/etc/qwen-proxy/tls/ca.crt")
+
+#: Where a person can be asked, whatever standard input is.
+_TERMINAL: Final = "/dev/tty"
+
+#: What a server without client keys gets, which takes any word.
+_NO_KEY: Final = "none"
 
 _NO_KEYS: Final = (
     "There are no client keys: neither in the environment of this command, nor of `qwen-proxy "
@@ -95,21 +109,62 @@ def show(
         SettingsError: there is no such client, or `url` or `model` is invalid.
     """
     client = known(name)
+    target, notes = prepared(
+        settings, client, url=url, model=model, models=models, lan=lan, authority=authority
+    )
+    recipe = client.recipe(target)
+    recipe = replace(recipe, notes=(*recipe.notes, *notes))
+    if json_output:
+        out.write(json.dumps(as_json(client, target, recipe), indent=2) + "\n")
+    else:
+        out.write(as_text(client, target, recipe))
+
+
+def prepared(
+    settings: Settings,
+    client: Client,
+    *,
+    url: str,
+    model: str,
+    models: Callable[[], tuple[Iterable[Mapping[str, Any]], Iterable[str]]],
+    lan: Callable[[], str],
+    authority: Path,
+) -> tuple[Target, tuple[str, ...]]:
+    """What a client connects to, and notes about it; the arguments are those of `show`.
+
+    Raises:
+        SettingsError: `url` or `model` is invalid.
+    """
     if model and not is_model_name(model):
         raise SettingsError(f"{model!r} is not the name of a model; `qwen-proxy models` lists them")
     address, notes = origin(settings, url, lan)
     if not _has_keys(settings) and not is_loopback(urlsplit(address).hostname or ""):
         notes += (_NO_KEYS,)
     if address.startswith("https:") and authority.exists():
-        notes += (trust.note(name, str(authority)),)
+        notes += (trust.note(client.name, str(authority)),)
     entries, more = models()
     target = target_for(client, address, entries, model=model, default=settings.openai_model)
-    recipe = client.recipe(target)
-    recipe = replace(recipe, notes=(*recipe.notes, *notes, *more))
-    if json_output:
-        out.write(json.dumps(as_json(client, target, recipe), indent=2) + "\n")
-    else:
-        out.write(as_text(client, target, recipe))
+    return target, (*notes, *more)
+
+
+def key_of(
+    settings: Settings, origin: str, environ: Mapping[str, str], ask: Callable[[str], str]
+) -> str:
+    """The client key: of the environment, or by a person where there is one.
+
+    Raises:
+        SettingsError: there is nobody to ask, and the server wants a key.
+    """
+    if key := environ.get(KEY_VARIABLE):
+        return key
+    if not wants_key(settings, origin):
+        return _NO_KEY
+    try:
+        with open(_TERMINAL):
+            pass
+    except OSError:
+        raise SettingsError(f"set {KEY_VARIABLE} to your client key") from None
+    return ask(f"Your client key ({KEY_VARIABLE}): ") or _NO_KEY
 
 
 def wants_key(settings: Settings, origin: str) -> bool:

@@ -17,18 +17,12 @@ from typing import Any, Final, TextIO
 from qwen_wsgi.clients import command, trust
 from qwen_wsgi.clients.known import target_for
 from qwen_wsgi.clients.launch import LAUNCHES, Launch
-from qwen_wsgi.clients.recipe import KEY_VARIABLE, is_model_name
+from qwen_wsgi.clients.recipe import is_model_name
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings
 
 #: qwen-code's settings of the whole machine.
 QWEN_CODES_SETTINGS: Final = Path("/etc/qwen-code/settings.json")
-
-#: Where a person can be asked, whatever standard input is.
-_TERMINAL: Final = "/dev/tty"
-
-#: What a server without client keys gets, which takes any word.
-_NO_KEY: Final = "none"
 
 
 def run(
@@ -76,7 +70,7 @@ def run(
         raise SettingsError(
             f"{client.title} is not installed: there is no {launch.program} in PATH"
         )
-    key = environ.get(KEY_VARIABLE) or _asked(settings, origin, ask)
+    key = command.key_of(settings, origin, environ, ask)
     given = {name: value for name, value in environ.items() if name not in launch.unset}
     given.update(launch.environment, **dict.fromkeys(launch.keys, key))
     variable = trust.variable(name)
@@ -95,22 +89,6 @@ def _settings_in(file: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"{file} cannot be read: {error}") from None
     return value if isinstance(value, dict) else {}
-
-
-def _asked(settings: Settings, origin: str, ask: Callable[[str], str]) -> str:
-    """The client key, by a person where there is one.
-
-    Raises:
-        SettingsError: there is nobody to ask, and the server wants a key.
-    """
-    if not command.wants_key(settings, origin):
-        return _NO_KEY
-    try:
-        with open(_TERMINAL):
-            pass
-    except OSError:
-        raise SettingsError(f"set {KEY_VARIABLE} to your client key") from None
-    return ask(f"Your client key ({KEY_VARIABLE}): ") or _NO_KEY
 
 
 @contextmanager

@@ -30,11 +30,13 @@ from qwen_wsgi.state.refused_inputs import RefusedInputs
 from qwen_wsgi.upstream.chat_attempt import ChatAttempt, ChatCall
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.failures.causes import CAUSES
+from qwen_wsgi.upstream.http.download import Downloads
 from qwen_wsgi.upstream.http.transport import Transport
 from qwen_wsgi.upstream.routing.router import Route
 from qwen_wsgi.upstream.web.attempt import WebAttempt
 from qwen_wsgi.upstream.web.chats import WebChats
 from qwen_wsgi.upstream.web.site import WebSite
+from qwen_wsgi.upstream.web.uploads import WebUploads
 
 #: A model that needs longer for one token is of no use to a person who waits.
 FIRST_BYTE_S: Final = 60.0
@@ -97,7 +99,13 @@ class TokenProbe:
         client = UpstreamClient(settings, transport, clock)
         site = WebSite(settings, transport, clock)
         # In strict mode `max_tokens` would be refused, which the web API does not have.
-        web = WebAttempt(replace(settings, strict=False), site, WebChats(site), clock)
+        web = WebAttempt(
+            replace(settings, strict=False),
+            site,
+            WebChats(site),
+            WebUploads(settings, site, Downloads(settings, transport), clock),
+            clock,
+        )
         self._attempt = ChatAttempt(settings, client, clock, RefusedInputs(None), web)
 
     def request(self, account: Account, model: str) -> int | None:

@@ -28,8 +28,11 @@ _STATUSES: Final = {
     "3": ("a worker could not start", "journalctl -u qwen-proxy -n 50"),
     "4": ("the application could not be imported", "journalctl -u qwen-proxy -n 50"),
     "200": ("its working directory does not exist", "systemctl cat qwen-proxy"),
-    "216": ("a group of the unit does not exist", "sudo make install"),
-    "203": ("its program does not exist: was it removed?", "sudo make install"),
+    "216": (
+        "a group of the unit does not exist",
+        "install it again: sudo make install, or its package",
+    ),
+    "203": ("its program does not exist: was it removed?", "install it again: sudo make install"),
     "217": ("the user of User= does not exist", "systemctl cat qwen-proxy"),
     "226": ("a directory of BindPaths= does not exist", "systemctl cat qwen-proxy"),
     "238": ("its state directory cannot be created", "ls -ld /var/lib/qwen-proxy"),

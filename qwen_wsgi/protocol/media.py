@@ -94,7 +94,7 @@ def data_url_of(file: File, param: str) -> str:
     Raises:
         BadRequest: it is no picture.
     """
-    kind = _kind_of(file.data) or file.content_type.partition(";")[0].strip().lower()
+    kind = kind_of(file.data) or file.content_type.partition(";")[0].strip().lower()
     if not re.fullmatch(r"image/[a-z0-9.+-]+", kind):
         raise BadRequest(
             f"Invalid '{param}': the file is no picture. PNG, JPEG, WebP, BMP, TIFF and GIF are "
@@ -105,7 +105,7 @@ def data_url_of(file: File, param: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(file.data).decode('ascii')}"
 
 
-def _kind_of(data: bytes) -> str:
+def kind_of(data: bytes) -> str:
     """The type of a picture by its first bytes, which clients tell wrongly or not at all."""
     for begin, kind in (
         (b"\x89PNG\r\n\x1a\n", "image/png"),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+#: The members of a usage without details, as every second one is.
+_PLAIN: Final = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,16 @@ def parse(usage: Any) -> Usage | None:
     """
     if not isinstance(usage, dict):  # as JSON has it; Mapping would cost ten times as much
         return None
-    prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-    total = _count(usage, "total_tokens")
-    details = usage.get("prompt_tokens_details")
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    total = usage.get("total_tokens")
+    prompt = prompt if type(prompt) is int else None
+    completion = completion if type(completion) is int else None
+    total = total if type(total) is int else None
     if total and prompt == completion == 0:
         prompt = completion = None  # only the total was sent (qwen-code reads it so, too)
+    if usage.keys() <= _PLAIN:
+        return Usage(prompt, completion, total)
+    details = usage.get("prompt_tokens_details")
     return Usage(
         prompt=prompt,
         completion=completion,

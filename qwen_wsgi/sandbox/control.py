@@ -20,7 +20,7 @@ ROUTES: Final = (
     *("uploads", "storage"),
     *("multimodal-embeddings", "reranks", "native-rerank"),
     *("files", "batches", "batch-chat"),
-    *("web-auth", "web-models", "web-chats", "web-chat"),
+    *("web-auth", "web-models", "web-chats", "web-chat", "web-tasks", "web-upload", "web-object"),
 )
 
 

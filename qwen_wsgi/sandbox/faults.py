@@ -179,7 +179,8 @@ _TABLE: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
     "web account": (
         ("web", "text challenge", _WEB,
             "the web API: challenge, limited, unauthorized, internal, refused (with status 200); "
-            "error-event, no-end, no-text, think-only (in the stream)"),
+            "error-event, no-end, no-status, no-text, think-only (in the stream); no-picture, "
+            "late-picture, listed-picture, no-task, failing-video"),
     ),
     "tool calls": (
         ("tools", "count 2", _DOC, "that many parallel tool calls"),

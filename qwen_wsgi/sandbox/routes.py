@@ -53,9 +53,9 @@ def route_of(request: Request) -> str:
     }
     if path in fixed and request.method == "POST":
         return fixed[path]
-    if (found := native.route_of(request.method, path)) is not None:
-        return found
     if (found := web.route_of(request.method, path)) is not None:
+        return found
+    if (found := native.route_of(request.method, path)) is not None:
         return found
     for prefix in _PREFIXES:
         if path.startswith(prefix):
@@ -102,7 +102,7 @@ def respond(world: World, request: Request, record: Record | None) -> Reply:
         "results": native.results,
         "files": _files,
         "batches": _batches,
-        **dict.fromkeys(("web-auth", "web-models", "web-chats", "web-chat"), web.respond),
+        **dict.fromkeys(web.ROUTES, web.respond),
     }
     handler = handlers.get(record.route)
     if handler is None:

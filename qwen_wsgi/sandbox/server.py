@@ -45,6 +45,7 @@ _KEPT_BODIES: Final = frozenset(ROUTES) - {
     "files",
     "batches",
     "web-auth",
+    "web-object",
 }
 # client_id of the qwen-code CLI, which is public.
 _CLI_CLIENT_ID: Final = "f0304373b74a44d2b584a3fb70ca9e56"

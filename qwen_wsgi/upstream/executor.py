@@ -97,11 +97,13 @@ class UnaryRequests(NamedTuple):
     Attributes:
         native_path: where it is sent behind the host's name, for models that are called elsewhere
             than `UnaryCall` says; else "".
+        works: what is done in place of sending bodies, at an account of another protocol.
     """
 
     bodies: Sequence[bytes]
     changed: tuple[str, ...] = ()
     native_path: str = ""
+    works: Sequence[Callable[[], JsonAnswer]] = ()
 
 
 class UnaryAnswer(NamedTuple):
@@ -302,15 +304,16 @@ class Executor:
         """
 
         def ask(route: Route, slot: Slot) -> UnaryAnswer | None:
-            bodies, call.record.changed, native_path = call.requests(route)
-            if call.record.budget is not None and len(bodies) > 1:
-                call.record.budget.reserve(len(bodies))
-                call.record.budget.sent(len(bodies) - 1)
+            bodies, call.record.changed, native_path, own = call.requests(route)
+            count = len(own or bodies)
+            if call.record.budget is not None and count > 1:
+                call.record.budget.reserve(count)
+                call.record.budget.sent(count - 1)
             # Each has a bound of its own; together they are one answer.
-            size = AnswerSize(self._most_bytes) if len(bodies) > 1 else None
+            size = AnswerSize(self._most_bytes) if count > 1 else None
             post = partial(self._post, call, route, native_path, size)
             asked_at = self._clock.now()
-            works = [partial(post, body) for body in bodies]
+            works = list(own) or [partial(post, body) for body in bodies]
             try:
                 if len(works) == 1:
                     return UnaryAnswer(route, (works[0](),))
@@ -348,7 +351,7 @@ class Executor:
         """
 
         def ask(route: Route, slot: Slot) -> tuple[Route, NativeStream]:
-            (body,), call.record.changed, _ = call.requests(route)
+            (body,), call.record.changed, *_ = call.requests(route)
             try:
                 stream = self._client.open_native(
                     route.account,
@@ -392,8 +395,8 @@ class Executor:
 
 def _sent(call: UnaryCall, route: Route) -> tuple[str, Sequence[bytes]]:
     """What is sent to an account, and where if not to the call's own path."""
-    bodies, _, native_path = call.requests(route)
-    return native_path, bodies
+    requests = call.requests(route)
+    return requests.native_path, requests.bodies
 
 
 def _cached(entry: Entry) -> ChatAnswer | None:

@@ -23,12 +23,33 @@ from qwen_wsgi.tools.runner import ToolRunner
 from tests.fakes.clock import FakeClock
 from tests.fakes.raw_server import Answer, RawServer
 from tests.fakes.upstream import settings_of
+from tests.kit.described import check_described
 from tests.kit.secrets import secret
 
 LimitsOf = Callable[[Client], Limits | None]
 
 UPSTREAM_KEY = secret("upstream-of-api")
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+
+
+class DescribedClient(FlaskClient):
+    """A client whose answers are held to the description of the API."""
+
+    #: An upstream that is none of Qwen's hosts answers as it does, and that is passed on.
+    bodies_too = True
+
+    def open(self, *args: Any, **options: Any) -> TestResponse:
+        response = super().open(*args, **options)
+        asked = response.request.environ
+        whole = self.bodies_too and response.content_type == "application/json"
+        check_described(
+            asked["REQUEST_METHOD"],
+            asked["PATH_INFO"],
+            response.status_code,
+            {name.lower(): value for name, value in response.headers},
+            response.data if whole and asked["REQUEST_METHOD"] != "HEAD" else None,
+        )
+        return response
 
 
 class App:
@@ -87,6 +108,7 @@ def running(
         tool_runner=tool_runner,
     )
     app = create_app(services=services)
+    app.test_client_class = DescribedClient
     log = io.StringIO()
     handler = logging.StreamHandler(log)
     handler.setFormatter(
@@ -94,7 +116,10 @@ def running(
     )
     logging.getLogger("qwen_wsgi").handlers[:] = [handler]
     try:
-        yield App(app.test_client(), services, clock, log)
+        client = app.test_client()
+        assert isinstance(client, DescribedClient)
+        client.bodies_too = not services.settings.upstream_base_url
+        yield App(client, services, clock, log)
     finally:
         services.close()
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
+from qwen_wsgi.protocol.files import file_object
 from qwen_wsgi.sandbox import Sandbox
 from tests.api.apps import UPSTREAM_KEY, App, error_of, running
 from tests.kit.secrets import secret
@@ -234,9 +235,8 @@ def test_a_key_with_models_begins_no_batch(app: App) -> None:
 
 def test_a_file_at_an_account_that_was_taken_away_is_out_of_reach(app: App) -> None:
     anna = Caller(app)
-    app.services.host_objects.put(
-        "file", anna.id, "modelstudio", {"id": "file-1", "object": "file"}
-    )
+    file = file_object({"id": "file-1"})
+    app.services.host_objects.put("file", anna.id, "modelstudio", file)
     anna.edit(accounts=("dashscope",))
 
     assert refused(anna.get("/v1/files/file-1")) == ACCOUNT_NOT_ALLOWED

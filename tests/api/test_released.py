@@ -217,7 +217,7 @@ def serve(app: App, call: Request, *, step: Callable[[str], None] = lambda name:
             step("close")
             getattr(answer, "close", lambda: None)()
     finally:
-        free_call(None, None, environ, None)
+        free_call(environ)
     return sent
 
 

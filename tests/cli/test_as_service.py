@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,17 @@ def test_others_look_for_the_service_unless_they_name_a_server(
     environ: dict[str, str], found: dict[str, str]
 ) -> None:
     assert as_service.address(UNIT, environ) == found
+
+
+def test_root_does_not_write_the_files_of_clients(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(as_service, "_unit", lambda machine: UNIT)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(sys, "argv", ["qwen-proxy", "clients", "codex", "--write"])
+
+    with pytest.raises(SystemExit) as left:
+        as_service.main()
+
+    assert left.value.code == 2
+    assert "without sudo" in capsys.readouterr().err

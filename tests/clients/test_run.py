@@ -187,13 +187,13 @@ def test_a_server_without_keys_is_not_asked_about(started: Callable[..., Any]) -
 def test_who_cannot_be_asked_is_told_the_variable(
     started: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "_TERMINAL", "/nonexistent/tty")
+    monkeypatch.setattr("qwen_wsgi.clients.command._TERMINAL", "/nonexistent/tty")
     with pytest.raises(SettingsError, match=f"set {KEY_VARIABLE} to your client key"):
         started("codex", url="http://192.168.1.5:8080")
 
 
 def test_a_person_is_asked(started: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "_TERMINAL", os.devnull)
+    monkeypatch.setattr("qwen_wsgi.clients.command._TERMINAL", os.devnull)
     _, told = started("codex", url="http://192.168.1.5:8080", ask=lambda prompt: KEY)
     assert told["environ"][KEY_VARIABLE] == KEY
 

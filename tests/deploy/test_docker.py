@@ -202,8 +202,71 @@ def test_the_compose_file_says_what_docker_needs() -> None:
     # Every variable that it takes is in the example.
     text = (REPO / "docker/compose.yaml").read_text()
     example = (REPO / "docker/env.example").read_text()
-    named = set(re.findall(r"\$\{([A-Z_]+)", text)) - {"VERSION", "NGINX_IMAGE"}
+    named = set(re.findall(r"\$\{([A-Z_]+)", text)) - {"VERSION", "NGINX_IMAGE", "REDIS_IMAGE"}
     assert named <= set(re.findall(r"^#?([A-Z_]+)=", example, re.MULTILINE))
+
+
+def test_the_replicas_differ_in_their_state_alone() -> None:
+    services = yaml.safe_load((REPO / "docker/compose.yaml").read_text())["services"]
+    first = services["qwen-proxy"]
+    apart = ("volumes", "ports", "profiles", "depends_on")
+    states = {first["volumes"][1]}
+    for name in ("qwen-proxy-2", "qwen-proxy-3"):
+        replica = services[name]
+        assert {key: value for key, value in replica.items() if key not in apart} == {
+            key: value for key, value in first.items() if key not in apart
+        }
+        assert replica["profiles"] == ["replicas"]
+        assert replica["depends_on"] == {"redis": {"condition": "service_healthy"}}
+        # Only nginx leads to it, and its login comes through Redis.
+        assert "ports" not in replica and len(replica["volumes"]) == 1
+        states.add(replica["volumes"][0])
+    assert len(states) == 3
+    assert "ports" not in services["redis"]
+
+
+def test_the_redis_of_the_replicas_wants_the_password(tmp_path: Path) -> None:
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed")
+    service = yaml.safe_load((REPO / "docker/compose.yaml").read_text())["services"]["redis"]
+    port = str(free_port())
+
+    def words(text: str) -> str:
+        """As Compose hands it on, in a directory of the test's."""
+        return text.replace("$$", "$").replace("/tmp/", f"{tmp_path}/")
+
+    command = [words(each) for each in service["command"]]
+    command[-1] = command[-1].rstrip().replace("/data", f"{tmp_path} --port {port}")
+    check = words(service["healthcheck"]["test"][1]).replace("redis-cli", f"redis-cli -p {port}")
+    environ = {"PATH": os.environ["PATH"], "REDIS_PASSWORD": secret("compose-redis")}
+    refused = subprocess.run(
+        command, env={**environ, "REDIS_PASSWORD": ""}, capture_output=True, text=True, timeout=20
+    )
+    assert (refused.returncode, refused.stderr) == (1, "set REDIS_PASSWORD in docker/.env\n")
+    server = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: subprocess.run(["sh", "-c", check], env=environ).returncode == 0, "PONG")
+        other = {**environ, "REDIS_PASSWORD": secret("compose-other")}
+        assert subprocess.run(["sh", "-c", check], env=other, stderr=-3).returncode != 0
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def test_nginx_has_a_line_for_each_replica(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    program = tmp_path / "nginx"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SOURCES": str(REPO), "SITE": str(site)}
+    example = (REPO / "docker/env.example").read_text()
+    proxies = re.search(r"^#PROXIES=(.*)$", example, re.MULTILINE)
+    assert proxies is not None
+    environ["PROXIES"] = proxies[1]
+    subprocess.run(["sh", str(REPO / "docker/nginx.sh")], env=environ, check=True, timeout=20)
+    assert re.findall(r"^    server (\S+) (.*);$", site.read_text(), re.MULTILINE)[:3] == [
+        (f"qwen-proxy{each}:8080", "max_fails=1 fail_timeout=5s") for each in ("", "-2", "-3")
+    ]
 
 
 def test_what_nginx_gets_is_the_shipped_site(tmp_path: Path) -> None:

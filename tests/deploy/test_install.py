@@ -23,6 +23,10 @@ pytestmark = [pytest.mark.server, pytest.mark.timeout(240)]
 
 PREFIX = "/opt/with-another.name"
 
+#: The man page and the completions.
+_SHARE = REPO / "share"
+SHARED = [str(path.relative_to(_SHARE)) for path in _SHARE.rglob("*") if path.is_file()]
+
 
 @dataclass
 class Installation:
@@ -128,7 +132,12 @@ def test_the_first_installation(installed: tuple[Installation, str]) -> None:
         "/etc/nginx/sites-available/qwen-proxy.conf",
         "/etc/nginx/sites-enabled/qwen-proxy.conf",
         "/usr/local/bin/qwen-proxy",
+        *(f"{PREFIX}/share/{each}" for each in SHARED),
+        *(f"/usr/local/share/{each}" for each in SHARED),
     }
+    for each in SHARED:
+        link = system.at(f"/usr/local/share/{each}")
+        assert str(link.readlink()) == f"{PREFIX}/share/{each}"
     assert "nothing was started" in printed
     assert "systemctl enable --now qwen-proxy" in printed
     assert "systemctl reload nginx" in printed

@@ -19,7 +19,7 @@ ENVIRONMENT = {
 def copy_of_checkout(target: Path) -> Path:
     """What `make install` needs of it, without git's own files."""
     target.mkdir()
-    for name in ("qwen_wsgi", "install", "systemd", "nginx"):
+    for name in ("qwen_wsgi", "install", "systemd", "nginx", "share"):
         shutil.copytree(REPO / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("Makefile", "setup.py", "setup.cfg", "pyproject.toml", "gunicorn.conf.py"):
         shutil.copy(REPO / name, target)

@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from tests.kit.described import check_described
+
 
 class Exchange:
     """One request on a connection of its own; a context manager."""
@@ -31,6 +33,7 @@ class Exchange:
         lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
         self.socket.sendall(f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode() + data)
         self._received = b""
+        self._asked = (method, path)
 
     def __enter__(self) -> Exchange:
         return self
@@ -63,8 +66,14 @@ class Exchange:
         return int(first.split()[1]), {name.lower(): value for name, value in pairs}
 
     def body(self) -> bytes:
-        """The whole body, by its length or its chunks; must be complete."""
-        _, headers = self.head()
+        """The whole body, by its length or its chunks; must be complete. Errors are held to the
+        description of the API, and so are the status and headers of every answer."""
+        status, headers = self.head()
+        data = self._body(headers)
+        check_described(*self._asked, status, headers, data if status >= 400 else None)
+        return data
+
+    def _body(self, headers: Mapping[str, str]) -> bytes:
         start = self._received.index(b"\r\n\r\n") + 4
         if "content-length" in headers:
             while len(self._received) < start + int(headers["content-length"]):

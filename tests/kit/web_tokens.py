@@ -1,4 +1,4 @@
-"""Compressed tokens of tests."""
+"""Compressed tokens of tests, and a place for an upload."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ import base64
 import gzip
 import json
 from typing import Any
+
+#: As the web API gives it.
+PLACE: dict[str, Any] = {
+    "bucketname": "bucket-1",
+    "region": "oss-ap-southeast-1",
+    "endpoint": "oss-accelerate.aliyuncs.com",
+    "file_path": "user 1/a+b/äpicture.png",
+    "file_id": "file-1",
+    "file_url": "https://cdn.example/x",
+    "access_key_id": "key-id",
+    "access_key_secret": "key-secret",
+    "security_token": "sts-token",
+}
 
 
 def gzipped(data: bytes) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
 from jsonschema import Draft202012Validator
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
-#: The schemas by name of file: `{"$defs": {name: schema}}`.
+from qwen_wsgi.api.openapi.answers import SCHEMAS
+
+#: The schemas by name of file: `{"$defs": {name: schema}}`. The server describes itself by them.
 FILES: Final[dict[str, dict[str, Any]]] = {
-    path.stem: json.loads(path.read_text()) for path in sorted(Path(__file__).parent.glob("*.json"))
+    path.stem: json.loads(path.read_text()) for path in sorted(SCHEMAS.glob("*.json"))
 }
 
 _REGISTRY: Final[Registry[Any]] = Registry().with_resources(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -12,6 +16,7 @@ import pytest
 
 from qwen_wsgi.protocol.web.token import WebToken, packed
 from qwen_wsgi.sandbox import Sandbox
+from qwen_wsgi.sandbox.native.images import png
 from tests.kit.proxy import Proxy
 from tests.kit.proxy import start as start_proxy
 from tests.kit.raw_client import Exchange, chat
@@ -56,6 +61,10 @@ def token_of(site: Sandbox, user: str) -> str:
 
 def client_of(proxy: Proxy, token: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=proxy.base_url, api_key=token, max_retries=0, timeout=15)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def is_gone(site: Sandbox, count: int) -> bool:
@@ -150,6 +159,79 @@ def test_nothing_of_a_token_is_in_a_file(proxy: Proxy, site: Sandbox) -> None:
         data = path.read_bytes()
         assert token.encode()[:200] not in data, path
         assert session not in data, path
+
+
+@pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
+def test_the_official_package_s_pictures_edits_and_videos(proxy: Proxy, site: Sandbox) -> None:
+    cat = png("cat", 8, 8)
+    url = "data:image/png;base64," + base64.b64encode(cat).decode()
+    content: Any = [
+        {"type": "text", "text": "What?"},
+        {"type": "image_url", "image_url": {"url": url}},
+    ]
+    with client_of(proxy, token_of(site, "ann")) as client:
+        client.chat.completions.create(
+            model="qwen3-max", messages=[{"role": "user", "content": content}]
+        )
+        made: Any = client.images.generate(model="qwen3-max-image", prompt="a cat", n=2)
+        edited: Any = client.images.edit(
+            model="qwen3-max-image",
+            image=("cat.png", cat, "image/png"),
+            prompt="a hat",
+            response_format="b64_json",
+        )
+        video = client.videos.create_and_poll(
+            model="qwen3-max-video", prompt="a dog runs", poll_interval_ms=100
+        )
+        film = client.videos.download_content(video.id).read()
+
+    assert len({each.url for each in made.data}) == 2
+    assert base64.b64decode(edited.data[0].b64_json).startswith(b"\x89PNG")
+    assert video.status == "completed"
+    assert b"ftyp" in film
+    # The chat's picture was not uploaded again for the edit.
+    assert [(user, data) for user, _, data in site.web.objects.values()] == [("ann", cat)]
+    assert is_gone(site, 5)
+
+
+@pytest.mark.parametrize("route", ["web-object", "web-chat"])
+def test_no_chat_is_left_by_a_client_that_leaves_while_a_picture_is_made(
+    proxy: Proxy, site: Sandbox, route: str
+) -> None:
+    site.control(faults={route: "slow-headers=9"})
+    url = "data:image/png;base64," + base64.b64encode(png("cat", 8, 8)).decode()
+    body = {"model": "qwen3-max-image", "prompt": "a hat", "image": url}
+    exchange = Exchange(proxy.port, body, path="/v1/images/generations", key=token_of(site, "ann"))
+    assert site.wait_until(lambda: any(each.route == route for each in site.requests), 5)
+    time.sleep(0.1)
+    exchange.close()
+
+    assert is_gone(site, 1 if route == "web-chat" else 0)
+
+
+def test_the_chat_of_a_killed_worker_goes_with_the_next_call_of_its_user(
+    proxy: Proxy, site: Sandbox
+) -> None:
+    token = token_of(site, "ann")
+    exchange = Exchange(
+        proxy.port,
+        {**chat("[[sandbox: interval=0.5]] one two three"), "model": "qwen3-max"},
+        key=token,
+    )
+    exchange.read_until(b"sandbox")
+    (worker,) = children_of(proxy.process.pid)
+    os.kill(worker, signal.SIGKILL)
+    exchange.close()
+    assert site.wait_until(lambda: children_of(proxy.process.pid) not in ([], [worker]), 15)
+    assert len(site.web.chats) == 1
+
+    with client_of(proxy, token_of(site, "bob")) as client:
+        client.models.list()
+    with client_of(proxy, token) as client:
+        client.chat.completions.create(
+            model="qwen3-max", messages=[{"role": "user", "content": "hello"}]
+        )
+    assert is_gone(site, 2)
 
 
 def test_a_header_of_megabytes_is_refused(proxy: Proxy) -> None:

@@ -28,7 +28,7 @@ blueprint = Blueprint("files", __name__)
 blueprint.before_request(lifecycle.check_caller)
 
 #: Entries of a page: the most that OpenAI's list of files gives.
-_LARGEST_PAGE: Final = 10_000
+LARGEST_PAGE: Final = 10_000
 
 
 @blueprint.post("/v1/files")
@@ -71,7 +71,7 @@ def list_files() -> Response:
     purpose = request.args.get("purpose", "")
     if purpose:
         purpose = purpose if purpose == "batch_output" else protocol.purpose_of(purpose)[0]
-    limit = limit_of(request.args, default=_LARGEST_PAGE, largest=_LARGEST_PAGE)
+    limit = limit_of(request.args, default=LARGEST_PAGE, largest=LARGEST_PAGE)
     found, more = page_of_client("file", limit=limit, purpose=purpose)
     return http.json_value(page([each.value for each in found], has_more=more))
 

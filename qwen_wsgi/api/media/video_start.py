@@ -10,9 +10,11 @@ from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.capabilities import Capability
 from qwen_wsgi.errors import ApiError, UpstreamError
 from qwen_wsgi.greenlets import watch_client
+from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol.videos.ids import VideoRef, digest_of, id_of
 from qwen_wsgi.protocol.videos.models import video_model
 from qwen_wsgi.protocol.videos.request import NativeCall, VideoRequest, native_call
+from qwen_wsgi.upstream.client import JsonAnswer
 from qwen_wsgi.upstream.executor import UnaryCall, UnaryRequests
 from qwen_wsgi.upstream.routing.router import Route
 from qwen_wsgi.upstream.tasks import lost
@@ -57,7 +59,8 @@ def start(call: LiveCall, request: VideoRequest) -> Started:
         work.requests,
         at_origin=True,
         once=True,
-        recover=work.recover,
+        # Only Model Studio lists its tasks.
+        recover=None if plan.routes[0].account.family is Family.WEB else work.recover,
     )
     if call.watch is not None:
         call.watch.stop()
@@ -95,12 +98,29 @@ class _Start:
     def requests(self, route: Route) -> UnaryRequests:
         """What an account is sent; noted before it is."""
         self.forget()  # of the account before, which has begun nothing
+        if route.account.family is Family.WEB:
+            return self._of_web_account(route)
         native = native_call(
             self._request, model=route.model, strict=self._services.settings.strict
         )
+        self._note(route, native)
+        return UnaryRequests([native.body], native.changed)
+
+    def _of_web_account(self, route: Route) -> UnaryRequests:
+        """What is done at a web account, which chooses size and length itself."""
+        account, web = route.account, self._services.web_media
+        wanted = web.video_request(account, route.model, self._request)
+        self._note(route, NativeCall("", b"", wanted.changed, "auto", "auto"))
+        headers = generation.forwarded_headers(self._call.environ)
+
+        def begun() -> JsonAnswer:
+            return JsonAnswer(b"", web.begin_video(account, wanted, headers), "")
+
+        return UnaryRequests((), wanted.changed, works=[begun])
+
+    def _note(self, route: Route, native: NativeCall) -> None:
         self._native = native
         self._key = self._services.videos.begin(self._call.owner, route.account.name, route.model)
-        return UnaryRequests([native.body], native.changed)
 
     def forget(self) -> None:
         """No task has begun."""

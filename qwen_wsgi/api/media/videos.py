@@ -322,7 +322,7 @@ def _find(call: LiveCall, id: str) -> _Found:
             code="video_not_found",
         )
     call.record.account, call.record.model = ref.account, ref.model
-    if not dialects.permit_of(call).allows_account(ref.account):
+    if not _allows_account(call, ref.account):
         raise Forbidden(
             f"The video is at the account '{ref.account}', which your key may not use any more.",
             code="account_not_allowed",
@@ -331,11 +331,26 @@ def _find(call: LiveCall, id: str) -> _Found:
 
 
 def _found(call: LiveCall, id: str, ref: VideoRef, known: KnownVideo | None) -> _Found:
-    accounts = call.services.pool.accounts()
-    account = next((each for each in accounts if each.name == ref.account), None)
-    if not dialects.permit_of(call).allows_account(ref.account):
+    account = _account_of(call, ref.account)
+    if not _allows_account(call, ref.account):
         account = None  # in a list: nobody is asked, and it is as it was when it was last seen
     return _Found(call, id, ref, account, known)
+
+
+def _account_of(call: LiveCall, name: str) -> Account | None:
+    """The account that makes a video; one of a caller's web token is the caller's own, because a
+    video's id is valid for the same token alone."""
+    pool, client = call.services.pool, call.client
+    if client is not None and client.web is not None:
+        own = pool.of_token(client.web)
+        return own if own.name == name else None
+    return next((each for each in pool.accounts() if each.name == name), None)
+
+
+def _allows_account(call: LiveCall, name: str) -> bool:
+    if call.client is not None and call.client.web is not None:
+        return name == call.services.pool.of_token(call.client.web).name
+    return dialects.permit_of(call).allows_account(name)
 
 
 def _refreshed(call: LiveCall, videos: list[KnownVideo]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ blueprint = Blueprint("web_chats", __name__)
 blueprint.before_request(lifecycle.check_caller)
 
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
-_MOST: Final = 100
+MOST: Final = 100
 
 
 @blueprint.delete("/v1/chats/delete")
@@ -56,8 +56,8 @@ def delete() -> Response:
 def _ids(value: object) -> list[str]:
     if not isinstance(value, list) or not value:
         raise _wrong('Name the chats to delete: {"ids": ["…"]}, or {"all": true} for all of them.')
-    if len(value) > _MOST:
-        raise _wrong(f"At most {_MOST} chats are deleted at a time.")
+    if len(value) > MOST:
+        raise _wrong(f"At most {MOST} chats are deleted at a time.")
     for id in value:
         if not isinstance(id, str) or not _ID.fullmatch(id):
             raise _wrong("An id of a chat has letters, digits, `-` and `_` alone.")

@@ -22,6 +22,7 @@ from qwen_wsgi.credentials.files.watched import (
     Unusable,
     WatchedFile,
 )
+from qwen_wsgi.credentials.kept_web_token import KeptWebToken
 from qwen_wsgi.credentials.oauth.token_endpoint import TokenEndpoint
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.refresh.refresher import Refresher
@@ -40,6 +41,7 @@ from qwen_wsgi.credentials.sources.qwen_settings import KEY_ENDING, QwenSettings
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.hosts import Family, openai_base_url
 from qwen_wsgi.protocol.web import token as web_token
+from qwen_wsgi.protocol.web.token import WebToken
 from qwen_wsgi.redaction import DISCOVERED
 from qwen_wsgi.settings import Settings
 
@@ -77,7 +79,9 @@ class Build:
         files: dict[Path, WatchedFile[Any]],
         logins: dict[Path, OAuthLogin],
         sharing: Sharing | None = None,
+        web_token_of: Callable[[WebToken], KeptWebToken | None] = lambda token: None,
     ) -> None:
+        self._web_token_of = web_token_of
         self._settings = settings
         self._sharing = sharing
         self._clock = clock
@@ -265,7 +269,8 @@ class Build:
             self._problems.append(f"QWEN_WEB_TOKEN cannot be used: {error}. It is left out.")
             return
         DISCOVERED.add(token.value)
-        self._add(web.operator_account(token, settings.web_base_url, self._clock))
+        kept = self._web_token_of(token)
+        self._add(web.operator_account(token, settings.web_base_url, self._clock, kept))
 
     def _add_dashscope_files(self) -> None:
         """Add the key in the `dashscope` package's files, where its variable is not set."""

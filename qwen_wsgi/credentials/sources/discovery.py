@@ -21,11 +21,13 @@ from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials.account import Account as Account
 from qwen_wsgi.credentials.account import ProviderModel as ProviderModel
 from qwen_wsgi.credentials.files.watched import Unusable, WatchedFile
+from qwen_wsgi.credentials.kept_web_token import KeptWebToken
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
 from qwen_wsgi.credentials.shared.sharing import Sharing
 from qwen_wsgi.credentials.sources import environment, login_files, providers
 from qwen_wsgi.credentials.sources.account_list import Build, Built, changed_at
 from qwen_wsgi.errors import CannotStartYet, SettingsError
+from qwen_wsgi.protocol.web.token import WebToken
 from qwen_wsgi.settings import Settings
 
 
@@ -45,16 +47,20 @@ class Discovery:
         *,
         look_every_s: float = 0.0,
         sharing: Sharing | None = None,
+        state_dir: Path | None = None,
     ) -> None:
         """
         Args:
             sharing: shares the logins with other boxes.
+            state_dir: where a renewed web token is kept; None keeps it in this process.
             look_every_s: for how long an answer is reused without checking the files. It does not
                 delay changes of a login: each login checks its own file for every call.
         """
         self._settings = settings
         self._sharing = sharing
         self._clock = clock
+        self._state_dir = state_dir
+        self._web_token: KeptWebToken | None = None
         self._files: dict[Path, WatchedFile[Any]] = {}
         self._logins: dict[Path, OAuthLogin] = {}
         self._built: Built | None = None
@@ -143,7 +149,19 @@ class Discovery:
                 self._built = None  # there is a new one
 
     def _build(self) -> Build:
-        return Build(self._settings, self._clock, self._files, self._logins, self._sharing)
+        return Build(
+            self._settings,
+            self._clock,
+            self._files,
+            self._logins,
+            self._sharing,
+            self._kept_web_token,
+        )
+
+    def _kept_web_token(self, configured: WebToken) -> KeptWebToken:
+        if self._web_token is None:
+            self._web_token = KeptWebToken(self._state_dir, configured)
+        return self._web_token
 
     def _current(self) -> Built:
         built, now_s = self._built, self._clock.monotonic()

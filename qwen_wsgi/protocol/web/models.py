@@ -12,8 +12,10 @@ SEARCH: Final = "search"
 DEEP_RESEARCH: Final = "deep-research"
 #: Variants of names that chat.
 VARIANTS: Final = (THINKING, SEARCH, DEEP_RESEARCH)
+IMAGE: Final = "image"
+VIDEO: Final = "video"
 #: Variants that make something else, and what that is.
-MEDIA: Final = {"image": "pictures", "video": "videos"}
+MEDIA: Final = {IMAGE: "pictures", VIDEO: "videos"}
 
 #: The names that are documented, for when no live list is there.
 FALLBACK: Final = (
@@ -78,13 +80,11 @@ def entries_of(value: Any) -> dict[str, dict[str, Any]] | None:
 
 
 def fallback_entries() -> dict[str, dict[str, Any]]:
-    """The documented names that this proxy can serve."""
-    found: dict[str, dict[str, Any]] = {}
-    for name in FALLBACK:
-        model, variant = named(name)
-        if variant not in MEDIA:
-            found[name] = {"variant_of": model} if model != name else {}
-    return found
+    """The documented names."""
+    return {
+        name: {"variant_of": model} if (model := named(name).model) != name else {}
+        for name in FALLBACK
+    }
 
 
 def _entry(listed: dict[str, Any]) -> dict[str, Any]:
@@ -108,3 +108,7 @@ def _variants(meta: dict[str, Any]) -> Iterator[str]:
         yield SEARCH
     if "deep_research" in kinds:
         yield DEEP_RESEARCH
+    if "t2i" in kinds or "image_edit" in kinds:
+        yield IMAGE
+    if "t2v" in kinds:
+        yield VIDEO

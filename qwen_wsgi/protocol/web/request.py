@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from qwen_wsgi.errors import ApiError, BadRequest
@@ -11,6 +11,13 @@ from qwen_wsgi.protocol.chat.request import ChatRequest
 from qwen_wsgi.protocol.json_access import items, mapping, objects, text
 from qwen_wsgi.protocol.translation import search
 from qwen_wsgi.protocol.web.models import DEEP_RESEARCH, MEDIA, SEARCH, THINKING, Named
+from qwen_wsgi.protocol.web.pictures import (
+    MOST_PICTURES,
+    Picture,
+    is_address,
+    picture_of,
+    too_many,
+)
 
 #: Characters of all message text together: larger requests meet the firewall's captcha every time.
 MOST_CHARACTERS: Final = 128 * 1024
@@ -18,17 +25,25 @@ MOST_CHARACTERS: Final = 128 * 1024
 #: Members that are used, or mean nothing here.
 _USED: Final = frozenset(
     {"model", "messages", "stream", "stream_options", "n", "user", "metadata", "store", "tools"}
-    | {"tool_choice", "parallel_tool_calls", "enable_thinking", "thinking_budget"}
+    | {
+        "tool_choice",
+        "parallel_tool_calls",
+        "functions",
+        "function_call",
+        "enable_thinking",
+        "thinking_budget",
+    }
     | {"reasoning_effort", "enable_search", "search_options", "web_search_options"}
     | {"service_tier", "safety_identifier", "prompt_cache_key"}
 )
 
 
 class WebRequest(NamedTuple):
-    """A request that is ready but for the id of its chat.
+    """A request that is ready but for the id of its chat, and the places of its pictures.
 
     Attributes:
         chat_type: `t2t`, `search` or `deep_research`.
+        pictures: those that are to be uploaded.
         changed: what of the client's request is not sent, for `x-qwen-proxy-changed`.
     """
 
@@ -37,6 +52,7 @@ class WebRequest(NamedTuple):
     content: str | list[dict[str, Any]]
     features: dict[str, Any]
     changed: tuple[str, ...]
+    pictures: tuple[Picture, ...] = ()
 
     def new_chat(self, now: float) -> dict[str, Any]:
         """The body that opens a chat. `now` is in seconds since 1970."""
@@ -48,11 +64,18 @@ class WebRequest(NamedTuple):
             "timestamp": int(now * 1000),
         }
 
-    def completion(self, chat_id: str, now: float, new_id: Callable[[], str]) -> dict[str, Any]:
+    def completion(
+        self,
+        chat_id: str,
+        now: float,
+        new_id: Callable[[], str],
+        files: Sequence[Mapping[str, Any]] = (),
+    ) -> dict[str, Any]:
         """The body that asks for the answer.
 
         Args:
             new_id: makes a UUID.
+            files: the entries of its pictures, as they were uploaded.
         """
         kind, seconds = self.chat_type, int(now)
         message = {
@@ -63,7 +86,7 @@ class WebRequest(NamedTuple):
             "role": "user",
             "content": self.content,
             "user_action": "chat",
-            "files": [],
+            "files": list(files),
             "timestamp": seconds,
             "models": [self.model],
             "chat_type": kind,
@@ -99,9 +122,9 @@ def web_request(
         strict: refuse what would be dropped.
 
     Raises:
-        BadRequest: it has function tools, files, or pictures that are not at an address; in strict
-            mode also members that the web API does not have.
-        ApiError: 413: it is too large.
+        BadRequest: it has function tools, files, or pictures that are broken; in strict mode also
+            members that the web API does not have.
+        ApiError: 413: it, or a picture, is too large.
     """
     refuse_media_names(named)
     _refuse_tools(request)
@@ -121,12 +144,15 @@ def web_request(
         chat_type = "search"
     else:
         chat_type = "t2t"
+    given: list[str] = []
+    content = _content(request.body["messages"], given)
     return WebRequest(
         named.model,
         chat_type,
-        _content(request.body["messages"]),
+        content,
         _features(request, named, thinking),
         tuple(f"-{header_token(name)}" for name in dropped),
+        _to_upload(given),
     )
 
 
@@ -139,21 +165,41 @@ def refuse_media_names(named: Named) -> None:
     if (made := MEDIA.get(named.variant)) is not None:
         endpoint = "POST /v1/images/generations" if named.variant == "image" else "POST /v1/videos"
         raise BadRequest(
-            f"The model `{named.model}-{named.variant}` makes {made} and does not chat: that is "
-            f"{endpoint}, which this proxy does not offer for the web account yet.",
+            f"The model `{named.model}-{named.variant}` makes {made} and does not chat: call it "
+            f"with {endpoint}.",
             param="model",
             code="wrong_endpoint_for_model",
+        )
+
+
+def refuse_long_text(whole: str, param: str) -> None:
+    """Refuse more text than the web API's firewall lets through.
+
+    Raises:
+        ApiError: 413.
+    """
+    if len(whole) > MOST_CHARACTERS:
+        raise ApiError(
+            f"Invalid '{param}': it has {len(whole)} characters of text, and the web account takes "
+            f"{MOST_CHARACTERS}: its firewall asks for a captcha above that. Send less, or use a "
+            "model of an account with an API key.",
+            status=413,
+            type="invalid_request_error",
+            code="web_request_too_large",
+            param=param,
+            should_retry=False,
         )
 
 
 def _refuse_tools(request: ChatRequest) -> None:
     body = request.body
     others = [tool for tool in items(body.get("tools")) if not search.is_tool(tool)]
-    if (others and body.get("tool_choice") != "none") or body.get("functions"):
+    called = others and body.get("tool_choice") != "none"
+    if called or (body.get("functions") and body.get("function_call") != "none"):
         raise BadRequest(
             "The web account calls no functions: chat.qwen.ai ignores tools, so this request would "
-            "be answered as if there were none. Leave `tools` out (but for `web_search`), or use a "
-            "model of an account with an API key.",
+            "be answered as if there were none. Leave `tools` out (but for `web_search`), set "
+            "`tool_choice` to `none`, or use a model of an account with an API key.",
             param="tools",
             code="unsupported_parameter",
         )
@@ -178,35 +224,34 @@ def _features(request: ChatRequest, named: Named, thinking: bool | None) -> dict
     return features
 
 
-def _content(messages: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-    """What the only message holds: a text, or with pictures a list of parts."""
-    pictures: list[str] = []
+def _to_upload(given: list[str]) -> tuple[Picture, ...]:
+    """The pictures that are in the request itself, each once."""
+    held = dict.fromkeys(url for url in given if not is_address(url))
+    if len(held) > MOST_PICTURES:
+        raise too_many("messages")
+    return tuple(picture_of(url, "messages") for url in held)
+
+
+def _content(messages: list[dict[str, Any]], pictures: list[str]) -> str | list[dict[str, Any]]:
+    """What the only message holds: a text, or with pictures at addresses a list of parts; the
+    URLs of all pictures are added to the list."""
     turns = [(text(each.get("role")), _text_of(each, pictures)) for each in messages]
     turns = [(role, said) for role, said in turns if said]
     if len(turns) == 1 and turns[0][0] == "user":
         whole = turns[0][1]
     else:
         whole = "\n\n".join(f"{role}:{said}" for role, said in turns)
-    if len(whole) > MOST_CHARACTERS:
-        raise ApiError(
-            f"The messages have {len(whole)} characters of text, and the web account takes "
-            f"{MOST_CHARACTERS}: its firewall asks for a captcha above that. Send less, or use a "
-            "model of an account with an API key.",
-            status=413,
-            type="invalid_request_error",
-            code="web_request_too_large",
-            param="messages",
-            should_retry=False,
-        )
+    refuse_long_text(whole, "messages")
     if not whole and not pictures:
         raise BadRequest("The messages have no text.", param="messages")
-    if not pictures:
+    linked = [url for url in pictures if is_address(url)]
+    if not linked:
         return whole
-    return [{"type": "text", "text": whole}, *({"type": "image", "image": url} for url in pictures)]
+    return [{"type": "text", "text": whole}, *({"type": "image", "image": url} for url in linked)]
 
 
 def _text_of(message: dict[str, Any], pictures: list[str]) -> str:
-    """The text of a message; addresses of its pictures are added to the list."""
+    """The text of a message; the URLs of its pictures are added to the list."""
     content = message.get("content")
     pieces = [content] if isinstance(content, str) else list(_pieces(items(content), pictures))
     for call in objects(items(message.get("tool_calls"))):
@@ -223,13 +268,6 @@ def _pieces(parts: list[Any], pictures: list[str]) -> Iterator[str]:
         elif kind == "image_url":
             holder = part.get("image_url")
             url = text(holder.get("url")) if isinstance(holder, dict) else text(holder)
-            if not url.lower().startswith(("https://", "http://")):
-                raise BadRequest(
-                    "The web account takes pictures by their address (https://…) alone: this proxy "
-                    "uploads none to chat.qwen.ai yet.",
-                    param="messages",
-                    code="unsupported_content",
-                )
             pictures.append(url)
         else:
             raise BadRequest(

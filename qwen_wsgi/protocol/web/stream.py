@@ -20,8 +20,9 @@ class WebChunkStream(ChunkStream):
     """Reads events of the web API, and returns chat chunks.
 
     It ends with a finish in the phase of the answer (a phase of thoughts may have one, too), with a
-    finish reason, with `[DONE]`, or where the stream ends in good order behind text of the answer:
-    the web API does not always send an end. An end without any text is none.
+    finish reason, or with `[DONE]`. The web API does not always send one: a stream whose pieces
+    have no status ends where it ends in good order behind text of the answer. Pieces that say
+    `typing` promise a `finished`: without that the answer was cut. An end without any text is none.
 
     Args:
         id, model, created: of the chunks.
@@ -38,7 +39,7 @@ class WebChunkStream(ChunkStream):
             "created": created,
             "model": model,
         }
-        self._begun = self._spoken = self._ended = self._paged = False
+        self._begun = self._spoken = self._typing = self._ended = self._paged = False
         self._tokens: dict[str, Any] = {}
         self.reported: Reported | None = None
 
@@ -49,7 +50,7 @@ class WebChunkStream(ChunkStream):
 
     def end(self) -> bytes:
         """Return what the client must still get at the end."""
-        if self._ended or self.failed or not self._spoken:
+        if self._ended or self.failed or not self._spoken or self._typing:
             return super().end()
         return super().feed(b"".join(self._finish("stop")))
 
@@ -79,6 +80,8 @@ class WebChunkStream(ChunkStream):
         if pages and not self._paged:
             self._paged = True
             yield self._chunk({"search_info": {"search_results": pages}})
+        if phase in _ANSWER and delta.get("status"):
+            self._typing = True
         if said and phase in _ANSWER:
             self._spoken = True
             yield self._chunk({"content": said})

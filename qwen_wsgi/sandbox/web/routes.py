@@ -14,13 +14,23 @@ from qwen_wsgi.sandbox.faults import Spec
 from qwen_wsgi.sandbox.journal import Record, bearer
 from qwen_wsgi.sandbox.replies import faulty, refused
 from qwen_wsgi.sandbox.steps import Step, whole_json
+from qwen_wsgi.sandbox.web import media, storage
 from qwen_wsgi.sandbox.wire import Request
 from qwen_wsgi.sandbox.world import Json, Reply, World, json_object, spec_for
 
+ROUTES: Final = (
+    "web-auth",
+    "web-models",
+    "web-chats",
+    "web-chat",
+    "web-tasks",
+    "web-upload",
+    "web-object",
+)
 #: The firewall's limit, in characters of the message's text.
 _MOST_CHARACTERS: Final = 128 * 1024
 _MODELS: Final = {
-    "qwen3-max": (True, ["t2t", "search", "deep_research"]),
+    "qwen3-max": (True, ["t2t", "search", "deep_research", "t2i", "image_edit", "t2v"]),
     "qwen3-vl-plus": (True, ["t2t"]),
     "qwen3-coder-plus": (False, ["t2t", "t2i"]),
 }
@@ -44,6 +54,12 @@ def route_of(method: str, path: str) -> str | None:
         return "web-models"
     if path == "/api/v2/chat/completions" and method == "POST":
         return "web-chat"
+    if path == "/api/v2/files/getstsToken" and method == "POST":
+        return "web-upload"
+    if path.startswith(f"/{storage.BUCKET}/") and method == "PUT":
+        return "web-object"
+    if path.startswith("/api/v1/tasks/status/") and method == "GET":
+        return "web-tasks"
     if path == "/api/v2/chats" or path.startswith("/api/v2/chats/"):
         return "web-chats"
     return None
@@ -51,6 +67,8 @@ def route_of(method: str, path: str) -> str | None:
 
 def respond(world: World, request: Request, record: Record) -> Reply:
     """Answer a request of the web API. Most failures come with status 200."""
+    if record.route == "web-object":
+        return storage.put(world, request, record)
     body = json_object(request) or {}
     said = _text_of(body)
     record.model = str(body.get("model", ""))
@@ -66,6 +84,14 @@ def respond(world: World, request: Request, record: Record) -> Reply:
             return whole_json(200, _failed(_ERRORS[wanted]))
         if user is None:
             return whole_json(401, _failed(_ERRORS["unauthorized"]))
+        if record.route == "web-upload":
+            place = storage.place(world, user, body)
+            if place is None:
+                return whole_json(200, _failed(_ERRORS["refused"]))
+            return whole_json(200, {"success": True, "data": place})
+        if record.route == "web-tasks":
+            found = media.task(world, user, request.path.rpartition("/")[2])
+            return whole_json(200, _failed(_ERRORS["refused"]) if found is None else found)
         handlers = {"web-auth": _auth, "web-models": _models, "web-chats": _chats}
         if record.route == "web-chat":
             return _completion(world, request, user, body, said, spec)
@@ -79,7 +105,7 @@ def _failed(data: Json) -> Json:
 
 
 def _auth(world: World, request: Request, user: str) -> Iterator[Step]:
-    token = world.web.token(user)
+    token = world.web.token(world.web.renewed_for or user, world.web.renewed_s)
     return whole_json(
         200,
         {
@@ -117,6 +143,8 @@ def _chats(world: World, request: Request, user: str) -> Iterator[Step]:
     rest = request.path.removeprefix("/api/v2/chats").strip("/")
     if request.method == "POST" and rest == "new":
         return whole_json(200, {"success": True, "data": {"id": world.web.open(user)}})
+    if request.method == "GET" and world.web.owns(user, rest):
+        return whole_json(200, media.detail(world, rest))
     if request.method == "DELETE" and not rest:
         world.web.delete_all(user)
         return whole_json(200, {"success": True, "data": {"status": True}})
@@ -126,10 +154,14 @@ def _chats(world: World, request: Request, user: str) -> Iterator[Step]:
     return refused(missing, Spec())
 
 
-def _text_of(body: Json) -> str:
+def _message(body: Json) -> Json:
     messages = body.get("messages")
     message = messages[0] if isinstance(messages, list) and messages else {}
-    content = message.get("content") if isinstance(message, dict) else None
+    return message if isinstance(message, dict) else {}
+
+
+def _text_of(body: Json) -> str:
+    content = _message(body).get("content")
     if isinstance(content, list):
         return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
     return content if isinstance(content, str) else ""
@@ -141,10 +173,30 @@ def _completion(
     chat = parse_qs(request.query).get("chat_id", [""])[0]
     if not world.web.owns(user, chat) or body.get("chat_id") != chat:
         return whole_json(200, _failed(_ERRORS["refused"]))
+    kind = _message(body).get("chat_type")
+    if kind == media.VIDEO:
+        if body.get("stream") is not False:
+            return whole_json(200, _failed(_ERRORS["refused"]))
+        return whole_json(200, media.begin_video(world, user, said, spec))
     if not all(body.get(name) is True for name in ("stream", "incremental_output")):
         return whole_json(200, _failed(_ERRORS["refused"]))
-    events = (json.dumps(each, ensure_ascii=False) for each in _events(body, said, spec, chat))
+    if not _files_are_known(world, user, body):
+        return whole_json(200, _failed(_ERRORS["refused"]))
+    if kind in media.PICTURES:
+        made = media.pictures(world, body, said, spec, chat)
+    else:
+        made = _events(body, said, spec, chat)
+    events = (json.dumps(each, ensure_ascii=False) for each in made)
     return stream.script(events, spec, world.control.knobs.interval_s)
+
+
+def _files_are_known(world: World, user: str, body: Json) -> bool:
+    """Whether the files of a message were uploaded by its user, or are elsewhere."""
+    files = _message(body).get("files")
+    return all(
+        isinstance(each, dict) and storage.url_is_known(world, user, each.get("url"))
+        for each in (files if isinstance(files, list) else [])
+    )
 
 
 def _events(body: Json, said: str, spec: Spec, chat: str) -> Iterator[Json]:
@@ -167,6 +219,8 @@ def _events(body: Json, said: str, spec: Spec, chat: str) -> Iterator[Json]:
         tokens["output_tokens"] += 1 if content else 0
         tokens["total_tokens"] = tokens["input_tokens"] + tokens["output_tokens"]
         delta = {"role": "assistant", "content": content, "status": status, **more}
+        if wanted == "no-status":
+            del delta["status"]
         if phased:
             delta["phase"] = phase
         return {"choices": [{"delta": delta}], "usage": dict(tokens), "response_id": response}
@@ -186,5 +240,5 @@ def _events(body: Json, said: str, spec: Spec, chat: str) -> Iterator[Json]:
     if wanted == "error-event":
         yield {"error": _ERRORS["internal"]}
         return
-    if wanted != "no-end":
+    if wanted not in ("no-end", "no-status"):
         yield event("answer", "", "finished")

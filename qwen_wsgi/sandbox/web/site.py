@@ -15,6 +15,16 @@ Json = dict[str, Any]
 _LIFETIME_S: Final = 30 * 86400
 
 
+@dataclass(slots=True)
+class Task:
+    """A video that is being made; it is done at so many looks at it."""
+
+    user: str
+    prompt: str
+    fails: bool
+    looks: int = 2
+
+
 @dataclass
 class Site:
     """The state of the web API. Thread-safe."""
@@ -23,6 +33,19 @@ class Site:
     #: Chats that there are, and those that were deleted: id -> user.
     chats: dict[str, str] = field(default_factory=dict)
     deleted: dict[str, str] = field(default_factory=dict)
+    #: What was uploaded: path -> user, content type, bytes.
+    objects: dict[str, tuple[str, str, bytes]] = field(default_factory=dict)
+    #: Places that were given: path -> user, size, and the secret that signs for it.
+    places: dict[str, tuple[str, int, str]] = field(default_factory=dict)
+    #: Addresses that the history of a chat names: chat -> URL.
+    history: dict[str, str] = field(default_factory=dict)
+    #: Videos that are being made: task -> what is known of it.
+    tasks: dict[str, Task] = field(default_factory=dict)
+    #: Where files are to be put; "" is here.
+    endpoint: str = ""
+    #: What a refresh gives: how long it lives, and whose it is ("" for the user's own).
+    renewed_s: float = _LIFETIME_S
+    renewed_for: str = ""
     #: Users that have logged out: their tokens are refused.
     gone: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -73,7 +96,13 @@ class Site:
         with self._lock:
             self.chats.clear()
             self.deleted.clear()
+            self.objects.clear()
+            self.places.clear()
+            self.history.clear()
+            self.tasks.clear()
             self.gone.clear()
+            self.endpoint = self.renewed_for = ""
+            self.renewed_s = _LIFETIME_S
 
 
 def _encoded(value: Json) -> str:

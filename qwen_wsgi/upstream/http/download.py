@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import ipaddress
+import math
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.net import ip_address
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.failures.classify import connection_error
-from qwen_wsgi.upstream.http.result_urls import RefusedURL, checked, is_public
+from qwen_wsgi.upstream.http.result_urls import WEB_HOSTS, RefusedURL, checked, is_public
 from qwen_wsgi.upstream.http.transport import USER_AGENT, Transport
 
 _REDIRECTS: Final = 3
@@ -127,7 +128,7 @@ class Downloads:
         resolve: Resolve = socket.getaddrinfo,
     ) -> None:
         self._connect_s = settings.connect_timeout_s
-        self._hosts = settings.result_hosts
+        self._hosts = (*settings.result_hosts, *(WEB_HOSTS if settings.web else ()))
         self._transport = transport
         self._resolve = resolve
 
@@ -166,13 +167,24 @@ class Downloads:
         raise _refused("it was redirected too often")
 
     def send(
-        self, url: object, base_url: str, pieces: Sequence[bytes], headers: Mapping[str, str]
+        self,
+        url: object,
+        base_url: str,
+        pieces: Sequence[bytes],
+        headers: Mapping[str, str],
+        *,
+        method: str = "POST",
+        within_s: float = math.inf,
     ) -> int:
-        """POST a file to a URL, by the rules for results; the status of the answer.
+        """Send a file to a URL, by the rules for results; the status of the answer.
+
+        Args:
+            within_s: the whole file has to be sent by then.
 
         Raises:
-            UpstreamError: the URL leads elsewhere, or nobody answers.
+            UpstreamError: the URL leads elsewhere, nobody answers, or it takes too long.
         """
+        end_s = time.monotonic() + within_s
         try:
             url = checked(url, base_url, self._hosts)
         except RefusedURL as error:
@@ -180,11 +192,11 @@ class Downloads:
         sent = {**headers, "Content-Length": str(sum(map(len, pieces)))}
         # Piece by piece: a whole file would have to be written within the time for connecting.
         body = (
-            piece[place : place + _PIECE_BYTES]
+            _in_time(piece[place : place + _PIECE_BYTES], end_s)
             for piece in pieces
             for place in range(0, len(piece), _PIECE_BYTES)
         )
-        response, pool = self._ask("POST", url, base_url, sent, body)
+        response, pool = self._ask(method, url, base_url, sent, body)
         try:
             return int(response.status)
         finally:
@@ -285,6 +297,12 @@ class Downloads:
             raise connection_error("unreachable", "The host of the result has no address.")
         # IPv4 first: machines without IPv6 are still many.
         return sorted(addresses, key=lambda each: _version(each))
+
+
+def _in_time(piece: bytes, end_s: float) -> bytes:
+    if time.monotonic() > end_s:
+        raise connection_error("timeout", "The file could not be sent in time.")
+    return piece
 
 
 def _version(address: str) -> int:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Collection
+from typing import Final
 from urllib.parse import urlsplit
 
 from qwen_wsgi.net import ip_address
 
 #: Model Studio's results are on OSS, under bucket names of any kind.
 _VENDOR = "*.aliyuncs.com"
+#: And those of chat.qwen.ai's web API are here as well.
+WEB_HOSTS: Final = ("cdn.qwenlm.ai", "*.qwenlm.ai")
 #: A name of DNS; without a dot it would be a name of the local network.
 _NAME = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(?:\.(?!-)[a-z0-9-]{1,63}(?<!-))+")
 _MOST_CHARACTERS = 8192

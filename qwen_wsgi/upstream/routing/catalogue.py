@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +15,7 @@ from qwen_wsgi.access.permit import EVERYTHING, Permit
 from qwen_wsgi.capabilities import can_be_called
 from qwen_wsgi.capabilities import listed as listed_capabilities
 from qwen_wsgi.clock import Clock
+from qwen_wsgi.credentials import web
 from qwen_wsgi.credentials.account import Account, ProviderModel
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import ApiError, Scope, UpstreamError
@@ -43,6 +45,9 @@ _RETRY_S: Final = 60.0
 #: model that no list has must not cost one upstream request for each call that names it.
 _CALL_MIN_AGE_S: Final = 60.0
 
+
+#: Lists of callers' own logins that a worker knows at a time.
+_MOST_TOKENS: Final = 256
 
 #: Many clients that force a refresh at once cost one upstream request a second.
 _REFRESH_MIN_AGE_S: Final = 1.0
@@ -90,7 +95,7 @@ class Catalogue:
 
     Lists are fetched one at a time per account. A list that grew old is still used while a thread
     fetches the new one, so that no call waits for it; only the first call ever does. What another
-    worker fetched is used as well.
+    worker fetched is used as well; a list of a caller's own login is for that login alone.
 
     Args:
         lists: shared with the other workers; None shares nothing.
@@ -114,6 +119,9 @@ class Catalogue:
         self._transport = transport
         self._clock = clock
         self._cache: dict[tuple[str, str | None], _Cached] = {}
+        #: Of callers that bring their own login, by the digest of it; the latest ones.
+        self._of_tokens: OrderedDict[str, _Cached] = OrderedDict()
+        self._tokens_lock = threading.Lock()
 
     def models(self, *, refresh: bool = False, permit: Permit = EVERYTHING) -> list[dict[str, Any]]:
         """The union over all accounts, for `GET /v1/models`; the first account's entry counts.
@@ -190,10 +198,22 @@ class Catalogue:
         return refusal
 
     def _cached(self, account: Account) -> _Cached:
+        if account.name == web.HOLDER:
+            return self._of_token(account)
         key = (account.name, account.base_url)
         found = self._cache.get(key)
         # Not made in vain: its lock alone would cost a call 8 µs.
         return self._cache.setdefault(key, _Cached()) if found is None else found
+
+    def _of_token(self, account: Account) -> _Cached:
+        assert isinstance(account.credential, web.WebCredential)
+        digest = account.credential.digest
+        with self._tokens_lock:
+            found = self._of_tokens.setdefault(digest, _Cached())
+            self._of_tokens.move_to_end(digest)
+            while len(self._of_tokens) > _MOST_TOKENS:
+                self._of_tokens.popitem(last=False)
+        return found
 
     def _due(self, cached: _Cached, max_age_s: float) -> bool:
         now = self._clock.monotonic()
@@ -207,6 +227,8 @@ class Catalogue:
         if changed == cached.seen:
             return
         cached.seen = changed
+        if account.name == web.HOLDER:
+            return
         found = self._lists.read(account.name, account.base_url)
         if found is None or found.at <= cached.at:
             return
@@ -241,7 +263,7 @@ class Catalogue:
             cached.error = cached.cause = ""
             learned = SharedList(cached.at, cached.live, "")
         cached.tried = True
-        if learned is not None:
+        if learned is not None and account.name != web.HOLDER:
             self._lists.write(account.name, account.base_url, learned)
 
     def _note_refusal(self, account: Account, error: ApiError) -> None:

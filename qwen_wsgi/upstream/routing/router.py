@@ -12,7 +12,7 @@ from qwen_wsgi.capabilities import (
     ENDPOINTS,
     EVERYWHERE,
     Capability,
-    capabilities_of,
+    capabilities_at,
     has_route,
     may_have,
 )
@@ -171,6 +171,8 @@ class Router:
                 if self._fallbacks and not pinned:
                     routes = self._with_fallbacks(name, routes, accounts, permit, capability)
                 routes = _able(routes, capability, name)
+                if capability not in EVERYWHERE:
+                    routes = _of_one_protocol(routes)
                 several = len(routes) > 1 and conversation is not None
                 return Plan(
                     name,
@@ -505,6 +507,12 @@ def not_available(what: str, lacking: str) -> ApiError:
     )
 
 
+def _of_one_protocol(routes: tuple[Route, ...]) -> tuple[Route, ...]:
+    """Those that are asked as the first one is: the web API, or Model Studio's native one."""
+    first = routes[0].account.family is Family.WEB
+    return tuple(each for each in routes if (each.account.family is Family.WEB) == first)
+
+
 def _able(routes: tuple[Route, ...], capability: Capability, name: str) -> tuple[Route, ...]:
     """The routes whose model does what is asked for.
 
@@ -513,11 +521,12 @@ def _able(routes: tuple[Route, ...], capability: Capability, name: str) -> tuple
     """
     able = []
     for route in routes:  # as for each call: a generator would be two more
-        if not route.account.family.is_qwen or capability in capabilities_of(route.model):
+        family = route.account.family
+        if not family.is_qwen or capability in capabilities_at(family, route.model):
             able.append(route)  # noqa: PERF401
     if able:
         return tuple(able)
-    others = capabilities_of(routes[0].model)
+    others = capabilities_at(routes[0].account.family, routes[0].model)
     does = " and ".join(f"{ENDPOINTS[each][0]} ({ENDPOINTS[each][1]})" for each in others)
     raise BadRequest(
         f"The model `{name}` cannot be called here: it {does or 'needs a protocol of its own'}.",

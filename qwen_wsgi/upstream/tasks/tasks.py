@@ -12,11 +12,13 @@ from typing import Any, Final, TypeGuard
 from qwen_wsgi.clock import Clock, sleep
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.errors import ApiError, UpstreamError
+from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol import json_access
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.failures import classify
 from qwen_wsgi.upstream.failures.classify import connection_error
 from qwen_wsgi.upstream.routing.accounts import token_of
+from qwen_wsgi.upstream.web.media import WebMedia
 
 PATH: Final = "/api/v1/tasks"
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -81,10 +83,12 @@ class Tasks:
         self,
         client: UpstreamClient,
         clock: Clock,
+        web: WebMedia | None = None,
         *,
         sleep: Callable[[float], None] = sleep,
     ) -> None:
         self._client = client
+        self._web = web
         self._clock = clock
         self._sleep = sleep
 
@@ -94,7 +98,10 @@ class Tasks:
         Raises:
             ApiError: no answer, or a refusal.
         """
-        answer = self._client.get_json(account, f"{PATH}/{id}")
+        if account.family is Family.WEB and self._web is not None:
+            answer = self._web.look(account, id)
+        else:
+            answer = self._client.get_json(account, f"{PATH}/{id}")
         status = json_access.mapping(answer.get("output")).get("task_status")
         if not isinstance(status, str):
             raise UpstreamError(
@@ -148,11 +155,13 @@ class Tasks:
             pause_s = min(pause_s * 1.5, _LATER_S)
 
     def cancel(self, account: Account, id: str) -> bool:
-        """Cancel a task; only one that waits can be. Whether it was.
+        """Cancel a task; only one that waits can be, and none of a web account. Whether it was.
 
         Raises:
             ApiError: no answer, or another refusal.
         """
+        if account.family is Family.WEB:
+            return False
         try:
             self._client.post_json(
                 account, f"{PATH}/{id}/cancel", b"{}", headers={}, at_origin=True

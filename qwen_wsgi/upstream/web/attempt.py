@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from qwen_wsgi.accounting.record import CallRecord
@@ -13,15 +13,15 @@ from qwen_wsgi.errors import UpstreamError
 from qwen_wsgi.protocol.changes import header_token
 from qwen_wsgi.protocol.chat import ChatRequest, ChunkStream
 from qwen_wsgi.protocol.web.models import named
+from qwen_wsgi.protocol.web.pictures import Picture
 from qwen_wsgi.protocol.web.request import web_request
 from qwen_wsgi.protocol.web.stream import WebChunkStream
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.open_stream import OpenStream, empty
 from qwen_wsgi.upstream.routing.router import Route
-from qwen_wsgi.upstream.web.chats import TemporaryChat, WebChats
-from qwen_wsgi.upstream.web.site import WebSite
-
-_COMPLETIONS = "/api/v2/chat/completions?chat_id="
+from qwen_wsgi.upstream.web.chats import COMPLETIONS, TemporaryChat, WebChats
+from qwen_wsgi.upstream.web.site import Opened, WebSite
+from qwen_wsgi.upstream.web.uploads import WebUploads
 
 
 class _WebStream(OpenStream):
@@ -53,6 +53,7 @@ class WebAttempt:
         settings: Settings,
         site: WebSite,
         chats: WebChats,
+        uploads: WebUploads,
         clock: Clock,
         *,
         listed: Callable[[Account], Collection[str]] = lambda account: (),
@@ -60,6 +61,7 @@ class WebAttempt:
         self._settings = settings
         self._site = site
         self._chats = chats
+        self._uploads = uploads
         self._listed = listed
         self._clock = clock
 
@@ -93,10 +95,11 @@ class WebAttempt:
         renamed = (f"model:{header_token(wanted.model)}",) if wanted.model != name else ()
         record.changed = (*changed, *renamed, *wanted.changed)
         sent_at, now = self._clock.monotonic(), self._clock.now()
+        files = self._uploads.put(account, wanted.pictures, headers)
         chat = self._chats.open(account, wanted.new_chat(now), headers)
         try:
-            body = wanted.completion(chat.id, now, lambda: str(uuid.uuid4()))
-            opened = self._site.open(account, _COMPLETIONS + chat.id, body, headers=headers)
+            body = wanted.completion(chat.id, now, lambda: str(uuid.uuid4()), files)
+            opened = self._asked(account, COMPLETIONS + chat.id, body, headers, wanted.pictures)
             chunks = WebChunkStream(
                 id=record.completion_id, model=name, created=int(now), hide_usage=hide_usage
             )
@@ -122,6 +125,21 @@ class WebAttempt:
             chat.delete()
             raise
         return stream
+
+    def _asked(
+        self,
+        account: Account,
+        path: str,
+        body: Mapping[str, Any],
+        headers: Mapping[str, str],
+        pictures: Sequence[Picture],
+    ) -> Opened:
+        try:
+            return self._site.open(account, path, body, headers=headers)
+        except UpstreamError as error:
+            if error.code == "upstream_refused":
+                self._uploads.forget(account, pictures)
+            raise
 
 
 def _opened(open: Callable[[], None], close: Callable[[], None]) -> None:

@@ -11,15 +11,19 @@ from typing import Any, Final
 
 from qwen_wsgi import greenlets
 from qwen_wsgi.credentials.account import Account
+from qwen_wsgi.credentials.web import WebCredential
 from qwen_wsgi.errors import ApiError, forget_frames
 from qwen_wsgi.protocol.json_access import mapping, text
 from qwen_wsgi.protocol.web.errors import REFUSED, Reported
 from qwen_wsgi.upstream.routing.accounts import token_of
+from qwen_wsgi.upstream.web.left_chats import LeftChats
 from qwen_wsgi.upstream.web.site import WebSite
 
 log = logging.getLogger(__name__)
 
 PATH: Final = "/api/v2/chats"
+#: Behind it stands the id of a chat.
+COMPLETIONS: Final = "/api/v2/chat/completions?chat_id="
 #: Two tries of a deletion are over within 5 s.
 _DELETE_S: Final = 2.2
 _TRIES: Final = 2
@@ -62,10 +66,15 @@ class _Opening:
 
 
 class WebChats:
-    """Opens and deletes chats. Shared by all greenlets of a worker."""
+    """Opens and deletes chats. Shared by all greenlets of a worker.
 
-    def __init__(self, site: WebSite) -> None:
+    Args:
+        left: knows which chats are to be deleted yet, also those of other workers; None knows none.
+    """
+
+    def __init__(self, site: WebSite, left: LeftChats | None = None) -> None:
         self._site = site
+        self._left = left or LeftChats(None)
         self._pending = 0
 
     def open(
@@ -77,6 +86,7 @@ class WebChats:
         Raises:
             ApiError: it cannot be opened.
         """
+        self.delete_left(account, headers)
         opening = _Opening()
         greenlets.later(partial(opening.run, partial(self._open, account, body, headers)))
         try:
@@ -100,7 +110,18 @@ class WebChats:
             raise self._site.error(
                 account, token_of(account), Reported(REFUSED, "it opened a chat without an id")
             )
+        self._left.note(_login(account), id)
         return TemporaryChat(id, partial(self._delete_soon, account, id, dict(headers)))
+
+    def delete_left(self, account: Account, headers: Mapping[str, str]) -> None:
+        """Have the chats of a login deleted that killed workers have left, and those that could not
+        be deleted before."""
+        for id in self._left.take(_login(account)):
+            self._delete_soon(account, id, headers)
+
+    def sweep(self) -> None:
+        """Forget chats that were left long ago."""
+        self._left.sweep()
 
     def _delete_soon(self, account: Account, id: str, headers: Mapping[str, str]) -> None:
         self._pending += 1
@@ -115,6 +136,7 @@ class WebChats:
                 except ApiError as error:
                     forget_frames(error)
                     if attempt == _TRIES - 1:
+                        self._left.give_up(_login(account), id)
                         log.warning(
                             "a temporary chat was not deleted account=%s: %s",
                             account.name,
@@ -132,6 +154,7 @@ class WebChats:
             ApiError: it was not deleted.
         """
         self._site.ask(account, "DELETE", f"{PATH}/{id}", headers=headers, timeout_s=timeout_s)
+        self._left.forget(_login(account), id)
 
     def delete_each(
         self, account: Account, ids: Sequence[str], headers: Mapping[str, str]
@@ -162,6 +185,11 @@ class WebChats:
         end_s = time.monotonic() + timeout_s
         while self._pending and time.monotonic() < end_s:
             time.sleep(0.02)
+
+
+def _login(account: Account) -> str:
+    assert isinstance(account.credential, WebCredential)
+    return account.credential.digest
 
 
 def _is_id(id: str) -> bool:

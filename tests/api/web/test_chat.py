@@ -219,9 +219,25 @@ class TestFailures:
 
     def test_an_end_in_good_order_behind_the_answer_is_one(self) -> None:
         with web_app() as (app, site):
-            answer = Caller(app, site, "ann").chat("[[sandbox: web=no-end, no-done]] hi")
+            answer = Caller(app, site, "ann").chat("[[sandbox: web=no-status, no-done]] hi")
 
             assert json_of(answer)["choices"][0]["finish_reason"] == "stop"
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_an_answer_that_was_being_typed_and_never_finished_is_cut(self, stream: bool) -> None:
+        with web_app() as (app, site):
+            said = "[[sandbox: web=no-end, no-done]] hi"
+            answer = Caller(app, site, "ann").chat(said, stream=stream)
+
+            if stream:
+                with pytest.raises(StreamBroken):
+                    _ = answer.data
+                answer.close()
+            else:
+                assert (answer.status_code, error_of(answer)["code"]) == (502, "upstream_broken")
+            assert app.calls[-1]["error"] == "upstream_broken"
+            site.settle()
+            assert not site.web.chats
 
     def test_a_cut_is_no_end(self) -> None:
         with web_app() as (app, site):
@@ -364,8 +380,8 @@ class TestWhoMayCall:
             body = {"model": "text-embedding-v4", "input": "x"}
             assert caller.post("/v1/embeddings", body).status_code == 501
             body = {"model": "qwen-image", "prompt": "x"}
-            assert caller.post("/v1/images/generations", body).status_code == 501
-            assert caller.post("/v1/videos", body).status_code in (400, 501)
+            assert caller.post("/v1/images/generations", body).status_code == 404
+            assert caller.post("/v1/videos", body).status_code == 404
             ranking = {"model": "qwen3-rerank", "query": "x", "documents": ["y"]}
             assert caller.post("/v1/rerank", ranking).status_code == 501
             pinned = caller.post(
@@ -414,7 +430,8 @@ class TestModels:
             ids = [each["id"] for each in data if "alias_of" not in each]
             assert ids == [
                 *("qwen3-max", "qwen3-vl-plus", "qwen3-coder-plus", "qwen3-max-thinking"),
-                *("qwen3-max-search", "qwen3-max-deep-research", "qwen3-vl-plus-thinking"),
+                *("qwen3-max-search", "qwen3-max-deep-research", "qwen3-max-image"),
+                *("qwen3-max-video", "qwen3-vl-plus-thinking", "qwen3-coder-plus-image"),
             ]
             assert {each["context_length"] for each in data if "context_length" in each}
 
@@ -425,7 +442,7 @@ class TestModels:
             ids = {each["id"] for each in json_of(caller.get("/v1/models"))["data"]}
 
             assert {"qwen-max", "qwen-max-thinking", "qwen-deep-research"} <= ids
-            assert not any(id.endswith("-video") for id in ids)
+            assert len([id for id in ids if id.endswith("-video")]) == 4
             assert caller.chat(model="qwen-max-thinking").status_code == 200
 
     def test_the_list_is_kept_an_hour_and_fetched_anew_on_request(self) -> None:

@@ -135,8 +135,26 @@ def test_without_a_word_of_an_answer_there_is_no_end(events: list[Any]) -> None:
 
 
 def test_an_end_in_good_order_behind_a_word_is_one() -> None:
-    chunks, stream = told(event("x"))
+    chunks, stream = told(event("x", status=""))
 
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert stream.complete
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [event("x")],
+        [event("x"), event("", "think", "finished")],
+        [event("", "think", "finished"), event("x", None)],
+    ],
+    ids=range(3),
+)
+def test_an_answer_that_is_being_typed_ends_with_its_finish_alone(events: list[Any]) -> None:
+    _, stream = told(*events)
+    assert not stream.complete
+
+    chunks, stream = told(*events, event(status="finished"))
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
     assert stream.complete
 

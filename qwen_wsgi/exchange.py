@@ -1,0 +1,197 @@
+"""One exchange with a client, as gunicorn has it, without what is the same for each of them.
+
+gunicorn asks for every request anew who its peer is, and makes its environ and each line of its
+answer from nothing. Here what holds for a connection is made with it, and what holds for a worker
+once. Who may say what in a header, and how a message ends, is gunicorn's alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any, Final, cast
+
+from gunicorn import SERVER_SOFTWARE, util
+from gunicorn.http import wsgi
+from gunicorn.http.body import LengthReader
+from gunicorn.http.message import TOKEN_RE, Request
+from gunicorn.http.parser import RequestParser
+
+#: A value of a header that nothing has to be done with.
+_PLAIN_VALUE: Final = re.compile(r"[!-~](?:[ !-~]*[!-~])?")
+
+#: Names of headers that say something about the message itself: gunicorn reads them.
+_FRAMING: Final = util.hop_headers | {"content-length"}
+
+#: Different names of headers that are remembered; an application has a few dozen.
+_NAMES: Final = 512
+
+_LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+class ClientRequest(Request):
+    """gunicorn's request, which looks once for a connection what its peer may say."""
+
+    def _peer_is_trusted_proxy(self) -> bool:
+        connection: Any = self.unreader
+        gunicorns: Any = super()
+        try:
+            found: bool = connection.trusted
+        except AttributeError:
+            found = connection.trusted = gunicorns._peer_is_trusted_proxy()
+        return found
+
+
+class ClientParser(RequestParser):
+    """gunicorn's parser of a connection's requests, which knows when a body was read to its end."""
+
+    mesg_class = ClientRequest
+
+    def finish_body(self, *args: Any, **kwargs: Any) -> Any:
+        if self.mesg is not None:
+            body: Any = self.mesg.body
+            reader = body.reader
+            if reader.__class__ is LengthReader and not reader.length and _is_whole(body):
+                return True
+        return super().finish_body(*args, **kwargs)
+
+
+def _is_whole(body: Any) -> bool:
+    """Whether nothing failed while a body was read, and nothing of it is left."""
+    return not getattr(body, "failed", False) and not body.buf.tell()
+
+
+@functools.lru_cache(maxsize=_NAMES)
+def _is_plain(name: str) -> bool:
+    """Whether a header says nothing about the message itself."""
+    return bool(TOKEN_RE.fullmatch(name)) and name.lower() not in _FRAMING
+
+
+class Answer(wsgi.Response):
+    """gunicorn's answer to a request: plain headers as they are, and chunks in one write."""
+
+    def process_headers(self, headers: Iterable[tuple[str, str]]) -> None:
+        plain, kept = _PLAIN_VALUE.fullmatch, cast(list[tuple[str, str]], self.headers)
+        for each in headers:
+            name, value = each
+            if isinstance(value, str) and _is_plain(name) and plain(value):
+                kept.append(each)
+            else:
+                super().process_headers([each])
+
+    def send_headers(self) -> None:
+        if self.headers_sent:
+            return
+        connection = "upgrade" if self.upgrade else "close" if self.should_close() else "keep-alive"
+        request: Any = self.req  # its version is known
+        lines = [f"{_protocol(request.version)} {self.status}", f"Server: {self.version}"]
+        lines += [f"Date: {_date(int(time.time()))}", f"Connection: {connection}"]
+        if self.chunked:
+            lines.append("Transfer-Encoding: chunked")
+        lines += [f"{name}: {value}" for name, value in self.headers]
+        lines.append("\r\n")
+        self.sock.sendall("\r\n".join(lines).encode("latin-1"))
+        self.headers_sent = True
+
+    def write(self, data: bytes) -> None:
+        if not (self.chunked and data and data.__class__ is bytes):
+            super().write(data)
+            return
+        self.send_headers()
+        self.sent += len(data)
+        self.sock.sendall(b"%X\r\n%b\r\n" % (len(data), data))
+
+    def close(self) -> None:
+        if self.chunked and self.headers_sent:
+            self.sock.sendall(_LAST_CHUNK)
+        else:
+            super().close()
+
+
+@functools.lru_cache(maxsize=2)
+def _date(second: int) -> str:
+    """The time for a header; each second has one."""
+    return util.http_date()
+
+
+class Surroundings:
+    """Makes the environs of one connection's requests.
+
+    Args:
+        sock: the client's.
+        peer: its address: a host and a port, or the path of a socket.
+        listener: the address that it came to.
+    """
+
+    def __init__(self, sock: Any, peer: Any, listener: Any, *, workers: int) -> None:
+        #: The listener's name is the client's to say where it has none of its own.
+        self._named = not isinstance(listener, str)
+        host, port = listener[:2] if self._named else (listener, "")
+        self._common: dict[str, Any] = {
+            "wsgi.errors": sys.stderr,
+            "wsgi.version": (1, 0),
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": workers > 1,
+            "wsgi.run_once": False,
+            "wsgi.input_terminated": True,
+            "SERVER_SOFTWARE": SERVER_SOFTWARE,
+            "SERVER_NAME": host,
+            "SERVER_PORT": str(port),
+            "SCRIPT_NAME": "",
+            "gunicorn.socket": sock,
+        }
+        if isinstance(peer, tuple):
+            self._common |= {"REMOTE_ADDR": peer[0], "REMOTE_PORT": str(peer[1])}
+        else:
+            self._common["REMOTE_ADDR"] = peer.decode() if isinstance(peer, bytes) else peer
+
+    def of(self, request: Any) -> dict[str, Any]:
+        """The environ of a request."""
+        path: str = request.path
+        environ = {
+            **self._common,
+            "wsgi.input": request.body,
+            "wsgi.url_scheme": request.scheme,
+            "REQUEST_METHOD": request.method,
+            "QUERY_STRING": request.query,
+            "RAW_URI": request.uri,
+            "SERVER_PROTOCOL": _protocol(request.version),
+            "PATH_INFO": path if _is_literal(path) else util.unquote_to_wsgi_str(path),
+        }
+        for name, value in request.headers:
+            key = _key_of(name)
+            # gunicorn has refused repeated ones of those that may not be; others are joined.
+            environ[key] = f"{environ[key]},{value}" if key in environ else value
+        if not self._named:
+            self._name(environ)
+        return environ
+
+    @staticmethod
+    def _name(environ: dict[str, Any]) -> None:
+        """WSGI wants a name and a port also for a socket that is a file."""
+        host, _, port = environ.get("HTTP_HOST", "").partition(":")
+        if host:
+            environ["SERVER_NAME"] = host
+            environ["SERVER_PORT"] = port or {"http": "80", "https": "443"}.get(
+                environ["wsgi.url_scheme"], ""
+            )
+
+
+@functools.lru_cache(maxsize=4)
+def _protocol(version: tuple[int, int]) -> str:
+    return "HTTP/{}.{}".format(*version)
+
+
+@functools.lru_cache(maxsize=_NAMES)
+def _is_literal(path: str) -> bool:
+    return "%" not in path and path.isascii()
+
+
+@functools.lru_cache(maxsize=_NAMES)
+def _key_of(name: str) -> str:
+    """A header's name in the environ."""
+    key = name.replace("-", "_")
+    return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"

@@ -1,0 +1,137 @@
+"""gunicorn's own request, environ and answer are what ours are compared with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from gunicorn.config import Config
+from gunicorn.http import wsgi
+from gunicorn.http.parser import RequestParser
+
+from qwen_wsgi.exchange import Answer, ClientParser, Surroundings
+
+PEER = ("203.0.113.9", 4711)
+LISTENER = ("127.0.0.1", 8080)
+
+REQUESTS = {
+    "plain": b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}",
+    "query": b"GET /v1/models?limit=2&after=%41 HTTP/1.1\r\nHost: a:1\r\n\r\n",
+    "percent": b"GET /v1/files/%C3%A4%2Fb HTTP/1.1\r\nHost: a\r\n\r\n",
+    "repeated": b"GET / HTTP/1.1\r\nHost: a\r\nAccept: x\r\nAccept: y\r\nX-A: 1\r\nX-A: 2\r\n\r\n",
+    "old": b"GET / HTTP/1.0\r\nContent-Type: text/plain\r\n\r\n",
+    "chunked": b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n",
+    "scheme": b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https\r\n\r\n",
+    "whole": b"GET http://b/path HTTP/1.1\r\nHost: b\r\n\r\n",
+}
+
+#: Ours have none, or an own one.
+NOT_COMPARED = {"wsgi.errors", "wsgi.input", "wsgi.file_wrapper", "wsgi.early_hints"}
+NOT_COMPARED |= {"gunicorn.socket", "wsgi.multithread"}
+
+
+class Source:
+    """A client's socket: what it sends, and what it was sent."""
+
+    def __init__(self, sent: bytes) -> None:
+        self._left = sent
+        self.got = b""
+
+    def recv(self, size: int) -> bytes:
+        data, self._left = self._left[:size], self._left[size:]
+        return data
+
+    def sendall(self, data: bytes) -> None:
+        self.got += data
+
+    send = sendall
+
+
+def parser(kind: Any, sent: bytes, peer: Any = PEER) -> Any:
+    return kind(config(), Source(sent), peer)
+
+
+def config(**changed: Any) -> Any:
+    made: Any = Config()
+    for name, value in changed.items():
+        made.set(name, value)
+    return made
+
+
+@pytest.mark.parametrize("trusted", ["203.0.113.0/24", ""])
+@pytest.mark.parametrize("request_of", REQUESTS)
+def test_the_environ_is_gunicorns(request_of: str, trusted: str) -> None:
+    cfg = config(forwarded_allow_ips=trusted, workers=2)
+    source: Any = Source(REQUESTS[request_of])
+    theirs: Any = next(RequestParser(cfg, source, PEER))
+    theirs.proxy_protocol_info = {}
+    source = Source(REQUESTS[request_of])
+    ours: Any = next(ClientParser(cfg, source, PEER))
+
+    _, expected = wsgi.create(theirs, source, PEER, LISTENER, cfg)
+    found = Surroundings(source, PEER, LISTENER, workers=2).of(ours)
+
+    for name in NOT_COMPARED:
+        expected.pop(name, None)
+        found.pop(name, None)
+    assert found == expected
+    assert ours.body.read() == theirs.body.read()
+
+
+@pytest.mark.parametrize("host", [b"", b"Host: box\r\n", b"Host: box:81\r\n"])
+def test_a_socket_that_is_a_file_has_the_name_that_its_client_says(host: bytes) -> None:
+    request = next(parser(ClientParser, b"GET / HTTP/1.1\r\n" + host + b"\r\n", ""))
+    request.proxy_protocol_info = {}
+    source: Any = Source(b"")
+
+    _, expected = wsgi.create(request, source, "", "/run/x.sock", config())
+    found = Surroundings(source, "", "/run/x.sock", workers=1).of(request)
+
+    assert found["SERVER_PORT"] == expected["SERVER_PORT"]
+    assert found["REMOTE_ADDR"] == expected["REMOTE_ADDR"]
+    if host:
+        assert found["SERVER_NAME"] == expected["SERVER_NAME"]
+
+
+HEADERS = {
+    "plain": [("content-type", "text/plain"), ("x-a", "b c")],
+    "length": [("Content-Length", "5"), ("x-a", "b")],
+    "hops": [("Connection", "close"), ("Server", "mine"), ("Date", "never"), ("x-a", "b")],
+    "odd values": [("x-empty", ""), ("x-spaces", " b "), ("x-latin", "\xe4")],
+}
+
+
+@pytest.mark.parametrize("request_of", ["plain", "old"])
+@pytest.mark.parametrize("status", ["200 OK", "204 No Content", "503 Service Unavailable"])
+@pytest.mark.parametrize("headers", HEADERS)
+def test_the_answer_is_gunicorns(headers: str, status: str, request_of: str) -> None:
+    sent = []
+    for kind in (wsgi.Response, Answer):
+        source: Any = Source(REQUESTS[request_of])
+        request: Any = next(RequestParser(config(), source, PEER))
+        answer: Any = kind(request, source, config())
+        answer.start_response(status, HEADERS[headers])
+        for piece in (b"hello", b"", b"x" * 20):
+            answer.write(piece)
+        answer.close()
+        head, _, body = source.got.partition(b"\r\n\r\n")
+        lines = [line for line in head.split(b"\r\n") if not line.startswith(b"Date: ")]
+        sent.append((lines, body, answer.should_close()))
+    assert sent[0] == sent[1]
+
+
+@pytest.mark.parametrize("header", [("x a", "b"), ("x-a", "b\r\nc: d"), ("x-a\n", "b"), ("", "b")])
+def test_headers_that_are_none_are_refused(header: tuple[str, str]) -> None:
+    source: Any = Source(REQUESTS["plain"])
+    request: Any = next(RequestParser(config(), source, PEER))
+    with pytest.raises(Exception, match="."):
+        Answer(request, source, config()).start_response("200 OK", [header])
+    assert source.got == b""
+
+
+def test_a_body_that_was_not_read_is_read_before_the_next_request() -> None:
+    first, second = REQUESTS["plain"], REQUESTS["query"]
+    requests = parser(ClientParser, first + second)
+    next(requests)
+
+    assert next(requests).uri == "/v1/models?limit=2&after=%41"
