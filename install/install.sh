@@ -94,6 +94,9 @@ if [ -z "$root" ]; then
     done
     getent passwd "$user" >/dev/null || useradd --system --gid "$user" --no-create-home \
         --home-dir /var/lib/qwen-proxy --shell /usr/sbin/nologin "$user"
+    # The tools are another user: it can read nothing of the server's.
+    getent passwd "$user-tools" >/dev/null || useradd --system --user-group --no-create-home \
+        --home-dir /nonexistent --shell /usr/sbin/nologin "$user-tools"
     if [ -n "$has_nginx" ]; then
         # The socket is for its group, so nginx's workers must be in it.
         web=$(awk '$1 == "user" { sub(";", "", $2); print $2; exit }' /etc/nginx/nginx.conf) || web=
@@ -124,6 +127,10 @@ sed -e "s|/opt/qwen-proxy/|$prefix/|g" \
 install -m 0644 "$build/unit" "$unit"
 # Not switched on: an installation that listens elsewhere would not be reached any more.
 install -m 0644 systemd/qwen-proxy.socket "${unit%.service}.socket"
+# The same of the tools that the server can run: they are used where their socket is.
+sed "s|/opt/qwen-proxy/|$prefix/|g" systemd/qwen-proxy-tools.service >"$build/tools"
+install -m 0644 "$build/tools" "${unit%.service}-tools.service"
+install -m 0644 systemd/qwen-proxy-tools.socket "${unit%.service}-tools.socket"
 sed "s|/opt/qwen-proxy/|$prefix/|g" systemd/qwen-proxy.command >"$build/command"
 if [ -e "$command" ] && ! grep -q 'installed by `make install`' "$command"; then
     say "Kept $command, which is another program; ours is: $prefix/venv/bin/qwen-proxy"

@@ -28,7 +28,7 @@ pip() {
 # an upgrade with unchanged dependencies needs no network.
 ours() { pip install --quiet --no-build-isolation "$@"; }
 # Without an index pip takes what is there, or refuses.
-if [ "${UPGRADE-}" = 0 ] && ours --no-index "$build[pdf,redis]" 2>/dev/null; then
+if [ "${UPGRADE-}" = 0 ] && ours --no-index "$build[pdf,redis,tools]" 2>/dev/null; then
     say "Kept the dependencies (UPGRADE=0); sudo qwen-proxy doctor names those that are outdated."
 else
     [ "${UPGRADE-}" != 0 ] || say "UPGRADE=0 cannot be followed: what is there does not suffice."

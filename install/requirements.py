@@ -48,7 +48,7 @@ def required(*extras: str, path: Path = SETUP) -> list[str]:
 def to_pin(path: Path = SETUP) -> list[str]:
     """What `make install` installs beside the proxy: its requirements, and what installs them."""
     build = tomllib.loads((path.parent / "pyproject.toml").read_text())["build-system"]
-    return [*required("pdf", "redis", path=path), "pip", *build["requires"]]
+    return [*required("pdf", "redis", "tools", path=path), "pip", *build["requires"]]
 
 
 def lowest(path: Path = SETUP) -> list[str]:

@@ -25,11 +25,14 @@ if [ -z "$root" ]; then
         exit 1
     fi
     if [ -d /run/systemd/system ]; then
-        systemctl disable --now qwen-proxy.socket qwen-proxy.service 2>/dev/null || true
+        systemctl disable --now qwen-proxy.socket qwen-proxy.service \
+            qwen-proxy-tools.socket qwen-proxy-tools.service 2>/dev/null || true
     fi
 fi
 
-rm -f "$root/etc/systemd/system/qwen-proxy.service" "$root/etc/systemd/system/qwen-proxy.socket"
+for unit in qwen-proxy qwen-proxy-tools; do
+    rm -f "$root/etc/systemd/system/$unit.service" "$root/etc/systemd/system/$unit.socket"
+done
 if grep -qs 'installed by `make install`' "$root/usr/local/bin/qwen-proxy"; then
     rm -f "$root/usr/local/bin/qwen-proxy"
 fi
@@ -67,12 +70,17 @@ rm -f "$root/etc/qwen-proxy/qwen-proxy.env.example" "$root/etc/qwen-proxy/owner.
 if [ "${PURGE-}" = 1 ]; then
     rm -rf "$root/etc/qwen-proxy" "$root/etc/systemd/system/qwen-proxy.service.d" \
         "$root/etc/systemd/system/qwen-proxy.socket.d" \
+        "$root/etc/systemd/system/qwen-proxy-tools.service.d" \
         "$root/var/lib/qwen-proxy"
     if [ -z "$root" ]; then
         # userdel warns that nginx's user is still in the group, which is removed next.
         if getent passwd "$user" >/dev/null; then
             userdel "$user" 2>/dev/null ||
                 say "The user $user could not be removed; does a process of it run?"
+        fi
+        if getent passwd "$user-tools" >/dev/null; then
+            userdel "$user-tools" 2>/dev/null ||
+                say "The user $user-tools could not be removed; does a process of it run?"
         fi
         if ! getent passwd "$user" >/dev/null; then
             for group in "$user" qwen-proxy-env; do

@@ -48,7 +48,7 @@ fi
 
 constraints=$venv/constraints.txt
 : >"$constraints"
-package='.[pdf,redis]'
+package='.[pdf,redis,tools]'
 [ "$what" = run ] || package='.[dev]'
 [ "$what" != lowest ] || "$python" -B install/requirements.py lowest >"$constraints"
 echo "Installing the packages that setup.cfg names into $venv ..." >&2

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gunicorn import sock
 from gunicorn.arbiter import Arbiter
@@ -21,6 +21,9 @@ from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.reporting import REFUSED
 from qwen_wsgi.server import StreamWorker, hold_signals
 from qwen_wsgi.settings import Settings
+
+if TYPE_CHECKING:
+    from qwen_wsgi.tool_runner.child import RunnerChild
 
 #: What a reload cannot change: the listener is open, and running workers share the directory.
 _FIXED: Final = (
@@ -116,6 +119,8 @@ class Master(Arbiter):
     log: Any
     #: Whether the next worker is the first one after a reload.
     _has_reloaded = False
+    #: The process that runs tools; None where there never were any.
+    _tools: RunnerChild | None = None
 
     @classmethod
     def take_over(cls, arbiter: Arbiter) -> None:
@@ -141,6 +146,8 @@ class Master(Arbiter):
         self.log.reopen_files()
         self.cfg.on_reload(self)
         self._has_reloaded = True
+        if self._tools is not None:
+            self._tools.reload()
         for worker in self._workers():
             worker.is_old = True
             if not worker.is_ready:
@@ -150,7 +157,8 @@ class Master(Arbiter):
 
     def manage_workers(self) -> None:
         """Start the workers that are missing, and send off those that are too many, or whose
-        successors serve."""
+        successors serve; and keep the process that runs tools."""
+        self._keep_tools()
         for _ in range(self.num_workers - len(self._current())):
             self.spawn_worker()
         for worker in sorted(self._current(), key=lambda each: each.age)[: -self.num_workers]:
@@ -167,6 +175,8 @@ class Master(Arbiter):
         Raises:
             HaltServer: a worker cannot start, and no other one serves.
         """
+        if self._tools is not None:
+            self._tools.reap()
         try:
             super().reap_workers()
         except HaltServer as halt:
@@ -181,6 +191,19 @@ class Master(Arbiter):
             for worker in self._workers():
                 worker.is_old = worker not in serving
             self.num_workers = len(serving)
+
+    def _keep_tools(self) -> None:
+        settings = _Current.settings
+        if settings is None or (self._tools is None and not settings.tools):
+            return
+        if self._tools is None:
+            from qwen_wsgi.tool_runner.child import RunnerChild
+
+            self._tools = RunnerChild(self._tell)
+        self._tools.keep(settings)
+
+    def _tell(self, text: str, is_error: bool) -> None:
+        (self.log.error if is_error else self.log.info)("%s", text)
 
     def _workers(self) -> list[StreamWorker]:
         workers: Any = self.WORKERS
@@ -210,6 +233,9 @@ class Master(Arbiter):
                 for worker in self._workers():
                     worker.refuse()
         super().stop(graceful)
+        if self._tools is not None:
+            # The last calls of workers may have needed it.
+            self._tools.stop()
         if listeners:
             of_another = self.reexec_pid != 0 or self.master_pid != 0
             sock.close_sockets(listeners, unlink=not self.systemd and not of_another)

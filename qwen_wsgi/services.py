@@ -332,6 +332,15 @@ class Services:
             self.shared_store.close()
 
 
+def _tool_runner(settings: Settings, clock: Clock) -> ToolRunner | None:
+    """What runs the operator's tools; None if the settings name none."""
+    if not settings.tools:
+        return None
+    from qwen_wsgi.tools.runner_client import RunnerClient  # costs nothing where there are none
+
+    return RunnerClient.of(settings, clock)
+
+
 def drain_logins(logins: Iterable[OAuthLogin], clock: Clock, timeout_s: float = DRAIN_S) -> None:
     """Start no further token refresh, and wait for those that were sent.
 
@@ -539,7 +548,7 @@ def build_services(
         downloads=downloads,
         pictures=Pictures(settings, executor, tasks, downloads, web_media),
         uploads=Uploads(client, downloads),
-        tool_runner=tool_runner,
+        tool_runner=tool_runner or _tool_runner(settings, clock),
         pdf_reader=PdfReader(clock),
         tokenizer=HostTokenizer(settings, router, executor, clock),
         sandbox=sandbox,

@@ -49,6 +49,13 @@ def text(raw: str) -> str:
     return raw
 
 
+def whole_path(raw: str) -> str:
+    """A path of the file system, from its root on."""
+    if not raw.startswith("/") or "\0" in raw:
+        raise ValueError("must be a whole path, from / on")
+    return raw
+
+
 def words(raw: str) -> tuple[str, ...]:
     """Words that are separated by commas."""
     return tuple(word for word in (part.strip() for part in raw.split(",")) if word)

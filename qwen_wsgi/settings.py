@@ -565,6 +565,69 @@ class Settings:
         shown_default="the built-in prices",
     )
 
+    tools: str = setting(
+        "QWEN_PROXY_TOOLS",
+        "A file with the tools that the proxy runs itself (docs/tool-runner.md), e.g. tools.json.",
+        default="",
+        parse=values.whole_path,
+        shown_default="none are offered",
+    )
+    tools_socket: str = setting(
+        "QWEN_PROXY_TOOLS_SOCKET",
+        "The socket of the process that runs tools.",
+        default="",
+        parse=values.whole_path,
+        shown_default="/run/qwen-proxy-tools/tools.sock if it is there, else tools.sock in the "
+        "state directory",
+    )
+    tool_calls: int = setting(
+        "QWEN_PROXY_TOOL_CALLS",
+        "Calls of tools that run at a time; further ones wait, as long as their own time allows.",
+        default=16,
+        parse=values.integer(1, 1000),
+    )
+    tool_timeout_s: float = setting(
+        "QWEN_PROXY_TOOL_TIMEOUT",
+        "Longest time of one call of a tool whose entry in tools.json has no `timeout`.",
+        default=60.0,
+        parse=values.seconds(),
+        unit="s",
+    )
+    tool_output_bytes: int = setting(
+        "QWEN_PROXY_TOOL_OUTPUT",
+        "Most text of one call of a tool; what is beyond it is cut.",
+        default=1024 * 1024,
+        parse=values.size(1024),
+        unit="bytes",
+    )
+    tool_memory_bytes: int = setting(
+        "QWEN_PROXY_TOOL_MEMORY",
+        "Memory of a sandbox: of a server over stdio, or of a Python process.",
+        default=1024 * 1024 * 1024,
+        parse=values.size(64 * 1024 * 1024),
+        unit="bytes",
+    )
+    tool_processes: int = setting(
+        "QWEN_PROXY_TOOL_PROCESSES",
+        "Processes and threads of a sandbox.",
+        default=128,
+        parse=values.integer(8, 10_000),
+    )
+    tool_disk_bytes: int = setting(
+        "QWEN_PROXY_TOOL_DISK",
+        "The /tmp of a sandbox, and the largest file that it may write elsewhere.",
+        default=256 * 1024 * 1024,
+        parse=values.size(1024 * 1024),
+        unit="bytes",
+    )
+    fetch_hosts: tuple[str, ...] = setting(
+        "QWEN_PROXY_FETCH_HOSTS",
+        "The only hosts from which the tool `fetch` reads: `docs.example,*.b.example`.",
+        default=(),
+        parse=values.hosts,
+        shown_default="every public host",
+    )
+
     log_level: str = setting(
         "LOG_LEVEL", "Lowest level that is logged.", default="INFO", parse=values.log_level
     )

@@ -180,8 +180,21 @@ ALLOWED: dict[str, set[str]] = {
         "state.model_lists",
         "state.workers",
     },
+    "tool_runner": {
+        "",
+        "env_file",
+        "errors",
+        "logs",
+        "net",
+        "redaction",
+        "settings",
+        "credentials.files.jsonc",
+    },
     "tools": {
         "errors",
+        "tool_runner.child",
+        "tool_runner.sources",
+        "tool_runner.wire",
         "capabilities",
         "clock",
         "settings",
@@ -225,7 +238,7 @@ ALLOWED: dict[str, set[str]] = {
         "state",
         "text",
     },
-    "master": {"env_file", "errors", "reporting", "server", "settings"},
+    "master": {"env_file", "errors", "reporting", "server", "settings", "tool_runner.child"},
     "doctor": {
         "",
         "env_file",
@@ -242,6 +255,9 @@ ALLOWED: dict[str, set[str]] = {
         "protocol",
         "upstream",
         "credentials",
+        "tool_runner.sources",
+        "tools.runner",
+        "tools.runner_client",
         "accounting.record",
         "state.key_copy",
         "state.redis.connection",
@@ -275,6 +291,8 @@ ALLOWED: dict[str, set[str]] = {
         "clock",
         "in_flight",
         "access.client_key",
+        "tools.runner",
+        "tools.runner_client",
         "state",
         "credentials",
         "accounting",
@@ -371,7 +389,7 @@ LARGE_ROOMS = {
     "state": 13,
     "state/database": 14,
     "api": 13,
-    "doctor": 21,
+    "doctor": 22,
     "upstream/routing": 14,
     "protocol": 14,
     "protocol/chat": 13,
@@ -447,7 +465,7 @@ def test_nobody_imports_the_application_the_command_line_or_the_api() -> None:
 def test_imports_for_types_reach_no_further_than_the_services() -> None:
     assert {
         ours(found) for found in all_imports() if found.for_types and ours(found) is not None
-    } <= {"services"}
+    } <= {"services", "tool_runner.child"}
 
 
 def test_there_is_no_circle_among_the_modules() -> None:
@@ -495,7 +513,11 @@ PLACES = {
     "pypdf": ("qwen_wsgi/documents/pdf_process.py",),
     "certifi": ("qwen_wsgi/doctor/machine.py", "qwen_wsgi/upstream/http/download.py"),
     "packaging": ("qwen_wsgi/doctor/dependencies.py",),
-    "asyncio": (),
+    "asyncio": ("qwen_wsgi/tool_runner/",),
+    "mcp": ("qwen_wsgi/tool_runner/mcp_server.py",),
+    "mcp_types": ("qwen_wsgi/tool_runner/mcp_server.py",),
+    "anyio": ("qwen_wsgi/tool_runner/mcp_server.py",),
+    "httpx2": ("qwen_wsgi/tool_runner/mcp_server.py",),
     "selectors": (),
     "pickle": (),
 }

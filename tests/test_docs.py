@@ -61,7 +61,7 @@ def test_every_command_of_the_architecture_is_one() -> None:
     commands = set(re.findall(r"^    (\w+)\b", main._parser().format_help(), re.MULTILINE))
     assert commands == {
         *("serve", "status", "models", "settings", "doctor", "clients", "login", "creds", "state"),
-        *("record", "replay", "keys", "usage", "healthcheck", "run", "calls"),
+        *("record", "replay", "keys", "usage", "healthcheck", "run", "calls", "tools"),
     }
     for command in commands:
         assert command in room, command

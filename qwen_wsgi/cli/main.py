@@ -231,6 +231,11 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-keys", action="store_true", help="a restore leaves the client keys as they are now"
     )
     sub.add_argument("--json", action="store_true", help="print JSON")
+    sub = add("tools", _tools, "the tools that the server runs: list, call or check them")
+    sub.add_argument("action", nargs="?", choices=("list", "call", "check"), default="list")
+    sub.add_argument("tool", nargs="?", metavar="SERVER.TOOL", help="the tool, for call")
+    sub.add_argument("arguments", nargs="?", metavar="JSON", help="its arguments (default: {})")
+    sub.add_argument("--json", action="store_true", help="print JSON")
     keys_options.add_to(add("keys", _keys, "make, show, change and revoke client keys"))
     return parser
 
@@ -315,6 +320,20 @@ def _calls(settings: Settings, arguments: argparse.Namespace) -> int:
         settings,
         arguments.action,
         arguments.id,
+        json_output=arguments.json,
+        out=sys.stdout,
+        err=sys.stderr,
+    )
+
+
+def _tools(settings: Settings, arguments: argparse.Namespace) -> int:
+    from qwen_wsgi.cli.tools import command
+
+    return command.run(
+        settings,
+        arguments.action,
+        arguments.tool,
+        arguments.arguments,
         json_output=arguments.json,
         out=sys.stdout,
         err=sys.stderr,

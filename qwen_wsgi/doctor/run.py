@@ -26,6 +26,7 @@ from qwen_wsgi.doctor import (
     server,
     shared_store,
     systemd,
+    tools,
 )
 from qwen_wsgi.doctor import service as units
 from qwen_wsgi.doctor.accounts import Calls
@@ -96,6 +97,7 @@ class DoctorRun:
             ("clock", self._clock()),
             ("dependencies", dependencies.check(self._machine)),
             ("redis", shared_store.check(self._services.shared_store)),
+            ("tools", tools.check(self._settings, calls=self._calls is not None)),
             ("terms", self._terms(unit, site, bind)),
             ("server", self._server(unit, bind)),
             ("systemd", systemd.check(self._settings, unit, self._machine)),

@@ -129,6 +129,8 @@ def test_the_first_installation(installed: tuple[Installation, str]) -> None:
         "/etc/qwen-proxy/owner.conf.example",
         "/etc/systemd/system/qwen-proxy.service",
         "/etc/systemd/system/qwen-proxy.socket",
+        "/etc/systemd/system/qwen-proxy-tools.service",
+        "/etc/systemd/system/qwen-proxy-tools.socket",
         "/etc/nginx/sites-available/qwen-proxy.conf",
         "/etc/nginx/sites-enabled/qwen-proxy.conf",
         "/usr/local/bin/qwen-proxy",

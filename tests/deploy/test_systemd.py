@@ -15,10 +15,13 @@ from qwen_wsgi import env_file, settings
 from qwen_wsgi.cli.main import EXIT_CONFIGURATION, EXIT_NOT_YET
 from qwen_wsgi.credentials.sources import providers
 from tests.deploy import unit_sandbox
+from tests.kit.sandboxes import without_sandbox
 from tests.kit.servers import REPO, StartServer
 
 UNIT = REPO / "systemd/qwen-proxy.service"
 SOCKET = REPO / "systemd/qwen-proxy.socket"
+TOOLS = REPO / "systemd/qwen-proxy-tools.service"
+TOOLS_SOCKET = REPO / "systemd/qwen-proxy-tools.socket"
 OWNER = REPO / "systemd/owner.conf.example"
 EXAMPLE = REPO / "systemd/qwen-proxy.env.example"
 
@@ -73,12 +76,16 @@ def test_systemd_understands_every_line(tmp_path: Path, as_owner: bool) -> None:
     assert str(program) in unit.read_text()
     socket = tmp_path / "qwen-proxy.socket"
     socket.write_text(SOCKET.read_text())
+    tools = tmp_path / "qwen-proxy-tools.service"
+    tools.write_text(TOOLS.read_text().replace("/opt/qwen-proxy/venv/bin/python", str(program)))
+    tools_socket = tmp_path / "qwen-proxy-tools.socket"
+    tools_socket.write_text(TOOLS_SOCKET.read_text())
     if as_owner:
         drop_in = tmp_path / "qwen-proxy.service.d/owner.conf"
         drop_in.parent.mkdir()
         drop_in.write_text(OWNER.read_text())
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(unit), str(socket)],
+        ["systemd-analyze", "verify", "--man=no", *map(str, (unit, socket, tools, tools_socket))],
         capture_output=True,
         text=True,
         timeout=30,
@@ -116,6 +123,48 @@ def test_the_server_runs_under_the_system_call_rules_of_the_unit(gunicorn: Start
     assert server.get("/environ")[0] == 200
     assert server.stop() == 0
     assert not re.search(r"Traceback|not permitted", server.text)
+
+
+@pytest.mark.skipif(
+    not unit_sandbox.available(), reason="libseccomp or systemd-analyze is not installed"
+)
+@pytest.mark.skipif(bool(without_sandbox()), reason=without_sandbox())
+def test_sandboxes_work_under_the_system_call_rules_of_the_tools_unit_alone() -> None:
+    """The server's own unit allows none, on purpose."""
+    code = "from tests.kit.sandboxes import without_sandbox; print(without_sandbox() or 'works')"
+
+    def under(unit: Path) -> str:
+        done = subprocess.run(
+            [sys.executable, unit_sandbox.__file__, str(unit), sys.executable, "-c", code],
+            cwd=REPO,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return done.stdout + done.stderr
+
+    assert under(TOOLS) == "works\n"
+    assert "cannot work here" in under(UNIT)
+
+
+def test_the_tools_unit_is_narrow_but_for_what_sandboxes_need() -> None:
+    def lines(path: Path) -> set[str]:
+        found = path.read_text().splitlines()
+        return {
+            line for line in found if re.match(r"(Protect|Private|Restrict|NoNew|Lock|Cap)", line)
+        }
+
+    left_out = {line.partition("=")[0] for line in lines(UNIT) - lines(TOOLS)}
+
+    assert left_out == {
+        # bubblewrap's, and what hides a part of /proc.
+        *("RestrictNamespaces", "RestrictAddressFamilies", "PrivateUsers", "PrivateIPC"),
+        *("ProtectKernelLogs", "ProtectKernelTunables", "ProtectProc"),
+    }
+    unit = TOOLS.read_text()
+    assert "MemoryDenyWriteExecute" not in unit, "node makes code while it runs"
+    assert "qwen-proxy-env" not in unit
+    assert "User=qwen-proxy-tools" in unit
 
 
 def test_the_unit_leaves_time_and_files_enough() -> None:

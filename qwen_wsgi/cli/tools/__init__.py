@@ -1,0 +1,1 @@
+"""The command `tools`: what the server runs for models."""

@@ -1,0 +1,326 @@
+"""The tool `fetch`: a URL as text, from public hosts alone.
+
+A name is looked up here, its addresses are checked, and the connection is made to the one that was
+checked. So neither a redirect nor a name that has another address the next time leads elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import socket
+import ssl
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urljoin, urlsplit
+
+from qwen_wsgi import __version__
+from qwen_wsgi.tool_runner.fetching import addresses
+from qwen_wsgi.tool_runner.results import Result, cut, failed
+
+TOOL: Final = "get"
+DESCRIPTION: Final = (
+    "Fetches a URL of the public web and returns it as text: of an HTML page its text with its "
+    "links, other texts as they are."
+)
+SCHEMA: Final = {
+    "type": "object",
+    "properties": {
+        "url": {"type": "string", "description": "The URL, with http:// or https://."},
+        "start": {
+            "type": "integer",
+            "description": "The character to begin with, to read on in a long text; default 0.",
+        },
+    },
+    "required": ["url"],
+}
+
+_PAGE_TEXT: Final = Path(__file__).with_name("page_text.py")
+_REDIRECTS: Final = 5
+#: Fetches at a time. They have threads of their own: a look-up of a name cannot be ended, and must
+#: hold up nothing else.
+_THREADS: Final = 32
+_CONNECT_S: Final = 10.0
+#: Bytes of an answer's body, before and after it is unpacked.
+_LARGEST: Final = 5 * 1024 * 1024
+_LONGEST_URL: Final = 8192
+#: Characters of a text that are given at a time. A model reads on with `start`.
+_CHARACTERS: Final = 50_000
+_TEXTS: Final = ("text/", "application/json", "application/xml", "application/javascript")
+
+Resolve = Callable[..., list[tuple[Any, ...]]]
+
+
+class _Refused(Exception):
+    """The URL cannot be fetched. The text says why."""
+
+
+class Fetch:
+    """Fetches URLs.
+
+    Args:
+        hosts: the only ones, with `*.example`; none are all public ones.
+        resolve: as `socket.getaddrinfo`.
+        refusal: as `addresses.refusal`.
+    """
+
+    def __init__(
+        self,
+        hosts: Sequence[str],
+        *,
+        output_bytes: int,
+        resolve: Resolve = socket.getaddrinfo,
+        refusal: Callable[..., str] = addresses.refusal,
+    ) -> None:
+        self._hosts = tuple(hosts)
+        self._output_bytes = output_bytes
+        self._resolve = resolve
+        self._refusal = refusal
+        self._threads = ThreadPoolExecutor(_THREADS, "fetch")
+
+    async def call(self, arguments: Mapping[str, Any], *, seconds: float) -> Result:
+        """Fetch the URL of a call; what goes wrong is told in the result."""
+        url, start = arguments.get("url"), arguments.get("start", 0)
+        if not isinstance(url, str) or not isinstance(start, int) or isinstance(start, bool):
+            return failed('The arguments must be "url", a text, and perhaps "start", a number.')
+        one = _One(self._hosts, self._resolve, self._refusal, seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                loop = asyncio.get_running_loop()
+                text, page_url = await loop.run_in_executor(self._threads, one.fetch, url)
+                if page_url:
+                    text = await _text_of_page(text, page_url)
+        except TimeoutError:
+            return failed(f"The URL did not answer completely within {seconds:g} seconds.")
+        except _Refused as error:
+            return failed(str(error))
+        finally:
+            one.stop()
+        return Result(cut(_part(text, max(0, start)), self._output_bytes))
+
+
+class _One:
+    """One fetch, in a thread; `stop` ends its waits from another one."""
+
+    def __init__(
+        self,
+        hosts: Sequence[str],
+        resolve: Resolve,
+        refusal: Callable[..., str],
+        seconds: float,
+    ) -> None:
+        self._hosts = hosts
+        self._resolve = resolve
+        self._refusal = refusal
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._stopped = False
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            if self._socket is not None:
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+
+    def fetch(self, url: str) -> tuple[str, str]:
+        """What is behind a URL; and where it was found if it is a page, else "".
+
+        Raises:
+            _Refused: there is none.
+        """
+        for _ in range(_REDIRECTS + 1):
+            try:
+                found = self._ask(url)
+            except (OSError, http.client.HTTPException, zlib.error) as error:
+                raise _Refused(f"{_shown(url)} cannot be fetched: {_reason(error)}") from None
+            if isinstance(found, tuple):
+                return found
+            url = found
+        raise _Refused(f"{_shown(url)}: it was redirected more than {_REDIRECTS} times.")
+
+    def _ask(self, url: str) -> tuple[str, str] | str:
+        """As `fetch`, or where the URL leads on."""
+        parts, host, port = _checked(url)
+        where = self._address(host, port)
+        timeout = min(_CONNECT_S, self._seconds)
+        connection = http.client.HTTPConnection(host, port, timeout=timeout)
+        raw = socket.create_connection(where, timeout)
+        try:
+            self._hold(raw)
+            if parts.scheme == "https":
+                raw = ssl.create_default_context().wrap_socket(raw, server_hostname=host)
+                self._hold(raw)
+            raw.settimeout(self._seconds)
+            connection.sock = raw
+            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            connection.request(
+                "GET",
+                _ascii(path),
+                headers={
+                    "Host": _host_header(parts.scheme, host, port),
+                    "User-Agent": f"qwen-proxy/{__version__} (fetch)",
+                    "Accept": "text/html, text/*, application/json, */*;q=0.1",
+                    "Accept-Encoding": "gzip",
+                    "Connection": "close",
+                },
+            )
+            response = connection.getresponse()
+            to = response.headers.get("Location")
+            if response.status in (301, 302, 303, 307, 308) and to:
+                return urljoin(url, to)
+            if response.status != 200:
+                raise _Refused(f"{_shown(url)} answered with HTTP {response.status}.")
+            return _text(response, url)
+        finally:
+            connection.close()
+            raw.close()
+
+    def _hold(self, raw: socket.socket) -> None:
+        with self._lock:
+            if self._stopped:
+                raise OSError("it was stopped")
+            self._socket = raw
+
+    def _address(self, host: str, port: int) -> tuple[str, int]:
+        """An address of a host that may be connected to.
+
+        Raises:
+            _Refused: it has none.
+        """
+        named = addresses.is_named(host, self._hosts)
+        if self._hosts and not named:
+            raise _Refused(
+                f"{host} may not be fetched: this server reads only from "
+                f"{', '.join(self._hosts[:20])}."
+            )
+        try:
+            found = self._resolve(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            raise _Refused(f"{host} is not known: no address was found.") from None
+        why = "has no address"
+        for _, _, _, _, where in found:
+            why = self._refusal(str(where[0]), private=named)
+            if not why:
+                return str(where[0]), port
+        raise _Refused(f"{host} may not be fetched: its address {why}.")
+
+
+def _checked(url: str) -> tuple[Any, str, int]:
+    """The parts of a URL.
+
+    Raises:
+        _Refused: it is none that may be fetched.
+    """
+    if len(url) > _LONGEST_URL or any(ord(each) < 33 for each in url):
+        raise _Refused("The URL is too long, or has characters that no URL may have.")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise _Refused("The URL cannot be understood.") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise _Refused("The URL must begin with http:// or https:// and a host.")
+    if parts.username is not None or parts.password is not None:
+        raise _Refused("The URL must not have a user name or a password in it.")
+    try:
+        ascii_host = host if host.isascii() else host.encode("idna").decode()
+    except UnicodeError:
+        raise _Refused("The URL's host cannot be understood.") from None
+    return parts, ascii_host, port or (443 if parts.scheme == "https" else 80)
+
+
+def _text(response: http.client.HTTPResponse, url: str) -> tuple[str, str]:
+    """The text of an answer, and its URL if it is a page, else "".
+
+    Raises:
+        _Refused: it is none.
+    """
+    kind = response.headers.get_content_type()
+    is_text = kind.startswith(_TEXTS) or kind.endswith(("+json", "+xml"))
+    if not is_text:
+        raise _Refused(f"{_shown(url)} is no text but {kind}.")
+    data = response.read(_LARGEST + 1)
+    coding = response.headers.get("Content-Encoding", "identity").lower()
+    if coding in ("gzip", "x-gzip"):
+        data = zlib.decompressobj(wbits=31).decompress(data, _LARGEST + 1)
+    elif coding not in ("identity", ""):
+        raise _Refused(f"{_shown(url)} is packed in a way that was not asked for.")
+    is_cut, data = len(data) > _LARGEST, data[:_LARGEST]
+    charset = response.headers.get_content_charset() or "utf-8"
+    try:
+        text = data.decode(charset, errors="replace")
+    except LookupError:
+        text = data.decode(errors="replace")
+    if kind in ("text/html", "application/xhtml+xml"):
+        return text, url
+    return text + f"\n[cut: only the first {_LARGEST // 1024**2} MiB were read]" * is_cut, ""
+
+
+async def _text_of_page(page: str, url: str) -> str:
+    """The text of a page, from a process that is bounded.
+
+    Raises:
+        _Refused: it has none that can be found in reasonable time.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", "-S", str(_PAGE_TEXT), url),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env={},
+    )
+    try:
+        text, _ = await process.communicate(page.encode(errors="replace"))
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        raise _Refused(f"{_shown(url)} is a page that cannot be read as text.")
+    return text.decode(errors="replace")
+
+
+def _part(text: str, start: int) -> str:
+    rest = text[start : start + _CHARACTERS]
+    if start + _CHARACTERS < len(text):
+        rest += (
+            f"\n[characters {start} to {start + _CHARACTERS} of {len(text)}; the rest: call "
+            f"again with start={start + _CHARACTERS}]"
+        )
+    return rest or "[no text]"
+
+
+def _host_header(scheme: str, host: str, port: int) -> str:
+    shown = f"[{host}]" if ":" in host else host
+    return shown if port == (443 if scheme == "https" else 80) else f"{shown}:{port}"
+
+
+def _ascii(path: str) -> str:
+    """A path with its other characters as `%C3%A4`."""
+    return "".join(
+        each if each.isascii() else "".join(f"%{byte:02X}" for byte in each.encode())
+        for each in path
+    )
+
+
+def _shown(url: str) -> str:
+    return url if len(url) <= 200 else url[:200] + "…"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "it did not answer in time."
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate cannot be trusted ({error.verify_message})."
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}."
+    return f"{type(error).__name__}."
