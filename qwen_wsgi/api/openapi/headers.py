@@ -35,6 +35,9 @@ OF_ACCOUNT: Final[Mapping[str, Header]] = {
     "x-qwen-proxy-changed": Header(
         "What was changed of the request for the upstream: `field:what, …`."
     ),
+    "x-qwen-proxy-tools": Header(
+        "Which tools this server has run for a whole answer: `time.now=2,python.run=1`."
+    ),
     "x-qwen-proxy-cache": Header("`hit`: the response cache answered; `miss`: it could not."),
     "server-timing": Header("The stages of the call (W3C Server Timing), in milliseconds."),
 }
