@@ -87,7 +87,7 @@ def _page(proxy: Proxy, cookie: str, received: list[int]) -> Iterator[None]:
         try:
             while piece := answer.read1(65_536):
                 received[0] += len(piece)
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, http.client.HTTPException):
             return  # it was closed
 
     reader = threading.Thread(target=read, daemon=True)

@@ -21,6 +21,7 @@ from qwen_wsgi.greenlets import apart, watch_client
 from qwen_wsgi.in_flight import CallsInFlight, Watched
 from qwen_wsgi.protocol.json_object import encoded
 from qwen_wsgi.state.database.calls import CallRow
+from qwen_wsgi.state.database.sqlite import DatabaseUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +211,12 @@ class _Events:
                 sent_s = now_s
             if now_s - looked_s >= _SESSION_S:
                 looked_s = now_s
-                if not self._is_signed_in():
+                try:
+                    goes_on = self._is_signed_in()
+                except DatabaseUnavailable as error:
+                    log.error("console: a page of live calls ends: %s", error)
+                    return  # the browser asks again, and is told why
+                if not goes_on:
                     yield b"event: end\ndata: your session has ended: sign in again\n\n"
                     return
             sleep(_TICK_S)
