@@ -57,10 +57,11 @@ lint: ## format check, ruff, mypy, and what .ci/check_files.py checks
 	@$(python) -m mypy
 	@$(python) .ci/check_files.py
 
-fix: ## format the code and repair what ruff can
+fix: ## format the code, repair what ruff can, and write share/ anew
 	@sh install/venv.sh dev
 	@$(python) -m ruff check --fix .
 	@$(python) -m ruff format .
+	@$(python) install/share.py
 
 bench: ## count the functions of a call, then measure the speed goals
 	@sh install/venv.sh dev

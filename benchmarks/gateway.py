@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
+from typing import Final
 
 from benchmarks import servers, upstream
 from benchmarks.load import LoadError
@@ -36,12 +37,17 @@ from tests.kit.processes import StartError
 Rounds = dict[str, list[float]]
 
 
+#: The columns of the table.
+_ORDER: Final = ("direct", "nginx", "bare", "aiohttp", "qwen-proxy", "LiteLLM")
+
+
 class _Fleet:
     """The running servers; each kind is started when it is first needed."""
 
     def __init__(self, arguments: argparse.Namespace, directory: Path, stack: ExitStack) -> None:
         self._nginx = None if arguments.no_nginx else servers.find_nginx()
         self._litellm_python: str | None = arguments.litellm_python
+        self._aiohttp_python: str | None = arguments.aiohttp_python
         self._directory = directory
         self._stack = stack
         self._kept: dict[tuple[str, int], Target] = {}
@@ -52,6 +58,7 @@ class _Fleet:
         names = ["direct"] if measure.direct else []
         names += ["nginx"] if self._nginx else []
         names += ["bare"] if measure.bare else []
+        names += ["aiohttp"] if measure.bare and self._aiohttp_python else []
         names += ["qwen-proxy"]
         names += ["LiteLLM"] if measure.litellm and self._litellm_python else []
         if measure.fresh:
@@ -70,6 +77,9 @@ class _Fleet:
             server = servers.nginx(self._nginx, up, workers=workers, directory=directory)
         elif name == "bare":
             server = servers.bare(up, workers=workers, directory=directory)
+        elif name == "aiohttp":
+            assert self._aiohttp_python is not None
+            server = servers.aiohttp(self._aiohttp_python, up, workers=workers, directory=directory)
         elif name == "LiteLLM":
             assert self._litellm_python is not None
             server = servers.litellm(
@@ -179,6 +189,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", metavar="FILE", type=Path, help="every round, for programs")
     parser.add_argument("--no-nginx", action="store_true", help="absolute numbers only")
     parser.add_argument(
+        "--aiohttp-python",
+        metavar="PATH",
+        help="interpreter of an environment with aiohttp and uvloop: measures a bare proxy of them",
+    )
+    parser.add_argument(
         "--litellm-python",
         metavar="PATH",
         help="interpreter of an environment with litellm[proxy]: measures it, too",
@@ -204,7 +219,9 @@ async def _run(arguments: argparse.Namespace) -> int:
     _progress("")
     machine = _machine()
     measured = {name for rounds in found.values() for name in rounds}
-    names = [n for n in ("direct", "nginx", "bare", "qwen-proxy", "LiteLLM") if n in measured]
+    names = [
+        n for n in ("direct", "nginx", "bare", "aiohttp", "qwen-proxy", "LiteLLM") if n in measured
+    ]
     if "nginx" not in names:
         print("nginx was not found or not wanted: absolute numbers only.\n", file=sys.stderr)
     print(f"{machine}\n\n{table(rows, found, names)}")

@@ -308,22 +308,22 @@ MEASURES: Final = (
     Measure(
         "request",
         request,
-        (Row("request_us", "CPU per request, not streamed", "µs", ratio=32, part=12),),
+        (Row("request_us", "CPU per request, not streamed", "µs", ratio=13, part=12),),
         bare=True,
         litellm=True,
     ),
     Measure(
         "setup",
         setup,
-        (Row("setup_us", "CPU per stream of 1 chunk", "µs", ratio=30, part=16),),
+        (Row("setup_us", "CPU per stream of 1 chunk", "µs", ratio=12, part=16),),
         bare=True,
         litellm=True,
     ),
-    Measure("burst", burst, (Row("burst_ms", "CPU per 1000 chunks at once", "ms", ratio=6),)),
+    Measure("burst", burst, (Row("burst_ms", "CPU per 1000 chunks at once", "ms", ratio=4),)),
     Measure(
         "paced",
         paced,
-        (Row("paced_us", "CPU per chunk, 50 ms apart", "µs", ratio=3.2),),
+        (Row("paced_us", "CPU per chunk, 50 ms apart", "µs", ratio=2.2),),
         bare=True,
     ),
     Measure(
@@ -337,7 +337,7 @@ MEASURES: Final = (
     Measure(
         "ttfb",
         ttfb,
-        (Row("ttfb_ms", "first byte later by, 40 streams", "ms", limit=1.5, bare=1.15),),
+        (Row("ttfb_ms", "first byte later by, 40 streams", "ms", limit=0.8, bare=1.15),),
         bare=True,
     ),
     Measure(
@@ -355,7 +355,7 @@ MEASURES: Final = (
     Measure(
         "memory",
         memory,
-        (Row("memory_kb", "memory per open stream", "kB", limit=80),),
+        (Row("memory_kb", "memory per open stream", "kB", limit=30),),
         fresh=True,
         rounds=3,
     ),
@@ -364,7 +364,7 @@ MEASURES: Final = (
         delay,
         (
             Row("delay_p50_ms", "chunk delay, 1000 streams on 1 worker, p50", "ms"),
-            Row("delay_p99_ms", "the same, p99", "ms", limit=10, bare=2.9),
+            Row("delay_p99_ms", "the same, p99", "ms", limit=8, bare=2.9),
             Row("delay_quiet_ms", "the same, p99 of the median quarter second", "ms"),
             Row("delay_core", "the same, CPU of the worker", "%"),
             Row("delay_starved", "the same, the worker waited for a CPU", "%"),

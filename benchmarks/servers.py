@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -209,6 +210,9 @@ def proxy(
         yield Target("qwen-proxy", port, process.pid)
 
 
+#: So many answers in a row are most likely of each worker.
+_EACH_WORKER: Final = 8
+
 _LIMITS: Final = ("--rpm", "1000000000", "--tpm", "1000000000")
 _MORE_LIMITS: Final = ("--tokens-per-day", "1000000000", "--concurrency", "100")
 
@@ -228,7 +232,24 @@ def limited(
             capture_output=True,
             check=True,
         )
-        yield target, json.loads(added.stdout)["key"]
+        key: str = json.loads(added.stdout)["key"]
+        _wait_known(target, key)
+        yield target, key
+
+
+def _wait_known(target: Target, key: str) -> None:
+    """Until a new key is accepted: workers look for new ones once in a while, not at each call."""
+    deadline = time.monotonic() + _START_S
+    told = 0
+    while time.monotonic() < deadline:
+        asked = http.client.HTTPConnection("127.0.0.1", target.port, timeout=_START_S)
+        asked.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
+        told = told + 1 if asked.getresponse().status == 200 else 0
+        asked.close()
+        if told >= _EACH_WORKER:
+            return
+        time.sleep(0.05)
+    raise StartError("the server does not accept a new key")
 
 
 #: The environment variable with the base URL of the bare stack's upstream.
@@ -249,6 +270,20 @@ def bare(up: Target, *, workers: int, directory: Path) -> Iterator[Target]:
     with _running(command, log=log, env=env, how=signal.SIGINT) as process:
         _wait_ready(process, port, workers, log)
         yield Target("bare", port, process.pid)
+
+
+@contextlib.contextmanager
+def aiohttp(python: str, up: Target, *, workers: int, directory: Path) -> Iterator[Target]:
+    """`benchmarks.pass_through`, with the interpreter that is named."""
+    port = free_port()
+    home = directory / f"aiohttp-{port}"
+    home.mkdir()
+    script = str(REPOSITORY / "benchmarks" / "pass_through.py")
+    command = [python, script, str(port), f"http://127.0.0.1:{up.port}/v1", str(workers)]
+    log = home / "log"
+    with _running(command, log=log, env=plain_environment(home)) as process:
+        _wait_ready(process, port, workers, log)
+        yield Target("aiohttp", port, process.pid)
 
 
 @contextlib.contextmanager

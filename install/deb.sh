@@ -90,6 +90,9 @@ put() { install -D -m "$1" "$2" "$root$3"; }
 moved systemd/qwen-proxy.service >"$build/unit"
 put 0644 "$build/unit" /lib/systemd/system/qwen-proxy.service
 put 0644 systemd/qwen-proxy.socket /lib/systemd/system/qwen-proxy.socket
+moved systemd/qwen-proxy-tools.service >"$build/tools"
+put 0644 "$build/tools" /lib/systemd/system/qwen-proxy-tools.service
+put 0644 systemd/qwen-proxy-tools.socket /lib/systemd/system/qwen-proxy-tools.socket
 moved systemd/qwen-proxy.command >"$build/command"
 put 0755 "$build/command" /usr/bin/qwen-proxy
 put 0644 systemd/qwen-proxy.env.example /usr/share/qwen-proxy/qwen-proxy.env

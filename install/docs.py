@@ -37,14 +37,15 @@ NAV: Final[Mapping[str, tuple[str, ...]]] = {
     "Start": ("index.md", "clients.md", "settings.md"),
     "Deployment": (
         *("deployment.md", "operations.md", "docker.md", "boxes.md", "security.md"),
-        *("metrics.md", "usage.md"),
+        *("console.md", "metrics.md", "usage.md"),
     ),
     "Accounts and keys": (
-        *("credentials.md", "routing.md", "plans.md", "keys.md", "limits.md", "web-account.md"),
+        *("credentials.md", "routing.md", "plans.md", "keys.md", "limits.md"),
+        *("console.md", "web-account.md"),
     ),
     "API": (
         *("dialects.md", "images.md", "videos.md", "speech.md", "transcription.md", "media.md"),
-        *("files.md", "openapi.md"),
+        *("files.md", "tool-runner.md", "openapi.md"),
     ),
     "Reference": ("reference",),
     "Workflow": ("workflow.md", "contributing.md", "changelog.md"),

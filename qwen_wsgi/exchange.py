@@ -20,6 +20,8 @@ from gunicorn.http.body import LengthReader
 from gunicorn.http.message import TOKEN_RE, Request
 from gunicorn.http.parser import RequestParser
 
+from qwen_wsgi.protocol.sse import LastPiece
+
 #: A value of a header that nothing has to be done with.
 _PLAIN_VALUE: Final = re.compile(r"[!-~](?:[ !-~]*[!-~])?")
 
@@ -71,7 +73,13 @@ def _is_plain(name: str) -> bool:
 
 
 class Answer(wsgi.Response):
-    """gunicorn's answer to a request: plain headers as they are, and chunks in one write."""
+    """gunicorn's answer to a request: plain headers as they are, and chunks in one write.
+
+    Attributes:
+        ended: the end of the body was sent with its last piece.
+    """
+
+    ended = False
 
     def process_headers(self, headers: Iterable[tuple[str, str]]) -> None:
         plain, kept = _PLAIN_VALUE.fullmatch, cast(list[tuple[str, str]], self.headers)
@@ -97,14 +105,22 @@ class Answer(wsgi.Response):
         self.headers_sent = True
 
     def write(self, data: bytes) -> None:
-        if not (self.chunked and data and data.__class__ is bytes):
+        if self.ended:
+            return
+        if not (self.chunked and data and isinstance(data, bytes)):
             super().write(data)
             return
         self.send_headers()
         self.sent += len(data)
-        self.sock.sendall(b"%X\r\n%b\r\n" % (len(data), data))
+        chunk = b"%X\r\n%b\r\n" % (len(data), data)
+        if data.__class__ is LastPiece:
+            self.ended = True
+            chunk += _LAST_CHUNK
+        self.sock.sendall(chunk)
 
     def close(self) -> None:
+        if self.ended:
+            return
         if self.chunked and self.headers_sent:
             self.sock.sendall(_LAST_CHUNK)
         else:

@@ -246,7 +246,7 @@ ALLOWED: dict[str, set[str]] = {
     "sandbox": set(),
     "services": set(),  # filled below: it wires everything below the API
     "app": {"settings", "services", "api"},
-    "exchange": set(),
+    "exchange": {"protocol"},
     "server": {
         "errors",
         "exchange",

@@ -10,6 +10,7 @@ from gunicorn.http import wsgi
 from gunicorn.http.parser import RequestParser
 
 from qwen_wsgi.exchange import Answer, ClientParser, Surroundings
+from qwen_wsgi.protocol.sse import LastPiece
 
 PEER = ("203.0.113.9", 4711)
 LISTENER = ("127.0.0.1", 8080)
@@ -135,3 +136,30 @@ def test_a_body_that_was_not_read_is_read_before_the_next_request() -> None:
     next(requests)
 
     assert next(requests).uri == "/v1/models?limit=2&after=%41"
+
+
+def test_the_end_of_a_body_is_sent_with_its_last_piece() -> None:
+    source: Any = Source(REQUESTS["plain"])
+    request: Any = next(RequestParser(config(), source, PEER))
+    answer: Any = Answer(request, source, config())
+    writes: list[bytes] = []
+    source.sendall = writes.append
+    answer.start_response("200 OK", [])
+    answer.write(b"first")
+    answer.write(LastPiece(b"last"))
+    answer.write(b"nothing may follow")
+    answer.close()
+
+    assert writes[1:] == [b"5\r\nfirst\r\n", b"4\r\nlast\r\n0\r\n\r\n"]
+    assert not answer.should_close()
+
+
+def test_a_last_piece_of_a_body_with_a_length_is_a_piece() -> None:
+    source: Any = Source(REQUESTS["plain"])
+    request: Any = next(RequestParser(config(), source, PEER))
+    answer: Any = Answer(request, source, config())
+    answer.start_response("200 OK", [("content-length", "4")])
+    answer.write(LastPiece(b"last"))
+    answer.close()
+
+    assert source.got.endswith(b"\r\n\r\nlast")

@@ -8,20 +8,17 @@ from typing import Any, Final
 from werkzeug.datastructures import Headers
 
 from qwen_wsgi.access.guard import Guard
-from qwen_wsgi.api.flask_app import ROUTE_PATH
+from qwen_wsgi.api.flask_app import ROUTE_PATH, is_console
 from qwen_wsgi.api.openapi.headers import EXPOSED
 
 #: What needs no key is for programs and people, and not for pages of other sites.
 _KEYLESS: Final = frozenset({"/", "/docs", "/health", "/health/live", "/health/ready"})
 
-#: Its own pages alone call it.
-_CONSOLE: Final = "/console"
-
 
 def allow(headers: Headers, guard: Guard, environ: Mapping[str, Any]) -> None:
     """Add the headers that the origin of the request asks for."""
     path = environ[ROUTE_PATH]
-    if path in _KEYLESS or path == _CONSOLE or path.startswith(_CONSOLE + "/"):
+    if path in _KEYLESS or is_console(path):  # its own pages alone call the console
         return
     if guard.origin_matters:
         headers.add("vary", "Origin")

@@ -49,6 +49,11 @@ def path_of(rule: str) -> str:
     return _ARGUMENT.sub(r"{\1}", rule)
 
 
+def is_console(path: str) -> bool:
+    """Whether a path is one of the console's pages."""
+    return path == "/console" or path.startswith("/console/")
+
+
 def spelt(path_info: str) -> str:
     """A path as its client spelt it, of the WSGI environment's PATH_INFO."""
     if not path_info.isascii():
@@ -249,12 +254,13 @@ class Application(Flask):
         }
 
     def endpoints(self) -> list[str]:
-        """The endpoints by path: `POST /v1/responses`, `GET /v1/responses/{id}`, …"""
+        """The endpoints of the API by path: `POST /v1/responses`, `GET /v1/responses/{id}`, …; the
+        pages of the console are for people."""
         found = {
             (path_of(rule.rule), method)
             for rule in self.url_map.iter_rules()
             for method in rule.methods or ()
-            if method not in ("HEAD", "OPTIONS")
+            if method not in ("HEAD", "OPTIONS") and not is_console(rule.rule)
         }
         return [f"{method} {path}" for path, method in sorted(found)]
 

@@ -26,6 +26,12 @@ class EventTooLarge(ValueError):
     """The upstream sent an event beyond `MAX_EVENT_BYTES`."""
 
 
+class LastPiece(bytes):
+    """The last bytes of a body that is sent as it comes: its end may be sent with them."""
+
+    __slots__ = ()
+
+
 class EventBlocks:
     """Cuts a byte stream into blocks of whole events with LF line ends.
 

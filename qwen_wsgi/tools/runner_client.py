@@ -22,8 +22,9 @@ from qwen_wsgi.tools.runner import RunnerUnavailable, ServerTool, ToolImage, Too
 #: How long a list of tools is used before the runner is asked again.
 _LIST_AGE_S: Final = 5.0
 _CONNECT_S: Final = 5.0
-#: For a list; the runner waits for servers that are starting.
-_LIST_S: Final = 15.0
+#: For a list. The runner waits for servers that are starting; on a busy machine it needs a while to
+#: load what it needs itself.
+_LIST_S: Final = 30.0
 _CHECK_S: Final = 120.0
 #: Beyond the time of a call itself, for the way there and back.
 _SPARE_S: Final = 15.0

@@ -15,6 +15,7 @@ from qwen_wsgi.errors import (
     forget_frames,
 )
 from qwen_wsgi.greenlets import Task
+from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.encoder import Encoder
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.shortage import fault_error
@@ -128,6 +129,7 @@ class Relay:
         """
         # Looked up once: this loop runs for every read of every stream.
         settings, monotonic = self._settings, self._clock.monotonic
+        last: bytes
         chunks, read = stream.chunks, stream.read
         feed: Callable[[bytes], bytes] = self._encoder.feed
         beats = settings.keepalive != "off"
@@ -148,7 +150,7 @@ class Relay:
                 written_at = monotonic()
             events = read(interval_s)
         if end is None:
-            last = (feed(events) if events else b"") + self._encoder.end()
+            last = sse.LastPiece((feed(events) if events else b"") + self._encoder.end())
             self._record.outcome = "complete"
             stream.note_usage()
             if stream.kept is not None:

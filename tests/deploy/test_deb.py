@@ -18,7 +18,7 @@ from tests.kit.checkout import ENVIRONMENT
 from tests.kit.secrets import secret
 from tests.kit.servers import REPO, wait_until
 
-pytestmark = [pytest.mark.server, pytest.mark.once, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.server, pytest.mark.once, pytest.mark.timeout(400)]
 
 _PYTHON: Final = Path("/usr/bin/python3")
 _KEY: Final = secret("deb-client")
@@ -45,7 +45,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env={**ENVIRONMENT, "DIST": str(dist)},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=300,
     )
     if "it needs PyPI or a mirror" in done.stderr:
         pytest.skip("pip cannot reach a package index")
@@ -75,6 +75,8 @@ def test_it_has_the_program_unit_site_and_documents(package: Path) -> None:
     for name in (
         "/lib/systemd/system/qwen-proxy.service",
         "/lib/systemd/system/qwen-proxy.socket",
+        "/lib/systemd/system/qwen-proxy-tools.service",
+        "/lib/systemd/system/qwen-proxy-tools.socket",
         "/etc/nginx/sites-available/qwen-proxy.conf",
         "/etc/qwen-proxy/owner.conf.example",
         "/usr/bin/qwen-proxy",
@@ -107,7 +109,7 @@ def test_lintian_finds_no_error(package: Path) -> None:
         env={"PATH": "/usr/bin:/bin", "HOME": "/nowhere", "LC_ALL": "C.UTF-8"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stdout
 

@@ -46,6 +46,10 @@ def test_it_has_all_that_serving_needs_inside_the_package(wheel: Path) -> None:
             assert archive.read(f"qwen_wsgi/_server/{name}") == (REPO / name).read_bytes()
         constraints = archive.read("qwen_wsgi/constraints.txt")  # doctor compares with it
     assert constraints == (REPO / "qwen_wsgi/constraints.txt").read_bytes()
+    # Data, schemas, scripts, styles and templates: setup.cfg has to name them.
+    wanted = [path for path in (REPO / "qwen_wsgi").rglob("*") if path.is_file()]
+    ours = {str(path.relative_to(REPO)) for path in wanted if path.suffix != ".pyc"}
+    assert ours - {"qwen_wsgi/_version.py"} - set(names) == set()
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert sorted(top for top in tops if not top.endswith(".data")) == ["qwen_wsgi"]
     shared = {name.partition(".data/data/")[2] for name in names if ".data/" in name}

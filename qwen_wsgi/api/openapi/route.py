@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, Response
 
 from qwen_wsgi.api import http, lifecycle
+from qwen_wsgi.greenlets import apart
 
 blueprint = Blueprint("openapi", __name__)
 blueprint.before_request(lifecycle.refuse_pages)
@@ -17,4 +18,5 @@ def describe() -> Response:
     from qwen_wsgi.api.openapi import document
 
     lifecycle.live().record.quiet = True
-    return http.json_bytes(document.rendered())
+    # The first time it takes as long as dozens of calls.
+    return http.json_bytes(apart(document.rendered))

@@ -12,6 +12,7 @@ from flask import Blueprint, Response
 from qwen_wsgi.api import lifecycle
 from qwen_wsgi.api.pages import html
 from qwen_wsgi.api.pages.html import Html, joined, prose, table, tag
+from qwen_wsgi.greenlets import apart
 
 blueprint = Blueprint("docs", __name__)
 blueprint.before_request(lifecycle.refuse_pages)
@@ -23,7 +24,7 @@ _SCHEMAS: Final = "#/components/schemas/"
 def docs() -> Response:
     """The description of the API as a page, which is made when it is first asked for."""
     lifecycle.live().record.quiet = True
-    response = html.response(_rendered())
+    response = html.response(apart(_rendered))
     response.headers.add("cache-control", "max-age=300")
     return response
 

@@ -4,7 +4,7 @@ function __qwen_proxy_at
     set -l words (commandline -opc)
     for word in $words[2..]
         switch "$at $word"
-            case ' serve' ' status' ' models' ' settings' ' healthcheck' ' doctor' ' usage' ' calls' ' clients' ' run' ' login' ' creds' ' record' ' replay' ' state' ' keys' 'keys add' 'keys list' 'keys show' 'keys edit' 'keys rotate' 'keys revoke'
+            case ' serve' ' status' ' models' ' settings' ' healthcheck' ' doctor' ' usage' ' calls' ' console' ' clients' ' run' ' login' ' creds' ' record' ' replay' ' state' ' tools' ' keys' 'keys add' 'keys list' 'keys show' 'keys edit' 'keys rotate' 'keys revoke'
                 set at (string trim "$at $word")
         end
     end
@@ -19,6 +19,7 @@ complete -c qwen-proxy -n '__qwen_proxy_at ""' -a healthcheck -d 'exit with 0 if
 complete -c qwen-proxy -n '__qwen_proxy_at ""' -a doctor -d 'check this installation, and say what is wrong and what to do'
 complete -c qwen-proxy -n '__qwen_proxy_at ""' -a usage -d 'show what was used: calls, tokens, money, and what caches saved'
 complete -c qwen-proxy -n '__qwen_proxy_at ""' -a calls -d 'show the calls in flight of the running server, or cancel one'
+complete -c qwen-proxy -n '__qwen_proxy_at ""' -a console -d 'print a link that opens the console in a browser, once'
 complete -c qwen-proxy -n '__qwen_proxy_at ""' -a clients -d 'list the clients that are known, or print the set-up of one'
 complete -c qwen-proxy -n '__qwen_proxy_at ""' -a run -d 'start a client with this server; its own files stay as they are'
 complete -c qwen-proxy -n '__qwen_proxy_at ""' -a login -d 'log in to Qwen with a browser on any device (most accounts need an API key instead)'
@@ -26,6 +27,7 @@ complete -c qwen-proxy -n '__qwen_proxy_at ""' -a creds -d 'look after the login
 complete -c qwen-proxy -n '__qwen_proxy_at ""' -a record -d 'record the next calls of a client key, with their bodies'
 complete -c qwen-proxy -n '__qwen_proxy_at ""' -a replay -d 'send a recorded call to the running server, and print its answer'
 complete -c qwen-proxy -n '__qwen_proxy_at ""' -a state -d 'look after what is stored: back it up, restore it, check it'
+complete -c qwen-proxy -n '__qwen_proxy_at ""' -a tools -d 'the tools that the server runs: list, call or check them'
 complete -c qwen-proxy -n '__qwen_proxy_at ""' -a keys -d 'make, show, change and revoke client keys'
 complete -c qwen-proxy -n '__qwen_proxy_at ""' -s h -l help -d 'show this help message and exit'
 complete -c qwen-proxy -n '__qwen_proxy_at ""' -l version -d 'show program\'s version number and exit'
@@ -56,6 +58,9 @@ complete -c qwen-proxy -n '__qwen_proxy_at "usage"' -l csv -d 'print a table for
 complete -c qwen-proxy -n '__qwen_proxy_at "calls"' -a 'list cancel'
 complete -c qwen-proxy -n '__qwen_proxy_at "calls"' -s h -l help -d 'show this help message and exit'
 complete -c qwen-proxy -n '__qwen_proxy_at "calls"' -l json -d 'print JSON'
+complete -c qwen-proxy -n '__qwen_proxy_at "console"' -s h -l help -d 'show this help message and exit'
+complete -c qwen-proxy -n '__qwen_proxy_at "console"' -l url -x -d 'the server\'s address; default: from the settings'
+complete -c qwen-proxy -n '__qwen_proxy_at "console"' -l json -d 'print JSON'
 complete -c qwen-proxy -n '__qwen_proxy_at "clients"' -a 'codex claude-code opencode aider qwen-code open-webui continue cline langchain openai-python openai-node anthropic-python vercel-ai-sdk curl'
 complete -c qwen-proxy -n '__qwen_proxy_at "clients"' -s h -l help -d 'show this help message and exit'
 complete -c qwen-proxy -n '__qwen_proxy_at "clients"' -l url -x -d 'the server\'s address; default: from the settings'
@@ -92,6 +97,9 @@ complete -c qwen-proxy -n '__qwen_proxy_at "state"' -s h -l help -d 'show this h
 complete -c qwen-proxy -n '__qwen_proxy_at "state"' -l force -d 'overwrite a copy that is there already'
 complete -c qwen-proxy -n '__qwen_proxy_at "state"' -l keep-keys -d 'a restore leaves the client keys as they are now'
 complete -c qwen-proxy -n '__qwen_proxy_at "state"' -l json -d 'print JSON'
+complete -c qwen-proxy -n '__qwen_proxy_at "tools"' -a 'list call check'
+complete -c qwen-proxy -n '__qwen_proxy_at "tools"' -s h -l help -d 'show this help message and exit'
+complete -c qwen-proxy -n '__qwen_proxy_at "tools"' -l json -d 'print JSON'
 complete -c qwen-proxy -n '__qwen_proxy_at "keys"' -a add -d 'make a client key, and print it once'
 complete -c qwen-proxy -n '__qwen_proxy_at "keys"' -a list -d 'list all client keys, without their secrets'
 complete -c qwen-proxy -n '__qwen_proxy_at "keys"' -a show -d 'show a client key with its limits'

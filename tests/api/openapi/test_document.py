@@ -244,6 +244,7 @@ def test_every_header_that_the_code_reads_is_described_and_no_other() -> None:
     spelled = {
         name[5:].replace("_", "-").lower()
         for path in PACKAGE.rglob("*.py")
+        # The console is for browsers.
         if not {"sandbox", "console"} & set(path.parts)
         for name in re.findall(r'"(HTTP_[A-Z_]+)"', path.read_text())
     }
