@@ -215,6 +215,13 @@ _WEBSOCKETS: Final[Mapping[str, Code]] = {
     "invalid_stream_id": Code((400,), "The id of a stream is not possible."),
 }
 
+#: Of the console.
+_CONSOLE: Final[Mapping[str, Code]] = {
+    "session_ended": Code((401,), "The session of the browser has ended: sign in again."),
+    "csrf_token_wrong": Code((403,), "The page that asks is too old: load it again."),
+    "too_many_tries": Code((429,), "Wrong keys were tried too often: wait."),
+}
+
 #: By the part of the server that they are about.
 GROUPS: Final[Mapping[str, Mapping[str, Code]]] = {
     "The caller": _CALLER,
@@ -223,6 +230,7 @@ GROUPS: Final[Mapping[str, Mapping[str, Code]]] = {
     "The server and its accounts": _SERVER,
     "Upstreams": _UPSTREAMS,
     "WebSockets": _WEBSOCKETS,
+    "The console": _CONSOLE,
 }
 
 CODES: Final[Mapping[str, Code]] = {

@@ -125,6 +125,7 @@ READ: Final[Mapping[str, str]] = {
     "x-dashscope-cachecontrol": "Passed on to Model Studio.",
     "x-dashscope-datainspection": "Passed on to Model Studio.",
     "x-dashscope-session": "Passed on to Model Studio; also each header that begins so.",
+    "x-csrf-token": "Of scripts of the console: shows that one of its own pages asks.",
     "x-qwen-proxy-hops": "How many proxies of this kind the call has gone through.",
     **dict.fromkeys(
         (name[5:].replace("_", "-").lower() for name in AGENTS),
