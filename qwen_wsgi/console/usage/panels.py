@@ -189,7 +189,7 @@ def _errors(groups: Groups, errors: Sequence[ErrorCount]) -> Panel:
     return Panel(
         "errors",
         "Errors",
-        [_name_of(each) for each in drawn],
+        [charts.readable(_name_of(each)) for each in drawn],
         _chart(groups, columns, "Errors"),
         _table(groups, [_name_of(each) for each in listed], sums),
         note if causes else "No call was refused, and none failed.",

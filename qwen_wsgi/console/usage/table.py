@@ -7,6 +7,8 @@ import io
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from qwen_wsgi.console.usage.charts import readable
+
 #: What a value is that nobody knows; never 0.
 UNKNOWN: Final = "unknown"
 
@@ -32,7 +34,7 @@ def shown(value: Value) -> str:
     if value is None:
         return UNKNOWN
     if isinstance(value, str):
-        return value or "–"
+        return readable(value) or "–"
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.2f}" if abs(value) >= 100 else f"{value:,.4g}"
