@@ -41,7 +41,7 @@ NAV: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "Accounts and keys": (
         *("credentials.md", "routing.md", "plans.md", "keys.md", "limits.md"),
-        *("console.md", "web-account.md"),
+        "web-account.md",
     ),
     "API": (
         *("dialects.md", "images.md", "videos.md", "speech.md", "transcription.md", "media.md"),

@@ -68,6 +68,7 @@ from qwen_wsgi.state.shared_files import SharedFiles
 from qwen_wsgi.state.state_key import StateKey, command_key
 from qwen_wsgi.state.token_counts import TokenCounts
 from qwen_wsgi.state.workers import Workers
+from qwen_wsgi.tools.runner import ToolRunner
 from qwen_wsgi.upstream.answer_cache import AnswerCache
 from qwen_wsgi.upstream.client import UpstreamClient
 from qwen_wsgi.upstream.executor import Executor
@@ -271,6 +272,8 @@ class Services:
     pictures: Pictures
     uploads: Uploads
     pdf_reader: PdfReader
+    #: Runs the operator's tools; None if there are none.
+    tool_runner: ToolRunner | None
     tokenizer: HostTokenizer
     sandbox: SandboxHost
     workers: Workers
@@ -336,6 +339,15 @@ class Services:
             self.shared_store.close()
 
 
+def _tool_runner(settings: Settings, clock: Clock) -> ToolRunner | None:
+    """What runs the operator's tools; None if the settings name none."""
+    if not settings.tools:
+        return None
+    from qwen_wsgi.tools.runner_client import RunnerClient  # costs nothing where there are none
+
+    return RunnerClient.of(settings, clock)
+
+
 def drain_logins(logins: Iterable[OAuthLogin], clock: Clock, timeout_s: float = DRAIN_S) -> None:
     """Start no further token refresh, and wait for those that were sent.
 
@@ -366,6 +378,7 @@ def build_services(
     known_in: Path | None = None,
     sleep: Callable[[float], None] = sleep,
     limits_of: Callable[[Client], Limits | None] = limits_of,
+    tool_runner: ToolRunner | None = None,
 ) -> Services:
     """Wire everything together; opens no connection and starts no thread.
 
@@ -377,6 +390,7 @@ def build_services(
             now is the beginning; nothing is written there.
         sleep: for the pauses between questions about tasks.
         limits_of: what a client may take, see `access.budget.Budgets`.
+        tool_runner: None makes that of the settings, if there is any.
     """
     clock = clock or SystemClock()
     sandbox = SandboxHost()
@@ -547,6 +561,7 @@ def build_services(
         downloads=downloads,
         pictures=Pictures(settings, executor, tasks, downloads, web_media),
         uploads=Uploads(client, downloads),
+        tool_runner=tool_runner or _tool_runner(settings, clock),
         pdf_reader=PdfReader(clock),
         tokenizer=HostTokenizer(settings, router, executor, clock),
         sandbox=sandbox,

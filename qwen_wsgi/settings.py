@@ -372,6 +372,19 @@ class Settings:
         default="",
         shown_default="off",
     )
+    tool_rounds: int = setting(
+        "QWEN_PROXY_TOOL_ROUNDS",
+        "Most rounds in one answer in which a model calls tools of this server (docs/tools.md).",
+        default=10,
+        parse=values.integer(1, 100),
+    )
+    tool_time_s: float = setting(
+        "QWEN_PROXY_TOOL_TIME",
+        "Longest time of one answer from its first tool of this server to its last.",
+        default=300.0,
+        parse=values.seconds(),
+        unit="s",
+    )
     model_aliases: tuple[tuple[str, str], ...] = setting(
         "QWEN_PROXY_MODEL_ALIASES",
         "Other names for models: `gpt-4o=qwen3.7-plus,claude-*=qwen3.8-max`.",

@@ -25,7 +25,7 @@ hypothesis.settings.register_profile(
     "patient", deadline=None, derandomize=_repeatable, max_examples=40 if _repeatable else 100
 )
 # For the other Pythons and the lowest versions, after all examples ran on the newest Python.
-hypothesis.settings.register_profile("few", deadline=None, derandomize=_repeatable, max_examples=20)
+hypothesis.settings.register_profile("few", deadline=None, derandomize=_repeatable, max_examples=6)
 hypothesis.settings.load_profile("patient")
 
 #: The files whose tests take longest. Begun last, one of them would keep a single processor busy

@@ -147,6 +147,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
         "clock",
         "plan_limits",
+        "protocol.changes",
         "protocol.usage",
         "protocol.json_object",
         "state",
@@ -342,6 +343,7 @@ ALLOWED["services"] = {
     "console.doctor_process",
     "sharing",
     "state",
+    "tools",
     "upstream",
 }
 

@@ -251,6 +251,12 @@ MODELS: dict[str, Any] = {
     "responses#web_search_call": responses.ResponseFunctionWebSearch,
     "responses#image_generation_call": response_output_item.ImageGenerationCall,
     "responses#image_generation_tool": tool.ImageGeneration,
+    "responses#mcp_choice": responses.ToolChoiceMcp,
+    "responses#mcp_call": response_output_item.McpCall,
+    "responses#mcp_list_tools": response_output_item.McpListTools,
+    "responses#mcp_approval_request": response_output_item.McpApprovalRequest,
+    "responses#mcp_approval_response": response_output_item.McpApprovalResponse,
+    "responses#mcp_tool": tool.Mcp,
     "responses#search_action": response_function_web_search.ActionSearch,
     "responses#open_page_action": response_function_web_search.ActionOpenPage,
     "responses#find_action": response_function_web_search.ActionFind,
@@ -367,7 +373,11 @@ BODY = compact(
 #: What no answer of ours has, although the schema knows it.
 NEVER_TOLD = {"response.reasoning_text.delta", "response.reasoning_text.done", "error"}
 #: What only an answer of several turns has.
-OF_TURNS = {name for name in EVENTS if "image_generation" in name}
+OF_TURNS = {
+    name
+    for name in EVENTS
+    if any(tool in name for tool in ("image_generation", "mcp_", "code_interpreter"))
+}
 
 
 def everything(finish: str | None) -> bytes:

@@ -103,7 +103,8 @@ class ClientKey:
         models: patterns, see `Permit`.
         accounts: names.
         cidr: networks from which it may be used.
-        tools: tools of the proxy that it may use, as patterns.
+        tools: tools of the proxy that it may use, as patterns of servers (`time`) or of tools
+            (`time.now`); () for none.
         admin: may use `/admin/v1`.
         metrics: may read `/metrics`.
         cache: how long the response cache keeps its answers, in seconds; 0 keeps none, None leaves
@@ -148,6 +149,10 @@ class ClientKey:
     def allows_model(self, name: str) -> bool:
         """Whether it may ask for a model, by the name that the upstream gets."""
         return not self.models or matches(name, self.models)
+
+    def allows_tool(self, server: str, name: str) -> bool:
+        """Whether it may use a tool that the proxy runs."""
+        return matches(server, self.tools) or matches(f"{server}.{name}", self.tools)
 
     def allows_address(self, address: str) -> bool:
         """Whether it may be used from an address; `unix` is this machine."""

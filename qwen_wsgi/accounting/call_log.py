@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any, Final
 
 from qwen_wsgi.accounting.record import CallRecord
+from qwen_wsgi.protocol.changes import header_token
 from qwen_wsgi.protocol.usage import Usage
 
 #: Characters of what a client or an upstream made up.
 _LONGEST: Final = 200
+#: Tools that are named.
+_MOST_TOOLS: Final = 20
 
 log = logging.getLogger("qwen_wsgi.calls")
 
@@ -22,6 +26,12 @@ def write(call: CallRecord) -> None:
         line = logging.LogRecord(log.name, level, __file__, 0, "call", (), None)
         line.fields = fields(call)
         log.handle(line)
+
+
+def told_tools(tools: Mapping[str, int]) -> str:
+    """Which tools the proxy has run: `time.now=2,python=1`, printable and bounded."""
+    named = [f"{header_token(name)}={count}" for name, count in tools.items()]
+    return ",".join(named[:_MOST_TOOLS]) + (",..." if len(named) > _MOST_TOOLS else "")
 
 
 def fields(call: CallRecord) -> dict[str, Any]:
@@ -53,6 +63,7 @@ def fields(call: CallRecord) -> dict[str, Any]:
         "cache_written_tokens": usage.cache_written,
         "reasoning_tokens": usage.reasoning,
         **dict(call.units),
+        "tools": told_tools(call.tools) or None,
         "error": call.error_code[:_LONGEST] or None,
         "upstream_request_id": call.upstream_request_id or None,
     }

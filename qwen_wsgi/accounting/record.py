@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -70,6 +70,7 @@ class CallRecord:
             `cancelled` (by an admin), `cut_by_stop`, `failed` (a fault of ours), or `open`.
         usage: as the upstream reported it; None is "unknown", never an estimate.
         units: what was made or read besides tokens, by name, for the log: `("documents", 12)`.
+        tools: how often the proxy has run which tool for it, by names such as `time.now`.
         cause: why an upstream failed that ended the call: a stable word, of
             `upstream.failures.causes`, or "".
         keepalives: those that were sent to the client.
@@ -113,6 +114,7 @@ class CallRecord:
     changed: tuple[str, ...] = ()
     usage: Usage | None = None
     units: tuple[tuple[str, float], ...] = ()
+    tools: dict[str, int] = field(default_factory=dict)
     outcome: str = "open"
     error_code: str = ""
     cause: str = ""
@@ -208,6 +210,11 @@ class CallRecord:
         for other in others:
             for account, count in other.requests.items():
                 self.count_request(account, count)
+
+    def count_tools(self, runs: Mapping[str, int]) -> None:
+        """Count runs of tools."""
+        for name, count in runs.items():
+            self.tools[name] = self.tools.get(name, 0) + count
 
     def part(self) -> CallRecord:
         """A record for one of the upstream calls that this call is split into (see `join`)."""

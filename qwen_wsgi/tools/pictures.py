@@ -34,6 +34,7 @@ class PictureTool:
     """
 
     unit = "pictures"
+    at_a_time = 1  # hosts allow few
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class PictureTool:
         self._max_bytes = max_bytes
 
     def run(self, call: ServerCall, record: CallRecord) -> Outcome:
-        """Make a picture and fetch it. Raises as `ServerTool.run`."""
+        """Make a picture and fetch it. Raises as `TurnTool.run`."""
         request = self._tool.request_of(call.work())
         plan = self._router.plan(
             request.model,

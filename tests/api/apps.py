@@ -19,6 +19,7 @@ from qwen_wsgi.app import create_app
 from qwen_wsgi.logs import Formatter
 from qwen_wsgi.redaction import DISCOVERED, Redaction
 from qwen_wsgi.services import Services, build_services
+from qwen_wsgi.tools.runner import ToolRunner
 from tests.fakes.clock import FakeClock
 from tests.fakes.raw_server import Answer, RawServer
 from tests.fakes.upstream import settings_of
@@ -86,11 +87,13 @@ def running(
     *,
     limits_of: LimitsOf = lambda client: None,
     state_dir: Path | None = None,
+    tool_runner: ToolRunner | None = None,
     **environ: Any,
 ) -> Iterator[App]:
     """The application with these settings; its log is collected as JSON lines.
 
     Args:
+        tool_runner: runs the operator's tools; None offers none.
         state_dir: None keeps all in memory, and no ledger.
     """
     clock = clock or FakeClock()
@@ -102,6 +105,7 @@ def running(
         state_dir=state_dir,
         sleep=clock.advance,
         limits_of=limits_of,
+        tool_runner=tool_runner,
     )
     app = create_app(services=services)
     app.test_client_class = DescribedClient

@@ -7,10 +7,17 @@ from dataclasses import replace
 from flask import Blueprint, Response
 
 from qwen_wsgi.api import http, lifecycle
-from qwen_wsgi.api.dialects import attachments, generation
+from qwen_wsgi.api.dialects import attachments, generation, server_tools
+from qwen_wsgi.api.lifecycle import LiveCall
+from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.chat import ChatEncoder, cited, parse_request
 from qwen_wsgi.protocol.chat.cited import CitingEncoder
+from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import in_chat
+from qwen_wsgi.protocol.server_tools import chat_tools
+from qwen_wsgi.protocol.server_tools.chat_tools import ChatTools
+from qwen_wsgi.protocol.server_tools.chat_turns import ChatTurnsEncoder
+from qwen_wsgi.tools.relay import Turns
 
 blueprint = Blueprint("chat", __name__)
 blueprint.before_request(lifecycle.check_caller)
@@ -27,6 +34,8 @@ def create() -> Response:
         body, read = attachments.with_texts(call, body, "input")
         request, changed = in_chat.chat_request(body, strict=call.services.settings.strict)
         changed = (*read, *changed)
+    elif (tools := _tools(call, body)) is not None:
+        return _answer_in_turns(call, *tools)
     else:
         request = parse_request(body)
         if attachments.MARK in body.source:
@@ -45,3 +54,39 @@ def create() -> Response:
         created=int(call.services.clock.now()),
     )
     return generation.stream(call, chat, plan, encoder)
+
+
+def _tools(call: LiveCall, body: JsonObject) -> tuple[ChatTools, tuple[str, ...]] | None:
+    """The request with the operator's tools that it names, and what was changed; None without any.
+
+    Raises:
+        ApiError: a tool cannot be used, or not with this key.
+    """
+    if call.services.tool_runner is None or not chat_tools.is_requested(body):
+        return None
+    offer = server_tools.offer_of(call)
+    assert offer is not None, "there is a runner"
+    changes = Changes(strict=call.services.settings.strict)
+    found = chat_tools.selected(body, offer, (), changes)
+    return None if found is None else (found, changes.entries)
+
+
+def _answer_in_turns(call: LiveCall, tools: ChatTools, changed: tuple[str, ...]) -> Response:
+    """The answer of a model that may call tools of the operator."""
+    services, request = call.services, tools.chat
+    chat = generation.chat_call(call, request, changed)
+    call.record.stream = tools.stream
+    plan = services.executor.plan(chat)
+    encoder = ChatTurnsEncoder(
+        tools,
+        id=call.record.completion_id,
+        model=request.model or plan.model,
+        created=int(services.clock.now()),
+    )
+    runs, bounds = server_tools.runner_tools(call, None)
+    # A turn that is told again would have its tools run again.
+    turns = Turns(services.executor, replace(chat, cache=None), plan, encoder, runs, bounds)
+    if tools.stream:
+        return generation.stream_turns(call, turns)
+    generation.complete_turns(call, turns)
+    return server_tools.told(call, http.json_value(encoder.completion()))

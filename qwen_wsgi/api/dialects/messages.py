@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
 from flask import Blueprint, Response
 
 from qwen_wsgi.api import http, lifecycle
-from qwen_wsgi.api.dialects import attachments, counting, generation
+from qwen_wsgi.api.dialects import attachments, counting, generation, server_tools
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.greenlets import apart
 from qwen_wsgi.protocol import messages
 from qwen_wsgi.protocol.messages import MessagesRequest, errors, search, validation
+from qwen_wsgi.protocol.messages.server_tools import is_requested
+from qwen_wsgi.tools.relay import Turns
 from qwen_wsgi.upstream.chat_attempt import ChatCall
 from qwen_wsgi.upstream.routing.affinity import conversation_key
 from qwen_wsgi.upstream.routing.router import Plan
 
 blueprint = Blueprint("messages", __name__)
 blueprint.before_request(lifecycle.check_caller)
+
+#: How long a container stays that nobody uses.
+_CONTAINER_S: Final = 20 * 60
 
 #: Behind the error for a Claude model that nobody serves.
 _HINT: Final = (
@@ -35,7 +41,8 @@ def create() -> Response:
     call = lifecycle.live()
     services, record = call.services, call.record
     body, read = attachments.with_texts(call, call.read_body(), "messages")
-    parse = partial(messages.parse_request, body, strict=services.settings.strict)
+    offer = server_tools.offer_of(call) if is_requested(body) else None
+    parse = partial(messages.parse_request, body, strict=services.settings.strict, offer=offer)
     request = apart(parse) if body.is_long else parse()
     counting.watch(call, request.chat.body, request.chat.model)
     chat = generation.chat_call(call, request.chat, (*read, *request.changed))
@@ -62,14 +69,16 @@ def _id(call: LiveCall) -> str:
 def _no_search(request: MessagesRequest, plan: Plan, id: str) -> Response:
     """The message for a forced search that the model does not have."""
     model = request.chat.model or plan.model
-    if request.chat.stream:
+    if request.stream:
         return http.event_stream([search.events(id=id, model=model)])
     return http.json_value(search.whole(id=id, model=model))
 
 
 def _answer(call: LiveCall, request: MessagesRequest, chat: ChatCall, plan: Plan) -> Response:
     services, record, id = call.services, call.record, _id(call)
-    if not request.chat.stream:
+    if request.own is not None:
+        return _answer_in_turns(call, request, chat, plan)
+    if not request.stream:
         value = services.executor.complete(chat, plan).value  # its bytes are not needed any more
         return http.json_value(messages.whole(request, value, id=id))
     encoder = messages.MessagesEncoder(
@@ -80,6 +89,30 @@ def _answer(call: LiveCall, request: MessagesRequest, chat: ChatCall, plan: Plan
         searches=request.searches,
     )
     return generation.stream(call, chat, plan, encoder)
+
+
+def _answer_in_turns(
+    call: LiveCall, request: MessagesRequest, chat: ChatCall, plan: Plan
+) -> Response:
+    """The answer of a model that may call tools of the operator."""
+    record = call.record
+    record.stream = request.stream
+    expires = datetime.fromtimestamp(call.services.clock.now() + _CONTAINER_S, UTC)
+    encoder = messages.TurnsEncoder(
+        request,
+        id=_id(call),
+        model=request.chat.model or plan.model,
+        expires=expires.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        request_id=record.request_id,
+    )
+    tools, bounds = server_tools.runner_tools(call, None)
+    # A turn that is told again would have its tools run again.
+    chat = replace(chat, cache=None)
+    turns = Turns(call.services.executor, chat, plan, encoder, tools, bounds)
+    if request.stream:
+        return generation.stream_turns(call, turns)
+    generation.complete_turns(call, turns)
+    return server_tools.told(call, http.json_value(encoder.message()))
 
 
 @blueprint.post("/v1/messages/count_tokens")

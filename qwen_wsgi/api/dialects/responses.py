@@ -11,7 +11,7 @@ from typing import Any, Final
 from flask import Blueprint, Response, request
 
 from qwen_wsgi.api import http, lifecycle
-from qwen_wsgi.api.dialects import attachments, background, counting, generation
+from qwen_wsgi.api.dialects import attachments, background, counting, generation, server_tools
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.api.paging import limit_of, oldest_first
 from qwen_wsgi.errors import ApiError, BadRequest, NotFound, UpstreamError
@@ -20,12 +20,12 @@ from qwen_wsgi.protocol import json_access
 from qwen_wsgi.protocol import responses as protocol
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import ResponseEncoder, ResponsesRequest, compaction
-from qwen_wsgi.protocol.responses.server_tools import image_tool
+from qwen_wsgi.protocol.responses.server_tools import image_tool, mcp_tool
 from qwen_wsgi.protocol.responses.server_tools.image_tool import ImageOffer
 from qwen_wsgi.state.database.background import Job
 from qwen_wsgi.state.database.responses import ResponseStore, Stored
 from qwen_wsgi.tools.pictures import PictureTool, offer_of
-from qwen_wsgi.tools.relay import Turns
+from qwen_wsgi.tools.relay import Bounds, Turns, TurnTool
 from qwen_wsgi.upstream.chat_attempt import ChatCall
 from qwen_wsgi.upstream.routing.router import Plan
 
@@ -52,11 +52,12 @@ def create() -> Response:
         object = protocol.background.queued(request.echo, id=id, created=created, model=model)
         return http.json_value(background.begin(call, request, chat, plan, object, body.source))
     keep = _Storing(services.responses, call.owner, request).put
-    if request.stream or request.image is not None:
+    if request.stream or request.has_turns:
         encoder = ResponseEncoder(request, id=id, created=created, model=model, keep=keep)
         if request.stream:
             return stream(call, request, chat, plan, encoder)
-        return http.json_value(_complete_turns(call, request, chat, plan, encoder))
+        whole = _complete_turns(call, request, chat, plan, encoder)
+        return server_tools.told(call, http.json_value(whole))
     value = services.executor.complete(chat, plan).value  # its bytes are not needed any more
     return http.json_value(
         protocol.whole(request, value, id=id, created=created, model=model, keep=keep)
@@ -179,7 +180,7 @@ def stream(
     Raises:
         ApiError: no account answered, and nothing was sent to the client yet.
     """
-    if request.image is None:
+    if not request.has_turns:
         return generation.stream(call, chat, plan, encoder)
     return generation.stream_turns(call, _turns(call, request, chat, plan, encoder))
 
@@ -197,19 +198,24 @@ def _turns(
     call: LiveCall, request: ResponsesRequest, chat: ChatCall, plan: Plan, encoder: ResponseEncoder
 ) -> Turns:
     services = call.services
-    assert request.image is not None, "asked before"
-    pictures = PictureTool(
-        services.pictures,
-        services.router,
-        request.image,
-        headers=chat.headers,
-        permit=chat.permit,
-        max_bytes=services.settings.max_answer_bytes,
-        most=request.max_tool_calls,
-    )
-    # A turn that is told again would have the same pictures made, and paid, again.
+    tools: dict[str, TurnTool] = {}
+    bounds: Bounds | None = None
+    if request.image is not None:
+        tools[image_tool.NAME] = PictureTool(
+            services.pictures,
+            services.router,
+            request.image,
+            headers=chat.headers,
+            permit=chat.permit,
+            max_bytes=services.settings.max_answer_bytes,
+            most=request.max_tool_calls,
+        )
+    if request.runs_offered:
+        offered, bounds = server_tools.runner_tools(call, request.max_tool_calls)
+        tools |= offered
+    # A turn that is told again would have its tools run again: pictures are paid, files written.
     chat = replace(chat, cache=None)
-    return Turns(services.executor, chat, plan, encoder, {image_tool.NAME: pictures})
+    return Turns(services.executor, chat, plan, encoder, tools, bounds)
 
 
 def chat_of(
@@ -237,7 +243,7 @@ def make(call: LiveCall, job: Job) -> dict[str, Any]:
     created, model = object["created_at"], object["model"]
     request, chat = chat_of(call, JsonObject(job.request), job.id)
     plan = executor.plan(chat)
-    if request.image is not None:
+    if request.has_turns:
         encoder = ResponseEncoder(request, id=job.id, created=created, model=model)
         return _complete_turns(call, request, chat, plan, encoder)
     answer = executor.complete(chat, plan)
@@ -269,6 +275,7 @@ def _request(
         seed=id,
         strict=services.settings.strict,
         images=None if tool is None else _offer(call, tool),
+        offer=server_tools.offer_of(call) if mcp_tool.is_requested(body) else None,
     )
     return apart(parse) if body.is_long or len(history) >= _LONG_HISTORY else parse()
 

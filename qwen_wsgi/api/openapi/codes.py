@@ -43,6 +43,26 @@ _CALLER: Final[Mapping[str, Code]] = {
     ),
     "origin_not_allowed": Code((403,), "The web page that asks may not call this server."),
     "model_not_allowed": Code((403,), "The key may not use the model."),
+    "tool_not_allowed": Code((403,), "The key may not use the tools of that label."),
+    "tool_needs_approval": Code(
+        (403,),
+        "The operator does not trust the tool, and this API cannot ask before each call: use "
+        "Responses.",
+    ),
+    "unknown_tool_server": Code((400,), "The server offers no tools with that label."),
+    "too_many_tools": Code((400,), "The request has too many tools that the server runs."),
+    "tool_not_offered": Code((400,), "The approved tool is not among the request's tools."),
+    "approval_request_not_found": Code(
+        (400,), "The approval belongs to no question of this conversation."
+    ),
+    "tool_rounds_exceeded": Code(
+        (429,), "In an item or a text: the rounds of tools of one answer are used up."
+    ),
+    "tool_time_exceeded": Code(
+        (429,), "In an item or a text: the time for tools of one answer is over."
+    ),
+    "tool_server_unavailable": Code((503,), "A server of tools cannot be used now."),
+    "tools_unavailable": Code((503,), "The process that runs tools does not answer."),
     "account_not_allowed": Code((403,), "The key may not use the account."),
     "web_account_off": Code((403,), "The server takes no web tokens (`QWEN_PROXY_WEB`)."),
     "web_token_required": Code((403,), "This needs a web token of the caller's own."),
@@ -195,6 +215,13 @@ _WEBSOCKETS: Final[Mapping[str, Code]] = {
     "invalid_stream_id": Code((400,), "The id of a stream is not possible."),
 }
 
+#: Of the console.
+_CONSOLE: Final[Mapping[str, Code]] = {
+    "session_ended": Code((401,), "The session of the browser has ended: sign in again."),
+    "csrf_token_wrong": Code((403,), "The page that asks is too old: load it again."),
+    "too_many_tries": Code((429,), "Wrong keys were tried too often: wait."),
+}
+
 #: By the part of the server that they are about.
 GROUPS: Final[Mapping[str, Mapping[str, Code]]] = {
     "The caller": _CALLER,
@@ -203,6 +230,7 @@ GROUPS: Final[Mapping[str, Mapping[str, Code]]] = {
     "The server and its accounts": _SERVER,
     "Upstreams": _UPSTREAMS,
     "WebSockets": _WEBSOCKETS,
+    "The console": _CONSOLE,
 }
 
 CODES: Final[Mapping[str, Code]] = {

@@ -28,6 +28,8 @@ form; below `/v1/messages`, and for clients that send `anthropic-version`, Anthr
 is one of those below, or the upstream's own. A request that the server cannot read at all is
 refused with 400 before any of this applies, and an unknown URL with 404.
 
+Pages of the console (`/console`) are for browsers with a session, and not described.
+
 Objects are open: requests may have more members, which are passed on or listed in
 `x-qwen-proxy-changed`, and later versions may answer with more.
 """

@@ -35,6 +35,9 @@ OF_ACCOUNT: Final[Mapping[str, Header]] = {
     "x-qwen-proxy-changed": Header(
         "What was changed of the request for the upstream: `field:what, …`."
     ),
+    "x-qwen-proxy-tools": Header(
+        "Which tools this server has run for a whole answer: `time.now=2,python.run=1`."
+    ),
     "x-qwen-proxy-cache": Header("`hit`: the response cache answered; `miss`: it could not."),
     "server-timing": Header("The stages of the call (W3C Server Timing), in milliseconds."),
 }
@@ -122,6 +125,7 @@ READ: Final[Mapping[str, str]] = {
     "x-dashscope-cachecontrol": "Passed on to Model Studio.",
     "x-dashscope-datainspection": "Passed on to Model Studio.",
     "x-dashscope-session": "Passed on to Model Studio; also each header that begins so.",
+    "x-csrf-token": "Of scripts of the console: shows that one of its own pages asks.",
     "x-qwen-proxy-hops": "How many proxies of this kind the call has gone through.",
     **dict.fromkeys(
         (name[5:].replace("_", "-").lower() for name in AGENTS),

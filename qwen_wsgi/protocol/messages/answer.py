@@ -184,7 +184,7 @@ def _content(
                 "type": "tool_use",
                 "id": json_access.text(call.get("id")) or made_up_id(seed, number),
                 "name": name,
-                "input": _input(arguments_of(function)),
+                "input": input_of(arguments_of(function)),
             }
 
 
@@ -218,7 +218,7 @@ def _cut(text: str, sources: citations.Sources) -> Iterator[tuple[str, list[Page
     yield "".join(pieces), sources.named(numbers)
 
 
-def _input(arguments: str) -> dict[str, Any]:
+def input_of(arguments: str) -> dict[str, Any]:
     """Parse the arguments; anything but an object is wrapped, so that the tool can report it."""
     if not arguments.strip():
         return {}

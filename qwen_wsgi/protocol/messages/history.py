@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from typing import Any, Final, NamedTuple
 
 from qwen_wsgi.protocol.changes import Changes
+from qwen_wsgi.protocol.messages import server_tools
 from qwen_wsgi.protocol.messages.blocks import (
     Block,
     Part,
@@ -22,6 +23,7 @@ from qwen_wsgi.protocol.messages.blocks import (
     text_of,
 )
 from qwen_wsgi.protocol.messages.validation import below, invalid, need, want, wrong
+from qwen_wsgi.protocol.server_tools.functions import Functions
 from qwen_wsgi.protocol.translation.arguments import as_object_text
 
 Message = dict[str, Any]
@@ -29,6 +31,8 @@ Message = dict[str, Any]
 #: The answer to a call without a result: the user interrupted the turn.
 UNANSWERED: Final = "[This call has no result: it was interrupted before it could be answered.]"
 FAILED: Final = "The tool failed:\n"
+#: What the model is told where a client sends back an answer that was paused (`pause_turn`).
+GO_ON: Final = "Go on."
 
 #: The start of the text by which Anthropic bills Claude Code. It changes with every call, which
 #: would make a prompt cache useless, and models do not need it.
@@ -60,24 +64,32 @@ def system_of(system: Any, changes: Changes) -> Iterator[Message]:
         yield {"role": "system", "content": _simplest(parts)}
 
 
-def messages_of(messages: list[Any], changes: Changes) -> Iterator[Message]:
+def messages_of(
+    messages: list[Any], changes: Changes, named: Functions | None = None
+) -> Iterator[Message]:
     """Translate the member `messages`.
+
+    Args:
+        named: the functions of the operator's tools; None for none.
 
     Raises:
         BadRequest: a message is invalid, or a result does not belong to a call.
     """
     waiting: dict[str, None] = {}
+    named = named or Functions()
     turns = _turns(messages)
     for turn in turns:
         if turn.role == "user":
             yield from _user(turn, waiting, changes)
             waiting = {}
         else:
-            message, waiting = _assistant(turn, changes)
-            if message is not None and turn is turns[-1] and not waiting:
-                message["partial"] = True  # to be continued (Model Studio's partial mode)
-            if message is not None:
-                yield message
+            said, waiting = _assistant(turn, changes, named)
+            if said and turn is turns[-1] and not waiting and said[-1]["role"] == "assistant":
+                if len(said) == 1:
+                    said[0]["partial"] = True  # to be continued (Model Studio's partial mode)
+                else:  # an answer that was paused after tools: their limit was its last word
+                    said.append({"role": "user", "content": GO_ON})
+            yield from said
     yield from map(_unanswered, waiting)
 
 
@@ -174,13 +186,44 @@ def _simplest(parts: list[Part]) -> Any:
 # --- the assistant ------------------------------------------------------------------------------
 
 
-def _assistant(turn: _Turn, changes: Changes) -> tuple[Message | None, dict[str, None]]:
-    """Translate an assistant's turn: the message, or None if it is empty, and its calls' ids in
-    order (a dictionary, in which a result's call is found at once)."""
+def _assistant(
+    turn: _Turn, changes: Changes, named: Functions
+) -> tuple[list[Message], dict[str, None]]:
+    """Translate an assistant's turn: its messages, with the results of tools that the server has
+    run between them, and the ids of the last one's other calls in order (a dictionary, in which a
+    result's call is found at once)."""
+    messages: list[Message] = []
+    ids: dict[str, None] = {}
+    for blocks in _parts(turn.blocks):
+        message, ids, results = _part(blocks, changes, named)
+        if message is not None:
+            messages += [message, *results]
+    return messages, ids
+
+
+def _parts(blocks: list[Block]) -> Iterator[list[Block]]:
+    """Divide a turn behind the results of tools that the server has run."""
+    part: list[Block] = []
+    for block in blocks:
+        ends = bool(part) and part[-1].kind in server_tools.RESULTS
+        calls = any(each.kind == "tool_use" for each in part)  # the client's results come later
+        if ends and not calls and block.kind not in server_tools.RESULTS:
+            yield part
+            part = []
+        part.append(block)
+    yield part
+
+
+def _part(
+    blocks: list[Block], changes: Changes, named: Functions
+) -> tuple[Message | None, dict[str, None], list[Message]]:
+    """Translate a part of a turn: its message, or None if it is empty, the ids of the client's
+    calls, and the messages with the results of the server's tools."""
     texts: list[Block] = []
     thoughts: list[str] = []
     calls: list[dict[str, Any]] = []
-    for block in turn.blocks:
+    own: dict[str, str] = {}
+    for block in blocks:
         if block.kind == "text":
             texts.append(block)
         elif block.kind == "thinking":
@@ -189,11 +232,20 @@ def _assistant(turn: _Turn, changes: Changes) -> tuple[Message | None, dict[str,
             changes.note("messages", "redacted_thinking-dropped")
         elif block.kind == "tool_use":
             calls.append(_call(block, changes))
+        elif block.kind in server_tools.USES and (call := server_tools.past_call(block, named)):
+            calls.append(call)
+            own[call["id"]] = UNANSWERED
+        elif block.kind in server_tools.RESULTS:
+            id, result = server_tools.past_result(block)
+            if id in own:
+                own[id] = result
+            else:
+                drop_block(block, changes)
         else:
             drop_block(block, changes)
     ids = dict.fromkeys(call["id"] for call in calls)
     if len(ids) < len(calls):
-        raise invalid(turn.blocks[0].path, "`tool_use` ids must be unique")
+        raise invalid(blocks[0].path, "`tool_use` ids must be unique")
     parts = list(parts_of(texts, changes))
     # Text blocks are one text that other blocks divided, so they are joined without a separator.
     message: Message = {
@@ -204,7 +256,11 @@ def _assistant(turn: _Turn, changes: Changes) -> tuple[Message | None, dict[str,
         message["reasoning_content"] = thinking
     if calls:
         message["tool_calls"] = calls
-    return (message if parts or thinking or calls else None), ids
+    results = [
+        {"role": "tool", "tool_call_id": id, "content": result} for id, result in own.items()
+    ]
+    others = {id: None for id in ids if id not in own}
+    return (message if parts or thinking or calls else None), others, results
 
 
 def _call(block: Block, changes: Changes) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.json_access import Members
 from qwen_wsgi.protocol.json_object import JsonObject, JsonObjectError, compact
+from qwen_wsgi.protocol.messages import server_tools
 from qwen_wsgi.protocol.messages.history import messages_of, system_of
+from qwen_wsgi.protocol.messages.server_tools import ServerTools
 from qwen_wsgi.protocol.messages.tools import SEARCH, tools_of
 from qwen_wsgi.protocol.messages.validation import (
     below,
@@ -21,6 +23,7 @@ from qwen_wsgi.protocol.messages.validation import (
     want,
     wrong,
 )
+from qwen_wsgi.protocol.server_tools.offer import Offer
 from qwen_wsgi.protocol.translation import thinking
 
 #: Members that are translated.
@@ -40,6 +43,8 @@ _TRANSLATED: Final = frozenset(
         "output_config",
         "output_format",
         "stream",
+        "mcp_servers",
+        "container",
         # Read from the request itself, for the affinity of the conversation.
         "metadata",
     }
@@ -66,7 +71,7 @@ _IGNORED: Final = frozenset(
 )
 
 #: Members that chat does not have, and members of chat whose answers this dialect cannot encode.
-_LOST: Final = frozenset({"inference_geo", "mcp_servers"}) | frozenset(
+_LOST: Final = frozenset({"inference_geo"}) | frozenset(
     {
         "audio",
         "function_call",
@@ -82,7 +87,7 @@ _LOST: Final = frozenset({"inference_geo", "mcp_servers"}) | frozenset(
 )
 
 #: Members that change what an answer means, and that nothing here can honour.
-_REFUSED: Final = (*("container", "conversation", "previous_response_id", "suffix", "thread"),)
+_REFUSED: Final = ("conversation", "previous_response_id", "suffix", "thread")
 
 #: Anthropic has no `none` and `minimal`, but Qwen's models do.
 _EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -103,9 +108,11 @@ class MessagesRequest:
 
     Attributes:
         changed: what the translation changed or dropped, as in `Changes.entries`.
+        stream: the client wants events.
         stops: the stop sequences; the answer names the one that matched.
         searches: the client has a tool for web searches, and is shown what the host found.
         forces_search: an answer without a search would be an invented one.
+        own: the operator's tools, which the proxy runs; None without any.
     """
 
     chat: ChatRequest
@@ -113,22 +120,31 @@ class MessagesRequest:
     stops: tuple[str, ...]
     searches: bool = False
     forces_search: bool = False
+    own: ServerTools | None = None
+    stream: bool = False
 
 
-def parse_request(body: JsonObject, *, strict: bool = False) -> MessagesRequest:
+def parse_request(
+    body: JsonObject, *, strict: bool = False, offer: Offer | None = None
+) -> MessagesRequest:
     """Translate a request of `POST /v1/messages`.
 
     Members that Anthropic does not have, such as `enable_search` or `seed`, are passed on.
 
     Args:
         strict: refuse a request that would lose something the client asked for.
+        offer: the operator's tools that the client may use; None if there are none.
 
     Raises:
         BadRequest: a member is missing, invalid, or refused.
+        ApiError: one of the operator's tools cannot be used, or not with this key.
     """
     changes = Changes(strict=strict)
     _refuse(body)
-    members = _prompt(body, changes)
+    own = server_tools.selected(body, offer, changes)
+    if body.get("container") is not None and not own.code:
+        raise _refused("container")
+    members = _prompt(body, own, changes)
     if model := want(body, "model", str):
         members["model"] = model
     stops = _stops(body)
@@ -136,7 +152,8 @@ def parse_request(body: JsonObject, *, strict: bool = False) -> MessagesRequest:
     members |= _thinking(body, changes)
     silent = not thinking.is_set(body)
     members |= _format(body)
-    if want(body, "stream", bool):
+    stream = want(body, "stream", bool)
+    if stream or own.functions:  # turns are always read as streams
         members |= {"stream": True, "stream_options": {"include_usage": True}}
     members |= _others(body, changes)
     try:
@@ -158,6 +175,8 @@ def parse_request(body: JsonObject, *, strict: bool = False) -> MessagesRequest:
         tuple(stops),
         searches=search in members.get("tools", ()),
         forces_search=members.get("tool_choice") == search,
+        own=own if own.functions else None,
+        stream=bool(stream),
     )
 
 
@@ -170,7 +189,7 @@ def parse_prompt(body: Members) -> dict[str, Any]:
         BadRequest: as for `parse_request`.
     """
     try:
-        return _prompt(body, Changes())
+        return _prompt(body, server_tools.selected(body, None, Changes()), Changes())
     except RecursionError:
         raise _too_deep() from None
 
@@ -180,29 +199,33 @@ def _refuse(body: Members) -> None:
     for name in _REFUSED:
         if body.get(name) is None:
             continue
-        # Anthropic's SDK then sends the whole conversation (anthropic 2.14, `tool_runner`).
-        details = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
-        raise BadRequest(
-            f"{name}: not supported here. Send the whole conversation as 'messages', without it.",
-            param=name,
-            code="unsupported_parameter",
-            details=details if name == "thread" else None,
-        )
+        raise _refused(name)
+
+
+def _refused(name: str) -> BadRequest:
+    # Anthropic's SDK then sends the whole conversation (anthropic 2.14, `tool_runner`).
+    details = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    return BadRequest(
+        f"{name}: not supported here. Send the whole conversation as 'messages', without it.",
+        param=name,
+        code="unsupported_parameter",
+        details=details if name == "thread" else None,
+    )
 
 
 def _too_deep() -> BadRequest:
     return BadRequest("The request is nested too deep.", code="invalid_value")
 
 
-def _prompt(body: Members, changes: Changes) -> dict[str, Any]:
+def _prompt(body: Members, own: ServerTools, changes: Changes) -> dict[str, Any]:
     """Translate the messages, the tools and the choice of a tool."""
     given = need(body, "messages", list)
-    history = list(messages_of(given, changes))
+    history = list(messages_of(given, changes, own.functions))
     if not history:
         raise invalid("messages", "at least one message with content is required")
     return {
         "messages": [*system_of(body.get("system"), changes), *history],
-        **tools_of(body, changes),
+        **tools_of(body, own, changes),
     }
 
 

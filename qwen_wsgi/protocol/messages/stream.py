@@ -43,7 +43,7 @@ _DELTA: Final = (
 )
 _DELTA_END: Final = b"}}\n\n"
 
-_TEXT, _THINKING, _WHOLE = "text", "thinking", "whole"
+_TEXT, _THINKING, WHOLE = "text", "thinking", "whole"
 #: The type of a delta and the member with its text.
 _DELTAS: Final = {_TEXT: ("text_delta", "text"), _THINKING: ("thinking_delta", "thinking")}
 #: What a piece takes in memory that waits for the end of another block.
@@ -51,7 +51,7 @@ _HELD_BYTES: Final = 80
 _TOOL_DELTA: Final = ("input_json_delta", "partial_json")
 
 
-class _Block:
+class GrowingBlock:
     """A content block while it grows: a text, thinking, or a tool call; or one that is whole.
 
     Attributes:
@@ -126,10 +126,10 @@ class MessagesEncoder:
         self._out: list[bytes] = []
         self._started = False
         #: The open block first, then those that wait for it.
-        self._blocks: deque[_Block] = deque()
+        self._blocks: deque[GrowingBlock] = deque()
         self._count = 0
         self._calls = ToolCalls()
-        self._by_call: dict[ToolCall, _Block] = {}
+        self._by_call: dict[ToolCall, GrowingBlock] = {}
         self._called = False
         self._finish: str | None = None
         self._matched: Any = None
@@ -156,11 +156,16 @@ class MessagesEncoder:
         if not self._started:
             self._start()
         self._close_all()
-        stop = stop_of(self._finish, self._matched, stops=self._stops, called=self._called)
-        usage = {**usage_of(self._usage), **(ONE_SEARCH if self._searched else {})}
-        self._event({"type": "message_delta", "delta": stop, "usage": usage})
+        self._event({"type": "message_delta", "delta": self._stop(), "usage": self._used()})
         self._out.append(_STOP)
         return self._flush()
+
+    def _stop(self) -> dict[str, Any]:
+        """Why the answer ended."""
+        return {**stop_of(self._finish, self._matched, stops=self._stops, called=self._called)}
+
+    def _used(self) -> dict[str, Any]:
+        return {**usage_of(self._usage), **(ONE_SEARCH if self._searched else {})}
 
     def fail(self, error: ApiError) -> bytes:
         """Encode an error event; open blocks are not closed, because they are incomplete."""
@@ -222,7 +227,7 @@ class MessagesEncoder:
             self._searches, self._searched = False, True
             self._end_text()
             self._size.add_objects(found)
-            self._blocks += [_Block(_WHOLE, whole=whole) for whole in found]
+            self._blocks += [GrowingBlock(WHOLE, whole=whole) for whole in found]
             self._advance()
 
     def _grow(self, delta: dict[str, Any]) -> None:
@@ -247,20 +252,20 @@ class MessagesEncoder:
                 if isinstance(fragment, dict):
                     self._add_to_call(fragment)
 
-    def _add(self, kind: str, text: str) -> _Block:
+    def _add(self, kind: str, text: str) -> GrowingBlock:
         blocks = self._blocks
         if not blocks or blocks[-1].kind != kind:
-            self._append(_Block(kind))
+            self._append(GrowingBlock(kind))
         block = blocks[-1]
         self._hold(block, text)
         self._advance()
         return block
 
-    def _append(self, block: _Block) -> None:
+    def _append(self, block: GrowingBlock) -> None:
         self._size.add(ITEM_BYTES)
         self._blocks.append(block)
 
-    def _hold(self, block: _Block, text: str) -> None:
+    def _hold(self, block: GrowingBlock, text: str) -> None:
         """Count a piece, and hold it until its block may be sent."""
         self._size.add_text(text)
         if block is not self._blocks[0]:
@@ -272,7 +277,7 @@ class MessagesEncoder:
         for piece, number in examined.cut():
             cited = self._blocks[-1].cited if self._blocks else ()
             if number is None and not piece.isspace() and self._sources.knows(cited):
-                self._append(_Block(_TEXT))
+                self._append(GrowingBlock(_TEXT))
             block = self._add(_TEXT, piece)
             if number is not None:
                 block.cited.append(number)
@@ -296,7 +301,7 @@ class MessagesEncoder:
             return
         block = self._by_call.get(taken.call)
         if block is None:
-            block = self._by_call[taken.call] = _Block("tool_use", taken.call)
+            block = self._by_call[taken.call] = GrowingBlock("tool_use", taken.call)
             self._append(block)
         function = fragment.get("function")
         arguments = arguments_of(function) if isinstance(function, dict) else ""
@@ -339,13 +344,10 @@ class MessagesEncoder:
             self._send(block)
             self._close(block)
 
-    def _begin(self, block: _Block) -> None:
+    def _begin(self, block: GrowingBlock) -> None:
         content: dict[str, Any]
         if block.call is not None:
-            call = block.call
-            id = call.id or made_up_id(self._id, call.number)
-            content = {"type": "tool_use", "id": id, "name": call.name, "input": {}}
-            self._called = True
+            content = self._use_of(block.call)
         elif block.kind == _THINKING:
             content = {"type": "thinking", "thinking": "", "signature": ""}
         else:
@@ -356,7 +358,13 @@ class MessagesEncoder:
         block.before = (_DELTA % (block.index, *kind)).encode()
         self._event({"type": "content_block_start", "index": block.index, "content_block": content})
 
-    def _send_whole(self, block: _Block) -> None:
+    def _use_of(self, call: ToolCall) -> dict[str, Any]:
+        """The block of a call at its beginning."""
+        self._called = True
+        id = call.id or made_up_id(self._id, call.number)
+        return {"type": "tool_use", "id": id, "name": call.name, "input": {}}
+
+    def _send_whole(self, block: GrowingBlock) -> None:
         """Encode the first block, which is whole."""
         self._event(
             {
@@ -369,12 +377,12 @@ class MessagesEncoder:
         self._count += 1
         self._blocks.popleft()
 
-    def _send(self, block: _Block) -> None:
+    def _send(self, block: GrowingBlock) -> None:
         for text in block.held:
             self._out.append(block.before + compact(text).encode() + _DELTA_END)
         block.held.clear()
 
-    def _close(self, block: _Block) -> None:
+    def _close(self, block: GrowingBlock) -> None:
         """Encode the end of the first block."""
         if block.kind == _THINKING:
             delta: dict[str, Any] = {"type": "signature_delta", "signature": SIGNATURE}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from qwen_wsgi.protocol.changes import Changes, header_token
-from qwen_wsgi.protocol.json_access import Members
+from qwen_wsgi.protocol.json_access import Members, text
 from qwen_wsgi.protocol.messages.blocks import mark
+from qwen_wsgi.protocol.messages.server_tools import ServerTools, chosen, is_one
 from qwen_wsgi.protocol.messages.validation import below, invalid, need, want, wrong
 
 #: Options of a web search, which Qwen's hosts do not have.
@@ -22,11 +23,14 @@ _ASKS_FOR_SEARCH: Final = "Perform a web search for the query: "
 _PLACEHOLDER: Final = "DeferredToolPlaceholder"
 
 
-def tools_of(body: Members, changes: Changes) -> dict[str, Any]:
+def tools_of(body: Members, own: ServerTools, changes: Changes) -> dict[str, Any]:
     """Translate to the members `tools`, `tool_choice` and `parallel_tool_calls` of chat.
 
-    Anthropic's own tools (`bash_…`, `text_editor_…`, `code_execution_…`) have no schema, because
-    only its models know them; they are dropped.
+    Anthropic's own tools (`bash_…`, `text_editor_…`) have no schema, because only its models know
+    them; they are dropped.
+
+    Args:
+        own: the operator's tools that the request selects.
 
     Raises:
         BadRequest: a tool is invalid, or a tool that was dropped is chosen.
@@ -35,15 +39,18 @@ def tools_of(body: Members, changes: Changes) -> dict[str, Any]:
     for index, tool in enumerate(want(body, "tools", list) or ()):
         if not isinstance(tool, dict):
             raise wrong(f"tools.{index}", "an object")
+        if is_one(text(tool.get("type"))):
+            continue
         translated = _tool(tool, below("tools", index), changes)
         if translated is not None and (translated["type"] != SEARCH or translated not in tools):
             tools.append(translated)
+    tools += own.functions.in_chat()
     members: dict[str, Any] = {"tools": tools} if tools else {}
     choice = want(body, "tool_choice", dict)
     if tools == [{"type": SEARCH}] and _asks_for_search(body.get("messages")):
         choice = {"type": "tool", "name": SEARCH}
         changes.note("tool_choice", "forced-search")
-    return {**members, **_choice(choice, tools, changes)} if choice is not None else members
+    return {**members, **_choice(choice, tools, own)} if choice is not None else members
 
 
 def _tool(tool: dict[str, Any], path: str, changes: Changes) -> dict[str, Any] | None:
@@ -83,7 +90,7 @@ def _asks_for_search(messages: Any) -> bool:
 
 
 def _choice(
-    choice: dict[str, Any], tools: list[dict[str, Any]], changes: Changes
+    choice: dict[str, Any], tools: list[dict[str, Any]], own: ServerTools
 ) -> dict[str, Any]:
     kind = need(choice, "type", str, "tool_choice")
     if kind not in ("auto", "any", "tool", "none"):
@@ -91,6 +98,8 @@ def _choice(
     name = need(choice, "name", str, "tool_choice") if kind == "tool" else ""
     single = want(choice, "disable_parallel_tool_use", bool, "tool_choice")
     names = [tool["function"]["name"] for tool in tools if tool["type"] == "function"]
+    if kind == "tool" and name not in names:
+        name = chosen(own, name) or name
     members: dict[str, Any] = {}
     searches = {"type": SEARCH} in tools
     if searches and (name == SEARCH not in names or (kind == "any" and not names)):

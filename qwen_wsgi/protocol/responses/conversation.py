@@ -16,8 +16,10 @@ from qwen_wsgi.protocol.changes import Changes, header_token
 from qwen_wsgi.protocol.json_access import objects
 from qwen_wsgi.protocol.json_object import compact
 from qwen_wsgi.protocol.responses import compaction, content, items
-from qwen_wsgi.protocol.responses.server_tools import image_tool
+from qwen_wsgi.protocol.responses.server_tools import image_tool, mcp_items
 from qwen_wsgi.protocol.responses.tools import Names
+from qwen_wsgi.protocol.server_tools.offer import PYTHON
+from qwen_wsgi.protocol.server_tools.results import NOT_APPROVED
 
 #: An item with tools, which are added to those of the whole request.
 ADDITIONAL_TOOLS: Final = "additional_tools"
@@ -45,18 +47,14 @@ _OUTPUTS: Final = frozenset(
 _SILENT: Final = frozenset(
     # A trigger of the latest request is a message of its own (`request`); of others there is the
     # summary.
-    {"web_search_call", "mcp_list_tools", ADDITIONAL_TOOLS, compaction.TRIGGER}
+    {"web_search_call", mcp_items.LIST, ADDITIONAL_TOOLS, compaction.TRIGGER}
 )
 _DROPPED: Final = frozenset(
     {
-        "code_interpreter_call",
         "computer_call",
         "computer_call_output",
         "configuration_update",
         "file_search_call",
-        "mcp_approval_request",
-        "mcp_approval_response",
-        "mcp_call",
         "program",
         "program_output",
         "tool_search_call",
@@ -70,6 +68,7 @@ _KNOWN: Final = (
 
 #: The answer to a call without one, because hosts refuse such a chat. The call itself stays: the
 #: tool may have run, and the model would call it again.
+DENIED: Final = "[The user has refused this call, so it did not run.]"
 INTERRUPTED: Final = "[The call was interrupted. It is not known whether it had an effect.]"
 
 
@@ -114,6 +113,8 @@ class Conversation:
         self._thoughts: list[str] = []
         #: By their ids: the latest call, and those without an output. Some hosts reuse ids.
         self._latest: dict[str, _Call] = {}
+        #: The calls that the client must approve, by the ids of their items.
+        self._approvals: dict[str, _Call] = {}
         self._open: dict[str, list[_Call]] = {}
 
     def instruct(self, text: str) -> None:
@@ -142,6 +143,12 @@ class Conversation:
             self._output(item, kind, path)
         elif kind == image_tool.CALL:
             self._picture(item, path)
+        elif kind in (mcp_items.CALL, mcp_items.APPROVAL):
+            self._mcp(item, kind, path)
+        elif kind == mcp_items.ANSWER:
+            self._approval(item, path)
+        elif kind == mcp_items.CODE:
+            self._code(item, path)
         elif kind in compaction.SUMMARIES:
             self._summary(item, kind, path)
         elif kind not in _SILENT:
@@ -192,6 +199,41 @@ class Conversation:
         call = self._called_by(id, self._names.of_server(image_tool.NAME), arguments)
         call.answers.append(image_tool.told_of(item))
         call.message.over = True
+
+    def _mcp(self, item: dict[str, Any], kind: str, path: str) -> None:
+        """Add a call of one of the operator's tools, or the question for one. The call that was
+        approved is the one that was asked for."""
+        output = mcp_items.output_of(item) if kind == mcp_items.CALL else None
+        call = self._approvals.get(validation.text(item, "approval_request_id", path) or "")
+        if call is None:
+            label = validation.required_text(item, "server_label", path)
+            name = self._names.of_offered(label, validation.required_name(item, path))
+            id = validation.text(item, "id", path) or ""
+            call = self._called_by(id, name, mcp_items.valid_arguments(item))
+            if kind == mcp_items.APPROVAL:
+                self._approvals[id] = call
+        if output is not None:
+            call.answers.append(output)
+        call.message.over = call.message.over or output is not None
+
+    def _approval(self, item: dict[str, Any], path: str) -> None:
+        """Add the client's answer to the question for a call: the call itself comes later."""
+        call = self._approvals.get(validation.text(item, "approval_request_id", path) or "")
+        if call is None:
+            return
+        call.message.over = True
+        if item.get("approve") is False:
+            reason = validation.text(item, "reason", path)
+            call.answers.append(DENIED + (f" The user's reason: {reason}" if reason else ""))
+
+    def _code(self, item: dict[str, Any], path: str) -> None:
+        """Add a run of code."""
+        id = validation.text(item, "id", path) or ""
+        name = self._names.of_offered(PYTHON, PYTHON)
+        call = self._called_by(id, name, mcp_items.code_arguments(item))
+        if (output := mcp_items.logs_of(item)) is not None:
+            call.answers.append(output)
+            call.message.over = True
 
     def _called(self, item: dict[str, Any], kind: str, path: str) -> tuple[str, str]:
         """A call's name and arguments in chat."""
@@ -249,6 +291,12 @@ class Conversation:
             what=f"{kind}-dropped",
         )
 
+    def _unanswered(self, call: _Call) -> str:
+        if call in self._approvals.values():
+            return NOT_APPROVED
+        self._changes.note("input", "interrupted-call-answered")
+        return INTERRUPTED
+
     def _growing(self) -> _Answer | None:
         """The assistant's message to which the next item of the assistant belongs, or None."""
         last = self._messages[-1] if self._messages else None
@@ -283,9 +331,7 @@ class Conversation:
         yield message
         media: list[dict[str, Any]] = []
         for call in answer.calls:
-            if not call.answers:
-                self._changes.note("input", "interrupted-call-answered")
-            output = "\n".join(call.answers) if call.answers else INTERRUPTED
+            output = "\n".join(call.answers) if call.answers else self._unanswered(call)
             if call.media:
                 # A tool's message takes only text.
                 output = output or "[See the next message.]"

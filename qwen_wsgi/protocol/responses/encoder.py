@@ -29,6 +29,7 @@ from qwen_wsgi.protocol.responses.output import (
     CustomCall,
     Item,
     Message,
+    ProxyCall,
     Reasoning,
     Search,
 )
@@ -36,6 +37,23 @@ from qwen_wsgi.protocol.responses.request import ResponsesRequest
 from qwen_wsgi.protocol.responses.server_tools import image_tool, turns
 from qwen_wsgi.protocol.responses.server_tools.image_item import ImageCall
 from qwen_wsgi.protocol.responses.server_tools.image_tool import ImageWork
+from qwen_wsgi.protocol.responses.server_tools.mcp_calls import (
+    ApprovalRequest,
+    CodeCall,
+    McpCall,
+    ToolCallItem,
+    ToolList,
+)
+from qwen_wsgi.protocol.responses.server_tools.mcp_tool import Approved
+from qwen_wsgi.protocol.responses.tools import Tool
+from qwen_wsgi.protocol.server_tools import next_turn
+from qwen_wsgi.protocol.server_tools.results import (
+    RUNNER,
+    ToolWork,
+    for_model,
+    limit_text,
+    told_of,
+)
 from qwen_wsgi.protocol.translation import citations
 from qwen_wsgi.protocol.usage import Usage, total
 from qwen_wsgi.protocol.usage import parse as parse_usage
@@ -67,6 +85,7 @@ class ResponseEncoder:
     """
 
     ends_after_failure = True
+    tells_failures = True
 
     def __init__(
         self,
@@ -92,7 +111,7 @@ class ResponseEncoder:
         self._open_text: Reasoning | Message | None = None
         self._summary: Compaction | None = None
         self._tool_calls = ToolCalls()
-        self._calls: dict[int, Call | ImageCall] = {}
+        self._calls: dict[int, Call | ProxyCall] = {}
         #: Arguments of calls whose names are not known yet.
         self._early: dict[int, Text] = {}
         self._finish: str | None = None
@@ -102,6 +121,10 @@ class ResponseEncoder:
         self._spent: list[Usage | None] = []
         self._said: list[dict[str, Any]] = []
         self._calls_before = self._turn_begins = 0
+        #: The chat request of the first turn, and how the calls ended that were made before it.
+        self._chat = request.chat
+        self._resumed: Sequence[tuple[Approved, Outcome]] = ()
+        self._is_listed = not (request.listed or request.approved)
         #: What a search by the host found; None if the client requested none.
         self._sources = citations.Sources() if request.chat.searches else None
         self._searched = False
@@ -123,7 +146,7 @@ class ResponseEncoder:
         if (texts := self._reader.texts(events)) and (more := self._more(texts)):
             return more
         last: bytes | None = None
-        out = [] if self._begun else [self._begin()]
+        out = self._begin_answer()
         for event in events.split(b"\n\n"):
             if event and isinstance(chunk := sse.parse(event), dict):
                 self._chunk(chunk, out)
@@ -144,7 +167,7 @@ class ResponseEncoder:
         """Encode the end of the open items, and the whole response."""
         if self._response is not None:
             return b""
-        out = [] if self._begun else [self._begin()]
+        out = self._begin_answer()
         self._close(out)
         reason = _REASONS.get(self._finish or "")
         status = INCOMPLETE if reason else COMPLETED
@@ -161,12 +184,12 @@ class ResponseEncoder:
         """Encode the failed response; without its items if they were too large to be kept."""
         if self._response is not None:
             return b""
-        if isinstance(error, AnswerTooLarge):
+        if too_large := isinstance(error, AnswerTooLarge):
             self._items.clear()
         if self._spent:
             self._usage = total([*self._spent, self._usage])
-        begun = b"" if self._begun else self._begin()
-        return begun + self._last(self._object("failed", error=mapping.error(error)))
+        begun = ([] if self._begun else [self._begin()]) if too_large else self._begin_answer()
+        return b"".join(begun) + self._last(self._object("failed", error=mapping.error(error)))
 
     def keep_alive(self, kind: str) -> bytes:
         """Return a comment, or an `in_progress` event: Codex counts only events."""
@@ -186,6 +209,28 @@ class ResponseEncoder:
             self._events.render_json(type, self._begun)
             for type in ("response.created", "response.in_progress")
         )
+
+    def _begin_answer(self) -> list[bytes]:
+        """The events before the model's first one: the beginning, unless a keep-alive was it, the
+        lists of tools, and the calls that were made before the first turn."""
+        if self._items or self._is_listed:
+            return [] if self._begun else [self._begin()]
+        self._is_listed = True
+        out = [] if self._begun else [self._begin()]
+        for label, tools in self._request.listed.items():
+            listed = ToolList(*self._next("mcpl"), label=label, tools=tools)
+            self._add(listed, out)
+            out.append(listed.finish(COMPLETED))
+        for approved, outcome in self._resumed:
+            request, offered = approved.request, approved.tool
+            tool = Tool(offered.name, server=True, offered=offered)
+            id = str(request["id"])
+            item = McpCall(*self._next("mcp"), call_id=id, tool=tool, request=id)
+            self._add(item, out)
+            out.append(item.grow(str(request.get("arguments") or "")))
+            out += (item.running(), item.settle(outcome))
+        self._turn_begins = len(self._items)
+        return out
 
     def _object(
         self,
@@ -335,11 +380,7 @@ class ResponseEncoder:
         if call.name:
             self._close_text(out)
             tool = self._request.names.tool_of(call.name)
-            kind: type[Call | ImageCall]
-            if tool.server:
-                kind, prefix = ImageCall, "ig"
-            else:
-                kind, prefix = (CustomCall, "ctc") if tool.custom else (Call, "fc")
+            kind, prefix = _kind_of(tool)
             call_id = call.id or made_up_id(self._stem, self._calls_before + call.number)
             item = kind(*self._next(prefix), call_id=call_id, tool=tool)
             self._calls[call.number] = item
@@ -354,14 +395,15 @@ class ResponseEncoder:
             out.append(self._summary.finish(status))
         for item in self._calls.values():
             # A tool that the proxy runs is run after the turn, unless its call was cut.
-            if not item.finished and (status == INCOMPLETE or not isinstance(item, ImageCall)):
+            runs = isinstance(item, ProxyCall) and item.is_run
+            if not item.finished and (status == INCOMPLETE or not runs):
                 out.append(item.finish(status))
 
     # --- turns ------------------------------------------------------------------------------
 
     def end_turn(self) -> bytes:
         """Encode the end of a turn: all items are complete but those of `waiting`."""
-        out = [] if self._begun else [self._begin()]
+        out = self._begin_answer()
         self._close(out)
         self._spent.append(self._usage)
         self._usage = None
@@ -371,38 +413,63 @@ class ResponseEncoder:
         """The calls of the turn that the proxy is to carry out. The pictures that one may change
         are the latest ones at the moment when it is begun."""
         return [
-            ServerCall(item.tool.name, number, partial(self._work_of, item))
+            ServerCall(_runner_of(item.tool), number, partial(self._work_of, item))
             for number, item in self._calls.items()
-            if isinstance(item, ImageCall) and not item.finished
+            if isinstance(item, ProxyCall) and not item.finished
         ]
 
-    def _work_of(self, item: ImageCall) -> ImageWork:
+    def _work_of(self, item: ProxyCall) -> ImageWork | ToolWork:
+        if isinstance(item, ToolCallItem):
+            return item.work()
+        assert isinstance(item, ImageCall), "there are no others"
         pictures = () if self._request.image is None else self._request.image.pictures
         for other in self._items:
             if isinstance(other, ImageCall) and other.data:
                 pictures = (image_tool.data_url(other.data),)
         return ImageWork(item.arguments, pictures)
 
+    def approved(self) -> Sequence[ServerCall]:
+        """The calls that the client has approved with this request."""
+        return [
+            ServerCall(RUNNER, number, partial(ToolWork, each.tool, str(each.request["arguments"])))
+            for number, each in enumerate(self._request.approved)
+        ]
+
+    def resume(self, outcomes: Sequence[Outcome]) -> ChatRequest:
+        """The request of the first turn, with how those calls ended. Their items are shown with the
+        first event of the model."""
+        self._resumed = list(zip(self._request.approved, outcomes, strict=True))
+        results = {
+            str(approved.request["id"]): for_model(told_of(outcome))
+            for approved, outcome in self._resumed
+        }
+        self._chat = next_turn.with_results(self._chat, results)
+        return self._chat
+
     def begin_call(self, call: ServerCall) -> bytes:
-        """Encode that a picture is being made."""
-        return self._image_call(call).generating()
+        """Encode that a tool runs."""
+        return self._proxy_call(call).running()
 
     def end_call(self, call: ServerCall, outcome: Outcome) -> bytes:
-        """Encode the picture, or that there is none."""
-        item = self._image_call(call)
-        if outcome.failure is not None:
-            return item.fail(outcome.failure)
-        return item.complete(outcome.value)
+        """Encode what it has made, or why it failed."""
+        return self._proxy_call(call).settle(outcome)
 
-    def _image_call(self, call: ServerCall) -> ImageCall:
+    def stop(self, error: ApiError) -> bytes:
+        """Encode that no more tools run: the answer is incomplete, and says why."""
+        out = [self._proxy_call(call).settle(Outcome(failure=error)) for call in self.waiting()]
+        out.append(self._message(out).add_text(limit_text(error).lstrip(), []))
+        self._finish = "length"
+        return b"".join(out)
+
+    def _proxy_call(self, call: ServerCall) -> ProxyCall:
         item = self._calls[call.number]
-        assert isinstance(item, ImageCall), "it is one of waiting()"
+        assert isinstance(item, ProxyCall), "it is one of waiting()"
         return item
 
     def next_turn(self, *, last: bool) -> ChatRequest | None:
         """The next turn's request. None if no tool has run, the answer was cut, or the client has
         to run tools of its own first: it sends their outputs with the next request."""
-        ran = [isinstance(item, ImageCall) for item in self._calls.values()]
+        ran = [isinstance(item, ProxyCall) and item.is_run for item in self._calls.values()]
         if not ran or not all(ran) or self._finish in _REASONS:
             return None
         items = [item.object() for item in self._items[self._turn_begins :]]
@@ -411,7 +478,24 @@ class ResponseEncoder:
         self._calls_before += len(ran)
         self._tool_calls, self._calls, self._early = ToolCalls(), {}, {}
         self._finish, self._reader, self._only_text = None, TextReader(), False
-        return turns.next_request(self._request, self._said, last=last)
+        own = self._request.names.server_names()
+        return next_turn.next_request(self._chat, self._said, own, last=last)
+
+
+def _kind_of(tool: Tool) -> tuple[type[Call | ProxyCall], str]:
+    """The kind of item that a call of a tool is, and the prefix of its id."""
+    if not tool.server:
+        return (CustomCall, "ctc") if tool.custom else (Call, "fc")
+    if tool.offered is None:
+        return ImageCall, "ig"
+    if tool.container is not None:
+        return CodeCall, "ci"
+    return (ApprovalRequest, "mcpr") if tool.approve else (McpCall, "mcp")
+
+
+def _runner_of(tool: Tool) -> str:
+    """What runs a tool: `ServerCall.tool`."""
+    return image_tool.NAME if tool.offered is None else RUNNER
 
 
 def whole(

@@ -32,11 +32,17 @@ _PREFIXES: Final = {
     "web_search_call": "ws",
     image_tool.CALL: "ig",
     "compaction": "cmp",
+    "mcp_call": "mcp",
+    "mcp_list_tools": "mcpl",
+    "mcp_approval_request": "mcpr",
+    "mcp_approval_response": "mcpa",
+    "code_interpreter_call": "ci",
 }
 
 _COMPLETED: Final = "completed"
 _STATUSES: Final = ("in_progress", _COMPLETED, "incomplete")
 _SEARCH_STATUSES: Final = (*_STATUSES, "searching", "failed")
+_TOOL_STATUSES: Final = (*_STATUSES, "calling", "interpreting", "failed")
 _IMAGE_STATUSES: Final = ("in_progress", "generating", _COMPLETED, "failed")
 
 
@@ -202,6 +208,15 @@ def _picture(item: dict[str, Any]) -> dict[str, Any]:
     return _with_status(item, _IMAGE_STATUSES)
 
 
+def _tool_call(item: dict[str, Any]) -> dict[str, Any]:
+    """A call of one of the operator's tools: a client may show null where there is nothing."""
+    if item["type"] == "code_interpreter_call":
+        item.setdefault("outputs", None)
+    elif not isinstance(item.get("arguments"), str):
+        item["arguments"] = as_object_text(item.get("arguments"))
+    return _with_status(item, _TOOL_STATUSES)
+
+
 _FORMS: Final[Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
     "message": _message,
     "reasoning": _reasoning,
@@ -211,6 +226,8 @@ _FORMS: Final[Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
     "custom_tool_call_output": _output,
     "web_search_call": _search,
     image_tool.CALL: _picture,
+    "mcp_call": _tool_call,
+    "code_interpreter_call": _tool_call,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from qwen_wsgi.protocol.answer_text import ITEM_BYTES, AnswerSize, Text
+from qwen_wsgi.protocol.encoder import Outcome
 from qwen_wsgi.protocol.responses import compaction, content
 from qwen_wsgi.protocol.responses.events import Deltas, Events
 from qwen_wsgi.protocol.responses.tools import Tool
@@ -352,6 +353,35 @@ class Call(Item):
         if self._tool.namespace:
             named["namespace"] = self._tool.namespace
         return named
+
+
+class ProxyCall(Item):
+    """A call of a tool that the proxy runs; it stays open until the tool has run.
+
+    Attributes:
+        is_run: false if the client must be asked first.
+    """
+
+    is_run = True
+
+    def __init__(
+        self, events: Events, size: AnswerSize, id: str, index: int, *, call_id: str, tool: Tool
+    ) -> None:
+        super().__init__(events, size, id, index)
+        self.tool = tool
+        self._arguments = Text(size)
+
+    def grow(self, arguments: str) -> bytes:
+        """Add to the arguments."""
+        raise NotImplementedError
+
+    def running(self) -> bytes:
+        """Render that the tool runs now."""
+        raise NotImplementedError
+
+    def settle(self, outcome: Outcome) -> bytes:
+        """Render how the call ended."""
+        raise NotImplementedError
 
 
 class CustomCall(Call):

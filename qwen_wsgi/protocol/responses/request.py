@@ -16,9 +16,11 @@ from qwen_wsgi.protocol.json_object import JsonObject, compact
 from qwen_wsgi.protocol.responses import compaction, items, parameters
 from qwen_wsgi.protocol.responses.background import Background, asked_for
 from qwen_wsgi.protocol.responses.conversation import ADDITIONAL_TOOLS, Conversation
-from qwen_wsgi.protocol.responses.server_tools import image_tool
+from qwen_wsgi.protocol.responses.server_tools import image_tool, mcp_items, mcp_tool
 from qwen_wsgi.protocol.responses.server_tools.image_tool import ImageOffer, ImageTool
+from qwen_wsgi.protocol.responses.server_tools.mcp_tool import Approved
 from qwen_wsgi.protocol.responses.tools import Names, Tools
+from qwen_wsgi.protocol.server_tools.offer import Offer, OfferedTool
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
@@ -69,6 +71,9 @@ class ResponsesRequest:
         summarizes: the answer is to be a summary of the conversation (`compaction`).
         image: the tool by which the model may have pictures made, so that the answer may have
             several turns, or None.
+        runs_offered: the model may call tools of the operator, which the proxy runs.
+        listed: those that the client is told first, by their labels.
+        approved: calls of them that are to be carried out before the first turn.
         max_tool_calls: runs of tools by the proxy that the client allows, or None.
         background: the client does not wait for the answer; None if it does.
     """
@@ -86,8 +91,16 @@ class ResponsesRequest:
     sends_sources: bool
     summarizes: bool = False
     image: ImageTool | None = None
+    runs_offered: bool = False
+    listed: Mapping[str, Sequence[OfferedTool]] = _NOTHING
+    approved: Sequence[Approved] = ()
     max_tool_calls: int | None = None
     background: Background | None = None
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether the answer may have several turns of the model."""
+        return self.image is not None or self.runs_offered
 
 
 def previous_of(body: JsonObject) -> Previous:
@@ -112,6 +125,7 @@ def parse_request(
     seed: str = "",
     strict: bool = False,
     images: ImageOffer | None = None,
+    offer: Offer | None = None,
 ) -> ResponsesRequest:
     """Check a request and translate it.
 
@@ -123,13 +137,16 @@ def parse_request(
             `resp_`.
         strict: refuse a request that would lose something.
         images: the model for the tool `image_generation`; None if there is none.
+        offer: the operator's tools that the client may use; None if there are none.
 
     Raises:
         BadRequest: with OpenAI's `param` and `code`.
+        ApiError: one of the operator's tools cannot be used, or not with this key.
     """
     try:
         changes = Changes(strict=strict)
-        return _parsed(body, history, stored, seed.removeprefix("resp_"), changes, images)
+        seed = seed.removeprefix("resp_")
+        return _parsed(body, history, stored, seed, changes, images, offer)
     except RecursionError:
         raise _unwritable() from None
 
@@ -141,6 +158,7 @@ def _parsed(
     seed: str,
     changes: Changes,
     images: ImageOffer | None,
+    offer: Offer | None,
 ) -> ResponsesRequest:
     previous = previous_of(body)
     _refuse(body)
@@ -148,25 +166,32 @@ def _parsed(
     history = compaction.shortened(history)
     known = {id for item in history if isinstance(id := item.get("id"), str)}
     own = items.normalized(body, seed=seed, known=known, stored=stored)
-    tools = Tools(_all_tools(body, [*history, *own]), changes, images)
+    all_items = [*history, *own]
+    tools = Tools(_all_tools(body, all_items), changes, images, offer, all_items, seed)
     include = parameters.include_of(body)
     model = validation.text(body, "model") or ""
     stream = bool(validation.flag(body, "stream"))
     summarizes = compaction.requests_summary(own)
+    offered = tools.names.offered()
+    approved = [] if summarizes else mcp_tool.approved(history, own, offered)
     members: dict[str, Any] = {
         "messages": _messages(body, history, own, tools.names, changes),
         **tools.members(body.get("tool_choice")),
-        **parameters.members_of(body, include, changes, runs_tools=tools.image is not None),
+        **parameters.members_of(
+            body, include, changes, runs_tools=tools.image is not None or bool(offered)
+        ),
     }
     if summarizes:
+        offered = {}
         for name in ("tools", "tool_choice", "response_format"):
             members.pop(name, None)
     if "tools" not in members:
         members.pop("parallel_tool_calls", None)
     if model:
         members["model"] = model
-    image = _image(tools, members, [*history, *own])
-    if stream or image is not None:  # turns are always read as streams
+    image = _image(tools, members, all_items)
+    runs_offered = bool(offered) and "tools" in members
+    if stream or image is not None or runs_offered:  # turns are always read as streams
         members |= {"stream": True, "stream_options": {"include_usage": True}}
     if background is not None and background.half_price:
         members["service_tier"] = "flex"
@@ -185,9 +210,20 @@ def _parsed(
         sends_sources=parameters.SOURCES in include,
         summarizes=summarizes,
         image=image,
+        runs_offered=runs_offered,
+        listed=_listed(tools.listed, all_items) if runs_offered else {},
+        approved=approved,
         max_tool_calls=body.get("max_tool_calls"),
         background=background,
     )
+
+
+def _listed(
+    listed: Mapping[str, list[OfferedTool]], all_items: Sequence[Mapping[str, Any]]
+) -> dict[str, list[OfferedTool]]:
+    """The tools that the client is told: those of servers that the conversation did not list."""
+    known = {each.get("server_label") for each in all_items if each.get("type") == mcp_items.LIST}
+    return {label: tools for label, tools in listed.items() if label not in known}
 
 
 def _image(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import validation
 from qwen_wsgi.protocol.changes import Changes, header_token
-from qwen_wsgi.protocol.responses.server_tools import image_tool
+from qwen_wsgi.protocol.responses.server_tools import image_tool, mcp_tool
 from qwen_wsgi.protocol.responses.server_tools.image_tool import ImageOffer, ImageTool
+from qwen_wsgi.protocol.server_tools import functions
+from qwen_wsgi.protocol.server_tools.functions import name_in_chat
+from qwen_wsgi.protocol.server_tools.offer import Offer, OfferedTool
 from qwen_wsgi.protocol.translation import free_text
 from qwen_wsgi.protocol.translation.tool_names import LONGEST, fits, fitting
 from qwen_wsgi.protocol.validation import wrong_type
@@ -32,12 +35,18 @@ class Tool:
     Attributes:
         custom: it takes one free text instead of JSON.
         server: the proxy runs it.
+        offered: it is one of the operator's tools; None for all others.
+        approve: the client wants to be asked before each call.
+        container: in which the tool that runs Python does so.
     """
 
     name: str
     namespace: str | None = None
     custom: bool = False
     server: bool = False
+    offered: OfferedTool | None = None
+    approve: bool = False
+    container: str | None = None
 
 
 class Names:
@@ -68,9 +77,13 @@ class Names:
     def add_server(self, tool: Tool) -> str:
         """Add a tool that the proxy runs; return its name in chat. No tool of the client has it,
         and the client never calls it by a name."""
-        name = tool.name
-        if name in self._plain or name in self._tools:
-            name = fitting(name, f"\0{name}")
+        if tool.offered is not None:
+            taken = self._plain | self._tools.keys()
+            name = name_in_chat(tool.offered.server, tool.offered.name, taken)
+        else:
+            name = tool.name
+            if name in self._plain or name in self._tools:
+                name = fitting(name, f"\0{name}")
         self._tools[name] = tool
         return name
 
@@ -81,9 +94,25 @@ class Names:
     def of_server(self, tool_name: str) -> str:
         """The name in chat of a tool that the proxy runs, or ran in an earlier turn."""
         for name in self.server_names():
-            if self._tools[name].name == tool_name:
+            if self._tools[name].name == tool_name and self._tools[name].offered is None:
                 return name
         return fitting(tool_name, f"\0{tool_name}") if tool_name in self._plain else tool_name
+
+    def of_offered(self, label: str, name: str) -> str:
+        """The name in chat of one of the operator's tools, which may be of an earlier turn only."""
+        for known, tool in self._tools.items():
+            offered = tool.offered
+            if offered is not None and (offered.server, offered.name) == (label, name):
+                return known
+        return name_in_chat(label, name, self._plain)
+
+    def offered(self) -> dict[tuple[str, str], OfferedTool]:
+        """The operator's tools of the request, by label and name."""
+        return {
+            (each.server, each.name): each
+            for tool in self._tools.values()
+            if (each := tool.offered) is not None
+        }
 
     def in_chat(self, name: str, namespace: str | None = None) -> str:
         """The name in chat of a tool, which may be one of an earlier turn only."""
@@ -120,17 +149,31 @@ class Tools:
 
     Args:
         images: the model for pictures; None if there is none.
+        offer: the operator's tools that the client may use; None if there are none.
+        items: of the conversation, before which the tools are read.
+        seed: for the id of a new container.
 
     Raises:
         BadRequest: the list, or a supported tool, is invalid.
+        ApiError: one of the operator's tools cannot be used, or not with this key.
 
     Attributes:
         image: the tool that makes pictures, or None.
+        listed: the operator's tools by the labels that the request names.
     """
 
     def __init__(
-        self, given: list[dict[str, Any]], changes: Changes, images: ImageOffer | None = None
+        self,
+        given: list[dict[str, Any]],
+        changes: Changes,
+        images: ImageOffer | None = None,
+        offer: Offer | None = None,
+        items: Sequence[Mapping[str, Any]] = (),
+        seed: str = "",
     ) -> None:
+        self._offer_of_tools = offer
+        self._items, self._seed = items, seed
+        self.listed: dict[str, list[OfferedTool]] = {}
         self._changes = changes
         self._images = images
         self.image: ImageTool | None = None
@@ -158,6 +201,10 @@ class Tools:
             self._search(given, kind)
         elif kind == image_tool.NAME and self._images is not None:
             self._image(given, path, self._images)
+        elif kind == mcp_tool.MCP and self._offer_of_tools is not None:
+            self._mcp(given, path, self._offer_of_tools)
+        elif kind == mcp_tool.CODE and (runs := self._python(path)) is not None:
+            self._code(given, path, runs)
         else:
             self._dropped.add(kind)
             self._changes.lose(
@@ -236,6 +283,32 @@ class Tools:
         tool = Tool(image_tool.NAME, server=True)
         self._offered.append(_Offered(tool, self.image.function(self.names.add_server(tool))))
 
+    def _mcp(self, given: dict[str, Any], path: str, offer: Offer) -> None:
+        for each in mcp_tool.selected(given, path, offer, self._changes):
+            tool = Tool(each.tool.name, server=True, offered=each.tool, approve=each.approve)
+            if self._add_offered(tool, each.tool):
+                self.listed.setdefault(each.tool.server, []).append(each.tool)
+
+    def _python(self, path: str) -> OfferedTool | None:
+        offer = self._offer_of_tools
+        return None if offer is None else offer.python(path + "type")
+
+    def _code(self, given: dict[str, Any], path: str, runs: OfferedTool) -> None:
+        container = mcp_tool.container_of(given, path, self._items, self._changes)
+        tool = Tool(
+            runs.name, server=True, offered=runs, container=container or f"cntr_{self._seed}"
+        )
+        self._add_offered(tool, runs)
+
+    def _add_offered(self, tool: Tool, offered: OfferedTool) -> bool:
+        """Add one of the operator's tools, unless the request repeats it; whether it was added."""
+        if (offered.server, offered.name) in self.names.offered():
+            return False
+        name = self.names.add_server(tool)
+        self._offered.append(_Offered(tool, functions.function(offered, name)))
+        functions.check_count(len(self.names.offered()), "tools")
+        return True
+
     def members(self, choice: Any) -> dict[str, Any]:
         """The members `tools` and `tool_choice` of a chat request, if needed.
 
@@ -260,11 +333,28 @@ class Tools:
             return self._members(self._offered, True, {"type": "web_search"})
         if kind == image_tool.NAME:
             return self._forced_image()
+        if kind in mcp_tool.TYPES and (chosen := self._chosen(choice)):
+            if len(chosen) > 1:  # chat can force one function, or any of those that are offered
+                return self._members(chosen, False, "required")
+            chat = {"type": "function", "function": {"name": chosen[0].chat["function"]["name"]}}
+            return self._members(self._offered, self._searches, chat)
         raise validation.unsupported(
             "tool_choice",
             f"Tools of type '{header_token(kind)}' are not available for Qwen's models, so "
             "none can be forced. Choose 'auto' or a function.",
         )
+
+    def _chosen(self, choice: Mapping[str, Any]) -> list[_Offered]:
+        """Those of the operator's tools that a choice names."""
+        wanted = (choice.get("server_label"), choice.get("name"))
+        is_code = choice.get("type") == mcp_tool.CODE
+        return [
+            each
+            for each in self._offered
+            if (offered := each.tool.offered) is not None
+            and (each.tool.container is not None) == is_code
+            and (is_code or (offered.server == wanted[0] and wanted[1] in (None, offered.name)))
+        ]
 
     def _forced_image(self) -> dict[str, Any]:
         if self.image is not None:
@@ -323,7 +413,9 @@ class Tools:
             elif kind.startswith("web_search"):
                 searches = self._searches
             elif kind == image_tool.NAME:
-                kept += [other for other in self._offered if other.tool.server]
+                kept += [other for other in self._offered if _makes_pictures(other.tool)]
+            elif kind in mcp_tool.TYPES:
+                kept += self._chosen(each)
         return self._members([each for each in self._offered if each in kept], searches, mode)
 
     def _named(self, choice: dict[str, Any], path: str) -> _Offered:
@@ -341,3 +433,7 @@ class Tools:
             param="tool_choice",
             code="invalid_value",
         )
+
+
+def _makes_pictures(tool: Tool) -> bool:
+    return tool.server and tool.offered is None

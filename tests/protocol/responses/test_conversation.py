@@ -265,11 +265,11 @@ def test_items_that_chat_cannot_tell_are_dropped_and_noted() -> None:
     given = [
         user("go"),
         {"type": "web_search_call", "id": "ws_1", "status": "completed"},
-        {"type": "code_interpreter_call", "id": "ci_1"},
+        {"type": "computer_call", "id": "cu_1"},
     ]
     its = request(given)
     assert its.chat.body["messages"] == [user("go")]
-    assert its.changed == ("input:code_interpreter_call-dropped",)
+    assert its.changed == ("input:computer_call-dropped",)
     with pytest.raises(BadRequest):
         request(given, strict=True)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from qwen_wsgi.errors import ApiError
-from qwen_wsgi.protocol.answer_text import AnswerSize, Text
+from qwen_wsgi.protocol.answer_text import AnswerSize
+from qwen_wsgi.protocol.encoder import Outcome
 from qwen_wsgi.protocol.responses.events import Events
-from qwen_wsgi.protocol.responses.output import COMPLETED, IN_PROGRESS, Item
+from qwen_wsgi.protocol.responses.output import COMPLETED, IN_PROGRESS, ProxyCall
 from qwen_wsgi.protocol.responses.server_tools import image_tool
 from qwen_wsgi.protocol.responses.server_tools.image_tool import Picture
 from qwen_wsgi.protocol.responses.tools import Tool
@@ -16,15 +17,13 @@ FAILED: Final = "failed"
 _EVENT: Final = "response.image_generation_call"
 
 
-class ImageCall(Item):
+class ImageCall(ProxyCall):
     """A call of the tool `image_generation`: the client sees the picture, not the function."""
 
     def __init__(
         self, events: Events, size: AnswerSize, id: str, index: int, *, call_id: str, tool: Tool
     ) -> None:
-        super().__init__(events, size, id, index)
-        self.tool = tool
-        self._arguments = Text(size)
+        super().__init__(events, size, id, index, call_id=call_id, tool=tool)
         self._shown: dict[str, Any] = {"result": None}
 
     @property
@@ -45,9 +44,13 @@ class ImageCall(Item):
         self._arguments.add(arguments)
         return b""
 
-    def generating(self) -> bytes:
-        """Render that the picture is being made."""
+    def running(self) -> bytes:
         return self._event("generating")
+
+    def settle(self, outcome: Outcome) -> bytes:
+        if outcome.failure is not None:
+            return self.fail(outcome.failure)
+        return self.complete(outcome.value)
 
     def complete(self, picture: Picture) -> bytes:
         """Render the picture, if it still fits into the answer."""

@@ -1,21 +1,13 @@
-"""The next turn of a response in which the proxy has run tools: a chat that has grown."""
+"""The turns of a response as messages of the next one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
-from qwen_wsgi.protocol import json_access
 from qwen_wsgi.protocol.changes import Changes
-from qwen_wsgi.protocol.chat import ChatRequest
-from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses.conversation import Conversation
-from qwen_wsgi.protocol.responses.request import ResponsesRequest
 from qwen_wsgi.protocol.responses.tools import Names
-
-#: Members that make no sense without tools.
-_OF_TOOLS: Final = ("tools", "tool_choice", "parallel_tool_calls")
 
 
 def messages_of(items: Iterable[Mapping[str, Any]], names: Names) -> list[dict[str, Any]]:
@@ -24,30 +16,3 @@ def messages_of(items: Iterable[Mapping[str, Any]], names: Names) -> list[dict[s
     for index, item in enumerate(items):
         conversation.add(item, f"output[{index}].")
     return conversation.messages()
-
-
-def next_request(
-    request: ResponsesRequest, said: list[dict[str, Any]], *, last: bool
-) -> ChatRequest:
-    """The request of the next turn. What `tool_choice` forced is done: the model is free now.
-
-    Args:
-        said: messages of the turns before.
-        last: without the tools of the proxy.
-    """
-    body = request.chat.body
-    changed: dict[str, Any] = {"messages": [*body["messages"], *said]}
-    drop = {"tool_choice"} if body.get("tool_choice") != "none" else set()
-    if last:
-        own = request.names.server_names()
-        tools = [tool for tool in body["tools"] if _name_of(tool) not in own]
-        if tools:
-            changed["tools"] = tools
-        else:
-            drop |= set(_OF_TOOLS)
-    drop &= set(body.names())
-    return replace(request.chat, body=JsonObject(body.render(changed, drop=drop)))
-
-
-def _name_of(tool: Any) -> Any:
-    return json_access.mapping(json_access.mapping(tool).get("function")).get("name")

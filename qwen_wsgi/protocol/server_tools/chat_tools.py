@@ -1,0 +1,113 @@
+"""The operator's tools in a chat request: what it selects, as functions for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from qwen_wsgi.errors import BadRequest
+from qwen_wsgi.protocol import json_access, validation
+from qwen_wsgi.protocol.changes import Changes, header_token
+from qwen_wsgi.protocol.chat import ChatRequest, parse_request
+from qwen_wsgi.protocol.json_object import JsonObject
+from qwen_wsgi.protocol.server_tools import functions
+from qwen_wsgi.protocol.server_tools.functions import Functions
+from qwen_wsgi.protocol.server_tools.offer import (
+    PYTHON,
+    Offer,
+    OfferedTool,
+    checked_address,
+    needs_trust,
+    untrusted,
+)
+
+_MCP: Final = "mcp"
+_CODE: Final = "code_interpreter"
+_TYPES: Final = (_MCP, _CODE)
+
+
+class ChatTools(NamedTuple):
+    """A request whose model may call tools of the operator.
+
+    Attributes:
+        chat: with their functions; always a stream, which has its usage.
+        functions: those functions.
+        stream, wants_usage: what the client wants.
+    """
+
+    chat: ChatRequest
+    functions: Functions
+    stream: bool
+    wants_usage: bool
+
+
+def is_requested(body: JsonObject) -> bool:
+    """Whether a request names such a tool, for whoever knows which there are."""
+    return any(tool.get("type") in _TYPES for tool in json_access.objects(body.get("tools")))
+
+
+def selected(
+    body: JsonObject, offer: Offer, always: Sequence[str], changes: Changes
+) -> ChatTools | None:
+    """The request with the tools that it selects, and those that its key always has; None if there
+    are none.
+
+    Args:
+        always: labels. What cannot be used of them is left out, and named in `changes`.
+
+    Raises:
+        BadRequest: a tool is invalid.
+        ApiError: a tool cannot be used, not without an approval, or not with this key.
+    """
+    given = json_access.items(body.get("tools"))
+    others = [each for each in given if json_access.mapping(each).get("type") not in _TYPES]
+    found = Functions(
+        json_access.text(json_access.mapping(json_access.mapping(each).get("function")).get("name"))
+        for each in others
+    )
+    for index, tool in enumerate(given):
+        kind = json_access.mapping(tool).get("type")
+        if kind in _TYPES:
+            for offered in _of(tool, f"tools[{index}].", offer, changes):
+                found.add(offered)
+    for label in always:
+        usable = [tool for tool in offer.tools if tool.server == label and not needs_trust(tool)]
+        for offered in functions.usable(usable, changes):
+            found.add(offered)
+        if not usable:
+            changes.note("tools", f"{header_token(label)}-not-available")
+    if not found:
+        return None
+    functions.check_count(len(found.in_chat()), "tools")
+    if (count := json_access.integer(body.get("n"))) is not None and count > 1:
+        raise BadRequest(
+            "Tools that this server runs work with one choice: leave out 'n'.",
+            param="n",
+            code="unsupported_value",
+        )
+    asked = parse_request(body)
+    changed = {
+        "tools": [*others, *found.in_chat()],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    chat = parse_request(JsonObject(body.render(changed)))
+    return ChatTools(chat, found, asked.stream, asked.wants_usage)
+
+
+def _of(tool: dict[str, Any], path: str, offer: Offer, changes: Changes) -> list[OfferedTool]:
+    if tool["type"] == _CODE:
+        return list(offer.of_server(PYTHON, path + "type"))
+    label = validation.required_text(tool, "server_label", path)
+    checked_address(validation.text(tool, "server_url", path), label, path + "server_url")
+    names = tool.get("allowed_tools")
+    if isinstance(names, dict):
+        names = names.get("tool_names")
+    if names is not None and not (
+        isinstance(names, list) and all(isinstance(each, str) for each in names)
+    ):
+        raise validation.wrong_type(path + "allowed_tools", "an array of strings", names)
+    tools = functions.allowed(offer.of_server(label, path + "server_label"), names, path)
+    if refused := [each for each in tools if needs_trust(each)]:
+        raise untrusted(refused, path + "server_label", "chat")
+    return functions.usable(tools, changes)

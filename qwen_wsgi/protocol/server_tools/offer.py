@@ -1,0 +1,134 @@
+"""The tools of the proxy that one client may use, and the refusals of others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from qwen_wsgi.errors import ApiError, BadRequest
+
+#: The server whose tool runs Python: code interpreters of the dialects are this one.
+PYTHON: Final = "python"
+
+#: The scheme of an address that only names a label: `qwen-proxy://time`.
+_SCHEME: Final = "qwen-proxy://"
+#: Names in an error's text.
+_MOST_NAMED: Final = 20
+
+
+class OfferedTool(Protocol):
+    """A tool that the operator offers; `tools.runner.ServerTool` is one."""
+
+    @property
+    def server(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+    @property
+    def schema(self) -> Mapping[str, object]: ...
+    @property
+    def trust(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What one client may use.
+
+    Attributes:
+        tools: those that can be called now.
+        refused: labels of servers of which the client's key may use nothing.
+        troubles: why servers offer nothing now, by their labels.
+    """
+
+    tools: tuple[OfferedTool, ...]
+    refused: frozenset[str] = frozenset()
+    troubles: Mapping[str, str] = field(default_factory=dict)
+
+    def of_server(self, label: str, param: str) -> tuple[OfferedTool, ...]:
+        """The tools of a server.
+
+        Args:
+            param: where the client names it.
+
+        Raises:
+            ApiError: there is no such server, it offers nothing now, or the key may not use it.
+        """
+        if found := tuple(tool for tool in self.tools if tool.server == label):
+            return found
+        if label in self.refused:
+            raise refused(label, param)
+        if label in self.troubles:
+            raise ApiError(
+                f"The tools of '{label}' cannot be used now: {self.troubles[label]}",
+                status=503,
+                code="tool_server_unavailable",
+                param=param,
+            )
+        known = sorted({tool.server for tool in self.tools})[:_MOST_NAMED]
+        offered = f"It offers you: {', '.join(known)}." if known else "It offers you none."
+        raise BadRequest(
+            f"This server has no tools with the label '{label[:64]}'. {offered}",
+            param=param,
+            code="unknown_tool_server",
+        )
+
+    def python(self, param: str) -> OfferedTool | None:
+        """The tool that runs Python; None if the operator does not offer it.
+
+        Raises:
+            ApiError: it cannot be used now, or not with this key.
+        """
+        known = {tool.server for tool in self.tools} | self.refused | self.troubles.keys()
+        return self.of_server(PYTHON, param)[0] if PYTHON in known else None
+
+
+def refused(label: str, param: str | None = None) -> ApiError:
+    """The refusal of a key that may not use a server's tools."""
+    return ApiError(
+        f"Your key may not use the tools of '{label[:64]}'. The operator of this server can allow "
+        "it: `qwen-proxy keys edit NAME --tools ...`.",
+        status=403,
+        type="permission_error",
+        code="tool_not_allowed",
+        param=param,
+        should_retry=False,
+    )
+
+
+def untrusted(tools: Sequence[OfferedTool], param: str, dialect: str) -> ApiError:
+    """The refusal of a tool that needs an approval, where nobody can be asked for one."""
+    names = ", ".join(f"'{tool.server}.{tool.name}'" for tool in tools[:_MOST_NAMED])
+    return ApiError(
+        f"These tools need an approval before each call, for which {dialect} has no way: "
+        f'{names}. The operator of this server can trust them ("trust": true in tools.json), or '
+        "use the Responses API, which asks.",
+        status=403,
+        type="permission_error",
+        code="tool_needs_approval",
+        param=param,
+        should_retry=False,
+    )
+
+
+def needs_trust(tool: OfferedTool) -> bool:
+    """Whether a tool must not run unasked. Python need not be trusted: it runs in a sandbox."""
+    return not tool.trust and tool.server != PYTHON
+
+
+def checked_address(url: str | None, label: str, param: str) -> None:
+    """Refuse the address of a server that is not the operator's.
+
+    Raises:
+        BadRequest: it is not `qwen-proxy://LABEL`.
+    """
+    if not url or url.removesuffix("/") == _SCHEME + label:
+        return
+    raise BadRequest(
+        "Tools of other servers are not called from here: this proxy would connect to an address "
+        "that a client chose. Leave the address out (or send "
+        f"'{_SCHEME}{label[:64]}'), and name a server that the operator offers.",
+        param=param,
+        code="unsupported_value",
+    )

@@ -1,0 +1,153 @@
+"""Tools that the proxy runs, in chat, in front of the sandbox and a fake runner."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from qwen_wsgi.sandbox import Sandbox
+from tests.api.apps import UPSTREAM_KEY, App, error_of, running
+from tests.fakes.tool_runner import FakeRunner
+
+TIME: dict[str, Any] = {"type": "mcp", "server_label": "time", "allowed_tools": ["now"]}
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox() as started:
+        yield started
+
+
+@pytest.fixture
+def runner() -> FakeRunner:
+    return FakeRunner()
+
+
+@pytest.fixture
+def app(sandbox: Sandbox, runner: FakeRunner) -> Iterator[App]:
+    with running(
+        tool_runner=runner,
+        DASHSCOPE_BASE_URL=sandbox.base_url,
+        DASHSCOPE_API_KEY=UPSTREAM_KEY,
+        QWEN_PROXY_TOOL_ROUNDS=2,
+    ) as made:
+        yield made
+
+
+def body(said: str, **members: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": said}]
+    return {"model": "qwen3.7-plus", "messages": messages, "tools": [TIME], **members}
+
+
+def whole(app: App, said: str, **members: Any) -> dict[str, Any]:
+    answer = app.chat(body(said, **members))
+    assert answer.status_code == 200, answer.text
+    value: dict[str, Any] = answer.get_json()
+    ChatCompletion.model_validate(value)
+    return value
+
+
+def streamed(app: App, said: str, **members: Any) -> list[dict[str, Any]]:
+    options = {"include_usage": True}
+    answer = app.chat(body(said, stream=True, stream_options=options, **members))
+    with answer:
+        lines = answer.data.decode().split("\n\n")
+    assert "data: [DONE]" in lines
+    found = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    for chunk in found:
+        ChatCompletionChunk.model_validate(chunk)
+    assert len({chunk["id"] for chunk in found}) == 1
+    return found
+
+
+def text_of(chunks: list[dict[str, Any]]) -> str:
+    deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
+    return "".join(delta.get("content") or "" for delta in deltas)
+
+
+def test_the_client_gets_the_answer_alone(app: App, sandbox: Sandbox, runner: FakeRunner) -> None:
+    answer = app.chat(body("[[sandbox: prompt-tokens=100]] Time?"))
+    value = answer.get_json()
+
+    ChatCompletion.model_validate(value)
+    message = value["choices"][0]["message"]
+    assert "now(zone=sandbox zone) is done" in message["content"]
+    assert "tool_calls" not in message
+    assert value["choices"][0]["finish_reason"] == "stop"
+    assert value["usage"]["prompt_tokens"] == 200
+    assert answer.headers["x-qwen-proxy-tools"] == "time.now=1"
+    assert [each.tool for each in runner.ran] == ["time.now"]
+    sandbox.settle()
+    second = json.loads(sandbox.chats[1].body or b"{}")
+    assert [each["role"] for each in second["messages"]] == ["user", "assistant", "tool"]
+    assert "stream" not in app.calls[0]
+
+
+def test_a_stream_has_the_text_as_it_comes(app: App) -> None:
+    chunks = streamed(app, "[[sandbox: think, prompt-tokens=100]] Time?")
+
+    assert "now(zone=sandbox zone) is done" in text_of(chunks)
+    assert chunks[-1]["usage"]["prompt_tokens"] == 200
+    finishes = [c["finish_reason"] for chunk in chunks for c in chunk["choices"]]
+    assert [each for each in finishes if each] == ["stop"]
+    assert app.calls[0]["tools"] == "time.now=1"
+
+
+def test_functions_of_the_client_come_with_what_our_tools_told(
+    app: App, sandbox: Sandbox, runner: FakeRunner
+) -> None:
+    value = whole(app, "[[sandbox: tools=2]]", tools=[TIME, WEATHER])
+    choice = value["choices"][0]
+
+    assert choice["finish_reason"] == "tool_calls"
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"]["name"] == "get_weather"
+    assert choice["message"]["content"] == "[time.now: now(zone=sandbox zone) is done]"
+    assert len(runner.ran) == 1
+    chunks = streamed(app, "[[sandbox: tools=2]]", tools=[TIME, WEATHER])
+    assert text_of(chunks) == choice["message"]["content"]
+    assert [c["finish_reason"] for ch in chunks for c in ch["choices"]][-1] == "tool_calls"
+
+
+def test_at_the_limit_the_answer_is_cut(app: App, runner: FakeRunner) -> None:
+    value = whole(app, "[[sandbox: tool-rounds=50]]")
+
+    assert value["choices"][0]["finish_reason"] == "length"
+    assert "limit of 2 rounds" in value["choices"][0]["message"]["content"]
+    assert len(runner.ran) == 2
+
+
+@pytest.mark.parametrize(
+    ("tool", "status", "code"),
+    [
+        ({"type": "mcp", "server_label": "files"}, 403, "tool_needs_approval"),
+        ({"type": "mcp", "server_label": "clock"}, 400, "unknown_tool_server"),
+        ({**TIME, "server_url": "https://mcp.example"}, 400, "unsupported_value"),
+    ],
+)
+def test_tools_that_are_refused(app: App, tool: dict[str, Any], status: int, code: str) -> None:
+    answer = app.chat(body("hello", tools=[tool]))
+
+    assert (answer.status_code, error_of(answer)["code"]) == (status, code)
+
+
+def test_a_key_may_use_its_own_tools(app: App) -> None:
+    made = app.services.client_keys.add({"name": "anna", "tools": ["python"]})
+    app.services.key_ring.look_again()
+    headers = {"Authorization": f"Bearer {made.secret}"}
+    refused = app.chat(body("hello"), headers=headers)
+    code = app.chat(body("hello", tools=[{"type": "code_interpreter"}]), headers=headers)
+
+    assert (refused.status_code, error_of(refused)["code"]) == (403, "tool_not_allowed")
+    assert code.headers["x-qwen-proxy-tools"] == "python.run=1"
