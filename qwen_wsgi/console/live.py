@@ -65,8 +65,9 @@ def ended_row(row: CallRow, zone: tzinfo | None = None) -> str:
     )
     plain = "".join(f"<td>{escape(cell)}" for cell in cells)
     bad = "" if row.outcome == "complete" else ' class="bad"'
+    link = address(row.request_id).removeprefix("/console/")
     return (
-        f'<tr>{plain}<td{bad}><a href="{address(row.request_id)}">{escape(ending(row))}</a>'
+        f'<tr>{plain}<td{bad}><a href="{link}">{escape(ending(row))}</a>'
         f"<td>{tokens(row)}<td>{timeline.spoken(row.total_ms)}"
         f"<td>{timeline.drawn(timeline.of_row(row))}"
     )

@@ -93,11 +93,12 @@ def drawn(timeline: Timeline, *, large: bool = False) -> str:
     for stage in timeline.stages:
         x, width = stage.begin_ms / total * _WIDTH, stage.ms / total * _WIDTH
         if width >= 0.5:
-            bars.append(f'<path class="{stage.kind}" d="M{x:.0f} 0h{width:.0f}v4H{x:.0f}z"/>')
+            # A page has two hundred of them: the shortest notation that HTML and SVG have.
+            bars.append(f'<path class={stage.kind} d="M{x:.0f} 2h{width:.0f}"/>')
     inside = "".join(bars)
     return (
-        f'<svg class="timeline{size}" viewBox="0 0 {_WIDTH} 4" preserveAspectRatio="none" '
-        f'aria-hidden="true">{inside}</svg>'
+        f'<svg class="timeline{size}" viewBox="0 0 {_WIDTH} 4" preserveAspectRatio=none '
+        f"aria-hidden=true>{inside}</svg>"
     )
 
 
