@@ -120,7 +120,7 @@ def volumes(tmp_path: Path) -> tuple[Path, list[str]]:
 
 
 def test_it_is_small_and_has_no_tools_of_the_build(image: str) -> None:
-    assert containers.size_of(image) - containers.size_of(BASE) < 110e6
+    assert containers.size_of(image) - containers.size_of(BASE) < 80e6
     command = ("podman", *containers.RUN, "--rm", "--entrypoint", "sh", image, "-c")
     printed = containers.run(*command, "id -u; qwen-proxy --version; ls /opt/qwen-proxy/bin")
     user, version, *programs = printed.split("\n")
