@@ -105,6 +105,7 @@ class ClientKey:
         cidr: networks from which it may be used.
         tools: tools of the proxy that it may use, as patterns of servers (`time`) or of tools
             (`time.now`); () for none.
+        tools_always: its chat calls get all of them, and need not name them.
         admin: may use `/admin/v1`.
         metrics: may read `/metrics`.
         cache: how long the response cache keeps its answers, in seconds; 0 keeps none, None leaves
@@ -125,6 +126,7 @@ class ClientKey:
     accounts: tuple[str, ...] = ()
     cidr: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
+    tools_always: bool = False
     admin: bool = False
     metrics: bool = False
     note: str = ""
@@ -435,6 +437,7 @@ _READERS: Final[Mapping[str, Callable[[str, object], Any]]] = {
     "accounts": _words,
     "cidr": _networks,
     "tools": _words,
+    "tools_always": _flag,
     "admin": _flag,
     "metrics": _flag,
     "note": _note,

@@ -38,11 +38,12 @@ RIGHTS: Final = (
     Field("models", "Models", "such as qwen3*, text-embedding-v4; empty for all"),
     Field("accounts", "Accounts", "names, with commas; empty for all"),
     Field("cidr", "Networks", "such as 192.168.1.0/24; empty for all"),
-    Field("tools", "Tools of the proxy", "names, with commas; empty for all"),
+    Field("tools", "Tools of the proxy", "such as time, python; empty for none"),
     Field("cache", "Response cache", "such as 1h, or off; empty leaves it to the server"),
     Field("note", "Note", "for yourself"),
 )
 FLAGS: Final = (
+    Field("tools_always", "Tools always", "its chat calls get these tools without naming them"),
     Field("admin", "Admin", "may use this console and /admin/v1"),
     Field("metrics", "Metrics", "may read /metrics from elsewhere"),
 )
@@ -144,6 +145,8 @@ def _rules(key: ClientKey) -> Iterable[str]:
             yield f"{label}: {', '.join(words)}"
     if key.cache is not None:
         yield f"response cache: {span(key.cache) if key.cache else 'off'}"
+    if key.tools_always:
+        yield "tools always"
     if key.admin:
         yield "admin"
     if key.metrics:

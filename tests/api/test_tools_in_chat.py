@@ -151,3 +151,52 @@ def test_a_key_may_use_its_own_tools(app: App) -> None:
 
     assert (refused.status_code, error_of(refused)["code"]) == (403, "tool_not_allowed")
     assert code.headers["x-qwen-proxy-tools"] == "python.run=1"
+
+
+def headers_of_a_key(app: App, **members: Any) -> dict[str, str]:
+    made = app.services.client_keys.add({"name": "anna", "tools_always": True, **members})
+    app.services.key_ring.look_again()
+    return {"Authorization": f"Bearer {made.secret}"}
+
+
+def plain(said: str, **members: Any) -> dict[str, Any]:
+    """A request that names no tool of the proxy."""
+    return {key: value for key, value in body(said, **members).items() if key != "tools"}
+
+
+def test_a_key_that_always_has_its_tools_need_not_name_them(app: App, runner: FakeRunner) -> None:
+    headers = headers_of_a_key(app, tools=["time"])
+    answer = app.chat(plain("[[sandbox: tools=1]] Time?"), headers=headers)
+
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-qwen-proxy-tools"].startswith("time.")
+    assert {each.tool.partition(".")[0] for each in runner.ran} == {"time"}
+
+
+def test_what_needs_trust_is_left_out_and_named(app: App, runner: FakeRunner) -> None:
+    answer = app.chat(plain("hello"), headers=headers_of_a_key(app, tools=["files"]))
+
+    assert answer.status_code == 200
+    assert answer.headers["x-qwen-proxy-changed"] == "tools:files-needs-trust"
+    assert not runner.ran
+
+
+def test_calls_of_such_a_key_go_on_where_no_tool_can_run(app: App, runner: FakeRunner) -> None:
+    headers = headers_of_a_key(app, tools=["time"])
+    runner.down = "it was killed"
+    answer = app.chat(plain("hello"), headers=headers)
+    named = app.chat(body("hello"), headers=headers)
+    runner.down = ""
+    several = app.chat(plain("hello", n=2), headers=headers)
+
+    assert (answer.status_code, named.status_code) == (200, 503)
+    assert answer.headers["x-qwen-proxy-changed"] == "tools:not-available"
+    assert (several.status_code, len(several.get_json()["choices"])) == (200, 2)
+    assert "tools:not-with-several-choices" in several.headers["x-qwen-proxy-changed"]
+
+
+def test_a_key_without_tools_has_none_always(app: App, runner: FakeRunner) -> None:
+    answer = app.chat(plain("[[sandbox: tools=1]]"), headers=headers_of_a_key(app))
+
+    assert answer.status_code == 200
+    assert not runner.ran

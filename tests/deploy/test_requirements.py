@@ -50,6 +50,7 @@ def test_pip_and_what_builds_the_package_and_the_extras_are_pinned_too() -> None
     assert {"pip", "setuptools", "pypdf", "redis", "cryptography"} <= PINS.keys()
 
 
+@pytest.mark.once  # the lowest versions require other packages than those that are pinned
 def test_what_the_requirements_require_is_pinned_too() -> None:
     """As far as it is installed here, where the versions may be others."""
     of_older_pythons = set(

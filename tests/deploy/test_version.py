@@ -34,6 +34,7 @@ class Checkout:
             root / "qwen_wsgi",
             ignore=shutil.ignore_patterns("__pycache__", "_version.py"),
         )
+        shutil.copytree(REPO / "share", root / "share")
         (root / "install").mkdir()
         for name in ("setup.py", "setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md"):
             shutil.copy(REPO / name, root)

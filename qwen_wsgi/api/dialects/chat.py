@@ -17,7 +17,7 @@ from qwen_wsgi.protocol.responses import in_chat
 from qwen_wsgi.protocol.server_tools import chat_tools
 from qwen_wsgi.protocol.server_tools.chat_tools import ChatTools
 from qwen_wsgi.protocol.server_tools.chat_turns import ChatTurnsEncoder
-from qwen_wsgi.tools.relay import Turns
+from qwen_wsgi.tools.relay import ToolsUnavailable, Turns
 
 blueprint = Blueprint("chat", __name__)
 blueprint.before_request(lifecycle.check_caller)
@@ -29,18 +29,20 @@ def create() -> Response:
     call = lifecycle.live()
     executor = call.services.executor
     body = call.read_body()
+    tools: ChatTools | None = None
     changed: tuple[str, ...] = ()
     if "input" in body and in_chat.is_meant(body):
         body, read = attachments.with_texts(call, body, "input")
         request, changed = in_chat.chat_request(body, strict=call.services.settings.strict)
         changed = (*read, *changed)
-    elif (tools := _tools(call, body)) is not None:
-        return _answer_in_turns(call, *tools)
     else:
-        request = parse_request(body)
+        tools, changed = _tools(call, body)
+        request = parse_request(body) if tools is None else tools.chat
         if attachments.MARK in body.source:
             texts = attachments.texts_of(call, body, "messages")
             request = replace(request, documents=texts)
+    if tools is not None:
+        return _answer_in_turns(call, tools._replace(chat=request), changed)
     chat = generation.chat_call(call, request, changed)
     plan = executor.plan(chat)
     if not request.stream:
@@ -56,19 +58,32 @@ def create() -> Response:
     return generation.stream(call, chat, plan, encoder)
 
 
-def _tools(call: LiveCall, body: JsonObject) -> tuple[ChatTools, tuple[str, ...]] | None:
-    """The request with the operator's tools that it names, and what was changed; None without any.
+def _tools(call: LiveCall, body: JsonObject) -> tuple[ChatTools | None, tuple[str, ...]]:
+    """The request with the operator's tools that it names, or that its key always has, and what was
+    changed; None without any.
 
     Raises:
-        ApiError: a tool cannot be used, or not with this key.
+        ApiError: a tool that it names cannot be used, or not with this key.
     """
-    if call.services.tool_runner is None or not chat_tools.is_requested(body):
-        return None
-    offer = server_tools.offer_of(call)
-    assert offer is not None, "there is a runner"
+    key = None if call.client is None else call.client.key
+    always = key is not None and key.tools_always
+    named = call.services.tool_runner is not None and chat_tools.is_requested(body)
+    if call.services.tool_runner is None or not (named or always):
+        return None, ()
     changes = Changes(strict=call.services.settings.strict)
-    found = chat_tools.selected(body, offer, (), changes)
-    return None if found is None else (found, changes.entries)
+    # What a client did not ask for is no reason to refuse its call.
+    if not named and chat_tools.has_several_choices(body):
+        changes.note("tools", "not-with-several-choices")
+        return None, changes.entries
+    try:
+        offer = server_tools.offer_of(call)
+    except ToolsUnavailable:
+        if named:
+            raise
+        changes.note("tools", "not-available")
+        return None, changes.entries
+    assert offer is not None, "there is a runner"
+    return chat_tools.selected(body, offer, changes, always=always), changes.entries
 
 
 def _answer_in_turns(call: LiveCall, tools: ChatTools, changed: tuple[str, ...]) -> Response:

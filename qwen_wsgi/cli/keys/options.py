@@ -36,6 +36,7 @@ VALUES: Final = (
 )
 #: Options that are there or not.
 FLAGS: Final = (
+    ("tools_always", "its chat calls get the tools of --tools without naming them"),
     ("admin", "may change keys, and see all usage, over HTTP (/admin/v1)"),
     ("metrics", "may read /metrics"),
 )

@@ -89,6 +89,8 @@ def _all_limits(key: ClientKey) -> Iterator[tuple[str, str]]:
 
 
 def _rights(key: ClientKey) -> Iterator[str]:
+    if key.tools_always:
+        yield "tools always"
     if key.admin:
         yield "admin"
     if key.metrics:

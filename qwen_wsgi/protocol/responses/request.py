@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -92,7 +92,7 @@ class ResponsesRequest:
     summarizes: bool = False
     image: ImageTool | None = None
     runs_offered: bool = False
-    listed: Mapping[str, Sequence[OfferedTool]] = _NOTHING
+    listed: Mapping[str, Sequence[OfferedTool]] = field(default_factory=dict)
     approved: Sequence[Approved] = ()
     max_tool_calls: int | None = None
     background: Background | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from qwen_wsgi.errors import BadRequest
@@ -47,13 +46,14 @@ def is_requested(body: JsonObject) -> bool:
 
 
 def selected(
-    body: JsonObject, offer: Offer, always: Sequence[str], changes: Changes
+    body: JsonObject, offer: Offer, changes: Changes, *, always: bool = False
 ) -> ChatTools | None:
     """The request with the tools that it selects, and those that its key always has; None if there
     are none.
 
     Args:
-        always: labels. What cannot be used of them is left out, and named in `changes`.
+        always: the key's calls have all that are offered to it. What cannot be used of them is left
+            out, and named in `changes`.
 
     Raises:
         BadRequest: a tool is invalid.
@@ -70,16 +70,13 @@ def selected(
         if kind in _TYPES:
             for offered in _of(tool, f"tools[{index}].", offer, changes):
                 found.add(offered)
-    for label in always:
-        usable = [tool for tool in offer.tools if tool.server == label and not needs_trust(tool)]
-        for offered in functions.usable(usable, changes):
+    if always:
+        for offered in _always(offer, changes):
             found.add(offered)
-        if not usable:
-            changes.note("tools", f"{header_token(label)}-not-available")
     if not found:
         return None
     functions.check_count(len(found.in_chat()), "tools")
-    if (count := json_access.integer(body.get("n"))) is not None and count > 1:
+    if has_several_choices(body):
         raise BadRequest(
             "Tools that this server runs work with one choice: leave out 'n'.",
             param="n",
@@ -93,6 +90,20 @@ def selected(
     }
     chat = parse_request(JsonObject(body.render(changed)))
     return ChatTools(chat, found, asked.stream, asked.wants_usage)
+
+
+def has_several_choices(body: JsonObject) -> bool:
+    """Whether a request asks for several answers: each of them would call tools of its own."""
+    return (json_access.integer(body.get("n")) or 1) > 1
+
+
+def _always(offer: Offer, changes: Changes) -> list[OfferedTool]:
+    usable = [tool for tool in offer.tools if not needs_trust(tool)]
+    for label in sorted({tool.server for tool in offer.tools if needs_trust(tool)}):
+        changes.note("tools", f"{header_token(label)}-needs-trust")
+    for label in sorted(offer.troubles):
+        changes.note("tools", f"{header_token(label)}-not-available")
+    return functions.usable(usable, changes)
 
 
 def _of(tool: dict[str, Any], path: str, offer: Offer, changes: Changes) -> list[OfferedTool]:
