@@ -17,6 +17,7 @@ NOW = 1_795_176_000.5
 ISSUE = {
     *("id", "name", "created_at", "expires_at", "revoked_at", "rpm", "tpm", "tokens_per_day"),
     *("money_per_month", "concurrency", "models", "accounts", "cidr", "tools", "admin"),
+    "tools_always",
     *("metrics", "note", "cache", "last_used_at"),
 }
 

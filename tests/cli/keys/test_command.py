@@ -58,7 +58,7 @@ def test_every_option_arrives(desk: Desk) -> None:
         *("add", "anna", "--json", "--rpm", "60", "--tpm", "1000", "--tokens-per-day", "5000"),
         *("--money-per-month", "2.5", "--concurrency", "3", "--models", "qwen3*,x"),
         *("--accounts", "dashscope", "--cidr", "192.168.1.5/24,fd00::1", "--expires", "30d"),
-        *("--tools", "web", "--admin", "--metrics", "--note", "Anna's laptop"),
+        *("--tools", "web", "--tools-always", "--admin", "--metrics", "--note", "Anna's laptop"),
         *("--cache", "1h"),
     ).value
 
@@ -77,6 +77,7 @@ def test_every_option_arrives(desk: Desk) -> None:
         "accounts": ["dashscope"],
         "cidr": ["192.168.1.0/24", "fd00::1/128"],
         "tools": ["web"],
+        "tools_always": True,
         "admin": True,
         "metrics": True,
         "note": "Anna's laptop",
