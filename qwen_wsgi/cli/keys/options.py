@@ -36,9 +36,9 @@ VALUES: Final = (
 )
 #: Options that are there or not.
 FLAGS: Final = (
-    ("tools_always", "its chat calls get the tools of --tools without naming them"),
     ("admin", "may change keys, and see all usage, over HTTP (/admin/v1)"),
     ("metrics", "may read /metrics"),
+    ("tools_always", "its chat calls get the tools of --tools without naming them"),
 )
 
 _NONE: Final = "`none` takes a limit away."
@@ -81,4 +81,5 @@ def _add_values(sub: argparse.ArgumentParser, *, change: bool) -> None:
         sub.add_argument(option.flag, metavar=option.metavar, help=option.help)
     for member, help in FLAGS:
         action: Any = argparse.BooleanOptionalAction if change else "store_true"
-        sub.add_argument(f"--{member}", action=action, default=None, help=help)
+        name = f"--{member.replace('_', '-')}"
+        sub.add_argument(name, action=action, default=None, help=help)
