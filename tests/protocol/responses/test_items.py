@@ -122,7 +122,7 @@ def test_a_search_is_told_with_what_openai_requires() -> None:
 
 
 def test_what_is_not_read_stays_as_it_is() -> None:
-    item = {"type": "code_interpreter_call", "id": "ci_1", "code": None, "status": 5}
+    item = {"type": "computer_call", "id": "cu_1", "action": None, "status": 5}
     assert stored(item, USER) == item
 
 
