@@ -31,6 +31,8 @@ from tests.kit.sandboxes import open_folder, processes_with, without_sandbox
 
 needs_sandbox = pytest.mark.skipif(bool(without_sandbox()), reason=without_sandbox())
 
+pytestmark = pytest.mark.once  # dozens of sandboxes, which take seconds each
+
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
