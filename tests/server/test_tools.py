@@ -178,7 +178,9 @@ def test_a_message_whole_and_streamed(claude: anthropic.Anthropic) -> None:
     for message in (whole, streamed):
         kinds = [block.type for block in message.content]
         assert kinds == ["mcp_tool_use", "mcp_tool_result", "text"]
-        assert SUN in message.content[-1].text  # type: ignore[union-attr]
+        said = message.content[-1]
+        assert said.type == "text"
+        assert SUN in said.text
 
 
 def is_zombie(pid: int) -> bool:
