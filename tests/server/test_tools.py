@@ -178,7 +178,7 @@ def test_a_message_whole_and_streamed(claude: anthropic.Anthropic) -> None:
     for message in (whole, streamed):
         kinds = [block.type for block in message.content]
         assert kinds == ["mcp_tool_use", "mcp_tool_result", "text"]
-        said = message.content[-1]
+        said: Any = message.content[-1]
         assert said.type == "text"
         assert SUN in said.text
 
