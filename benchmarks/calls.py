@@ -57,18 +57,6 @@ _TELL: Final = signal.SIGPROF
 #: One function: its name, how often it was called, and by whom how often.
 Called = tuple[str, int, list[tuple[str, int]]]
 
-_CONFIG: Final = """
-from pathlib import Path
-conf = Path({conf!r})
-exec(compile(conf.read_text(), str(conf), "exec"))
-_init = post_worker_init
-def post_worker_init(worker):
-    _init(worker)
-    from benchmarks import calls
-    calls.count({result!r})
-"""
-
-
 # In the worker
 
 
@@ -157,8 +145,7 @@ def counting() -> Iterator[Counting]:
             stack.enter_context(tempfile.TemporaryDirectory(prefix="qwen-proxy-calls-"))
         )
         result, config = directory / "result.json", directory / "gunicorn.conf.py"
-        conf = str(REPOSITORY / "gunicorn.conf.py")
-        config.write_text(_CONFIG.format(conf=conf, result=str(result)))
+        config.write_text(servers.calling("calls", "count", str(result)))
         up = stack.enter_context(servers.upstream())
         limited = servers.limited(up, workers=1, directory=directory, config=config)
         target, key = stack.enter_context(limited)

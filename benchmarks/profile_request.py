@@ -28,7 +28,6 @@ from typing import Any, Final
 from benchmarks import load, servers
 from benchmarks.calls import Called, counting, name_of
 from tests.kit import processes
-from tests.kit.processes import REPOSITORY
 
 #: The kernel's tick is the finest that a CPU timer can be.
 _INTERVAL_S: Final = 0.001
@@ -43,17 +42,6 @@ _REQUESTS: Final = {
     "text": load.chat("fast", content=load.text_content()),
     "image": load.chat("fast", content=load.image_content()),
 }
-
-_CONFIG: Final = """
-from pathlib import Path
-conf = Path({conf!r})
-exec(compile(conf.read_text(), str(conf), "exec"))
-_init = post_worker_init
-def post_worker_init(worker):
-    _init(worker)
-    from benchmarks import profile_request
-    profile_request.sample({result!r})
-"""
 
 
 def sample(result: str) -> None:
@@ -138,8 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="qwen-proxy-profile-") as name:
         directory = Path(name)
         result, config = directory / "result.json", directory / "gunicorn.conf.py"
-        conf = str(REPOSITORY / "gunicorn.conf.py")
-        config.write_text(_CONFIG.format(conf=conf, result=str(result)))
+        config.write_text(servers.calling("profile_request", "sample", str(result)))
         with servers.upstream() as up:
             with servers.proxy(up, workers=1, directory=directory, config=config) as target:
                 unit = asyncio.run(_load(arguments.kind, up, target, arguments.seconds))

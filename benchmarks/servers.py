@@ -174,6 +174,24 @@ def plain_environment(home: Path) -> dict[str, str]:
     return {"PATH": _PATH, "HOME": str(home), "LC_ALL": "C.UTF-8"}
 
 
+_WITH_CALL: Final = """
+from pathlib import Path
+conf = Path({conf!r})
+exec(compile(conf.read_text(), str(conf), "exec"))
+_init = post_worker_init
+def post_worker_init(worker):
+    _init(worker)
+    from benchmarks import {module}
+    {module}.{function}({argument!r})
+"""
+
+
+def calling(module: str, function: str, argument: str) -> str:
+    """gunicorn.conf.py, whose workers also call a function of this package when they begin."""
+    conf = str(REPOSITORY / "gunicorn.conf.py")
+    return _WITH_CALL.format(conf=conf, module=module, function=function, argument=argument)
+
+
 @contextlib.contextmanager
 def proxy(
     up: Target,
