@@ -12,7 +12,7 @@ from qwen_wsgi.api import body, http, lifecycle
 from qwen_wsgi.api.dialects.generation import forwarded_headers
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import BadRequest, Forbidden, UpstreamError
-from qwen_wsgi.protocol.json_access import mapping, text
+from qwen_wsgi.protocol.json_access import text
 from qwen_wsgi.protocol.web import token as web_token
 from qwen_wsgi.protocol.web.token import MOST_PACKED, BadWebToken, WebToken
 
@@ -21,7 +21,6 @@ blueprint.before_request(lifecycle.check_caller)
 
 #: Of a body: a token, and its JSON.
 _LARGEST: Final = MOST_PACKED + 64 * 1024
-_WHOAMI: Final = "/api/v1/auths/"
 
 
 @blueprint.post("/v1/validate")
@@ -197,10 +196,7 @@ def _members(call: LiveCall) -> dict[str, Any]:
 def _ask(call: LiveCall, token: WebToken) -> dict[str, Any]:
     """What the host says of a token's user."""
     account = call.services.pool.of_token(token)
-    answer = call.services.web_site.ask(
-        account, "GET", _WHOAMI, headers=forwarded_headers(call.environ)
-    )
-    return answer if "id" in answer or "token" in answer else mapping(answer.get("data"))
+    return call.services.web_site.user_of(account, headers=forwarded_headers(call.environ))
 
 
 def _has_expired(call: LiveCall, token: WebToken) -> bool:

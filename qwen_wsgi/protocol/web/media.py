@@ -13,6 +13,7 @@ from qwen_wsgi.protocol.images.request import ImageRequest
 from qwen_wsgi.protocol.json_access import items, mapping, objects, text
 from qwen_wsgi.protocol.media import Size, nearest_size, shape_distance
 from qwen_wsgi.protocol.videos.request import VideoRequest
+from qwen_wsgi.protocol.web import chat_body
 from qwen_wsgi.protocol.web.errors import Reported, reported_by
 from qwen_wsgi.protocol.web.pictures import (
     MOST_PICTURES,
@@ -63,14 +64,8 @@ class MediaRequest(NamedTuple):
     links: tuple[str, ...] = ()
 
     def new_chat(self, now: float) -> dict[str, Any]:
-        """The body that opens a chat. `now` is in seconds since 1970."""
-        return {
-            "title": "qwen-proxy",
-            "models": [self.model],
-            "chat_mode": "normal",
-            "chat_type": self.kind,
-            "timestamp": int(now * 1000),
-        }
+        """The body that opens a chat, see `chat_body`."""
+        return chat_body.new_chat(self.model, self.kind, now)
 
     def completion(
         self,
@@ -79,36 +74,21 @@ class MediaRequest(NamedTuple):
         new_id: Callable[[], str],
         files: Sequence[Mapping[str, Any]] = (),
     ) -> dict[str, Any]:
-        """The body that asks for it; see `WebRequest.completion`."""
-        seconds = int(now)
-        message = {
-            "fid": new_id(),
-            "parentId": None,
-            "parent_id": None,
-            "childrenIds": [new_id()],
-            "role": "user",
-            "content": self.prompt,
-            "user_action": "chat",
-            "files": [*files, *map(linked, self.links)],
-            "timestamp": seconds,
-            "models": [self.model],
-            "chat_type": self.kind,
-            "sub_chat_type": self.kind,
-            "feature_config": {"output_schema": "phase", "thinking_enabled": False},
-            "extra": {"meta": {"subChatType": self.kind}},
-        }
-        streamed = self.kind != VIDEO
-        body = {
-            "stream": streamed,
-            "version": "2.1",
-            "incremental_output": streamed,
-            "chat_id": chat_id,
-            "chat_mode": "normal",
-            "model": self.model,
-            "parent_id": None,
-            "messages": [message],
-            "timestamp": seconds,
-        }
+        """The body that asks for it, see `chat_body`.
+
+        Args:
+            files: the entries of its pictures, as they were uploaded.
+        """
+        body = chat_body.completion(
+            *(chat_id, now, new_id),
+            model=self.model,
+            kind=self.kind,
+            content=self.prompt,
+            files=[*files, *map(linked, self.links)],
+            features={"output_schema": "phase", "thinking_enabled": False},
+            # A video is begun, and looked at later.
+            stream=self.kind != VIDEO,
+        )
         if self.shape:
             body["size"] = self.shape
         return body

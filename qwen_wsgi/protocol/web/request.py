@@ -10,6 +10,7 @@ from qwen_wsgi.protocol.changes import header_token
 from qwen_wsgi.protocol.chat.request import ChatRequest
 from qwen_wsgi.protocol.json_access import items, mapping, objects, text
 from qwen_wsgi.protocol.translation import search
+from qwen_wsgi.protocol.web import chat_body
 from qwen_wsgi.protocol.web.models import DEEP_RESEARCH, MEDIA, SEARCH, THINKING, Named
 from qwen_wsgi.protocol.web.pictures import (
     MOST_PICTURES,
@@ -55,14 +56,8 @@ class WebRequest(NamedTuple):
     pictures: tuple[Picture, ...] = ()
 
     def new_chat(self, now: float) -> dict[str, Any]:
-        """The body that opens a chat. `now` is in seconds since 1970."""
-        return {
-            "title": "qwen-proxy",
-            "models": [self.model],
-            "chat_mode": "normal",
-            "chat_type": self.chat_type,
-            "timestamp": int(now * 1000),
-        }
+        """The body that opens a chat, see `chat_body`."""
+        return chat_body.new_chat(self.model, self.chat_type, now)
 
     def completion(
         self,
@@ -71,40 +66,19 @@ class WebRequest(NamedTuple):
         new_id: Callable[[], str],
         files: Sequence[Mapping[str, Any]] = (),
     ) -> dict[str, Any]:
-        """The body that asks for the answer.
+        """The body that asks for the answer, see `chat_body`.
 
         Args:
-            new_id: makes a UUID.
             files: the entries of its pictures, as they were uploaded.
         """
-        kind, seconds = self.chat_type, int(now)
-        message = {
-            "fid": new_id(),
-            "parentId": None,
-            "parent_id": None,
-            "childrenIds": [new_id()],
-            "role": "user",
-            "content": self.content,
-            "user_action": "chat",
-            "files": list(files),
-            "timestamp": seconds,
-            "models": [self.model],
-            "chat_type": kind,
-            "sub_chat_type": kind,
-            "feature_config": self.features,
-            "extra": {"meta": {"subChatType": kind}},
-        }
-        return {
-            "stream": True,
-            "version": "2.1",
-            "incremental_output": True,
-            "chat_id": chat_id,
-            "chat_mode": "normal",
-            "model": self.model,
-            "parent_id": None,
-            "messages": [message],
-            "timestamp": seconds,
-        }
+        return chat_body.completion(
+            *(chat_id, now, new_id),
+            model=self.model,
+            kind=self.chat_type,
+            content=self.content,
+            files=files,
+            features=self.features,
+        )
 
 
 def web_request(

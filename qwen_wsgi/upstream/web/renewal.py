@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Final
 
 from qwen_wsgi import greenlets
 from qwen_wsgi.clock import Clock
@@ -14,15 +13,12 @@ from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.kept_web_token import Kept
 from qwen_wsgi.credentials.web import WebCredential
 from qwen_wsgi.errors import ApiError, forget_frames
-from qwen_wsgi.protocol.json_access import mapping, text
+from qwen_wsgi.protocol.json_access import text
 from qwen_wsgi.protocol.web.token import BadWebToken, WebToken, packed
 from qwen_wsgi.upstream.routing.accounts import base_url_of
 from qwen_wsgi.upstream.web.site import WebSite
 
 log = logging.getLogger(__name__)
-
-#: Who a token belongs to, and a fresh token.
-WHOAMI: Final = "/api/v1/auths/"
 
 
 class _NotRenewed(Exception):
@@ -107,8 +103,7 @@ class WebRenewal:
             _NotRenewed: there is no better one.
         """
         old = credential.token
-        said = self._site.ask(account, "GET", WHOAMI)
-        said = said if "id" in said or "token" in said else mapping(said.get("data"))
+        said = self._site.user_of(account)
         try:
             new = old.renewed(text(said.get("token")))
         except BadWebToken:
@@ -116,8 +111,7 @@ class WebRenewal:
         if new.expires_at is None or new.expires_at <= (old.expires_at or 0.0):
             raise _NotRenewed("chat.qwen.ai gave no token that is valid for longer.")
         tried = web.operator_account(new, base_url_of(account), self._clock)
-        user = self._site.ask(tried, "GET", WHOAMI)
-        user = user if "id" in user else mapping(user.get("data"))
+        user = self._site.user_of(tried)
         if not text(said.get("id")) or text(user.get("id")) != text(said.get("id")):
             raise _NotRenewed("chat.qwen.ai gave a token of another user, which is not used.")
         return new

@@ -13,6 +13,7 @@ from qwen_wsgi.credentials import web
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import Failure, Scope, UpstreamError
+from qwen_wsgi.protocol.json_access import mapping
 from qwen_wsgi.protocol.json_object import MOST_SLOWLY, encoded, loads
 from qwen_wsgi.protocol.web import errors
 from qwen_wsgi.protocol.web.errors import Reported
@@ -23,6 +24,7 @@ from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
 from qwen_wsgi.upstream.http.transport import ERROR_BODY_BYTES, Response, Transport
 from qwen_wsgi.upstream.routing.accounts import token_of
 
+_USER: Final = "/api/v1/auths/"
 #: For an answer that is not a model's.
 SHORT_S: Final = 15.0
 #: After a challenge the operator's account is left alone for so long.
@@ -95,6 +97,16 @@ class WebSite:
                 return value
             raise self.error(account, token, reported)
         raise self._refusal(account, token, response.status_code, data)
+
+    def user_of(
+        self, account: Account, *, headers: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """What the host says of the user of an account's token, and perhaps a fresh `token`.
+
+        Raises: as `ask`.
+        """
+        answer = self.ask(account, "GET", _USER, headers=headers)
+        return answer if "id" in answer or "token" in answer else mapping(answer.get("data"))
 
     def open(
         self, account: Account, path: str, body: Mapping[str, Any], *, headers: Mapping[str, str]
