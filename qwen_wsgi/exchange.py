@@ -167,6 +167,7 @@ class Surroundings:
     def of(self, request: Any) -> dict[str, Any]:
         """The environ of a request."""
         path: str = request.path
+        is_literal = "%" not in path and path.isascii()
         environ = {
             **self._common,
             "wsgi.input": request.body,
@@ -175,7 +176,7 @@ class Surroundings:
             "QUERY_STRING": request.query,
             "RAW_URI": request.uri,
             "SERVER_PROTOCOL": _protocol(request.version),
-            "PATH_INFO": path if _is_literal(path) else util.unquote_to_wsgi_str(path),
+            "PATH_INFO": path if is_literal else util.unquote_to_wsgi_str(path),
         }
         for name, value in request.headers:
             key = _key_of(name)
@@ -199,11 +200,6 @@ class Surroundings:
 @functools.lru_cache(maxsize=4)
 def _protocol(version: tuple[int, int]) -> str:
     return "HTTP/{}.{}".format(*version)
-
-
-@functools.lru_cache(maxsize=_NAMES)
-def _is_literal(path: str) -> bool:
-    return "%" not in path and path.isascii()
 
 
 @functools.lru_cache(maxsize=_NAMES)

@@ -579,7 +579,7 @@ def build_services(
             partial(_bring_calls, ledger, books),
             cached_answers,
             WebRenewal(web_site, discovery.accounts, clock),
-            partial(_delete_left_chats, web_chats, discovery) if settings.web else _nothing,
+            partial(_delete_left_chats, web_chats, discovery),
         ),
         started_at=clock.monotonic(),
     )
@@ -591,9 +591,6 @@ def _delete_left_chats(chats: WebChats, discovery: Discovery) -> None:
     for account in discovery.accounts():
         if isinstance(account.credential, WebCredential):
             chats.delete_left(account, {})
-
-
-def _nothing() -> None: ...
 
 
 def plan_accounts(pool: AccountPool) -> list[PlanAccount]:

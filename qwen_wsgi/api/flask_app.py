@@ -71,7 +71,6 @@ def asked() -> WSGIEnvironment:
 class _Straight(NamedTuple):
     """What Flask would find out anew for each request to a route: whom to call, in order."""
 
-    endpoint: str
     before: tuple[Callable[[], Any], ...]
     view: Callable[[], Response]
     after: tuple[Callable[[Response], Response], ...]
@@ -139,7 +138,6 @@ class Application(Flask):
             assert not arguments, "a route with arguments"
             names = (None, *_blueprints_of(endpoint))
             self._straight[method, path] = _Straight(
-                endpoint=path,
                 before=tuple(f for name in names for f in self.before_request_funcs.get(name, ())),
                 view=cast(Callable[[], Response], self.view_functions[endpoint]),
                 after=tuple(
@@ -174,8 +172,8 @@ class Application(Flask):
         straight = self._straight.get((environ["REQUEST_METHOD"], path))
         if straight is None:
             return super().wsgi_app(environ, start_response)
-        environ[ROUTE_PATH] = path
-        environ[ENDPOINT] = straight.endpoint
+        # A route without arguments.
+        environ[ROUTE_PATH] = environ[ENDPOINT] = path
         ending: BaseException | None = None
         try:
             try:
