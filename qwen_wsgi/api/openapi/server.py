@@ -203,7 +203,6 @@ OPERATIONS: Final = (
         (Answer("The endpoints; for browsers a page.", {JSON: ref("index"), HTML: None}),),
         description="The page has the state, and how clients are set up with this address. For "
         "this machine it has accounts and models, too.",
-        errors=(401,),
         access=Access.OPEN,
     ),
     Operation(
@@ -211,14 +210,22 @@ OPERATIONS: Final = (
         "/",
         _SERVER_TAG,
         "The page for the holder of a key",
-        (Answer("With the accounts and the models of the key.", {HTML: None}),),
+        (
+            Answer("With the accounts and the models of the key.", {HTML: None}),
+            Answer("The page, which says why the key is refused.", {HTML: None}, status=401),
+            Answer(
+                "The same; or an error, for a page of another site.",
+                {HTML: None, JSON: ref("error.envelope")},
+                status=403,
+            ),
+        ),
         body={
             "application/x-www-form-urlencoded": request(
                 {"key": text("The client key, which is not kept.")}
             )
         },
         needs_body=False,
-        errors=(401, 503),
+        errors=(503,),
         access=Access.OPEN,
     ),
     Operation(
