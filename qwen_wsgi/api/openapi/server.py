@@ -13,6 +13,7 @@ from qwen_wsgi.api.openapi.json_schema import (
     either,
     flag,
     integer,
+    mapping,
     maybe,
     number,
     ref,
@@ -22,7 +23,6 @@ from qwen_wsgi.api.openapi.json_schema import (
 from qwen_wsgi.api.openapi.operations import JSON, Access, Answer, Operation, Query
 
 HTML: Final = "text/html"
-_OBJECT: Final[Schema] = {"type": "object"}
 _STATUS: Final = text("`ok`, `degraded`, `no_usable_account`, `draining`, …")
 
 _ANTHROPIC_MODEL: Final = answer(
@@ -51,7 +51,7 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
         {
             "type": text("", "error"),
             "error": answer(
-                {"type": text(), "message": text(), "details": _OBJECT}, optional=("details",)
+                {"type": text(), "message": text(), "details": mapping()}, optional=("details",)
             ),
             "request_id": text(),
         }
@@ -81,7 +81,7 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
                             answer({"model": text(), "left_alone_s": number(), "cause": text()}),
                             "Those that are left alone.",
                         ),
-                        "plan": _OBJECT,
+                        "plan": mapping(),
                     },
                     optional=(
                         *("ability", "cause", "left_alone_s", "remedy", "sharing"),
@@ -251,7 +251,7 @@ OPERATIONS: Final = (
             path,
             _SERVER_TAG,
             "This description",
-            (Answer("OpenAPI 3.1.", {JSON: _OBJECT}),),
+            (Answer("OpenAPI 3.1.", {JSON: mapping()}),),
             access=Access.OPEN,
         )
         for path in ("/openapi.json", "/qwen.json")
