@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
+# Before the imports: what is written is that of this checkout, not of an installed package.
 sys.path[:0] = [str(ROOT), str(ROOT / "install")]
 
-import share  # noqa: E402
-from qwen_wsgi.api.openapi import codes, document, headers  # noqa: E402
-from qwen_wsgi.api.openapi.operations import Access  # noqa: E402
-from qwen_wsgi.cli import main  # noqa: E402
+# ruff: noqa: E402
+import share
+from qwen_wsgi.api.openapi import codes, document, headers
+from qwen_wsgi.api.openapi.operations import Access
+from qwen_wsgi.cli import main
 
 DIRECTORY: Final = ROOT / "docs/reference"
 

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).resolve().parent.parent
+# Before the imports: what is written is that of this checkout, not of an installed package.
 sys.path.insert(0, str(ROOT))
 
-from qwen_wsgi.cli import main  # noqa: E402
-from qwen_wsgi.clients.known import CLIENTS  # noqa: E402
-from qwen_wsgi.clients.launch import LAUNCHES  # noqa: E402
+# ruff: noqa: E402
+from qwen_wsgi.cli import main
+from qwen_wsgi.clients.known import CLIENTS
+from qwen_wsgi.clients.launch import LAUNCHES
 
 _PROGRAM: Final = "qwen-proxy"
 _MADE: Final = "written by install/share.py from the command's parser; do not edit"

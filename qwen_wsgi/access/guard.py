@@ -191,7 +191,7 @@ class Guard:
 
     def _is_command(self, offered: bytes, environ: Mapping[str, Any]) -> bool:
         """Whether a command of this server's user calls, from this machine."""
-        if not self._ring.is_closed or not self._is_local(environ):
+        if not self._ring.is_closed or not self.is_local(environ):
             return False
         try:
             key = self._command_key().encode()
@@ -261,7 +261,7 @@ class Guard:
         return client
 
     def _require_local(self, environ: Mapping[str, Any]) -> None:
-        if not self._is_local(environ):
+        if not self.is_local(environ):
             raise Unauthorized(_NO_KEY_YET, code="missing_api_key")
         self.refuse_pages(environ)
 
@@ -313,7 +313,7 @@ class Guard:
 
     def is_known(self, environ: Mapping[str, Any]) -> bool:
         """Whether somebody calls who may see details: from this machine, or with a key."""
-        if self._is_local(environ):
+        if self.is_local(environ):
             return True
         try:
             self.identify(environ)
@@ -327,7 +327,7 @@ class Guard:
         Raises:
             Forbidden: it is elsewhere.
         """
-        if not self._is_local(environ):
+        if not self.is_local(environ):
             raise Forbidden(
                 "Only programs on the server's own machine may ask for this.", code="local_only"
             )
@@ -340,7 +340,7 @@ class Guard:
             Unauthorized: it is elsewhere, and has no key or a wrong one.
             Forbidden: its key does not allow it, or it is a web page.
         """
-        if self._is_local(environ) and not self._is_forwarded_by_a_stranger(environ):
+        if self.is_local(environ) and not self._is_forwarded_by_a_stranger(environ):
             self._refuse_page(environ)
             if "HTTP_ORIGIN" in environ:
                 raise Forbidden("Web pages may not read the metrics.", code="origin_not_allowed")
@@ -377,7 +377,7 @@ class Guard:
 
     def is_on_this_machine(self, environ: Mapping[str, Any]) -> bool:
         """Whether the caller is surely on this machine: also no proxy of unknown callers is."""
-        return self._is_local(environ) and not self._is_forwarded_by_a_stranger(environ)
+        return self.is_local(environ) and not self._is_forwarded_by_a_stranger(environ)
 
     def is_own_name(self, environ: Mapping[str, Any]) -> bool:
         """Whether the Host header names this server by an address, or by a name that nobody outside
@@ -394,7 +394,7 @@ class Guard:
         peer = environ.get("REMOTE_ADDR") or "unix"
         return "HTTP_X_FORWARDED_FOR" in environ and not self._is_trusted(peer)
 
-    def _is_local(self, environ: Mapping[str, Any]) -> bool:
+    def is_local(self, environ: Mapping[str, Any]) -> bool:
         """Whether the caller is on this machine."""
         address = self.client_address(environ)
         return address == "unix" or is_loopback_address(address)

@@ -168,11 +168,17 @@ def _received(environ: WSGIEnvironment, settings: Settings, take: Callable[[int]
     return body
 
 
-def pieces(environ: WSGIEnvironment, settings: Settings, *, max_bytes: int) -> Iterator[bytes]:
+def pieces(
+    environ: WSGIEnvironment,
+    settings: Settings,
+    *,
+    max_bytes: int,
+    setting: str = "QWEN_PROXY_MAX_UPLOAD",
+) -> Iterator[bytes]:
     """The body of a request as it comes, for those that are not held; empty at its end.
 
     Args:
-        max_bytes: the limit of `QWEN_PROXY_MAX_UPLOAD`.
+        setting: what says the limit; "" if no setting does.
 
     Raises:
         ApiError: 413 above the limit; 408, 503 or 400 as `read_json`.
@@ -180,7 +186,7 @@ def pieces(environ: WSGIEnvironment, settings: Settings, *, max_bytes: int) -> I
     declared = environ.get("CONTENT_LENGTH")
     left = int(declared) if declared else max_bytes + 1
     if left > max_bytes and declared:
-        raise codings.too_large(max_bytes, "QWEN_PROXY_MAX_UPLOAD")
+        raise codings.too_large(max_bytes, setting)
     source = environ["wsgi.input"]
     while left > 0:
         try:
@@ -192,7 +198,7 @@ def pieces(environ: WSGIEnvironment, settings: Settings, *, max_bytes: int) -> I
         left -= len(piece)
         yield piece
     if not declared and left <= 0:
-        raise codings.too_large(max_bytes, "QWEN_PROXY_MAX_UPLOAD")
+        raise codings.too_large(max_bytes, setting)
     environ[READ] = True
     if declared and left > 0:
         raise BadRequest("The request body ended before its Content-Length.")

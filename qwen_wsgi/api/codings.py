@@ -101,10 +101,10 @@ def _too_dense() -> ApiError:
 
 
 def too_large(max_bytes: int, setting: str = "QWEN_PROXY_MAX_BODY") -> ApiError:
-    """The refusal of a body above the limit that a setting says."""
+    """The refusal of a body above a limit, and the setting that says it, if one does."""
+    where = f" ({setting} on the server)" if setting else ""
     return ApiError(
-        f"The request body is larger than the limit of {max_bytes} bytes "
-        f"({setting} on the server).",
+        f"The request body is larger than the limit of {max_bytes} bytes{where}.",
         status=413,
         type="invalid_request_error",
         code="request_too_large",

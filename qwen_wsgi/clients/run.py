@@ -15,9 +15,7 @@ from types import FrameType
 from typing import Any, Final, TextIO
 
 from qwen_wsgi.clients import command, trust
-from qwen_wsgi.clients.known import target_for
 from qwen_wsgi.clients.launch import LAUNCHES, Launch
-from qwen_wsgi.clients.recipe import is_model_name
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings
 
@@ -60,23 +58,27 @@ def run(
             f"{name} cannot be started so, only {', '.join(LAUNCHES)}; "
             f"`qwen-proxy clients {name}` shows its set-up"
         )
-    if model and not is_model_name(model):
-        raise SettingsError(f"{model!r} is not the name of a model; `qwen-proxy models` lists them")
-    origin, notes = command.origin(settings, url)
-    entries, _ = models()
-    target = target_for(client, origin, entries, model=model, default=settings.openai_model)
+    target, _ = command.prepared(
+        settings,
+        client,
+        url=url,
+        model=model,
+        models=models,
+        lan=command.lan_address,
+        authority=authority,
+    )
     launch = LAUNCHES[name](target, _settings_in(machine))
     if shutil.which(launch.program, path=environ.get("PATH")) is None:
         raise SettingsError(
             f"{client.title} is not installed: there is no {launch.program} in PATH"
         )
-    key = command.key_of(settings, origin, environ, ask)
+    key = command.key_of(settings, target.origin, environ, ask)
     given = {name: value for name, value in environ.items() if name not in launch.unset}
     given.update(launch.environment, **dict.fromkeys(launch.keys, key))
     variable = trust.variable(name)
-    if origin.startswith("https:") and variable and authority.exists():
+    if target.origin.startswith("https:") and variable and authority.exists():
         given.setdefault(variable, str(authority))
-    print(f"{client.title} with {target.model} of {origin}", file=err, flush=True)
+    print(f"{client.title} with {target.model} of {target.origin}", file=err, flush=True)
     with _files(launch) as paths:
         return _wait([launch.program, *launch.arguments, *arguments], {**given, **paths})
 

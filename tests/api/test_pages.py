@@ -100,8 +100,9 @@ def test_a_pause_is_counted_down(app: App, sandbox: Sandbox) -> None:
     )
     text = page(app).get_data(as_text=True)
 
-    if "left_alone_s" in app.get("/health").text:
-        assert re.search(r'<time data-left="\d+">in \d+ (s|min)</time>', text)
+    (account,) = app.get("/health").get_json()["accounts"]
+    assert account["models"][0]["left_alone_s"] > 80
+    assert re.search(r'<time data-left="\d+">in \d+ (s|min)</time>', text)
 
 
 def test_a_stranger_sees_recipes_and_a_form(guarded: App) -> None:
@@ -141,6 +142,23 @@ def test_a_form_that_is_too_large_is_refused(guarded: App) -> None:
     response = guarded.client.post("/", data={"key": "x" * 5000}, environ_base=ELSEWHERE)
 
     assert response.status_code == 413
+    assert "4096 bytes" in response.text and "QWEN_PROXY" not in response.text
+
+
+def test_a_form_with_many_fields_is_refused(guarded: App) -> None:
+    fields = {f"field{number}": "x" for number in range(11)}
+    response = guarded.client.post("/", data=fields, environ_base=ELSEWHERE)
+
+    assert response.status_code == 400
+
+
+def test_a_web_token_that_is_not_taken_is_told_in_the_page(guarded: App) -> None:
+    response = guarded.client.post(
+        "/", data={"key": KEY}, headers={"X-Qwen-Token": "H4sI"}, environ_base=ELSEWHERE
+    )
+
+    assert (response.status_code, response.mimetype) == (403, "text/html")
+    assert 'role="alert"' in response.text
 
 
 @pytest.mark.parametrize(

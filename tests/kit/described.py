@@ -63,7 +63,7 @@ def faults(
 
     Args:
         sent: the headers, by lower-case names.
-        body: None: not looked at.
+        body: None: only its type is looked at.
     """
     path = re.sub(r"/+", "/", path.partition("?")[0])
     operation = operation_of(method, path)
@@ -86,13 +86,15 @@ def _headers(sent: Mapping[str, str]) -> Iterator[str]:
 
 def _body(answer: Mapping[str, Any], sent: Mapping[str, str], body: bytes | None) -> Iterator[str]:
     contents = answer.get("content")
-    if not contents or not body:
-        return
     kind = sent.get("content-type", "").partition(";")[0].strip()
+    if not contents or not kind:
+        return
     schema = contents.get(kind)
     if schema is None:
         if not {"*/*", kind.partition("/")[0] + "/*"} & contents.keys():
             yield f"the content type {kind} is not described"
+        return
+    if not body:
         return
     if kind == JSON:
         yield from _violations(schema["schema"], json.loads(body))

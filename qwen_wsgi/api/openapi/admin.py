@@ -13,6 +13,7 @@ from qwen_wsgi.api.openapi.json_schema import (
     flag,
     integer,
     listed,
+    mapping,
     maybe,
     number,
     ref,
@@ -23,7 +24,6 @@ from qwen_wsgi.api.openapi.operations import JSON, Access, Answer, Operation, Qu
 from qwen_wsgi.api.web.chats import MOST as MOST_CHATS
 from qwen_wsgi.in_flight import MOST as MOST_CALLS
 
-_OBJECT: Final[Schema] = {"type": "object"}
 _TIME: Final = integer("Seconds since 1970.")
 _DURATION: Final = {"type": ["string", "integer"], "description": "`30d`, `1h`, or seconds."}
 
@@ -96,7 +96,7 @@ _PLAN: Final = answer(
         "plan": text(),
         "limits": text("Whether the vendor states them.", "stated", "assumed"),
         "counted": flag(),
-        "windows": array(_OBJECT),
+        "windows": array(mapping()),
     }
 )
 

@@ -97,11 +97,11 @@ def _schemas() -> dict[str, Schema]:
 
 def _errors() -> dict[str, Any]:
     """The answers of errors, by their names."""
-    found = {}
-    for operation in OPERATIONS:
-        for status in operation.statuses:
-            name = error_name(status, anthropic=operation.anthropic)
-            found[name] = _error(status, anthropic=operation.anthropic)
+    kinds = {(status, each.anthropic) for each in OPERATIONS for status in each.statuses}
+    found = {
+        error_name(status, anthropic=anthropic): _error(status, anthropic=anthropic)
+        for status, anthropic in kinds
+    }
     return dict(sorted(found.items()))
 
 

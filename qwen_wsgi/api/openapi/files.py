@@ -5,29 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from qwen_wsgi.api import paging
 from qwen_wsgi.api.files.files import LARGEST_PAGE
 from qwen_wsgi.api.openapi.json_schema import (
     Schema,
     answer,
+    file,
     flag,
     integer,
+    mapping,
     maybe,
     page,
     ref,
     request,
     text,
 )
-from qwen_wsgi.api.openapi.operations import FORM, JSON, Answer, Operation, Query
+from qwen_wsgi.api.openapi.operations import FORM, JSON, Answer, Operation, Query, paged
 from qwen_wsgi.protocol import files
-
-_OBJECT: Final[Schema] = {"type": "object"}
 
 BATCH: Final[Mapping[str, Schema]] = {
     "input_file_id": text("A file with purpose `batch`: a request on each line."),
     "endpoint": text("What each line calls.", *files.ENDPOINTS),
     "completion_window": text("`24h` to `336h`, or `1d` to `14d`."),
-    "metadata": _OBJECT,
+    "metadata": mapping(),
 }
 
 SCHEMAS: Final[Mapping[str, Schema]] = {
@@ -70,15 +69,6 @@ _FILE: Final = Answer("The file.", {JSON: ref("file")})
 _BATCH: Final = Answer("The batch.", {JSON: ref("batch")})
 
 
-def _paged(largest: int, *more: Query) -> tuple[Query, ...]:
-    return (
-        *more,
-        Query("limit", integer("Entries of a page.", minimum=1, maximum=largest)),
-        Query("order", text("`desc`: the latest first.", "asc", "desc")),
-        Query("after", text("The id of the entry before the page.")),
-    )
-
-
 OPERATIONS: Final = (
     Operation(
         "POST",
@@ -90,7 +80,7 @@ OPERATIONS: Final = (
         body={
             FORM: request(
                 {
-                    "file": {"type": "string", "contentMediaType": "application/octet-stream"},
+                    "file": file(),
                     "purpose": text("What it is for.", *files.LARGEST, "user_data", "assistants"),
                 },
                 required=("file", "purpose"),
@@ -104,7 +94,10 @@ OPERATIONS: Final = (
         _TAG,
         "The client's files",
         (Answer("A page of the list.", {JSON: ref("files")}),),
-        query=_paged(LARGEST_PAGE, Query("purpose", text("Only those with this purpose."))),
+        query=(
+            Query("purpose", text("Only those with this purpose.")),
+            *paged(LARGEST_PAGE),
+        ),
         errors=(400,),
     ),
     Operation("GET", "/v1/files/{id}", _TAG, "A file", (_FILE,), asks_upstream=True),
@@ -139,7 +132,7 @@ OPERATIONS: Final = (
         _TAG,
         "The client's batches",
         (Answer("A page of the list.", {JSON: ref("batches")}),),
-        query=_paged(paging.LARGEST),
+        query=paged(),
         errors=(400,),
     ),
     Operation("GET", "/v1/batches/{id}", _TAG, "A batch", (_BATCH,), asks_upstream=True),

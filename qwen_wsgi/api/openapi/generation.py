@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from qwen_wsgi.api import paging
 from qwen_wsgi.api.openapi.headers import OF_ANTHROPIC, OF_COUNTS
 from qwen_wsgi.api.openapi.json_schema import (
     Schema,
@@ -15,17 +14,17 @@ from qwen_wsgi.api.openapi.json_schema import (
     either,
     flag,
     integer,
+    mapping,
     number,
     ref,
     request,
     text,
 )
-from qwen_wsgi.api.openapi.operations import EVENTS, JSON, Answer, Operation, Query, events
+from qwen_wsgi.api.openapi.operations import EVENTS, JSON, Answer, Operation, Query, events, paged
 from qwen_wsgi.protocol import completions, rerank
 from qwen_wsgi.protocol.embeddings.request import MAX_ROWS
 from qwen_wsgi.protocol.translation import thinking
 
-_OBJECT: Final[Schema] = {"type": "object"}
 _MODEL: Final = text(
     "The model, by its name or an alias; `GET /v1/models` lists them. Without one, the model of "
     "the first account."
@@ -43,7 +42,7 @@ _OWN: Final[Mapping[str, Schema]] = {
     "thinking_budget": integer("The most tokens of thinking.", minimum=0),
     "preserve_thinking": flag("The model sees its thinking of earlier turns."),
     "enable_search": flag("The host may search the web."),
-    "search_options": {**_OBJECT, "description": "How it searches (Model Studio)."},
+    "search_options": mapping("How it searches (Model Studio)."),
     "top_k": number("Choose among so many tokens."),
     "min_p": number("Leave out tokens that are less likely than this share of the likeliest."),
     "repetition_penalty": number("Above 1: repeat less."),
@@ -66,11 +65,11 @@ CHAT: Final[Mapping[str, Schema]] = {
         "and files as parts of the content.",
         minItems=1,
     ),
-    "audio": {**_OBJECT, "description": "Voice and format of a spoken answer."},
+    "audio": mapping("Voice and format of a spoken answer."),
     "frequency_penalty": number("Above 0: repeat less."),
     "function_call": anything("The older form of `tool_choice`."),
-    "functions": array(_OBJECT, "The older form of `tools`."),
-    "logit_bias": {**_OBJECT, "description": "Make tokens more or less likely."},
+    "functions": array(mapping(), "The older form of `tools`."),
+    "logit_bias": mapping("Make tokens more or less likely."),
     "logprobs": flag("Tell how likely the tokens of the answer were."),
     "max_completion_tokens": integer("The most tokens of an answer, its thinking counted."),
     "max_tokens": integer("The older name of `max_completion_tokens`."),
@@ -79,42 +78,41 @@ CHAT: Final[Mapping[str, Schema]] = {
     "moderation": anything("OpenAI's; no host has it."),
     "n": integer("How many answers.", minimum=1),
     "parallel_tool_calls": flag("The model may call several tools at once."),
-    "prediction": {**_OBJECT, "description": "A guess at the answer; hosts of Qwen read none."},
+    "prediction": mapping("A guess at the answer; hosts of Qwen read none."),
     "presence_penalty": number("Above 0: speak of new things."),
     "prompt_cache_key": text("Names the conversation, which stays on one account."),
-    "prompt_cache_options": {**_OBJECT, "description": "OpenAI's; no host has it."},
+    "prompt_cache_options": mapping("OpenAI's; no host has it."),
     "prompt_cache_retention": text("OpenAI's; no host has it."),
     "reasoning_effort": text("How much the model thinks: `none`, `low`, `medium`, `high`, …"),
-    "response_format": {**_OBJECT, "description": "JSON, or JSON by a schema."},
+    "response_format": mapping("JSON, or JSON by a schema."),
     "safety_identifier": text("Names the end user."),
     "seed": integer("The same seed makes the same answer more likely."),
     "service_tier": text("`flex`: the answer may take longer, and costs less where there is such."),
     "stop": anything("A text, or several, before which the answer ends."),
     "store": flag("OpenAI's; chat completions are not stored."),
     "stream": _STREAM,
-    "stream_options": {
-        **_OBJECT,
-        "description": "Only with `stream`. `include_usage`: the last event has the tokens.",
-    },
+    "stream_options": mapping(
+        "Only with `stream`. `include_usage`: the last event has the tokens."
+    ),
     "temperature": number("How much chance there is in the answer."),
     "tool_choice": anything("Which tool must or may be called."),
-    "tools": array(_OBJECT, "What the model may call."),
+    "tools": array(mapping(), "What the model may call."),
     "top_logprobs": integer("How many alternatives to tell for each token."),
     "top_p": number("Choose among the likeliest tokens of this share."),
     "user": text("Names the end user."),
     "verbosity": text("How long the answer is to be: `low`, `medium`, `high`."),
-    "web_search_options": {**_OBJECT, "description": "Has the host search the web."},
-    "reasoning": {**_OBJECT, "description": "OpenRouter's: `effort`, `max_tokens`, `enabled`."},
+    "web_search_options": mapping("Has the host search the web."),
+    "reasoning": mapping("OpenRouter's: `effort`, `max_tokens`, `enabled`."),
     **_OWN,
 }
 
 #: The members of a request for a response. Others are listed as dropped, or refused in strict mode.
 RESPONSES: Final[Mapping[str, Schema]] = {
     "model": _MODEL,
-    "input": either(text(), array(_OBJECT), meaning="A text, or items of a conversation."),
+    "input": either(text(), array(mapping()), meaning="A text, or items of a conversation."),
     "instructions": text("What the model is told before the conversation."),
     "background": flag("Answer at once with a queued response, and make it later."),
-    "background_options": {**_OBJECT, "description": "The window in which it must be ready."},
+    "background_options": mapping("The window in which it must be ready."),
     "context_management": anything("Not supported: the client shortens its history."),
     "conversation": anything("Not supported: use `previous_response_id`."),
     "include": array(text(), "Parts of the answer that are left out otherwise."),
@@ -126,16 +124,16 @@ RESPONSES: Final[Mapping[str, Schema]] = {
     "prompt": anything("Not supported: stored prompts are OpenAI's."),
     "prompt_cache_key": text("Names the conversation, which stays on one account."),
     "prompt_cache_retention": text("OpenAI's; no host has it."),
-    "reasoning": {**_OBJECT, "description": "`effort`, `summary`."},
+    "reasoning": mapping("`effort`, `summary`."),
     "safety_identifier": text("Names the end user."),
     "service_tier": text("`flex`: the answer may take longer, and costs less where there is such."),
     "store": flag("Keep the response, so that it can be continued (the default)."),
     "stream": _STREAM,
-    "stream_options": {**_OBJECT, "description": "OpenAI's; nothing of it is needed."},
+    "stream_options": mapping("OpenAI's; nothing of it is needed."),
     "temperature": number("How much chance there is in the answer."),
-    "text": {**_OBJECT, "description": "`format`: JSON by a schema; `verbosity`."},
+    "text": mapping("`format`: JSON by a schema; `verbosity`."),
     "tool_choice": anything("Which tool must or may be called."),
-    "tools": array(_OBJECT, "Functions, custom tools, `web_search`, `image_generation`, `mcp`."),
+    "tools": array(mapping(), "Functions, custom tools, `web_search`, `image_generation`, `mcp`."),
     "top_logprobs": integer("Alternatives for each token.", minimum=0, maximum=20),
     "top_p": number("Choose among the likeliest tokens of this share."),
     "truncation": text("`auto` or `disabled`; nothing is cut here."),
@@ -154,20 +152,20 @@ RESPONSES: Final[Mapping[str, Schema]] = {
 #: The members of a request for a message.
 MESSAGES: Final[Mapping[str, Schema]] = {
     "model": _MODEL,
-    "messages": array(_OBJECT, "The conversation, as Anthropic has it."),
+    "messages": array(mapping(), "The conversation, as Anthropic has it."),
     "max_tokens": integer("The most tokens of the answer."),
-    "metadata": {**_OBJECT, "description": "`user_id`; keeps the conversation on one account."},
-    "output_config": {**_OBJECT, "description": "`effort`, `format`."},
-    "output_format": {**_OBJECT, "description": "The older place of `output_config.format`."},
+    "metadata": mapping("`user_id`; keeps the conversation on one account."),
+    "output_config": mapping("`effort`, `format`."),
+    "output_format": mapping("The older place of `output_config.format`."),
     "stop_sequences": array(text(), "Texts before which the answer ends."),
     "stream": _STREAM,
-    "system": either(text(), array(_OBJECT), meaning="What the model is told first."),
+    "system": either(text(), array(mapping()), meaning="What the model is told first."),
     "temperature": number("How much chance there is in the answer."),
-    "mcp_servers": array(_OBJECT, "Servers of tools that this server offers, by `name`."),
+    "mcp_servers": array(mapping(), "Servers of tools that this server offers, by `name`."),
     "container": anything("The container in which `code_execution` goes on, by its id."),
-    "thinking": {**_OBJECT, "description": "Whether the model thinks, and its budget."},
-    "tool_choice": {**_OBJECT, "description": "Which tool must or may be called."},
-    "tools": array(_OBJECT, "What the model may call, and Anthropic's web search."),
+    "thinking": mapping("Whether the model thinks, and its budget."),
+    "tool_choice": mapping("Which tool must or may be called."),
+    "tools": array(mapping(), "What the model may call, and Anthropic's web search."),
     "top_k": number("Choose among so many tokens."),
     "top_p": number("Choose among the likeliest tokens of this share."),
 }
@@ -211,7 +209,9 @@ EMBEDDINGS: Final[Mapping[str, Schema]] = {
     "enable_fusion": flag("One vector for all parts of a row."),
 }
 
-_RANKED: Final = either(text(), _OBJECT, meaning="A text; or an object with a picture or a video.")
+_RANKED: Final = either(
+    text(), mapping(), meaning="A text; or an object with a picture or a video."
+)
 RERANK: Final[Mapping[str, Schema]] = {
     "model": _MODEL,
     "query": _RANKED,
@@ -251,7 +251,7 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
             "id": text(),
             "object": text("", "response.compaction"),
             "created_at": integer(),
-            "output": array(_OBJECT, "The shortened conversation: the next request's input."),
+            "output": array(mapping(), "The shortened conversation: the next request's input."),
             "usage": {"type": ["object", "null"]},
         }
     ),
@@ -265,14 +265,14 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
                     {
                         "index": integer("Of the document in the request.", minimum=0),
                         "relevance_score": number(),
-                        "document": _OBJECT,
+                        "document": mapping(),
                     },
                     optional=("document",),
                 ),
                 "The best first.",
             ),
             "usage": answer({"prompt_tokens": integer(), "total_tokens": integer()}),
-            "meta": _OBJECT,
+            "meta": mapping(),
         }
     ),
 }
@@ -426,9 +426,7 @@ OPERATIONS: Final = (
         "What a stored response was asked with",
         (Answer("The items.", {JSON: ref("responses.input_items")}),),
         query=(
-            Query("limit", integer("Entries of a page.", minimum=1, maximum=paging.LARGEST)),
-            Query("order", text("`desc`: the latest first.", "asc", "desc")),
-            Query("after", text("The id of the entry before the page.")),
+            *paged(),
             Query("include", array(text(), "OpenAI's; everything is told.")),
         ),
         errors=(400, 404),
@@ -477,7 +475,7 @@ OPERATIONS: Final = (
         "Say that no cache is kept alive",
         (Answer("So that Claude Code does not try again.", {JSON: ref("cache_touch")}),),
         example={},
-        body={JSON: _OBJECT},
+        body={JSON: mapping()},
         anthropic=True,
     ),
     Operation(

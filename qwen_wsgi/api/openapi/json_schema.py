@@ -37,6 +37,16 @@ def anything(meaning: str = "") -> Schema:
     return {"description": meaning} if meaning else {}
 
 
+def mapping(meaning: str = "") -> Schema:
+    """An object with any members."""
+    return _of("object", meaning)
+
+
+def file(meaning: str = "") -> Schema:
+    """A file, as the field of a form."""
+    return _of("string", meaning, contentMediaType="application/octet-stream")
+
+
 def array(items: Schema, meaning: str = "", **more: Any) -> Schema:
     """A list."""
     return _of("array", meaning, items=items, **more)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from qwen_wsgi.api import paging
 from qwen_wsgi.api.openapi.headers import OF_PARTS, OF_VIDEOS
 from qwen_wsgi.api.openapi.json_schema import (
     Schema,
@@ -13,8 +12,10 @@ from qwen_wsgi.api.openapi.json_schema import (
     anything,
     array,
     either,
+    file,
     flag,
     integer,
+    mapping,
     maybe,
     number,
     page,
@@ -22,13 +23,20 @@ from qwen_wsgi.api.openapi.json_schema import (
     request,
     text,
 )
-from qwen_wsgi.api.openapi.operations import EVENTS, FORM, JSON, Answer, Operation, Query, events
+from qwen_wsgi.api.openapi.operations import (
+    EVENTS,
+    FORM,
+    JSON,
+    Answer,
+    Operation,
+    Query,
+    events,
+    paged,
+)
 from qwen_wsgi.protocol.images.request import MOST_PICTURES
 from qwen_wsgi.protocol.speech.request import CONTENT_TYPES, MOST_CHARACTERS
 from qwen_wsgi.protocol.transcription.request import FORMATS
 
-_OBJECT: Final[Schema] = {"type": "object"}
-_FILE: Final[Schema] = {"type": "string", "contentMediaType": "application/octet-stream"}
 _MODEL: Final = text("The model; `GET /v1/models` lists them.")
 _USER: Final = text("Names the end user; not passed on.")
 _METADATA: Final = anything("Not passed on.")
@@ -133,7 +141,7 @@ SPEECH: Final[Mapping[str, Schema]] = {
 
 _GRANULARITIES: Final = array(text("", "word", "segment"), "Which times, of `verbose_json`.")
 TRANSCRIPTIONS: Final[Mapping[str, Schema]] = {
-    "file": {**_FILE, "description": "The sound; its kind is read from its first bytes."},
+    "file": file("The sound; its kind is read from its first bytes."),
     "model": _MODEL,
     "language": text("`en`, `zh`, …"),
     "prompt": text("Words that are likely, as names."),
@@ -166,7 +174,7 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
             ),
             "output_format": text("", "png"),
             "size": text(),
-            "usage": _OBJECT,
+            "usage": mapping(),
         },
         optional=("size", "usage"),
     ),
@@ -201,7 +209,7 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
         },
         optional=("error",),
     ),
-    "transcript": answer({"text": text(), "usage": _OBJECT}, optional=("usage",)),
+    "transcript": answer({"text": text(), "usage": mapping()}, optional=("usage",)),
     "timed_transcript": answer(
         {
             "task": text("", "transcribe"),
@@ -209,8 +217,8 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
             "duration": number("Seconds."),
             "text": text(),
             "words": array(answer({"word": text(), "start": number(), "end": number()})),
-            "segments": array(_OBJECT),
-            "usage": _OBJECT,
+            "segments": array(mapping()),
+            "usage": mapping(),
         },
         optional=("words", "segments", "usage"),
     ),
@@ -235,7 +243,8 @@ def _both(
 ) -> dict[str, Schema]:
     """A body that may be JSON or a form, some of whose fields may be files."""
     fields = {
-        name: either(_FILE, schema) if name in files else schema for name, schema in members.items()
+        name: either(file(), schema) if name in files else schema
+        for name, schema in members.items()
     }
     return {
         JSON: request(members, required=required),
@@ -293,11 +302,7 @@ OPERATIONS: Final = (
         _VIDEOS_TAG,
         "The client's videos",
         (Answer("A page of the list.", {JSON: ref("videos")}),),
-        query=(
-            Query("limit", integer("Entries of a page.", minimum=1, maximum=paging.LARGEST)),
-            Query("order", text("`desc`: the latest first.", "asc", "desc")),
-            Query("after", text("The id of the video before the page.")),
-        ),
+        query=paged(),
         asks_upstream=True,
     ),
     Operation(

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
 
+from qwen_wsgi.api import paging
 from qwen_wsgi.api.openapi import headers
 from qwen_wsgi.api.openapi.headers import Header
-from qwen_wsgi.api.openapi.json_schema import Schema, text
+from qwen_wsgi.api.openapi.json_schema import Schema, integer, ref, text
 from qwen_wsgi.upstream.failures.causes import CAUSES
 
 JSON: Final = "application/json"
@@ -37,6 +38,15 @@ class Query:
 
     name: str
     schema: Schema
+
+
+def paged(largest: int = paging.LARGEST) -> tuple[Query, ...]:
+    """The parameters of a list that comes in pages."""
+    return (
+        Query("limit", integer("Entries of a page.", minimum=1, maximum=largest)),
+        Query("order", text("`desc`: the latest first.", "asc", "desc")),
+        Query("after", text("The id of the entry before the page.")),
+    )
 
 
 @dataclass(frozen=True)
@@ -178,6 +188,5 @@ def events(meaning: str, *schemas: str) -> Schema:
     Args:
         schemas: the names of those that the data of the events obey.
     """
-    named = [{"$ref": f"#/components/schemas/{name}"} for name in schemas]
     # No type: OpenAPI 3.1 has no word for events, and some programs hold each one to the schema.
-    return {"description": meaning, "x-events": named}
+    return {"description": meaning, "x-events": [ref(name) for name in schemas]}

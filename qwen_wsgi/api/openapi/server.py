@@ -13,6 +13,7 @@ from qwen_wsgi.api.openapi.json_schema import (
     either,
     flag,
     integer,
+    mapping,
     maybe,
     number,
     ref,
@@ -22,7 +23,6 @@ from qwen_wsgi.api.openapi.json_schema import (
 from qwen_wsgi.api.openapi.operations import JSON, Access, Answer, Operation, Query
 
 HTML: Final = "text/html"
-_OBJECT: Final[Schema] = {"type": "object"}
 _STATUS: Final = text("`ok`, `degraded`, `no_usable_account`, `draining`, …")
 
 _ANTHROPIC_MODEL: Final = answer(
@@ -51,7 +51,7 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
         {
             "type": text("", "error"),
             "error": answer(
-                {"type": text(), "message": text(), "details": _OBJECT}, optional=("details",)
+                {"type": text(), "message": text(), "details": mapping()}, optional=("details",)
             ),
             "request_id": text(),
         }
@@ -81,7 +81,7 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
                             answer({"model": text(), "left_alone_s": number(), "cause": text()}),
                             "Those that are left alone.",
                         ),
-                        "plan": _OBJECT,
+                        "plan": mapping(),
                     },
                     optional=(
                         *("ability", "cause", "left_alone_s", "remedy", "sharing"),
@@ -203,7 +203,6 @@ OPERATIONS: Final = (
         (Answer("The endpoints; for browsers a page.", {JSON: ref("index"), HTML: None}),),
         description="The page has the state, and how clients are set up with this address. For "
         "this machine it has accounts and models, too.",
-        errors=(401,),
         access=Access.OPEN,
     ),
     Operation(
@@ -211,14 +210,22 @@ OPERATIONS: Final = (
         "/",
         _SERVER_TAG,
         "The page for the holder of a key",
-        (Answer("With the accounts and the models of the key.", {HTML: None}),),
+        (
+            Answer("With the accounts and the models of the key.", {HTML: None}),
+            Answer("The page, which says why the key is refused.", {HTML: None}, status=401),
+            Answer(
+                "The same; or an error, for a page of another site.",
+                {HTML: None, JSON: ref("error.envelope")},
+                status=403,
+            ),
+        ),
         body={
             "application/x-www-form-urlencoded": request(
                 {"key": text("The client key, which is not kept.")}
             )
         },
         needs_body=False,
-        errors=(401, 503),
+        errors=(503,),
         access=Access.OPEN,
     ),
     Operation(
@@ -244,7 +251,7 @@ OPERATIONS: Final = (
             path,
             _SERVER_TAG,
             "This description",
-            (Answer("OpenAPI 3.1.", {JSON: _OBJECT}),),
+            (Answer("OpenAPI 3.1.", {JSON: mapping()}),),
             access=Access.OPEN,
         )
         for path in ("/openapi.json", "/qwen.json")

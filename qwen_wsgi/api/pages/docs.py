@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from flask import Blueprint, Response
 
 from qwen_wsgi.api import lifecycle
 from qwen_wsgi.api.pages import html
-from qwen_wsgi.api.pages.html import Html, joined, prose, table, tag
+from qwen_wsgi.api.pages.html import Html, between, joined, prose, table, tag
 from qwen_wsgi.greenlets import apart
 
 blueprint = Blueprint("docs", __name__)
@@ -88,7 +88,7 @@ def _operation(
     parts.append(table(("Parameter", "Place", "Meaning"), given))
     bodies = operation.get("requestBody", {}).get("content", {})
     if bodies:
-        parts.append(tag("p", "Body: ", *_between(bodies)))
+        parts.append(tag("p", "Body: ", *between(bodies)))
         parts += _members(next(iter(bodies.values()))["schema"])
     for body in bodies.values():
         if "example" in body:
@@ -110,14 +110,7 @@ def _answers(
             joined(kind, ": ", _type(content["schema"])) if content else kind
             for kind, content in answer.get("content", {}).items()
         ]
-        yield status, prose(answer["description"]), joined(*_between(contents))
-
-
-def _between(parts: Iterable[str], mark: str = ", ") -> list[str]:
-    found: list[str] = []
-    for part in parts:
-        found += [mark, part] if found else [part]
-    return found
+        yield status, prose(answer["description"]), joined(*between(contents))
 
 
 def _members(schema: Mapping[str, Any]) -> list[Html]:
@@ -143,9 +136,9 @@ def _type(schema: Mapping[str, Any]) -> Html:
         name = schema["$ref"].removeprefix(_SCHEMAS)
         return tag("a", name, href=f"#schema-{name}")
     if "anyOf" in schema:
-        return joined(*_between([_type(each) for each in schema["anyOf"]], " or "))
+        return joined(*between([_type(each) for each in schema["anyOf"]], " or "))
     if "enum" in schema:
-        return joined(*_between([tag("code", str(each)) for each in schema["enum"]]))
+        return joined(*between([tag("code", str(each)) for each in schema["enum"]]))
     if schema.get("type") == "array":
         return joined("list of ", _type(schema.get("items", {})))
     kind = schema.get("type", "anything")

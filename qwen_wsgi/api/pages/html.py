@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Final
 
@@ -29,6 +29,14 @@ class Html(str):
 def joined(*parts: str) -> Html:
     """Several parts behind one another."""
     return Html("".join(part if isinstance(part, Html) else escape(part) for part in parts))
+
+
+def between(parts: Iterable[str], mark: str = ", ") -> list[str]:
+    """The parts, with a mark between each two."""
+    found: list[str] = []
+    for part in parts:
+        found += [mark, part] if found else [part]
+    return found
 
 
 def tag(name: str, *content: str, **attributes: str) -> Html:

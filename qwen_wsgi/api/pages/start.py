@@ -19,10 +19,10 @@ from qwen_wsgi.api import body, http, lifecycle
 from qwen_wsgi.api.flask_app import Application
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.api.pages import html
-from qwen_wsgi.api.pages.html import Html, joined, prose, table, tag
+from qwen_wsgi.api.pages.html import Html, between, joined, prose, table, tag
 from qwen_wsgi.clients import known
 from qwen_wsgi.clients.recipe import Client, origin_of
-from qwen_wsgi.errors import ApiError, Forbidden, Unauthorized
+from qwen_wsgi.errors import ApiError, BadRequest, Forbidden, Unauthorized
 from qwen_wsgi.upstream.routing.account_status import READY
 
 blueprint = Blueprint("start", __name__)
@@ -30,6 +30,7 @@ blueprint.before_request(lifecycle.refuse_pages)
 
 #: Of the form with a key.
 _FORM_BYTES: Final = 4096
+_MOST_FIELDS: Final = 10
 #: Of the list, so that the page stays small.
 _MOST_MODELS: Final = 300
 
@@ -61,8 +62,12 @@ def with_key() -> Response:
     call = lifecycle.live()
     call.record.quiet = True
     call.admit()
-    pieces = body.pieces(call.environ, call.services.settings, max_bytes=_FORM_BYTES)
-    fields = parse_qs(b"".join(pieces).decode("utf-8", "replace"), max_num_fields=10)
+    settings = call.services.settings
+    pieces = body.pieces(call.environ, settings, max_bytes=_FORM_BYTES, setting="")
+    try:
+        fields = parse_qs(b"".join(pieces).decode("utf-8", "replace"), max_num_fields=_MOST_FIELDS)
+    except ValueError:
+        raise BadRequest(f"The form has more than {_MOST_FIELDS} fields.") from None
     return _page(call, fields.get("key", [""])[0].strip())
 
 
@@ -97,14 +102,12 @@ def _permit(call: LiveCall, key: str) -> Permit | None:
         environ.pop("HTTP_X_API_KEY", None)
         # As WSGI has the bytes of a header.
         environ["HTTP_AUTHORIZATION"] = f"Bearer {key}".encode().decode("latin-1")
-    elif not guard.is_known(environ):
-        return None
     try:
         client = guard.identify(environ)
     except ApiError:
         if key:
             raise
-        return EVERYTHING  # this machine, without a key
+        return EVERYTHING if guard.is_local(environ) else None
     if client.key is None:
         return EVERYTHING
     return Permit("", client.key.accounts, client.key.models)
@@ -123,21 +126,9 @@ def _state(call: LiveCall) -> list[Html]:
     links = [tag("a", words, href=place) for place, words in places.items()]
     return [
         tag("h1", "qwen-proxy"),
-        tag(
-            "p",
-            tag("span", state, class_="state"),
-            f" · version {__version__} · ",
-            *_between(links),
-        ),
+        tag("p", state, f" · version {__version__} · ", *between(links, " · ")),
         tag("p", _WHAT),
     ]
-
-
-def _between(links: Iterable[Html]) -> list[str]:
-    found: list[str] = []
-    for link in links:
-        found += [" · ", link] if found else [link]
-    return found
 
 
 def address_of(call: LiveCall) -> str:

@@ -119,7 +119,7 @@ def back_up(path: Path, content: Content) -> Path:
                 file.write(content.raw)
                 file.flush()
                 os.fsync(fd)
-        except BaseException:
+        except BaseException:  # also Ctrl-C: half a copy would be taken for what was there
             backup.unlink(missing_ok=True)
             raise
         return backup

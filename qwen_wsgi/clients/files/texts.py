@@ -11,6 +11,10 @@ BEGIN: Final = "# >>> qwen-proxy"
 END: Final = "# <<< qwen-proxy"
 #: Before a line of the user's that has no effect while ours are there.
 ASIDE: Final = "#qwen-proxy# "
+#: What is told where such lines cannot be put back.
+STAYS_ASIDE: Final = (
+    f"lines that begin with {ASIDE.strip()} stay so: the file has other ones of that name now"
+)
 
 _LINE: Final = re.compile(r"[^\n]*\n|[^\n]+")
 

@@ -74,13 +74,7 @@ def take_back(text: str, keys: Iterable[str], table: str) -> TakenBack:
     except tomllib.TOMLDecodeError:
         new = "".join(bare)
         _parsed(new)
-        return TakenBack(
-            new,
-            (
-                f"lines that begin with {texts.ASIDE.strip()} stay so: the file has "
-                "other ones of that name now",
-            ),
-        )
+        return TakenBack(new, (texts.STAYS_ASIDE,))
     return TakenBack(new)
 
 

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -171,8 +171,11 @@ class Files:
 
     def _note(self, step: _Step, made: tuple[str, ...], backup: Path | None) -> None:
         assert step.written is not None
-        value = vars(step.written) | ({"directories": made} if made else {})
-        step.written = Written(**(value | ({"backup": str(backup)} if backup else {})))
+        step.written = replace(
+            step.written,
+            directories=made or step.written.directories,
+            backup=str(backup) if backup else step.written.backup,
+        )
         others = [each for each in self._record.read() if each.path != str(step.path)]
         self._record.write([*others, step.written])
 

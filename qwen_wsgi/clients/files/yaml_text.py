@@ -127,11 +127,7 @@ def take_back(text: str, note: Any) -> TakenBack:
     try:
         _entries(back)
     except Refused:
-        kept = (
-            f"lines that begin with {texts.ASIDE.strip()} stay so: the file has other ones of "
-            "that name now",
-        )
-        return TakenBack("".join(bare), kept)
+        return TakenBack("".join(bare), (texts.STAYS_ASIDE,))
     return TakenBack("".join(back))
 
 
