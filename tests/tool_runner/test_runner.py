@@ -225,6 +225,19 @@ def test_a_reload_changes_the_tools_unless_they_cannot_be_used(marker: str) -> N
 
 
 @needs_sandbox
+def test_what_is_secret_since_a_reload_is_not_logged_either() -> None:
+    told = {"TOKEN": "a-token-since-the-reload"}
+    tells = ["-c", "echo the token is $TOKEN >&2; exit 3"]
+    with running({"fetch": {}}) as one:
+        until_offered(one.client(), "fetch")
+        one.write({"mcpServers": {"x": {"command": "/bin/sh", "args": tells, "env": told}}})
+        one.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "the token is" in one.log.read_text())
+
+        assert told["TOKEN"] not in one.log.read_text()
+
+
+@needs_sandbox
 def test_killed_in_a_call_it_is_told_and_the_next_call_works(marker: str) -> None:
     with running({"python": {"env": {"MARK": marker}}}) as one:
         client = one.client()
