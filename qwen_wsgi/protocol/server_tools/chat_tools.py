@@ -75,7 +75,7 @@ def selected(
             found.add(offered)
     if not found:
         return None
-    functions.check_count(len(found.in_chat()), "tools")
+    functions.check_count(len(found), "tools")
     if has_several_choices(body):
         raise BadRequest(
             "Tools that this server runs work with one choice: leave out 'n'.",
