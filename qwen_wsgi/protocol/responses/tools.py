@@ -302,11 +302,12 @@ class Tools:
 
     def _add_offered(self, tool: Tool, offered: OfferedTool) -> bool:
         """Add one of the operator's tools, unless the request repeats it; whether it was added."""
-        if (offered.server, offered.name) in self.names.offered():
+        known = self.names.offered()
+        if (offered.server, offered.name) in known:
             return False
         name = self.names.add_server(tool)
         self._offered.append(_Offered(tool, functions.function(offered, name)))
-        functions.check_count(len(self.names.offered()), "tools")
+        functions.check_count(len(known) + 1, "tools")
         return True
 
     def members(self, choice: Any) -> dict[str, Any]:
