@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from werkzeug.test import TestResponse
 
 from qwen_wsgi.sandbox import Sandbox
 from tests.api.apps import UPSTREAM_KEY, App, error_of, running
@@ -118,6 +119,18 @@ def test_functions_of_the_client_come_with_what_our_tools_told(
     chunks = streamed(app, "[[sandbox: tools=2]]", tools=[TIME, WEATHER])
     assert text_of(chunks) == choice["message"]["content"]
     assert [c["finish_reason"] for ch in chunks for c in ch["choices"]][-1] == "tool_calls"
+
+
+def test_a_filter_of_tools_is_read_as_in_responses(app: App, runner: FakeRunner) -> None:
+    def asked(allowed: Any) -> TestResponse:
+        return app.chat(body("Time?", tools=[{**TIME, "allowed_tools": allowed}]))
+
+    answer = asked({"read_only": True, "tool_names": ["now"]})
+    changed = answer.headers["x-qwen-proxy-changed"].split(", ")
+    assert "tools:tools[0].allowed_tools-read_only" in changed
+    assert len(runner.ran) == 1
+    wrong = asked("now")
+    assert (wrong.status_code, error_of(wrong)["param"]) == (400, "tools[0].allowed_tools")
 
 
 def test_at_the_limit_the_answer_is_cut(app: App, runner: FakeRunner) -> None:
