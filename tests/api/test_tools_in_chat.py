@@ -11,7 +11,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from werkzeug.test import TestResponse
 
 from qwen_wsgi.sandbox import Sandbox
-from tests.api.apps import UPSTREAM_KEY, App, error_of, running
+from tests.api.apps import App, error_of
+from tests.api.tool_calls import in_front_of
 from tests.fakes.tool_runner import FakeRunner
 
 TIME: dict[str, Any] = {"type": "mcp", "server_label": "time", "allowed_tools": ["now"]}
@@ -25,24 +26,8 @@ WEATHER: dict[str, Any] = {
 
 
 @pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as started:
-        yield started
-
-
-@pytest.fixture
-def runner() -> FakeRunner:
-    return FakeRunner()
-
-
-@pytest.fixture
 def app(sandbox: Sandbox, runner: FakeRunner) -> Iterator[App]:
-    with running(
-        tool_runner=runner,
-        DASHSCOPE_BASE_URL=sandbox.base_url,
-        DASHSCOPE_API_KEY=UPSTREAM_KEY,
-        QWEN_PROXY_TOOL_ROUNDS=2,
-    ) as made:
+    with in_front_of(sandbox, runner, QWEN_PROXY_TOOL_ROUNDS=2) as made:
         yield made
 
 
