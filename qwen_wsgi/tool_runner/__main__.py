@@ -24,6 +24,7 @@ from qwen_wsgi import settings as settings_module
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.tool_runner import sources, wire
+from qwen_wsgi.tool_runner.config import Entry
 from qwen_wsgi.tool_runner.sandbox import Bounds, Sandbox
 from qwen_wsgi.tool_runner.service import Service
 from qwen_wsgi.tool_runner.toolbox import Toolbox, server_of
@@ -48,21 +49,68 @@ def main() -> int:
         # gunicorn's listening sockets pass to every program that it starts.
         os.closerange(_FIRST_PASSED, _MOST_FILES)
     try:
-        settings = settings_module.load(env_file.layered(settings_module.environment()))
-        logs.configure(
-            level=settings.log_level,
-            style=settings.log_format,
-            secrets=sources.secrets_of(settings),
-            environ=settings.environ,
-        )
-        path = arguments.socket or sources.own_socket(settings)
-        return asyncio.run(_run(settings, path, arguments.parent))
+        tools = _Tools()
+        tools.read()
+        path = arguments.socket or sources.own_socket(tools.settings)
+        return asyncio.run(_run(tools, path, arguments.parent))
     except SettingsError as error:
         print(f"qwen-proxy: {error}", file=sys.stderr)
         return EXIT_CONFIGURATION
 
 
-async def _run(settings: Settings, path: str, parent: int | None) -> int:
+class _Tools:
+    """The settings and tools.json, as they were read last.
+
+    Attributes:
+        settings, entries: there after the first `read`.
+    """
+
+    settings: Settings
+    entries: tuple[Entry, ...]
+
+    def __init__(self) -> None:
+        #: Also those of earlier reads: what they were for ends a little later.
+        self._secrets: set[str] = set()
+
+    def read(self) -> None:
+        """Read them, and keep what is secret of them out of the log.
+
+        Raises:
+            SettingsError: they cannot be used, and stay as they were.
+        """
+        settings = settings_module.load(env_file.layered(settings_module.environment()))
+        entries = sources.entries(settings)
+        self.settings, self.entries = settings, entries
+        self._secrets.update(sources.secrets_of(settings, entries))
+        logs.configure(
+            level=settings.log_level,
+            style=settings.log_format,
+            secrets=self._secrets,
+            environ=settings.environ,
+        )
+
+    def toolbox(self) -> Toolbox:
+        """A toolbox with them."""
+        settings = self.settings
+        bounds = Bounds(
+            memory=settings.tool_memory_bytes,
+            processes=settings.tool_processes,
+            disk=settings.tool_disk_bytes,
+        )
+        sandbox = Sandbox(bounds, private=sources.private_paths(settings))
+        servers = [
+            server_of(
+                entry,
+                sandbox,
+                output_bytes=settings.tool_output_bytes,
+                hosts=settings.fetch_hosts,
+            )
+            for entry in self.entries
+        ]
+        return Toolbox(servers, timeout_s=settings.tool_timeout_s, calls=settings.tool_calls)
+
+
+async def _run(tools: _Tools, path: str, parent: int | None) -> int:
     over = asyncio.Event()
     reload = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -71,22 +119,23 @@ async def _run(settings: Settings, path: str, parent: int | None) -> int:
     loop.add_signal_handler(signal.SIGHUP, reload.set)
     if parent is not None and not _end_with(parent, over.set):
         return 0
-    sources.entries(settings)
-    # Whoever asks waits meanwhile, instead of being refused.
+    # Whoever asks waits while the tools are loaded, instead of being refused.
     with _listening(path) as listener:
-        service = Service(_toolbox(settings))
+        service = Service(tools.toolbox())
         server = await asyncio.start_unix_server(
             service.serve, sock=listener, limit=wire.LONGEST_QUESTION
         )
         log.info("tools: listening at %s", path)
         try:
-            await _until(over, reload, service)
+            await _until(over, reload, service, tools)
         finally:
             server.close()
     return 0
 
 
-async def _until(over: asyncio.Event, reload: asyncio.Event, service: Service) -> None:
+async def _until(
+    over: asyncio.Event, reload: asyncio.Event, service: Service, tools: _Tools
+) -> None:
     """Run the toolbox; at a reload a new one takes its place."""
     running = asyncio.create_task(service.toolbox.run())
     try:
@@ -103,7 +152,7 @@ async def _until(over: asyncio.Event, reload: asyncio.Event, service: Service) -
                 running.result()
                 return
             reload.clear()
-            toolbox = _renewed()
+            toolbox = _renewed(tools)
             if toolbox is not None:
                 service.toolbox, old = toolbox, running
                 running = asyncio.create_task(toolbox.run())
@@ -114,39 +163,15 @@ async def _until(over: asyncio.Event, reload: asyncio.Event, service: Service) -
         await asyncio.gather(running, return_exceptions=True)
 
 
-def _renewed() -> Toolbox | None:
+def _renewed(tools: _Tools) -> Toolbox | None:
     """The toolbox of the settings and the file as they are now; None if they cannot be used."""
     try:
-        toolbox = _toolbox(settings_module.load(env_file.layered(settings_module.environment())))
+        tools.read()
     except SettingsError as error:
         log.error("reload: the tools stay as they were: %s", error)
         return None
     log.info("reload: the tools were read anew")
-    return toolbox
-
-
-def _toolbox(settings: Settings) -> Toolbox:
-    """The tools that the settings name.
-
-    Raises:
-        SettingsError: tools.json cannot be used.
-    """
-    bounds = Bounds(
-        memory=settings.tool_memory_bytes,
-        processes=settings.tool_processes,
-        disk=settings.tool_disk_bytes,
-    )
-    sandbox = Sandbox(bounds, private=sources.private_paths(settings))
-    servers = [
-        server_of(
-            entry,
-            sandbox,
-            output_bytes=settings.tool_output_bytes,
-            hosts=settings.fetch_hosts,
-        )
-        for entry in sources.entries(settings)
-    ]
-    return Toolbox(servers, timeout_s=settings.tool_timeout_s, calls=settings.tool_calls)
+    return tools.toolbox()
 
 
 def _end_with(parent: int, end: Callable[[], None]) -> bool:

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from qwen_wsgi.errors import SettingsError
 from qwen_wsgi.settings import Settings
@@ -178,6 +178,6 @@ def _wait_for(path: str, pid: int) -> None:
         time.sleep(0.05)
 
 
-def _how(status: Any) -> str:
+def _how(status: int) -> str:
     code = os.waitstatus_to_exitcode(status)
     return f"status {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"

@@ -223,6 +223,7 @@ class _Container:
 
     Attributes:
         turn: held by the call that runs.
+        waiting: calls that run or wait for their turn.
     """
 
     session: _Session | None = None
@@ -282,16 +283,23 @@ class Interpreter:
                     return await session.run(code, files)
                 except BaseException:
                     # Also when it was cancelled: the code still runs there.
-                    await self._end(name, container)
+                    await self._end(name, container, failed=True)
                     raise
         finally:
             container.waiting -= 1
             container.used_s = time.monotonic()
 
-    async def _end(self, name: str, container: _Container) -> None:
+    async def _end(self, name: str, container: _Container, *, failed: bool = False) -> None:
+        """End the process of a container, and forget the container.
+
+        Args:
+            failed: by the call that runs. Calls that wait for their turn have the same container
+                all the same, with a new process, so it is not forgotten before the last of them.
+        """
         container.session = None
         stack, container.stack = container.stack, contextlib.AsyncExitStack()
-        if self._containers.get(name) is container:
+        is_last = not failed or container.waiting == 1
+        if is_last and self._containers.get(name) is container:
             del self._containers[name]
         await stack.aclose()
 

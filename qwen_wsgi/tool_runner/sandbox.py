@@ -174,7 +174,7 @@ class Sandbox:
                 cwd="/",
                 limit=LONGEST_LINE,
             )
-        except BaseException:
+        except BaseException:  # also when it was cancelled: whatever has begun to run ends by it
             os.close(held)
             os.close(told)
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -84,13 +84,12 @@ def private_paths(settings: Settings) -> tuple[str, ...]:
     return tuple(each for each in found if each)
 
 
-def secrets_of(settings: Settings) -> tuple[str, ...]:
+def secrets_of(settings: Settings, entries: Iterable[Entry]) -> tuple[str, ...]:
     """What no log line may show."""
     found = [value for name, value in settings.environ.items() if names_secret(name)]
     found += settings.all_client_keys
-    with contextlib.suppress(SettingsError):
-        for entry in entries(settings) if settings.tools else ():
-            found += [*entry.env.values(), *entry.headers.values()]
+    for entry in entries:
+        found += [*entry.env.values(), *entry.headers.values()]
     return tuple(each for each in found if len(each) >= 8)
 
 

@@ -30,6 +30,9 @@ _CHECK_S: Final = 120.0
 _SPARE_S: Final = 15.0
 _PIECE: Final = 256 * 1024
 
+#: A list of tools: when it came, its tools, and the troubles of servers by their labels.
+_Listed = tuple[float, tuple[ServerTool, ...], Mapping[str, str]]
+
 
 class RunnerClient:
     """The runner of tools, as a `ToolRunner`. Shared by the greenlets of a worker.
@@ -42,7 +45,9 @@ class RunnerClient:
         self._path = path
         self._clock = clock
         self._lock = threading.Lock()
-        self._listed: tuple[float, tuple[ServerTool, ...], Mapping[str, str]] | None = None
+        self._listed: _Listed | None = None
+        #: How the latest question for a list failed; another object each time.
+        self._failure: RunnerUnavailable | None = None
 
     @classmethod
     def of(cls, settings: Settings, clock: Clock) -> RunnerClient:
@@ -85,18 +90,31 @@ class RunnerClient:
         }
         return _result(self._ask(question, seconds + _SPARE_S))
 
-    def _list(self) -> tuple[float, tuple[ServerTool, ...], Mapping[str, str]]:
+    def _list(self) -> _Listed:
+        if (known := self._fresh()) is not None:
+            return known
+        # One asks; the others wait for what it learns, also if that is a failure.
+        before = self._failure
+        with self._lock:
+            if (known := self._fresh()) is not None:
+                return known
+            if self._failure is not None and self._failure is not before:
+                raise RunnerUnavailable(self._failure.reason)
+            try:
+                answer = self._ask({"do": "list"}, _LIST_S)
+            except RunnerUnavailable as error:
+                self._failure = RunnerUnavailable(error.reason)
+                raise
+            tools = answer.get("tools")
+            found = tuple(map(_tool, tools if isinstance(tools, list) else ()))
+            self._listed = (self._clock.monotonic(), found, _texts(answer.get("troubles")))
+            return self._listed
+
+    def _fresh(self) -> _Listed | None:
+        """The list, unless it is too old."""
         known = self._listed
         if known is None or self._clock.monotonic() - known[0] > _LIST_AGE_S:
-            # One asks; the others wait for what it learns.
-            with self._lock:
-                known = self._listed
-                if known is None or self._clock.monotonic() - known[0] > _LIST_AGE_S:
-                    answer = self._ask({"do": "list"}, _LIST_S)
-                    tools = answer.get("tools")
-                    found = tuple(map(_tool, tools if isinstance(tools, list) else ()))
-                    known = (self._clock.monotonic(), found, _texts(answer.get("troubles")))
-                    self._listed = known
+            return None
         return known
 
     def _ask(self, question: Mapping[str, Any], seconds: float) -> dict[str, Any]:

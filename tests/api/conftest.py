@@ -8,6 +8,7 @@ import pytest
 
 from qwen_wsgi.sandbox import Sandbox
 from tests.api.apps import UPSTREAM_KEY, App, running
+from tests.fakes.tool_runner import FakeRunner
 
 
 @pytest.fixture
@@ -20,3 +21,8 @@ def sandbox() -> Iterator[Sandbox]:
 def app(sandbox: Sandbox) -> Iterator[App]:
     with running(DASHSCOPE_BASE_URL=sandbox.base_url, DASHSCOPE_API_KEY=UPSTREAM_KEY) as made:
         yield made
+
+
+@pytest.fixture
+def runner() -> FakeRunner:
+    return FakeRunner()

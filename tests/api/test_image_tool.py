@@ -11,8 +11,6 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from openai.types.responses import Response, ResponseStreamEvent
-from pydantic import TypeAdapter
 from werkzeug.test import TestResponse
 
 from qwen_wsgi.access.guard import Client
@@ -20,7 +18,10 @@ from qwen_wsgi.access.limits import Limits
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.tools.pictures import MOST_PICTURES
 from qwen_wsgi.tools.relay import MOST_TURNS
-from tests.api.apps import UPSTREAM_KEY, App, error_of, running
+from tests.api import tool_calls
+from tests.api.apps import App, error_of
+from tests.api.responding import events_of, kinds, response_of
+from tests.api.tool_calls import arguments, chats
 
 CHAT = "qwen3.7-plus"
 IMAGES = "qwen-image-3.0"
@@ -34,24 +35,12 @@ PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA"
     "60e6kgAAAABJRU5ErkJggg=="
 )
-EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as started:
-        yield started
 
 
 @contextmanager
 def in_front_of(sandbox: Sandbox, **environ: Any) -> Iterator[App]:
-    settings = {
-        "DASHSCOPE_BASE_URL": sandbox.base_url,
-        "DASHSCOPE_API_KEY": UPSTREAM_KEY,
-        "QWEN_PROXY_IMAGE_MODEL": IMAGES,
-        **environ,
-    }
-    with running(**settings) as app:
+    settings = {"QWEN_PROXY_IMAGE_MODEL": IMAGES, **environ}
+    with tool_calls.in_front_of(sandbox, **settings) as app:
         yield app
 
 
@@ -67,39 +56,11 @@ def post(app: App, input: Any = "A cat, please", **members: Any) -> TestResponse
 
 
 def whole(app: App, input: Any = "A cat, please", **members: Any) -> dict[str, Any]:
-    answer = post(app, input, **members)
-    assert answer.status_code == 200, answer.text
-    body: dict[str, Any] = answer.get_json()
-    Response.model_validate(body)
-    return body
-
-
-def events_of(answer: TestResponse) -> list[dict[str, Any]]:
-    with answer:
-        blocks = answer.data.decode().split("\n\n")
-    found = [json.loads(block.split("data: ", 1)[1]) for block in blocks if "data: " in block]
-    for event in found:
-        EVENT.validate_python(event)
-    assert [event["sequence_number"] for event in found] == list(range(len(found)))
-    return found
-
-
-def arguments(**given: Any) -> str:
-    """A spec that has the sandbox call with these arguments."""
-    return f"tool-args={quote(json.dumps(given))}"
+    return response_of(post(app, input, **members))
 
 
 def asked(sandbox: Sandbox, route: str) -> list[Any]:
     return [json.loads(r.body or b"{}") for r in sandbox.settle() if r.route == route]
-
-
-def chats(sandbox: Sandbox) -> list[Any]:
-    sandbox.settle()
-    return [json.loads(each.body or b"{}") for each in sandbox.chats]
-
-
-def kinds(response: dict[str, Any]) -> list[str]:
-    return [item["type"] for item in response["output"]]
 
 
 def pictures(response: dict[str, Any]) -> list[dict[str, Any]]:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from werkzeug.test import TestResponse
 
 from qwen_wsgi.sandbox import Sandbox
-from tests.api.apps import UPSTREAM_KEY, App, error_of, running
+from tests.api.apps import App, error_of
+from tests.api.tool_calls import in_front_of
 from tests.fakes.tool_runner import FakeRunner
 
 TIME: dict[str, Any] = {"type": "mcp", "server_label": "time", "allowed_tools": ["now"]}
@@ -24,24 +26,8 @@ WEATHER: dict[str, Any] = {
 
 
 @pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as started:
-        yield started
-
-
-@pytest.fixture
-def runner() -> FakeRunner:
-    return FakeRunner()
-
-
-@pytest.fixture
 def app(sandbox: Sandbox, runner: FakeRunner) -> Iterator[App]:
-    with running(
-        tool_runner=runner,
-        DASHSCOPE_BASE_URL=sandbox.base_url,
-        DASHSCOPE_API_KEY=UPSTREAM_KEY,
-        QWEN_PROXY_TOOL_ROUNDS=2,
-    ) as made:
+    with in_front_of(sandbox, runner, QWEN_PROXY_TOOL_ROUNDS=2) as made:
         yield made
 
 
@@ -118,6 +104,18 @@ def test_functions_of_the_client_come_with_what_our_tools_told(
     chunks = streamed(app, "[[sandbox: tools=2]]", tools=[TIME, WEATHER])
     assert text_of(chunks) == choice["message"]["content"]
     assert [c["finish_reason"] for ch in chunks for c in ch["choices"]][-1] == "tool_calls"
+
+
+def test_a_filter_of_tools_is_read_as_in_responses(app: App, runner: FakeRunner) -> None:
+    def asked(allowed: Any) -> TestResponse:
+        return app.chat(body("Time?", tools=[{**TIME, "allowed_tools": allowed}]))
+
+    answer = asked({"read_only": True, "tool_names": ["now"]})
+    changed = answer.headers["x-qwen-proxy-changed"].split(", ")
+    assert "tools:tools[0].allowed_tools-read_only" in changed
+    assert len(runner.ran) == 1
+    wrong = asked("now")
+    assert (wrong.status_code, error_of(wrong)["param"]) == (400, "tools[0].allowed_tools")
 
 
 def test_at_the_limit_the_answer_is_cut(app: App, runner: FakeRunner) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 from anthropic.lib.streaming._beta_messages import accumulate_event
@@ -17,7 +15,8 @@ from werkzeug.test import TestResponse
 
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.tools.runner import RunnerUnavailable, ServerTool, ToolImage, ToolResult
-from tests.api.apps import UPSTREAM_KEY, App, running
+from tests.api.apps import App
+from tests.api.tool_calls import chats, in_front_of, spec
 from tests.fakes.tool_runner import FakeRunner
 
 CHAT = "qwen3.7-plus"
@@ -29,28 +28,6 @@ WEATHER: dict[str, Any] = {
     "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
 }
 EVENT: TypeAdapter[Any] = TypeAdapter(BetaRawMessageStreamEvent)
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as started:
-        yield started
-
-
-@pytest.fixture
-def runner() -> FakeRunner:
-    return FakeRunner()
-
-
-@contextmanager
-def in_front_of(sandbox: Sandbox, runner: FakeRunner | None, **environ: Any) -> Iterator[App]:
-    settings: dict[str, Any] = {
-        "DASHSCOPE_BASE_URL": sandbox.base_url,
-        "DASHSCOPE_API_KEY": UPSTREAM_KEY,
-        **environ,
-    }
-    with running(tool_runner=runner, **settings) as app:
-        yield app
 
 
 @pytest.fixture
@@ -102,15 +79,6 @@ def message(app: App, content: Any = "What time is it?", **members: Any) -> dict
 def refused(answer: TestResponse) -> tuple[int, str]:
     error = answer.get_json()["error"]
     return answer.status_code, error["message"]
-
-
-def spec(**given: Any) -> str:
-    return f"[[sandbox: tool-args={quote(json.dumps(given))}]]"
-
-
-def chats(sandbox: Sandbox) -> list[Any]:
-    sandbox.settle()
-    return [json.loads(each.body or b"{}") for each in sandbox.chats]
 
 
 def kinds(value: dict[str, Any]) -> list[str]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from urllib.parse import quote
 
 import pytest
-from openai.types.responses import Response, ResponseStreamEvent
-from pydantic import TypeAdapter
+from openai.types.responses import Response
 from werkzeug.test import TestResponse
 
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.tools.runner import RunnerUnavailable, ServerTool, ToolImage, ToolResult
-from tests.api.apps import UPSTREAM_KEY, App, error_of, running
+from tests.api.apps import App, error_of
+from tests.api.responding import events_of, kinds, response_of
+from tests.api.tool_calls import chats, in_front_of, spec
 from tests.fakes.clock import FakeClock
 from tests.fakes.tool_runner import NOW, PYTHON, WRITE, ZONES, FakeRunner
 
@@ -28,29 +27,6 @@ WEATHER: dict[str, Any] = {
     "name": "get_weather",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
 }
-EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
-
-
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as started:
-        yield started
-
-
-@pytest.fixture
-def runner() -> FakeRunner:
-    return FakeRunner()
-
-
-@contextmanager
-def in_front_of(sandbox: Sandbox, runner: FakeRunner | None, **environ: Any) -> Iterator[App]:
-    settings: dict[str, Any] = {
-        "DASHSCOPE_BASE_URL": sandbox.base_url,
-        "DASHSCOPE_API_KEY": UPSTREAM_KEY,
-        **environ,
-    }
-    with running(tool_runner=runner, **settings) as app:
-        yield app
 
 
 @pytest.fixture
@@ -65,35 +41,7 @@ def post(app: App, input: Any = "What time is it?", **members: Any) -> TestRespo
 
 
 def whole(app: App, input: Any = "What time is it?", **members: Any) -> dict[str, Any]:
-    answer = post(app, input, **members)
-    assert answer.status_code == 200, answer.text
-    body: dict[str, Any] = answer.get_json()
-    Response.model_validate(body)
-    return body
-
-
-def events_of(answer: TestResponse) -> list[dict[str, Any]]:
-    with answer:
-        blocks = answer.data.decode().split("\n\n")
-    found = [json.loads(block.split("data: ", 1)[1]) for block in blocks if "data: " in block]
-    for event in found:
-        EVENT.validate_python(event)
-    assert [event["sequence_number"] for event in found] == list(range(len(found)))
-    return found
-
-
-def spec(**given: Any) -> str:
-    """Have the sandbox call with these arguments."""
-    return f"[[sandbox: tool-args={quote(json.dumps(given))}]]"
-
-
-def chats(sandbox: Sandbox) -> list[Any]:
-    sandbox.settle()
-    return [json.loads(each.body or b"{}") for each in sandbox.chats]
-
-
-def kinds(response: dict[str, Any]) -> list[str]:
-    return [item["type"] for item in response["output"]]
+    return response_of(post(app, input, **members))
 
 
 def text_of(response: dict[str, Any]) -> str:

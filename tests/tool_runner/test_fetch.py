@@ -78,6 +78,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif self.path == "/bomb":
             body, extra = gzip.compress(bytes(64 << 20)), {"Content-Encoding": "gzip"}
             kind = "text/plain"
+        elif self.path.startswith("/links"):
+            body = b"<a href=y></a>" * 10_000
+        elif self.path.startswith("/in?"):
+            kind = "text/plain; charset=" + self.path.partition("?")[2]
+            body = b"a" * 500_000 + b"-" + b"9" * 500_000
         elif self.path == "/long":
             kind, body = "text/plain", b"0123456789" * 6000
         elif self.path == "/picture":
@@ -146,6 +151,21 @@ def test_a_page_that_keeps_the_parser_busy_is_given_up(port: int) -> None:
     assert not result.is_error or "3 seconds" in result.text or "cannot be read" in result.text
 
 
+@pytest.mark.parametrize("charset", ["punycode", "idna", "undefined", "hex", "nonsense"])
+def test_a_charset_that_is_none_is_passed_over(port: int, charset: str) -> None:
+    """Python has codecs that refuse every text, or need hours for some."""
+    assert fetch(f"http://public.example:{port}/in?{charset}").text.startswith("aaaa")
+
+
+def test_the_text_of_a_page_is_bounded_however_long_its_links_become(port: int) -> None:
+    """10,000 links of 14 bytes, each of which becomes a URL of 8,000."""
+    folder = "x" * 8000
+
+    text = fetch(f"http://public.example:{port}/links{folder}/", start=16 << 20, seconds=20).text
+
+    assert text == "\n[cut: the text of the page is longer]"
+
+
 def test_a_long_text_is_read_in_parts(port: int) -> None:
     first = fetch(f"http://public.example:{port}/long").text
     second = fetch(f"http://public.example:{port}/long", start=50_000).text
@@ -167,6 +187,7 @@ def test_a_packed_text_is_unpacked_within_bounds(port: int) -> None:
         ("file:///etc/passwd", "must begin with http"),
         ("http://169.254.169.254/latest", "169.254.169.254 is not known"),
         ("/404", "HTTP 404"),
+        ("http://[", "leads to an address that cannot be understood"),
     ],
 )
 def test_a_redirect_leads_nowhere_else(port: int, to: str, told: str) -> None:
@@ -213,6 +234,7 @@ def test_only_the_named_hosts_where_some_are_named(port: int) -> None:
         ("http://u:p@public.example/", "password"),
         ("http://public.example/\r\nX: y", "characters"),
         ("http://[::1", "cannot be understood"),
+        ("http://public.example/\ud800", "characters"),
         ("http://nowhere.example/", "is not known"),
     ],
 )

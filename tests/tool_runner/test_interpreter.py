@@ -119,6 +119,25 @@ def test_a_call_that_takes_too_long_is_stopped_and_its_container_is_lost() -> No
 
 
 @needs_sandbox
+def test_a_call_that_waited_while_another_one_failed_leaves_its_container_to_the_next() -> None:
+    async def work(one: Interpreter) -> tuple[Result, Result, Result, int]:
+        failing = asyncio.create_task(
+            one.call(
+                {"code": "import os, time; time.sleep(1); os._exit(3)"}, seconds=20, container="a"
+            )
+        )
+        while not one._containers:
+            await asyncio.sleep(0.01)
+        waited = await one.call({"code": "x = 5; x"}, seconds=20, container="a")
+        next_one = await one.call({"code": "x + 1"}, seconds=20, container="a")
+        return await failing, waited, next_one, len(one._containers)
+
+    failed, waited, next_one, count = run(work)
+    assert failed.is_error
+    assert (waited.text, next_one.text, count) == ("5", "6", 1)
+
+
+@needs_sandbox
 def test_containers_are_few_and_idle_ones_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_CONTAINERS", 1)
 

@@ -20,7 +20,9 @@ from typing import Any
 
 import pytest
 
+from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.tool_runner import wire
+from qwen_wsgi.tools import runner_client
 from qwen_wsgi.tools.runner import RunnerUnavailable, ServerTool
 from qwen_wsgi.tools.runner_client import RunnerClient
 from tests.kit.processes import REPOSITORY, tree
@@ -222,6 +224,46 @@ def test_a_reload_changes_the_tools_unless_they_cannot_be_used(marker: str) -> N
 
         until_offered(client, "weather")
         assert {each.server for each in client.offered()} == {"weather"}
+
+
+def test_a_runner_that_hangs_is_waited_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runner_client, "_LIST_S", 1.0)
+    client = RunnerClient(lambda: path, SystemClock())
+
+    def told(_: int) -> str:
+        with pytest.raises(RunnerUnavailable) as caught:
+            client.offered()
+        return caught.value.reason
+
+    with (
+        open_folder() as folder,
+        socket.socket(socket.AF_UNIX) as hangs,
+        ThreadPoolExecutor(5) as threads,
+    ):
+        path = str(folder / "tools.sock")
+        hangs.bind(path)
+        hangs.listen()
+        began_s = time.monotonic()
+        reasons = list(threads.map(told, range(5)))
+
+        assert time.monotonic() - began_s < 3
+    assert len(set(reasons)) == 1
+    assert "does not answer" in reasons[0]
+
+
+@needs_sandbox
+def test_what_is_secret_since_a_reload_is_not_logged_either() -> None:
+    told = {"TOKEN": "a-token-since-the-reload"}
+    tells = ["-c", "echo the token is $TOKEN >&2; exit 3"]
+    with running({"fetch": {}}) as one:
+        until_offered(one.client(), "fetch")
+        one.write({"mcpServers": {"x": {"command": "/bin/sh", "args": tells, "env": told}}})
+        one.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "the token is" in one.log.read_text())
+
+        assert told["TOKEN"] not in one.log.read_text()
 
 
 @needs_sandbox

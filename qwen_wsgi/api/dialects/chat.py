@@ -14,7 +14,7 @@ from qwen_wsgi.protocol.chat import ChatEncoder, cited, parse_request
 from qwen_wsgi.protocol.chat.cited import CitingEncoder
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import in_chat
-from qwen_wsgi.protocol.server_tools import chat_tools
+from qwen_wsgi.protocol.server_tools import chat_tools, openai_tools
 from qwen_wsgi.protocol.server_tools.chat_tools import ChatTools
 from qwen_wsgi.protocol.server_tools.chat_turns import ChatTurnsEncoder
 from qwen_wsgi.tools.relay import ToolsUnavailable, Turns
@@ -65,10 +65,12 @@ def _tools(call: LiveCall, body: JsonObject) -> tuple[ChatTools | None, tuple[st
     Raises:
         ApiError: a tool that it names cannot be used, or not with this key.
     """
+    if call.services.tool_runner is None:
+        return None, ()
     key = None if call.client is None else call.client.key
     always = key is not None and key.tools_always
-    named = call.services.tool_runner is not None and chat_tools.is_requested(body)
-    if call.services.tool_runner is None or not (named or always):
+    named = openai_tools.is_requested(body)
+    if not (named or always):
         return None, ()
     changes = Changes(strict=call.services.settings.strict)
     # What a client did not ask for is no reason to refuse its call.

@@ -20,8 +20,9 @@ from qwen_wsgi.protocol import json_access
 from qwen_wsgi.protocol import responses as protocol
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import ResponseEncoder, ResponsesRequest, compaction
-from qwen_wsgi.protocol.responses.server_tools import image_tool, mcp_tool
+from qwen_wsgi.protocol.responses.server_tools import image_tool
 from qwen_wsgi.protocol.responses.server_tools.image_tool import ImageOffer
+from qwen_wsgi.protocol.server_tools import openai_tools
 from qwen_wsgi.state.database.background import Job
 from qwen_wsgi.state.database.responses import ResponseStore, Stored
 from qwen_wsgi.tools.pictures import PictureTool, offer_of
@@ -275,7 +276,7 @@ def _request(
         seed=id,
         strict=services.settings.strict,
         images=None if tool is None else _offer(call, tool),
-        offer=server_tools.offer_of(call) if mcp_tool.is_requested(body) else None,
+        offer=server_tools.offer_of(call) if openai_tools.is_requested(body) else None,
     )
     return apart(parse) if body.is_long or len(history) >= _LONG_HISTORY else parse()
 

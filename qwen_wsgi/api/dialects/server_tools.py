@@ -7,7 +7,6 @@ from typing import Final
 
 from flask import Response
 
-from qwen_wsgi.access.client_key import ClientKey
 from qwen_wsgi.accounting.call_log import told_tools
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.protocol.server_tools.offer import Offer
@@ -41,20 +40,15 @@ def offer_of(call: LiveCall) -> Offer | None:
     client = call.client
     key = None if client is None else client.key
     is_guest = client is not None and client.web is not None and key is None
-    tools = tuple(
-        tool for tool in offered if not is_guest and _may_use(key, tool.server, tool.name)
-    )
-    servers = {tool.server for tool in offered} | troubles.keys()
-    refused = servers - {tool.server for tool in tools} if is_guest or key is not None else set()
-    return Offer(
-        tools,
-        frozenset(label for label in refused if is_guest or not _may_use(key, label, "")),
-        troubles,
-    )
 
+    def may_use(server: str, name: str = "") -> bool:
+        return not is_guest and (key is None or key.allows_tool(server, name))
 
-def _may_use(key: ClientKey | None, server: str, name: str) -> bool:
-    return key is None or key.allows_tool(server, name)
+    tools = tuple(tool for tool in offered if may_use(tool.server, tool.name))
+    labels = {tool.server for tool in offered} | troubles.keys()
+    others = labels - {tool.server for tool in tools}
+    refused = frozenset(label for label in others if not may_use(label))
+    return Offer(tools, refused, troubles)
 
 
 def runner_tools(call: LiveCall, most: int | None) -> tuple[Mapping[str, TurnTool], Bounds]:

@@ -93,8 +93,9 @@ def _check(client: RunnerClient, json_output: bool, out: TextIO) -> int:
     checked = client.check()
     if json_output:
         print(json.dumps(_checked(checked), indent=2), file=out)
-    for label, why in () if json_output else checked.items():
-        print(f"{label}: {_printable(why) or 'ok'}", file=out)
+    else:
+        for label, why in checked.items():
+            print(f"{label}: {_printable(why) or 'ok'}", file=out)
     return 1 if any(checked.values()) else 0
 
 

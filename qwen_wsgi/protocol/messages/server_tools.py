@@ -95,7 +95,7 @@ def selected(body: Members, offer: Offer | None, changes: Changes) -> ServerTool
                 continue
             found.add(python)
             code = _CODE if kind == _WITH_CODE else _BASH
-    functions.check_count(len(found.in_chat()), "tools")
+    functions.check_count(len(found), "tools")
     return ServerTools(found, code, _container(body) if code else "")
 
 
@@ -161,8 +161,7 @@ def _is_enabled(tool: OfferedTool, path: str, toolset: Mapping[str, Any]) -> boo
 
 def chosen(tools: ServerTools, name: str) -> str | None:
     """The function in chat of a tool that `tool_choice` names; None if it is none of these."""
-    for function in tools.functions.in_chat():
-        known: str = function["function"]["name"]
+    for known in tools.functions.names():
         tool = tools.functions.tool_of(known)
         assert tool is not None, "it is one of them"
         if name in (known, tool.name) or (tool.server == PYTHON and name == _CODE):

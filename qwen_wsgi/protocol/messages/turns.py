@@ -13,6 +13,7 @@ from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol.answer_text import Text
 from qwen_wsgi.protocol.changes import Changes
 from qwen_wsgi.protocol.chat import ChatRequest
+from qwen_wsgi.protocol.chat.normalize import TRUNCATED
 from qwen_wsgi.protocol.chat.tool_calls import ToolCall, ToolCalls, made_up_id
 from qwen_wsgi.protocol.encoder import Outcome, ServerCall
 from qwen_wsgi.protocol.json_object import compact
@@ -27,8 +28,6 @@ from qwen_wsgi.protocol.server_tools.results import RUNNER, ToolWork, limit_text
 from qwen_wsgi.protocol.usage import Usage, total
 
 _PAUSED: Final = "pause_turn"
-#: Finish reasons after which no tool is run: the call may be cut.
-_CUT: Final = ("length", "content_filter")
 
 
 class _OwnCall(NamedTuple):
@@ -165,7 +164,7 @@ class TurnsEncoder(MessagesEncoder):
 
     def waiting(self) -> Sequence[ServerCall]:
         """The calls of the turn that the proxy is to carry out."""
-        if self._finish in _CUT:
+        if self._finish in TRUNCATED:  # a call may be cut
             return []
         return [
             ServerCall(RUNNER, call.number, partial(self._work_of, own))
@@ -204,7 +203,7 @@ class TurnsEncoder(MessagesEncoder):
     def next_turn(self, *, last: bool) -> ChatRequest | None:
         """The next turn's request. None if no tool has run, the answer was cut, or the client has
         to run tools of its own first."""
-        if not self._own_calls or self._called or self._finish in _CUT:
+        if not self._own_calls or self._called or self._finish in TRUNCATED:
             return None
         said = messages_of(
             [{"role": "assistant", "content": self._content}], Changes(), self._own.functions
@@ -212,7 +211,7 @@ class TurnsEncoder(MessagesEncoder):
         self._calls_before += len(self._own_calls)
         self._calls, self._by_call, self._own_calls = ToolCalls(), {}, {}
         self._finish = self._matched = None
-        own = {each["function"]["name"] for each in self._own.functions.in_chat()}
+        own = self._own.functions.names()
         return next_turn.next_request(self._chat, list(said), own, last=last)
 
     def approved(self) -> Sequence[ServerCall]:

@@ -68,8 +68,9 @@ _KNOWN: Final = (
 
 #: The answer to a call without one, because hosts refuse such a chat. The call itself stays: the
 #: tool may have run, and the model would call it again.
-DENIED: Final = "[The user has refused this call, so it did not run.]"
 INTERRUPTED: Final = "[The call was interrupted. It is not known whether it had an effect.]"
+#: The answer to a call that the client did not approve.
+DENIED: Final = "[The user has refused this call, so it did not run.]"
 
 
 @dataclass(eq=False)
@@ -214,7 +215,7 @@ class Conversation:
                 self._approvals[id] = call
         if output is not None:
             call.answers.append(output)
-        call.message.over = call.message.over or output is not None
+            call.message.over = True
 
     def _approval(self, item: dict[str, Any], path: str) -> None:
         """Add the client's answer to the question for a call: the call itself comes later."""
@@ -292,7 +293,7 @@ class Conversation:
         )
 
     def _unanswered(self, call: _Call) -> str:
-        if call in self._approvals.values():
+        if call is self._approvals.get(call.id):
             return NOT_APPROVED
         self._changes.note("input", "interrupted-call-answered")
         return INTERRUPTED

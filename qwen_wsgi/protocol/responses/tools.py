@@ -11,7 +11,7 @@ from qwen_wsgi.protocol import validation
 from qwen_wsgi.protocol.changes import Changes, header_token
 from qwen_wsgi.protocol.responses.server_tools import image_tool, mcp_tool
 from qwen_wsgi.protocol.responses.server_tools.image_tool import ImageOffer, ImageTool
-from qwen_wsgi.protocol.server_tools import functions
+from qwen_wsgi.protocol.server_tools import functions, openai_tools
 from qwen_wsgi.protocol.server_tools.functions import name_in_chat
 from qwen_wsgi.protocol.server_tools.offer import Offer, OfferedTool
 from qwen_wsgi.protocol.translation import free_text
@@ -201,9 +201,9 @@ class Tools:
             self._search(given, kind)
         elif kind == image_tool.NAME and self._images is not None:
             self._image(given, path, self._images)
-        elif kind == mcp_tool.MCP and self._offer_of_tools is not None:
+        elif kind == openai_tools.MCP and self._offer_of_tools is not None:
             self._mcp(given, path, self._offer_of_tools)
-        elif kind == mcp_tool.CODE and (runs := self._python(path)) is not None:
+        elif kind == openai_tools.CODE and (runs := self._python(path)) is not None:
             self._code(given, path, runs)
         else:
             self._dropped.add(kind)
@@ -302,11 +302,12 @@ class Tools:
 
     def _add_offered(self, tool: Tool, offered: OfferedTool) -> bool:
         """Add one of the operator's tools, unless the request repeats it; whether it was added."""
-        if (offered.server, offered.name) in self.names.offered():
+        known = self.names.offered()
+        if (offered.server, offered.name) in known:
             return False
         name = self.names.add_server(tool)
         self._offered.append(_Offered(tool, functions.function(offered, name)))
-        functions.check_count(len(self.names.offered()), "tools")
+        functions.check_count(len(known) + 1, "tools")
         return True
 
     def members(self, choice: Any) -> dict[str, Any]:
@@ -333,7 +334,7 @@ class Tools:
             return self._members(self._offered, True, {"type": "web_search"})
         if kind == image_tool.NAME:
             return self._forced_image()
-        if kind in mcp_tool.TYPES and (chosen := self._chosen(choice)):
+        if kind in openai_tools.TYPES and (chosen := self._chosen(choice)):
             if len(chosen) > 1:  # chat can force one function, or any of those that are offered
                 return self._members(chosen, False, "required")
             chat = {"type": "function", "function": {"name": chosen[0].chat["function"]["name"]}}
@@ -347,7 +348,7 @@ class Tools:
     def _chosen(self, choice: Mapping[str, Any]) -> list[_Offered]:
         """Those of the operator's tools that a choice names."""
         wanted = (choice.get("server_label"), choice.get("name"))
-        is_code = choice.get("type") == mcp_tool.CODE
+        is_code = choice.get("type") == openai_tools.CODE
         return [
             each
             for each in self._offered
@@ -414,7 +415,7 @@ class Tools:
                 searches = self._searches
             elif kind == image_tool.NAME:
                 kept += [other for other in self._offered if _makes_pictures(other.tool)]
-            elif kind in mcp_tool.TYPES:
+            elif kind in openai_tools.TYPES:
                 kept += self._chosen(each)
         return self._members([each for each in self._offered if each in kept], searches, mode)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import json_access, validation
@@ -19,10 +19,7 @@ from qwen_wsgi.protocol.server_tools.offer import (
     needs_trust,
     untrusted,
 )
-
-_MCP: Final = "mcp"
-_CODE: Final = "code_interpreter"
-_TYPES: Final = (_MCP, _CODE)
+from qwen_wsgi.protocol.server_tools.openai_tools import CODE, TYPES, names_in
 
 
 class ChatTools(NamedTuple):
@@ -40,11 +37,6 @@ class ChatTools(NamedTuple):
     wants_usage: bool
 
 
-def is_requested(body: JsonObject) -> bool:
-    """Whether a request names such a tool, for whoever knows which there are."""
-    return any(tool.get("type") in _TYPES for tool in json_access.objects(body.get("tools")))
-
-
 def selected(
     body: JsonObject, offer: Offer, changes: Changes, *, always: bool = False
 ) -> ChatTools | None:
@@ -60,14 +52,14 @@ def selected(
         ApiError: a tool cannot be used, not without an approval, or not with this key.
     """
     given = json_access.items(body.get("tools"))
-    others = [each for each in given if json_access.mapping(each).get("type") not in _TYPES]
+    others = [each for each in given if json_access.mapping(each).get("type") not in TYPES]
     found = Functions(
         json_access.text(json_access.mapping(json_access.mapping(each).get("function")).get("name"))
         for each in others
     )
     for index, tool in enumerate(given):
         kind = json_access.mapping(tool).get("type")
-        if kind in _TYPES:
+        if kind in TYPES:
             for offered in _of(tool, f"tools[{index}].", offer, changes):
                 found.add(offered)
     if always:
@@ -75,7 +67,7 @@ def selected(
             found.add(offered)
     if not found:
         return None
-    functions.check_count(len(found.in_chat()), "tools")
+    functions.check_count(len(found), "tools")
     if has_several_choices(body):
         raise BadRequest(
             "Tools that this server runs work with one choice: leave out 'n'.",
@@ -107,17 +99,11 @@ def _always(offer: Offer, changes: Changes) -> list[OfferedTool]:
 
 
 def _of(tool: dict[str, Any], path: str, offer: Offer, changes: Changes) -> list[OfferedTool]:
-    if tool["type"] == _CODE:
+    if tool["type"] == CODE:
         return list(offer.of_server(PYTHON, path + "type"))
     label = validation.required_text(tool, "server_label", path)
     checked_address(validation.text(tool, "server_url", path), label, path + "server_url")
-    names = tool.get("allowed_tools")
-    if isinstance(names, dict):
-        names = names.get("tool_names")
-    if names is not None and not (
-        isinstance(names, list) and all(isinstance(each, str) for each in names)
-    ):
-        raise validation.wrong_type(path + "allowed_tools", "an array of strings", names)
+    names = names_in(tool.get("allowed_tools"), path + "allowed_tools", changes)
     tools = functions.allowed(offer.of_server(label, path + "server_label"), names, path)
     if refused := [each for each in tools if needs_trust(each)]:
         raise untrusted(refused, path + "server_label", "chat")

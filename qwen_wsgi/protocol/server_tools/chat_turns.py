@@ -11,7 +11,7 @@ from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.answer_text import AnswerSize, Text
 from qwen_wsgi.protocol.changes import header_token
 from qwen_wsgi.protocol.chat import ChatEncoder, ChatRequest
-from qwen_wsgi.protocol.chat.normalize import finish_reason
+from qwen_wsgi.protocol.chat.normalize import TRUNCATED, finish_reason
 from qwen_wsgi.protocol.chat.tool_calls import WholeCalls
 from qwen_wsgi.protocol.encoder import Outcome, ServerCall
 from qwen_wsgi.protocol.json_access import mapping, objects, text
@@ -28,8 +28,6 @@ from qwen_wsgi.protocol.server_tools.results import (
 from qwen_wsgi.protocol.usage import Usage, total
 from qwen_wsgi.protocol.usage import parse as parse_usage
 
-#: Finish reasons after which no tool is run: the call may be cut.
-_CUT: Final = ("length", "content_filter")
 #: Characters of a result that is told in the text, where the client runs a function of its own.
 _MOST_TOLD: Final = 4000
 
@@ -116,7 +114,7 @@ class ChatTurnsEncoder(ChatEncoder):
     def end_turn(self) -> bytes:
         """Sort the calls of the turn."""
         self._turns += 1
-        cut = self._finish in _CUT
+        cut = self._finish in TRUNCATED
         self._own, self._others, self._results = [], [], {}
         for call in self._calls.render(f"{self._seed}/{self._turns}", truncated=cut):
             tool = self._tools.functions.tool_of(call["function"]["name"])
@@ -183,7 +181,7 @@ class ChatTurnsEncoder(ChatEncoder):
         self._messages += [message, *results]
         self._said, self._thought = Text(self._size), Text(self._size)
         self._finish = None
-        own = {each["function"]["name"] for each in self._tools.functions.in_chat()}
+        own = self._tools.functions.names()
         return next_turn.next_request(self._tools.chat, self._messages, own, last=last)
 
     def approved(self) -> Sequence[ServerCall]:
@@ -230,9 +228,9 @@ class ChatTurnsEncoder(ChatEncoder):
         return {**head, "choices": [choice], **({"usage": used} if used else {})}
 
     def _reason(self) -> str:
-        if self._others and self._finish not in _CUT:
+        if self._others and self._finish not in TRUNCATED:
             return "tool_calls"
-        return self._finish if self._finish in _CUT else "stop"
+        return self._finish if self._finish in TRUNCATED else "stop"
 
     def _used(self) -> dict[str, Any] | None:
         usage = total(self._spent)

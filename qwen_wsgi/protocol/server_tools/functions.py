@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from qwen_wsgi.errors import BadRequest
@@ -121,8 +121,8 @@ class Functions:
         self._taken = frozenset(taken)
         self._tools: dict[str, OfferedTool] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._tools)
+    def __len__(self) -> int:
+        return len(self._tools)
 
     def add(self, tool: OfferedTool) -> str:
         """Add a tool, once; return its name in chat."""
@@ -136,6 +136,10 @@ class Functions:
     def tool_of(self, name: str) -> OfferedTool | None:
         """The tool with this name in chat; None if it is a function of the client."""
         return self._tools.get(name)
+
+    def names(self) -> Collection[str]:
+        """Their names in chat."""
+        return self._tools.keys()
 
     def name_of(self, server: str, name: str) -> str:
         """The name in chat of a tool, which may be one of an earlier turn only."""

@@ -7,6 +7,7 @@ checked. So neither a redirect nor a name that has another address the next time
 from __future__ import annotations
 
 import asyncio
+import codecs
 import http.client
 import socket
 import ssl
@@ -18,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from qwen_wsgi import __version__
 from qwen_wsgi.tool_runner.fetching import addresses
@@ -53,6 +54,12 @@ _LONGEST_URL: Final = 8192
 #: Characters of a text that are given at a time. A model reads on with `start`.
 _CHARACTERS: Final = 50_000
 _TEXTS: Final = ("text/", "application/json", "application/xml", "application/javascript")
+#: Codecs of Python that are no charsets of pages. Some need hours for a text that is meant so.
+_NO_CHARSETS: Final = frozenset(
+    {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"}
+)
+#: What stands in a URL as it is: all of ASCII but blanks and controls.
+_PLAIN: Final = "".join(map(chr, range(33, 127)))
 
 Resolve = Callable[..., list[tuple[Any, ...]]]
 
@@ -163,7 +170,7 @@ class _One:
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request(
                 "GET",
-                _ascii(path),
+                quote(path, safe=_PLAIN),
                 headers={
                     "Host": _host_header(parts.scheme, host, port),
                     "User-Agent": f"qwen-proxy/{__version__} (fetch)",
@@ -175,7 +182,7 @@ class _One:
             response = connection.getresponse()
             to = response.headers.get("Location")
             if response.status in (301, 302, 303, 307, 308) and to:
-                return urljoin(url, to)
+                return _led_on(url, to)
             if response.status != 200:
                 raise _Refused(f"{_shown(url)} answered with HTTP {response.status}.")
             return _text(response, url)
@@ -219,7 +226,7 @@ def _checked(url: str) -> tuple[Any, str, int]:
     Raises:
         _Refused: it is none that may be fetched.
     """
-    if len(url) > _LONGEST_URL or any(ord(each) < 33 for each in url):
+    if len(url) > _LONGEST_URL or any(each <= " " or "\ud800" <= each <= "\udfff" for each in url):
         raise _Refused("The URL is too long, or has characters that no URL may have.")
     try:
         parts = urlsplit(url)
@@ -254,14 +261,18 @@ def _text(response: http.client.HTTPResponse, url: str) -> tuple[str, str]:
     elif coding not in ("identity", ""):
         raise _Refused(f"{_shown(url)} is packed in a way that was not asked for.")
     is_cut, data = len(data) > _LARGEST, data[:_LARGEST]
-    charset = response.headers.get_content_charset() or "utf-8"
-    try:
-        text = data.decode(charset, errors="replace")
-    except LookupError:
-        text = data.decode(errors="replace")
+    text = _decoded(data, response.headers.get_content_charset() or "utf-8")
     if kind in ("text/html", "application/xhtml+xml"):
         return text, url
     return text + f"\n[cut: only the first {_LARGEST // 1024**2} MiB were read]" * is_cut, ""
+
+
+def _decoded(data: bytes, charset: str) -> str:
+    """The text of some bytes: as UTF-8 where the charset is none."""
+    with suppress(LookupError, ValueError):
+        if codecs.lookup(charset).name not in _NO_CHARSETS:
+            return data.decode(charset, errors="replace")
+    return data.decode(errors="replace")
 
 
 async def _text_of_page(page: str, url: str) -> str:
@@ -289,6 +300,18 @@ async def _text_of_page(page: str, url: str) -> str:
     return text.decode(errors="replace")
 
 
+def _led_on(url: str, to: str) -> str:
+    """Where a redirect leads.
+
+    Raises:
+        _Refused: nowhere.
+    """
+    try:
+        return urljoin(url, to)
+    except ValueError:
+        raise _Refused(f"{_shown(url)} leads to an address that cannot be understood.") from None
+
+
 def _part(text: str, start: int) -> str:
     rest = text[start : start + _CHARACTERS]
     if start + _CHARACTERS < len(text):
@@ -302,14 +325,6 @@ def _part(text: str, start: int) -> str:
 def _host_header(scheme: str, host: str, port: int) -> str:
     shown = f"[{host}]" if ":" in host else host
     return shown if port == (443 if scheme == "https" else 80) else f"{shown}:{port}"
-
-
-def _ascii(path: str) -> str:
-    """A path with its other characters as `%C3%A4`."""
-    return "".join(
-        each if each.isascii() else "".join(f"%{byte:02X}" for byte in each.encode())
-        for each in path
-    )
 
 
 def _shown(url: str) -> str:

@@ -100,6 +100,8 @@ class _Reader(HTMLParser):
 #: Of the program: CPU seconds, and bytes of memory.
 CPU_S: Final = 5
 _MEMORY: Final = 1 << 30
+#: Bytes of the text: each link, however short, may become a URL of thousands of characters.
+_LONGEST: Final = 16 * 1024 * 1024
 
 
 def main() -> None:
@@ -107,7 +109,10 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
     page = sys.stdin.buffer.read().decode(errors="replace")
-    sys.stdout.buffer.write(text_of(page, sys.argv[1]).encode(errors="replace"))
+    text = text_of(page, sys.argv[1]).encode(errors="replace")
+    if len(text) > _LONGEST:
+        text = text[:_LONGEST] + b"\n[cut: the text of the page is longer]"
+    sys.stdout.buffer.write(text)
 
 
 if __name__ == "__main__":

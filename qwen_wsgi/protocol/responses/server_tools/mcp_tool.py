@@ -8,15 +8,11 @@ from typing import Any, Final, NamedTuple
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol import json_access, validation
 from qwen_wsgi.protocol.changes import Changes, header_token
-from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses.server_tools import mcp_items
 from qwen_wsgi.protocol.server_tools import functions
 from qwen_wsgi.protocol.server_tools.offer import Offer, OfferedTool, checked_address
+from qwen_wsgi.protocol.server_tools.openai_tools import CODE, names_in
 from qwen_wsgi.protocol.validation import wrong_type
-
-MCP: Final = "mcp"
-CODE: Final = "code_interpreter"
-TYPES: Final = (MCP, CODE)
 
 _WORDS: Final = ("always", "never")
 #: Members that mean another server than the operator's.
@@ -32,11 +28,6 @@ class Selected(NamedTuple):
 
     tool: OfferedTool
     approve: bool
-
-
-def is_requested(body: JsonObject) -> bool:
-    """Whether a request has one of these tools itself, for whoever knows which there are."""
-    return any(tool.get("type") in TYPES for tool in json_access.objects(body.get("tools")))
 
 
 def selected(given: Mapping[str, Any], path: str, offer: Offer, changes: Changes) -> list[Selected]:
@@ -59,25 +50,10 @@ def selected(given: Mapping[str, Any], path: str, offer: Offer, changes: Changes
         if given.get(name):
             changes.note("tools", f"mcp-{name}-dropped")  # the operator's server has its own
     tools = offer.of_server(label, path + "server_label")
-    wanted = _names(given.get("allowed_tools"), path + "allowed_tools", changes)
+    wanted = names_in(given.get("allowed_tools"), path + "allowed_tools", changes)
     found = functions.usable(functions.allowed(tools, wanted, path + "allowed_tools"), changes)
     asks = _Approval(given.get("require_approval"), path + "require_approval", changes)
     return [Selected(tool, asks.before(tool)) for tool in found]
-
-
-def _names(given: Any, param: str, changes: Changes) -> list[str] | None:
-    """The names in a list, or in a filter with `tool_names`; None for all."""
-    if isinstance(given, dict):
-        if given.get("read_only") is not None:
-            changes.lose(
-                "tools", "cannot be chosen by 'read_only'", what=f"{header_token(param)}-read_only"
-            )
-        given = given.get("tool_names")
-    if given is None:
-        return None
-    if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
-        raise wrong_type(param, "an array of strings", given)
-    return given
 
 
 class _Approval:
@@ -91,7 +67,7 @@ class _Approval:
                 inner = given.get(word)
                 if inner is not None and not isinstance(inner, dict):
                     raise wrong_type(f"{param}.{word}", "an object", inner)
-                for name in _names(inner, f"{param}.{word}", changes) or ():
+                for name in names_in(inner, f"{param}.{word}", changes) or ():
                     self._by_name[name] = word == "always"
         elif given is not None:
             if given not in _WORDS:
