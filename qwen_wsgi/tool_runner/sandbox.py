@@ -157,30 +157,31 @@ class Sandbox:
             CannotStart: it cannot be started here.
         """
         spec = self._spec(program)
-        spec_file = os.memfd_create("spec")
-        life, held = os.pipe()
-        told, status = os.pipe()
-        given = (spec_file, life, status)
-        try:
+        # The program gets `given`; `kept` is closed only where it does not run. What has begun to run
+        # when this fails, or is cancelled, ends by that.
+        with contextlib.ExitStack() as given, contextlib.ExitStack() as kept:
+            spec_file = os.memfd_create("spec")
+            given.callback(os.close, spec_file)
+            life, held = os.pipe()
+            given.callback(os.close, life)
+            kept.callback(os.close, held)
+            told, status = os.pipe()
+            given.callback(os.close, status)
+            kept.callback(os.close, told)
             os.write(spec_file, json.dumps(spec).encode())
             os.lseek(spec_file, 0, os.SEEK_SET)
+            passed = (spec_file, life, status)
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", str(_CONFINE), *map(str, given)),
+                *(sys.executable, "-I", "-S", str(_CONFINE), *map(str, passed)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
-                pass_fds=(*given, *program.pass_files),
+                pass_fds=(*passed, *program.pass_files),
                 env={},
                 cwd="/",
                 limit=LONGEST_LINE,
             )
-        except BaseException:  # also when it was cancelled: whatever has begun to run ends by it
-            os.close(held)
-            os.close(told)
-            raise
-        finally:
-            for number in given:
-                os.close(number)
+            kept.pop_all()
         running = Process(process, held, told)
         try:
             yield running

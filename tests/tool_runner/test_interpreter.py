@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import os
 import shutil
 import time
@@ -438,3 +439,27 @@ def test_bubblewrap_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(shutil, "which", lambda name, path: None)
 
     assert asyncio.run(works(sandbox())) == "bubblewrap is not installed (apt install bubblewrap)"
+
+
+@pytest.mark.parametrize("works_so_often", [0, 1])
+def test_a_start_without_free_file_descriptors_leaves_none_open(
+    monkeypatch: pytest.MonkeyPatch, works_so_often: int
+) -> None:
+    pipe = os.pipe
+    made: list[tuple[int, int]] = []
+
+    def scarce() -> tuple[int, int]:
+        if len(made) == works_so_often:
+            raise OSError(errno.EMFILE, "Too many open files")
+        made.append(pipe())
+        return made[-1]
+
+    async def start() -> set[str]:
+        before = set(os.listdir("/proc/self/fd"))
+        monkeypatch.setattr(os, "pipe", scarce)
+        with pytest.raises(OSError, match="Too many"):
+            async with sandbox().started(Program(["/bin/true"])):
+                raise AssertionError("it was started")
+        return set(os.listdir("/proc/self/fd")) - before
+
+    assert asyncio.run(start()) == set()
