@@ -312,6 +312,7 @@ ALLOWED: dict[str, set[str]] = {
         "clock",
         "in_flight",
         "access.client_key",
+        "console.keys",
         "tools.runner",
         "tools.runner_client",
         "state",

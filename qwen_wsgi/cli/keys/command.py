@@ -22,6 +22,7 @@ from qwen_wsgi.access.client_key import (
 from qwen_wsgi.boxes import client_keys_of, shared_store_of
 from qwen_wsgi.cli.keys import options, shown
 from qwen_wsgi.clock import Clock, SystemClock
+from qwen_wsgi.console import keys as words
 from qwen_wsgi.errors import CannotStartYet, SettingsError
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.database.client_keys import ClientKeys
@@ -126,7 +127,7 @@ class _Run:
         if self._print_json({**made.key.json(), "key": made.secret}):
             return
         self._print_secret(made)
-        old = f"works for {shown.span(grace_s)} more" if grace_s else "does not work any more"
+        old = f"works for {words.span(grace_s)} more" if grace_s else "does not work any more"
         self._out.write(f"It is shown this once. The old one {old}.\n")
 
     def revoke(self) -> None:
