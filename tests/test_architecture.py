@@ -313,6 +313,7 @@ ALLOWED: dict[str, set[str]] = {
         "in_flight",
         "access.client_key",
         "console.keys",
+        "console.usage.table",
         "tools.runner",
         "tools.runner_client",
         "state",
