@@ -312,6 +312,8 @@ ALLOWED: dict[str, set[str]] = {
         "clock",
         "in_flight",
         "access.client_key",
+        "console.keys",
+        "console.usage.table",
         "tools.runner",
         "tools.runner_client",
         "state",

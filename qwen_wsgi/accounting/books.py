@@ -155,8 +155,9 @@ class Books:
             BooksUnavailable: they cannot be read now.
         """
         names = self._names(by, asked)
+        rows: list[ErrorCount] = self._read(partial(self._table.errors, by, *asked), [])
         found = Counter[tuple[str, str, str]]()
-        for each in self._read(partial(self._table.errors, by, *asked)):
+        for each in rows:
             key = usage.key_of(names.get(each.key, each.key), by, zone)
             found[key, each.outcome, each.error] += each.calls
         return [ErrorCount(*kind, calls) for kind, calls in found.items()]
@@ -168,8 +169,9 @@ class Books:
             BooksUnavailable: they cannot be read now.
         """
         names = self._names(by, asked)
+        rows: list[FirstBytes] = self._read(partial(self._table.first_bytes, by, *asked), [])
         found: dict[str, FirstBytes] = {}
-        for each in self._read(partial(self._table.first_bytes, by, *asked)):
+        for each in rows:
             key = usage.key_of(names.get(each.key, each.key), by, zone)
             found[key] = usage.added(found.get(key), each._replace(key=key))
         return list(found.values())
@@ -181,7 +183,7 @@ class Books:
             BooksUnavailable: they cannot be read now.
         """
         self.read_all()
-        return self._read(partial(self._table.latest, limit))
+        return self._read(partial(self._table.latest, limit), [])
 
     def find(self, request_id: str) -> list[CallRow]:
         """The calls with an id among those that ended lately, the newest first.
@@ -190,22 +192,22 @@ class Books:
             BooksUnavailable: they cannot be read now.
         """
         self.read_all()
-        return self._read(partial(self._table.find, request_id))
+        return self._read(partial(self._table.find, request_id), [])
 
     def _names(self, by: By, asked: Span) -> dict[Any, str]:
         """The latest names of clients, by their ids; nothing for other keys."""
-        if by != "client" or not self._table.exists:
+        if by != "client":
             return {}
-        return dict(self._read(lambda: list(self._table.names(*asked).items())))
+        return self._read(partial(self._table.names, *asked), {})
 
-    def _read(self, read: Callable[[], list[T]]) -> list[T]:
-        """What the table says; nothing where there is none.
+    def _read(self, read: Callable[[], T], nothing: T) -> T:
+        """What the table says; `nothing` where there is none.
 
         Raises:
             BooksUnavailable: it cannot be read now.
         """
         try:
-            return read() if self._table.exists else []
+            return read() if self._table.exists else nothing
         except DatabaseUnavailable as error:
             raise BooksUnavailable(str(error)) from error
 
@@ -228,9 +230,7 @@ class Books:
         totals = self._totals(by, asked, client_id)
         if others is None:
             return usage.report(totals, by, asked, zone)
-        names = {}
-        if by == "client" and self._table.exists:
-            names = self._table.names(asked.since, asked.until)
+        names = self._names(by, asked)
         more = usage.totals_of(others.quarters(), by, client_id=client_id, names=names)
         boxes = {"counted": 1 + others.boxes, "others_unknown": not others.known}
         return {**usage.report([*totals, *more], by, asked, zone), "boxes": boxes}

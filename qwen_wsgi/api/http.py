@@ -57,6 +57,11 @@ def carried(
     return response
 
 
+def retry_after(seconds: float) -> str:
+    """The value of the header: whole seconds (RFC 9110 §10.2.3), and none too few."""
+    return str(max(1, math.ceil(seconds)))
+
+
 def error(failure: ApiError, body: Any = None) -> Response:
     """An error with the headers that the official SDKs obey.
 
@@ -65,10 +70,9 @@ def error(failure: ApiError, body: Any = None) -> Response:
     """
     response = json_value(failure.body() if body is None else body, failure.status)
     if failure.retry_after_s is not None:
-        # Whole seconds (RFC 9110 §10.2.3). OpenAI's Node SDK ignores values above 60, its Python
-        # SDK does not retry at all above 120: both are better than a time at which the client would
-        # be refused again.
-        response.headers["retry-after"] = str(max(1, math.ceil(failure.retry_after_s)))
+        # OpenAI's Node SDK ignores values above 60, its Python SDK does not retry at all above 120:
+        # both are better than a time at which the client would be refused again.
+        response.headers["retry-after"] = retry_after(failure.retry_after_s)
     if failure.should_retry is not None:
         response.headers["x-should-retry"] = "true" if failure.should_retry else "false"
     return response

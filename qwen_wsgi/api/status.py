@@ -10,6 +10,7 @@ from flask import Blueprint, Response
 from qwen_wsgi import __version__, text
 from qwen_wsgi.api import http, lifecycle
 from qwen_wsgi.services import Services
+from qwen_wsgi.upstream.routing.account_status import Summary
 
 blueprint = Blueprint("status", __name__)
 
@@ -45,8 +46,13 @@ def status() -> Response:
     )
 
 
-def account_rows(services: Services) -> list[dict[str, Any]]:
-    """The accounts as `text.status_row` describes them."""
+def account_rows(services: Services, summary: Summary | None = None) -> list[dict[str, Any]]:
+    """The accounts as `text.status_row` describes them.
+
+    Args:
+        summary: their states; None to ask for them now.
+    """
+    summary = summary or services.statuses.summary()
     return [
         text.status_row(
             account,
@@ -54,5 +60,5 @@ def account_rows(services: Services) -> list[dict[str, Any]]:
             services.outcomes.latest(account),
             services.plans.report(account.name),
         )
-        for account, status in services.statuses.summary().accounts
+        for account, status in summary.accounts
     ]

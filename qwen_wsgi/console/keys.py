@@ -1,8 +1,9 @@
-"""Client keys in the words of the console: what is shown, and what a form's fields mean. Pure."""
+"""Client keys in words: what the console and `qwen-proxy keys` show, and what a form's fields mean.
+Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from qwen_wsgi import text
@@ -95,10 +96,10 @@ def shown(key: ClientKey, rooms: Mapping[str, Room], *, now: float) -> ShownKey:
         key.id,
         key.name,
         "good" if works else "bad",
-        _state(key, now),
-        "never" if key.last_used_at is None else f"{span(now - key.last_used_at)} ago",
+        state(key, now),
+        last_use(key, now),
         tuple(_use(field, rooms[field.member]) for field in LIMITS if field.member in rooms),
-        tuple(_rules(key)),
+        (*(f"{name}: {value}" for name, value in bounds(key)), *rights(key)),
         key.note,
         key.revoked_at is None,
     )
@@ -109,7 +110,8 @@ def in_order(keys: Iterable[ClientKey], now: float) -> list[ClientKey]:
     return sorted(keys, key=lambda key: (not key.is_valid(now), key.name.lower(), key.created_at))
 
 
-def _state(key: ClientKey, now: float) -> str:
+def state(key: ClientKey, now: float) -> str:
+    """Whether it works, in words."""
     if key.revoked_at is not None:
         return f"revoked {span(now - key.revoked_at)} ago"
     if key.expires_at is None:
@@ -119,9 +121,38 @@ def _state(key: ClientKey, now: float) -> str:
     return f"valid for {span(key.expires_at - now)}"
 
 
+def last_use(key: ClientKey, now: float) -> str:
+    """When a call had it last."""
+    return "never" if key.last_used_at is None else f"{span(now - key.last_used_at)} ago"
+
+
 def span(seconds: float) -> str:
     """A duration in its largest unit."""
     return text.duration(max(0.0, seconds))
+
+
+def bounds(key: ClientKey) -> Iterator[tuple[str, str]]:
+    """What it may use, and what holds for its calls besides numbers: names and values."""
+    for label, words in (
+        ("models", key.models),
+        ("accounts", key.accounts),
+        ("networks", key.cidr),
+        ("tools", key.tools),
+    ):
+        if words:
+            yield label, ", ".join(words)
+    if key.cache is not None:
+        yield "response cache", span(key.cache) if key.cache else "off"
+
+
+def rights(key: ClientKey) -> Iterator[str]:
+    """What it may do besides, in a word or two each."""
+    if key.tools_always:
+        yield "tools always"
+    if key.admin:
+        yield "admin"
+    if key.metrics:
+        yield "metrics"
 
 
 def _use(field: Field, room: Room) -> Use:
@@ -132,25 +163,6 @@ def _use(field: Field, room: Room) -> Use:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) else f"{value:,.2f}"
-
-
-def _rules(key: ClientKey) -> Iterable[str]:
-    for label, words in (
-        ("models", key.models),
-        ("accounts", key.accounts),
-        ("networks", key.cidr),
-        ("tools", key.tools),
-    ):
-        if words:
-            yield f"{label}: {', '.join(words)}"
-    if key.cache is not None:
-        yield f"response cache: {span(key.cache) if key.cache else 'off'}"
-    if key.tools_always:
-        yield "tools always"
-    if key.admin:
-        yield "admin"
-    if key.metrics:
-        yield "metrics"
 
 
 # --- the form ------------------------------------------------------------------------------------

@@ -179,6 +179,12 @@ class Tab:
         with self.loading():
             self.click(selector)
 
+    def misdeeds(self, origin: str) -> list[str]:
+        """What it asked for elsewhere than at its origin; what was refused; its errors."""
+        own = (origin + "/", "data:", "blob:", "about:")
+        elsewhere = [each for each in self.requests if not each.startswith(own)]
+        return [*elsewhere, *self.refused, *self.errors]
+
     # --- how it looks ------------------------------------------------------------------------
 
     def size(self, width: int, height: int = 900) -> None:

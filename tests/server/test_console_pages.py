@@ -101,10 +101,7 @@ def admin(new_tab: Callable[[], Tab], console: Console) -> Iterator[Tab]:
     tab.follow("form button")
     yield tab
     tab.open("about:blank")
-    own = (console.origin + "/", "data:", "blob:", "about:")
-    assert [each for each in tab.requests if not each.startswith(own)] == []
-    assert tab.refused == []
-    assert tab.errors == []
+    assert tab.misdeeds(console.origin) == []
 
 
 def keep(tab: Tab, name: str) -> None:
@@ -185,9 +182,7 @@ def test_without_scripts_calls_are_read_and_cancelled(admin: Tab, console: Conso
         assert "call_cancelled" in b"".join(exchange.chunks()).decode()
 
 
-def test_a_page_ends_with_its_session(
-    admin: Tab, console: Console, new_tab: Callable[[], Tab]
-) -> None:
+def test_a_page_ends_with_its_session(admin: Tab, console: Console) -> None:
     admin.open(console.origin + "/console/live")
     admin.wait_for("document.getElementById('live-state').textContent === 'live'")
     admin.run(

@@ -80,12 +80,7 @@ def one() -> Response:
     """
     services, id = lifecycle.live().services, request.args.get("id", "")[:200]
     running = [told for told in services.in_flight.all().rows if told["id"] == id]
-    rows: list[CallRow] = []
-    if services.books is not None:
-        try:
-            rows = apart(partial(services.books.find, id))
-        except BooksUnavailable as error:
-            log.error("console: a call cannot be shown: %s", error)
+    rows = rows_of(id)
     if not running and not rows:
         raise NotFound(
             f"No call '{id}' is in flight, and none of the last thousands has this id. The log of "
@@ -100,6 +95,18 @@ def one() -> Response:
         spoken=timeline.spoken,
         found=[*map(_running, running), *(_of_row(row, zone) for row in rows)],
     )
+
+
+def rows_of(id: str) -> list[CallRow]:
+    """The calls with an id that the ledger knows; none where it cannot be read, or is not kept."""
+    books = lifecycle.live().services.books
+    if books is None:
+        return []
+    try:
+        return apart(partial(books.find, id))
+    except BooksUnavailable as error:
+        log.error("console: a call cannot be shown: %s", error)
+        return []
 
 
 def _running(told: dict[str, Any]) -> dict[str, Any]:

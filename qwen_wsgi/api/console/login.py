@@ -36,7 +36,7 @@ def shown() -> Response:
 
 @blueprint.get(f"{_PATH}/state")
 def state() -> Response:
-    """What the script asks every other second: `{"state", "left", "note"}`."""
+    """What the script asks each second: `{"state", "left", "note"}`."""
     progress, now = _login().seen(), lifecycle.live().services.clock.now()
     if progress is None:
         return http.json_value({"state": "", "left": "", "note": ""})

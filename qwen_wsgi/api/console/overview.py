@@ -9,7 +9,6 @@ from flask import Response
 from qwen_wsgi.api import lifecycle, status
 from qwen_wsgi.api.console import page
 from qwen_wsgi.console import accounts
-from qwen_wsgi.in_flight import MOST
 
 blueprint = page.blueprint("overview")
 
@@ -20,16 +19,16 @@ def overview() -> Response:
     services = lifecycle.live().services
     workers = services.workers.all()
     store = services.shared_store
-    rows = status.account_rows(services)
-    paused = {account.name: each.models for account, each in services.statuses.summary().accounts}
-    calls = services.in_flight.all(MOST).rows
+    summary = services.statuses.summary()
+    rows = status.account_rows(services, summary)
+    calls = services.in_flight.all().rows
     open_calls = Counter(call["account"] for call in calls)
     return page.render(
         "overview",
         title="Overview",
         accounts=[
-            accounts.shown(row, in_flight=open_calls[row["name"]], paused=paused[row["name"]])
-            for row in rows
+            accounts.shown(row, in_flight=open_calls[row["name"]], paused=each.models)
+            for row, (_, each) in zip(rows, summary.accounts, strict=True)
         ],
         workers=len(workers),
         in_flight=len(calls),

@@ -337,7 +337,7 @@ def _failed(error: ApiError) -> Response:
         log.error("console: client keys cannot be used: %s", error)
     response = render("problem", title="Problem", status=error.status, message=error.message)
     if error.retry_after_s is not None:
-        response.headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+        response.headers["retry-after"] = http.retry_after(error.retry_after_s)
     return response
 
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from flask import Response, request
 
 from qwen_wsgi.access.guard import Client
-from qwen_wsgi.accounting.books import BooksUnavailable
 from qwen_wsgi.api import http, lifecycle
 from qwen_wsgi.api.admin.access import read_members
 from qwen_wsgi.api.console import page
+from qwen_wsgi.api.console.live import rows_of
 from qwen_wsgi.api.dialects import chat, completions, generation, messages, responses
 from qwen_wsgi.api.flask_app import ROUTE_PATH
 from qwen_wsgi.capabilities import is_chat_model
 from qwen_wsgi.console import browser, live, snippets, timeline
 from qwen_wsgi.console.snippets import DIALECTS
 from qwen_wsgi.errors import BadRequest, NotFound
-from qwen_wsgi.greenlets import apart
-
-log = logging.getLogger(__name__)
 
 blueprint = page.blueprint("try")
 for_scripts = page.blueprint_for_scripts("try_calls")
@@ -91,21 +86,15 @@ def as_snippets() -> Response:
 
 @for_scripts.get("/console/try/call")
 def facts() -> Response:
-    """What the ledger knows of a call that was tried: `{"found", "stages", "facts"}`. A call is
+    """What the ledger knows of a call that was tried: `{"found", "address", "why", "stages",
+    "total", "tokens", "money", "account"}`; `{"found"}` alone if it does not know it. A call is
     written down before its last byte, so it is there when the page asks."""
-    services, id = lifecycle.live().services, request.args.get("id", "")[:200]
-    if services.books is None:
-        return http.json_value({"found": False})
-    try:
-        rows = apart(partial(services.books.find, id))
-    except BooksUnavailable as error:
-        log.error("console: a call cannot be shown: %s", error)
-        rows = []
+    rows = rows_of(request.args.get("id", "")[:200])
     if not rows:
         return http.json_value({"found": False})
-    (row, *_) = rows
+    row = rows[0]
     line = timeline.of_row(row)
-    told: dict[str, Any] = {
+    told = {
         "found": True,
         "address": live.address(row.request_id),
         "why": timeline.why(row.outcome, row.error),

@@ -7,7 +7,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Final, TextIO
 
 from qwen_wsgi.access.client_key import (
@@ -19,13 +18,13 @@ from qwen_wsgi.access.client_key import (
     seconds_of,
     value_of,
 )
-from qwen_wsgi.boxes import client_keys_of, shared_store_of
 from qwen_wsgi.cli.keys import options, shown
+from qwen_wsgi.cli.keys.store import opened
 from qwen_wsgi.clock import Clock, SystemClock
+from qwen_wsgi.console import keys as words
 from qwen_wsgi.errors import CannotStartYet, SettingsError
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.database.client_keys import ClientKeys
-from qwen_wsgi.state.database.tables import database_in
 
 #: Makes the text with the set-up of a client for a new key. Raises SettingsError.
 Recipe = Callable[[NewKey], str]
@@ -49,22 +48,15 @@ def run(
         CannotStartYet: the database cannot be used now.
     """
     clock = clock or SystemClock()
-    directory = Path(settings.state_dir)
-    database = database_in(directory, clock)
-    shared = shared_store_of(settings, clock, directory)
     try:
-        store = client_keys_of(shared, database, clock, directory)
-        _ACTIONS[arguments.action](_Run(store, arguments, clock, recipe, out))
-        if store.note:
-            print(store.note, file=sys.stderr)
+        with opened(settings, clock) as (_, store):
+            _ACTIONS[arguments.action](_Run(store, arguments, clock, recipe, out))
+            if store.note:
+                print(store.note, file=sys.stderr)
     except KeyProblem as problem:
         raise SettingsError(str(problem)) from None
     except KeysUnavailable as error:
         raise CannotStartYet(f"the client keys cannot be used: {error}") from None
-    finally:
-        database.close()
-        if shared is not None:
-            shared.close()
     return 0
 
 
@@ -126,7 +118,7 @@ class _Run:
         if self._print_json({**made.key.json(), "key": made.secret}):
             return
         self._print_secret(made)
-        old = f"works for {shown.span(grace_s)} more" if grace_s else "does not work any more"
+        old = f"works for {words.span(grace_s)} more" if grace_s else "does not work any more"
         self._out.write(f"It is shown this once. The old one {old}.\n")
 
     def revoke(self) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Final, TextIO
 from urllib.parse import urlsplit
 
 from qwen_wsgi import text
 from qwen_wsgi.access.client_key import KeysUnavailable
-from qwen_wsgi.boxes import client_keys_of, shared_store_of
 from qwen_wsgi.cli import running
+from qwen_wsgi.cli.keys.store import opened
 from qwen_wsgi.clients import command as clients
 from qwen_wsgi.clock import Clock, SystemClock
 from qwen_wsgi.errors import CannotStartYet
@@ -19,7 +18,6 @@ from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.database.client_keys import ClientKeys
 from qwen_wsgi.state.database.console_sessions import LINK_S, ConsoleSessions
 from qwen_wsgi.state.database.sqlite import DatabaseUnavailable
-from qwen_wsgi.state.database.tables import database_in
 
 _NO_ADMIN: Final = (
     "While there is no key of an admin, the server opens the console to its own machine only. To "
@@ -46,19 +44,13 @@ def run(
         CannotStartYet: the database cannot be used now.
     """
     clock = clock or SystemClock()
-    directory = Path(settings.state_dir)
-    database = database_in(directory, clock)
-    shared = shared_store_of(settings, clock, directory)
     try:
-        admin = has_admin(settings, client_keys_of(shared, database, clock, directory), clock)
-        origin = _origin(settings, url, admin=admin)
-        secret = ConsoleSessions(database, clock).add_link()
+        with opened(settings, clock) as (database, keys):
+            admin = has_admin(settings, keys, clock)
+            origin = _origin(settings, url, admin=admin)
+            secret = ConsoleSessions(database, clock).add_link()
     except (DatabaseUnavailable, KeysUnavailable) as error:
         raise CannotStartYet(f"no link can be made: {error}") from None
-    finally:
-        database.close()
-        if shared is not None:
-            shared.close()
     # Behind the `#`, which no browser sends: it is in no log and no history of a proxy.
     link = f"{origin}/console/link#{secret}"
     if json_output:

@@ -7,7 +7,7 @@ from typing import Final
 
 from qwen_wsgi import text
 from qwen_wsgi.access.client_key import ClientKey
-from qwen_wsgi.text import duration
+from qwen_wsgi.console import keys as words
 
 _NO_KEYS: Final = (
     "There is no client key. Make one with `qwen-proxy keys add NAME`; without one only this "
@@ -21,7 +21,9 @@ def table(keys: Sequence[ClientKey], *, now: float) -> str:
     if not keys:
         return _NO_KEYS
     ordered = sorted(keys, key=lambda key: (key.revoked_at is not None, key.name.lower()))
-    rows = ((key.name, state(key, now), _last_use(key, now), _limits(key)) for key in ordered)
+    rows = (
+        (key.name, words.state(key, now), words.last_use(key, now), _limits(key)) for key in ordered
+    )
     return text.table([_HEAD, *rows]) + "\n"
 
 
@@ -29,41 +31,21 @@ def details(key: ClientKey, *, now: float) -> str:
     """One key with everything that is known of it."""
     rows = [
         ("id", key.id),
-        ("state", state(key, now)),
-        ("made", f"{span(now - key.created_at)} ago"),
-        ("last used", _last_use(key, now)),
+        ("state", words.state(key, now)),
+        ("made", f"{words.span(now - key.created_at)} ago"),
+        ("last used", words.last_use(key, now)),
         *_all_limits(key),
-        ("may", ", ".join(_rights(key))),
+        ("may", ", ".join(words.rights(key))),
         ("note", key.note),
     ]
     lines = [key.name, *(f"    {name:<16} {value}" for name, value in rows if value)]
     return "\n".join(lines) + "\n"
 
 
-def state(key: ClientKey, now: float) -> str:
-    """Whether it works, in words."""
-    if key.revoked_at is not None:
-        return f"revoked {span(now - key.revoked_at)} ago"
-    if key.expires_at is None:
-        return "valid"
-    if key.expired(now):
-        return f"expired {span(now - key.expires_at)} ago"
-    return f"valid for {span(key.expires_at - now)}"
-
-
-def span(seconds: float) -> str:
-    """A duration in its largest unit."""
-    return duration(max(0.0, seconds))
-
-
-def _last_use(key: ClientKey, now: float) -> str:
-    return "never" if key.last_used_at is None else f"{span(now - key.last_used_at)} ago"
-
-
 def _limits(key: ClientKey) -> str:
     """The limits in a few words, for a line of the table."""
     found = [f"{name} {value}" for name, value in _all_limits(key)]
-    return "; ".join([*found, *_rights(key)]) or "none"
+    return "; ".join([*found, *words.rights(key)]) or "none"
 
 
 def _all_limits(key: ClientKey) -> Iterator[tuple[str, str]]:
@@ -76,22 +58,4 @@ def _all_limits(key: ClientKey) -> Iterator[tuple[str, str]]:
     ):
         if number is not None:
             yield name, f"{number:g}" if isinstance(number, float) else str(number)
-    for name, words in (
-        ("models", key.models),
-        ("accounts", key.accounts),
-        ("networks", key.cidr),
-        ("tools", key.tools),
-    ):
-        if words:
-            yield name, ", ".join(words)
-    if key.cache is not None:
-        yield "response cache", span(key.cache) if key.cache else "off"
-
-
-def _rights(key: ClientKey) -> Iterator[str]:
-    if key.tools_always:
-        yield "tools always"
-    if key.admin:
-        yield "admin"
-    if key.metrics:
-        yield "metrics"
+    yield from words.bounds(key)

@@ -15,6 +15,7 @@ from qwen_wsgi.accounting.books import Books, BooksUnavailable
 from qwen_wsgi.accounting.usage import COLUMNS, Span
 from qwen_wsgi.boxes import shared_store_of, usage_totals_of
 from qwen_wsgi.clock import Clock, SystemClock
+from qwen_wsgi.console.usage import table as spreadsheet
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.database.calls import By
 from qwen_wsgi.state.redis.totals import OfOthers
@@ -100,8 +101,7 @@ def _of_others(settings: Settings, clock: Clock, asked: Span) -> OfOthers | None
 
 def _harmless(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row for spreadsheets, which would take some texts for formulas: clients choose models."""
-    key = row["key"]
-    return {**row, "key": f"'{key}" if key[:1] in "=+-@\t\r" and len(key) > 1 else key}
+    return {**row, "key": spreadsheet.harmless(row["key"])}
 
 
 def shown(found: Mapping[str, Any]) -> str:

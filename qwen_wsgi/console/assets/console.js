@@ -65,10 +65,6 @@ for (const pre of document.querySelectorAll("pre[data-copy]")) addCopyButton(pre
 // A form that is sent twice does its work twice.
 for (const form of document.querySelectorAll("form[method=post]")) {
   form.addEventListener("submit", (event) => {
-    if (form.dataset.sure && !confirm(form.dataset.sure)) {
-      event.preventDefault();
-      return;
-    }
     const button = event.submitter || form.querySelector("button");
     if (button && button.dataset.busy) button.textContent = button.dataset.busy;
     setTimeout(() => { for (const each of form.querySelectorAll("button")) each.disabled = true; });

@@ -21,15 +21,13 @@ _MOST_CAUSES: Final = 5
 _MOST_COLUMNS: Final = 12
 OTHERS: Final = "others"
 
-#: What panels are of, as addresses name them; of money there is one for each currency.
-KINDS: Final = ("calls", "tokens", "money", "errors", "first-byte")
-
 
 class Panel(NamedTuple):
     """One chart with its table.
 
     Attributes:
-        kind: of `KINDS`; `money-usd` of a currency.
+        kind: what it is of, as addresses name it: `calls`, `tokens`, `errors`, `first-byte`, and
+            `money-usd` of a currency, or `money` where no call had a price.
         legend: what the colours are, in their order.
         chart: SVG, which is safe to be shown as it is.
         note: what the numbers leave out; "" if nothing.
@@ -137,7 +135,7 @@ def _money(groups: Groups, rows: Sequence[Row]) -> list[Panel]:
         cells: list[Sequence[Value]] = [
             (key, None if unpriced[key] else 0, unpriced[key]) for key in groups.keys
         ]
-        shown = Table((_heading(groups), "money", "calls of unknown price"), cells)
+        shown = Table((groups.by, "money", "calls of unknown price"), cells)
         empty = _chart(groups, [(key, (0.0,)) for key in groups.keys], "Money")
         return [Panel("money", "Money", (), empty, shown, note or "No call had a price.")]
     return [_of_currency(groups, rows, each, unpriced, note) for each in currencies]
@@ -155,7 +153,7 @@ def _of_currency(
         unknown = unpriced.get(key, 0)
         is_known = key in priced or not unknown
         cells.append((key, *((money, saved) if is_known else (None, None)), unknown))
-    headings = (_heading(groups), f"money, {currency}", "saved by caches", "calls of unknown price")
+    headings = (groups.by, f"money, {currency}", "saved by caches", "calls of unknown price")
     title = f"Money, {currency}"
     columns = [(key, (max(0.0, money),)) for key, (money, _) in paid.items()]
     chart = _chart(groups, columns, title, unit=currency)
@@ -221,7 +219,7 @@ def _first_byte(groups: Groups, first: Sequence[FirstBytes]) -> Panel:
             cells.append((key, found.calls, round(mean_s, 3), round(most_s, 3), *found.classes))
     legend = [f"within {limit / 1000:g} s" for limit in FIRST_BYTE_CLASSES_MS]
     legend.append(f"over {FIRST_BYTE_CLASSES_MS[-1] / 1000:g} s")
-    headings = (_heading(groups), "calls", "mean, s", "longest, s", *legend)
+    headings = (groups.by, "calls", "mean, s", "longest, s", *legend)
     return Panel(
         "first-byte",
         "Time to the first byte",
@@ -234,14 +232,6 @@ def _first_byte(groups: Groups, first: Sequence[FirstBytes]) -> Panel:
 
 
 # --- what they share -----------------------------------------------------------------------------
-
-
-def merged(groups: Groups, found: Iterable[ErrorCount]) -> Groups:
-    """The groups, with those names that only have errors."""
-    known = dict.fromkeys(groups.keys)
-    if groups.in_time:
-        return groups
-    return groups._replace(keys=list(known | dict.fromkeys(each.key for each in found)))
 
 
 def _sums(
@@ -281,11 +271,7 @@ def _exact(value: float) -> str:
 def _table(
     groups: Groups, headings: Sequence[str], sums: Sequence[tuple[str, Sequence[Value]]]
 ) -> Table:
-    return Table((_heading(groups), *headings), [(key, *values) for key, values in sums])
-
-
-def _heading(groups: Groups) -> str:
-    return groups.by
+    return Table((groups.by, *headings), [(key, *values) for key, values in sums])
 
 
 def label_of(key: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 from qwen_wsgi.cli import main
 from qwen_wsgi.cli.keys import shown
 from qwen_wsgi.clients import known
+from qwen_wsgi.console import keys as words
 from qwen_wsgi.state import key_copy
 from tests.fakes.clock import NOON_S
 from tests.kit.redis_server import RedisServer, needs_redis
@@ -226,8 +227,8 @@ def test_a_key_that_expires_in_words() -> None:
 
     key = ClientKey("key_1", "a", 0, expires_at=int(NOON_S), money_per_month=2.5)
 
-    assert shown.state(key, NOON_S - 7200) == "valid for 2 h"
-    assert shown.state(key, NOON_S + 7200) == "expired 2 h ago"
+    assert words.state(key, NOON_S - 7200) == "valid for 2 h"
+    assert words.state(key, NOON_S + 7200) == "expired 2 h ago"
     assert "money per month 2.5" in shown.table([key], now=NOON_S)
 
 

@@ -124,11 +124,13 @@ def test_json(tmp_path: Path) -> None:
 
 def test_csv_whose_names_are_no_formulas(tmp_path: Path) -> None:
     note(tmp_path, call(), call(model='=cmd|"x"!A1'), call(model="-"), call(model="a,b\n"))
+    note(tmp_path, call(model=" =1"))
 
     found = list(csv.DictReader(io.StringIO(run(tmp_path, csv_output=True, by="model")[0])))
 
     assert tuple(found[0]) == COLUMNS
     assert sorted(row["key"] for row in found) == [
+        "' =1",
         '\'=cmd|"x"!A1',
         "-",
         "a,b\n",
