@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -84,7 +85,8 @@ class DoctorProcess:
                     out, err = process.communicate(timeout=self._most_s)
                 finally:  # also when the browser is gone meanwhile
                     if process.poll() is None:
-                        process.kill()
+                        # With all that it has started: the session is its own.
+                        os.killpg(process.pid, signal.SIGKILL)
         except subprocess.TimeoutExpired:
             return Report(
                 (), f"The checks did not end within {self._most_s:g} s. Run `qwen-proxy doctor`."

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qwen_wsgi.console import doctor_process
 from qwen_wsgi.console.doctor_process import DoctorProcess, Report
+from tests.kit.servers import wait_until
 
 FINDINGS = [
     {"check": "files", "subject": "disk", "level": "ok", "what": "has room", "remedy": ""},
@@ -61,6 +62,26 @@ def test_a_check_that_does_not_end_is_ended(tmp_path: Path) -> None:
     assert "did not end within 1 s" in report.why
     assert time.monotonic() - began < 10
     assert not Path(f"/proc/{file.read_text()}").exists()
+
+
+def test_what_it_has_started_ends_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    code = (
+        "import subprocess, time; child = subprocess.Popen(['sleep', '60']);"
+        f"open({str(file)!r}, 'w').write(str(child.pid)); time.sleep(60)"
+    )
+    report = running(code, most_s=1.0).run(calls=False)
+
+    assert "did not end within 1 s" in report.why
+    wait_until(lambda: not is_running(int(file.read_text())), "the end of the child")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        # One that nobody has waited for yet (Z) has ended as well.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_one_check_runs_at_a_time(tmp_path: Path) -> None:
