@@ -157,8 +157,8 @@ class Sandbox:
             CannotStart: it cannot be started here.
         """
         spec = self._spec(program)
-        # The program gets `given`; `kept` is closed only where it does not run. What has begun to run
-        # when this fails, or is cancelled, ends by that.
+        # The program gets `given`; `kept` is closed only where it does not run. What has begun to
+        # run when this fails, or is cancelled, ends by that.
         with contextlib.ExitStack() as given, contextlib.ExitStack() as kept:
             spec_file = os.memfd_create("spec")
             given.callback(os.close, spec_file)
