@@ -6,7 +6,7 @@ rest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, tzinfo
 from html import escape
 from typing import Any, Final, NamedTuple
@@ -16,8 +16,10 @@ from qwen_wsgi.console import timeline
 from qwen_wsgi.console.usage.charts import readable, shortened
 from qwen_wsgi.state.database.calls import CallRow
 
-#: Characters of a name in a row.
+#: Characters of a name in a row, and bytes that it may take in the page: signs of other scripts
+#: take up to four, and those that are escaped up to five.
 _LONGEST: Final = 32
+_MOST_BYTES: Final = 40
 
 _STATES: Final = {"waiting": "waits", "queued": "queues", "streaming": "streams"}
 
@@ -28,11 +30,14 @@ class LiveRow(NamedTuple):
     Attributes:
         key: tells calls apart while they run: clients may give several calls one id.
         id: of the call.
-        cells: client, model, account, state, tokens so far, time.
+        box: where it runs; "" for this one.
+        cells: client, model, account, state, tokens so far, time; and the box, where there are
+            several.
     """
 
     key: str
     id: str
+    box: str
     cells: tuple[str, ...]
 
     @property
@@ -41,10 +46,15 @@ class LiveRow(NamedTuple):
         return address(self.id)
 
 
-def live_row(told: Mapping[str, Any]) -> LiveRow:
-    """A call in flight, as `in_flight.CallsInFlight` tells it."""
+def live_row(told: Mapping[str, Any], box: str = "", place: str | None = None) -> LiveRow:
+    """A call in flight, as `in_flight.CallsInFlight` tells it.
+
+    Args:
+        box: the id of another box.
+        place: the name of the box; None where there is one alone.
+    """
     tokens = told["streamed_tokens"]
-    cells = (
+    cells: tuple[str, ...] = (
         _name(told["client"]),
         _name(told["model"] or told["endpoint"]),
         _name(told["account"] or ""),
@@ -52,11 +62,19 @@ def live_row(told: Mapping[str, Any]) -> LiveRow:
         f"≈ {tokens:,}" if tokens else "–",
         timeline.spoken(round(told["seconds"]) * 1000),
     )
-    return LiveRow(f"{told['worker']}-{told['started_at']}-{told['id']}", told["id"], cells)
+    if place is not None:
+        cells += (_name(place),)
+    key = f"{box}{told['worker']}-{told['started_at']}-{told['id']}"
+    return LiveRow(key, told["id"], box, cells)
 
 
-def ended_row(row: CallRow, zone: tzinfo | None = None) -> str:
-    """A call that has ended, as a row of a table in HTML."""
+def ended_row(row: CallRow, zone: tzinfo | None = None, place: str | None = None) -> str:
+    """A call that has ended, as a row of a table in HTML. Its link leads to the calls of its
+    moment: ids are the clients', and may be long.
+
+    Args:
+        place: the name of its box; None where there is one alone.
+    """
     cells = (
         f"{datetime.fromtimestamp(row.at, zone):%H:%M:%S}",
         _name(row.client),
@@ -64,12 +82,12 @@ def ended_row(row: CallRow, zone: tzinfo | None = None) -> str:
         _name(row.account),
     )
     plain = "".join(f"<td>{escape(cell)}" for cell in cells)
-    bad = "" if row.outcome == "complete" else ' class="bad"'
-    link = address(row.request_id).removeprefix("/console/")
+    bad = "" if row.outcome == "complete" else " class=bad"
+    end = "" if place is None else f"<td>{escape(_name(place))}"
     return (
-        f'<tr>{plain}<td{bad}><a href="{link}">{escape(ending(row))}</a>'
+        f"<tr>{plain}<td{bad}><a href=live/call?at={row.at!r}>{escape(_fitting(ending(row)))}</a>"
         f"<td>{tokens(row)}<td>{timeline.spoken(row.total_ms)}"
-        f"<td>{timeline.drawn(timeline.of_row(row))}"
+        f"<td>{timeline.drawn(timeline.of_row(row))}{end}"
     )
 
 
@@ -126,6 +144,11 @@ def facts(row: CallRow, zone: tzinfo | None = None) -> list[tuple[str, str]]:
     return [(name, readable(value) or "–") for name, value in found]
 
 
+def fact_of_box(place: str) -> list[tuple[str, str]]:
+    """The box of a call, among its facts; "" for this one."""
+    return [("box", readable(place))] if place else []
+
+
 def _known(value: int | None) -> str:
     return "unknown" if value is None else f"{value:,}"
 
@@ -147,6 +170,40 @@ def facts_in_flight(told: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, readable(value or "") or "–") for name, value in found]
 
 
+def places(own: str, others: Mapping[str, str]) -> dict[str, str]:
+    """The names of boxes for people, by their ids, this one's as "": several of one name are told
+    apart."""
+    named = {"": own, **others}
+    return {
+        box: f"{name} {box[:4]}" if box and [*named.values()].count(name) > 1 else name
+        for box, name in named.items()
+    }
+
+
+def told_of_boxes(names: Sequence[str], unread: int, is_away: bool) -> str:
+    """Whose calls are shown, where there are several boxes.
+
+    Args:
+        names: of this box and of those that tell their calls.
+        unread: how many tell what cannot be read here.
+        is_away: Redis is.
+    """
+    own, *others = [readable(name) for name in names]
+    if is_away:
+        return f"Redis is away, so only the calls of this box ({own}) are shown."
+    told = (
+        f"Calls of {len(names)} boxes: {', '.join([own, *others])}."
+        if others
+        else f"Calls of this box ({own}); no other one tells any."
+    )
+    if unread:
+        told += (
+            f" {unread} more cannot be read: another QWEN_PROXY_STATE_KEY, or another version of "
+            "qwen-proxy."
+        )
+    return told
+
+
 def told_of(silent: int, has_more: bool) -> str:
     """What the list of calls in flight leaves out; "" if nothing."""
     notes = []
@@ -158,4 +215,12 @@ def told_of(silent: int, has_more: bool) -> str:
 
 
 def _name(text: str) -> str:
-    return shortened(readable(text), _LONGEST) or "–"
+    return _fitting(readable(text)) or "–"
+
+
+def _fitting(text: str) -> str:
+    """A text that has room in a row, and whose bytes have room in a page of many rows."""
+    most = _LONGEST
+    while len(escape(fit := shortened(text, most)).encode()) > _MOST_BYTES:
+        most -= 4
+    return fit

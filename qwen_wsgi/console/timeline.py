@@ -87,17 +87,18 @@ def _timeline(
 def drawn(timeline: Timeline, *, large: bool = False) -> str:
     """The stages as one bar, in SVG. What it says is also said in words, so it is hidden from
     screen readers."""
-    size = " large" if large else ""
     total = timeline.total_ms or 1.0
     bars = []
     for stage in timeline.stages:
         x, width = stage.begin_ms / total * _WIDTH, stage.ms / total * _WIDTH
         if width >= 0.5:
             # A page has two hundred of them: the shortest notation that HTML and SVG have.
-            bars.append(f'<path class={stage.kind} d="M{x:.0f} 2h{width:.0f}"/>')
+            bars.append(f'<path class={stage.kind} d="M{x:.0f} 6h{width:.0f}"/>')
     inside = "".join(bars)
+    if not large:  # as wide as its units are pixels
+        return f"<svg class=timeline aria-hidden=true>{inside}</svg>"
     return (
-        f'<svg class="timeline{size}" viewBox="0 0 {_WIDTH} 4" preserveAspectRatio=none '
+        f'<svg class="timeline large" viewBox="0 0 {_WIDTH} 12" preserveAspectRatio=none '
         f"aria-hidden=true>{inside}</svg>"
     )
 

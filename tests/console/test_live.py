@@ -76,7 +76,9 @@ def test_every_end_has_its_words() -> None:
 def test_a_call_in_flight() -> None:
     row = live.live_row(TOLD)
     assert row.cells == ("anna", "qwen3.8-max", "dashscope", "streams", "≈ 1,234", "3.0 s")
-    assert row.key == "7-12.5-req_1"
+    assert (row.key, row.box) == ("7-12.5-req_1", "")
+    far = live.live_row(TOLD, "b0b0", "kitchen")
+    assert (far.key, far.box, far.cells[6:]) == ("b0b07-12.5-req_1", "b0b0", ("kitchen",))
     early = {**TOLD, "model": None, "account": None, "streamed_tokens": 0, "state": "waiting"}
     assert live.live_row(early).cells[1:5] == ("/v1/messages", "–", "waits", "–")
 
@@ -101,10 +103,35 @@ def test_hostile_names_stay_texts(name: str, error: str, id: str) -> None:
 
 
 def test_a_row_is_small_and_links_to_the_rest() -> None:
-    html = live.ended_row(call(request_id='a/"b', error="<x>", outcome="refused"), UTC)
-    assert 'href="live/call?id=a%2F%22b"' in html
+    html = live.ended_row(call(error="<x>", outcome="refused"), UTC)
+    assert f"<a href=live/call?at={call().at!r}>" in html
     assert "&lt;x&gt;" in html
-    assert len(live.ended_row(call(), UTC)) < 380
+    assert len(live.ended_row(call(), UTC)) < 300
+    assert live.ended_row(call(), UTC, "<b>").endswith("<td>&lt;b&gt;")
+
+
+@examples(100)
+@given(st.text(max_size=300), st.sampled_from("&'\"<é漢\U0001f600x"))
+def test_no_name_makes_a_row_large(name: str, sign: str) -> None:
+    for each in (name, sign * 300):
+        row = call(client=each, model=each, account=each, error=each, request_id=each)
+        assert len(live.ended_row(row, UTC, each).encode()) < 480
+
+
+def test_the_boxes_whose_calls_are_shown() -> None:
+    assert live.places("hall", {"b0b01": "kitchen"}) == {"": "hall", "b0b01": "kitchen"}
+    assert live.places("box", {"b0b01": "box", "c0c02": "box"}) == {
+        "": "box",
+        "b0b01": "box b0b0",
+        "c0c02": "box c0c0",
+    }
+    told = live.told_of_boxes
+    assert told(["hall"], 0, False) == "Calls of this box (hall); no other one tells any."
+    assert told(["hall", "kitchen"], 0, False) == "Calls of 2 boxes: hall, kitchen."
+    assert "1 more cannot be read: another QWEN_PROXY_STATE_KEY" in told(["a", "b"], 1, False)
+    assert told(["hall"], 0, True) == (
+        "Redis is away, so only the calls of this box (hall) are shown."
+    )
 
 
 def test_tokens_and_money_that_nobody_knows_stay_unknown() -> None:

@@ -576,6 +576,20 @@ class CallTable:
         )
         return [CallRow(*row) for row in rows]
 
+    def at(self, ended_at: float) -> list[CallRow]:
+        """The calls that ended at a time: mostly one.
+
+        Raises:
+            DatabaseUnavailable: the table cannot be read now.
+        """
+        rows = self._database.run(
+            lambda database: database.execute(
+                f"SELECT {', '.join(CallRow._fields)} FROM calls WHERE at = ? LIMIT {_MOST_OF_ID}",
+                (ended_at,),
+            ).fetchall()
+        )
+        return [CallRow(*row) for row in rows]
+
     # --- for other boxes -------------------------------------------------------------------------
 
     def names(self, since: float, until: float) -> dict[str, str]:
