@@ -56,6 +56,7 @@ class _Told(TypedDict):
     seconds_queued: float
     seconds_connecting: float
     longest_gap: float
+    gaps: list[dict[str, float]]
     attempts: int
     worker: int
 

@@ -23,8 +23,8 @@ TOLD: dict[str, Any] = {
     "method": "POST", "endpoint": "/v1/messages", "stream": True, "account": "dashscope",
     "model": "qwen3.8-max", "upstream_model": None, "state": "streaming", "started_at": 12.5,
     "seconds": 3.2, "seconds_to_first_byte": 0.5, "received_bytes": 9, "streamed_tokens": 1234,
-    "seconds_queued": 0.1, "seconds_connecting": 0.05, "longest_gap": 1.5, "attempts": 1,
-    "worker": 7,
+    "seconds_queued": 0.1, "seconds_connecting": 0.05, "longest_gap": 1.5,
+    "gaps": [{"after": 1.0, "seconds": 1.5}], "attempts": 1, "worker": 7,
 }  # fmt: skip
 
 

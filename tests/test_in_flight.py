@@ -137,6 +137,19 @@ def test_a_question_of_another_worker(world: World, monkeypatch: pytest.MonkeyPa
     assert world.calls._answer({"cancel": "x"}) == {"cancelled": 0}
 
 
+def test_calls_are_counted_however_many(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_flight, "MOST", 2)
+    world.others = Asked(({"counts": {"first": 1500, "": 2}}, "odd"), 1)
+    world.begin("a", account="first")
+    split = world.begin("b")
+    split.record.part().account = "second"
+    world.begin("own", endpoint="/admin/v1/calls")
+    found = world.calls.counts()
+    assert found.accounts == {"first": 1501, "second": 1, "": 2}
+    assert (found.accounts.total(), found.silent) == (1504, 1)
+    assert world.calls._answer({"count": True}) == {"counts": {"first": 1, "second": 1}}
+
+
 def test_all_calls_of_an_id_are_cancelled(world: World) -> None:
     world.others = Asked(({"cancelled": 2}, {"cancelled": 0}), 1)
     twins = [world.begin("twin"), world.begin("twin")]

@@ -16,10 +16,13 @@ from qwen_wsgi.console import timeline
 from qwen_wsgi.console.usage.charts import readable, shortened
 from qwen_wsgi.state.database.calls import CallRow
 
-#: Characters of a name in a row, and bytes that it may take in the page: signs of other scripts
-#: take up to four, and those that are escaped up to five.
-_LONGEST: Final = 32
-_MOST_BYTES: Final = 40
+#: Characters of a name in a row, and bytes that it may take in the page: those of other scripts
+#: take up to four, and those that are escaped up to five. A page of 200 rows must stay small.
+_LONGEST: Final = 28
+_MOST_BYTES: Final = 28
+
+#: From here on a row tells tokens in millions; all digits are on the call's page.
+_MILLIONS: Final = 10_000_000
 
 _STATES: Final = {"waiting": "waits", "queued": "queues", "streaming": "streams"}
 
@@ -68,24 +71,33 @@ def live_row(told: Mapping[str, Any], box: str = "", place: str | None = None) -
     return LiveRow(key, told["id"], box, cells)
 
 
-def ended_row(row: CallRow, zone: tzinfo | None = None, place: str | None = None) -> str:
+def ended_row(
+    row: CallRow,
+    zone: tzinfo | None = None,
+    place: str | None = None,
+    *,
+    now: float | None = None,
+) -> str:
     """A call that has ended, as a row of a table in HTML. Its link leads to the calls of its
     moment: ids are the clients', and may be long.
 
     Args:
         place: the name of its box; None where there is one alone.
+        now: the time of calls of other days has their date; None leaves it out.
     """
+    at = datetime.fromtimestamp(row.at, zone)
+    is_old = now is not None and at.date() != datetime.fromtimestamp(now, zone).date()
     cells = (
-        f"{datetime.fromtimestamp(row.at, zone):%H:%M:%S}",
+        f"{at:%m-%d %H:%M}" if is_old else f"{at:%H:%M:%S}",
         _name(row.client),
         _name(row.model or row.endpoint),
         _name(row.account),
     )
-    plain = "".join(f"<td>{escape(cell)}" for cell in cells)
+    plain = "".join(f"<td>{_text(cell)}" for cell in cells)
     bad = "" if row.outcome == "complete" else " class=bad"
-    end = "" if place is None else f"<td>{escape(_name(place))}"
+    end = "" if place is None else f"<td>{_text(_name(place))}"
     return (
-        f"<tr>{plain}<td{bad}><a href=live/call?at={row.at!r}>{escape(_fitting(ending(row)))}</a>"
+        f"<tr>{plain}<td{bad}><a href=live/call?at={row.at!r}>{_text(_fitting(ending(row)))}</a>"
         f"<td>{tokens(row)}<td>{timeline.spoken(row.total_ms)}"
         f"<td>{timeline.drawn(timeline.of_row(row))}{end}"
     )
@@ -111,7 +123,9 @@ def tokens(row: CallRow) -> str:
 
 
 def _count(value: int | None) -> str:
-    return "?" if value is None else f"{value:,}"
+    if value is None:
+        return "?"
+    return f"{value:,}" if value < _MILLIONS else f"{value / 1e6:,.0f} M"
 
 
 def money(row: CallRow) -> str:
@@ -221,6 +235,11 @@ def _name(text: str) -> str:
 def _fitting(text: str) -> str:
     """A text that has room in a row, and whose bytes have room in a page of many rows."""
     most = _LONGEST
-    while len(escape(fit := shortened(text, most)).encode()) > _MOST_BYTES:
-        most -= 4
+    while len(_text(fit := shortened(text, most)).encode()) > _MOST_BYTES:
+        most -= 1
     return fit
+
+
+def _text(text: str) -> str:
+    """A text in HTML, outside of tags."""
+    return escape(text, quote=False)

@@ -14,7 +14,7 @@ from qwen_wsgi.accounting.books import Books, BooksUnavailable
 from qwen_wsgi.api import http, lifecycle
 from qwen_wsgi.api.console import page
 from qwen_wsgi.api.lifecycle import LiveCall
-from qwen_wsgi.box_calls import BoxAway, BoxCalls
+from qwen_wsgi.box_calls import BoxAway
 from qwen_wsgi.clock import sleep
 from qwen_wsgi.console import live, timeline
 from qwen_wsgi.console.live import LiveRow
@@ -22,6 +22,7 @@ from qwen_wsgi.errors import ApiError, NotFound
 from qwen_wsgi.greenlets import apart, watch_client
 from qwen_wsgi.in_flight import CallsInFlight, Watched
 from qwen_wsgi.protocol.json_object import encoded
+from qwen_wsgi.services import Services
 from qwen_wsgi.state.database.calls import CallRow
 from qwen_wsgi.state.database.sqlite import DatabaseUnavailable
 
@@ -47,7 +48,7 @@ def shown() -> Response:
     now_s = services.clock.monotonic()
     # Before the record is read: what ends from now on is told to the page by its events.
     found = services.in_flight.watch(now_s, now_s)
-    seen = _Seen(found, services.box_calls, Position(now_s, {}))
+    seen = _Seen(services, found, Position(now_s, {}))
     rows, problem = _ended(services.books)
     return page.render(
         "live",
@@ -111,7 +112,8 @@ class _Seen:
         note: what a person has to know beside it.
     """
 
-    def __init__(self, own: Watched, box_calls: BoxCalls, position: Position) -> None:
+    def __init__(self, services: Services, own: Watched, position: Position) -> None:
+        box_calls, self._now = services.box_calls, services.clock.now()
         self._own = own
         others = box_calls.others()
         self._boxes = others.boxes
@@ -147,7 +149,8 @@ class _Seen:
         """
         found = [*self._ended, *((row, self._places.get("")) for row in rows)]
         found.sort(key=_ended_at, reverse=True)
-        return "\n".join(live.ended_row(row, zone, place) for row, place in found[:_MOST_ENDED])
+        shown = found[:_MOST_ENDED]
+        return "\n".join(live.ended_row(row, zone, place, now=self._now) for row, place in shown)
 
 
 @blueprint.get("/console/live/call")
@@ -212,12 +215,16 @@ def _running(told: Mapping[str, Any], box: str = "", place: str = "") -> dict[st
     }
 
 
+#: Of outcomes that are no failures.
+_MOODS: Final = {"complete": "good", "client_gone": "waiting", "cancelled": "waiting"}
+
+
 def _of_row(row: CallRow, zone: tzinfo | None, place: str = "") -> dict[str, Any]:
     line = timeline.of_row(row)
     return {
         "running": False,
         "id": row.request_id,
-        "good": row.outcome == "complete",
+        "mood": _MOODS.get(row.outcome, "bad"),
         "why": timeline.why(row.outcome, row.error),
         "timeline": line,
         "bar": timeline.drawn(line, large=True),
@@ -309,7 +316,7 @@ class _Events:
         while not self._services.admission.draining:  # the browser goes on with another worker
             now_s = clock.monotonic()
             found = self._in_flight.watch(self._since.own_s, now_s)
-            seen = _Seen(found, self._services.box_calls, self._since._replace(own_s=now_s))
+            seen = _Seen(self._services, found, self._since._replace(own_s=now_s))
             self._since, told = seen.position, _told(seen, zone)
             if told != last:
                 yield b"event: calls\nid: %s\ndata: %s\n\n" % (str(seen.position).encode(), told)

@@ -52,7 +52,6 @@ function showLive(calls) {
   }
   for (const row of known.values()) row.remove();
   document.getElementById("live-count").textContent = calls.length;
-  document.getElementById("live-none").hidden = calls.length > 0;
 }
 
 const addressOf = (row) => row.querySelector("a").getAttribute("href");
