@@ -79,9 +79,11 @@ def test_what_is_told_of_a_call(world: World) -> None:
     call.record.is_queued = False
     call.record.account, call.record.attempts = "first", 2
     call.record.first_byte_at, call.record.received_bytes = 1001.5, 77
+    call.record.note_gap(1001.5, 0.25)
     (row,) = world.calls.all().rows
     assert (row["state"], row["seconds_to_first_byte"]) == ("streaming", 1.5)
     assert (row["account"], row["attempts"], row["received_bytes"]) == ("first", 2, 77)
+    assert row["gaps"] == [{"after": 1.5, "seconds": 0.25}]
 
 
 def test_a_split_call_is_told_by_its_parts(world: World) -> None:
