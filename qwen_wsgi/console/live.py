@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, tzinfo
+from functools import lru_cache
 from html import escape
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
@@ -16,10 +17,10 @@ from qwen_wsgi.console import timeline
 from qwen_wsgi.console.usage.charts import readable, shortened
 from qwen_wsgi.state.database.calls import CallRow
 
-#: Characters of a name in a row, and bytes that it may take in the page: those of other scripts
-#: take up to four, and those that are escaped up to five. A page of 200 rows must stay small.
-_LONGEST: Final = 28
-_MOST_BYTES: Final = 28
+#: Bytes that a name in a row may take, so that a page of 200 rows stays small: letters of other
+#: scripts take up to four, and what is escaped up to five. And those of the name of a box.
+_ROOM: Final = 28
+_PLACE: Final = 16
 
 #: From here on a row tells tokens in millions; all digits are on the call's page.
 _MILLIONS: Final = 10_000_000
@@ -66,7 +67,7 @@ def live_row(told: Mapping[str, Any], box: str = "", place: str | None = None) -
         timeline.spoken(round(told["seconds"]) * 1000),
     )
     if place is not None:
-        cells += (_name(place),)
+        cells += (_name(place, _PLACE),)
     key = f"{box}{told['worker']}-{told['started_at']}-{told['id']}"
     return LiveRow(key, told["id"], box, cells)
 
@@ -85,19 +86,13 @@ def ended_row(
         place: the name of its box; None where there is one alone.
         now: the time of calls of other days has their date; None leaves it out.
     """
-    at = datetime.fromtimestamp(row.at, zone)
-    is_old = now is not None and at.date() != datetime.fromtimestamp(now, zone).date()
-    cells = (
-        f"{at:%m-%d %H:%M}" if is_old else f"{at:%H:%M:%S}",
-        _name(row.client),
-        _name(row.model or row.endpoint),
-        _name(row.account),
-    )
-    plain = "".join(f"<td>{_text(cell)}" for cell in cells)
+    names = (row.client, row.model or row.endpoint, row.account)
+    plain = "".join([f"<td>{_cell(name)}" for name in names])
     bad = "" if row.outcome == "complete" else " class=bad"
-    end = "" if place is None else f"<td>{_text(_name(place))}"
+    end = "" if place is None else f"<td>{_cell(place, _PLACE)}"
     return (
-        f"<tr>{plain}<td{bad}><a href=live/call?at={row.at!r}>{_text(_fitting(ending(row)))}</a>"
+        f"<tr><td>{_moment(int(row.at), zone, None if now is None else int(now))}{plain}"
+        f"<td{bad}><a href=live/call?at={row.at!r}>{_cell(ending(row))}</a>"
         f"<td>{tokens(row)}<td>{timeline.spoken(row.total_ms)}"
         f"<td>{timeline.drawn(timeline.of_row(row))}{end}"
     )
@@ -228,16 +223,30 @@ def told_of(silent: int, has_more: bool) -> str:
     return " ".join(notes)
 
 
-def _name(text: str) -> str:
-    return _fitting(readable(text)) or "–"
+# What follows is asked fifty times a second for a page that is open, mostly for the same few names.
 
 
-def _fitting(text: str) -> str:
-    """A text that has room in a row, and whose bytes have room in a page of many rows."""
-    most = _LONGEST
-    while len(_text(fit := shortened(text, most)).encode()) > _MOST_BYTES:
+@lru_cache(maxsize=1024)
+def _name(text: str, room: int = _ROOM) -> str:
+    """A name that has room in a row, and whose bytes have room in a page of many rows."""
+    text, most = readable(text), room
+    while len(_text(fit := shortened(text, most)).encode()) > room:
         most -= 1
-    return fit
+    return fit or "–"
+
+
+@lru_cache(maxsize=1024)
+def _cell(text: str, room: int = _ROOM) -> str:
+    """The same in HTML."""
+    return _text(_name(text, room))
+
+
+@lru_cache(maxsize=1024)
+def _moment(at: int, zone: tzinfo | None, now: int | None) -> str:
+    """When a call ended: the time, and for another day than today the date."""
+    moment = datetime.fromtimestamp(at, zone)
+    is_old = now is not None and moment.date() != datetime.fromtimestamp(now, zone).date()
+    return f"{moment:%m-%d %H:%M}" if is_old else f"{moment:%H:%M:%S}"
 
 
 def _text(text: str) -> str:

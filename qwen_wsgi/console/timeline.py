@@ -118,12 +118,13 @@ def drawn(timeline: Timeline, *, large: bool = False) -> str:
     """The stages as one bar, in SVG. What it says is also said in words, so it is hidden from
     screen readers."""
     total = timeline.total_ms or 1.0
-    bars = []
+    bars, x = [], 0
     for stage in timeline.stages:
-        x = round(stage.begin_ms / total * _WIDTH)
-        if width := round((stage.begin_ms + stage.ms) / total * _WIDTH) - x:
+        end = round((stage.begin_ms + stage.ms) / total * _WIDTH)
+        if end > x:
             # A page has two hundred of them: the shortest notation that HTML and SVG have.
-            bars.append(f"<path class={stage.kind[0]} d=M{x},6h{width} />")
+            bars.append(f"<path class={stage.kind[0]} d=M{x},6h{end - x} />")
+            x = end
     if large:
         for gap in timeline.gaps:
             begin, length = gap.begin_ms / total * _WIDTH, gap.ms / total * _WIDTH
