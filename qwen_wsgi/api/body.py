@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import parse_qsl
 
 from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge
@@ -202,6 +203,31 @@ def pieces(
     environ[READ] = True
     if declared and left > 0:
         raise BadRequest("The request body ended before its Content-Length.")
+
+
+def page_form(
+    environ: WSGIEnvironment, settings: Settings, *, max_bytes: int, most_fields: int
+) -> dict[str, str]:
+    """The fields of a form of one of our pages; of several with one name, the last.
+
+    Raises:
+        ApiError: as `pieces`; 400 for what is no such form, or has more fields.
+    """
+    kind = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+    if kind != "application/x-www-form-urlencoded":
+        raise BadRequest("A form was expected, and something else was sent.")
+    text = b"".join(pieces(environ, settings, max_bytes=max_bytes, setting=""))
+    try:
+        return dict(
+            parse_qsl(
+                text.decode(), keep_blank_values=True, max_num_fields=most_fields, errors="strict"
+            )
+        )
+    except ValueError:
+        raise BadRequest(
+            f"The form could not be read: it is damaged, or has more than {most_fields} fields. "
+            "Nothing was changed."
+        ) from None
 
 
 def _unreadable(error: Exception, settings: Settings) -> ApiError:

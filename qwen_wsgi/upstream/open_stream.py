@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from qwen_wsgi.accounting.record import CallRecord
+from qwen_wsgi.accounting.record import GAP_S, CallRecord
 from qwen_wsgi.errors import ApiError, UpstreamError
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.answer_text import AnswerSize
@@ -132,10 +132,10 @@ class OpenStream:
         self.begin(held + events)
 
     def begin(self, first: bytes) -> None:
-        """Start with these events; from here on `longest_gap_s` counts."""
+        """Start with these events; from here on `longest_gap_s` and `gaps` count."""
         self.first = first
         self.heard_at = self._content_at = self.record.first_byte_at = self._monotonic()
-        self.record.longest_gap_s = 0.0
+        self.record.longest_gap_s, self.record.gaps, self.record.least_gap_s = 0.0, (), GAP_S
         self._left_s = self._idle_s
 
     def read(self, wait_s: float) -> bytes | None:
@@ -167,6 +167,8 @@ class OpenStream:
         record.received_bytes += len(data)
         if now - self.heard_at > record.longest_gap_s:
             record.longest_gap_s = now - self.heard_at
+        if now - self.heard_at > record.least_gap_s:  # rarely, so without a call
+            record.note_gap(self.heard_at, now - self.heard_at)
         self.heard_at = now
         if events:
             self._content_at, self._left_s = now, self._idle_s
