@@ -12,7 +12,7 @@ from werkzeug.test import TestResponse
 
 from qwen_wsgi.sandbox import Sandbox
 from tests.api.apps import App, error_of
-from tests.api.tool_calls import in_front_of
+from tests.api.tool_calls import chats, in_front_of
 from tests.fakes.tool_runner import FakeRunner
 
 TIME: dict[str, Any] = {"type": "mcp", "server_label": "time", "allowed_tools": ["now"]}
@@ -116,6 +116,62 @@ def test_a_filter_of_tools_is_read_as_in_responses(app: App, runner: FakeRunner)
     assert len(runner.ran) == 1
     wrong = asked("now")
     assert (wrong.status_code, error_of(wrong)["param"]) == (400, "tools[0].allowed_tools")
+
+
+def allowing(*tools: dict[str, Any]) -> dict[str, Any]:
+    inner = {"mode": "required", "tools": list(tools)}
+    return {"type": "allowed_tools", "allowed_tools": inner}
+
+
+NAMED: dict[str, Any] = {"type": "function", "function": {"name": "get_weather"}}
+#: The tools of a request with each kind, as the model sees them.
+ALL = ["get_weather", "time__now", "time__zones", "python"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "ran", "first", "later"),
+    [
+        ({"type": "mcp", "server_label": "time", "name": "zones"}, "time.zones", ALL, ALL),
+        ({"type": "mcp", "server_label": "time"}, "time.now", ["time__now", "time__zones"], ALL),
+        ({"type": "code_interpreter"}, "python.run", ALL, ALL),
+        (
+            allowing({"type": "mcp", "server_label": "time", "name": "zones"}, NAMED),
+            "time.zones",
+            ["get_weather", "time__zones"],
+            ["get_weather", "time__zones"],
+        ),
+    ],
+)
+def test_a_tool_is_chosen_for_the_first_turn(
+    app: App, sandbox: Sandbox, runner: FakeRunner, choice: Any, ran: str, first: Any, later: Any
+) -> None:
+    tools = [WEATHER, {"type": "mcp", "server_label": "time"}, {"type": "code_interpreter"}]
+    answer = app.chat(body("[[sandbox: tools=2]]", tools=tools, tool_choice=choice))
+
+    assert answer.status_code == 200, answer.text
+    assert runner.ran[0].tool == ran
+    asked = chats(sandbox)
+    assert [each["function"]["name"] for each in asked[0]["tools"]] == first
+    if len(asked) > 1:  # the last one calls a function of the client, too
+        assert [each["function"]["name"] for each in asked[1]["tools"]] == later
+        assert "tool_choice" not in asked[1]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"type": "mcp", "server_label": "files"},
+        {"type": "mcp", "server_label": "time", "name": "then"},
+        {"type": "code_interpreter"},
+        allowing({"type": "mcp", "server_label": "clock"}),
+    ],
+)
+def test_a_choice_of_what_the_request_does_not_have_is_refused(app: App, choice: Any) -> None:
+    error = error_of(app.chat(body("hello", tool_choice=choice)))
+
+    assert error["code"] == "invalid_value"
+    assert error["param"].startswith("tool_choice")
+    assert "not found in 'tools'" in error["message"]
 
 
 def test_at_the_limit_the_answer_is_cut(app: App, runner: FakeRunner) -> None:

@@ -284,7 +284,10 @@ def test_a_tool_is_chosen(app: App, sandbox: Sandbox, choice: Any, called: list[
 
     assert kinds(response) == ["mcp_list_tools", *called, "message"]
     if called:
-        assert "tool_choice" not in chats(sandbox)[1]
+        later = chats(sandbox)[1]
+        assert "tool_choice" not in later
+        is_forced = choice["type"] in ("mcp", "code_interpreter")
+        assert len(later["tools"]) == (4 if is_forced else 2)
 
 
 def test_functions_of_the_client_keep_their_names(app: App, sandbox: Sandbox) -> None:

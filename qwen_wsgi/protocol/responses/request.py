@@ -74,6 +74,8 @@ class ResponsesRequest:
         runs_offered: the model may call tools of the operator, which the proxy runs.
         listed: those that the client is told first, by their labels.
         approved: calls of them that are to be carried out before the first turn.
+        later_tools: those of the turns after the first one, where `tool_choice` left some of them
+            out of that; None if they are the same.
         max_tool_calls: runs of tools by the proxy that the client allows, or None.
         background: the client does not wait for the answer; None if it does.
     """
@@ -94,6 +96,7 @@ class ResponsesRequest:
     runs_offered: bool = False
     listed: Mapping[str, Sequence[OfferedTool]] = field(default_factory=dict)
     approved: Sequence[Approved] = ()
+    later_tools: Sequence[dict[str, Any]] | None = None
     max_tool_calls: int | None = None
     background: Background | None = None
 
@@ -213,6 +216,7 @@ def _parsed(
         runs_offered=runs_offered,
         listed=_listed(tools.listed, all_items) if runs_offered else {},
         approved=approved,
+        later_tools=tools.later,
         max_tool_calls=body.get("max_tool_calls"),
         background=background,
     )
