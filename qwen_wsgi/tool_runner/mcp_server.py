@@ -67,6 +67,8 @@ class McpServer:
         #: Set to have the connection closed, and made anew.
         self._renew = asyncio.Event()
         self._list_again = asyncio.Event()
+        #: Looks after calls that took too long; a task that nobody holds may be collected.
+        self._looks: set[asyncio.Task[None]] = set()
         #: Set once the first attempt to start has succeeded or failed.
         self.is_decided = asyncio.Event()
 
@@ -106,7 +108,7 @@ class McpServer:
             async with asyncio.timeout(seconds):
                 answer = await session.call_tool(tool, dict(arguments))
         except TimeoutError:
-            self._doubt(session)
+            self._look_after(session)
             return failed(f"It was given up after {seconds:g} seconds, the longest it may take.")
         except MCPError as error:
             if error.code == types.CONNECTION_CLOSED:
@@ -144,15 +146,16 @@ class McpServer:
             self._renew.set()
         return failed(f"The server {self.entry.label} ended while it ran the tool.")
 
-    def _doubt(self, session: ClientSession) -> None:
-        """After a call that took too long: a server that hangs is started anew."""
+    def _look_after(self, session: ClientSession) -> None:
+        """After a call that took too long: start a server that hangs anew."""
 
         async def look() -> None:
             if await self.answers() and self._session is session:
                 self._renew.set()
 
         task = asyncio.create_task(look())
-        self._doubts = task  # a task that nobody holds may be collected
+        self._looks.add(task)
+        task.add_done_callback(self._looks.discard)
 
     def _tell(self, why: str) -> None:
         if why != self.trouble:

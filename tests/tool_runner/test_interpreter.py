@@ -139,6 +139,29 @@ def test_a_call_that_waited_while_another_one_failed_leaves_its_container_to_the
 
 
 @needs_sandbox
+def test_a_call_that_waits_while_the_interpreter_is_closed_is_not_begun() -> None:
+    """As at a reload: what follows might forbid what this one allows, and nobody would end it."""
+
+    async def work(one: Interpreter) -> tuple[list[Result], int]:
+        slow = {"code": "import time; time.sleep(20)"}
+        calls = [one.call(slow, seconds=20, container="a")]
+        calls += [one.call({"code": "1"}, seconds=20, container="a")]
+        tasks = [asyncio.create_task(each) for each in calls]
+        while not one._containers or one._containers["a"].session is None:
+            await asyncio.sleep(0.01)
+        await one.close()
+        found = await asyncio.gather(*tasks)
+        found.append(await one.call({"code": "1"}, seconds=20, container=None))
+        return found, len(one._containers)
+
+    results, count = run(work)
+
+    assert [each.is_error for each in results] == [True] * 3
+    assert ["read anew" in each.text for each in results] == [False, True, True]
+    assert count == 0
+
+
+@needs_sandbox
 def test_containers_are_few_and_idle_ones_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_CONTAINERS", 1)
 
