@@ -187,7 +187,7 @@ def test_at_the_limit_the_answer_is_cut(app: App, runner: FakeRunner) -> None:
     [
         ({"type": "mcp", "server_label": "files"}, 403, "tool_needs_approval"),
         ({"type": "mcp", "server_label": "clock"}, 400, "unknown_tool_server"),
-        ({**TIME, "server_url": "https://mcp.example"}, 400, "unsupported_value"),
+        ({**TIME, "server_url": "https://mcp.example"}, 400, "invalid_value"),
     ],
 )
 def test_tools_that_are_refused(app: App, tool: dict[str, Any], status: int, code: str) -> None:
@@ -254,3 +254,91 @@ def test_a_key_without_tools_has_none_always(app: App, runner: FakeRunner) -> No
 
     assert answer.status_code == 200
     assert not runner.ran
+
+
+# --- servers that the client brings --------------------------------------------------------------
+
+MINE: dict[str, Any] = {
+    "type": "mcp",
+    "server_label": "mine",
+    "server_url": "https://mcp.example/mcp?key=hidden",
+    "authorization": "hidden-token",
+    "headers": {"X-Team": "a"},
+}
+
+
+@pytest.fixture
+def own() -> FakeRunner:
+    return FakeRunner(hosts=["mcp.example", "broken.example"])
+
+
+@pytest.fixture
+def open_app(sandbox: Sandbox, own: FakeRunner) -> Iterator[App]:
+    with in_front_of(sandbox, own) as made:
+        yield made
+
+
+def test_a_server_of_the_client_is_used_without_an_approval(
+    open_app: App, own: FakeRunner, sandbox: Sandbox
+) -> None:
+    value = whole(open_app, "Time?", tools=[{**MINE, "allowed_tools": ["now"]}])
+
+    assert "now(zone=sandbox zone) is done" in value["choices"][0]["message"]["content"]
+    assert [each.tool for each in own.ran] == ["mine.now"]
+    (asked,) = own.asked
+    assert asked.url == MINE["server_url"]
+    assert asked.headers == {"X-Team": "a", "Authorization": "Bearer hidden-token"}
+    assert open_app.calls[0]["tools"] == "mine.now=1"
+    assert "hidden" not in str([chats(sandbox), open_app.calls, value])
+
+
+def test_a_key_may_bring_servers_where_it_is_allowed(open_app: App, own: FakeRunner) -> None:
+    def asked(*tools: str) -> TestResponse:
+        made = open_app.services.client_keys.add({"name": f"n{len(tools)}", "tools": [*tools]})
+        open_app.services.key_ring.look_again()
+        headers = {"Authorization": f"Bearer {made.secret}"}
+        return open_app.chat(body("Time?", tools=[MINE]), headers=headers)
+
+    refused, taken = asked("mine"), asked("time", "https://mcp.example")
+
+    assert (refused.status_code, error_of(refused)["code"]) == (403, "tool_not_allowed")
+    assert "--tools 'https://mcp.example'" in error_of(refused)["message"]
+    assert taken.status_code == 200
+    assert len(own.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code", "param"),
+    [
+        ({"server_url": "https://other.example"}, 400, "tool_host_not_allowed", "server_url"),
+        ({"server_url": "mcp.example"}, 400, "invalid_value", "server_url"),
+        ({"server_url": "https://broken.example"}, 424, "tool_server_failed", "server_url"),
+        ({"server_label": "time"}, 400, "invalid_value", "server_url"),
+        ({"server_label": "fetch"}, 400, "invalid_value", "server_url"),
+        ({"server_label": "python"}, 400, "invalid_value", "server_url"),
+        ({"server_label": "a b"}, 400, "invalid_value", "server_label"),
+        ({"headers": {"Host": "x"}}, 400, "invalid_value", "headers"),
+        ({"headers": {"X": "a\r\nY: b"}}, 400, "invalid_value", "headers"),
+        ({"headers": {"X": 1}}, 400, "invalid_type", "headers"),
+        ({"authorization": "a\nb"}, 400, "invalid_value", "authorization"),
+    ],
+)
+def test_servers_of_clients_that_are_refused(
+    open_app: App, own: FakeRunner, change: dict[str, Any], status: int, code: str, param: str
+) -> None:
+    answer = open_app.chat(body("Time?", tools=[{**MINE, **change}]))
+
+    error = error_of(answer)
+    assert (answer.status_code, error["code"]) == (status, code)
+    assert error["param"] == f"tools[0].{param}"
+    assert "hidden" not in error["message"]
+    assert not own.ran
+
+
+def test_servers_of_a_request_are_few_and_each_has_a_label(open_app: App) -> None:
+    many = [{**MINE, "server_label": f"s{number}"} for number in range(9)]
+    twice = [MINE, {**MINE, "server_url": "https://mcp.example/other"}]
+
+    assert error_of(open_app.chat(body("Time?", tools=many)))["code"] == "too_many_tools"
+    error = error_of(open_app.chat(body("Time?", tools=twice)))
+    assert "Two servers have the label 'mine'" in error["message"]

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import anthropic
 import openai
@@ -42,7 +42,19 @@ def shared() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Iterator[Proxy]:
+def brought() -> Iterator[dict[str, str]]:
+    """The addresses of servers that the client brings, by their transports."""
+    with others_tools.listening("streamableHttp") as http, others_tools.listening("sse") as sse:
+        yield {
+            "http": f"http://127.0.0.1:{http}/mcp",
+            "sse": f"http://127.0.0.1:{sse}/sse",
+        }
+
+
+@pytest.fixture(scope="module")
+def proxy(
+    tmp_path_factory: pytest.TempPathFactory, shared: Path, brought: dict[str, str]
+) -> Iterator[Proxy]:
     folder = tmp_path_factory.mktemp("tools")
     servers = {
         "time": others_tools.time_server(),
@@ -57,6 +69,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Iterator[Pr
         "QWEN_PROXY_WORKERS": "1",
         "QWEN_PROXY_API_KEYS": CLIENT_KEY,
         "QWEN_PROXY_TOOLS": str(folder / "tools.json"),
+        "QWEN_PROXY_TOOL_HOSTS": ",".join(urlsplit(each).netloc for each in brought.values()),
     }
     running = start(folder, environment)
     try:
@@ -214,6 +227,33 @@ def test_a_file_is_written_where_it_may_be_and_nowhere_else(
     call: Any = response.output[1]
     assert (call.status, call.output) == ("failed", None)
     assert call.error.type == "mcp_tool_execution_error"
+
+
+@pytest.mark.parametrize("transport", ["http", "sse"])
+def test_servers_that_the_client_brings(
+    client: openai.OpenAI, claude: anthropic.Anthropic, brought: dict[str, str], transport: str
+) -> None:
+    given = {"type": "mcp", "server_label": "mine", "server_url": brought[transport]}
+    tool: Any = {**given, "allowed_tools": ["get-sum"], "require_approval": "never"}
+    server: Any = {"type": "url", "name": "mine", "url": brought[transport]}
+    only = {"default_config": {"enabled": False}, "configs": {"get-sum": {"enabled": True}}}
+    toolset: Any = {"type": "mcp_toolset", "mcp_server_name": "mine", **only}
+    asked = asking({"a": 20, "b": 22})
+
+    response = client.responses.create(model=MODEL, input=asked, tools=[tool])
+    message: Any = claude.beta.messages.create(
+        model=MODEL,
+        max_tokens=1000,
+        messages=[{"role": "user", "content": asked}],
+        mcp_servers=[server],
+        tools=[toolset],
+        betas=["mcp-client-2025-11-20"],
+    )
+
+    call: Any = response.output[1]
+    assert (call.server_label, call.error) == ("mine", None)
+    assert "42" in call.output
+    assert "42" in message.content[1].content[0].text
 
 
 def test_all_tools_of_a_server_can_be_offered_at_once(

@@ -20,6 +20,7 @@ from qwen_wsgi.protocol.responses.server_tools import image_tool, mcp_items, mcp
 from qwen_wsgi.protocol.responses.server_tools.image_tool import ImageOffer, ImageTool
 from qwen_wsgi.protocol.responses.server_tools.mcp_tool import Approved
 from qwen_wsgi.protocol.responses.tools import Names, Tools
+from qwen_wsgi.protocol.server_tools.foreign import without_secrets
 from qwen_wsgi.protocol.server_tools.offer import Offer, OfferedTool
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -206,7 +207,7 @@ def _parsed(
         stream=stream,
         store=previous.store,
         previous_response_id=previous.id,
-        input_items=own,
+        input_items=[_stored_item(each) for each in own],
         echo=echo,
         names=tools.names,
         packs_thinking=parameters.ENCRYPTED in include,
@@ -366,10 +367,16 @@ def _echo(body: JsonObject, previous: Previous, background: Background | None) -
     return {name: value for name, value in echo.items() if value is not None or name in _NULLABLE}
 
 
+def _stored_item(item: dict[str, Any]) -> dict[str, Any]:
+    if item.get("type") != ADDITIONAL_TOOLS:
+        return item
+    return {**item, "tools": [without_secrets(tool) for tool in item.get("tools") or ()]}
+
+
 def _echoed_tool(tool: dict[str, Any]) -> dict[str, Any]:
     """A tool for the response; OpenAI requires these members of a function, even null."""
     if tool.get("type") != "function":
-        return tool
+        return without_secrets(tool)
     return {**tool, "parameters": tool.get("parameters"), "strict": tool.get("strict")}
 
 

@@ -15,7 +15,6 @@ from qwen_wsgi.protocol.server_tools.offer import (
     PYTHON,
     Offer,
     OfferedTool,
-    checked_address,
     needs_trust,
     untrusted,
 )
@@ -164,7 +163,7 @@ def _of(tool: dict[str, Any], path: str, offer: Offer, changes: Changes) -> list
     if tool["type"] == CODE:
         return list(offer.of_server(PYTHON, path + "type"))
     label = validation.required_text(tool, "server_label", path)
-    checked_address(validation.text(tool, "server_url", path), label, path + "server_url")
+    offer.check_address(validation.text(tool, "server_url", path), label, path + "server_url")
     names = names_in(tool.get("allowed_tools"), path + "allowed_tools", changes)
     tools = functions.allowed(offer.of_server(label, path + "server_label"), names, path)
     if refused := [each for each in tools if needs_trust(each)]:
