@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.tool_runner import interpreter as module
+from qwen_wsgi.tool_runner import system_calls
 from qwen_wsgi.tool_runner.config import Entry
 from qwen_wsgi.tool_runner.interpreter import Interpreter
 from qwen_wsgi.tool_runner.results import Result
@@ -285,6 +286,24 @@ def test_a_file_that_is_a_symlink_is_not_given_out() -> None:
 
     assert isinstance(result.structured, dict)
     assert result.structured["files"] == []
+
+
+CALLS = """
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+def tried(number):
+    ctypes.set_errno(0)
+    libc.syscall(number, 0, 0, 0, 0, 0)
+    return errno.errorcode.get(ctypes.get_errno())
+# io_uring_setup, io_uring_register, fsopen, move_mount
+[tried(number) for number in (425, 427, 430, 429)]
+"""
+
+
+@needs_sandbox
+@pytest.mark.skipif(not system_calls.program(), reason="no filter for this machine")
+def test_system_calls_that_no_tool_needs_are_refused() -> None:
+    assert result_of(CALLS).text == str(["EPERM"] * 4)
 
 
 @needs_sandbox
