@@ -188,6 +188,8 @@ def test_at_the_limit_the_answer_is_cut(app: App, runner: FakeRunner) -> None:
         ({"type": "mcp", "server_label": "files"}, 403, "tool_needs_approval"),
         ({"type": "mcp", "server_label": "clock"}, 400, "unknown_tool_server"),
         ({**TIME, "server_url": "https://mcp.example"}, 400, "invalid_value"),
+        ({**TIME, "require_approval": "always"}, 400, "unsupported_value"),
+        ({**TIME, "require_approval": {"always": {"tool_names": []}}}, 400, "unsupported_value"),
     ],
 )
 def test_tools_that_are_refused(app: App, tool: dict[str, Any], status: int, code: str) -> None:

@@ -164,8 +164,24 @@ def _of(tool: dict[str, Any], path: str, offer: Offer, changes: Changes) -> list
         return list(offer.of_server(PYTHON, path + "type"))
     label = validation.required_text(tool, "server_label", path)
     offer.check_address(validation.text(tool, "server_url", path), label, path + "server_url")
+    _check_approval(tool.get("require_approval"), path + "require_approval")
     names = names_in(tool.get("allowed_tools"), path + "allowed_tools", changes)
     tools = functions.allowed(offer.of_server(label, path + "server_label"), names, path)
     if refused := [each for each in tools if needs_trust(each)]:
         raise untrusted(refused, path + "server_label", "chat")
     return functions.usable(tools, changes)
+
+
+def _check_approval(given: Any, param: str) -> None:
+    """Refuse a wish to be asked before calls, instead of passing over it.
+
+    Raises:
+        BadRequest: there is one.
+    """
+    if given == "always" or json_access.mapping(given).get("always"):
+        raise BadRequest(
+            "Chat has no way to ask for an approval before a call. Use the Responses API, which "
+            "asks; or send 'never', if the tools may run unasked.",
+            param=param,
+            code="unsupported_value",
+        )
