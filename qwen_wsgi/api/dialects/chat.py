@@ -14,7 +14,7 @@ from qwen_wsgi.protocol.chat import ChatEncoder, cited, parse_request
 from qwen_wsgi.protocol.chat.cited import CitingEncoder
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import in_chat
-from qwen_wsgi.protocol.server_tools import chat_tools, openai_tools
+from qwen_wsgi.protocol.server_tools import chat_tools, foreign, openai_tools
 from qwen_wsgi.protocol.server_tools.chat_tools import ChatTools
 from qwen_wsgi.protocol.server_tools.chat_turns import ChatTurnsEncoder
 from qwen_wsgi.tools.relay import ToolsUnavailable, Turns
@@ -78,7 +78,7 @@ def _tools(call: LiveCall, body: JsonObject) -> tuple[ChatTools | None, tuple[st
         changes.note("tools", "not-with-several-choices")
         return None, changes.entries
     try:
-        offer = server_tools.offer_of(call)
+        offer = server_tools.offer_of(call, foreign.in_openai_tools(body))
     except ToolsUnavailable:
         if named:
             raise
