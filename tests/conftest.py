@@ -53,6 +53,9 @@ _LONGEST = (
     "test_schemas.py",
 )
 
+#: Of a value in the name of a test, in characters.
+_LONGEST_NAME = 80
+
 #: What this process logged, before it was redacted.
 _messages: list[str] = []
 
@@ -74,6 +77,16 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if chosen == "server":
         return None if _WITH_SERVERS.search(text) else True
     return True if _ALL_WITH_SERVERS.search(text) else None
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name a test by the beginning of a long value only. pytest takes the whole: 150 MB of a file
+    that is too large, kept, hashed and sent between processes."""
+    if not isinstance(val, str | bytes) or len(val) <= _LONGEST_NAME:
+        return None
+    begin = val[:_LONGEST_NAME]
+    text = begin if isinstance(begin, str) else begin.decode("latin-1")
+    return f"{text.encode('unicode_escape').decode()}... ({len(val)})"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
