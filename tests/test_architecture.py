@@ -251,6 +251,7 @@ ALLOWED: dict[str, set[str]] = {
     "server": {
         "errors",
         "exchange",
+        "greenlets",
         "clock",
         "logs",
         "redaction",

@@ -316,9 +316,15 @@ def _too_slow(pause_s: float) -> ApiError:
 
 
 def _read(source: Any, size: int, take: Callable[[int], None] | None) -> bytes:
-    """At most `size` bytes, piece by piece: gunicorn copies what it has three times over."""
+    """At most `size` bytes, piece by piece: gunicorn copies what it has three times over.
+
+    Args:
+        take: None for a body whose length is known.
+    """
     if size <= _PIECE_BYTES:
         return bytes(source.read(size))
+    if take is None and hasattr(source, "read_whole"):  # the server's own: with no copy
+        return bytes(source.read_whole())
     # Grows in place and gives its bytes away: to join a list would copy all of them at once.
     body = io.BytesIO()
     while size > 0 and (piece := source.read(min(size, _PIECE_BYTES))):
