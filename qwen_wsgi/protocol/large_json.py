@@ -7,7 +7,6 @@ stand is looked for at its two ends, because one member, mostly the messages, is
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Mapping
 from itertools import chain
@@ -22,26 +21,46 @@ _AROUND_BYTES: Final = 64 * 1024
 
 class _Name(str):
     """A member's name as it stands in a text: another one is never the same, even if it is equal,
-    so that a dict keeps both. No method is Python's, which would be a call for each."""
+    so that a dict keeps both."""
 
     __slots__ = ()
     __hash__ = object.__hash__
     __eq__ = object.__eq__
 
 
-#: The hook is `_Name(name)`, without a frame of Python's.
-_NAMED: Final = msgspec.json.Decoder(dict[_Name, Any], dec_hook=operator.call)
+#: An object with more members is no request that anybody reads, and as objects of their own the
+#: names would take several times as long.
+_MOST_NAMES: Final = 10_000
+
 _RAW: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ANY: Final = msgspec.json.Decoder(dict[str, Any])
 
 
-def read(text: bytes) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Parse an object: its values, and the names that stand more than once, in their order.
+class _TooManyNames(Exception):
+    """Ends the reading."""
+
+
+def read(text: bytes) -> tuple[dict[str, Any], tuple[str, ...] | None]:
+    """Parse an object: its values, and the names that stand more than once, in their order; None
+    where that was not found out, because there are too many names.
 
     Raises:
         ValueError: msgspec does not take it.
         RecursionError: it is nested too deep.
     """
-    named = _NAMED.decode(text)
+    left = _MOST_NAMES
+
+    def name_of(kind: type[_Name], name: str) -> _Name:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise _TooManyNames
+        return kind(name)
+
+    try:
+        named = msgspec.json.decode(text, type=dict[_Name, Any], dec_hook=name_of)
+    except _TooManyNames:
+        return _ANY.decode(text), None
     values = dict(zip(map(str, named), named.values(), strict=True))
     if len(values) == len(named):
         return values, ()

@@ -144,6 +144,16 @@ def test_what_stands_twice_is_seen(text: str, repeated: str | None) -> None:
     assert json.loads(body.render({"new": 1})) == {**json.loads(text), "new": 1}
 
 
+def test_of_very_many_names_none_is_an_object_of_its_own() -> None:
+    members = ",".join(f'"n{index}":{index}' for index in range(20_000))
+    body = JsonObject(f'{{"model":1,{members},"model":2}}'.encode())
+
+    assert large_json.read(body.source)[1] is None
+    assert (body["n19999"], body["model"], len(body.names())) == (19_999, 2, 20_001)
+    assert body.repeated(DECIDING) == "model"
+    assert body.render(drop=["model"]) == f"{{{members}}}".encode()
+
+
 BIG = {"role": "user", "content": [{"type": "text", "text": 'a "b", "model": \\ ' * 8000}]}
 
 
