@@ -38,8 +38,9 @@ def create() -> Response:
     else:
         tools, changed = _tools(call, body)
         request = parse_request(body) if tools is None else tools.chat
-        if attachments.MARK in body.source:
-            texts = attachments.texts_of(call, body, "messages")
+        if body.may_hold(attachments.MARK) and (
+            texts := attachments.texts_of(call, body, "messages")
+        ):
             request = replace(request, documents=texts)
     if tools is not None:
         return _answer_in_turns(call, tools._replace(chat=request), changed)
