@@ -215,6 +215,8 @@ def proxy(
         "QWEN_UPSTREAM_API_KEY": UPSTREAM_KEY,
         "QWEN_PROXY_API_KEYS": CLIENT_KEY,
         "QWEN_PROXY_WORKERS": str(workers),
+        # 1000 streams of one client on one worker are more than its share of the default.
+        "QWEN_PROXY_MAX_IN_FLIGHT": "1200",
         "HOST": "127.0.0.1",
         "PORT": str(port),
     }

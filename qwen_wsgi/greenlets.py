@@ -130,12 +130,19 @@ class TimedReads:
     vain. A source that always has more does not keep the loop for itself.
 
     One greenlet reads; `stop` on every exit. Without gevent's patching it is a socket timeout.
+
+    Attributes:
+        passing: takes what arrives while the reader waits, from the event loop, and says whether
+            it was taken; what was not is the reader's. It must not wait, and what it raises is
+            raised by the reader's `recv`. None: all of it is the reader's.
     """
 
     __slots__ = (
         "_again",
         "_armed",
+        "_asked",
         "_empty",
+        "_given",
         "_io",
         "_loop",
         "_park",
@@ -147,11 +154,15 @@ class TimedReads:
         "_straight",
         "_timer",
         "_yielded_at",
+        "passing",
         "timeout_s",
     )
 
     def __init__(self, source: socket.socket, timeout_s: float) -> None:
         self.timeout_s = timeout_s
+        self.passing: Callable[[bytes], bool] | None = None
+        self._asked = 0
+        self._given: bytes | Exception | None = None
         self._source: Any = source
         self._recv = source.recv
         self._reader: Any = None
@@ -196,6 +207,10 @@ class TimedReads:
 
     def _arrived(self) -> None:
         if self._parked:
+            # No timer is started anew for what is passed on: a reader that is woken by one looks
+            # itself when the last of it came.
+            if self.passing is not None and self._is_passed(self.passing):
+                return
             self._parked = False
             self._reader.switch()
         else:
@@ -203,11 +218,26 @@ class TimedReads:
             self._io.stop()
             self._armed = False
 
+    def _is_passed(self, passing: Callable[[bytes], bool]) -> bool:
+        """Whether the reader need not be woken for what has arrived. Runs in the hub."""
+        try:
+            data: bytes = self._straight(self._asked)
+            if data and passing(data):
+                return True
+        except BlockingIOError:
+            return True  # nothing has
+        except Exception as error:
+            self._given = error  # the hub would only print it
+        else:
+            self._given = data
+        return False
+
     def recv(self, size: int) -> bytes:
         """As `socket.recv`.
 
         Raises:
-            TimeoutError: nothing came; the next call goes on waiting.
+            TimeoutError: nothing came, or nothing that was not passed on; the next call goes on
+                waiting.
             OSError: as `socket.recv`.
         """
         if self._timer is None:
@@ -221,6 +251,7 @@ class TimedReads:
             self._parked = False
 
     def _read(self, size: int) -> bytes:
+        self._asked = size
         while True:
             if self._empty:
                 if not self._armed:
@@ -229,7 +260,7 @@ class TimedReads:
                 self._parked = True
                 self._park()
             try:
-                data: bytes = self._straight(size)
+                data = self._straight(size) if self._given is None else self._take_given()
             except BlockingIOError:
                 self._empty = True
                 continue
@@ -240,6 +271,16 @@ class TimedReads:
                 self._yielded_at = time.monotonic()
             return data
 
+    def _take_given(self) -> bytes:
+        given, self._given = self._given, None
+        if isinstance(given, Exception):
+            try:
+                raise given
+            finally:
+                del given  # its frames are this one and the hub's
+        assert given is not None, "asked for without a look"
+        return given
+
     def stop(self) -> None:
         """Free the timer; harmless when repeated."""
         for watcher in (self._io, self._timer):
@@ -247,7 +288,8 @@ class TimedReads:
                 watcher.stop()
                 watcher.close()
         self._io = self._timer = None
-        self._ring = self._again = None  # they know this object, and would keep it
+        # They know this object, and would keep it.
+        self._ring = self._again = self.passing = self._given = None
 
 
 class Task(Generic[T]):
