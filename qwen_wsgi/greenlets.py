@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -116,6 +117,28 @@ def readable_now(source: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
+def _tls_recv(tls: Any) -> Callable[[int], bytes]:
+    """Reads of a TLS socket that never wait: gevent's start a watcher and a timer for each wait.
+
+    As with gevent's, an end of the connection without TLS's own end is an end.
+
+    Args:
+        tls: what the standard library's socket has below itself.
+    """
+    read = tls.read
+
+    def recv(size: int) -> bytes:
+        try:
+            data: bytes = read(size)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise BlockingIOError from None
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            return b""
+        return data
+
+    return recv
+
+
 #: How long one source may be read without a pause for the others.
 _FAIR_S: Final = 0.02
 
@@ -147,6 +170,7 @@ class TimedReads:
         "_loop",
         "_park",
         "_parked",
+        "_pending",
         "_reader",
         "_recv",
         "_ring",
@@ -174,8 +198,11 @@ class TimedReads:
         source.settimeout(None)
         hub: Any = gevent.get_hub()
         self._loop: Any = hub.loop
-        # A TLS socket may hold decrypted bytes that the kernel knows nothing of: gevent reads it.
-        self._straight: Any = None if hasattr(source, "pending") else source._sock.recv  # type: ignore[attr-defined]
+        # A TLS socket may hold decrypted bytes that the kernel knows nothing of.
+        known: Any = source
+        tls: Any = known._sslobj if hasattr(source, "pending") else None
+        self._pending: Callable[[], int] | None = None if tls is None else tls.pending
+        self._straight: Any = known._sock.recv if tls is None else _tls_recv(tls)
         self._io = self._loop.io(source.fileno(), _READ)
         self._park = hub.switch
         self._armed = self._empty = self._parked = False
@@ -222,7 +249,8 @@ class TimedReads:
         """Whether the reader need not be woken for what has arrived. Runs in the hub."""
         try:
             data: bytes = self._straight(self._asked)
-            if data and passing(data):
+            is_whole = self._pending is None or not self._pending()
+            if data and is_whole and passing(data):
                 return True
         except BlockingIOError:
             return True  # nothing has
@@ -245,7 +273,7 @@ class TimedReads:
         self._again(self._ring, update=False)
         self._reader = gevent.getcurrent()
         try:
-            return self._recv(size) if self._straight is None else self._read(size)
+            return self._read(size)
         finally:
             self._reader = None
             self._parked = False
@@ -264,7 +292,7 @@ class TimedReads:
             except BlockingIOError:
                 self._empty = True
                 continue
-            self._empty = len(data) < size
+            self._empty = len(data) < size and (self._pending is None or not self._pending())
             if not self._empty and time.monotonic() - self._yielded_at > _FAIR_S:
                 self._reader = None  # what it has read must not be lost by a timeout
                 let_others_run()
