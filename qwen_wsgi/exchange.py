@@ -12,7 +12,7 @@ import io
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, cast
 
 from gunicorn import SERVER_SOFTWARE, util
@@ -21,7 +21,7 @@ from gunicorn.http.body import Body, LengthReader
 from gunicorn.http.message import TOKEN_RE, Request
 from gunicorn.http.parser import RequestParser
 
-from qwen_wsgi.protocol.sse import LastPiece
+from qwen_wsgi.protocol.sse import PASSAGE, LastPiece
 
 #: A value of a header that nothing has to be done with.
 _PLAIN_VALUE: Final = re.compile(r"[!-~](?:[ !-~]*[!-~])?")
@@ -138,6 +138,43 @@ class Answer(wsgi.Response):
     """
 
     ended = False
+    #: What of a passed piece the client's socket could not take at once.
+    _rest = b""
+
+    def offer_passage(self, environ: dict[str, Any]) -> None:
+        """Let the application send pieces otherwise than by yielding them."""
+        environ[PASSAGE] = self._passage
+
+    def _passage(self) -> Callable[[bytes], bool] | None:
+        """A way to send pieces of the body that must not wait; None where there is none (yet).
+
+        It says whether it has sent the piece. What it has sent in part is sent by the next `write`.
+
+        Raises (the way itself):
+            TimeoutError: it was sent in part.
+        """
+        sock: Any = self.sock
+        if self.ended or not (self.chunked and self.headers_sent):
+            return None
+        send: Callable[[bytes], int] | None = sock.sends_at_once()
+        if send is None:
+            return None
+
+        def pass_on(data: bytes) -> bool:
+            if self._rest:
+                return False
+            chunk = b"%X\r\n%b\r\n" % (len(data), data)
+            try:
+                sent = send(chunk)
+            except OSError:
+                return False  # it cannot take anything now, or is gone: `write` will tell
+            self.sent += len(data)
+            if sent < len(chunk):
+                self._rest = chunk[sent:]
+                raise TimeoutError("sent in part")
+            return True
+
+        return pass_on
 
     def process_headers(self, headers: Iterable[tuple[str, str]]) -> None:
         plain, kept = _PLAIN_VALUE.fullmatch, cast(list[tuple[str, str]], self.headers)
@@ -165,6 +202,9 @@ class Answer(wsgi.Response):
     def write(self, data: bytes) -> None:
         if self.ended:
             return
+        if self._rest:
+            rest, self._rest = self._rest, b""
+            self.sock.sendall(rest)
         if not (self.chunked and data and isinstance(data, bytes)):
             super().write(data)
             return

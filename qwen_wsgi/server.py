@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
@@ -206,6 +207,10 @@ class ClientSocket:
             sent = 0
         if sent < len(data):
             self._send_slowly(memoryview(data)[sent:])
+
+    def sends_at_once(self) -> Callable[[bytes], int] | None:
+        """The kernel's `send`, which never waits; None while a head waits for the first piece."""
+        return None if self._head else self._send
 
     def _send_slowly(self, data: memoryview) -> None:
         """Send to a client that reads slower than we write.
@@ -530,6 +535,7 @@ class StreamWorker(GeventWorker):
             self._refused.add(sock)  # it was open before
         written: Any = sock  # a socket to gunicorn
         answer, environ = Answer(request, written, self.cfg), surroundings.of(request)
+        answer.offer_passage(environ)
         try:
             self._run_application(answer, environ)
         except (gevent.GreenletExit, SystemExit):

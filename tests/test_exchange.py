@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 from unittest import mock
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from qwen_wsgi import exchange
 from qwen_wsgi.exchange import Answer, ClientParser, Surroundings
-from qwen_wsgi.protocol.sse import LastPiece
+from qwen_wsgi.protocol.sse import PASSAGE, LastPiece
 
 PEER = ("203.0.113.9", 4711)
 LISTENER = ("127.0.0.1", 8080)
@@ -137,6 +138,75 @@ def test_headers_that_are_none_are_refused(header: tuple[str, str]) -> None:
     with pytest.raises(Exception, match="."):
         Answer(request, source, config()).start_response("200 OK", [header])
     assert source.got == b""
+
+
+class FullSocket(Source):
+    """A client's socket that takes so many bytes at a time."""
+
+    takes = 1000
+
+    def sends_at_once(self) -> Callable[[bytes], int]:
+        def send(data: bytes) -> int:
+            if not self.takes:
+                raise BlockingIOError
+            self.got += data[: self.takes]
+            return min(len(data), self.takes)
+
+        return send
+
+
+def begun(request_of: str = "plain") -> tuple[FullSocket, Any, dict[str, Any]]:
+    source: Any = FullSocket(REQUESTS[request_of])
+    answer = Answer(next(RequestParser(config(), source, PEER)), source, config())
+    environ: dict[str, Any] = {}
+    answer.offer_passage(environ)
+    answer.start_response("200 OK", [("content-type", "text/event-stream")])
+    return source, answer, environ
+
+
+def test_a_piece_that_is_passed_is_a_chunk_like_those_that_are_written() -> None:
+    source, answer, environ = begun()
+    assert environ[PASSAGE]() is None, "the head comes first"
+    answer.write(b"one")
+
+    assert environ[PASSAGE]()(b"two") is True
+    answer.write(LastPiece(b"three"))
+
+    assert source.got.partition(b"\r\n\r\n")[2] == (
+        b"3\r\none\r\n3\r\ntwo\r\n5\r\nthree\r\n0\r\n\r\n"
+    )
+    assert environ[PASSAGE]() is None, "after the end there is nothing to pass"
+
+
+def test_an_answer_without_chunks_has_no_passage() -> None:
+    source, answer, environ = begun("old")
+    answer.write(b"one")
+    assert environ[PASSAGE]() is None
+
+
+def test_a_client_that_takes_nothing_is_passed_nothing() -> None:
+    source, answer, environ = begun()
+    answer.write(b"one")
+    before, source.takes = source.got, 0
+
+    assert environ[PASSAGE]()(b"two") is False
+    assert source.got == before
+
+
+@pytest.mark.parametrize("next_piece", [b"", b"end"])
+def test_a_piece_that_was_passed_in_part_is_completed_by_the_next_write(next_piece: bytes) -> None:
+    source, answer, environ = begun()
+    answer.write(b"one")
+    source.takes = 4
+    send = environ[PASSAGE]()
+
+    with pytest.raises(TimeoutError):
+        send(b"two")
+    assert send(b"three") is False, "nothing may come between"
+    answer.write(next_piece)
+
+    told = b"3\r\nend\r\n" if next_piece else b""
+    assert source.got.endswith(b"3\r\none\r\n3\r\ntwo\r\n" + told)
 
 
 def test_a_body_that_was_not_read_is_read_before_the_next_request() -> None:
