@@ -157,16 +157,24 @@ def nginx(program: str, up: Target, *, workers: int, directory: Path) -> Iterato
     port = free_port()
     home = directory / f"nginx-{port}"
     home.mkdir()
-    config = home / "nginx.conf"
     user = "user root;" if os.geteuid() == 0 else ""
-    config.write_text(
-        _NGINX.format(directory=home, user=user, workers=workers, port=port, upstream=up.port)
-    )
+    text = _NGINX.format(directory=home, user=user, workers=workers, port=port, upstream=up.port)
+    with started_nginx(program, home, text, port, workers=workers) as process:
+        yield Target("nginx", port, process.pid)
+
+
+@contextlib.contextmanager
+def started_nginx(
+    program: str, home: Path, text: str, port: int, *, workers: int
+) -> Iterator[subprocess.Popen[bytes]]:
+    """nginx with a configuration, in a directory that is its own, once it answers at the port."""
+    config = home / "nginx.conf"
+    config.write_text(text)
     command = [program, "-p", str(home), "-e", "stderr", "-c", str(config)]
     log = home / "log"
     with _running(command, log=log) as process:
         _wait_ready(process, port, workers, log)
-        yield Target("nginx", port, process.pid)
+        yield process
 
 
 def plain_environment(home: Path) -> dict[str, str]:
@@ -200,12 +208,14 @@ def proxy(
     directory: Path,
     config: Path | None = None,
     root: Path = REPOSITORY,
+    settings: Mapping[str, str] | None = None,
 ) -> Iterator[Target]:
     """qwen-proxy with its defaults, a client key, and its log in a file.
 
     Args:
         config: in place of gunicorn.conf.py.
         root: the checkout whose code runs.
+        settings: more of them.
     """
     port = free_port()
     home = directory / f"proxy-{port}"
@@ -215,8 +225,11 @@ def proxy(
         "QWEN_UPSTREAM_API_KEY": UPSTREAM_KEY,
         "QWEN_PROXY_API_KEYS": CLIENT_KEY,
         "QWEN_PROXY_WORKERS": str(workers),
+        # 1000 streams of one client on one worker are more than its share of the default.
+        "QWEN_PROXY_MAX_IN_FLIGHT": "1200",
         "HOST": "127.0.0.1",
         "PORT": str(port),
+        **(settings or {}),
     }
     command = [sys.executable, "-m", "qwen_wsgi.cli", "serve"]
     if config is not None:

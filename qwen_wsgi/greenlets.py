@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -116,6 +117,28 @@ def readable_now(source: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
+def _tls_recv(tls: Any) -> Callable[[int], bytes]:
+    """Reads of a TLS socket that never wait: gevent's start a watcher and a timer for each wait.
+
+    As with gevent's, an end of the connection without TLS's own end is an end.
+
+    Args:
+        tls: what the standard library's socket has below itself.
+    """
+    read = tls.read
+
+    def recv(size: int) -> bytes:
+        try:
+            data: bytes = read(size)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise BlockingIOError from None
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            return b""
+        return data
+
+    return recv
+
+
 #: How long one source may be read without a pause for the others.
 _FAIR_S: Final = 0.02
 
@@ -130,16 +153,24 @@ class TimedReads:
     vain. A source that always has more does not keep the loop for itself.
 
     One greenlet reads; `stop` on every exit. Without gevent's patching it is a socket timeout.
+
+    Attributes:
+        passing: takes what arrives while the reader waits, from the event loop, and says whether
+            it was taken; what was not is the reader's. It must not wait, and what it raises is
+            raised by the reader's `recv`. None: all of it is the reader's.
     """
 
     __slots__ = (
         "_again",
         "_armed",
+        "_asked",
         "_empty",
+        "_given",
         "_io",
         "_loop",
         "_park",
         "_parked",
+        "_pending",
         "_reader",
         "_recv",
         "_ring",
@@ -147,11 +178,15 @@ class TimedReads:
         "_straight",
         "_timer",
         "_yielded_at",
+        "passing",
         "timeout_s",
     )
 
     def __init__(self, source: socket.socket, timeout_s: float) -> None:
         self.timeout_s = timeout_s
+        self.passing: Callable[[bytes], bool] | None = None
+        self._asked = 0
+        self._given: bytes | Exception | None = None
         self._source: Any = source
         self._recv = source.recv
         self._reader: Any = None
@@ -163,8 +198,11 @@ class TimedReads:
         source.settimeout(None)
         hub: Any = gevent.get_hub()
         self._loop: Any = hub.loop
-        # A TLS socket may hold decrypted bytes that the kernel knows nothing of: gevent reads it.
-        self._straight: Any = None if hasattr(source, "pending") else source._sock.recv  # type: ignore[attr-defined]
+        # A TLS socket may hold decrypted bytes that the kernel knows nothing of.
+        known: Any = source
+        tls: Any = known._sslobj if hasattr(source, "pending") else None
+        self._pending: Callable[[], int] | None = None if tls is None else tls.pending
+        self._straight: Any = known._sock.recv if tls is None else _tls_recv(tls)
         self._io = self._loop.io(source.fileno(), _READ)
         self._park = hub.switch
         self._armed = self._empty = self._parked = False
@@ -196,6 +234,10 @@ class TimedReads:
 
     def _arrived(self) -> None:
         if self._parked:
+            # No timer is started anew for what is passed on: a reader that is woken by one looks
+            # itself when the last of it came.
+            if self.passing is not None and self._is_passed(self.passing):
+                return
             self._parked = False
             self._reader.switch()
         else:
@@ -203,11 +245,27 @@ class TimedReads:
             self._io.stop()
             self._armed = False
 
+    def _is_passed(self, passing: Callable[[bytes], bool]) -> bool:
+        """Whether the reader need not be woken for what has arrived. Runs in the hub."""
+        try:
+            data: bytes = self._straight(self._asked)
+            is_whole = self._pending is None or not self._pending()
+            if data and is_whole and passing(data):
+                return True
+        except BlockingIOError:
+            return True  # nothing has
+        except Exception as error:
+            self._given = error  # the hub would only print it
+        else:
+            self._given = data
+        return False
+
     def recv(self, size: int) -> bytes:
         """As `socket.recv`.
 
         Raises:
-            TimeoutError: nothing came; the next call goes on waiting.
+            TimeoutError: nothing came, or nothing that was not passed on; the next call goes on
+                waiting.
             OSError: as `socket.recv`.
         """
         if self._timer is None:
@@ -215,12 +273,13 @@ class TimedReads:
         self._again(self._ring, update=False)
         self._reader = gevent.getcurrent()
         try:
-            return self._recv(size) if self._straight is None else self._read(size)
+            return self._read(size)
         finally:
             self._reader = None
             self._parked = False
 
     def _read(self, size: int) -> bytes:
+        self._asked = size
         while True:
             if self._empty:
                 if not self._armed:
@@ -229,16 +288,26 @@ class TimedReads:
                 self._parked = True
                 self._park()
             try:
-                data: bytes = self._straight(size)
+                data = self._straight(size) if self._given is None else self._take_given()
             except BlockingIOError:
                 self._empty = True
                 continue
-            self._empty = len(data) < size
+            self._empty = len(data) < size and (self._pending is None or not self._pending())
             if not self._empty and time.monotonic() - self._yielded_at > _FAIR_S:
                 self._reader = None  # what it has read must not be lost by a timeout
                 let_others_run()
                 self._yielded_at = time.monotonic()
             return data
+
+    def _take_given(self) -> bytes:
+        given, self._given = self._given, None
+        if isinstance(given, Exception):
+            try:
+                raise given
+            finally:
+                del given  # its frames are this one and the hub's
+        assert given is not None, "asked for without a look"
+        return given
 
     def stop(self) -> None:
         """Free the timer; harmless when repeated."""
@@ -247,7 +316,8 @@ class TimedReads:
                 watcher.stop()
                 watcher.close()
         self._io = self._timer = None
-        self._ring = self._again = None  # they know this object, and would keep it
+        # They know this object, and would keep it.
+        self._ring = self._again = self.passing = self._given = None
 
 
 class Task(Generic[T]):
@@ -387,6 +457,29 @@ def within(seconds: float) -> Iterator[None]:
         for each in (timer, last):
             each.stop()
             each.close()
+
+
+class InTurn:
+    """Work that stops the loop for some milliseconds, and would in a thread as well, because it is
+    one call of C. One such work is done in each round of the loop, so that what arrives on other
+    sockets is seen between two of them."""
+
+    def __init__(self) -> None:
+        self._timer: Any = None
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        """Do some work, when nobody else has in this round. Raises what it raises."""
+        if are_in_use():
+            while self._timer is not None:
+                let_others_run()
+            self._timer = gevent.get_hub().loop.timer(1e-6)
+            self._timer.start(self._next_round)
+        return work()
+
+    def _next_round(self) -> None:
+        timer, self._timer = self._timer, None
+        timer.stop()
+        timer.close()
 
 
 def let_others_run() -> None:

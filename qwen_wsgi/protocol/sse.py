@@ -22,6 +22,11 @@ MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
 _MARK: Final = b"\xef\xbb\xbf"
 
 
+#: The server's key in a request's environ for a way to send events that need not be yielded
+#: (`exchange.Answer`).
+PASSAGE: Final = "qwen_wsgi.passage"
+
+
 class EventTooLarge(ValueError):
     """The upstream sent an event beyond `MAX_EVENT_BYTES`."""
 
@@ -78,6 +83,11 @@ class EventBlocks:
         block = bytes(rest[: end + 2])
         del rest[: end + 2]
         return block
+
+    @property
+    def is_between(self) -> bool:
+        """Whether the next byte is the first one of an event."""
+        return not (self._rest or self._after_cr) and self._head is None
 
     def rest(self) -> bytes:
         """The bytes held back: the beginning of an incomplete event."""

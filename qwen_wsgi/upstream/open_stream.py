@@ -11,8 +11,14 @@ from qwen_wsgi.errors import ApiError, UpstreamError
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.answer_text import AnswerSize
 from qwen_wsgi.protocol.chat import ChunkStream, Completion
+from qwen_wsgi.protocol.chat.template import Carrier
 from qwen_wsgi.upstream.failures.classify import connection_error
-from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, ReadTimeout
+from qwen_wsgi.upstream.http.body import (
+    BodyBroken,
+    BodyReader,
+    ReadTimeout,
+    whole_chunks,
+)
 from qwen_wsgi.upstream.http.transport import FIRST_BYTE, broken, silence
 from qwen_wsgi.upstream.routing.limiter import Slot
 
@@ -51,11 +57,13 @@ class OpenStream:
         kept: collects the answer, to be kept; None as mostly.
         on_failure: called with a failure after the first event.
         heard_at: when the upstream sent something last; monotonic.
+        passed_at: when an event was passed on last, see `pass_to`.
     """
 
     __slots__ = (
         "_blocks",
         "_budget",
+        "_carrier",
         "_content_at",
         "_ended",
         "_explain",
@@ -64,11 +72,13 @@ class OpenStream:
         "_monotonic",
         "_patience_by",
         "_patience_s",
+        "_send",
         "chunks",
         "first",
         "heard_at",
         "kept",
         "on_failure",
+        "passed_at",
         "reader",
         "record",
         "slot",
@@ -104,6 +114,9 @@ class OpenStream:
         self._ended = False
         self.heard_at = self._content_at = monotonic() if sent_at is None else sent_at
         self._left_s = 0.0
+        self.passed_at = -math.inf
+        self._send: Callable[[bytes], bool] | None = None
+        self._carrier: Carrier | None = None
 
     def open(self) -> None:
         """Wait for the first events that say something.
@@ -138,6 +151,51 @@ class OpenStream:
         self.record.longest_gap_s, self.record.gaps, self.record.least_gap_s = 0.0, (), GAP_S
         self._left_s = self._idle_s
 
+    def pass_to(self, send: Callable[[bytes], bool]) -> None:
+        """From now on send events like the last one from the event loop, while `read` waits. It
+        returns what is left: all others, and all that cannot be sent at once.
+
+        Args:
+            send: sends events to the client and says whether it has; it must not wait. A
+                TimeoutError says that it has sent a part, and needs the relay for the rest.
+        """
+        self._carrier = self.chunks.carrier
+        if self._carrier is not None:
+            self._send = send
+
+    def _pass(self, data: bytes) -> bool:
+        """Pass on what was received, if it is whole chunks, each with one event like the last one.
+
+        Runs in the event loop for nearly every read of every stream. It does what `read` does with
+        such events, and nothing at all with any others.
+        """
+        assert self._send is not None and self._carrier is not None
+        block = sent = b""
+        for start, stop in whole_chunks(data):
+            event = self._carrier.carry_one(data, start, stop)
+            if event is None:
+                return False
+            # Mostly there is one, and to add it to nothing copies nothing.
+            block, sent = block + data[start:stop], sent + event
+        in_part = False
+        try:
+            if not sent or not self._send(sent):
+                return False
+        except TimeoutError:
+            in_part = True
+        record, now = self.record, self._monotonic()
+        record.note_events(block)
+        if self._budget is not None:
+            self._budget.streamed(block)
+        record.received_bytes += len(block)
+        if now - self.heard_at > record.longest_gap_s:
+            record.longest_gap_s = now - self.heard_at
+        self.heard_at = self._content_at = self.passed_at = now
+        self._left_s = self._idle_s
+        if in_part:
+            raise TimeoutError("sent in part")  # wakes the reader, who lets the rest be sent
+        return True
+
     def read(self, wait_s: float) -> bytes | None:
         """The next events for the client: `b""` if there are none within `wait_s`, None at the end.
 
@@ -151,6 +209,8 @@ class OpenStream:
         if chunks.done or self._ended or reader is None:
             self._check_end()
             return None
+        if self._send is not None:
+            reader.pass_chunks(self._pass if self._blocks.is_between else None)
         try:
             data = reader.read(wait_s if wait_s < self._left_s else self._left_s)
             block = self._blocks.push(data) if data else self._last_block()
@@ -250,6 +310,8 @@ class OpenStream:
 
     def drain(self) -> None:
         """Read to the end of the framing, so that the connection can serve another call."""
+        if self._send is not None and self.reader is not None:
+            self.reader.pass_chunks(None)
         try:
             while self.reader is not None and self.reader.read(_DRAIN_S):
                 pass

@@ -21,6 +21,14 @@ from qwen_wsgi.settings import Settings
 from qwen_wsgi.shortage import fault_error
 from qwen_wsgi.upstream.open_stream import Kept, OpenStream
 
+#: How an answer's events may leave besides being yielded.
+Passage = Callable[[], Callable[[bytes], bool] | None]
+
+
+def no_passage() -> None:
+    """All events are yielded."""
+    return
+
 
 class Relay:
     """One client's stream, from the first wait for the upstream to the last byte.
@@ -41,16 +49,22 @@ class Relay:
         encoder: Encoder,
         record: CallRecord,
         write_record: Callable[[], None] = lambda: None,
+        passage: Passage = no_passage,
     ) -> None:
         """
         Args:
             write_record: writes the record down, before the last event leaves.
+            passage: asked once, after the first piece was sent: a way to send an event to the
+                client that goes as it came, see `OpenStream.pass_to`; None: there is none, and all
+                of it is yielded. Where there is one, a piece without bytes is a chance for the
+                server to send what could not be sent at once.
         """
         self._settings = settings
         self._clock = clock
         self._encoder = encoder
         self._record = record
         self._write_record = write_record
+        self._passage = passage
         self._stream: OpenStream | None = None
         self._opening = Task(open_stream, discard=OpenStream.close)
 
@@ -137,17 +151,26 @@ class Relay:
         if stream.kept is not None:
             feed = stream.kept.passing(feed)
         events: bytes | None = stream.first
-        written_at = monotonic()
+        written_at, may_pass = monotonic(), stream.kept is None
         while events is not None:
             if chunks.done and chunks.complete:
                 break
             if events and (rendered := feed(events)):
                 yield rendered
                 written_at = stream.heard_at
-            elif beats and monotonic() - written_at >= interval_s:
+                if may_pass and (send := self._passage()) is not None:
+                    stream.pass_to(send)
+                may_pass = False
+            elif beats and monotonic() - max(written_at, stream.passed_at) >= interval_s:
                 self._record.keepalives += 1
                 yield self._encoder.keep_alive(settings.keepalive)
                 written_at = monotonic()
+            elif stream.passed_at >= written_at:
+                yield b""
+                if beats:
+                    # Silence began with the last event that was passed on: it is over sooner.
+                    events = read(max(interval_s - monotonic() + stream.passed_at, 0.001))
+                    continue
             events = read(interval_s)
         if end is None:
             last = sse.LastPiece((feed(events) if events else b"") + self._encoder.end())

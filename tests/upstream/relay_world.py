@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import gevent
+
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.errors import ApiError, StreamBroken, UpstreamError
 from qwen_wsgi.protocol import sse
@@ -48,6 +50,10 @@ class FakeReader:
         self._steps = [*steps, None]
         self.closed = 0
         self.at_end = False
+        self._passing: Callable[[bytes], bool] | None = None
+
+    def pass_chunks(self, passing: Callable[[bytes], bool] | None) -> None:
+        self._passing = passing
 
     def read(self, timeout_s: float) -> bytes:
         step = self._steps[0]
@@ -65,6 +71,12 @@ class FakeReader:
         self._steps.pop(0)
         if isinstance(step, Exception):
             raise step
+        if self._passing is not None:
+            try:
+                if self._passing(b"%x\r\n%b\r\n" % (len(step), step)):
+                    return self.read(timeout_s)
+            except TimeoutError:
+                raise ReadTimeout from None
         return step
 
     def close(self) -> None:
@@ -97,7 +109,14 @@ def reported(chunks: ChunkStream) -> UpstreamError:
 
 
 class World:
-    """A relay with everything around it, and what its client got."""
+    """A relay with everything around it, and what its client got.
+
+    Attributes:
+        passes: there is a way to send events that are not yielded.
+        passed: the events that went there.
+    """
+
+    passes = False
 
     def __init__(self, *steps: Step, first: bytes = TEXT, **environ: Any) -> None:
         self.clock = FakeClock()
@@ -116,17 +135,28 @@ class World:
             clock=self.clock,
             encoder=ChatEncoder(id="chatcmpl-1", model="m", created=0),
             record=self.record,
+            passage=lambda: self.send if self.passes else None,
         )
+        self.passed: list[bytes] = []
+        self._out: list[bytes] = []
+
+    def send(self, events: bytes) -> bool:
+        self.passed.append(events)
+        self._out.append(events)
+        return True
 
     def run(self) -> list[bytes]:
         """Everything that the client gets; a broken end is noted in `broken`."""
-        out = []
         self.broken = False
+        # Once in a while gevent looks at the timers before it begins what was spawned, and a wait
+        # of no time would be over before the stream is open.
+        gevent.sleep(0)
         try:
             for block in self.relay:
-                out.append(block)
+                if block:
+                    self._out.append(block)
         except StreamBroken:
             self.broken = True
         finally:
             self.relay.close()
-        return out
+        return self._out

@@ -31,6 +31,14 @@ def error_in(block: bytes) -> dict[str, Any]:
     return error
 
 
+@pytest.fixture(autouse=True, params=["yielded", "passed"])
+def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whatever way the events take, the client must not see it."""
+    found: bool = request.param == "passed"
+    monkeypatch.setattr(World, "passes", found)
+    return found
+
+
 def test_events_go_out_as_they_come_and_done_at_the_end() -> None:
     world = World(MORE, FINISH + USAGE_CHUNK, sse.DONE)
     assert world.relay.wait_first()
@@ -255,6 +263,67 @@ def test_the_idle_timeout_may_be_shorter_than_the_keep_alive_interval() -> None:
     world = World(5.0, FINISH, QWEN_PROXY_IDLE_TIMEOUT=3)
 
     assert error_in(world.run()[-1])["code"] == "upstream_timeout"
+
+
+# --- events that are not yielded ------------------------------------------------------------------
+
+
+def test_events_like_the_last_one_are_passed_and_count_all_the_same(passes: bool) -> None:
+    odd = chunk({"content": 'a "quoted\\" word\n'})
+    world = World(MORE, 3.0, odd, MORE + odd, b": alive\n\n", 2.0, MORE, FINISH, sse.DONE)
+
+    assert b"".join(world.run()) == b"".join((TEXT, MORE, odd, MORE, odd, MORE, FINISH, sse.DONE))
+
+    # Two events in one chunk, as no host sends them, are looked at by `feed`; so is the first one.
+    assert world.passed == ([odd, MORE] if passes else [])
+    record = world.record
+    assert (record.received_events, record.longest_gap_s) == (8, 3.0)
+    assert (
+        record.received_bytes == sum(map(len, (MORE, odd, MORE, odd, MORE, FINISH, sse.DONE))) + 9
+    )
+
+
+def test_what_the_client_cannot_take_at_once_is_yielded(passes: bool) -> None:
+    world = World(MORE, TEXT, MORE, FINISH)
+    world.send = lambda events: False  # type: ignore[method-assign]  # as a client that does so
+
+    assert world.run() == [TEXT, MORE, TEXT, MORE, FINISH, sse.DONE]
+    assert world.record.received_events == 4
+
+
+def test_after_a_part_was_sent_the_server_gets_its_turn_to_send_the_rest(passes: bool) -> None:
+    """A piece without bytes is what it gets, at once."""
+    if not passes:
+        return
+    world = World(MORE, TEXT, 14.0, FINISH)
+    began = world.clock.monotonic()
+    turns: list[float] = []
+
+    def send_a_part(events: bytes) -> bool:
+        raise TimeoutError
+
+    world.send = send_a_part  # type: ignore[method-assign]  # as a client that does so
+    for block in world.relay:
+        if not block:
+            turns.append(world.clock.monotonic() - began)
+    world.relay.close()
+
+    assert turns == [0.0]
+    assert world.record.outcome == "complete"
+
+
+def test_silence_begins_with_the_last_event_that_was_passed() -> None:
+    world = World(10.0, MORE, 10.0, MORE, 15.5, FINISH)
+
+    assert world.run() == [TEXT, MORE, MORE, KEEP_ALIVE, FINISH, sse.DONE]
+
+
+def test_an_event_that_was_passed_is_the_last_sign_of_life() -> None:
+    world = World(60.0, MORE, 60.0, MORE, 101.0, FINISH, QWEN_PROXY_KEEPALIVE="off")
+    began = world.clock.monotonic()
+
+    assert error_in(world.run()[-1])["code"] == "upstream_timeout"
+    assert world.clock.monotonic() - began == pytest.approx(220, abs=0.1)
 
 
 # --- before the first event ----------------------------------------------------------------------

@@ -15,13 +15,14 @@ from qwen_wsgi.api import http
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import tokens
-from qwen_wsgi.protocol.chat import ChatRequest
+from qwen_wsgi.protocol.chat import ChatEncoder, ChatRequest
 from qwen_wsgi.protocol.encoder import Encoder
 from qwen_wsgi.protocol.json_access import integer
+from qwen_wsgi.protocol.sse import PASSAGE
 from qwen_wsgi.state.database.host_objects import HostObjects
 from qwen_wsgi.tools.relay import TurnRelay, Turns
 from qwen_wsgi.upstream.chat_attempt import ChatCall
-from qwen_wsgi.upstream.relay import Relay
+from qwen_wsgi.upstream.relay import Passage, Relay, no_passage
 from qwen_wsgi.upstream.routing.affinity import HEADERS, conversation_key
 from qwen_wsgi.upstream.routing.router import Plan
 
@@ -103,9 +104,19 @@ def stream(call: LiveCall, chat: ChatCall, plan: Plan, encoder: Encoder) -> Resp
         encoder=encoder,
         record=call.record,
         write_record=call.write_record,
+        passage=_passage(call, encoder),
     )
     relay.wait_first()
     return http.event_stream(relay)
+
+
+def _passage(call: LiveCall, encoder: Encoder) -> Passage:
+    """How events may leave that need not be looked at any more: those of chat, as they are."""
+    # A recording is made of what is yielded.
+    if encoder.__class__ is not ChatEncoder or call.recording is not None:
+        return no_passage
+    found: Passage = call.environ.get(PASSAGE, no_passage)
+    return found
 
 
 def stream_turns(call: LiveCall, turns: Turns) -> Response:

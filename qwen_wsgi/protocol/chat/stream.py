@@ -104,6 +104,12 @@ class ChunkStream:
         """The usage object that was hidden from the client, or None."""
         return self._usage_view.hidden
 
+    @property
+    def carrier(self) -> Carrier | None:
+        """Forwards single events for whoever has no need of `feed`; None where a kind of stream
+        does more than that with each of them."""
+        return self._carrier if type(self).feed is ChunkStream.feed else None
+
     def feed(self, block: bytes) -> bytes:
         """Take a block of whole events; return what the client gets of it.
 

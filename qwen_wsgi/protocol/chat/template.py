@@ -102,6 +102,22 @@ class Template:
             block = before + (after + before).join(texts) + after
         return block, length, len(texts)
 
+    def carry_one(self, data: bytes, start: int, stop: int) -> bytes | None:
+        """Rewrite the one event at a place of some data; None if it does not fit, or may not.
+
+        It says no also to what `carry` would take, and changes nothing.
+        """
+        before, after = self._before, self._after
+        begin, end = start + len(before), stop - len(after)
+        if begin > end or not data.startswith(before, start) or not data.startswith(after, end):
+            return None
+        text = data[begin:end]
+        if b"\n" in text or b"\r" in text or self.growing is not None:
+            return None
+        if (b'"' in text or b"\\" in text) and not _are_texts([text]):
+            return None
+        return data[start:stop] if self._same else self._sent_before + text + self._sent_after
+
     def _texts(self, block: bytes) -> list[bytes]:
         """Split a block of several events into their texts, assuming that all fit."""
         tail, head = self._cut
@@ -175,6 +191,16 @@ class Carrier:
         sent, length, count = self._template.carry(events)
         self._in_a_row += count
         return sent, length
+
+    def carry_one(self, data: bytes, start: int, stop: int) -> bytes | None:
+        """Rewrite the one event at a place of some data, if it fits; None: `carry` may know."""
+        if self._template is None:
+            return None
+        sent = self._template.carry_one(data, start, stop)
+        if sent is not None:
+            self.fresh = False
+            self._in_a_row += 1
+        return sent
 
     def learn(self, event: bytes, sent: bytes) -> None:
         """Learn from an event that needed no parsing; give up if chunks keep alternating."""

@@ -107,6 +107,24 @@ def _take_many_chunks(data: bytes, index: int, out: list[bytes]) -> int:
     return index + sum(lengths) + sum(map(len, sizes)) + 4 * len(sizes)
 
 
+def whole_chunks(data: bytes) -> list[tuple[int, int]]:
+    """Where the payloads of some chunks begin and end; none unless the data are a few whole chunks,
+    the first of them from its size on, and not the last one of a body."""
+    places: list[tuple[int, int]] = []
+    size, at = len(data), 0
+    if size > _MANY_BYTES:
+        return places
+    while at < size:
+        start = data.find(b"\r\n", at, at + _SHORT_SIZE) + 2
+        length = _size_of(data[at : start - 2]) if start > 2 else 0
+        stop = start + length
+        if length <= 0 or not data.startswith(b"\r\n", stop):
+            return []
+        places.append((start, stop))
+        at = stop + 2
+    return places
+
+
 class ChunkedDecoder:
     """Undoes HTTP/1.1 chunked coding (RFC 9112 §7.1), fed at any boundaries. Pure.
 
@@ -125,6 +143,12 @@ class ChunkedDecoder:
         self.in_trailers = False
         self._trailers = [0, 0]  # how many, and their bytes
         self.ended = self.surplus = False
+
+    @property
+    def is_between(self) -> bool:
+        """Whether the next byte is the first one of a chunk's size."""
+        held = self._left or self._end or self._line
+        return not (held or self.in_trailers or self.ended)
 
     def feed(self, data: bytes) -> bytes:
         """The payload in `data`. Bytes after the end are dropped: they answer no request.
@@ -309,6 +333,7 @@ class BodyReader:
             self._stalled = False
             self._size = READ_BYTES
             self._surplus = False
+            self._passing: Callable[[bytes], bool] | None = None
             self._length: int | None = None
             coding = self._raw.headers.get("content-encoding")
             self._inflate = None if coding is None else _inflater(coding)
@@ -366,6 +391,15 @@ class BodyReader:
             self._inflate.end()
         return b""
 
+    def pass_chunks(self, passing: Callable[[bytes], bool] | None) -> None:
+        """Let what arrives while the next `read` waits be passed on from the event loop.
+
+        Args:
+            passing: takes what was received and says whether it was taken, see `TimedReads`. It
+                may take whole chunks alone, and is asked only where one may begin.
+        """
+        self._passing = passing if self._chunked is not None and self._inflate is None else None
+
     def _skip_trailers(self, chunked: ChunkedDecoder) -> None:
         """Read the trailers, for a moment; a connection on which they do not end is closed.
 
@@ -387,6 +421,9 @@ class BodyReader:
             if self._reads is None:
                 return self._read_through_response()
             self._reads.limit(timeout_s)
+            if (passing := self._passing) is not None:
+                between = self._chunked is not None and self._chunked.is_between
+                self._reads.passing = passing if between else None
             data = self._reads.recv(self._size)
         except (TimeoutError, urllib3.exceptions.ReadTimeoutError):
             raise ReadTimeout from None

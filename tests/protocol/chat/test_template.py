@@ -162,3 +162,46 @@ def test_after_a_chunk_that_needs_nothing_what_was_normalized_is_forgotten() -> 
     carrier.learn(b"data: {}\n\n", b"data: {}\n\n")
 
     assert carrier.carry(event("y")) == (b"", 0)
+
+
+@EXAMPLES
+@given(
+    texts=TEXTS, around=st.sampled_from([(b"", b""), (b"5d\r\n", b"\r\n")]), renamed=st.booleans()
+)
+def test_one_event_is_carried_as_among_others_or_left_to_them(
+    texts: list[str], around: tuple[bytes, bytes], renamed: bool
+) -> None:
+    learned_from = event("x")
+    sent = learned_from.replace(b'"c"', b'"d"') if renamed else learned_from
+    before, behind = around
+    for text in texts:
+        data = before + event(text) + behind
+
+        found = learned(learned_from, sent).carry_one(data, len(before), len(data) - len(behind))
+
+        carried, length, _ = learned(learned_from, sent).carry(event(text))
+        assert found == carried and length == len(event(text))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        event("a", model="m"),
+        event("a")[:-1],
+        event("a") + event("b"),
+        event("a").replace(b"a", b"a\r"),
+        event("a").replace(b"a", b'a"'),
+        b"",
+    ],
+    ids=["another", "cut", "two", "line end", "quote", "nothing"],
+)
+def test_one_event_that_does_not_fit_is_left_to_others(odd: bytes) -> None:
+    assert learned(event("x")).carry_one(odd, 0, len(odd)) is None
+
+
+def test_one_event_of_arguments_that_grow_is_left_to_others() -> None:
+    template = learned(event("x"))
+    template.growing = []
+
+    assert template.carry_one(event("a"), 0, len(event("a"))) is None
+    assert template.growing == []

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_wsgi.upstream.http.body import BodyBroken, ChunkedDecoder
+from qwen_wsgi.upstream.http.body import BodyBroken, ChunkedDecoder, whole_chunks
 from tests.kit.properties import examples
 
 EXAMPLES = examples(150)
@@ -16,6 +16,34 @@ def decoded(coded: bytes, size: int) -> tuple[bytes, bool]:
     decoder = ChunkedDecoder()
     out = b"".join(decoder.feed(coded[i : i + size]) for i in range(0, len(coded), size))
     return out, decoder.ended
+
+
+@EXAMPLES
+@given(
+    pieces=st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=6),
+    behind=st.sampled_from(
+        [b"", b"0\r\n\r\n", b"1", b"\r\n", b"1\r\n", b"x\r\na\r\n", b"1\r\nab\n"]
+    ),
+    before=st.sampled_from([b"", b"", b"\r\n", b"-1\r\n", b"0", b"1;a\r\nb\r\n"]),
+)
+def test_whole_chunks_are_seen_only_where_the_decoder_sees_them(
+    pieces: list[bytes], behind: bytes, before: bytes
+) -> None:
+    coded = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    data = before + coded + behind
+
+    found = whole_chunks(data)
+
+    if not before + behind:
+        assert [data[start:stop] for start, stop in found] == pieces
+    if found:
+        decoder = ChunkedDecoder()
+        assert decoder.feed(data) == b"".join(data[start:stop] for start, stop in found)
+        assert decoder.is_between
+
+
+def test_a_burst_is_left_to_the_decoder() -> None:
+    assert whole_chunks(b"1\r\na\r\n" * 500) == []
 
 
 @st.composite
