@@ -190,6 +190,8 @@ class OpenStream:
         record.received_bytes += len(block)
         if now - self.heard_at > record.longest_gap_s:
             record.longest_gap_s = now - self.heard_at
+        if now - self.heard_at > record.least_gap_s:
+            record.note_gap(self.heard_at, now - self.heard_at)
         self.heard_at = self._content_at = self.passed_at = now
         self._left_s = self._idle_s
         if in_part:
