@@ -149,7 +149,8 @@ def within(seconds: float, holds: Callable[[], Any], what: str) -> None:
 
 
 def test_a_call_of_another_box_is_shown_and_cancelled(boxes: Boxes, sandbox: Sandbox) -> None:
-    with send(boxes.b, "before-the-page") as exchange:
+    slow = "[[sandbox: chunks=8, interval=0.25]]"
+    with send(boxes.b, "before-the-page", slow, stream=True) as exchange:
         exchange.body()
     with boxes.a.watching() as shown, send(boxes.b, "far", ENDLESS, stream=True) as exchange:
         exchange.read_until(b"data:")
@@ -158,7 +159,9 @@ def test_a_call_of_another_box_is_shown_and_cancelled(boxes: Boxes, sandbox: San
         assert box
         assert client.startswith("env-1")
         assert "Calls of 2 boxes" in shown.note
-        assert "was complete" in boxes.a.page("/console/live/call?id=before-the-page")
+        before = boxes.a.page("/console/live/call?id=before-the-page")
+        assert "was complete" in before
+        assert before.count("<path class=gap ") == 5
         assert "This call is in flight" in boxes.a.page("/console/live/call?id=far")
 
         began = time.monotonic()

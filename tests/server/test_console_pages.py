@@ -443,7 +443,7 @@ def test_a_page_of_two_hundred_hostile_calls_is_small(admin: Tab, console: Conso
     for number in range(200):
         name = (signs[number % len(signs)] + signs) * 30
         row = call(
-            at=time.time() - 600 + number / 7, client=name, model=name, account=name, error=name,
+            at=time.time() + number / 1000, client=name, model=name, account=name, error=name,
             outcome="upstream_error", queue_ms=3e7, connect_ms=2e7, first_byte_ms=1e8,
             total_ms=6e8, input_tokens=10**12, output_tokens=9_999_999, request_id="r" * 128,
         )  # fmt: skip

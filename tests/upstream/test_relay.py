@@ -73,7 +73,7 @@ def test_the_time_of_the_first_byte_is_noted() -> None:
     assert world.record.first_byte_at == 1000.0
 
 
-def test_the_longest_silences_have_their_places() -> None:
+def test_the_longest_silences_have_their_places(passes: bool) -> None:
     pauses = (0.1, 3.0, 0.5, 0.2, 20.0, 1.0, 0.4, 2.0, 0.3)
     steps: list[Step] = []
     for pause in pauses:
@@ -278,6 +278,7 @@ def test_events_like_the_last_one_are_passed_and_count_all_the_same(passes: bool
     assert world.passed == ([odd, MORE] if passes else [])
     record = world.record
     assert (record.received_events, record.longest_gap_s) == (8, 3.0)
+    assert record.gaps == ((1000.0, 3.0), (1003.0, 2.0))
     assert (
         record.received_bytes == sum(map(len, (MORE, odd, MORE, odd, MORE, FINISH, sse.DONE))) + 9
     )

@@ -136,8 +136,8 @@ def _money(groups: Groups, rows: Sequence[Row]) -> list[Panel]:
             (key, None if unpriced[key] else 0, unpriced[key]) for key in groups.keys
         ]
         shown = Table((groups.by, "money", "calls of unknown price"), cells)
-        empty = _chart(groups, [(key, (0.0,)) for key in groups.keys], "Money")
-        return [Panel("money", "Money", (), empty, shown, note or "No call had a price.")]
+        # Bars of 0 would say that nothing was paid.
+        return [Panel("money", "Money", (), "", shown, note or "No call had a price.")]
     return [_of_currency(groups, rows, each, unpriced, note) for each in currencies]
 
 
