@@ -12,7 +12,15 @@ for each in $(printf '%s' "$proxies" | tr ',' ' '); do
 "
 done
 servers=${servers%??}
+# Of several servers each has its own sessions of the console: a browser stays with one of them.
+sticky=
+case $proxies in *,*)
+    sticky="
+s|^upstream qwen_proxy {|upstream qwen_proxy_console {\\n    ip_hash;\\n$servers\\n}\\n\\n&|
+s|^    location / {|&\\n        location ^~ /console {\\n            proxy_pass http://qwen_proxy_console;\\n        }\\n|"
+    ;;
+esac
 write_site "${NAME:-qwen-proxy}" /etc/nginx/tls/server.crt,/etc/nginx/tls/server.key / '' |
-    sed "s|^    server unix:/run/qwen-proxy/http.sock.*|$servers|" \
+    sed "s|^    server unix:/run/qwen-proxy/http.sock.*|$servers|$sticky" \
         >"${SITE:-/etc/nginx/conf.d/default.conf}"
 exec nginx -g 'daemon off;'

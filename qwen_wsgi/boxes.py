@@ -12,11 +12,12 @@ from qwen_wsgi.clock import Clock, sleep
 from qwen_wsgi.credentials.shared.sharing import Sharing
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.database.client_keys import ClientKeys
-from qwen_wsgi.state.database.sqlite import Database
+from qwen_wsgi.state.database.sqlite import Apart, Database
 from qwen_wsgi.state.redis.client_keys import SharedClientKeys
 from qwen_wsgi.state.redis.connection import SharedStore, box_id
+from qwen_wsgi.state.redis.live_calls import LiveCalls
 from qwen_wsgi.state.redis.totals import UsageTotals
-from qwen_wsgi.state.redis.values import Sealing
+from qwen_wsgi.state.redis.values import Packer, Sealing
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,15 @@ def client_keys_of(
     if shared_store is None:
         return ClientKeys(database, clock, state_dir)
     return SharedClientKeys(shared_store, database, clock, state_dir)
+
+
+def live_calls_of(settings: Settings, store: SharedStore, apart: Apart) -> LiveCalls:
+    """What boxes tell each other of their calls.
+
+    Args:
+        apart: a thread for large values.
+    """
+    return LiveCalls(store, Packer(seal_of(settings), apart))
 
 
 def _state_keys(settings: Settings) -> tuple[str, ...]:

@@ -459,6 +459,29 @@ def within(seconds: float) -> Iterator[None]:
             each.close()
 
 
+class InTurn:
+    """Work that stops the loop for some milliseconds, and would in a thread as well, because it is
+    one call of C. One such work is done in each round of the loop, so that what arrives on other
+    sockets is seen between two of them."""
+
+    def __init__(self) -> None:
+        self._timer: Any = None
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        """Do some work, when nobody else has in this round. Raises what it raises."""
+        if are_in_use():
+            while self._timer is not None:
+                let_others_run()
+            self._timer = gevent.get_hub().loop.timer(1e-6)
+            self._timer.start(self._next_round)
+        return work()
+
+    def _next_round(self) -> None:
+        timer, self._timer = self._timer, None
+        timer.stop()
+        timer.close()
+
+
 def let_others_run() -> None:
     """Let the loop run once, and see what has arrived on all sockets."""
     if are_in_use():

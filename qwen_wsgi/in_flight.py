@@ -7,6 +7,7 @@ somebody asks (`state.worker_sockets`); nothing is written down.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -60,6 +61,18 @@ class Calls(NamedTuple):
     rows: list[dict[str, Any]]
     has_more: bool
     workers: int
+    silent: int
+
+
+class Counts(NamedTuple):
+    """How many calls are in flight in all workers.
+
+    Attributes:
+        accounts: by account; "" of those that have none yet.
+        silent: how many workers have not told theirs, in time.
+    """
+
+    accounts: Counter[str]
     silent: int
 
 
@@ -131,6 +144,15 @@ class CallsInFlight:
         rows = [*others.rows, *self._rows()]
         return _newest(rows, limit, others._replace(workers=others.workers + 1))
 
+    def counts(self) -> Counts:
+        """How many calls there are in all workers, however many."""
+        asked = ask_others(self._state_dir, {"count": True})
+        found = self._counts()
+        for each in asked.answers:
+            if isinstance(each, dict) and "counts" in each:
+                found.update(each["counts"])
+        return Counts(found, asked.silent)
+
     def watch(self, since: float, until: float) -> Watched:
         """What happens in all workers. Asked again and again, each time for the time since the
         last question, it tells each ended call once.
@@ -174,6 +196,8 @@ class CallsInFlight:
             return {"cancelled": self._cancel(str(id), str(question.get("by", "")))}
         if (watched := question.get("watch")) is not None:
             return self._watched(*watched)
+        if question.get("count") is not None:
+            return {"counts": self._counts()}
         rows = self._rows()
         return {"calls": rows[-MOST:], "more": len(rows) > MOST}
 
@@ -193,6 +217,9 @@ class CallsInFlight:
             calls = calls[-newest:]  # they are in the order in which they began
         return sorted((self._told(call, wall, monotonic, pid) for call in calls), key=_started_at)
 
+    def _counts(self) -> Counter[str]:
+        return Counter(_asked(call.record).account[:_LONGEST] for call in self._open())
+
     def _open(self) -> list[OpenCall]:
         """Those that are not at their end."""
         return [
@@ -204,9 +231,7 @@ class CallsInFlight:
     def _told(self, call: OpenCall, wall: float, monotonic: float, pid: int) -> dict[str, Any]:
         """What is told of one call; documented in docs/keys.md."""
         record = call.record
-        # A call that is split has told its parts, and itself nothing yet.
-        parts = record.parts or (record,)
-        asked = next((part for part in parts if part.account), record)
+        parts, asked = _parts(record), _asked(record)
         firsts = [part.first_byte_at for part in parts if part.first_byte_at is not None]
         seconds = monotonic - record.started_at
         state = STREAMING if firsts else WAITING
@@ -233,6 +258,10 @@ class CallsInFlight:
             "seconds_queued": round(max(part.queued_s for part in parts), 3),
             "seconds_connecting": round(asked.connect_s, 3),
             "longest_gap": round(max(part.longest_gap_s for part in parts), 3),
+            "gaps": [
+                {"after": round(begin - record.started_at, 3), "seconds": round(seconds, 3)}
+                for begin, seconds in asked.gaps
+            ],
             "attempts": sum(part.attempts for part in parts),
             "worker": pid,
         }
@@ -251,6 +280,16 @@ class CallsInFlight:
 
             self._throw(call.serving, error)
         return len(found)
+
+
+def _parts(record: CallRecord) -> tuple[CallRecord, ...]:
+    """What is told of a call: one that is split has told its parts, and itself nothing yet."""
+    return record.parts or (record,)
+
+
+def _asked(record: CallRecord) -> CallRecord:
+    """The part of a call that has an account."""
+    return next((part for part in _parts(record) if part.account), record)
 
 
 def asked_calls(state_dir: Path | None, limit: int = MOST) -> Calls:

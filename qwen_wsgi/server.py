@@ -38,6 +38,7 @@ from qwen_wsgi import logs
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.errors import CannotStartYet, SettingsError
 from qwen_wsgi.exchange import Answer, ClientParser, Surroundings
+from qwen_wsgi.greenlets import let_others_run
 from qwen_wsgi.redaction import DISCOVERED, Redaction
 from qwen_wsgi.settings import Settings, with_command
 from qwen_wsgi.state.database import in_use
@@ -69,6 +70,9 @@ _SHARED_BYTES: Final = 2
 
 #: Read of a client's socket at a time: a large body goes through memory that is in the cache.
 _RECV_BYTES: Final = 64 * 1024
+
+#: Read of a large body before others have their turn, unless it has to be waited for.
+_EAGER_BYTES: Final = 512 * 1024
 
 #: A request's body takes at most the time that it may pause (a setting), and its size at this rate:
 #: a laptop that sleeps while it sends must not hold a place for hours. nginx reads bodies itself,
@@ -134,8 +138,10 @@ class ClientSocket:
 
     __slots__ = (
         "_body_timeout_s",
+        "_eager_bytes",
         "_head",
         "_read_s",
+        "_recv_into",
         "_send",
         "_sock",
         "answered",
@@ -148,6 +154,9 @@ class ClientSocket:
     def __init__(self, sock: Any, body_timeout_s: float) -> None:
         self._sock = sock
         self._send = sock._sock.send
+        self._recv_into = sock._sock.recv_into
+        #: Read since others had their turn.
+        self._eager_bytes = 0
         self._head = b""
         self._body_timeout_s = body_timeout_s
         self.is_stopping = False
@@ -230,6 +239,48 @@ class ClientSocket:
         size = min(size, _RECV_BYTES)
         if self.request is None:
             return self._sock.recv(size, *flags)  # type: ignore[no-any-return]
+        left_s = self._left_s()
+        self._sock.settimeout(left_s)
+        try:
+            data: bytes = self._sock.recv(size, *flags)
+        finally:
+            self._sock.settimeout(None)
+            self._read_s = time.monotonic()
+        if not data and self.is_stopping:
+            raise ConnectionAbortedError("the server is stopping")
+        if self.deadline_s and self.request.body.reader.__class__ is ChunkedReader:
+            self.deadline_s += len(data) / _SLOWEST_BYTES_PER_S  # its size is known at its end
+        return data
+
+    def recv_into(self, memory: memoryview) -> int:
+        """As `recv`, into the memory of a body of known length: what is there is read at once, and
+        gevent is asked only to wait. A fast client, whose socket always has more, lets others run
+        now and then."""
+        left_s = self._left_s()
+        try:
+            count: int = self._recv_into(memory)
+            self._eager_bytes += count
+        except BlockingIOError:
+            self._eager_bytes = 0
+            self._sock.settimeout(left_s)
+            try:
+                count = self._sock.recv_into(memory)
+            finally:
+                self._sock.settimeout(None)
+        if self._eager_bytes >= _EAGER_BYTES:
+            self._eager_bytes = 0
+            let_others_run()
+        self._read_s = time.monotonic()
+        if not count and self.is_stopping:
+            raise ConnectionAbortedError("the server is stopping")
+        return count
+
+    def _left_s(self) -> float:
+        """How long a read of the body may wait.
+
+        Raises:
+            TimeoutError: the time for the body is over.
+        """
         now_s = time.monotonic()
         if self.deadline_s is None:
             seconds = _length_of(self.request) / _SLOWEST_BYTES_PER_S
@@ -240,17 +291,7 @@ class ClientSocket:
         left_s = min(self._body_timeout_s, self.deadline_s - now_s)
         if left_s <= 0:
             raise TimeoutError("the body is too slow")
-        self._sock.settimeout(left_s)
-        try:
-            data: bytes = self._sock.recv(size, *flags)
-        finally:
-            self._sock.settimeout(None)
-            self._read_s = time.monotonic()
-        if not data and self.is_stopping:
-            raise ConnectionAbortedError("the server is stopping")
-        if self.request.body.reader.__class__ is ChunkedReader:
-            self.deadline_s += len(data) / _SLOWEST_BYTES_PER_S  # its size is known at its end
-        return data
+        return left_s
 
     def flush(self) -> None:
         """Send a head that no body followed; a client that is gone will be noticed elsewhere."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -29,7 +30,15 @@ from qwen_wsgi.accounting.prices import Cost, Prices
 from qwen_wsgi.accounting.recent import Recent
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.background import Background
-from qwen_wsgi.boxes import client_keys_of, seal_of, shared_store_of, sharing_of, usage_totals_of
+from qwen_wsgi.box_calls import BoxCalls, BoxTeller
+from qwen_wsgi.boxes import (
+    client_keys_of,
+    live_calls_of,
+    seal_of,
+    shared_store_of,
+    sharing_of,
+    usage_totals_of,
+)
 from qwen_wsgi.clock import Clock, SystemClock, sleep
 from qwen_wsgi.console.doctor_process import DoctorProcess
 from qwen_wsgi.credentials.oauth_login import OAuthLogin
@@ -229,6 +238,8 @@ class Services:
     doctor: DoctorProcess
     admission: Admission
     in_flight: CallsInFlight
+    #: The calls of other boxes.
+    box_calls: BoxCalls
     budgets: Budgets
     connections: Connections
     connection_memory: ConnectionMemory
@@ -281,7 +292,7 @@ class Services:
     shared_store: SharedStore | None
     #: What all boxes have used, and what keeps this box and the others together; None alone.
     usage_totals: UsageTotals | None
-    sharing: StateSharing | None
+    sharing: tuple[StateSharing, ...]
     maintenance: Maintenance
     #: The worker's start, by the clock's monotonic time.
     started_at: float
@@ -302,8 +313,8 @@ class Services:
         self.in_flight.socket.start()
         self.metering.start()
         self.plans.start()
-        if self.sharing is not None:
-            self.sharing.start()
+        for each in self.sharing:
+            each.start()
 
     @property
     def logins(self) -> dict[str, OAuthLogin]:
@@ -319,8 +330,8 @@ class Services:
         self.maintenance.stop()
         self.plans.stop()
         self.in_flight.socket.close()
-        if self.sharing is not None:
-            self.sharing.stop()
+        for each in reversed(self.sharing):  # the first one lets another worker do it
+            each.stop()
         self.background.stop()
         self.web_chats.drain()
         self.key_ring.write_uses()
@@ -493,13 +504,23 @@ def build_services(
         stop_s=settings.graceful_timeout_s,
         elsewhere=stores.cancel_elsewhere,
     )
-    usage_totals = state_sharing = None
+    in_flight = CallsInFlight(clock, state_dir, address_of=guard.client_address, recent=recent)
+    usage_totals = live_calls = None
+    state_sharing: tuple[StateSharing, ...] = ()
     if together is not None and isinstance(stores, SharedStores):
         usage_totals = usage_totals_of(settings, together)
         routing = RoutingShare(NewsStream(together), cooldowns, affinity)
         box = BoxShare(state_dir, clock, stores, background, books, usage_totals)
-        state_sharing = StateSharing(
-            together, (routing.exchange, box.look, stores.responses.tell_uses), box.close
+        live_calls = live_calls_of(settings, together, ThreadApart())
+        teller = BoxTeller(
+            live_calls, in_flight, books, clock, socket.gethostname(), is_mine=box.is_mine
+        )
+        state_sharing = (
+            StateSharing(
+                together, (routing.exchange, box.look, stores.responses.tell_uses), box.close
+            ),
+            # Beside it: it waits for workers, which may take a second.
+            StateSharing(together, (teller.look,), name="calls of boxes"),
         )
     return Services(
         settings=settings,
@@ -510,7 +531,8 @@ def build_services(
         console_sessions=ConsoleSessions(database, clock),
         doctor=DoctorProcess(settings.environ),
         admission=admission,
-        in_flight=CallsInFlight(clock, state_dir, address_of=guard.client_address, recent=recent),
+        in_flight=in_flight,
+        box_calls=BoxCalls(live_calls, clock, socket.gethostname(), sleep=sleep),
         budgets=budgets,
         connections=connections,
         connection_memory=ConnectionMemory(

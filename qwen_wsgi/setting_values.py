@@ -38,6 +38,8 @@ _SIZE: Final = re.compile(r"([0-9]+)\s*([kmg]?)(?:i?b)?", re.IGNORECASE)
 #: A host, or `*.` and what all hosts below it end with.
 _HOST: Final = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9._-]*[a-z0-9])?")
 
+_PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
+
 _ACCOUNT: Final = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 #: Of a key that signs: its guesses can be tried without asking anybody.
@@ -188,6 +190,18 @@ def hosts(raw: str) -> tuple[str, ...]:
     for host in found:
         if not _HOST.fullmatch(host):
             raise ValueError("must be names of hosts, without scheme, port and path")
+    return found
+
+
+def hosts_with_ports(raw: str) -> tuple[str, ...]:
+    """Names of hosts, each with a port or without one: `mcp.example`, `box.lan:8080`."""
+    found = words(raw.lower())
+    for word in found:
+        host, colon, port = word.partition(":")
+        if not _HOST.fullmatch(host) or (colon and not _PORT.fullmatch(port)):
+            raise ValueError(
+                "must be names of hosts, as in mcp.example or box.lan:8080, without scheme and path"
+            )
     return found
 
 

@@ -627,6 +627,14 @@ class Settings:
         parse=values.hosts,
         shown_default="every public host",
     )
+    tool_hosts: tuple[str, ...] = setting(
+        "QWEN_PROXY_TOOL_HOSTS",
+        "Hosts of MCP servers whose addresses clients may bring: `mcp.example,*.b.example`, "
+        "`box.lan:8080`.",
+        default=(),
+        parse=values.hosts_with_ports,
+        shown_default="none",
+    )
 
     log_level: str = setting(
         "LOG_LEVEL", "Lowest level that is logged.", default="INFO", parse=values.log_level

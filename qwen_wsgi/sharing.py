@@ -242,19 +242,26 @@ class StateSharing:
     Args:
         each: what is done at each look; each for itself raises SharedStoreAway.
         close: called when it ends.
+        name: of the thread.
     """
 
     def __init__(
-        self, store: SharedStore, each: tuple[Callable[[], None], ...], close: Callable[[], None]
+        self,
+        store: SharedStore,
+        each: tuple[Callable[[], None], ...],
+        close: Callable[[], None] = lambda: None,
+        *,
+        name: str = "sharing",
     ) -> None:
         self._store = store
         self._each = each
         self._close = close
+        self._name = name
         self._stop = threading.Event()
 
     def start(self) -> None:
         """Begin, in this process: after the fork."""
-        threading.Thread(target=self._run, name="sharing", daemon=True).start()
+        threading.Thread(target=self._run, name=self._name, daemon=True).start()
 
     def stop(self) -> None:
         """Make no further look."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import logging
 import os
 import re
@@ -53,6 +55,9 @@ _LONGEST = (
     "test_schemas.py",
 )
 
+#: Of a value in the name of a test, in characters.
+_LONGEST_NAME = 80
+
 #: What this process logged, before it was redacted.
 _messages: list[str] = []
 
@@ -74,6 +79,42 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if chosen == "server":
         return None if _WITH_SERVERS.search(text) else True
     return True if _ALL_WITH_SERVERS.search(text) else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Of several processes, begin each with other files: the first that reads a file rewrites its
+    asserts and keeps it, for all. In a new checkout each would do it for every file, all at once;
+    it takes longer than the rest of reading them."""
+    work: dict[str, Any] | None = getattr(session.config, "workerinput", None)
+    if work is None:
+        return
+    given = [Path(argument.split("::")[0]) for argument in session.config.args]
+    files = [
+        file
+        for path in given
+        for file in (sorted(path.rglob("test_*.py")) if path.is_dir() else [path])
+        if not pytest_ignore_collect(file, session.config)
+    ]
+    begin = len(files) * int(work["workerid"].removeprefix("gw")) // work["workercount"]
+    for file in files[begin:] + files[:begin]:
+        # Whatever is wrong with it is told when its tests are collected.
+        with contextlib.suppress(Exception, pytest.skip.Exception):
+            importlib.import_module(".".join(_module_of(file, session.config.rootpath)))
+
+
+def _module_of(file: Path, root: Path) -> tuple[str, ...]:
+    return file.absolute().with_suffix("").relative_to(root).parts
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name a test by the beginning of a long value only. pytest takes the whole: 150 MB of a file
+    that is too large, kept, hashed and sent between processes."""
+    if not isinstance(val, str | bytes) or len(val) <= _LONGEST_NAME:
+        return None
+    begin = val[:_LONGEST_NAME]
+    text = begin if isinstance(begin, str) else begin.decode("latin-1")
+    return f"{text.encode('unicode_escape').decode()}... ({len(val)})"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -82,6 +82,45 @@ print(apart(lambda: 1), slow.ready())
 slow.join()
 """
 
+IN_TURN = """
+import socket
+from qwen_wsgi.greenlets import InTurn
+in_turn, done = InTurn(), []
+left, right = socket.socketpair()
+ready = gevent.event.Event()
+
+def work(name):
+    done.append(name)
+    left.send(b".")
+    if name == "broken":
+        raise ValueError(name)
+    return name
+
+def caller(name):
+    ready.wait()
+    try:
+        return in_turn(functools.partial(work, name))
+    except ValueError:
+        return "refused"
+
+def other():
+    while True:
+        right.recv(1)
+        done.append("other")
+
+callers = [gevent.spawn(caller, name) for name in ("a", "broken", "b")]
+gevent.spawn(other)
+gevent.sleep(0.01)
+ready.set()
+gevent.joinall(callers)
+works = [name for name in done if name != "other"]
+print([each.value for each in callers], works, done.index("other") < done.index("b"))
+gone = [gevent.spawn(in_turn, lambda: gevent.sleep(9)), gevent.spawn(in_turn, lambda: 1)]
+gevent.sleep(0)
+gevent.killall(gone)
+print(in_turn(lambda: 2))
+"""
+
 
 def ran(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -111,3 +150,10 @@ def test_a_caller_that_waits_too_long_goes_on_and_the_work_too() -> None:
 
 def test_one_thread_does_not_wait_for_another() -> None:
     assert ran(TWO_THREADS).stdout.strip() == "1 False"
+
+
+def test_what_stops_the_loop_is_done_in_turn_and_others_run_between() -> None:
+    assert ran(IN_TURN).stdout.splitlines() == [
+        "['a', 'refused', 'b'] ['a', 'broken', 'b'] True",
+        "2",
+    ]

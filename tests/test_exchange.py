@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
+from unittest import mock
 
 import pytest
 from gunicorn.config import Config
 from gunicorn.http import wsgi
 from gunicorn.http.parser import RequestParser
+from hypothesis import given
+from hypothesis import strategies as st
 
+from qwen_wsgi import exchange
 from qwen_wsgi.exchange import Answer, ClientParser, Surroundings
 from qwen_wsgi.protocol.sse import PASSAGE, LastPiece
 
@@ -42,6 +46,11 @@ class Source:
     def recv(self, size: int) -> bytes:
         data, self._left = self._left[:size], self._left[size:]
         return data
+
+    def recv_into(self, memory: memoryview) -> int:
+        data = self.recv(len(memory))
+        memory[: len(data)] = data
+        return len(data)
 
     def sendall(self, data: bytes) -> None:
         self.got += data
@@ -233,3 +242,75 @@ def test_a_last_piece_of_a_body_with_a_length_is_a_piece() -> None:
     answer.close()
 
     assert source.got.endswith(b"\r\n\r\nlast")
+
+
+class InPieces(Source):
+    """A client whose bytes come in pieces of these sizes, the last size again and again."""
+
+    def __init__(self, sent: bytes, sizes: list[int]) -> None:
+        super().__init__(sent)
+        self._sizes = sizes
+
+    def recv(self, size: int) -> bytes:
+        piece = self._sizes.pop(0) if len(self._sizes) > 1 else self._sizes[0]
+        return super().recv(min(size, piece))
+
+
+def post(body: bytes, length: int | None = None) -> bytes:
+    head = f"POST /v1 HTTP/1.1\r\nHost: a\r\nContent-Length: {length or len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+@given(
+    size=st.integers(0, 300),
+    sizes=st.lists(st.integers(1, 200), min_size=1, max_size=6),
+    begun=st.integers(0, 40),
+    first=st.sampled_from([1, 16, 100, 1000]),
+)
+def test_a_body_that_is_read_as_a_whole_is_the_one_that_gunicorn_reads(
+    size: int, sizes: list[int], begun: int, first: int
+) -> None:
+    """However it comes, with the next request behind it, and where some of it was read before."""
+    body = bytes(each % 251 for each in range(size))
+    sent = post(body) + REQUESTS["query"]
+    with mock.patch.object(exchange, "_FIRST_BYTES", first):
+        requests: Any = ClientParser(config(), cast(Any, InPieces(sent, list(sizes))), PEER)
+        request: Any = next(requests)
+        start = request.body.read(begun)
+        rest = request.body.read_whole()
+
+    assert start + rest == body
+    assert (type(rest), request.body.reader.length, request.body.read()) == (bytes, 0, b"")
+    assert next(requests).uri == "/v1/models?limit=2&after=%41"
+
+
+@pytest.mark.parametrize("come", [0, 5, 20_000])
+def test_a_body_that_ends_early_is_what_came_of_it(come: int) -> None:
+    requests: Any = parser(ClientParser, post(b"x" * come, 30_000))
+    request: Any = next(requests)
+
+    assert request.body.read_whole() == b"x" * come
+    assert request.body.reader.length == 30_000 - come
+    with pytest.raises(StopIteration):
+        next(requests)
+
+
+def test_after_a_read_that_failed_nothing_is_read_of_the_connection() -> None:
+    class Silent(Source):
+        def recv_into(self, memory: memoryview) -> int:
+            raise TimeoutError
+
+    requests: Any = ClientParser(config(), cast(Any, Silent(post(b"x", 9))), PEER)
+    request: Any = next(requests)
+
+    with pytest.raises(TimeoutError):
+        request.body.read_whole()
+    assert request.body.failed
+    with pytest.raises(StopIteration):
+        next(requests)
+
+
+def test_a_chunked_body_has_no_whole() -> None:
+    request: Any = next(parser(ClientParser, REQUESTS["chunked"]))
+
+    assert not hasattr(request.body, "read_whole")

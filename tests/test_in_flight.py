@@ -79,9 +79,11 @@ def test_what_is_told_of_a_call(world: World) -> None:
     call.record.is_queued = False
     call.record.account, call.record.attempts = "first", 2
     call.record.first_byte_at, call.record.received_bytes = 1001.5, 77
+    call.record.note_gap(1001.5, 0.25)
     (row,) = world.calls.all().rows
     assert (row["state"], row["seconds_to_first_byte"]) == ("streaming", 1.5)
     assert (row["account"], row["attempts"], row["received_bytes"]) == ("first", 2, 77)
+    assert row["gaps"] == [{"after": 1.5, "seconds": 0.25}]
 
 
 def test_a_split_call_is_told_by_its_parts(world: World) -> None:
@@ -135,6 +137,19 @@ def test_a_question_of_another_worker(world: World, monkeypatch: pytest.MonkeyPa
     assert answer["more"] is True
     assert world.calls._answer({"cancel": "b", "by": "anna"}) == {"cancelled": 1}
     assert world.calls._answer({"cancel": "x"}) == {"cancelled": 0}
+
+
+def test_calls_are_counted_however_many(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_flight, "MOST", 2)
+    world.others = Asked(({"counts": {"first": 1500, "": 2}}, "odd"), 1)
+    world.begin("a", account="first")
+    split = world.begin("b")
+    split.record.part().account = "second"
+    world.begin("own", endpoint="/admin/v1/calls")
+    found = world.calls.counts()
+    assert found.accounts == {"first": 1501, "second": 1, "": 2}
+    assert (found.accounts.total(), found.silent) == (1504, 1)
+    assert world.calls._answer({"count": True}) == {"counts": {"first": 1, "second": 1}}
 
 
 def test_all_calls_of_an_id_are_cancelled(world: World) -> None:

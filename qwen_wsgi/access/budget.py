@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final, Protocol
 
 from qwen_wsgi.access.guard import Client
@@ -76,7 +77,7 @@ class Budgets:
     def of(self, client: Client) -> Budget | None:
         """The budget of a call of this client; None if it has no limits."""
         limits = self._limits_of(client)
-        return None if limits is None else Budget(limits, lambda: self.counters.of(client.payer))
+        return None if limits is None else Budget(limits, partial(self.counters.of, client.payer))
 
     def remaining(self, client: Client) -> Mapping[str, Room]:
         """What is left of each limit of a client, by its name in `Limits`."""
@@ -106,6 +107,8 @@ class Budget:
     def __init__(self, limits: Limits, counter: Callable[[], Counter]) -> None:
         self.limits = limits
         self._counter = counter
+        #: The counter, once something was reserved: it stays until that is settled.
+        self._held: Counter | None = None
         self._granted: list[Granted] = []
         self._refused = False
         self._closed = False
@@ -142,7 +145,8 @@ class Budget:
             return
         more = calls - 1 if begun else calls
         each = (self._prompt + self._answer) / max(1, self._prompts)
-        found = self._counter().reserve(
+        counter = self._held or self._counter()
+        found = counter.reserve(
             self.limits, requests=more, tokens=math.ceil(each * more), places=0 if begun else 1
         )
         if isinstance(found, Refused):
@@ -151,6 +155,7 @@ class Budget:
                 own = self._booked
                 found = found._replace(used=found.used - own, wanted=found.wanted + own)
             raise refusal(found)
+        self._held = counter
         self._granted.append(found)
         self._booked += more
 
@@ -159,7 +164,7 @@ class Budget:
         self._sent += calls
         if (beyond := self._sent - self._booked) > 0 and not self._closed:
             self._booked += beyond
-            self._counter().count(beyond)
+            (self._held or self._counter()).count(beyond)
 
     def unsent(self) -> None:
         """Note that one of them did not reach an upstream."""
@@ -183,12 +188,14 @@ class Budget:
         if self._closed:
             return
         self._closed = True
+        if self._held is None:
+            return
         tokens, unsent = self._used(usage), self._booked - self._sent
         for place, granted in enumerate(self._granted):
             back = min(max(0, unsent), granted.requests)
             unsent -= back
             first = place == 0
-            self._counter().settle(
+            self._held.settle(
                 granted,
                 tokens if first else 0,
                 money if first else 0,
@@ -222,7 +229,7 @@ class Budget:
             anthropic: also in Anthropic's names.
             now: seconds since 1970.
         """
-        counter = self._counter()
+        counter = self._held or self._counter()
         booked = self._refused or bool(self._granted)
         told = Limits(self.limits.rpm, self.limits.tpm, self.limits.tokens_per_day)
         rooms = counter.known_remaining(told) if booked else counter.remaining(told)

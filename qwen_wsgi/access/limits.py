@@ -157,7 +157,9 @@ class State:
     @property
     def in_flight(self) -> int:
         """Calls in flight, of all workers."""
-        return sum(self.places)
+        # Of 128 rows some few are used, the first ones.
+        used = int.from_bytes(self.places.tobytes(), "little").bit_length() // 32 + 1
+        return sum(self.places[:used])
 
     @property
     def begun(self) -> int:
@@ -308,24 +310,23 @@ def remaining(state: State, limits: Limits, now: Moment) -> Mapping[str, Room]:
     """What is left of each limit that there is, by its name in `Limits`."""
     advance(state, now)
     head, found = state.head, {}
+    rpm, tpm, per_day, per_month, concurrency = limits
     day_s, month_s = _left(state, now)
-    if limits.rpm is not None:
-        reset_s = _reset_s(state, state.requests, now)
-        found["rpm"] = Room(limits.rpm, max(0, limits.rpm - head[_REQUESTS]), reset_s)
-    if limits.tpm is not None:
-        reset_s = _reset_s(state, state.tokens, now)
-        found["tpm"] = Room(limits.tpm, max(0, limits.tpm - head[_TOKENS]), reset_s)
-    if limits.tokens_per_day is not None:
-        left = max(0, limits.tokens_per_day - head[_DAY_TOKENS])
-        reset_s = day_s if head[_DAY_TOKENS] else 0.0
-        found["tokens_per_day"] = Room(limits.tokens_per_day, left, reset_s)
-    if limits.money_per_month is not None:
-        money = max(0.0, limits.money_per_month - head[_MONEY] / MICROS)
-        reset_s = month_s if head[_MONEY] else 0.0
-        found["money_per_month"] = Room(limits.money_per_month, money, reset_s)
-    if limits.concurrency is not None:
-        left = max(0, limits.concurrency - state.in_flight)
-        found["concurrency"] = Room(limits.concurrency, left, 0.0)
+    if rpm is not None:
+        used, reset_s = head[_REQUESTS], _reset_s(state, state.requests, now)
+        found["rpm"] = Room(rpm, max(0, rpm - used), reset_s)
+    if tpm is not None:
+        used, reset_s = head[_TOKENS], _reset_s(state, state.tokens, now)
+        found["tpm"] = Room(tpm, max(0, tpm - used), reset_s)
+    if per_day is not None:
+        used = head[_DAY_TOKENS]
+        found["tokens_per_day"] = Room(per_day, max(0, per_day - used), day_s if used else 0.0)
+    if per_month is not None:
+        used = head[_MONEY]
+        left = max(0.0, per_month - used / MICROS)
+        found["money_per_month"] = Room(per_month, left, month_s if used else 0.0)
+    if concurrency is not None:
+        found["concurrency"] = Room(concurrency, max(0, concurrency - state.in_flight), 0.0)
     return found
 
 
@@ -345,7 +346,7 @@ def forget_worker(state: State, row: int, spans: Mapping[int, int], day: int, to
                 break
             if latest - BUCKETS < bucket <= latest:
                 taken = min(left, state.tokens[bucket % BUCKETS])
-                _add(state, state.tokens, _TOKENS, bucket, -taken)
+                _book(state, Granted(bucket, 0, 0), 0, -taken, 0)
                 left -= taken
     if day == state.head[_DAY]:
         state.head[_DAY_TOKENS] = max(0, state.head[_DAY_TOKENS] - tokens)
@@ -461,26 +462,24 @@ def _book(state: State, where: Granted, requests: int, tokens: int, money: int) 
     """Add to a bucket, a day and a month as far as they still count; nothing falls below 0."""
     head = state.head
     if head[_BUCKET] - BUCKETS < where.bucket <= head[_BUCKET]:
+        at = where.bucket % BUCKETS
         if requests:
-            _add(state, state.requests, _REQUESTS, where.bucket, requests)
+            before = state.requests[at]
+            after = before + requests
+            state.requests[at] = after = 0 if after < 0 else after if after < _MOST else _MOST
+            head[_REQUESTS] += after - before
         if tokens:
-            _add(state, state.tokens, _TOKENS, where.bucket, tokens)
+            before = state.tokens[at]
+            after = before + tokens
+            after = 0 if after < 0 else after if after < _MOST_TOKENS else _MOST_TOKENS
+            state.tokens[at] = after
+            head[_TOKENS] += after - before
     if tokens and where.day == head[_DAY]:
-        head[_DAY_TOKENS] = max(0, head[_DAY_TOKENS] + tokens)
+        after = head[_DAY_TOKENS] + tokens
+        head[_DAY_TOKENS] = after if after > 0 else 0
     if money and where.month == head[_MONTH]:
-        head[_MONEY] = max(0, head[_MONEY] + money)
-
-
-def _add(state: State, ring: array[int], total: int, bucket: int, amount: int) -> None:
-    at = bucket % BUCKETS
-    before = ring[at]
-    after = before + amount
-    if after < 0:
-        after = 0
-    elif after > _MOST:
-        after = min(after, _MOST if ring.typecode == "i" else _MOST_TOKENS)
-    ring[at] = after
-    state.head[total] += after - before
+        after = head[_MONEY] + money
+        head[_MONEY] = after if after > 0 else 0
 
 
 def _touch(state: State, now: Moment) -> None:

@@ -194,6 +194,15 @@ class Books:
         self.read_all()
         return self._read(partial(self._table.find, request_id), [])
 
+    def at(self, ended_at: float) -> list[CallRow]:
+        """The calls that ended at a time.
+
+        Raises:
+            BooksUnavailable: they cannot be read now.
+        """
+        self.read_all()
+        return self._read(partial(self._table.at, ended_at), [])
+
     def _names(self, by: By, asked: Span) -> dict[Any, str]:
         """The latest names of clients, by their ids; nothing for other keys."""
         if by != "client":

@@ -130,6 +130,9 @@ def row(call: CallRecord, at: float, cost: Cost | None) -> CallRow:
         call.longest_gap_s,
         0.0 if call.ended_at is None else call.ended_at - begun,
     )
+    gaps = None
+    if call.gaps:
+        gaps = compact([_ms(begin - begun, seconds) for begin, seconds in call.gaps])
     money = saved = currency = None
     if cost is not None:
         money, saved, currency = cost
@@ -164,6 +167,7 @@ def row(call: CallRecord, at: float, cost: Cost | None) -> CallRow:
         currency,
         int(call.cache == HIT),
         requests,
+        gaps,
     )
 
 

@@ -21,6 +21,11 @@ from qwen_wsgi.protocol.usage import Usage
 HIT: Final = "hit"
 MISS: Final = "miss"
 
+#: Silences of an upstream that are worth a place in a call's timeline: from so many seconds on, and
+#: the longest ones of them.
+GAP_S: Final = 0.2
+MOST_GAPS: Final = 5
+
 #: Bytes of an answer's text that are about one token.
 _TOKEN_BYTES: Final = 4
 
@@ -64,6 +69,8 @@ class CallRecord:
         connect_s: time to set up the last connection; 0.0 for one that was kept alive.
         first_byte_at: when the upstream's first event arrived, or None.
         longest_gap_s: the longest silence of the upstream after that.
+        gaps: the longest silences of at least `GAP_S`, each with its beginning, in their order.
+        least_gap_s: longer ones belong to `gaps`.
         changed: what was changed of the request for the account that was asked last, as entries of
             the header `x-qwen-proxy-changed`.
         outcome: `complete`, `refused` (by us), `upstream_error`, `client_gone`,
@@ -110,6 +117,8 @@ class CallRecord:
     connect_s: float = 0.0
     first_byte_at: float | None = None
     longest_gap_s: float = 0.0
+    gaps: tuple[tuple[float, float], ...] = ()
+    least_gap_s: float = GAP_S
     ended_at: float | None = None
     changed: tuple[str, ...] = ()
     usage: Usage | None = None
@@ -150,6 +159,15 @@ class CallRecord:
         self.like_bytes += len(events)
         if (length := len(events) // count) < self.shortest_event or not self.shortest_event:
             self.shortest_event = length
+
+    def note_gap(self, begin: float, seconds: float) -> None:
+        """Note a silence that is longer than `least_gap_s`."""
+        gaps = [*self.gaps, (begin, seconds)]
+        if len(gaps) > MOST_GAPS:
+            gaps.remove(min(gaps, key=_length))
+        if len(gaps) == MOST_GAPS:
+            self.least_gap_s = min(map(_length, gaps))
+        self.gaps = tuple(gaps)
 
     @property
     def streamed_tokens(self) -> int:
@@ -248,3 +266,7 @@ class CallRecord:
         self.add_requests(parts)
         self.failures = tuple(failure for part in parts for failure in part.failures)
         self.queued_s = max(part.queued_s for part in parts)
+
+
+def _length(gap: tuple[float, float]) -> float:
+    return gap[1]

@@ -23,6 +23,7 @@ from qwen_wsgi.errors import ApiError
 from qwen_wsgi.greenlets import Watch, apart, current, watch_client
 from qwen_wsgi.protocol import changes
 from qwen_wsgi.protocol.json_object import JsonObject, loads
+from qwen_wsgi.protocol.server_tools.foreign import recordable
 from qwen_wsgi.services import Services
 from qwen_wsgi.state.recordings import Recording
 
@@ -149,7 +150,7 @@ class LiveCall:
                 "method": self.record.method,
                 "path": self.record.path,
                 "headers": _told_headers(self.environ),
-                "body": loads(parsed.source),
+                "body": recordable(loads(parsed.source)),
             }
             self.recording = Recording(path, services.redact, request)
 

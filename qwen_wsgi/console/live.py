@@ -6,8 +6,9 @@ rest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, tzinfo
+from functools import lru_cache
 from html import escape
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
@@ -16,8 +17,13 @@ from qwen_wsgi.console import timeline
 from qwen_wsgi.console.usage.charts import readable, shortened
 from qwen_wsgi.state.database.calls import CallRow
 
-#: Characters of a name in a row.
-_LONGEST: Final = 32
+#: Bytes that a name in a row may take, so that a page of 200 rows stays small: letters of other
+#: scripts take up to four, and what is escaped up to five. And those of the name of a box.
+_ROOM: Final = 28
+_PLACE: Final = 16
+
+#: From here on a row tells tokens in millions; all digits are on the call's page.
+_MILLIONS: Final = 10_000_000
 
 _STATES: Final = {"waiting": "waits", "queued": "queues", "streaming": "streams"}
 
@@ -28,11 +34,14 @@ class LiveRow(NamedTuple):
     Attributes:
         key: tells calls apart while they run: clients may give several calls one id.
         id: of the call.
-        cells: client, model, account, state, tokens so far, time.
+        box: where it runs; "" for this one.
+        cells: client, model, account, state, tokens so far, time; and the box, where there are
+            several.
     """
 
     key: str
     id: str
+    box: str
     cells: tuple[str, ...]
 
     @property
@@ -41,10 +50,15 @@ class LiveRow(NamedTuple):
         return address(self.id)
 
 
-def live_row(told: Mapping[str, Any]) -> LiveRow:
-    """A call in flight, as `in_flight.CallsInFlight` tells it."""
+def live_row(told: Mapping[str, Any], box: str = "", place: str | None = None) -> LiveRow:
+    """A call in flight, as `in_flight.CallsInFlight` tells it.
+
+    Args:
+        box: the id of another box.
+        place: the name of the box; None where there is one alone.
+    """
     tokens = told["streamed_tokens"]
-    cells = (
+    cells: tuple[str, ...] = (
         _name(told["client"]),
         _name(told["model"] or told["endpoint"]),
         _name(told["account"] or ""),
@@ -52,24 +66,35 @@ def live_row(told: Mapping[str, Any]) -> LiveRow:
         f"≈ {tokens:,}" if tokens else "–",
         timeline.spoken(round(told["seconds"]) * 1000),
     )
-    return LiveRow(f"{told['worker']}-{told['started_at']}-{told['id']}", told["id"], cells)
+    if place is not None:
+        cells += (_name(place, _PLACE),)
+    key = f"{box}{told['worker']}-{told['started_at']}-{told['id']}"
+    return LiveRow(key, told["id"], box, cells)
 
 
-def ended_row(row: CallRow, zone: tzinfo | None = None) -> str:
-    """A call that has ended, as a row of a table in HTML."""
-    cells = (
-        f"{datetime.fromtimestamp(row.at, zone):%H:%M:%S}",
-        _name(row.client),
-        _name(row.model or row.endpoint),
-        _name(row.account),
-    )
-    plain = "".join(f"<td>{escape(cell)}" for cell in cells)
-    bad = "" if row.outcome == "complete" else ' class="bad"'
-    link = address(row.request_id).removeprefix("/console/")
+def ended_row(
+    row: CallRow,
+    zone: tzinfo | None = None,
+    place: str | None = None,
+    *,
+    now: float | None = None,
+) -> str:
+    """A call that has ended, as a row of a table in HTML. Its link leads to the calls of its
+    moment: ids are the clients', and may be long.
+
+    Args:
+        place: the name of its box; None where there is one alone.
+        now: the time of calls of other days has their date; None leaves it out.
+    """
+    names = (row.client, row.model or row.endpoint, row.account)
+    plain = "".join([f"<td>{_cell(name)}" for name in names])
+    bad = "" if row.outcome == "complete" else " class=bad"
+    end = "" if place is None else f"<td>{_cell(place, _PLACE)}"
     return (
-        f'<tr>{plain}<td{bad}><a href="{link}">{escape(ending(row))}</a>'
+        f"<tr><td>{_moment(int(row.at), zone, None if now is None else int(now))}{plain}"
+        f"<td{bad}><a href=live/call?at={row.at!r}>{_cell(ending(row))}</a>"
         f"<td>{tokens(row)}<td>{timeline.spoken(row.total_ms)}"
-        f"<td>{timeline.drawn(timeline.of_row(row))}"
+        f"<td>{timeline.drawn(timeline.of_row(row))}{end}"
     )
 
 
@@ -93,7 +118,9 @@ def tokens(row: CallRow) -> str:
 
 
 def _count(value: int | None) -> str:
-    return "?" if value is None else f"{value:,}"
+    if value is None:
+        return "?"
+    return f"{value:,}" if value < _MILLIONS else f"{value / 1e6:,.0f} M"
 
 
 def money(row: CallRow) -> str:
@@ -126,6 +153,11 @@ def facts(row: CallRow, zone: tzinfo | None = None) -> list[tuple[str, str]]:
     return [(name, readable(value) or "–") for name, value in found]
 
 
+def fact_of_box(place: str) -> list[tuple[str, str]]:
+    """The box of a call, among its facts; "" for this one."""
+    return [("box", readable(place))] if place else []
+
+
 def _known(value: int | None) -> str:
     return "unknown" if value is None else f"{value:,}"
 
@@ -147,6 +179,40 @@ def facts_in_flight(told: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, readable(value or "") or "–") for name, value in found]
 
 
+def places(own: str, others: Mapping[str, str]) -> dict[str, str]:
+    """The names of boxes for people, by their ids, this one's as "": several of one name are told
+    apart."""
+    named = {"": own, **others}
+    return {
+        box: f"{name} {box[:4]}" if box and [*named.values()].count(name) > 1 else name
+        for box, name in named.items()
+    }
+
+
+def told_of_boxes(names: Sequence[str], unread: int, is_away: bool) -> str:
+    """Whose calls are shown, where there are several boxes.
+
+    Args:
+        names: of this box and of those that tell their calls.
+        unread: how many tell what cannot be read here.
+        is_away: Redis is.
+    """
+    own, *others = [readable(name) for name in names]
+    if is_away:
+        return f"Redis is away, so only the calls of this box ({own}) are shown."
+    told = (
+        f"Calls of {len(names)} boxes: {', '.join([own, *others])}."
+        if others
+        else f"Calls of this box ({own}); no other one tells any."
+    )
+    if unread:
+        told += (
+            f" {unread} more cannot be read: another QWEN_PROXY_STATE_KEY, or another version of "
+            "qwen-proxy."
+        )
+    return told
+
+
 def told_of(silent: int, has_more: bool) -> str:
     """What the list of calls in flight leaves out; "" if nothing."""
     notes = []
@@ -157,5 +223,32 @@ def told_of(silent: int, has_more: bool) -> str:
     return " ".join(notes)
 
 
-def _name(text: str) -> str:
-    return shortened(readable(text), _LONGEST) or "–"
+# What follows is asked fifty times a second for a page that is open, mostly for the same few names.
+
+
+@lru_cache(maxsize=1024)
+def _name(text: str, room: int = _ROOM) -> str:
+    """A name that has room in a row, and whose bytes have room in a page of many rows."""
+    text, most = readable(text), room
+    while len(_text(fit := shortened(text, most)).encode()) > room:
+        most -= 1
+    return fit or "–"
+
+
+@lru_cache(maxsize=1024)
+def _cell(text: str, room: int = _ROOM) -> str:
+    """The same in HTML."""
+    return _text(_name(text, room))
+
+
+@lru_cache(maxsize=1024)
+def _moment(at: int, zone: tzinfo | None, now: int | None) -> str:
+    """When a call ended: the time, and for another day than today the date."""
+    moment = datetime.fromtimestamp(at, zone)
+    is_old = now is not None and moment.date() != datetime.fromtimestamp(now, zone).date()
+    return f"{moment:%m-%d %H:%M}" if is_old else f"{moment:%H:%M:%S}"
+
+
+def _text(text: str) -> str:
+    """A text in HTML, outside of tags."""
+    return escape(text, quote=False)

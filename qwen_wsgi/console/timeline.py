@@ -5,14 +5,16 @@ Pure. Made of a row of the ledger, or of what is told of a call in flight.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from qwen_wsgi.state.database.calls import CallRow
 
 #: Units of the drawing's width.
 _WIDTH: Final = 100
-
+#: As many as a call notes.
+_MOST_GAPS: Final = 5
 
 #: The kinds of stages, in their order, and what they are.
 KINDS: Final = (
@@ -37,24 +39,42 @@ class Stage(NamedTuple):
     ms: float
 
 
+class Gap(NamedTuple):
+    """A silence of the upstream within its answer; `begin_ms` as that of a stage."""
+
+    begin_ms: float
+    ms: float
+
+
 class Timeline(NamedTuple):
     """The stages of a call in their order.
 
     Attributes:
         total_ms: until its end, or until now.
         gap_ms: the longest silence of the upstream within its answer.
+        gaps: the longest ones, in their order; shorter ones are not known.
     """
 
     stages: tuple[Stage, ...]
     total_ms: float
     gap_ms: float
+    gaps: tuple[Gap, ...] = ()
 
 
 def of_row(row: CallRow) -> Timeline:
     """The stages of a call that has ended."""
     return _timeline(
-        row.queue_ms, row.connect_ms, row.first_byte_ms, row.total_ms, row.longest_gap_ms
+        *(row.queue_ms, row.connect_ms, row.first_byte_ms, row.total_ms, row.longest_gap_ms),
+        gaps=_gaps(row.gaps),
     )
+
+
+def _gaps(text: str | None) -> Iterable[Gap]:
+    """The gaps of a row; none of what another version has written in another way."""
+    try:
+        return [Gap(float(begin), float(ms)) for begin, ms in json.loads(text or "[]")]
+    except (ValueError, TypeError):
+        return []
 
 
 def of_call(told: Mapping[str, Any]) -> Timeline:
@@ -66,11 +86,18 @@ def of_call(told: Mapping[str, Any]) -> Timeline:
         None if first is None else first * 1000,
         told["seconds"] * 1000,
         told["longest_gap"] * 1000,
+        gaps=[Gap(each["after"] * 1000, each["seconds"] * 1000) for each in told["gaps"]],
     )
 
 
 def _timeline(
-    queue_ms: float, connect_ms: float, first_ms: float | None, total_ms: float, gap_ms: float
+    queue_ms: float,
+    connect_ms: float,
+    first_ms: float | None,
+    total_ms: float,
+    gap_ms: float,
+    *,
+    gaps: Iterable[Gap],
 ) -> Timeline:
     total = max(0.0, total_ms)
     first = total if first_ms is None else min(max(0.0, first_ms), total)
@@ -81,35 +108,46 @@ def _timeline(
         if end > begin:
             stages.append(Stage(kind, name, begin, end - begin))
             begin = end
-    return Timeline(tuple(stages), total, max(0.0, gap_ms))
+    # Two clocks' roundings may lay one a little beyond the end.
+    inside = [Gap(max(0.0, begin), min(ms, total - begin)) for begin, ms in gaps if begin < total]
+    shown = tuple(sorted(each for each in inside if each.ms > 0)[:_MOST_GAPS])
+    return Timeline(tuple(stages), total, max(0.0, gap_ms), shown)
 
 
 def drawn(timeline: Timeline, *, large: bool = False) -> str:
     """The stages as one bar, in SVG. What it says is also said in words, so it is hidden from
     screen readers."""
-    size = " large" if large else ""
     total = timeline.total_ms or 1.0
-    bars = []
+    bars, x = [], 0
     for stage in timeline.stages:
-        x, width = stage.begin_ms / total * _WIDTH, stage.ms / total * _WIDTH
-        if width >= 0.5:
+        end = round((stage.begin_ms + stage.ms) / total * _WIDTH)
+        if end > x:
             # A page has two hundred of them: the shortest notation that HTML and SVG have.
-            bars.append(f'<path class={stage.kind} d="M{x:.0f} 2h{width:.0f}"/>')
+            bars.append(f"<path class={stage.kind[0]} d=M{x},6h{end - x} />")
+            x = end
+    if large:
+        for gap in timeline.gaps:
+            begin, length = gap.begin_ms / total * _WIDTH, gap.ms / total * _WIDTH
+            bars.append(f"<path class=gap d=M{begin:.2f},6h{max(0.3, length):.2f} />")
     inside = "".join(bars)
+    if not large:  # the stylesheet makes it as wide as its units
+        return f"<svg aria-hidden=true>{inside}</svg>"
     return (
-        f'<svg class="timeline{size}" viewBox="0 0 {_WIDTH} 4" preserveAspectRatio=none '
+        f'<svg class=timeline viewBox="0 0 {_WIDTH} 12" preserveAspectRatio=none '
         f"aria-hidden=true>{inside}</svg>"
     )
 
 
 def spoken(ms: float) -> str:
-    """A duration for people: `850 ms`, `12.3 s`, `4 min 5 s`."""
+    """A duration for people: `850 ms`, `12.3 s`, `4 min 5 s`, `2 h 30 min`."""
     if ms < 1000:
         return f"{ms:.0f} ms"
     if ms < 100_000:
         return f"{ms / 1000:.1f} s"
     minutes, seconds = divmod(round(ms / 1000), 60)
-    return f"{minutes} min {seconds} s"
+    if minutes < 100:
+        return f"{minutes} min {seconds} s"
+    return f"{minutes // 60:,} h {minutes % 60} min"
 
 
 #: What an outcome means, and what to do.

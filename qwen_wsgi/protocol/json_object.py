@@ -7,6 +7,7 @@ names; all others keep their text.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -16,6 +17,8 @@ from typing import Annotated, Any, Final, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
+from qwen_wsgi.protocol import large_json
+
 T = TypeVar("T")
 
 #: The largest `Summable`.
@@ -23,6 +26,8 @@ MOST: Final = 10**12
 #: For shapes (`reader`): a whole number of which millions can be added up in 64 bits.
 Summable = Annotated[int, msgspec.Meta(ge=-MOST, le=MOST)]
 
+#: An item's content: list, item, list of parts, part, text; and one more for a picture's URL.
+_SPLIT_DEPTH: Final = 6
 #: Bytes of JSON whose reading or writing takes long: two milliseconds.
 LONG_BYTES: Final = 1 << 20
 #: How a member of an object begins its value, also inside of texts: many of them take as long, and
@@ -30,6 +35,8 @@ LONG_BYTES: Final = 1 << 20
 _MEMBER: Final = b'":'
 _LONG_MEMBERS: Final = 10_000
 _MEMBER_BYTES: Final = 5
+#: So many bytes are searched for a few others while Python looks at one member.
+_LOOK_BYTES: Final = 1024
 
 
 def is_long(text: bytes) -> bool:
@@ -117,7 +124,6 @@ class JsonObject:
 
     Attributes:
         source: the text, as UTF-8 without a byte order mark.
-        is_long: see the function `is_long`.
 
     Args:
         body: UTF-8; a byte order mark is tolerated.
@@ -126,15 +132,23 @@ class JsonObject:
         JsonObjectError: not UTF-8, not JSON, nested too deep, or not an object.
     """
 
-    __slots__ = ("_texts", "_values", "is_long", "source")
+    __slots__ = ("_members", "_repeated", "_texts", "_values", "source")
 
     def __init__(self, body: bytes) -> None:
         # A byte order mark is tolerated from a client and not passed on (RFC 8259 §8.1).
         self.source = body.removeprefix(b"\xef\xbb\xbf")
-        self.is_long = is_long(self.source)
         #: The text of each member's value; read when it is needed.
         self._texts: Mapping[str, msgspec.Raw] | None = None
-        values = _quickly(self.source)
+        #: The names that stand more than once; None if they were not looked for yet.
+        self._repeated: Collection[str] | None = None
+        #: `members`; -1 if they were not counted yet.
+        self._members = -1
+        values = None
+        if len(self.source) < large_json.LARGE_BYTES:
+            values = _quickly(self.source)
+        else:
+            with contextlib.suppress(ValueError, RecursionError):
+                values, self._repeated = large_json.read(self.source)
         if values is None:
             values, self._texts = _carefully(self.source)
         self._values = values
@@ -153,12 +167,40 @@ class JsonObject:
         """The names of the members, in the text's order."""
         return tuple(self._values)
 
+    @property
+    def members(self) -> int:
+        """How many members it has with those of all objects in it, counted up to 10,000."""
+        if self._members < 0:
+            self._members = large_json.members_in(self._values, _LONG_MEMBERS)
+        return self._members
+
+    @property
+    def is_long(self) -> bool:
+        """Whether to work on its values takes so long that other clients should not wait for it."""
+        size = len(self.source)
+        return size >= LONG_BYTES or (
+            size >= _LONG_MEMBERS * _MEMBER_BYTES and self.members >= _LONG_MEMBERS
+        )
+
+    def may_hold(self, mark: bytes) -> bool:
+        """Whether to look for something in the values whose text has these bytes.
+
+        False: it is in none. True: it may be, or a look at all values takes less than to find out,
+        because they are few and large.
+        """
+        size = len(self.source)
+        if size >= large_json.LARGE_BYTES and self.members * _LOOK_BYTES < size:
+            return self._members < _LONG_MEMBERS or mark in self.source
+        return mark in self.source
+
     def repeated(self, names: Collection[str]) -> str | None:
         """One of these members that the text has more than once; None if there is none.
 
         Of a repeated name each parser takes another value (RFC 8259 §4), so that an upstream might
         see another request than the one that was checked.
         """
+        if self._repeated is not None:
+            return next((each for each in self._repeated if each in names), None)
         texts = self._texts
         if texts is None:
             texts = self._texts = _RAW.decode(self.source)
@@ -189,7 +231,10 @@ class JsonObject:
         if not changes and not any(name in self._values for name in drop):
             return self.source
         if self._texts is None:
-            self._texts = _RAW.decode(self.source)
+            if self._repeated == ():
+                self._texts = large_json.member_texts(self.source, self._values)
+            else:
+                self._texts = _RAW.decode(self.source)
         members: dict[str, Any] = {
             name: text for name, text in self._texts.items() if name not in drop
         }
@@ -222,6 +267,22 @@ def compact(value: Any) -> str:
         # An unpaired surrogate, which JSON can only write as an escape.
         return json.dumps(value, separators=(",", ":"))
     return text
+
+
+def compact_start(value: Any, most: int) -> str:
+    """The first characters of `compact`, without rendering all of a long text."""
+    return compact(_cut(value, most, _SPLIT_DEPTH))[:most]
+
+
+def _cut(value: Any, most: int, depth: int) -> Any:
+    """A value with only the beginnings of its texts, as far as they are not too deep in it."""
+    if isinstance(value, str):
+        return value[:most]
+    if depth and isinstance(value, list):
+        return [_cut(each, most, depth - 1) for each in value[:most]]
+    if depth and isinstance(value, dict):
+        return {name: _cut(each, most, depth - 1) for name, each in value.items()}
+    return value
 
 
 def plain_bytes(value: Any) -> bytes:
@@ -305,8 +366,6 @@ def render_slowly(value: Any) -> bytes:
     return out.getvalue()
 
 
-#: An item's content: list, item, list of parts, part, text; and one more for a picture's URL.
-_SPLIT_DEPTH: Final = 6
 #: Characters: a tenth of a millisecond.
 _SLICE: Final = 1 << 17
 

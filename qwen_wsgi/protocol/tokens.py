@@ -80,9 +80,8 @@ def quick(request: JsonObject) -> int:
     """Estimate the prompt tokens of a chat request by its bytes: for what is reserved of a limit
     before each call. A token is about four bytes in most languages. Media that are in the request
     as text count as in `estimate`."""
-    source = request.source
-    size, media = len(source), 0
-    if size >= _WITH_MEDIA and any(mark in source for mark in _MEDIA_MARKS):
+    size, media = len(request.source), 0
+    if size >= _WITH_MEDIA and any(map(request.may_hold, _MEDIA_MARKS)):
         for message in objects(request.get("messages")):
             for part in objects(message.get("content")):
                 if not isinstance(part.get("text"), str):

@@ -27,7 +27,7 @@ from qwen_wsgi.tool_runner import sources, wire
 from qwen_wsgi.tool_runner.config import Entry
 from qwen_wsgi.tool_runner.sandbox import Bounds, Sandbox
 from qwen_wsgi.tool_runner.service import Service
-from qwen_wsgi.tool_runner.toolbox import Toolbox, server_of
+from qwen_wsgi.tool_runner.toolbox import Toolbox, foreign_servers, server_of
 
 log = logging.getLogger("qwen_wsgi.tool_runner")
 
@@ -35,6 +35,8 @@ EXIT_CONFIGURATION: Final = 2
 #: The first socket that systemd passes (sd_listen_fds(3)).
 _FIRST_PASSED: Final = 3
 _BACKLOG: Final = 512
+#: Packages with logs of their own.
+_PACKAGES: Final = ("mcp", "httpx2", "httpcore2")
 #: Numbers of files that a parent may have open.
 _MOST_FILES: Final = 1 << 20
 
@@ -82,6 +84,10 @@ class _Tools:
         entries = sources.entries(settings)
         self.settings, self.entries = settings, entries
         self._secrets.update(sources.secrets_of(settings, entries))
+        for name in _PACKAGES:
+            # Python writes warnings without a handler itself. These quote addresses of clients,
+            # which may hold a secret; what matters of them is told by this package.
+            logging.getLogger(name).handlers[:] = [logging.NullHandler()]
         logs.configure(
             level=settings.log_level,
             style=settings.log_format,
@@ -107,7 +113,14 @@ class _Tools:
             )
             for entry in self.entries
         ]
-        return Toolbox(servers, timeout_s=settings.tool_timeout_s, calls=settings.tool_calls)
+        foreign = foreign_servers(
+            settings.tool_hosts,
+            timeout_s=settings.tool_timeout_s,
+            output_bytes=settings.tool_output_bytes,
+        )
+        return Toolbox(
+            servers, foreign, timeout_s=settings.tool_timeout_s, calls=settings.tool_calls
+        )
 
 
 async def _run(tools: _Tools, path: str, parent: int | None) -> int:

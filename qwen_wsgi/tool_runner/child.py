@@ -180,4 +180,11 @@ def _wait_for(path: str, pid: int) -> None:
 
 def _how(status: int) -> str:
     code = os.waitstatus_to_exitcode(status)
-    return f"status {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+    return f"status {code}" if code >= 0 else f"signal {_signal_name(-code)}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal: only the first and the last of them have names
+        return str(number)

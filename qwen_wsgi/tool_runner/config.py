@@ -132,6 +132,8 @@ def _entry(
         return Entry(label, trouble=f"qwen-code's settings.json has no mcpServers.{label}")
     # Who trusts a tool at his own terminal has not yet offered it to a whole network.
     theirs = {name: each for name, each in found.items() if name in _KNOWN and name != "trust"}
+    if not theirs.get("command"):
+        theirs.pop("env", None)  # qwen-code allows it beside a URL, and does nothing with it
     ours = {name: each for name, each in value.items() if name != "from"}
     try:
         return reader.read_server({**theirs, **ours})
@@ -163,8 +165,9 @@ class _Reader:
             )
         if ways != ["command"]:
             for name in _OF_COMMAND:
-                if name in value and name != "env":
-                    raise self._wrong(f"has {name}, which only a command may have")
+                if name in value:
+                    hint = "; what the server is to be told goes into headers" * (name == "env")
+                    raise self._wrong(f"has {name}, which only a command may have{hint}")
         elif value.get("headers"):
             raise self._wrong("has headers, which only an httpUrl or url may have")
         return self.read(value)
@@ -218,7 +221,9 @@ class _Reader:
         return tuple(found)
 
     def _texts(self, value: Mapping[str, Any], name: str, missing: list[str]) -> dict[str, str]:
-        found = value.get(name) or {}
+        found = value.get(name)
+        if found is None:
+            return {}
         if not isinstance(found, dict) or len(found) > _MOST_WORDS:
             raise self._wrong(f"has {name} that must be an object of texts")
 

@@ -127,16 +127,18 @@ def _become(spec: dict[str, Any], status: int, uid: int, gid: int) -> NoReturn:
         # While the root can still be written.
         place = argv.index("--remount-ro")
         for path, text in {**own, **spec["texts"]}.items():
-            argv[place:place] = ["--ro-bind-data", str(_opened(text)), path]
+            argv[place:place] = ["--ro-bind-data", str(_opened(text.encode())), path]
+        if spec["system_calls"]:
+            argv[1:1] = ["--seccomp", str(_opened(bytes.fromhex(spec["system_calls"])))]
         os.execve(argv[0], argv, spec["env"])
     except OSError as error:
         _end(status, failed=f"{spec['argv'][0]} does not start: {error.strerror}")
 
 
-def _opened(text: str) -> int:
+def _opened(data: bytes) -> int:
     """A file in memory that bubblewrap can read."""
-    number = os.memfd_create("text", 0)
-    os.write(number, text.encode())
+    number = os.memfd_create("data", 0)
+    os.write(number, data)
     os.lseek(number, 0, os.SEEK_SET)
     os.set_inheritable(number, True)
     return number

@@ -241,6 +241,7 @@ class Interpreter:
         self._sandbox = sandbox
         self._output_bytes = output_bytes
         self._containers: dict[str, _Container] = {}
+        self._is_closed = False
 
     async def call(
         self, arguments: Mapping[str, Any], *, seconds: float, container: str | None
@@ -253,6 +254,7 @@ class Interpreter:
             return failed(wrong)
         try:
             async with asyncio.timeout(seconds):
+                self._check_open()
                 if container is None:
                     async with self._session() as session:
                         return await session.run(code, files)
@@ -277,9 +279,11 @@ class Interpreter:
                 try:
                     session = container.session
                     if session is None:
+                        self._check_open()
                         made = self._session()
                         session = await container.stack.enter_async_context(made)
                         container.session = session
+                        self._check_open()  # nobody would end it any more
                     return await session.run(code, files)
                 except BaseException:
                     # Also when it was cancelled: the code still runs there.
@@ -327,8 +331,20 @@ class Interpreter:
             await self.close()
 
     async def close(self) -> None:
+        """End all containers; no further one is made, and no further call begins."""
+        self._is_closed = True
         for name, each in list(self._containers.items()):
             await self._end(name, each)
+
+    def _check_open(self) -> None:
+        """Refuse a call that waited while tools.json was read anew: it may forbid now what this
+        interpreter would allow.
+
+        Raises:
+            Stopped: it was.
+        """
+        if self._is_closed:
+            raise Stopped("[tools.json was read anew while the call waited; run the code again]")
 
     @contextlib.asynccontextmanager
     async def _session(self) -> AsyncIterator[_Session]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
 
 import anyio
@@ -67,6 +67,8 @@ class McpServer:
         #: Set to have the connection closed, and made anew.
         self._renew = asyncio.Event()
         self._list_again = asyncio.Event()
+        #: Looks after calls that took too long; a task that nobody holds may be collected.
+        self._looks: set[asyncio.Task[None]] = set()
         #: Set once the first attempt to start has succeeded or failed.
         self.is_decided = asyncio.Event()
 
@@ -80,7 +82,7 @@ class McpServer:
                 await self._once()
                 why = "it has ended"
             except* Exception as group:
-                why = _why(group)
+                why = why_of(group)
             finally:
                 self._session = None
                 self.tools = {}
@@ -106,7 +108,7 @@ class McpServer:
             async with asyncio.timeout(seconds):
                 answer = await session.call_tool(tool, dict(arguments))
         except TimeoutError:
-            self._doubt(session)
+            self._look_after(session)
             return failed(f"It was given up after {seconds:g} seconds, the longest it may take.")
         except MCPError as error:
             if error.code == types.CONNECTION_CLOSED:
@@ -144,15 +146,16 @@ class McpServer:
             self._renew.set()
         return failed(f"The server {self.entry.label} ended while it ran the tool.")
 
-    def _doubt(self, session: ClientSession) -> None:
-        """After a call that took too long: a server that hangs is started anew."""
+    def _look_after(self, session: ClientSession) -> None:
+        """After a call that took too long: start a server that hangs anew."""
 
         async def look() -> None:
             if await self.answers() and self._session is session:
                 self._renew.set()
 
         task = asyncio.create_task(look())
-        self._doubts = task  # a task that nobody holds may be collected
+        self._looks.add(task)
+        task.add_done_callback(self._looks.discard)
 
     def _tell(self, why: str) -> None:
         if why != self.trouble:
@@ -220,21 +223,7 @@ class McpServer:
 
     async def _listed(self, session: ClientSession) -> Mapping[str, Tool]:
         """The tools that the server has and the operator offers."""
-        found: dict[str, Tool] = {}
-        cursor = None
-        for _ in range(_PAGES):
-            page = await session.list_tools(params=types.PaginatedRequestParams(cursor=cursor))
-            for each in page.tools:
-                tool = each.model_dump(mode="json", by_alias=True, exclude_none=True)
-                if self.entry.offers(each.name) and len(str(tool)) <= _SCHEMA_BYTES:
-                    found[each.name] = tool
-            cursor = page.next_cursor
-            if not cursor or len(found) > _MOST_TOOLS:
-                break
-        if len(found) > _MOST_TOOLS:
-            raise CannotStart(
-                f"it has more than {_MOST_TOOLS} tools; choose among them with includeTools"
-            )
+        found = await listed(session, self.entry.offers, "; choose among them with includeTools")
         if self.entry.include is not None:
             missing = [name for name in self.entry.include if name not in found]
             if missing and not found:
@@ -277,6 +266,33 @@ class McpServer:
             await asyncio.sleep(_LOOK_S)
             if self._session is not None and (why := await self.answers()):
                 return why
+
+
+async def listed(
+    session: ClientSession, wanted: Callable[[str], bool] = lambda name: True, hint: str = ""
+) -> Mapping[str, Tool]:
+    """The wanted tools of a server, by their names.
+
+    Args:
+        hint: what to do if there are too many.
+
+    Raises:
+        CannotStart: there are too many.
+    """
+    found: dict[str, Tool] = {}
+    cursor = None
+    for _ in range(_PAGES):
+        page = await session.list_tools(params=types.PaginatedRequestParams(cursor=cursor))
+        for each in page.tools:
+            tool = each.model_dump(mode="json", by_alias=True, exclude_none=True)
+            if wanted(each.name) and len(str(tool)) <= _SCHEMA_BYTES:
+                found[each.name] = tool
+        cursor = page.next_cursor
+        if not cursor or len(found) > _MOST_TOOLS:
+            break
+    if len(found) > _MOST_TOOLS:
+        raise CannotStart(f"it has more than {_MOST_TOOLS} tools{hint}")
+    return found
 
 
 def _http_client(headers: Mapping[str, str]) -> httpx2.AsyncClient:
@@ -362,12 +378,10 @@ async def _over_stdio(process: Process) -> AsyncIterator[tuple[Any, Any, Callabl
             stream.close()
 
 
-def _why(group: BaseExceptionGroup[Exception]) -> str:
+def why_of(error: BaseException) -> str:
     """The first thing that went wrong, as a clause."""
-    errors: Sequence[BaseException] = group.exceptions
-    while isinstance(errors[0], BaseExceptionGroup):
-        errors = errors[0].exceptions
-    error = errors[0]
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
     if isinstance(error, CannotStart):
         return str(error)
     if isinstance(error, httpx2.HTTPStatusError):

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from qwen_wsgi.tool_runner import system_calls
+
 _CONFINE: Final = Path(__file__).with_name("confine.py")
 
 #: What a program finds of the system, read-only. Nothing of /etc but this: it has secrets, too.
@@ -216,6 +218,7 @@ class Sandbox:
             "argv": arguments(checked, self._bounds, bwrap=bwrap),
             "env": {**_ENVIRONMENT, **program.env},
             "texts": texts,
+            "system_calls": system_calls.program().hex(),
             "uid": uid,
             "gid": gid,
             "memory": self._bounds.memory,

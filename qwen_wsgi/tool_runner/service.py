@@ -123,6 +123,8 @@ class _Conversation:
                 self._writer.transport.abort()
 
     async def _list(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        if (address := _address(question)) is not None:
+            return await self._service.toolbox.listed_at(address)
         await self._service.toolbox.decided(_DECIDED_S)
         return self._service.toolbox.listed()
 
@@ -143,6 +145,30 @@ class _Conversation:
         ):
             raise wire.BadLine("the call has members that are missing or wrong")
         result = await self._service.toolbox.call(
-            server, tool, arguments, seconds=seconds, container=container
+            server,
+            tool,
+            arguments,
+            seconds=seconds,
+            container=container,
+            address=_address(question),
         )
         return result.as_json()
+
+
+def _address(question: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The address that a question is for, of a server of a client; None without one.
+
+    Raises:
+        wire.BadLine: it is none.
+    """
+    at = question.get("at")
+    if at is None:
+        return None
+    headers = at.get("headers") if isinstance(at, dict) else None
+    if not (
+        isinstance(headers, dict)
+        and isinstance(at.get("url"), str)
+        and all(isinstance(value, str) for value in headers.values())
+    ):
+        raise wire.BadLine("the address has members that are missing or wrong")
+    return {"url": at["url"], "headers": headers}

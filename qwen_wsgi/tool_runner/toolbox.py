@@ -7,18 +7,25 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from qwen_wsgi.tool_runner import interpreter as interpreter_module
 from qwen_wsgi.tool_runner.config import FETCH, PYTHON, Entry
 from qwen_wsgi.tool_runner.fetching import fetch as fetch_module
 from qwen_wsgi.tool_runner.fetching.fetch import Fetch
+from qwen_wsgi.tool_runner.foreign_hosts import NotAllowed
 from qwen_wsgi.tool_runner.interpreter import Interpreter
 from qwen_wsgi.tool_runner.results import Result, failed
 from qwen_wsgi.tool_runner.sandbox import CannotStart, Program, Sandbox, tail_of
 
+if TYPE_CHECKING:  # it needs the package `mcp`, which may be missing
+    from qwen_wsgi.tool_runner.foreign import ForeignServers
+
 #: For a check that a sandbox works at all.
 _TRIAL_S: Final = 20.0
+NO_MCP: Final = (
+    "the Python package `mcp` is not installed, which it needs (pip install 'qwen-wsgi[tools]')"
+)
 
 
 class Server(Protocol):
@@ -49,11 +56,20 @@ class Toolbox:
     """The servers of a tools.json, for as long as `run` runs.
 
     Args:
+        foreign: servers at addresses that clients bring; None where there can be none.
         timeout_s: of calls whose entry has none of its own.
         calls: that run at a time; others wait.
     """
 
-    def __init__(self, servers: Sequence[Server], *, timeout_s: float, calls: int) -> None:
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        foreign: ForeignServers | None = None,
+        *,
+        timeout_s: float,
+        calls: int,
+    ) -> None:
+        self._foreign = foreign
         self._servers = {each.entry.label: each for each in servers}
         self._timeout_s = timeout_s
         self._places = asyncio.Semaphore(calls)
@@ -79,18 +95,27 @@ class Toolbox:
     def listed(self) -> dict[str, Any]:
         """The members of an answer of `wire`: all tools, and why servers have none."""
         tools = [
-            {
-                "server": label,
-                "name": name,
-                "description": tool.get("description", ""),
-                "schema": tool.get("inputSchema", {"type": "object"}),
-                "trust": each.entry.trust,
-            }
+            {"server": label, **_shown(name, tool), "trust": each.entry.trust}
             for label, each in self._servers.items()
             for name, tool in each.tools.items()
         ]
         troubles = {label: each.trouble for label, each in self._servers.items() if each.trouble}
         return {"tools": tools, "troubles": troubles}
+
+    async def listed_at(self, address: Mapping[str, Any]) -> dict[str, Any]:
+        """The members of an answer of `wire`: the tools of a server at an address of a client; or
+        why no connection is made to it, or why it cannot be used."""
+        if self._foreign is None:
+            return {"failed": NO_MCP}
+        from qwen_wsgi.tool_runner.foreign import Failed, Foreign
+
+        try:
+            found = await self._foreign.listed(Foreign(address["url"], address["headers"]))
+        except NotAllowed as error:
+            return {"refused": str(error)}
+        except Failed as error:
+            return {"failed": str(error)}
+        return {"tools": [_shown(name, tool) for name, tool in found.items()]}
 
     async def check(self) -> dict[str, str]:
         """Whether each server works now, by its label: "" or why not."""
@@ -110,10 +135,15 @@ class Toolbox:
         *,
         seconds: float,
         container: str | None,
+        address: Mapping[str, Any] | None = None,
     ) -> Result:
-        """Run a tool. Waits for a place, as long as the call's own time allows."""
+        """Run a tool. Waits for a place, as long as the call's own time allows.
+
+        Args:
+            address: of a server of a client; its label means nothing here.
+        """
         found = self._servers.get(server)
-        if found is None:
+        if found is None and address is None:
             return failed(f"There is no server of tools named {server!r} here.")
         end_s = time.monotonic() + seconds
         try:
@@ -125,10 +155,31 @@ class Toolbox:
             )
         try:
             left_s = max(0.1, end_s - time.monotonic())
+            if address is not None:
+                return await self._call_at(address, tool, arguments, left_s)
+            assert found is not None, "there is an address otherwise"
             most = round(min(left_s, found.entry.timeout_s or self._timeout_s), 1)
             return await found.call(tool, arguments, seconds=most, container=container)
         finally:
             self._places.release()
+
+    async def _call_at(
+        self, address: Mapping[str, Any], tool: str, arguments: Mapping[str, Any], seconds: float
+    ) -> Result:
+        if self._foreign is None:
+            return failed(NO_MCP)
+        from qwen_wsgi.tool_runner.foreign import Foreign
+
+        server = Foreign(address["url"], address["headers"])
+        return await self._foreign.call(server, tool, arguments, seconds=seconds)
+
+
+def _shown(name: str, tool: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "description": tool.get("description", ""),
+        "schema": tool.get("inputSchema", {"type": "object"}),
+    }
 
 
 class _BuiltIn:
@@ -236,14 +287,21 @@ def server_of(entry: Entry, sandbox: Sandbox, *, output_bytes: int, hosts: Seque
     if entry.label == FETCH:
         return FetchServer(entry, Fetch(hosts, output_bytes=output_bytes))
     if find_spec("mcp") is None:
-        return Broken(
-            entry,
-            "the Python package `mcp` is not installed, which it needs "
-            "(pip install 'qwen-wsgi[tools]')",
-        )
+        return Broken(entry, NO_MCP)
     from qwen_wsgi.tool_runner.mcp_server import McpServer
 
     return McpServer(entry, sandbox, output_bytes=output_bytes)
+
+
+def foreign_servers(
+    hosts: Sequence[str], *, timeout_s: float, output_bytes: int
+) -> ForeignServers | None:
+    """Servers at addresses that clients bring; None where the package is missing that asks them."""
+    if find_spec("mcp") is None:
+        return None
+    from qwen_wsgi.tool_runner.foreign import ForeignServers
+
+    return ForeignServers(hosts, timeout_s=timeout_s, output_bytes=output_bytes)
 
 
 async def works(sandbox: Sandbox) -> str:

@@ -3,6 +3,9 @@
 Asked is with `{"do": "list"}`, `{"do": "check"}`, `{"do": "call", "id", "server", "tool",
 "arguments", "seconds", "container"}` or `{"do": "cancel", "id"}`. Each but the last is answered
 with one line, which has the question's `id`; a call that was cancelled is not answered.
+
+`list` and `call` may have `{"at": {"url", "headers"}}`, the address of a server that a client has
+brought; a list of its tools may be answered with `refused` or `failed`, and why.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from qwen_wsgi.protocol.server_tools.foreign import ForeignServer
+
 
 @dataclass(frozen=True)
 class ServerTool:
@@ -19,6 +21,7 @@ class ServerTool:
         name: as the server names it.
         schema: the JSON schema of its arguments.
         trust: no approval is asked before it runs.
+        at: the server, where the client has brought it; None for the operator's.
     """
 
     server: str
@@ -26,6 +29,12 @@ class ServerTool:
     description: str
     schema: Mapping[str, object]
     trust: bool
+    at: ForeignServer | None = None
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the client has brought its server."""
+        return self.at is not None
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,20 @@ class RunnerUnavailable(Exception):
         self.reason = reason
 
 
+class ForeignServerError(Exception):
+    """A server that a client has brought cannot be used.
+
+    Attributes:
+        reason: one sentence for the client, and what to do.
+        is_refused: no connection is made to it.
+    """
+
+    def __init__(self, reason: str, *, is_refused: bool) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.is_refused = is_refused
+
+
 class ToolRunner(Protocol):
     """Runs tools outside the workers."""
 
@@ -71,6 +94,14 @@ class ToolRunner(Protocol):
         """The tools that can be called now. Cached.
 
         Raises:
+            RunnerUnavailable: the runner does not answer.
+        """
+
+    def offered_at(self, server: ForeignServer) -> Sequence[ServerTool]:
+        """The tools of a server that a client has brought. Asked anew each time.
+
+        Raises:
+            ForeignServerError: it cannot be used.
             RunnerUnavailable: the runner does not answer.
         """
 

@@ -12,12 +12,20 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from qwen_wsgi.clock import Clock
+from qwen_wsgi.protocol.server_tools.foreign import ForeignServer
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.tool_runner import child, sources, wire
-from qwen_wsgi.tools.runner import RunnerUnavailable, ServerTool, ToolImage, ToolResult
+from qwen_wsgi.tools.runner import (
+    ForeignServerError,
+    RunnerUnavailable,
+    ServerTool,
+    ToolImage,
+    ToolResult,
+)
 
 #: How long a list of tools is used before the runner is asked again.
 _LIST_AGE_S: Final = 5.0
@@ -58,6 +66,18 @@ class RunnerClient:
         """See `ToolRunner`."""
         return self._list()[1]
 
+    def offered_at(self, server: ForeignServer) -> Sequence[ServerTool]:
+        """See `ToolRunner`."""
+        answer = self._ask({"do": "list", "at": _address(server)}, _LIST_S)
+        for name in ("refused", "failed"):
+            if name in answer:
+                raise ForeignServerError(str(answer[name]), is_refused=name == "refused")
+        tools = answer.get("tools")
+        return tuple(
+            replace(_tool(each), server=server.label, at=server)
+            for each in (tools if isinstance(tools, list) else ())
+        )
+
     def troubles(self) -> Mapping[str, str]:
         """See `ToolRunner`."""
         return self._list()[2]
@@ -79,7 +99,7 @@ class RunnerClient:
         container: str | None = None,
     ) -> ToolResult:
         """See `ToolRunner`."""
-        question = {
+        question: dict[str, Any] = {
             "do": "call",
             "id": "1",
             "server": tool.server,
@@ -88,6 +108,8 @@ class RunnerClient:
             "seconds": seconds,
             "container": container,
         }
+        if tool.at is not None:
+            question["at"] = _address(tool.at)
         return _result(self._ask(question, seconds + _SPARE_S))
 
     def _list(self) -> _Listed:
@@ -191,6 +213,10 @@ def _why(path: str, error: Exception) -> str:
     if isinstance(error, PermissionError):
         return f"This user may not use the socket of the process that runs tools: {path}."
     return f"The process that runs tools cannot be asked: {error}."
+
+
+def _address(server: ForeignServer) -> dict[str, Any]:
+    return {"url": server.url, "headers": dict(server.headers)}
 
 
 def _texts(value: object) -> dict[str, str]:

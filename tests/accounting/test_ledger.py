@@ -11,7 +11,7 @@ import pytest
 
 from qwen_wsgi.accounting.ledger import Ledger, row
 from qwen_wsgi.accounting.prices import Cost
-from qwen_wsgi.accounting.record import CallRecord
+from qwen_wsgi.accounting.record import MOST_GAPS, CallRecord
 from qwen_wsgi.protocol.json_object import MOST
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.state.call_journal import MAX_LINE
@@ -201,6 +201,7 @@ def test_whatever_others_send_a_line_has_its_bounds() -> None:
         units=tuple((f"unit{number}", 1e300) for number in range(100)),
         first_byte_at=1e9,
         longest_gap_s=1e9,
+        gaps=((1e9, 1e9),) * MOST_GAPS,
         queued_s=1e9,
         connect_s=1e9,
     )

@@ -150,3 +150,13 @@ def test_every_secret_of_the_settings_is_masked() -> None:
         masked = app.services.redact(f"{state} {upstream}")
 
     assert core(state) not in masked and core(upstream) not in masked
+
+
+def test_what_only_a_server_of_tools_is_to_get_is_not_recorded(world: World) -> None:
+    server = {"type": "url", "name": "mine", "url": "https://mcp.example/"}
+    asked = {**HELLO, "max_tokens": 10, "mcp_servers": [{**server, "authorization_token": "abc4"}]}
+    world.command.order("env-1", 1, 10)
+    world.post(asked, path="/v1/messages")
+    (recording,) = world.recorded()
+
+    assert recording["request"]["body"]["mcp_servers"] == [{**server, "url": "https://mcp.example"}]

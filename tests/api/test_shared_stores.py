@@ -530,7 +530,7 @@ def test_no_responses_are_shared_where_none_are_stored() -> None:
 
 def test_without_a_state_directory_nothing_is_shared() -> None:
     with running(QWEN_PROXY_REDIS_URL="unix:///nonexistent/redis.sock") as app:
-        assert app.services.sharing is None
+        assert app.services.sharing == ()
         assert app.services.background.cancel("local", "resp_1") is None
 
 

@@ -12,7 +12,7 @@ from werkzeug.test import TestResponse
 
 from qwen_wsgi.sandbox import Sandbox
 from tests.api.apps import App, error_of
-from tests.api.tool_calls import in_front_of
+from tests.api.tool_calls import chats, in_front_of
 from tests.fakes.tool_runner import FakeRunner
 
 TIME: dict[str, Any] = {"type": "mcp", "server_label": "time", "allowed_tools": ["now"]}
@@ -118,6 +118,62 @@ def test_a_filter_of_tools_is_read_as_in_responses(app: App, runner: FakeRunner)
     assert (wrong.status_code, error_of(wrong)["param"]) == (400, "tools[0].allowed_tools")
 
 
+def allowing(*tools: dict[str, Any]) -> dict[str, Any]:
+    inner = {"mode": "required", "tools": list(tools)}
+    return {"type": "allowed_tools", "allowed_tools": inner}
+
+
+NAMED: dict[str, Any] = {"type": "function", "function": {"name": "get_weather"}}
+#: The tools of a request with each kind, as the model sees them.
+ALL = ["get_weather", "time__now", "time__zones", "python"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "ran", "first", "later"),
+    [
+        ({"type": "mcp", "server_label": "time", "name": "zones"}, "time.zones", ALL, ALL),
+        ({"type": "mcp", "server_label": "time"}, "time.now", ["time__now", "time__zones"], ALL),
+        ({"type": "code_interpreter"}, "python.run", ALL, ALL),
+        (
+            allowing({"type": "mcp", "server_label": "time", "name": "zones"}, NAMED),
+            "time.zones",
+            ["get_weather", "time__zones"],
+            ["get_weather", "time__zones"],
+        ),
+    ],
+)
+def test_a_tool_is_chosen_for_the_first_turn(
+    app: App, sandbox: Sandbox, runner: FakeRunner, choice: Any, ran: str, first: Any, later: Any
+) -> None:
+    tools = [WEATHER, {"type": "mcp", "server_label": "time"}, {"type": "code_interpreter"}]
+    answer = app.chat(body("[[sandbox: tools=2]]", tools=tools, tool_choice=choice))
+
+    assert answer.status_code == 200, answer.text
+    assert runner.ran[0].tool == ran
+    asked = chats(sandbox)
+    assert [each["function"]["name"] for each in asked[0]["tools"]] == first
+    if len(asked) > 1:  # the last one calls a function of the client, too
+        assert [each["function"]["name"] for each in asked[1]["tools"]] == later
+        assert "tool_choice" not in asked[1]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"type": "mcp", "server_label": "files"},
+        {"type": "mcp", "server_label": "time", "name": "then"},
+        {"type": "code_interpreter"},
+        allowing({"type": "mcp", "server_label": "clock"}),
+    ],
+)
+def test_a_choice_of_what_the_request_does_not_have_is_refused(app: App, choice: Any) -> None:
+    error = error_of(app.chat(body("hello", tool_choice=choice)))
+
+    assert error["code"] == "invalid_value"
+    assert error["param"].startswith("tool_choice")
+    assert "not found in 'tools'" in error["message"]
+
+
 def test_at_the_limit_the_answer_is_cut(app: App, runner: FakeRunner) -> None:
     value = whole(app, "[[sandbox: tool-rounds=50]]")
 
@@ -131,7 +187,9 @@ def test_at_the_limit_the_answer_is_cut(app: App, runner: FakeRunner) -> None:
     [
         ({"type": "mcp", "server_label": "files"}, 403, "tool_needs_approval"),
         ({"type": "mcp", "server_label": "clock"}, 400, "unknown_tool_server"),
-        ({**TIME, "server_url": "https://mcp.example"}, 400, "unsupported_value"),
+        ({**TIME, "server_url": "https://mcp.example"}, 400, "invalid_value"),
+        ({**TIME, "require_approval": "always"}, 400, "unsupported_value"),
+        ({**TIME, "require_approval": {"always": {"tool_names": []}}}, 400, "unsupported_value"),
     ],
 )
 def test_tools_that_are_refused(app: App, tool: dict[str, Any], status: int, code: str) -> None:
@@ -198,3 +256,91 @@ def test_a_key_without_tools_has_none_always(app: App, runner: FakeRunner) -> No
 
     assert answer.status_code == 200
     assert not runner.ran
+
+
+# --- servers that the client brings --------------------------------------------------------------
+
+MINE: dict[str, Any] = {
+    "type": "mcp",
+    "server_label": "mine",
+    "server_url": "https://mcp.example/mcp?key=hidden",
+    "authorization": "hidden-token",
+    "headers": {"X-Team": "a"},
+}
+
+
+@pytest.fixture
+def own() -> FakeRunner:
+    return FakeRunner(hosts=["mcp.example", "broken.example"])
+
+
+@pytest.fixture
+def open_app(sandbox: Sandbox, own: FakeRunner) -> Iterator[App]:
+    with in_front_of(sandbox, own) as made:
+        yield made
+
+
+def test_a_server_of_the_client_is_used_without_an_approval(
+    open_app: App, own: FakeRunner, sandbox: Sandbox
+) -> None:
+    value = whole(open_app, "Time?", tools=[{**MINE, "allowed_tools": ["now"]}])
+
+    assert "now(zone=sandbox zone) is done" in value["choices"][0]["message"]["content"]
+    assert [each.tool for each in own.ran] == ["mine.now"]
+    (asked,) = own.asked
+    assert asked.url == MINE["server_url"]
+    assert asked.headers == {"X-Team": "a", "Authorization": "Bearer hidden-token"}
+    assert open_app.calls[0]["tools"] == "mine.now=1"
+    assert "hidden" not in str([chats(sandbox), open_app.calls, value])
+
+
+def test_a_key_may_bring_servers_where_it_is_allowed(open_app: App, own: FakeRunner) -> None:
+    def asked(*tools: str) -> TestResponse:
+        made = open_app.services.client_keys.add({"name": f"n{len(tools)}", "tools": [*tools]})
+        open_app.services.key_ring.look_again()
+        headers = {"Authorization": f"Bearer {made.secret}"}
+        return open_app.chat(body("Time?", tools=[MINE]), headers=headers)
+
+    refused, taken = asked("mine"), asked("time", "https://mcp.example")
+
+    assert (refused.status_code, error_of(refused)["code"]) == (403, "tool_not_allowed")
+    assert "--tools 'https://mcp.example'" in error_of(refused)["message"]
+    assert taken.status_code == 200
+    assert len(own.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code", "param"),
+    [
+        ({"server_url": "https://other.example"}, 400, "tool_host_not_allowed", "server_url"),
+        ({"server_url": "mcp.example"}, 400, "invalid_value", "server_url"),
+        ({"server_url": "https://broken.example"}, 424, "tool_server_failed", "server_url"),
+        ({"server_label": "time"}, 400, "invalid_value", "server_url"),
+        ({"server_label": "fetch"}, 400, "invalid_value", "server_url"),
+        ({"server_label": "python"}, 400, "invalid_value", "server_url"),
+        ({"server_label": "a b"}, 400, "invalid_value", "server_label"),
+        ({"headers": {"Host": "x"}}, 400, "invalid_value", "headers"),
+        ({"headers": {"X": "a\r\nY: b"}}, 400, "invalid_value", "headers"),
+        ({"headers": {"X": 1}}, 400, "invalid_type", "headers"),
+        ({"authorization": "a\nb"}, 400, "invalid_value", "authorization"),
+    ],
+)
+def test_servers_of_clients_that_are_refused(
+    open_app: App, own: FakeRunner, change: dict[str, Any], status: int, code: str, param: str
+) -> None:
+    answer = open_app.chat(body("Time?", tools=[{**MINE, **change}]))
+
+    error = error_of(answer)
+    assert (answer.status_code, error["code"]) == (status, code)
+    assert error["param"] == f"tools[0].{param}"
+    assert "hidden" not in error["message"]
+    assert not own.ran
+
+
+def test_servers_of_a_request_are_few_and_each_has_a_label(open_app: App) -> None:
+    many = [{**MINE, "server_label": f"s{number}"} for number in range(9)]
+    twice = [MINE, {**MINE, "server_url": "https://mcp.example/other"}]
+
+    assert error_of(open_app.chat(body("Time?", tools=many)))["code"] == "too_many_tools"
+    error = error_of(open_app.chat(body("Time?", tools=twice)))
+    assert "Two servers have the label 'mine'" in error["message"]

@@ -225,7 +225,12 @@ def test_without_a_runner_nothing_changes(sandbox: Sandbox) -> None:
     ("members", "status", "words"),
     [
         ({"mcp_servers": [{**TIME, "name": "clock", "url": ""}]}, 400, "has no tools with"),
-        ({"mcp_servers": [{**TIME, "url": "https://mcp.example"}]}, 400, "Leave the address"),
+        ({"mcp_servers": [{**TIME, "url": "https://mcp.example"}]}, 400, "yours another one"),
+        (
+            {"mcp_servers": [{**TIME, "name": "mine", "url": "https://mcp.example"}]},
+            400,
+            "Ask the operator to, or leave the address out",
+        ),
         ({"mcp_servers": [{"type": "url", "name": "files"}]}, 403, "need an approval"),
         (
             {"mcp_servers": [{**TIME, "tool_configuration": {"allowed_tools": ["then"]}}]},
@@ -282,6 +287,38 @@ def test_a_tool_is_forced_for_the_first_turn(app: App, sandbox: Sandbox) -> None
 
     assert value["content"][0]["name"] == "zones"
     assert "tool_choice" not in chats(sandbox)[1]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_server_of_the_client_is_used(sandbox: Sandbox, stream: bool) -> None:
+    runner = FakeRunner(hosts=["mcp.example"])
+    mine = {"type": "url", "name": "mine", "url": "https://mcp.example/mcp"}
+    server = {**mine, "authorization_token": "hidden-token"}
+    with in_front_of(sandbox, runner) as app:
+        answer = post(
+            app,
+            mcp_servers=[server],
+            tools=[{"type": "mcp_toolset", "mcp_server_name": "mine"}],
+            stream=stream,
+        )
+        value = accumulated(answer) if stream else answer.get_json()
+
+    assert kinds(value) == ["mcp_tool_use", "mcp_tool_result", "text"]
+    assert (value["content"][0]["server_name"], runner.ran[0].tool) == ("mine", "mine.now")
+    assert runner.asked[0].headers == {"Authorization": "Bearer hidden-token"}
+    assert "authorization" not in answer.headers["x-qwen-proxy-changed"]
+    assert "hidden" not in str([value, chats(sandbox), app.calls])
+
+
+def test_a_server_of_the_client_that_fails(sandbox: Sandbox) -> None:
+    broken = {"type": "url", "name": "mine", "url": "https://broken.example"}
+    with in_front_of(sandbox, FakeRunner(hosts=["broken.example"])) as app:
+        answer = post(app, mcp_servers=[broken], tools=[])
+
+    assert refused(answer) == (
+        424,
+        "The tools of your server 'mine' cannot be used: broken.example answers with HTTP 401.",
+    )
 
 
 # --- code ----------------------------------------------------------------------------------------

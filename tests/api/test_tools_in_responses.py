@@ -241,7 +241,13 @@ def test_without_a_runner_nothing_changes(sandbox: Sandbox) -> None:
     ("tool", "status", "param", "words"),
     [
         ({"server_label": "clock"}, 400, "tools[0].server_label", "It offers you: files, python"),
-        ({"server_url": "https://mcp.example"}, 400, "tools[0].server_url", "Leave the address"),
+        ({"server_url": "https://mcp.example"}, 400, "tools[0].server_url", "yours another one"),
+        (
+            {"server_label": "mine", "server_url": "https://mcp.example"},
+            400,
+            "tools[0].server_url",
+            "Ask the operator to, or leave the address out",
+        ),
         ({"connector_id": "connector_gmail"}, 400, "tools[0].connector_id", "OpenAI's"),
         ({"allowed_tools": ["then"]}, 400, "tools[0].allowed_tools", "It has: now, zones"),
         ({"allowed_tools": "now"}, 400, "tools[0].allowed_tools", "array of strings"),
@@ -284,7 +290,10 @@ def test_a_tool_is_chosen(app: App, sandbox: Sandbox, choice: Any, called: list[
 
     assert kinds(response) == ["mcp_list_tools", *called, "message"]
     if called:
-        assert "tool_choice" not in chats(sandbox)[1]
+        later = chats(sandbox)[1]
+        assert "tool_choice" not in later
+        is_forced = choice["type"] in ("mcp", "code_interpreter")
+        assert len(later["tools"]) == (4 if is_forced else 2)
 
 
 def test_functions_of_the_client_keep_their_names(app: App, sandbox: Sandbox) -> None:
@@ -475,6 +484,67 @@ def test_an_approved_tool_must_be_offered_again(app: App, runner: FakeRunner) ->
 
     assert error_of(refused)["code"] == "tool_not_offered"
     assert runner.ran == []
+
+
+# --- servers that the client brings --------------------------------------------------------------
+
+MINE: dict[str, Any] = {
+    "type": "mcp",
+    "server_label": "mine",
+    "server_url": "https://mcp.example/mcp?key=hidden",
+    "authorization": "hidden-token",
+    "headers": {"X-Key": "hidden"},
+}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_server_of_the_client_is_used_and_its_secrets_stay_with_it(
+    sandbox: Sandbox, stream: bool
+) -> None:
+    runner = FakeRunner(hosts=["mcp.example"])
+    with in_front_of(sandbox, runner) as app:
+        answer = post(app, tools=[{**MINE, "require_approval": "never"}], stream=stream)
+        response = events_of(answer)[-1]["response"] if stream else response_of(answer)
+        input = app.client.get(f"/v1/responses/{response['id']}/input_items").get_data(True)
+        kept = app.client.get(f"/v1/responses/{response['id']}").get_data(True)
+
+    assert kinds(response) == ["mcp_list_tools", "mcp_call", "message"]
+    assert response["output"][1]["server_label"] == "mine"
+    assert runner.ran[0].tool == "mine.now"
+    assert runner.asked[0].headers["Authorization"] == "Bearer hidden-token"
+    (tool,) = response["tools"]
+    assert tool["server_url"] == "https://mcp.example/<redacted>"
+    assert "hidden" not in str([response, input, kept, chats(sandbox), app.calls])
+
+
+def test_without_a_word_the_client_is_asked_also_for_its_own_server(sandbox: Sandbox) -> None:
+    runner = FakeRunner(hosts=["mcp.example"])
+    with in_front_of(sandbox, runner) as app:
+        first, request = asked(app, tools=[MINE])
+        assert not runner.ran
+        second = whole(
+            app, [answered(request, approve=True)], tools=[MINE], previous_response_id=first["id"]
+        )
+
+    assert kinds(second) == ["mcp_call", "message"]
+    assert runner.ran[0].tool == "mine.now"
+    assert len(runner.asked) == 2
+
+
+def test_secrets_are_not_stored_for_a_response_in_the_background(sandbox: Sandbox) -> None:
+    with in_front_of(sandbox, FakeRunner(hosts=["mcp.example"])) as app:
+        error = error_of(post(app, tools=[MINE], background=True))
+
+    assert (error["param"], error["code"]) == ("background", "unsupported_value")
+    assert "Leave 'background' out" in error["message"]
+
+
+def test_tools_of_items_bring_no_servers(sandbox: Sandbox) -> None:
+    more = {"type": "additional_tools", "tools": [MINE]}
+    with in_front_of(sandbox, FakeRunner(hosts=["mcp.example"])) as app:
+        error = error_of(post(app, [more, {"role": "user", "content": "hello"}]))
+
+    assert "must be a tool of the request itself" in error["message"]
 
 
 # --- code ----------------------------------------------------------------------------------------

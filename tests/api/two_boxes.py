@@ -30,8 +30,9 @@ class Boxes(NamedTuple):
     def share(self) -> None:
         """Do what each box does twice a second: first one tells, then the other one knows."""
         for app in (self.a, self.b, self.a):
-            assert app.services.sharing is not None
-            app.services.sharing.look()
+            assert app.services.sharing
+            for each in app.services.sharing:
+                each.look()
 
     def lose_redis(self) -> None:
         """End it; both boxes notice with their next question."""

@@ -264,9 +264,17 @@ def test_nginx_has_a_line_for_each_replica(tmp_path: Path) -> None:
     assert proxies is not None
     environ["PROXIES"] = proxies[1]
     subprocess.run(["sh", str(REPO / "docker/nginx.sh")], env=environ, check=True, timeout=20)
-    assert re.findall(r"^    server (\S+) (.*);$", site.read_text(), re.MULTILINE)[:3] == [
+    text = site.read_text()
+    servers = [
         (f"qwen-proxy{each}:8080", "max_fails=1 fail_timeout=5s") for each in ("", "-2", "-3")
     ]
+    for name in ("qwen_proxy_console", "qwen_proxy"):
+        block = re.search(rf"^upstream {name} {{\n(.*?)^}}", text, re.MULTILINE | re.DOTALL)
+        assert block is not None
+        assert re.findall(r"^    server (\S+) (.*);$", block[1], re.MULTILINE) == servers
+        # A browser stays where its session of the console is.
+        assert ("ip_hash;" in block[1]) == (name == "qwen_proxy_console")
+    assert "location ^~ /console {\n            proxy_pass http://qwen_proxy_console;" in text
 
 
 def test_what_nginx_gets_is_the_shipped_site(tmp_path: Path) -> None:
@@ -283,6 +291,7 @@ def test_what_nginx_gets_is_the_shipped_site(tmp_path: Path) -> None:
     )
     text = site.read_text()
     assert "    server qwen-proxy:8080 max_fails=0;" in text
+    assert "qwen_proxy_console" not in text
     assert "    server_name qwen-proxy qwen.lan localhost;" in text
     assert "    listen 443 ssl;" in text
     assert re.search(r"^    ssl_certificate +/etc/nginx/tls/server.crt;", text, re.MULTILINE)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from qwen_wsgi.tools.runner import RunnerUnavailable, ServerTool, ToolResult
+from qwen_wsgi.protocol.server_tools.foreign import ForeignServer
+from qwen_wsgi.tool_runner.foreign_hosts import NotAllowed, target_of
+from qwen_wsgi.tools.runner import (
+    ForeignServerError,
+    RunnerUnavailable,
+    ServerTool,
+    ToolResult,
+)
 
 CITY: dict[str, Any] = {
     "type": "object",
@@ -46,6 +53,7 @@ class FakeRunner:
 
     Attributes:
         ran: the calls, in their order.
+        asked: the servers of clients that were asked what they offer.
         down: why nothing can run; "" if it can.
     """
 
@@ -54,17 +62,32 @@ class FakeRunner:
         *tools: ServerTool,
         does: Callable[[ServerTool, Mapping[str, object]], ToolResult] = says_what,
         troubles: Mapping[str, str] | None = None,
+        hosts: Sequence[str] = (),
     ) -> None:
         self.tools: Sequence[ServerTool] = tools or (NOW, ZONES, WRITE, PYTHON)
         self.ran: list[Ran] = []
         self.down = ""
         self._does = does
         self._troubles = troubles or {}
+        self._hosts = hosts
+        self.asked: list[ForeignServer] = []
 
     def offered(self) -> Sequence[ServerTool]:
         if self.down:
             raise RunnerUnavailable(self.down)
         return self.tools
+
+    def offered_at(self, server: ForeignServer) -> Sequence[ServerTool]:
+        if self.down:
+            raise RunnerUnavailable(self.down)
+        try:
+            target = target_of(server.url, self._hosts)
+        except NotAllowed as error:
+            raise ForeignServerError(str(error), is_refused=True) from None
+        self.asked.append(server)
+        if target.host.startswith("broken"):
+            raise ForeignServerError(f"{target.host} answers with HTTP 401.", is_refused=False)
+        return [replace(each, server=server.label, trust=False, at=server) for each in (NOW, ZONES)]
 
     def troubles(self) -> Mapping[str, str]:
         return self._troubles

@@ -17,11 +17,15 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
+from qwen_wsgi.accounting.books import journal_in
+from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.console.snippets import DIALECTS
 from qwen_wsgi.console.usage.question import CHOICES
 from qwen_wsgi.sandbox import Sandbox
+from qwen_wsgi.state.database.calls import line_of
 from tests.kit import servers
 from tests.kit.browser import Tab, browsing, chromium
+from tests.kit.call_rows import call
 from tests.kit.log_files import note_log_file
 from tests.kit.proxy import CLIENT_KEY, UPSTREAM_KEY, Proxy, start
 from tests.kit.raw_client import Exchange, chat, events
@@ -428,3 +432,31 @@ def test_a_name_that_cannot_be_used_is_told(admin: Tab, console: Console) -> Non
     admin.fill("#account", "../x")
     admin.follow("form.card button")
     assert "cannot be used" in admin.text()
+
+
+# --- many calls: at the end, because they fill the list ------------------------------------------
+
+
+def test_a_page_of_two_hundred_hostile_calls_is_small(admin: Tab, console: Console) -> None:
+    journal = journal_in(console.proxy.home / ".local/state/qwen-proxy", SystemClock())
+    signs = "&<>漢\U0001f600\"'"
+    for number in range(200):
+        name = (signs[number % len(signs)] + signs) * 30
+        row = call(
+            at=time.time() - 600 + number / 7, client=name, model=name, account=name, error=name,
+            outcome="upstream_error", queue_ms=3e7, connect_ms=2e7, first_byte_ms=1e8,
+            total_ms=6e8, input_tokens=10**12, output_tokens=9_999_999, request_id="r" * 128,
+        )  # fmt: skip
+        journal.append(line_of(row))
+    journal.close()
+    admin.send("Network.clearBrowserCache")
+    admin.received = 0
+    admin.open(console.origin + "/console/live")
+    admin.wait_for("document.readyState === 'complete'")
+    assert admin.run("document.querySelectorAll('#ended tr').length") == 200
+    assert admin.run("document.querySelectorAll('#ended script, #ended img').length") == 0
+    assert 70_000 < admin.received < 100_000
+    keep(admin, "live-many")
+    admin.follow("#ended a")
+    assert "The upstream failed" in admin.text()
+    keep(admin, "call-hostile")

@@ -18,6 +18,8 @@ import anthropic
 import openai
 import pytest
 
+from tests.kit import mcp_http
+from tests.kit.mcp_http import TOKEN, McpHttp
 from tests.kit.processes import REPOSITORY, tree
 from tests.kit.proxy import CLIENT_KEY, Proxy, start
 from tests.kit.sandboxes import open_folder, processes_with, without_sandbox
@@ -39,7 +41,14 @@ MARK = f"30.{os.getpid():07d}"
 
 
 @pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+def brought() -> Iterator[McpHttp]:
+    """A server of tools that the client brings."""
+    with mcp_http.serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory, brought: McpHttp) -> Iterator[Proxy]:
     folder = tmp_path_factory.mktemp("tools")
     with open_folder() as shown:
         (shown / "mcp_server.py").write_bytes((REPOSITORY / "tests/kit/mcp_server.py").read_bytes())
@@ -57,6 +66,8 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
             "QWEN_PROXY_WORKERS": "2",
             "QWEN_PROXY_API_KEYS": CLIENT_KEY,
             "QWEN_PROXY_TOOLS": str(file),
+            "QWEN_PROXY_TOOL_HOSTS": f"127.0.0.1:{brought.server_port}",
+            "LOG_LEVEL": "DEBUG",
         }
         running = start(folder, environment)
         try:
@@ -181,6 +192,96 @@ def test_a_message_whole_and_streamed(claude: anthropic.Anthropic) -> None:
         said: Any = message.content[-1]
         assert said.type == "text"
         assert SUN in said.text
+
+
+def secrets_told(proxy: Proxy) -> list[str]:
+    """Where the token of the client is that only its server was to get."""
+    found = [path for path in proxy.home.parent.rglob("*") if path.is_file()]
+    return [str(path) for path in found if b"of-a-client-4711" in path.read_bytes()]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_server_that_the_client_brings(
+    proxy: Proxy,
+    brought: McpHttp,
+    client: openai.OpenAI,
+    claude: anthropic.Anthropic,
+    stream: bool,
+) -> None:
+    said: Any = [{"role": "user", "content": asking(city="Bonn")}]
+    mine: Any = {
+        "type": "mcp",
+        "server_label": "mine",
+        "server_url": brought.url("/closed?key=of-a-client-4711"),
+        "authorization": TOKEN,
+        "require_approval": "never",
+    }
+    brought.heard.clear()
+    if stream:
+        with client.responses.stream(model=MODEL, input=said, tools=[mine]) as events:
+            events.until_done()
+            response: Any = events.get_final_response()
+        chunks = client.chat.completions.create(
+            model=MODEL, messages=said, tools=[mine], stream=True
+        )
+        text = "".join(each.choices[0].delta.content or "" for each in chunks if each.choices)
+    else:
+        response = client.responses.create(model=MODEL, input=said, tools=[mine])
+        answer = client.chat.completions.create(model=MODEL, messages=said, tools=[mine])
+        text = answer.choices[0].message.content or ""
+    asked: Any = {
+        "model": MODEL,
+        "max_tokens": 1000,
+        "messages": said,
+        "mcp_servers": [
+            {
+                "type": "url",
+                "name": "mine",
+                "url": brought.url("/closed"),
+                "authorization_token": TOKEN.removeprefix("Bearer "),
+            }
+        ],
+        "tools": [{"type": "mcp_toolset", "mcp_server_name": "mine"}],
+        "betas": ["mcp-client-2025-11-20"],
+    }
+    if stream:
+        with claude.beta.messages.stream(**asked) as messages:
+            message: Any = messages.get_final_message()
+    else:
+        message = claude.beta.messages.create(**asked)
+
+    assert [each.type for each in response.output] == ["mcp_list_tools", "mcp_call", "message"]
+    assert response.output[1].output == SUN
+    assert SUN in text
+    assert [each.type for each in message.content][:2] == ["mcp_tool_use", "mcp_tool_result"]
+    assert {headers["Authorization"] for _, _, headers in brought.heard} == {TOKEN}
+    assert secrets_told(proxy) == []
+
+
+def test_servers_of_clients_that_cannot_be_used_say_what_to_do(
+    client: openai.OpenAI, claude: anthropic.Anthropic, brought: McpHttp
+) -> None:
+    def refused(url: str) -> openai.APIStatusError:
+        tool: Any = {"type": "mcp", "server_label": "mine", "server_url": url}
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.responses.create(model=MODEL, input="hello", tools=[tool])
+        return caught.value
+
+    closed = refused(brought.url("/closed"))
+    assert (closed.status_code, closed.code) == (424, "tool_server_failed")
+    assert "127.0.0.1 answers with HTTP 401" in closed.message
+    elsewhere = refused("http://127.0.0.1:9/mcp")
+    assert (elsewhere.status_code, elsewhere.code) == (400, "tool_host_not_allowed")
+    assert "QWEN_PROXY_TOOL_HOSTS" in elsewhere.message
+    server: Any = {"type": "url", "name": "mine", "url": "https://mcp.example/"}
+    with pytest.raises(anthropic.BadRequestError, match="QWEN_PROXY_TOOL_HOSTS"):
+        claude.beta.messages.create(
+            model=MODEL,
+            max_tokens=100,
+            messages=[{"role": "user", "content": "hello"}],
+            mcp_servers=[server],
+            betas=["mcp-client-2025-04-04"],
+        )
 
 
 def is_zombie(pid: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from qwen_wsgi import settings
 from qwen_wsgi.tool_runner import sources
-from qwen_wsgi.tool_runner.child import RunnerChild, is_wanted
+from qwen_wsgi.tool_runner.child import RunnerChild, _how, is_wanted
 
 
 class Starts:
@@ -101,3 +102,11 @@ def test_where_workers_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert sources.socket_of(wanted(QWEN_PROXY_TOOLS_SOCKET="/run/x.sock")) == "/run/x.sock"
     monkeypatch.setattr(sources, "is_service", lambda: True)
     assert sources.socket_of(own) == str(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [(3 << 8, "status 3"), (9, "signal SIGKILL"), (signal.SIGRTMIN + 1, "signal 35")],
+)
+def test_how_it_has_ended_is_told_whatever_the_signal(status: int, told: str) -> None:
+    assert _how(status) == told

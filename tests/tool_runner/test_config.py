@@ -109,6 +109,14 @@ def test_an_entry_is_taken_over_from_qwen_code_but_not_its_trust() -> None:
     assert (entry.command, entry.args, entry.network, entry.trust) == ("uvx", ("c",), True, False)
 
 
+def test_variables_beside_a_url_are_not_taken_over() -> None:
+    theirs = {"clock": {"httpUrl": "http://b.example/", "env": {"A": "1"}}}
+
+    found = read({"mcpServers": {"clock": {"from": "qwen-code"}}}, of_qwen_code=theirs)
+
+    assert found["clock"] == Entry("clock", http_url="http://b.example/")
+
+
 @pytest.mark.parametrize(
     ("of_qwen_code", "told"),
     [
@@ -145,6 +153,9 @@ def test_one_that_cannot_be_taken_over_is_trouble_of_its_entry(
         (server(command="a", args=["\0"]), "list of texts"),
         (server(command="a", env={"A": 1}), "x has a env.A"),
         (server(command="a", env={"A=B": "1"}), "x has a env.A=B"),
+        (server(command="a", env=False), "x has env that must be an object"),
+        (server(httpUrl="http://b", headers=False), "x has headers that must be an object"),
+        (server(url="http://b", env={"A": "1"}), "x has env, which only a command may have; what"),
         (server(command="a", read=["opt"]), "whole paths"),
         (server(command="a", cwd="opt"), "whole path"),
         (server(command="a", trust=1), "true or false"),

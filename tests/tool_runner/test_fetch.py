@@ -85,6 +85,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             body = b"a" * 500_000 + b"-" + b"9" * 500_000
         elif self.path == "/long":
             kind, body = "text/plain", b"0123456789" * 6000
+        elif self.path == "/large":
+            body = b"<p>first</p>" + b"<!---->" * 800_000
         elif self.path == "/picture":
             kind, body = "image/png", b"PNG"
         elif self.path.startswith("/to?"):
@@ -173,6 +175,13 @@ def test_a_long_text_is_read_in_parts(port: int) -> None:
     assert first.startswith("0123456789")
     assert "start=50000" in first
     assert second == "0123456789" * 1000
+
+
+def test_a_page_of_which_not_all_was_read_says_so(port: int) -> None:
+    text = fetch(f"http://public.example:{port}/large", seconds=20).text
+
+    assert text.startswith("first\n")
+    assert text.endswith("\n[cut: only the first 5 MiB were read]")
 
 
 def test_a_packed_text_is_unpacked_within_bounds(port: int) -> None:

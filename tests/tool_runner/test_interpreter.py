@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from qwen_wsgi.tool_runner import interpreter as module
+from qwen_wsgi.tool_runner import system_calls
 from qwen_wsgi.tool_runner.config import Entry
 from qwen_wsgi.tool_runner.interpreter import Interpreter
 from qwen_wsgi.tool_runner.results import Result
@@ -136,6 +137,29 @@ def test_a_call_that_waited_while_another_one_failed_leaves_its_container_to_the
     failed, waited, next_one, count = run(work)
     assert failed.is_error
     assert (waited.text, next_one.text, count) == ("5", "6", 1)
+
+
+@needs_sandbox
+def test_a_call_that_waits_while_the_interpreter_is_closed_is_not_begun() -> None:
+    """As at a reload: what follows might forbid what this one allows, and nobody would end it."""
+
+    async def work(one: Interpreter) -> tuple[list[Result], int]:
+        slow = {"code": "import time; time.sleep(20)"}
+        calls = [one.call(slow, seconds=20, container="a")]
+        calls += [one.call({"code": "1"}, seconds=20, container="a")]
+        tasks = [asyncio.create_task(each) for each in calls]
+        while not one._containers or one._containers["a"].session is None:
+            await asyncio.sleep(0.01)
+        await one.close()
+        found = await asyncio.gather(*tasks)
+        found.append(await one.call({"code": "1"}, seconds=20, container=None))
+        return found, len(one._containers)
+
+    results, count = run(work)
+
+    assert [each.is_error for each in results] == [True] * 3
+    assert ["read anew" in each.text for each in results] == [False, True, True]
+    assert count == 0
 
 
 @needs_sandbox
@@ -262,6 +286,24 @@ def test_a_file_that_is_a_symlink_is_not_given_out() -> None:
 
     assert isinstance(result.structured, dict)
     assert result.structured["files"] == []
+
+
+CALLS = """
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+def tried(number):
+    ctypes.set_errno(0)
+    libc.syscall(number, 0, 0, 0, 0, 0)
+    return errno.errorcode.get(ctypes.get_errno())
+# io_uring_setup, io_uring_register, fsopen, move_mount
+[tried(number) for number in (425, 427, 430, 429)]
+"""
+
+
+@needs_sandbox
+@pytest.mark.skipif(not system_calls.program(), reason="no filter for this machine")
+def test_system_calls_that_no_tool_needs_are_refused() -> None:
+    assert result_of(CALLS).text == str(["EPERM"] * 4)
 
 
 @needs_sandbox

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,49 +11,11 @@ import pytest
 
 from qwen_wsgi.tools.runner import ServerTool, ToolResult
 from qwen_wsgi.tools.runner_client import RunnerClient
-from tests.kit.client_programs import INSTALLED
-from tests.kit.processes import free_port
+from tests.kit import others_tools
 from tests.kit.runners import Runner, running
-from tests.kit.sandboxes import open_folder, without_sandbox
+from tests.kit.sandboxes import open_folder
 
-FOLDER = INSTALLED.resolve()
-EVERYTHING = FOLDER / "node_modules/@modelcontextprotocol/server-everything/dist/index.js"
-FILES = FOLDER / "node_modules/@modelcontextprotocol/server-filesystem/dist/index.js"
-TIME = FOLDER / "tools/bin/mcp-server-time"
-
-
-def obstacle() -> str:
-    """Why these tests cannot run here; "" if they can."""
-    for path in (EVERYTHING, FILES, TIME):
-        if not path.exists():
-            return f"{path.name} is not installed (make clients)"
-    for folder in FOLDER.parents if os.geteuid() == 0 else ():
-        if not folder.stat().st_mode & 0o001:
-            return f"the user of the sandbox cannot pass {folder}"
-    return without_sandbox()
-
-
-pytestmark = [
-    pytest.mark.server,
-    pytest.mark.clients,
-    pytest.mark.skipif(bool(obstacle()), reason=obstacle()),
-]
-
-
-def serving(kind: str, port: int) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        ["node", str(EVERYTHING), kind],
-        env={"PATH": os.environ["PATH"], "PORT": str(port)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    end_s = time.monotonic() + 20
-    while time.monotonic() < end_s:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.05)
-    return process
+pytestmark = others_tools.MARKS
 
 
 @pytest.fixture(scope="module")
@@ -70,34 +29,24 @@ def shared() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def runner(shared: Path) -> Iterator[Runner]:
-    http, sse = free_port(), free_port()
-    read = [str(FOLDER)]
-    tools = {
-        "mcpServers": {
-            "time": {"command": str(TIME), "read": read},
-            "stdio": {"command": "node", "args": [str(EVERYTHING), "stdio"], "read": read},
-            "files": {
-                "command": "node",
-                "args": [str(FILES), str(shared)],
-                "read": read,
-                "write": [str(shared)],
-                "excludeTools": ["move_file"],
-            },
-            "http": {"httpUrl": f"http://127.0.0.1:{http}/mcp"},
-            "sse": {"url": f"http://127.0.0.1:{sse}/sse", "includeTools": ["echo", "get-sum"]},
+    with others_tools.listening("streamableHttp") as http, others_tools.listening("sse") as sse:
+        tools = {
+            "mcpServers": {
+                "time": others_tools.time_server(),
+                "stdio": others_tools.everything(),
+                "files": {**others_tools.files(shared), "excludeTools": ["move_file"]},
+                "http": {"httpUrl": f"http://127.0.0.1:{http}/mcp"},
+                "sse": {
+                    "url": f"http://127.0.0.1:{sse}/sse",
+                    "includeTools": ["echo", "get-sum"],
+                },
+            }
         }
-    }
-    servers = [serving("streamableHttp", http), serving("sse", sse)]
-    try:
         with running(tools) as one:
             end_s = time.monotonic() + 40
             while one.client().troubles() and time.monotonic() < end_s:
                 time.sleep(0.2)
             yield one
-    finally:
-        for each in servers:
-            each.kill()
-            each.wait()
 
 
 def call(client: RunnerClient, name: str, seconds: float = 20, **arguments: object) -> ToolResult:

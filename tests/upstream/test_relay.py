@@ -8,6 +8,7 @@ from typing import Any
 import gevent
 import pytest
 
+from qwen_wsgi.accounting.ledger import row
 from qwen_wsgi.errors import ApiError, UpstreamError, UpstreamTimeout
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.usage import Usage
@@ -70,6 +71,26 @@ def test_the_time_of_the_first_byte_is_noted() -> None:
     world.run()
 
     assert world.record.first_byte_at == 1000.0
+
+
+def test_the_longest_silences_have_their_places() -> None:
+    pauses = (0.1, 3.0, 0.5, 0.2, 20.0, 1.0, 0.4, 2.0, 0.3)
+    steps: list[Step] = []
+    for pause in pauses:
+        steps += [pause, MORE]
+    world = World(*steps, FINISH)
+
+    world.run()
+
+    record = world.record
+    assert [round(seconds, 3) for _, seconds in record.gaps] == [3.0, 0.5, 20.0, 1.0, 2.0]
+    assert [round(begin - 1000, 3) for begin, _ in record.gaps] == [0.1, 3.1, 3.8, 23.8, 25.2]
+    assert (record.longest_gap_s, record.least_gap_s) == (20.0, 0.5)
+    assert row(record, 1.0, None).gaps is not None
+
+    world = World(*(0.15, MORE) * 9, FINISH)  # shorter ones are none
+    world.run()
+    assert (world.record.gaps, row(world.record, 1.0, None).gaps) == ((), None)
 
 
 @pytest.mark.parametrize(

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import tzinfo
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from flask import Response, request
 
-from qwen_wsgi.accounting.books import BooksUnavailable
+from qwen_wsgi.accounting.books import Books, BooksUnavailable
 from qwen_wsgi.api import http, lifecycle
 from qwen_wsgi.api.console import page
 from qwen_wsgi.api.lifecycle import LiveCall
+from qwen_wsgi.box_calls import BoxAway
 from qwen_wsgi.clock import sleep
 from qwen_wsgi.console import live, timeline
+from qwen_wsgi.console.live import LiveRow
 from qwen_wsgi.errors import ApiError, NotFound
 from qwen_wsgi.greenlets import apart, watch_client
 from qwen_wsgi.in_flight import CallsInFlight, Watched
 from qwen_wsgi.protocol.json_object import encoded
+from qwen_wsgi.services import Services
 from qwen_wsgi.state.database.calls import CallRow
 from qwen_wsgi.state.database.sqlite import DatabaseUnavailable
 
@@ -29,6 +32,8 @@ blueprint = page.blueprint("live")
 
 #: Calls that have ended, in a page.
 _MOST_ENDED: Final = 200
+#: Whose positions a page tells.
+_MOST_BOXES: Final = 64
 #: How often the page is told what is new.
 _TICK_S: Final = 1.0
 #: How often it is looked whether the session goes on, and how long a stream may say nothing.
@@ -40,95 +45,190 @@ _SILENT_S: Final = 15.0
 def shown() -> Response:
     """The page."""
     services = lifecycle.live().services
-    since = services.clock.monotonic()
-    found = services.in_flight.watch(since, since)
-    ended, problem = _ended(services.settings.zone)
+    now_s = services.clock.monotonic()
+    # Before the record is read: what ends from now on is told to the page by its events.
+    found = services.in_flight.watch(now_s, now_s)
+    seen = _Seen(services, found, Position(now_s, {}))
+    rows, problem = _ended(services.books)
     return page.render(
         "live",
         title="Live",
-        since=repr(since),
-        calls=[live.live_row(told) for told in found.calls.rows],
-        note=live.told_of(found.calls.silent, found.calls.has_more),
-        ended=ended,
+        since=str(seen.position),
+        calls=seen.live_rows(),
+        note=seen.note,
+        ended=seen.ended_rows(rows, services.settings.zone),
         problem=problem,
         stages=timeline.KINDS,
+        several=services.box_calls.are_several,
     )
 
 
-def _ended(zone: tzinfo | None) -> tuple[str, str]:
-    """The rows of the calls that ended last, and why there are none."""
-    books = lifecycle.live().services.books
+def _ended(books: Books | None) -> tuple[list[CallRow], str]:
+    """The calls of this box that ended last, and why there are none."""
     if books is None:
-        return "", (
+        return [], (
             "This server keeps no record of calls (QWEN_PROXY_LEDGER_DAYS=0): only those that end "
             "while this page is open are shown."
         )
     try:
-        rows = apart(partial(books.latest, _MOST_ENDED))
+        return apart(partial(books.latest, _MOST_ENDED)), ""
     except BooksUnavailable as error:
         log.error("console: calls cannot be shown: %s", error)
-        return "", "The record of calls cannot be read now; the server's log says why."
-    return "\n".join(live.ended_row(row, zone) for row in rows), ""
+        return [], "The record of calls cannot be read now; the server's log says why."
+
+
+class Position(NamedTuple):
+    """What a page has seen of the calls that ended.
+
+    Attributes:
+        own_s: those of this box until then, by its monotonic clock.
+        others: those of each other box up to a number (`box_calls.BoxTold`).
+    """
+
+    own_s: float
+    others: Mapping[str, int]
+
+    def __str__(self) -> str:
+        others = (f";{box}={number}" for box, number in self.others.items())
+        return f"{self.own_s!r}{''.join(others)}"
+
+
+def position_of(text: str, now_s: float) -> Position:
+    """The position that a text says; without one: now."""
+    own, *others = text.split(";")[:_MOST_BOXES]
+    try:
+        own_s = min(max(float(own), now_s - 10), now_s)
+    except ValueError:
+        return Position(now_s, {})
+    parts = [each.partition("=") for each in others]
+    return Position(own_s, {box: int(n) for box, _, n in parts if n.isdecimal() and len(n) < 20})
+
+
+class _Seen:
+    """The calls of all boxes at a moment, and what of them is new to a page.
+
+    Attributes:
+        position: after it.
+        note: what a person has to know beside it.
+    """
+
+    def __init__(self, services: Services, own: Watched, position: Position) -> None:
+        box_calls, self._now = services.box_calls, services.clock.now()
+        self._own = own
+        others = box_calls.others()
+        self._boxes = others.boxes
+        names = live.places(box_calls.name, {id: box.name for id, box in self._boxes.items()})
+        #: The names of boxes, by their ids; none where there is one alone.
+        self._places = names if box_calls.are_several else {}
+        ended = [(row, self._places.get("")) for row in own.ended]
+        for id, box in self._boxes.items():
+            ended += [(row, names[id]) for row in box.since(position.others.get(id))]
+        self._ended = ended
+        # A box that is silent for a moment goes on where it was.
+        numbers = {id: box.number for id, box in self._boxes.items()}
+        self.position = position._replace(others={**position.others, **numbers})
+        silent = own.calls.silent + sum(box.silent for box in self._boxes.values())
+        more = own.calls.has_more or any(box.has_more for box in self._boxes.values())
+        self.note = live.told_of(silent, more)
+        if box_calls.are_several:
+            told = live.told_of_boxes([*names.values()], others.unread, others.is_away)
+            self.note = f"{told} {self.note}".strip()
+
+    def live_rows(self) -> list[LiveRow]:
+        """The calls in flight, the oldest first; those of other boxes at the end."""
+        rows = [live.live_row(told, "", self._places.get("")) for told in self._own.calls.rows]
+        for id, box in self._boxes.items():
+            rows += [live.live_row(told, id, self._places[id]) for told in box.calls]
+        return rows
+
+    def ended_rows(self, rows: Iterable[CallRow], zone: tzinfo | None) -> str:
+        """The calls that are new to the page, the newest first, in HTML.
+
+        Args:
+            rows: further ones of this box.
+        """
+        found = [*self._ended, *((row, self._places.get("")) for row in rows)]
+        found.sort(key=_ended_at, reverse=True)
+        shown = found[:_MOST_ENDED]
+        return "\n".join(live.ended_row(row, zone, place, now=self._now) for row, place in shown)
 
 
 @blueprint.get("/console/live/call")
 def one() -> Response:
-    """The details of the calls with an id.
+    """The details of the calls with an id, in flight or not, or of those that ended at a time.
 
     Raises:
         NotFound: there is none.
     """
-    services, id = lifecycle.live().services, request.args.get("id", "")[:200]
-    running = [told for told in services.in_flight.all().rows if told["id"] == id]
-    rows = rows_of(id)
-    if not running and not rows:
+    services, zone = lifecycle.live().services, lifecycle.live().services.settings.zone
+    id, at = request.args.get("id", "")[:200], request.args.get("at", "")[:30]
+    boxes = services.box_calls.others().boxes
+    found = []
+    if id:
+        own = [told for told in services.in_flight.all().rows if told["id"] == id]
+        found += [_running(told) for told in own]
+        for box, told_box in boxes.items():
+            found += [_running(t, box, told_box.name) for t in told_box.calls if t["id"] == id]
+    found += [_of_row(row, zone) for row in _rows_of(id, at)]
+    for told_box in boxes.values():
+        rows = [row for row in told_box.ended if id == row.request_id or at == repr(row.at)]
+        found += [_of_row(row, zone, told_box.name) for row in rows]
+    if not found:
         raise NotFound(
             f"No call '{id}' is in flight, and none of the last thousands has this id. The log of "
-            "the server may know it.",
+            "the server may know it."
+            if id
+            else "The record of calls does not have this call any more.",
             code="call_not_found",
         )
-    zone = services.settings.zone
-    return page.render(
-        "call",
-        title="Call",
-        id=id,
-        spoken=timeline.spoken,
-        found=[*map(_running, running), *(_of_row(row, zone) for row in rows)],
-    )
+    return page.render("call", title="Call", spoken=timeline.spoken, found=found)
 
 
 def rows_of(id: str) -> list[CallRow]:
     """The calls with an id that the ledger knows; none where it cannot be read, or is not kept."""
+    return _rows_of(id, "")
+
+
+def _rows_of(id: str, at: str) -> list[CallRow]:
     books = lifecycle.live().services.books
     if books is None:
         return []
     try:
-        return apart(partial(books.find, id))
+        return apart(partial(books.find, id) if id else partial(books.at, float(at)))
+    except ValueError:
+        return []  # no time
     except BooksUnavailable as error:
         log.error("console: a call cannot be shown: %s", error)
         return []
 
 
-def _running(told: dict[str, Any]) -> dict[str, Any]:
+def _running(told: Mapping[str, Any], box: str = "", place: str = "") -> dict[str, Any]:
     line = timeline.of_call(told)
     return {
         "running": True,
+        "id": told["id"],
+        "box": box,
         "address": live.address(told["id"]),
         "timeline": line,
         "bar": timeline.drawn(line, large=True),
-        "facts": live.facts_in_flight(told),
+        "facts": live.facts_in_flight(told) + live.fact_of_box(place),
     }
 
 
-def _of_row(row: CallRow, zone: tzinfo | None) -> dict[str, Any]:
+#: Of outcomes that are no failures.
+_MOODS: Final = {"complete": "good", "client_gone": "waiting", "cancelled": "waiting"}
+
+
+def _of_row(row: CallRow, zone: tzinfo | None, place: str = "") -> dict[str, Any]:
     line = timeline.of_row(row)
     return {
         "running": False,
-        "good": row.outcome == "complete",
+        "id": row.request_id,
+        "mood": _MOODS.get(row.outcome, "bad"),
         "why": timeline.why(row.outcome, row.error),
         "timeline": line,
         "bar": timeline.drawn(line, large=True),
-        "facts": live.facts(row, zone),
+        "facts": live.facts(row, zone) + live.fact_of_box(place),
     }
 
 
@@ -137,7 +237,19 @@ def cancel() -> Response:
     """End a call, and tell its client so. A script gets a sentence, a form the page."""
     call = lifecycle.live()
     id, person = page.form().get("id", ""), page.signed_in().session.person
-    ended, silent = call.services.in_flight.cancel(id, person.client)
+    if box := page.form().get("box", ""):
+        try:
+            ended, silent = call.services.box_calls.cancel(box, id, person.client)
+        except BoxAway as error:
+            raise ApiError(
+                f"{error} Whether the call has ended is not known. Please try again, or end it on "
+                "its own box.",
+                status=503,
+                code="box_does_not_answer",
+                retry_after_s=1,
+            ) from None
+    else:
+        ended, silent = call.services.in_flight.cancel(id, person.client)
     log.info("console: %s has cancelled %d calls with the id %s", person.client, ended, id[:128])
     if not ended and silent:
         raise ApiError(
@@ -168,28 +280,23 @@ def events() -> Response:
             status=503,
             retry_after_s=10,
         )
-    carrier = call.relay = _Events(call, in_flight, _since(call))
+    told = request.headers.get("last-event-id") or request.args.get("since", "")
+    since = position_of(told, call.services.clock.monotonic())
+    carrier = call.relay = _Events(call, in_flight, since)
     call.watch = watch_client(call.environ)
     response = http.event_stream(carrier)
     response.headers.extend(page.HEADERS)
     return response
 
 
-def _since(call: LiveCall) -> float:
-    """From when on ended calls are told: after those that the page, or the connection before, has
-    shown."""
-    now = call.services.clock.monotonic()
-    told = request.headers.get("last-event-id") or request.args.get("since", "")
-    try:
-        return min(max(float(told), now - 10), now)
-    except ValueError:
-        return now
-
-
 class _Events:
-    """The events of one page; holds its place until `close`."""
+    """The events of one page; holds its place until `close`.
 
-    def __init__(self, call: LiveCall, in_flight: CallsInFlight, since: float) -> None:
+    Args:
+        since: what the page, or the connection before, has shown.
+    """
+
+    def __init__(self, call: LiveCall, in_flight: CallsInFlight, since: Position) -> None:
         self._services = call.services
         self._is_signed_in: Callable[[], bool] = page.session_of(call)
         self._in_flight = in_flight
@@ -208,10 +315,11 @@ class _Events:
         yield b"retry: 2000\n\n"
         while not self._services.admission.draining:  # the browser goes on with another worker
             now_s = clock.monotonic()
-            found, self._since = self._in_flight.watch(self._since, now_s), now_s
-            told = _told(found, zone)
+            found = self._in_flight.watch(self._since.own_s, now_s)
+            seen = _Seen(self._services, found, self._since._replace(own_s=now_s))
+            self._since, told = seen.position, _told(seen, zone)
             if told != last:
-                yield b"event: calls\nid: %r\ndata: %s\n\n" % (now_s, told)
+                yield b"event: calls\nid: %s\ndata: %s\n\n" % (str(seen.position).encode(), told)
                 last, sent_s = told, now_s
             elif now_s - sent_s >= _SILENT_S:
                 yield b": nothing new\n\n"
@@ -229,17 +337,15 @@ class _Events:
             sleep(_TICK_S)
 
 
-def _told(found: Watched, zone: tzinfo | None) -> bytes:
-    calls = found.calls
-    ended = sorted(found.ended, key=_ended_at, reverse=True)
+def _told(seen: _Seen, zone: tzinfo | None) -> bytes:
     return encoded(
         {
-            "calls": [(row.key, row.id, *row.cells) for row in map(live.live_row, calls.rows)],
-            "ended": "".join(live.ended_row(row, zone) for row in ended[:_MOST_ENDED]),
-            "note": live.told_of(calls.silent, calls.has_more),
+            "calls": [(row.key, row.id, row.box, *row.cells) for row in seen.live_rows()],
+            "ended": seen.ended_rows([], zone),
+            "note": seen.note,
         }
     )
 
 
-def _ended_at(row: CallRow) -> float:
-    return row.at
+def _ended_at(found: tuple[CallRow, str | None]) -> float:
+    return found[0].at

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from flask import Response
 
 from qwen_wsgi.api import lifecycle, status
@@ -21,17 +19,17 @@ def overview() -> Response:
     store = services.shared_store
     summary = services.statuses.summary()
     rows = status.account_rows(services, summary)
-    calls = services.in_flight.all().rows
-    open_calls = Counter(call["account"] for call in calls)
+    calls = services.in_flight.counts()
     return page.render(
         "overview",
         title="Overview",
         accounts=[
-            accounts.shown(row, in_flight=open_calls[row["name"]], paused=each.models)
+            accounts.shown(row, in_flight=calls.accounts[row["name"]], paused=each.models)
             for row, (_, each) in zip(rows, summary.accounts, strict=True)
         ],
         workers=len(workers),
-        in_flight=len(calls),
+        in_flight=calls.accounts.total(),
+        silent=calls.silent,
         calls=sum(each.ended for each in workers),
         uptime_s=services.clock.monotonic() - services.started_at,
         sandbox=any(row["kind"] == "sandbox" for row in rows),

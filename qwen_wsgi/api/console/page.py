@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
-from urllib.parse import parse_qsl
 
 from flask import Blueprint, Response, g, render_template
 from markupsafe import Markup, escape
@@ -19,7 +18,7 @@ from qwen_wsgi.api import body, http, lifecycle
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.console import browser, files
 from qwen_wsgi.console.pages import PAGES
-from qwen_wsgi.errors import ApiError, BadRequest, Forbidden, Unauthorized
+from qwen_wsgi.errors import ApiError, Forbidden, Unauthorized
 from qwen_wsgi.settings import with_command
 from qwen_wsgi.shortage import fault_error
 from qwen_wsgi.state.database.console_sessions import LINK, Session
@@ -226,31 +225,15 @@ def form() -> Mapping[str, str]:
 
 def _read_form() -> dict[str, str]:
     call = lifecycle.live()
-    kind = str(call.environ.get("CONTENT_TYPE", "")).partition(";")[0].strip().lower()
     if not lifecycle.has_body(call.environ):
         return {}
-    if kind != "application/x-www-form-urlencoded":
-        raise BadRequest("A form was expected, and something else was sent.")
-    declared = int(call.environ.get("CONTENT_LENGTH") or _LARGEST_FORM + 1)
-    if declared > _LARGEST_FORM:
-        raise ApiError(
-            f"The form is larger than {_LARGEST_FORM // 1024} kB, so nothing was changed.",
-            status=413,
-            type="invalid_request_error",
-        )
     call.admit()
-    pieces = body.pieces(call.environ, call.services.settings, max_bytes=_LARGEST_FORM)
-    try:
-        return dict(
-            parse_qsl(
-                b"".join(pieces).decode(),
-                keep_blank_values=True,
-                max_num_fields=_MOST_FIELDS,
-                errors="strict",
-            )
-        )
-    except ValueError:
-        raise BadRequest("The form could not be read, so nothing was changed.") from None
+    return body.page_form(
+        call.environ,
+        call.services.settings,
+        max_bytes=_LARGEST_FORM,
+        most_fields=_MOST_FIELDS,
+    )
 
 
 # --- what they get -------------------------------------------------------------------------------

@@ -21,9 +21,11 @@ _NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 def texts_of(call: LiveCall, body: JsonObject, member: str) -> Mapping[str, str]:
     """The texts of the PDFs in a member of the request, by their base64; mostly there are none."""
-    if MARK not in body.source:
+    if not body.may_hold(MARK):
         return _NONE
     found = dict.fromkeys(documents.pdfs_in(body.get(member)))
+    if not found:
+        return _NONE
     return call.services.pdf_reader.texts_of(itertools.islice(found, _MOST))
 
 

@@ -14,7 +14,7 @@ from qwen_wsgi.protocol.chat import ChatEncoder, cited, parse_request
 from qwen_wsgi.protocol.chat.cited import CitingEncoder
 from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import in_chat
-from qwen_wsgi.protocol.server_tools import chat_tools, openai_tools
+from qwen_wsgi.protocol.server_tools import chat_tools, foreign, openai_tools
 from qwen_wsgi.protocol.server_tools.chat_tools import ChatTools
 from qwen_wsgi.protocol.server_tools.chat_turns import ChatTurnsEncoder
 from qwen_wsgi.tools.relay import ToolsUnavailable, Turns
@@ -38,8 +38,9 @@ def create() -> Response:
     else:
         tools, changed = _tools(call, body)
         request = parse_request(body) if tools is None else tools.chat
-        if attachments.MARK in body.source:
-            texts = attachments.texts_of(call, body, "messages")
+        if body.may_hold(attachments.MARK) and (
+            texts := attachments.texts_of(call, body, "messages")
+        ):
             request = replace(request, documents=texts)
     if tools is not None:
         return _answer_in_turns(call, tools._replace(chat=request), changed)
@@ -78,7 +79,7 @@ def _tools(call: LiveCall, body: JsonObject) -> tuple[ChatTools | None, tuple[st
         changes.note("tools", "not-with-several-choices")
         return None, changes.entries
     try:
-        offer = server_tools.offer_of(call)
+        offer = server_tools.offer_of(call, foreign.in_openai_tools(body))
     except ToolsUnavailable:
         if named:
             raise

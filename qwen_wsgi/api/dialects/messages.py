@@ -17,6 +17,7 @@ from qwen_wsgi.greenlets import apart
 from qwen_wsgi.protocol import messages
 from qwen_wsgi.protocol.messages import MessagesRequest, errors, search, validation
 from qwen_wsgi.protocol.messages.server_tools import is_requested
+from qwen_wsgi.protocol.server_tools import foreign
 from qwen_wsgi.tools.relay import Turns
 from qwen_wsgi.upstream.chat_attempt import ChatCall
 from qwen_wsgi.upstream.routing.affinity import conversation_key
@@ -41,7 +42,9 @@ def create() -> Response:
     call = lifecycle.live()
     services, record = call.services, call.record
     body, read = attachments.with_texts(call, call.read_body(), "messages")
-    offer = server_tools.offer_of(call) if is_requested(body) else None
+    offer = None
+    if services.tool_runner is not None and is_requested(body):
+        offer = server_tools.offer_of(call, foreign.in_mcp_servers(body))
     parse = partial(messages.parse_request, body, strict=services.settings.strict, offer=offer)
     request = apart(parse) if body.is_long else parse()
     counting.watch(call, request.chat.body, request.chat.model)

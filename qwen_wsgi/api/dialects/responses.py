@@ -22,7 +22,8 @@ from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.protocol.responses import ResponseEncoder, ResponsesRequest, compaction
 from qwen_wsgi.protocol.responses.server_tools import image_tool
 from qwen_wsgi.protocol.responses.server_tools.image_tool import ImageOffer
-from qwen_wsgi.protocol.server_tools import openai_tools
+from qwen_wsgi.protocol.server_tools import foreign, openai_tools
+from qwen_wsgi.protocol.server_tools.offer import Offer
 from qwen_wsgi.state.database.background import Job
 from qwen_wsgi.state.database.responses import ResponseStore, Stored
 from qwen_wsgi.tools.pictures import PictureTool, offer_of
@@ -276,9 +277,28 @@ def _request(
         seed=id,
         strict=services.settings.strict,
         images=None if tool is None else _offer(call, tool),
-        offer=server_tools.offer_of(call) if openai_tools.is_requested(body) else None,
+        offer=_tools_of(call, body) if openai_tools.is_requested(body) else None,
     )
     return apart(parse) if body.is_long or len(history) >= _LONG_HISTORY else parse()
+
+
+def _tools_of(call: LiveCall, body: JsonObject) -> Offer | None:
+    """The tools that the client may use, also of servers that it has brought.
+
+    Raises:
+        ApiError: one of those cannot be used.
+    """
+    if call.services.tool_runner is None:
+        return None
+    servers = foreign.in_openai_tools(body)
+    if body.get("background") is True and any(each.headers for each in servers):
+        raise BadRequest(
+            "A request in the background is stored until it is answered, and what is secret of a "
+            "server of tools is not. Leave 'background' out, or 'authorization' and 'headers'.",
+            param="background",
+            code="unsupported_value",
+        )
+    return server_tools.offer_of(call, servers)
 
 
 def _offer(call: LiveCall, tool: Mapping[str, Any]) -> ImageOffer | None:

@@ -146,6 +146,7 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
             "seconds_queued": number(),
             "seconds_connecting": number(),
             "longest_gap": number(),
+            "gaps": array(answer({"after": number(), "seconds": number()})),
             "attempts": integer(),
             "worker": integer(),
         }

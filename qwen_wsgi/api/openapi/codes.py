@@ -43,7 +43,7 @@ _CALLER: Final[Mapping[str, Code]] = {
     ),
     "origin_not_allowed": Code((403,), "The web page that asks may not call this server."),
     "model_not_allowed": Code((403,), "The key may not use the model."),
-    "tool_not_allowed": Code((403,), "The key may not use the tools of that label."),
+    "tool_not_allowed": Code((403,), "The key may not use the tools of that label or address."),
     "tool_needs_approval": Code(
         (403,),
         "The operator does not trust the tool, and this API cannot ask before each call: use "
@@ -60,6 +60,14 @@ _CALLER: Final[Mapping[str, Code]] = {
     ),
     "tool_time_exceeded": Code(
         (429,), "In an item or a text: the time for tools of one answer is over."
+    ),
+    "tool_host_not_allowed": Code(
+        (400,),
+        "The server connects to no server of tools at this address: the operator has not allowed "
+        "its host.",
+    ),
+    "tool_server_failed": Code(
+        (424,), "The server of tools at the request's address does not answer, or refuses."
     ),
     "tool_server_unavailable": Code((503,), "A server of tools cannot be used now."),
     "tools_unavailable": Code((503,), "The process that runs tools does not answer."),

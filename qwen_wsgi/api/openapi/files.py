@@ -86,6 +86,7 @@ OPERATIONS: Final = (
                 required=("file", "purpose"),
             )
         },
+        decodes=False,
         asks_upstream=True,
     ),
     Operation(

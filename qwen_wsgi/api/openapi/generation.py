@@ -317,6 +317,7 @@ OPERATIONS: Final = (
         "the operator answers as it does, which is passed on.",
         example={"model": _CHAT_MODEL, "messages": _HELLO},
         body={JSON: request(CHAT)},
+        errors=(424,),
         asks_upstream=True,
     ),
     Operation(
@@ -357,6 +358,7 @@ OPERATIONS: Final = (
         ),
         example=_SPOKEN,
         body=_RESPONSE_BODY,
+        errors=(424,),
         asks_upstream=True,
     ),
     Operation(
@@ -448,6 +450,7 @@ OPERATIONS: Final = (
         ),
         example={"model": _CHAT_MODEL, "max_tokens": 256, "messages": _HELLO},
         body=_MESSAGE_BODY,
+        errors=(424,),
         asks_upstream=True,
         anthropic=True,
     ),

@@ -67,7 +67,8 @@ class Answer:
 #: Statuses of errors, by what a call does on its way.
 _OPEN: Final = (403, 500)
 _KNOWN: Final = (401, 403, 500, 503)
-_BODY: Final = (400, 408, 413, 415)
+_PLAIN_BODY: Final = (400, 408, 413)
+_BODY: Final = (*_PLAIN_BODY, 415)
 #: Those that the causes of failures have; causes that keep the upstream's status know more.
 UPSTREAM: Final = tuple(sorted({*(cause.status for cause in CAUSES.values()), 422, 501, 508}))
 
@@ -78,6 +79,7 @@ class Operation:
 
     Attributes:
         body: of the request, by content type.
+        decodes: the body may have a content coding, such as gzip; unknown ones are refused.
         example: of a body in JSON that is answered, where the server has an account for its model.
         errors: statuses besides those that follow from the rest.
         asks_upstream: an account is asked, so that its failures are possible, too.
@@ -92,6 +94,7 @@ class Operation:
     description: str = ""
     body: Mapping[str, Schema] = field(default_factory=dict)
     needs_body: bool = True
+    decodes: bool = True
     example: Mapping[str, Any] | None = None
     query: tuple[Query, ...] = ()
     errors: tuple[int, ...] = ()
@@ -109,7 +112,7 @@ class Operation:
         """All statuses of errors that it may have."""
         found = {*(_OPEN if self.access is Access.OPEN else _KNOWN), *self.errors}
         if self.body:
-            found.update(_BODY)
+            found.update(_BODY if self.decodes else _PLAIN_BODY)
         if self.asks_upstream:
             found.update(UPSTREAM, (400,))
         return sorted(found - {answer.status for answer in self.answers})

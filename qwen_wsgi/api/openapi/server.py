@@ -225,6 +225,7 @@ OPERATIONS: Final = (
             )
         },
         needs_body=False,
+        decodes=False,
         errors=(503,),
         access=Access.OPEN,
     ),

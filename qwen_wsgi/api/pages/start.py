@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, cast
-from urllib.parse import parse_qs
 
 from flask import Blueprint, Response, current_app, request
 
@@ -22,7 +21,8 @@ from qwen_wsgi.api.pages import html
 from qwen_wsgi.api.pages.html import Html, between, joined, prose, table, tag
 from qwen_wsgi.clients import known
 from qwen_wsgi.clients.recipe import Client, origin_of
-from qwen_wsgi.errors import ApiError, BadRequest, Forbidden, Unauthorized
+from qwen_wsgi.console import browser
+from qwen_wsgi.errors import ApiError, Forbidden, Unauthorized
 from qwen_wsgi.upstream.routing.account_status import READY
 
 blueprint = Blueprint("start", __name__)
@@ -61,14 +61,13 @@ def with_key() -> Response:
     """The page for the holder of a key, which comes as the form's `key`."""
     call = lifecycle.live()
     call.record.quiet = True
+    if not lifecycle.has_body(call.environ):
+        return _page(call)
     call.admit()
-    settings = call.services.settings
-    pieces = body.pieces(call.environ, settings, max_bytes=_FORM_BYTES, setting="")
-    try:
-        fields = parse_qs(b"".join(pieces).decode("utf-8", "replace"), max_num_fields=_MOST_FIELDS)
-    except ValueError:
-        raise BadRequest(f"The form has more than {_MOST_FIELDS} fields.") from None
-    return _page(call, fields.get("key", [""])[0].strip())
+    fields = body.page_form(
+        call.environ, call.services.settings, max_bytes=_FORM_BYTES, most_fields=_MOST_FIELDS
+    )
+    return _page(call, fields.get("key", "").strip())
 
 
 def _page(call: LiveCall, key: str = "") -> Response:
@@ -134,10 +133,9 @@ def _state(call: LiveCall) -> list[Html]:
 def address_of(call: LiveCall) -> str:
     """The server's address as the browser knows it; the scheme is that of a trusted proxy, if there
     is one. Where the `Host` is no plain name, the operator's."""
-    environ, settings = call.environ, call.services.settings
-    scheme, host = environ.get("wsgi.url_scheme", "http"), environ.get("HTTP_HOST", "")
+    settings = call.services.settings
     try:
-        return origin_of(f"{scheme}://{host}")
+        return origin_of(browser.own_origin(call.environ))
     except ValueError:
         return settings.public_url or origin_of(text.base_url(settings))
 

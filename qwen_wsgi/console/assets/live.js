@@ -8,7 +8,7 @@ const ended = document.getElementById("ended");
 const token = document.querySelector("meta[name=csrf]").content;
 const MOST = 200;
 
-function rowOf(key, id, cells) {
+function rowOf(key, id, box, cells) {
   const row = document.createElement("tr");
   row.dataset.key = key;
   cells.forEach((cell, place) => {
@@ -24,7 +24,7 @@ function rowOf(key, id, cells) {
   button.className = "plain danger";
   button.textContent = "Cancel";
   button.setAttribute("aria-label", `Cancel the call of ${cells[0]}`);
-  button.addEventListener("click", () => cancel(id, button));
+  button.addEventListener("click", () => cancel(id, box, button));
   row.insertCell().append(button);
   return row;
 }
@@ -39,11 +39,11 @@ function fill(row, cells) {
 
 function showLive(calls) {
   const known = new Map([...live.rows].map((row) => [row.dataset.key, row]));
-  for (const [key, id, ...cells] of calls) {
+  for (const [key, id, box, ...cells] of calls) {
     let row = known.get(key);
     known.delete(key);
     if (!row || !row.dataset.made) {
-      const made = rowOf(key, id, cells);
+      const made = rowOf(key, id, box, cells);
       made.dataset.made = "1";
       if (row) row.replaceWith(made); else live.append(made);
       row = made;
@@ -52,26 +52,34 @@ function showLive(calls) {
   }
   for (const row of known.values()) row.remove();
   document.getElementById("live-count").textContent = calls.length;
-  document.getElementById("live-none").hidden = calls.length > 0;
 }
+
+const addressOf = (row) => row.querySelector("a").getAttribute("href");
+const endOf = (row) => Number(addressOf(row).split("=")[1]);
 
 function showEnded(html) {
   const body = document.createElement("template");
   body.innerHTML = `<table><tbody>${html}</table>`;
-  const rows = [...body.content.querySelectorAll("tr")];
-  for (const row of rows) row.className = "new";
-  ended.prepend(...rows);
+  const known = new Set([...ended.rows].map(addressOf));
+  let next = ended.firstElementChild;
+  // Both are the newest first; what two boxes tell, and what a lost connection has told, may overlap.
+  for (const row of body.content.querySelectorAll("tr")) {
+    if (known.has(addressOf(row))) continue;
+    while (next && endOf(next) > endOf(row)) next = next.nextElementSibling;
+    row.className = "new";
+    ended.insertBefore(row, next);
+  }
   while (ended.rows.length > MOST) ended.lastElementChild.remove();
 }
 
-async function cancel(id, button) {
+async function cancel(id, box, button) {
   button.disabled = true;
   let told = "The server does not answer.";
   try {
     const answer = await fetch("/console/live/cancel", {
       method: "POST",
       headers: { "x-csrf-token": token, "content-type": "application/x-www-form-urlencoded", accept: "text/plain" },
-      body: new URLSearchParams({ id }),
+      body: new URLSearchParams(box ? { id, box } : { id }),
     });
     told = await answer.text();
     if (!answer.ok) button.disabled = false;

@@ -185,4 +185,6 @@ def _drawing(title: str, spoken: str, height: int, inside: str) -> str:
 
 def readable(text: str) -> str:
     """A text whose signs can all stand in XML, and change no other text's direction."""
+    if text.isprintable():
+        return text
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)

@@ -22,7 +22,6 @@ from qwen_wsgi.protocol.server_tools.offer import (
     PYTHON,
     Offer,
     OfferedTool,
-    checked_address,
     needs_trust,
     untrusted,
 )
@@ -134,8 +133,8 @@ def _of_servers(
         if not isinstance(server, dict):
             raise wrong(path, "an object")
         name = need(server, "name", str, path)
-        checked_address(want(server, "url", str, path), name, below(path, "url"))
-        if server.get("authorization_token"):
+        offer.check_address(want(server, "url", str, path), name, below(path, "url"))
+        if server.get("authorization_token") and name not in offer.foreign:
             changes.note("mcp_servers", "authorization_token-dropped")
         given = want(server, "tool_configuration", dict, path) or {}
         if given.get("enabled") is not False:

@@ -479,7 +479,9 @@ class ResponseEncoder:
         self._tool_calls, self._calls, self._early = ToolCalls(), {}, {}
         self._finish, self._reader, self._only_text = None, TextReader(), False
         own = self._request.names.server_names()
-        return next_turn.next_request(self._chat, self._said, own, last=last)
+        return next_turn.next_request(
+            self._chat, self._said, own, last=last, tools=self._request.later_tools
+        )
 
 
 def _kind_of(tool: Tool) -> tuple[type[Call | ProxyCall], str]:

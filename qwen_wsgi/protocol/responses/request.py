@@ -20,6 +20,7 @@ from qwen_wsgi.protocol.responses.server_tools import image_tool, mcp_items, mcp
 from qwen_wsgi.protocol.responses.server_tools.image_tool import ImageOffer, ImageTool
 from qwen_wsgi.protocol.responses.server_tools.mcp_tool import Approved
 from qwen_wsgi.protocol.responses.tools import Names, Tools
+from qwen_wsgi.protocol.server_tools.foreign import without_secrets
 from qwen_wsgi.protocol.server_tools.offer import Offer, OfferedTool
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -74,6 +75,8 @@ class ResponsesRequest:
         runs_offered: the model may call tools of the operator, which the proxy runs.
         listed: those that the client is told first, by their labels.
         approved: calls of them that are to be carried out before the first turn.
+        later_tools: those of the turns after the first one, where `tool_choice` left some of them
+            out of that; None if they are the same.
         max_tool_calls: runs of tools by the proxy that the client allows, or None.
         background: the client does not wait for the answer; None if it does.
     """
@@ -94,6 +97,7 @@ class ResponsesRequest:
     runs_offered: bool = False
     listed: Mapping[str, Sequence[OfferedTool]] = field(default_factory=dict)
     approved: Sequence[Approved] = ()
+    later_tools: Sequence[dict[str, Any]] | None = None
     max_tool_calls: int | None = None
     background: Background | None = None
 
@@ -203,7 +207,7 @@ def _parsed(
         stream=stream,
         store=previous.store,
         previous_response_id=previous.id,
-        input_items=own,
+        input_items=[_stored_item(each) for each in own],
         echo=echo,
         names=tools.names,
         packs_thinking=parameters.ENCRYPTED in include,
@@ -213,6 +217,7 @@ def _parsed(
         runs_offered=runs_offered,
         listed=_listed(tools.listed, all_items) if runs_offered else {},
         approved=approved,
+        later_tools=tools.later,
         max_tool_calls=body.get("max_tool_calls"),
         background=background,
     )
@@ -362,10 +367,16 @@ def _echo(body: JsonObject, previous: Previous, background: Background | None) -
     return {name: value for name, value in echo.items() if value is not None or name in _NULLABLE}
 
 
+def _stored_item(item: dict[str, Any]) -> dict[str, Any]:
+    if item.get("type") != ADDITIONAL_TOOLS:
+        return item
+    return {**item, "tools": [without_secrets(tool) for tool in item.get("tools") or ()]}
+
+
 def _echoed_tool(tool: dict[str, Any]) -> dict[str, Any]:
     """A tool for the response; OpenAI requires these members of a function, even null."""
     if tool.get("type") != "function":
-        return tool
+        return without_secrets(tool)
     return {**tool, "parameters": tool.get("parameters"), "strict": tool.get("strict")}
 
 

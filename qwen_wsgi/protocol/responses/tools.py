@@ -160,6 +160,8 @@ class Tools:
     Attributes:
         image: the tool that makes pictures, or None.
         listed: the operator's tools by the labels that the request names.
+        later: after `members`, the tools of later turns, where the choice leaves some out of the
+            first one only; else None.
     """
 
     def __init__(
@@ -174,6 +176,7 @@ class Tools:
         self._offer_of_tools = offer
         self._items, self._seed = items, seed
         self.listed: dict[str, list[OfferedTool]] = {}
+        self.later: list[dict[str, Any]] | None = None
         self._changes = changes
         self._images = images
         self.image: ImageTool | None = None
@@ -336,6 +339,7 @@ class Tools:
             return self._forced_image()
         if kind in openai_tools.TYPES and (chosen := self._chosen(choice)):
             if len(chosen) > 1:  # chat can force one function, or any of those that are offered
+                self.later = self._members(self._offered, self._searches, None)["tools"]
                 return self._members(chosen, False, "required")
             chat = {"type": "function", "function": {"name": chosen[0].chat["function"]["name"]}}
             return self._members(self._offered, self._searches, chat)

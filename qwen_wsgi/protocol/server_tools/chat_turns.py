@@ -182,7 +182,9 @@ class ChatTurnsEncoder(ChatEncoder):
         self._said, self._thought = Text(self._size), Text(self._size)
         self._finish = None
         own = self._tools.functions.names()
-        return next_turn.next_request(self._tools.chat, self._messages, own, last=last)
+        return next_turn.next_request(
+            self._tools.chat, self._messages, own, last=last, tools=self._tools.tools
+        )
 
     def approved(self) -> Sequence[ServerCall]:
         """None: clients of chat are not asked."""

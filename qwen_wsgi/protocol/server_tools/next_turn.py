@@ -2,40 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from qwen_wsgi.protocol import json_access
 from qwen_wsgi.protocol.chat import ChatRequest
 from qwen_wsgi.protocol.json_object import JsonObject
+from qwen_wsgi.protocol.server_tools.openai_tools import allowed_in, with_allowed
 
 #: Members that make no sense without tools.
 _OF_TOOLS: Final = ("tools", "tool_choice", "parallel_tool_calls")
 
 
 def next_request(
-    chat: ChatRequest, said: list[dict[str, Any]], own: Collection[str], *, last: bool
+    chat: ChatRequest,
+    said: list[dict[str, Any]],
+    own: Collection[str],
+    *,
+    last: bool,
+    tools: Sequence[dict[str, Any]] | None = None,
 ) -> ChatRequest:
-    """The request of the next turn. What `tool_choice` forced is done: the model is free now.
+    """The request of the next turn. What `tool_choice` forced is done: the model is free now, but
+    for what may be called at all.
 
     Args:
         chat: of the first turn.
         said: messages of the turns before.
         own: the names in chat of the proxy's tools.
         last: without the tools of the proxy.
+        tools: all of the request's, where `tool_choice` left some of them out of the first turn.
     """
     body = chat.body
+    gone = own if last else ()
+    kept = [tool for tool in tools or body["tools"] if _name_of(tool) not in gone]
     changed: dict[str, Any] = {"messages": [*body["messages"], *said]}
-    drop = {"tool_choice"} if body.get("tool_choice") != "none" else set()
-    if last:
-        tools = [tool for tool in body["tools"] if _name_of(tool) not in own]
-        if tools:
-            changed["tools"] = tools
-        else:
-            drop |= set(_OF_TOOLS)
-    drop &= set(body.names())
-    return replace(chat, body=JsonObject(body.render(changed, drop=drop)))
+    if kept:
+        changed["tools"] = kept
+        choice = _later_choice(body.get("tool_choice"), gone)
+        drop = {"tool_choice"} if choice is None else set()
+        changed |= {} if choice is None else {"tool_choice": choice}
+    else:
+        drop = set(_OF_TOOLS)
+    return replace(chat, body=JsonObject(body.render(changed, drop=drop & set(body.names()))))
+
+
+def _later_choice(choice: Any, gone: Collection[str]) -> Any:
+    """The `tool_choice` of a later turn; None for none.
+
+    Args:
+        gone: names in chat of tools that this turn does not have.
+    """
+    if choice == "none":
+        return choice
+    if (allowed := allowed_in(choice)) is None:
+        return None
+    left = [tool for tool in allowed if _name_of(tool) not in gone]
+    return with_allowed(choice, tools=left, mode="auto") if left else "none"
 
 
 def with_results(chat: ChatRequest, results: Mapping[str, str]) -> ChatRequest:

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from qwen_wsgi.errors import ApiError, BadRequest
+from qwen_wsgi.protocol.server_tools.foreign import SCHEME, ForeignServer, is_foreign
 
 #: The server whose tool runs Python: code interpreters of the dialects are this one.
 PYTHON: Final = "python"
 
-#: The scheme of an address that only names a label: `qwen-proxy://time`.
-_SCHEME: Final = "qwen-proxy://"
 #: Names in an error's text.
 _MOST_NAMED: Final = 20
 
@@ -30,6 +29,8 @@ class OfferedTool(Protocol):
     def schema(self) -> Mapping[str, object]: ...
     @property
     def trust(self) -> bool: ...
+    @property
+    def is_foreign(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,28 @@ class Offer:
         tools: those that can be called now.
         refused: labels of servers of which the client's key may use nothing.
         troubles: why servers offer nothing now, by their labels.
+        foreign: the addresses of the servers that the client has brought itself, by their labels.
     """
 
     tools: tuple[OfferedTool, ...]
     refused: frozenset[str] = frozenset()
     troubles: Mapping[str, str] = field(default_factory=dict)
+    foreign: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def check_address(self, url: str | None, label: str, param: str) -> None:
+        """Refuse the address of a server that is neither the operator's nor was asked.
+
+        Raises:
+            BadRequest: it is not `qwen-proxy://LABEL`, nor that of `foreign`.
+        """
+        if not is_foreign(url, label) or self.foreign.get(label) == url:
+            return
+        raise BadRequest(
+            "A server at an address of yours must be a tool of the request itself. Leave the "
+            f"address out (or send '{SCHEME}{label[:64]}') for one that the operator offers.",
+            param=param,
+            code="unsupported_value",
+        )
 
     def of_server(self, label: str, param: str) -> tuple[OfferedTool, ...]:
         """The tools of a server.
@@ -97,6 +115,31 @@ def refused(label: str, param: str | None = None) -> ApiError:
     )
 
 
+def refused_address(origin: str, param: str) -> ApiError:
+    """The refusal of a key that may bring no server at an address."""
+    return ApiError(
+        f"Your key may not use servers of tools at {origin[:200]}. The operator of this server can "
+        f"allow it: `qwen-proxy keys edit NAME --tools '{origin[:200]}'`.",
+        status=403,
+        type="permission_error",
+        code="tool_not_allowed",
+        param=param,
+        should_retry=False,
+    )
+
+
+def unusable(server: ForeignServer, why: str) -> ApiError:
+    """The failure of a server that a client has brought."""
+    return ApiError(
+        f"The tools of your server '{server.label}' cannot be used: {why}",
+        status=424,
+        type="external_connector_error",
+        code="tool_server_failed",
+        param=server.param,
+        should_retry=False,
+    )
+
+
 def untrusted(tools: Sequence[OfferedTool], param: str, dialect: str) -> ApiError:
     """The refusal of a tool that needs an approval, where nobody can be asked for one."""
     names = ", ".join(f"'{tool.server}.{tool.name}'" for tool in tools[:_MOST_NAMED])
@@ -113,22 +156,6 @@ def untrusted(tools: Sequence[OfferedTool], param: str, dialect: str) -> ApiErro
 
 
 def needs_trust(tool: OfferedTool) -> bool:
-    """Whether a tool must not run unasked. Python need not be trusted: it runs in a sandbox."""
-    return not tool.trust and tool.server != PYTHON
-
-
-def checked_address(url: str | None, label: str, param: str) -> None:
-    """Refuse the address of a server that is not the operator's.
-
-    Raises:
-        BadRequest: it is not `qwen-proxy://LABEL`.
-    """
-    if not url or url.removesuffix("/") == _SCHEME + label:
-        return
-    raise BadRequest(
-        "Tools of other servers are not called from here: this proxy would connect to an address "
-        "that a client chose. Leave the address out (or send "
-        f"'{_SCHEME}{label[:64]}'), and name a server that the operator offers.",
-        param=param,
-        code="unsupported_value",
-    )
+    """Whether a tool must not run unasked. Python need not be trusted: it runs in a sandbox; and
+    of a server that the client has brought, its own word counts."""
+    return not (tool.trust or tool.server == PYTHON or tool.is_foreign)

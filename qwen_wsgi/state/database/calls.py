@@ -112,7 +112,10 @@ _THIRD: Final = (
     """,
 )
 
-TABLES: Final = Tables("calls", (_FIRST, _SECOND, _THIRD), _DAMAGE)
+#: The longest silences within answers.
+_FOURTH: Final = ("ALTER TABLE calls ADD COLUMN gaps TEXT",)
+
+TABLES: Final = Tables("calls", (_FIRST, _SECOND, _THIRD, _FOURTH), _DAMAGE)
 
 _MINUTE_S: Final = 60.0
 #: How long the minutes of accounts are kept, and how often old ones are looked for. Seconds.
@@ -139,6 +142,8 @@ class CallRow(NamedTuple):
         cache_hits: 1: the response cache has answered, and no account was asked.
         requests: how many requests each account got, as JSON: `{"coding-plan": 1, "dashscope": 1}`;
             None where those are the `attempts`, all at `account`.
+        gaps: the longest silences of the upstream within its answer, as JSON: when each began after
+            the call, and how long it was: `[[1200.0, 850.0]]`; None: none was long.
     """
 
     at: float
@@ -171,6 +176,7 @@ class CallRow(NamedTuple):
     #: Lines of an older version end before this.
     cache_hits: Summable = 0
     requests: str | None = None
+    gaps: str | None = None
 
 
 #: Of the lines: a line of another version is not read.
@@ -572,6 +578,20 @@ class CallTable:
                 f"SELECT {columns} FROM (SELECT * FROM calls ORDER BY at DESC LIMIT {_LATELY})"
                 f" WHERE request_id = ? ORDER BY at DESC LIMIT {_MOST_OF_ID}",
                 (request_id,),
+            ).fetchall()
+        )
+        return [CallRow(*row) for row in rows]
+
+    def at(self, ended_at: float) -> list[CallRow]:
+        """The calls that ended at a time: mostly one.
+
+        Raises:
+            DatabaseUnavailable: the table cannot be read now.
+        """
+        rows = self._database.run(
+            lambda database: database.execute(
+                f"SELECT {', '.join(CallRow._fields)} FROM calls WHERE at = ? LIMIT {_MOST_OF_ID}",
+                (ended_at,),
             ).fetchall()
         )
         return [CallRow(*row) for row in rows]

@@ -22,10 +22,9 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from struct import Struct
-from typing import Final, TypeVar
+from typing import Final, TypeAlias
 from zlib import crc32
 
 from qwen_wsgi.access import limits as arithmetic
@@ -48,7 +47,9 @@ from qwen_wsgi.state.limits.rows import NAME_BYTES, ROW_BYTES, Open
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+#: A state that is being changed, now, and what it was before where it is only this process's copy;
+#: None where it is the file's, whose lock is taken.
+_Change: TypeAlias = tuple[State, Moment, State | None]
 
 #: How long a change waits for the lock, and how long after that nobody waits again. Seconds.
 PATIENCE_S: Final = 0.25
@@ -103,6 +104,11 @@ class Common:
         """The name of this process, asked for when it is first needed: after the fork."""
         return self._name().encode()
 
+    @functools.cached_property
+    def tag(self) -> int:
+        """What stands for this process in a state."""
+        return _tag_of(self.worker)
+
     def moment(self) -> Moment:
         """Now."""
         return self._calendar.moment(self.clock.monotonic(), self.clock.now())
@@ -131,9 +137,9 @@ class Counter:
         #: A change is under way, by a thread of this process.
         self._busy = threading.Lock()
         self._state = State()
+        #: What is in the file if nobody else has written since, which `_state` was made of or is.
+        self._written = b""
         self._owed: Owed | None = None
-        #: The lock is taken, and the state that is worked at is the file's.
-        self._holds = False
         self._row = _NO_ROW
         self._begun = 0
         self.places = 0
@@ -154,12 +160,12 @@ class Counter:
         self, limits: Limits, *, requests: int = 1, tokens: int = 0, places: int = 1
     ) -> Granted | Refused:
         """Book a call, see `access.limits.reserve`."""
-
-        def work(state: State, now: Moment) -> Granted | Refused:
+        state, now, before = self._begin()
+        try:
             while True:
                 found = arithmetic.reserve(
                     state,
-                    self._for_this_worker(limits),
+                    limits if self._row >= 0 else self._without_row(limits),
                     now,
                     requests=requests,
                     tokens=tokens,
@@ -169,19 +175,22 @@ class Counter:
                 if isinstance(found, Granted):
                     self.places += places
                     self._open.note(found, tokens)
-                    return found
-                if not self._sweep(state, self._all.is_gone):
-                    return found
-
-        return self._change(work)
+                    break
+                if before is not None or not self._sweep(state, self._all.is_gone):
+                    break
+            self._write(state, now, before)
+            return found
+        finally:
+            self._end(before)
 
     def count(self, requests: int) -> None:
         """Count further requests, see `access.limits.count`."""
-
-        def work(state: State, now: Moment) -> None:
+        state, now, before = self._begin()
+        try:
             arithmetic.count(state, now, requests)
-
-        self._change(work)
+            self._write(state, now, before)
+        finally:
+            self._end(before)
 
     def settle(
         self,
@@ -198,21 +207,23 @@ class Counter:
             places: of the worker's, how many are given back.
         """
         self.places -= places
-
-        def work(state: State, now: Moment) -> None:
+        state, now, before = self._begin()
+        try:
+            self._open.note(granted, -granted.tokens)
             arithmetic.settle(state, granted, tokens, money, now, requests=requests)
-
-        # The row first: of a worker that is killed in between, too little is given back and not
-        # too much.
-        self._change(work, first=partial(self._open.note, granted, -granted.tokens))
+            # Of a worker that is killed in between, too little is given back and not too much.
+            self._write(state, now, before, row_first=True)
+        finally:
+            self._end(before)
 
     def raise_to(self, day: int, tokens: int, month: int, money: int) -> None:
         """Count at least so much, see `access.limits.raise_to`."""
-
-        def work(state: State, now: Moment) -> None:
+        state, now, before = self._begin()
+        try:
             arithmetic.raise_to(state, now, day=day, tokens=tokens, month=month, money=money)
-
-        self._change(work)
+            self._write(state, now, before)
+        finally:
+            self._end(before)
 
     def remaining(self, limits: Limits) -> Mapping[str, Room]:
         """What is left, see `access.limits.remaining`. Waits for nobody."""
@@ -234,84 +245,101 @@ class Counter:
         if self._fd < 0:
             return
 
-        def work(state: State, now: Moment) -> None:
+        # A client that nobody serves costs nothing, and its file gets old.
+        concerned = self.places or self._owed is not None or self._row >= 0
+        if not (concerned or any(self._state.tags)) or not self._take(_GLANCE_S):
+            return
+        state, now, before = self._from_file()
+        try:
             arithmetic.advance(state, now)
             self._swept_s = -math.inf
             self._sweep(state, is_gone)
             if not self.places:
                 self._leave(state)
-
-        # A client that nobody serves costs nothing, and its file gets old.
-        concerned = self.places or self._owed is not None or self._row >= 0
-        if (concerned or any(self._state.tags)) and self._take(_GLANCE_S):
-            self._locked(work)
+            self._write(state, now, before)
+        finally:
+            self._end(before)
 
     def close(self) -> None:
         """Leave the file; calls that are still in flight count no more."""
         if self._fd < 0:
             return
         self.places = 0
-
-        def work(state: State, now: Moment) -> None:
-            if self._holds:
-                self._leave(state)
-
         if self._row >= 0:
-            self._change(work)
+            state, now, before = self._begin()
+            try:
+                if before is None:
+                    self._leave(state)
+                self._write(state, now, before)
+            finally:
+                self._end(before)
         fd, self._fd = self._fd, -1
         os.close(fd)
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _change(
-        self, work: Callable[[State, Moment], T], *, first: Callable[[], None] | None = None
-    ) -> T:
-        """Have something changed: in the file, or for now in this process's copy.
+    def _begin(self) -> _Change:
+        """Begin a change. `_write` keeps what was changed, and `_end` must follow in any case."""
+        if self._fd >= 0 and self._take():
+            return self._from_file()
+        now, state, self._written = self._all.moment(), self._state, b""
+        arithmetic.advance(state, now)
+        if self._fd < 0:
+            state.forget_all_workers()  # nothing is heard of the others
+        self._set_places(state)
+        return state, now, state.copy()
+
+    def _from_file(self) -> _Change:
+        """Begin a change of the state in the file, whose lock was taken."""
+        try:
+            now = self._all.moment()
+            state = self._read() or self._begun_anew()
+            self._written = b""  # until it is
+            if self._row < 0 or state.tags[self._row] != self._all.tag:
+                self._join(state, now)
+            if self._owed is not None:
+                owed, self._owed = self._owed, None
+                arithmetic.book_owed(state, owed, now)
+        except BaseException:
+            self._end(None)
+            raise
+        return state, now, None
+
+    def _write(
+        self, state: State, now: Moment, before: State | None, *, row_first: bool = False
+    ) -> None:
+        """Keep a state that was changed.
 
         Args:
-            first: changes what the worker's row says, which is written before the state then.
+            row_first: what the worker's row says is written before the state.
         """
-        if self._fd >= 0 and self._take():
-            return self._locked(work, first)
-        if first is not None:
-            first()
-        return self._here(work)
-
-    def _locked(
-        self, work: Callable[[State, Moment], T], first: Callable[[], None] | None = None
-    ) -> T:
-        """Have something changed in the file, whose lock was taken, and free it."""
-        self._holds = True
-        try:
-            return self._in_file(work, first)
-        finally:
-            self._holds = False
-            self._free()
-
-    def _in_file(self, work: Callable[[State, Moment], T], first: Callable[[], None] | None) -> T:
-        now = self._all.moment()
-        state = self._read() or self._begun_anew()
-        self._join(state, now)
-        if self._owed is not None:
-            owed, self._owed = self._owed, None
-            arithmetic.book_owed(state, owed, now)
-        if first is not None:
-            first()
-            try:  # noqa: SIM105  # suppress() costs as much as the write
-                self._write_row(now)
-            except OSError:  # the state cannot be written either
-                pass
-        result = work(state, now)
         self._set_places(state)
+        if before is not None:
+            if self._path is not None:
+                owed = arithmetic.difference(before, state)
+                self._owed = owed if self._owed is None else arithmetic.together(self._owed, owed)
+            return
         self._state = state
         data = state.pack()
+        data += _CHECKSUM.pack(crc32(data))
         try:
-            os.pwrite(self._fd, data + _CHECKSUM.pack(crc32(data)), 0)
-            if first is None:
+            if row_first:
+                self._write_row(now)
+            os.pwrite(self._fd, data, 0)
+            self._written = data
+            if not row_first:
                 self._write_row(now)
         except OSError as error:  # of a full disk, where the file was cut
             self._give_up(state, now, error)
-        return result
+
+    def _end(self, before: State | None) -> None:
+        """Let others go on after a change."""
+        if before is None:
+            try:
+                if self._fd >= 0:
+                    file_lock.free(self._fd)
+            finally:
+                self._busy.release()
 
     def _give_up(self, state: State, now: Moment, error: OSError) -> None:
         """Count in this process alone from here on: the file cannot be written."""
@@ -338,29 +366,14 @@ class Counter:
         self._state.begin_anew()
         return self._state
 
-    def _here(self, work: Callable[[State, Moment], T]) -> T:
-        """Count in this process alone, from what it knew last."""
-        now, state = self._all.moment(), self._state
-        arithmetic.advance(state, now)
-        if self._fd < 0:
-            state.forget_all_workers()  # nothing is heard of the others
-        self._set_places(state)
-        before = state.copy()
-        result = work(state, now)
-        self._set_places(state)
-        if self._path is not None:
-            owed = arithmetic.difference(before, state)
-            self._owed = owed if self._owed is None else arithmetic.together(self._owed, owed)
-        return result
-
     def _set_places(self, state: State) -> None:
         """Set how many places this worker has, in its row, or in the only one without a file."""
         if self._row >= 0 or self._fd < 0:
             state.places[max(self._row, 0)] = self.places
 
-    def _for_this_worker(self, limits: Limits) -> Limits:
+    def _without_row(self, limits: Limits) -> Limits:
         """The limits where the calls of this worker are in no row."""
-        if self._row >= 0 or self._fd < 0 or limits.concurrency is None:
+        if self._fd < 0 or limits.concurrency is None:
             return limits
         return limits._replace(concurrency=limits.concurrency - self.places)
 
@@ -406,19 +419,15 @@ class Counter:
             if self._fd < 0:
                 return False  # another thread has given it up
 
-    def _free(self) -> None:
-        try:
-            if self._fd >= 0:
-                file_lock.free(self._fd)
-        finally:
-            self._busy.release()
-
     def _read(self) -> State | None:
         """The state in the file; None if there is none."""
         try:
             found = os.pread(self._fd, _BLOCK, 0)
         except OSError:
             return None
+        if found == self._written:
+            return self._state
+        self._written = b""
         data = found[:STATE_BYTES]
         if len(found) < _BLOCK or _CHECKSUM.unpack_from(found, STATE_BYTES)[0] != crc32(data):
             return None
@@ -428,10 +437,7 @@ class Counter:
 
     def _join(self, state: State, now: Moment) -> None:
         """Have a row of our own, also if others have freed it because this process stood still."""
-        name = self._all.worker
-        tag = _tag_of(name)
-        if self._row >= 0 and state.tags[self._row] == tag:
-            return
+        name, tag = self._all.worker, self._all.tag
         # Of a state that was begun anew nobody has given anything back.
         was_freed = self._row >= 0 and state.begun == self._begun
         self._begun = state.begun
@@ -463,7 +469,7 @@ class Counter:
     def _sweep(self, state: State, is_gone: Callable[[str, float], bool]) -> bool:
         """Give back what dead workers held; whether there were any."""
         now_s = self._all.clock.monotonic()
-        if not self._holds or abs(now_s - self._swept_s) < _SWEEP_S:
+        if abs(now_s - self._swept_s) < _SWEEP_S:
             return False
         self._swept_s = now_s
         rows = [row for row, tag in enumerate(state.tags) if tag and row != self._row]

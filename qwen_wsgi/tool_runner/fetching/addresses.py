@@ -1,4 +1,4 @@
-"""Which addresses the tool `fetch` may connect to."""
+"""Which addresses the tool `fetch` may connect to, and servers of clients may have."""
 
 from __future__ import annotations
 
@@ -30,25 +30,32 @@ def is_named(host: str, hosts: Sequence[str]) -> bool:
 
 
 def refusal(
-    text: str, *, private: bool = False, is_here: Callable[[str], bool] = net.is_here
+    text: str,
+    *,
+    private: bool = False,
+    here: bool = False,
+    is_here: Callable[[str], bool] = net.is_here,
 ) -> str:
     """Why an IP address may not be connected to, as a clause; "" if it may.
 
     Args:
         private: addresses of private networks may be, because the operator has named the host.
+        here: those of this machine may be, for the same reason.
         is_here: whether an address is one of this machine's.
     """
     address = net.ip_address(text)
     if address is None:
         return "is no address"
     for each in (address, *_hidden(address)):
+        if each.is_loopback and here:
+            continue
         if each.is_loopback or each.is_unspecified:
             return "is this machine"
         if each.is_link_local or each.is_multicast:
             return "is of this machine's own link"
         if not _is_public(each) and not (private and each.is_private):
             return "is no public address"
-    return "is this machine" if is_here(str(address)) else ""
+    return "is this machine" if not here and is_here(str(address)) else ""
 
 
 def _is_public(address: _Address) -> bool:

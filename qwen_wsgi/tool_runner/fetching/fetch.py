@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
 from qwen_wsgi import __version__
@@ -64,8 +64,25 @@ _PLAIN: Final = "".join(map(chr, range(33, 127)))
 Resolve = Callable[..., list[tuple[Any, ...]]]
 
 
+#: Behind a text of whose bytes not all were read.
+_CUT: Final = f"\n[cut: only the first {_LARGEST // 1024**2} MiB were read]"
+
+
 class _Refused(Exception):
     """The URL cannot be fetched. The text says why."""
+
+
+class _Found(NamedTuple):
+    """What is behind a URL.
+
+    Attributes:
+        page_url: where it was found, if it is a page in HTML; else "".
+        is_cut: there is more of it.
+    """
+
+    text: str
+    page_url: str
+    is_cut: bool
 
 
 class Fetch:
@@ -100,9 +117,11 @@ class Fetch:
         try:
             async with asyncio.timeout(seconds):
                 loop = asyncio.get_running_loop()
-                text, page_url = await loop.run_in_executor(self._threads, one.fetch, url)
-                if page_url:
-                    text = await _text_of_page(text, page_url)
+                found = await loop.run_in_executor(self._threads, one.fetch, url)
+                text = found.text
+                if found.page_url:
+                    text = await _text_of_page(text, found.page_url)
+                text += _CUT * found.is_cut
         except TimeoutError:
             return failed(f"The URL did not answer completely within {seconds:g} seconds.")
         except _Refused as error:
@@ -137,8 +156,8 @@ class _One:
                 with suppress(OSError):
                     self._socket.shutdown(socket.SHUT_RDWR)
 
-    def fetch(self, url: str) -> tuple[str, str]:
-        """What is behind a URL; and where it was found if it is a page, else "".
+    def fetch(self, url: str) -> _Found:
+        """What is behind a URL.
 
         Raises:
             _Refused: there is none.
@@ -148,12 +167,12 @@ class _One:
                 found = self._ask(url)
             except (OSError, http.client.HTTPException, zlib.error) as error:
                 raise _Refused(f"{_shown(url)} cannot be fetched: {_reason(error)}") from None
-            if isinstance(found, tuple):
+            if isinstance(found, _Found):
                 return found
             url = found
         raise _Refused(f"{_shown(url)}: it was redirected more than {_REDIRECTS} times.")
 
-    def _ask(self, url: str) -> tuple[str, str] | str:
+    def _ask(self, url: str) -> _Found | str:
         """As `fetch`, or where the URL leads on."""
         parts, host, port = _checked(url)
         where = self._address(host, port)
@@ -185,7 +204,7 @@ class _One:
                 return _led_on(url, to)
             if response.status != 200:
                 raise _Refused(f"{_shown(url)} answered with HTTP {response.status}.")
-            return _text(response, url)
+            return _found(response, url)
         finally:
             connection.close()
             raw.close()
@@ -244,8 +263,8 @@ def _checked(url: str) -> tuple[Any, str, int]:
     return parts, ascii_host, port or (443 if parts.scheme == "https" else 80)
 
 
-def _text(response: http.client.HTTPResponse, url: str) -> tuple[str, str]:
-    """The text of an answer, and its URL if it is a page, else "".
+def _found(response: http.client.HTTPResponse, url: str) -> _Found:
+    """The text of an answer.
 
     Raises:
         _Refused: it is none.
@@ -262,9 +281,8 @@ def _text(response: http.client.HTTPResponse, url: str) -> tuple[str, str]:
         raise _Refused(f"{_shown(url)} is packed in a way that was not asked for.")
     is_cut, data = len(data) > _LARGEST, data[:_LARGEST]
     text = _decoded(data, response.headers.get_content_charset() or "utf-8")
-    if kind in ("text/html", "application/xhtml+xml"):
-        return text, url
-    return text + f"\n[cut: only the first {_LARGEST // 1024**2} MiB were read]" * is_cut, ""
+    is_page = kind in ("text/html", "application/xhtml+xml")
+    return _Found(text, url if is_page else "", is_cut)
 
 
 def _decoded(data: bytes, charset: str) -> str:

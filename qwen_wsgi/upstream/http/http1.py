@@ -33,7 +33,7 @@ _MAX_INTERIM: Final = 10
 #: No content is longer (2**60 bytes), so a longer number is none.
 _LENGTH_DIGITS: Final = 18
 
-#: A larger body is sent by itself: copying it behind the head would cost more than a second call.
+#: A larger body is not copied behind the head.
 _JOINED_BYTES: Final = 64 * 1024
 
 _RECV_BYTES: Final = 16 * 1024
@@ -329,9 +329,16 @@ def _send(
     try:
         if body is None or len(body) <= _JOINED_BYTES:
             sock.sendall(head + (body or b""))
-        else:
+        elif isinstance(sock, ssl.SSLSocket):
             sock.sendall(head)
             sock.sendall(body)
+        else:
+            # In one call, which wakes the other end once; it takes less than all if it is slow.
+            sent = sock.sendmsg((head, body))
+            if sent < len(head):
+                sock.sendall(head[sent:])
+            if sent < len(head) + len(body):
+                sock.sendall(memoryview(body)[max(sent - len(head), 0) :])
     except BrokenPipeError:
         pass  # it may have answered before it closed, e.g. that the body is too large
     return len(head) + len(body or b"")

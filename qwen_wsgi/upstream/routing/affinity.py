@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from qwen_wsgi.clock import boottime
 from qwen_wsgi.protocol.json_access import objects
-from qwen_wsgi.protocol.json_object import JsonObject, compact
+from qwen_wsgi.protocol.json_object import JsonObject, compact_start
 from qwen_wsgi.state.shared_files import SharedFiles, Table, key_of
 
 _VERSION: Final = "1"
@@ -114,7 +114,7 @@ def evidence_of(conversation: bytes, body: JsonObject) -> bytes:
     """
     messages = body.get("messages")
     if isinstance(messages, list) and messages:
-        request = key_of("message", compact(messages[-1])[:_MOST_CHARS])
+        request = key_of("message", compact_start(messages[-1], _MOST_CHARS))
     else:
         request = key_of("body", body.render()[:_MOST_CHARS].decode(errors="replace"))
     return (conversation or request)[:4] + request[:4]
@@ -141,7 +141,7 @@ def _beginning(messages: Any) -> list[str]:
     texts = []
     for message in objects(messages):
         content = message.get("content")
-        text = content if isinstance(content, str) else compact(content)
+        text = content if isinstance(content, str) else compact_start(content, _MOST_CHARS)
         texts.append(f"{message.get('role')}:{text[:_MOST_CHARS]}")
         if message.get("role") == "user":
             break

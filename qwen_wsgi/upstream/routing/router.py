@@ -276,6 +276,8 @@ class Router:
             if literal and ref.renamed:
                 continue
             if listed := self._listed(ref, accounts):
+                if len(listed) == len(accounts):
+                    return listed
                 return (*listed, *self._unlisted(ref, accounts))
         if all_names:
             _check_named(refs, permit)

@@ -242,6 +242,12 @@ def test_every_status_of_a_code_is_one_of_some_operation() -> None:
 # --- headers --------------------------------------------------------------------------------------
 
 
+def test_bodies_that_are_not_decoded_are_refused_for_no_coding() -> None:
+    paths = DOCUMENT["paths"]
+    assert "415" not in paths["/"]["post"]["responses"]
+    assert "415" in paths["/v1/chat/completions"]["post"]["responses"]
+
+
 def test_every_header_that_the_code_reads_is_described_and_no_other() -> None:
     spelled = {
         name[5:].replace("_", "-").lower()

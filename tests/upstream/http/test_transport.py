@@ -108,6 +108,22 @@ def test_a_request_is_sent_as_it_is_and_with_no_more_headers_than_needed(
     assert sent_body == body
 
 
+@pytest.mark.parametrize("size", [http1._JOINED_BYTES, http1._JOINED_BYTES + 1, 12_000_000])
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_a_large_body_arrives_whole_also_at_an_upstream_that_is_slow_to_read(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch, size: int, in_pieces: bool
+) -> None:
+    if in_pieces:  # the kernel has hardly any room
+        part = lambda sock, buffers: sock.send(b"".join(buffers)[:100])  # noqa: E731
+        monkeypatch.setattr(socket.socket, "sendmsg", part)
+    body = bytes(range(250)) * (size // 250) + b"x" * (size % 250)
+
+    with RawServer(whole(b"read")) as server:
+        assert posted(transport, server.url, body=body) == b"read"
+
+        assert server.requests[0].partition(b"\r\n\r\n")[2] == body
+
+
 def test_the_clients_user_agent_goes_on_instead_of_ours(transport: Transport) -> None:
     with RawServer(whole(b"{}")) as server:
         posted(transport, server.url, headers={"User-Agent": "QwenCode/0.24.4 (linux; x64)"})

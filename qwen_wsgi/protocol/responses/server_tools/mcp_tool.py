@@ -10,7 +10,7 @@ from qwen_wsgi.protocol import json_access, validation
 from qwen_wsgi.protocol.changes import Changes, header_token
 from qwen_wsgi.protocol.responses.server_tools import mcp_items
 from qwen_wsgi.protocol.server_tools import functions
-from qwen_wsgi.protocol.server_tools.offer import Offer, OfferedTool, checked_address
+from qwen_wsgi.protocol.server_tools.offer import Offer, OfferedTool
 from qwen_wsgi.protocol.server_tools.openai_tools import CODE, names_in
 from qwen_wsgi.protocol.validation import wrong_type
 
@@ -45,9 +45,9 @@ def selected(given: Mapping[str, Any], path: str, offer: Offer, changes: Changes
                 f"'{name}' means a service of OpenAI's. Name a server that the operator of this "
                 "one offers, as 'server_label' alone.",
             )
-    checked_address(validation.text(given, "server_url", path), label, path + "server_url")
+    offer.check_address(validation.text(given, "server_url", path), label, path + "server_url")
     for name in ("authorization", "headers"):
-        if given.get(name):
+        if given.get(name) and label not in offer.foreign:
             changes.note("tools", f"mcp-{name}-dropped")  # the operator's server has its own
     tools = offer.of_server(label, path + "server_label")
     wanted = names_in(given.get("allowed_tools"), path + "allowed_tools", changes)
