@@ -183,16 +183,7 @@ class OpenStream:
                 return False
         except TimeoutError:
             in_part = True
-        record, now = self.record, self._monotonic()
-        record.note_events(block)
-        if self._budget is not None:
-            self._budget.streamed(block)
-        record.received_bytes += len(block)
-        if now - self.heard_at > record.longest_gap_s:
-            record.longest_gap_s = now - self.heard_at
-        if now - self.heard_at > record.least_gap_s:
-            record.note_gap(self.heard_at, now - self.heard_at)
-        self.heard_at = self._content_at = self.passed_at = now
+        self._content_at = self.passed_at = self._note(block, len(block))
         self._left_s = self._idle_s
         if in_part:
             raise TimeoutError("sent in part")  # wakes the reader, who lets the rest be sent
@@ -221,17 +212,7 @@ class OpenStream:
         except (BodyBroken, sse.EventTooLarge) as error:
             raise broken(error) from error
         events = chunks.feed(block) if block else b""
-        record, now = self.record, self._monotonic()
-        if block:
-            record.note_events(block)
-            if self._budget is not None:
-                self._budget.streamed(block)
-        record.received_bytes += len(data)
-        if now - self.heard_at > record.longest_gap_s:
-            record.longest_gap_s = now - self.heard_at
-        if now - self.heard_at > record.least_gap_s:  # rarely, so without a call
-            record.note_gap(self.heard_at, now - self.heard_at)
-        self.heard_at = now
+        now = self._note(block, len(data))
         if events:
             self._content_at, self._left_s = now, self._idle_s
         elif chunks.failed:
@@ -245,6 +226,27 @@ class OpenStream:
             return events
         self._check_end()
         return None
+
+    def _note(self, block: bytes, received: int) -> float:
+        """Note what was received, and the silence before it, which is over now; what time it is.
+
+        Args:
+            block: whole events, perhaps none.
+            received: how many bytes came.
+        """
+        record, now = self.record, self._monotonic()
+        if block:
+            record.note_events(block)
+            if self._budget is not None:
+                self._budget.streamed(block)
+        record.received_bytes += received
+        silent_s = now - self.heard_at
+        if silent_s > record.longest_gap_s:
+            record.longest_gap_s = silent_s
+        if silent_s > record.least_gap_s:  # rarely, so without a call
+            record.note_gap(self.heard_at, silent_s)
+        self.heard_at = now
+        return now
 
     def _nothing(self) -> bytes:
         """Nothing came in time: go on waiting, unless it has been too long."""

@@ -206,6 +206,8 @@ def test_a_cancelled_call_ends_with_its_reason(
         members = {**members, "input": text}
     with sent(proxy, id, text, path=path or "/v1/chat/completions", **members) as exchange:
         call_of(proxy, id, state)
+        # A call is listed before its request has reached the upstream.
+        assert sandbox.wait_until(lambda: bool(sandbox.chats), 5)
         if ends is ends_cut and state == "waiting":
             exchange.read_until(b": keep-alive")
 
