@@ -4,6 +4,7 @@
 #   HOST= PORT= ...           settings for `make run`: any that `qwen-proxy settings` lists
 #   NAME= TLS=                the address of the site that `make install` sets up, and
 #   DESTDIR= PREFIX=          where it puts the files, see docs/operations.md
+#   LINTED=1                  `make test` leaves `lint` out, which has run
 #   UPGRADE=0                 `make install` keeps the dependencies that are there
 
 .DEFAULT_GOAL := help
@@ -31,7 +32,8 @@ run: ## serve on 127.0.0.1:8080; with no Qwen account yet, a built-in fake one a
 	@sh install/venv.sh run
 	@QWEN_PROXY_SANDBOX="$${QWEN_PROXY_SANDBOX:-auto}" exec $(python) -m qwen_wsgi.cli serve
 
-test: lint ## format, lint, types and all tests
+test: $(if $(LINTED),,lint) ## format, lint, types and all tests
+	@sh install/venv.sh dev
 	@$(pytest) -n 4 $(together) -m server
 	@$(pytest) $(parallel) -m "not server" $(floor)
 

@@ -58,7 +58,7 @@ class _Fleet:
         names = ["direct"] if measure.direct else []
         names += ["nginx"] if self._nginx else []
         names += ["bare"] if measure.bare else []
-        names += ["aiohttp"] if measure.bare and self._aiohttp_python else []
+        names += ["aiohttp"] if measure.aiohttp and self._aiohttp_python else []
         names += ["qwen-proxy"]
         names += ["LiteLLM"] if measure.litellm and self._litellm_python else []
         if measure.fresh:
@@ -127,7 +127,11 @@ def _verdict(row: Row, median: dict[str, float]) -> tuple[str, bool | None]:
         goals.append((f"{row.bare:g} × bare", row.bare * bare))
     known = [limit for _, limit in goals if limit is not None]
     met = own <= max(known) if known else None
-    return "≤ " + " or ".join(words for words, _ in goals) if goals else "", met
+    told = "≤ " + " or ".join(words for words, _ in goals) if goals else ""
+    if row.aiohttp is not None and (other := median.get("aiohttp")) is not None:
+        told += f", ≤ {row.aiohttp:g} × aiohttp"
+        met = met is not False and own <= row.aiohttp * other
+    return told, met
 
 
 def _number(value: float | None) -> str:
@@ -219,9 +223,7 @@ async def _run(arguments: argparse.Namespace) -> int:
     _progress("")
     machine = _machine()
     measured = {name for rounds in found.values() for name in rounds}
-    names = [
-        n for n in ("direct", "nginx", "bare", "aiohttp", "qwen-proxy", "LiteLLM") if n in measured
-    ]
+    names = [name for name in _ORDER if name in measured]
     if "nginx" not in names:
         print("nginx was not found or not wanted: absolute numbers only.\n", file=sys.stderr)
     print(f"{machine}\n\n{table(rows, found, names)}")

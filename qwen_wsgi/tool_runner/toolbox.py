@@ -7,19 +7,16 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from qwen_wsgi.tool_runner import interpreter as interpreter_module
 from qwen_wsgi.tool_runner.config import FETCH, PYTHON, Entry
 from qwen_wsgi.tool_runner.fetching import fetch as fetch_module
 from qwen_wsgi.tool_runner.fetching.fetch import Fetch
-from qwen_wsgi.tool_runner.foreign_hosts import NotAllowed
 from qwen_wsgi.tool_runner.interpreter import Interpreter
 from qwen_wsgi.tool_runner.results import Result, failed
 from qwen_wsgi.tool_runner.sandbox import CannotStart, Program, Sandbox, tail_of
-
-if TYPE_CHECKING:  # it needs the package `mcp`, which may be missing
-    from qwen_wsgi.tool_runner.foreign import ForeignServers
+from qwen_wsgi.tool_runner.servers.foreign_hosts import Failed, Foreign, NotAllowed
 
 #: For a check that a sandbox works at all.
 _TRIAL_S: Final = 20.0
@@ -52,6 +49,23 @@ class Server(Protocol):
         """Whether it works now: "" or why not."""
 
 
+class Foreigners(Protocol):
+    """Servers at addresses that clients bring, from the toolbox's view."""
+
+    async def listed(self, server: Foreign) -> Mapping[str, Mapping[str, Any]]:
+        """What a server offers, by the names of its tools.
+
+        Raises:
+            NotAllowed: no connection is made to it.
+            Failed: it cannot be used.
+        """
+
+    async def call(
+        self, server: Foreign, tool: str, arguments: Mapping[str, Any], *, seconds: float
+    ) -> Result:
+        """Run a tool; what goes wrong is told in the result."""
+
+
 class Toolbox:
     """The servers of a tools.json, for as long as `run` runs.
 
@@ -64,7 +78,7 @@ class Toolbox:
     def __init__(
         self,
         servers: Sequence[Server],
-        foreign: ForeignServers | None = None,
+        foreign: Foreigners | None = None,
         *,
         timeout_s: float,
         calls: int,
@@ -107,8 +121,6 @@ class Toolbox:
         why no connection is made to it, or why it cannot be used."""
         if self._foreign is None:
             return {"failed": NO_MCP}
-        from qwen_wsgi.tool_runner.foreign import Failed, Foreign
-
         try:
             found = await self._foreign.listed(Foreign(address["url"], address["headers"]))
         except NotAllowed as error:
@@ -168,8 +180,6 @@ class Toolbox:
     ) -> Result:
         if self._foreign is None:
             return failed(NO_MCP)
-        from qwen_wsgi.tool_runner.foreign import Foreign
-
         server = Foreign(address["url"], address["headers"])
         return await self._foreign.call(server, tool, arguments, seconds=seconds)
 
@@ -288,18 +298,18 @@ def server_of(entry: Entry, sandbox: Sandbox, *, output_bytes: int, hosts: Seque
         return FetchServer(entry, Fetch(hosts, output_bytes=output_bytes))
     if find_spec("mcp") is None:
         return Broken(entry, NO_MCP)
-    from qwen_wsgi.tool_runner.mcp_server import McpServer
+    from qwen_wsgi.tool_runner.servers.mcp_server import McpServer
 
     return McpServer(entry, sandbox, output_bytes=output_bytes)
 
 
 def foreign_servers(
     hosts: Sequence[str], *, timeout_s: float, output_bytes: int
-) -> ForeignServers | None:
+) -> Foreigners | None:
     """Servers at addresses that clients bring; None where the package is missing that asks them."""
     if find_spec("mcp") is None:
         return None
-    from qwen_wsgi.tool_runner.foreign import ForeignServers
+    from qwen_wsgi.tool_runner.servers.foreign import ForeignServers
 
     return ForeignServers(hosts, timeout_s=timeout_s, output_bytes=output_bytes)
 

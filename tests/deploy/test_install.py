@@ -410,6 +410,7 @@ def test_an_address_that_cannot_work_is_refused_before_anything_is_done(
     assert not (tmp_path / "root").exists()
 
 
+@pytest.mark.usefixtures("files_only")
 def test_another_program_of_that_name_is_not_replaced(system: Installation) -> None:
     command = system.at("/usr/local/bin/qwen-proxy")
     command.write_text("#!/bin/sh\n# somebody else's\n")

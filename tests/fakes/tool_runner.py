@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qwen_wsgi.protocol.server_tools.foreign import ForeignServer
-from qwen_wsgi.tool_runner.foreign_hosts import NotAllowed, target_of
+from qwen_wsgi.tool_runner.servers.foreign_hosts import NotAllowed, target_of
 from qwen_wsgi.tools.runner import (
     ForeignServerError,
     RunnerUnavailable,

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from qwen_wsgi.tool_runner import foreign as module
-from qwen_wsgi.tool_runner.foreign import Failed, Foreign, ForeignServers
-from qwen_wsgi.tool_runner.foreign_hosts import NotAllowed
 from qwen_wsgi.tool_runner.results import Result
+from qwen_wsgi.tool_runner.servers import foreign as module
+from qwen_wsgi.tool_runner.servers.foreign import ForeignServers
+from qwen_wsgi.tool_runner.servers.foreign_hosts import Failed, Foreign, NotAllowed
 from tests.kit import mcp_http
 from tests.kit.mcp_http import TOKEN, McpHttp
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_wsgi.tool_runner.foreign_hosts import NotAllowed, Target, target_of
+from qwen_wsgi.tool_runner.servers.foreign_hosts import NotAllowed, Target, target_of
 
 HOSTS = ("mcp.example", "*.below.example", "box.lan:8080", "*.wide.example:8443", "127.0.0.1:8931")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -179,6 +180,7 @@ def texts_of(node: ast.expr) -> Iterator[str]:
         yield from (*texts_of(node.body), *texts_of(node.orelse))
 
 
+@functools.cache
 def named_codes() -> dict[str, set[int | None]]:
     """The codes that the code gives its errors, each with the statuses that stand beside it."""
     found: dict[str, set[int | None]] = {}
@@ -199,6 +201,7 @@ def named_codes() -> dict[str, set[int | None]]:
     return found
 
 
+@pytest.mark.once
 def test_every_code_is_described_and_no_other() -> None:
     assert named_codes().keys() - {""} | ELSEWHERE.keys() == codes.CODES.keys()
     for code, place in ELSEWHERE.items():
@@ -208,6 +211,7 @@ def test_every_code_is_described_and_no_other() -> None:
         assert f'"{code}"' in file.read_text()
 
 
+@pytest.mark.once
 def test_codes_are_described_with_the_statuses_that_they_have() -> None:
     for code, statuses in named_codes().items():
         if not code:
@@ -216,6 +220,7 @@ def test_codes_are_described_with_the_statuses_that_they_have() -> None:
         assert {each for each in statuses if each is not None} <= described, code
 
 
+@pytest.mark.once
 def test_codes_of_causes_are_described_with_their_statuses() -> None:
     for cause in CAUSES.values():
         if cause.code is not None:

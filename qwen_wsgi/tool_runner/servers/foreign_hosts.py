@@ -7,7 +7,8 @@ private network; with its port it may also speak plain http, and `127.0.0.1:8931
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -20,6 +21,18 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 class NotAllowed(Exception):
     """No connection is made to an address. The text says why, and what to do."""
+
+
+class Failed(Exception):
+    """A server of a client cannot be used. The text says why."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A server of a client. Its address may hold a secret, as its headers do."""
+
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
 
 
 class Target(NamedTuple):

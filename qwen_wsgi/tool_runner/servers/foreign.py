@@ -11,7 +11,6 @@ import contextlib
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -23,9 +22,15 @@ from mcp.client.streamable_http import streamable_http_client
 
 from qwen_wsgi import __version__
 from qwen_wsgi.tool_runner.fetching import addresses
-from qwen_wsgi.tool_runner.foreign_hosts import NotAllowed, Target, target_of
-from qwen_wsgi.tool_runner.mcp_server import Tool, listed, why_of
 from qwen_wsgi.tool_runner.results import Result, failed, of_mcp
+from qwen_wsgi.tool_runner.servers.foreign_hosts import (
+    Failed,
+    Foreign,
+    NotAllowed,
+    Target,
+    target_of,
+)
+from qwen_wsgi.tool_runner.servers.mcp_server import Tool, listed, why_of
 
 T = TypeVar("T")
 
@@ -34,6 +39,7 @@ _AT_A_TIME: Final = 32
 #: Until a server has said what it offers: the client waits for its answer meanwhile.
 _LIST_S: Final = 20.0
 _CONNECT_S: Final = 10.0
+_SPARE_S: Final = 5.0
 #: For the end of a session, of which nobody needs to know how it went.
 _FAREWELL_S: Final = 3.0
 #: Bytes of all answers over one connection.
@@ -42,14 +48,6 @@ _MOST_BYTES: Final = 16 * 1024 * 1024
 _SSE: Final = "/sse"
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """A server of a client. Its address may hold a secret, as its headers do."""
-
-    url: str = field(repr=False)
-    headers: Mapping[str, str] = field(repr=False)
 
 
 async def resolved(host: str, port: int) -> Sequence[str]:
@@ -129,10 +127,6 @@ class ForeignServers:
             raise Failed(_why(target, transport, error)) from None
 
 
-class Failed(Exception):
-    """A server of a client cannot be used. The text says why."""
-
-
 def _why(target: Target, transport: _Transport, error: Exception) -> str:
     if transport.status in (401, 403):
         return (
@@ -152,7 +146,8 @@ async def _session(
         # What is packed could be a thousand times as large.
         headers={**server.headers, "Accept-Encoding": "identity"},
         transport=transport,
-        timeout=httpx2.Timeout(_CONNECT_S, read=seconds),
+        # Whoever asks ends a wait for an answer.
+        timeout=httpx2.Timeout(_CONNECT_S, read=seconds + _SPARE_S),
         trust_env=False,
     )
 

@@ -1,0 +1,1 @@
+"""MCP servers: the operator's, and those at addresses of clients."""
