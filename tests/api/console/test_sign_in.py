@@ -72,6 +72,7 @@ def test_one_gets_to_the_page_that_one_wanted(browser: Browser) -> None:
         ("schlüssel", "enter the key of an admin"),
         ("H4sIAAAAAAAA", "Incorrect API key"),
     ],
+    ids=["ordinary", "wrong", "none", "no ASCII", "web token"],
 )
 def test_other_keys_do_not_let_in(browser: Browser, key: str, says: str) -> None:
     refused = browser.sign_in(key)
