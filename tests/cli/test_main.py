@@ -311,6 +311,7 @@ def test_models_are_listed_in_the_order_of_the_accounts(run: Any) -> None:
         # More than a pipe's buffer, to be read or not.
         (("models",), 0),
         (("models",), 70_000),
+        pytest.param(("models", "--json"), 70_000, marks=pytest.mark.once),
         # The others say less: whoever reads so much reads all.
         *(
             pytest.param(arguments, 0, marks=pytest.mark.once)
