@@ -57,8 +57,6 @@ _LONGEST = (
 
 #: Of a value in the name of a test, in characters.
 _LONGEST_NAME = 80
-#: Of `secrets.secret`.
-_NUMBER_OF_SECRET = re.compile(r"-\d{4}(?=-qzqv)")
 
 #: What this process logged, before it was redacted.
 _messages: list[str] = []
@@ -112,15 +110,11 @@ def _module_of(file: Path, root: Path) -> tuple[str, ...]:
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Name a test by the beginning of a long value only. pytest takes the whole: 150 MB of a file
     that is too large, kept, hashed and sent between processes."""
-    if isinstance(val, str) and _NUMBER_OF_SECRET.search(val):
-        # Made when a file is read, and processes read them in different orders.
-        val = _NUMBER_OF_SECRET.sub("", val)
-    elif not isinstance(val, str | bytes) or len(val) <= _LONGEST_NAME:
+    if not isinstance(val, str | bytes) or len(val) <= _LONGEST_NAME:
         return None
     begin = val[:_LONGEST_NAME]
     text = begin if isinstance(begin, str) else begin.decode("latin-1")
-    more = f"... ({len(val)})" if len(val) > _LONGEST_NAME else ""
-    return text.encode("unicode_escape").decode() + more
+    return f"{text.encode('unicode_escape').decode()}... ({len(val)})"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
