@@ -10,8 +10,8 @@ import sys
 import zlib
 
 _made: list[str] = []
-#: Of each label in each file. Names of tests have secrets in them, and the processes of a run, which
-#: read the files in different orders, must find the same names.
+#: Of each label in each file. Names of tests have secrets in them, and the processes of a run,
+#: which read the files in different orders, must find the same names.
 _counts: collections.Counter[str] = collections.Counter()
 
 
