@@ -19,7 +19,7 @@ from qwen_wsgi.state.database.calls import CallRow
 
 #: Bytes that a name in a row may take, so that a page of 200 rows stays small: letters of other
 #: scripts take up to four, and what is escaped up to five. And those of the name of a box.
-_ROOM: Final = 28
+_ROOM: Final = 26
 _PLACE: Final = 16
 
 #: From here on a row tells tokens in millions; all digits are on the call's page.

@@ -294,7 +294,7 @@ class TestSocketOfSystemd:
                 proxy.stop()
 
         assert clients.failures == []
-        assert clients.done > 5 * restarts
+        assert clients.done > restarts
         log = proxy.log.read_text()
         assert f"systemd listens on 127.0.0.1:{proxy.port}, so the address 127.0.0.2:9" in log
         assert f'"listens_on": "127.0.0.1:{proxy.port}"' in log

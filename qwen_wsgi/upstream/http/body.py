@@ -495,6 +495,7 @@ class BodyReader:
         if self._closed:
             return
         self._closed = True
+        self._passing = None  # its owner knows this object, too
         try:
             if self._reads is not None:
                 self._reads.stop()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -135,6 +136,34 @@ def the_limits(machine: Machine) -> None:
     assert exposure is not None and float(exposure[1]) < 2, told
 
 
+def the_tools(machine: Machine) -> None:
+    """The service of the tools runs Python in a sandbox that sees nothing of the proxy."""
+    for line in (
+        "echo '{\"python\": {}}' >/tmp/tools.json",
+        "sudo install -m 0640 -g qwen-proxy-tools /tmp/tools.json /etc/qwen-proxy/tools.json",
+        "sudo systemctl enable --now qwen-proxy-tools.socket",
+        "echo QWEN_PROXY_TOOLS=/etc/qwen-proxy/tools.json >>/etc/qwen-proxy/qwen-proxy.env",
+        "sudo systemctl restart qwen-proxy",
+    ):
+        machine.run(line)
+    program = (
+        "import os, pathlib\n"
+        "print(6 * 7, os.getuid())\n"
+        "for path in ('/etc/qwen-proxy', '/var/lib/qwen-proxy', '/run/qwen-proxy-tools'):\n"
+        "    print(pathlib.Path(path).exists())\n"
+    )
+    asked = json.dumps({"code": program})
+    told = machine.run(f"sudo qwen-proxy tools call python.run {shlex.quote(asked)}")
+    assert re.search(r"42 \d+\s+False\s+False\s+False", told), told
+    user = machine.run("ps -o user:32= -p $(systemctl show -P MainPID qwen-proxy-tools)")
+    assert user.strip() == "qwen-proxy-tools"
+    machine.run("sudo systemctl kill -s KILL qwen-proxy-tools")
+    assert "42" in machine.run(f"sudo qwen-proxy tools call python.run {shlex.quote(asked)}")
+    machine.run("sudo systemctl disable --now qwen-proxy-tools.socket qwen-proxy-tools.service")
+    machine.run("sed -i /QWEN_PROXY_TOOLS=/d /etc/qwen-proxy/qwen-proxy.env")
+    machine.run("sudo systemctl restart qwen-proxy")
+
+
 def a_reload(machine: Machine) -> None:
     """Workers are replaced; streams that run and begin meanwhile go on to their ends."""
     before = _workers(machine)
@@ -243,6 +272,7 @@ def the_end(machine: Machine) -> None:
 #: In this order, each on what the ones before it left.
 _CHECKS: Final[tuple[Callable[[Machine], None], ...]] = (
     *(the_readme, a_stream_through_nginx, the_commands, the_other_site, the_journal, the_limits),
+    the_tools,
     *(a_reload, settings_by_a_reload, a_restart, restarts_with_the_socket, a_crash),
     *(an_upgrade, a_stop, the_end),
 )

@@ -21,7 +21,7 @@ RELEASE: Final = "bookworm"
 PYTHON: Final = "3.11"
 #: What the README has one install, and what every installed Debian has.
 PACKAGES: Final = (
-    *("make", "python3-venv", "nginx", "openssl", "curl", "git"),
+    *("make", "python3-venv", "nginx", "openssl", "curl", "git", "bubblewrap"),
     *("systemd", "systemd-sysv", "dbus", "sudo", "ca-certificates", "iproute2", "procps"),
 )
 #: The C libraries for which wheels are built that work on that release.
