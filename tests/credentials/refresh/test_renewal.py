@@ -1140,6 +1140,16 @@ class TestClock:
         assert login.current().value != old
         assert world.sent == 2
 
+    def test_a_call_that_looks_at_the_old_token_while_it_is_renewed(
+        self, world: World, boot: list[float], login: OAuthLogin
+    ) -> None:
+        before = login.store.snapshot()
+        boot[0] += LIFE_S  # the wall clock was not set yet
+        login.current()
+        assert world.sent == 2
+        assert login.refresher.token_state(before) is TokenState.EXPIRED
+        assert login.refresher.token_state(login.store.snapshot()) is TokenState.FRESH
+
     @pytest.mark.parametrize("step_s", [-HOUR_S, HOUR_S, -24 * HOUR_S])
     def test_a_pause_does_not_grow_with_a_step(self, world: World, step_s: float) -> None:
         world.seed(600)
