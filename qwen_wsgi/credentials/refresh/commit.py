@@ -38,8 +38,8 @@ class Committer:
     def commit(self, step: Step, answer: TokenAnswer) -> tuple[Outcome, str]:
         """Make the answer durable: journal first, then the shared file, unless it moved on."""
         received = self._received(step, answer)
-        # With the one before: a call may look at that token in this very moment, and by a wall clock
-        # that was not set yet after a sleep it would be good.
+        # With the one before: a call may look at that token in this very moment, and by a wall
+        # clock that was not set yet after a sleep it would be good.
         before = list(self._state.deadlines.items())[-1:]
         until_s = answer.sent_boottime_s + answer.life_s
         self._state.deadlines = dict([*before, (received.login.access_token, until_s)])

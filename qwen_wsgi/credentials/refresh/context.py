@@ -40,8 +40,8 @@ class RefreshState:
     Attributes:
         read_only: why the files cannot be replaced; None when they can, as far as is known.
         unsaved: why the latest login is in this process's memory alone; empty when it is on disk.
-        deadlines: of the latest two access tokens that this process fetched: when each expires, by boot
-            time.
+        deadlines: of the latest two access tokens that this process fetched: when each expires, by
+            boot time.
         refused: fingerprints of refused refresh tokens; the journal has them too, unless it cannot
             be written.
         closed: the access token of a closed account, as long as the journal could not be written.
