@@ -44,6 +44,7 @@ _SPARE_S: Final = 5.0
 _FAREWELL_S: Final = 3.0
 #: Bytes of all answers over one connection.
 _MOST_BYTES: Final = 16 * 1024 * 1024
+_MOST_REDIRECTS: Final = 5
 #: Servers that speak the older transport have addresses that end so.
 _SSE: Final = "/sse"
 
@@ -146,6 +147,9 @@ async def _session(
         # What is packed could be a thousand times as large.
         headers={**server.headers, "Accept-Encoding": "identity"},
         transport=transport,
+        # mcp 2.0 does not follow any itself. The transport sees to it where they lead.
+        follow_redirects=True,
+        max_redirects=_MOST_REDIRECTS,
         # Whoever asks ends a wait for an answer.
         timeout=httpx2.Timeout(_CONNECT_S, read=seconds + _SPARE_S),
         trust_env=False,

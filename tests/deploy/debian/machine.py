@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -80,6 +81,11 @@ def make_tree(tree: Path, mirror: str) -> None:
 
 def _download_wheels(directory: Path) -> None:
     """There is no network in the machine: pip finds there what it would get from PyPI."""
+    directory.mkdir(exist_ok=True)
+    # pip looks at conditions (`; python_full_version < ...`) with the Python that it runs in.
+    unconditional = directory / "constraints.txt"
+    constraints = (REPO / "qwen_wsgi/constraints.txt").read_text()
+    unconditional.write_text(re.sub(r" ; [^\\\n]*", " ", constraints))
     platforms = [
         f"--platform={each}" if each == "any" else f"--platform={each}_{os.uname().machine}"
         for each in _PLATFORMS
@@ -87,7 +93,7 @@ def _download_wheels(directory: Path) -> None:
     _run(
         *(sys.executable, "-m", "pip", "download", "-qq", "--dest", directory),
         *("--only-binary=:all:", f"--python-version={PYTHON}", "--implementation=cp", *platforms),
-        *("--require-hashes", "-r", REPO / "qwen_wsgi/constraints.txt"),
+        *("--require-hashes", "-r", unconditional),
     )
 
 
