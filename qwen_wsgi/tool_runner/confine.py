@@ -23,9 +23,12 @@ import signal
 import sys
 from typing import Any, NoReturn
 
+CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 PR_SET_DUMPABLE = 4
+#: No files of devices, no programs, and none with rights of their own: as bubblewrap mounts it.
+PROC_FLAGS = 0x2 | 0x4 | 0x8
 
 #: How often the memory is looked at.
 LOOK_S = 0.2
@@ -130,9 +133,19 @@ def _become(spec: dict[str, Any], status: int, uid: int, gid: int) -> NoReturn:
             argv[place:place] = ["--ro-bind-data", str(_opened(text.encode())), path]
         if spec["system_calls"]:
             argv[1:1] = ["--seccomp", str(_opened(bytes.fromhex(spec["system_calls"])))]
+        _see_own_processes()
         os.execve(argv[0], argv, spec["env"])
     except OSError as error:
         _end(status, failed=f"{spec['argv'][0]} does not start: {error.strerror}")
+
+
+def _see_own_processes() -> None:
+    """Give bubblewrap a /proc of this namespace, if that may be: there it looks for its child, by
+    the number that the namespace gives it. In the old one another process has that number or, as in
+    most containers, none has, and bubblewrap gives up."""
+    libc = ctypes.CDLL(None)
+    if libc.unshare(CLONE_NEWNS) == 0:
+        libc.mount(b"proc", b"/proc", b"proc", PROC_FLAGS, None)
 
 
 def _opened(data: bytes) -> int:
