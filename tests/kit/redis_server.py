@@ -31,12 +31,22 @@ class RedisServer:
         directory: of its own; short enough for the path of a socket.
         tcp: also on a port of this machine; a unix socket alone is quicker.
         password: that it asks for.
+        certificate: for TLS on a port in the place of plain TCP: certificate and key in one file,
+            which clients have to trust.
     """
 
-    def __init__(self, directory: Path, *, tcp: bool = False, password: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        tcp: bool = False,
+        password: str = "",
+        certificate: Path | None = None,
+    ) -> None:
         self._directory = directory
         self.socket = directory / "redis.sock"
-        self.port = free_port() if tcp else 0
+        self.port = free_port() if tcp or certificate else 0
+        self._certificate = certificate
         self.password = password
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -44,6 +54,8 @@ class RedisServer:
     def url(self) -> str:
         """As QWEN_PROXY_REDIS_URL."""
         user = f":{self.password}@" if self.password else ""
+        if self._certificate is not None:
+            return f"rediss://{user}localhost:{self.port}/0?ssl_ca_certs={self._certificate}"
         if self.port:
             return f"redis://{user}127.0.0.1:{self.port}/0"
         return f"unix://{user}{self.socket}"
@@ -62,7 +74,13 @@ class RedisServer:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        command = [*_WITH_US, PROGRAM, "--port", str(self.port), "--bind", "127.0.0.1"]
+        command = [*_WITH_US, PROGRAM, "--bind", "127.0.0.1"]
+        if self._certificate is None:
+            command += ["--port", str(self.port)]
+        else:
+            command += ["--port", "0", "--tls-port", str(self.port), "--tls-auth-clients", "no"]
+            for name in ("cert", "key", "ca-cert"):
+                command += [f"--tls-{name}-file", str(self._certificate)]
         command += ["--unixsocket", str(self.socket), "--save", "", "--appendonly", "no"]
         command += ["--dir", str(self._directory)]
         if self.password:

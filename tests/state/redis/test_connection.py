@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,41 @@ def test_one_that_does_not_answer_costs_one_call_a_quarter_of_a_second_and_the_n
     assert time.monotonic() - began < 0.1
     own.send(signal.SIGCONT)
     store.close()
+
+
+def certificate(path: Path, name: str) -> Path:
+    """A certificate that signs itself, with its key, for a name."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+        + ["-nodes", "-days", "2", "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
+        + ["-keyout", str(path), "-out", str(path.with_suffix(".crt"))],
+        check=True,
+        capture_output=True,
+    )
+    with path.open("a") as file:
+        file.write(path.with_suffix(".crt").read_text())
+    return path
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
+def test_a_redis_behind_tls_is_used_if_its_certificate_is_trusted_and_has_its_name(
+    clock: FakeClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, others = (certificate(tmp_path / f"{n}.pem", "localhost") for n in ("ours", "others"))
+    with RedisServer(tmp_path, certificate=ours, password="of-redis") as server:
+        store = store_of(server, clock)
+        assert store.run(ping) is True
+        store.close()
+        for url in (
+            server.url.replace(str(ours), str(others)),
+            server.url.replace("localhost", "127.0.0.1"),
+        ):
+            store = SharedStore(url, "box-1", clock, patience_s=10.0)
+            with pytest.raises(SharedStoreAway):
+                store.run(ping)
+            store.close()
+    assert "certificate verify failed" in caplog.text
+    assert "of-redis" not in caplog.text
 
 
 def test_whoever_listens_is_told_that_the_data_are_lost(
