@@ -297,6 +297,8 @@ class SharedStore:
             from redis.backoff import NoBackoff
             from redis.retry import Retry
 
+            # Before redis 6 the package looks at who signed a certificate, and not at its name.
+            tls: dict[str, Any] = {"ssl_check_hostname": True}
             pool = redis.BlockingConnectionPool.from_url(
                 self._url,
                 protocol=2,  # no greeting, which would be one more trip
@@ -306,6 +308,7 @@ class SharedStore:
                 socket_timeout=self._socket_timeout_s,
                 socket_connect_timeout=self._socket_timeout_s,
                 **_unnamed(redis),
+                **(tls if self._url.startswith("rediss://") else {}),
             )
             self._client, self._pid = redis.Redis(connection_pool=pool), os.getpid()
         return self._client
