@@ -161,7 +161,7 @@ class Answer(wsgi.Response):
             return None
 
         def pass_on(data: bytes) -> bool:
-            if self._rest:
+            if self._rest or self.ended:
                 return False
             chunk = b"%X\r\n%b\r\n" % (len(data), data)
             try:

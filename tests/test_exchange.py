@@ -169,8 +169,10 @@ def test_a_piece_that_is_passed_is_a_chunk_like_those_that_are_written() -> None
     assert environ[PASSAGE]() is None, "the head comes first"
     answer.write(b"one")
 
-    assert environ[PASSAGE]()(b"two") is True
+    send = environ[PASSAGE]()
+    assert send(b"two") is True
     answer.write(LastPiece(b"three"))
+    assert send(b"four") is False, "it would be read as the next answer"
 
     assert source.got.partition(b"\r\n\r\n")[2] == (
         b"3\r\none\r\n3\r\ntwo\r\n5\r\nthree\r\n0\r\n\r\n"

@@ -421,9 +421,9 @@ class BodyReader:
             if self._reads is None:
                 return self._read_through_response()
             self._reads.limit(timeout_s)
-            if (passing := self._passing) is not None:
-                between = self._chunked is not None and self._chunked.is_between
-                self._reads.passing = passing if between else None
+            passing, chunked = self._passing, self._chunked
+            may_pass = passing is not None and chunked is not None and chunked.is_between
+            self._reads.passing = passing if may_pass else None
             data = self._reads.recv(self._size)
         except (TimeoutError, urllib3.exceptions.ReadTimeoutError):
             raise ReadTimeout from None

@@ -32,6 +32,40 @@ def reading(*answers: Answer) -> Iterator[tuple[BodyReader, requests.Session, Ra
             reader.close()
 
 
+class Offering:
+    """A source of reads that notes to whom each of them was offered."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces = list(pieces)
+        self.passing: Callable[[bytes], bool] | None = None
+        self.offered: list[object] = []
+
+    def limit(self, timeout_s: float) -> None:
+        pass
+
+    def recv(self, size: int) -> bytes:
+        self.offered.append(self.passing)
+        return self._pieces.pop(0)
+
+    def stop(self) -> None:
+        pass
+
+
+def test_what_arrives_may_be_passed_on_only_between_chunks_and_as_long_as_it_is_wanted() -> None:
+    with reading(CHUNKED) as (reader, _, _):
+        reads = Offering(b"1\r\na\r\n", b"2\r\nb", b"c\r\n", b"1\r\nd\r\n", b"1\r\ne\r\n")
+        reader._reads = reads  # type: ignore[assignment]  # in the place of the socket's
+
+        def passing(data: bytes) -> bool:
+            return False
+
+        reader.pass_chunks(passing)
+        assert [reader.read(1) for _ in range(4)] == [b"a", b"b", b"c", b"d"]
+        reader.pass_chunks(None)
+        assert reader.read(1) == b"e"
+        assert reads.offered == [passing, passing, None, passing, None]
+
+
 def rest(reader: BodyReader) -> bytes:
     return b"".join(iter(lambda: reader.read(5), b""))
 
