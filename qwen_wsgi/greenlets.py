@@ -465,21 +465,17 @@ class InTurn:
     sockets is seen between two of them."""
 
     def __init__(self) -> None:
-        self._timer: Any = None
+        self._turn = BoundedSemaphore()
 
     def __call__(self, work: Callable[[], T]) -> T:
         """Do some work, when nobody else has in this round. Raises what it raises."""
-        if are_in_use():
-            while self._timer is not None:
+        if not are_in_use():
+            return work()
+        with self._turn:
+            try:
+                return work()
+            finally:
                 let_others_run()
-            self._timer = gevent.get_hub().loop.timer(1e-6)
-            self._timer.start(self._next_round)
-        return work()
-
-    def _next_round(self) -> None:
-        timer, self._timer = self._timer, None
-        timer.stop()
-        timer.close()
 
 
 def let_others_run() -> None:
