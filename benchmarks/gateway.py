@@ -74,7 +74,7 @@ class _Fleet:
             return up
         if name == "nginx":
             assert self._nginx is not None
-            server = servers.nginx(self._nginx, up, workers=workers, directory=directory)
+            server = servers.nginx(self._nginx, [up], workers=workers, directory=directory)
         elif name == "bare":
             server = servers.bare(up, workers=workers, directory=directory)
         elif name == "aiohttp":

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,48 +84,6 @@ async def _calls(target: Target, pids: Sequence[int], *, name: str, for_s: float
     return Measured(name, len(times) / took, cuts[49], cuts[98], used / len(times) * 1e6)
 
 
-_BALANCER: Final = """
-daemon off;
-pid {directory}/nginx.pid;
-{user}
-worker_processes 1;
-worker_rlimit_nofile 65536;
-error_log stderr error;
-events {{ worker_connections 32768; }}
-http {{
-    access_log off;
-    client_body_temp_path {directory}/body;
-    proxy_temp_path {directory}/proxy;
-    fastcgi_temp_path {directory}/fastcgi;
-    uwsgi_temp_path {directory}/uwsgi;
-    scgi_temp_path {directory}/scgi;
-    upstream boxes {{ least_conn; {boxes} keepalive 256; keepalive_requests 1000000; }}
-    server {{
-        listen 127.0.0.1:{port} backlog=2048;
-        location / {{
-            proxy_pass http://boxes;
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-            proxy_buffering off;
-        }}
-    }}
-}}
-"""
-
-
-@contextlib.contextmanager
-def _balanced(program: str, boxes: Sequence[Target], directory: Path) -> Iterator[Target]:
-    """nginx before several boxes, each call to the one that has the fewest."""
-    port = processes.free_port()
-    home = directory / f"balancer-{port}"
-    home.mkdir()
-    listed = " ".join(f"server 127.0.0.1:{box.port};" for box in boxes)
-    user = "user root;" if os.geteuid() == 0 else ""
-    text = _BALANCER.format(directory=home, user=user, port=port, boxes=listed)
-    with servers.started_nginx(program, home, text, port, workers=1) as process:
-        yield Target("nginx, two boxes", port, process.pid)
-
-
 async def _grow(workers: Sequence[int], directory: Path, for_s: float) -> list[Measured]:
     rows = []
     with ExitStack() as stack:
@@ -141,7 +98,9 @@ async def _grow(workers: Sequence[int], directory: Path, for_s: float) -> list[M
                 stack.enter_context(servers.proxy(up, workers=_BOX_WORKERS, directory=directory))
                 for _ in range(2)
             ]
-            front = stack.enter_context(_balanced(program, boxes, directory))
+            front = stack.enter_context(
+                servers.nginx(program, boxes, workers=1, directory=directory)
+            )
             pids = [pid for box in boxes for pid in processes.tree(box.pid or 0)]
             name = f"two boxes of {_BOX_WORKERS} workers, behind nginx (its CPU is not counted)"
             rows.append(await _calls(front, pids, name=name, for_s=for_s))
