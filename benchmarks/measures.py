@@ -25,6 +25,9 @@ _SETTLE_S: Final = 0.1
 #: Pieces of time that are judged alone, so that a pause of the machine spoils one of them only.
 _DELAY_WINDOW_S: Final = 0.25
 
+#: The goal: the most that an open stream may take.
+STREAM_KB: Final = 30.0
+
 #: How long an upstream connection may stay open after its client went away.
 _CLOSE_WAIT_S: Final = 2.0
 
@@ -160,17 +163,22 @@ async def image_body(bench: Bench, target: Target) -> Values:
 
 async def memory(bench: Bench, target: Target) -> Values:
     """Growth with open streams; wants a fresh target, since freed memory is used again."""
+    request = load.chat("slow", stream=True, chunks=1000)
+    return {"memory_kb": await memory_of_a_stream(target, request, bench.sizes.streams)}
+
+
+async def memory_of_a_stream(target: Target, request: bytes, count: int) -> float:
+    """By how many kB a fresh target grows with each of so many open streams."""
     await load.hammer(target, load.chat("fast", stream=True), 200, 16)
     await asyncio.sleep(_SETTLE_S)
     pids = processes.tree(target.pid or 0)
     before = processes.memory_kb(pids)
-    count = bench.sizes.streams
-    opened = await load.open_streams(target, load.chat("slow", stream=True, chunks=1000), count)
+    opened = await load.open_streams(target, request, count)
     await asyncio.sleep(2.0)
     grown = processes.memory_kb(pids) - before
     load.close_all(opened)
     await asyncio.sleep(_SETTLE_S)
-    return {"memory_kb": grown / count}
+    return grown / count
 
 
 async def delay(bench: Bench, target: Target) -> Values:
@@ -373,7 +381,7 @@ MEASURES: Final = (
     Measure(
         "memory",
         memory,
-        (Row("memory_kb", "memory per open stream", "kB", limit=30),),
+        (Row("memory_kb", "memory per open stream", "kB", limit=STREAM_KB),),
         fresh=True,
         rounds=3,
     ),
