@@ -112,10 +112,20 @@ def _progress(what: str) -> None:
 
 
 def _verdict(row: Row, median: dict[str, float]) -> tuple[str, bool | None]:
-    """The goal in words, and whether it is met."""
-    own, floor, other = (median.get(name) for name in ("qwen-proxy", "nginx", "LiteLLM"))
+    """The goals in words, and whether they are met; None where that cannot be told."""
+    own = median.get("qwen-proxy")
     if own is None:
         return "", None
+    told, met = _first_goal(row, median, own)
+    if row.aiohttp is not None and (other := median.get("aiohttp")) is not None:
+        told += f", ≤ {row.aiohttp:g} × aiohttp"
+        if own > row.aiohttp * other:
+            met = False
+    return told, met
+
+
+def _first_goal(row: Row, median: dict[str, float], own: float) -> tuple[str, bool | None]:
+    floor, other = median.get("nginx"), median.get("LiteLLM")
     if row.part is not None and other is not None:
         return f"≤ 1/{row.part:g} of LiteLLM", own <= other / row.part
     goals: list[tuple[str, float | None]] = []
@@ -127,11 +137,7 @@ def _verdict(row: Row, median: dict[str, float]) -> tuple[str, bool | None]:
         goals.append((f"{row.bare:g} × bare", row.bare * bare))
     known = [limit for _, limit in goals if limit is not None]
     met = own <= max(known) if known else None
-    told = "≤ " + " or ".join(words for words, _ in goals) if goals else ""
-    if row.aiohttp is not None and (other := median.get("aiohttp")) is not None:
-        told += f", ≤ {row.aiohttp:g} × aiohttp"
-        met = met is not False and own <= row.aiohttp * other
-    return told, met
+    return "≤ " + " or ".join(words for words, _ in goals) if goals else "", met
 
 
 def _number(value: float | None) -> str:
