@@ -40,6 +40,9 @@ Rounds = dict[str, list[float]]
 #: The columns of the table.
 _ORDER: Final = ("direct", "nginx", "bare", "aiohttp", "qwen-proxy", "LiteLLM")
 
+#: What every measure is for.
+_ALWAYS: Final = ("nginx", "qwen-proxy")
+
 
 class _Fleet:
     """The running servers; each kind is started when it is first needed."""
@@ -48,6 +51,12 @@ class _Fleet:
         self._nginx = None if arguments.no_nginx else servers.find_nginx()
         self._litellm_python: str | None = arguments.litellm_python
         self._aiohttp_python: str | None = arguments.aiohttp_python
+        needed = {
+            "nginx": self._nginx,
+            "aiohttp": self._aiohttp_python,
+            "LiteLLM": self._litellm_python,
+        }
+        self._there = {name for name in _ORDER if needed.get(name, name)}
         self._directory = directory
         self._stack = stack
         self._kept: dict[tuple[str, int], Target] = {}
@@ -55,12 +64,7 @@ class _Fleet:
 
     def targets(self, measure: Measure, stack: ExitStack) -> list[Target]:
         """What to measure; `stack` takes the servers that are for this round alone."""
-        names = ["direct"] if measure.direct else []
-        names += ["nginx"] if self._nginx else []
-        names += ["bare"] if measure.bare else []
-        names += ["aiohttp"] if measure.aiohttp and self._aiohttp_python else []
-        names += ["qwen-proxy"]
-        names += ["LiteLLM"] if measure.litellm and self._litellm_python else []
+        names = [name for name in _ORDER if name in self._there & {*_ALWAYS, *measure.beside}]
         if measure.fresh:
             return [self._start(name, measure.workers, stack) for name in names]
         for name in names:

@@ -9,7 +9,7 @@ import itertools
 import statistics
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from benchmarks import load
 from benchmarks.load import LoadError
@@ -299,10 +299,8 @@ class Measure:
         workers: of the measured servers.
         fresh: start the servers anew for every round.
         rounds: at most so many, for what is slow and steady.
-        direct: worth measuring without anything in between, too.
-        bare: worth measuring for the bare stack, too.
-        aiohttp: worth measuring for the bare proxy of aiohttp, too.
-        litellm: worth measuring for LiteLLM, too.
+        beside: what is worth measuring, too, beside nginx, where it is there; the names are those
+            of the table's columns.
     """
 
     name: str
@@ -311,10 +309,7 @@ class Measure:
     workers: int = 2
     fresh: bool = False
     rounds: int = 99
-    direct: bool = False
-    bare: bool = False
-    aiohttp: bool = False
-    litellm: bool = False
+    beside: tuple[Literal["direct", "bare", "aiohttp", "LiteLLM"], ...] = ()
 
 
 MEASURES: Final = (
@@ -322,32 +317,25 @@ MEASURES: Final = (
         "request",
         request,
         (Row("request_us", "CPU per request, not streamed", "µs", ratio=13, part=12, aiohttp=2),),
-        bare=True,
-        aiohttp=True,
-        litellm=True,
+        beside=("bare", "aiohttp", "LiteLLM"),
     ),
     Measure(
         "setup",
         setup,
         (Row("setup_us", "CPU per stream of 1 chunk", "µs", ratio=12, part=16, aiohttp=1.6),),
-        bare=True,
-        aiohttp=True,
-        litellm=True,
+        beside=("bare", "aiohttp", "LiteLLM"),
     ),
     Measure(
         "burst",
         burst,
         (Row("burst_ms", "CPU per 1000 chunks at once", "ms", ratio=4, aiohttp=1),),
-        aiohttp=True,
-        litellm=True,
+        beside=("aiohttp", "LiteLLM"),
     ),
     Measure(
         "paced",
         paced,
         (Row("paced_us", "CPU per chunk, 20 ms apart", "µs", ratio=2.2, aiohttp=1),),
-        bare=True,
-        aiohttp=True,
-        litellm=True,
+        beside=("bare", "aiohttp", "LiteLLM"),
     ),
     Measure(
         "dialects",
@@ -361,22 +349,19 @@ MEASURES: Final = (
         "ttfb",
         ttfb,
         (Row("ttfb_ms", "first byte later by, 40 streams", "ms", limit=0.8, bare=1.15),),
-        bare=True,
-        aiohttp=True,
+        beside=("bare", "aiohttp"),
     ),
     Measure(
         "text",
         text_body,
         (Row("text_ms", "CPU per 1 MB of text", "ms", ratio=4, bare=1.67),),
-        bare=True,
-        aiohttp=True,
+        beside=("bare", "aiohttp"),
     ),
     Measure(
         "image",
         image_body,
         (Row("image_ms", "CPU per 1 MB of base64", "ms", ratio=4, bare=1.67),),
-        bare=True,
-        aiohttp=True,
+        beside=("bare", "aiohttp"),
     ),
     Measure(
         "memory",
@@ -397,9 +382,7 @@ MEASURES: Final = (
         ),
         workers=1,
         rounds=3,
-        direct=True,
-        bare=True,
-        aiohttp=True,
+        beside=("direct", "bare", "aiohttp"),
     ),
     Measure(
         "closed",
@@ -413,6 +396,6 @@ MEASURES: Final = (
             Row("closed_whole_max_ms", "the same, worst", "ms", limit=50),
         ),
         rounds=1,
-        direct=True,
+        beside=("direct",),
     ),
 )
