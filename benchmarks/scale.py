@@ -39,7 +39,8 @@ _FILES: Final = 65_536
 #: The workers of a box.
 _BOX_WORKERS: Final = 2
 
-#: Ports of one address are 28 000: half of them are the clients', half the upstream's.
+#: A stream takes a port to the proxy and one from there to the upstream. An address has 28 000 for
+#: each server that it connects to; some are left for connections that have just ended.
 _MOST_STREAMS: Final = 12_000
 
 
@@ -147,7 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and print; the value is the exit status."""
     arguments = _parser().parse_args(argv)
     if arguments.streams > _MOST_STREAMS:
-        print(f"no more than {_MOST_STREAMS}: one address has no ports for more", file=sys.stderr)
+        print(
+            f"no more than {_MOST_STREAMS}: an address has no ports for many more", file=sys.stderr
+        )
         return 2
     processes.raise_open_files_limit(_FILES)
     try:
