@@ -275,8 +275,8 @@ class Row:
         ratio: the goal as a multiple of nginx in the same run.
         aiohttp: a second goal, as a multiple of the bare proxy of aiohttp in the same run.
         limit: the goal as a value.
-        part: the goal as a divisor of LiteLLM in the same run; without LiteLLM `ratio` stands for
-            it (LiteLLM's measured multiple of nginx, divided).
+        part: the goal as a divisor of LiteLLM in the same run, in place of `ratio`; without
+            LiteLLM `ratio` is the goal (lower than LiteLLM's measured multiple of nginx, divided).
         bare: the same goal as a multiple of the bare stack in the same run: what it was divided by
             what such a stack took where it was set. Either will do.
     """

@@ -148,9 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and print; the value is the exit status."""
     arguments = _parser().parse_args(argv)
     if arguments.streams > _MOST_STREAMS:
-        print(
-            f"no more than {_MOST_STREAMS}: an address has no ports for many more", file=sys.stderr
-        )
+        print(f"no more than {_MOST_STREAMS} streams", file=sys.stderr)
         return 2
     processes.raise_open_files_limit(_FILES)
     try:
