@@ -40,6 +40,9 @@ Rounds = dict[str, list[float]]
 #: The columns of the table.
 _ORDER: Final = ("direct", "nginx", "bare", "aiohttp", "qwen-proxy", "LiteLLM")
 
+#: What every measure is for.
+_ALWAYS: Final = ("nginx", "qwen-proxy")
+
 
 class _Fleet:
     """The running servers; each kind is started when it is first needed."""
@@ -48,6 +51,12 @@ class _Fleet:
         self._nginx = None if arguments.no_nginx else servers.find_nginx()
         self._litellm_python: str | None = arguments.litellm_python
         self._aiohttp_python: str | None = arguments.aiohttp_python
+        needed = {
+            "nginx": self._nginx,
+            "aiohttp": self._aiohttp_python,
+            "LiteLLM": self._litellm_python,
+        }
+        self._there = {name for name in _ORDER if needed.get(name, name)}
         self._directory = directory
         self._stack = stack
         self._kept: dict[tuple[str, int], Target] = {}
@@ -55,12 +64,7 @@ class _Fleet:
 
     def targets(self, measure: Measure, stack: ExitStack) -> list[Target]:
         """What to measure; `stack` takes the servers that are for this round alone."""
-        names = ["direct"] if measure.direct else []
-        names += ["nginx"] if self._nginx else []
-        names += ["bare"] if measure.bare else []
-        names += ["aiohttp"] if measure.aiohttp and self._aiohttp_python else []
-        names += ["qwen-proxy"]
-        names += ["LiteLLM"] if measure.litellm and self._litellm_python else []
+        names = [name for name in _ORDER if name in self._there & {*_ALWAYS, *measure.beside}]
         if measure.fresh:
             return [self._start(name, measure.workers, stack) for name in names]
         for name in names:
@@ -74,7 +78,7 @@ class _Fleet:
             return up
         if name == "nginx":
             assert self._nginx is not None
-            server = servers.nginx(self._nginx, up, workers=workers, directory=directory)
+            server = servers.nginx(self._nginx, [up], workers=workers, directory=directory)
         elif name == "bare":
             server = servers.bare(up, workers=workers, directory=directory)
         elif name == "aiohttp":
@@ -112,10 +116,20 @@ def _progress(what: str) -> None:
 
 
 def _verdict(row: Row, median: dict[str, float]) -> tuple[str, bool | None]:
-    """The goal in words, and whether it is met."""
-    own, floor, other = (median.get(name) for name in ("qwen-proxy", "nginx", "LiteLLM"))
+    """The goals in words, and whether they are met; None where that cannot be told."""
+    own = median.get("qwen-proxy")
     if own is None:
         return "", None
+    told, met = _first_goal(row, median, own)
+    if row.aiohttp is not None and (other := median.get("aiohttp")) is not None:
+        told += f", ≤ {row.aiohttp:g} × aiohttp"
+        if own > row.aiohttp * other:
+            met = False
+    return told, met
+
+
+def _first_goal(row: Row, median: dict[str, float], own: float) -> tuple[str, bool | None]:
+    floor, other = median.get("nginx"), median.get("LiteLLM")
     if row.part is not None and other is not None:
         return f"≤ 1/{row.part:g} of LiteLLM", own <= other / row.part
     goals: list[tuple[str, float | None]] = []
@@ -127,11 +141,7 @@ def _verdict(row: Row, median: dict[str, float]) -> tuple[str, bool | None]:
         goals.append((f"{row.bare:g} × bare", row.bare * bare))
     known = [limit for _, limit in goals if limit is not None]
     met = own <= max(known) if known else None
-    told = "≤ " + " or ".join(words for words, _ in goals) if goals else ""
-    if row.aiohttp is not None and (other := median.get("aiohttp")) is not None:
-        told += f", ≤ {row.aiohttp:g} × aiohttp"
-        met = met is not False and own <= row.aiohttp * other
-    return told, met
+    return "≤ " + " or ".join(words for words, _ in goals) if goals else "", met
 
 
 def _number(value: float | None) -> str:

@@ -28,7 +28,7 @@ from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.state.limits.counters import LimitCounters
 
-#: Of the issue, for a client with limits of requests, tokens, the day and concurrency.
+#: Microseconds, for a client with limits of requests, tokens, the day and concurrency.
 GOAL_US: Final = 60.0
 _CALLS: Final = 2_000
 _ROUNDS: Final = 15

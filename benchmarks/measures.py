@@ -9,7 +9,7 @@ import itertools
 import statistics
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from benchmarks import load
 from benchmarks.load import LoadError
@@ -24,6 +24,9 @@ _SETTLE_S: Final = 0.1
 
 #: Pieces of time that are judged alone, so that a pause of the machine spoils one of them only.
 _DELAY_WINDOW_S: Final = 0.25
+
+#: The goal: the most that an open stream may take.
+STREAM_KB: Final = 30.0
 
 #: How long an upstream connection may stay open after its client went away.
 _CLOSE_WAIT_S: Final = 2.0
@@ -160,17 +163,22 @@ async def image_body(bench: Bench, target: Target) -> Values:
 
 async def memory(bench: Bench, target: Target) -> Values:
     """Growth with open streams; wants a fresh target, since freed memory is used again."""
+    request = load.chat("slow", stream=True, chunks=1000)
+    return {"memory_kb": await memory_of_a_stream(target, request, bench.sizes.streams)}
+
+
+async def memory_of_a_stream(target: Target, request: bytes, count: int) -> float:
+    """By how many kB a fresh target grows with each of so many open streams."""
     await load.hammer(target, load.chat("fast", stream=True), 200, 16)
     await asyncio.sleep(_SETTLE_S)
     pids = processes.tree(target.pid or 0)
     before = processes.memory_kb(pids)
-    count = bench.sizes.streams
-    opened = await load.open_streams(target, load.chat("slow", stream=True, chunks=1000), count)
+    opened = await load.open_streams(target, request, count)
     await asyncio.sleep(2.0)
     grown = processes.memory_kb(pids) - before
     load.close_all(opened)
     await asyncio.sleep(_SETTLE_S)
-    return {"memory_kb": grown / count}
+    return grown / count
 
 
 async def delay(bench: Bench, target: Target) -> Values:
@@ -267,8 +275,8 @@ class Row:
         ratio: the goal as a multiple of nginx in the same run.
         aiohttp: a second goal, as a multiple of the bare proxy of aiohttp in the same run.
         limit: the goal as a value.
-        part: the goal as a divisor of LiteLLM in the same run; without LiteLLM `ratio` stands for
-            it (LiteLLM's measured multiple of nginx, divided).
+        part: the goal as a divisor of LiteLLM in the same run, in place of `ratio`; without
+            LiteLLM `ratio` is the goal (lower than LiteLLM's measured multiple of nginx, divided).
         bare: the same goal as a multiple of the bare stack in the same run: what it was divided by
             what such a stack took where it was set. Either will do.
     """
@@ -291,10 +299,8 @@ class Measure:
         workers: of the measured servers.
         fresh: start the servers anew for every round.
         rounds: at most so many, for what is slow and steady.
-        direct: worth measuring without anything in between, too.
-        bare: worth measuring for the bare stack, too.
-        aiohttp: worth measuring for the bare proxy of aiohttp, too.
-        litellm: worth measuring for LiteLLM, too.
+        beside: what is worth measuring, too, beside nginx, where it is there; the names are those
+            of the table's columns.
     """
 
     name: str
@@ -303,10 +309,7 @@ class Measure:
     workers: int = 2
     fresh: bool = False
     rounds: int = 99
-    direct: bool = False
-    bare: bool = False
-    aiohttp: bool = False
-    litellm: bool = False
+    beside: tuple[Literal["direct", "bare", "aiohttp", "LiteLLM"], ...] = ()
 
 
 MEASURES: Final = (
@@ -314,32 +317,25 @@ MEASURES: Final = (
         "request",
         request,
         (Row("request_us", "CPU per request, not streamed", "µs", ratio=13, part=12, aiohttp=2),),
-        bare=True,
-        aiohttp=True,
-        litellm=True,
+        beside=("bare", "aiohttp", "LiteLLM"),
     ),
     Measure(
         "setup",
         setup,
         (Row("setup_us", "CPU per stream of 1 chunk", "µs", ratio=12, part=16, aiohttp=1.6),),
-        bare=True,
-        aiohttp=True,
-        litellm=True,
+        beside=("bare", "aiohttp", "LiteLLM"),
     ),
     Measure(
         "burst",
         burst,
         (Row("burst_ms", "CPU per 1000 chunks at once", "ms", ratio=4, aiohttp=1),),
-        aiohttp=True,
-        litellm=True,
+        beside=("aiohttp", "LiteLLM"),
     ),
     Measure(
         "paced",
         paced,
         (Row("paced_us", "CPU per chunk, 20 ms apart", "µs", ratio=2.2, aiohttp=1),),
-        bare=True,
-        aiohttp=True,
-        litellm=True,
+        beside=("bare", "aiohttp", "LiteLLM"),
     ),
     Measure(
         "dialects",
@@ -353,27 +349,24 @@ MEASURES: Final = (
         "ttfb",
         ttfb,
         (Row("ttfb_ms", "first byte later by, 40 streams", "ms", limit=0.8, bare=1.15),),
-        bare=True,
-        aiohttp=True,
+        beside=("bare", "aiohttp"),
     ),
     Measure(
         "text",
         text_body,
         (Row("text_ms", "CPU per 1 MB of text", "ms", ratio=4, bare=1.67),),
-        bare=True,
-        aiohttp=True,
+        beside=("bare", "aiohttp"),
     ),
     Measure(
         "image",
         image_body,
         (Row("image_ms", "CPU per 1 MB of base64", "ms", ratio=4, bare=1.67),),
-        bare=True,
-        aiohttp=True,
+        beside=("bare", "aiohttp"),
     ),
     Measure(
         "memory",
         memory,
-        (Row("memory_kb", "memory per open stream", "kB", limit=30),),
+        (Row("memory_kb", "memory per open stream", "kB", limit=STREAM_KB),),
         fresh=True,
         rounds=3,
     ),
@@ -389,9 +382,7 @@ MEASURES: Final = (
         ),
         workers=1,
         rounds=3,
-        direct=True,
-        bare=True,
-        aiohttp=True,
+        beside=("direct", "bare", "aiohttp"),
     ),
     Measure(
         "closed",
@@ -405,6 +396,6 @@ MEASURES: Final = (
             Row("closed_whole_max_ms", "the same, worst", "ms", limit=50),
         ),
         rounds=1,
-        direct=True,
+        beside=("direct",),
     ),
 )

@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks import load, servers
+from benchmarks import load, measures, servers
 from benchmarks.load import LoadError
+from benchmarks.measures import STREAM_KB
 from benchmarks.servers import Target
 from tests.kit import processes
 from tests.kit.processes import StartError
@@ -36,13 +36,11 @@ _AT_A_TIME: Final = 64
 #: Descriptors of one worker: a stream has two, one to each side.
 _FILES: Final = 65_536
 
-#: The workers of each box of two.
+#: The workers of a box.
 _BOX_WORKERS: Final = 2
 
-#: The most that an idle stream may take.
-_STREAM_KB: Final = 30.0
-
-#: Ports of one address are 28 000: half of them are the clients', half the upstream's.
+#: A stream takes a port to the proxy and one from there to the upstream. An address has 28 000 for
+#: each server that it connects to; some are left for connections that have just ended.
 _MOST_STREAMS: Final = 12_000
 
 
@@ -85,48 +83,6 @@ async def _calls(target: Target, pids: Sequence[int], *, name: str, for_s: float
     return Measured(name, len(times) / took, cuts[49], cuts[98], used / len(times) * 1e6)
 
 
-_BALANCER: Final = """
-daemon off;
-pid {directory}/nginx.pid;
-{user}
-worker_processes 1;
-worker_rlimit_nofile 65536;
-error_log stderr error;
-events {{ worker_connections 32768; }}
-http {{
-    access_log off;
-    client_body_temp_path {directory}/body;
-    proxy_temp_path {directory}/proxy;
-    fastcgi_temp_path {directory}/fastcgi;
-    uwsgi_temp_path {directory}/uwsgi;
-    scgi_temp_path {directory}/scgi;
-    upstream boxes {{ least_conn; {boxes} keepalive 256; keepalive_requests 1000000; }}
-    server {{
-        listen 127.0.0.1:{port} backlog=2048;
-        location / {{
-            proxy_pass http://boxes;
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-            proxy_buffering off;
-        }}
-    }}
-}}
-"""
-
-
-@contextlib.contextmanager
-def _balanced(program: str, boxes: Sequence[Target], directory: Path) -> Iterator[Target]:
-    """nginx before several boxes, each call to the one that has the fewest."""
-    port = processes.free_port()
-    home = directory / f"balancer-{port}"
-    home.mkdir()
-    listed = " ".join(f"server 127.0.0.1:{box.port};" for box in boxes)
-    user = "user root;" if os.geteuid() == 0 else ""
-    text = _BALANCER.format(directory=home, user=user, port=port, boxes=listed)
-    with servers.started_nginx(program, home, text, port, workers=1) as process:
-        yield Target("nginx, two boxes", port, process.pid)
-
-
 async def _grow(workers: Sequence[int], directory: Path, for_s: float) -> list[Measured]:
     rows = []
     with ExitStack() as stack:
@@ -141,32 +97,25 @@ async def _grow(workers: Sequence[int], directory: Path, for_s: float) -> list[M
                 stack.enter_context(servers.proxy(up, workers=_BOX_WORKERS, directory=directory))
                 for _ in range(2)
             ]
-            front = stack.enter_context(_balanced(program, boxes, directory))
+            front = stack.enter_context(
+                servers.nginx(program, boxes, workers=1, directory=directory)
+            )
             pids = [pid for box in boxes for pid in processes.tree(box.pid or 0)]
             name = f"two boxes of {_BOX_WORKERS} workers, behind nginx (its CPU is not counted)"
             rows.append(await _calls(front, pids, name=name, for_s=for_s))
     return rows
 
 
-async def _idle(streams: int, directory: Path, workers: int) -> float:
+async def _idle(streams: int, directory: Path) -> float:
     """The memory of a stream that waits, in kB."""
     with ExitStack() as stack:
         up = stack.enter_context(servers.upstream())
         most = {"QWEN_PROXY_MAX_IN_FLIGHT": str(streams + 200)}
         target = stack.enter_context(
-            servers.proxy(up, workers=workers, directory=directory, settings=most)
+            servers.proxy(up, workers=_BOX_WORKERS, directory=directory, settings=most)
         )
-        await load.hammer(target, load.chat("fast", stream=True), 400, 16)
-        await asyncio.sleep(0.5)
-        pids = processes.tree(target.pid or 0)
-        before = processes.memory_kb(pids)
         request = load.chat("idle", stream=True, chunks=100_000)
-        opened = await load.open_streams(target, request, streams)
-        await asyncio.sleep(1)
-        grown = processes.memory_kb(pids) - before
-        load.close_all(opened)
-        await asyncio.sleep(1)
-    return grown / streams
+        return await measures.memory_of_a_stream(target, request, streams)
 
 
 def _print(rows: Sequence[Measured]) -> None:
@@ -199,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and print; the value is the exit status."""
     arguments = _parser().parse_args(argv)
     if arguments.streams > _MOST_STREAMS:
-        print(f"no more than {_MOST_STREAMS}: one address has no ports for more", file=sys.stderr)
+        print(f"no more than {_MOST_STREAMS} streams", file=sys.stderr)
         return 2
     processes.raise_open_files_limit(_FILES)
     try:
@@ -209,11 +158,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 counts = arguments.workers or [2, 4, 8]
                 _print(asyncio.run(_grow(counts, directory, arguments.seconds)))
             if arguments.only != "workers":
-                found = asyncio.run(_idle(arguments.streams, directory, 2))
-                met = "met" if found <= _STREAM_KB else "not met"
+                found = asyncio.run(_idle(arguments.streams, directory))
+                met = "met" if found <= STREAM_KB else "not met"
                 print(
-                    f"\n{arguments.streams} idle streams on 2 workers: {found:.1f} kB each "
-                    f"(goal ≤ {_STREAM_KB:g}: {met})"
+                    f"\n{arguments.streams} idle streams on {_BOX_WORKERS} workers: {found:.1f} kB "
+                    f"each (goal ≤ {STREAM_KB:g}: {met})"
                 )
     except (StartError, LoadError) as error:
         print(error, file=sys.stderr)

@@ -136,7 +136,7 @@ http {{
     client_max_body_size 0;
     client_body_buffer_size 4m;
     keepalive_requests 1000000;
-    upstream fake {{ server 127.0.0.1:{upstream}; keepalive 1024; keepalive_requests 1000000; }}
+    upstream fake {{ {servers} keepalive 1024; keepalive_requests 1000000; }}
     server {{
         listen 127.0.0.1:{port} backlog=2048;
         location / {{
@@ -152,29 +152,27 @@ http {{
 
 
 @contextlib.contextmanager
-def nginx(program: str, up: Target, *, workers: int, directory: Path) -> Iterator[Target]:
-    """nginx as a plain reverse proxy: the floor."""
+def nginx(
+    program: str, ups: Sequence[Target], *, workers: int, directory: Path
+) -> Iterator[Target]:
+    """nginx as a plain reverse proxy: the floor. Of several upstreams a call goes to the one that
+    has the fewest."""
     port = free_port()
     home = directory / f"nginx-{port}"
     home.mkdir()
-    user = "user root;" if os.geteuid() == 0 else ""
-    text = _NGINX.format(directory=home, user=user, workers=workers, port=port, upstream=up.port)
-    with started_nginx(program, home, text, port, workers=workers) as process:
-        yield Target("nginx", port, process.pid)
-
-
-@contextlib.contextmanager
-def started_nginx(
-    program: str, home: Path, text: str, port: int, *, workers: int
-) -> Iterator[subprocess.Popen[bytes]]:
-    """nginx with a configuration, in a directory that is its own, once it answers at the port."""
     config = home / "nginx.conf"
-    config.write_text(text)
+    user = "user root;" if os.geteuid() == 0 else ""
+    listed = ["least_conn;"] * (len(ups) > 1) + [f"server 127.0.0.1:{up.port};" for up in ups]
+    config.write_text(
+        _NGINX.format(
+            directory=home, user=user, workers=workers, port=port, servers=" ".join(listed)
+        )
+    )
     command = [program, "-p", str(home), "-e", "stderr", "-c", str(config)]
     log = home / "log"
     with _running(command, log=log) as process:
         _wait_ready(process, port, workers, log)
-        yield process
+        yield Target("nginx", port, process.pid)
 
 
 def plain_environment(home: Path) -> dict[str, str]:

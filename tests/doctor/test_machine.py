@@ -7,7 +7,6 @@ import os
 import shutil
 import socket
 import ssl
-import subprocess
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ import pytest
 
 from qwen_wsgi import net
 from qwen_wsgi.doctor.machine import Machine
+from tests.kit.certificates import self_signed
 from tests.kit.privileges import as_ordinary_user
 from tests.kit.secrets import secret
 
@@ -161,15 +161,9 @@ class TestNetwork:
 class TestCertificates:
     @pytest.fixture
     def listener(self, tmp_path: Path) -> socket.socket:
-        subprocess.run(
-            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 5 "
-            "-subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1 "
-            f"-keyout {tmp_path}/key -out {tmp_path}/certificate".split(),
-            check=True,
-            capture_output=True,
-        )
+        path = self_signed(tmp_path / "certificate", "IP:127.0.0.1", days=5)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
+        context.load_cert_chain(path)
         return context.wrap_socket(socket.create_server(("127.0.0.1", 0)), server_side=True)
 
     def test_when_it_ends(self, tmp_path: Path, listener: socket.socket) -> None:

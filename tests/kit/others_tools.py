@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 from tests.kit.client_programs import INSTALLED
 from tests.kit.processes import free_port
 from tests.kit.sandboxes import without_sandbox
+from tests.kit.servers import wait_until
 
 FOLDER = INSTALLED.resolve()
 EVERYTHING = FOLDER / "node_modules/@modelcontextprotocol/server-everything/dist/index.js"
@@ -71,13 +71,13 @@ def listening(kind: str) -> Iterator[int]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        end_s = time.monotonic() + 20
-        while time.monotonic() < end_s:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
+        wait_until(lambda: _takes_connections(port), f"{kind} takes connections")
         yield port
     finally:
         process.kill()
         process.wait()
+
+
+def _takes_connections(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -5,21 +5,21 @@ python -m tests.processes.reads_user [CERTIFICATE]
 
 from __future__ import annotations
 
-# isort: off
+# As in gunicorn.conf.py: before everything else.
 from gevent import monkey
 
 monkey.patch_all()
-# isort: on
 
-import json  # noqa: E402
-import os  # noqa: E402
-import socket  # noqa: E402
-import ssl  # noqa: E402
-import sys  # noqa: E402
+# ruff: noqa: E402
+import json
+import os
+import socket
+import ssl
+import sys
 
-import gevent  # noqa: E402
+import gevent
 
-from qwen_wsgi.greenlets import TimedReads  # noqa: E402
+from qwen_wsgi.greenlets import TimedReads
 
 #: More than one TLS record and more than one read hold.
 LARGE = os.urandom(50_000)

@@ -10,23 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.certificates import self_signed
 from tests.kit.servers import REPO
-
-
-def certificate(directory: Path) -> Path:
-    """A self-signed certificate with its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl command")
-    path = directory / "both.pem"
-    subprocess.run(
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
-        "-keyout both.pem -out cert.pem && cat cert.pem >> both.pem",
-        shell=True,
-        cwd=directory,
-        check=True,
-        capture_output=True,
-    )
-    return path
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
@@ -34,7 +19,10 @@ def test_a_reader_gets_what_comes_and_is_not_woken_for_what_is_passed(
     tls: bool, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "tests.processes.reads_user"]
-    command += [str(certificate(tmp_path))] if tls else []
+    if tls:
+        if shutil.which("openssl") is None:
+            pytest.skip("needs the openssl command")
+        command.append(str(self_signed(tmp_path / "both.pem", "DNS:localhost")))
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
