@@ -97,7 +97,7 @@ def position_of(text: str, now_s: float) -> Position:
     """The position that a text says; without one: now."""
     own, *others = text.split(";")[:_MOST_BOXES]
     try:
-        own_s = min(max(float(own), now_s - 10), now_s)
+        own_s = min(max(now_s - 10, float(own)), now_s)  # beside NaN `max` keeps the first
     except ValueError:
         return Position(now_s, {})
     parts = [each.partition("=") for each in others]
