@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.certificates import self_signed
 from tests.kit.servers import REPO
 
 
@@ -17,16 +18,7 @@ def certificate(directory: Path) -> Path:
     """A self-signed certificate with its key."""
     if shutil.which("openssl") is None:
         pytest.skip("needs the openssl command")
-    path = directory / "both.pem"
-    subprocess.run(
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
-        "-keyout both.pem -out cert.pem && cat cert.pem >> both.pem",
-        shell=True,
-        cwd=directory,
-        check=True,
-        capture_output=True,
-    )
-    return path
+    return self_signed(directory / "both.pem", "DNS:localhost")
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])

@@ -44,6 +44,7 @@ from qwen_wsgi.credentials.oauth.token_endpoint import (
 from qwen_wsgi.sandbox import Sandbox
 from tests.fakes.clock import NOON_S, FakeClock
 from tests.fakes.raw_server import Answer, Peer, RawServer, chunked, head, whole
+from tests.kit.certificates import self_signed
 from tests.kit.processes import free_port
 
 REFRESH = "refresh-0123456789-abcdefghij-secret"
@@ -557,17 +558,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Key and self-signed certificate for 127.0.0.1."""
     if shutil.which("openssl") is None:
         pytest.skip("needs the openssl command")
-    path = tmp_path_factory.mktemp("tls") / "both.pem"
-    subprocess.run(
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 "
-        f"-addext subjectAltName=IP:127.0.0.1 -keyout {path.name} -out cert.pem "
-        f"&& cat cert.pem >> {path.name}",
-        shell=True,
-        cwd=path.parent,
-        check=True,
-        capture_output=True,
-    )
-    return path
+    return self_signed(tmp_path_factory.mktemp("tls") / "both.pem", "IP:127.0.0.1")
 
 
 @contextmanager

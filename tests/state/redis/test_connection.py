@@ -24,6 +24,7 @@ from qwen_wsgi.state.redis.connection import (
     box_id,
 )
 from tests.fakes.clock import FakeClock
+from tests.kit.certificates import self_signed
 from tests.kit.privileges import as_ordinary_user
 from tests.kit.redis_server import RedisServer, needs_redis
 from tests.kit.servers import REPO
@@ -126,25 +127,11 @@ def test_one_that_does_not_answer_costs_one_call_a_quarter_of_a_second_and_the_n
     store.close()
 
 
-def certificate(path: Path, name: str) -> Path:
-    """A certificate that signs itself, with its key, for a name."""
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-        + ["-nodes", "-days", "2", "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
-        + ["-keyout", str(path), "-out", str(path.with_suffix(".crt"))],
-        check=True,
-        capture_output=True,
-    )
-    with path.open("a") as file:
-        file.write(path.with_suffix(".crt").read_text())
-    return path
-
-
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
 def test_a_redis_behind_tls_is_used_if_its_certificate_is_trusted_and_has_its_name(
     clock: FakeClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ours, others = (certificate(tmp_path / f"{n}.pem", "localhost") for n in ("ours", "others"))
+    ours, others = (self_signed(tmp_path / f"{n}.pem", "DNS:localhost") for n in ("ours", "others"))
     with RedisServer(tmp_path, certificate=ours, password="of-redis") as server:
         store = store_of(server, clock)
         assert store.run(ping) is True
