@@ -15,11 +15,11 @@ from typing import Any, Final, NamedTuple, TypedDict
 from qwen_wsgi import greenlets
 from qwen_wsgi.accounting.books import Books, BooksUnavailable
 from qwen_wsgi.clock import Clock
-from qwen_wsgi.in_flight import CallsInFlight, Cancelled
+from qwen_wsgi.in_flight import KEPT_S, CallsInFlight, Cancelled
 from qwen_wsgi.protocol.json_object import encoded, reader
 from qwen_wsgi.state.database.calls import CallRow
 from qwen_wsgi.state.redis.connection import SharedStoreAway
-from qwen_wsgi.state.redis.live_calls import WATCHED_S, Answer, LiveCalls
+from qwen_wsgi.state.redis.live_calls import Answer, LiveCalls
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +213,6 @@ class BoxTeller:
         self._is_mine = is_mine
         self._watched = False
         self._looked_s = self._told_s = -math.inf
-        self._since = 0.0
         self._number = 0
         self._ended: list[CallRow] = []
 
@@ -231,7 +230,7 @@ class BoxTeller:
             self._watched = False
             return
         # What ended while nobody asked the workers is in the ledger alone.
-        before, told = self._watched and now_s - self._told_s < WATCHED_S, b""
+        before, told = self._watched and now_s - self._told_s < KEPT_S, b""
         if before and now_s - self._told_s >= _TELL_S:
             told = self._told(now_s)
         wanted = self._live.exchange(told)
@@ -248,7 +247,7 @@ class BoxTeller:
         """Somebody begins to watch: from now on workers keep what ends; before that there is the
         ledger."""
         self._in_flight.watch(now_s, now_s)
-        self._since, self._ended = now_s, []
+        self._ended = []
         if self._books is not None:
             try:
                 found = greenlets.apart(partial(self._books.latest, MOST_ENDED))
@@ -258,10 +257,11 @@ class BoxTeller:
         # Beyond all numbers before, also those of another worker: no box ends a thousand calls a
         # second for long.
         self._number = int(self._clock.now() * 1000)
+        self._told_s = now_s
 
     def _told(self, now_s: float) -> bytes:
-        found = self._in_flight.watch(self._since, now_s)
-        self._since = self._told_s = now_s
+        found = self._in_flight.watch(self._told_s, now_s)
+        self._told_s = now_s
         known = {(row.at, row.request_id) for row in self._ended}
         new = [_bounded(row) for row in found.ended if (row.at, row.request_id) not in known]
         self._number += len(new)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
-from qwen_wsgi.accounting.recent import Recent
+from qwen_wsgi.accounting.recent import WATCHED_S, Recent
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.errors import CallCancelled
@@ -26,6 +26,8 @@ MOST: Final = 1000
 MOST_PAGES: Final = 16
 #: Of a list that is asked for each second.
 MOST_WATCHED: Final = 100
+#: How long workers keep what ends after `CallsInFlight.watch` has asked them. Seconds.
+KEPT_S: Final = WATCHED_S
 #: Characters of what clients and upstreams made up.
 _LONGEST: Final = 200
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qwen_wsgi.console import doctor_process
 from qwen_wsgi.console.doctor_process import DoctorProcess, Report
+from tests.kit.processes import is_running
 from tests.kit.servers import wait_until
 
 FINDINGS = [
@@ -74,14 +75,6 @@ def test_what_it_has_started_ends_with_it(tmp_path: Path) -> None:
 
     assert "did not end within 1 s" in report.why
     wait_until(lambda: not is_running(int(file.read_text())), "the end of the child")
-
-
-def is_running(pid: int) -> bool:
-    try:
-        # One that nobody has waited for yet (Z) has ended as well.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_one_check_runs_at_a_time(tmp_path: Path) -> None:

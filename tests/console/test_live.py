@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_wsgi.console import live, timeline
+from qwen_wsgi.accounting import record
+from qwen_wsgi.console import files, live, timeline
 from tests.kit.call_rows import call
 from tests.kit.properties import examples
 
@@ -69,6 +70,12 @@ def test_the_silences_of_a_call_have_their_places() -> None:
     assert timeline.of_call(TOLD).gaps == ((1000.0, 1500.0),)
     for text in (None, "", "{", '{"a": 1}', "[1]", "[[1]]", '[["x", 2]]'):
         assert timeline.of_row(call(gaps=text)).gaps == ()
+
+
+def test_pages_show_the_silences_that_calls_note() -> None:
+    """Pages may not load what notes them."""
+    assert timeline._MOST_GAPS == record.MOST_GAPS
+    assert f"of {record.GAP_S:g} s and more" in (files.TEMPLATES / "call.html").read_text()
 
 
 def test_durations_for_people() -> None:

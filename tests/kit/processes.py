@@ -47,6 +47,14 @@ def tree(pid: int) -> list[int]:
     return found
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process has not ended; one that nobody has waited for yet (Z) has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def cpu_s(pids: Sequence[int]) -> float:
     """CPU seconds that the processes used so far, user and system, all threads."""
     # The kernel's CPU clock of another process (clock_getcpuclockid): what utime + stime in

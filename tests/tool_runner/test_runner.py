@@ -25,7 +25,7 @@ from qwen_wsgi.tool_runner import wire
 from qwen_wsgi.tools import runner_client
 from qwen_wsgi.tools.runner import RunnerUnavailable, ServerTool
 from qwen_wsgi.tools.runner_client import RunnerClient
-from tests.kit.processes import REPOSITORY, tree
+from tests.kit.processes import REPOSITORY, is_running, tree
 from tests.kit.runners import Runner, running
 from tests.kit.sandboxes import open_folder, processes_with, without_sandbox
 
@@ -305,7 +305,7 @@ def test_killed_at_any_moment_nothing_stays() -> None:
                 one.process.kill()
                 one.process.wait(10)
             wait_for(lambda: not processes_with(mark), seconds=5, told=lambda: processes_with(mark))
-            wait_for(lambda: not any(map(_lives, own)), seconds=5)  # noqa: B023
+            wait_for(lambda: not any(map(is_running, own)), seconds=5)  # noqa: B023
             if round < 7:
                 one.restart()
                 until_offered(one.client(), "python")
@@ -340,7 +340,7 @@ def test_it_ends_with_its_parent() -> None:
         parent.wait()
         parent.stdout.close()
 
-        wait_for(lambda: not _lives(child))
+        wait_for(lambda: not is_running(child))
         assert not (folder / "tools.sock").exists()
 
 
@@ -375,14 +375,6 @@ def wait_for(found: Any, *, seconds: float = 20.0, told: Any = lambda: "") -> No
     while not found():
         assert time.monotonic() < end_s, told()
         time.sleep(0.05)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"  # one that is nobody's child waits for the first process to collect it
 
 
 def _ignored(client: RunnerClient, tool: ServerTool, code: str) -> None:

@@ -97,7 +97,7 @@ def position_of(text: str, now_s: float) -> Position:
     """The position that a text says; without one: now."""
     own, *others = text.split(";")[:_MOST_BOXES]
     try:
-        own_s = min(max(float(own), now_s - 10), now_s)
+        own_s = min(max(now_s - 10, float(own)), now_s)  # beside NaN `max` keeps the first
     except ValueError:
         return Position(now_s, {})
     parts = [each.partition("=") for each in others]
@@ -160,7 +160,8 @@ def one() -> Response:
     Raises:
         NotFound: there is none.
     """
-    services, zone = lifecycle.live().services, lifecycle.live().services.settings.zone
+    services = lifecycle.live().services
+    zone = services.settings.zone
     id, at = request.args.get("id", "")[:200], request.args.get("at", "")[:30]
     boxes = services.box_calls.others().boxes
     found = []
@@ -169,7 +170,7 @@ def one() -> Response:
         found += [_running(told) for told in own]
         for box, told_box in boxes.items():
             found += [_running(t, box, told_box.name) for t in told_box.calls if t["id"] == id]
-    found += [_of_row(row, zone) for row in _rows_of(id, at)]
+    found += [_of_row(row, zone) for row in rows_of(id, at)]
     for told_box in boxes.values():
         rows = [row for row in told_box.ended if id == row.request_id or at == repr(row.at)]
         found += [_of_row(row, zone, told_box.name) for row in rows]
@@ -184,19 +185,18 @@ def one() -> Response:
     return page.render("call", title="Call", spoken=timeline.spoken, found=found)
 
 
-def rows_of(id: str) -> list[CallRow]:
-    """The calls with an id that the ledger knows; none where it cannot be read, or is not kept."""
-    return _rows_of(id, "")
-
-
-def _rows_of(id: str, at: str) -> list[CallRow]:
+def rows_of(id: str, at: str = "") -> list[CallRow]:
+    """The calls of the ledger with an id, or without one those that ended at a time; none where it
+    cannot be read, or is not kept."""
     books = lifecycle.live().services.books
     if books is None:
         return []
     try:
-        return apart(partial(books.find, id) if id else partial(books.at, float(at)))
+        find = partial(books.find, id) if id else partial(books.at, float(at))
     except ValueError:
         return []  # no time
+    try:
+        return apart(find)
     except BooksUnavailable as error:
         log.error("console: a call cannot be shown: %s", error)
         return []

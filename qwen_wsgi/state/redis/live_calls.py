@@ -62,14 +62,15 @@ return found
 """
 )
 
-#: KEYS: watchers, boxes, own value, what is asked of this box. ARGV: own box, value ("": none), its
-#: ms. Whether another box watches, and what is asked.
+#: KEYS: watchers, boxes, own value, what is asked of this box. ARGV: own box, value ("": none), for
+#: how many ms it is there. Whether another box watches, and what is asked.
 _TELL: Final = Lua(
     _NOW
     + """
 if ARGV[2] ~= '' then
   redis.call('SET', KEYS[3], ARGV[2], 'PX', ARGV[3])
   redis.call('SADD', KEYS[2], ARGV[1])
+  redis.call('PEXPIRE', KEYS[2], ARGV[3])
 end
 local asked, watched = redis.call('LRANGE', KEYS[4], 0, -1), 0
 if #asked > 0 then redis.call('DEL', KEYS[4]) end

@@ -1,10 +1,11 @@
-"""Seals what must not be read by whoever can read Redis: logins.
+"""Seals what must not be read by whoever can read Redis: logins, what clients have stored, and the
+calls that boxes tell each other.
 
 A sealed text is `1 <id of the key> <nonce> <ciphertext>`, the last two in base64: AES-256-GCM with
 a random nonce of 96 bits, and with the record's name and the first two fields as associated data,
 so that a record cannot be moved to another name. The key is derived from QWEN_PROXY_STATE_KEY by
-HKDF (RFC 5869), apart from its other uses; the id is derived beside it and says nothing about it. A
-key seals some records a day, far from the 2**32 that random nonces allow.
+HKDF (RFC 5869), apart from its other uses; the id is derived beside it and says nothing about it.
+Random nonces allow 2**32 records of one key: at ten a second, enough for thirteen years.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen_wsgi.api.console.live import Position, position_of
 from qwen_wsgi.state.database.calls import line_of
 from tests.api.console.browsing import ORIGIN, Browser, console, token_in, words_of
 from tests.fakes.clock import NOON_S, FakeClock
@@ -98,6 +99,20 @@ def test_there_are_only_so_many_open_pages(browser: Browser) -> None:
     assert first == b"retry: 2000\n\n"
     stream.close()
     assert in_flight.begin_watch()
+
+
+def test_what_a_page_has_seen_is_read_back() -> None:
+    seen = Position(95.5, {"b0b0": 7, "c0c0": 1764452378123})
+    assert position_of(str(seen), 100.0) == seen
+    assert position_of("95.5;b0b0=-1;c0c0=x;d0d0", 100.0) == (95.5, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "own_s"),
+    [("", 100), ("x", 100), ("inf", 100), ("101", 100), ("5", 90), ("-inf", 90), ("nan", 90)],
+)
+def test_a_page_asks_for_the_last_seconds_alone(text: str, own_s: float) -> None:
+    assert position_of(text, 100.0).own_s == own_s
 
 
 def test_a_request_is_told_as_curl_and_python(browser: Browser) -> None:

@@ -60,6 +60,7 @@ def test_all_of_it_is_gone_soon(
     b.exchange(b"calls")
     b.answer(a.ask("box-c", "x", "anna"), Answer(1, 0))
     time.sleep(0.1)
+    assert redis_server.command("KEYS", "qwen-proxy:live:*") == []  # though nobody looks again
     assert not b.exchange().is_watched
     assert a.watch() == {}
     time.sleep(0.1)
