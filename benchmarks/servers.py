@@ -295,6 +295,10 @@ def bare(up: Target, *, workers: int, directory: Path) -> Iterator[Target]:
     command = [sys.executable, "-m", "gunicorn", "benchmarks.bare:app", "--worker-class", "gevent"]
     command += ["--workers", str(workers), "--bind", f"127.0.0.1:{port}", "--keep-alive", "75"]
     command += ["--worker-connections", "2000", "--no-control-socket"]
+    # gunicorn reads gunicorn.conf.py of the working directory, which is ours, if none is named.
+    config = home / "gunicorn.conf.py"
+    config.touch()
+    command += ["--config", str(config)]
     log = home / "log"
     with _running(command, log=log, env=env, how=signal.SIGINT) as process:
         _wait_ready(process, port, workers, log)
