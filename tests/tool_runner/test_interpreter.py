@@ -531,6 +531,26 @@ def test_a_sandbox_starts_where_its_numbers_of_processes_mean_nothing_outside() 
     assert (ran.stdout, ran.returncode) == ("\n", 0), ran.stderr
 
 
+@needs_sandbox
+def test_why_a_program_has_ended_can_be_asked_after_its_end() -> None:
+    """Whoever waits for it may learn of its end only once another one has ended it."""
+
+    async def ended() -> tuple[str, str]:
+        async with sandbox().started(Program(["/bin/sleep", "20"])) as process:
+            pass
+        # The number of the closed pipe may be another file's by now.
+        others = [os.memfd_create("other") for _ in range(20)]
+        try:
+            for number in others:
+                os.pwrite(number, b'{"failed": "of others"}\n', 0)
+            return process.reason(), await process.wait()
+        finally:
+            for number in others:
+                os.close(number)
+
+    assert asyncio.run(ended()) == ("it was stopped", "it was stopped")
+
+
 @pytest.mark.parametrize("works_so_often", [0, 1])
 def test_a_start_without_free_file_descriptors_leaves_none_open(
     monkeypatch: pytest.MonkeyPatch, works_so_often: int
