@@ -138,6 +138,14 @@ def test_a_host_without_an_address() -> None:
         run(lambda them: them.listed(Foreign("https://gone.example", {})), "gone.example")
 
 
+def test_a_name_with_other_letters_is_one_name_in_both_forms() -> None:
+    """What connects says bücher.example, and what allows it xn--bcher-kva.example."""
+    host = "xn--bcher-kva.example"
+
+    with pytest.raises(Failed, match=f"no address of {host} is known"):
+        run(lambda them: them.listed(Foreign(f"https://{host}/mcp", {})), host)
+
+
 def test_addresses_and_headers_are_in_no_representation() -> None:
     shown = repr(Foreign("https://mcp.example/?key=hidden", {"Authorization": "hidden"}))
 
