@@ -91,6 +91,14 @@ def test_a_server_that_fails_says_how(server: McpHttp, path: str, told: str) -> 
     assert told in result.text
 
 
+def test_an_error_that_a_server_tells_is_told_in_short(server: McpHttp) -> None:
+    with pytest.raises(Failed, match=r"^127\.0\.0\.1: it refuses: not today") as caught:
+        listed(server, "/refuses")
+
+    assert len(str(caught.value)) < 600
+    assert called(server, "/refuses").text.startswith("127.0.0.1: it refuses: not today")
+
+
 def test_a_server_that_is_slow_is_given_up(
     server: McpHttp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
