@@ -130,7 +130,8 @@ def configure(
     stream: TextIO | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> None:
-    """Send the package's logs to `stream` (standard error when None). Called once per process.
+    """Send the package's logs to `stream` (standard error when None). A further call takes the
+    place of the one before.
 
     Args:
         environ: of this process, to find out whether the stream is systemd's journal.

@@ -50,6 +50,10 @@ def main() -> int:
     if arguments.parent is not None:
         # gunicorn's listening sockets pass to every program that it starts.
         os.closerange(_FIRST_PASSED, _MOST_FILES)
+    for name in _PACKAGES:
+        # Python writes warnings without a handler itself. These quote addresses of clients, which
+        # may hold a secret; what matters of them is told by this package.
+        logging.getLogger(name).handlers[:] = [logging.NullHandler()]
     try:
         tools = _Tools()
         tools.read()
@@ -84,10 +88,6 @@ class _Tools:
         entries = sources.entries(settings)
         self.settings, self.entries = settings, entries
         self._secrets.update(sources.secrets_of(settings, entries))
-        for name in _PACKAGES:
-            # Python writes warnings without a handler itself. These quote addresses of clients,
-            # which may hold a secret; what matters of them is told by this package.
-            logging.getLogger(name).handlers[:] = [logging.NullHandler()]
         logs.configure(
             level=settings.log_level,
             style=settings.log_format,

@@ -257,7 +257,8 @@ class Process:
                 self._process.kill()
         finally:
             self._read_how()
-            os.close(self._told)
+            told, self._told = self._told, -1
+            os.close(told)
             transport: Any = getattr(self._process, "_transport", None)
             if transport is not None:
                 transport.close()

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from qwen_wsgi.tool_runner import wire
+from qwen_wsgi.tool_runner.servers.foreign_hosts import Foreign
 from qwen_wsgi.tool_runner.toolbox import Toolbox
 
 log = logging.getLogger(__name__)
@@ -123,8 +124,8 @@ class _Conversation:
                 self._writer.transport.abort()
 
     async def _list(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        if (address := _address(question)) is not None:
-            return await self._service.toolbox.listed_at(address)
+        if (foreign := _foreign(question)) is not None:
+            return await self._service.toolbox.listed_at(foreign)
         await self._service.toolbox.decided(_DECIDED_S)
         return self._service.toolbox.listed()
 
@@ -150,16 +151,16 @@ class _Conversation:
             arguments,
             seconds=seconds,
             container=container,
-            address=_address(question),
+            foreign=_foreign(question),
         )
         return result.as_json()
 
 
-def _address(question: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The address that a question is for, of a server of a client; None without one.
+def _foreign(question: Mapping[str, Any]) -> Foreign | None:
+    """The server of a client that a question is for; None without one.
 
     Raises:
-        wire.BadLine: it is none.
+        wire.BadLine: its address is none.
     """
     at = question.get("at")
     if at is None:
@@ -171,4 +172,4 @@ def _address(question: Mapping[str, Any]) -> Mapping[str, Any] | None:
         and all(isinstance(value, str) for value in headers.values())
     ):
         raise wire.BadLine("the address has members that are missing or wrong")
-    return {"url": at["url"], "headers": headers}
+    return Foreign(at["url"], headers)

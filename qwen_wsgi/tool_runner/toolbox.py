@@ -116,13 +116,13 @@ class Toolbox:
         troubles = {label: each.trouble for label, each in self._servers.items() if each.trouble}
         return {"tools": tools, "troubles": troubles}
 
-    async def listed_at(self, address: Mapping[str, Any]) -> dict[str, Any]:
-        """The members of an answer of `wire`: the tools of a server at an address of a client; or
-        why no connection is made to it, or why it cannot be used."""
+    async def listed_at(self, foreign: Foreign) -> dict[str, Any]:
+        """The members of an answer of `wire`: the tools of a server of a client; or why no
+        connection is made to it, or why it cannot be used."""
         if self._foreign is None:
             return {"failed": NO_MCP}
         try:
-            found = await self._foreign.listed(Foreign(address["url"], address["headers"]))
+            found = await self._foreign.listed(foreign)
         except NotAllowed as error:
             return {"refused": str(error)}
         except Failed as error:
@@ -147,15 +147,15 @@ class Toolbox:
         *,
         seconds: float,
         container: str | None,
-        address: Mapping[str, Any] | None = None,
+        foreign: Foreign | None = None,
     ) -> Result:
         """Run a tool. Waits for a place, as long as the call's own time allows.
 
         Args:
-            address: of a server of a client; its label means nothing here.
+            foreign: the server, if it is a client's; its label means nothing here.
         """
         found = self._servers.get(server)
-        if found is None and address is None:
+        if found is None and foreign is None:
             return failed(f"There is no server of tools named {server!r} here.")
         end_s = time.monotonic() + seconds
         try:
@@ -167,21 +167,15 @@ class Toolbox:
             )
         try:
             left_s = max(0.1, end_s - time.monotonic())
-            if address is not None:
-                return await self._call_at(address, tool, arguments, left_s)
-            assert found is not None, "there is an address otherwise"
+            if foreign is not None:
+                if self._foreign is None:
+                    return failed(NO_MCP)
+                return await self._foreign.call(foreign, tool, arguments, seconds=left_s)
+            assert found is not None, "it is a client's otherwise"
             most = round(min(left_s, found.entry.timeout_s or self._timeout_s), 1)
             return await found.call(tool, arguments, seconds=most, container=container)
         finally:
             self._places.release()
-
-    async def _call_at(
-        self, address: Mapping[str, Any], tool: str, arguments: Mapping[str, Any], seconds: float
-    ) -> Result:
-        if self._foreign is None:
-            return failed(NO_MCP)
-        server = Foreign(address["url"], address["headers"])
-        return await self._foreign.call(server, tool, arguments, seconds=seconds)
 
 
 def _shown(name: str, tool: Mapping[str, Any]) -> dict[str, Any]:

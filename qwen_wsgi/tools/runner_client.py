@@ -72,10 +72,8 @@ class RunnerClient:
         for name in ("refused", "failed"):
             if name in answer:
                 raise ForeignServerError(str(answer[name]), is_refused=name == "refused")
-        tools = answer.get("tools")
         return tuple(
-            replace(_tool(each), server=server.label, at=server)
-            for each in (tools if isinstance(tools, list) else ())
+            replace(tool, server=server.label, at=server) for tool in _tools(answer.get("tools"))
         )
 
     def troubles(self) -> Mapping[str, str]:
@@ -127,9 +125,8 @@ class RunnerClient:
             except RunnerUnavailable as error:
                 self._failure = RunnerUnavailable(error.reason)
                 raise
-            tools = answer.get("tools")
-            found = tuple(map(_tool, tools if isinstance(tools, list) else ()))
-            self._listed = (self._clock.monotonic(), found, _texts(answer.get("troubles")))
+            found = _tools(answer.get("tools")), _texts(answer.get("troubles"))
+            self._listed = (self._clock.monotonic(), *found)
             return self._listed
 
     def _fresh(self) -> _Listed | None:
@@ -221,6 +218,10 @@ def _address(server: ForeignServer) -> dict[str, Any]:
 
 def _texts(value: object) -> dict[str, str]:
     return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}
+
+
+def _tools(value: object) -> tuple[ServerTool, ...]:
+    return tuple(map(_tool, value)) if isinstance(value, list) else ()
 
 
 def _tool(value: Mapping[str, Any]) -> ServerTool:

@@ -52,6 +52,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._say(200, b'{"' + b"x" * (17 << 20))
         elif path == "/slow":
             threading.Event().wait(3)
+        elif path == "/refuses" and request["method"].startswith("tools/"):
+            error = {"code": -32602, "message": "not today " * 1000}
+            answer = {"jsonrpc": "2.0", "id": request["id"], "error": error}
+            self._say(200, json.dumps(answer).encode())
         elif "id" not in request:
             self._say(202, b"")
         else:

@@ -91,6 +91,14 @@ def test_a_server_that_fails_says_how(server: McpHttp, path: str, told: str) -> 
     assert told in result.text
 
 
+def test_an_error_that_a_server_tells_is_told_in_short(server: McpHttp) -> None:
+    with pytest.raises(Failed, match=r"^127\.0\.0\.1: it refuses: not today") as caught:
+        listed(server, "/refuses")
+
+    assert len(str(caught.value)) < 600
+    assert called(server, "/refuses").text.startswith("127.0.0.1: it refuses: not today")
+
+
 def test_a_server_that_is_slow_is_given_up(
     server: McpHttp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +144,14 @@ def test_addresses_that_are_not_connected_to(host: str, hosts: list[str], told: 
 def test_a_host_without_an_address() -> None:
     with pytest.raises(Failed, match=r"no address of gone\.example is known"):
         run(lambda them: them.listed(Foreign("https://gone.example", {})), "gone.example")
+
+
+def test_a_name_with_other_letters_is_one_name_in_both_forms() -> None:
+    """What connects says bücher.example, and what allows it xn--bcher-kva.example."""
+    host = "xn--bcher-kva.example"
+
+    with pytest.raises(Failed, match=f"no address of {host} is known"):
+        run(lambda them: them.listed(Foreign(f"https://{host}/mcp", {})), host)
 
 
 def test_addresses_and_headers_are_in_no_representation() -> None:

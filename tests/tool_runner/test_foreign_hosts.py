@@ -6,7 +6,10 @@ import pytest
 
 from qwen_wsgi.tool_runner.servers.foreign_hosts import NotAllowed, Target, target_of
 
-HOSTS = ("mcp.example", "*.below.example", "box.lan:8080", "*.wide.example:8443", "127.0.0.1:8931")
+HOSTS = (
+    *("mcp.example", "*.below.example", "box.lan:8080", "*.wide.example:8443"),
+    *("127.0.0.1:8931", "localhost:8931"),
+)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +22,7 @@ HOSTS = ("mcp.example", "*.below.example", "box.lan:8080", "*.wide.example:8443"
         ("http://box.lan:8080/sse", Target("http", "box.lan", 8080, True, False)),
         ("https://box.lan:8080/sse", Target("https", "box.lan", 8080, True, False)),
         ("http://127.0.0.1:8931/mcp", Target("http", "127.0.0.1", 8931, True, True)),
+        ("http://localhost:8931/mcp", Target("http", "localhost", 8931, True, True)),
     ],
 )
 def test_what_is_allowed(url: str, target: Target) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import errno
+import functools
 import os
 import shutil
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
@@ -29,6 +32,7 @@ from qwen_wsgi.tool_runner.sandbox import (
     folder_for,
 )
 from qwen_wsgi.tool_runner.toolbox import works
+from tests.kit.processes import REPOSITORY
 from tests.kit.sandboxes import open_folder, processes_with, without_sandbox
 
 needs_sandbox = pytest.mark.skipif(bool(without_sandbox()), reason=without_sandbox())
@@ -481,6 +485,70 @@ def test_bubblewrap_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(shutil, "which", lambda name, path: None)
 
     assert asyncio.run(works(sandbox())) == "bubblewrap is not installed (apt install bubblewrap)"
+
+
+#: Runs a sandbox where no process has one of the low numbers but the first.
+IN_A_CONTAINER = """
+import asyncio, os
+for _ in range(40):
+    if (pid := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+from qwen_wsgi.tool_runner.sandbox import Bounds, Sandbox
+from qwen_wsgi.tool_runner.toolbox import works
+print(asyncio.run(works(Sandbox(Bounds(256 << 20, 40, 16 << 20), private=[]))))
+"""
+
+#: A namespace of processes with a /proc of its own, as a container has.
+_AS_CONTAINER = (
+    *("unshare", "--pid", "--fork", "--mount-proc"),
+    *(() if os.geteuid() == 0 else ("--user", "--map-current-user")),
+)
+
+
+@functools.cache
+def no_container() -> str:
+    """Why there can be no such namespace here; "" if there can."""
+    if shutil.which("unshare") is None:
+        return "unshare is not installed (util-linux)"
+    tried = subprocess.run([*_AS_CONTAINER, "true"], capture_output=True, text=True, check=False)
+    return tried.stderr.strip() if tried.returncode else ""
+
+
+@needs_sandbox
+@pytest.mark.skipif(bool(no_container()), reason=no_container())
+def test_a_sandbox_starts_where_its_numbers_of_processes_mean_nothing_outside() -> None:
+    """bubblewrap looks for its child in /proc, by the number of the innermost namespace."""
+    ran = subprocess.run(
+        [*_AS_CONTAINER, sys.executable, "-c", IN_A_CONTAINER],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (ran.stdout, ran.returncode) == ("\n", 0), ran.stderr
+
+
+@needs_sandbox
+def test_why_a_program_has_ended_can_be_asked_after_its_end() -> None:
+    """Whoever waits for it may learn of its end only once another one has ended it."""
+
+    async def ended() -> tuple[str, str]:
+        async with sandbox().started(Program(["/bin/sleep", "20"])) as process:
+            pass
+        # The number of the closed pipe may be another file's by now.
+        others = [os.memfd_create("other") for _ in range(20)]
+        try:
+            for number in others:
+                os.pwrite(number, b'{"failed": "of others"}\n', 0)
+            return process.reason(), await process.wait()
+        finally:
+            for number in others:
+                os.close(number)
+
+    assert asyncio.run(ended()) == ("it was stopped", "it was stopped")
 
 
 @pytest.mark.parametrize("works_so_often", [0, 1])

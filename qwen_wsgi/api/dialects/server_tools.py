@@ -44,12 +44,12 @@ def offer_of(call: LiveCall, foreign: Sequence[ForeignServer] = ()) -> Offer | N
         return None
     try:
         offered, troubles = tuple(runner.offered()), runner.troubles()
-        brought = _brought(call, runner, foreign, {tool.server for tool in offered} | {*troubles})
+        labels = {tool.server for tool in offered} | troubles.keys()
+        brought = _brought(call, runner, foreign, labels)
     except RunnerUnavailable as error:
         raise ToolsUnavailable(error.reason) from None
     may_use = partial(_may_use, call)
     tools = tuple(tool for tool in offered if may_use(tool.server, tool.name))
-    labels = {tool.server for tool in offered} | troubles.keys()
     others = labels - {tool.server for tool in tools}
     refused = frozenset(label for label in others if not may_use(label))
     addresses = {each.label: each.url for each in foreign}

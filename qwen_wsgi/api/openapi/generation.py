@@ -161,7 +161,9 @@ MESSAGES: Final[Mapping[str, Schema]] = {
     "stream": _STREAM,
     "system": either(text(), array(mapping()), meaning="What the model is told first."),
     "temperature": number("How much chance there is in the answer."),
-    "mcp_servers": array(mapping(), "Servers of tools that this server offers, by `name`."),
+    "mcp_servers": array(
+        mapping(), "Servers of tools: this server's by `name`, the client's own with their `url`."
+    ),
     "container": anything("The container in which `code_execution` goes on, by its id."),
     "thinking": mapping("Whether the model thinks, and its budget."),
     "tool_choice": mapping("Which tool must or may be called."),

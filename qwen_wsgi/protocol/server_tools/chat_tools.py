@@ -87,9 +87,10 @@ def selected(
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    tools = parse_request(JsonObject(body.render(changed))).body["tools"]
-    changed |= _chosen(body.get("tool_choice"), found)
     chat = parse_request(JsonObject(body.render(changed)))
+    tools = chat.body["tools"]
+    if chosen := _chosen(body.get("tool_choice"), found):
+        chat = parse_request(JsonObject(body.render(changed | chosen)))
     return ChatTools(chat, found, tools, asked.stream, asked.wants_usage)
 
 

@@ -104,22 +104,18 @@ class Offer:
 
 def refused(label: str, param: str | None = None) -> ApiError:
     """The refusal of a key that may not use a server's tools."""
-    return ApiError(
-        f"Your key may not use the tools of '{label[:64]}'. The operator of this server can allow "
-        "it: `qwen-proxy keys edit NAME --tools ...`.",
-        status=403,
-        type="permission_error",
-        code="tool_not_allowed",
-        param=param,
-        should_retry=False,
-    )
+    return _refused(f"the tools of '{label[:64]}'", "...", param)
 
 
 def refused_address(origin: str, param: str) -> ApiError:
     """The refusal of a key that may bring no server at an address."""
+    return _refused(f"servers of tools at {origin[:200]}", f"'{origin[:200]}'", param)
+
+
+def _refused(what: str, tools: str, param: str | None) -> ApiError:
     return ApiError(
-        f"Your key may not use servers of tools at {origin[:200]}. The operator of this server can "
-        f"allow it: `qwen-proxy keys edit NAME --tools '{origin[:200]}'`.",
+        f"Your key may not use {what}. The operator of this server can allow it: "
+        f"`qwen-proxy keys edit NAME --tools {tools}`.",
         status=403,
         type="permission_error",
         code="tool_not_allowed",

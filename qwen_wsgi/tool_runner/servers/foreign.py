@@ -200,7 +200,8 @@ class _Transport(httpx2.AsyncBaseTransport):
         """Send a request to the target."""
         url, target = request.url, self._target
         port = url.port or (443 if url.scheme == "https" else 80)
-        if (url.scheme, url.host.rstrip("."), port) != (target.scheme, target.host, target.port):
+        host = url.raw_host.decode("ascii").rstrip(".")  # `host` would be bücher.example
+        if (url.scheme, host, port) != (target.scheme, target.host, target.port):
             raise httpx2.UnsupportedProtocol("it leads to another server", request=request)
         if not self._address:
             self._address = await self._checked()

@@ -389,5 +389,5 @@ def why_of(error: BaseException) -> str:
     if isinstance(error, httpx2.TransportError):
         return f"it cannot be reached ({type(error).__name__}: {error})"
     if isinstance(error, MCPError):
-        return f"it refuses to begin: {error}"
+        return f"it refuses: {error}"[:500]
     return f"it cannot be used ({type(error).__name__}: {error})"[:500]
