@@ -207,6 +207,7 @@ def proxy(
     config: Path | None = None,
     root: Path = REPOSITORY,
     settings: Mapping[str, str] | None = None,
+    under: Sequence[str] = (),
 ) -> Iterator[Target]:
     """qwen-proxy with its defaults, a client key, and its log in a file.
 
@@ -214,6 +215,7 @@ def proxy(
         config: in place of gunicorn.conf.py.
         root: the checkout whose code runs.
         settings: more of them.
+        under: the command of a program that runs it, like valgrind.
     """
     port = free_port()
     home = directory / f"proxy-{port}"
@@ -234,6 +236,7 @@ def proxy(
         command = [sys.executable, "-m", "gunicorn", "-c", str(config), "wsgi:application"]
     log = home / "log"
     # SIGINT is gunicorn's quick stop; SIGTERM would wait for open streams.
+    command = [*under, *command]
     with _running(command, log=log, env=env, how=signal.SIGINT, root=root) as process:
         _wait_ready(process, port, workers, log)
         yield Target("qwen-proxy", port, process.pid)
