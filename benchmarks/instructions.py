@@ -2,8 +2,8 @@
 
     python -m benchmarks.instructions [OTHER_CHECKOUT]
 
-Needs Debian's `valgrind`. One worker, the key of the environment. Other work on the machine does not
-move the count, so a change of 1 % can be seen; but it says nothing of the kernel's part and of
+Needs Debian's `valgrind`. One worker, the key of the environment. Other work on the machine does
+not move the count, so a change of 1 % can be seen; but it says nothing of the kernel's part and of
 memory. With another checkout its server is counted as well.
 """
 
