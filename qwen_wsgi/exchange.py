@@ -192,6 +192,8 @@ class ClientParser(RequestParser):
         before: Any = self.mesg  # that of the first request is known
         if before.should_close() or self.finish_body() is False:
             raise StopIteration
+        if not unreader.buf.getbuffer().nbytes:
+            unreader.sock.await_request()
         data = unreader.read()
         if not data:
             raise StopIteration

@@ -100,6 +100,11 @@ def watcher_of(sock: socket.socket) -> Any:
     return gevent.get_hub().loop.io(sock.fileno(), _READ)
 
 
+def wait_for(watcher: Any) -> None:
+    """Let others run until a watcher has something to tell."""
+    gevent.get_hub().wait(watcher)
+
+
 def watch_client(environ: Mapping[str, Any]) -> Watch:
     """Arm the watch for the WSGI request that the calling greenlet serves.
 

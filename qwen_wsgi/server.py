@@ -38,7 +38,7 @@ from qwen_wsgi import logs
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.errors import CannotStartYet, SettingsError
 from qwen_wsgi.exchange import Answer, ClientParser, Surroundings
-from qwen_wsgi.greenlets import let_others_run, watcher_of
+from qwen_wsgi.greenlets import let_others_run, wait_for, watcher_of
 from qwen_wsgi.heads import Heads
 from qwen_wsgi.redaction import DISCOVERED, Redaction
 from qwen_wsgi.settings import Settings, with_command
@@ -185,6 +185,11 @@ class ClientSocket:
         if self._watcher is None:
             self._watcher = watcher_of(self._sock)
         return self._watcher
+
+    def await_request(self) -> None:
+        """Wait until something of the next request can be read. A read that finds nothing yet, as
+        it does nearly always, would cost as much again as the one that follows."""
+        wait_for(self.watcher)
 
     def end(self) -> None:
         """The connection is over, before it is closed."""

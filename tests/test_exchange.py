@@ -53,6 +53,9 @@ class Source:
         memory[: len(data)] = data
         return len(data)
 
+    def await_request(self) -> None:
+        """There is always something."""
+
     def sendall(self, data: bytes) -> None:
         self.got += data
 
