@@ -13,7 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from gunicorn import SERVER_SOFTWARE, util
 from gunicorn.http import wsgi
@@ -21,10 +21,18 @@ from gunicorn.http.body import Body, LengthReader
 from gunicorn.http.message import TOKEN_RE, Request
 from gunicorn.http.parser import RequestParser
 
+from qwen_wsgi import heads
+from qwen_wsgi.heads import Head, Heads
 from qwen_wsgi.protocol.sse import PASSAGE, LastPiece
 
 #: A value of a header that nothing has to be done with.
 _PLAIN_VALUE: Final = re.compile(r"[!-~](?:[ !-~]*[!-~])?")
+
+#: A status whose answer is a final one.
+_STATUS: Final = re.compile(r"[2-5][0-9][0-9] [ -~]+")
+
+#: A length of a body. Other spellings of numbers are gunicorn's to judge.
+_LENGTH: Final = re.compile(r"[0-9]{1,15}")
 
 #: Names of headers that say something about the message itself: gunicorn reads them.
 _FRAMING: Final = util.hop_headers | {"content-length"}
@@ -36,7 +44,46 @@ _LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
 class ClientRequest(Request):
-    """gunicorn's request, which looks once for a connection what its peer may say."""
+    """gunicorn's request, which looks once for a connection what its peer may say.
+
+    Attributes:
+        head: what was read in the same head before; None if gunicorn has read this one.
+        closes: whether the head asks for the connection's end; None before gunicorn was asked.
+    """
+
+    head: Head | None = None
+    closes: bool | None = None
+
+    @classmethod
+    def again(cls, head: Head, length: bytes, unreader: Any, peer: Any) -> ClientRequest:
+        """A request with a head that was read before.
+
+        Args:
+            length: the digits of its body's length.
+        """
+        request = cls.__new__(cls)
+        told = vars(request)
+        told.update(head.request)
+        headers = [*head.headers]
+        headers[head.length_at] = ("CONTENT-LENGTH", length.decode("ascii"))
+        told |= {
+            "head": head,
+            "headers": headers,
+            "trailers": [],
+            "unreader": unreader,
+            "peer_addr": peer,
+            "remote_addr": peer,
+            "body": ClientBody(LengthReader(unreader, int(length))),
+        }
+        return request
+
+    def should_close(self) -> bool:
+        if self.must_close:
+            return True
+        if self.closes is None:
+            gunicorns: Any = super()
+            self.closes = bool(gunicorns.should_close())
+        return self.closes
 
     def set_body_reader(self) -> None:
         gunicorns: Any = super()
@@ -65,6 +112,28 @@ class ClientBody(Body):
     """gunicorn's body of a known length, which can be had as a whole without a copy of it."""
 
     reader: Any
+
+    def read(self, size: int | None = None) -> bytes:
+        held = self._take_held() if size and size == self.reader.length else None
+        if held is not None:
+            return held
+        gunicorns: Any = super()
+        data: bytes = gunicorns.read(size)
+        return data
+
+    def _take_held(self) -> bytes | None:
+        """The whole body, if all of it came with the head and nothing of it was read."""
+        reader = self.reader
+        unreader, length = reader.unreader, reader.length
+        if self.buf.tell() or unreader.buf.getbuffer().nbytes < length:
+            return None
+        data: bytes = unreader.buf.getvalue()
+        unreader.buf = io.BytesIO()
+        reader.length = 0
+        if len(data) > length:
+            unreader.unread(data[length:])
+            data = data[:length]
+        return data
 
     def read_whole(self) -> bytes:
         """All that is missing of it; less if it ends early. Raises what the client's socket does.
@@ -110,6 +179,36 @@ class ClientParser(RequestParser):
 
     mesg_class = ClientRequest
 
+    def __init__(self, cfg: Any, source: Any, peer: Any, heads: Heads) -> None:
+        super().__init__(cfg, source, peer)
+        self._heads = heads
+
+    def __next__(self) -> Any:
+        unreader: Any = self.unreader
+        # The first request of a connection is gunicorn's, which then knows what its peer may say.
+        trusted: bool | None = getattr(unreader, "trusted", None)
+        if trusted is None or self.cfg.proxy_protocol != "off":
+            return super().__next__()
+        before: Any = self.mesg  # that of the first request is known
+        if before.should_close() or self.finish_body() is False:
+            raise StopIteration
+        if not unreader.buf.getbuffer().nbytes:
+            unreader.sock.await_request()
+        data = unreader.read()
+        if not data:
+            raise StopIteration
+        came = heads.came(data, trusted=trusted)
+        head = None if came is None else self._heads.get(came.key)
+        if came is None or head is None:
+            unreader.unread(data)
+            request = super().__next__()
+            if came is not None and self._heads.wants(came.key):
+                self._heads.keep(came.key, request, _told_by(request))
+            return request
+        unreader.unread(came.rest)
+        self.mesg = ClientRequest.again(head, came.length, unreader, self.source_addr)
+        return self.mesg
+
     def finish_body(self, *args: Any, **kwargs: Any) -> Any:
         if self.mesg is not None:
             body: Any = self.mesg.body
@@ -125,9 +224,23 @@ def _is_whole(body: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=_NAMES)
-def _is_plain(name: str) -> bool:
-    """Whether a header says nothing about the message itself."""
-    return bool(TOKEN_RE.fullmatch(name)) and name.lower() not in _FRAMING
+def _kind_of(name: str) -> str | None:
+    """None for a header that says nothing about the message itself; else its name in small letters,
+    or "" if it can be no name."""
+    lowered = name.lower()
+    if not TOKEN_RE.fullmatch(name):
+        return ""
+    return lowered if lowered in _FRAMING else None
+
+
+@functools.lru_cache(maxsize=_NAMES)
+def _code_with_body(status: str) -> int | None:
+    """The code of a status whose answers have a body; None for another one, and for what is no
+    status."""
+    if not _STATUS.fullmatch(status):
+        return None
+    code = int(status[:3])
+    return None if code in (204, 304) else code
 
 
 class Answer(wsgi.Response):
@@ -176,18 +289,35 @@ class Answer(wsgi.Response):
 
         return pass_on
 
+    def start_response(self, status: str, headers: Any, exc_info: Any = None) -> Any:
+        code = _code_with_body(status) if isinstance(status, str) else None
+        request: Any = self.req
+        if code is None or exc_info or self.status is not None or request.method == "HEAD":
+            return super().start_response(status, headers, exc_info)
+        told: Any = self  # gunicorn begins with None
+        told.status, told.status_code = status, code
+        self.process_headers(headers)
+        self.chunked = self.response_length is None and self.is_chunked()
+        return self.write
+
     def process_headers(self, headers: Iterable[tuple[str, str]]) -> None:
-        plain, kept = _PLAIN_VALUE.fullmatch, cast(list[tuple[str, str]], self.headers)
+        plain: Any = _PLAIN_VALUE.fullmatch
+        kept: Any = self.headers
         for each in headers:
             name, value = each
-            if isinstance(value, str) and _is_plain(name) and plain(value):
-                kept.append(each)
-            else:
-                super().process_headers([each])
+            if value.__class__ is str and plain(value):
+                kind = _kind_of(name)
+                if kind is None:
+                    kept.append(each)
+                    continue
+                if kind == "content-length" and _LENGTH.fullmatch(value):
+                    self.response_length: int | None = int(value)
+                    kept.append(each)
+                    continue
+            super().process_headers([each])
 
-    def send_headers(self) -> None:
-        if self.headers_sent:
-            return
+    def _head(self) -> bytes:
+        """The answer's head, which is being sent."""
         connection = "upgrade" if self.upgrade else "close" if self.should_close() else "keep-alive"
         request: Any = self.req  # its version is known
         lines = [f"{_protocol(request.version)} {self.status}", f"Server: {self.version}"]
@@ -196,8 +326,12 @@ class Answer(wsgi.Response):
             lines.append("Transfer-Encoding: chunked")
         lines += [f"{name}: {value}" for name, value in self.headers]
         lines.append("\r\n")
-        self.sock.sendall("\r\n".join(lines).encode("latin-1"))
         self.headers_sent = True
+        return "\r\n".join(lines).encode("latin-1")
+
+    def send_headers(self) -> None:
+        if not self.headers_sent:
+            self.sock.sendall(self._head())
 
     def write(self, data: bytes) -> None:
         if self.ended:
@@ -206,7 +340,10 @@ class Answer(wsgi.Response):
             rest, self._rest = self._rest, b""
             self.sock.sendall(rest)
         if not (self.chunked and data and isinstance(data, bytes)):
-            super().write(data)
+            if len(data) == self.response_length and not self.headers_sent:
+                self._send_whole(data)
+            else:
+                super().write(data)
             return
         self.send_headers()
         self.sent += len(data)
@@ -215,6 +352,12 @@ class Answer(wsgi.Response):
             self.ended = True
             chunk += _LAST_CHUNK
         self.sock.sendall(chunk)
+
+    def _send_whole(self, data: bytes) -> None:
+        """Send all of an answer at once."""
+        sock: Any = self.sock
+        self.sent = len(data)
+        sock.send_whole(self._head() + data)
 
     def close(self) -> None:
         if self.ended:
@@ -264,22 +407,14 @@ class Surroundings:
 
     def of(self, request: Any) -> dict[str, Any]:
         """The environ of a request."""
-        path: str = request.path
-        is_literal = "%" not in path and path.isascii()
+        head: Head | None = request.head
         environ = {
             **self._common,
+            **(_told_by(request) if head is None else head.environ),
             "wsgi.input": request.body,
-            "wsgi.url_scheme": request.scheme,
-            "REQUEST_METHOD": request.method,
-            "QUERY_STRING": request.query,
-            "RAW_URI": request.uri,
-            "SERVER_PROTOCOL": _protocol(request.version),
-            "PATH_INFO": path if is_literal else util.unquote_to_wsgi_str(path),
         }
-        for name, value in request.headers:
-            key = _key_of(name)
-            # gunicorn has refused repeated ones of those that may not be; others are joined.
-            environ[key] = f"{environ[key]},{value}" if key in environ else value
+        if head is not None:
+            environ["CONTENT_LENGTH"] = request.headers[head.length_at][1]
         if not self._named:
             self._name(environ)
         return environ
@@ -293,6 +428,25 @@ class Surroundings:
             environ["SERVER_PORT"] = port or {"http": "80", "https": "443"}.get(
                 environ["wsgi.url_scheme"], ""
             )
+
+
+def _told_by(request: Any) -> dict[str, Any]:
+    """What the head of a request adds to the environ."""
+    path: str = request.path
+    is_literal = "%" not in path and path.isascii()
+    environ = {
+        "wsgi.url_scheme": request.scheme,
+        "REQUEST_METHOD": request.method,
+        "QUERY_STRING": request.query,
+        "RAW_URI": request.uri,
+        "SERVER_PROTOCOL": _protocol(request.version),
+        "PATH_INFO": path if is_literal else util.unquote_to_wsgi_str(path),
+    }
+    for name, value in request.headers:
+        key = _key_of(name)
+        # gunicorn has refused repeated ones of those that may not be; others are joined.
+        environ[key] = f"{environ[key]},{value}" if key in environ else value
+    return environ
 
 
 @functools.lru_cache(maxsize=4)

@@ -62,12 +62,14 @@ class _ClientWatch:
     the greenlet is parked in some wait; the wait raises.
     """
 
-    __slots__ = ("_greenlet", "_socket", "_watcher")
+    __slots__ = ("_greenlet", "_is_own", "_socket", "_watcher")
 
-    def __init__(self, client: socket.socket) -> None:
+    def __init__(self, client: Any) -> None:
         self._socket = client
         self._greenlet: Any = gevent.getcurrent()
-        self._watcher: Any = gevent.get_hub().loop.io(client.fileno(), _READ)
+        shared: Any = getattr(client, "watcher", None)  # of the connection, for all its calls
+        self._is_own = shared is None
+        self._watcher: Any = watcher_of(client) if shared is None else shared
         self._watcher.start(self._readable)
 
     def _readable(self) -> None:
@@ -89,7 +91,18 @@ class _ClientWatch:
         watcher, self._watcher, self._greenlet = self._watcher, None, None
         if watcher is not None:
             watcher.stop()
-            watcher.close()
+            if self._is_own:
+                watcher.close()
+
+
+def watcher_of(sock: socket.socket) -> Any:
+    """The loop's watcher for bytes that can be read from a socket; whoever has it closes it."""
+    return gevent.get_hub().loop.io(sock.fileno(), _READ)
+
+
+def wait_for(watcher: Any) -> None:
+    """Let others run until a watcher has something to tell."""
+    gevent.get_hub().wait(watcher)
 
 
 def watch_client(environ: Mapping[str, Any]) -> Watch:

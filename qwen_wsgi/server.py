@@ -38,7 +38,8 @@ from qwen_wsgi import logs
 from qwen_wsgi.clock import SystemClock
 from qwen_wsgi.errors import CannotStartYet, SettingsError
 from qwen_wsgi.exchange import Answer, ClientParser, Surroundings
-from qwen_wsgi.greenlets import let_others_run
+from qwen_wsgi.greenlets import let_others_run, wait_for, watcher_of
+from qwen_wsgi.heads import Heads
 from qwen_wsgi.redaction import DISCOVERED, Redaction
 from qwen_wsgi.settings import Settings, with_command
 from qwen_wsgi.state.database import in_use
@@ -144,6 +145,7 @@ class ClientSocket:
         "_recv_into",
         "_send",
         "_sock",
+        "_watcher",
         "answered",
         "deadline_s",
         "is_stopping",
@@ -158,6 +160,7 @@ class ClientSocket:
         #: Read since others had their turn.
         self._eager_bytes = 0
         self._head = b""
+        self._watcher: Any = None
         self._body_timeout_s = body_timeout_s
         self.is_stopping = False
         self.request: Any = None
@@ -175,6 +178,23 @@ class ClientSocket:
         from now on."""
         self.answered = True
         return self._sock
+
+    @property
+    def watcher(self) -> Any:
+        """Tells that something can be read: one for all calls of the connection."""
+        if self._watcher is None:
+            self._watcher = watcher_of(self._sock)
+        return self._watcher
+
+    def await_request(self) -> None:
+        """Wait until something of the next request can be read. A read that finds nothing yet, as
+        it does nearly always, would cost as much again as the one that follows."""
+        wait_for(self.watcher)
+
+    def end(self) -> None:
+        """The connection is over, before it is closed."""
+        if self._watcher is not None:
+            self._watcher.close()
 
     def begin(self, request: Any) -> None:
         """A request is served from now on; None after it."""
@@ -201,6 +221,14 @@ class ClientSocket:
         elif data.startswith((b"HTTP/1.1 20", b"HTTP/1.0 20")):
             self._head = data
             return
+        self._send_now(data)
+
+    def send_whole(self, answer: bytes) -> None:
+        """Send all of an answer, its head and its body."""
+        self.answered = True
+        self._send_now(answer)
+
+    def _send_now(self, data: bytes) -> None:
         try:
             sent = self._send(data)
         except BlockingIOError:
@@ -393,6 +421,7 @@ class StreamWorker(GeventWorker):
         #: Connections that wait for a request, each with the time since when.
         self._waiting: dict[Any, float] = {}
         self._clients: set[ClientSocket] = set()
+        self._heads = Heads()
         #: Those that came after the stop had begun, or whose request did: it is being refused.
         self._refused: set[Any] = set()
         self._told_s = -_TELL_S
@@ -501,6 +530,7 @@ class StreamWorker(GeventWorker):
             self._clients.discard(sock)
             self._waiting.pop(sock, None)
             self._refused.discard(sock)
+            sock.end()
             util.close(client)
 
     def _serve_requests(self, sock: ClientSocket, peer: Any, listener: Any) -> None:
@@ -509,7 +539,7 @@ class StreamWorker(GeventWorker):
         Raises:
             OSError: the client has closed it, or its answer was cut.
         """
-        parser = ClientParser(self.cfg, sock, peer)
+        parser = ClientParser(self.cfg, sock, peer, self._heads)
         surroundings = Surroundings(sock, peer, listener, workers=self.cfg.workers)
         request = None
         try:

@@ -256,11 +256,13 @@ ALLOWED: dict[str, set[str]] = {
     "sandbox": set(),
     "services": set(),  # filled below: it wires everything below the API
     "app": {"settings", "services", "api"},
-    "exchange": {"protocol"},
+    "heads": set(),
+    "exchange": {"heads", "protocol"},
     "server": {
         "errors",
         "exchange",
         "greenlets",
+        "heads",
         "clock",
         "logs",
         "redaction",

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from qwen_wsgi import exchange
 from qwen_wsgi.exchange import Answer, ClientParser, Surroundings
+from qwen_wsgi.heads import Heads, Key
 from qwen_wsgi.protocol.sse import PASSAGE, LastPiece
 
 PEER = ("203.0.113.9", 4711)
@@ -52,14 +53,18 @@ class Source:
         memory[: len(data)] = data
         return len(data)
 
+    def await_request(self) -> None:
+        """There is always something."""
+
     def sendall(self, data: bytes) -> None:
         self.got += data
 
-    send = sendall
+    send = send_whole = sendall
 
 
 def parser(kind: Any, sent: bytes, peer: Any = PEER) -> Any:
-    return kind(config(), Source(sent), peer)
+    own = [Heads()] if kind is ClientParser else []
+    return kind(config(), Source(sent), peer, *own)
 
 
 def config(**changed: Any) -> Any:
@@ -77,7 +82,7 @@ def test_the_environ_is_gunicorns(request_of: str, trusted: str) -> None:
     theirs: Any = next(RequestParser(cfg, source, PEER))
     theirs.proxy_protocol_info = {}
     source = Source(REQUESTS[request_of])
-    ours: Any = next(ClientParser(cfg, source, PEER))
+    ours: Any = next(ClientParser(cfg, source, PEER, Heads()))
 
     _, expected = wsgi.create(theirs, source, PEER, LISTENER, cfg)
     found = Surroundings(source, PEER, LISTENER, workers=2).of(ours)
@@ -276,7 +281,9 @@ def test_a_body_that_is_read_as_a_whole_is_the_one_that_gunicorn_reads(
     body = bytes(each % 251 for each in range(size))
     sent = post(body) + REQUESTS["query"]
     with mock.patch.object(exchange, "_FIRST_BYTES", first):
-        requests: Any = ClientParser(config(), cast(Any, InPieces(sent, list(sizes))), PEER)
+        requests: Any = ClientParser(
+            config(), cast(Any, InPieces(sent, list(sizes))), PEER, Heads()
+        )
         request: Any = next(requests)
         start = request.body.read(begun)
         rest = request.body.read_whole()
@@ -302,7 +309,7 @@ def test_after_a_read_that_failed_nothing_is_read_of_the_connection() -> None:
         def recv_into(self, memory: memoryview) -> int:
             raise TimeoutError
 
-    requests: Any = ClientParser(config(), cast(Any, Silent(post(b"x", 9))), PEER)
+    requests: Any = ClientParser(config(), cast(Any, Silent(post(b"x", 9))), PEER, Heads())
     request: Any = next(requests)
 
     with pytest.raises(TimeoutError):
@@ -316,3 +323,152 @@ def test_a_chunked_body_has_no_whole() -> None:
     request: Any = next(parser(ClientParser, REQUESTS["chunked"]))
 
     assert not hasattr(request.body, "read_whole")
+
+
+class Forgetful(Heads):
+    """Remembers nothing: gunicorn reads each head."""
+
+    def wants(self, key: Key) -> bool:
+        return False
+
+
+def told(request: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the application is told of a request, and what gunicorn keeps of it."""
+    environ = Surroundings(None, PEER, LISTENER, workers=2).of(request)
+    for name in NOT_COMPARED:
+        environ.pop(name, None)
+    kept = {name: value for name, value in vars(request).items() if name not in OF_ONE_PARSER}
+    return environ, {**kept, "read": request.body.read(), "closes": request.should_close()}
+
+
+#: What is another object for each parser, and what only ours has.
+OF_ONE_PARSER = {"unreader", "body", "cfg", "head", "closes", "req_number"}
+
+LINES = st.sampled_from(
+    [
+        b"Host: a",
+        b"host: b",
+        b"Content-Length: 5",
+        b"content-length: 12",
+        b"Content-Length:3",
+        b"CONTENT-LENGTH: 1",
+        b"Content-Length: 0",
+        b"Content-Length: 007",
+        b"Content-Length: +1",
+        b"Content_Length: 9",
+        b"Transfer-Encoding: chunked",
+        b"Connection: close",
+        b"Connection: keep-alive",
+        b"Expect: 100-continue",
+        b"X-Forwarded-Proto: https",
+        b"X-A: 1",
+        b"X_A: 2",
+        b" folded",
+        b"Authorization: Bearer k",
+        b"X-Latin: \xe4",
+        b"no colon",
+        b"",
+    ]
+)
+FIRST = st.sampled_from(
+    [b"POST /v1/a?b=%41 HTTP/1.1", b"POST /%C3%A4 HTTP/1.0", b"POST / HTTP/1.1", b"GET / HTTP/1.1"]
+)
+HEAD_BYTES = st.builds(
+    lambda first, lines: b"\r\n".join([first, *lines, b"", b""]),
+    FIRST,
+    st.lists(LINES, max_size=5),
+)
+
+
+@given(
+    sent_heads=st.lists(HEAD_BYTES, min_size=1, max_size=3),
+    order=st.lists(st.integers(0, 2), min_size=1, max_size=8),
+    bodies=st.binary(max_size=40),
+    sizes=st.lists(st.integers(1, 300), min_size=1, max_size=6),
+    trusted=st.booleans(),
+)
+def test_a_head_that_came_before_is_what_gunicorn_reads_in_it(
+    sent_heads: list[bytes], order: list[int], bodies: bytes, sizes: list[int], trusted: bool
+) -> None:
+    """Over several connections of a worker, whatever came before, with any bytes as bodies."""
+    cfg = config(forwarded_allow_ips="203.0.113.9" if trusted else "", workers=2)
+    known = Heads()
+    for _ in range(3):
+        sent = b"".join(sent_heads[each % len(sent_heads)] + bodies[: 5 + each] for each in order)
+        parsers: list[Any] = [
+            ClientParser(cfg, cast(Any, InPieces(sent, list(sizes))), PEER, heads)
+            for heads in (Forgetful(), known)
+        ]
+        while True:
+            expected, found = map(what_comes, parsers)
+            assert found == expected
+            if not isinstance(found, tuple):
+                break
+
+
+def what_comes(requests: Any) -> Any:
+    """The next request of a connection, or the kind of its end."""
+    try:
+        return told(next(requests))
+    except Exception as error:
+        return type(error)
+
+
+def known_head(head: bytes, times: int) -> tuple[Heads, list[Any]]:
+    """What a worker remembers after so many requests with a head, and these."""
+    known, cfg = Heads(), config()
+    requests: Any = ClientParser(cfg, cast(Any, Source(head * times)), PEER, known)
+    found = []
+    for _ in range(times):
+        found.append(next(requests))
+        found[-1].body.read()
+    return known, found
+
+
+def test_a_head_is_read_by_gunicorn_until_it_came_twice_on_known_connections() -> None:
+    _, found = known_head(b"POST /v1 HTTP/1.1\r\nContent-Length: 0\r\n\r\n", 5)
+
+    # The first request of a connection is gunicorn's; the second and third are the two.
+    assert [request.head is not None for request in found] == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /v1 HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
+        b"POST /v1 HTTP/1.1\r\n\r\n",
+        b"POST /v1 HTTP/1.1\r\nContent-Length: 0\r\nX-A: " + b"a" * 4096 + b"\r\n\r\n",
+    ],
+    ids=["no POST", "no length", "long"],
+)
+def test_other_heads_are_not_remembered(head: bytes) -> None:
+    _, found = known_head(head, 5)
+
+    assert [request.head for request in found] == [None] * 5
+
+
+def test_so_many_heads_are_remembered_and_not_more() -> None:
+    known = Heads()
+    for number in range(1000):
+        head = b"POST /%d HTTP/1.1\r\nContent-Length: 0\r\n\r\n" % number
+        requests: Any = ClientParser(config(), cast(Any, Source(head * 4)), PEER, known)
+        for _ in range(4):
+            next(requests)
+
+    assert 0 < len(known) <= 128
+
+
+def test_the_request_of_a_remembered_head_is_its_own() -> None:
+    """What is done to one request is not seen by the next."""
+    head = b"POST /v1 HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
+    known, _ = known_head(head, 4)
+    requests: Any = ClientParser(config(), cast(Any, Source(head * 4)), PEER, known)
+    next(requests)
+    first = next(requests)
+    environ = Surroundings(None, PEER, LISTENER, workers=2).of(first)
+    environ["HTTP_X"] = "1"
+    first.headers.append(("X", "1"))
+    second = next(requests)
+
+    assert "HTTP_X" not in Surroundings(None, PEER, LISTENER, workers=2).of(second)
+    assert ("X", "1") not in second.headers

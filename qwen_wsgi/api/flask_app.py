@@ -281,6 +281,23 @@ class FinishedResponse(Response):
     """A response whose headers are as they will be sent, its length included: Flask need not copy
     and complete them."""
 
+    @classmethod
+    def of(
+        cls, body: Iterable[bytes], headers: list[tuple[str, str]], *, status: int = 200
+    ) -> FinishedResponse:
+        """A response with these headers, which hold no line ends.
+
+        werkzeug's constructor asks a dozen questions that have one answer here.
+        """
+        made = cls.__new__(cls)
+        made.headers = Headers()
+        made.headers._list = headers
+        made._status, made._status_code = _status(status), status
+        made.direct_passthrough = False
+        made._on_close = []
+        made.response = body
+        return made
+
     def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:
         return self.headers
 
@@ -288,8 +305,16 @@ class FinishedResponse(Response):
         """As Flask's, for bodies of bytes: they are passed on as they are."""
         if environ["REQUEST_METHOD"] == "HEAD" or self.status_code in _BODILESS:
             return super().__call__(environ, start_response)
-        start_response(self.status, list(self.headers))
-        return _Body(self)
+        start_response(self._status, self.headers._list)
+        if self._on_close or not isinstance(self.response, list):
+            return _Body(self)
+        return self.response  # all of them are bytes
+
+
+@functools.cache
+def _status(code: int) -> str:
+    """A status as HTTP writes it: `200 OK`."""
+    return Response(status=code).status
 
 
 #: Statuses whose answers have no body.

@@ -8,17 +8,22 @@ from typing import Any, Final
 
 from flask import Response
 
-from qwen_wsgi.api.flask_app import FinishedResponse, add_headers
+from qwen_wsgi.api.flask_app import FinishedResponse
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol.json_object import encoded
 
-#: Of an answer that is sent while it comes: nobody is to keep it, or to wait for its end.
-_AS_IT_COMES: Final = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
+#: Of a stream of events: nobody is to keep it, or to wait for its end.
+_AS_IT_COMES: Final = (
+    ("Content-Type", "text/event-stream; charset=utf-8"),
+    ("cache-control", "no-cache"),
+    ("x-accel-buffering", "no"),
+)
 
 
 def json_bytes(body: bytes, status: int = 200) -> Response:
     """JSON that is already rendered."""
-    return FinishedResponse(body, status=status, content_type="application/json")
+    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    return FinishedResponse.of([body], headers, status=status)
 
 
 def json_value(value: Any, status: int = 200) -> Response:
@@ -40,9 +45,7 @@ def text(body: str, content_type: str) -> Response:
 
 def event_stream(events: Iterable[bytes]) -> Response:
     """A stream of server-sent events; a header keeps nginx from buffering it."""
-    response = FinishedResponse(events, content_type="text/event-stream; charset=utf-8")
-    add_headers(response.headers, _AS_IT_COMES)
-    return response
+    return FinishedResponse.of(events, [*_AS_IT_COMES])
 
 
 def carried(
