@@ -182,22 +182,22 @@ class ClientParser(RequestParser):
     def __init__(self, cfg: Any, source: Any, peer: Any, heads: Heads) -> None:
         super().__init__(cfg, source, peer)
         self._heads = heads
+        #: What gunicorn reads in a head depends on it: it may be that of a trusted proxy.
+        self._host: str = peer[0] if isinstance(peer, tuple) else ""
 
     def __next__(self) -> Any:
-        unreader: Any = self.unreader
-        # The first request of a connection is gunicorn's, which then knows what its peer may say.
-        trusted: bool | None = getattr(unreader, "trusted", None)
-        if trusted is None or self.cfg.proxy_protocol != "off":
+        if self.cfg.proxy_protocol != "off":
             return super().__next__()
-        before: Any = self.mesg  # that of the first request is known
-        if before.should_close() or self.finish_body() is False:
+        before: Any = self.mesg
+        if before is not None and (before.should_close() or self.finish_body() is False):
             raise StopIteration
-        if not unreader.buf.getbuffer().nbytes:
+        unreader: Any = self.unreader
+        if before is not None and not unreader.buf.getbuffer().nbytes:
             unreader.sock.await_request()
         data = unreader.read()
         if not data:
             raise StopIteration
-        came = heads.came(data, trusted=trusted)
+        came = heads.came(data, self._host)
         head = None if came is None else self._heads.get(came.key)
         if came is None or head is None:
             unreader.unread(data)

@@ -344,23 +344,22 @@ class Task(Generic[T]):
     """
 
     def __init__(self, work: Callable[[], T], *, discard: Callable[[T], None]) -> None:
-        self._work = work
-        self._discard = discard
+        self._discard: Callable[[T], None] | None = discard
         self._done = False
         self._taken = False
         self._cancelled = False
         self._result: T | None = None
         self._error: BaseException | None = None
-        self._greenlet = gevent.spawn(self._run)
+        self._greenlet: Any = gevent.spawn(self._run, work)
 
-    def _run(self) -> None:
+    def _run(self, work: Callable[[], T]) -> None:
         try:
-            result = self._work()
+            result = work()
         except BaseException as error:  # re-raised in take(), by whoever waits
             if not self._cancelled:
                 self._error = error
         else:
-            if self._cancelled:
+            if self._cancelled and self._discard is not None:
                 self._discard(result)
             self._result = result
         self._done = True
@@ -374,13 +373,15 @@ class Task(Generic[T]):
     def take(self) -> T:
         """The result or the function's exception, once. Only after `wait` was true."""
         self._taken = True
+        self._greenlet = self._discard = None  # two kB, for as long as the stream lasts
         if self._error is not None:
             error, self._error = self._error, None
             try:
                 raise error
             finally:
                 del error  # its frames are this one and the task's: nothing may hold it there
-        return self._result  # type: ignore[return-value]  # set when there was no error
+        result, self._result = self._result, None
+        return result  # type: ignore[return-value]  # set when there was no error
 
     def cancel(self) -> None:
         """Stop the work where it waits, and discard what it made; harmless when taken."""
@@ -388,7 +389,7 @@ class Task(Generic[T]):
             return
         self._cancelled = True
         if self._done:
-            if self._error is None:
+            if self._error is None and self._discard is not None:
                 self._discard(self._result)  # type: ignore[arg-type]  # as above
             self._error = None
         else:
