@@ -285,10 +285,10 @@ class UpstreamClient:
             _log_request(request_id, account, token, method, path, body)
         wait_s = account.batch_wait_s or self._settings.first_byte_timeout_s
         setting = FLEX if account.batch_wait_s else FIRST_BYTE
-        send = partial(
-            self._transport.send, method, path=path, body=body, headers=headers, setting=setting
+        send = self._transport.send
+        response = send(
+            method, token, path, body, headers=headers, read_timeout_s=wait_s, setting=setting
         )
-        response = send(token, read_timeout_s=wait_s)
         renewable = account.credential.renewable
         if response.status_code == 401 and renewable and isinstance(body, bytes | None):
             # The access token may have been revoked, or refreshed by another process. Once, and
@@ -300,7 +300,9 @@ class UpstreamClient:
             if _PACKAGE_LOG.level <= logging.DEBUG:
                 _log_request(request_id, account, token, method, path, body)
             wait_s = max(sent_at + wait_s - self._clock.monotonic(), 0.001)
-            response = send(token, read_timeout_s=wait_s)
+            response = send(
+                method, token, path, body, headers=headers, read_timeout_s=wait_s, setting=setting
+            )
         if response.status_code == 200:
             if renewable:
                 account.credential.answered(token)

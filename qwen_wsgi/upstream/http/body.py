@@ -324,7 +324,7 @@ class BodyReader:
         length: what the head says of the body's length; None where it says nothing.
     """
 
-    def __init__(self, response: requests.Response) -> None:
+    def __init__(self, response: requests.Response | PooledResponse) -> None:
         try:
             self._response = response
             self._raw: Any = response.raw
