@@ -1,7 +1,7 @@
 """One HTTP/1.1 exchange on a pooled connection, up to the end of the response's head.
 
-urllib3 makes the connections, with all that TLS needs; which of them is kept and used again, and the
-bytes of the exchange, are ours (docs/decisions/091). http.client parses a head with the e-mail
+urllib3 makes the connections, with all that TLS needs; which of them is kept and used again, and
+the bytes of the exchange, are ours (docs/decisions/091). http.client parses a head with the e-mail
 package and wraps the body in four objects that the relay then reaches around; here the socket and
 what was read beyond the head are at hand without private names.
 """
@@ -242,10 +242,14 @@ class PooledResponse:
         size = self.length
         if size is None or size != len(self.first) or size > most:
             return None
-        if "content-encoding" in self.headers:
+        if self._connection is None or "content-encoding" in self.headers:
             return None
         self.reads.stop()
-        self._let_go(keep=self._keep)
+        connection, self._connection = self._connection, None
+        if self._keep:
+            self._pool.keep(connection)
+        else:
+            connection.close()
         return self.first
 
     def release(self) -> None:

@@ -153,7 +153,9 @@ class Transport:
             road = self._roads.get(token.base_url) or self._road(token.base_url)
             sent = _headers(token, headers, body)
             if road.pool is None:
-                return self._send_by_proxy(method, token.base_url + path, sent, body, read_timeout_s)
+                return self._send_by_proxy(
+                    method, token.base_url + path, sent, body, read_timeout_s
+                )
             lines = [f"{method} {road.path}{path} HTTP/1.1", f"Host: {road.pool.named}"]
             lines += [f"{name}: {value}" for name, value in sent.items()]
             head = request_head(lines)
