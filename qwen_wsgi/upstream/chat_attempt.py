@@ -47,9 +47,9 @@ from qwen_wsgi.upstream.routing.router import Route
 from qwen_wsgi.upstream.web.attempt import WebAttempt
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # a frozen one would take a call for each member, with each request
 class ChatCall:
-    """A chat request with what belongs to it.
+    """A chat request with what belongs to it. Nobody changes it.
 
     Attributes:
         headers: of the client, for the upstream.

@@ -14,9 +14,10 @@ from qwen_wsgi.protocol.translation import search
 from qwen_wsgi.protocol.validation import missing, wrong_type
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # a frozen one would take a call for each member, with each request
 class ChatRequest:
-    """A client's request: the members that the proxy uses, and the whole object unchanged."""
+    """A client's request: the members that the proxy uses, and the whole object unchanged. Nobody
+    changes it."""
 
     body: JsonObject
     model: str
@@ -38,6 +39,7 @@ class ChatRequest:
 
 
 _ABSENT: Final = object()
+_NO_NAMES: Final[frozenset[str]] = frozenset()
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 #: Members without which a request wants no search (`search.is_requested`).
 _SEARCHING: Final = frozenset({"enable_search", "tools", "web_search_options"})
@@ -72,7 +74,7 @@ def parse_request(
         model=model,
         stream=bool(stream),
         wants_usage=bool(options and options.get("include_usage")),
-        added=frozenset(added),
+        added=frozenset(added) if added else _NO_NAMES,
         origins=origins,
         searches=not _SEARCHING.isdisjoint(names) and search.is_requested(body),
         flex="service_tier" in names and body["service_tier"] == "flex",

@@ -59,9 +59,9 @@ class Route(NamedTuple):
     fallback: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # a frozen one would take a call for each member, with each request
 class Plan:
-    """What a call may try.
+    """What a call may try. Nobody changes it.
 
     Attributes:
         model: as the client named it; the default's name where that is used.
