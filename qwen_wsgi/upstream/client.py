@@ -112,7 +112,7 @@ class UpstreamClient:
         except BaseException:
             reader.close()
             raise
-        record.connect_s = getattr(response.raw, "connect_s", 0.0)
+        record.connect_s = getattr(response, "connect_s", 0.0)
         return stream
 
     def post_json(

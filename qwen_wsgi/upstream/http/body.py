@@ -327,7 +327,7 @@ class BodyReader:
     def __init__(self, response: requests.Response | PooledResponse) -> None:
         try:
             self._response = response
-            self._raw: Any = response.raw
+            self._raw: Any = response if isinstance(response, PooledResponse) else response.raw
             self._ended = False
             self._closed = False
             self._stalled = False
