@@ -369,11 +369,12 @@ class Pool:
                 connection = self._idle.pop()
             except IndexError:
                 connection = self._new_conn()  # type: ignore[attr-defined]  # of urllib3's pool
-            is_whole = body is None or isinstance(body, bytes)
             kept = connection.sock is not None
             # A streamed body cannot be sent again if a kept connection proves to be dead.
             if kept and (
-                not is_whole or connection.generation != self.generation or connection.look()
+                not isinstance(body, bytes | None)
+                or connection.generation != self.generation
+                or connection.look()
             ):
                 connection.close()
                 kept = False
@@ -383,11 +384,11 @@ class Pool:
             if sock.timeout != read_s:
                 sock.settimeout(read_s)  # for sending
             early = b""
-            if is_whole:
-                size = _send(sock, head, body)  # type: ignore[arg-type]  # as said
+            if isinstance(body, bytes | None):
+                size = _send(sock, head, body)
             else:
                 _send(sock, head, None)
-                early = _send_pieces(sock, body, read_s)  # type: ignore[arg-type]  # as said
+                early = _send_pieces(sock, body, read_s)
             reads.begin(read_s)
             answer, first = _receive_head(reads, early)
             if early:
