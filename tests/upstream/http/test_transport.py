@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 import requests
@@ -22,6 +24,7 @@ from qwen_wsgi.upstream.http.body import BodyReader
 from qwen_wsgi.upstream.http.transport import USER_AGENT, Transport
 from tests.fakes.raw_server import Peer, RawServer, chunked, head, whole
 from tests.fakes.upstream import SECRET, settings_of
+from tests.kit.certificates import self_signed
 from tests.kit.processes import free_port
 
 
@@ -353,6 +356,38 @@ def test_a_tls_failure_is_called_one(transport: Transport) -> None:
 
     assert (error.status, error.code) == (502, "upstream_tls")
     assert "TLS" in error.message
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
+def test_a_tls_connection_is_checked_and_used_again(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    certificate = str(self_signed(tmp_path / "both.pem", "IP:127.0.0.1"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    served: list[int] = []
+
+    def serve() -> None:
+        for number in range(2):
+            connection, _ = listener.accept()
+            with suppress(OSError), context.wrap_socket(connection, server_side=True) as tls:
+                while tls.recv(10_000):
+                    served.append(number)
+                    # In records of their own, as a server writes them.
+                    tls.sendall(head(content_length="3"))
+                    tls.sendall(b"yes")
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        assert failure(transport, url).code == "upstream_tls", "nobody vouches for it"
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate)
+        with closing(Transport(settings_of())) as trusting:
+            assert [posted(trusting, url) for _ in range(3)] == [b"yes"] * 3
+        thread.join(10)
+
+    assert served == [1, 1, 1]
 
 
 def test_a_failing_proxy_is_called_one(
