@@ -130,6 +130,14 @@ def readable_now(source: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
+def look_at(source: socket.socket) -> Callable[[], object]:
+    """A function that says, each time that it is called, whether something (or the end) can be read
+    from a socket at once. Without a frame of Python's, and without a switch of greenlets."""
+    poll = _original_poll()()
+    poll.register(source.fileno(), _READ)
+    return functools.partial(poll.poll, 0)
+
+
 def _tls_recv(tls: Any) -> Callable[[int], bytes]:
     """Reads of a TLS socket that never wait: gevent's start a watcher and a timer for each wait.
 
@@ -331,6 +339,40 @@ class TimedReads:
         self._io = self._timer = None
         # They know this object, and would keep it.
         self._ring = self._again = self.passing = self._given = None
+
+
+class KeptReads(TimedReads):
+    """Reads of a connection that serves one exchange after the other; between two of them they rest
+    (`stop`), and nothing is made anew for the next (`begin`). `close` frees them."""
+
+    __slots__ = ()
+
+    def begin(self, timeout_s: float) -> None:
+        """Be ready for an answer to what was just sent.
+
+        Args:
+            timeout_s: see `TimedReads`.
+        """
+        if self._timer is None:
+            self.timeout_s = timeout_s
+            self._source.settimeout(timeout_s)
+            return
+        if timeout_s != self.timeout_s:
+            self.limit(timeout_s)
+        # It cannot be there yet. What TLS holds decrypted the kernel does not know of.
+        self._empty = self._pending is None
+
+    def stop(self) -> None:
+        """Rest; harmless when repeated."""
+        if self._timer is not None:
+            self._timer.stop()
+            self._io.stop()
+            self._armed = False
+        self.passing = self._given = None
+
+    def close(self) -> None:
+        """Free the timer; harmless when repeated."""
+        super().stop()
 
 
 class Task(Generic[T]):

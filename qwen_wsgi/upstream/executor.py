@@ -198,10 +198,11 @@ class Executor:
         """
         if plan.ordinary is not None:
             return _at_half_price(plan, lambda each: self.complete(call, each))
-        entry = self._cache.of_chat(call, plan)
+        entry = None if call.cache is None else self._cache.of_chat(call, plan)
         if entry is not None and (kept := _cached(entry)) is not None:
             return kept
-        if (count := self._choices(call, plan)) > 1:
+        several = call.request.body.get("n") is not None
+        if several and (count := self._choices(call, plan)) > 1:
             return self._several(call, plan, count, entry)
 
         def ask(route: Route, slot: Slot) -> tuple[Route, OpenStream | ChatAnswer]:

@@ -21,7 +21,7 @@ from qwen_wsgi.protocol.chat.tool_calls import (
 )
 
 #: OpenAI's list (openai.types.chat.chat_completion_chunk), against which clients check.
-_FINISHES: Final = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
+FINISHES: Final = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
 
 #: Other vendors' reasons, from their documents. A truncated answer is `length`.
 _OTHER_FINISHES: Final = {
@@ -261,7 +261,7 @@ def finish_reason(reason: Any, *, called: bool) -> str | None:
     """
     if not isinstance(reason, str) or reason in ("", "null"):
         return None
-    finish = reason if reason in _FINISHES else _OTHER_FINISHES.get(reason, "stop")
+    finish = reason if reason in FINISHES else _OTHER_FINISHES.get(reason, "stop")
     return "tool_calls" if called and finish in ("stop", "function_call") else finish
 
 

@@ -324,10 +324,10 @@ class BodyReader:
         length: what the head says of the body's length; None where it says nothing.
     """
 
-    def __init__(self, response: requests.Response) -> None:
+    def __init__(self, response: requests.Response | PooledResponse) -> None:
         try:
             self._response = response
-            self._raw: Any = response.raw
+            self._raw: Any = response if isinstance(response, PooledResponse) else response.raw
             self._ended = False
             self._closed = False
             self._stalled = False
