@@ -174,8 +174,7 @@ class Relay:
             events = read(interval_s)
         if end is None:
             last = sse.LastPiece((feed(events) if events else b"") + self._encoder.end())
-            self._record.outcome = "complete"
-            stream.note_usage()
+            self._record.outcome, self._record.usage = "complete", chunks.usage
             if stream.kept is not None:
                 self._keep(stream, stream.kept)
             self._settle()

@@ -18,10 +18,14 @@ class ModelName:
     Args:
         names: the upstream's name and the client's. If they are equal, or for None, nothing is
             changed, and the client sees the snapshot that some hosts name instead.
+
+    Attributes:
+        is_another: they differ.
     """
 
     def __init__(self, names: tuple[str, str] | None) -> None:
         self._name = names[1] if names is not None and names[0] != names[1] else None
+        self.is_another = self._name is not None
         #: The member as the upstream writes it, and as the client gets it.
         self._member, self._sent = b"", b""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any, Final
 
 from qwen_wsgi.errors import ApiError
@@ -12,8 +11,9 @@ from qwen_wsgi.protocol.chat.client_view import ModelName, UsageView
 from qwen_wsgi.protocol.chat.errors import error_finish_of, error_of
 from qwen_wsgi.protocol.chat.normalize import ChunkNormalizer
 from qwen_wsgi.protocol.chat.template import Carrier
-from qwen_wsgi.protocol.chat.types import ODD, typed
+from qwen_wsgi.protocol.chat.types import QWEN_TO_PARSE, TO_PARSE, typed
 from qwen_wsgi.protocol.encoder import COMMENT, error_event
+from qwen_wsgi.protocol.json_object import loads
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 
@@ -25,14 +25,8 @@ _ROLE: Final = re.compile(rb'"role": ?"[a-z]')
 _CHOICES: Final = b'"choices"'
 _OBJECT: Final = "chat.completion.chunk"
 
-#: Byte strings that make it necessary to parse a chunk of any host. Every usage object has members
-#: whose names end in `_tokens`; DashScope's `"usage":null` has none.
-_MARKS: Final = (
-    *(b'"error"', b'_tokens"', b'"finish_reason":"', b'"finish_reason": "'),
-    *(b'"tool_calls":[', b'"tool_calls": [', b'"function_call":{', b'"function_call": {'),
-)
-#: The same for a Qwen host. Most of these are null in DashScope's chunks.
-_QWEN_MARKS: Final = (*_MARKS, b'"role":"', b'"role": "', b'"reasoning":')
+#: Every usage object has members whose names end so; DashScope's `"usage":null` has none.
+_TOKENS: Final = b'_tokens"'
 
 _INDEX: Final = re.compile(rb'"index": ?([0-9]+)')
 #: The name of an event that is an error whatever its data are.
@@ -40,15 +34,22 @@ _ERROR_NAME: Final = re.compile(rb"^event: ?error\s*$", re.MULTILINE)
 #: Members of a chunk that all chunks of a stream have.
 _HEAD: Final = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
 
-#: How often a new template is tried on the rest of a block, which may cost a search of all of it.
+#: How often a template is tried on the rest of a block, which may cost a search of all of it.
 _TRIES: Final = 8
+#: It was worth it if so many events fitted.
+_MANY: Final = 8
+
+#: Of a block from this size on the first events are examined one by one, since those behind them
+#: are likely to be like one of them: so many.
+_LONG_BYTES: Final = 2048
+_SINGLE: Final = 4
 
 
 class ChunkStream:
     """Reads a stream of chunks and returns what the client gets.
 
-    A chunk is parsed only if one of a few byte strings occurs in it, and chunks like the last one
-    are not even searched for those (`template`). In JSON text a quote inside a string is escaped,
+    A chunk is parsed only if something of a few occurs in it, and chunks like the last one are not
+    even searched for those (`template`). In JSON text a quote inside a string is escaped,
     so `"error"` with bare quotes is always a token of its own.
 
     Args:
@@ -67,6 +68,7 @@ class ChunkStream:
         finished: a finish reason was received, and no part of an answer after it. At `[DONE]` each
             choice gets the one that it lacks.
         done: `[DONE]` was received.
+        received: how many events the last block had.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class ChunkStream:
     ) -> None:
         self._normalizer = ChunkNormalizer(qwen=normalize)
         self._opening = _Opening() if normalize else None
-        self._marks = _QWEN_MARKS if normalize else _MARKS
+        self._to_parse = QWEN_TO_PARSE if normalize else TO_PARSE
         #: The first event if it was not parsed.
         self._first = b""
         #: The last parsed chunk with choices.
@@ -89,6 +91,7 @@ class ChunkStream:
         self.answered = False
         self.finished = False
         self.done = False
+        self.received = 0
 
     @property
     def complete(self) -> bool:
@@ -117,15 +120,20 @@ class ChunkStream:
         OpenAI's chat streams name no events, and `id:` and `retry:` lines make the official Python
         SDK fail. `[DONE]` is removed: the relay ends the stream when it knows it is complete.
         """
-        sent, length = self._carrier.carry(block)
-        if length == len(block):
+        sent, at, self.received = self._carrier.carry(block)
+        size = len(block)
+        if at == size:
             return sent
-        rest = block[length:] if length else block
-        if (plain := self._plain(rest)) is not None:
-            self._opening = None  # these have no role
-            self._carrier.learn(_last_event(rest), _last_event(plain))
-            return sent + plain
-        return sent + b"".join(self._each(rest))
+        pieces = [sent]
+        if size - at > _LONG_BYTES and self._carrier.learns:
+            at = self._each(block, at, pieces, _SINGLE)
+        if at < size and (plain := self._rest(block[at:])) is not None:
+            pieces.append(plain)
+        elif at < size:
+            at = self._each(block, at, pieces, size)
+        if at < size:
+            self.received += block.count(b"\n\n", at)
+        return b"".join(pieces)
 
     def end(self) -> bytes:
         """Return what the client must still get at the end; `feed` calls it at `[DONE]`."""
@@ -147,6 +155,16 @@ class ChunkStream:
             sent += sse.render(self._model.in_chunk(owed))
         return sent
 
+    def _rest(self, block: bytes) -> bytes | None:
+        """Return what the client gets of several events without parsing one; None if one, or the
+        end of the stream, needs more than that."""
+        if self.done or self.failed or block.find(b"\n\n") + 2 >= len(block):
+            return None
+        if (plain := self._plain(block)) is not None:
+            self._opening = None  # these have no role
+            self._carrier.learn(_last_event(block), _last_event(plain))
+        return plain
+
     def _plain(self, block: bytes) -> bytes | None:
         """Return what the client gets of a block without parsing; None if an event needs it.
 
@@ -160,14 +178,14 @@ class ChunkStream:
             or block.count(_CHOICES) != count
             or (block.count(b'"choices":[{') != count and block.count(b'"choices": [{') != count)
             or block.count(b'"delta":') < count
-            or _any_in(self._marks, block)
-            or ODD.search(block) is not None
+            or _TOKENS in block
+            or self._to_parse.search(block) is not None
         ):
             return None
         if not self._of_known_choices(block, count):
             return None
-        sent = self._model.in_lines(block, count)
-        if sent is not None:
+        sent = self._model.in_lines(block, count) if self._model.is_another else block
+        if sent is not None and (self.finished or not self.answered):
             self._note(block)
         return sent
 
@@ -182,39 +200,53 @@ class ChunkStream:
         self._first = block[: block.find(b"\n\n")]
         return True
 
-    def _each(self, block: bytes) -> Iterator[bytes]:
-        """Handle a block's events one by one."""
-        at, tries = 0, _TRIES
-        while at < len(block) and not (self.done or self.failed):
-            sent, length = b"", 0
-            if self._carrier.fresh and tries:
-                tries -= 1
-                sent, length = self._carrier.carry(block[at:])
-            if not length:
-                end = block.find(b"\n\n", at)
-                length = (end + 2 if end >= 0 else len(block)) - at
-                sent = self._event(block[at : at + length].strip(b"\n"))
-            at += length
-            if sent:
-                yield sent
+    def _each(self, block: bytes, at: int, pieces: list[bytes], most: int) -> int:
+        """Handle a block's events one by one, from a place on; tell where that ended.
+
+        Args:
+            pieces: gets what the client gets.
+            most: so many, not counting those that are like one before.
+        """
+        carrier, size, tries = self._carrier, len(block), _TRIES
+        while at < size and most and not (self.done or self.failed):
+            end = block.find(b"\n\n", at) + 2
+            end = end if end > 1 else size
+            if carrier.is_ready:
+                place = (block, at) if tries else (block[at:end], 0)
+                sent, length, count = carrier.carry(*place)
+                if tries and count < _MANY:
+                    tries -= 1
+                if count:
+                    pieces.append(sent)
+                    at += length
+                    self.received += count
+                    continue
+            pieces.append(self._event(block[at:end]))
+            at = end
+            self.received += 1
+            most -= 1
+        return at
 
     def _event(self, event: bytes) -> bytes:
-        """Return what the client gets of one event, given without its blank line."""
-        sent, length = self._carrier.carry(event + b"\n\n")
-        if length:
-            return sent
-        payload = sse.data(event)
-        if payload is None:
-            return b""
-        if payload.strip() == b"[DONE]":
-            self.done = True
-            return self.end()
-        if not event.startswith(b"data:") and _ERROR_NAME.search(event):
-            return self._error_event(payload)
-        # A line end can only be white space between tokens of the JSON.
-        line = b"data: " + payload.replace(b"\n", b" ") + b"\n\n"
+        """Return what the client gets of one event, given with its blank line."""
+        line = event
+        if not event.startswith(b"data: {") or event.find(b"\n") != len(event) - 2:
+            if event == sse.DONE:
+                self.done = True
+                return self.end()
+            payload = sse.data(stripped := event.strip(b"\n"))
+            if payload is None:
+                return b""
+            if payload.strip() == b"[DONE]":
+                self.done = True
+                return self.end()
+            if not stripped.startswith(b"data:") and _ERROR_NAME.search(stripped):
+                return self._error_event(payload)
+            # A line end can only be white space between tokens of the JSON.
+            line = b"data: " + payload.replace(b"\n", b" ") + b"\n\n"
+            event = stripped + b"\n\n"
         if self._opening is None:
-            return self._line(event + b"\n\n", line)
+            return self._line(event, line)
         lines = self._opening.take(line)
         if self._opening.over:
             self._opening = None
@@ -238,16 +270,26 @@ class ChunkStream:
     def _parsed(self, event: bytes, line: bytes) -> bytes:
         """Parse an event; return what the client gets of it, `b""` for nothing."""
         self._carrier.forget()  # another tool call may continue after this event
-        chunk = sse.parse(line[:-2])
-        if not isinstance(chunk, dict) or self._fails(chunk, line):
+        try:
+            chunk = loads(line[6:-2])
+        except (ValueError, RecursionError):
             return b""
-        self._model.learn(line, chunk)
-        self._note(line)
+        if chunk.__class__ is not dict:
+            return b""
+        if (b"error" in line or "choices" not in chunk) and self._fails(chunk, line):
+            return b""
+        if self._model.is_another:
+            self._model.learn(line, chunk)
+        if self.finished or not self.answered:
+            self._note(line)
         changed = self._for_client(chunk)
         if changed is None:
             return b""
-        renamed = self._model.in_lines(line) if changed is chunk else None
-        sent = renamed or sse.render(self._model.in_chunk(changed))
+        sent = line if changed is chunk else None
+        if sent and self._model.is_another:
+            sent = self._model.in_lines(line)
+        if not sent:
+            sent = sse.render(self._model.in_chunk(changed))
         if self._normalizer.repeatable:
             self._carrier.learn_normalized(event, sent, self._normalizer.growing)
         return sent
@@ -259,7 +301,8 @@ class ChunkStream:
             return None
         if changed["choices"]:
             self._last = changed
-        if (usage := parse_usage(changed.get("usage"))) is not None:
+        told = changed.get("usage")
+        if told is not None and (usage := parse_usage(told)) is not None:
             self.usage = usage
             finished = self.finished and not self._normalizer.unfinished
             changed = self._usage_view.of(changed, finished=finished)
@@ -278,11 +321,11 @@ class ChunkStream:
         return self.failed
 
     def _note(self, data: bytes) -> None:
-        """Note whether chunks have a part of an answer.
+        """Note whether chunks have a part of an answer, where that is not known.
 
         After a finish it belongs to another choice, whose own finish will follow.
         """
-        if (self.finished or not self.answered) and _CONTENT.search(data):
+        if _CONTENT.search(data):
             self.answered, self.finished = True, False
 
 
@@ -318,13 +361,6 @@ class _Opening:
 
 def _last_event(block: bytes) -> bytes:
     return block[block.rfind(b"\n\n", 0, -2) + 2 :] if block.count(b"\n") > 2 else block
-
-
-def _any_in(marks: tuple[bytes, ...], data: bytes) -> bool:
-    for mark in marks:  # noqa: SIM110  # any() takes twice as long
-        if mark in data:
-            return True
-    return False
 
 
 class ChatEncoder:
