@@ -29,17 +29,15 @@ class ModelName:
         #: The member as the upstream writes it, and as the client gets it.
         self._member, self._sent = b"", b""
 
-    def in_lines(self, lines: bytes, count: int = 1) -> bytes | None:
-        """Replace the name in `count` chunks; None if they have to be parsed for that.
+    def in_line(self, line: bytes) -> bytes | None:
+        """Replace the name in a chunk; None if that has to be done in its parsed form.
 
         A member with bare quotes cannot occur inside a text. If it occurs deeper in a chunk, it
         names the same model.
         """
-        if self._name is None:
-            return lines
-        if not self._member or lines.count(self._member) < count:
+        if not self._member or self._member not in line:
             return None
-        return lines.replace(self._member, self._sent)
+        return line.replace(self._member, self._sent)
 
     def in_chunk(self, chunk: dict[str, Any]) -> dict[str, Any]:
         """Replace the name in a parsed chunk."""

@@ -11,7 +11,7 @@ from qwen_wsgi.protocol.chat.client_view import ModelName, UsageView
 from qwen_wsgi.protocol.chat.errors import error_finish_of, error_of
 from qwen_wsgi.protocol.chat.normalize import ChunkNormalizer
 from qwen_wsgi.protocol.chat.template import Carrier
-from qwen_wsgi.protocol.chat.types import QWEN_TO_PARSE, TO_PARSE, typed
+from qwen_wsgi.protocol.chat.types import typed
 from qwen_wsgi.protocol.encoder import COMMENT, error_event
 from qwen_wsgi.protocol.json_object import loads
 from qwen_wsgi.protocol.usage import Usage
@@ -22,13 +22,8 @@ _CONTENT: Final = re.compile(
     rb'"(?:content|reasoning_content|reasoning|arguments|refusal|name)": ?"[^"]'
 )
 _ROLE: Final = re.compile(rb'"role": ?"[a-z]')
-_CHOICES: Final = b'"choices"'
 _OBJECT: Final = "chat.completion.chunk"
 
-#: Every usage object has members whose names end so; DashScope's `"usage":null` has none.
-_TOKENS: Final = b'_tokens"'
-
-_INDEX: Final = re.compile(rb'"index": ?([0-9]+)')
 #: The name of an event that is an error whatever its data are.
 _ERROR_NAME: Final = re.compile(rb"^event: ?error\s*$", re.MULTILINE)
 #: Members of a chunk that all chunks of a stream have.
@@ -39,18 +34,12 @@ _TRIES: Final = 8
 #: It was worth it if so many events fitted.
 _MANY: Final = 8
 
-#: Of a block from this size on the first events are examined one by one, since those behind them
-#: are likely to be like one of them: so many.
-_LONG_BYTES: Final = 2048
-_SINGLE: Final = 4
-
 
 class ChunkStream:
     """Reads a stream of chunks and returns what the client gets.
 
-    A chunk is parsed only if something of a few occurs in it, and chunks like the last one are not
-    even searched for those (`template`). In JSON text a quote inside a string is escaped,
-    so `"error"` with bare quotes is always a token of its own.
+    Chunks like the last one are not parsed (`template`); all others are, and are forwarded as they
+    came where nothing has to be changed.
 
     Args:
         hide_usage: the client did not ask for usage, so it gets none.
@@ -76,9 +65,6 @@ class ChunkStream:
     ) -> None:
         self._normalizer = ChunkNormalizer(qwen=normalize)
         self._opening = _Opening() if normalize else None
-        self._to_parse = QWEN_TO_PARSE if normalize else TO_PARSE
-        #: The first event if it was not parsed.
-        self._first = b""
         #: The last parsed chunk with choices.
         self._last: dict[str, Any] = {}
         self._carrier = Carrier()
@@ -121,17 +107,11 @@ class ChunkStream:
         SDK fail. `[DONE]` is removed: the relay ends the stream when it knows it is complete.
         """
         sent, at, self.received = self._carrier.carry(block)
-        size = len(block)
-        if at == size:
+        if at == len(block):
             return sent
         pieces = [sent]
-        if size - at > _LONG_BYTES and self._carrier.learns:
-            at = self._each(block, at, pieces, _SINGLE)
-        if at < size and (plain := self._rest(block[at:])) is not None:
-            pieces.append(plain)
-        elif at < size:
-            at = self._each(block, at, pieces, size)
-        if at < size:
+        at = self._each(block, at, pieces)
+        if at < len(block):
             self.received += block.count(b"\n\n", at)
         return b"".join(pieces)
 
@@ -139,12 +119,12 @@ class ChunkStream:
         """Return what the client must still get at the end; `feed` calls it at `[DONE]`."""
         sent = b""
         if self._opening is not None:
-            sent = b"".join(self._line(line, line) for line in self._opening.doubtful)
+            sent = b"".join(self._parsed(line, line) for line in self._opening.doubtful)
             self._opening = None
         if not self.complete:
             return sent
         if self._normalizer.unfinished:
-            last = self._last or sse.parse(self._first) or {}
+            last = self._last
             head: dict[str, Any] = {name: last[name] for name in _HEAD if name in last}
             # openai.lib.streaming takes no chunk without it.
             head["object"] = "chat.completion.chunk"
@@ -155,60 +135,14 @@ class ChunkStream:
             sent += sse.render(self._model.in_chunk(owed))
         return sent
 
-    def _rest(self, block: bytes) -> bytes | None:
-        """Return what the client gets of several events without parsing one; None if one, or the
-        end of the stream, needs more than that."""
-        if self.done or self.failed or block.find(b"\n\n") + 2 >= len(block):
-            return None
-        if (plain := self._plain(block)) is not None:
-            self._opening = None  # these have no role
-            self._carrier.learn(_last_event(block), _last_event(plain))
-        return plain
-
-    def _plain(self, block: bytes) -> bytes | None:
-        """Return what the client gets of a block without parsing; None if an event needs it.
-
-        If k-1 borders between `data:` lines and the last blank line account for all line ends, the
-        block consists of k such lines.
-        """
-        count = block.count(b"\n\ndata: {") + 1
-        if (
-            block.count(b"\n") != 2 * count
-            or not block.startswith(b"data: {")
-            or block.count(_CHOICES) != count
-            or (block.count(b'"choices":[{') != count and block.count(b'"choices": [{') != count)
-            or block.count(b'"delta":') < count
-            or _TOKENS in block
-            or self._to_parse.search(block) is not None
-        ):
-            return None
-        if not self._of_known_choices(block, count):
-            return None
-        sent = self._model.in_lines(block, count) if self._model.is_another else block
-        if sent is not None and (self.finished or not self.answered):
-            self._note(block)
-        return sent
-
-    def _of_known_choices(self, block: bytes, count: int) -> bool:
-        """Whether `count` chunks are of choices that the normalizer knows, or of the first one."""
-        known, found = self._normalizer.indexes, _INDEX.findall(block)
-        if known:
-            return known.issuperset(found) and (len(found) >= count or b"0" in known)
-        if found.count(b"0") < len(found):
-            return False
-        self._normalizer.begin(0)
-        self._first = block[: block.find(b"\n\n")]
-        return True
-
-    def _each(self, block: bytes, at: int, pieces: list[bytes], most: int) -> int:
+    def _each(self, block: bytes, at: int, pieces: list[bytes]) -> int:
         """Handle a block's events one by one, from a place on; tell where that ended.
 
         Args:
             pieces: gets what the client gets.
-            most: so many, not counting those that are like one before.
         """
         carrier, size, tries = self._carrier, len(block), _TRIES
-        while at < size and most and not (self.done or self.failed):
+        while at < size and not (self.done or self.failed):
             end = block.find(b"\n\n", at) + 2
             end = end if end > 1 else size
             if carrier.is_ready:
@@ -224,7 +158,6 @@ class ChunkStream:
             pieces.append(self._event(block[at:end]))
             at = end
             self.received += 1
-            most -= 1
         return at
 
     def _event(self, event: bytes) -> bytes:
@@ -246,11 +179,11 @@ class ChunkStream:
             line = b"data: " + payload.replace(b"\n", b" ") + b"\n\n"
             event = stripped + b"\n\n"
         if self._opening is None:
-            return self._line(event, line)
+            return self._parsed(event, line)
         lines = self._opening.take(line)
         if self._opening.over:
             self._opening = None
-        return b"".join(self._line(each, each) for each in lines)
+        return b"".join(self._parsed(each, each) for each in lines)
 
     def _error_event(self, payload: bytes) -> bytes:
         """Keep the error of an event that is one by its name; nothing is sent for it."""
@@ -259,13 +192,6 @@ class ChunkStream:
         error = error_of(value) if isinstance(value, dict) else None
         self.failed, self.error = True, error or value or text
         return b""
-
-    def _line(self, event: bytes, line: bytes) -> bytes:
-        """Return what the client gets of an event, given also as one line."""
-        if (plain := self._plain(line)) is None:
-            return self._parsed(event, line)
-        self._carrier.learn(event, plain)
-        return plain
 
     def _parsed(self, event: bytes, line: bytes) -> bytes:
         """Parse an event; return what the client gets of it, `b""` for nothing."""
@@ -285,13 +211,14 @@ class ChunkStream:
         changed = self._for_client(chunk)
         if changed is None:
             return b""
-        sent = line if changed is chunk else None
+        sent: bytes | None = line if changed is chunk else None
         if sent and self._model.is_another:
-            sent = self._model.in_lines(line)
+            sent = self._model.in_line(line)
         if not sent:
             sent = sse.render(self._model.in_chunk(changed))
         if self._normalizer.repeatable:
-            self._carrier.learn_normalized(event, sent, self._normalizer.growing)
+            growing = self._normalizer.growing
+            self._carrier.learn(event, sent, growing, alike=sent is line)
         return sent
 
     def _for_client(self, chunk: dict[str, Any]) -> dict[str, Any] | None:
@@ -357,10 +284,6 @@ class _Opening:
             return []
         self.over = True
         return [*self.doubtful, line] if named else [line]
-
-
-def _last_event(block: bytes) -> bytes:
-    return block[block.rfind(b"\n\n", 0, -2) + 2 :] if block.count(b"\n") > 2 else block
 
 
 class ChatEncoder:

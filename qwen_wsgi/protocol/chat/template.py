@@ -24,6 +24,9 @@ _LARGEST_BYTES: Final = 4096
 #: After so many templates of which none fitted two chunks in a row, no more are learned.
 _LESSONS: Final = 8
 
+#: So much of an event's end tells whether the next one may be like it.
+_TAIL: Final = 6
+
 _NOTHING: Final = (b"", 0, 0)
 
 
@@ -182,20 +185,17 @@ class Carrier:
     """Forwards chunks by the template of the last chunk that was examined.
 
     Attributes:
-        is_ready: there is a template.
-        learns: chunks have not been found to alternate.
+        is_ready: there may be a template.
     """
 
-    __slots__ = ("_from_parsed", "_in_a_row", "_lessons", "_template", "is_ready")
+    __slots__ = ("_in_a_row", "_lesson", "_lessons", "_template", "is_ready")
 
     def __init__(self) -> None:
         self._template: Template | None = None
-        self._from_parsed = self.is_ready = False
+        #: What a template is to be made of.
+        self._lesson: tuple[bytes, bytes, Growing | None] | None = None
         self._lessons, self._in_a_row = _LESSONS, 0
-
-    @property
-    def learns(self) -> bool:
-        return self._lessons > 0
+        self.is_ready = False
 
     def carry(self, events: bytes, start: int = 0) -> tuple[bytes, int, int]:
         """Rewrite the events from a place on that fit the template.
@@ -203,6 +203,8 @@ class Carrier:
         Returns the bytes for the client, how many bytes they replace, and how many events: 0 if the
         first one does not fit.
         """
+        if self._lesson is not None:
+            self._understand(events, events.find(b"\n\n", start) + 2)
         if self._template is None:
             return _NOTHING
         carried = self._template.carry(events, start)
@@ -211,6 +213,8 @@ class Carrier:
 
     def carry_one(self, data: bytes, start: int, stop: int) -> bytes | None:
         """Rewrite the one event at a place of some data, if it fits; None: `carry` may know."""
+        if self._lesson is not None:
+            self._understand(data, stop)
         if self._template is None:
             return None
         sent = self._template.carry_one(data, start, stop)
@@ -218,32 +222,37 @@ class Carrier:
             self._in_a_row += 1
         return sent
 
-    def learn(self, event: bytes, sent: bytes) -> None:
-        """Learn from an event that needed no parsing; give up if chunks keep alternating."""
-        if self._from_parsed:
-            self.forget()
-        self._lessons = _LESSONS if self._in_a_row > 1 else self._lessons - 1
-        self._in_a_row = 0
-        if self._lessons > 0:
-            self._take(event, sent)
-        else:
-            self.forget()
-
-    def learn_normalized(self, event: bytes, sent: bytes, growing: Growing | None) -> None:
-        """Learn from an event that was parsed and whose like are normalized the same way.
+    def learn(
+        self, event: bytes, sent: bytes, growing: Growing | None = None, *, alike: bool = True
+    ) -> None:
+        """Learn from an event whose like are sent the same way.
 
         Args:
             growing: gets the texts if they are a tool call's arguments.
+            alike: it was sent as it came. If such chunks keep alternating, nothing more is learned.
         """
-        self._take(event, sent)
-        if self._template is not None:
-            self._template.growing = growing
-            self._from_parsed = True
+        self.forget()
+        if alike and growing is None:
+            self._lessons = _LESSONS if self._in_a_row > 1 else self._lessons - 1
+            self._in_a_row = 0
+            if self._lessons <= 0:
+                return
+        self._lesson, self.is_ready = (event, sent, growing), True
 
     def forget(self) -> None:
         """Drop the template: the next chunk may need to be normalized in another way."""
-        self._template, self._from_parsed, self.is_ready = None, False, False
+        self._template, self._lesson, self.is_ready = None, None, False
 
-    def _take(self, event: bytes, sent: bytes) -> None:
-        if (template := Template.learn(event, sent)) is not None:
-            self._template, self.is_ready = template, True
+    def _understand(self, data: bytes, stop: int) -> None:
+        """Make the template, if the event that stops at a place ends as the one that it is made of.
+        A finish does not, and often comes right behind the only text."""
+        assert self._lesson is not None, "asked for without a look"
+        event, sent, growing = self._lesson
+        tail = event[-_TAIL:]
+        if not data.startswith(tail, max(0, stop - len(tail))):
+            return
+        self._lesson, self._template = None, Template.learn(event, sent)
+        if self._template is None:
+            self.is_ready = False
+        else:
+            self._template.growing = growing

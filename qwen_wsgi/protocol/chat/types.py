@@ -8,36 +8,10 @@ missing: both accept that.
 
 from __future__ import annotations
 
-import re
 from typing import Any, Final
 
 from qwen_wsgi.protocol.json_access import integer, objects, text
 from qwen_wsgi.protocol.json_object import compact
-
-#: Values of an unexpected type in the bytes of chunks, behind the quote before the member's name.
-#: Inside a string of JSON every quote is escaped, so text never matches. The content of log
-#: probabilities is a list.
-_ODD: Final = (
-    rb'id": ?[^"]|object": ?[^"]|model": ?[^"]'
-    rb'|created": ?(?:[^0-9]|[0-9]+[.eE])'
-    rb'|index": ?[^0-9]'
-    rb'|delta": ?[^{]'
-    rb'|role": ?(?:"(?!assistant")|[^"n])'
-    rb'|reasoning_content": ?[^"n]|reasoning": ?[^"n]|refusal": ?[^"n]|finish_reason": ?[^"n]'
-    rb'|content": ?[^"n[]'
-    rb'|c(?<!"logprobs":\{"c)(?<!"logprobs": \{"c)ontent": ?\['
-    rb'|tool_calls": ?[^n[]'
-    rb'|logprobs": ?[^{n]|usage": ?[^{n]'
-)
-
-#: What a client cannot take as it is, of any host: an odd value, an error, a finish, a tool call.
-_CLOSER: Final = _ODD + rb'|error"|finish_reason": ?"|tool_calls": ?\[|function_call": ?\{'
-
-#: Finds what makes it necessary to parse a chunk, of any host and of a Qwen host; usage is not
-#: among it. What begins with a quote and then letters is found seven times as fast as what may
-#: begin in another way, and in a third of the time of a search for each.
-TO_PARSE: Final = re.compile(rb'"(?:' + _CLOSER + rb")")
-QWEN_TO_PARSE: Final = re.compile(rb'"(?:' + _CLOSER + rb'|role": ?"|reasoning":)')
 
 #: Members of a delta that are a text or null.
 _TEXTS: Final = ("content", "reasoning_content", "reasoning", "refusal")

@@ -32,8 +32,10 @@ BURST_BYTES: Final = 64 * 1024
 #: A size line without extensions is not longer, its line end included.
 _SHORT_SIZE: Final = 10
 
-#: From this size on, what one read brought is likely to hold many chunks.
-_MANY_BYTES: Final = 2048
+#: From this size on, what one read brought is likely to hold several chunks.
+_SEVERAL_BYTES: Final = 512
+#: The most that is passed on from the event loop: a few chunks.
+_FEW_BYTES: Final = 2048
 
 _HEX_DIGITS: Final = b"0123456789abcdefABCDEF"
 
@@ -126,7 +128,7 @@ def whole_chunks(data: bytes) -> list[tuple[int, int]]:
     the first of them from its size on, and not the last one of a body."""
     places: list[tuple[int, int]] = []
     size, at = len(data), 0
-    if size > _MANY_BYTES:
+    if size > _FEW_BYTES:
         return places
     while at < size:
         start = data.find(b"\r\n", at, at + _SHORT_SIZE) + 2
@@ -204,7 +206,7 @@ class ChunkedDecoder:
     def _take_whole_chunks(data: bytes, index: int, out: list[bytes]) -> int:
         """The common case, in local variables: chunks that are here from size to end."""
         find, size = data.find, len(data)
-        if size - index > _MANY_BYTES:
+        if size - index > _SEVERAL_BYTES:
             index = _take_many_chunks(data, index, out)
         while (end := find(b"\r\n", index, index + _SHORT_SIZE)) > 0:
             length = _size_of(data[index:end])

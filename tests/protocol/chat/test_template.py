@@ -153,7 +153,7 @@ def test_where_chunks_alternate_learning_is_given_up() -> None:
         learned_from += carrier.is_ready
 
     assert learned_from < 10
-    assert not carrier.learns
+    assert not carrier.is_ready
 
 
 def test_where_chunks_change_now_and_then_learning_goes_on() -> None:
@@ -172,7 +172,7 @@ def test_where_chunks_change_now_and_then_learning_goes_on() -> None:
 
 def test_after_a_chunk_that_needs_nothing_what_was_normalized_is_forgotten() -> None:
     carrier = Carrier()
-    carrier.learn_normalized(event("x"), event("x", more=1), None)
+    carrier.learn(event("x"), event("x", more=1), alike=False)
     assert carrier.carry(event("y"))[0] == event("y", more=1)
 
     carrier.learn(b"data: {}\n\n", b"data: {}\n\n")
