@@ -150,7 +150,12 @@ def test_in_a_burst_only_the_events_that_differ_are_parsed(
     parsed: list[bytes] = []
     stream = ChunkStream(hide_usage=False, normalize=False)
     parse = stream._parsed
-    monkeypatch.setattr(stream, "_parsed", lambda *each: parsed.append(each[0]) or parse(*each))
+
+    def noted(event: bytes, line: bytes) -> bytes:
+        parsed.append(event)
+        return parse(event, line)
+
+    monkeypatch.setattr(stream, "_parsed", noted)
 
     out = stream.feed(b"".join(events) + FINISH + sse.DONE)
 
