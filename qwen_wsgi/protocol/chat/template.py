@@ -147,20 +147,31 @@ class TextReader:
 
     def __init__(self) -> None:
         self._template: Template | None = None
+        self._lesson: bytes | None = None
 
     def learn(self, event: bytes | None) -> None:
         """Learn from an event with its blank line; with None, forget the last one."""
-        self._template = None if event is None else Template.learn(event, event)
+        self._template, self._lesson = None, event
 
-    def texts(self, events: bytes) -> list[bytes]:
-        """The texts of some events as JSON, without quotes; empty if one event does not fit."""
-        template = self._template
-        if template is None:
-            return []
+    def texts(self, events: bytes, start: int = 0) -> tuple[list[bytes], int]:
+        """The texts of the events from a place on that fit, as JSON without quotes, and how many
+        bytes these events have."""
+        if (lesson := self._lesson) is not None:
+            if not _ends_alike(events, events.find(b"\n\n", start) + 2, lesson):
+                return [], 0
+            self._lesson, self._template = None, Template.learn(lesson, lesson)
         found: list[bytes] = []
+        if (template := self._template) is None:
+            return found, 0
         template.growing = found
-        _, length, _ = template.carry(events)
-        return found if length == len(events) else []
+        return found, template.carry(events, start)[1]
+
+
+def _ends_alike(data: bytes, stop: int, event: bytes) -> bool:
+    """Whether the event that stops at a place ends as another one. A finish does not end as the
+    only text in front of it, of which then no template need be made."""
+    tail = event[-_TAIL:]
+    return data.startswith(tail, max(0, stop - len(tail)))
 
 
 def _around_text(event: bytes) -> tuple[bytes, bytes] | None:
@@ -244,12 +255,10 @@ class Carrier:
         self._template, self._lesson, self.is_ready = None, None, False
 
     def _understand(self, data: bytes, stop: int) -> None:
-        """Make the template, if the event that stops at a place ends as the one that it is made of.
-        A finish does not, and often comes right behind the only text."""
+        """Make the template, if the event that stops at a place ends as the one it is made of."""
         assert self._lesson is not None, "asked for without a look"
         event, sent, growing = self._lesson
-        tail = event[-_TAIL:]
-        if not data.startswith(tail, max(0, stop - len(tail))):
+        if not _ends_alike(data, stop, event):
             return
         self._lesson, self._template = None, Template.learn(event, sent)
         if self._template is None:
