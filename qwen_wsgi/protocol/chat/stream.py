@@ -1,4 +1,4 @@
-"""The answer as a stream of chunks: forwarded as bytes, parsed only where it matters."""
+"""The answer as a stream of chunks: forwarded as bytes, parsed where they are not like others."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ _CONTENT: Final = re.compile(
 _ROLE: Final = re.compile(rb'"role": ?"[a-z]')
 _OBJECT: Final = "chat.completion.chunk"
 
+#: More than text in the bytes of a chunk.
+_MORE: Final = re.compile(
+    rb'"error"|_tokens"|"finish_reason": ?"|"tool_calls": ?\[|"function_call": ?\{'
+)
 #: The name of an event that is an error whatever its data are.
 _ERROR_NAME: Final = re.compile(rb"^event: ?error\s*$", re.MULTILINE)
 #: Members of a chunk that all chunks of a stream have.
@@ -156,8 +160,8 @@ class ChunkStream:
                     self.received += count
                     continue
             pieces.append(self._event(block[at:end]))
+            self.received += block.startswith(b"\n\n", end - 2)  # there may be a line end more
             at = end
-            self.received += 1
         return at
 
     def _event(self, event: bytes) -> bytes:
@@ -199,7 +203,7 @@ class ChunkStream:
         try:
             chunk = loads(line[6:-2])
         except (ValueError, RecursionError):
-            return b""
+            return self._unreadable(line)
         if chunk.__class__ is not dict:
             return b""
         if (b"error" in line or "choices" not in chunk) and self._fails(chunk, line):
@@ -220,6 +224,17 @@ class ChunkStream:
             growing = self._normalizer.growing
             self._carrier.learn(event, sent, growing, alike=sent is line)
         return sent
+
+    def _unreadable(self, line: bytes) -> bytes:
+        """Return what the client gets of an event that cannot be parsed: text as it came, since a
+        piece that is missing would not be noticed. Mostly its UTF-8 is broken."""
+        if b'"choices"' not in line or b'"delta":' not in line or _MORE.search(line):
+            return b""
+        if not self._normalizer.indexes:
+            self._normalizer.begin(0)
+        if self.finished or not self.answered:
+            self._note(line)
+        return (self._model.in_line(line) if self._model.is_another else None) or line
 
     def _for_client(self, chunk: dict[str, Any]) -> dict[str, Any] | None:
         """Change a chunk for this client: itself if nothing changed, None if it gets nothing."""

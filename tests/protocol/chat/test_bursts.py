@@ -172,3 +172,31 @@ def test_where_every_event_differs_each_is_parsed_once() -> None:
 
     assert stream.feed(b"".join(events)) == b"".join(events)
     assert stream.received == 200
+
+
+BROKEN = written({"content": "x"}).replace(b'"x"', b'"\xe4\xbd"')
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(
+    ("event", "kept"),
+    [
+        (BROKEN, True),
+        (BROKEN.replace(b"null", b'"stop"'), False),
+        (written({"content": "x"}).replace(b'"x"', b'"\\q"'), True),
+        (b'data: {"choices"\n\n', False),
+    ],
+    ids=["broken UTF-8", "with a finish", "broken JSON", "no text"],
+)
+@pytest.mark.parametrize("others", [0, 1, 50])
+def test_a_text_that_cannot_be_parsed_leaves_as_it_came(
+    event: bytes, kept: bool, others: int, normalize: bool
+) -> None:
+    stream = ChunkStream(hide_usage=False, normalize=normalize)
+    texts = written({"content": "a"}) * others
+
+    out = stream.feed(texts + event + texts + FINISH + sse.DONE)
+
+    assert out == texts + event * kept + texts + FINISH
+    assert stream.answered == (kept or others > 0)
+    assert stream.complete
