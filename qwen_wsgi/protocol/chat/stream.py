@@ -148,7 +148,8 @@ class ChunkStream:
         carrier, size, tries = self._carrier, len(block), _TRIES
         while at < size and not (self.done or self.failed):
             end = block.find(b"\n\n", at) + 2
-            end = end if end > 1 else size
+            is_event = end > 1  # a line end more is none
+            end = end if is_event else size
             if carrier.is_ready:
                 place = (block, at) if tries else (block[at:end], 0)
                 sent, length, count = carrier.carry(*place)
@@ -160,7 +161,7 @@ class ChunkStream:
                     self.received += count
                     continue
             pieces.append(self._event(block[at:end]))
-            self.received += block.startswith(b"\n\n", end - 2)  # there may be a line end more
+            self.received += is_event
             at = end
         return at
 
