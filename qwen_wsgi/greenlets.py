@@ -386,31 +386,57 @@ class Task(Generic[T]):
     """
 
     def __init__(self, work: Callable[[], T], *, discard: Callable[[T], None]) -> None:
+        self._work: Callable[[], T] | None = work
         self._discard: Callable[[T], None] | None = discard
-        self._done = False
-        self._taken = False
-        self._cancelled = False
+        self._done = self._taken = self._cancelled = False
         self._result: T | None = None
         self._error: BaseException | None = None
-        self._greenlet: Any = gevent.spawn(self._run, work)
+        self._waiter: Any = None
+        # Not gevent's own greenlet, which looks at the frames that it is made by, and needs eight
+        # functions to be waited for.
+        self._greenlet: Any = gevent.spawn_raw(self._run)
 
-    def _run(self, work: Callable[[], T]) -> None:
-        try:
-            result = work()
-        except BaseException as error:  # re-raised in take(), by whoever waits
-            if not self._cancelled:
-                self._error = error
-        else:
-            if self._cancelled and self._discard is not None:
-                self._discard(result)
-            self._result = result
+    def _run(self) -> None:
+        work, self._work = self._work, None
+        is_wanted = not self._cancelled
+        if work is not None and is_wanted:
+            try:
+                result = work()
+            except BaseException as error:  # re-raised in take(), by whoever waits
+                if not self._cancelled:
+                    self._error = error
+            else:
+                if self._cancelled and self._discard is not None:
+                    self._discard(result)
+                self._result = result
         self._done = True
+        if self._waiter is not None:
+            gevent.get_hub().loop.run_callback(self._wake)
 
     def wait(self, timeout_s: float | None) -> bool:
         """Wait until it ended, at most `timeout_s` seconds (None: for ever); whether it did."""
-        if not self._done:
-            self._greenlet.join(timeout_s)
+        if self._done:
+            return True
+        hub = gevent.get_hub()
+        timer = None if timeout_s is None else hub.loop.timer(timeout_s)
+        self._waiter = gevent.getcurrent()
+        try:
+            if timer is not None:
+                timer.start(self._wake)
+            while not (self._done or self._waiter is None):
+                hub.switch()
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.stop()
+                timer.close()
         return self._done
+
+    def _wake(self) -> None:
+        # Runs in the hub, at the end of the work or of the time.
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.switch()
 
     def take(self) -> T:
         """The result or the function's exception, once. Only after `wait` was true."""
@@ -436,7 +462,10 @@ class Task(Generic[T]):
             self._error = None
         else:
             # Not waited for: the caller may be on its way out with an exception of its own.
-            self._greenlet.kill(block=False)
+            throw_into(self._greenlet, self._ending)
+
+    def _ending(self) -> BaseException | None:
+        return None if self._done else gevent.GreenletExit()
 
 
 class ThreadApart:

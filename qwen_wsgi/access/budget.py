@@ -170,9 +170,8 @@ class Budget:
         """Note that one of them did not reach an upstream."""
         self._sent -= 1
 
-    def streamed(self, events: bytes) -> None:
-        """Note what a stream has brought: whole events."""
-        count = events.count(b"\n\n") or 1
+    def streamed(self, events: bytes, count: int) -> None:
+        """Note what a stream has brought: so many whole events."""
         self._events += count
         self._bytes += len(events)
         if (length := len(events) // count) < self._shortest or not self._shortest:

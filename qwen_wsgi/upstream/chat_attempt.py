@@ -333,6 +333,8 @@ def _chunks(
     model: tuple[str, str] | None,
 ) -> ChunkStream:
     """The stream that turns back what was adapted."""
+    if not (adapted.customs or adapted.renamed or adapted.legacy_functions):
+        return ChunkStream(hide_usage=hide_usage, normalize=normalize, model=model)
     if adapted.customs:
         custom = WholeCustomStream if whole else CustomChunkStream
         return custom(
@@ -347,5 +349,4 @@ def _chunks(
         return renamed(
             names=adapted.renamed, hide_usage=hide_usage, normalize=normalize, model=model
         )
-    kind = LegacyChunkStream if adapted.legacy_functions else ChunkStream
-    return kind(hide_usage=hide_usage, normalize=normalize, model=model)
+    return LegacyChunkStream(hide_usage=hide_usage, normalize=normalize, model=model)

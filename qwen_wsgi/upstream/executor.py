@@ -182,7 +182,7 @@ class Executor:
             return _streamed(answer, call.record, self._clock.monotonic, hide_usage=hide_usage)
         stream = self._retrier.run(
             plan,
-            lambda route, slot: self._open(call, plan, route, slot, hide_usage=hide_usage),
+            partial(self._open, call, plan, hide_usage=hide_usage),
             call.record,
             discard=OpenStream.close,
         )

@@ -100,7 +100,7 @@ def stream(call: LiveCall, chat: ChatCall, plan: Plan, encoder: Encoder) -> Resp
     """
     services = call.services
     relay = call.relay = Relay(
-        lambda: services.executor.stream(chat, plan),
+        partial(services.executor.stream, chat, plan),
         settings=services.settings,
         clock=services.clock,
         encoder=encoder,
