@@ -37,48 +37,89 @@ class Formatter(logging.Formatter):
     Args:
         journal: the lines go to systemd's journal, which has a time of its own, and which takes the
             level of a line from a number before it. Programs get the same objects as elsewhere.
+
+    Attributes:
+        is_json: the style.
     """
 
     def __init__(self, style: str, redaction: Redaction, *, journal: bool = False) -> None:
         super().__init__()
-        self._json = style == "json"
+        self.is_json = style == "json"
         self._journal = journal
         self._redaction = redaction
         #: The latest second and its text, so that most lines need not format the date again.
         self._second = (-1, "")
 
     def format(self, record: logging.LogRecord) -> str:
-        fields: dict[str, Any] = getattr(record, "fields", {})
         message = record.getMessage()
         if len(message) > _LONGEST_MESSAGE:
             # Before it is cut: half a secret is not recognized.
             message = self._redaction.redact(message)[:_LONGEST_MESSAGE] + "…"
+        fields: dict[str, Any] = getattr(record, "fields", {})
         trace = self.formatException(record.exc_info) if record.exc_info else ""
-        second = int(record.created)
-        if second != self._second[0]:
-            self._second = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
-        stamp = f"{self._second[1]}.{int(record.msecs):03d}Z"
-        if self._json:
-            line = {"time": stamp, "level": record.levelname, "logger": record.name}
-            line |= {"event": message, **fields} | ({"trace": trace} if trace else {})
-            shown = json.dumps(line, ensure_ascii=False, default=str)
-            if not shown.isprintable():
-                # Controls beyond ASCII (U+009B), line ends of Unicode, marks that turn text around.
-                shown = json.dumps(line, default=str)
-            return self._redaction.redact(shown)
+        level, at = record.levelname, record.created
+        if self.is_json:
+            fields = {"event": message, **fields} | ({"trace": trace} if trace else {})
+            return self._of_json(level, record.name, at, json_fields(fields))
         # A message may quote text from outside, and must stay one line.
         shown = message if message.isprintable() else json.dumps(message)[1:-1]
-        parts = [f"{record.levelname:<7}", shown]
-        if not self._journal:
-            parts.insert(0, stamp)
-        parts += [
+        if fields:
+            shown += " " + human_fields(fields)
+        return self._for_people(level, at, shown + (f"\n{trace}" if trace else ""), record.levelno)
+
+    def line(self, level: int, logger: str, at: float, event: str, fields: str) -> str:
+        """The same for a message that is a plain word, with fields that `json_fields` or
+        `human_fields` has rendered.
+
+        Args:
+            at: seconds since 1970.
+        """
+        name = logging.getLevelName(level)
+        if self.is_json:
+            return self._of_json(name, logger, at, f'"event": "{event}", {fields}')
+        return self._for_people(name, at, f"{event} {fields}", level)
+
+    def _of_json(self, level: str, logger: str, at: float, fields: str) -> str:
+        return self._redaction.redact(
+            f'{{"time": "{self._stamp(at)}", "level": "{level}", "logger": "{logger}", {fields}}}'
+        )
+
+    def _for_people(self, level: str, at: float, text: str, number: int) -> str:
+        if self._journal:
+            return in_journal(self._redaction.redact(f"{level:<7} {text}"), number)
+        return self._redaction.redact(f"{self._stamp(at)} {level:<7} {text}")
+
+    def _stamp(self, at: float) -> str:
+        second = int(at)
+        known, text = self._second
+        if second != known:
+            text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._second = (second, text)
+        return f"{text}.{int((at - second) * 1000):03d}Z"
+
+
+def json_fields(fields: Mapping[str, Any]) -> str:
+    """The members of a JSON object, without its braces."""
+    shown = _to_json(fields)
+    if not shown.isprintable():
+        # Controls beyond ASCII (U+009B), line ends of Unicode, marks that turn text around.
+        shown = json.dumps(fields, default=str)
+    return shown[1:-1]
+
+
+def human_fields(fields: Mapping[str, Any]) -> str:
+    """`key=value key=value`."""
+    return " ".join(
+        [
             f"{name}={value}"
             if type(value) in _NUMBERS or (type(value) is str and _PLAIN(value))
             else f"{name}={_value(value)}"
             for name, value in fields.items()
         ]
-        text = self._redaction.redact(" ".join(parts) + (f"\n{trace}" if trace else ""))
-        return in_journal(text, record.levelno) if self._journal else text
+    )
+
+
+_to_json: Final = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
 def in_journal(text: str, level: int) -> str:
@@ -111,8 +152,10 @@ def _value(value: object) -> str:
     return json.dumps(text)
 
 
-class _Handler(logging.StreamHandler[TextIO]):
+class Handler(logging.StreamHandler[TextIO]):
     """Writes and flushes a line under the lock that `handle` holds; the original takes it twice."""
+
+    formatter: Formatter
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -120,6 +163,35 @@ class _Handler(logging.StreamHandler[TextIO]):
             self.stream.flush()
         except Exception:  # as in the original: a failing log must not fail the caller
             self.handleError(record)
+
+    def write(self, level: int, logger: str, event: str, fields: str) -> None:
+        """Write a line that needs no record (`Formatter.line`); for who got it from `only`."""
+        try:
+            text = self.formatter.line(level, logger, time.time(), event, fields)
+            assert self.lock is not None, "handlers have one from their beginning"
+            with self.lock:
+                self.stream.write(text + self.terminator)
+                self.stream.flush()
+        except Exception:
+            self.handleError(logging.LogRecord(logger, level, __file__, 0, event, (), None))
+
+
+def only(log: logging.Logger, level: int) -> Handler | None:
+    """The handler of `configure`, where nothing else hears of what this logger of ours logs.
+
+    None where somebody listens who wants a record.
+    """
+    handlers = _ROOT.handlers
+    if len(handlers) != 1 or _ROOT.propagate or log.handlers or log.filters or not log.propagate:
+        return None
+    found = handlers[0]
+    if type(found) is not Handler or found.filters or level < found.level:
+        return None
+    return found
+
+
+#: Of all loggers of the package.
+_ROOT: Final = logging.getLogger("qwen_wsgi")
 
 
 def configure(
@@ -136,10 +208,9 @@ def configure(
     Args:
         environ: of this process, to find out whether the stream is systemd's journal.
     """
-    handler = _Handler(stream or sys.stderr)
+    handler = Handler(stream or sys.stderr)
     journal = is_journal(environ or {}, handler.stream)
     handler.setFormatter(Formatter(style, Redaction(secrets, DISCOVERED), journal=journal))
-    root = logging.getLogger("qwen_wsgi")
-    root.handlers[:] = [handler]
-    root.setLevel(level)
-    root.propagate = False
+    _ROOT.handlers[:] = [handler]
+    _ROOT.setLevel(level)
+    _ROOT.propagate = False
