@@ -24,6 +24,8 @@ _PRIORITIES: Final = (
     (logging.DEBUG, "<7>"),
 )
 
+_NAMES: Final = {level: logging.getLevelName(level) for level, _ in _PRIORITIES}
+
 #: Values that need no look at their text: most of a call's line.
 _NUMBERS: Final = frozenset({int, float})
 
@@ -60,42 +62,41 @@ class Formatter(logging.Formatter):
         level, at = record.levelname, record.created
         if self.is_json:
             fields = {"event": message, **fields} | ({"trace": trace} if trace else {})
-            return self._of_json(level, record.name, at, json_fields(fields))
+            return self._written(level, record.levelno, record.name, at, json_fields(fields))
         # A message may quote text from outside, and must stay one line.
         shown = message if message.isprintable() else json.dumps(message)[1:-1]
         if fields:
             shown += " " + human_fields(fields)
-        return self._for_people(level, at, shown + (f"\n{trace}" if trace else ""), record.levelno)
+        if trace:
+            shown += f"\n{trace}"
+        return self._written(level, record.levelno, record.name, at, shown)
 
     def line(self, level: int, logger: str, at: float, event: str, fields: str) -> str:
         """The same for a message that is a plain word, with fields that `json_fields` or
         `human_fields` has rendered.
 
         Args:
+            level: one of logging's own.
             at: seconds since 1970.
         """
-        name = logging.getLevelName(level)
-        if self.is_json:
-            return self._of_json(name, logger, at, f'"event": "{event}", {fields}')
-        return self._for_people(name, at, f"{event} {fields}", level)
+        text = f'"event": "{event}", {fields}' if self.is_json else f"{event} {fields}"
+        return self._written(_NAMES[level], level, logger, at, text)
 
-    def _of_json(self, level: str, logger: str, at: float, fields: str) -> str:
-        return self._redaction.redact(
-            f'{{"time": "{self._stamp(at)}", "level": "{level}", "logger": "{logger}", {fields}}}'
-        )
-
-    def _for_people(self, level: str, at: float, text: str, number: int) -> str:
-        if self._journal:
-            return in_journal(self._redaction.redact(f"{level:<7} {text}"), number)
-        return self._redaction.redact(f"{self._stamp(at)} {level:<7} {text}")
-
-    def _stamp(self, at: float) -> str:
+    def _written(self, name: str, level: int, logger: str, at: float, text: str) -> str:
+        """The whole line, of what comes after its beginning in this style."""
         second = int(at)
-        known, text = self._second
+        known, stamp = self._second
         if second != known:
-            text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-            self._second = (second, text)
-        return f"{text}.{int((at - second) * 1000):03d}Z"
+            stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._second = second, stamp
+        stamp = f"{stamp}.{int((at - second) * 1000):03d}Z"
+        if self.is_json:
+            return self._redaction.redact(
+                f'{{"time": "{stamp}", "level": "{name}", "logger": "{logger}", {text}}}'
+            )
+        if self._journal:
+            return in_journal(self._redaction.redact(f"{name:<7} {text}"), level)
+        return self._redaction.redact(f"{stamp} {name:<7} {text}")
 
 
 def json_fields(fields: Mapping[str, Any]) -> str:
@@ -177,10 +178,8 @@ class Handler(logging.StreamHandler[TextIO]):
 
 
 def only(log: logging.Logger, level: int) -> Handler | None:
-    """The handler of `configure`, where nothing else hears of what this logger of ours logs.
-
-    None where somebody listens who wants a record.
-    """
+    """The handler of `configure`, where it alone gets what a logger directly below that of the
+    package logs; None where somebody listens who wants a record."""
     handlers = _ROOT.handlers
     if len(handlers) != 1 or _ROOT.propagate or log.handlers or log.filters or not log.propagate:
         return None

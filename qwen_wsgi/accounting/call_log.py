@@ -38,11 +38,11 @@ def write(call: CallRecord) -> None:
     if handler is not None:
         lines = _OF_JSON if handler.formatter.is_json else _FOR_PEOPLE
         handler.write(level, log.name, "call", lines.fields(call))
-        return
-    # Not log.log(): it looks up the caller's line, which is always this one.
-    line = logging.LogRecord(log.name, level, __file__, 0, "call", (), None)
-    line.fields = fields(call)
-    log.handle(line)
+    else:
+        # Not log.log(): it looks up the caller's line, which is always this one.
+        line = logging.LogRecord(log.name, level, __file__, 0, "call", (), None)
+        line.fields = fields(call)
+        log.handle(line)
 
 
 def told_tools(tools: Mapping[str, int]) -> str:
