@@ -6,6 +6,7 @@ A client without limits has no budget: its calls pay for a look whether there is
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -103,6 +104,11 @@ class Budget:
     Args:
         counter: finds the client's counter.
     """
+
+    __slots__ = (
+        *("_answer", "_booked", "_bytes", "_closed", "_counter", "_events", "_granted", "_held"),
+        *("_prompt", "_prompts", "_refused", "_sent", "_shortest", "limits"),
+    )
 
     def __init__(self, limits: Limits, counter: Callable[[], Counter]) -> None:
         self.limits = limits
@@ -231,9 +237,11 @@ class Budget:
         """
         counter = self._held or self._counter()
         booked = self._refused or bool(self._granted)
-        told = Limits(self.limits.rpm, self.limits.tpm, self.limits.tokens_per_day)
+        told = _told(self.limits)
         rooms = counter.known_remaining(told) if booked else counter.remaining(told)
-        requests, tokens = rooms.get("rpm"), _tighter(rooms.get("tpm"), rooms.get("tokens_per_day"))
+        requests, tokens, day = map(rooms.get, _TOLD)
+        if tokens is None or (day is not None and day.left < tokens.left):
+            tokens = day  # of which less is left
         found: list[tuple[str, str]] = []
         for name, room in (("requests", requests), ("tokens", tokens)):
             if room is None:
@@ -255,11 +263,14 @@ class Budget:
         return found
 
 
-def _tighter(minute: Room | None, day: Room | None) -> Room | None:
-    """The limit of tokens of which less is left."""
-    if minute is None or day is None:
-        return minute or day
-    return day if day.left < minute.left else minute
+#: The limits that headers tell of.
+_TOLD: Final = ("rpm", "tpm", "tokens_per_day")
+
+
+@functools.lru_cache(maxsize=1024)
+def _told(limits: Limits) -> Limits:
+    """The limits that headers tell of, alone."""
+    return Limits(limits.rpm, limits.tpm, limits.tokens_per_day)
 
 
 def duration(seconds: float) -> str:
