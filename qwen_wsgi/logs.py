@@ -62,28 +62,22 @@ class Formatter(logging.Formatter):
         level, at = record.levelname, record.created
         if self.is_json:
             fields = {"event": message, **fields} | ({"trace": trace} if trace else {})
-            return self._written(level, record.levelno, record.name, at, json_fields(fields))
+            return self.line(level, record.levelno, record.name, at, json_fields(fields))
         # A message may quote text from outside, and must stay one line.
         shown = message if message.isprintable() else json.dumps(message)[1:-1]
         if fields:
             shown += " " + human_fields(fields)
         if trace:
             shown += f"\n{trace}"
-        return self._written(level, record.levelno, record.name, at, shown)
+        return self.line(level, record.levelno, record.name, at, shown)
 
-    def line(self, level: int, logger: str, at: float, event: str, fields: str) -> str:
-        """The same for a message that is a plain word, with fields that `json_fields` or
-        `human_fields` has rendered.
+    def line(self, name: str, level: int, logger: str, at: float, text: str) -> str:
+        """The whole line, of what comes after its beginning in this style.
 
         Args:
-            level: one of logging's own.
+            name, level: of the level.
             at: seconds since 1970.
         """
-        text = f'"event": "{event}", {fields}' if self.is_json else f"{event} {fields}"
-        return self._written(_NAMES[level], level, logger, at, text)
-
-    def _written(self, name: str, level: int, logger: str, at: float, text: str) -> str:
-        """The whole line, of what comes after its beginning in this style."""
         second = int(at)
         known, stamp = self._second
         if second != known:
@@ -166,9 +160,17 @@ class Handler(logging.StreamHandler[TextIO]):
             self.handleError(record)
 
     def write(self, level: int, logger: str, event: str, fields: str) -> None:
-        """Write a line that needs no record (`Formatter.line`); for who got it from `only`."""
+        """Write a line that needs no record; for who got this handler from `only`.
+
+        Args:
+            level: one of logging's own.
+            event: a plain word.
+            fields: as `json_fields` or `human_fields` has rendered them.
+        """
         try:
-            text = self.formatter.line(level, logger, time.time(), event, fields)
+            form = self.formatter
+            text = f'"event": "{event}", {fields}' if form.is_json else f"{event} {fields}"
+            text = form.line(_NAMES[level], level, logger, time.time(), text)
             assert self.lock is not None, "handlers have one from their beginning"
             with self.lock:
                 self.stream.write(text + self.terminator)

@@ -141,9 +141,10 @@ class State:
         last: milliseconds from the beginning of the bucket to the latest that was booked in it.
         places: calls in flight of each worker, by its row.
         tags: who has a row; 0 for nobody.
+        arrays: all of them, in the order of a packed state.
     """
 
-    __slots__ = ("head", "last", "places", "requests", "tags", "tokens")
+    __slots__ = ("arrays", "head", "last", "places", "requests", "tags", "tokens")
 
     def __init__(self) -> None:
         self.head = array("q", bytes(8 * _HEAD))
@@ -153,6 +154,13 @@ class State:
         self.last = _EMPTY_H[:]
         self.places = array("i", bytes(4 * ROWS))
         self.tags = array("I", bytes(4 * ROWS))
+        self._know_arrays()
+
+    def _know_arrays(self) -> None:
+        self.arrays = (
+            *(self.head, self.tokens, self.requests),
+            *(self.last, self.places, self.tags),
+        )
 
     @property
     def in_flight(self) -> int:
@@ -184,8 +192,7 @@ class State:
 
     def pack(self) -> bytes:
         """Pack it into `STATE_BYTES`."""
-        parts = (self.head, self.tokens, self.requests, self.last, self.places, self.tags)
-        return b"".join(parts)
+        return b"".join(self.arrays)
 
     @classmethod
     def unpack(cls, data: bytes) -> State | None:
@@ -198,6 +205,7 @@ class State:
         state.last = array("H", data[c:d])
         state.places = array("i", data[d:e])
         state.tags = array("I", data[e:])
+        state._know_arrays()
         return state if state.head[_VERSION] == VERSION else None
 
 
@@ -316,7 +324,6 @@ def remaining(state: State, limits: Limits, now: Moment) -> Mapping[str, Room]:
     advance(state, now)
     head, found = state.head, dict[str, Room]()
     rpm, tpm, per_day, per_month, concurrency = limits
-    day_s, month_s = _left(state, now)
     new = tuple.__new__
     if rpm is not None:
         left, reset_s = rpm - head[_REQUESTS], _reset_s(state, state.requests, now)
@@ -326,12 +333,17 @@ def remaining(state: State, limits: Limits, now: Moment) -> Mapping[str, Room]:
         found["tpm"] = new(Room, (tpm, left if left > 0 else 0, reset_s))
     if per_day is not None:
         used = head[_DAY_TOKENS]
-        left, reset_s = per_day - used, day_s if used else 0.0
+        left, reset_s = per_day - used, 0.0
+        if used:
+            reset_s = now.day_left_s
+            if head[_DAY] != now.day:
+                reset_s = _left(state, now)[0]
         found["tokens_per_day"] = new(Room, (per_day, left if left > 0 else 0, reset_s))
     if per_month is not None:
         used = head[_MONEY]
         most = max(0.0, per_month - used / MICROS)
-        found["money_per_month"] = Room(per_month, most, month_s if used else 0.0)
+        ends_s = _left(state, now)[1]
+        found["money_per_month"] = Room(per_month, most, ends_s if used else 0.0)
     if concurrency is not None:
         found["concurrency"] = Room(concurrency, max(0, concurrency - state.in_flight), 0.0)
     return found

@@ -134,6 +134,14 @@ def row(call: CallRecord, at: float, cost: Cost | None) -> CallRow:
     if cost is not None:
         money, saved, currency = cost
         money, saved = min(money, MOST), max(-MOST, min(saved, MOST))
+    # Counts that can be added up: upstreams send any number.
+    tokens = [
+        None if each is None or not 0 <= each <= MOST else each
+        for each in (
+            *(usage.prompt, usage.cached, usage.cache_written),
+            *(usage.completion, usage.reasoning),
+        )
+    ]
     # As `_ms` has them.
     first_ms = None if first is None else int((first - begun) * 1e4) / 10
     total_ms = 0.0 if ended is None else int((ended - begun) * 1e4) / 10
@@ -151,7 +159,7 @@ def row(call: CallRecord, at: float, cost: Cost | None) -> CallRow:
             call.outcome,
             call.error_code[:_LONGEST],
             call.attempts,
-            *_tokens(usage),
+            *tokens,
             units,
             int(usage.prompt is None and _is_unknown(call)),
             int(call.queued_s * 1e4) / 10,
@@ -186,15 +194,3 @@ def _is_unknown(call: CallRecord) -> bool:
 def _ms(*seconds: float) -> list[float]:
     """Milliseconds with one digit; `round` takes five times as long."""
     return [int(each * 1e4) / 10 for each in seconds]
-
-
-def _tokens(usage: Usage) -> list[int | None]:
-    """The counts of a row, as far as they can be added up: upstreams send any number."""
-    counts = (
-        usage.prompt,
-        usage.cached,
-        usage.cache_written,
-        usage.completion,
-        usage.reasoning,
-    )
-    return [None if each is None or not 0 <= each <= MOST else each for each in counts]

@@ -53,6 +53,10 @@ _WIDTH: Final = families.DURATION.width
 _COMBINED: Final = frozenset({_CLIENT_CALLS, _CLIENT_TOKENS})
 
 
+#: Endpoint, outcome, status, client, account and model.
+_KindKey = tuple[str, str, int, str, str, str]
+
+
 class _Kind:
     """The rows of calls that differ in numbers only, found once.
 
@@ -108,15 +112,16 @@ class Metrics:
         self._looked_at = float("-inf")
         self._monotonic = monotonic
         self._combinations: set[Key] = set()
-        #: By endpoint, outcome, status, client, account and model.
-        self._kinds: dict[tuple[str, str, int, str, str, str], _Kind] = {}
+        self._kinds: dict[_KindKey, _Kind] = {}
 
     def count(self, call: CallRecord) -> None:
         """Count a call that has ended."""
         if call.quiet:
             return
         self.changes += 1
-        kind = self._kind(call)
+        endpoint, model = endpoint_of(call.method, call.path), call.upstream_model or call.model
+        key = (endpoint, call.outcome, call.status, call.client, call.account, model)
+        kind = self._kinds.get(key) or self._new_kind(key)
         kind.calls[0] += 1
         kind.of_client[0] += 1
         if call.outcome != "complete":
@@ -126,16 +131,11 @@ class Metrics:
         if call.attempts or call.failures:
             self._count_upstream(call, kind)
 
-    def _kind(self, call: CallRecord) -> _Kind:
-        """The rows of calls like this one."""
-        endpoint, model = endpoint_of(call.method, call.path), call.upstream_model or call.model
-        outcome, status = call.outcome, call.status
-        key = (endpoint, outcome, status, call.client, call.account, model)
-        known = self._kinds.get(key)
-        if known is not None:
-            return known
+    def _new_kind(self, key: _KindKey) -> _Kind:
+        """The rows of calls of a kind that is not known."""
+        endpoint, outcome, status, client, account, model = key
         label = self._model(model)
-        combination = self._combined((self._client(call), call.account or NONE, label))
+        combination = self._combined((_client(client), account or NONE, label))
         kind = _Kind(
             endpoint,
             combination,
@@ -248,12 +248,6 @@ class Metrics:
             known.add(combination)
         return combination
 
-    def _client(self, call: CallRecord) -> str:
-        if call.client in ("", "-"):
-            return NONE
-        # The name of an environment's key that is gone shows its end.
-        return call.client if _is_label(call.client) and "…" not in call.client else OTHER
-
     def _model(self, model: str) -> str:
         if model in self._models:
             return model
@@ -267,6 +261,13 @@ class Metrics:
                 self._models = models
                 self._kinds.clear()
         return model if model in self._models else OTHER
+
+
+def _client(name: str) -> str:
+    if name in ("", "-"):
+        return NONE
+    # The name of an environment's key that is gone shows its end.
+    return name if _is_label(name) and "…" not in name else OTHER
 
 
 def _is_label(name: str) -> bool:

@@ -14,7 +14,6 @@ is made: a full disk refuses then, and not later. Nothing is mapped (docs/decisi
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import logging
 import math
@@ -253,7 +252,7 @@ class Counter:
         concerned = self.places or self._owed is not None or self._row >= 0
         if not (concerned or any(self._state.tags)) or not self._take(_GLANCE_S):
             return
-        state, now, before = self._from_file()
+        state, now, before = self._begin(is_locked=True)
         try:
             arithmetic.advance(state, now)
             self._swept_s = -math.inf
@@ -282,21 +281,14 @@ class Counter:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _begin(self) -> _Change:
-        """Begin a change. `_write` keeps what was changed, and `_end` must follow in any case."""
-        if self._fd >= 0 and self._take():
-            return self._from_file()
-        now = self._moment(self._clock.monotonic(), self._clock.now())
-        state, self._written = self._state, b""
-        arithmetic.advance(state, now)
-        if self._fd < 0:
-            state.forget_all_workers()  # nothing is heard of the others
-        if self._row >= 0 or self._fd < 0:
-            state.places[max(self._row, 0)] = self.places
-        return state, now, state.copy()
+    def _begin(self, *, is_locked: bool = False) -> _Change:
+        """Begin a change. `_write` keeps what was changed, and `_end` must follow in any case.
 
-    def _from_file(self) -> _Change:
-        """Begin a change of the state in the file, whose lock was taken."""
+        Args:
+            is_locked: the lock was taken.
+        """
+        if not is_locked and (self._fd < 0 or not self._take()):
+            return self._without_file()
         try:
             now = self._moment(self._clock.monotonic(), self._clock.now())
             state = self._read() or self._begun_anew()
@@ -310,6 +302,17 @@ class Counter:
             self._end(None)
             raise
         return state, now, None
+
+    def _without_file(self) -> _Change:
+        """Begin a change of this process's copy of the state."""
+        now = self._moment(self._clock.monotonic(), self._clock.now())
+        state, self._written = self._state, b""
+        arithmetic.advance(state, now)
+        if self._fd < 0:
+            state.forget_all_workers()  # nothing is heard of the others
+        if self._row >= 0 or self._fd < 0:
+            state.places[max(self._row, 0)] = self.places
+        return state, now, state.copy()
 
     def _write(
         self, state: State, now: Moment, before: State | None, *, row_first: bool = False
@@ -325,7 +328,7 @@ class Counter:
             self._owe(arithmetic.difference(before, state))
             return
         self._state = state
-        data = state.pack()
+        data = b"".join(state.arrays)
         data += _CHECKSUM.pack(crc32(data))
         row, place = b"", _PAGE + self._row * ROW_BYTES
         if self._row >= 0:
@@ -350,7 +353,7 @@ class Counter:
         if before is None:
             try:
                 if self._fd >= 0:
-                    fcntl.flock(self._fd, fcntl.LOCK_UN)
+                    file_lock.change(self._fd, file_lock.FREE)
             finally:
                 self._turn.append(True)
 
