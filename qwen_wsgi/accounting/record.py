@@ -49,7 +49,7 @@ class CallBudget(Protocol):
 _NOTHING: Final = Usage(prompt=0, completion=0, total=0)
 
 
-@dataclass
+@dataclass(slots=True)  # more attributes than a dict of an instance shares: it would grow thrice
 class CallRecord:
     """One client request, from its arrival to its end. Times are monotonic seconds.
 

@@ -303,14 +303,9 @@ def _cut(value: Any, most: int, depth: int) -> Any:
     return value
 
 
-def plain_bytes(value: Any) -> bytes:
-    """Render a value without white space, ten times as fast as `compact`.
-
-    Raises:
-        UnicodeEncodeError: a text has an unpaired surrogate.
-        OverflowError: a number has more than 64 bits.
-    """
-    return _PLAIN.encode(value)
+#: Renders a value without white space, ten times as fast as `compact`. It raises UnicodeEncodeError
+#: where a text has an unpaired surrogate, and OverflowError for a number of more than 64 bits.
+plain_bytes: Final[Callable[[Any], bytes]] = _PLAIN.encode
 
 
 def reader(shape: type[T]) -> Callable[[bytes], T]:
