@@ -58,7 +58,7 @@ class Carrier(Protocol):
         """Free what it holds. Harmless when repeated."""
 
 
-@dataclass
+@dataclass(slots=True)
 class LiveCall:
     """A call while it runs: its record, and the resources that it holds.
 

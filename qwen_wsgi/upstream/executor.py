@@ -371,8 +371,7 @@ class Executor:
                     ask_no_more(error, _MAYBE_DONE)
                 raise
             stream.slot = slot.keep()
-            kept = _without_large_body(plan, call)
-            stream.on_failure = partial(self._retrier.failed_late, kept, route, slot.began)
+            stream.on_failure = partial(self._retrier.failed_late, plan, route, slot.began)
             return route, stream
 
         return self._retrier.run(plan, ask, call.record, discard=lambda asked: asked[1].close())

@@ -331,7 +331,8 @@ def test_a_stream_does_not_hold_the_body_of_a_large_request(characters: int, hel
     with in_front_of(call.answer, **call.settings) as (app, _):
         before = {id(each) for each in bodies()}
         environ = call.environ
-        with closing(app.client.application(environ, lambda *_: None)) as answer:
+        application: Any = app.client.application
+        with closing(application(environ, lambda *_: None)) as answer:
             assert next(iter(answer))
             found = [each for each in bodies() if id(each) not in before]
         free_call(environ)
