@@ -113,6 +113,7 @@ class UpstreamClient:
             reader.close()
             raise
         record.connect_s = getattr(response, "connect_s", 0.0)
+        response.headers.clear()  # read by now, and a stream may last for long
         return stream
 
     def post_json(
