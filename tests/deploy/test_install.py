@@ -67,7 +67,8 @@ class Installation:
 def with_one_dependency(checkout: Path) -> None:
     """Have the copy depend on segno alone: deploy/test_moved_tree.py installs the others."""
     setup = checkout / "setup.cfg"
-    text = re.sub(r"(?m)^(install_requires|pdf|tools|redis) =\n(?:    .*\n)+", r"\1 =\n", setup.read_text())
+    lists = re.compile(r"^(install_requires|pdf|tools|redis) =\n(?:    .*\n)+", re.MULTILINE)
+    text = lists.sub(r"\1 =\n", setup.read_text())
     setup.write_text(text.replace("install_requires =\n", "install_requires = segno >= 1.6, < 2\n"))
     constraints = checkout / "qwen_wsgi/constraints.txt"
     entries = re.findall(r"^\S+==.*\n(?:    --hash.*\n)+", constraints.read_text(), re.MULTILINE)
