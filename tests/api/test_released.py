@@ -241,13 +241,11 @@ def check_free(app: App, server: RawServer) -> None:
     wait_until(lambda: sum(not each.closed for each in server._peers) <= 1, "closed connections")
 
 
-@pytest.fixture(autouse=True)
-def _small_heap() -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="module")
+def _small_heap() -> None:
     """Hundreds of collections follow, which need not look at what other tests have left."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
