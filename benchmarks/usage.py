@@ -24,7 +24,6 @@ from typing import Final
 from qwen_wsgi.accounting import prices
 from qwen_wsgi.accounting.books import Books, journal_in
 from qwen_wsgi.accounting.ledger import Ledger
-from qwen_wsgi.accounting.prices import Cost, Prices
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.accounting.usage import BY, Span
 from qwen_wsgi.clock import SystemClock
@@ -57,12 +56,6 @@ def _record(number: int) -> CallRecord:
         longest_gap_s=0.05,
         usage=Usage(1200, 80, 1280, cached=1024, reasoning=20),
         outcome="complete",
-    )
-
-
-def _cost(known: Prices, call: CallRecord, at: float) -> Cost | None:
-    return known.cost(
-        call.upstream_model, call.usage, flex=call.half_price, at=at, units=call.units
     )
 
 
@@ -134,7 +127,7 @@ def main() -> int:
     logging.getLogger("qwen_wsgi").propagate = False
     with tempfile.TemporaryDirectory(prefix="qwen-usage-", dir=arguments.directory) as place:
         directory, now = Path(place), _CLOCK.now()
-        cost = partial(_cost, prices.load())
+        cost = prices.load().cost
         without = _per_call_us(Ledger(_CLOCK))
         with closing(journal_in(directory / "calls", _CLOCK)) as journal:
             added = _per_call_us(Ledger(_CLOCK, journal, cost=cost)) - without

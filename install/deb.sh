@@ -4,6 +4,7 @@
 #   PYTHON=/usr/bin/python3   the Python of the Debian that it is for: its minor version is pinned.
 #                             It must run here, because pip chooses the packages with it
 #   DIST=dist                 where the package goes
+#   LEVEL=4                   how far xz compresses it, from 0 (quick) to 9 (small)
 #   DEBFULLNAME= DEBEMAIL=    who is named as its maintainer
 #
 # Inside is the layout of `make install`, in /usr/lib/qwen-proxy. The environment is put together by
@@ -133,6 +134,6 @@ for script in preinst postinst prerm postrm; do
     install -m 0755 "debian/$script" "$root/DEBIAN/$script"
 done
 package=$dist/qwen-proxy_${version}_$architecture.deb
-dpkg-deb --root-owner-group -Zxz -z4 --build "$root" "$package" >/dev/null
+dpkg-deb --root-owner-group -Zxz "-z${LEVEL:-4}" --build "$root" "$package" >/dev/null
 say "Built $package. Install it:"
 say "  sudo apt-get install ./$package"

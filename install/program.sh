@@ -24,9 +24,11 @@ done
 pip() {
     PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore "$venv/bin/python" -m pip "$@"
 }
+# What is staged is compiled at the end, by forget_staging.
+uncompiled=${root:+--no-compile}
 # setuptools is installed into the environment, so that nothing unpinned takes part in the build, and
 # an upgrade with unchanged dependencies needs no network.
-ours() { pip install --quiet --no-build-isolation "$@"; }
+ours() { pip install --quiet $uncompiled --no-build-isolation "$@"; }
 # Without an index pip takes what is there, or refuses.
 if [ "${UPGRADE-}" = 0 ] && ours --no-index "$build[pdf,redis,tools]" 2>/dev/null; then
     say "Kept the dependencies (UPGRADE=0); sudo qwen-proxy doctor names those that are outdated."
@@ -35,8 +37,8 @@ else
     # pip first, so that the new one installs the rest. All files are checked before any is installed.
     pinned=$build/qwen_wsgi/constraints.txt
     sed -n '/^pip==/,/[^\\]$/p' "$pinned" >"$build/pip.txt"
-    if ! { pip install --quiet --require-hashes -r "$build/pip.txt" &&
-        pip install --quiet --require-hashes -r "$pinned" &&
+    if ! { pip install --quiet $uncompiled --require-hashes -r "$build/pip.txt" &&
+        pip install --quiet $uncompiled --require-hashes -r "$pinned" &&
         ours --no-deps "$build"; }; then
         fail "pip could not install the packages (see its message above); it needs PyPI or a mirror." \
             "nothing else was changed."

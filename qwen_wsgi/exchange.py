@@ -12,7 +12,7 @@ import io
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from gunicorn import SERVER_SOFTWARE, util
@@ -182,22 +182,22 @@ class ClientParser(RequestParser):
     def __init__(self, cfg: Any, source: Any, peer: Any, heads: Heads) -> None:
         super().__init__(cfg, source, peer)
         self._heads = heads
+        #: What gunicorn reads in a head depends on it: it may be that of a trusted proxy.
+        self._host: str = peer[0] if isinstance(peer, tuple) else ""
 
     def __next__(self) -> Any:
-        unreader: Any = self.unreader
-        # The first request of a connection is gunicorn's, which then knows what its peer may say.
-        trusted: bool | None = getattr(unreader, "trusted", None)
-        if trusted is None or self.cfg.proxy_protocol != "off":
+        if self.cfg.proxy_protocol != "off":
             return super().__next__()
-        before: Any = self.mesg  # that of the first request is known
-        if before.should_close() or self.finish_body() is False:
+        before: Any = self.mesg
+        if before is not None and (before.should_close() or self.finish_body() is False):
             raise StopIteration
-        if not unreader.buf.getbuffer().nbytes:
+        unreader: Any = self.unreader
+        if before is not None and not unreader.buf.getbuffer().nbytes:
             unreader.sock.await_request()
         data = unreader.read()
         if not data:
             raise StopIteration
-        came = heads.came(data, trusted=trusted)
+        came = heads.came(data, self._host)
         head = None if came is None else self._heads.get(came.key)
         if came is None or head is None:
             unreader.unread(data)
@@ -384,26 +384,11 @@ class Surroundings:
     """
 
     def __init__(self, sock: Any, peer: Any, listener: Any, *, workers: int) -> None:
+        self._sock = sock
+        self._peer = peer
+        self._common = _common_of(listener, workers)
         #: The listener's name is the client's to say where it has none of its own.
         self._named = not isinstance(listener, str)
-        host, port = listener[:2] if self._named else (listener, "")
-        self._common: dict[str, Any] = {
-            "wsgi.errors": sys.stderr,
-            "wsgi.version": (1, 0),
-            "wsgi.multithread": True,
-            "wsgi.multiprocess": workers > 1,
-            "wsgi.run_once": False,
-            "wsgi.input_terminated": True,
-            "SERVER_SOFTWARE": SERVER_SOFTWARE,
-            "SERVER_NAME": host,
-            "SERVER_PORT": str(port),
-            "SCRIPT_NAME": "",
-            "gunicorn.socket": sock,
-        }
-        if isinstance(peer, tuple):
-            self._common |= {"REMOTE_ADDR": peer[0], "REMOTE_PORT": str(peer[1])}
-        else:
-            self._common["REMOTE_ADDR"] = peer.decode() if isinstance(peer, bytes) else peer
 
     def of(self, request: Any) -> dict[str, Any]:
         """The environ of a request."""
@@ -412,7 +397,13 @@ class Surroundings:
             **self._common,
             **(_told_by(request) if head is None else head.environ),
             "wsgi.input": request.body,
+            "gunicorn.socket": self._sock,
         }
+        peer = self._peer
+        if isinstance(peer, tuple):
+            environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = peer[0], str(peer[1])
+        else:
+            environ["REMOTE_ADDR"] = peer.decode() if isinstance(peer, bytes) else peer
         if head is not None:
             environ["CONTENT_LENGTH"] = request.headers[head.length_at][1]
         if not self._named:
@@ -428,6 +419,24 @@ class Surroundings:
             environ["SERVER_PORT"] = port or {"http": "80", "https": "443"}.get(
                 environ["wsgi.url_scheme"], ""
             )
+
+
+@functools.lru_cache(maxsize=16)
+def _common_of(listener: Any, workers: int) -> Mapping[str, Any]:
+    """What all environs of a listener's connections have."""
+    host, port = (listener, "") if isinstance(listener, str) else listener[:2]
+    return {
+        "wsgi.errors": sys.stderr,
+        "wsgi.version": (1, 0),
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": workers > 1,
+        "wsgi.run_once": False,
+        "wsgi.input_terminated": True,
+        "SERVER_SOFTWARE": SERVER_SOFTWARE,
+        "SERVER_NAME": host,
+        "SERVER_PORT": str(port),
+        "SCRIPT_NAME": "",
+    }
 
 
 def _told_by(request: Any) -> dict[str, Any]:

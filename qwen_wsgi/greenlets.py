@@ -130,6 +130,14 @@ def readable_now(source: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
+def look_at(source: socket.socket) -> Callable[[], object]:
+    """A function that says, each time that it is called, whether something (or the end) can be read
+    from a socket at once. Without a frame of Python's, and without a switch of greenlets."""
+    poll = _original_poll()()
+    poll.register(source.fileno(), _READ)
+    return functools.partial(poll.poll, 0)
+
+
 def _tls_recv(tls: Any) -> Callable[[int], bytes]:
     """Reads of a TLS socket that never wait: gevent's start a watcher and a timer for each wait.
 
@@ -333,6 +341,40 @@ class TimedReads:
         self._ring = self._again = self.passing = self._given = None
 
 
+class KeptReads(TimedReads):
+    """Reads of a connection that serves one exchange after the other; between two of them they rest
+    (`stop`), and nothing is made anew for the next (`begin`). `close` frees them."""
+
+    __slots__ = ()
+
+    def begin(self, timeout_s: float) -> None:
+        """Be ready for an answer to what was just sent.
+
+        Args:
+            timeout_s: see `TimedReads`.
+        """
+        if self._timer is None:
+            self.timeout_s = timeout_s
+            self._source.settimeout(timeout_s)
+            return
+        if timeout_s != self.timeout_s:
+            self.limit(timeout_s)
+        # It cannot be there yet. What TLS holds decrypted the kernel does not know of.
+        self._empty = self._pending is None
+
+    def stop(self) -> None:
+        """Rest; harmless when repeated."""
+        if self._timer is not None:
+            self._timer.stop()
+            self._io.stop()
+            self._armed = False
+        self.passing = self._given = None
+
+    def close(self) -> None:
+        """Free the timer; harmless when repeated."""
+        super().stop()
+
+
 class Task(Generic[T]):
     """One function at work in a greenlet of its own.
 
@@ -344,43 +386,70 @@ class Task(Generic[T]):
     """
 
     def __init__(self, work: Callable[[], T], *, discard: Callable[[T], None]) -> None:
-        self._work = work
-        self._discard = discard
-        self._done = False
-        self._taken = False
-        self._cancelled = False
+        self._work: Callable[[], T] | None = work
+        self._discard: Callable[[T], None] | None = discard
+        self._done = self._taken = self._cancelled = False
         self._result: T | None = None
         self._error: BaseException | None = None
-        self._greenlet = gevent.spawn(self._run)
+        self._waiter: Any = None
+        # Not gevent's own greenlet, which looks at the frames that it is made by, and needs eight
+        # functions to be waited for.
+        self._greenlet: Any = gevent.spawn_raw(self._run)
 
     def _run(self) -> None:
-        try:
-            result = self._work()
-        except BaseException as error:  # re-raised in take(), by whoever waits
-            if not self._cancelled:
-                self._error = error
-        else:
-            if self._cancelled:
-                self._discard(result)
-            self._result = result
+        work, self._work = self._work, None
+        is_wanted = not self._cancelled
+        if work is not None and is_wanted:
+            try:
+                result = work()
+            except BaseException as error:  # re-raised in take(), by whoever waits
+                if not self._cancelled:
+                    self._error = error
+            else:
+                if self._cancelled and self._discard is not None:
+                    self._discard(result)
+                self._result = result
         self._done = True
+        if self._waiter is not None:
+            gevent.get_hub().loop.run_callback(self._wake)
 
     def wait(self, timeout_s: float | None) -> bool:
         """Wait until it ended, at most `timeout_s` seconds (None: for ever); whether it did."""
-        if not self._done:
-            self._greenlet.join(timeout_s)
+        if self._done:
+            return True
+        hub = gevent.get_hub()
+        timer = None if timeout_s is None else hub.loop.timer(timeout_s)
+        self._waiter = gevent.getcurrent()
+        try:
+            if timer is not None:
+                timer.start(self._wake)
+            while not (self._done or self._waiter is None):
+                hub.switch()
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.stop()
+                timer.close()
         return self._done
+
+    def _wake(self) -> None:
+        # Runs in the hub, at the end of the work or of the time.
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.switch()
 
     def take(self) -> T:
         """The result or the function's exception, once. Only after `wait` was true."""
         self._taken = True
+        self._greenlet = self._discard = None  # two kB, for as long as the stream lasts
         if self._error is not None:
             error, self._error = self._error, None
             try:
                 raise error
             finally:
                 del error  # its frames are this one and the task's: nothing may hold it there
-        return self._result  # type: ignore[return-value]  # set when there was no error
+        result, self._result = self._result, None
+        return result  # type: ignore[return-value]  # set when there was no error
 
     def cancel(self) -> None:
         """Stop the work where it waits, and discard what it made; harmless when taken."""
@@ -388,12 +457,15 @@ class Task(Generic[T]):
             return
         self._cancelled = True
         if self._done:
-            if self._error is None:
+            if self._error is None and self._discard is not None:
                 self._discard(self._result)  # type: ignore[arg-type]  # as above
             self._error = None
         else:
             # Not waited for: the caller may be on its way out with an exception of its own.
-            self._greenlet.kill(block=False)
+            throw_into(self._greenlet, self._ending)
+
+    def _ending(self) -> BaseException | None:
+        return None if self._done else gevent.GreenletExit()
 
 
 class ThreadApart:

@@ -1,8 +1,8 @@
 """Heads of requests that gunicorn has read before, so that the same bytes are not read again.
 
 A client that keeps a connection sends the same head with each request, but for the length of the
-body. What gunicorn reads in a head depends on its bytes, on whether the peer is a proxy that is
-trusted, and on settings of the worker: so what it has read once holds for the same bytes again. A
+body. What gunicorn reads in a head depends on its bytes, on the peer's address (a proxy may be
+trusted), and on settings of the worker: so what it has read once holds for the same bytes again. A
 head that differs in a single byte, other than the digits of its length, is gunicorn's to read.
 """
 
@@ -30,8 +30,8 @@ _OF_A_MESSAGE: Final = frozenset(
     {"body", "headers", "peer_addr", "remote_addr", "trailers", "unreader"}
 )
 
-#: The bytes before and after the digits of the length, and whether the peer is a trusted proxy.
-Key = tuple[bytes, bytes, bool]
+#: The bytes before and after the digits of the length, and the peer's address.
+Key = tuple[bytes, bytes, str]
 
 
 class Came(NamedTuple):
@@ -63,12 +63,12 @@ class Head(NamedTuple):
     environ: Mapping[str, Any]
 
 
-def came(data: bytes, *, trusted: bool) -> Came | None:
+def came(data: bytes, host: str) -> Came | None:
     """The head at the beginning of what was read from a connection; None if it is not all there,
     or one that is not worth remembering: without a body of known length, or too long.
 
     Args:
-        trusted: whether the peer is a proxy that is trusted.
+        host: the peer's address; "" for a socket that is a file.
     """
     if not data.startswith(b"POST /"):
         return None
@@ -79,7 +79,7 @@ def came(data: bytes, *, trusted: bool) -> Came | None:
     if found is None:
         return None
     first, last = found.span(1)
-    return Came((data[:first], data[last:end], trusted), data[first:last], data[end:])
+    return Came((data[:first], data[last:end], host), data[first:last], data[end:])
 
 
 class Heads:

@@ -24,6 +24,8 @@ _PRIORITIES: Final = (
     (logging.DEBUG, "<7>"),
 )
 
+_NAMES: Final = {level: logging.getLevelName(level) for level, _ in _PRIORITIES}
+
 #: Values that need no look at their text: most of a call's line.
 _NUMBERS: Final = frozenset({int, float})
 
@@ -37,48 +39,82 @@ class Formatter(logging.Formatter):
     Args:
         journal: the lines go to systemd's journal, which has a time of its own, and which takes the
             level of a line from a number before it. Programs get the same objects as elsewhere.
+
+    Attributes:
+        is_json: the style.
     """
 
     def __init__(self, style: str, redaction: Redaction, *, journal: bool = False) -> None:
         super().__init__()
-        self._json = style == "json"
+        self.is_json = style == "json"
         self._journal = journal
         self._redaction = redaction
         #: The latest second and its text, so that most lines need not format the date again.
         self._second = (-1, "")
 
     def format(self, record: logging.LogRecord) -> str:
-        fields: dict[str, Any] = getattr(record, "fields", {})
         message = record.getMessage()
         if len(message) > _LONGEST_MESSAGE:
             # Before it is cut: half a secret is not recognized.
             message = self._redaction.redact(message)[:_LONGEST_MESSAGE] + "…"
+        fields: dict[str, Any] = getattr(record, "fields", {})
         trace = self.formatException(record.exc_info) if record.exc_info else ""
-        second = int(record.created)
-        if second != self._second[0]:
-            self._second = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
-        stamp = f"{self._second[1]}.{int(record.msecs):03d}Z"
-        if self._json:
-            line = {"time": stamp, "level": record.levelname, "logger": record.name}
-            line |= {"event": message, **fields} | ({"trace": trace} if trace else {})
-            shown = json.dumps(line, ensure_ascii=False, default=str)
-            if not shown.isprintable():
-                # Controls beyond ASCII (U+009B), line ends of Unicode, marks that turn text around.
-                shown = json.dumps(line, default=str)
-            return self._redaction.redact(shown)
+        level, at = record.levelname, record.created
+        if self.is_json:
+            fields = {"event": message, **fields} | ({"trace": trace} if trace else {})
+            return self.line(level, record.levelno, record.name, at, json_fields(fields))
         # A message may quote text from outside, and must stay one line.
         shown = message if message.isprintable() else json.dumps(message)[1:-1]
-        parts = [f"{record.levelname:<7}", shown]
-        if not self._journal:
-            parts.insert(0, stamp)
-        parts += [
+        if fields:
+            shown += " " + human_fields(fields)
+        if trace:
+            shown += f"\n{trace}"
+        return self.line(level, record.levelno, record.name, at, shown)
+
+    def line(self, name: str, level: int, logger: str, at: float, text: str) -> str:
+        """The whole line, of what comes after its beginning in this style.
+
+        Args:
+            name, level: of the level.
+            at: seconds since 1970.
+        """
+        second = int(at)
+        known, stamp = self._second
+        if second != known:
+            stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._second = second, stamp
+        stamp = f"{stamp}.{int((at - second) * 1000):03d}Z"
+        if self.is_json:
+            return self._redaction.redact(
+                f'{{"time": "{stamp}", "level": "{name}", "logger": "{logger}", {text}}}'
+            )
+        if self._journal:
+            return in_journal(self._redaction.redact(f"{name:<7} {text}"), level)
+        return self._redaction.redact(f"{stamp} {name:<7} {text}")
+
+
+def json_fields(fields: Mapping[str, Any]) -> str:
+    """The members of a JSON object, without its braces."""
+    shown = _to_json(fields)
+    if not shown.isprintable():
+        # Controls beyond ASCII (U+009B), line ends of Unicode, marks that turn text around.
+        shown = json.dumps(fields, default=str)
+    return shown[1:-1]
+
+
+def human_fields(fields: Mapping[str, Any]) -> str:
+    """`key=value key=value`."""
+    return " ".join(
+        [
             f"{name}={value}"
             if type(value) in _NUMBERS or (type(value) is str and _PLAIN(value))
             else f"{name}={_value(value)}"
             for name, value in fields.items()
         ]
-        text = self._redaction.redact(" ".join(parts) + (f"\n{trace}" if trace else ""))
-        return in_journal(text, record.levelno) if self._journal else text
+    )
+
+
+_to_json: Final = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
 def in_journal(text: str, level: int) -> str:
@@ -111,8 +147,10 @@ def _value(value: object) -> str:
     return json.dumps(text)
 
 
-class _Handler(logging.StreamHandler[TextIO]):
+class Handler(logging.StreamHandler[TextIO]):
     """Writes and flushes a line under the lock that `handle` holds; the original takes it twice."""
+
+    formatter: Formatter
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -120,6 +158,41 @@ class _Handler(logging.StreamHandler[TextIO]):
             self.stream.flush()
         except Exception:  # as in the original: a failing log must not fail the caller
             self.handleError(record)
+
+    def write(self, level: int, logger: str, event: str, fields: str) -> None:
+        """Write a line that needs no record; for who got this handler from `only`.
+
+        Args:
+            level: one of logging's own.
+            event: a plain word.
+            fields: as `json_fields` or `human_fields` has rendered them.
+        """
+        try:
+            form = self.formatter
+            text = f'"event": "{event}", {fields}' if form.is_json else f"{event} {fields}"
+            text = form.line(_NAMES[level], level, logger, time.time(), text)
+            assert self.lock is not None, "handlers have one from their beginning"
+            with self.lock:
+                self.stream.write(text + self.terminator)
+                self.stream.flush()
+        except Exception:
+            self.handleError(logging.LogRecord(logger, level, __file__, 0, event, (), None))
+
+
+def only(log: logging.Logger, level: int) -> Handler | None:
+    """The handler of `configure`, where it alone gets what a logger directly below that of the
+    package logs; None where somebody listens who wants a record."""
+    handlers = _ROOT.handlers
+    if len(handlers) != 1 or _ROOT.propagate or log.handlers or log.filters or not log.propagate:
+        return None
+    found = handlers[0]
+    if type(found) is not Handler or found.filters or level < found.level:
+        return None
+    return found
+
+
+#: Of all loggers of the package.
+_ROOT: Final = logging.getLogger("qwen_wsgi")
 
 
 def configure(
@@ -136,10 +209,9 @@ def configure(
     Args:
         environ: of this process, to find out whether the stream is systemd's journal.
     """
-    handler = _Handler(stream or sys.stderr)
+    handler = Handler(stream or sys.stderr)
     journal = is_journal(environ or {}, handler.stream)
     handler.setFormatter(Formatter(style, Redaction(secrets, DISCOVERED), journal=journal))
-    root = logging.getLogger("qwen_wsgi")
-    root.handlers[:] = [handler]
-    root.setLevel(level)
-    root.propagate = False
+    _ROOT.handlers[:] = [handler]
+    _ROOT.setLevel(level)
+    _ROOT.propagate = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable
@@ -97,14 +98,22 @@ def searched(secrets: Iterable[str]) -> list[str]:
     return sorted(known, key=len, reverse=True)
 
 
+@functools.lru_cache(maxsize=64)
+def _masks(secrets: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """What to search for of some secrets, in its order, with the masks. Remembered, as each answer
+    of an upstream is searched for the secrets of its account."""
+    return tuple((each, mask(each)) for each in searched(secrets))
+
+
 def mask_all(text: str, secrets: Iterable[str]) -> str:
     """Mask some secrets whatever they look like, and everything that looks like one.
 
     One that is too short to be found in a text is masked where it stands alone.
     """
     secrets = tuple(secrets)
-    for secret in searched(secrets):
-        text = text.replace(secret, mask(secret))
+    for secret, masked in _masks(secrets):
+        if secret in text:
+            text = text.replace(secret, masked)
     for secret in secrets:
         if _ALONE_CHARS <= len(secret) < _SEARCHED_CHARS and secret in text:
             text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", mask(secret), text)
@@ -125,7 +134,8 @@ class Redaction:
 
     def redact(self, text: str) -> str:
         """The text with each secret replaced by its mask."""
-        for secret in (*self._secrets, *self._discovered.searched):
-            if secret in text:
-                text = text.replace(secret, mask(secret))
+        for secrets in (self._secrets, self._discovered.searched):
+            for secret in secrets:
+                if secret in text:
+                    text = text.replace(secret, mask(secret))
         return mask_lookalikes(text)

@@ -26,9 +26,8 @@ from qwen_wsgi.accounting.books import Books, journal_in
 from qwen_wsgi.accounting.ledger import Ledger
 from qwen_wsgi.accounting.metrics import Metrics
 from qwen_wsgi.accounting.plan_watch import PlanAccount, PlanWatch
-from qwen_wsgi.accounting.prices import Cost, Prices
+from qwen_wsgi.accounting.prices import Prices
 from qwen_wsgi.accounting.recent import Recent
-from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.background import Background
 from qwen_wsgi.box_calls import BoxCalls, BoxTeller
 from qwen_wsgi.boxes import (
@@ -450,7 +449,7 @@ def build_services(
     state_key = StateKey(settings.state_key, state_dir)
     prices, price_problem = _prices(settings)
     recent = Recent(clock.monotonic)
-    ledger = Ledger(clock, journal, cost=partial(_cost, prices), recent=recent)
+    ledger = Ledger(clock, journal, cost=prices.cost, recent=recent)
     admission = Admission(
         settings.max_in_flight, settings.max_body_bytes_in_flight, share=_share(settings, 0)
     )
@@ -646,11 +645,6 @@ def _prices(settings: Settings) -> tuple[Prices, str]:
             f"The prices of QWEN_PROXY_PRICES={settings.prices} are not used, and the built-in "
             f"ones are: {error}"
         )
-
-
-def _cost(prices: Prices, call: CallRecord, at: float) -> Cost | None:
-    model = call.upstream_model or call.model
-    return prices.cost(model, call.usage, flex=call.half_price, at=at, units=call.units)
 
 
 def _bring_calls(ledger: Ledger, books: Books | None) -> None:

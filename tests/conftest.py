@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import gc
 import importlib
 import logging
 import os
 import re
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,9 @@ _LONGEST = (
 #: Of a value in the name of a test, in characters.
 _LONGEST_NAME = 80
 
+#: How many directories of that name tests have got.
+_directories: collections.Counter[str] = collections.Counter()
+
 #: What this process logged, before it was redacted.
 _messages: list[str] = []
 
@@ -81,8 +86,21 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if _ALL_WITH_SERVERS.search(text) else None
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection(session: pytest.Session) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Read the tests, and have the garbage collector leave alone what they are made of: it is more
+    than half a gigabyte, and tests ask for hundreds of full rounds, of half a second each."""
+    _read_apart(session)
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
+
+
+def _read_apart(session: pytest.Session) -> None:
     """Of several processes, begin each with other files: the first that reads a file rewrites its
     asserts and keeps it, for all. In a new checkout each would do it for every file, all at once;
     it takes longer than the rest of reading them."""
@@ -150,6 +168,17 @@ def _ctrl_c_reaches_the_programs_under_test() -> None:
     """A shell lets what it runs in the background ignore Ctrl-C, and all children inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of the test's own, named as by pytest. pytest's looks at all that are there for
+    the next number: of thousands, that is most of what a short test takes."""
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    path = tmp_path_factory.getbasetemp() / f"{name}{_directories[name]}"
+    _directories[name] += 1
+    path.mkdir(mode=0o700)
+    return path
 
 
 @pytest.fixture(autouse=True)

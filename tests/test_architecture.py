@@ -154,6 +154,7 @@ ALLOWED: dict[str, set[str]] = {
     "accounting": {
         "errors",
         "clock",
+        "logs",
         "plan_limits",
         "protocol.changes",
         "protocol.usage",

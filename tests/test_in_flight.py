@@ -259,8 +259,8 @@ def test_the_newest_of_many_calls_are_watched(
 def test_tokens_of_a_stream_are_estimated() -> None:
     record = CallRecord()
     assert record.streamed_tokens == 0
-    record.note_events(b"data: {}\n\n")
-    record.note_events(b"data: {frame}\n\n" * 5)
+    record.note_events(b"data: {}\n\n", 1)
+    record.note_events(b"data: {frame}\n\n" * 5, 5)
     assert record.streamed_tokens == 6
-    record.note_events(b"data: {frame" + b"x" * 40 + b"}\n\n")
+    record.note_events(b"data: {frame" + b"x" * 40 + b"}\n\n", 1)
     assert record.streamed_tokens == 6 + 1 + 10

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwen_wsgi.accounting import call_log
 from qwen_wsgi.accounting.call_log import fields
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.logs import Formatter, configure, is_journal
 from qwen_wsgi.protocol.usage import Usage
-from qwen_wsgi.redaction import Redaction
+from qwen_wsgi.redaction import DISCOVERED, Redaction
 
 # Known to no run-wide search: these do go into records, which is what is tested.
 SECRET = "client-key-0123456789-abcdef-WXYZ"
@@ -394,6 +396,143 @@ def test_a_call_is_one_line_and_a_quiet_one_only_at_debug(
     call_log.write(call_of(quiet=quiet, model="a\nb", path="/v1/\r\n"))
 
     assert len(stream.getvalue().splitlines()) == lines
+
+
+TEXTS = st.sampled_from(["", "a", "env-1", *NASTY, SECRET, f"x {OTHER}"]) | st.text(max_size=9)
+SECONDS = st.sampled_from([0.0, 0.00005, 0.0000499999]) | st.floats(0, 1e6)
+COUNTS = st.none() | st.integers(0, 10**20)
+CALLS = st.builds(
+    CallRecord,
+    request_id=TEXTS,
+    client=TEXTS,
+    address=TEXTS,
+    method=TEXTS,
+    path=TEXTS,
+    started_at=st.just(1.0),
+    account=TEXTS,
+    model=TEXTS,
+    upstream_model=TEXTS,
+    stream=st.booleans(),
+    status=st.sampled_from([0, 200]),
+    attempts=st.integers(0, 2),
+    queued_s=SECONDS,
+    connect_s=SECONDS,
+    first_byte_at=st.none() | SECONDS.map(lambda each: 1.0 + each),
+    longest_gap_s=SECONDS,
+    ended_at=st.none() | SECONDS.map(lambda each: 1.0 + each),
+    usage=st.none()
+    | st.builds(
+        Usage,
+        prompt=COUNTS,
+        completion=COUNTS,
+        cached=COUNTS,
+        reasoning=COUNTS,
+        cache_written=COUNTS,
+    ),
+    units=st.sampled_from([(), (("pictures", 2),), (("seconds", 1.5), ("rows", 3))]),
+    tools=st.dictionaries(TEXTS, st.integers(1, 3), max_size=2),
+    outcome=TEXTS,
+    error_code=TEXTS,
+    upstream_request_id=TEXTS,
+    cache=st.sampled_from(["", "hit", "miss"]),
+)
+
+
+def written(style: str, calls: list[CallRecord], *, records: bool) -> list[str]:
+    """The lines of calls without their time; with records, as somebody else listens."""
+    stream = io.StringIO()
+    configure(level="INFO", style=style, secrets=[SECRET, OTHER], stream=stream)
+    other = logging.NullHandler()
+    if records:
+        call_log.log.addHandler(other)
+    try:
+        for call in calls:
+            call_log.write(call)
+    finally:
+        call_log.log.removeHandler(other)
+    lines = stream.getvalue().split("\n")
+    assert lines.pop() == ""
+    if style == "human":
+        return [line.split(" ", 1)[1] for line in lines]
+    return [str({**json.loads(line), "time": ""}) for line in lines]
+
+
+@STYLES
+@given(calls=st.lists(CALLS, max_size=4))
+def test_the_line_of_a_call_is_the_same_with_a_record_and_without(
+    style: str, calls: list[CallRecord]
+) -> None:
+    calls = [*calls, *calls]  # again, as it was remembered
+
+    without = written(style, calls, records=False)
+
+    assert without == written(style, calls, records=True)
+    assert not any(SECRET[:-4] in line or OTHER[:-4] in line for line in without)
+
+
+@pytest.mark.parametrize("where", ["a filter", "of the handler", "above"])
+def test_who_listens_to_the_calls_gets_records(where: str) -> None:
+    seen: list[Any] = []
+
+    def listen(record: logging.LogRecord) -> bool:
+        seen.append(record.__dict__["fields"])
+        return True
+
+    stream = io.StringIO()
+    configure(level="INFO", style="human", secrets=(), stream=stream)
+    root, above = logging.getLogger("qwen_wsgi"), logging.NullHandler()
+    above.handle = listen  # type: ignore[method-assign]  # it only listens
+    if where == "a filter":
+        call_log.log.addFilter(listen)
+    elif where == "of the handler":
+        root.handlers[0].addFilter(listen)
+    else:
+        root.propagate = True
+        logging.getLogger().addHandler(above)
+    try:
+        call_log.write(call_of(account="a"))
+    finally:
+        call_log.log.removeFilter(listen)
+        logging.getLogger().removeHandler(above)
+        root.propagate = False
+
+    assert [each["account"] for each in seen] == ["a"]
+    assert len(stream.getvalue().splitlines()) == 1
+
+
+def test_a_secret_that_was_found_later_is_masked_in_what_is_remembered() -> None:
+    stream = io.StringIO()
+    configure(level="INFO", style="human", secrets=(), stream=stream)
+    call_log.write(call_of(path="/v1/found-later-0123456789"))
+    DISCOVERED.add("found-later-0123456789")
+    call_log.write(call_of(path="/v1/found-later-0123456789"))
+
+    before, after = stream.getvalue().splitlines()
+    assert "found-later" in before
+    assert "found-later" not in after
+    assert "path=/v1/…6789" in after
+
+
+def test_beginnings_of_lines_are_remembered_within_bounds() -> None:
+    configure(level="INFO", style="human", secrets=(), stream=io.StringIO())
+    for number in range(2000):
+        call_log.write(call_of(path=f"/v1/{number}", model="m" * 300))
+
+    known = call_log._FOR_PEOPLE._known
+    assert 0 < len(known) <= 500
+    assert max(len(str(key)) for key in known) < 1000
+
+
+def test_a_log_that_cannot_be_written_does_not_fail_the_call(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stream = io.StringIO()
+    configure(level="INFO", style="human", secrets=(), stream=stream)
+    stream.close()
+
+    call_log.write(call_of())
+
+    assert "I/O operation on closed file" in capsys.readouterr().err
 
 
 def test_a_path_with_line_ends_cannot_break_the_calls_line() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_wsgi.redaction import Redaction, mask, mask_lookalikes, names_secret
+from qwen_wsgi.redaction import Redaction, mask, mask_all, mask_lookalikes, names_secret
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,16 @@ def test_a_mask_shows_four_characters_of_a_long_secret_and_none_of_a_short_one(
 def test_what_looks_like_a_secret_is_masked(text: str, shown: str) -> None:
     assert mask_lookalikes(text) == shown
     assert Redaction().redact(text) == shown
+
+
+def test_the_secrets_of_one_account_are_not_those_of_the_next() -> None:
+    first, second, short = "of-the-first-0123456789", "of-the-second-0123456789", "ab12"
+    text = f"{first} {second} {short} x{short}"
+
+    for _ in range(2):
+        assert mask_all(text, [first]) == f"…6789 {second} {short} x{short}"
+        assert mask_all(text, (second, short)) == f"{first} …6789 **** x{short}"
+        assert mask_all(text, []) == text
 
 
 @pytest.mark.parametrize(

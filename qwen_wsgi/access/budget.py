@@ -6,6 +6,7 @@ A client without limits has no budget: its calls pay for a look whether there is
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -77,7 +78,10 @@ class Budgets:
     def of(self, client: Client) -> Budget | None:
         """The budget of a call of this client; None if it has no limits."""
         limits = self._limits_of(client)
-        return None if limits is None else Budget(limits, partial(self.counters.of, client.payer))
+        if limits is None:
+            return None
+        # As `client.payer`, which is a function of Python.
+        return Budget(limits, partial(self.counters.of, client.let_in_by or client.id))
 
     def remaining(self, client: Client) -> Mapping[str, Room]:
         """What is left of each limit of a client, by its name in `Limits`."""
@@ -102,7 +106,15 @@ class Budget:
 
     Args:
         counter: finds the client's counter.
+
+    Attributes:
+        is_closed: it is settled.
     """
+
+    __slots__ = (
+        *("_answer", "_booked", "_bytes", "_counter", "_events", "_granted", "_held"),
+        *("_prompt", "_prompts", "_refused", "_sent", "_shortest", "is_closed", "limits"),
+    )
 
     def __init__(self, limits: Limits, counter: Callable[[], Counter]) -> None:
         self.limits = limits
@@ -111,7 +123,7 @@ class Budget:
         self._held: Counter | None = None
         self._granted: list[Granted] = []
         self._refused = False
-        self._closed = False
+        self.is_closed = False
         #: What the requests of the call are expected to take, and of how many that is the sum.
         self._prompt = self._answer = self._prompts = 0
         #: Upstream requests that are booked, and those that were sent.
@@ -141,7 +153,7 @@ class Budget:
             LimitReached: 429.
         """
         begun = bool(self._granted)
-        if self._closed or (begun and (calls == 1 or self._sent > 1)):
+        if self.is_closed or (begun and (calls == 1 or self._sent > 1)):
             return
         more = calls - 1 if begun else calls
         each = (self._prompt + self._answer) / max(1, self._prompts)
@@ -162,7 +174,7 @@ class Budget:
     def sent(self, calls: int = 1) -> None:
         """Note that upstream requests are sent."""
         self._sent += calls
-        if (beyond := self._sent - self._booked) > 0 and not self._closed:
+        if (beyond := self._sent - self._booked) > 0 and not self.is_closed:
             self._booked += beyond
             (self._held or self._counter()).count(beyond)
 
@@ -170,9 +182,8 @@ class Budget:
         """Note that one of them did not reach an upstream."""
         self._sent -= 1
 
-    def streamed(self, events: bytes) -> None:
-        """Note what a stream has brought: whole events."""
-        count = events.count(b"\n\n") or 1
+    def streamed(self, events: bytes, count: int) -> None:
+        """Note what a stream has brought: so many whole events."""
         self._events += count
         self._bytes += len(events)
         if (length := len(events) // count) < self._shortest or not self._shortest:
@@ -185,9 +196,9 @@ class Budget:
         Args:
             money: what that costs, in millionths (`limits.MICROS`).
         """
-        if self._closed:
+        if self.is_closed:
             return
-        self._closed = True
+        self.is_closed = True
         if self._held is None:
             return
         tokens, unsent = self._used(usage), self._booked - self._sent
@@ -206,10 +217,12 @@ class Budget:
     def _used(self, usage: Usage | None) -> int:
         if self._sent <= 0:
             return 0
-        counts = (usage.prompt, usage.completion) if usage is not None else ()
-        known = [count for count in counts if count is not None]
-        if usage is not None and (usage.total is not None or known):
-            return min(max(0, sum(known) if usage.total is None else usage.total), _MOST_TOKENS)
+        total = None if usage is None else usage.total
+        if usage is not None and total is None:
+            known = [each for each in (usage.prompt, usage.completion) if each is not None]
+            total = sum(known) if known else None
+        if total is not None:
+            return min(max(0, total), _MOST_TOKENS)
         # What was seen of it: the prompt, and what has come of the answer.
         planned = sum(granted.requests for granted in self._granted)
         prompts = self._prompt * min(self._sent, planned) // max(1, self._prompts)
@@ -231,9 +244,11 @@ class Budget:
         """
         counter = self._held or self._counter()
         booked = self._refused or bool(self._granted)
-        told = Limits(self.limits.rpm, self.limits.tpm, self.limits.tokens_per_day)
+        told = _told(self.limits)
         rooms = counter.known_remaining(told) if booked else counter.remaining(told)
-        requests, tokens = rooms.get("rpm"), _tighter(rooms.get("tpm"), rooms.get("tokens_per_day"))
+        requests, tokens, day = map(rooms.get, _TOLD)
+        if tokens is None or (day is not None and day.left < tokens.left):
+            tokens = day  # of which less is left
         found: list[tuple[str, str]] = []
         for name, room in (("requests", requests), ("tokens", tokens)):
             if room is None:
@@ -255,11 +270,14 @@ class Budget:
         return found
 
 
-def _tighter(minute: Room | None, day: Room | None) -> Room | None:
-    """The limit of tokens of which less is left."""
-    if minute is None or day is None:
-        return minute or day
-    return day if day.left < minute.left else minute
+#: The limits that headers tell of.
+_TOLD: Final = ("rpm", "tpm", "tokens_per_day")
+
+
+@functools.lru_cache(maxsize=1024)
+def _told(limits: Limits) -> Limits:
+    """The limits that headers tell of, alone."""
+    return Limits(limits.rpm, limits.tpm, limits.tokens_per_day)
 
 
 def duration(seconds: float) -> str:

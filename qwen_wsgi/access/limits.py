@@ -111,9 +111,9 @@ class Calendar:
         day, month, begin_s, end_s, month_end_s = self._known
         if not begin_s <= wall_s < end_s:
             self._known = day, month, begin_s, end_s, month_end_s = self._around(wall_s)
-        return Moment(
-            int(steady_s * 1000), int(wall_s), day, month, end_s - wall_s, month_end_s - wall_s
-        )
+        at_ms, left_s, month_left_s = int(steady_s * 1000), end_s - wall_s, month_end_s - wall_s
+        # The constructors of named tuples are functions of Python.
+        return tuple.__new__(Moment, (at_ms, int(wall_s), day, month, left_s, month_left_s))
 
     def _around(self, wall_s: float) -> tuple[int, int, float, float, float]:
         today = datetime.fromtimestamp(wall_s, self._zone).date()
@@ -141,9 +141,10 @@ class State:
         last: milliseconds from the beginning of the bucket to the latest that was booked in it.
         places: calls in flight of each worker, by its row.
         tags: who has a row; 0 for nobody.
+        arrays: all of them, in the order of a packed state.
     """
 
-    __slots__ = ("head", "last", "places", "requests", "tags", "tokens")
+    __slots__ = ("arrays", "head", "last", "places", "requests", "tags", "tokens")
 
     def __init__(self) -> None:
         self.head = array("q", bytes(8 * _HEAD))
@@ -153,6 +154,13 @@ class State:
         self.last = _EMPTY_H[:]
         self.places = array("i", bytes(4 * ROWS))
         self.tags = array("I", bytes(4 * ROWS))
+        self._know_arrays()
+
+    def _know_arrays(self) -> None:
+        self.arrays = (
+            *(self.head, self.tokens, self.requests),
+            *(self.last, self.places, self.tags),
+        )
 
     @property
     def in_flight(self) -> int:
@@ -184,8 +192,7 @@ class State:
 
     def pack(self) -> bytes:
         """Pack it into `STATE_BYTES`."""
-        parts = (self.head, self.tokens, self.requests, self.last, self.places, self.tags)
-        return b"".join(parts)
+        return b"".join(self.arrays)
 
     @classmethod
     def unpack(cls, data: bytes) -> State | None:
@@ -198,6 +205,7 @@ class State:
         state.last = array("H", data[c:d])
         state.places = array("i", data[d:e])
         state.tags = array("I", data[e:])
+        state._know_arrays()
         return state if state.head[_VERSION] == VERSION else None
 
 
@@ -272,9 +280,12 @@ def reserve(
         or (concurrency is not None and places and state.in_flight + places > concurrency)
     ):
         return _refused(state, limits, now, requests, tokens, money, places)
-    granted = Granted(head[_BUCKET], head[_DAY], head[_MONTH], requests, tokens, money)
+    bucket, day, month = head[_BUCKET], head[_DAY], head[_MONTH]
+    granted = tuple.__new__(Granted, (bucket, day, month, requests, tokens, money))
     _book(state, granted, requests, tokens, money)
-    _touch(state, now)
+    at, offset = bucket % BUCKETS, now.at_ms - bucket * BUCKET_MS
+    if offset > state.last[at]:
+        state.last[at] = offset
     if row >= 0:
         state.places[row] += places
     return granted
@@ -286,7 +297,9 @@ def count(state: State, now: Moment, requests: int = 1) -> Granted:
     head = state.head
     granted = Granted(head[_BUCKET], head[_DAY], head[_MONTH], requests)
     _book(state, granted, requests, 0, 0)
-    _touch(state, now)
+    bucket = head[_BUCKET]
+    at = bucket % BUCKETS
+    state.last[at] = max(state.last[at], now.at_ms - bucket * BUCKET_MS)
     return granted
 
 
@@ -309,22 +322,28 @@ def settle(
 def remaining(state: State, limits: Limits, now: Moment) -> Mapping[str, Room]:
     """What is left of each limit that there is, by its name in `Limits`."""
     advance(state, now)
-    head, found = state.head, {}
+    head, found = state.head, dict[str, Room]()
     rpm, tpm, per_day, per_month, concurrency = limits
-    day_s, month_s = _left(state, now)
+    new = tuple.__new__
     if rpm is not None:
-        used, reset_s = head[_REQUESTS], _reset_s(state, state.requests, now)
-        found["rpm"] = Room(rpm, max(0, rpm - used), reset_s)
+        left, reset_s = rpm - head[_REQUESTS], _reset_s(state, state.requests, now)
+        found["rpm"] = new(Room, (rpm, left if left > 0 else 0, reset_s))
     if tpm is not None:
-        used, reset_s = head[_TOKENS], _reset_s(state, state.tokens, now)
-        found["tpm"] = Room(tpm, max(0, tpm - used), reset_s)
+        left, reset_s = tpm - head[_TOKENS], _reset_s(state, state.tokens, now)
+        found["tpm"] = new(Room, (tpm, left if left > 0 else 0, reset_s))
     if per_day is not None:
         used = head[_DAY_TOKENS]
-        found["tokens_per_day"] = Room(per_day, max(0, per_day - used), day_s if used else 0.0)
+        left, reset_s = per_day - used, 0.0
+        if used:
+            reset_s = now.day_left_s
+            if head[_DAY] != now.day:
+                reset_s = _left(state, now)[0]
+        found["tokens_per_day"] = new(Room, (per_day, left if left > 0 else 0, reset_s))
     if per_month is not None:
         used = head[_MONEY]
-        left = max(0.0, per_month - used / MICROS)
-        found["money_per_month"] = Room(per_month, left, month_s if used else 0.0)
+        most = max(0.0, per_month - used / MICROS)
+        ends_s = _left(state, now)[1]
+        found["money_per_month"] = Room(per_month, most, ends_s if used else 0.0)
     if concurrency is not None:
         found["concurrency"] = Room(concurrency, max(0, concurrency - state.in_flight), 0.0)
     return found
@@ -482,14 +501,6 @@ def _book(state: State, where: Granted, requests: int, tokens: int, money: int) 
         head[_MONEY] = after if after > 0 else 0
 
 
-def _touch(state: State, now: Moment) -> None:
-    """Note that something was booked in the latest bucket at this moment."""
-    bucket = state.head[_BUCKET]
-    at, offset = bucket % BUCKETS, now.at_ms - bucket * BUCKET_MS
-    if offset > state.last[at]:
-        state.last[at] = offset
-
-
 def _clear(state: State, first: int, end: int) -> None:
     head = state.head
     state.last[first:end] = _EMPTY_H[first:end]
@@ -569,8 +580,9 @@ def _reset_s(state: State, ring: array[int], now: Moment) -> float:
     """Seconds until all of a window has gone."""
     latest = state.head[_BUCKET]
     for bucket in range(latest, latest - BUCKETS, -1):
-        if ring[bucket % BUCKETS]:
-            return _leaves_s(state, bucket, now)
+        if ring[at := bucket % BUCKETS]:  # as `_leaves_s`
+            left_ms = bucket * BUCKET_MS + state.last[at] + WINDOW_MS - now.at_ms
+            return left_ms / 1000 if left_ms > 0 else 0.0
     return 0.0
 
 

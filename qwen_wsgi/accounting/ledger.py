@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from qwen_wsgi.accounting import call_log
 from qwen_wsgi.accounting.prices import Cost
@@ -78,19 +78,27 @@ class Ledger:
             return
         call.is_written = True
         call.end(self._clock.monotonic())
-        self.calls += not call.quiet
-        try:
-            watched = self._recent is not None and self._recent.is_watched
-            if (self._writer is not None or watched) and not call.quiet:
-                at = self._clock.now()
-                made = row(call, at, self._cost(call, at))
-                if self._writer is not None:
-                    self._writer.append(line_of(made))
-                if self._recent is not None and watched:
-                    self._recent.add(made)
-        except Exception as error:
-            log.error("a call is not in the ledger: %s", call.request_id, exc_info=error)
+        if not call.quiet:
+            self.calls += 1
+            try:
+                self._put(call)
+            except Exception as error:
+                log.error("a call is not in the ledger: %s", call.request_id, exc_info=error)
         call_log.write(call)
+
+    def _put(self, call: CallRecord) -> None:
+        """Give the row of a call to those who want it."""
+        recent = self._recent
+        if recent is not None and not (recent.until_s and recent.is_watched):
+            recent = None
+        if self._writer is None and recent is None:
+            return
+        at = self._clock.now()
+        made = row(call, at, self._cost(call, at))
+        if self._writer is not None:
+            self._writer.append(line_of(made))
+        if recent is not None:
+            recent.add(made)
 
     def cost_of(self, call: CallRecord) -> Cost | None:
         """What a call has cost by the prices of now; None where a price is unknown."""
@@ -113,61 +121,61 @@ def row(call: CallRecord, at: float, cost: Cost | None) -> CallRow:
     Args:
         at: the time now, seconds since 1970.
     """
-    usage, units, requests = call.usage or _NOTHING, None, None
+    units = requests = gaps = money = saved = currency = None
     if call.units:
         units = compact(dict(call.units[:_MOST_UNITS]))
     if call.requests and call.requests != {call.account: call.attempts}:
         asked = [(name[:_LONGEST], n) for name, n in call.requests.items() if n > 0]
         requests = compact(dict(asked[:_MOST_ACCOUNTS]))
-    prompt, cached, written, completion, reasoning = _bounded(
-        usage.prompt, usage.cached, usage.cache_written, usage.completion, usage.reasoning
-    )
-    begun, first = call.started_at, call.first_byte_at
-    queued, connect, first, gap, total = _ms(
-        call.queued_s,
-        call.connect_s,
-        None if first is None else first - begun,
-        call.longest_gap_s,
-        0.0 if call.ended_at is None else call.ended_at - begun,
-    )
-    gaps = None
+    usage, begun = call.usage or _NOTHING, call.started_at
+    first, ended = call.first_byte_at, call.ended_at
     if call.gaps:
         gaps = compact([_ms(begin - begun, seconds) for begin, seconds in call.gaps])
-    money = saved = currency = None
     if cost is not None:
         money, saved, currency = cost
         money, saved = min(money, MOST), max(-MOST, min(saved, MOST))
-    return CallRow(
-        at,
-        call.client_id,
-        call.client[:_LONGEST],
-        call.account[:_LONGEST],
-        (call.upstream_model or call.model)[:_LONGEST],
-        call.endpoint,
-        call.status,
-        call.outcome,
-        call.error_code[:_LONGEST],
-        call.attempts,
-        prompt,
-        cached,
-        written,
-        completion,
-        reasoning,
-        units,
-        int(_is_unknown(call)),
-        queued,
-        connect,
-        first,
-        gap,
-        total,
-        int(call.stream),
-        call.request_id,
-        money,
-        saved,
-        currency,
-        int(call.cache == HIT),
-        requests,
-        gaps,
+    # Counts that can be added up: upstreams send any number.
+    tokens = [
+        None if each is None or not 0 <= each <= MOST else each
+        for each in (
+            *(usage.prompt, usage.cached, usage.cache_written),
+            *(usage.completion, usage.reasoning),
+        )
+    ]
+    # As `_ms` has them.
+    first_ms = None if first is None else int((first - begun) * 1e4) / 10
+    total_ms = 0.0 if ended is None else int((ended - begun) * 1e4) / 10
+    # Its own constructor is a function of Python.
+    return tuple.__new__(
+        CallRow,
+        (
+            at,
+            call.client_id,
+            call.client[:_LONGEST],
+            call.account[:_LONGEST],
+            (call.upstream_model or call.model)[:_LONGEST],
+            call.endpoint,
+            call.status,
+            call.outcome,
+            call.error_code[:_LONGEST],
+            call.attempts,
+            *tokens,
+            units,
+            int(usage.prompt is None and _is_unknown(call)),
+            int(call.queued_s * 1e4) / 10,
+            int(call.connect_s * 1e4) / 10,
+            first_ms,
+            int(call.longest_gap_s * 1e4) / 10,
+            total_ms,
+            int(call.stream),
+            call.request_id,
+            money,
+            saved,
+            currency,
+            int(call.cache == HIT),
+            requests,
+            gaps,
+        ),
     )
 
 
@@ -183,11 +191,6 @@ def _is_unknown(call: CallRecord) -> bool:
     return asked and (call.first_byte_at is not None or call.outcome in _USES)
 
 
-def _ms(*seconds: float | None) -> list[Any]:
+def _ms(*seconds: float) -> list[float]:
     """Milliseconds with one digit; `round` takes five times as long."""
-    return [each and int(each * 1e4) / 10 for each in seconds]
-
-
-def _bounded(*counts: int | None) -> list[Any]:
-    """Counts that can be added up: upstreams send any number."""
-    return [None if each is None or not 0 <= each <= MOST else each for each in counts]
+    return [int(each * 1e4) / 10 for each in seconds]

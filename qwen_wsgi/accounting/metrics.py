@@ -15,6 +15,7 @@ from typing import Final
 from qwen_wsgi.accounting import metric_families as families
 from qwen_wsgi.accounting.metric_families import INVALID, NONE, OTHER, Family
 from qwen_wsgi.accounting.record import CallRecord
+from qwen_wsgi.protocol.usage import Usage
 
 Key = tuple[str, ...]
 Row = list[float]
@@ -28,6 +29,9 @@ _LOOK_EVERY_S: Final = 1.0
 _MOST_TOKENS: Final = 10**12
 #: Characters of the value of a label.
 _LONGEST: Final = 100
+
+#: Kinds of calls whose rows are remembered.
+_MOST_KINDS: Final = 1000
 
 _OTHERS: Final = (OTHER, OTHER, OTHER)
 _STATUSES: Final = {1: "1xx", 2: "2xx", 3: "3xx", 4: "4xx", 5: "5xx"}
@@ -44,8 +48,40 @@ _GAP: Final = (families.GAP.name,)
 _QUEUE: Final = (families.QUEUE.name,)
 _LAG: Final = (families.LOOP_LAG.name,)
 _SECONDS: Final = families.SECONDS
+_WIDTH: Final = families.DURATION.width
 #: Metrics with the combinations that are bounded.
 _COMBINED: Final = frozenset({_CLIENT_CALLS, _CLIENT_TOKENS})
+
+
+#: Endpoint, outcome, status, client, account and model.
+_KindKey = tuple[str, str, int, str, str, str]
+
+
+class _Kind:
+    """The rows of calls that differ in numbers only, found once.
+
+    Attributes:
+        calls, of_client: that count them.
+        combination: client, account and model.
+        duration, first_byte: None before there was one.
+        attempts: of their account; None before there was one.
+        tokens: by kind, those of all calls and of the client.
+    """
+
+    __slots__ = (
+        *("attempts", "calls", "combination", "duration", "endpoint"),
+        *("first_byte", "of_client", "tokens"),
+    )
+
+    def __init__(self, endpoint: str, combination: Key, calls: Row, of_client: Row) -> None:
+        self.endpoint = endpoint
+        self.combination = combination
+        self.calls = calls
+        self.of_client = of_client
+        self.duration: Row | None = None
+        self.first_byte: Row | None = None
+        self.attempts: Row | None = None
+        self.tokens: dict[str, tuple[Row, Row]] = {}
 
 
 class Metrics:
@@ -76,43 +112,73 @@ class Metrics:
         self._looked_at = float("-inf")
         self._monotonic = monotonic
         self._combinations: set[Key] = set()
+        self._kinds: dict[_KindKey, _Kind] = {}
 
     def count(self, call: CallRecord) -> None:
         """Count a call that has ended."""
         if call.quiet:
             return
         self.changes += 1
-        outcome, endpoint = call.outcome, endpoint_of(call.method, call.path)
-        self._add((_CALLS, endpoint, outcome, _STATUSES.get(call.status // 100, NONE)))
-        combination = self._combined((self._client(call), call.account or NONE, self._model(call)))
-        self._add((_CLIENT_CALLS, *combination, outcome))
-        if outcome != "complete":
+        endpoint, model = endpoint_of(call.method, call.path), call.upstream_model or call.model
+        key = (endpoint, call.outcome, call.status, call.client, call.account, model)
+        kind = self._kinds.get(key) or self._new_kind(key)
+        kind.calls[0] += 1
+        kind.of_client[0] += 1
+        if call.outcome != "complete":
             self._count_failure(call)
         if call.keepalives:
             self._add((families.KEEPALIVES.name,), call.keepalives)
         if call.attempts or call.failures:
-            self._count_upstream(call, endpoint, combination)
+            self._count_upstream(call, kind)
 
-    def _count_upstream(self, call: CallRecord, endpoint: str, combination: Key) -> None:
+    def _new_kind(self, key: _KindKey) -> _Kind:
+        """The rows of calls of a kind that is not known."""
+        endpoint, outcome, status, client, account, model = key
+        label = self._model(model)
+        combination = self._combined((_client(client), account or NONE, label))
+        kind = _Kind(
+            endpoint,
+            combination,
+            self._row((_CALLS, endpoint, outcome, _STATUSES.get(status // 100, NONE))),
+            self._row((_CLIENT_CALLS, *combination, outcome)),
+        )
+        if label in (model, NONE):  # another name may be one of the catalogue a moment later
+            if len(self._kinds) >= _MOST_KINDS:
+                self._kinds.clear()
+            self._kinds[key] = kind
+        return kind
+
+    def _count_upstream(self, call: CallRecord, kind: _Kind) -> None:
         """Count what there is of a call that reached an upstream."""
+        begun, times = call.started_at, [(self._row(_QUEUE, _WIDTH), call.queued_s)]
         if call.ended_at is not None:
-            self._observe((_DURATION, endpoint), call.ended_at - call.started_at)
+            if kind.duration is None:
+                kind.duration = self._row((_DURATION, kind.endpoint), _WIDTH)
+            times.append((kind.duration, call.ended_at - begun))
         if call.first_byte_at is not None:
-            self._observe((_FIRST_BYTE, endpoint), call.first_byte_at - call.started_at)
-            self._observe(_GAP, call.longest_gap_s)
-        self._observe(_QUEUE, call.queued_s)
+            if kind.first_byte is None:
+                kind.first_byte = self._row((_FIRST_BYTE, kind.endpoint), _WIDTH)
+            times.append((kind.first_byte, call.first_byte_at - begun))
+            times.append((self._row(_GAP, _WIDTH), call.longest_gap_s))
+        for row, seconds in times:
+            row[bisect_left(_SECONDS, seconds)] += 1
+            row[-1] += seconds
         for account, cause in call.failures:
             self._add((_ATTEMPTS, account))
             self._count_failed_attempt(account, cause)
         if (others := call.attempts - len(call.failures)) > 0:
-            self._add((_ATTEMPTS, call.account or NONE), others)
+            if kind.attempts is None:
+                kind.attempts = self._row((_ATTEMPTS, call.account or NONE))
+            kind.attempts[0] += others
             if call.outcome == "upstream_error" and call.cause:  # after the first byte
                 self._count_failed_attempt(call.account, call.cause)
-        usage = call.usage
+        self._count_tokens(call.usage, kind)
+
+    def _count_tokens(self, usage: Usage | None, kind: _Kind) -> None:
         if usage is None:
             self._add((families.UNKNOWN_USAGE.name,))
             return
-        for kind, tokens in (
+        for name, tokens in (
             ("input", usage.prompt),
             ("cached", usage.cached),
             ("cache_written", usage.cache_written),
@@ -120,8 +186,15 @@ class Metrics:
             ("reasoning", usage.reasoning),
         ):
             if tokens is not None and 0 < tokens <= _MOST_TOKENS:
-                self._add((_TOKENS, kind), tokens)
-                self._add((_CLIENT_TOKENS, *combination, kind), tokens)
+                rows = kind.tokens.get(name) or self._token_rows(kind, name)
+                rows[0][0] += tokens
+                rows[1][0] += tokens
+
+    def _token_rows(self, kind: _Kind, name: str) -> tuple[Row, Row]:
+        """The rows of one kind of tokens, of all calls and of the client."""
+        of_client = self._row((_CLIENT_TOKENS, *kind.combination, name))
+        rows = kind.tokens[name] = self._row((_TOKENS, name)), of_client
+        return rows
 
     def _count_failed_attempt(self, account: str, cause: str) -> None:
         cause = cause if cause in self._causes else OTHER
@@ -139,7 +212,9 @@ class Metrics:
 
     def observe_lag(self, seconds: float) -> None:
         """Count how late the event loop was, once."""
-        self._observe(_LAG, seconds, families.LAGS)
+        row = self._row(_LAG, families.LOOP_LAG.width)
+        row[bisect_left(families.LAGS, seconds)] += 1
+        row[-1] += seconds
 
     def count_refreshes(self, account: str, outcome: str, count: int) -> None:
         """Count attempts to refresh a login."""
@@ -149,24 +224,20 @@ class Metrics:
     def add(self, rows: Iterable[tuple[Key, Row]]) -> None:
         """Add what another worker has counted, which has ended."""
         self.changes += 1
+        self._kinds.clear()  # a row may be replaced
         for key, row in rows:
             if key[0] in _COMBINED:
                 key = (key[0], *self._combined(key[1:4]), key[4])
             add_row(self.rows, key, row)
 
     def _add(self, key: Key, count: float = 1) -> None:
-        row = self.rows.get(key)
-        if row is None:
-            self.rows[key] = [count]
-        else:
-            row[0] += count
+        self._row(key)[0] += count
 
-    def _observe(self, key: Key, value: float, bounds: tuple[float, ...] = _SECONDS) -> None:
+    def _row(self, key: Key, width: int = 1) -> Row:
         row = self.rows.get(key)
         if row is None:
-            row = self.rows[key] = [0] * (len(bounds) + 2)
-        row[bisect_left(bounds, value)] += 1
-        row[-1] += value
+            row = self.rows[key] = [0] * width
+        return row
 
     def _combined(self, combination: Key) -> Key:
         """The combination if it is known or there is room for it."""
@@ -177,14 +248,7 @@ class Metrics:
             known.add(combination)
         return combination
 
-    def _client(self, call: CallRecord) -> str:
-        if call.client in ("", "-"):
-            return NONE
-        # The name of an environment's key that is gone shows its end.
-        return call.client if _is_label(call.client) and "…" not in call.client else OTHER
-
-    def _model(self, call: CallRecord) -> str:
-        model = call.upstream_model or call.model
+    def _model(self, model: str) -> str:
         if model in self._models:
             return model
         if not model:
@@ -192,8 +256,18 @@ class Metrics:
         now = self._monotonic()
         if now - self._looked_at >= _LOOK_EVERY_S:
             self._looked_at = now
-            self._models = frozenset(filter(_is_label, self._find_models()))
+            models = frozenset(filter(_is_label, self._find_models()))
+            if models != self._models:
+                self._models = models
+                self._kinds.clear()
         return model if model in self._models else OTHER
+
+
+def _client(name: str) -> str:
+    if name in ("", "-"):
+        return NONE
+    # The name of an environment's key that is gone shows its end.
+    return name if _is_label(name) and "…" not in name else OTHER
 
 
 def _is_label(name: str) -> bool:

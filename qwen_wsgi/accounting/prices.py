@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.protocol.usage import Usage
 
 #: The table that comes with the package.
@@ -99,7 +100,9 @@ class Price(NamedTuple):
             return None if made is None else Cost(round(made), 0, self.currency)
         paid, full = tokens
         money = round(paid + (made or 0.0))
-        return Cost(money, round(full + (made or 0.0)) - money, self.currency)
+        saved = round(full + (made or 0.0)) - money
+        # Its own constructor is a function of Python.
+        return tuple.__new__(Cost, (money, saved, self.currency))
 
     def _tokens(self, usage: Usage | None, flex: bool) -> tuple[float, float] | None:
         """The price of the tokens, and the one without a cache; both in millionths."""
@@ -147,23 +150,13 @@ class Prices:
         self._prices = prices
         self._known: dict[str, list[Price]] = {}
 
-    def cost(
-        self,
-        model: str,
-        usage: Usage | None,
-        *,
-        flex: bool,
-        at: float,
-        units: Sequence[tuple[str, float]] = (),
-    ) -> Cost | None:
+    def cost(self, call: CallRecord, at: float) -> Cost | None:
         """What a call costs; None if that is not known.
 
         Args:
-            model: as the account calls it.
-            flex: it was made at Batch Chat.
             at: when, seconds since 1970.
-            units: what was made or read besides tokens (`CallRecord.units`).
         """
+        usage, units, model = call.usage, call.units, call.upstream_model or call.model
         if usage is None and not units:
             return None
         found = self._known.get(model)
@@ -177,7 +170,7 @@ class Prices:
             ]
         for price in found:
             if price.since <= at:
-                return price.cost(usage, units, flex=flex)
+                return price.cost(usage, units, flex=call.half_price)
         return None
 
 

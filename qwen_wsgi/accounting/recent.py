@@ -19,21 +19,24 @@ class Recent:
 
     Args:
         monotonic: the same clock in all processes.
+
+    Attributes:
+        until_s: how long somebody watches; 0.0: nobody does.
     """
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
-        self._until_s = 0.0
+        self.until_s = 0.0
         self._rows: deque[tuple[float, CallRow]] = deque(maxlen=MOST)
 
     @property
     def is_watched(self) -> bool:
         """Whether somebody has asked within the last seconds."""
-        if not self._until_s:
+        if not self.until_s:
             return False
-        if self._monotonic() < self._until_s:
+        if self._monotonic() < self.until_s:
             return True
-        self._until_s = 0.0
+        self.until_s = 0.0
         self._rows.clear()
         return False
 
@@ -44,7 +47,7 @@ class Recent:
     def between(self, since: float, until: float) -> list[CallRow]:
         """The calls that have ended from the first time on, before the second one. From now on
         calls are kept for the next question."""
-        self._until_s = self._monotonic() + WATCHED_S
+        self.until_s = self._monotonic() + WATCHED_S
         while self._rows and self._rows[0][0] <= since - WATCHED_S:
             self._rows.popleft()
         return [row for at, row in self._rows if since <= at < until]

@@ -47,21 +47,23 @@ _in_turn: Final = InTurn()
 _STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 #: Members that decide what is asked for, and of whom.
-_DECISIVE: Final = (
-    "model",
-    "messages",
-    "input",
-    "prompt",
-    "stream",
-    "stream_options",
-    "max_tokens",
-    "max_completion_tokens",
-    "max_output_tokens",
-    "n",
-    "tools",
-    "tool_choice",
-    "store",
-    "previous_response_id",
+_DECISIVE: Final = frozenset(
+    {
+        "model",
+        "messages",
+        "input",
+        "prompt",
+        "stream",
+        "stream_options",
+        "max_tokens",
+        "max_completion_tokens",
+        "max_output_tokens",
+        "n",
+        "tools",
+        "tool_choice",
+        "store",
+        "previous_response_id",
+    }
 )
 #: Members with lists whose entries are translated one by one.
 _LISTS: Final = ("messages", "input", "tools", "functions", "system", "prompt")
@@ -87,7 +89,7 @@ def read_json(
         decode = partial(codings.decoded, body, coding, settings.max_body_bytes)
         body = apart(decode) if len(body) * codings.RATIO >= LONG_BYTES else decode()
         take(len(body))
-    return parse(body, settings)
+    return _checked(body, settings) if len(body) < _SHORT_BYTES else parse(body, settings)
 
 
 class Form(NamedTuple):
@@ -152,15 +154,15 @@ def _received(environ: WSGIEnvironment, settings: Settings, take: Callable[[int]
     """The body as it was sent. Raises as `read_json`."""
     max_bytes = settings.max_body_bytes
     declared = environ.get("CONTENT_LENGTH")
-    if declared and int(declared) > max_bytes:
-        raise codings.too_large(max_bytes)
     # One byte more than allowed shows that a chunked body is too long.
+    size = int(declared) if declared else max_bytes + 1
+    if declared and size > max_bytes:
+        raise codings.too_large(max_bytes)
     try:
-        body = _read(
-            environ["wsgi.input"],
-            int(declared) if declared else max_bytes + 1,
-            None if declared else take,
-        )
+        if size <= _PIECE_BYTES:
+            body = bytes(environ["wsgi.input"].read(size))
+        else:
+            body = _read(environ["wsgi.input"], size, None if declared else take)
     except ApiError:
         raise
     except Exception as error:
@@ -168,7 +170,7 @@ def _received(environ: WSGIEnvironment, settings: Settings, take: Callable[[int]
     if len(body) > max_bytes:
         raise codings.too_large(max_bytes)
     environ[READ] = True
-    if declared and len(body) < int(declared):
+    if declared and len(body) < size:
         raise BadRequest("The request body ended before its Content-Length.")
     return body
 
@@ -284,7 +286,7 @@ def _checked(body: bytes, settings: Settings) -> JsonObject:
             "which one counts. Send it once.",
             param=repeated,
         )
-    if (members := len(parsed.names())) > _MOST_MEMBERS:
+    if len(body) > _MOST_MEMBERS and (members := len(parsed.names())) > _MOST_MEMBERS:
         raise BadRequest(
             f"The request has {members} members, more than any API knows "
             f"({_MOST_MEMBERS} are accepted)."
@@ -347,8 +349,6 @@ def _read(source: Any, size: int, take: Callable[[int], None] | None) -> bytes:
     Args:
         take: None for a body whose length is known.
     """
-    if size <= _PIECE_BYTES:
-        return bytes(source.read(size))
     if take is None and hasattr(source, "read_whole"):  # the server's own: with no copy
         return bytes(source.read_whole())
     # Grows in place and gives its bytes away: to join a list would copy all of them at once.

@@ -58,7 +58,7 @@ class Carrier(Protocol):
         """Free what it holds. Harmless when repeated."""
 
 
-@dataclass
+@dataclass(slots=True)
 class LiveCall:
     """A call while it runs: its record, and the resources that it holds.
 
@@ -109,7 +109,9 @@ class LiveCall:
     @property
     def _payer(self) -> str:
         """Whose places it takes."""
-        return self.record.client_id if self.client is None else self.client.payer
+        client = self.client
+        # As `client.payer`, which is a function of Python.
+        return self.record.client_id if client is None else client.let_in_by or client.id
 
     def know(self, client: Client, *, counts: bool = True) -> None:
         """Set the caller, whose limits hold from here on.
@@ -220,7 +222,8 @@ class LiveCall:
                     self.relay.close()
             finally:
                 try:
-                    self.settle()
+                    if self.budget is not None and not self.budget.is_closed:
+                        self.settle()
                     if self.count_as is not None:
                         self._remember_tokens(self.count_as)
                 finally:

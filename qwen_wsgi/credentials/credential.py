@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
 from qwen_wsgi import net
@@ -140,11 +140,14 @@ class StaticKey(CredentialSource):
     base_url: str
     fault: str = ""
     remedy: str = ""
+    _token: AccessToken = field(init=False, compare=False)
 
     renewable = False
 
     def __post_init__(self) -> None:
         DISCOVERED.add(self.key)
+        #: What each call gets.
+        object.__setattr__(self, "_token", AccessToken(self.key or "", self.base_url, None))
 
     def answered(self, token: AccessToken) -> None:
         """A key is never in doubt."""
@@ -161,7 +164,7 @@ class StaticKey(CredentialSource):
                 code="credentials_rejected",
                 remedy=_REJECTED_KEY_REMEDY,
             )
-        return AccessToken(self.key, self.base_url, None)
+        return self._token
 
     def status(self) -> CredentialStatus:
         if self.key is None:

@@ -7,7 +7,6 @@ names; all others keep their text.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import re
@@ -35,6 +34,10 @@ LONG_BYTES: Final = 1 << 20
 _MEMBER: Final = b'":'
 _LONG_MEMBERS: Final = 10_000
 _MEMBER_BYTES: Final = 5
+#: A text that is searched for names in less time than it takes to read it once more.
+_SHORT_BYTES: Final = 8192
+#: What is shorter is never `is_long`.
+LEAST_LONG_BYTES: Final = min(LONG_BYTES, _LONG_MEMBERS * _MEMBER_BYTES)
 #: So many bytes are searched for a few others while Python looks at one member.
 _LOOK_BYTES: Final = 1024
 
@@ -124,6 +127,8 @@ class JsonObject:
 
     Attributes:
         source: the text, as UTF-8 without a byte order mark.
+        get: the value of a member, or a default; for a repeated name, the last value. The values'
+            own method, because a call asks a dozen times.
 
     Args:
         body: UTF-8; a byte order mark is tolerated.
@@ -132,7 +137,9 @@ class JsonObject:
         JsonObjectError: not UTF-8, not JSON, nested too deep, or not an object.
     """
 
-    __slots__ = ("_members", "_repeated", "_texts", "_values", "source")
+    __slots__ = ("_members", "_repeated", "_texts", "_values", "get", "source")
+
+    get: Callable[..., Any]
 
     def __init__(self, body: bytes) -> None:
         # A byte order mark is tolerated from a client and not passed on (RFC 8259 §8.1).
@@ -143,25 +150,24 @@ class JsonObject:
         self._repeated: Collection[str] | None = None
         #: `members`; -1 if they were not counted yet.
         self._members = -1
-        values = None
-        if len(self.source) < large_json.LARGE_BYTES:
-            values = _quickly(self.source)
-        else:
-            with contextlib.suppress(ValueError, RecursionError):
+        values: dict[str, Any] | None
+        try:  # msgspec's own errors are ValueErrors, as those of UTF-8
+            if len(self.source) < large_json.LARGE_BYTES:
+                values = _OBJECT.decode(self.source)
+            else:
                 values, self._repeated = large_json.read(self.source)
+        except (ValueError, RecursionError):
+            values = None
         if values is None:
             values, self._texts = _carefully(self.source)
         self._values = values
+        self.get = values.get
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The value of a member, or `default`; for a repeated name, the last value."""
-        return self._values.get(name, default)
 
     def names(self) -> tuple[str, ...]:
         """The names of the members, in the text's order."""
@@ -201,6 +207,8 @@ class JsonObject:
         """
         if self._repeated is not None:
             return next((each for each in self._repeated if each in names), None)
+        if len(self.source) < _SHORT_BYTES and self._stand_once(names):
+            return None
         texts = self._texts
         if texts is None:
             texts = self._texts = _RAW.decode(self.source)
@@ -218,6 +226,16 @@ class JsonObject:
         found: list[str] = []
         _members(source.decode(errors="surrogatepass"), found)
         return next((each for each in found if each in names), None)
+
+    def _stand_once(self, names: Collection[str]) -> bool:
+        """Whether none of these names is written twice, anywhere in a short text."""
+        source = self.source
+        if b"\\u00" in source:
+            return False
+        for name in self._values:
+            if name in names and source.count(b'"%b"' % name.encode()) > 1:
+                return False
+        return True
 
     def render(
         self, changes: Mapping[str, Any] | None = None, *, drop: Collection[str] = ()
@@ -285,14 +303,9 @@ def _cut(value: Any, most: int, depth: int) -> Any:
     return value
 
 
-def plain_bytes(value: Any) -> bytes:
-    """Render a value without white space, ten times as fast as `compact`.
-
-    Raises:
-        UnicodeEncodeError: a text has an unpaired surrogate.
-        OverflowError: a number has more than 64 bits.
-    """
-    return _PLAIN.encode(value)
+#: Renders a value without white space, ten times as fast as `compact`. It raises UnicodeEncodeError
+#: where a text has an unpaired surrogate, and OverflowError for a number of more than 64 bits.
+plain_bytes: Final[Callable[[Any], bytes]] = _PLAIN.encode
 
 
 def reader(shape: type[T]) -> Callable[[bytes], T]:
@@ -439,14 +452,6 @@ def elements(data: bytes) -> list[bytes]:
         ValueError: it is no array, or msgspec does not read it.
     """
     return [bytes(each) for each in _ELEMENTS.decode(data)]
-
-
-def _quickly(body: bytes) -> dict[str, Any] | None:
-    """Parse an object with msgspec; None if it refuses it."""
-    try:
-        return _OBJECT.decode(body)
-    except (ValueError, RecursionError):  # its own errors are the former, as those of UTF-8
-        return None
 
 
 def _carefully(body: bytes) -> tuple[dict[str, Any], dict[str, msgspec.Raw]]:

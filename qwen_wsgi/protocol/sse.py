@@ -131,7 +131,8 @@ def data(event: bytes) -> bytes | None:
 
 def parse(event: bytes) -> Any:
     """Parse an event's payload as JSON; None if it has none or it is not JSON (`[DONE]`)."""
-    payload = data(event)
+    is_plain = event.startswith(b"data: ") and b"\n" not in event
+    payload = event[6:] if is_plain else data(event)
     if payload is None:
         return None
     try:

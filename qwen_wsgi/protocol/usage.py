@@ -10,9 +10,9 @@ from typing import Any, Final
 _PLAIN: Final = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # a frozen one would take a call for each member, with each request
 class Usage:
-    """Token counts of one call; a count that the upstream did not send is None.
+    """Token counts of one call, which nobody changes; one that the upstream did not send is None.
 
     Attributes:
         cached: prompt tokens that were read from a cache.

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+from typing import Final
+
+#: `change(fd, FREE)` is `free(fd)` without a function of Python, for each call of a client.
+change: Final = fcntl.flock
+FREE: Final = fcntl.LOCK_UN
 
 
 def take(fd: int, *, shared: bool = False) -> bool:

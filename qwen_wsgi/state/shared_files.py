@@ -205,6 +205,8 @@ class Number:
         self._content = content
         self._read = content.read
         self._at = at
+        #: What was read last, and the number in it: mostly it is the same.
+        self._known = (b"", 0.0)
 
     def get(self) -> float:
         """The number that any worker has set last."""
@@ -212,7 +214,10 @@ class Number:
             found = self._read(self.SIZE, self._at)
         except OSError:
             return 0.0
-        value: float = _NUMBER.unpack_from(found)[0] if crc32(found) == _WHOLE else 0.0
+        known, value = self._known
+        if found != known:
+            value = _NUMBER.unpack_from(found)[0] if crc32(found) == _WHOLE else 0.0
+            self._known = (found, value)  # in one step, because threads read it
         return value
 
     def set(self, value: float) -> None:

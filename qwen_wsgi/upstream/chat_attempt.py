@@ -27,11 +27,18 @@ from qwen_wsgi.protocol.chat.renamed_tools import (
     WholeCustomStream,
 )
 from qwen_wsgi.protocol.json_access import integer
-from qwen_wsgi.protocol.json_object import LONG_BYTES, JsonObjectError, encoded, with_members
+from qwen_wsgi.protocol.json_object import (
+    LEAST_LONG_BYTES,
+    LONG_BYTES,
+    JsonObjectError,
+    encoded,
+    with_members,
+)
 from qwen_wsgi.protocol.usage import parse as parse_usage
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.refused_inputs import PROVED_S, SUSPECTED_S, RefusedInputs
-from qwen_wsgi.upstream.adapt import Adapted, Options, Target, adapt, media
+from qwen_wsgi.upstream.adapt import Adapted, Options, Target, adapt, leaves_alone, media
+from qwen_wsgi.upstream.adapt.draft import UNCHANGED
 from qwen_wsgi.upstream.client import CHAT_PATH, UpstreamClient
 from qwen_wsgi.upstream.failures.causes import INPUT_REFUSED
 from qwen_wsgi.upstream.open_stream import OpenStream
@@ -40,9 +47,9 @@ from qwen_wsgi.upstream.routing.router import Route
 from qwen_wsgi.upstream.web.attempt import WebAttempt
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # a frozen one would take a call for each member, with each request
 class ChatCall:
-    """A chat request with what belongs to it.
+    """A chat request with what belongs to it. Nobody changes it.
 
     Attributes:
         headers: of the client, for the upstream.
@@ -122,13 +129,17 @@ class ChatAttempt:
     ) -> None:
         self._web = web
         self._options = Options(strict=settings.strict, cache_control=settings.cache_control)
+        # Model Studio cuts other calls at 300 s and returns the part as a success.
+        self._always_streams = settings.upstream_stream == "always"
+        self._may_stream = settings.upstream_stream == "auto"
         self._client = client
         self._clock = clock
         self._refused_inputs = refused_inputs
 
     def asks_stream(self, route: Route) -> bool:
         """Whether a whole answer is put together from a stream at this account."""
-        return route.account.family is Family.WEB or self._client.asks_stream(route.account)
+        family = route.account.family
+        return family is Family.WEB or self._always_streams or (self._may_stream and family.is_qwen)
 
     def fan_out(self, call: ChatCall, route: Route) -> int:
         """Into how many calls this one has to be split for the choices that it asks for."""
@@ -210,8 +221,9 @@ class ChatAttempt:
         """
         body, adapted = self._prepared(call, route, stream=False)
         try:
-            answer = self._client.post_json(
+            answer = self._client.send(
                 route.account,
+                "POST",
                 CHAT_PATH,
                 body,
                 headers=call.headers,
@@ -274,20 +286,26 @@ class ChatAttempt:
 
     def _adapted(self, call: ChatCall, route: Route, *, stream: bool) -> Adapted:
         account = route.account
+        refused = self._refused_inputs.of(account.name, account.base_url, route.model)
+        if leaves_alone(call.request, account.family, route.model, refused):
+            return UNCHANGED
         target = Target(
             family=account.family,
             model=route.model,
             search=route.search,
             thinking=route.thinking,
-            refused=self._refused_inputs.of(account.name, account.base_url, route.model),
+            refused=refused,
             flex=account.batch_wait_s is not None,
         )
         return adapt(call.request, target, self._options, stream=stream)
 
     def _prepared(self, call: ChatCall, route: Route, *, stream: bool) -> tuple[bytes, Adapted]:
         """The body for an account; what was changed for it is recorded."""
-        make = partial(self._rendered, call, route, stream=stream)
-        body, adapted = apart(make) if call.request.body.is_long else make()
+        sent = call.request.body
+        if len(sent.source) >= LEAST_LONG_BYTES and sent.is_long:
+            body, adapted = apart(partial(self._rendered, call, route, stream=stream))
+        else:
+            body, adapted = self._rendered(call, route, stream=stream)
         renamed: tuple[str, ...] = ()
         if route.model != call.request.model:
             renamed = (f"model:{header_token(route.model)}",)
@@ -315,6 +333,8 @@ def _chunks(
     model: tuple[str, str] | None,
 ) -> ChunkStream:
     """The stream that turns back what was adapted."""
+    if not (adapted.customs or adapted.renamed or adapted.legacy_functions):
+        return ChunkStream(hide_usage=hide_usage, normalize=normalize, model=model)
     if adapted.customs:
         custom = WholeCustomStream if whole else CustomChunkStream
         return custom(
@@ -329,5 +349,4 @@ def _chunks(
         return renamed(
             names=adapted.renamed, hide_usage=hide_usage, normalize=normalize, model=model
         )
-    kind = LegacyChunkStream if adapted.legacy_functions else ChunkStream
-    return kind(hide_usage=hide_usage, normalize=normalize, model=model)
+    return LegacyChunkStream(hide_usage=hide_usage, normalize=normalize, model=model)

@@ -112,7 +112,8 @@ class UpstreamClient:
         except BaseException:
             reader.close()
             raise
-        record.connect_s = getattr(response.raw, "connect_s", 0.0)
+        record.connect_s = getattr(response, "connect_s", 0.0)
+        response.headers.clear()  # read by now, and a stream may last for long
         return stream
 
     def post_json(
@@ -168,11 +169,18 @@ class UpstreamClient:
         )
         if not isinstance(body, bytes | None):
             sent_at = self._clock.monotonic()
-        reader = BodyReader(response)
+        whole_s = account.batch_wait_s or self._settings.first_byte_timeout_s
         try:
-            data = self._whole_body(account, reader, sent_at, size)
-        finally:
-            reader.close()
+            data = self._transport.body_of(
+                response,
+                sent_at + whole_s - self._clock.monotonic(),
+                timeout_s=whole_s,
+                setting=FLEX if account.batch_wait_s else FIRST_BYTE,
+                size=size,
+            )
+        except BaseException:
+            response.close()
+            raise
         return _json_answer(response, data, account, token, self._clock.now())
 
     def download(
@@ -251,13 +259,6 @@ class UpstreamClient:
             raise classify.no_answer({}, body, **told)
         return value
 
-    def asks_stream(self, account: Account) -> bool:
-        """Whether a whole answer is read as a stream: Model Studio cuts other calls at 300 s and
-        returns the part as a success."""
-        if self._settings.upstream_stream == "auto":
-            return account.family.is_qwen
-        return self._settings.upstream_stream == "always"
-
     def _request(
         self,
         account: Account,
@@ -285,10 +286,10 @@ class UpstreamClient:
             _log_request(request_id, account, token, method, path, body)
         wait_s = account.batch_wait_s or self._settings.first_byte_timeout_s
         setting = FLEX if account.batch_wait_s else FIRST_BYTE
-        send = partial(
-            self._transport.send, method, path=path, body=body, headers=headers, setting=setting
+        send = self._transport.send
+        response = send(
+            method, token, path, body, headers=headers, read_timeout_s=wait_s, setting=setting
         )
-        response = send(token, read_timeout_s=wait_s)
         renewable = account.credential.renewable
         if response.status_code == 401 and renewable and isinstance(body, bytes | None):
             # The access token may have been revoked, or refreshed by another process. Once, and
@@ -300,7 +301,9 @@ class UpstreamClient:
             if _PACKAGE_LOG.level <= logging.DEBUG:
                 _log_request(request_id, account, token, method, path, body)
             wait_s = max(sent_at + wait_s - self._clock.monotonic(), 0.001)
-            response = send(token, read_timeout_s=wait_s)
+            response = send(
+                method, token, path, body, headers=headers, read_timeout_s=wait_s, setting=setting
+            )
         if response.status_code == 200:
             if renewable:
                 account.credential.answered(token)
@@ -318,14 +321,11 @@ class UpstreamClient:
             token_of(account, rejected=token.value)  # raises what it means, and remembers it
         raise error
 
-    def _whole_body(
-        self, account: Account, reader: BodyReader, sent_at: float, size: AnswerSize | None = None
-    ) -> bytes:
-        """The body of a whole answer, within the time for all of it.
+    def _whole_body(self, account: Account, reader: BodyReader, sent_at: float) -> bytes:
+        """The body of a whole answer to a request for a stream, within the time for all of it.
 
         Args:
             sent_at: when it was asked for, by the clock's monotonic time.
-            size: counts this answer and others, which become one.
 
         Raises:
             UpstreamError: it is too large, too slow or broken.
@@ -333,9 +333,7 @@ class UpstreamClient:
         whole_s = account.batch_wait_s or self._settings.first_byte_timeout_s
         left_s = sent_at + whole_s - self._clock.monotonic()
         setting = FLEX if account.batch_wait_s else FIRST_BYTE
-        return self._transport.read_all(
-            reader, left_s, timeout_s=whole_s, setting=setting, size=size
-        )
+        return self._transport.read_all(reader, left_s, timeout_s=whole_s, setting=setting)
 
     def _error_body(self, response: Response) -> bytes:
         """The body of a refusal, as far as it comes."""
@@ -465,7 +463,9 @@ def _json_answer(
         value, strict = _hardly_json(data), False
     text = error = None
     if isinstance(value, dict):
-        text, error = chat.error_finish_of(value), chat.error_of(value)
+        text = chat.error_finish_of(value)
+        if value.get("error") is not None or "choices" not in value:
+            error = chat.error_of(value)
     if text is not None or error is not None:
         made = _reported(text, error, account, token, now)
         made.upstream_request_id = classify.request_id(response.headers, data, _secrets(token))
@@ -479,5 +479,7 @@ def _json_answer(
             family=account.family,
             secrets=_secrets(token),
         )
-    id = classify.request_id(response.headers, secrets=_secrets(token))
+    id = ""
+    if "x-request-id" in response.headers:
+        id = classify.request_id(response.headers, secrets=(token.value,))
     return JsonAnswer(data if strict else encoded(value), value, id)

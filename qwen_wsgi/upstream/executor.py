@@ -54,6 +54,9 @@ _NO_SUCH_MODEL: Final = frozenset({MODEL_NOT_FOUND, MODEL_DENIED, "not_found", "
 #: text-embedding-v4; four at a time stay below that and make 200 as quick as 50.
 _AT_A_TIME: Final = 4
 
+#: To name a request of this size takes some 100 µs, and it is a tenth of what a stream holds.
+_LARGE_BYTES: Final = 16 * 1024
+
 
 @dataclass(frozen=True)
 class UnaryCall:
@@ -182,7 +185,7 @@ class Executor:
             return _streamed(answer, call.record, self._clock.monotonic, hide_usage=hide_usage)
         stream = self._retrier.run(
             plan,
-            lambda route, slot: self._open(call, plan, route, slot, hide_usage=hide_usage),
+            partial(self._open, call, plan, hide_usage=hide_usage),
             call.record,
             discard=OpenStream.close,
         )
@@ -198,10 +201,11 @@ class Executor:
         """
         if plan.ordinary is not None:
             return _at_half_price(plan, lambda each: self.complete(call, each))
-        entry = self._cache.of_chat(call, plan)
+        entry = None if call.cache is None else self._cache.of_chat(call, plan)
         if entry is not None and (kept := _cached(entry)) is not None:
             return kept
-        if (count := self._choices(call, plan)) > 1:
+        several = call.request.body.get("n") is not None
+        if several and (count := self._choices(call, plan)) > 1:
             return self._several(call, plan, count, entry)
 
         def ask(route: Route, slot: Slot) -> tuple[Route, OpenStream | ChatAnswer]:
@@ -262,7 +266,8 @@ class Executor:
         stream = self._attempt.open(call, route, hide_usage=hide_usage, whole=whole)
         try:
             stream.slot = slot.keep()
-            stream.on_failure = partial(self._retrier.failed_late, plan, route, slot.began)
+            kept = _without_large_body(plan, call)
+            stream.on_failure = partial(self._retrier.failed_late, kept, route, slot.began)
         except BaseException:
             stream.close()
             raise
@@ -475,6 +480,15 @@ def _where_its_files_are(call: ChatCall, plan: Plan) -> Plan:
             param="messages",
         )
     return replace(plan, routes=routes)
+
+
+def _without_large_body(plan: Plan, call: ChatCall) -> Plan:
+    """A plan for as long as its stream lasts. It is asked what names the request if the stream
+    fails; a large request is named now, so that nothing holds its body until the end."""
+    if plan.evidence is None or len(call.request.body.source) < _LARGE_BYTES:
+        return plan
+    named = plan.evidence()
+    return replace(plan, evidence=lambda: named)
 
 
 def _discard(asked: tuple[Route, OpenStream | ChatAnswer]) -> None:

@@ -170,20 +170,20 @@ class OpenStream:
         such events, and nothing at all with any others.
         """
         assert self._send is not None and self._carrier is not None
-        block = sent = b""
+        block, sent, count = b"", b"", 0
         for start, stop in whole_chunks(data):
             event = self._carrier.carry_one(data, start, stop)
             if event is None:
                 return False
             # Mostly there is one, and to add it to nothing copies nothing.
-            block, sent = block + data[start:stop], sent + event
+            block, sent, count = block + data[start:stop], sent + event, count + 1
         in_part = False
         try:
             if not sent or not self._send(sent):
                 return False
         except TimeoutError:
             in_part = True
-        self._content_at = self.passed_at = self._note(block, len(block))
+        self._content_at = self.passed_at = self._note(block, count, len(block))
         self._left_s = self._idle_s
         if in_part:
             raise TimeoutError("sent in part")  # wakes the reader, who lets the rest be sent
@@ -212,7 +212,7 @@ class OpenStream:
         except (BodyBroken, sse.EventTooLarge) as error:
             raise broken(error) from error
         events = chunks.feed(block) if block else b""
-        now = self._note(block, len(data))
+        now = self._note(block, chunks.received, len(data))
         if events:
             self._content_at, self._left_s = now, self._idle_s
         elif chunks.failed:
@@ -227,18 +227,19 @@ class OpenStream:
         self._check_end()
         return None
 
-    def _note(self, block: bytes, received: int) -> float:
+    def _note(self, block: bytes, count: int, received: int) -> float:
         """Note what was received, and the silence before it, which is over now; what time it is.
 
         Args:
             block: whole events, perhaps none.
+            count: how many events.
             received: how many bytes came.
         """
         record, now = self.record, self._monotonic()
         if block:
-            record.note_events(block)
+            record.note_events(block, count)
             if self._budget is not None:
-                self._budget.streamed(block)
+                self._budget.streamed(block, count)
         record.received_bytes += received
         silent_s = now - self.heard_at
         if silent_s > record.longest_gap_s:
@@ -331,7 +332,7 @@ class OpenStream:
 
         Closes the connection unless the answer was read to its end.
         """
-        self.note_usage()
+        self.record.usage = self.chunks.usage
         try:
             if self.reader is not None:
                 self.reader.close()

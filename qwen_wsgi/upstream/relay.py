@@ -66,6 +66,7 @@ class Relay:
         self._write_record = write_record
         self._passage = passage
         self._stream: OpenStream | None = None
+        self._is_closed = False
         self._opening = Task(open_stream, discard=OpenStream.close)
 
     def wait_first(self) -> bool:
@@ -90,13 +91,13 @@ class Relay:
     def __iter__(self) -> Iterator[bytes]:
         record = self._record
         try:
-            # The first keep-alive is due at once: wait_first has waited for it already.
-            wait_s = 0.0
-            while not self._opening.wait(wait_s):
-                record.keepalives += 1
-                yield self._encoder.keep_alive(self._settings.keepalive)
-                wait_s = self._settings.keepalive_interval_s
             if self._stream is None:
+                # The first keep-alive is due at once: wait_first has waited for it already.
+                wait_s = 0.0
+                while not self._opening.wait(wait_s):
+                    record.keepalives += 1
+                    yield self._encoder.keep_alive(self._settings.keepalive)
+                    wait_s = self._settings.keepalive_interval_s
                 self._stream = self._opening.take()
             yield from self._carry(self._stream)
         except (GeneratorExit, ClientGone):
@@ -114,6 +115,10 @@ class Relay:
 
     def close(self) -> None:
         """Stop the upstream, wherever the stream is. Harmless when repeated."""
+        if self._is_closed:
+            return
+        # What opens nothing has nothing more to close.
+        self._is_closed = self._stream is not None
         self._record.leave()
         try:
             self._opening.cancel()
@@ -174,8 +179,7 @@ class Relay:
             events = read(interval_s)
         if end is None:
             last = sse.LastPiece((feed(events) if events else b"") + self._encoder.end())
-            self._record.outcome = "complete"
-            stream.note_usage()
+            self._record.outcome, self._record.usage = "complete", chunks.usage
             if stream.kept is not None:
                 self._keep(stream, stream.kept)
             self._settle()

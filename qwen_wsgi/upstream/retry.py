@@ -125,13 +125,10 @@ class Retrier:
         attempts = _Attempts(plan, record, self._clock.monotonic() + self._budget_s)
         try:
             while True:
-                candidate = self._next(attempts)
-                if candidate is None:
+                begun = self._at_once(attempts) or self._in_steps(attempts)
+                if begun is None:
                     continue  # waited for a cooldown
-                route = candidate.route
-                slot = self._acquire(route, attempts)
-                if slot is None:
-                    continue  # it is cooling down by now
+                route, slot = begun
                 try:
                     answer = ask(route, slot)
                 except ApiError as error:
@@ -179,6 +176,39 @@ class Retrier:
             self._learn(failure, plan, route, began)
             self._learn_of_plan(error, route)
 
+    def _at_once(self, attempts: _Attempts) -> tuple[Route, Slot] | None:
+        """The only route of a plan, and a slot of its account, as mostly: no pause is recorded,
+        no plan's windows are known, and a slot is free. Else None, and nothing was done."""
+        routes, pool = attempts.plan.routes, self._pool
+        if len(routes) > 1 or attempts.excluded or pool.plans.seen:
+            return None
+        began = self._cooldowns.now()
+        if not self._cooldowns.is_clear_at(began):
+            return None
+        route = routes[0]
+        slot = pool.limiter(route.account).take()
+        if slot is None:
+            return None
+        slot.began = began
+        try:
+            self._begin(route, attempts)
+        except BaseException:
+            slot.release()
+            raise
+        return route, slot
+
+    def _in_steps(self, attempts: _Attempts) -> tuple[Route, Slot] | None:
+        """The next route to ask, and a slot of its account; None after a wait for one.
+
+        Raises:
+            ApiError: there is none that can be asked within the call's budget.
+        """
+        candidate = self._next(attempts)
+        if candidate is None:
+            return None
+        slot = self._acquire(candidate.route, attempts)
+        return None if slot is None else (candidate.route, slot)
+
     def _next(self, attempts: _Attempts) -> Candidate | None:
         """The next route to ask; None after a wait for one.
 
@@ -217,6 +247,7 @@ class Retrier:
         finally:
             record.is_queued = False
             record.queued_s += self._clock.monotonic() - started_s
+            # Also of a call that gets no slot.
             record.account, record.upstream_model = account.name, route.model
             record.half_price = account.batch_wait_s is not None
         cooldowns = self._cooldowns
@@ -228,7 +259,7 @@ class Retrier:
                     return None
                 host = self._pool.keys(account).host
                 slot.probed = host if cooldowns.begin_probe(host) else b""
-            self._count(account, attempts)
+            self._begin(route, attempts)
         except BaseException:
             slot.release()
             if slot.probed:
@@ -236,15 +267,18 @@ class Retrier:
             raise
         return slot
 
-    def _count(self, account: Account, attempts: _Attempts) -> None:
+    def _begin(self, route: Route, attempts: _Attempts) -> None:
         """Count an attempt, for the log, the account's plan and the client's limits."""
+        record, account = attempts.record, route.account
+        record.account, record.upstream_model = account.name, route.model
+        record.half_price = account.batch_wait_s is not None
         attempts.count += 1
-        attempts.record.attempts += 1
-        attempts.record.count_request(account.name)
+        record.attempts += 1
+        record.count_request(account.name)
         if self._pool.plans.seen:
             self._pool.plans.began(account.name)
-        if attempts.record.budget is not None:
-            attempts.record.budget.sent()
+        if record.budget is not None:
+            record.budget.sent()
 
     def _failed(self, error: ApiError, route: Route, began: float, attempts: _Attempts) -> None:
         """Learn from a failed attempt, and get ready for the next one.

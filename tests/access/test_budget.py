@@ -114,8 +114,8 @@ def test_what_was_streamed_of_an_aborted_call_is_charged(counters: LimitCounters
     budget.sent()
     texts = ["a", "b", "a text of some forty characters or so...", "c"]
     events = [b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % t.encode() for t in texts]
-    budget.streamed(events[0])
-    budget.streamed(b"".join(events[1:]))
+    budget.streamed(events[0], 1)
+    budget.streamed(b"".join(events[1:]), 3)
 
     budget.close(None)
 

@@ -219,6 +219,28 @@ def test_a_model_is_looked_up_when_the_catalogue_has_changed(world: World) -> No
     assert {key[2] for key in world.named("client_calls_total")} == {"other", "qwen-new"}
 
 
+def test_a_model_that_left_the_catalogue_is_other_after_the_next_look(world: World) -> None:
+    world.count(call())
+    world.models = ["qwen-b"]
+    world.clock.advance(1.0)
+    world.count(call(upstream_model="unknown"))  # looks
+    world.count(call())
+
+    counted = {key[2]: row for key, row in world.named("client_calls_total").items()}
+    assert counted == {"qwen-a": [1], "other": [2]}
+
+
+def test_kinds_of_calls_are_remembered_within_bounds(world: World) -> None:
+    for number in range(2500):
+        world.count(call(client=f"person-{number}"))
+        world.count(call())
+
+    assert 0 < len(world.metrics._kinds) <= 1000
+    assert world.row("calls_total", "chat_completions", "complete", "2xx") == [5000]
+    assert world.row("client_calls_total", "env-1", "dashscope", "qwen-a", "complete") == [2500]
+    assert world.row("tokens_total", "input") == [50_000]
+
+
 def test_random_models_cost_one_look_a_second_and_make_no_rows(world: World) -> None:
     world.count(call(upstream_model="", model="made-up"))
     rows = len(world.metrics.rows)
@@ -276,6 +298,19 @@ def test_what_a_worker_before_has_counted_is_added(world: World) -> None:
     assert world.metrics.rows == {
         key: [2 * number for number in row] for key, row in before.items()
     }
+
+
+def test_a_call_after_that_is_counted_in_the_same_rows(world: World) -> None:
+    world.count(call())
+    before = {key: row[:] for key, row in world.metrics.rows.items()}
+    # Of another layout: it takes the place of the row, and does not add to it.
+    tokens = ("qwen_proxy_calls_total", "chat_completions", "complete", "2xx")
+    world.metrics.add([*before.items(), (tokens, [7, 7])])
+
+    world.count(call())
+
+    assert world.metrics.rows[tokens] == [8, 7]
+    assert world.row("tokens_total", "input") == [30]
 
 
 def test_rows_of_another_layout_are_none() -> None:

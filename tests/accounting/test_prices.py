@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from qwen_wsgi.accounting import prices
 from qwen_wsgi.accounting.prices import Cost, Prices
+from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.protocol.usage import Usage
 from tests.fakes.clock import NOON_S
 from tests.kit.properties import examples
@@ -41,7 +42,8 @@ def cost(
     at: float = NOON_S,
     units: Sequence[tuple[str, float]] = (),
 ) -> Cost | None:
-    return known.cost(model, usage, flex=flex, at=at, units=units)
+    call = CallRecord(upstream_model=model, usage=usage, half_price=flex, units=tuple(units))
+    return known.cost(call, at)
 
 
 @pytest.mark.parametrize(

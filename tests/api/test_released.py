@@ -6,7 +6,7 @@ import gc
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import pytest
 from werkzeug.test import EnvironBuilder
 
 from qwen_wsgi import greenlets
+from qwen_wsgi.protocol.json_object import JsonObject
 from qwen_wsgi.server import free_call
 from tests.api.apps import App, in_front_of
 from tests.fakes.raw_server import COMPLETION, Answer, Peer, RawServer, stream, whole
@@ -240,13 +241,11 @@ def check_free(app: App, server: RawServer) -> None:
     wait_until(lambda: sum(not each.closed for each in server._peers) <= 1, "closed connections")
 
 
-@pytest.fixture(autouse=True)
-def _small_heap() -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="module")
+def _small_heap() -> None:
     """Hundreds of collections follow, which need not look at what other tests have left."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
@@ -318,3 +317,28 @@ def test_a_fault_of_the_server_leaves_nothing_behind(name: str, failing: str) ->
             serve(app, call, step=step)
         check_free(app, server)
         assert serve(app, call)
+
+
+@pytest.mark.parametrize(("characters", "held"), [(100, 1), (20_000, 0)])
+def test_a_stream_does_not_hold_the_body_of_a_large_request(characters: int, held: int) -> None:
+    """A small one is held, to name the request if the stream fails."""
+    message = {"role": "user", "content": "a" * characters}
+    call = Request(
+        "/v1/chat/completions", {"model": "m", "stream": True, "messages": [message]}, ANSWER
+    )
+    with in_front_of(call.answer, **call.settings) as (app, _):
+        before = {id(each) for each in bodies()}
+        environ = call.environ
+        application: Any = app.client.application
+        with closing(application(environ, lambda *_: None)) as answer:
+            assert next(iter(answer))
+            found = [each for each in bodies() if id(each) not in before]
+        free_call(environ)
+
+    assert len(found) == held
+
+
+def bodies() -> list[JsonObject]:
+    """The bodies of requests that something holds."""
+    gc.collect()
+    return [each for each in gc.get_objects() if isinstance(each, JsonObject)]

@@ -67,12 +67,27 @@ class Installation:
 def with_one_dependency(checkout: Path) -> None:
     """Have the copy depend on segno alone: deploy/test_moved_tree.py installs the others."""
     setup = checkout / "setup.cfg"
-    text = re.sub(r"(?m)^(install_requires|pdf) =\n(?:    .*\n)+", r"\1 =\n", setup.read_text())
+    lists = re.compile(r"^(install_requires|pdf|tools|redis) =\n(?:    .*\n)+", re.MULTILINE)
+    text = lists.sub(r"\1 =\n", setup.read_text())
     setup.write_text(text.replace("install_requires =\n", "install_requires = segno >= 1.6, < 2\n"))
     constraints = checkout / "qwen_wsgi/constraints.txt"
     entries = re.findall(r"^\S+==.*\n(?:    --hash.*\n)+", constraints.read_text(), re.MULTILINE)
     constraints.write_text("".join(each for each in entries if each.startswith(FEW)))
 
+
+def with_little_to_build(checkout: Path) -> None:
+    """Have the copy's package be its first level alone, and leave it uncompiled: each of the
+    installations below builds it, and what is in a whole one is test_moved_tree.py's."""
+    for path in (checkout / "qwen_wsgi").iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    script = checkout / "install/site.sh"
+    text = script.read_text()
+    assert COMPILING.search(text)
+    script.write_text(COMPILING.sub("    :", text))
+
+
+COMPILING = re.compile(r"^ .* -m compileall .*$", re.MULTILINE)
 
 #: What is installed of that copy, with what installs it.
 FEW = ("pip==", "segno==", "setuptools==")
@@ -96,6 +111,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Instal
     base = tmp_path_factory.mktemp("install")
     checkout = copy_of_checkout(base / "check out")
     with_one_dependency(checkout)
+    with_little_to_build(checkout)
     commit(checkout)
     before = sorted(checkout.rglob("*"))
     installation = Installation(checkout, base / "root")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable
 
-import requests
-
 from qwen_wsgi.greenlets import TimedReads
 from qwen_wsgi.upstream.http.body import BodyReader
 from qwen_wsgi.upstream.http.http1 import Head, PooledResponse, _receive_head
@@ -37,7 +35,7 @@ class Pieces:
 class _NoPool:
     generation = 0
 
-    def _put_conn(self, connection: object) -> None:
+    def keep(self, connection: object) -> None:
         return None
 
 
@@ -65,9 +63,7 @@ def head_of(pieces: Iterable[bytes]) -> tuple[Head, bytes]:
 def reader_of(reads: TimedReads, head: Head, first: bytes = b"") -> tuple[BodyReader, Connection]:
     """A reader of the body behind a head, and its connection. Raises as `http1` does."""
     connection = Connection()
-    response = requests.Response()
-    response.raw = PooledResponse(_NoPool(), connection, reads, head, first, 0.0)
-    return BodyReader(response), connection
+    return BodyReader(PooledResponse(_NoPool(), connection, reads, head, first, 0.0)), connection
 
 
 def whole_body(reader: BodyReader) -> bytes:

@@ -1,6 +1,6 @@
 """Reads a socket as a worker does, in a process that gevent has patched; prints what it saw.
 
-python -m tests.processes.reads_user [CERTIFICATE]
+python -m tests.processes.reads_user once|kept [CERTIFICATE]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 
 import gevent
 
-from qwen_wsgi.greenlets import TimedReads
+from qwen_wsgi.greenlets import KeptReads, TimedReads, look_at
 
 #: More than one TLS record and more than one read hold.
 LARGE = os.urandom(50_000)
@@ -93,5 +93,38 @@ def main(certificate: str | None) -> dict[str, object]:
     return seen
 
 
+def kept(certificate: str | None) -> dict[str, object]:
+    """Serve several exchanges, with rests between them."""
+    ours, theirs = pair(certificate)
+    reads, readable = KeptReads(ours, 5.0), look_at(ours)
+    seen: dict[str, object] = {}
+    for name, data in (("first", b"one"), ("second", b"two")):
+        reads.begin(5.0)
+        gevent.spawn_later(0.02, theirs.sendall, data)
+        seen[name] = outcome_of(reads)
+        reads.stop()
+        reads.stop()
+    reads.begin(5.0)
+    theirs.sendall(b"at once")
+    seen["before it is asked for"] = outcome_of(reads)
+    reads.stop()
+    reads.begin(0.1)
+    seen["silence"] = outcome_of(reads)
+    reads.stop()
+    seen["quiet"] = bool(readable())
+    theirs.sendall(b"rubbish")
+    gevent.sleep(0.2)  # longer than the silence of the exchange before
+    seen["spoken to"] = bool(readable())
+    reads.begin(5.0)
+    seen["what came meanwhile"] = outcome_of(reads)
+    gevent.spawn_later(0.02, theirs.shutdown, socket.SHUT_RDWR)
+    seen["end"] = outcome_of(reads)
+    reads.close()
+    reads.close()
+    reads.stop()
+    return seen
+
+
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1] if len(sys.argv) > 1 else None)))
+    way = {"once": main, "kept": kept}[sys.argv[1]]
+    print(json.dumps(way(sys.argv[2] if len(sys.argv) > 2 else None)))

@@ -65,7 +65,7 @@ class World:
     """A client and an account whose host is a scripted server."""
 
     def __init__(self, server: RawServer, account: dict[str, Any], environ: dict[str, Any]) -> None:
-        settings = settings_of(
+        self.settings = settings = settings_of(
             **{
                 "QWEN_PROXY_FIRST_BYTE_TIMEOUT": 5,
                 "QWEN_PROXY_IDLE_TIMEOUT": 5,
@@ -90,8 +90,7 @@ class World:
         )
 
     def complete(self, **members: Any) -> ChatAnswer:
-        settings = settings_of()
-        attempt = ChatAttempt(settings, self.client, SystemClock(), RefusedInputs(None))
+        attempt = ChatAttempt(self.settings, self.client, SystemClock(), RefusedInputs(None))
         call = ChatCall(request_of(**members), {}, self.record)
         return attempt.complete(call, Route(self.account, "m"))
 

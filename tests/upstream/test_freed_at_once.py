@@ -183,7 +183,7 @@ def test_a_connection_that_was_closed_meanwhile_leaves_no_request_behind(
 ) -> None:
     """urllib3 keeps the failure of the first try in a frame that the failure knows."""
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(http1, "readable_now", lambda sock: False)
+    monkeypatch.setattr(http1, "look_at", lambda sock: lambda: False)
     closed = threading.Event()
 
     def promise_and_close(peer: Peer) -> None:

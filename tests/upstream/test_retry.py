@@ -213,10 +213,12 @@ class TestIncidents:
 
         def throttled_meanwhile(client: str, timeout_s: float) -> Slot:
             limiter.acquire = acquire  # type: ignore[method-assign]  # once
+            del limiter.take
             world.retrier.failed_late(world.plan(), route, world.cooldowns.now(), throttled(2))
             return acquire(client, timeout_s)
 
         limiter.acquire = throttled_meanwhile  # type: ignore[method-assign]  # see above
+        limiter.take = lambda: None  # type: ignore[method-assign]  # the place is taken
         assert world.run("ok") == "ok by a"
         assert (world.asked, world.pauses) == (["a"], [2.5])
         assert world.record.attempts == 1

@@ -80,6 +80,8 @@ def cache_policy(call: LiveCall) -> CachePolicy | None:
 def _answer_of(chat: ChatRequest) -> int | None:
     """The most tokens that the client allows for an answer, or None."""
     named = (chat.body.get("max_completion_tokens"), chat.body.get("max_tokens"))
+    if named == (None, None):
+        return None
     counts = [count for each in named if (count := integer(each)) is not None]
     return max(counts, default=None)
 
@@ -98,7 +100,7 @@ def stream(call: LiveCall, chat: ChatCall, plan: Plan, encoder: Encoder) -> Resp
     """
     services = call.services
     relay = call.relay = Relay(
-        lambda: services.executor.stream(chat, plan),
+        partial(services.executor.stream, chat, plan),
         settings=services.settings,
         clock=services.clock,
         encoder=encoder,
@@ -164,6 +166,8 @@ def permit_of(call: LiveCall) -> Permit:
         return Permit(pinned, models=() if key is None else key.models, web=call.client.web)
     if key is None:
         return Permit(pinned) if pinned else EVERYTHING
+    if not (pinned or key.accounts or key.models):
+        return EVERYTHING
     return Permit(pinned, key.accounts, key.models)
 
 
@@ -177,14 +181,16 @@ def forwarded_headers(environ: Mapping[str, Any]) -> dict[str, str]:
     Raises:
         ApiError: 508: the call goes in circles.
     """
-    headers = {
-        "X-DashScope-" + name[17:].replace("_", "-").title(): value
-        for name, value in environ.items()
-        if name.startswith(_DASHSCOPE)
-    }
+    headers = {}
+    if "_X_DASHSCOPE_" in "\n".join(environ):  # mostly not: a look at each takes longer
+        headers = {
+            "X-DashScope-" + name[17:].replace("_", "-").title(): value
+            for name, value in environ.items()
+            if name.startswith(_DASHSCOPE)
+        }
     if agent := environ.get("HTTP_USER_AGENT"):
         headers["User-Agent"] = agent
-    headers[_HOPS] = str(_hops(environ) + 1)
+    headers[_HOPS] = str(_hops(environ) + 1) if _HOPS_WSGI in environ else "1"
     return headers
 
 

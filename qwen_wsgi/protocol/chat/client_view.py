@@ -18,24 +18,26 @@ class ModelName:
     Args:
         names: the upstream's name and the client's. If they are equal, or for None, nothing is
             changed, and the client sees the snapshot that some hosts name instead.
+
+    Attributes:
+        is_another: they differ.
     """
 
     def __init__(self, names: tuple[str, str] | None) -> None:
         self._name = names[1] if names is not None and names[0] != names[1] else None
+        self.is_another = self._name is not None
         #: The member as the upstream writes it, and as the client gets it.
         self._member, self._sent = b"", b""
 
-    def in_lines(self, lines: bytes, count: int = 1) -> bytes | None:
-        """Replace the name in `count` chunks; None if they have to be parsed for that.
+    def in_line(self, line: bytes) -> bytes | None:
+        """Replace the name in a chunk; None if that has to be done in its parsed form.
 
         A member with bare quotes cannot occur inside a text. If it occurs deeper in a chunk, it
         names the same model.
         """
-        if self._name is None:
-            return lines
-        if not self._member or lines.count(self._member) < count:
+        if not self._member or self._member not in line:
             return None
-        return lines.replace(self._member, self._sent)
+        return line.replace(self._member, self._sent)
 
     def in_chunk(self, chunk: dict[str, Any]) -> dict[str, Any]:
         """Replace the name in a parsed chunk."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 from qwen_wsgi.errors import AnswerTooLarge
 from qwen_wsgi.protocol.answer_text import ITEM_BYTES, AnswerSize, Text, as_events
 from qwen_wsgi.protocol.chat.errors import ERROR_FINISH
-from qwen_wsgi.protocol.chat.normalize import TRUNCATED, finish_reason
+from qwen_wsgi.protocol.chat.normalize import FINISHES, TRUNCATED, finish_reason
 from qwen_wsgi.protocol.chat.tool_calls import (
     MOST_CHOICES,
     NO_ARGUMENTS,
@@ -292,13 +292,23 @@ def mended(completion: dict[str, Any]) -> dict[str, Any]:
     choice has one of OpenAI's finish reasons.
     """
     choices = completion.get("choices")
-    if not isinstance(choices, list):
+    if not isinstance(choices, list) or all(map(_is_plain, choices)):
         return completion
     seed = f"{completion.get('id')}/{completion.get('created')}"
     changed = [_mended(each, seed) if isinstance(each, dict) else each for each in choices]
     if all(new is old for new, old in zip(changed, choices, strict=True)):
         return completion
     return {**completion, "choices": changed}
+
+
+def _is_plain(choice: Any) -> bool:
+    """Whether there is nothing to be mended, as in nearly all: no calls, and a known finish."""
+    if not isinstance(choice, dict):
+        return False
+    reason, message = choice.get("finish_reason"), choice.get("message")
+    if not isinstance(reason, str) or reason not in FINISHES or not isinstance(message, dict):
+        return False
+    return message.get("tool_calls") is None and message.get("function_call") is None
 
 
 def _mended(choice: dict[str, Any], seed: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from qwen_wsgi.protocol.json_access import objects, text
+from qwen_wsgi.protocol.json_access import text
 
 #: The finish reason of a stream that failed; the delta's content is the error's text.
 ERROR_FINISH: Final = "error_finish"
@@ -30,8 +30,9 @@ def error_finish_of(answer: Mapping[str, Any]) -> str | None:
     throttling is reported in a stream that has begun (qwen-code reads it so). A whole answer has a
     message instead of a delta, a native completion a text.
     """
-    for choice in objects(answer.get("choices")):
-        if choice.get("finish_reason") == ERROR_FINISH:
+    choices = answer.get("choices")
+    for choice in choices if isinstance(choices, list) else ():  # `objects` would be a generator
+        if isinstance(choice, dict) and choice.get("finish_reason") == ERROR_FINISH:
             part = choice.get("delta") or choice.get("message")
             return text(part.get("content") if isinstance(part, dict) else choice.get("text"))
     return None

@@ -21,7 +21,7 @@ from qwen_wsgi.protocol.chat.tool_calls import (
 )
 
 #: OpenAI's list (openai.types.chat.chat_completion_chunk), against which clients check.
-_FINISHES: Final = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
+FINISHES: Final = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
 
 #: Other vendors' reasons, from their documents. A truncated answer is `length`.
 _OTHER_FINISHES: Final = {
@@ -121,17 +121,17 @@ class ChunkNormalizer:
         """Normalize one choice; a second finish is dropped (hosts repeat it to send usage)."""
         known = self._known(choice.get("index"))
         delta = choice["delta"]
-        normalized = self._delta(delta, known, chunk)
+        normalized = self._delta(delta, known, chunk) if delta else delta
         reason = choice.get("finish_reason")
         finish = None if reason is None else finish_reason(reason, called=bool(known.calls))
         again = finish is not None and known.finished
-        lost = _lost(delta, normalized)
+        lost = normalized is not delta and _lost(delta, normalized)
         if finish is not None:
             self.finishes, self.repeatable = True, False
             if not again:
                 known.finished = True
                 self.unfinished -= 1
-                if finish not in TRUNCATED:
+                if finish not in TRUNCATED and (known.calls is not None or known.function):
                     normalized = _completed(normalized, known)
         if again or lost:
             finish = None if again else finish
@@ -261,7 +261,7 @@ def finish_reason(reason: Any, *, called: bool) -> str | None:
     """
     if not isinstance(reason, str) or reason in ("", "null"):
         return None
-    finish = reason if reason in _FINISHES else _OTHER_FINISHES.get(reason, "stop")
+    finish = reason if reason in FINISHES else _OTHER_FINISHES.get(reason, "stop")
     return "tool_calls" if called and finish in ("stop", "function_call") else finish
 
 

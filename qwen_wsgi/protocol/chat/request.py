@@ -14,9 +14,10 @@ from qwen_wsgi.protocol.translation import search
 from qwen_wsgi.protocol.validation import missing, wrong_type
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # a frozen one would take a call for each member, with each request
 class ChatRequest:
-    """A client's request: the members that the proxy uses, and the whole object unchanged."""
+    """A client's request: the members that the proxy uses, and the whole object unchanged. Nobody
+    changes it."""
 
     body: JsonObject
     model: str
@@ -37,6 +38,9 @@ class ChatRequest:
     flex: bool = False
 
 
+_ABSENT: Final = object()
+_NO_NAMES: Final[frozenset[str]] = frozenset()
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 #: Members without which a request wants no search (`search.is_requested`).
 _SEARCHING: Final = frozenset({"enable_search", "tools", "web_search_options"})
 
@@ -53,13 +57,13 @@ def parse_request(
         BadRequest: with OpenAI's `param` and `code`, for a missing or ill-typed `model`,
             `messages`, `stream` or `stream_options`.
     """
-    model = validation.model_of(body)
+    model = validation.text(body, "model") or ""
     _check_messages(body)
     names = body.names()
     if "tools" in names or "tool_choice" in names:
         body = _with_nested_tools(body)
-    stream = validation.flag(body, "stream")
-    options = validation.mapping(body, "stream_options")
+    stream = validation.flag(body, "stream") if "stream" in names else None
+    options = validation.mapping(body, "stream_options") if "stream_options" in names else None
     if options is not None and not stream:
         raise BadRequest(
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
@@ -70,7 +74,7 @@ def parse_request(
         model=model,
         stream=bool(stream),
         wants_usage=bool(options and options.get("include_usage")),
-        added=frozenset(added),
+        added=frozenset(added) if added else _NO_NAMES,
         origins=origins,
         searches=not _SEARCHING.isdisjoint(names) and search.is_requested(body),
         flex="service_tier" in names and body["service_tier"] == "flex",
@@ -115,9 +119,9 @@ def _nested(tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_messages(body: JsonObject) -> None:
-    if "messages" not in body:
+    messages = body.get("messages", _ABSENT)
+    if messages is _ABSENT:
         raise missing("messages")
-    messages = body["messages"]
     if not isinstance(messages, list):
         raise wrong_type("messages", "an array of objects", messages)
     if not messages:
@@ -142,7 +146,7 @@ def upstream_body(
     *,
     model: str,
     stream: bool,
-    changes: Mapping[str, Any] = MappingProxyType({}),
+    changes: Mapping[str, Any] = _NOTHING,
     drop: Collection[str] = (),
 ) -> bytes:
     """Render the body for the upstream: the client's bytes, except for the model, the streaming
@@ -150,8 +154,11 @@ def upstream_body(
 
     A stream always includes usage, because the ledger counts every call.
     """
-    changes, drop = dict(changes), set(drop)
     body = request.body
+    is_asked_for = not stream and body.get("stream_options", _ABSENT) is _ABSENT
+    if is_asked_for and not changes and not drop and body.get("model") == model:
+        return body.source  # as it is, without a further look
+    changes, drop = dict(changes), set(drop)
     if body.get("model") != model:
         changes["model"] = model
     if stream:

@@ -1,9 +1,8 @@
-"""The answer as a stream of chunks: forwarded as bytes, parsed only where it matters."""
+"""The answer as a stream of chunks: forwarded as bytes, parsed where they are not like others."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any, Final
 
 from qwen_wsgi.errors import ApiError
@@ -12,8 +11,9 @@ from qwen_wsgi.protocol.chat.client_view import ModelName, UsageView
 from qwen_wsgi.protocol.chat.errors import error_finish_of, error_of
 from qwen_wsgi.protocol.chat.normalize import ChunkNormalizer
 from qwen_wsgi.protocol.chat.template import Carrier
-from qwen_wsgi.protocol.chat.types import ODD, typed
+from qwen_wsgi.protocol.chat.types import typed
 from qwen_wsgi.protocol.encoder import COMMENT, error_event
+from qwen_wsgi.protocol.json_object import loads
 from qwen_wsgi.protocol.usage import Usage
 from qwen_wsgi.protocol.usage import parse as parse_usage
 
@@ -22,34 +22,28 @@ _CONTENT: Final = re.compile(
     rb'"(?:content|reasoning_content|reasoning|arguments|refusal|name)": ?"[^"]'
 )
 _ROLE: Final = re.compile(rb'"role": ?"[a-z]')
-_CHOICES: Final = b'"choices"'
 _OBJECT: Final = "chat.completion.chunk"
 
-#: Byte strings that make it necessary to parse a chunk of any host. Every usage object has members
-#: whose names end in `_tokens`; DashScope's `"usage":null` has none.
-_MARKS: Final = (
-    *(b'"error"', b'_tokens"', b'"finish_reason":"', b'"finish_reason": "'),
-    *(b'"tool_calls":[', b'"tool_calls": [', b'"function_call":{', b'"function_call": {'),
+#: More than text in the bytes of a chunk.
+_MORE: Final = re.compile(
+    rb'"error"|_tokens"|"finish_reason": ?"|"tool_calls": ?\[|"function_call": ?\{'
 )
-#: The same for a Qwen host. Most of these are null in DashScope's chunks.
-_QWEN_MARKS: Final = (*_MARKS, b'"role":"', b'"role": "', b'"reasoning":')
-
-_INDEX: Final = re.compile(rb'"index": ?([0-9]+)')
 #: The name of an event that is an error whatever its data are.
 _ERROR_NAME: Final = re.compile(rb"^event: ?error\s*$", re.MULTILINE)
 #: Members of a chunk that all chunks of a stream have.
 _HEAD: Final = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
 
-#: How often a new template is tried on the rest of a block, which may cost a search of all of it.
+#: How often a template is tried on the rest of a block, which may cost a search of all of it.
 _TRIES: Final = 8
+#: It was worth it if so many events fitted.
+_MANY: Final = 8
 
 
 class ChunkStream:
     """Reads a stream of chunks and returns what the client gets.
 
-    A chunk is parsed only if one of a few byte strings occurs in it, and chunks like the last one
-    are not even searched for those (`template`). In JSON text a quote inside a string is escaped,
-    so `"error"` with bare quotes is always a token of its own.
+    Chunks like the last one are not parsed (`template`); all others are, and are forwarded as they
+    came where nothing has to be changed.
 
     Args:
         hide_usage: the client did not ask for usage, so it gets none.
@@ -67,6 +61,7 @@ class ChunkStream:
         finished: a finish reason was received, and no part of an answer after it. At `[DONE]` each
             choice gets the one that it lacks.
         done: `[DONE]` was received.
+        received: how many events the last block had.
     """
 
     def __init__(
@@ -74,9 +69,6 @@ class ChunkStream:
     ) -> None:
         self._normalizer = ChunkNormalizer(qwen=normalize)
         self._opening = _Opening() if normalize else None
-        self._marks = _QWEN_MARKS if normalize else _MARKS
-        #: The first event if it was not parsed.
-        self._first = b""
         #: The last parsed chunk with choices.
         self._last: dict[str, Any] = {}
         self._carrier = Carrier()
@@ -89,6 +81,7 @@ class ChunkStream:
         self.answered = False
         self.finished = False
         self.done = False
+        self.received = 0
 
     @property
     def complete(self) -> bool:
@@ -117,26 +110,25 @@ class ChunkStream:
         OpenAI's chat streams name no events, and `id:` and `retry:` lines make the official Python
         SDK fail. `[DONE]` is removed: the relay ends the stream when it knows it is complete.
         """
-        sent, length = self._carrier.carry(block)
-        if length == len(block):
+        sent, at, self.received = self._carrier.carry(block)
+        if at == len(block):
             return sent
-        rest = block[length:] if length else block
-        if (plain := self._plain(rest)) is not None:
-            self._opening = None  # these have no role
-            self._carrier.learn(_last_event(rest), _last_event(plain))
-            return sent + plain
-        return sent + b"".join(self._each(rest))
+        pieces = [sent]
+        at = self._each(block, at, pieces)
+        if at < len(block):
+            self.received += block.count(b"\n\n", at)
+        return b"".join(pieces)
 
     def end(self) -> bytes:
         """Return what the client must still get at the end; `feed` calls it at `[DONE]`."""
         sent = b""
         if self._opening is not None:
-            sent = b"".join(self._line(line, line) for line in self._opening.doubtful)
+            sent = b"".join(self._parsed(line, line) for line in self._opening.doubtful)
             self._opening = None
         if not self.complete:
             return sent
         if self._normalizer.unfinished:
-            last = self._last or sse.parse(self._first) or {}
+            last = self._last
             head: dict[str, Any] = {name: last[name] for name in _HEAD if name in last}
             # openai.lib.streaming takes no chunk without it.
             head["object"] = "chat.completion.chunk"
@@ -147,78 +139,56 @@ class ChunkStream:
             sent += sse.render(self._model.in_chunk(owed))
         return sent
 
-    def _plain(self, block: bytes) -> bytes | None:
-        """Return what the client gets of a block without parsing; None if an event needs it.
+    def _each(self, block: bytes, at: int, pieces: list[bytes]) -> int:
+        """Handle a block's events one by one, from a place on; tell where that ended.
 
-        If k-1 borders between `data:` lines and the last blank line account for all line ends, the
-        block consists of k such lines.
+        Args:
+            pieces: gets what the client gets.
         """
-        count = block.count(b"\n\ndata: {") + 1
-        if (
-            block.count(b"\n") != 2 * count
-            or not block.startswith(b"data: {")
-            or block.count(_CHOICES) != count
-            or (block.count(b'"choices":[{') != count and block.count(b'"choices": [{') != count)
-            or block.count(b'"delta":') < count
-            or _any_in(self._marks, block)
-            or ODD.search(block) is not None
-        ):
-            return None
-        if not self._of_known_choices(block, count):
-            return None
-        sent = self._model.in_lines(block, count)
-        if sent is not None:
-            self._note(block)
-        return sent
-
-    def _of_known_choices(self, block: bytes, count: int) -> bool:
-        """Whether `count` chunks are of choices that the normalizer knows, or of the first one."""
-        known, found = self._normalizer.indexes, _INDEX.findall(block)
-        if known:
-            return known.issuperset(found) and (len(found) >= count or b"0" in known)
-        if found.count(b"0") < len(found):
-            return False
-        self._normalizer.begin(0)
-        self._first = block[: block.find(b"\n\n")]
-        return True
-
-    def _each(self, block: bytes) -> Iterator[bytes]:
-        """Handle a block's events one by one."""
-        at, tries = 0, _TRIES
-        while at < len(block) and not (self.done or self.failed):
-            sent, length = b"", 0
-            if self._carrier.fresh and tries:
-                tries -= 1
-                sent, length = self._carrier.carry(block[at:])
-            if not length:
-                end = block.find(b"\n\n", at)
-                length = (end + 2 if end >= 0 else len(block)) - at
-                sent = self._event(block[at : at + length].strip(b"\n"))
-            at += length
-            if sent:
-                yield sent
+        carrier, size, tries = self._carrier, len(block), _TRIES
+        while at < size and not (self.done or self.failed):
+            end = block.find(b"\n\n", at) + 2
+            is_event = end > 1  # a line end more is none
+            end = end if is_event else size
+            if carrier.is_ready:
+                place = (block, at) if tries else (block[at:end], 0)
+                sent, length, count = carrier.carry(*place)
+                if tries and count < _MANY:
+                    tries -= 1
+                if count:
+                    pieces.append(sent)
+                    at += length
+                    self.received += count
+                    continue
+            pieces.append(self._event(block[at:end]))
+            self.received += is_event
+            at = end
+        return at
 
     def _event(self, event: bytes) -> bytes:
-        """Return what the client gets of one event, given without its blank line."""
-        sent, length = self._carrier.carry(event + b"\n\n")
-        if length:
-            return sent
-        payload = sse.data(event)
-        if payload is None:
-            return b""
-        if payload.strip() == b"[DONE]":
-            self.done = True
-            return self.end()
-        if not event.startswith(b"data:") and _ERROR_NAME.search(event):
-            return self._error_event(payload)
-        # A line end can only be white space between tokens of the JSON.
-        line = b"data: " + payload.replace(b"\n", b" ") + b"\n\n"
+        """Return what the client gets of one event, given with its blank line."""
+        line = event
+        if not event.startswith(b"data: {") or event.find(b"\n") != len(event) - 2:
+            if event == sse.DONE:
+                self.done = True
+                return self.end()
+            payload = sse.data(stripped := event.strip(b"\n"))
+            if payload is None:
+                return b""
+            if payload.strip() == b"[DONE]":
+                self.done = True
+                return self.end()
+            if not stripped.startswith(b"data:") and _ERROR_NAME.search(stripped):
+                return self._error_event(payload)
+            # A line end can only be white space between tokens of the JSON.
+            line = b"data: " + payload.replace(b"\n", b" ") + b"\n\n"
+            event = stripped + b"\n\n"
         if self._opening is None:
-            return self._line(event + b"\n\n", line)
+            return self._parsed(event, line)
         lines = self._opening.take(line)
         if self._opening.over:
             self._opening = None
-        return b"".join(self._line(each, each) for each in lines)
+        return b"".join(self._parsed(each, each) for each in lines)
 
     def _error_event(self, payload: bytes) -> bytes:
         """Keep the error of an event that is one by its name; nothing is sent for it."""
@@ -228,29 +198,44 @@ class ChunkStream:
         self.failed, self.error = True, error or value or text
         return b""
 
-    def _line(self, event: bytes, line: bytes) -> bytes:
-        """Return what the client gets of an event, given also as one line."""
-        if (plain := self._plain(line)) is None:
-            return self._parsed(event, line)
-        self._carrier.learn(event, plain)
-        return plain
-
     def _parsed(self, event: bytes, line: bytes) -> bytes:
         """Parse an event; return what the client gets of it, `b""` for nothing."""
         self._carrier.forget()  # another tool call may continue after this event
-        chunk = sse.parse(line[:-2])
-        if not isinstance(chunk, dict) or self._fails(chunk, line):
+        try:
+            chunk = loads(line[6:-2])
+        except (ValueError, RecursionError):
+            return self._unreadable(line)
+        if chunk.__class__ is not dict:
             return b""
-        self._model.learn(line, chunk)
-        self._note(line)
+        if (b"error" in line or "choices" not in chunk) and self._fails(chunk, line):
+            return b""
+        if self._model.is_another:
+            self._model.learn(line, chunk)
+        if self.finished or not self.answered:
+            self._note(line)
         changed = self._for_client(chunk)
         if changed is None:
             return b""
-        renamed = self._model.in_lines(line) if changed is chunk else None
-        sent = renamed or sse.render(self._model.in_chunk(changed))
+        sent: bytes | None = line if changed is chunk else None
+        if sent and self._model.is_another:
+            sent = self._model.in_line(line)
+        if not sent:
+            sent = sse.render(self._model.in_chunk(changed))
         if self._normalizer.repeatable:
-            self._carrier.learn_normalized(event, sent, self._normalizer.growing)
+            growing = self._normalizer.growing
+            self._carrier.learn(event, sent, growing, alike=sent is line)
         return sent
+
+    def _unreadable(self, line: bytes) -> bytes:
+        """Return what the client gets of an event that cannot be parsed: text as it came, since a
+        piece that is missing would not be noticed. Mostly its UTF-8 is broken."""
+        if b'"choices"' not in line or b'"delta":' not in line or _MORE.search(line):
+            return b""
+        if not self._normalizer.indexes:
+            self._normalizer.begin(0)
+        if self.finished or not self.answered:
+            self._note(line)
+        return (self._model.in_line(line) if self._model.is_another else None) or line
 
     def _for_client(self, chunk: dict[str, Any]) -> dict[str, Any] | None:
         """Change a chunk for this client: itself if nothing changed, None if it gets nothing."""
@@ -259,7 +244,8 @@ class ChunkStream:
             return None
         if changed["choices"]:
             self._last = changed
-        if (usage := parse_usage(changed.get("usage"))) is not None:
+        told = changed.get("usage")
+        if told is not None and (usage := parse_usage(told)) is not None:
             self.usage = usage
             finished = self.finished and not self._normalizer.unfinished
             changed = self._usage_view.of(changed, finished=finished)
@@ -278,11 +264,11 @@ class ChunkStream:
         return self.failed
 
     def _note(self, data: bytes) -> None:
-        """Note whether chunks have a part of an answer.
+        """Note whether chunks have a part of an answer, where that is not known.
 
         After a finish it belongs to another choice, whose own finish will follow.
         """
-        if (self.finished or not self.answered) and _CONTENT.search(data):
+        if _CONTENT.search(data):
             self.answered, self.finished = True, False
 
 
@@ -314,17 +300,6 @@ class _Opening:
             return []
         self.over = True
         return [*self.doubtful, line] if named else [line]
-
-
-def _last_event(block: bytes) -> bytes:
-    return block[block.rfind(b"\n\n", 0, -2) + 2 :] if block.count(b"\n") > 2 else block
-
-
-def _any_in(marks: tuple[bytes, ...], data: bytes) -> bool:
-    for mark in marks:  # noqa: SIM110  # any() takes twice as long
-        if mark in data:
-            return True
-    return False
 
 
 class ChatEncoder:

@@ -8,7 +8,9 @@ read of many such events costs a search and a comparison instead of parsing.
 
 from __future__ import annotations
 
+import io
 import re
+from bisect import bisect_left
 from typing import Final, Protocol
 
 #: The members whose text may differ. Empty texts do not count: chunks have empty members, too.
@@ -19,12 +21,11 @@ _TEXT: Final = re.compile(
 #: No template is learned from larger events, such as images or sound.
 _LARGEST_BYTES: Final = 4096
 
-#: Bytes on both sides of a border between events that are searched for. A longer needle is not
-#: safer, because the whole is compared, but slower: bytes.split prepares the search for every hit.
-_BORDER: Final = 24
-
 #: After so many templates of which none fitted two chunks in a row, no more are learned.
 _LESSONS: Final = 8
+
+#: So much of an event's end tells whether the next one may be like it.
+_TAIL: Final = 6
 
 _NOTHING: Final = (b"", 0, 0)
 
@@ -44,8 +45,8 @@ class Template:
     """
 
     __slots__ = (
-        *("_after", "_before", "_border", "_cut", "_same", "_seam"),
-        *("_sent_after", "_sent_before", "growing"),
+        *("_after", "_before", "_same", "_seam", "_sent_after", "_sent_before"),
+        "growing",
     )
 
     def __init__(self, event: tuple[bytes, bytes], sent: tuple[bytes, bytes]) -> None:
@@ -54,9 +55,6 @@ class Template:
         self._sent_before, self._sent_after = sent
         self._same = event == sent
         self._seam = self._after + self._before
-        self._cut = min(_BORDER, len(self._after)), min(_BORDER, len(self._before))
-        tail, head = self._cut
-        self._border = self._after[-tail:] + self._before[:head]
         self.growing: Growing | None = None
 
     @staticmethod
@@ -71,36 +69,37 @@ class Template:
         ours = theirs if sent == event else _around_text(sent)
         return Template(theirs, ours) if theirs is not None and ours is not None else None
 
-    def carry(self, block: bytes) -> tuple[bytes, int, int]:
-        """Rewrite the events at the start of a block that fit the template.
+    def carry(self, block: bytes, start: int = 0) -> tuple[bytes, int, int]:
+        """Rewrite the events from a place in a block on that fit the template, up to the first that
+        does not.
 
         Returns the bytes for the client, how many bytes of the block they replace, and how many
-        events. Nothing if the first event does not fit, or one between those that do.
+        events.
         """
         before, after = self._before, self._after
-        if not block.startswith(before):
+        if not block.startswith(before, start):
             return _NOTHING
-        length = len(block)
-        if not block.endswith(after):
-            # The last events of a stream often come in one read with other chunks.
-            length = block.rfind(after) + len(after)
-            block = block[:length]
-        if length < len(before) + len(after):
+        # The last events of a stream often come in one read with other chunks.
+        first = start + len(before)
+        end = block.rfind(after, first)
+        if end < 0:
             return _NOTHING
-        if block.find(b"\n", len(before)) == length - 2:
-            texts = [block[len(before) : length - len(after)]]
-        else:
-            texts = self._texts(block)
-            if before + self._seam.join(texts) + after != block:
+        if block.find(b"\n", first) == end + len(after) - 2:
+            texts = [block[first:end]]
+            if not _are_texts(texts):
                 return _NOTHING
-        if not _are_texts(texts):
+            events = block[start : end + len(after)]
+        else:
+            texts, events = self._texts(block[start : end + len(after)])
+        if not texts:
             return _NOTHING
         if self.growing is not None:
             self.growing.extend(texts)
+        length = len(events)
         if not self._same:
             before, after = self._sent_before, self._sent_after
-            block = before + (after + before).join(texts) + after
-        return block, length, len(texts)
+            events = before + (after + before).join(texts) + after
+        return events, length, len(texts)
 
     def carry_one(self, data: bytes, start: int, stop: int) -> bytes | None:
         """Rewrite the one event at a place of some data; None if it does not fit, or may not.
@@ -118,14 +117,29 @@ class Template:
             return None
         return data[start:stop] if self._same else self._sent_before + text + self._sent_after
 
-    def _texts(self, block: bytes) -> list[bytes]:
-        """Split a block of several events into their texts, assuming that all fit."""
-        tail, head = self._cut
-        start, end = len(self._before) - head, tail - len(self._after) or None
-        parts = block.split(self._border)
-        parts[0] = parts[0][head:]
-        parts[-1] = parts[-1][:-tail]
-        return [part[start:end] for part in parts]
+    def _texts(self, block: bytes) -> tuple[list[bytes], bytes]:
+        """The texts of the events at a block's start that fit, and these events.
+
+        An event that fits is one line and a blank one. So the texts are cut out of every second
+        line as if all fitted, and the events made of them are compared with what is there.
+        """
+        with io.BytesIO(block) as source:
+            lines = source.readlines()  # finds line ends by memchr
+        start, stop = len(self._before), 1 - len(self._after)
+        texts = [line[start:stop] for line in lines[::2]]
+        events = self._made_of(texts)
+        if block.startswith(events) and _are_texts(texts):
+            return texts, events
+
+        def is_beyond(count: int) -> bool:
+            fitting = texts[:count]
+            return not (block.startswith(self._made_of(fitting)) and _are_texts(fitting))
+
+        del texts[bisect_left(range(1, len(texts)), True, key=is_beyond) :]
+        return texts, self._made_of(texts)
+
+    def _made_of(self, texts: list[bytes]) -> bytes:
+        return self._before + self._seam.join(texts) + self._after
 
 
 class TextReader:
@@ -133,20 +147,31 @@ class TextReader:
 
     def __init__(self) -> None:
         self._template: Template | None = None
+        self._lesson: bytes | None = None
 
     def learn(self, event: bytes | None) -> None:
         """Learn from an event with its blank line; with None, forget the last one."""
-        self._template = None if event is None else Template.learn(event, event)
+        self._template, self._lesson = None, event
 
-    def texts(self, events: bytes) -> list[bytes]:
-        """The texts of some events as JSON, without quotes; empty if one event does not fit."""
-        template = self._template
-        if template is None:
-            return []
+    def texts(self, events: bytes, start: int = 0) -> tuple[list[bytes], int]:
+        """The texts of the events from a place on that fit, as JSON without quotes, and how many
+        bytes these events have."""
+        if (lesson := self._lesson) is not None:
+            if not _ends_alike(events, events.find(b"\n\n", start) + 2, lesson):
+                return [], 0
+            self._lesson, self._template = None, Template.learn(lesson, lesson)
         found: list[bytes] = []
+        if (template := self._template) is None:
+            return found, 0
         template.growing = found
-        _, length, _ = template.carry(events)
-        return found if length == len(events) else []
+        return found, template.carry(events, start)[1]
+
+
+def _ends_alike(data: bytes, stop: int, event: bytes) -> bool:
+    """Whether the event that stops at a place ends as another one. A finish does not end as the
+    only text in front of it, of which then no template need be made."""
+    tail = event[-_TAIL:]
+    return data.startswith(tail, max(0, stop - len(tail)))
 
 
 def _around_text(event: bytes) -> tuple[bytes, bytes] | None:
@@ -171,63 +196,72 @@ class Carrier:
     """Forwards chunks by the template of the last chunk that was examined.
 
     Attributes:
-        fresh: the template was not tried since it was learned.
+        is_ready: there may be a template.
     """
+
+    __slots__ = ("_in_a_row", "_lesson", "_lessons", "_template", "is_ready")
 
     def __init__(self) -> None:
         self._template: Template | None = None
-        self._from_parsed = False
+        #: What a template is to be made of.
+        self._lesson: tuple[bytes, bytes, Growing | None] | None = None
         self._lessons, self._in_a_row = _LESSONS, 0
-        self.fresh = False
+        self.is_ready = False
 
-    def carry(self, events: bytes) -> tuple[bytes, int]:
-        """Rewrite the events at the start that fit the template.
+    def carry(self, events: bytes, start: int = 0) -> tuple[bytes, int, int]:
+        """Rewrite the events from a place on that fit the template.
 
-        Returns the bytes for the client, and how many bytes they replace: 0 if none fits.
+        Returns the bytes for the client, how many bytes they replace, and how many events: 0 if the
+        first one does not fit.
         """
-        self.fresh = False
+        if self._lesson is not None:
+            self._understand(events, events.find(b"\n\n", start) + 2)
         if self._template is None:
-            return b"", 0
-        sent, length, count = self._template.carry(events)
-        self._in_a_row += count
-        return sent, length
+            return _NOTHING
+        carried = self._template.carry(events, start)
+        self._in_a_row += carried[2]
+        return carried
 
     def carry_one(self, data: bytes, start: int, stop: int) -> bytes | None:
         """Rewrite the one event at a place of some data, if it fits; None: `carry` may know."""
+        if self._lesson is not None:
+            self._understand(data, stop)
         if self._template is None:
             return None
         sent = self._template.carry_one(data, start, stop)
         if sent is not None:
-            self.fresh = False
             self._in_a_row += 1
         return sent
 
-    def learn(self, event: bytes, sent: bytes) -> None:
-        """Learn from an event that needed no parsing; give up if chunks keep alternating."""
-        if self._from_parsed:
-            self.forget()
-        self._lessons = _LESSONS if self._in_a_row > 1 else self._lessons - 1
-        self._in_a_row = 0
-        if self._lessons > 0:
-            self._take(event, sent)
-        else:
-            self.forget()
-
-    def learn_normalized(self, event: bytes, sent: bytes, growing: Growing | None) -> None:
-        """Learn from an event that was parsed and whose like are normalized the same way.
+    def learn(
+        self, event: bytes, sent: bytes, growing: Growing | None = None, *, alike: bool = True
+    ) -> None:
+        """Learn from an event whose like are sent the same way.
 
         Args:
             growing: gets the texts if they are a tool call's arguments.
+            alike: it was sent as it came. If such chunks keep alternating, nothing more is learned.
         """
-        self._take(event, sent)
-        if self._template is not None:
-            self._template.growing = growing
-            self._from_parsed = True
+        self.forget()
+        if alike and growing is None:
+            self._lessons = _LESSONS if self._in_a_row > 1 else self._lessons - 1
+            self._in_a_row = 0
+            if self._lessons <= 0:
+                return
+        self._lesson, self.is_ready = (event, sent, growing), True
 
     def forget(self) -> None:
         """Drop the template: the next chunk may need to be normalized in another way."""
-        self._template, self._from_parsed, self.fresh = None, False, False
+        self._template, self._lesson, self.is_ready = None, None, False
 
-    def _take(self, event: bytes, sent: bytes) -> None:
-        if (template := Template.learn(event, sent)) is not None:
-            self._template, self.fresh = template, True
+    def _understand(self, data: bytes, stop: int) -> None:
+        """Make the template, if the event that stops at a place ends as the one it is made of."""
+        assert self._lesson is not None, "asked for without a look"
+        event, sent, growing = self._lesson
+        if not _ends_alike(data, stop, event):
+            return
+        self._lesson, self._template = None, Template.learn(event, sent)
+        if self._template is None:
+            self.is_ready = False
+        else:
+            self._template.growing = growing

@@ -8,28 +8,10 @@ missing: both accept that.
 
 from __future__ import annotations
 
-import re
 from typing import Any, Final
 
 from qwen_wsgi.protocol.json_access import integer, objects, text
 from qwen_wsgi.protocol.json_object import compact
-
-#: Finds a value of an unexpected type in the bytes of chunks, so that they need not be parsed.
-#: Inside a string of JSON every quote is escaped, so text never matches. The content of log
-#: probabilities is a list.
-ODD: Final = re.compile(
-    rb'"(?:'
-    rb'(?:id|object|model)": ?[^"]'
-    rb'|created": ?(?:[^0-9]|[0-9]+[.eE])'
-    rb'|index": ?[^0-9]'
-    rb'|delta": ?[^{]'
-    rb'|role": ?(?:"(?!assistant")|[^"n])'
-    rb'|(?:reasoning_content|reasoning|refusal|finish_reason)": ?[^"n]'
-    rb'|content": ?[^"n[]'
-    rb'|tool_calls": ?[^n[]'
-    rb'|(?:logprobs|usage)": ?[^{n]'
-    rb')|(?<!"logprobs":\{)(?<!"logprobs": \{)"content": ?\['
-)
 
 #: Members of a delta that are a text or null.
 _TEXTS: Final = ("content", "reasoning_content", "reasoning", "refusal")

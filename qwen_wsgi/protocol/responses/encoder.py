@@ -143,25 +143,34 @@ class ResponseEncoder:
         """Encode some whole events of chat; nothing after the end."""
         if self._response is not None:
             return b""
-        if (texts := self._reader.texts(events)) and (more := self._more(texts)):
-            return more
-        last: bytes | None = None
-        out = self._begin_answer()
-        for event in events.split(b"\n\n"):
-            if event and isinstance(chunk := sse.parse(event), dict):
+        out, at, reader = [b""], 0, self._reader
+        while at < len(events):
+            texts, length = reader.texts(events, at)
+            if texts and (more := self._more(texts)):
+                out.append(more)
+                at += length
+                continue
+            if not at:
+                out += self._begin_answer()
+            end = events.find(b"\n\n", at) + 2
+            event = events[at:end] if end > 1 else events[at:]
+            at += len(event)
+            if isinstance(chunk := sse.parse(event.strip(b"\n")), dict):
                 self._chunk(chunk, out)
-                last = event + b"\n\n" if self._only_text else None
-        self._reader.learn(last)
+                reader.learn(event if self._only_text else None)
         return b"".join(out)
 
     def _more(self, texts: list[bytes]) -> bytes:
         """Encode chunks like the last one by their texts; nothing if one is not valid JSON."""
+        if self._open_text is None:
+            return b""
+        if b"" in texts:
+            texts = [text for text in texts if text]  # no delta for these
         try:
-            pieces = [loads(b'"%b"' % text) for text in texts]
+            pieces = loads(b'["%b"]' % b'","'.join(texts))
         except ValueError:
             return b""
-        more = self._open_text.more if self._open_text is not None else None
-        return b"".join(map(more, pieces, texts)) if more is not None else b""
+        return b"".join(map(self._open_text.more, pieces, texts))
 
     def end(self) -> bytes:
         """Encode the end of the open items, and the whole response."""

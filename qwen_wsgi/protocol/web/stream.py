@@ -46,7 +46,9 @@ class WebChunkStream(ChunkStream):
     def feed(self, block: bytes) -> bytes:
         """Take a block of whole events; return what the client gets of it."""
         made = b"".join(self._made(block))
-        return super().feed(made) if made else b""
+        sent = super().feed(made) if made else b""
+        self.received = block.count(b"\n\n")  # of the upstream's own
+        return sent
 
     def end(self) -> bytes:
         """Return what the client must still get at the end."""

@@ -19,7 +19,6 @@ import logging
 import math
 import os
 import random
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -95,7 +94,7 @@ class Common:
         self.boottime = boottime
         self.is_gone = is_gone
         self.patience_s = patience_s
-        self._calendar = calendar
+        self.calendar = calendar
         self._name = name
         self._told: dict[str, float] = {}
 
@@ -108,10 +107,6 @@ class Common:
     def tag(self) -> int:
         """What stands for this process in a state."""
         return _tag_of(self.worker)
-
-    def moment(self) -> Moment:
-        """Now."""
-        return self._calendar.moment(self.clock.monotonic(), self.clock.now())
 
     def tell(self, trouble: str) -> None:
         """Say something in the log, once a minute."""
@@ -130,12 +125,19 @@ class Counter:
         places: calls of the client that this worker has in flight.
     """
 
+    __slots__ = (
+        *("_all", "_begun", "_clock", "_fd", "_impatient_until_s", "_moment", "_open", "_owed"),
+        *("_path", "_row", "_state", "_swept_s", "_turn", "_written", "places"),
+    )
+
     def __init__(self, common: Common, path: Path | None) -> None:
         self._all = common
+        self._clock, self._moment = common.clock, common.calendar.moment
         self._path = path
         self._fd = -1
-        #: A change is under way, by a thread of this process.
-        self._busy = threading.Lock()
+        #: Empty while a change is under way, by a thread of this process. Nobody waits for it, and
+        #: gevent's locks are functions of Python.
+        self._turn = [True]
         self._state = State()
         #: What is in the file if nobody else has written since, which `_state` was made of or is.
         self._written = b""
@@ -234,7 +236,8 @@ class Counter:
 
     def known_remaining(self, limits: Limits) -> Mapping[str, Room]:
         """The same as this process knows it since its latest change."""
-        return arithmetic.remaining(self._state, limits, self._all.moment())
+        now = self._moment(self._clock.monotonic(), self._clock.now())
+        return arithmetic.remaining(self._state, limits, now)
 
     def look_after(self, is_gone: Callable[[str, float], bool]) -> None:
         """See `counters.LimitCounters.look_after`."""
@@ -249,7 +252,7 @@ class Counter:
         concerned = self.places or self._owed is not None or self._row >= 0
         if not (concerned or any(self._state.tags)) or not self._take(_GLANCE_S):
             return
-        state, now, before = self._from_file()
+        state, now, before = self._begin(is_locked=True)
         try:
             arithmetic.advance(state, now)
             self._swept_s = -math.inf
@@ -278,21 +281,16 @@ class Counter:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _begin(self) -> _Change:
-        """Begin a change. `_write` keeps what was changed, and `_end` must follow in any case."""
-        if self._fd >= 0 and self._take():
-            return self._from_file()
-        now, state, self._written = self._all.moment(), self._state, b""
-        arithmetic.advance(state, now)
-        if self._fd < 0:
-            state.forget_all_workers()  # nothing is heard of the others
-        self._set_places(state)
-        return state, now, state.copy()
+    def _begin(self, *, is_locked: bool = False) -> _Change:
+        """Begin a change. `_write` keeps what was changed, and `_end` must follow in any case.
 
-    def _from_file(self) -> _Change:
-        """Begin a change of the state in the file, whose lock was taken."""
+        Args:
+            is_locked: the lock was taken.
+        """
+        if not is_locked and (self._fd < 0 or not self._take()):
+            return self._without_file()
         try:
-            now = self._all.moment()
+            now = self._moment(self._clock.monotonic(), self._clock.now())
             state = self._read() or self._begun_anew()
             self._written = b""  # until it is
             if self._row < 0 or state.tags[self._row] != self._all.tag:
@@ -305,6 +303,17 @@ class Counter:
             raise
         return state, now, None
 
+    def _without_file(self) -> _Change:
+        """Begin a change of this process's copy of the state."""
+        now = self._moment(self._clock.monotonic(), self._clock.now())
+        state, self._written = self._state, b""
+        arithmetic.advance(state, now)
+        if self._fd < 0:
+            state.forget_all_workers()  # nothing is heard of the others
+        if self._row >= 0 or self._fd < 0:
+            state.places[max(self._row, 0)] = self.places
+        return state, now, state.copy()
+
     def _write(
         self, state: State, now: Moment, before: State | None, *, row_first: bool = False
     ) -> None:
@@ -313,33 +322,40 @@ class Counter:
         Args:
             row_first: what the worker's row says is written before the state.
         """
-        self._set_places(state)
+        if self._row >= 0 or self._fd < 0:  # without a file the only one
+            state.places[max(self._row, 0)] = self.places
         if before is not None:
-            if self._path is not None:
-                owed = arithmetic.difference(before, state)
-                self._owed = owed if self._owed is None else arithmetic.together(self._owed, owed)
+            self._owe(arithmetic.difference(before, state))
             return
         self._state = state
-        data = state.pack()
+        data = b"".join(state.arrays)
         data += _CHECKSUM.pack(crc32(data))
+        row, place = b"", _PAGE + self._row * ROW_BYTES
+        if self._row >= 0:
+            row = self._open.packed(self._all.worker, self._all.boottime(), now)
         try:
-            if row_first:
-                self._write_row(now)
+            if row and row_first:
+                os.pwrite(self._fd, row, place)
             os.pwrite(self._fd, data, 0)
             self._written = data
-            if not row_first:
-                self._write_row(now)
+            if row and not row_first:
+                os.pwrite(self._fd, row, place)
         except OSError as error:  # of a full disk, where the file was cut
             self._give_up(state, now, error)
+
+    def _owe(self, owed: Owed) -> None:
+        """Remember what is to be added to the file."""
+        if self._path is not None:
+            self._owed = owed if self._owed is None else arithmetic.together(self._owed, owed)
 
     def _end(self, before: State | None) -> None:
         """Let others go on after a change."""
         if before is None:
             try:
                 if self._fd >= 0:
-                    file_lock.free(self._fd)
+                    file_lock.change(self._fd, file_lock.FREE)
             finally:
-                self._busy.release()
+                self._turn.append(True)
 
     def _give_up(self, state: State, now: Moment, error: OSError) -> None:
         """Count in this process alone from here on: the file cannot be written."""
@@ -366,11 +382,6 @@ class Counter:
         self._state.begin_anew()
         return self._state
 
-    def _set_places(self, state: State) -> None:
-        """Set how many places this worker has, in its row, or in the only one without a file."""
-        if self._row >= 0 or self._fd < 0:
-            state.places[max(self._row, 0)] = self.places
-
     def _without_row(self, limits: Limits) -> Limits:
         """The limits where the calls of this worker are in no row."""
         if self._fd < 0 or limits.concurrency is None:
@@ -389,18 +400,22 @@ class Counter:
         """
         end_s = None
         while True:
-            if self._busy.acquire(blocking=False):
+            taken = False
+            try:
+                self._turn.pop()
+            except IndexError:
+                pass  # of another thread
+            else:
                 try:
-                    if file_lock.take(self._fd):
-                        return True
+                    taken = file_lock.take(self._fd)
                 except OSError as error:
-                    self._busy.release()
                     self._tell_unusable(error)
                     return False
-                except BaseException:
-                    self._busy.release()
-                    raise
-                self._busy.release()
+                finally:
+                    if not taken:
+                        self._turn.append(True)
+            if taken:
+                return True
             now_s = time.monotonic()
             if end_s is None:
                 wait_s = 0.0 if now_s < self._impatient_until_s else self._all.patience_s
@@ -459,12 +474,6 @@ class Counter:
         if self._row >= 0:
             state.places[self._row] = state.tags[self._row] = 0
             self._row = _NO_ROW
-
-    def _write_row(self, now: Moment) -> None:
-        """Write who we are and what we have open. Raises OSError."""
-        if self._row >= 0:
-            row = self._open.packed(self._all.worker, self._all.boottime(), now)
-            os.pwrite(self._fd, row, _PAGE + self._row * ROW_BYTES)
 
     def _sweep(self, state: State, is_gone: Callable[[str, float], bool]) -> bool:
         """Give back what dead workers held; whether there were any."""

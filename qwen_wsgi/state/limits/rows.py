@@ -43,6 +43,8 @@ class Row(NamedTuple):
 class Open:
     """The tokens that this worker has reserved and not settled."""
 
+    __slots__ = ("_day", "_latest", "_spans", "_tokens")
+
     def __init__(self) -> None:
         #: Those of span `s` are at `s % _SPANS`.
         self._spans = array("q", bytes(8 * _SPANS))
@@ -54,7 +56,8 @@ class Open:
         if not tokens:
             return
         span = granted.bucket // SPAN
-        self._go_on(span)
+        if span > self._latest:
+            self._go_on(span)
         if span > self._latest - _SPANS:
             at = span % _SPANS
             self._spans[at] = max(0, self._spans[at] + tokens)
@@ -74,14 +77,14 @@ class Open:
             worker: its name; at most `NAME_BYTES`.
             at: now, by `boottime`.
         """
-        self._go_on(now.at_ms // BUCKET_MS // SPAN)
+        span = now.at_ms // BUCKET_MS // SPAN
+        if span > self._latest:
+            self._go_on(span)
         row = _ROW.pack(worker, at, self._latest, self._day, self._tokens, self._spans.tobytes())
         return row + _CHECKSUM.pack(crc32(row))
 
     def _go_on(self, span: int) -> None:
-        """Go on to a span: what is open of those before the window has left it."""
-        if span <= self._latest:
-            return
+        """Go on to a later span: what is open of those before the window has left it."""
         for passed in range(max(self._latest, span - _SPANS) + 1, span + 1):
             self._spans[passed % _SPANS] = 0
         self._latest = span

@@ -33,6 +33,12 @@ _RULES: Final = (
 )
 
 
+def leaves_alone(request: ChatRequest, family: Family, model: str, refused: frozenset[str]) -> bool:
+    """Whether a host gets what the client sent, with no look at it, see `adapt`."""
+    foreign = family is Family.OTHER  # `not is_qwen`, without a call
+    return foreign and request.origins is None and not refused and "qwen" not in model.lower()
+
+
 def adapt(request: ChatRequest, target: Target, options: Options, *, stream: bool) -> Adapted:
     """Return the changes that this target needs; the request's own values are never modified.
 
@@ -46,13 +52,11 @@ def adapt(request: ChatRequest, target: Target, options: Options, *, stream: boo
     Raises:
         BadRequest: in strict mode, if something that the client asked for would be lost.
     """
-    foreign = target.family is Family.OTHER  # `not is_qwen`, without a call
-    is_qwen_model = "qwen" in target.model.lower()
-    if foreign and not is_qwen_model and request.origins is None and not target.refused:
+    if leaves_alone(request, target.family, target.model, target.refused):
         return UNCHANGED
     draft = Draft(request, target, options, stream=stream)
-    if foreign:
-        if is_qwen_model:
+    if target.family is Family.OTHER:
+        if "qwen" in target.model.lower():
             messages.systems_first(draft)
         media.leave_out_refused(draft)
         other_hosts.adapt(draft)

@@ -20,7 +20,7 @@ from typing import Any, Final
 from qwen_wsgi.errors import AccountUnavailable, ApiError, Scope, UpstreamError, UpstreamTimeout
 from qwen_wsgi.hosts import Family
 from qwen_wsgi.protocol import sse
-from qwen_wsgi.redaction import mask_all
+from qwen_wsgi.redaction import mask_all, mask_lookalikes
 from qwen_wsgi.upstream.failures import retry_after
 from qwen_wsgi.upstream.failures.causes import CAUSES, Cause
 from qwen_wsgi.upstream.failures.patterns import ErrorReport, cause_of
@@ -204,7 +204,13 @@ def request_id(headers: Mapping[str, str], body: bytes = b"", secrets: Sequence[
     value = _json_of(body) if body and "x-request-id" not in headers else None
     named = value.get("request_id") if isinstance(value, dict) else None
     id = headers.get("x-request-id") or (named if isinstance(named, str) else "")
-    return id if REQUEST_ID.fullmatch(id) and mask_all(id, secrets) == id else ""
+    if not REQUEST_ID.fullmatch(id):
+        return ""
+    # No secret is written in another way by JSON where such an id might hold it.
+    for each in secrets:
+        if each and each in id and mask_all(id, secrets) != id:
+            return ""
+    return id if mask_lookalikes(id) == id else ""
 
 
 def _envelope(body: bytes) -> dict[str, Any] | None:

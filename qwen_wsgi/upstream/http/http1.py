@@ -1,27 +1,27 @@
 """One HTTP/1.1 exchange on a pooled connection, up to the end of the response's head.
 
-`requests` chooses the connection, sets it up and says what its failures mean; only the bytes of the
-exchange are ours. http.client parses a head with the e-mail package and wraps the body in four
-objects that the relay then reaches around: writing and reading it here saves 290 µs a request
-(benchmarks), and the socket and what was read beyond the head are at hand without private names.
+urllib3 makes the connections, with all that TLS needs; which of them is kept and used again, and
+the bytes of the exchange, are ours (docs/decisions/091). http.client parses a head with the e-mail
+package and wraps the body in four objects that the relay then reaches around; here the socket and
+what was read beyond the head are at hand without private names.
 """
 
 from __future__ import annotations
 
-import functools
 import http.client
 import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, Protocol
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, ProtocolError, ReadTimeoutError
 
-from qwen_wsgi.greenlets import TimedReads, readable_now
+from qwen_wsgi.greenlets import KeptReads, TimedReads, look_at, readable_now
 
 #: A head longer than this is no head.
 _MAX_HEAD_BYTES: Final = 64 * 1024
@@ -38,6 +38,9 @@ _JOINED_BYTES: Final = 64 * 1024
 
 _RECV_BYTES: Final = 16 * 1024
 
+#: A longer name of a header line is not remembered.
+_KNOWN_NAME_CHARS: Final = 64
+
 #: While a server takes nothing of a streamed body, it is looked so often whether it has answered.
 _LOOK_S: Final = 1.0
 
@@ -50,18 +53,22 @@ _U64: Final = struct.Struct("=Q")
 _TWO_U64: Final = struct.Struct("=QQ")
 
 
-class RequestHeaders(dict[str, str]):
-    """A request's headers, and a note of the connection that they went out on."""
+class NotAnswered(Exception):
+    """An exchange ended without the head of an answer.
 
-    #: The connection had served a request before, so it may have been closed at the other end.
-    #: On a new one the upstream has read the request, and perhaps done (and billed) the work.
-    kept_connection = False
-    #: It was closed before the request came there: the upstream read nothing of it.
-    unread = False
+    Attributes:
+        failure: as urllib3 says it.
+        kept: the connection had served a request before, so it may have been closed at the other
+            end. On a new one the upstream has read the request, and perhaps done (and billed) the
+            work.
+        unread: it was closed before the request came there: the upstream read nothing of it.
+    """
 
-    def copy(self) -> RequestHeaders:
-        """Itself: urllib3 copies the headers of every request, and the note would be lost."""
-        return self
+    def __init__(self, failure: HTTPError, *, kept: bool, unread: bool) -> None:
+        super().__init__(failure)
+        self.failure = failure
+        self.kept = kept
+        self.unread = unread
 
 
 class StreamedBody(Protocol):
@@ -85,6 +92,22 @@ class Head(NamedTuple):
     keep_alive: bool
 
 
+#: Names of header lines that were judged, and how they are looked up: upstreams send the same ones
+#: with each answer.
+_KNOWN_NAMES: Final[dict[str, str]] = {}
+_MOST_KNOWN: Final = 512
+
+
+def _name_of(spelt: str) -> str:
+    """The name of a header line in lower case; "" for what is no name."""
+    if spelt != spelt.strip():
+        return ""
+    name = spelt.lower()
+    if len(_KNOWN_NAMES) < _MOST_KNOWN and len(spelt) < _KNOWN_NAME_CHARS:
+        _KNOWN_NAMES[spelt] = name
+    return name
+
+
 def parse_head(head: bytes) -> Head:
     """Read a status line and header lines (RFC 9112 §4, §5), without the empty line.
 
@@ -106,10 +129,11 @@ def parse_head(head: bytes) -> Head:
         raise ProtocolError("the answer is no HTTP")
     headers: dict[str, str] = {}
     for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon or not name or name != name.strip():
+        spelt, colon, value = line.partition(":")
+        name = _KNOWN_NAMES.get(spelt) or _name_of(spelt)
+        if not colon or not name:
             raise ProtocolError("a header line of the answer is broken")
-        name, value = name.lower(), value.strip(" \t")
+        value = value.strip(" \t")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     connection = headers.get("connection", "").lower()
     keep = "keep-alive" in connection if version == "HTTP/1.0" else "close" not in connection
@@ -147,14 +171,29 @@ def _framing(head: Head) -> tuple[bool, int | None]:
 
 
 class PooledResponse:
-    """A response whose head was read; what requests and `BodyReader` need of urllib3's.
+    """A response whose head was read, by the names that those of requests have.
 
     Attributes:
+        headers: their names are in lower case.
         reads: where the body comes from. Its owner stops them, before it lets go of the response.
         first: the bytes of the body that came along with the head.
         connect_s: what setting up the connection took, TLS included; 0.0 for one that was kept.
         chunked: it is in chunks; else it has `length` bytes, or ends with its connection (None).
     """
+
+    __slots__ = (
+        "_connection",
+        "_keep",
+        "_pool",
+        "chunked",
+        "connect_s",
+        "first",
+        "headers",
+        "length",
+        "reads",
+        "reason",
+        "status_code",
+    )
 
     def __init__(
         self,
@@ -168,15 +207,50 @@ class PooledResponse:
         self._pool = pool
         self.connect_s = connect_s
         self._connection = connection
-        self.status = head.status
-        self.reason = head.reason
-        self.headers = head.headers
+        self.status_code, self.reason, self.headers, keep = head
         self.reads = reads
         self.first = first
-        # As nearly all streams say it: a call less for each.
-        usual = head.status == 200 and head.headers.get("transfer-encoding") == "chunked"
-        self.chunked, self.length = (True, None) if usual else _framing(head)
-        self._keep = head.keep_alive and (self.chunked or self.length is not None)
+        coding, said = self.headers.get("transfer-encoding"), self.headers.get("content-length")
+        # As nearly all say it: a call less for each.
+        if coding == "chunked" and self.status_code == 200:
+            chunked, length = True, None
+        elif (
+            coding is None
+            and self.status_code == 200
+            and said is not None
+            and said.isdecimal()
+            and len(said) <= _LENGTH_DIGITS
+        ):
+            chunked, length = False, int(said)
+        else:
+            chunked, length = _framing(head)
+        self.chunked, self.length = chunked, length
+        self._keep = keep and (chunked or length is not None)
+
+    @property
+    def raw(self) -> PooledResponse:
+        """What `BodyReader` reads."""
+        return self
+
+    def whole(self, most: int) -> bytes | None:
+        """The body, if all of it came along with the head, nothing else did, and it is not coded;
+        its connection is given back then. None: it is to be read.
+
+        Args:
+            most: bytes; a longer one is to be read as well, and refused.
+        """
+        size = self.length
+        if size is None or size != len(self.first) or size > most:
+            return None
+        if self._connection is None or "content-encoding" in self.headers:
+            return None
+        self.reads.stop()
+        connection, self._connection = self._connection, None
+        if self._keep:
+            self._pool.keep(connection)
+        else:
+            connection.close()
+        return self.first
 
     def release(self) -> None:
         """Give the connection to others; only after the whole body was read."""
@@ -189,159 +263,205 @@ class PooledResponse:
     def _let_go(self, *, keep: bool) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            if not keep:
+            if keep:
+                self._pool.keep(connection)
+            else:
                 connection.close()
-            connection.generation = self._pool.generation
-            self._pool._put_conn(connection)
 
 
-class _Connected:
-    """urllib3 asks before each request whether a kept connection is still up; under gevent its own
-    way of asking goes through the hub."""
+class _Kept:
+    """A connection with what is made once for all of its exchanges."""
 
     sock: Any
+    timeout: Any
     #: The pool's, when the connection was last put into it.
     generation = 0
+    #: Whether something can be read: then it is not to be used, because nothing is outstanding on
+    #: it, so that it is its end, or rubbish. urllib3's own way of asking goes through the hub.
+    look: Callable[[], object]
+    reads: KeptReads | None = None
 
-    @property
-    def is_connected(self) -> bool:
-        # Nothing is outstanding on it, so what can be read is its end, or rubbish.
-        return self.sock is not None and not readable_now(self.sock)
+    def open(self, timeout_s: float) -> float:
+        """Set it up; the seconds that it took."""
+        connection: Any = self
+        started_s = time.monotonic()
+        connection.timeout = timeout_s
+        try:
+            connection.connect()
+        except TimeoutError as error:  # in the TLS handshake; before it urllib3 says so itself
+            raise ConnectTimeoutError(connection, "the TLS handshake took too long") from error
+        self.look = look_at(self.sock)
+        self.reads = KeptReads(self.sock, timeout_s)
+        return time.monotonic() - started_s
+
+    def close(self) -> None:
+        """Close it; it may be opened again."""
+        reads, self.reads = self.reads, None
+        try:
+            if reads is not None:
+                reads.close()
+        finally:
+            super().close()  # type: ignore[misc]  # of urllib3's connection
 
 
-class _HTTPConnection(_Connected, HTTPConnection):
+class _HTTPConnection(_Kept, HTTPConnection):
     pass
 
 
-class _HTTPSConnection(_Connected, HTTPSConnection):
+class _HTTPSConnection(_Kept, HTTPSConnection):
     pass
 
 
-class _Exchanging:
-    """A pool whose requests are written and answers read here. Behind an HTTP proxy, which wants
-    other request lines and headers, urllib3 does it all."""
+class Pool:
+    """The connections to one origin. Their settings are those of the urllib3 pool that it is, too.
+
+    Not locked: greenlets switch at I/O only, and a list's `pop` and `append` are one step each.
+    """
 
     #: Counts up when a kept connection proves to be dead. Those that were idle then most likely
     #: are, too: no request is sent on one of an earlier generation.
     generation = 0
 
-    def urlopen(
-        self,
-        method: str,
-        url: str,
-        body: Any = None,
-        headers: Any = None,
-        retries: Any = None,
-        timeout: Any = None,
-        **more: Any,
-    ) -> Any:
-        pool: Any = self
-        if pool.proxy is not None:
-            return super().urlopen(  # type: ignore[misc]  # of urllib3's pool
-                method, url, body=body, headers=headers, retries=retries, timeout=timeout, **more
-            )
-        connection: Any = None
-        reads: TimedReads | None = None
-        kept, size = False, 0
-        try:
-            connection = pool._get_conn()
-            kept = connection.sock is not None
-            streamed = body is not None and not isinstance(body, bytes)
-            # A streamed body cannot be sent again if a kept connection proves to be dead.
-            if kept and (streamed or connection.generation != self.generation):
-                connection.close()
-                kept = False
-            if isinstance(headers, RequestHeaders):
-                headers.kept_connection = kept
-            connect_s = 0.0 if kept else _connect(connection, timeout.connect_timeout)
-            connection.sock.settimeout(timeout.read_timeout)  # for sending
-            early = b""
-            if streamed:
-                _send(connection.sock, method, url, self._host, headers, None)
-                early = _send_pieces(connection.sock, body, timeout.read_timeout)
-            else:
-                size = _send(connection.sock, method, url, self._host, headers, body)
-            reads = TimedReads(connection.sock, timeout.read_timeout)
-            head, first = _receive_head(reads, early)
-            if early:
-                head = head._replace(keep_alive=False)  # the rest of the body is missing
-            return PooledResponse(self, connection, reads, head, first, connect_s)
-        except BaseException as error:
-            if reads is not None:
-                reads.stop()
-            if kept and is_stale(error):
-                self.generation += 1
-                if isinstance(headers, RequestHeaders):
-                    headers.unread = _is_unread(connection.sock, size, error)
-            if connection is not None:
-                connection.close()
-                pool._put_conn(connection)
-            failure = _as_urllib3(error, pool, url)
-            if failure is None:
-                raise
-            # Raises what requests knows: a MaxRetryError around it, or the failure itself.
-            retries.increment(method, url, error=failure, _pool=self)
-            raise failure from error
-
-    @functools.cached_property
-    def _host(self) -> str:
+    def __init__(self, *args: Any, maxsize: int = 1, **kwargs: Any) -> None:
+        super().__init__(*args, maxsize=1, **kwargs)  # type: ignore[call-arg]  # of urllib3's pool
+        self._most_idle = maxsize
+        self._idle: list[Any] = []
+        # As urllib3 does for its own: where nobody has closed them.
+        weakref.finalize(self, _close_all, self._idle).atexit = False
         pool: Any = self
         host = f"[{pool.host}]" if ":" in pool.host else pool.host
         default = {"http": 80, "https": 443}[pool.scheme]
-        return host if pool.port in (None, default) else f"{host}:{pool.port}"
+        #: What the header Host says.
+        self.named = host if pool.port in (None, default) else f"{host}:{pool.port}"
+
+    def keep(self, connection: Any) -> None:
+        """Let others use a connection on which nothing is outstanding; above the pool's size it is
+        closed."""
+        if len(self._idle) < self._most_idle:
+            connection.generation = self.generation
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def close(self) -> None:
+        """Close the connections that nobody uses."""
+        self._most_idle = 0
+        _close_all(self._idle)
+        super().close()  # type: ignore[misc]  # of urllib3's pool
+
+    def exchange(
+        self, head: bytes, body: bytes | StreamedBody | None, connect_s: float, read_s: float
+    ) -> PooledResponse:
+        """Send a request, and read the head of its answer.
+
+        Args:
+            head: to its empty line.
+            connect_s: how long a new connection may take to set up.
+            read_s: how long the head may take; also each piece of the body, see `BodyReader`.
+
+        Raises:
+            NotAnswered: there is none; the connection is closed.
+        """
+        connection: Any = None
+        kept, size, took_s = False, 0, 0.0
+        try:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = self._new_conn()  # type: ignore[attr-defined]  # of urllib3's pool
+            kept = connection.sock is not None
+            # A streamed body cannot be sent again if a kept connection proves to be dead.
+            if kept and (
+                not isinstance(body, bytes | None)
+                or connection.generation != self.generation
+                or connection.look()
+            ):
+                connection.close()
+                kept = False
+            if not kept:
+                took_s = connection.open(connect_s)
+            sock, reads = connection.sock, connection.reads
+            if sock.timeout != read_s:
+                sock.settimeout(read_s)  # for sending
+            early = b""
+            if isinstance(body, bytes | None):
+                size = _send(sock, head, body)
+            else:
+                _send(sock, head, None)
+                early = _send_pieces(sock, body, read_s)
+            reads.begin(read_s)
+            answer, first = _receive_head(reads, early)
+            if early:
+                answer = answer._replace(keep_alive=False)  # the rest of the body is missing
+            return PooledResponse(self, connection, reads, answer, first, took_s)
+        except BaseException as error:
+            unread = False
+            if kept and is_stale(error):
+                self.generation += 1
+                unread = _is_unread(connection.sock, size, error)
+            if connection is not None:
+                connection.close()
+            failure = _as_urllib3(error, self)
+            if failure is None:
+                raise
+            if failure is not error:
+                failure.__cause__ = error
+            raise NotAnswered(failure, kept=kept, unread=unread) from failure
 
 
-# For mypy, twice: urlopen answers with the part of urllib3's response that is used here.
-class HTTPPool(_Exchanging, urllib3.HTTPConnectionPool):  # type: ignore[misc]  # see above
+# For mypy, twice: urllib3's pools have a `close` and an `__init__` of other arguments.
+class HTTPPool(Pool, urllib3.HTTPConnectionPool):
     """Connections to one http origin."""
 
     ConnectionCls = _HTTPConnection
 
 
-class HTTPSPool(_Exchanging, urllib3.HTTPSConnectionPool):  # type: ignore[misc]  # as above
+class HTTPSPool(Pool, urllib3.HTTPSConnectionPool):
     """Connections to one https origin."""
 
     ConnectionCls = _HTTPSConnection
 
 
-def _connect(connection: Any, timeout_s: float) -> float:
-    """Set the connection up; the seconds that it took."""
-    started_s = time.monotonic()
-    connection.timeout = timeout_s
-    try:
-        connection.connect()
-    except TimeoutError as error:  # in the TLS handshake; before it urllib3 says so itself
-        raise ConnectTimeoutError(connection, "the TLS handshake took too long") from error
-    return time.monotonic() - started_s
+def _close_all(connections: list[Any]) -> None:
+    while connections:
+        connections.pop().close()
 
 
-def _send(
-    sock: Any, method: str, url: str, host: str, headers: Mapping[str, str], body: bytes | None
-) -> int:
-    """Write a request; its size in bytes."""
-    lines = [f"{method} {url} HTTP/1.1", f"Host: {host}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
+def request_head(lines: list[str]) -> bytes:
+    """The head of a request, of its lines.
+
+    Raises:
+        ProtocolError: one holds a line end, which would be a header of somebody else's making.
+    """
     text = "\r\n".join(lines)
-    # A line end in a value would be a header of somebody else's making.
-    if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1:
+    if not text.count("\n") == text.count("\r") == len(lines) - 1:
         raise ProtocolError("a header of the request holds a line end")
-    head = (text + "\r\n\r\n").encode("latin-1")
+    return (text + "\r\n\r\n").encode("latin-1")
+
+
+def _send(sock: Any, head: bytes, body: bytes | None) -> int:
+    """Write a request; its size in bytes."""
+    if body is None or len(body) <= _JOINED_BYTES:
+        parts = [head if body is None else head + body]
+    else:
+        parts = [head, body]
+    size = sum(map(len, parts))
     try:
-        if body is None or len(body) <= _JOINED_BYTES:
-            sock.sendall(head + (body or b""))
-        elif isinstance(sock, ssl.SSLSocket):
-            sock.sendall(head)
-            sock.sendall(body)
+        if len(parts) == 1 or isinstance(sock, ssl.SSLSocket):
+            for part in parts:
+                sent = sock.send(part)
+                if sent < len(part):
+                    sock.sendall(memoryview(part)[sent:])
         else:
             # In one call, which wakes the other end once; it takes less than all if it is slow.
-            sent = sock.sendmsg((head, body))
+            sent = sock.sendmsg(parts)
             if sent < len(head):
                 sock.sendall(head[sent:])
-            if sent < len(head) + len(body):
-                sock.sendall(memoryview(body)[max(sent - len(head), 0) :])
+            if sent < size:
+                sock.sendall(memoryview(parts[1])[max(sent - len(head), 0) :])
     except BrokenPipeError:
         pass  # it may have answered before it closed, e.g. that the body is too large
-    return len(head) + len(body or b"")
+    return size
 
 
 def _send_pieces(sock: Any, pieces: StreamedBody, silence_s: float) -> bytes:
@@ -466,15 +586,15 @@ def _receive_head(reads: TimedReads, got: bytes | bytearray = b"") -> tuple[Head
         got += piece
 
 
-def _as_urllib3(error: BaseException, pool: Any, url: str) -> HTTPError | None:
-    """A failure as urllib3 would say it, so that requests can tell what it means; None for what is
-    no failure of the exchange, such as the client's going away."""
+def _as_urllib3(error: BaseException, pool: Any) -> HTTPError | None:
+    """A failure as urllib3 would say it; None for what is no failure of the exchange, such as the
+    client's going away."""
     if isinstance(error, HTTPError):
         return error
     if isinstance(error, ssl.SSLError | ssl.CertificateError):
         return urllib3.exceptions.SSLError(error)
     if isinstance(error, TimeoutError):
-        return ReadTimeoutError(pool, url, "the answer's head did not come in time")
+        return ReadTimeoutError(pool, "", "the answer's head did not come in time")
     if isinstance(error, OSError | http.client.HTTPException):
         return ProtocolError("Connection aborted.", error)
     return None

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import requests
-import urllib3
 from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
-from urllib3.exceptions import LocationParseError
+from requests.utils import select_proxy
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    LocationParseError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+    ReadTimeoutError,
+    SSLError,
+)
 
 from qwen_wsgi import __version__
 from qwen_wsgi.credentials.token import AccessToken
@@ -25,9 +33,12 @@ from qwen_wsgi.upstream.http.body import BodyBroken, BodyReader, BodyTooLarge, R
 from qwen_wsgi.upstream.http.http1 import (
     HTTPPool,
     HTTPSPool,
-    RequestHeaders,
+    NotAnswered,
+    Pool,
+    PooledResponse,
     StreamedBody,
     is_stale,
+    request_head,
 )
 
 #: An error body longer than this says nothing more.
@@ -36,57 +47,39 @@ ERROR_BODY_BYTES: Final = 64 * 1024
 #: The setting that bounds the wait for an answer's head, and for a whole answer.
 FIRST_BYTE: Final = "QWEN_PROXY_FIRST_BYTE_TIMEOUT"
 
+#: A shorter body is not looked at for how much memory its values may take.
+_SMALL_BYTES: Final = 64 * 1024
+
 #: The same for a call at Batch Chat.
 FLEX: Final = "QWEN_PROXY_FLEX_TIMEOUT"
 
 #: What a request is answered with; `requests` itself is known to this room alone.
-Response = requests.Response
+Response = PooledResponse | requests.Response
 
 USER_AGENT: Final = f"qwen-proxy/{__version__}"
 
 
 class _Adapter(HTTPAdapter):
-    """The pool of connections to all upstreams.
-
-    Requests are sent through the adapter and not through a `Session`: what a session adds (netrc,
-    cookies, redirects, merged settings) is not wanted here and costs 170 µs a request (measured).
-    """
+    """Makes the pools of connections, and sends what goes through an HTTP proxy, which wants other
+    request lines and headers."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = {"http": HTTPPool, "https": HTTPSPool}
-        self._pools: dict[str, Any] = {}
 
-    def get_connection_with_tls_context(
-        self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
-    ) -> Any:
-        """The pool of a host: looked up and given its TLS settings once, not for every request."""
-        origin = _origin(request.url)
-        pool = self._pools.get(origin)
-        if pool is None:
-            pool = super().get_connection_with_tls_context(request, verify, proxies, cert)
-            super().cert_verify(pool, request.url, verify, cert)  # type: ignore[no-untyped-call]
-            self._pools[origin] = pool
+    def pool_of(self, url: str, verify: bool | str) -> Any:
+        """A pool for the origin of a URL, with its TLS settings."""
+        request = requests.PreparedRequest()
+        request.url = url
+        pool = self.get_connection_with_tls_context(request, verify)
+        self.cert_verify(pool, url, verify, None)  # type: ignore[no-untyped-call]
         return pool
-
-    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """Done when the pool was made."""
-
-    def request_url(self, request: Any, proxies: Any) -> str:
-        """The path and query of the request's URL; the whole URL for a plain HTTP proxy."""
-        if proxies:
-            return super().request_url(request, proxies)
-        return "/" + str(request.url).split("/", 3)[3]
 
     def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
         try:
             response = _Response()
             response.status_code = resp.status
-            response.headers = (
-                CaseInsensitiveDict(resp.headers)
-                if isinstance(resp, urllib3.BaseHTTPResponse)
-                else resp.headers  # in lower case, as they are looked up here
-            )
+            response.headers = CaseInsensitiveDict(resp.headers)
             response.raw = resp
             response.reason = resp.reason or ""
             response.request = req
@@ -98,12 +91,23 @@ class _Adapter(HTTPAdapter):
 
 
 class _Response(requests.Response):
-    """A response without the cookie jar, whose lock costs more than the rest: cookies of an
-    upstream are not used."""
+    """A response without the cookie jar: cookies of an upstream are not used."""
 
     def __init__(self) -> None:
         self._content = False  # type: ignore[assignment]  # as requests marks "not read yet"
         self._content_consumed = False
+
+
+class _Road(NamedTuple):
+    """How a base URL is reached.
+
+    Attributes:
+        pool: the connections to its origin; None if they go through an HTTP proxy.
+        path: its path, without a slash at its end.
+    """
+
+    pool: Pool | None
+    path: str
 
 
 class Transport:
@@ -120,6 +124,7 @@ class Transport:
             pool_block=False,
         )
         self._routes: dict[str, tuple[dict[str, str], bool | str]] = {}
+        self._roads: dict[str, _Road] = {}
 
     def send(
         self,
@@ -131,7 +136,7 @@ class Transport:
         headers: Mapping[str, str],
         read_timeout_s: float,
         setting: str = FIRST_BYTE,
-    ) -> requests.Response:
+    ) -> Response:
         """Send a request; returns as soon as the response's head is there, whatever its status.
 
         Args:
@@ -144,16 +149,30 @@ class Transport:
             UpstreamTimeout: no head within `read_timeout_s` (504).
             Overloaded: we have run out of files or memory ourselves (503).
         """
-        request = self._prepare(method, token, path, headers)
-        if isinstance(body, bytes):
-            request.body = body
-            request.headers["Content-Type"] = "application/json"
-            request.headers["Content-Length"] = str(len(body))
-        elif body is not None:
-            request.body = body  # type: ignore[assignment]  # the pool takes it as well
-            request.headers["Content-Type"] = body.content_type
-            request.headers["Transfer-Encoding"] = "chunked"
-        return self._send(request, read_timeout_s, setting)
+        try:
+            road = self._roads.get(token.base_url) or self._road(token.base_url)
+            sent = _headers(token, headers, body)
+            if road.pool is None:
+                return self._send_by_proxy(
+                    method, token.base_url + path, sent, body, read_timeout_s
+                )
+            lines = [f"{method} {road.path}{path} HTTP/1.1", f"Host: {road.pool.named}"]
+            lines += [f"{name}: {value}" for name, value in sent.items()]
+            head = request_head(lines)
+            try:
+                return road.pool.exchange(head, body, self._connect_s, read_timeout_s)
+            except NotAnswered as error:
+                if not (error.kept and _stale(error.failure)):
+                    raise
+                if not error.unread and method != "GET":
+                    raise _lost(_as_requests(error.failure)) from error
+                forget_frames(error)
+            # The server had closed a kept connection: the request reached nobody, or does nothing.
+            return road.pool.exchange(head, body, self._connect_s, read_timeout_s)
+        except NotAnswered as error:
+            raise self._explained(_as_requests(error.failure), read_timeout_s, setting) from error
+        except (requests.RequestException, HTTPError, OSError) as error:
+            raise self._explained(_as_requests(error), read_timeout_s, setting) from error
 
     def get(self, token: AccessToken, path: str, *, timeout_s: float) -> tuple[int, bytes]:
         """GET; the status and the body. Both have to be there within `timeout_s`.
@@ -162,12 +181,27 @@ class Transport:
             UpstreamError, UpstreamTimeout: as `post`, and `read_all`.
         """
         end_s = time.monotonic() + timeout_s
-        response = self._send(self._prepare("GET", token, path, {}), timeout_s)
+        response = self.send("GET", token, path, headers={}, read_timeout_s=timeout_s, setting="")
+        left_s = end_s - time.monotonic()
+        return response.status_code, self.body_of(response, left_s, timeout_s=timeout_s)
+
+    def body_of(
+        self,
+        response: Response,
+        left_s: float,
+        *,
+        timeout_s: float,
+        setting: str = "",
+        size: AnswerSize | None = None,
+    ) -> bytes:
+        """`read_all` of a response, which is let go of however that ends."""
+        if size is None and isinstance(response, PooledResponse):
+            body = response.whole(min(self._max_answer_bytes, _SMALL_BYTES))
+            if body is not None:
+                return body
         reader = BodyReader(response)
         try:
-            return response.status_code, self.read_all(
-                reader, end_s - time.monotonic(), timeout_s=timeout_s
-            )
+            return self.read_all(reader, left_s, timeout_s=timeout_s, setting=setting, size=size)
         finally:
             reader.close()
 
@@ -218,81 +252,65 @@ class Transport:
 
     def close(self) -> None:
         """Close every pooled connection."""
+        for road in self._roads.values():
+            if road.pool is not None:
+                road.pool.close()
         self._adapter.close()
 
-    def _prepare(
-        self, method: str, token: AccessToken, path: str, headers: Mapping[str, str]
-    ) -> requests.PreparedRequest:
+    def _road(self, base_url: str) -> _Road:
+        """How a base URL is reached: looked up, and given its TLS settings, once."""
+        proxies, verify = self.route(base_url)
+        proxied = select_proxy(base_url, proxies) is not None
+        pool = None if proxied else self._adapter.pool_of(base_url, verify)
+        path = base_url.split("/", 3)[3:]
+        road = self._roads[base_url] = _Road(pool, f"/{path[0]}" if path else "")
+        return road
+
+    def _send_by_proxy(
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        body: bytes | StreamedBody | None,
+        read_timeout_s: float,
+    ) -> Response:
         request = requests.PreparedRequest()
         request.method = method
-        request.url = token.base_url + path
-        sent = RequestHeaders(headers)
-        sent.setdefault("User-Agent", USER_AGENT)
-        sent["Accept-Encoding"] = "identity"  # the relay carries bytes, it does not unpack them
-        if token.value:
-            sent["Authorization"] = "Bearer " + token.value
-        if token.cookies:
-            sent["Cookie"] = token.cookies
-        request.headers = sent  # type: ignore[assignment]  # a mapping is enough for the adapter
+        request.url = url
+        request.headers = headers  # type: ignore[assignment]  # a mapping is enough for the adapter
+        request.body = body  # type: ignore[assignment]  # urllib3 takes pieces as well
         request.hooks = {"response": []}
-        return request
+        proxies, verify = self.route(url)
+        timeout = (self._connect_s, read_timeout_s)
+        return self._adapter.send(
+            request, stream=True, timeout=timeout, verify=verify, proxies=proxies
+        )
 
-    def _send(
-        self, request: requests.PreparedRequest, read_timeout_s: float, setting: str = ""
-    ) -> requests.Response:
-        headers: Any = request.headers  # ours, of `_prepare`
-        try:
-            try:
-                return self._send_once(request, read_timeout_s, setting)
-            except requests.ConnectionError as error:
-                if not (headers.kept_connection and _stale(error)):
-                    raise
-                if not headers.unread and request.method != "GET":
-                    raise _lost(error) from error
-                forget_frames(error)  # urllib3's know it
-            # The server had closed a kept connection: the request reached nobody, or does nothing.
-            return self._send_once(request, read_timeout_s, setting)
-        except requests.ConnectionError as error:
-            if (shortage := shortage_of(error)) is not None:
-                raise shortage.error() from error
-            raise _unreachable(error) from error
-
-    def _send_once(
-        self, request: requests.PreparedRequest, read_timeout_s: float, setting: str
-    ) -> requests.Response:
-        proxies, verify = self.route(request.url or "")
-        try:
-            return self._adapter.send(
-                request,
-                stream=True,
-                timeout=_timeout(self._connect_s, read_timeout_s),  # type: ignore[arg-type]  # not in its hints
-                verify=verify,
-                proxies=proxies,
-            )
-        except requests.ConnectTimeout:
-            raise connection_error(
+    def _explained(self, error: Exception, read_timeout_s: float, setting: str) -> ApiError:
+        """The client's error for a request without an answer."""
+        if isinstance(error, requests.ConnectTimeout):
+            return connection_error(
                 "connect_timeout",
                 f"The upstream did not accept a connection within {self._connect_s:g} s"
                 f"{_by('QWEN_PROXY_CONNECT_TIMEOUT')}.",
-            ) from None
-        except requests.ReadTimeout:
-            raise connection_error(
+            )
+        if isinstance(error, requests.ReadTimeout):
+            return connection_error(
                 "timeout",
                 f"The upstream did not answer within {read_timeout_s:g} s{_by(setting)}.",
-            ) from None
-        except (requests.exceptions.InvalidURL, LocationParseError) as error:
-            raise connection_error("bad_url", "The account's base URL cannot be used.") from error
-        except requests.RequestException:
-            raise
-        except OSError as error:
-            if (shortage := shortage_of(error)) is not None:
-                raise shortage.error() from error
-            # requests says so of a CA bundle (REQUESTS_CA_BUNDLE) that is not there.
-            raise connection_error(
-                "tls",
-                "The proxy cannot make TLS connections: a file that its environment names is "
-                "missing. The operator of this proxy has to check REQUESTS_CA_BUNDLE.",
-            ) from error
+            )
+        if isinstance(error, requests.exceptions.InvalidURL | LocationParseError):
+            return connection_error("bad_url", "The account's base URL cannot be used.")
+        if (shortage := shortage_of(error)) is not None:
+            return shortage.error()
+        if isinstance(error, requests.RequestException):
+            return _unreachable(error)
+        # requests says so of a CA bundle (REQUESTS_CA_BUNDLE) that is not there.
+        return connection_error(
+            "tls",
+            "The proxy cannot make TLS connections: a file that its environment names is "
+            "missing. The operator of this proxy has to check REQUESTS_CA_BUNDLE.",
+        )
 
     def route(self, url: str) -> tuple[dict[str, str], bool | str]:
         """Proxies and CA bundle for a host, by the usual environment variables; cached."""
@@ -308,10 +326,25 @@ class Transport:
         return route
 
 
-@functools.lru_cache(maxsize=32)
-def _timeout(connect_s: float, read_s: float) -> urllib3.Timeout:
-    """urllib3 checks the numbers of each one that is made; there are but a few."""
-    return urllib3.Timeout(connect=connect_s, read=read_s)
+def _headers(
+    token: AccessToken, headers: Mapping[str, str], body: bytes | StreamedBody | None
+) -> dict[str, str]:
+    """The headers of a request, but Host."""
+    sent = dict(headers)
+    if "User-Agent" not in sent:
+        sent["User-Agent"] = USER_AGENT
+    sent["Accept-Encoding"] = "identity"  # the relay carries bytes, it does not unpack them
+    if token.value:
+        sent["Authorization"] = "Bearer " + token.value
+    if token.cookies:
+        sent["Cookie"] = token.cookies
+    if isinstance(body, bytes):
+        sent["Content-Type"] = "application/json"
+        sent["Content-Length"] = str(len(body))
+    elif body is not None:
+        sent["Content-Type"] = body.content_type
+        sent["Transfer-Encoding"] = "chunked"
+    return sent
 
 
 def _origin(url: str) -> str:
@@ -343,13 +376,25 @@ def broken(error: Exception) -> ApiError:
     )
 
 
-def _stale(error: requests.ConnectionError) -> bool:
-    """Whether a connection ended without one byte of a response."""
-    cause = error.args[0] if error.args else None
-    return isinstance(cause, urllib3.exceptions.ProtocolError) and any(map(is_stale, cause.args))
+def _as_requests(error: Exception) -> Exception:
+    """A failure as requests says it, which tells what it means; what is none of urllib3's stays."""
+    if not isinstance(error, HTTPError) or isinstance(error, LocationParseError):
+        return error
+    if isinstance(error, ConnectTimeoutError) and not isinstance(error, NewConnectionError):
+        return requests.ConnectTimeout(error)
+    if isinstance(error, ReadTimeoutError):
+        return requests.ReadTimeout(error)
+    if isinstance(error, SSLError):
+        return requests.exceptions.SSLError(error)
+    return requests.ConnectionError(error)
 
 
-def _lost(error: requests.ConnectionError) -> UpstreamError:
+def _stale(failure: object) -> bool:
+    """Whether a connection ended without one byte of a response, by urllib3's failure."""
+    return isinstance(failure, ProtocolError) and any(map(is_stale, failure.args))
+
+
+def _lost(error: Exception) -> UpstreamError:
     """The error for a kept connection that ended when it was used: most likely it had been given
     up by the other end, but the upstream may have read the request."""
     made = _unreachable(error)
@@ -358,12 +403,12 @@ def _lost(error: requests.ConnectionError) -> UpstreamError:
     return made
 
 
-def _unreachable(error: requests.ConnectionError) -> UpstreamError:
+def _unreachable(error: Exception) -> UpstreamError:
     if isinstance(error, requests.exceptions.SSLError):
         what, cause = "The TLS connection to the upstream failed", "tls"
     elif isinstance(error, requests.exceptions.ProxyError):
         what, cause = "The HTTP proxy in front of the upstream failed", "proxy"
-    elif _stale(error):
+    elif error.args and _stale(error.args[0]):
         what, cause = "The upstream closed the connection without an answer", "closed"
     else:
         what, cause = "The upstream cannot be reached", "unreachable"
@@ -380,7 +425,7 @@ def _reason(error: BaseException) -> str:
         if deeper is None:
             break
         inner = deeper
-    if isinstance(inner, urllib3.exceptions.NameResolutionError):
+    if isinstance(inner, NameResolutionError):
         return "its name does not resolve"
     if isinstance(cause := inner.__cause__ or inner.__context__, OSError) and cause.strerror:
         return cause.strerror

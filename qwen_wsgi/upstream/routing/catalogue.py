@@ -114,6 +114,7 @@ class Catalogue:
         self._lists = lists or SharedLists(None)
         self._outcomes = outcomes or Outcomes(None)
         self._max_age_s = settings.model_cache_s
+        self._call_age_s = max(self._max_age_s, _CALL_MIN_AGE_S)
         self._aliases = dict(settings.model_aliases)
         self._pool = pool
         self._transport = transport
@@ -162,17 +163,18 @@ class Catalogue:
         return _listing(account, cached)
 
     def listing_for_call(self, account: Account) -> Listing:
-        """As `listing`, but waits only for the first answer of a host, be it a failure."""
-        cached = self._cached(account)
+        """As `listing`, but waits only for the first answer of a host, be it a failure. The same
+        object while nothing has changed."""
+        cached = self._cache.get((account.name, account.base_url)) or self._cached(account)
         if self._lists.changed() != cached.seen:
             self._adopt(account, cached)
         if not cached.tried:
-            return self.listing(account, max_age_s=max(self._max_age_s, _CALL_MIN_AGE_S))
-        if self._due(cached, max(self._max_age_s, _CALL_MIN_AGE_S)) and not cached.lock.locked():
+            return self.listing(account, max_age_s=self._call_age_s)
+        if self._due(cached, self._call_age_s) and not cached.lock.locked():
             threading.Thread(
                 target=self.listing,
                 args=(account,),
-                kwargs={"max_age_s": max(self._max_age_s, _CALL_MIN_AGE_S)},
+                kwargs={"max_age_s": self._call_age_s},
                 daemon=True,
             ).start()
         return _listing(account, cached)

@@ -40,15 +40,21 @@ class Limiter:
         """Whether a call that comes now has to wait."""
         return bool(self._slots) and self.in_flight >= self._slots
 
+    def take(self) -> Slot | None:
+        """Take a slot; None if a call that comes now has to wait."""
+        if self._slots and self.in_flight >= self._slots:
+            return None
+        slot = Slot(self)
+        self.in_flight += 1
+        return slot
+
     def acquire(self, client: str, timeout_s: float) -> Slot:
         """Take a slot, after a wait of at most `timeout_s` if none is free.
 
         Raises:
             Overloaded: the queue is full, or no slot came free in time.
         """
-        if not self.is_full:
-            slot = Slot(self)
-            self.in_flight += 1
+        if (slot := self.take()) is not None:
             return slot
         if self.waiting >= self._queue:
             raise _full(f"and {self.waiting} calls wait for it already")
@@ -114,8 +120,12 @@ class Slot:
     def release(self) -> None:
         """Free it; harmless when repeated."""
         limiter, self._limiter = self._limiter, None
-        if limiter is not None:
+        if limiter is None:
+            return
+        if limiter.waiting:
             limiter.release()
+        else:
+            limiter.in_flight -= 1
 
     def __enter__(self) -> Slot:
         return self

@@ -25,7 +25,7 @@ from qwen_wsgi.settings import Settings
 from qwen_wsgi.upstream.routing import model_profiles
 from qwen_wsgi.upstream.routing.accounts import AccountPool
 from qwen_wsgi.upstream.routing.affinity import Affinity
-from qwen_wsgi.upstream.routing.catalogue import Catalogue
+from qwen_wsgi.upstream.routing.catalogue import Catalogue, Listing
 from qwen_wsgi.upstream.routing.fallbacks import Fallbacks
 from qwen_wsgi.upstream.routing.model_names import (
     ANTHROPIC,
@@ -36,6 +36,8 @@ from qwen_wsgi.upstream.routing.model_names import (
 
 #: While a plan is spent, all others come after its fallbacks.
 _AFTER_FALLBACKS: Final = 1000
+#: Names of models for which routes are kept.
+_MOST_KNOWN: Final = 512
 #: Stands for a model in the routes of files and batches.
 FILES: Final = "files"
 
@@ -57,9 +59,9 @@ class Route(NamedTuple):
     fallback: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # a frozen one would take a call for each member, with each request
 class Plan:
-    """What a call may try.
+    """What a call may try. Nobody changes it.
 
     Attributes:
         model: as the client named it; the default's name where that is used.
@@ -95,6 +97,19 @@ class Candidate(NamedTuple):
     route: Route
 
 
+class _Known(NamedTuple):
+    """Routes that were found, and what they follow from.
+
+    Attributes:
+        accounts: those that the call may use, of all that there are; each has a listing.
+    """
+
+    all_accounts: tuple[Account, ...]
+    accounts: tuple[Account, ...]
+    listings: tuple[Listing, ...]
+    routes: tuple[Route, ...]
+
+
 class Router:
     """Finds the accounts for a model, and picks one for each attempt.
 
@@ -111,6 +126,7 @@ class Router:
         self._catalogue = catalogue
         self._affinity = affinity
         self._fallbacks = Fallbacks(settings)
+        self._known: dict[tuple[str, Permit], _Known] = {}
         aliases = dict(settings.model_aliases)
         self._interpretations = functools.lru_cache(maxsize=512)(
             lambda name, accounts: tuple(interpretations(name, aliases=aliases, accounts=accounts))
@@ -150,7 +166,14 @@ class Router:
             NotFound: `model_not_found`: every account has a live list, and none has the model.
             AccountUnavailable: there is no account at all.
         """
+        is_kept = capability is Capability.CHAT and permit.web is None and not literal
+        known = self._known.get((model, permit)) if is_kept else None
+        if known is not None and self._is_true(known):
+            return _plan(model, known.routes, conversation, evidence)
+        found = self._pool.accounts() if is_kept else ()
         accounts, pinned = self._accounts(permit), bool(permit.pinned)
+        # Before the routes: they are looked for anew if a list has changed meanwhile.
+        listings = tuple(map(self._catalogue.listing_for_call, accounts)) if is_kept else ()
         if permit.web is not None and capability is Capability.CHAT:
             refuse_media_names(named(model))
         default = self._default
@@ -173,13 +196,10 @@ class Router:
                 routes = _able(routes, capability, name)
                 if capability not in EVERYWHERE:
                     routes = _of_one_protocol(routes)
-                several = len(routes) > 1 and conversation is not None
-                return Plan(
-                    name,
-                    routes,
-                    conversation() if several and conversation else None,
-                    evidence,
-                )
+                # What is asked for on the chance depends on what was refused lately.
+                if is_kept and name == model and all(route.listed for route in routes):
+                    self._keep(model, permit, _Known(found, accounts, listings, routes))
+                return _plan(name, routes, conversation, evidence)
         if not model:
             raise BadRequest(
                 "you must provide a model parameter",
@@ -192,6 +212,21 @@ class Router:
             param="model",
             code="model_not_found",
         )
+
+    def _keep(self, model: str, permit: Permit, known: _Known) -> None:
+        """Keep the routes of a chat that follow from the accounts and their lists alone."""
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known[model, permit] = known
+
+    def _is_true(self, known: _Known) -> bool:
+        """Whether nothing has changed of what some routes follow from."""
+        if self._pool.accounts() is not known.all_accounts:
+            return False
+        for account, listing in zip(known.accounts, known.listings, strict=True):
+            if self._catalogue.listing_for_call(account) is not listing:
+                return False
+        return True
 
     def plan_files(self, *, permit: Permit = EVERYTHING, owning: str = "") -> Plan:
         """The accounts that may have files and batches; the model of their routes is `files`, under
@@ -426,6 +461,16 @@ class Router:
             if best is None or rank < best_rank:
                 best, best_rank = Candidate(cooldown_s, route), rank
         return best
+
+
+def _plan(
+    name: str,
+    routes: tuple[Route, ...],
+    conversation: Callable[[], bytes] | None,
+    evidence: Callable[[], bytes] | None,
+) -> Plan:
+    several = len(routes) > 1 and conversation is not None
+    return Plan(name, routes, conversation() if several and conversation else None, evidence)
 
 
 def _allowed(accounts: tuple[Account, ...], permit: Permit) -> tuple[Account, ...]:

@@ -634,13 +634,12 @@ ANYTHING = st.lists(
 class NoCarrier:
     """Stands for a carrier that never learned anything."""
 
-    fresh = False
+    is_ready = False
 
-    def carry(self, events: bytes) -> tuple[bytes, int]:
-        return b"", 0
+    def carry(self, events: bytes) -> tuple[bytes, int, int]:
+        return b"", 0, 0
 
-    def learn(self, *_: Any) -> None: ...
-    def learn_normalized(self, *_: Any) -> None: ...
+    def learn(self, *_: Any, alike: bool) -> None: ...
     def forget(self) -> None: ...
 
 

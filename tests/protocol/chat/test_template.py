@@ -82,7 +82,22 @@ def test_a_chunk_that_differs_elsewhere_is_never_carried(
 
     carried = learned(event("x")).carry(alike + other + event("b") * after)
 
-    assert carried in ((b"", 0, 0), (alike, len(alike), before))
+    assert carried == (alike, len(alike), before)
+
+
+@EXAMPLES
+@given(kinds=st.lists(st.sampled_from(["a", "b", "finish"]), max_size=12), start=st.integers(0, 3))
+def test_events_are_carried_up_to_the_first_that_differs(kinds: list[str], start: int) -> None:
+    def written(kind: str) -> bytes:
+        return event(kind, finish_reason="stop") if kind == "finish" else event(kind)
+
+    skipped, block = event("x") * start, b"".join(map(written, kinds))
+    count = kinds.index("finish") if "finish" in kinds else len(kinds)
+    fitting = b"".join(map(written, kinds[:count]))
+
+    carried = learned(event("x")).carry(skipped + block, len(skipped))
+
+    assert carried == (fitting, len(fitting), count)
 
 
 @pytest.mark.parametrize("end", [event("", finish_reason="stop") + sse.DONE, sse.DONE, OTHERS[0]])
@@ -133,11 +148,12 @@ def test_where_chunks_alternate_learning_is_given_up() -> None:
     learned_from = 0
     for i in range(100):
         one = event("x", index=i % 3)
-        assert carrier.carry(one) == (b"", 0)
+        assert carrier.carry(one) == (b"", 0, 0)
         carrier.learn(one, one)
-        learned_from += carrier.fresh
+        learned_from += carrier.is_ready
 
     assert learned_from < 10
+    assert not carrier.is_ready
 
 
 def test_where_chunks_change_now_and_then_learning_goes_on() -> None:
@@ -145,10 +161,10 @@ def test_where_chunks_change_now_and_then_learning_goes_on() -> None:
     carried = 0
     for i in range(100):
         one = event("x", index=i // 5)
-        sent, length = carrier.carry(one)
-        assert sent == (one if length else b"")
-        carried += bool(length)
-        if not length:
+        sent, length, count = carrier.carry(one)
+        assert (sent, length) == ((one, len(one)) if count else (b"", 0))
+        carried += count
+        if not count:
             carrier.learn(one, one)
 
     assert carried == 80
@@ -156,12 +172,12 @@ def test_where_chunks_change_now_and_then_learning_goes_on() -> None:
 
 def test_after_a_chunk_that_needs_nothing_what_was_normalized_is_forgotten() -> None:
     carrier = Carrier()
-    carrier.learn_normalized(event("x"), event("x", more=1), None)
+    carrier.learn(event("x"), event("x", more=1), alike=False)
     assert carrier.carry(event("y"))[0] == event("y", more=1)
 
     carrier.learn(b"data: {}\n\n", b"data: {}\n\n")
 
-    assert carrier.carry(event("y")) == (b"", 0)
+    assert carrier.carry(event("y")) == (b"", 0, 0)
 
 
 @EXAMPLES

@@ -100,6 +100,55 @@ def test_a_burst_of_many_chunks_in_one_read(
     assert (out, decoder.ended) == (b"".join(pieces), bool(ends_at))
 
 
+@EXAMPLES
+@given(
+    texts=st.lists(st.binary(max_size=60), min_size=20, max_size=60),
+    odd=st.lists(
+        st.tuples(
+            st.integers(0, 60),
+            st.sampled_from(
+                [
+                    (b"a\n\nb\n\n", b"6"),  # two events
+                    (b"a\n", b"2"),
+                    (b"\r\n", b"2"),
+                    (b"a\r\n\n", b"4;x"),
+                    (b"a\n\n", b"0003"),
+                    (b"a\n\n", b" 3"),
+                ]
+            ),
+        ),
+        max_size=2,
+    ),
+    end=st.sampled_from([b"", b"0\r\n\r\n", b"0\r\nA: b\r\n\r\n", b"0\r\n\r\nHTTP/1.1 200 OK\r\n"]),
+    cuts=st.lists(st.integers(0, 5000), max_size=3).map(sorted),
+)
+def test_a_burst_of_chunks_with_one_event_each(
+    texts: list[bytes], odd: list[tuple[int, tuple[bytes, bytes]]], end: bytes, cuts: list[int]
+) -> None:
+    chunks = [(text + b"\n\n", b"%x" % (len(text) + 2)) for text in texts]
+    for place, chunk in odd:
+        chunks.insert(place, chunk)
+    framed = b"".join(b"%b\r\n%b\r\n" % (size, payload) for payload, size in chunks) + end
+    decoder, out = ChunkedDecoder(), b""
+
+    for start, stop in zip([0, *cuts], [*cuts, len(framed)], strict=True):
+        out += decoder.feed(framed[start:stop])
+
+    assert out == b"".join(payload for payload, _ in chunks)
+    assert decoder.ended == bool(end)
+    assert decoder.surplus == end.endswith(b"OK\r\n")
+
+
+@pytest.mark.parametrize("wrong", [b"3", b"5", b"+4", b"0x4", b"4_", b"", b"f" * 16])
+@pytest.mark.parametrize("place", [0, 20, 39])
+def test_a_wrong_size_within_a_burst_is_broken_framing(wrong: bytes, place: int) -> None:
+    chunks = [b"4\r\nab\n\n\r\n"] * 200
+    chunks[place] = wrong + b"\r\nab\n\n\r\n"
+
+    with pytest.raises(BodyBroken):
+        ChunkedDecoder().feed(b"".join(chunks))
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 1000])
 @pytest.mark.parametrize(
     ("coded", "payload", "ended"),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 import requests
@@ -14,12 +18,13 @@ import responses
 import urllib3
 
 from qwen_wsgi.credentials.token import AccessToken
-from qwen_wsgi.errors import Scope, UpstreamError, UpstreamTimeout
+from qwen_wsgi.errors import ApiError, Scope, UpstreamError, UpstreamTimeout
 from qwen_wsgi.upstream.http import http1
 from qwen_wsgi.upstream.http.body import BodyReader
 from qwen_wsgi.upstream.http.transport import USER_AGENT, Transport
 from tests.fakes.raw_server import Peer, RawServer, chunked, head, whole
 from tests.fakes.upstream import SECRET, settings_of
+from tests.kit.certificates import self_signed
 from tests.kit.processes import free_port
 
 
@@ -203,7 +208,7 @@ def test_a_kept_connection_whose_end_was_not_seen_in_time_is_replaced(
         peer.close()
         closed.set()
 
-    monkeypatch.setattr(http1, "readable_now", lambda sock: False)
+    monkeypatch.setattr(http1, "look_at", lambda sock: lambda: False)
     with RawServer(promise_and_close, whole(b"two")) as server:
         assert posted(transport, server.url) == b"one"
         assert closed.wait(5)
@@ -243,7 +248,7 @@ def test_after_a_lost_connection_those_that_were_idle_with_it_are_not_used(
         ended.set()
         return peer.close()
 
-    monkeypatch.setattr(http1, "readable_now", lambda sock: False)
+    monkeypatch.setattr(http1, "look_at", lambda sock: lambda: False)
     with RawServer(answer_together) as server:
         firsts = [threading.Thread(target=posted, args=(transport, server.url)) for _ in range(2)]
         for first in firsts:
@@ -353,6 +358,38 @@ def test_a_tls_failure_is_called_one(transport: Transport) -> None:
     assert "TLS" in error.message
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
+def test_a_tls_connection_is_checked_and_used_again(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    certificate = str(self_signed(tmp_path / "both.pem", "IP:127.0.0.1"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    served: list[int] = []
+
+    def serve() -> None:
+        for number in range(2):
+            connection, _ = listener.accept()
+            with suppress(OSError), context.wrap_socket(connection, server_side=True) as tls:
+                while tls.recv(10_000):
+                    served.append(number)
+                    # In records of their own, as a server writes them.
+                    tls.sendall(head(content_length="3"))
+                    tls.sendall(b"yes")
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        assert failure(transport, url).code == "upstream_tls", "nobody vouches for it"
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificate)
+        with closing(Transport(settings_of())) as trusting:
+            assert [posted(trusting, url) for _ in range(3)] == [b"yes"] * 3
+        thread.join(10)
+
+    assert served == [1, 1, 1]
+
+
 def test_a_failing_proxy_is_called_one(
     transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,8 +457,15 @@ def name_error() -> requests.ConnectionError:
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
 )
 def test_every_transport_failure_has_a_name(
-    transport: Transport, raised: Exception, status: int, code: str, words: str
+    transport: Transport,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    status: int,
+    code: str,
+    words: str,
 ) -> None:
+    """As requests tells them, which carries out what goes through an HTTP proxy."""
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with responses.RequestsMock() as fake:
         fake.add("POST", "https://up.example/v1/chat", body=raised)
 
@@ -430,6 +474,75 @@ def test_every_transport_failure_has_a_name(
     assert (error.status, error.code) == (status, code)
     assert words in error.message
     assert "up.example" not in error.message
+
+
+def refused() -> Exception:
+    connection = urllib3.connection.HTTPConnection("up.example")
+    return urllib3.exceptions.NewConnectionError(connection, "Connection refused")
+
+
+def unknown() -> Exception:
+    connection = urllib3.connection.HTTPConnection("up.example")
+    return urllib3.exceptions.NameResolutionError(
+        "up.example", connection, socket.gaierror(-2, "Name or service not known")
+    )
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "code", "words"),
+    [
+        (unknown(), 502, "upstream_unreachable", "its name does not resolve"),
+        (refused(), 502, "upstream_unreachable", "cannot be reached"),
+        (TimeoutError(), 504, "upstream_connect_timeout", "did not accept"),
+        (ssl.SSLCertVerificationError("x"), 502, "upstream_tls", "TLS"),
+        (urllib3.exceptions.SSLError("x"), 502, "upstream_tls", "TLS"),
+        (ConnectionResetError(), 502, "upstream_closed", "without an answer"),
+        (OSError(errno.EMFILE, "Too many"), 503, "proxy_out_of_files", "file descriptor"),
+        (OSError(errno.EHOSTUNREACH, "No route"), 502, "upstream_unreachable", "No route"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_every_failure_to_connect_has_a_name(
+    transport: Transport,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    status: int,
+    code: str,
+    words: str,
+) -> None:
+    def connect(connection: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(urllib3.connection.HTTPSConnection, "connect", connect)
+
+    with pytest.raises(ApiError) as caught:
+        posted(transport, "https://up.example")
+
+    assert (caught.value.status, caught.value.code) == (status, code)
+    assert words in caught.value.message
+    assert "up.example" not in caught.value.message
+
+
+def test_connections_beyond_the_pools_size_are_closed_after_use() -> None:
+    transport = Transport(settings_of(QWEN_PROXY_MAX_IN_FLIGHT=1))
+    both = threading.Barrier(2)
+
+    def answer_together(peer: Peer) -> None:
+        both.wait(5)
+        peer.send(whole(b"x"))
+        peer.read_request()
+        peer.send(whole(b"y"))
+
+    with closing(transport), RawServer(answer_together) as server:
+        threads = [threading.Thread(target=posted, args=(transport, server.url)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        both.abort()
+        assert server.connections == 2
+        assert posted(transport, server.url) == b"y", "one of them was kept"
+        assert server.connections == 2
 
 
 def test_a_get_returns_status_and_body(transport: Transport) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -428,3 +429,56 @@ class TestWhatAKeyMayUse:
     def test_without_any_of_its_accounts_it_is_told(self) -> None:
         with pytest.raises(AccountUnavailable, match="zzz"):
             router_of(*THREE).plan("m", permit=Permit(accounts=("zzz",)))
+
+
+class TestKeptRoutes:
+    """Routes that were found once are the answer only while what they follow from is the same."""
+
+    def test_a_list_that_changed_counts_from_the_next_call_on(self) -> None:
+        listings = {"a": live("m"), "b": live("x")}
+        world = World(*listings.items())
+        catalogue: Any = world.router._catalogue
+        seen = [names_of(world.plan("m")), names_of(world.plan("m"))]
+        for name, listing in (("b", live("m")), ("a", live("x")), ("b", live("x", "m"))):
+            catalogue.listings[name] = listing
+            seen.append(names_of(world.plan("m")))
+
+        assert seen == [["a"], ["a"], ["a", "b"], ["b"], ["b"]]
+
+    def test_accounts_that_changed_count_from_the_next_call_on(self) -> None:
+        world = World(*THREE)
+        assert names_of(world.plan("m")) == names_of(world.plan("m")) == ["a", "b", "c"]
+        finder: Any = world.pool._finder
+        finder.found = finder.accounts()[1:]
+        finder.accounts = lambda: finder.found
+
+        assert names_of(world.plan("m")) == ["b", "c"]
+
+    def test_a_key_gets_what_it_may_use_whoever_asked_before(self) -> None:
+        world = World(*THREE)
+        for _ in range(2):
+            assert names_of(world.plan("m")) == ["a", "b", "c"]
+            assert names_of(world.plan("m", permit=Permit(accounts=("b",)))) == ["b"]
+            assert names_of(world.plan("m", permit=Permit(pinned="c"))) == ["c"]
+            with pytest.raises(Forbidden):
+                world.plan("m", permit=Permit(models=("other*",)))
+
+    def test_a_model_that_was_refused_is_not_asked_for_again_on_the_chance(self) -> None:
+        world = World(("a", live("x")))
+        (route,) = world.plan("qwen-new").routes
+        assert not route.listed
+        key = world.pool.keys(route.account).of_model("qwen-new")
+        world.cooldowns.set_cooldown(key, 60, MODEL_NOT_FOUND)
+
+        with pytest.raises(NotFound):
+            world.plan("qwen-new")
+
+    def test_each_call_has_its_own_conversation_and_evidence(self) -> None:
+        world = World(*THREE)
+        plans = [
+            world.plan("m", conversation=partial(bytes, name), evidence=partial(bytes, name))
+            for name in (b"one", b"two")
+        ]
+
+        assert [plan.conversation for plan in plans] == [b"one", b"two"]
+        assert [plan.evidence and plan.evidence() for plan in plans] == [b"one", b"two"]
