@@ -17,6 +17,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from qwen_wsgi.net import is_loopback
 from tests.kit import log_files, secrets
@@ -96,8 +97,17 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
         return (yield)
     finally:
         gc.enable()
+        # At its first example Hypothesis asks the collector who knows `random`, and would be told
+        # of nobody: what is frozen is not looked at.
+        _first_example()
         gc.collect()
         gc.freeze()
+
+
+@hypothesis.settings(max_examples=1, database=None)
+@hypothesis.given(st.none())
+def _first_example(nothing: None) -> None:
+    assert nothing is None
 
 
 def _read_apart(session: pytest.Session) -> None:

@@ -47,6 +47,9 @@ class WebChunkStream(ChunkStream):
         """Take a block of whole events; return what the client gets of it."""
         made = b"".join(self._made(block))
         sent = super().feed(made) if made else b""
+        if self.reported is not None:
+            # Behind what came before it in the same read, which `feed` would not take any more.
+            self.failed, self.error = True, self.reported.message
         self.received = block.count(b"\n\n")  # of the upstream's own
         return sent
 
@@ -58,7 +61,7 @@ class WebChunkStream(ChunkStream):
 
     def _made(self, block: bytes) -> Iterator[bytes]:
         for event in sse.events(block):
-            if self._ended or self.failed:
+            if self._ended or self.reported is not None:
                 return
             if sse.is_done(event):
                 yield from self._finish("stop")
@@ -67,7 +70,7 @@ class WebChunkStream(ChunkStream):
             if not isinstance(value, dict):
                 continue
             if (reported := reported_by(value)) is not None:
-                self.failed, self.reported, self.error = True, reported, reported.message
+                self.reported = reported
                 return
             if isinstance(value.get("usage"), dict):
                 self._tokens = value["usage"]

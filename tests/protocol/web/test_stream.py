@@ -182,3 +182,31 @@ def test_pages_are_told_once_in_the_form_that_dialects_know() -> None:
             {"index": 2, "title": "https://b.example", "url": "https://b.example"},
         ]
     ]
+
+
+REFUSAL = {"error": {"code": "RateLimited", "details": "no more"}}
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [event("a"), event("b"), REFUSAL],
+        [event("a"), REFUSAL, event("b")],
+        [REFUSAL],
+        [event("hm", "think"), event("a"), event(status="finished")],
+        [event("a"), event("b"), event("c"), event(status="finished"), event("d")],
+    ],
+)
+def test_events_that_come_in_one_read_are_told_as_if_they_came_one_by_one(
+    events: list[dict[str, Any]],
+) -> None:
+    expected, one_by_one = told(*events)
+
+    stream = stream_of()
+    data = stream.feed(b"".join(b"data: %b\n\n" % json.dumps(each).encode() for each in events))
+    if not stream.done:
+        data += stream.end()
+    found = [json.loads(line[6:]) for line in data.split(b"\n") if line.startswith(b"data: ")]
+
+    assert found == expected
+    assert (stream.failed, stream.error) == (one_by_one.failed, one_by_one.error)
