@@ -29,16 +29,19 @@ def repeated() -> Iterator[None]:
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield  # ignored, as in a shell's background job; or somebody handles it
         return
-    show = sys.unraisablehook
+    show, came = sys.unraisablehook, False
     alarm = signal.getsignal(signal.SIGALRM)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
         signal.signal(signal.SIGALRM, interrupt)
         signal.setitimer(signal.ITIMER_REAL, _PAUSE_S)
         raise KeyboardInterrupt
 
     def hook(dropped: UnraisableHookArgs) -> None:
-        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+        # It may have come in a constructor: of what is half made no finalizer knows how to end it.
+        if not came:
             show(dropped)
 
     signal.signal(signal.SIGINT, interrupt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import signal
 import sys
@@ -88,6 +89,26 @@ def test_other_exceptions_of_finalizers_are_shown_as_before(
         del thing
 
     assert dropped == [ValueError]
+
+
+def test_what_an_interrupt_has_left_half_made_says_nothing(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """As an answer of http.client, whose finalizer asks for what its constructor had yet to set."""
+
+    class HalfMade:
+        def __init__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+            self.made = True
+
+        def __del__(self) -> None:
+            assert self.made
+
+    # Where the inner block ends, its frames are freed, and so is what is half made.
+    with interrupts.repeated(), contextlib.suppress(KeyboardInterrupt):
+        HalfMade()
+
+    assert capfd.readouterr().err == ""
 
 
 def test_every_command_ends_with_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
