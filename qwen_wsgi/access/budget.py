@@ -78,10 +78,7 @@ class Budgets:
     def of(self, client: Client) -> Budget | None:
         """The budget of a call of this client; None if it has no limits."""
         limits = self._limits_of(client)
-        if limits is None:
-            return None
-        # As `client.payer`, which is a function of Python.
-        return Budget(limits, partial(self.counters.of, client.let_in_by or client.id))
+        return None if limits is None else Budget(limits, partial(self.counters.of, client.payer))
 
     def remaining(self, client: Client) -> Mapping[str, Room]:
         """What is left of each limit of a client, by its name in `Limits`."""

@@ -187,8 +187,7 @@ class Guard:
                 code="network_not_allowed",
             )
         self._ring.used(key)
-        # Its own constructor is a function of Python.
-        return tuple.__new__(Client, (key.id, key.name, key, None, ""))
+        return Client(key.id, key.name, key)
 
     def _is_command(self, offered: bytes, environ: Mapping[str, Any]) -> bool:
         """Whether a command of this server's user calls, from this machine."""

@@ -109,9 +109,7 @@ class LiveCall:
     @property
     def _payer(self) -> str:
         """Whose places it takes."""
-        client = self.client
-        # As `client.payer`, which is a function of Python.
-        return self.record.client_id if client is None else client.let_in_by or client.id
+        return self.record.client_id if self.client is None else self.client.payer
 
     def know(self, client: Client, *, counts: bool = True) -> None:
         """Set the caller, whose limits hold from here on.

@@ -245,11 +245,7 @@ class PooledResponse:
         if self._connection is None or "content-encoding" in self.headers:
             return None
         self.reads.stop()
-        connection, self._connection = self._connection, None
-        if self._keep:
-            self._pool.keep(connection)
-        else:
-            connection.close()
+        self.release()
         return self.first
 
     def release(self) -> None:
