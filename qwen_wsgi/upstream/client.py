@@ -481,5 +481,5 @@ def _json_answer(
         )
     id = ""
     if "x-request-id" in response.headers:
-        id = classify.request_id(response.headers, secrets=(token.value,))
+        id = classify.request_id(response.headers, secrets=_secrets(token))
     return JsonAnswer(data if strict else encoded(value), value, id)
