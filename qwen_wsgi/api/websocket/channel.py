@@ -62,22 +62,29 @@ class Channel:
         """The bytes of the message that is not complete yet."""
         return self._frames.held
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether the client cannot be told anything any more."""
+        return self._broken
+
     def receive(self) -> Iterator[Text | Ping | Close]:
         """Wait for something of the client: nothing, if nothing came in time or `wake` was called.
 
         Raises:
-            ClientGone: the connection is closed.
+            ClientGone: the connection is closed, or a write to it was broken off.
         """
         try:
             data = self._listener.recv(_RECV_BYTES)
         except OSError:
             data = b""
+        if data == b"":
+            self._broken = True
+        if self._broken:
+            raise ClientGone("the client closed the connection")
         # A client that sends faster than it is read would keep all others from running.
         greenlets.let_others_run()
         if data is None:
             return iter(())
-        if not data:
-            raise ClientGone("the client closed the connection")
         self.heard_at = self._clock.monotonic()
         return self._frames.receive(data)
 
@@ -149,8 +156,14 @@ class Channel:
                 else:
                     view, waited_s = view[sent:], 0.0
         except OSError as error:
-            self._broken = True
+            self._break()
             raise ClientGone("the client cannot be written to") from error
         except BaseException:
-            self._broken = True
+            self._break()
             raise
+
+    def _break(self) -> None:
+        self._broken = True
+        # The reader may not see the end of the connection for a while: a client can close one
+        # direction only, or take nothing and stay.
+        self.wake()

@@ -297,12 +297,17 @@ class Session:
         request.event = None
 
     def _start(self) -> None:
-        """Begin the responses whose lanes are free."""
-        while self._end is None and (ready := self._lanes.next()) is not None:
+        """Begin the responses whose lanes are free, as long as somebody can be told of them."""
+        while self._takes_requests and (ready := self._lanes.next()) is not None:
             stream_id, request = ready
             self.services.connection_memory.give(len(request.message))
             work = partial(self._turn, request.event or self._read(request.message))
             self._strands[stream_id] = greenlets.Strand(work)
+
+    @property
+    def _takes_requests(self) -> bool:
+        # A turn that could not write ends before the reading greenlet knows that the client left.
+        return self._end is None and self._channel is not None and not self._channel.is_broken
 
     def _turn(self, event: ClientEvent) -> None:
         """Create a response, and then begin the next one of its lane."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import gevent
+import gevent.event
 import pytest
 from gevent import socket
 from gevent.queue import Queue
@@ -16,6 +17,7 @@ from wsproto import events
 from wsproto.connection import Connection, ConnectionType
 
 from qwen_wsgi.api.websocket.session import LONGEST_S, Session
+from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.sandbox import Sandbox
 from qwen_wsgi.services import Services, build_services
 from qwen_wsgi.state.database.calls import row_of
@@ -160,6 +162,29 @@ def test_a_fault_of_a_turn_is_an_error_event(
             assert error["stream_id"] == "lane"
             assert f"req-1-{number}" in error["error"]["message"]
     assert "made by the test" in caplog.text
+
+
+def test_nothing_is_begun_for_a_client_that_cannot_be_told(services: Services) -> None:
+    """A turn may find out before the greenlet that reads: nothing can be read yet."""
+    told = gevent.event.Event()
+    begun: list[Any] = []
+
+    class Slow:
+        def plan(self, call: Any) -> Any:
+            begun.append(call)
+            told.wait(PATIENCE_S)
+            raise BadRequest("made by the test")
+
+    slow: Any = dataclasses.replace(services, executor=Slow())  # type: ignore[arg-type]  # a fake
+    with talking(slow) as talk:
+        for _ in range(3):
+            talk.send(type="response.create", model="m", input="x")
+        gevent.sleep(0.05)
+        talk._socket.shutdown(socket.SHUT_RD)
+        told.set()
+        talk.greenlet.join(PATIENCE_S)
+        assert talk.greenlet.dead
+    assert len(begun) == 1
 
 
 def chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:
