@@ -102,10 +102,38 @@ class ClientRequest(Request):
         return found
 
 
-#: Memory for a body is taken up to this size before anything of it came. When that is filled, more
-#: is taken, but not all at once, because it costs time to have it: a fourth of what there is.
-_FIRST_BYTES: Final = 1 << 20
-_MORE: Final = 4
+class _Incoming(io.RawIOBase):
+    """The rest of a body, which the kernel writes into the memory that it is read into.
+
+    Attributes:
+        missing: bytes that the source has not given yet.
+
+    Args:
+        begun: what of it is there already.
+        source: the client's socket.
+    """
+
+    def __init__(self, begun: bytes, source: Any, missing: int) -> None:
+        self._begun = begun
+        self._source = source
+        self.missing = missing
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, memory: Any) -> int:
+        # Released in any case: the memory is the reader's, and a traceback may outlive it.
+        with memory:
+            begun, self._begun = self._begun, b""
+            held = len(begun)
+            if held:
+                memory[:held] = begun
+            if not self.missing:
+                return held
+            with memory[held:] as left:
+                count: int = self._source.recv_into(left)
+        self.missing -= count
+        return held + count
 
 
 class ClientBody(Body):
@@ -154,24 +182,16 @@ class ClientBody(Body):
         held = min(reader.length, reader.unreader.buf.getbuffer().nbytes)
         if held:
             begun += reader.read(held)  # came with the head
-        source, got = reader.unreader.sock, len(begun)
-        # The zeroes are the system's: no memory is touched before something is there.
-        whole = io.BytesIO(bytes(min(size, _FIRST_BYTES)))
-        whole.write(begun)
-        while got < size:
-            room = len(whole.getbuffer())
-            if got == room:
-                whole.seek(min(size, room + max(room // _MORE, _FIRST_BYTES)) - 1)
-                whole.write(b"\0")
-                continue
-            with whole.getbuffer() as memory:
-                count = source.recv_into(memory[got:])
-            if not count:
-                whole.truncate(got)
-                break
-            got += count
-            reader.length -= count
-        return whole.getvalue()
+        if not reader.length:
+            return begun
+        rest = _Incoming(begun, reader.unreader.sock, reader.length)
+        try:
+            # What is read beyond a buffer goes straight into the bytes that are returned. They are
+            # neither zeroed before nor copied after it, and none of their memory is touched before
+            # something is there.
+            return io.BufferedReader(rest, 1).read(size)
+        finally:
+            reader.length = rest.missing
 
 
 class ClientParser(RequestParser):

@@ -198,7 +198,7 @@ class ClientSocket:
 
     def begin(self, request: Any) -> None:
         """A request is served from now on; None after it."""
-        self.request, self.deadline_s = request, None
+        self.request, self.deadline_s, self._eager_bytes = request, None, 0
         self.answered = self.is_unread = False
 
     @property
@@ -284,6 +284,9 @@ class ClientSocket:
         """As `recv`, into the memory of a body of known length: what is there is read at once, and
         gevent is asked only to wait. A fast client, whose socket always has more, lets others run
         now and then."""
+        if self._eager_bytes >= _EAGER_BYTES:
+            self._eager_bytes = 0
+            let_others_run()
         left_s = self._left_s()
         try:
             count: int = self._recv_into(memory)
@@ -295,9 +298,6 @@ class ClientSocket:
                 count = self._sock.recv_into(memory)
             finally:
                 self._sock.settimeout(None)
-        if self._eager_bytes >= _EAGER_BYTES:
-            self._eager_bytes = 0
-            let_others_run()
         self._read_s = time.monotonic()
         if not count and self.is_stopping:
             raise ConnectionAbortedError("the server is stopping")
