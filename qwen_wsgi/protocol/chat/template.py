@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import re
 from bisect import bisect_left
+from operator import itemgetter
 from typing import Final, Protocol
 
 #: The members whose text may differ. Empty texts do not count: chunks have empty members, too.
@@ -88,18 +89,17 @@ class Template:
             texts = [block[first:end]]
             if not _are_texts(texts):
                 return _NOTHING
-            events = block[start : end + len(after)]
+            length = end + len(after) - start
         else:
-            texts, events = self._texts(block[start : end + len(after)])
+            texts, length = self._texts(block[start : end + len(after)])
         if not texts:
             return _NOTHING
         if self.growing is not None:
             self.growing.extend(texts)
-        length = len(events)
-        if not self._same:
-            before, after = self._sent_before, self._sent_after
-            events = before + (after + before).join(texts) + after
-        return events, length, len(texts)
+        if self._same:
+            return block[start : start + length], length, len(texts)
+        before, after = self._sent_before, self._sent_after
+        return before + (after + before).join(texts) + after, length, len(texts)
 
     def carry_one(self, data: bytes, start: int, stop: int) -> bytes | None:
         """Rewrite the one event at a place of some data; None if it does not fit, or may not.
@@ -117,29 +117,38 @@ class Template:
             return None
         return data[start:stop] if self._same else self._sent_before + text + self._sent_after
 
-    def _texts(self, block: bytes) -> tuple[list[bytes], bytes]:
-        """The texts of the events at a block's start that fit, and these events.
+    def _texts(self, block: bytes) -> tuple[list[bytes], int]:
+        """The texts of the events at a block's start that fit, and how many bytes these events have.
 
         An event that fits is one line and a blank one. So the texts are cut out of every second
-        line as if all fitted, and the events made of them are compared with what is there.
+        line as if all fitted, and what is made of them is compared with what is there.
         """
         with io.BytesIO(block) as source:
             lines = source.readlines()  # finds line ends by memchr
-        start, stop = len(self._before), 1 - len(self._after)
-        texts = [line[start:stop] for line in lines[::2]]
-        events = self._made_of(texts)
-        if block.startswith(events) and _are_texts(texts):
-            return texts, events
+        cut = itemgetter(slice(len(self._before), 1 - len(self._after)))
+        texts = [*map(cut, lines[::2])]
+        length = self._fitting(block, texts)
+        if length:
+            return texts, length
 
         def is_beyond(count: int) -> bool:
-            fitting = texts[:count]
-            return not (block.startswith(self._made_of(fitting)) and _are_texts(fitting))
+            return not self._fitting(block, texts[:count])
 
         del texts[bisect_left(range(1, len(texts)), True, key=is_beyond) :]
-        return texts, self._made_of(texts)
+        return texts, self._fitting(block, texts)
 
-    def _made_of(self, texts: list[bytes]) -> bytes:
-        return self._before + self._seam.join(texts) + self._after
+    def _fitting(self, block: bytes, texts: list[bytes]) -> int:
+        """How many bytes events with these texts have, if a block begins with them; else 0."""
+        inner = self._seam.join(texts)
+        start = len(self._before)
+        end = start + len(inner)
+        fits = (
+            block.startswith(inner, start)
+            and block.startswith(self._after, end)
+            and block.startswith(self._before)
+            and _are_texts(texts)
+        )
+        return end + len(self._after) if fits else 0
 
 
 class TextReader:

@@ -37,6 +37,9 @@ _SEVERAL_BYTES: Final = 512
 #: The most that is passed on from the event loop: a few chunks.
 _FEW_BYTES: Final = 2048
 
+#: The size lines of shorter events are kept.
+_USUAL_BYTES: Final = 4096
+
 _HEX_DIGITS: Final = b"0123456789abcdefABCDEF"
 
 #: The last chunk, without trailers.
@@ -91,6 +94,20 @@ def _size_of(digits: bytes) -> int:
     return int(digits, 16)
 
 
+class _SizeLines(dict[int, bytes]):
+    """The size lines of chunks with one event, as nearly all servers write them: by the bytes of
+    the event's line, which is one less than the chunk's for the blank line."""
+
+    def __missing__(self, event: int) -> bytes:
+        line = b"%x\r\n" % (event + 1)
+        if event < _USUAL_BYTES:
+            self[event] = line
+        return line
+
+
+_SIZE_LINES: Final = _SizeLines()
+
+
 def _take_many_chunks(data: bytes, index: int, out: list[bytes]) -> int:
     """A burst of chunks with one event each, without a loop in Python.
 
@@ -105,13 +122,16 @@ def _take_many_chunks(data: bytes, index: int, out: list[bytes]) -> int:
     if count and lines[4 * count - 1] != b"\r\n":
         count -= 1  # the end of the last one is still to come
     behind = 4 * count
-    events = lines[1:behind:4]
+    events, sizes = lines[1:behind:4], lines[:behind:4]
     if (
         not count
         or lines[2:behind:4].count(b"\n") != count
         or lines[3:behind:4].count(b"\r\n") != count
-        or not all(starmap(_is_size, set(zip(lines[:behind:4], map(len, events), strict=True))))
     ):
+        return index
+    # Capitals and zeros in front are rare, and looked at one by one.
+    is_usual = [*map(_SIZE_LINES.__getitem__, map(len, events))] == sizes
+    if not (is_usual or all(starmap(_is_size, set(zip(sizes, map(len, events), strict=True))))):
         return index
     events.append(b"")
     out.append(b"\n".join(events))
@@ -436,6 +456,8 @@ class BodyReader:
     def _receive(self, timeout_s: float) -> bytes:
         if self._first:
             first, self._first = self._first, b""
+            if len(first) >= READ_BYTES:
+                self._size = BURST_BYTES
             return first
         try:
             if self._reads is None:

@@ -36,7 +36,9 @@ _LENGTH_DIGITS: Final = 18
 #: A larger body is not copied behind the head.
 _JOINED_BYTES: Final = 64 * 1024
 
-_RECV_BYTES: Final = 16 * 1024
+#: Read with a head: a burst, or a whole answer, may come along with it. No memory is taken before
+#: something is there.
+_RECV_BYTES: Final = 64 * 1024
 
 #: A longer name of a header line is not remembered.
 _KNOWN_NAME_CHARS: Final = 64

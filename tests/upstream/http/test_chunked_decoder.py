@@ -102,7 +102,12 @@ def test_a_burst_of_many_chunks_in_one_read(
 
 @EXAMPLES
 @given(
-    texts=st.lists(st.binary(max_size=60), min_size=20, max_size=60),
+    texts=st.lists(
+        st.binary(max_size=60) | st.sampled_from([4094, 4095, 4096, 9000]).map(lambda n: b"x" * n),
+        min_size=20,
+        max_size=60,
+    ),
+    spelt=st.sampled_from([b"%x", b"%X", b"%06x"]),
     odd=st.lists(
         st.tuples(
             st.integers(0, 60),
@@ -123,9 +128,13 @@ def test_a_burst_of_many_chunks_in_one_read(
     cuts=st.lists(st.integers(0, 5000), max_size=3).map(sorted),
 )
 def test_a_burst_of_chunks_with_one_event_each(
-    texts: list[bytes], odd: list[tuple[int, tuple[bytes, bytes]]], end: bytes, cuts: list[int]
+    texts: list[bytes],
+    spelt: bytes,
+    odd: list[tuple[int, tuple[bytes, bytes]]],
+    end: bytes,
+    cuts: list[int],
 ) -> None:
-    chunks = [(text + b"\n\n", b"%x" % (len(text) + 2)) for text in texts]
+    chunks = [(text + b"\n\n", spelt % (len(text) + 2)) for text in texts]
     for place, chunk in odd:
         chunks.insert(place, chunk)
     framed = b"".join(b"%b\r\n%b\r\n" % (size, payload) for payload, size in chunks) + end
