@@ -118,7 +118,7 @@ class Template:
         return data[start:stop] if self._same else self._sent_before + text + self._sent_after
 
     def _texts(self, block: bytes) -> tuple[list[bytes], int]:
-        """The texts of the events at a block's start that fit, and how many bytes these events have.
+        """The texts of the events at a block's start that fit, and the bytes of these events.
 
         An event that fits is one line and a blank one. So the texts are cut out of every second
         line as if all fitted, and what is made of them is compared with what is there.
