@@ -2,9 +2,11 @@
 
     python -m benchmarks.instructions [OTHER_CHECKOUT]
 
-Needs Debian's `valgrind`. One worker, the key of the environment. Other work on the machine does
-not move the count, so a change of 1 % can be seen; but it says nothing of the kernel's part and of
-memory. With another checkout its server is counted as well.
+Needs Debian's `valgrind`. One worker, the key of the environment. Counted is the thread that
+serves, less what it does in the same time without a call (under valgrind a call takes so long that
+this would be a tenth). Other work on the machine does not move the count, so a change of 1 % can
+be seen; but it says nothing of the kernel's part and of memory. With another checkout its server
+is counted as well.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -48,24 +52,44 @@ def _pipe(directory: Path) -> str:
 _LIKE_THE_SERVER: Final = {"HOST": "127.0.0.1", "PATH": os.environ.get("PATH", os.defpath)}
 
 
-def _counted(pid: int, target: Target, request: bytes, count: int, directory: Path) -> float:
-    """Instructions of one process per request, while so many are answered."""
+class _Worker:
+    """A worker under valgrind, which writes its counts into a directory."""
 
-    def control(*arguments: str) -> None:
-        command = ["callgrind_control", _pipe(directory), *arguments, str(pid)]
+    def __init__(self, pid: int, directory: Path) -> None:
+        self._pid = pid
+        self._directory = directory
+
+    def counted(self, work: Callable[[], object]) -> int:
+        """Instructions of its first thread, while some work is done."""
+        before = self._dumps()
+        self._control("-i", "on")
+        work()
+        self._control("-i", "off")
+        self._control("-d")
+        # Each dump has what came after the one before; switching writes one as well.
+        dumps = self._dumps() - before
+        return sum(int(n) for dump in dumps for n in _TOTAL.findall(dump.read_text()))
+
+    def _dumps(self) -> set[Path]:
+        return {*self._directory.glob(f"callgrind.{self._pid}*-01")}
+
+    def _control(self, *arguments: str) -> None:
+        command = ["callgrind_control", _pipe(self._directory), *arguments, str(self._pid)]
         subprocess.run(command, env=_LIKE_THE_SERVER, capture_output=True, check=True)
 
-    asyncio.run(load.hammer(target, request, _WARM_UP, _CONCURRENCY))
-    before = {*directory.glob(f"callgrind.{pid}*")}
-    control("-i", "on")
-    asyncio.run(load.hammer(target, request, count, _CONCURRENCY))
-    control("-i", "off")
-    control("-d")
-    # Each dump has what came after the one before; switching writes one as well.
-    dumps = {*directory.glob(f"callgrind.{pid}*")} - before
-    found = [int(n) for dump in dumps for n in _TOTAL.findall(dump.read_text())]
-    assert sum(found), "valgrind has counted nothing"
-    return sum(found) / count
+
+def _of_a_call(worker: _Worker, target: Target, request: bytes, count: int) -> float:
+    """Instructions per request, while so many are answered."""
+
+    def ask(times: int) -> None:
+        asyncio.run(load.hammer(target, request, times, _CONCURRENCY))
+
+    ask(_WARM_UP)
+    began = time.monotonic()
+    busy = worker.counted(lambda: ask(count))
+    took_s = time.monotonic() - began
+    assert busy, "valgrind has counted nothing"
+    return (busy - worker.counted(lambda: time.sleep(took_s))) / count
 
 
 def count(root: Path) -> dict[str, float]:
@@ -73,15 +97,17 @@ def count(root: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="qwen-instructions-") as name:
         directory = Path(name)
         under = ["valgrind", "--tool=callgrind", "--instr-atstart=no", "--trace-children=yes"]
+        under += ["--separate-threads=yes"]
         under += [f"--callgrind-out-file={directory}/callgrind.%p", _pipe(directory)]
         with (
             servers.upstream() as up,
             servers.proxy(up, workers=1, directory=directory, root=root, under=under) as target,
         ):
             assert target.pid is not None
-            (worker,) = set(processes.tree(target.pid)) - {target.pid}
+            (pid,) = set(processes.tree(target.pid)) - {target.pid}
+            worker = _Worker(pid, directory)
             return {
-                kind: _counted(worker, target, request, times, directory)
+                kind: _of_a_call(worker, target, request, times)
                 for kind, (request, times) in _KINDS.items()
             }
 

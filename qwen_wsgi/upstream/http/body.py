@@ -33,7 +33,7 @@ BURST_BYTES: Final = 64 * 1024
 _SHORT_SIZE: Final = 10
 
 #: From this size on, what one read brought is likely to hold several chunks.
-_SEVERAL_BYTES: Final = 512
+_SEVERAL_BYTES: Final = 2048
 #: The most that is passed on from the event loop: a few chunks.
 _FEW_BYTES: Final = 2048
 
