@@ -193,6 +193,9 @@ class Result:
                 told.append(f"worker {last.pid}: {name} went from {before} to {after}")
                 if name == "other_files":
                     told[-1] += f": {last.files.more_than(first.files)}"
+                if name == "greenlets":
+                    fresh = Counter(last.running) - Counter(first.running)
+                    told[-1] += f": {', '.join(fresh.elements())}"
         return told
 
     def good(self) -> bool:

@@ -17,10 +17,10 @@ from tests.soak.run import Result
 from tests.soak.town import Look
 
 
-def seen(other: Counter[str]) -> Look:
+def seen(other: Counter[str], **running: int) -> Look:
     """A worker that has nothing else."""
     files = OpenFiles(0, 0, other)
-    return Look(1, 0, files, 1, 0.0, 0.0, 0.0, 0, objects={}, cycles={})
+    return Look(1, 0, files, 1, 0.0, 0.0, 0.0, running, objects={}, cycles={})
 
 
 def test_a_file_that_is_left_is_named() -> None:
@@ -31,6 +31,12 @@ def test_a_file_that_is_left_is_named() -> None:
     assert Result._left_over(first, last) == [
         "worker 1: other_files went from 3 to 5: /state/calls, socket:[9] (unix)"
     ]
+
+
+def test_a_greenlet_that_is_left_is_named() -> None:
+    first, last = seen(Counter(), watch=2), seen(Counter(), watch=2, relay=1)
+
+    assert Result._left_over(first, last) == ["worker 1: greenlets went from 2 to 3: relay"]
 
 
 def connected(stack: ExitStack) -> tuple[socket.socket, int]:

@@ -176,6 +176,7 @@ class Look:
         held_kb: proportional set size.
         memory_kb: the same without memory that was free, but for free parts of pages.
         used_kb: what the allocators have given out.
+        running: greenlets by what they run.
         objects: Python objects by type, those from before the worker's beginning left out.
         cycles: objects of ours that only the garbage collector could free, by type.
     """
@@ -187,7 +188,7 @@ class Look:
     held_kb: float
     memory_kb: float
     used_kb: float
-    greenlets: int
+    running: Mapping[str, int]
     objects: Mapping[str, int]
     cycles: Mapping[str, int]
 
@@ -202,6 +203,10 @@ class Look:
     @property
     def other_files(self) -> int:
         return self.files.other.total()
+
+    @property
+    def greenlets(self) -> int:
+        return sum(self.running.values())
 
 
 class Lines:
@@ -294,7 +299,7 @@ async def look(running: Proxy) -> dict[int, Look]:
             held_kb=held[pid],
             memory_kb=processes.memory_kb([pid]),
             used_kb=counts[pid]["used_kb"],
-            greenlets=counts[pid]["greenlets"],
+            running=counts[pid]["greenlets"],
             objects=counts[pid]["objects"],
             cycles=counts[pid]["cycles"],
         )
