@@ -18,6 +18,8 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "install")]
 
 # ruff: noqa: E402
+import generated
+
 import share
 from qwen_wsgi.api.openapi import codes, document, headers
 from qwen_wsgi.api.openapi.operations import Access
@@ -165,22 +167,10 @@ PAGES: Final[Mapping[str, Callable[[], str]]] = {
 }
 
 
-def outdated(directory: Path = DIRECTORY) -> list[str]:
-    """The pages that are not as they would be written, and those that nobody writes."""
-    there = {path.name: path.read_text() for path in directory.glob("*")}
-    wanted = {name: write() for name, write in PAGES.items()}
-    return sorted(
-        name for name in there.keys() | wanted.keys() if there.get(name) != wanted.get(name)
-    )
+def texts() -> dict[str, str]:
+    """All pages, by their names."""
+    return {name: write() for name, write in PAGES.items()}
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--check"]:
-        if found := outdated():
-            sys.exit(f"docs/reference is not up to date: {', '.join(found)}; run `make reference`")
-    elif sys.argv[1:]:
-        sys.exit(__doc__)
-    else:
-        DIRECTORY.mkdir(exist_ok=True)
-        for name, write in PAGES.items():
-            (DIRECTORY / name).write_text(write())
+    generated.run(DIRECTORY, texts, again="make reference", usage=__doc__)

@@ -14,13 +14,13 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-_RELEASE: Final = re.compile(r'^RELEASE = "([^"]*)"$', re.MULTILINE)
+_VERSION: Final[Mapping[str, Any]] = runpy.run_path(str(ROOT / "install/version.py"))
 #: `## 0.2.0 (2026-12-01)`, or `## Unreleased`.
 _SECTION: Final = re.compile(
     r"^## (?:(\d+\.\d+\.\d+) \(\d{4}-\d\d-\d\d\)|Unreleased)$", re.MULTILINE
@@ -44,8 +44,7 @@ def sections(changelog: str) -> dict[str, str]:
 
 def problems(root: Path = ROOT) -> Iterator[str]:
     """What is not ready, a sentence each, with what to do."""
-    found = _RELEASE.search((root / "qwen_wsgi/__init__.py").read_text())
-    version = found[1] if found else ""
+    version = _VERSION["release"](root)
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
         yield f"RELEASE in qwen_wsgi/__init__.py is {version!r}, which is not like 0.2.0."
         return
@@ -82,8 +81,7 @@ def build(version: str, dist: Path, root: Path = ROOT) -> list[Path]:
         with tarfile.open(fileobj=BytesIO(archive.stdout)) as file:
             file.extractall(directory, filter="data")
         # The copy has no git; it gets the version as a file.
-        write = runpy.run_path(str(root / "install/version.py"))["write"]
-        write(Path(directory, "qwen_wsgi/_version.py"), version)
+        _VERSION["write"](Path(directory, "qwen_wsgi/_version.py"), version)
         dist.mkdir(parents=True, exist_ok=True)
         for what in ("sdist", "wheel"):
             code = (
@@ -117,12 +115,11 @@ def main() -> int:
     if subprocess.run(["make", "test"], cwd=ROOT).returncode:
         print("Not ready for a release: a test failed.", file=sys.stderr)
         return 1
-    release = _RELEASE.search((ROOT / "qwen_wsgi/__init__.py").read_text())
-    assert release is not None
-    files = build(release[1], ROOT / "dist")
-    tag = f"v{release[1]}"
+    version = _VERSION["release"](ROOT)
+    files = build(version, ROOT / "dist")
+    tag = f"v{version}"
     print("Ready:", *(str(file.relative_to(ROOT)) for file in files), sep="\n  ")
-    print(f"Then:\n  git tag -a {tag} -m 'qwen-proxy {release[1]}'\n  git push origin {tag}")
+    print(f"Then:\n  git tag -a {tag} -m 'qwen-proxy {version}'\n  git push origin {tag}")
     print("  make deb           # with the tag, for the Debian package")
     return 0
 

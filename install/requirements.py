@@ -3,6 +3,9 @@
     python install/requirements.py lowest   print the lowest versions, as constraints for pip
     python install/requirements.py pin      write qwen_wsgi/constraints.txt anew: the newest
                                             versions within the bounds, with their files' hashes
+    python install/requirements.py only EXTRA
+                                            print the packages installed beside this Python that
+                                            nothing but an extra needs
 
 `pin` needs a package index. It installs its resolver, uv, into a directory that it removes again.
 """
@@ -16,6 +19,8 @@ import sys
 import tempfile
 import tomllib
 import venv
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +33,8 @@ _PYTHON = "3.11"
 _MARKER = "platform_python_implementation == 'CPython' and sys_platform == 'linux'"
 _RESOLVER = "uv >= 0.9, < 1"
 _TIMEOUT_S = 300
+#: The extras that `make install` installs.
+_EXTRAS = ("pdf", "redis", "tools")
 _HEAD = """\
 # The dependencies of the proxy in the versions that `make install` installs, pip and setuptools
 # too, each with the hashes of its files. Written by install/requirements.py from the bounds of
@@ -48,7 +55,40 @@ def required(*extras: str, path: Path = SETUP) -> list[str]:
 def to_pin(path: Path = SETUP) -> list[str]:
     """What `make install` installs beside the proxy: its requirements, and what installs them."""
     build = tomllib.loads((path.parent / "pyproject.toml").read_text())["build-system"]
-    return [*required("pdf", "redis", "tools", path=path), "pip", *build["requires"]]
+    return [*required(*_EXTRAS, path=path), "pip", *build["requires"]]
+
+
+def only(extra: str, path: Path = SETUP) -> list[str]:
+    """The packages that an extra of those that `make install` installs brings and nothing else
+    needs, of what is installed beside this Python.
+
+    Raises:
+        metadata.PackageNotFoundError: a package that one of these extras needs is not installed.
+    """
+    others = (each for each in _EXTRAS if each != extra)
+    needed = _needed(required(*others, path=path))
+    return sorted(_needed(required(extra, path=path)) - needed)
+
+
+def _needed(requirements: Iterable[str]) -> set[str]:
+    """The names of packages that requirements bring, and of all that these need in turn."""
+    # Not at the top: the other commands run before anything is installed.
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    waiting, seen = list(map(Requirement, requirements)), set[tuple[str, str]]()
+    while waiting:
+        requirement = waiting.pop()
+        for extra in ("", *requirement.extras):
+            if (key := (canonicalize_name(requirement.name), extra)) not in seen:
+                seen.add(key)
+                below = map(Requirement, metadata.requires(requirement.name) or [])
+                waiting += [
+                    each
+                    for each in below
+                    if each.marker is None or each.marker.evaluate({"extra": extra})
+                ]
+    return {name for name, _ in seen}
 
 
 def lowest(path: Path = SETUP) -> list[str]:
@@ -102,5 +142,7 @@ if __name__ == "__main__":
         pin()
     elif sys.argv[1:] == ["lowest"]:
         print("\n".join(lowest()))
+    elif sys.argv[1:2] == ["only"] and sys.argv[2:] in ([each] for each in _EXTRAS):
+        print("\n".join(only(sys.argv[2])))
     else:
         sys.exit(__doc__)

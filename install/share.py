@@ -17,12 +17,16 @@ from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 # Before the imports: what is written is that of this checkout, not of an installed package.
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "install")]
 
 # ruff: noqa: E402
+import generated
+
 from qwen_wsgi.cli import main
 from qwen_wsgi.clients.known import CLIENTS
 from qwen_wsgi.clients.launch import LAUNCHES
+
+DIRECTORY: Final = ROOT / "share"
 
 _PROGRAM: Final = "qwen-proxy"
 _MADE: Final = "written by install/share.py from the command's parser; do not edit"
@@ -374,23 +378,5 @@ def texts() -> dict[str, str]:
     return {place: write(all_) for place, write in FILES.items()}
 
 
-def outdated(directory: Path = ROOT / "share") -> list[str]:
-    """The files that are not as they would be written."""
-    return [
-        place
-        for place, text in texts().items()
-        if not (directory / place).exists() or (directory / place).read_text() != text
-    ]
-
-
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--check"]:
-        if found := outdated():
-            sys.exit(f"share/ is not up to date: {', '.join(found)}; python install/share.py")
-    elif sys.argv[1:]:
-        sys.exit(__doc__)
-    else:
-        for place, text in texts().items():
-            path = ROOT / "share" / place
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+    generated.run(DIRECTORY, texts, again="python install/share.py", usage=__doc__)

@@ -23,11 +23,11 @@ _TIMEOUT_S = 10
 def version(root: Path = ROOT) -> str:
     """By PEP 440: `0.1.0` for its tag `v0.1.0`, `0.1.1.dev12+g1a2b3c4` twelve commits later,
     `0.1.0+g1a2b3c4` without any tag; `.dirty` at the end of what differs from the commit."""
-    release = _assigned(root / "qwen_wsgi/__init__.py", "RELEASE") or "0"
+    base = release(root)
     top = _git(root, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != root.resolve():
         # An unpacked archive, maybe inside a repository of somebody else.
-        return _assigned(root / "qwen_wsgi/_version.py", "version") or release
+        return _assigned(root / "qwen_wsgi/_version.py", "version") or base
     # Not by `describe --dirty`, which writes the index.
     dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
     told = _git(root, "describe", "--tags", "--match", "v[0-9]*", "--long") or ""
@@ -41,9 +41,14 @@ def version(root: Path = ROOT) -> str:
     else:
         commit = _git(root, "rev-parse", "--short", "HEAD")
         if not commit:
-            return release
-        found = f"{release}+g{commit}"
+            return base
+        found = f"{base}+g{commit}"
     return f"{found}.dirty" if dirty else found
+
+
+def release(root: Path = ROOT) -> str:
+    """The package's RELEASE, for checkouts without tags; "0" if it has none."""
+    return _assigned(root / "qwen_wsgi/__init__.py", "RELEASE") or "0"
 
 
 def write(path: Path, value: str) -> None:

@@ -65,6 +65,16 @@ class Calls(NamedTuple):
     workers: int
     silent: int
 
+    def json(self) -> dict[str, Any]:
+        """As commands and `GET /admin/v1/calls` tell it."""
+        return {
+            "object": "list",
+            "data": self.rows,
+            "has_more": self.has_more,
+            "workers": self.workers,
+            "silent_workers": self.silent,
+        }
+
 
 class Counts(NamedTuple):
     """How many calls are in flight in all workers.

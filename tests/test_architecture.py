@@ -105,6 +105,7 @@ ALLOWED: dict[str, set[str]] = {
     "plan_limits": {"hosts"},
     "settings": {"env_file", "errors", "net", "plan_limits", "redaction", "setting_values"},
     "env_file": {"errors"},
+    "whole_files": set(),
     "setting_values": {"hosts", "plan_limits"},
     "logs": {"redaction"},
     "local_http": {"net"},
@@ -150,6 +151,7 @@ ALLOWED: dict[str, set[str]] = {
         "net",
         "redaction",
         "protocol.web.token",
+        "whole_files",
     },
     "accounting": {
         "errors",
@@ -171,6 +173,7 @@ ALLOWED: dict[str, set[str]] = {
         "access.client_key",
         "access.limits",
         "credentials.shared.board",
+        "whole_files",
     },
     "access": {"errors", "clock", "settings", "setting_values", "net", "protocol", "redaction"},
     "upstream": {
@@ -308,6 +311,7 @@ ALLOWED: dict[str, set[str]] = {
         "credentials.files.durable",
         "state.file_lock",
         "upstream.routing.model_profiles",
+        "whole_files",
     },
     "cli": {
         "",

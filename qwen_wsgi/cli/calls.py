@@ -48,14 +48,7 @@ def run(
             print("qwen-proxy: no running server was found here.", file=err)
             return 1
         if json_output:
-            value = {
-                "object": "list",
-                "data": found.rows,
-                "has_more": found.has_more,
-                "workers": found.workers,
-                "silent_workers": found.silent,
-            }
-            print(json.dumps(value, indent=2, ensure_ascii=False), file=out)
+            print(json.dumps(found.json(), indent=2, ensure_ascii=False), file=out)
         else:
             print(shown(found.rows), file=out)
         if found.silent:

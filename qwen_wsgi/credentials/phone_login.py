@@ -7,16 +7,15 @@ file. One login at a time: a new one takes the place of the old one, which then 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import secrets
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Final
 
+from qwen_wsgi import whole_files
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.credentials import new_login
 from qwen_wsgi.credentials.oauth import device_flow
@@ -214,16 +213,7 @@ class PhoneLogin:
         """Advisory, like all that workers share: nothing is lost with it but the view."""
         progress = replace(progress, written_at=self._clock.now())
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        new = self._file.with_suffix(f".{os.getpid()}.{progress.id}.new")
-        try:
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
-                json.dump(asdict(progress), file)
-            os.replace(new, self._file)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(new)
-            raise
+        whole_files.replace(self._file, json.dumps(asdict(progress)).encode(), durable=False)
 
     def _read(self) -> Progress | None:
         try:

@@ -5,12 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from qwen_wsgi.protocol.json_object import loads
+
 
 class Members(Protocol):
     """A JSON object: a dict or a `JsonObject`."""
 
     def get(self, name: str, /) -> Any:
         """The value of a member, or None."""
+
+
+def read(data: bytes, *, most_slowly: int | None = None) -> Any:
+    """The value of a JSON text; None if it is none, or nested too deep.
+
+    Args:
+        most_slowly: as for `loads`.
+    """
+    try:
+        return loads(data, most_slowly=most_slowly)
+    except (ValueError, RecursionError):
+        return None
 
 
 def objects(value: Any) -> Iterator[dict[str, Any]]:

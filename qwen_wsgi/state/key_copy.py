@@ -8,12 +8,11 @@ without a key.
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from qwen_wsgi import whole_files
 from qwen_wsgi.access.client_key import ClientKey, KeptKey, of_json
 
 FILE: Final = "client-keys.json"
@@ -31,27 +30,11 @@ def write(directory: Path, keys: Iterable[KeptKey]) -> None:
     """Replace the copy, durably.
 
     Raises:
-        OSError: it cannot be written; the old one is as it was.
+        OSError: it cannot be written.
     """
     content = json.dumps({"version": _VERSION, "keys": list(map(entry_of, keys))}, indent=1)
-    file = directory / FILE
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    aside = file.with_name(f".{FILE}.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w") as out:
-            out.write(content + "\n")
-            out.flush()
-            os.fsync(out.fileno())
-        aside.replace(file)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(place)
-    finally:
-        os.close(place)
+    whole_files.replace(directory / FILE, f"{content}\n".encode())
 
 
 def read(directory: Path) -> tuple[KeptKey, ...] | None:

@@ -6,14 +6,13 @@ so that a call that has the list reads no file.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from qwen_wsgi import whole_files
 from qwen_wsgi.clock import boottime
 from qwen_wsgi.state.shared_files import Number, SharedFiles, key_of
 
@@ -71,17 +70,9 @@ class SharedLists:
         if len(content) > _MOST_BYTES:
             return
         path = self._path(self._directory, account, base_url)
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
-            try:
-                with open(os.open(fresh, flags, 0o600), "wb") as file:
-                    file.write(content)
-                os.replace(fresh, path)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(fresh)
+            whole_files.replace(path, content, durable=False)
         except OSError as error:
             log.debug("a model list is not shared path=%s: %s", path, error)
             return

@@ -6,12 +6,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import os
 import secrets
 import threading
 from pathlib import Path
 from typing import Final
 
+from qwen_wsgi import whole_files
 from qwen_wsgi.errors import ApiError
 
 log = logging.getLogger(__name__)
@@ -97,23 +97,12 @@ def _read(file: Path, size: int) -> bytes:
 
 def _made(file: Path, size: int, lost: str) -> bytes:
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    own = file.with_name(f"{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(own, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    try:
-        with os.fdopen(descriptor, "w") as out:
-            out.write(secrets.token_hex(size) + "\n")
-            out.flush()
-            os.fsync(out.fileno())
-        if file.exists() and not _read(file, size):
-            # Half of one, of a disk that was full.
-            log.error("%s was not whole, and is made anew. %s", file, lost)
-            file.unlink()
-        try:
-            os.link(own, file)  # unlike a rename, never over one that is there
-        except FileExistsError:
-            log.debug("another process has made %s", file)
-    finally:
-        own.unlink()
+    if file.exists() and not _read(file, size):
+        # Half of one, of a disk that was full.
+        log.error("%s was not whole, and is made anew. %s", file, lost)
+        file.unlink(missing_ok=True)  # another process may have done so
+    if not whole_files.make_once(file, f"{secrets.token_hex(size)}\n".encode()):
+        log.debug("another process has made %s", file)
     if not (found := _read(file, size)):
         raise OSError(f"{file} is not whole")
     return found

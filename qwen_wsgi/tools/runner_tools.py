@@ -7,7 +7,7 @@ import hashlib
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.errors import BadRequest
 from qwen_wsgi.protocol.encoder import Outcome, ServerCall
-from qwen_wsgi.protocol.json_object import loads
+from qwen_wsgi.protocol.json_access import read
 from qwen_wsgi.protocol.server_tools.results import ToolWork
 from qwen_wsgi.tools.relay import AT_A_TIME, Bounds, ToolsUnavailable
 from qwen_wsgi.tools.runner import RunnerUnavailable, ServerTool, ToolRunner
@@ -57,10 +57,7 @@ def _arguments(text: str) -> dict[str, object]:
     Raises:
         BadRequest: they are no JSON object. The text is for the model.
     """
-    try:
-        given = loads(text.encode("utf-8", "surrogatepass")) if text.strip() else {}
-    except (ValueError, RecursionError):
-        given = None
+    given = read(text.encode("utf-8", "surrogatepass")) if text.strip() else {}
     if not isinstance(given, dict):
         raise BadRequest("The arguments must be a JSON object. Call the tool again with one.")
     return given

@@ -30,6 +30,7 @@ from typing import Any, Final
 
 from tests.attack.clients import ATTACKS, Aim, Attack, prepare
 from tests.kit import open_files, processes
+from tests.kit.open_files import OpenFiles
 from tests.kit.proxy import Proxy, start
 from tests.kit.raw_client import Exchange
 from tests.kit.secrets import secret
@@ -80,7 +81,7 @@ class Look:
 
     memory_kb: float
     threads: int
-    files: Counter[str]
+    files: OpenFiles
 
 
 @dataclass
@@ -130,12 +131,14 @@ class Result:
 
     def _left_over(self, pid: int) -> Iterator[str]:
         _, half, last = (look[pid] for look in self.looks)
-        if last.files["client"]:
-            yield f"worker {pid}: {last.files['client']} connections of clients are open"
-        if last.files["upstream"] > _KEPT:
-            yield f"worker {pid}: {last.files['upstream']} connections to upstreams are open"
-        if last.files["other"] > half.files["other"] + _LAZY_FILES:
-            yield f"worker {pid}: other files {half.files['other']} → {last.files['other']}"
+        if last.files.client:
+            yield f"worker {pid}: {last.files.client} connections of clients are open"
+        if last.files.upstream > _KEPT:
+            yield f"worker {pid}: {last.files.upstream} connections to upstreams are open"
+        before, after = half.files.other.total(), last.files.other.total()
+        if after > before + _LAZY_FILES:
+            fresh = last.files.more_than(half.files)
+            yield f"worker {pid}: other files {before} → {after}: {fresh}"
         if last.threads > half.threads + _LAZY_THREADS:
             yield f"worker {pid}: threads {half.threads} → {last.threads}"
         if (more := last.memory_kb - half.memory_kb) > self.plan.growth_kb:
@@ -152,7 +155,7 @@ class Result:
         for pid in self.pids:
             looks = [look[pid] for look in self.looks if pid in look]
             memory = " → ".join(f"{look.memory_kb / 1024:.0f}" for look in looks)
-            files = " → ".join(str(look.files.total()) for look in looks)
+            files = " → ".join(str(look.files.total) for look in looks)
             lines.append(f"worker {pid}: memory {memory} MB, open files {files}")
         waits, served = self.bystander["waits_s"], self.bystander["served_s"]
         lines += [
@@ -252,7 +255,7 @@ def _workers(proxy: Proxy) -> list[int]:
 
 
 def _look(proxy: Proxy, pids: Sequence[int], upstream_ports: set[int]) -> dict[int, Look]:
-    files = open_files.kinds(pids, proxy.port, upstream_ports)
+    files = open_files.look(pids, proxy.port, upstream_ports)
     return {
         pid: Look(processes.memory_kb([pid]), open_files.threads(pid), files[pid]) for pid in pids
     }
@@ -273,8 +276,8 @@ def _settled(proxy: Proxy, key: str, pids: Sequence[int], upstream_ports: set[in
     while True:
         places = _places(proxy, key)
         time.sleep(0.1)
-        files = open_files.kinds(pids, proxy.port, upstream_ports)
-        clients = sum(counts["client"] for counts in files.values())
+        files = open_files.look(pids, proxy.port, upstream_ports)
+        clients = sum(opened.client for opened in files.values())
         if not (any(places) or clients) or time.monotonic() > end_s:
             return places
         time.sleep(0.3)

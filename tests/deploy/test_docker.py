@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,9 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.utils import canonicalize_name
 
+from qwen_wsgi.doctor.dependencies import CONSTRAINTS, pinned
 from qwen_wsgi.sandbox import Sandbox
 from tests.kit import containers
 from tests.kit.login_files import write_login
@@ -127,6 +130,17 @@ def test_it_is_small_and_has_no_tools_of_the_build(image: str) -> None:
     assert (user, version) == ("10001", "qwen-proxy 7.8.9")
     assert "qwen-proxy" in programs
     assert not [name for name in programs if name.startswith(("pip", "gcc", "cc"))]
+
+
+def test_it_has_the_packages_that_are_pinned_but_for_those_of_tools(image: str) -> None:
+    told = "from importlib.metadata import distributions as d; print(*(each.name for each in d()))"
+    command = ("podman", *containers.RUN, "--rm", "--entrypoint", "python", image, "-c", told)
+
+    found = {canonicalize_name(name) for name in containers.run(*command).split()}
+
+    of_tools = set(runpy.run_path(str(REPO / "install/requirements.py"))["only"]("tools"))
+    assert {"gunicorn", "pypdf", "redis", "qwen-wsgi"} <= found
+    assert found - {"qwen-wsgi"} <= pinned(CONSTRAINTS.read_text()).keys() - of_tools
 
 
 def test_it_streams_renews_the_login_of_the_volume_and_drains(

@@ -19,9 +19,14 @@ SCRIPT: dict[str, Any] = runpy.run_path(str(REPO / "install/reference.py"))
 PAGES = REPO / "docs/reference"
 
 
+def outdated(directory: Path) -> list[str]:
+    found: list[str] = SCRIPT["generated"].outdated(directory, SCRIPT["texts"]())
+    return found
+
+
 def test_the_pages_are_up_to_date() -> None:
     """If this fails: `make reference`."""
-    assert SCRIPT["outdated"](PAGES) == []
+    assert outdated(PAGES) == []
 
 
 def test_a_page_that_is_old_or_nobody_s_is_found(tmp_path: Path) -> None:
@@ -30,8 +35,30 @@ def test_a_page_that_is_old_or_nobody_s_is_found(tmp_path: Path) -> None:
     (pages / "errors.md").write_text("# Errors\n")
     (pages / "headers.md").unlink()
     (pages / "more.md").write_text("# More\n")
+    (pages / "below").mkdir()
+    (pages / "below/more.md").write_text("# More\n")
 
-    assert SCRIPT["outdated"](pages) == ["errors.md", "headers.md", "more.md"]
+    assert outdated(pages) == ["below/more.md", "errors.md", "headers.md", "more.md"]
+
+
+def test_the_program_writes_says_what_is_old_and_explains_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `install/share.py` does, which has the same command line."""
+    generated, directory = SCRIPT["generated"], tmp_path / "pages"
+    monkeypatch.setattr(generated, "ROOT", tmp_path)
+
+    def run(*words: str) -> None:
+        monkeypatch.setattr("sys.argv", ["reference.py", *words])
+        generated.run(directory, lambda: {"a/b.md": "B\n"}, again="make it", usage="the usage")
+
+    with pytest.raises(SystemExit, match="^pages/ is not up to date: a/b.md; run `make it`$"):
+        run("--check")
+    run()
+    run("--check")
+    assert (directory / "a/b.md").read_text() == "B\n"
+    with pytest.raises(SystemExit, match="the usage"):
+        run("--other")
 
 
 def test_every_command_setting_and_metric_stands_in_a_page_to_which_the_reference_leads() -> None:

@@ -72,6 +72,26 @@ def test_every_entry_has_hashes_and_nothing_else_is_in_the_file() -> None:
     assert "//" not in TEXT, "an index is not the repository's choice"
 
 
+@pytest.mark.once  # the lowest versions require other packages than those that are pinned
+def test_what_only_an_extra_brings_can_go_and_nothing_else_misses_it() -> None:
+    """The image leaves out what only [tools] brings."""
+    command = [sys.executable, "-B", str(REPO / "install/requirements.py"), "only", "tools"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    gone = set(done.stdout.split())
+
+    assert {"mcp", "anyio", "httpx2", "pydantic", "starlette"} <= gone <= PINS.keys()
+    for line in _SCRIPT["required"]("pdf", "redis"):
+        assert canonicalize_name(Requirement(line).name) not in gone
+    for name in PINS.keys() - gone - {"pip", "setuptools"}:
+        try:
+            required = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue  # of older Pythons
+        for below in map(Requirement, required):
+            if below.marker is None or below.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(below.name) not in gone, f"{name} requires {below}"
+
+
 def test_the_command_without_a_word_explains_itself() -> None:
     command = [sys.executable, "-B", str(REPO / "install/requirements.py")]
 

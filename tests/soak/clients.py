@@ -39,6 +39,8 @@ _TOOLS: Final = [
 
 #: So many wrong endings are told in full.
 _TOLD: Final = 20
+#: To the sandbox, on this machine.
+_CONNECT_S: Final = 5.0
 
 
 class Ending(enum.Enum):
@@ -585,9 +587,17 @@ async def post_control(upstream_port: int, change: dict[str, Any]) -> None:
 
 
 async def _json_of(port: int, request: bytes) -> Any:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    """What is answered. Between connecting and asking no other task gets a turn: on a busy machine
+    that takes longer than the sandbox keeps a connection on which nothing comes."""
+    sock = socket.create_connection(("127.0.0.1", port), _CONNECT_S)
     try:
-        writer.write(request)
+        sock.sendall(request)
+        sock.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=sock)
+    except BaseException:
+        sock.close()
+        raise
+    try:
         head = await reader.readuntil(b"\r\n\r\n")
         data = await reader.read(-1)
         if b"chunked" in head.lower():

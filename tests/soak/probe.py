@@ -46,10 +46,10 @@ def install(directory: str) -> None:
 def counts() -> dict[str, Any]:
     """What is in this process, without garbage.
 
-    `{"greenlets": <alive>, "objects": {<type>: <count>}, "cycles": {<type>: <count>},
-    "used_kb": <memory>}`. What was there when the worker began is frozen, and not among the
-    objects. `cycles` are those of ours that nobody could reach any more, but that held each other;
-    the collector may have freed others before.
+    `{"greenlets": {<what it runs>: <count>}, "objects": {<type>: <count>},
+    "cycles": {<type>: <count>}, "used_kb": <memory>}`. What was there when the worker began is
+    frozen, and not among the objects. `cycles` are those of ours that nobody could reach any more,
+    but that held each other; the collector may have freed others before.
     """
     from greenlet import greenlet  # late: gunicorn.conf.py patches before anything is imported
 
@@ -60,14 +60,26 @@ def counts() -> dict[str, Any]:
     gc.garbage.clear()
     gc.collect()
     found = gc.get_objects()
-    alive = sum(1 for each in found if isinstance(each, greenlet) and not each.dead)
+    alive = [each for each in found if isinstance(each, greenlet) and not each.dead]
+    greenlets = collections.Counter(_running(each.gr_frame) for each in alive)
     types = _types(found)
-    del found
+    del found, alive
     used_kb = _used_by_python_kb() + _used_of_c_kb()
     with contextlib.suppress(AttributeError):  # a C library other than glibc
         ctypes.CDLL(None).malloc_trim(0)
     objects = dict(types.most_common(400))
-    return {"greenlets": alive, "objects": objects, "cycles": cycles, "used_kb": used_kb}
+    return {"greenlets": greenlets, "objects": objects, "cycles": cycles, "used_kb": used_kb}
+
+
+def _running(frame: FrameType | None) -> str:
+    """What a greenlet runs, from the outside in: our own functions, if there are any."""
+    names = []
+    while frame is not None:
+        names.append(f"{frame.f_globals.get('__name__')}.{frame.f_code.co_qualname}")
+        frame = frame.f_back
+    names.reverse()
+    ours = [name.removeprefix(_PACKAGE) for name in names if name.startswith(_PACKAGE)]
+    return " > ".join(ours or names) or "itself, or not begun"
 
 
 def _types(found: list[Any]) -> collections.Counter[str]:

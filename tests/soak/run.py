@@ -191,6 +191,11 @@ class Result:
             before, after = getattr(first, name), getattr(last, name)
             if after > before:
                 told.append(f"worker {last.pid}: {name} went from {before} to {after}")
+                if name == "other_files":
+                    told[-1] += f": {last.files.more_than(first.files)}"
+                if name == "greenlets":
+                    fresh = Counter(last.running) - Counter(first.running)
+                    told[-1] += f": {', '.join(fresh.elements())}"
         return told
 
     def good(self) -> bool:
@@ -360,8 +365,8 @@ async def _settle(running: Proxy, looks: Sequence[dict[int, Look]]) -> list[str]
     deadline = time.monotonic() + _SETTLE_S
     while True:
         busy = {pid: n for pid, n in (await town.in_flight(running)).items() if n}
-        files = await town.idle_sockets(running)
-        clients = {pid: counts["client"] for pid, counts in files.items() if counts["client"]}
+        files = await town.idle_files(running)
+        clients = {pid: opened.client for pid, opened in files.items() if opened.client}
         state = await get_json(running.upstream_port, "/_sandbox/state")
         more = [
             pid for pid in running.pids if looks and open_files.threads(pid) > looks[0][pid].threads

@@ -11,13 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from tests.kit import open_files, processes
+from tests.kit.open_files import OpenFiles
 from tests.kit.processes import REPOSITORY, StartError
 from tests.soak.clients import CLIENT_KEYS, Line
 from tests.soak.probe import SIGNAL, SITECUSTOMIZE
@@ -172,31 +172,41 @@ class Look:
 
     Attributes:
         in_flight: calls, by its own word.
-        client_sockets, upstream_sockets, other_files: its open files.
+        files: those that it has open.
         held_kb: proportional set size.
         memory_kb: the same without memory that was free, but for free parts of pages.
         used_kb: what the allocators have given out.
+        running: greenlets by what they run.
         objects: Python objects by type, those from before the worker's beginning left out.
         cycles: objects of ours that only the garbage collector could free, by type.
     """
 
     pid: int
     in_flight: int
-    client_sockets: int
-    upstream_sockets: int
-    other_files: int
+    files: OpenFiles
     threads: int
     held_kb: float
     memory_kb: float
     used_kb: float
-    greenlets: int
+    running: Mapping[str, int]
     objects: Mapping[str, int]
     cycles: Mapping[str, int]
 
+    @property
+    def client_sockets(self) -> int:
+        return self.files.client
 
-def sockets(running: Proxy) -> dict[int, Counter[str]]:
-    """By worker: how many open files are clients', how many the upstream's, how many neither."""
-    return open_files.kinds(running.pids, running.port, {running.upstream_port})
+    @property
+    def upstream_sockets(self) -> int:
+        return self.files.upstream
+
+    @property
+    def other_files(self) -> int:
+        return self.files.other.total()
+
+    @property
+    def greenlets(self) -> int:
+        return sum(self.running.values())
 
 
 class Lines:
@@ -264,12 +274,12 @@ async def in_flight(running: Proxy) -> dict[int, int]:
     return found
 
 
-async def idle_sockets(running: Proxy) -> dict[int, Counter[str]]:
-    """As `sockets`, at a moment when the watchman is not connected, if there is one."""
+async def idle_files(running: Proxy) -> dict[int, OpenFiles]:
+    """What each worker has open at a moment when the watchman is not connected, if there is one."""
     for _ in range(20):
         await asyncio.sleep(0.05)
-        found = sockets(running)
-        if not any(counts["client"] for counts in found.values()):
+        found = open_files.look(running.pids, running.port, {running.upstream_port})
+        if not any(files.client for files in found.values()):
             break
     return found
 
@@ -277,21 +287,19 @@ async def idle_sockets(running: Proxy) -> dict[int, Counter[str]]:
 async def look(running: Proxy) -> dict[int, Look]:
     """Each worker as it is now. Ask when nobody but the watchman is connected."""
     calls = await in_flight(running)
-    files = await idle_sockets(running)
+    files = await idle_files(running)
     held = {pid: processes.memory_kb([pid]) for pid in running.pids}
     counts = {pid: await _counts(running, pid) for pid in running.pids}
     return {
         pid: Look(
             pid=pid,
             in_flight=calls[pid],
-            client_sockets=files[pid]["client"],
-            upstream_sockets=files[pid]["upstream"],
-            other_files=files[pid]["other"],
+            files=files[pid],
             threads=open_files.threads(pid),
             held_kb=held[pid],
             memory_kb=processes.memory_kb([pid]),
             used_kb=counts[pid]["used_kb"],
-            greenlets=counts[pid]["greenlets"],
+            running=counts[pid]["greenlets"],
             objects=counts[pid]["objects"],
             cycles=counts[pid]["cycles"],
         )

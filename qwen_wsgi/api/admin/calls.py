@@ -21,15 +21,7 @@ def list_calls() -> Response:
     call = lifecycle.live()
     call.record.quiet = True
     found = call.services.in_flight.all(limit_of(request.args, default=MOST, largest=MOST))
-    response = http.json_value(
-        {
-            "object": "list",
-            "data": found.rows,
-            "has_more": found.has_more,
-            "workers": found.workers,
-            "silent_workers": found.silent,
-        }
-    )
+    response = http.json_value(found.json())
     response.headers["cache-control"] = "no-store"
     return response
 

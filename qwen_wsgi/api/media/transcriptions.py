@@ -18,8 +18,9 @@ from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.capabilities import Capability
 from qwen_wsgi.errors import ApiError, BadRequest, UpstreamError
 from qwen_wsgi.greenlets import apart
+from qwen_wsgi.protocol import json_access
 from qwen_wsgi.protocol.answer_text import check_values
-from qwen_wsgi.protocol.json_object import MOST_SLOWLY, encoded, is_long, loads
+from qwen_wsgi.protocol.json_object import MOST_SLOWLY, encoded, is_long
 from qwen_wsgi.protocol.transcription import answer as answers
 from qwen_wsgi.protocol.transcription import times
 from qwen_wsgi.protocol.transcription.answer import Transcript
@@ -344,10 +345,7 @@ def _rendered(
     Raises:
         UpstreamError: it is no transcript.
     """
-    try:
-        document = loads(data, most_slowly=MOST_SLOWLY)
-    except (ValueError, RecursionError):
-        document = None
+    document = json_access.read(data, most_slowly=MOST_SLOWLY)
     if not isinstance(document, dict):
         raise UpstreamError("The upstream's transcript is no JSON.", code="upstream_bad_answer")
     timed = times.read(document)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from qwen_wsgi import whole_files
 from qwen_wsgi.clients.files.texts import Refused
 from qwen_wsgi.credentials.files import durable
 
@@ -109,20 +111,9 @@ def back_up(path: Path, content: Content) -> Path:
     assert content.raw is not None and content.mode is not None
     for number in range(1, _MOST_BACKUPS + 1):
         backup = path.with_name(f"{path.name}{_BACKUP}{f'-{number}' if number > 1 else ''}")
-        try:
-            fd = os.open(backup, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, content.mode)
-        except FileExistsError:
-            continue
-        try:
-            with open(fd, "wb") as file:
-                os.fchmod(fd, content.mode)
-                file.write(content.raw)
-                file.flush()
-                os.fsync(fd)
-        except BaseException:  # also Ctrl-C: half a copy would be taken for what was there
-            backup.unlink(missing_ok=True)
-            raise
-        return backup
+        with contextlib.suppress(FileExistsError):
+            whole_files.make(backup, content.raw, mode=content.mode)
+            return backup
     raise OSError(errno.EEXIST, f"there are {_MOST_BACKUPS} copies beside it; remove old ones")
 
 

@@ -1,4 +1,8 @@
-"""Replaces a file atomically and durably: readers, also after a crash, see the old or new content.
+"""Replaces a file that other programs read, too, atomically and durably; readers, also after a
+crash, see the old or new content.
+
+What it adds to `whole_files.py` is for them: the file's owner and its links stay, and its time
+grows.
 
 In two steps, for content that must not be lost once it exists: `reserve` finds out whether the
 file can be written at all, `Reservation.publish` writes it.
@@ -15,6 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from qwen_wsgi.whole_files import fill, sync_directory
 
 #: The names of files that a crash of ours leaves behind begin so; no other program's do.
 PREFIX: Final = ".qwen-proxy-"
@@ -37,8 +43,6 @@ _PUSHES_NS: Final = (2 * _MTIME_STEP_NS, 1_000_000_000, 4_000_000_000)
 _MOUNT_POINT: Final = frozenset({errno.EBUSY, errno.EXDEV})
 #: The disk or the user's quota is full.
 _DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-#: Errors of fsync for the directories of some network and FUSE file systems.
-_NO_DIRECTORY_SYNC: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS})
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class Reservation:
         # file that the old link pointed to.
         real = os.path.realpath(self._target)
         old = _status(real)
-        _fill(self._fd, content)
+        fill(self._fd, content)
         os.fchmod(self._fd, self._mode)
         if self._keep_owner:
             _give_to_owner(self._fd, real, old)
@@ -126,7 +130,7 @@ class Reservation:
             return
         self.published = True
         self._close()
-        _sync_directory(os.path.dirname(real))
+        sync_directory(os.path.dirname(real))
 
     def discard(self) -> None:
         """Remove the temporary file. May be called at any time, and twice."""
@@ -168,7 +172,7 @@ def reserve(
     )
     try:
         # Random bytes: zeros take no room on a file system that compresses.
-        _fill(reservation._fd, secrets.token_bytes(size + padding))
+        fill(reservation._fd, secrets.token_bytes(size + padding))
         if keep_owner:
             # Fails here where root may not do it (a container without CAP_CHOWN).
             _give_to_owner(reservation._fd, real, _status(real))
@@ -312,14 +316,6 @@ def _check_writable(real: str) -> None:
             raise PermissionError(errno.EPERM, "it belongs to another user", real)
 
 
-def _fill(fd: int, content: bytes) -> None:
-    """Make the file's content exactly this."""
-    view, offset = memoryview(content), 0
-    while offset < len(content):
-        offset += os.pwrite(fd, view[offset:], offset)
-    os.ftruncate(fd, len(content))
-
-
 def _give_to_owner(fd: int, real: str, old: os.stat_result | None) -> None:
     if os.geteuid() == 0:
         owner = old or os.stat(os.path.dirname(real))
@@ -341,20 +337,9 @@ def _rewrite(real: str, content: bytes, old: os.stat_result | None, mode: int) -
     """Write in place. O_CREAT: across file systems there may be no file yet."""
     fd = os.open(real, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
-        _fill(fd, content)
+        fill(fd, content)
         os.fchmod(fd, mode)
         _advance_mtime(fd, old)
         os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync_directory(directory: str) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno not in _NO_DIRECTORY_SYNC:
-            raise
     finally:
         os.close(fd)

@@ -8,8 +8,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol.encoder import Outcome
-from qwen_wsgi.protocol.json_access import mapping
-from qwen_wsgi.protocol.json_object import loads
+from qwen_wsgi.protocol.json_access import mapping, read
 from qwen_wsgi.protocol.server_tools.offer import OfferedTool
 
 #: `ServerCall.tool` of all tools that the runner has.
@@ -98,10 +97,7 @@ def data_url(image: Image) -> str:
 
 def arguments_in(text: str) -> dict[str, Any]:
     """The arguments of a call; anything but an object is `{}`."""
-    try:
-        return mapping(loads(text.encode("utf-8", "replace")))
-    except (ValueError, RecursionError):
-        return {}
+    return mapping(read(text.encode("utf-8", "replace")))
 
 
 def code_in(arguments: str) -> str:

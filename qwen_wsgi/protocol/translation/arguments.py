@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from qwen_wsgi.protocol.json_object import compact, loads
+from qwen_wsgi.protocol.json_access import read
+from qwen_wsgi.protocol.json_object import compact
 
 #: The member that holds arguments which are not a JSON object. The model reads this name.
 UNPARSED: Final = "arguments_that_are_no_json_object"
@@ -46,7 +47,4 @@ def is_object_text(text: str) -> bool:
 
 def _parsed(text: str) -> Any:
     """The JSON value of a text; None if it is none."""
-    try:
-        return loads(text.encode())
-    except (ValueError, RecursionError):
-        return None
+    return read(text.encode("utf-8", "surrogatepass"))

@@ -465,12 +465,10 @@ class CallTable:
             DatabaseUnavailable: the table cannot be read now.
         """
         step = max(1, round(step_s / _MINUTE_S))
-        rows = self._database.run(
-            lambda database: database.execute(
-                "SELECT min(minute), sum(requests), sum(tokens) FROM account_minutes"
-                " WHERE account = ? AND minute >= ? GROUP BY minute / ? ORDER BY 1",
-                (account, int(max(since, 0.0) / _MINUTE_S), step),
-            ).fetchall()
+        rows = self._database.rows(
+            "SELECT min(minute), sum(requests), sum(tokens) FROM account_minutes"
+            " WHERE account = ? AND minute >= ? GROUP BY minute / ? ORDER BY 1",
+            (account, int(max(since, 0.0) / _MINUTE_S), step),
         )
         return [(minute * _MINUTE_S, requests, tokens) for minute, requests, tokens in rows]
 
@@ -512,12 +510,10 @@ class CallTable:
         values: tuple[Any, ...] = (since, until)
         if client_id is not None:
             where, values = f"client_id = ? AND {where}", (client_id, *values)
-        rows = self._database.run(
-            lambda database: database.execute(
-                f"SELECT {shown}, {_PRICED}, {_COUNTS}, {_SUMS}, max(at) FROM calls"
-                f" WHERE {where} GROUP BY {group}, 2",
-                values,
-            ).fetchall()
+        rows = self._database.rows(
+            f"SELECT {shown}, {_PRICED}, {_COUNTS}, {_SUMS}, max(at) FROM calls"
+            f" WHERE {where} GROUP BY {group}, 2",
+            values,
         )
         return [Totals(*row[:-1]) for row in rows]
 
@@ -527,12 +523,10 @@ class CallTable:
         Raises:
             DatabaseUnavailable: the table cannot be read now.
         """
-        rows = self._database.run(
-            lambda database: database.execute(
-                f"SELECT {_key_column(by)}, outcome, error, count(*) FROM calls"
-                f" WHERE at >= ? AND at < ? AND {_FAILED} GROUP BY 1, 2, 3",
-                (since, until),
-            ).fetchall()
+        rows = self._database.rows(
+            f"SELECT {_key_column(by)}, outcome, error, count(*) FROM calls"
+            f" WHERE at >= ? AND at < ? AND {_FAILED} GROUP BY 1, 2, 3",
+            (since, until),
         )
         return [ErrorCount(*row) for row in rows]
 
@@ -542,13 +536,11 @@ class CallTable:
         Raises:
             DatabaseUnavailable: the table cannot be read now.
         """
-        rows = self._database.run(
-            lambda database: database.execute(
-                f"SELECT {_key_column(by)}, count(*), sum(first_byte_ms), max(first_byte_ms),"
-                f" {_CLASSES} FROM calls"
-                " WHERE at >= ? AND at < ? AND first_byte_ms IS NOT NULL GROUP BY 1",
-                (since, until),
-            ).fetchall()
+        rows = self._database.rows(
+            f"SELECT {_key_column(by)}, count(*), sum(first_byte_ms), max(first_byte_ms),"
+            f" {_CLASSES} FROM calls"
+            " WHERE at >= ? AND at < ? AND first_byte_ms IS NOT NULL GROUP BY 1",
+            (since, until),
         )
         return [FirstBytes._make((*row[:4], tuple(row[4:]))) for row in rows]
 
@@ -558,10 +550,8 @@ class CallTable:
         Raises:
             DatabaseUnavailable: the table cannot be read now.
         """
-        rows = self._database.run(
-            lambda database: database.execute(
-                f"SELECT {', '.join(CallRow._fields)} FROM calls ORDER BY at DESC LIMIT ?", (limit,)
-            ).fetchall()
+        rows = self._database.rows(
+            f"SELECT {', '.join(CallRow._fields)} FROM calls ORDER BY at DESC LIMIT ?", (limit,)
         )
         return [CallRow(*row) for row in rows]
 
@@ -573,12 +563,10 @@ class CallTable:
             DatabaseUnavailable: the table cannot be read now.
         """
         columns = ", ".join(CallRow._fields)
-        rows = self._database.run(
-            lambda database: database.execute(
-                f"SELECT {columns} FROM (SELECT * FROM calls ORDER BY at DESC LIMIT {_LATELY})"
-                f" WHERE request_id = ? ORDER BY at DESC LIMIT {_MOST_OF_ID}",
-                (request_id,),
-            ).fetchall()
+        rows = self._database.rows(
+            f"SELECT {columns} FROM (SELECT * FROM calls ORDER BY at DESC LIMIT {_LATELY})"
+            f" WHERE request_id = ? ORDER BY at DESC LIMIT {_MOST_OF_ID}",
+            (request_id,),
         )
         return [CallRow(*row) for row in rows]
 
@@ -588,11 +576,9 @@ class CallTable:
         Raises:
             DatabaseUnavailable: the table cannot be read now.
         """
-        rows = self._database.run(
-            lambda database: database.execute(
-                f"SELECT {', '.join(CallRow._fields)} FROM calls WHERE at = ? LIMIT {_MOST_OF_ID}",
-                (ended_at,),
-            ).fetchall()
+        rows = self._database.rows(
+            f"SELECT {', '.join(CallRow._fields)} FROM calls WHERE at = ? LIMIT {_MOST_OF_ID}",
+            (ended_at,),
         )
         return [CallRow(*row) for row in rows]
 
@@ -604,12 +590,10 @@ class CallTable:
         Raises:
             DatabaseUnavailable: the table cannot be read now.
         """
-        rows = self._database.run(
-            lambda database: database.execute(
-                "SELECT client_id, client, max(at) FROM calls WHERE at >= ? AND at < ?"
-                " GROUP BY client_id",
-                (since, until),
-            ).fetchall()
+        rows = self._database.rows(
+            "SELECT client_id, client, max(at) FROM calls WHERE at >= ? AND at < ?"
+            " GROUP BY client_id",
+            (since, until),
         )
         return {id: name for id, name, _ in rows}
 

@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from qwen_wsgi import whole_files
 from qwen_wsgi.clock import Clock
 from qwen_wsgi.state.database import client_keys, in_use
 from qwen_wsgi.state.database.migrations import (
@@ -272,18 +273,8 @@ def _keep(target: Path, clock: Clock) -> Path | None:
 
 def _publish(copy: Path, target: Path) -> int:
     """Give a complete copy its name, for good; its bytes."""
-    _sync(copy)
-    copy.replace(target)
-    _sync(target.parent)
+    whole_files.publish(copy, target)
     return target.stat().st_size
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def opened(file: Path, *, mode: str = "rw") -> sqlite3.Connection:

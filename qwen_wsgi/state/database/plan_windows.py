@@ -63,10 +63,8 @@ class PlanWindowTable:
         """
         if not self._database.exists:
             return {}  # and none is made, only to look
-        rows = self._database.run(
-            lambda database: database.execute(
-                "SELECT account, window, begun_at, told_until, told_at FROM plan_windows"
-            ).fetchall()
+        rows = self._database.rows(
+            "SELECT account, window, begun_at, told_until, told_at FROM plan_windows"
         )
         return {(account, window): KnownWindow(*rest) for account, window, *rest in rows}
 

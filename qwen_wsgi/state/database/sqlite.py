@@ -203,6 +203,14 @@ class Database:
                     raise self._unavailable(error) from error
             self._sleep(_PAUSE_S)
 
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """The rows that a query finds.
+
+        Raises:
+            DatabaseUnavailable: it cannot be read now.
+        """
+        return self.run(lambda database: database.execute(query, values).fetchall())
+
     def _attempt(self, work: Callable[[sqlite3.Connection], T], *, write: bool, repair: bool) -> T:
         """Try once.
 

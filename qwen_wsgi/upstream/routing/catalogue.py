@@ -21,7 +21,8 @@ from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import ApiError, Scope, UpstreamError
 from qwen_wsgi.greenlets import in_order
 from qwen_wsgi.hosts import Family
-from qwen_wsgi.protocol.json_object import MOST_SLOWLY, loads
+from qwen_wsgi.protocol import json_access
+from qwen_wsgi.protocol.json_object import MOST_SLOWLY
 from qwen_wsgi.protocol.web import models as web_models
 from qwen_wsgi.settings import Settings
 from qwen_wsgi.state.model_lists import SharedList, SharedLists
@@ -314,10 +315,7 @@ def _parse(status: int, body: bytes, *, web: bool = False) -> dict[str, dict[str
     Raises:
         UpstreamError: anything else.
     """
-    try:
-        value = loads(body, most_slowly=MOST_SLOWLY)
-    except (ValueError, RecursionError):
-        value = None
+    value = json_access.read(body, most_slowly=MOST_SLOWLY)
     if web and status == 200 and (entries := web_models.entries_of(value)) is not None:
         return entries
     data = value.get("data") if isinstance(value, dict) and not web else None

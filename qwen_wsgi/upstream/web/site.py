@@ -3,7 +3,6 @@ is made up, and no cookie is sent that the token does not hold."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,8 +12,8 @@ from qwen_wsgi.credentials import web
 from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import Failure, Scope, UpstreamError
-from qwen_wsgi.protocol.json_access import mapping
-from qwen_wsgi.protocol.json_object import MOST_SLOWLY, encoded, loads
+from qwen_wsgi.protocol.json_access import mapping, read
+from qwen_wsgi.protocol.json_object import MOST_SLOWLY, encoded
 from qwen_wsgi.protocol.web import errors
 from qwen_wsgi.protocol.web.errors import Reported
 from qwen_wsgi.redaction import mask, mask_lookalikes
@@ -231,8 +230,5 @@ def _without(text: str, token: AccessToken) -> str:
 
 
 def _json_of(data: bytes) -> dict[str, Any] | None:
-    try:
-        value = loads(data, most_slowly=MOST_SLOWLY)
-    except (ValueError, RecursionError, json.JSONDecodeError):
-        return None
+    value = read(data, most_slowly=MOST_SLOWLY)
     return value if isinstance(value, dict) else None
