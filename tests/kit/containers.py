@@ -24,8 +24,9 @@ _COMMON: Final = (
     *("librt", "libdl", "libm", "libpthread", "libutil", "libresolv", "libnss_files"),
     *("libnss_dns", "libgcc_s", "libstdc++"),
 )
-#: Of Python's own files: what nobody needs who serves.
-_LEFT_OUT: Final = shutil.ignore_patterns("test", "idlelib", "tkinter", "__pycache__", "*.a")
+#: Of Python's own files: what nobody needs who serves. The compiled ones stay, or each Python of
+#: the build and of the containers would compile what it loads of the standard library.
+_LEFT_OUT: Final = shutil.ignore_patterns("test", "idlelib", "tkinter", "*.opt-?.pyc", "*.a")
 
 
 def obstacle() -> str:

@@ -19,7 +19,7 @@ from qwen_wsgi.sandbox import Sandbox
 from tests.kit.log_files import note_log_file
 from tests.kit.processes import free_port
 from tests.kit.secrets import secret
-from tests.kit.servers import CONF, REPO
+from tests.kit.servers import CONF, REPO, wait_until
 
 #: The client key of the shared server.
 CLIENT_KEY = secret("client")
@@ -54,6 +54,22 @@ class Proxy:
             self.process.kill()
             self.process.wait()
             raise
+
+    def renew_workers(self) -> None:
+        """End its workers, and wait until the next ones answer.
+
+        They have the memory of a new start, for a third of its cost.
+        """
+        before = self._workers()
+        for pid in before:
+            os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: (now := self._workers()) and not now & before, "new workers")
+        with urllib.request.urlopen(self.origin + "/", timeout=20):
+            pass
+
+    def _workers(self) -> set[int]:
+        pid = self.process.pid
+        return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
     def forget_troubles(self) -> None:
         """Let its workers leave no account alone any more: wipe what they share."""

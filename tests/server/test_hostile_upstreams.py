@@ -7,7 +7,8 @@ import json
 import random
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from threading import Thread
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from tests.fakes.raw_server import COMPLETION, Peer, RawServer, chunked, head, whole
 from tests.kit.calls import GENERATIONS
-from tests.kit.proxy import Proxy, StartProxy
+from tests.kit.proxy import Proxy, StartProxy, start
 from tests.kit.worker_memory import MB, Memory, ask
 
 pytestmark = pytest.mark.server
@@ -147,6 +148,37 @@ def whole_of(megabytes: int, **headers: str) -> Callable[[Peer], None]:
     return script
 
 
+@dataclass
+class Place:
+    """A proxy of several tests, which each put their script in front of it: a start costs more than
+    most of them."""
+
+    current: list[Callable[[Peer], None]]
+    server: RawServer
+    proxy: Proxy
+
+
+@pytest.fixture(scope="module")
+def _place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    current = [whole_of(1)]
+    with RawServer(lambda peer: current[0](peer)) as server:
+        account = {"QWEN_UPSTREAM_BASE_URL": server.url, "QWEN_UPSTREAM_API_KEY": "x"}
+        proxy = start(tmp_path_factory.mktemp("hostile"), account)
+        try:
+            yield Place(current, server, proxy)
+        finally:
+            proxy.stop()
+
+
+@pytest.fixture
+def place(_place: Place) -> Place:
+    """With nothing that the test before has left: the worker keeps some memory."""
+    assert not _place.server.failures
+    _place.proxy.renew_workers()
+    _place.proxy.forget_troubles()
+    return _place
+
+
 @pytest.mark.parametrize("name", ["chat, whole", "messages, whole", "responses, streamed"])
 @pytest.mark.parametrize(
     "headers",
@@ -158,35 +190,29 @@ def whole_of(megabytes: int, **headers: str) -> Callable[[Peer], None]:
     ids=lambda headers: ", ".join(headers.values()),
 )
 def test_500_mb_of_a_whole_answer_cost_less_than_100_mb_of_memory(
-    start_proxy: StartProxy, headers: dict[str, str], name: str
+    place: Place, headers: dict[str, str], name: str
 ) -> None:
-    current = [whole_of(1, **headers)]
-    with RawServer(lambda peer: current[0](peer)) as server:
-        proxy = start_proxy(
-            QWEN_UPSTREAM_BASE_URL=server.url,
-            QWEN_UPSTREAM_API_KEY="x",
-            QWEN_PROXY_RETRY_BUDGET="0",
-        )
-        ask(proxy, *GENERATIONS[name])  # what happens once has happened
-        current[0] = whole_of(FLOOD, **headers)
-        with Memory(proxy) as memory:
-            answer, _ = ask(proxy, *GENERATIONS[name])
+    place.current[0] = whole_of(1, **headers)
+    ask(place.proxy, *GENERATIONS[name])  # what happens once has happened
+    place.current[0] = whole_of(FLOOD, **headers)
+    with Memory(place.proxy) as memory:
+        answer, _ = ask(place.proxy, *GENERATIONS[name])
 
     assert b"QWEN_PROXY_MAX_ANSWER" in answer
     assert memory.grown_mb < 100
 
 
-def test_a_whole_json_answer_of_64_mib_is_copied_once(start_proxy: StartProxy) -> None:
+def test_a_whole_json_answer_of_64_mib_is_copied_once(place: Place) -> None:
     """It takes its bytes, and the text in them."""
     text = "x" * ((64 << 20) - 1000)
     choice = {"index": 0, "message": {"role": "assistant", "content": text}}
     value = {**COMPLETION, "choices": [{**choice, "finish_reason": "stop"}]}
     answers = [whole(json.dumps(each).encode()) for each in (COMPLETION, value)]
-    with RawServer(*answers) as server:
-        proxy = start_proxy(QWEN_UPSTREAM_BASE_URL=server.url, QWEN_UPSTREAM_API_KEY="x")
-        ask(proxy, *GENERATIONS["chat, whole"])  # what happens once has happened
-        with Memory(proxy) as memory:
-            answer, size = ask(proxy, *GENERATIONS["chat, whole"])
+    place.current[0] = lambda peer: peer.send(answers[0])
+    ask(place.proxy, *GENERATIONS["chat, whole"])  # what happens once has happened
+    place.current[0] = lambda peer: peer.send(answers[1])
+    with Memory(place.proxy) as memory:
+        answer, size = ask(place.proxy, *GENERATIONS["chat, whole"])
 
     assert size > len(text)
     assert answer.endswith(b'"finish_reason": "stop"}]}')

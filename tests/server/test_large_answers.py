@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from tests.fakes.raw_server import COMPLETION, Answer, Peer, RawServer, chunked, head, whole
 from tests.kit.calls import EMBEDDINGS, GENERATIONS
-from tests.kit.proxy import Proxy, StartProxy
+from tests.kit.proxy import Proxy, StartProxy, start
 from tests.kit.worker_memory import MB, Memory, ask
 
 pytestmark = pytest.mark.server
@@ -74,20 +77,18 @@ def huge(begin: bytes) -> Callable[[Peer], None]:
     return script
 
 
-def proxy_at(
-    start_proxy: StartProxy, server: RawServer, *, qwen: bool = False, **environ: str
-) -> Proxy:
-    where = "DASHSCOPE" if qwen else "QWEN_UPSTREAM"
-    account = {where + "_BASE_URL": server.url + "/v1", where + "_API_KEY": "x"}
-    return start_proxy(**account, **(environ or LIMIT))
-
-
 class Upstream:
     """Gives each call the answer of the moment, and a list of models."""
 
     def __init__(self) -> None:
-        self.answer: Answer = whole(completion(b'"hi"'))
-        self.models: Answer = whole(b'{"object":"list","data":[{"id":"m","object":"model"}]}')
+        self.answer: Answer = b""
+        self.models: Answer = b""
+        self.reset()
+
+    def reset(self) -> None:
+        """Answer as at the beginning."""
+        self.answer = whole(completion(b'"hi"'))
+        self.models = whole(b'{"object":"list","data":[{"id":"m","object":"model"}]}')
 
     def __call__(self, peer: Peer) -> None:
         answer = self.models if b"/models " in peer.request.split(b"\r\n")[0] else self.answer
@@ -95,6 +96,64 @@ class Upstream:
             peer.send(answer)
         else:
             answer(peer)
+
+
+def account(server: RawServer, *, qwen: bool = False) -> dict[str, str]:
+    """The settings of the only account."""
+    where = "DASHSCOPE" if qwen else "QWEN_UPSTREAM"
+    return {where + "_BASE_URL": server.url + "/v1", where + "_API_KEY": "x"}
+
+
+@dataclass
+class Place:
+    """A proxy of several tests, and their upstream; a start costs more than most of them."""
+
+    upstream: Upstream
+    server: RawServer
+    proxy: Proxy
+
+    def renewed(self) -> Place:
+        """The same with nothing that the test before has left: the worker keeps some memory."""
+        assert not self.server.failures
+        self.upstream.reset()
+        self.proxy.renew_workers()
+        self.proxy.forget_troubles()
+        return self
+
+
+@contextmanager
+def place(directory: Path, *, qwen: bool = False) -> Iterator[Place]:
+    upstream = Upstream()
+    with RawServer(upstream) as server:
+        proxy = start(directory, {**account(server, qwen=qwen), **LIMIT})
+        try:
+            yield Place(upstream, server, proxy)
+        finally:
+            proxy.stop()
+
+
+@pytest.fixture(scope="module")
+def _place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with place(tmp_path_factory.mktemp("large")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def _place_of_qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with place(tmp_path_factory.mktemp("large"), qwen=True) as found:
+        yield found
+
+
+@pytest.fixture
+def limited(_place: Place) -> Place:
+    """An account elsewhere, and answers of 32 MiB at most."""
+    return _place.renewed()
+
+
+@pytest.fixture
+def limited_qwen(_place_of_qwen: Place) -> Place:
+    """The same with an account at Qwen."""
+    return _place_of_qwen.renewed()
 
 
 def cost(proxy: Proxy, call: Call) -> tuple[float, bytes, int]:
@@ -110,23 +169,18 @@ AS_EVENTS: Final = {name for name in GENERATIONS if "streamed" in name} | {"resp
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", sorted(GENERATIONS))
-def test_a_large_answer_costs_less_than_100_mb_in_every_dialect(
-    start_proxy: StartProxy, name: str
-) -> None:
-    upstream = Upstream()
+def test_a_large_answer_costs_less_than_100_mb_in_every_dialect(limited: Place, name: str) -> None:
     made = native_completion if name.startswith("completions") else completion
-    upstream.answer = whole(made(b'"hi"'))
-    with RawServer(upstream) as server:
-        proxy = proxy_at(start_proxy, server)
-        ask(proxy, *GENERATIONS[name])  # what happens once has happened
-        for size in (LARGE, 15 * MIB // 4):
-            upstream.answer = whole(made(text(size)))
-            grown_mb, answer, told = cost(proxy, GENERATIONS[name])
-            assert grown_mb < MOST_MB
-            if size == LARGE and name in AS_EVENTS:
-                assert b"too much to be turned into the events" in answer
-            else:
-                assert told > size, answer
+    limited.upstream.answer = whole(made(b'"hi"'))
+    ask(limited.proxy, *GENERATIONS[name])  # what happens once has happened
+    for size in (LARGE, 15 * MIB // 4):
+        limited.upstream.answer = whole(made(text(size)))
+        grown_mb, answer, told = cost(limited.proxy, GENERATIONS[name])
+        assert grown_mb < MOST_MB
+        if size == LARGE and name in AS_EVENTS:
+            assert b"too much to be turned into the events" in answer
+        else:
+            assert told > size, answer
 
 
 #: The body of an answer that has its size, but takes a multiple of it as Python's values, or that
@@ -145,18 +199,15 @@ VALUES: Final = {
 
 
 @pytest.mark.timeout(120)
-def test_values_that_would_take_a_multiple_are_not_read(start_proxy: StartProxy) -> None:
-    upstream = Upstream()
-    with RawServer(upstream) as server:
-        proxy = proxy_at(start_proxy, server)
-        ask(proxy, *GENERATIONS["chat, whole"])
-        for name, body in VALUES.items():
-            upstream.answer = whole(body)
-            grown_mb, answer, _ = cost(proxy, GENERATIONS["chat, whole"])
-            assert b'"upstream_too_large"' in answer, name
-            assert grown_mb < MOST_MB, name
-        upstream.answer = whole(completion(b'"' + b"x" * (9 * MIB) + "汉😀".encode() + b'"'))
-        grown_mb, answer, size = cost(proxy, GENERATIONS["messages, whole"])
+def test_values_that_would_take_a_multiple_are_not_read(limited: Place) -> None:
+    ask(limited.proxy, *GENERATIONS["chat, whole"])
+    for name, body in VALUES.items():
+        limited.upstream.answer = whole(body)
+        grown_mb, answer, _ = cost(limited.proxy, GENERATIONS["chat, whole"])
+        assert b'"upstream_too_large"' in answer, name
+        assert grown_mb < MOST_MB, name
+    limited.upstream.answer = whole(completion(b'"' + b"x" * (9 * MIB) + "汉😀".encode() + b'"'))
+    grown_mb, answer, size = cost(limited.proxy, GENERATIONS["messages, whole"])
 
     assert size > 9 * MIB, answer  # it is a limit of memory, not of characters
     assert grown_mb < MOST_MB
@@ -207,7 +258,7 @@ def test_the_default_bounds_the_worst_kinds_and_serves_ordinary_text(
 ) -> None:
     upstream = Upstream()
     with RawServer(upstream) as server:
-        proxy = proxy_at(start_proxy, server, QWEN_PROXY_MODEL_ALIASES="mine=m")
+        proxy = start_proxy(**account(server), QWEN_PROXY_MODEL_ALIASES="mine=m")
         ask(proxy, *CHAT)
         for name, (body, call, served) in BY_DEFAULT.items():
             upstream.answer = whole(body())
@@ -234,20 +285,16 @@ FRAMINGS: Final[dict[str, Callable[[bytes], bytes]]] = {
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("framing", sorted(FRAMINGS))
-def test_a_large_answer_of_any_framing(start_proxy: StartProxy, framing: str) -> None:
-    upstream = Upstream()
-
+def test_a_large_answer_of_any_framing(limited: Place, framing: str) -> None:
     def answer(peer: Peer) -> None:
         peer.send(framed)
         if framing == "no length":
             peer.close()
 
     framed = FRAMINGS[framing](completion(text(LARGE)))
-    with RawServer(upstream) as server:
-        proxy = proxy_at(start_proxy, server)
-        ask(proxy, *GENERATIONS["chat, whole"])
-        upstream.answer = answer
-        grown_mb, told, size = cost(proxy, GENERATIONS["chat, whole"])
+    ask(limited.proxy, *GENERATIONS["chat, whole"])
+    limited.upstream.answer = answer
+    grown_mb, told, size = cost(limited.proxy, GENERATIONS["chat, whole"])
 
     assert size > LARGE, told
     assert grown_mb < MOST_MB
@@ -284,19 +331,16 @@ CALLS: Final = {
 
 
 @pytest.mark.timeout(120)
-def test_500_mb_instead_of_an_answer(start_proxy: StartProxy) -> None:
-    upstream = Upstream()
-    with RawServer(upstream) as server:
-        proxy = proxy_at(start_proxy, server)
-        ask(proxy, *GENERATIONS["chat, whole"])
-        for name, (begin, _) in FLOODS.items():
-            for call in CALLS.values():
-                upstream.answer = huge(begin)
-                proxy.forget_troubles()
-                grown_mb, answer, size = cost(proxy, call)
-                assert b"error" in answer, name
-                assert size < MIB
-                assert grown_mb < MOST_MB, name
+def test_500_mb_instead_of_an_answer(limited: Place) -> None:
+    ask(limited.proxy, *GENERATIONS["chat, whole"])
+    for name, (begin, _) in FLOODS.items():
+        for call in CALLS.values():
+            limited.upstream.answer = huge(begin)
+            limited.proxy.forget_troubles()
+            grown_mb, answer, size = cost(limited.proxy, call)
+            assert b"error" in answer, name
+            assert size < MIB
+            assert grown_mb < MOST_MB, name
 
 
 @pytest.mark.timeout(120)
@@ -309,7 +353,8 @@ def test_a_list_of_models_that_is_no_list(start_proxy: StartProxy, name: str) ->
         else whole(b'{"data":' + many(b"{}") + b"}")
     )
     with RawServer(upstream) as server:
-        proxy = proxy_at(start_proxy, server)
+        # A proxy of its own: others may know a list already.
+        proxy = start_proxy(**account(server), **LIMIT)
         with Memory(proxy) as memory:
             answer, size = ask(proxy, "/v1/models", {}, method="GET")
 
@@ -336,18 +381,16 @@ UNARY: Final[dict[str, tuple[Call, bytes]]] = {
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", sorted(UNARY))
-def test_other_whole_answers(start_proxy: StartProxy, name: str) -> None:
+def test_other_whole_answers(limited_qwen: Place, name: str) -> None:
     call, body = UNARY[name]
-    upstream = Upstream()
+    upstream = limited_qwen.upstream
     upstream.answer = whole(body % b"0")
-    with RawServer(upstream) as server:
-        proxy = proxy_at(start_proxy, server, qwen=True)
-        first, _ = ask(proxy, *call)
-        assert b"0.5" in first
-        upstream.answer = whole(body % text(LARGE))
-        fine_mb, fine, _ = cost(proxy, call)
-        upstream.answer = whole(body % many(b"{}"))
-        bad_mb, bad, _ = cost(proxy, call)
+    first, _ = ask(limited_qwen.proxy, *call)
+    assert b"0.5" in first
+    upstream.answer = whole(body % text(LARGE))
+    fine_mb, fine, _ = cost(limited_qwen.proxy, call)
+    upstream.answer = whole(body % many(b"{}"))
+    bad_mb, bad, _ = cost(limited_qwen.proxy, call)
 
     assert b"0.5" in fine
     assert b'"upstream_too_large"' in bad
@@ -355,17 +398,16 @@ def test_other_whole_answers(start_proxy: StartProxy, name: str) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_the_answers_to_the_parts_of_one_call_have_one_limit(start_proxy: StartProxy) -> None:
+def test_the_answers_to_the_parts_of_one_call_have_one_limit(limited_qwen: Place) -> None:
     """200 rows are 20 calls of the host."""
     numbers = b"[" + b"0.1234567890123456," * 4096 + b"0]"
     rows = b",".join(b'{"index":%d,"embedding":%b}' % (i, numbers) for i in range(10))
-    upstream = Upstream()
+    upstream = limited_qwen.upstream
     upstream.answer = whole(b'{"data":[' + rows + b'],"usage":{},"more":' + text(3 * MIB) + b"}")
     path, body = QWEN_EMBEDDINGS
-    with RawServer(upstream) as server:
-        proxy = proxy_at(start_proxy, server, qwen=True)
-        ask(proxy, path, {**body, "input": ["hi"] * 10})
-        grown_mb, answer, _ = cost(proxy, (path, {**body, "input": ["hi"] * 200}))
+    proxy = limited_qwen.proxy
+    ask(proxy, path, {**body, "input": ["hi"] * 10})
+    grown_mb, answer, _ = cost(proxy, (path, {**body, "input": ["hi"] * 200}))
 
     assert b'"upstream_too_large"' in answer
     assert grown_mb < MOST_MB

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
 from qwen_wsgi.sandbox import Sandbox
 from tests.fakes.canned_upstream import CannedUpstream
-from tests.kit.proxy import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy
+from tests.kit.proxy import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy, start
 from tests.kit.raw_client import Exchange
 
 pytestmark = pytest.mark.server
@@ -121,23 +122,38 @@ CHOICES = (
 )
 
 
+@pytest.fixture(scope="module")
+def canned() -> Iterator[CannedUpstream]:
+    """An upstream whose answer each of the tests below sets."""
+    upstream = CannedUpstream()
+    yield upstream
+    upstream.stop()
+
+
+@pytest.fixture(scope="module")
+def renaming(canned: CannedUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """A proxy in front of it, whose clients have another name for the model."""
+    running = start(
+        tmp_path_factory.mktemp("renaming"),
+        {"QWEN_UPSTREAM_BASE_URL": canned.base_url, "QWEN_PROXY_MODEL_ALIASES": "mine=other"},
+    )
+    yield running
+    running.stop()
+
+
 @pytest.mark.parametrize(
     "said",
     [b'{"model" : "snapshot", "choices" : ' + CHOICES + b"}", b'{"choices":' + CHOICES + b"}"],
     ids=["named otherwise", "not named"],
 )
 def test_a_whole_answer_of_an_explicit_upstream_has_the_clients_name_for_the_model(
-    start_proxy: StartProxy, canned_upstream: CannedUpstream, said: bytes
+    renaming: Proxy, canned: CannedUpstream, said: bytes
 ) -> None:
-    proxy = start_proxy(
-        QWEN_UPSTREAM_BASE_URL=canned_upstream.base_url,
-        QWEN_PROXY_MODEL_ALIASES="mine=other",
-    )
-    canned_upstream.answer = JSON_HEAD % len(said) + said
+    canned.answer = JSON_HEAD % len(said) + said
     messages = b'"messages":[{"role":"user","content":"hi"}]'
-    with Exchange(proxy.port, b'{"model":"mine",' + messages + b"}") as exchange:
+    with Exchange(renaming.port, b'{"model":"mine",' + messages + b"}") as exchange:
         renamed = exchange.body()
-    with Exchange(proxy.port, b'{"model":"other",' + messages + b"}") as exchange:
+    with Exchange(renaming.port, b'{"model":"other",' + messages + b"}") as exchange:
         untouched = exchange.body()
 
     assert json.loads(renamed) == {**json.loads(said), "model": "mine"}
@@ -146,15 +162,12 @@ def test_a_whole_answer_of_an_explicit_upstream_has_the_clients_name_for_the_mod
 
 
 def test_an_answer_that_is_hardly_json_gets_the_clients_name_for_the_model(
-    start_proxy: StartProxy, canned_upstream: CannedUpstream
+    renaming: Proxy, canned: CannedUpstream
 ) -> None:
-    proxy = start_proxy(
-        QWEN_UPSTREAM_BASE_URL=canned_upstream.base_url,
-        QWEN_PROXY_MODEL_ALIASES="mine=other",
-    )
     said = b'{"model":"other","score":NaN,"choices":[]}'
-    canned_upstream.answer = JSON_HEAD % len(said) + said
-    with Exchange(proxy.port, b'{"model":"mine","messages":[{"role":"user","content":"hi"}]}') as e:
+    canned.answer = JSON_HEAD % len(said) + said
+    asked = b'{"model":"mine","messages":[{"role":"user","content":"hi"}]}'
+    with Exchange(renaming.port, asked) as e:
         assert e.head()[0] == 200
         assert json.loads(e.body())["model"] == "mine"
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.raw_server import Peer, RawServer, stream, whole
-from tests.kit.proxy import Proxy, StartProxy
+from tests.kit.proxy import Proxy, start
 from tests.kit.raw_client import Exchange, chat
 from tests.kit.secrets import secret
 
@@ -46,6 +46,10 @@ class Host(RawServer):
 
     def __init__(self) -> None:
         super().__init__(self._answer)
+        self.reset()
+
+    def reset(self) -> None:
+        """Answer as at the beginning, and forget the calls."""
         #: When each call came.
         self.chats: list[float] = []
         self.reply: bytes | None = ANSWER
@@ -86,21 +90,40 @@ class Host(RawServer):
             time.sleep(0.01)
 
 
-@pytest.fixture
-def host() -> Iterator[Host]:
-    server = Host()
-    with server:
+@pytest.fixture(scope="module")
+def _host() -> Iterator[Host]:
+    with Host() as server:
         yield server
 
 
 @pytest.fixture
-def proxy(host: Host, start_proxy: StartProxy) -> Proxy:
-    return start_proxy(
-        DASHSCOPE_BASE_URL=f"{host.url}/v1",
-        DASHSCOPE_API_KEY=secret("host"),
-        QWEN_PROXY_WORKERS="2",
-        QWEN_PROXY_RETRY_BUDGET="30",
+def host(_host: Host) -> Host:
+    assert not _host.failures
+    _host.reset()
+    return _host
+
+
+@pytest.fixture(scope="module")
+def _proxy(_host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    running = start(
+        tmp_path_factory.mktemp("pauses"),
+        {
+            "DASHSCOPE_BASE_URL": f"{_host.url}/v1",
+            "DASHSCOPE_API_KEY": secret("host"),
+            "QWEN_PROXY_WORKERS": "2",
+            "QWEN_PROXY_RETRY_BUDGET": "30",
+        },
     )
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def proxy(_proxy: Proxy) -> Proxy:
+    """With workers that know of no trouble, neither by themselves nor by what they share."""
+    _proxy.renew_workers()
+    _proxy.forget_troubles()
+    return _proxy
 
 
 def ask(proxy: Proxy, text: str) -> tuple[int, dict[str, str], Any]:

@@ -21,7 +21,7 @@ from websockets.http11 import Response
 from qwen_wsgi.sandbox import Sandbox
 from tests.kit import servers
 from tests.kit.processes import tree
-from tests.kit.proxy import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy, has_chats
+from tests.kit.proxy import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy, has_chats, start
 from tests.kit.raw_client import Exchange, chat
 from tests.kit.secrets import secret
 from tests.kit.websocket_client import HANDSHAKE, MODEL, Socket, frame
@@ -48,6 +48,23 @@ def open_proxy(start_proxy: StartProxy, sandbox: Sandbox) -> Any:
         QWEN_UPSTREAM_BASE_URL=sandbox.base_url,
         QWEN_UPSTREAM_API_KEY=UPSTREAM_KEY,
     )
+
+
+@pytest.fixture(scope="module")
+def _open_one(upstream: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    running = start(
+        tmp_path_factory.mktemp("open"),
+        {"QWEN_UPSTREAM_BASE_URL": upstream.base_url, "QWEN_UPSTREAM_API_KEY": UPSTREAM_KEY},
+    )
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def open_one(_open_one: Proxy, sandbox: Sandbox) -> Proxy:
+    """A proxy that needs no key, with one worker and the default limits, of several tests."""
+    _open_one.forget_troubles()
+    return _open_one
 
 
 def is_idle(proxy: Proxy) -> bool:
@@ -92,10 +109,9 @@ def test_a_path_without_v1_works_too(proxy: Proxy, sandbox: Sandbox) -> None:
         assert client.ask("Hello", store=False)
 
 
-def test_web_pages_need_to_be_allowed(open_proxy: StartProxy) -> None:
+def test_web_pages_need_to_be_allowed(open_proxy: StartProxy, open_one: Proxy) -> None:
     origin = "https://page.example"
-    proxy = open_proxy()
-    response, error = refusal(proxy.port, "", origin=origin)
+    response, error = refusal(open_one.port, "", origin=origin)
     assert (response.status_code, error["code"]) == (403, "origin_not_allowed")
 
     proxy = open_proxy(QWEN_PROXY_CORS_ORIGINS=origin, QWEN_PROXY_API_KEYS=CLIENT_KEY)
@@ -104,10 +120,9 @@ def test_web_pages_need_to_be_allowed(open_proxy: StartProxy) -> None:
     assert (response.status_code, error["code"]) == (403, "origin_not_allowed")
 
 
-def test_an_unknown_host_name_is_refused(open_proxy: StartProxy) -> None:
+def test_an_unknown_host_name_is_refused(open_one: Proxy) -> None:
     head = HANDSHAKE.replace(b"Host: 127.0.0.1", b"Host: evil.example") + b"\r\n"
-    proxy = open_proxy()
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", open_one.port), timeout=10) as client:
         client.sendall(head)
         assert client.recv(65536).startswith(b"HTTP/1.1 403 ")
 
@@ -201,8 +216,8 @@ def test_a_turns_request_counts_among_the_bodies_in_flight(
         assert other.ask(long, store=False)
 
 
-def test_requests_that_wait_are_limited(open_proxy: StartProxy, sandbox: Sandbox) -> None:
-    with Socket(open_proxy().port) as client:
+def test_requests_that_wait_are_limited(open_one: Proxy) -> None:
+    with Socket(open_one.port) as client:
         client.create("[[sandbox: slow-first=8]]")
         for _ in range(65):
             client.create("Hello")
@@ -336,18 +351,15 @@ def test_a_client_that_answers_no_ping_is_given_up(
     servers.wait_until(partial(_opens, proxy, ""), "its place is free again")
 
 
-def test_a_client_that_does_not_read_holds_up_nobody(
-    open_proxy: StartProxy, sandbox: Sandbox
-) -> None:
-    proxy = open_proxy()
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as slow:
+def test_a_client_that_does_not_read_holds_up_nobody(open_one: Proxy, sandbox: Sandbox) -> None:
+    with socket.create_connection(("127.0.0.1", open_one.port), timeout=10) as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.sendall(HANDSHAKE + b"\r\n")
         assert slow.recv(1000).startswith(b"HTTP/1.1 101 ")
         body = {"type": "response.create", "model": MODEL, "store": False}
         slow.sendall(frame({**body, "input": "[[sandbox: long=30000000, interval=0]]"}))
         assert sandbox.wait_until(partial(has_chats, sandbox, 1), 5)
-        with Socket(proxy.port) as client:
+        with Socket(open_one.port) as client:
             for _ in range(3):
                 assert client.ask("Hello", store=False)
         # The upstream waits for the client, too.
@@ -363,10 +375,7 @@ def test_a_client_that_does_not_read_holds_up_nobody(
         pytest.param(b"\x01\x80\0\0\0\0" + b"\0\x80\0\0\0\0" * 2000, id="empty-fragments"),
     ],
 )
-def test_a_client_that_floods_holds_up_nobody(
-    open_proxy: StartProxy, sandbox: Sandbox, flood: bytes
-) -> None:
-    proxy = open_proxy()
+def test_a_client_that_floods_holds_up_nobody(open_one: Proxy, flood: bytes) -> None:
     over = threading.Event()
 
     def pour(client: socket.socket) -> None:
@@ -382,7 +391,7 @@ def test_a_client_that_floods_holds_up_nobody(
             except OSError:
                 return
 
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", open_one.port), timeout=10) as client:
         client.sendall(HANDSHAKE + b"\r\n")
         assert client.recv(1000).startswith(b"HTTP/1.1 101 ")
         pourer = threading.Thread(target=pour, args=(client,))
@@ -390,7 +399,7 @@ def test_a_client_that_floods_holds_up_nobody(
         try:
             time.sleep(0.3)
             for _ in range(3):
-                with Exchange(proxy.port, chat(), timeout_s=20) as exchange:
+                with Exchange(open_one.port, chat(), timeout_s=20) as exchange:
                     assert exchange.head()[0] == 200
         finally:
             over.set()
@@ -464,18 +473,15 @@ def test_a_response_is_cut_when_the_time_for_a_stop_is_over(
     assert sandbox.wait_until(lambda: sandbox.chats[0].outcome == "client_gone", 5)
 
 
-def test_a_killed_worker_takes_its_connections_along(
-    open_proxy: StartProxy, sandbox: Sandbox
-) -> None:
-    proxy = open_proxy()
-    with Socket(proxy.port) as client:
+def test_a_killed_worker_takes_its_connections_along(open_one: Proxy, sandbox: Sandbox) -> None:
+    with Socket(open_one.port) as client:
         client.create("[[sandbox: slow-first=8]]")
         assert sandbox.wait_until(partial(has_chats, sandbox, 1), 5)
-        (worker,) = [pid for pid in tree(proxy.process.pid) if pid != proxy.process.pid]
+        (worker,) = [pid for pid in tree(open_one.process.pid) if pid != open_one.process.pid]
         os.kill(worker, signal.SIGKILL)
         assert client.closed() is None
     assert sandbox.wait_until(lambda: sandbox.chats[0].outcome == "client_gone", 5)
-    servers.wait_until(partial(_answers, proxy), "a new worker")
+    servers.wait_until(partial(_answers, open_one), "a new worker")
 
 
 def _answers(proxy: Proxy) -> bool:
@@ -487,17 +493,14 @@ def _answers(proxy: Proxy) -> bool:
         return False
 
 
-def test_a_reload_closes_connections_and_serves_new_ones(
-    open_proxy: StartProxy, sandbox: Sandbox
-) -> None:
-    proxy = open_proxy()
-    with Socket(proxy.port) as client:
+def test_a_reload_closes_connections_and_serves_new_ones(open_one: Proxy) -> None:
+    with Socket(open_one.port) as client:
         assert client.ask("Hello", store=False)
-        proxy.process.send_signal(signal.SIGHUP)
+        open_one.process.send_signal(signal.SIGHUP)
         close = client.closed()
     assert close is not None
     assert close.code == 1001
-    servers.wait_until(partial(_answers, proxy), "the new worker")
+    servers.wait_until(partial(_answers, open_one), "the new worker")
 
 
 def test_many_connections_at_a_time(proxy: Proxy, sandbox: Sandbox) -> None:
