@@ -23,7 +23,7 @@ from gunicorn.http.parser import RequestParser
 
 from qwen_wsgi import heads
 from qwen_wsgi.heads import Head, Heads
-from qwen_wsgi.protocol.sse import EARLY, PASSAGE, LastPiece
+from qwen_wsgi.protocol.sse import PASSAGE, LastPiece
 
 #: A value of a header that nothing has to be done with.
 _PLAIN_VALUE: Final = re.compile(r"[!-~](?:[ !-~]*[!-~])?")
@@ -273,43 +273,10 @@ class Answer(wsgi.Response):
     ended = False
     #: What of a passed piece the client's socket could not take at once.
     _rest = b""
-    #: Why a response that was sent early broke off.
-    _error: BaseException | None = None
 
-    def offer_ways(self, environ: dict[str, Any]) -> None:
-        """Let the application send pieces otherwise than by yielding them, and a response otherwise
-        than by returning it."""
+    def offer_passage(self, environ: dict[str, Any]) -> None:
+        """Let the application send pieces otherwise than by yielding them."""
         environ[PASSAGE] = self._passage
-        environ[EARLY] = self._send_early
-
-    def _send_early(self, begin: Callable[[Any], Iterable[bytes]]) -> None:
-        """Send all of a response while the application is still at work, in another greenlet. What
-        the application returns must be an empty body then; a failure here becomes that of the
-        whole answer, as soon as that is sent.
-
-        Args:
-            begin: a WSGI application that knows its environ.
-        """
-        try:
-            self.send(begin(self.start_response))
-        except BaseException as error:
-            self._error = error
-        self.ended = True
-
-    def send(self, body: Iterable[bytes]) -> None:
-        """Send a body, piece by piece, and close it.
-
-        Raises:
-            BaseException: what the body raises.
-            OSError: the client is gone.
-        """
-        try:
-            for piece in body:
-                self.write(piece)
-            self.close()
-        finally:
-            if hasattr(body, "close"):
-                body.close()
 
     def _passage(self) -> Callable[[bytes], bool] | None:
         """A way to send pieces of the body that must not wait; None where there is none (yet).
@@ -414,12 +381,6 @@ class Answer(wsgi.Response):
 
     def close(self) -> None:
         if self.ended:
-            error, self._error = self._error, None
-            if error is not None:
-                try:
-                    raise error
-                finally:
-                    del error  # its frames are this one and the other greenlet's
             return
         if self.chunked and self.headers_sent:
             self.sock.sendall(_LAST_CHUNK)

@@ -2,8 +2,7 @@
 
 `watch_client` notices that a client went away while its call waits for the upstream; `Task` runs a
 piece of blocking work so that its caller may wait in slices, and drop it at once; `in_order` runs
-several of them. `Foreground` is for work that is mostly over before anybody has to wait in slices.
-`Strand`, `Listener` and `lock` are for a connection with several calls at a time.
+several of them. `Strand`, `Listener` and `lock` are for a connection with several calls at a time.
 """
 
 from __future__ import annotations
@@ -376,8 +375,15 @@ class KeptReads(TimedReads):
         super().stop()
 
 
-class _Work(Generic[T]):
-    """One function at work in a greenlet, for whose result another greenlet waits."""
+class Task(Generic[T]):
+    """One function at work in a greenlet of its own.
+
+    The starter waits for it in slices (so it can send keep-alives meanwhile) and either takes the
+    result, once, or cancels. A result that was not taken is given to `discard`, so that a
+    connection which opens in the very moment of the cancellation is not leaked.
+
+    Without gevent's monkey patching (unit tests) the function runs to its end inside `wait`.
+    """
 
     def __init__(self, work: Callable[[], T], *, discard: Callable[[T], None]) -> None:
         self._work: Callable[[], T] | None = work
@@ -386,12 +392,9 @@ class _Work(Generic[T]):
         self._result: T | None = None
         self._error: BaseException | None = None
         self._waiter: Any = None
-        #: Where it is done; None before that.
-        self._greenlet: Any = None
-
-    def begin(self, timeout_s: float | None) -> bool:
-        """Wait for the first time; as `wait`."""
-        return self.wait(timeout_s)
+        # Not gevent's own greenlet, which looks at the frames that it is made by, and needs eight
+        # functions to be waited for.
+        self._greenlet: Any = gevent.spawn_raw(self._run)
 
     def _run(self) -> None:
         work, self._work = self._work, None
@@ -457,117 +460,12 @@ class _Work(Generic[T]):
             if self._error is None and self._discard is not None:
                 self._discard(self._result)  # type: ignore[arg-type]  # as above
             self._error = None
-        elif self._greenlet is not None:
+        else:
             # Not waited for: the caller may be on its way out with an exception of its own.
             throw_into(self._greenlet, self._ending)
 
     def _ending(self) -> BaseException | None:
         return None if self._done else gevent.GreenletExit()
-
-
-class Task(_Work[T]):
-    """One function at work in a greenlet of its own.
-
-    The starter waits for it in slices (so it can send keep-alives meanwhile) and either takes the
-    result, once, or cancels. A result that was not taken is given to `discard`, so that a
-    connection which opens in the very moment of the cancellation is not leaked.
-
-    Without gevent's monkey patching (unit tests) the function runs to its end inside `wait`.
-    """
-
-    def __init__(self, work: Callable[[], T], *, discard: Callable[[T], None]) -> None:
-        super().__init__(work, discard=discard)
-        # Not gevent's own greenlet, which looks at the frames that it is made by, and needs eight
-        # functions to be waited for.
-        self._greenlet = gevent.spawn_raw(self._run)
-
-
-class Foreground(_Work[T]):
-    """One function that the starter does itself; what comes after it is done in another greenlet if
-    it takes long.
-
-    Nearly always the starter of a `Task` has nothing to do meanwhile, and its greenlet costs a
-    twentieth of a short stream. Here `begin` does the work. Only when it has taken too long another
-    greenlet does `meanwhile`, all that the starter would have done from then on: it waits for the
-    work, takes or cancels it as a task. The starter waits for its end, and passes on to it whatever
-    is thrown: that the client is gone, or that the worker stops.
-
-    Args:
-        meanwhile: handles its own failures.
-    """
-
-    def __init__(
-        self,
-        work: Callable[[], T],
-        *,
-        discard: Callable[[T], None],
-        meanwhile: Callable[[], None],
-    ) -> None:
-        super().__init__(work, discard=discard)
-        self._meanwhile: Callable[[], None] | None = meanwhile
-        #: Does `meanwhile`; None while it need not be done.
-        self._other: Any = None
-        self._is_over = self._is_parked = False
-
-    def begin(self, timeout_s: float | None) -> bool:
-        """Do the work; whether it is there to be taken. Else all is done that comes after it.
-
-        Args:
-            timeout_s: after so many seconds `meanwhile` is begun; None: never.
-        """
-        timer = None
-        self._greenlet = gevent.getcurrent()
-        if timeout_s is not None:
-            timer = gevent.get_hub().loop.timer(timeout_s)
-            timer.start(self._begin_other, self._greenlet)
-        try:
-            self._run()
-        finally:
-            if timer is not None:
-                timer.stop()
-                timer.close()
-        if self._other is None:
-            self._meanwhile = None
-            return True
-        # It sees an error of the work when it waits for it. What ends all that is done for a
-        # call must reach it also where it waits for the client.
-        if self._waiter is None and not isinstance(self._error, Exception | None):
-            self._pass_on(self._error)
-        self._see_off(gevent.getcurrent())
-        return False
-
-    def _begin_other(self, starter: Any) -> None:
-        # Runs in the hub. It goes on with the same request.
-        self._other = gevent.spawn_raw(self._run_other, starter)
-        self._other.gr_context = starter.gr_context and starter.gr_context.copy()
-
-    def _run_other(self, starter: Any) -> None:
-        meanwhile, self._meanwhile = self._meanwhile, None
-        try:
-            if meanwhile is not None:
-                meanwhile()
-        finally:
-            self._is_over = True
-            gevent.get_hub().loop.run_callback(self._is_seen_off, starter)
-
-    def _see_off(self, starter: Any) -> None:
-        """Wait for the end of the other greenlet."""
-        while not self._is_over:
-            self._is_parked = True
-            try:
-                starter.parent.switch()
-            except BaseException as error:
-                self._pass_on(error)
-            finally:
-                self._is_parked = False
-
-    def _is_seen_off(self, starter: Any) -> None:
-        # Runs in the hub. The starter may still do the work, or something else already.
-        if self._is_parked:
-            starter.switch()
-
-    def _pass_on(self, error: BaseException) -> None:
-        throw_into(self._other, lambda: None if self._is_over else error)
 
 
 class ThreadApart:

@@ -565,7 +565,7 @@ class StreamWorker(GeventWorker):
             self._refused.add(sock)  # it was open before
         written: Any = sock  # a socket to gunicorn
         answer, environ = Answer(request, written, self.cfg), surroundings.of(request)
-        answer.offer_ways(environ)
+        answer.offer_passage(environ)
         try:
             self._run_application(answer, environ)
         except (gevent.GreenletExit, SystemExit):
@@ -599,7 +599,14 @@ class StreamWorker(GeventWorker):
         if request._expected_100_continue:
             answer.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         application: Any = self.wsgi  # it passes no `exc_info`
-        answer.send(application(environ, answer.start_response))
+        body = application(environ, answer.start_response)
+        try:
+            for piece in body:
+                answer.write(piece)
+            answer.close()
+        finally:
+            if hasattr(body, "close"):
+                body.close()
 
     def _tell_limit(self) -> None:
         """Log that further connections wait, once a minute."""

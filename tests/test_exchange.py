@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -13,10 +13,9 @@ from gunicorn.http.parser import RequestParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_wsgi.errors import StreamBroken
 from qwen_wsgi.exchange import Answer, ClientParser, Surroundings
 from qwen_wsgi.heads import Heads, Key
-from qwen_wsgi.protocol.sse import EARLY, PASSAGE, LastPiece
+from qwen_wsgi.protocol.sse import PASSAGE, LastPiece
 
 PEER = ("203.0.113.9", 4711)
 LISTENER = ("127.0.0.1", 8080)
@@ -164,39 +163,9 @@ def begun(request_of: str = "plain") -> tuple[FullSocket, Any, dict[str, Any]]:
     source: Any = FullSocket(REQUESTS[request_of])
     answer = Answer(next(RequestParser(config(), source, PEER)), source, config())
     environ: dict[str, Any] = {}
-    answer.offer_ways(environ)
+    answer.offer_passage(environ)
     answer.start_response("200 OK", [("content-type", "text/event-stream")])
     return source, answer, environ
-
-
-def test_a_response_that_is_sent_early_is_all_that_is_sent() -> None:
-    source, answer, environ = begun()
-    closed: list[bool] = []
-
-    class Body(list[bytes]):
-        def close(self) -> None:
-            closed.append(True)
-
-    environ[EARLY](lambda start_response: Body([b"one", b"two"]))
-    answer.send(())
-
-    assert source.got.partition(b"\r\n\r\n")[2] == b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
-    assert closed == [True]
-
-
-def test_the_failure_of_a_response_that_is_sent_early_is_the_answers() -> None:
-    source, answer, environ = begun()
-
-    def body() -> Iterator[bytes]:
-        yield b"one"
-        raise StreamBroken("made by the test")
-
-    environ[EARLY](lambda start_response: body())
-    with pytest.raises(StreamBroken):
-        answer.send(())
-
-    assert source.got.endswith(b"3\r\none\r\n")
-    answer.send(())  # told once
 
 
 def test_a_piece_that_is_passed_is_a_chunk_like_those_that_are_written() -> None:

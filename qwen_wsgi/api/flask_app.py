@@ -311,13 +311,6 @@ class FinishedResponse(Response):
         return self.response  # all of them are bytes
 
 
-class SentEarly(FinishedResponse):
-    """In place of a response that was sent already, by the server's `EARLY`."""
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        return ()
-
-
 @functools.cache
 def _status(code: int) -> str:
     """A status as HTTP writes it: `200 OK`."""

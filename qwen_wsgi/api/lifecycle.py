@@ -18,21 +18,12 @@ from qwen_wsgi.access.guard import Client
 from qwen_wsgi.accounting.record import CallRecord
 from qwen_wsgi.api import body, cors
 from qwen_wsgi.api.body import Form
-from qwen_wsgi.api.flask_app import (
-    CALL,
-    ENDPOINT,
-    ROUTE_PATH,
-    SentEarly,
-    add_headers,
-    asked,
-    spelt,
-)
+from qwen_wsgi.api.flask_app import CALL, ENDPOINT, ROUTE_PATH, add_headers, asked, spelt
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.greenlets import Watch, apart, current, watch_client
 from qwen_wsgi.protocol import changes
 from qwen_wsgi.protocol.json_object import JsonObject, loads
 from qwen_wsgi.protocol.server_tools.foreign import recordable
-from qwen_wsgi.protocol.sse import EARLY, SendEarly
 from qwen_wsgi.services import Services
 from qwen_wsgi.state.recordings import Recording
 
@@ -86,8 +77,6 @@ class LiveCall:
     admitted: bool = False
     body_bytes: int = 0
     watch: Watch | None = None
-    #: Sends a response before the view returns one; None where that cannot be done.
-    send_early: SendEarly | None = None
     #: What the answer is carried by after its head.
     relay: Carrier | None = None
     #: The answer goes on after its head; else all of it is there, also where there is a relay.
@@ -297,7 +286,6 @@ def begin(services: Services) -> Response | None:
     )
     if endpoint := environ[ENDPOINT]:
         call.record.endpoint = endpoint
-    call.send_early = environ.get(EARLY)
     # The server closes it, too, if nothing else did (`server.free_call`).
     environ[CALL] = call
     _LIVE.set(call)
@@ -350,8 +338,6 @@ def refuse_pages() -> None:
 
 def finish_response(response: Response) -> Response:
     """Add the headers that every answer has, and end the call with the stream's end."""
-    if response.__class__ is SentEarly:
-        return response
     call = live()
     record = call.record
     headers, guard = response.headers, call.services.guard

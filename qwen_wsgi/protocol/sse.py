@@ -6,7 +6,7 @@ event can end a stream at any moment, and a keep-alive can be sent between two e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 from qwen_wsgi.protocol.json_object import encoded, loads
@@ -25,13 +25,6 @@ _MARK: Final = b"\xef\xbb\xbf"
 #: The server's key in a request's environ for a way to send events that need not be yielded
 #: (`exchange.Answer`).
 PASSAGE: Final = "qwen_wsgi.passage"
-
-#: The same for a way to send a response before the application returns
-#: (`exchange.Answer`).
-EARLY: Final = "qwen_wsgi.early"
-
-#: That way: given what begins the response by WSGI's `start_response`, it sends it to its end.
-SendEarly = Callable[[Callable[[Any], Iterable[bytes]]], None]
 
 
 class EventTooLarge(ValueError):

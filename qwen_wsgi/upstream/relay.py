@@ -14,7 +14,7 @@ from qwen_wsgi.errors import (
     UpstreamError,
     forget_frames,
 )
-from qwen_wsgi.greenlets import Foreground, Task
+from qwen_wsgi.greenlets import Task
 from qwen_wsgi.protocol import sse
 from qwen_wsgi.protocol.encoder import Encoder
 from qwen_wsgi.settings import Settings
@@ -33,8 +33,8 @@ def no_passage() -> None:
 class Relay:
     """One client's stream, from the first wait for the upstream to the last byte.
 
-    While the work before the first event is done, keep-alives can flow; after it the relay reads
-    the upstream itself, one write per read.
+    The work before the first event runs in a task of its own, so that keep-alives can flow
+    meanwhile; after it the relay reads the upstream itself, one write per read.
 
     Used by one greenlet. `close` must be called on every exit, also when iteration never began.
     How the stream ended is written to the record: `outcome`, `error_code`.
@@ -50,13 +50,9 @@ class Relay:
         record: CallRecord,
         write_record: Callable[[], None] = lambda: None,
         passage: Passage = no_passage,
-        meanwhile: Callable[[], None] | None = None,
     ) -> None:
         """
         Args:
-            meanwhile: iterates over this relay and closes it, where the first event takes longer
-                than the client may wait: `wait_first` opens the stream itself, and is over
-                when this is. None: a task opens it, and the caller iterates.
             write_record: writes the record down, before the last event leaves.
             passage: asked once, after the first piece was sent: a way to send an event to the
                 client that goes as it came, see `OpenStream.pass_to`; None: there is none, and all
@@ -71,25 +67,19 @@ class Relay:
         self._passage = passage
         self._stream: OpenStream | None = None
         self._is_closed = False
-        self._opening: Task[OpenStream] | Foreground[OpenStream]
-        if meanwhile is None:
-            self._opening = Task(open_stream, discard=OpenStream.close)
-        else:
-            discard = OpenStream.close
-            self._opening = Foreground(open_stream, discard=discard, meanwhile=meanwhile)
+        self._opening = Task(open_stream, discard=OpenStream.close)
 
     def wait_first(self) -> bool:
         """Wait for the first event, as long as silence towards the client is allowed.
 
-        Returns False if it is time to answer 200 and send keep-alives, or if `meanwhile` has done
-        that and all the rest. After True the stream is ready, and iteration begins with its first
-        event.
+        Returns False if it is time to answer 200 and send keep-alives. After True the stream is
+        ready, and iteration begins with its first event.
 
         Raises:
             ApiError: the call failed before its first event; answer with its status.
         """
         off = self._settings.keepalive == "off"
-        if not self._opening.begin(None if off else self._settings.keepalive_interval_s):
+        if not self._opening.wait(None if off else self._settings.keepalive_interval_s):
             return False
         try:
             self._stream = self._opening.take()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -11,8 +11,7 @@ from flask import Response
 from qwen_wsgi.access.cache_policy import CachePolicy, policy_of
 from qwen_wsgi.access.guard import Client
 from qwen_wsgi.access.permit import EVERYTHING, Permit
-from qwen_wsgi.api import http, lifecycle
-from qwen_wsgi.api.flask_app import SentEarly
+from qwen_wsgi.api import http
 from qwen_wsgi.api.lifecycle import LiveCall
 from qwen_wsgi.errors import ApiError
 from qwen_wsgi.protocol import tokens
@@ -31,9 +30,6 @@ from qwen_wsgi.upstream.routing.router import Plan
 _HOPS: Final = "X-Qwen-Proxy-Hops"
 _HOPS_WSGI: Final = "HTTP_X_QWEN_PROXY_HOPS"
 _MOST_HOPS: Final = 3
-
-#: The largest body of a request that a stream may hold until its end.
-_LITTLE_BYTES: Final = 64 * 1024
 
 _CACHE_CONTROL: Final = "HTTP_CACHE_CONTROL"
 
@@ -103,7 +99,6 @@ def stream(call: LiveCall, chat: ChatCall, plan: Plan, encoder: Encoder) -> Resp
         ApiError: no account answered, and nothing was sent to the client yet.
     """
     services = call.services
-    meanwhile = partial(_send_early, call) if _opens_itself(call, chat) else None
     relay = call.relay = Relay(
         partial(services.executor.stream, chat, plan),
         settings=services.settings,
@@ -112,36 +107,9 @@ def stream(call: LiveCall, chat: ChatCall, plan: Plan, encoder: Encoder) -> Resp
         record=call.record,
         write_record=call.write_record,
         passage=_passage(call, encoder),
-        meanwhile=meanwhile,
     )
-    if not relay.wait_first() and meanwhile is not None:
-        return SentEarly.of([], [])
+    relay.wait_first()
     return http.event_stream(relay)
-
-
-def _opens_itself(call: LiveCall, chat: ChatCall) -> bool:
-    """Whether the greenlet of a call opens its stream.
-
-    Should the first event take long, it is kept to the end of the answer, and with it all that the
-    view holds, so that must be little.
-    """
-    return (
-        call.send_early is not None
-        and call.body_bytes <= _LITTLE_BYTES
-        and not chat.request.documents
-    )
-
-
-def _send_early(call: LiveCall) -> None:
-    """Send the stream of a call whose view still waits for its first event."""
-    assert call.send_early is not None, "asked for"
-
-    def begin(start_response: Any) -> Iterable[bytes]:
-        assert call.relay is not None, "set before it is opened"
-        response = lifecycle.finish_response(http.event_stream(call.relay))
-        return response(call.environ, start_response)
-
-    call.send_early(begin)
 
 
 def _passage(call: LiveCall, encoder: Encoder) -> Passage:
