@@ -16,18 +16,36 @@ from tests.kit.proxy import CLIENT_KEY, UPSTREAM_KEY, Proxy, StartProxy, start
 
 
 @pytest.fixture(scope="session")
-def upstream() -> Iterator[Sandbox]:
+def _started() -> list[Sandbox]:
+    """The shared sandbox, once a test has asked for it."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def upstream(_started: list[Sandbox]) -> Iterator[Sandbox]:
     """The sandbox, in this process, so that tests can look into it."""
     with Sandbox() as sandbox:
+        _started.append(sandbox)
         yield sandbox
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_left_of_other_files(_started: list[Sandbox]) -> None:
+    """A fault that the last test of a file had arranged is not for those that ask `upstream`."""
+    for each in _started:
+        _clear(each)
 
 
 @pytest.fixture
 def sandbox(upstream: Sandbox) -> Sandbox:
     """The shared sandbox, with nothing left of the test before."""
-    upstream.settle()
-    upstream.reset()
+    _clear(upstream)
     return upstream
+
+
+def _clear(shared: Sandbox) -> None:
+    shared.settle()
+    shared.reset()
 
 
 @pytest.fixture(scope="session")
