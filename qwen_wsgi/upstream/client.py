@@ -15,7 +15,7 @@ from qwen_wsgi.credentials.account import Account
 from qwen_wsgi.credentials.token import AccessToken
 from qwen_wsgi.errors import AnswerTooLarge, UpstreamError
 from qwen_wsgi.hosts import origin_of
-from qwen_wsgi.protocol import chat, sse
+from qwen_wsgi.protocol import chat, json_access, sse
 from qwen_wsgi.protocol.answer_text import AnswerSize
 from qwen_wsgi.protocol.chat import ChunkStream
 from qwen_wsgi.protocol.json_object import MOST_SLOWLY, encoded, loads
@@ -251,10 +251,7 @@ class UpstreamClient:
         told["secrets"] = _secrets(token)
         if status != 200:
             raise classify.from_response(status, {}, body, **told, now=self._clock.now())
-        try:
-            value = loads(body, most_slowly=MOST_SLOWLY)
-        except (ValueError, RecursionError):
-            value = None
+        value = json_access.read(body, most_slowly=MOST_SLOWLY)
         if not isinstance(value, dict):
             raise classify.no_answer({}, body, **told)
         return value

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -84,7 +84,7 @@ def starved_each(pids: Sequence[int]) -> list[float]:
     return found
 
 
-def memory_kb(pids: Sequence[int]) -> float:
+def memory_kb(pids: Iterable[int]) -> float:
     """Proportional set size of the processes: shared pages are counted once."""
     total = 0
     for pid in pids:

@@ -55,21 +55,29 @@ class Proxy:
             self.process.wait()
             raise
 
-    def renew_workers(self) -> None:
-        """End its workers, and wait until the next ones answer.
+    def workers(self) -> set[int]:
+        """The process ids of its workers."""
+        pid = self.process.pid
+        return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+    def renew(self) -> None:
+        """End its workers, wait until as many new ones are there and answer, and let them know of
+        no trouble.
 
         They have the memory of a new start, for a third of its cost.
         """
-        before = self._workers()
+        before = self.workers()
         for pid in before:
             os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: (now := self._workers()) and not now & before, "new workers")
+
+        def are_new() -> bool:
+            now = self.workers()
+            return len(now) == len(before) and not now & before
+
+        wait_until(are_new, "new workers")
         with urllib.request.urlopen(self.origin + "/", timeout=20):
             pass
-
-    def _workers(self) -> set[int]:
-        pid = self.process.pid
-        return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+        self.forget_troubles()
 
     def forget_troubles(self) -> None:
         """Let its workers leave no account alone any more: wipe what they share."""

@@ -71,11 +71,6 @@ def ended(client: openai.OpenAI, id: str) -> Response:
     return cast("Response", wait_until(look, "the end of the response"))
 
 
-def workers(proxy: Proxy) -> set[int]:
-    parent = proxy.process.pid
-    return {int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()}
-
-
 def database(proxy: Proxy) -> Path:
     return proxy.home / ".local/state/qwen-proxy/database/state.sqlite3"
 
@@ -255,7 +250,7 @@ def test_the_machine_fails(start_proxy: StartProxy, sandbox: Sandbox) -> None:
     with client_of(first) as client:
         id = begin(client).id
         wait_until(lambda: has_chats(sandbox, 1), "the call")
-    for pid in (first.process.pid, *workers(first)):
+    for pid in (first.process.pid, *first.workers()):
         os.kill(pid, signal.SIGKILL)
     first.process.wait()
     with client_of(start_proxy(**environment(sandbox))) as client:

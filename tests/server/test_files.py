@@ -16,6 +16,7 @@ import pytest
 from qwen_wsgi.sandbox import Sandbox
 from tests.fakes.file_host import FileHost
 from tests.kit import uploads
+from tests.kit.processes import memory_kb
 from tests.kit.proxy import UPSTREAM_KEY, Proxy, start
 from tests.kit.secrets import secret
 from tests.kit.servers import wait_until
@@ -372,10 +373,7 @@ def streaming(host: FileHost, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 def worker_pss(proxy: Proxy) -> int:
     """The memory of the worker, in bytes."""
-    pid = proxy.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    text = "".join(Path(f"/proc/{each}/smaps_rollup").read_text() for each in children)
-    return sum(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:"))
+    return int(memory_kb(proxy.workers()) * 1024)
 
 
 def send_large(client: uploads.Client, size: int) -> None:

@@ -102,11 +102,6 @@ def ask(proxy: Proxy, path: str, body: Any = None) -> bytes:
         return content
 
 
-def workers(proxy: Proxy) -> set[str]:
-    pid = proxy.process.pid
-    return set(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-
-
 def files_of(proxy: Proxy) -> list[Path]:
     return [file for file in sorted(state_of(proxy).rglob("*")) if file.is_file()]
 
@@ -156,7 +151,7 @@ def test_harm_to_any_file_ends_no_worker_and_no_call(
     proxy = start_proxy(**environment)
     with Load(proxy) as load:
         load.wait_for_calls(10)
-        first = workers(proxy)
+        first = proxy.workers()
         names = {file.name.partition("-")[0] for file in files_of(proxy)}
         assert {"affinity", "cooldown", "lists", "outcomes", "workers", "state.sqlite3"} <= names
         for harm in HARM:
@@ -173,7 +168,7 @@ def test_harm_to_any_file_ends_no_worker_and_no_call(
         cut(index)
     for turn in range(4):
         assert call(proxy, "after that", stored=turn % 2 == 0) == "answered"
-    assert workers(proxy) == first
+    assert proxy.workers() == first
     assert proxy.stop() == 0
 
     for number, file in enumerate(files_of(proxy)):

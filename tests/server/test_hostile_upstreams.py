@@ -174,8 +174,7 @@ def _place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 def place(_place: Place) -> Place:
     """With nothing that the test before has left: the worker keeps some memory."""
     assert not _place.server.failures
-    _place.proxy.renew_workers()
-    _place.proxy.forget_troubles()
+    _place.proxy.renew()
     return _place
 
 

@@ -116,8 +116,7 @@ class Place:
         """The same with nothing that the test before has left: the worker keeps some memory."""
         assert not self.server.failures
         self.upstream.reset()
-        self.proxy.renew_workers()
-        self.proxy.forget_troubles()
+        self.proxy.renew()
         return self
 
 

@@ -44,11 +44,6 @@ def total(rows: list[dict[str, Any]], member: str) -> int:
     return int(sum(row[member] for row in rows))
 
 
-def workers(proxy: Proxy) -> list[int]:
-    children = f"/proc/{proxy.process.pid}/task/{proxy.process.pid}/children"
-    return list(map(int, Path(children).read_text().split()))
-
-
 def books(sandbox: Sandbox) -> Counter[str]:
     """What the sandbox has told of usage."""
     found: Counter[str] = Counter()
@@ -118,9 +113,9 @@ def test_the_sums_are_the_upstream_s_and_the_log_s(
     held = [Exchange(proxy.port, stalls, key=CLIENT_KEY) for _ in range(4)]
     for each in held:
         each.read_until(b"data:")
-    victim = workers(proxy)[0]
+    victim = min(proxy.workers())
     os.kill(victim, signal.SIGKILL)
-    wait_until(lambda: victim not in workers(proxy) and len(workers(proxy)) == 2, "a new worker")
+    wait_until(lambda: victim not in proxy.workers() and len(proxy.workers()) == 2, "a new worker")
     cut = 0
     for each in held:
         each.socket.settimeout(0.5)
@@ -175,7 +170,7 @@ def test_a_call_whose_answer_has_come_survives_the_death_of_its_worker(
         DASHSCOPE_API_KEY=UPSTREAM_KEY,
         QWEN_PROXY_API_KEYS=CLIENT_KEY,
     )
-    (worker,) = workers(proxy)
+    (worker,) = proxy.workers()
     with Exchange(
         proxy.port, chat("[[sandbox: chunks=5, interval=0.02]]", stream=stream), key=CLIENT_KEY
     ) as exchange:

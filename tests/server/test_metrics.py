@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -34,11 +33,6 @@ def ask(proxy: Proxy, content: str = "hello", id: str = "asked", **fields: objec
     ) as exchange:
         assert exchange.head()[0] == 200
         return exchange.body()
-
-
-def workers_of(proxy: Proxy) -> list[int]:
-    pid = proxy.process.pid
-    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def never_less(before: Exposition, after: Exposition) -> None:
@@ -107,13 +101,13 @@ def test_a_killed_worker_takes_nothing_with_it(
     before = scrape(proxy)
     hanging = Exchange(proxy.port, chat("[[sandbox: slow-first=30]]", stream=True), key=CLIENT_KEY)
     wait_until(lambda: scrape(proxy).value("qwen_proxy_in_flight_calls") == 1, "in flight")
-    victims = workers_of(proxy)
+    victims = proxy.workers()
     for victim in victims:
         os.kill(victim, signal.SIGKILL)
         after = scrape(proxy)
         never_less(before, after)
     hanging.close()
-    wait_until(lambda: not set(victims) & set(workers_of(proxy)), "new workers")
+    wait_until(lambda: not victims & proxy.workers(), "new workers")
     wait_until(lambda: scrape(proxy).value("qwen_proxy_workers") == 2, "both are known")
     after = scrape(proxy)
     never_less(before, after)
@@ -129,12 +123,12 @@ def test_a_reload_and_a_restart_lose_nothing(begin: Callable[..., Proxy]) -> Non
     for _ in range(5):
         ask(proxy)
     before = scrape(proxy)
-    old = workers_of(proxy)
+    old = proxy.workers()
     proxy.process.send_signal(signal.SIGHUP)
 
     def old_are_gone() -> bool:
         never_less(before, scrape(proxy))
-        return not set(old) & set(workers_of(proxy))
+        return not old & proxy.workers()
 
     wait_until(old_are_gone, "the old workers are gone")
     assert scrape(proxy).value(CALLS, **COMPLETE) == 5

@@ -121,8 +121,7 @@ def _proxy(_host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pr
 @pytest.fixture
 def proxy(_proxy: Proxy) -> Proxy:
     """With workers that know of no trouble, neither by themselves nor by what they share."""
-    _proxy.renew_workers()
-    _proxy.forget_troubles()
+    _proxy.renew()
     return _proxy
 
 

@@ -41,16 +41,11 @@ def chat(client: http.client.HTTPConnection) -> str:
     return "" if right else f"{answer.status} {text[:200]!r}"
 
 
-def children(proxy: Proxy) -> set[int]:
-    pid = proxy.process.pid
-    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-
-
 def reload(proxy: Proxy) -> None:
     """Reload, and wait until only new workers are left that accept connections."""
-    before = children(proxy)
+    before = proxy.workers()
     proxy.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: children(proxy) and not children(proxy) & before, "new workers alone")
+    wait_until(lambda: proxy.workers() and not proxy.workers() & before, "new workers alone")
 
 
 @contextlib.contextmanager
@@ -145,9 +140,9 @@ def test_streams_finish_in_their_old_worker_and_a_stop_need_not_wait_for_the_rel
 ) -> None:
     proxy = place.start(QWEN_PROXY_GRACEFUL_TIMEOUT="20")
     with stream_of(proxy, "chunks=70, interval=0.1") as long:
-        old = children(proxy)
+        old = proxy.workers()
         proxy.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: len(children(proxy) & old) == 1, "only the stream's worker is left")
+        wait_until(lambda: len(proxy.workers() & old) == 1, "only the stream's worker is left")
         with stream_of(proxy, "chunks=3, interval=0.1") as short:
             proxy.process.send_signal(signal.SIGTERM)
             assert short.read().endswith(b"data: [DONE]\n\n")
@@ -186,7 +181,7 @@ class TestSettings:
 
         assert status_of(proxy, "/v1/models")[0] == 401
         assert status_of(proxy, "/v1/models", OTHER_KEY)[0] == 200
-        assert len(children(proxy)) == 2
+        assert len(proxy.workers()) == 2
         wait_until(lambda: "Did you mean QWEN_PROXY_WORKERS?" in proxy.log.read_text(), "a note")
         log = proxy.log.read_text()
         assert "reload: QWEN_PROXY_PORT changed, which takes effect at the next restart" in log
@@ -196,7 +191,7 @@ class TestSettings:
         reload(proxy)
 
         assert status_of(proxy, "/v1/models", "any word")[0] == 200, "a line removed"
-        assert len(children(proxy)) == 1, "as inherited"
+        assert len(proxy.workers()) == 1, "as inherited"
         with contextlib.closing(tcp(proxy)()) as client:
             client.request("GET", "/status", headers={"Authorization": "Bearer any"})
             assert client.getresponse().status == 200

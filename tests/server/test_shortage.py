@@ -8,7 +8,6 @@ import json
 import os
 import resource
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,8 +31,7 @@ def answer(peer: Peer) -> None:
 @contextlib.contextmanager
 def no_file_left(proxy: Proxy) -> Iterator[None]:
     """Let the worker open no further file, as long as it closes none."""
-    parent = proxy.process.pid
-    (pid,) = map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
+    (pid,) = proxy.workers()
     soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     taken = {int(fd) for fd in os.listdir(f"/proc/{pid}/fd")}
     free = next(number for number in range(len(taken) + 1) if number not in taken)

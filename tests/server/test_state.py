@@ -71,9 +71,7 @@ def known(client: openai.OpenAI, id: str) -> bool:
 
 def kill(proxy: Proxy) -> None:
     """End the master and its workers at once, as a machine that loses its power."""
-    pid = proxy.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    for each in (pid, *map(int, children)):
+    for each in (proxy.process.pid, *proxy.workers()):
         os.kill(each, signal.SIGKILL)
     proxy.process.wait(10)
 

@@ -216,11 +216,6 @@ def test_what_never_began_begins_on_another_account(
 # --- bytes ---------------------------------------------------------------------------------------
 
 
-def workers_of(proxy: Proxy) -> list[int]:
-    parent = proxy.process.pid
-    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
-
-
 def test_two_hundred_megabytes_go_through_without_being_held(
     start_proxy: StartProxy, sandbox: Sandbox
 ) -> None:
@@ -229,13 +224,13 @@ def test_two_hundred_megabytes_go_through_without_being_held(
     with client_of(proxy) as client:
         small, large = completed(client), completed(client, f"result-bytes={size}")
         client.videos.download_content(small.id).read()  # what is loaded once is loaded
-        before_kb, most_kb, seen = memory_kb(workers_of(proxy)), 0.0, 0
+        before_kb, most_kb, seen = memory_kb(proxy.workers()), 0.0, 0
         with client.videos.with_streaming_response.download_content(large.id) as answer:
             assert answer.headers["content-length"] == str(size)
             for number, piece in enumerate(answer.iter_bytes(1 << 20)):
                 seen += len(piece)
                 if number % 20 == 0:
-                    most_kb = max(most_kb, memory_kb(workers_of(proxy)))
+                    most_kb = max(most_kb, memory_kb(proxy.workers()))
 
     assert seen == size
     assert most_kb - before_kb < 4096
@@ -251,9 +246,9 @@ def test_a_slow_client_makes_a_slow_download_and_one_that_leaves_ends_it(
         proxy.port, method="GET", path=f"/v1/videos/{id}/content", key=CLIENT_KEY
     ) as exchange:
         assert exchange.head()[0] == 200
-        before_kb = memory_kb(workers_of(proxy))
+        before_kb = memory_kb(proxy.workers())
         time.sleep(1)  # it reads nothing
-        assert memory_kb(workers_of(proxy)) - before_kb < 4096
+        assert memory_kb(proxy.workers()) - before_kb < 4096
         (fetched,) = [r for r in sandbox.requests if r.route == "results"]
         assert fetched.outcome == "open"
     wait_until(lambda: fetched.outcome != "open", "the download is closed")

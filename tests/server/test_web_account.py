@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -61,10 +60,6 @@ def token_of(site: Sandbox, user: str) -> str:
 
 def client_of(proxy: Proxy, token: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=proxy.base_url, api_key=token, max_retries=0, timeout=15)
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def is_gone(site: Sandbox, count: int) -> bool:
@@ -219,10 +214,10 @@ def test_the_chat_of_a_killed_worker_goes_with_the_next_call_of_its_user(
         key=token,
     )
     exchange.read_until(b"sandbox")
-    (worker,) = children_of(proxy.process.pid)
+    (worker,) = proxy.workers()
     os.kill(worker, signal.SIGKILL)
     exchange.close()
-    assert site.wait_until(lambda: children_of(proxy.process.pid) not in ([], [worker]), 15)
+    assert site.wait_until(lambda: proxy.workers() not in (set(), {worker}), 15)
     assert len(site.web.chats) == 1
 
     with client_of(proxy, token_of(site, "bob")) as client:

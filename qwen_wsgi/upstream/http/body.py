@@ -32,7 +32,7 @@ BURST_BYTES: Final = 64 * 1024
 #: A size line without extensions is not longer, its line end included.
 _SHORT_SIZE: Final = 10
 
-#: From this size on, what one read brought is likely to hold several chunks.
+#: From this size on, to take many chunks at once is cheaper than one by one (decision 094).
 _SEVERAL_BYTES: Final = 2048
 #: The most that is passed on from the event loop: a few chunks.
 _FEW_BYTES: Final = 2048
